@@ -1,0 +1,6 @@
+"""Words that every room shares: errors, units, atomic files."""
+
+from .errors import NextwordError, RunError, UsageError
+from .files import atomic_write
+
+__all__ = ["NextwordError", "RunError", "UsageError", "atomic_write"]

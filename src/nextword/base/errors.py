@@ -1,0 +1,28 @@
+"""Errors that a user may meet: one line each, naming the thing, the reason and the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NextwordError(Exception):
+    """An error whose message is meant for the user. The CLI prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(NextwordError, ValueError):
+    """The request cannot be carried out as put: a bad setting, an unknown name, a file that lies."""
+
+    exit_code = 2
+
+
+class RunError(NextwordError, RuntimeError):
+    """The request was sound but failed at run time: no network, no space, out of memory."""
+
+    exit_code = 1
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ' Close to it: a, b.' with the known names nearest to `name`, or '' if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
+    return f" Close to it: {', '.join(near)}." if near else ""
