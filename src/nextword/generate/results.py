@@ -1,0 +1,139 @@
+"""What generation returns: plain values that the terminal, JSON, a page and a test all read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "end_of_text", "context"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One candidate for the next token.
+
+    `probability` is the model's own, softmax of the raw logits; `drawn` is the probability after bias,
+    penalties, temperature and truncation: what the sampler draws from.
+    """
+
+    id: int
+    text: str
+    probability: float
+    drawn: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    `token` is the token's own text, `text` what it adds to the output (empty while a character is
+    incomplete), `logprob` the natural logarithm of the model's own probability, `drawn` the probability
+    it was actually drawn with. `choice` numbers the completion within its batch.
+    """
+
+    choice: int
+    position: int
+    id: int
+    token: str
+    text: str
+    logprob: float
+    drawn: float
+    alternatives: tuple[Alternative, ...] = ()
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of wall time, and tokens a second; `decode` counts all sequences of the batch."""
+
+    prompt_tokens: int
+    prefill_seconds: float
+    generated_tokens: int
+    decode_seconds: float
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return self.generated_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished prompt. `text` does not repeat the prompt and ends before the stop string, if one ended it."""
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    text: str
+    steps: tuple[Step, ...]
+    finish: FinishReason
+    choice: int = 0
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(step.id for step in self.steps)
+
+    @property
+    def logprob(self) -> float:
+        """Sum over the generated tokens of ln p under the model, in nats."""
+        return sum(step.logprob for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The distribution of the next token at one temperature.
+
+    `top` is ordered by probability, highest first. `entropy` is in nats; `covering_90` is the least number
+    of tokens that together carry at least 90% of the mass; `others` is the mass outside `top`.
+    """
+
+    prompt: str
+    temperature: float
+    top: tuple[Alternative, ...]
+    entropy: float
+    covering_90: int
+    others: float
+    vocabulary: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token of a scored text; `logprob` (nats) is None for the first, which nothing precedes."""
+
+    id: int
+    token: str
+    logprob: float | None
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A text with the model's log-probability of each token given those before it."""
+
+    text: str
+    tokens: tuple[TokenLogprob, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Sum of the known log-probabilities, in nats."""
+        return sum(token.logprob for token in self.tokens if token.logprob is not None)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability a token."""
+        import math
+
+        scored = sum(token.logprob is not None for token in self.tokens)
+        return math.exp(-self.logprob / scored) if scored else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "logprob": self.logprob, "perplexity": self.perplexity}
