@@ -1,0 +1,101 @@
+"""What a transformer carries from token to token: the keys and values of all positions so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ..spec import ModelSpec
+
+BLOCK = 256  # positions added at a time when a cache grows
+
+
+class State(Protocol):
+    """What any model carries forward; one row a sequence."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens seen so far, one number a row."""
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """A state of the given rows, in that order; a row may be taken several times."""
+
+
+class KVCache:
+    """Keys and values of every layer, preallocated and grown in blocks.
+
+    `keys[layer]` and `values[layer]` are (batch, kv_heads, capacity, head_width). Rows may have different
+    lengths; what lies beyond a row's length is never attended to.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batch: int,
+        capacity: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (batch, spec.kv_heads, _whole_blocks(capacity), spec.head_width)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+        self.lengths = [0] * batch
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for, a row."""
+        return self.keys[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, room not yet used included."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def reserve(self, positions: int) -> None:
+        """Make room for `positions` positions a row, keeping what is there."""
+        if positions <= self.capacity:
+            return
+        capacity = max(_whole_blocks(positions), min(2 * self.capacity, self.capacity + 8 * BLOCK))
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                batch, heads, used, width = old.shape
+                grown = old.new_zeros((batch, heads, capacity, width))
+                grown[:, :, :used] = old
+                tensors[layer] = grown
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `keys` and `values` (batch, kv_heads, time, head_width) behind each row's length.
+
+        Returns all keys and values up to the longest row, (batch, kv_heads, longest, head_width). The
+        lengths move only with `advance`, since every layer writes at the same positions.
+        """
+        time = keys.shape[2]
+        end = max(self.lengths) + time
+        if min(self.lengths) == end - time:
+            self.keys[layer][:, :, end - time : end] = keys
+            self.values[layer][:, :, end - time : end] = values
+        else:
+            for row, start in enumerate(self.lengths):
+                self.keys[layer][row, :, start : start + time] = keys[row]
+                self.values[layer][row, :, start : start + time] = values[row]
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Count the tokens just written as seen: `counts[row]` of them (fewer than written if padded)."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> KVCache:
+        """The given rows as a cache of their own; see `State.select`."""
+        chosen = object.__new__(KVCache)
+        index = torch.tensor(rows, device=self.keys[0].device)
+        chosen.keys = [tensor.index_select(0, index) for tensor in self.keys]
+        chosen.values = [tensor.index_select(0, index) for tensor in self.values]
+        chosen.lengths = [self.lengths[row] for row in rows]
+        return chosen
+
+
+def _whole_blocks(positions: int) -> int:
+    return max(1, -(-positions // BLOCK)) * BLOCK

@@ -1,0 +1,32 @@
+"""The two layers every model is made of: a matrix with a bias, and a norm."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..spec import ModelSpec
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b, W (out, in), x (..., in)."""
+
+    def __init__(self, inner: int, outer: int, bias: bool = False) -> None:
+        super().__init__(inner, outer, bias)
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, in float32.
+
+    An RMSNorm's weight is the factor itself: weights stored as an offset from one are folded when loaded.
+    """
+
+    def __init__(self, spec: ModelSpec, width: int) -> None:
+        super().__init__()
+        self.eps, self.rms = spec.norm_eps, spec.norm == "rms"
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if not self.rms and spec.norm_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.rms:
+            return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)

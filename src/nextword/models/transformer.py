@@ -1,0 +1,251 @@
+"""The decoder-only transformer, every family of it, from one ModelSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..base import UsageError
+from ..spec import ModelSpec, RopeSpec
+from .cache import KVCache
+from .layers import Linear, Norm
+from .rotary import rotate, tables
+
+
+def build(spec: ModelSpec) -> Transformer:
+    """The torch module for `spec`, its parameters freshly initialised. Raises UsageError for kinds not built."""
+    if spec.kind != "transformer" or spec.experts or spec.latent:
+        what = "a mixture of experts" if spec.experts else "latent attention" if spec.latent else spec.kind
+        raise UsageError(f"nextword plans {what} models but cannot run them yet. Runs: dense transformers")
+    return Transformer(spec)
+
+
+class Where:
+    """Where the tokens of one forward pass stand, worked out once and read by every layer.
+
+    `lengths` are the tokens each row has behind it. Rows of one length need no mask when nothing or
+    only one token is new; else `mask` (batch, 1, time, longest) says which keys a query may see.
+    """
+
+    def __init__(self, lengths: Sequence[int], time: int, device: torch.device) -> None:
+        self.start, self.time, self.device = max(lengths), time, device
+        self.end = self.start + time
+        self.even = min(lengths) == self.start
+        if self.even:
+            self.positions = torch.arange(self.start, self.end, device=device)[None]  # (1, time)
+        else:
+            behind = torch.tensor(lengths, device=device)
+            self.positions = behind[:, None] + torch.arange(time, device=device)  # (batch, time)
+        self._masks: dict[int, Tensor] = {}
+
+    def plain(self, window: int) -> bool:
+        """Whether causal order alone, without a mask, says what is seen."""
+        return self.even and (self.start == 0 or self.time == 1) and (not window or self.end <= window)
+
+    def mask(self, window: int) -> Tensor:
+        """True where a query may look: keys not after it and, with a window, less than `window` before it."""
+        if window not in self._masks:
+            keys = torch.arange(self.end, device=self.device)
+            distance = self.positions[:, None, :, None] - keys  # (batch or 1, 1, time, end)
+            seen = distance >= 0
+            self._masks[window] = seen & (distance < window) if window else seen
+        return self._masks[window]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the tokens given and those in the cache."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        self.layer, self.window = layer, spec.window(layer)
+        self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
+        self.scale = spec.attention_scale or spec.head_width**-0.5
+        self.softcap = spec.attention_softcap
+        self.qkv = Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, spec.attention_bias)
+        self.out = Linear(spec.heads * spec.head_width, spec.width, spec.attention_out_bias)
+        self.qk_norm = spec.qk_norm
+        if spec.qk_norm != "none":
+            each = (1, 1) if spec.qk_norm == "head" else (spec.heads, spec.kv_heads)
+            self.query_norm = Norm(spec, each[0] * spec.head_width)
+            self.key_norm = Norm(spec, each[1] * spec.head_width)
+
+    def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        batch, time, _ = x.shape
+        fused = self.qkv(x).view(batch, time, -1, self.head_width)  # (batch, time, heads + 2 kv, head_width)
+        turning, values = fused.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        if self.qk_norm != "none":
+            turning = self._normalise(turning)
+        if rope is not None:
+            turning = rotate(turning, *rope)
+        queries, keys = turning.split((self.heads, self.kv_heads), dim=2)
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+        if cache is not None:
+            keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
+        mixed = self._attend(queries, keys, values, where)
+        return self.out(mixed.transpose(1, 2).reshape(batch, time, -1))
+
+    def _normalise(self, turning: Tensor) -> Tensor:
+        queries, keys = turning.split((self.heads, self.kv_heads), dim=2)
+        if self.qk_norm == "full":  # OLMo 2: one norm over all heads together
+            queries = self.query_norm(queries.flatten(2)).view_as(queries)
+            keys = self.key_norm(keys.flatten(2)).view_as(keys)
+            return torch.cat((queries, keys), 2)
+        return torch.cat((self.query_norm(queries), self.key_norm(keys)), 2)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
+        """(batch, heads, time, head_width) of values, weighted by how well each key answers each query."""
+        if self.softcap is not None:
+            return self._attend_capped(queries, keys, values, where)
+        plain = where.plain(self.window)
+        if where.time == 1 and queries.is_cpu:
+            # One query a head: the heads of a group stand as rows before the key head they share, so that
+            # its keys are read once and never copied out to every head.
+            batch, heads, _, width = queries.shape
+            grouped = queries.reshape(batch, self.kv_heads, -1, width)
+            mask = None if plain else where.mask(self.window)
+            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scale)
+            return mixed.reshape(batch, heads, 1, width)
+        return F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=None if plain else where.mask(self.window),
+            is_causal=plain and where.time > 1,
+            scale=self.scale,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+
+    def _attend_capped(self, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
+        """Gemma 2: scores pass through cap * tanh(score / cap), which no fused kernel on CPU offers."""
+        assert self.softcap is not None
+        group = self.heads // self.kv_heads
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        scores = (queries @ keys.transpose(-1, -2)) * self.scale
+        scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = scores.masked_fill(~where.mask(self.window), float("-inf"))
+        return scores.float().softmax(-1).to(values.dtype) @ values
+
+
+class MLP(nn.Module):
+    """Gated (SwiGLU, GeGLU) or plain feed-forward layer."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.gated, self.activation = spec.mlp == "gated", spec.activation
+        self.up = Linear(spec.width, spec.mlp_width * (2 if self.gated else 1), spec.mlp_bias)  # gate rows first
+        self.down = Linear(spec.mlp_width, spec.width, spec.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.up(x)
+        if self.gated:
+            gate, inner = inner.chunk(2, -1)
+            return self.down(self._activate(gate) * inner)
+        return self.down(self._activate(inner))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.activation == "silu":
+            return F.silu(x)
+        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to the residual stream, with norms where the spec puts them."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        self.parallel = spec.parallel
+        before, after = spec.norm_place in ("before", "both"), spec.norm_place in ("after", "both")
+        self.attention_norm = Norm(spec, spec.width) if before else nn.Identity()
+        self.attention = Attention(spec, layer)
+        self.attention_post_norm = Norm(spec, spec.width) if after else nn.Identity()
+        self.mlp_norm = Norm(spec, spec.width) if before else nn.Identity()
+        self.mlp = MLP(spec)
+        self.mlp_post_norm = Norm(spec, spec.width) if after else nn.Identity()
+
+    def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        attended = self.attention_post_norm(self.attention(self.attention_norm(x), where, rope, cache))
+        if self.parallel:
+            return x + attended + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        x = x + attended
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer. See `nextword.models` for what every model offers."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocabulary, spec.width)
+        self.positions = nn.Embedding(spec.context, spec.width) if spec.position == "learned" else None
+        self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
+        self.norm = Norm(spec, spec.width)
+        self.head = Linear(spec.width, spec.vocabulary, spec.head_bias)
+        if spec.tied:
+            self.head.weight = self.embedding.weight
+        self._tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    def new_state(self, batch: int, capacity: int = 0) -> KVCache:
+        """An empty cache for `batch` sequences with room for `capacity` tokens each."""
+        return KVCache(self.spec, batch, capacity, self.dtype, self.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations, and so of keys and values."""
+        return getattr(self.embedding, "compute_dtype", None) or self.embedding.weight.dtype
+
+    def forward(
+        self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, KVCache | None]:
+        """Logits of the next token at every position.
+
+        `tokens` is (batch, time), each row continuing `state`. Rows may be padded on the right; `lengths`
+        then says how many tokens of each row are real (the logits behind them mean nothing). Returns
+        float32 logits (batch, time, vocabulary) and the state, moved on in place; without a state none is kept.
+        """
+        hidden = self.hidden(tokens, state, lengths)
+        return self.logits(hidden), state
+
+    def hidden(self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
+        """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place."""
+        batch, time = tokens.shape
+        where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device)
+        if state is not None:
+            state.reserve(where.end)
+        x = self.embedding(tokens)  # (batch, time, width)
+        if self.spec.embedding_scale is not None:
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+        if self.positions is not None:
+            x = x + self.positions(where.positions)
+        rope = self._rope(self.spec.rope, where, x.dtype)
+        local = self._rope(self.spec.local_rope, where, x.dtype) if self.spec.local_rope else rope
+        for layer, block in enumerate(self.blocks):
+            x = block(x, where, local if self.spec.window(layer) else rope, state)
+        if state is not None:
+            state.advance(lengths if lengths is not None else [time] * batch)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits (..., vocabulary) from `hidden` (..., width)."""
+        logits = self.head(hidden).float()
+        cap = self.spec.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap is not None else logits
+
+    def _rope(self, rope: RopeSpec, where: Where, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """cos and sin at the tokens' positions, each (1 or batch, time, 1, rotary_width)."""
+        if self.spec.position != "rotary":
+            return None
+        if rope not in self._tables or self._tables[rope][0].shape[0] < where.end:
+            cosine, sine = tables(rope, self.spec.head_width, max(2 * where.end, 1024))
+            self._tables[rope] = (cosine.to(where.device), sine.to(where.device))
+        cosine, sine = self._tables[rope]
+        if where.even:
+            return cosine[None, where.start : where.end, None].to(dtype), sine[None, where.start : where.end, None].to(dtype)
+        return cosine[where.positions][:, :, None].to(dtype), sine[where.positions][:, :, None].to(dtype)
