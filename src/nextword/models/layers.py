@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..native import PackedMatrix
 from ..spec import ModelSpec
 
 
@@ -30,3 +31,28 @@ class Norm(nn.Module):
         if not self.rms:
             return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class PackedLinear(nn.Module):
+    """A matrix held in quantized blocks and multiplied by nextword's compiled kernels (CPU, no gradients)."""
+
+    def __init__(self, matrix: PackedMatrix, bias: Tensor | None) -> None:
+        super().__init__()
+        self.matrix, self.bias = matrix, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.matrix.matmul(x)
+        return y if self.bias is None else y + self.bias
+
+
+class PackedEmbedding(nn.Module):
+    """Rows of a quantized matrix as float32."""
+
+    compute_dtype = torch.float32
+
+    def __init__(self, matrix: PackedMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.matrix.rows_at(tokens)

@@ -1,0 +1,30 @@
+"""Where weights come from and go to: catalogue, safetensors folders, GGUF, one mapping file a family.
+
+Names are imported on first use, so that the catalogue and the GGUF reader are there without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .convert import convert
+    from .load import DTYPES, Dtype, Loaded, load, open_source
+
+_HOMES = {
+    "convert": "convert",
+    "DTYPES": "load",
+    "Dtype": "load",
+    "Loaded": "load",
+    "load": "load",
+    "open_source": "load",
+}
+
+__all__ = ["DTYPES", "Dtype", "Loaded", "convert", "load", "open_source"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

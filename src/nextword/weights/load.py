@@ -1,0 +1,184 @@
+"""A name or a path → a model that runs and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import native
+from ..base import RunError, UsageError
+from ..models import Transformer, build
+from ..models.layers import PackedEmbedding, PackedLinear
+from ..spec import ModelSpec
+from ..text import Tokenizer
+from .families import Entry
+from .source import NATIVE_KINDS, GGUFSource, Source, is_quantized
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run. `precision` says how its matrices are held: "float32", "q4_1 + q8_0", ..."""
+
+    name: str
+    path: Path
+    model: Transformer
+    tokenizer: Tokenizer
+    precision: str
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+
+def open_source(path: Path) -> Source:
+    """The weights at `path`: a .gguf file or a Hugging Face folder. Reads headers only."""
+    if path.is_dir():
+        from .folder import FolderSource
+
+        return FolderSource(path)
+    return GGUFSource(path)
+
+
+def load(name: str, dtype: Dtype = "auto", device: str = "auto") -> Loaded:
+    """Load a model by catalogue name, folder, .gguf file or hf:owner/name.
+
+    `dtype` "auto" keeps a quantized GGUF as it is stored where the compiled kernels run, and is float32 on
+    a CPU and bfloat16 on a GPU otherwise; "int8" holds matrices as 8-bit blocks of 32 (CPU). Raises
+    UsageError for names, files and settings that are wrong, RunError where fetching or memory fails.
+    """
+    from .catalogue import resolve
+
+    path = resolve(name)
+    where = _device(device)
+    source = open_source(path)
+    packed, floating = _choose(source, dtype, where)
+    _check_memory(source, packed, floating)
+    with torch.device("meta"):
+        model = build(source.spec)
+    for entry in source.entries:
+        _fill(model, source, entry, packed, floating, where)
+    if source.spec.tied and isinstance(model.head, nn.Linear):
+        model.head.weight = model.embedding.weight
+    model.requires_grad_(False).eval()
+    return Loaded(name, path, model, source.tokenizer(), _precision(model))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used here ({reason}). Use: --device cpu") from None
+    return device
+
+
+def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, torch.dtype]:
+    """Whether matrices are held in packed blocks, and the type of everything else."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known. Known: {', '.join(DTYPES)}")
+    runnable = device.type == "cpu" and native.available()
+    if dtype == "int8":
+        if not runnable:
+            raise UsageError(
+                "dtype int8 needs nextword's compiled CPU kernels, which are not here."
+                " Install a C compiler and reinstall nextword, or use: --dtype float32"
+            )
+        return True, torch.float32
+    if dtype == "auto":
+        stored = {source.kind(piece) for entry in source.entries for piece in entry.pieces}
+        if runnable and any(is_quantized(kind) for kind in stored):
+            return True, torch.float32
+        return False, torch.bfloat16 if device.type == "cuda" else torch.float32
+    return False, {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def _fill(
+    model: Transformer, source: Source, entry: Entry, packed: bool, floating: torch.dtype, device: torch.device
+) -> None:
+    """Read one entry and put it into the model."""
+    module_name, _, parameter = entry.ours.rpartition(".")
+    module = model.get_submodule(module_name)
+    matrix = len(entry.shape) == 2 and parameter == "weight" and module is not model.positions
+    if packed and matrix and entry.shape[1] % 32 == 0:
+        _fill_packed(model, module_name, module, source, entry)
+        return
+    is_norm = not isinstance(module, (nn.Linear, nn.Embedding))
+    dtype = torch.float32 if is_norm else floating  # norms stay exact: they are small
+    values = torch.empty(entry.shape, dtype=dtype, device=device)
+    row = 0
+    for piece in entry.pieces:
+        values[row : row + piece.shape[0]] = source.read(piece)
+        row += piece.shape[0]
+    _assign(module, parameter, values)
+
+
+def _fill_packed(model: Transformer, name: str, module: nn.Module, source: Source, entry: Entry) -> None:
+    kinds = {source.kind(piece) for piece in entry.pieces}
+    width = entry.shape[1]
+    if len(kinds) == 1 and (kind := next(iter(kinds))) in NATIVE_KINDS:
+        import numpy as np
+
+        blocks = [source.blocks(piece) for piece in entry.pieces]
+        matrix = native.PackedMatrix.pack(kind, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), width)
+    else:
+        matrix = native.PackedMatrix.pack_float(torch.cat([source.read(piece).float() for piece in entry.pieces]))
+    if module is model.embedding:
+        model.embedding = PackedEmbedding(matrix)
+        if model.spec.tied:
+            model.head = PackedLinear(matrix, None)
+        return
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, PackedLinear(matrix, getattr(module, "bias", None)))
+
+
+def _assign(module: nn.Module, name: str, values: Tensor) -> None:
+    setattr(module, name, nn.Parameter(values, requires_grad=False))
+
+
+def _precision(model: Transformer) -> str:
+    kinds = [m.matrix.kind for m in model.modules() if isinstance(m, (PackedLinear, PackedEmbedding))]
+    if not kinds:
+        return str(model.norm.weight.dtype if model.embedding is None else model.dtype).removeprefix("torch.")
+    return " + ".join(sorted(set(kinds)))
+
+
+def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
+    """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
+    numbers = sum(_count(entry) for entry in source.entries)
+    a_number = 1.07 if packed else floating.itemsize  # packed: 8.5 bits, the larger of the kinds
+    needed, free = int(numbers * a_number), _free_memory()
+    if free is not None and needed > free:
+        raise RunError(
+            f"{source.path}: {numbers:,} parameters need {needed / 1e9:.1f} GB as"
+            f" {'8-bit blocks' if packed else str(floating).removeprefix('torch.')}, and {free / 1e9:.1f} GB are free."
+            " Use a smaller model" + ("" if packed else ", or --dtype int8")
+        )
+
+
+def _count(entry: Entry) -> int:
+    total = 1
+    for size in entry.shape:
+        total *= size
+    return total
+
+
+def _free_memory(read: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()) -> int | None:
+    """Bytes of memory that can be had without swapping, or None where the system does not say."""
+    try:
+        for line in read().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,129 @@
+"""A place that weights are read from: what every kind of file offers the loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from .families import GGUF_ARCHITECTURES, Entry, Family, Piece, family
+from .families import gguf as gguf_names
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
+    from .gguf import GGUFFile
+
+# GGUF block types that the compiled kernels compute with as they are
+NATIVE_KINDS = ("q4_0", "q4_1", "q8_0")
+_FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
+
+
+class Source(Protocol):
+    """Weights somewhere: the spec they fill and a way to read each piece."""
+
+    path: Path
+    spec: ModelSpec
+    family: Family
+    entries: list[Entry]
+    config: dict[str, Any]  # config.json, or the metadata of a GGUF
+
+    def kind(self, piece: Piece) -> str:
+        """How the piece is stored: "f32", "bf16", "q4_1", ..."""
+
+    def shape(self, piece: Piece) -> tuple[int, ...] | None:
+        """Its shape in our layout, or None where the file has no such tensor."""
+
+    def read(self, piece: Piece) -> Tensor:
+        """The piece as a float tensor in our layout and row order."""
+
+    def blocks(self, piece: Piece) -> np.ndarray:
+        """The piece's quantized blocks, uint8 (rows, bytes a row), in our row order."""
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the weights."""
+
+
+def is_quantized(kind: str) -> bool:
+    """Whether a stored kind holds blocks rather than floating-point numbers."""
+    return kind not in _FLOAT_KINDS
+
+
+def check_entries(source: Source, names_in_file: int) -> None:
+    """Compare every tensor's name and shape with the spec, before anything is read."""
+    for entry in source.entries:
+        for piece in entry.pieces:
+            shape = source.shape(piece)
+            if shape is None:
+                raise UsageError(
+                    f"{source.path}: tensor {piece.name!r} is missing ({names_in_file} tensors present)."
+                    " The download may be incomplete, or the config may belong to another model"
+                )
+            if shape != piece.shape:
+                raise UsageError(
+                    f"{source.path}: tensor {piece.name!r} is {shape}, its configuration says {piece.shape}."
+                    " The two do not belong together"
+                )
+
+
+def check_layers(path: Path, spec: ModelSpec, names_in_file: int) -> None:
+    """Refuse a layer count that the file cannot hold, before any loop runs over layers."""
+    if spec.layers > names_in_file:
+        raise UsageError(f"{path}: its configuration says {spec.layers} layers, but it holds {names_in_file} tensors")
+
+
+def arrange(tensor: Tensor, piece: Piece) -> Tensor:
+    """A tensor as stored → our layout, row order and offset."""
+    if piece.transposed:
+        tensor = tensor.t()
+    order = piece.row_order()
+    if order is not None:
+        tensor = tensor[torch.from_numpy(order)]
+    return tensor.float() + piece.offset if piece.offset else tensor
+
+
+class GGUFSource:
+    """A GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        from ..plan.configs import spec_from_gguf_metadata
+        from .gguf import GGUFFile
+
+        self.path = path
+        self.file: GGUFFile = GGUFFile.open(path)
+        self.config = self.file.metadata
+        architecture = str(self.config.get("general.architecture", ""))
+        if architecture not in GGUF_ARCHITECTURES:
+            raise UsageError(
+                f"{path}: architecture {architecture!r} is not one nextword runs. Runs: {', '.join(GGUF_ARCHITECTURES)}"
+            )
+        tied = "output.weight" not in self.file.tensors
+        self.spec = spec_from_gguf_metadata(self.config, tied=tied)
+        check_layers(path, self.spec, len(self.file.tensors))
+        self.family = family(GGUF_ARCHITECTURES[architecture])
+        self.entries = gguf_names.entries(self.spec, architecture)
+        check_entries(self, len(self.file.tensors))
+
+    def kind(self, piece: Piece) -> str:
+        return self.file.tensors[piece.name].kind.lower()
+
+    def shape(self, piece: Piece) -> tuple[int, ...] | None:
+        info = self.file.tensors.get(piece.name)
+        return tuple(info.shape) if info else None
+
+    def read(self, piece: Piece) -> Tensor:
+        return arrange(torch.from_numpy(self.file.float32(piece.name)), piece)
+
+    def blocks(self, piece: Piece) -> np.ndarray:
+        raw = self.file.raw(piece.name)
+        order = piece.row_order()
+        return raw if order is None else raw[order]
+
+    def tokenizer(self) -> Tokenizer:
+        from ..text import tokenizer_from_gguf
+
+        return tokenizer_from_gguf(self.config, self.path)
