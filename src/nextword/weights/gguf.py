@@ -1,0 +1,284 @@
+"""GGUF files: metadata at once, tensors on demand.
+
+Nothing is mapped into memory: each tensor is read with pread into an array of its own, so that the
+resident size is what the caller keeps. Split files (…-00001-of-00003.gguf) open as one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from nextword.base import RunError, UsageError
+
+from .gguf_format import BlockType, Description, Header, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_CHUNK = 1 << 20  # numbers dequantized at a time
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file. `shape` is (out, in) as in PyTorch; experts come as (expert, out, in)."""
+
+    name: str
+    kind: str  # "f32", "f16", "q4_1", "q8_0", "q4_k", ...
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int  # of its first byte in its file
+    part: int  # which file of a split model, from 0
+    type: BlockType
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def width(self) -> int:
+        """Numbers a row."""
+        return self.shape[-1]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width // self.type.values * self.type.nbytes
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class KindSummary:
+    """How much of a file is stored as one kind."""
+
+    kind: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+class GGUFFile:
+    """An open GGUF model. Use `GGUFFile.open(path)`; close it, or let it go."""
+
+    def __init__(self, paths: list[Path], descriptors: list[int], headers: list[Header]) -> None:
+        self.paths = paths
+        self.version = headers[0].version
+        self.metadata: dict[str, Any] = headers[0].metadata
+        self.tensors: dict[str, TensorInfo] = dict(_merge(headers, paths))
+        self._descriptors = descriptors
+        self._close = weakref.finalize(self, _close_all, descriptors)
+
+    @classmethod
+    def open(cls, path: Path | str) -> GGUFFile:
+        """Open a file, or any part of a split one. The metadata is that of the first part.
+
+        Raises UsageError, one line, if a file is missing, is no GGUF file, or says what cannot be.
+        """
+        descriptors: list[int] = []
+        try:
+            descriptors.append(_open(Path(path)))
+            headers = [read_header(descriptors[0], str(path))]
+            paths = _parts(Path(path), headers[0].metadata)
+            if len(paths) > 1:
+                _close_all(descriptors)
+                descriptors += [_open(part, siblings=len(paths)) for part in paths]
+                headers = [
+                    read_header(each, str(part)) for each, part in zip(descriptors, paths, strict=True)
+                ]
+                _check_parts(paths, headers)
+            return cls(paths, descriptors, headers)
+        except BaseException:
+            _close_all(descriptors)
+            raise
+
+    def close(self) -> None:
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def architecture(self) -> str:
+        """What `general.architecture` says, such as "llama"; "" if nothing."""
+        name = self.metadata.get("general.architecture", "")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    def summary(self) -> list[KindSummary]:
+        """Tensors, parameters and bytes by kind, the kind with the most bytes first."""
+        kinds: dict[str, list[TensorInfo]] = {}
+        for tensor in self.tensors.values():
+            kinds.setdefault(tensor.kind, []).append(tensor)
+        sums = (
+            KindSummary(kind, len(group), sum(t.parameters for t in group), sum(t.nbytes for t in group))
+            for kind, group in kinds.items()
+        )
+        return sorted(sums, key=lambda entry: -entry.nbytes)
+
+    def raw(self, name: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The stored bytes of a tensor, (rows, bytes a row); into `out` of that shape if given."""
+        import numpy as np
+
+        tensor = self._tensor(name)
+        shape = (tensor.rows, tensor.row_bytes)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"tensor {name!r} needs a contiguous uint8 array of shape {shape}")
+        self._read(tensor, out, 0)
+        return out
+
+    def float32(self, name: str, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The numbers of a tensor as float32 in its shape (out, in); into `out` of that shape if given.
+
+        Whatever the kind, at most about a million numbers are in flight besides the result. Raises
+        UsageError if the kind cannot be turned into floats.
+        """
+        import numpy as np
+
+        tensor = self._tensor(name)
+        if out is None:
+            out = np.empty(tensor.shape, np.float32)
+        elif out.shape != tensor.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"tensor {name!r} needs a contiguous float32 array of shape {tensor.shape}")
+        rows = out.reshape(tensor.rows, tensor.width)
+        if tensor.kind == "f32":
+            self._read(tensor, rows.view(np.uint8), 0)
+            return out
+        for first, last in _chunks(tensor):
+            stored = np.empty((last - first, tensor.row_bytes), np.uint8)
+            self._read(tensor, stored, first * tensor.row_bytes)
+            _decode(tensor, stored, rows[first:last])
+        return out
+
+    def _tensor(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise UsageError(f"{self.paths[0]} has no tensor {name!r}.")
+        return self.tensors[name]
+
+    def _read(self, tensor: TensorInfo, into: NDArray[np.uint8], start: int) -> None:
+        """Fill `into` with the tensor's bytes from `start` on."""
+        if not self._close.alive:
+            raise ValueError("the GGUF file is closed")
+        view = into.data.cast("B")
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._descriptors[tensor.part], [view[done:]], tensor.offset + start + done)
+            if not count:
+                raise RunError(f"{self.paths[tensor.part]} became shorter while it was read.")
+            done += count
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _open(path: Path, siblings: int = 0) -> int:
+    try:
+        if not path.is_file():
+            reason = "is a directory" if path.is_dir() else "does not exist"
+            hint = f" All {siblings} parts of the model must lie in one folder." if siblings else ""
+            raise UsageError(f"{path} {reason}; a GGUF file is expected.{hint}")
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as problem:
+        if isinstance(problem, UsageError):
+            raise
+        raise UsageError(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}.") from None
+
+
+def _parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    """Where the parts of a model lie, given any of them; [path] if it is whole."""
+    count = metadata.get("split.count", 1)
+    if type(count) is not int or not 0 <= count <= 9999:
+        raise UsageError(f"{path} is not a sound GGUF file: it claims to be one of {count!r} parts.")
+    if count <= 1:
+        return [path]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if not match or int(match["count"]) != count:
+        raise UsageError(f"{path} is one of {count} parts; its name must end in -00001-of-{count:05}.gguf.")
+    return [path.with_name(f"{match['stem']}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+
+
+def _check_parts(paths: list[Path], headers: list[Header]) -> None:
+    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        says = header.metadata.get("split.no"), header.metadata.get("split.count")
+        if says != (number, len(paths)):
+            raise UsageError(
+                f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}."
+            )
+    found = sum(len(header.tensors) for header in headers)
+    expected = headers[0].metadata.get("split.tensors.count", found)
+    if found != expected:
+        raise UsageError(f"{paths[0]}: the parts hold {found} tensors together, but {expected} are expected.")
+
+
+def _merge(headers: list[Header], paths: list[Path]) -> Iterator[tuple[str, TensorInfo]]:
+    seen: set[str] = set()
+    for part, header in enumerate(headers):
+        for name, described in header.tensors.items():
+            if name in seen:
+                raise UsageError(f"{paths[part]} repeats the tensor {name!r} of another part.")
+            seen.add(name)
+            yield name, _info(described, part)
+
+
+def _info(described: Description, part: int) -> TensorInfo:
+    return TensorInfo(
+        described.name,
+        described.type.name,
+        described.shape,
+        described.nbytes,
+        described.offset,
+        part,
+        described.type,
+    )
+
+
+def _chunks(tensor: TensorInfo) -> Iterable[tuple[int, int]]:
+    step = max(1, _CHUNK // tensor.width)
+    return ((first, min(first + step, tensor.rows)) for first in range(0, tensor.rows, step))
+
+
+def _decode(tensor: TensorInfo, stored: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Turn stored rows into float32 rows."""
+    import numpy as np
+
+    if tensor.kind == "bf16":  # the upper half of a float32
+        np.left_shift(stored.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
+    elif tensor.kind in ("f16", "f64"):
+        out[...] = stored.view("<f2" if tensor.kind == "f16" else "<f8")
+    else:
+        out[...] = _dequantize(tensor, stored)
+
+
+def _dequantize(tensor: TensorInfo, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    try:
+        numbers: NDArray[np.float32] = dequantize(stored, GGMLQuantizationType[tensor.kind.upper()])
+    except (KeyError, NotImplementedError, ValueError):
+        raise UsageError(
+            f"tensor {tensor.name!r} is stored as {tensor.kind}, which cannot be turned into floats."
+        ) from None
+    return numbers
