@@ -87,6 +87,18 @@ class KVCache:
         """Count the tokens just written as seen: `counts[row]` of them (fewer than written if padded)."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
+    @staticmethod
+    def stack(caches: Sequence[KVCache]) -> KVCache:
+        """One cache whose rows are those of `caches`, in order; a cache may be given several times."""
+        capacity = max(cache.capacity for cache in caches)
+        for cache in caches:
+            cache.reserve(capacity)
+        stacked = object.__new__(KVCache)
+        stacked.keys = [torch.cat(layers) for layers in zip(*(cache.keys for cache in caches), strict=True)]
+        stacked.values = [torch.cat(layers) for layers in zip(*(cache.values for cache in caches), strict=True)]
+        stacked.lengths = [length for cache in caches for length in cache.lengths]
+        return stacked
+
     def select(self, rows: Sequence[int]) -> KVCache:
         """The given rows as a cache of their own; see `State.select`."""
         chosen = object.__new__(KVCache)

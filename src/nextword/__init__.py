@@ -1,0 +1,44 @@
+"""Plan, train, prompt, measure and serve language models, with the arithmetic shown.
+
+    import nextword
+    model = nextword.load("smollm2-135m-instruct")
+    print(model.complete("I like to eat", max_tokens=20).text)
+
+Importing nextword is light: torch is imported when a model is first loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .base import NextwordError, RunError, UsageError
+from .spec import ModelSpec
+
+if TYPE_CHECKING:
+    from . import plan
+    from .generate import LanguageModel, Sampling, load
+
+__version__ = "0.1.0"
+
+_HOMES = {"LanguageModel": "generate", "Sampling": "generate", "load": "generate"}
+
+__all__ = [
+    "LanguageModel",
+    "ModelSpec",
+    "NextwordError",
+    "RunError",
+    "Sampling",
+    "UsageError",
+    "__version__",
+    "load",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plan":
+        return import_module(".plan", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

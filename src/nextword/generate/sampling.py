@@ -1,0 +1,248 @@
+"""Logits → the next token, exactly.
+
+The definitions, in the order they apply:
+
+1. repetition penalty (prompt and generated), presence and frequency penalties (generated), logit bias: on raw logits;
+2. temperature and truncations in `Sampling.order`, temperature first unless asked otherwise;
+3. one 53-bit uniform number from Philox keyed by (seed, choice) at counter = position, and the inverse of the
+   cumulative distribution over tokens by (logit descending, id ascending), in float64.
+
+So a token depends on the logits, the seed, the choice and the position, and on nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import UsageError
+
+ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. The defaults are neutral: the model's own distribution, untouched.
+
+    Raises UsageError for a setting outside its range; every message names the range.
+    """
+
+    temperature: float = 1.0  # 0 is greedy: the largest logit, ties to the lowest id, nothing drawn
+    top_k: int = 0  # keep exactly k tokens; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set with at least this probability; 1 keeps all
+    min_p: float = 0.0  # keep tokens with at least this share of the likeliest one's probability
+    typical_p: float = 1.0  # locally typical sampling, Meister et al. 2022 (2202.00666); 1 keeps all
+    repetition_penalty: float = 1.0  # Keskar et al. 2019 (1909.05858)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None  # None: a fresh one, reported with the result
+    order: tuple[str, ...] = ORDER
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float | int) and not isinstance(value, bool) and not math.isfinite(value):
+                raise UsageError(f"{item.name} is {value}; it takes a finite number")
+        _within("temperature", self.temperature, 0, math.inf)
+        _within("top_k", self.top_k, 0, math.inf)
+        _within("top_p", self.top_p, 0, 1)
+        _within("min_p", self.min_p, 0, 1)
+        _within("typical_p", self.typical_p, 0, 1)
+        if self.repetition_penalty <= 0:
+            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it takes a number above 0 (1: none)")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed is {self.seed}; it takes a whole number from 0 to 2^64 - 1")
+        if any(not math.isfinite(bias) and bias != -math.inf for bias in self.logit_bias.values()):
+            raise UsageError("logit_bias takes finite numbers, or -inf to forbid a token")
+        unknown = [name for name in self.order if name not in ORDER]
+        if unknown or len(set(self.order)) != len(self.order):
+            raise UsageError(f"order {','.join(self.order)!r} does not fit; it takes each of {', '.join(ORDER)} at most once")
+        missing = tuple(name for name in ORDER if name not in self.order)
+        object.__setattr__(self, "order", (*self.order, *missing))
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def neutral_logits(self) -> bool:
+        """Whether raw logits pass unchanged (no bias, no penalty)."""
+        return not self.logit_bias and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+        raise UsageError(f"{name} is {value}; it takes a number {limit}")
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, small enough to be typed again."""
+    return int.from_bytes(os.urandom(4), "big")
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """The random number of one draw: 53 bits in [0, 1), from Philox keyed by (seed, choice) at `position`."""
+    generator = np.random.Philox(key=np.array([seed, choice], np.uint64), counter=np.array([position, 0, 0, 0], np.uint64))
+    return float(generator.random_raw() >> 11) * 2.0**-53
+
+
+def log_softmax(logits: NDArray[np.floating]) -> Floats:
+    """ln p under the model, float64 (..., vocabulary)."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def adjust(
+    logits: NDArray[np.floating], sampling: Sampling, prompt: Sequence[int], generated: Sequence[int]
+) -> NDArray[np.floating]:
+    """Raw logits (vocabulary,) with penalties and bias; the same array where there are none."""
+    if sampling.neutral_logits:
+        return logits
+    z = logits.astype(np.float64)
+    if sampling.repetition_penalty != 1:
+        seen = np.unique(np.array([*prompt, *generated], np.int64))
+        penalty = sampling.repetition_penalty
+        z[seen] = np.where(z[seen] > 0, z[seen] / penalty, z[seen] * penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        for token, count in Counter(generated).items():
+            z[token] -= sampling.presence_penalty + count * sampling.frequency_penalty
+    for token, bias in sampling.logit_bias.items():
+        if not 0 <= token < z.size:
+            raise UsageError(f"logit_bias names token {token}; the vocabulary has ids 0 to {z.size - 1}")
+        z[token] += bias
+    return z
+
+
+class Distribution:
+    """What one token is drawn from: `ids` by (logit descending, id ascending) and their float64 weights.
+
+    Only the head of the vocabulary that a question touches is sorted: `ids` and `weights` hold the tokens
+    worth at least `floor` of the likeliest one, and deepen when a truncation or a draw needs more. `total`
+    is the weight of all tokens kept, the unsorted ones included.
+    """
+
+    def __init__(self, logits: NDArray[np.floating], sampling: Sampling) -> None:
+        self._z = logits.astype(np.float64)
+        if np.isnan(self._z).any() or self._z.max() in (-np.inf, np.inf):
+            raise UsageError("the model's logits hold NaN or no finite value, so nothing can be drawn; try --dtype float32")
+        self._z -= self._z.max()  # before dividing: exact for any temperature, and never overflows
+        self.temperature = 1.0
+        self._rank(floor=-12.0)
+        for step in sampling.order:
+            if step == "temperature":
+                self._heat(sampling.temperature)
+            elif step == "top_k" and sampling.top_k:
+                self._keep_first(sampling.top_k)
+            elif step == "top_p" and sampling.top_p < 1:
+                self._keep_mass(sampling.top_p)
+            elif step == "min_p" and sampling.min_p > 0:
+                self._keep_share(sampling.min_p)
+            elif step == "typical_p" and sampling.typical_p < 1:
+                self._keep_typical(sampling.typical_p)
+
+    def probabilities(self) -> tuple[Ids, Floats]:
+        """All kept ids, likeliest first, and their probabilities, which sum to one."""
+        self._deepen()
+        return self.ids, self.weights / self.total
+
+    def probability(self, token: int) -> float:
+        """Probability that `token` is drawn; 0 where a truncation removed it."""
+        if not self._complete:
+            return float(np.exp(self._z[token] / self.temperature) / self.total)
+        place = np.flatnonzero(self.ids == token)
+        return float(self.weights[place[0]] / self.total) if place.size else 0.0
+
+    def pick(self, u: float) -> int:
+        """The token at which the cumulative probability first exceeds `u` in [0, 1)."""
+        if not self._complete and u * self.total >= self._cumulative()[-1]:
+            self._deepen()
+        cumulative = self._cumulative()
+        place = int(np.searchsorted(cumulative, u * self.total, side="right"))
+        return int(self.ids[min(place, int(np.flatnonzero(self.weights)[-1]))])
+
+    def _cumulative(self) -> Floats:
+        if self._sums is None:
+            self._sums = np.cumsum(self.weights)
+        return self._sums
+
+    def _rank(self, floor: float) -> None:
+        """Sort the tokens whose logit is within `floor` of the largest; -inf sorts all."""
+        found = np.flatnonzero(self._z >= floor)
+        if found.size > self._z.size // 4:
+            found, floor = np.arange(self._z.size), -np.inf
+        self.ids: Ids = found[np.argsort(-self._z[found], kind="stable")]
+        self._complete = floor == -np.inf
+        self._weigh()
+
+    def _weigh(self) -> None:
+        with np.errstate(over="ignore", under="ignore"):
+            self.weights: Floats = np.exp(self._z[self.ids] / self.temperature)
+            if self._complete:
+                self.total = float(self.weights.sum())
+            else:
+                self.total = float(np.exp(self._z / self.temperature).sum())
+        self._sums: Floats | None = None
+
+    def _deepen(self) -> None:
+        if not self._complete:
+            self._rank(-np.inf)
+
+    def _heat(self, temperature: float) -> None:
+        if temperature != self.temperature:
+            self.temperature = temperature
+            if temperature == 0:
+                self.temperature = 1.0
+                self._keep_first(1)
+                return
+            self._weigh()
+
+    def _keep(self, ids: Ids) -> None:
+        self.ids, self._complete = ids, True
+        self._weigh()
+
+    def _keep_first(self, count: int) -> None:
+        if count > self.ids.size:
+            self._deepen()
+        self._keep(self.ids[:count])
+
+    def _keep_mass(self, mass: float) -> None:
+        if self._cumulative()[-1] / self.total < mass:
+            self._deepen()
+        cumulative = self._cumulative()
+        self._keep(self.ids[: int(np.searchsorted(cumulative / self.total, mass, side="left")) + 1])
+
+    def _keep_share(self, share: float) -> None:
+        if self.weights[-1] >= share:
+            self._deepen()
+        self._keep(self.ids[self.weights >= share])  # the likeliest token weighs 1
+
+    def _keep_typical(self, mass: float) -> None:
+        """Tokens whose surprise is nearest to the entropy, until they hold `mass`."""
+        self._deepen()
+        probabilities = self.weights / self.total
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise = -np.log(probabilities)
+            entropy = float(np.where(probabilities > 0, probabilities * surprise, 0.0).sum())
+        order = np.argsort(np.abs(surprise - entropy), kind="stable")
+        enough = int(np.searchsorted(np.cumsum(probabilities[order]), mass, side="left")) + 1
+        self._keep(self.ids[np.sort(order[:enough])])
+
+
+def choose(logits: NDArray[np.floating], sampling: Sampling, seed: int, choice: int, position: int) -> tuple[int, float]:
+    """Draw one token from adjusted logits (vocabulary,): its id and the probability it was drawn with."""
+    if sampling.greedy:
+        return int(np.argmax(logits)), 1.0
+    distribution = Distribution(logits, sampling)
+    token = distribution.pick(uniform(seed, choice, position))
+    return token, distribution.probability(token)
