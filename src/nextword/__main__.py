@@ -1,0 +1,8 @@
+"""`python -m nextword` is the same as `nextword`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

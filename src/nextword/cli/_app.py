@@ -1,0 +1,80 @@
+"""The group of verbs. A verb's module is imported when the verb is called, and not for `--help`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from .. import __version__
+from ..base.errors import closest
+
+PROGRAM = "nextword"
+COMPLETION_VARIABLE = "_NEXTWORD_COMPLETE"
+
+# verb → its line in `nextword --help`; the verb itself is `nextword.cli.<verb>:command`
+VERBS = {
+    "complete": "Finish a text with a language model.",
+    "next": "Show how likely each next token is, at several temperatures.",
+    "chat": "Talk with a model, in its own chat format.",
+    "models": "List, fetch, inspect, convert and remove models.",
+    "plan": "Count parameters, FLOPs, memory and time of a model.",
+    "completion": "Print the script that completes commands in your shell.",
+}
+
+_HELP = """Prompt, measure, plan and train language models.
+
+\b
+Examples:
+  nextword complete "The history of the printing press begins with"
+  nextword next "I like to eat" --temperature 0.5,1,2
+  echo "Once upon a time" | nextword complete --max-tokens 60 --seed 1
+  nextword chat
+  nextword models list
+
+A model is a name from `nextword models list`, a folder with safetensors, a .gguf file, or
+hf:owner/name. The first use of a named model fetches it, once.
+"""
+
+_ENDING = """Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 130 interrupted.
+NEXTWORD_CACHE says where models are kept, NO_COLOR turns colours off, NEXTWORD_DEBUG=1 shows tracebacks."""
+
+
+class Verbs(click.Group):
+    """A click group whose commands live in one module each."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = import_module(f"nextword.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
+            ctx.fail(f"there is no command {name!r}.{closest(name, VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=Verbs,
+    help=_HELP,
+    epilog=_ENDING,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, "-V", "--version", prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def app(context: click.Context) -> None:
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

@@ -1,0 +1,67 @@
+"""Where a verb prints: rich consoles made on first use, JSON, and what the terminal can show."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH_OF_FILES = 100  # characters; of output that no terminal shows
+
+
+@cache
+def output() -> Console:
+    """The console on standard output. rich obeys NO_COLOR, FORCE_COLOR, COLUMNS and TERM."""
+    return _console(sys.stdout)
+
+
+@cache
+def messages() -> Console:
+    """The console on standard error: progress, notes, questions."""
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    fixed = None if is_terminal(stream) or "COLUMNS" in os.environ else WIDTH_OF_FILES
+    return Console(file=stream, width=fixed, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person sees the stream, or may type into it."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def draws_unicode(console: Console) -> bool:
+    """Whether block characters arrive as such; otherwise pictures are drawn in ASCII."""
+    return console.encoding.lower().replace("-", "").startswith("utf")
+
+
+def emit_json(value: Any) -> None:
+    """Print one JSON document. Infinities and NaN, which JSON lacks, become null."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def emit_json_line(value: Any) -> None:
+    """Print one JSON document on one line, at once: for a stream of them."""
+    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

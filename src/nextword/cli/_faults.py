@@ -1,0 +1,59 @@
+"""An exception → the one line a user reads and the exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import click
+
+from ..base import NextwordError
+
+_MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The message, without the program's name before it, and the exit code."""
+    if isinstance(error, NextwordError):
+        return _one_line(str(error)), error.exit_code
+    if isinstance(error, click.ClickException):
+        return _usage(error), error.exit_code
+    if _is_out_of_memory(error):
+        return "out of memory. Use a smaller model, fewer completions at once (-n) or a shorter text", 1
+    if isinstance(error, OSError):
+        return _system(error), 1
+    if isinstance(error, SystemExit):
+        return _one_line(str(error.code)), 1
+    what = _one_line(f"{type(error).__name__}: {error}")
+    return f"internal error: {what}. NEXTWORD_DEBUG=1 shows where; please report it", 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _usage(error: click.ClickException) -> str:
+    message = _one_line(error.format_message())
+    message = message[:1].lower() + message[1:]
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return message
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} See: {context.command_path} --help"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's own class, known by name so that reporting an error never imports torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+
+
+def _system(error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = reason[:1].lower() + reason[1:]
+    where = f"{os.fspath(error.filename)!s}: " if error.filename is not None else ""
+    ways_out = {
+        errno.ENOSPC: ". Free some space, or write elsewhere",
+        errno.EDQUOT: ". Your quota is used up",
+    }
+    return _one_line(f"{where}{reason}{ways_out.get(error.errno or 0, '')}")
