@@ -1,0 +1,165 @@
+"""Build engines of the `tokenizers` library from vocabularies: byte-level BPE and SentencePiece kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, TypeVar
+
+from ..base import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import Model
+
+Result = TypeVar("Result")
+
+
+class PieceType(IntEnum):
+    """What a token is. The numbers are SentencePiece's, which GGUF took over."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A SentencePiece vocabulary and how text is prepared for it."""
+
+    tokens: Sequence[str]
+    scores: Sequence[float]
+    types: Sequence[int]
+    unigram: bool = False
+    prefix_space: bool = True  # a space is put before the text
+    squeezes_spaces: bool = False  # runs of spaces become one; none at the ends
+    charsmap: bytes = b""  # compiled normalization rules
+    merges_by_position: bool = False  # earlier tokens merge first, whatever their scores (Gemma)
+    merges: Sequence[tuple[str, str]] | None = None  # None: what the vocabulary implies
+
+
+def guarded(where: object, build: Callable[[], Result]) -> Result:
+    """Run `build`, turning whatever the tokenizers library raises into one clear line."""
+    try:
+        return build()
+    except UsageError:
+        raise
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as problem:  # the library's panics are no Exception
+        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+        raise UsageError(f"{where}: its tokenizer cannot be built ({reason}).") from None
+
+
+def byte_level_engine(
+    tokens: Sequence[str],
+    merges: Iterable[tuple[str, str]],
+    pre: str,
+    whole_words: bool = False,
+) -> Engine:
+    """A byte-level BPE engine. `pre` names the rule that cuts text before merging."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import decoders, models
+
+    from .pretokenize import pre_tokenizer
+
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    engine = Engine(models.BPE(vocab=vocabulary, merges=list(merges), ignore_merges=whole_words))
+    engine.pre_tokenizer = pre_tokenizer(pre)
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def sentencepiece_engine(pieces: Pieces) -> Engine:
+    """A SentencePiece engine: BPE with the merges its scores imply, or unigram."""
+    from tokenizers import Regex, decoders, normalizers
+    from tokenizers import Tokenizer as Engine
+
+    engine = Engine(_unigram(pieces) if pieces.unigram else _bpe(pieces))
+    steps: list[normalizers.Normalizer] = []
+    if pieces.charsmap:
+        steps.append(normalizers.Precompiled(pieces.charsmap))
+    if pieces.squeezes_spaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if pieces.prefix_space:
+        steps.append(normalizers.Prepend("\u2581"))
+    steps.append(normalizers.Replace(" ", "\u2581"))
+    engine.normalizer = normalizers.Sequence(steps)
+    decoding: list[decoders.Decoder] = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if pieces.prefix_space:
+        decoding.append(decoders.Strip(content=" ", left=1))
+    engine.decoder = decoders.Sequence(decoding)
+    return engine
+
+
+def add_special(engine: Engine, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Register control tokens, which text never matches, and user-defined ones, which it always does."""
+    from tokenizers import AddedToken
+
+    control = [
+        token for token, type in zip(tokens, types, strict=True) if type == PieceType.CONTROL and token
+    ]
+    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    # Runs of spaces are reached by merging: in prepared text they are ▁, not the spaces of their name.
+    defined = [
+        token
+        for token, type in zip(tokens, types, strict=True)
+        if type == PieceType.USER_DEFINED and token.strip(" \u2581")
+    ]
+    engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
+
+
+def _bpe(pieces: Pieces) -> Model:
+    from tokenizers import models
+
+    vocabulary = {token: id for id, token in enumerate(pieces.tokens)}
+    unknown = _unknown(pieces)
+    return models.BPE(
+        vocab=vocabulary,
+        merges=list(pieces.merges) if pieces.merges is not None else implied_merges(pieces),
+        unk_token=None if unknown is None else pieces.tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=PieceType.BYTE in pieces.types,
+    )
+
+
+def _unigram(pieces: Pieces) -> Model:
+    from tokenizers import models
+
+    return models.Unigram(
+        list(zip(pieces.tokens, pieces.scores, strict=True)),
+        unk_id=_unknown(pieces),
+        byte_fallback=PieceType.BYTE in pieces.types,
+    )
+
+
+def _unknown(pieces: Pieces) -> int | None:
+    types = list(pieces.types)
+    return types.index(PieceType.UNKNOWN) if PieceType.UNKNOWN in types else None
+
+
+def implied_merges(pieces: Pieces) -> list[tuple[str, str]]:
+    """The merges a SentencePiece BPE vocabulary implies: every cut of a piece into two pieces.
+
+    A piece with a higher score merges first; among the cuts of one piece the longer left half does, as
+    transformers orders them. Pieces that text cannot reach (control, byte, unknown) take no part.
+    """
+    reachable = (PieceType.NORMAL, PieceType.USER_DEFINED)
+    ids = {token: id for id, token in enumerate(pieces.tokens) if pieces.types[id] in reachable}
+    ranked: list[tuple[float, int, int, int, int, str, str]] = []
+    for token, id in ids.items():
+        priority = id if pieces.merges_by_position else -pieces.scores[id]
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                ranked.append((priority, -cut, cut - len(token), ids[left], ids[right], left, right))
+    ranked.sort()
+    return [(entry[5], entry[6]) for entry in ranked]

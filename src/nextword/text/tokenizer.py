@@ -1,0 +1,180 @@
+"""Tokenizer: text → ids → text, over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import codecs
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..base import UsageError
+from .spelling import Spelling
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a model's files say about its special tokens.
+
+    `control` are the ids that text never produces and that text never shows; `stop` those that end a
+    text; `texts` what chat templates call them ("bos_token" → "<s>").
+    """
+
+    control: frozenset[int] = frozenset()
+    stop: frozenset[int] = frozenset()
+    bos: int | None = None
+    adds_bos: bool = False
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tokenizer:
+    """Turns text into token ids and back. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        spelling: Spelling,
+        special: SpecialTokens,
+        chat_templates: Mapping[str, str] | None = None,
+        name: str = "the model",
+    ) -> None:
+        engine.no_truncation()
+        engine.no_padding()
+        self.name = name
+        self.special = special
+        self.chat_templates: Mapping[str, str] = chat_templates or {}
+        added = engine.get_added_tokens_decoder()
+        self.vocabulary = max(engine.get_vocab_size(), max(added, default=-1) + 1)  # ids are below this
+        self._engine = engine
+        self._lock = threading.Lock()  # encoding with and without specials is a switch of the engine
+        self._spelling = spelling
+        self._verbatim = {id: token.content for id, token in added.items()}
+        self._bytes: dict[int, bytes] = {}
+        self._spelled_out: dict[int, list[int]] = {}
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a text or an answer."""
+        return self.special.stop
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.special.bos
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model expects `bos_id` before a text. `encode` leaves adding it to the caller."""
+        return self.special.adds_bos
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template, the default one if there are several."""
+        return self.chat_templates.get("default")
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text`, without a beginning-of-text token.
+
+        Special tokens written in the text ("<|im_end|>") stay text, unless `special` is set, as it
+        is for the output of a chat template. Raises UsageError if the text is not valid Unicode.
+        """
+        ids = self._encode(text, special)
+        if special or self.special.control.isdisjoint(ids):
+            return ids
+        return [part for id in ids for part in self._as_text(id)]
+
+    def decode(self, ids: Iterable[int], special: bool = False, continues: bool = False) -> str:
+        """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary nothing.
+
+        Control tokens are left out, unless `special` is set. `continues`: the text follows another,
+        so a leading space is kept that a SentencePiece model would take away at a text's beginning.
+        """
+        decoder = self.stream(special, continues)
+        return "".join([decoder.push(id) for id in ids]) + decoder.flush()
+
+    def stream(self, special: bool = False, continues: bool = True) -> StreamDecoder:
+        """A decoder to be fed one id at a time, by default for tokens that follow a prompt.
+
+        Its pieces together equal `decode(ids, special, continues)`.
+        """
+        return StreamDecoder(self, special, strips_space=self._spelling.strips_space and not continues)
+
+    def token_text(self, id: int) -> str:
+        """One token as text for display: control tokens by their name, part characters as U+FFFD."""
+        return self.token_bytes(id).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes a token stands for; none for an id outside the vocabulary."""
+        known = self._bytes.get(id)
+        if known is None:
+            known = self._bytes[id] = self._find_bytes(id)
+        return known
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token given as its vocabulary spells it, such as "<|im_end|>"."""
+        id: int | None = self._engine.token_to_id(token)
+        return id
+
+    def _find_bytes(self, id: int) -> bytes:
+        if id in self._verbatim:
+            return self._verbatim[id].encode()
+        token = self._engine.id_to_token(id) if 0 <= id < self.vocabulary else None
+        if token is None:
+            return b""
+        return token.encode() if id in self.special.control else self._spelling.to_bytes(token)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        try:
+            with self._lock:
+                if self._engine.encode_special_tokens is special:
+                    self._engine.encode_special_tokens = not special
+                ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError as problem:
+            raise UsageError(
+                f"the text is not valid Unicode at character {problem.start}: half a surrogate pair."
+            ) from None
+        return ids
+
+    def _as_text(self, id: int) -> list[int]:
+        """A control token that plain text led to (through the vocabulary itself), in smaller tokens."""
+        if id not in self.special.control:
+            return [id]
+        if id not in self._spelled_out:
+            token = self._engine.id_to_token(id) or ""
+            parts = [self._small(character) for character in token]
+            self._spelled_out[id] = [part for group in parts for part in group]
+        return self._spelled_out[id]
+
+    def _small(self, character: str) -> list[int]:
+        """A character as a token of its own, or as byte tokens."""
+        id = self.token_id(character)
+        if id is not None and id not in self.special.control:
+            return [id]
+        ids = [self.token_id(f"<0x{byte:02X}>") for byte in character.encode()]
+        return [id for id in ids if id is not None]
+
+
+class StreamDecoder:
+    """Turns tokens into text as they come, never half a character."""
+
+    def __init__(self, tokenizer: Tokenizer, special: bool, strips_space: bool) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = frozenset[int]() if special else tokenizer.special.control
+        self._strips_space = strips_space
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """What this token adds to the text; "" while a character is incomplete."""
+        if id in self._hidden:
+            return ""
+        data = self._tokenizer.token_bytes(id)
+        if self._strips_space and data:
+            data = data.removeprefix(b" ")
+            self._strips_space = False
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """End the text: an incomplete character comes out as U+FFFD."""
+        return self._decoder.decode(b"", final=True)
