@@ -1,0 +1,57 @@
+"""Models of the Hugging Face hub, through huggingface_hub (the extra `hub`). No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..base import RunError, UsageError
+from .progress import Report
+
+# Weights as safetensors, the configuration and the tokenizer: never a pickle, never code.
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt"]
+UNWANTED = ["*.bin", "*.pt", "*.pth", "*.py", "*/*"]
+
+
+def fetch_snapshot(repository: str, revision: str | None, report: Report) -> Path:
+    """The folder of owner/name at a revision, in huggingface_hub's own cache, where other tools share it.
+
+    huggingface_hub shows its own progress. Raises UsageError for a repository that is not there or not
+    open to this user, RunError without the package or without a network.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise RunError(
+            f"hf:{repository} needs huggingface_hub. Install it with: pip install 'nextword[hub]'"
+        ) from None
+    named = f"hf:{repository}" + (f"@{revision}" if revision else "")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
+        )
+    except errors.GatedRepoError:
+        raise UsageError(
+            f"{named} is open only to those who accept its licence. Do so on its page, then: hf auth login"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UsageError(f"{named}: the repository has no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise UsageError(
+            f"{named} is not on the hub, or is private. Check owner and name; hf auth login"
+        ) from None
+    except Exception as error:  # network, cache and HTTP errors have no common class across versions
+        raise RunError(_unreachable(named, error)) from error
+
+
+def _unreachable(named: str, error: Exception) -> str:
+    inner: BaseException = error
+    while (deeper := inner.__cause__ or inner.__context__) is not None:
+        inner = deeper
+    reason = " ".join(str(inner or error).split())[:160] or type(inner).__name__
+    return (
+        f"{named} could not be fetched ({type(error).__name__}: {reason}), and huggingface_hub's cache"
+        " does not hold it. Without a network, give a folder with config.json and .safetensors, or a .gguf file"
+    )
