@@ -57,6 +57,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.timings = Timings(0, 0.0, 0, 0.0)  # of the last finished `stream`
         self.seed = 0  # used by the last `stream`
+        self.read_prompts: list[tuple[int, ...]] = []  # token ids of the last `stream`, after any cut
 
     def stream(
         self,
@@ -72,8 +73,8 @@ class Engine:
         likeliest tokens. Raises UsageError for a prompt that is empty or beyond the context.
         """
         sampling, limits = sampling or Sampling(), limits or Limits()
-        prompts = [self._fit(prompt, limits) for prompt in prompts]
-        return self._run(prompts, sampling, limits, alternatives)
+        self.read_prompts = [self._fit(prompt, limits) for prompt in prompts]
+        return self._run(self.read_prompts, sampling, limits, alternatives)
 
     def _fit(self, prompt: Sequence[int], limits: Limits) -> tuple[int, ...]:
         """The prompt as it will be read: refused if it leaves no room for a token, or cut where that was asked."""

@@ -169,7 +169,9 @@ class Distribution:
             self._deepen()
         cumulative = self._cumulative()
         place = int(np.searchsorted(cumulative, u * self.total, side="right"))
-        return int(self.ids[min(place, int(np.flatnonzero(self.weights)[-1]))])
+        if place == self.ids.size:  # u * total rounded up to the whole: the last token that can be drawn
+            place = int(np.flatnonzero(self.weights)[-1])
+        return int(self.ids[place])
 
     def _cumulative(self) -> Floats:
         if self._sums is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convert import convert
-    from .load import DTYPES, Dtype, Loaded, load, open_source
+    from .load import DTYPES, Dtype, Loaded, load, load_model, open_source
 
 _HOMES = {
     "convert": "convert",
@@ -18,10 +18,11 @@ _HOMES = {
     "Dtype": "load",
     "Loaded": "load",
     "load": "load",
+    "load_model": "load",
     "open_source": "load",
 }
 
-__all__ = ["DTYPES", "Dtype", "Loaded", "convert", "load", "open_source"]
+__all__ = ["DTYPES", "Dtype", "Loaded", "convert", "load", "load_model", "open_source"]
 
 
 def __getattr__(name: str) -> Any:

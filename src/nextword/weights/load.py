@@ -57,8 +57,14 @@ def load(name: str, dtype: Dtype = "auto", device: str = "auto") -> Loaded:
     from .catalogue import resolve
 
     path = resolve(name)
-    where = _device(device)
     source = open_source(path)
+    model = load_model(source, dtype, device)
+    return Loaded(name, path, model, source.tokenizer(), _precision(model))
+
+
+def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> Transformer:
+    """The model of an opened source, without its tokenizer; see `load`."""
+    where = _device(device)
     packed, floating = _choose(source, dtype, where)
     _check_memory(source, packed, floating)
     with torch.device("meta"):
@@ -67,8 +73,7 @@ def load(name: str, dtype: Dtype = "auto", device: str = "auto") -> Loaded:
         _fill(model, source, entry, packed, floating, where)
     if source.spec.tied and isinstance(model.head, nn.Linear):
         model.head.weight = model.embedding.weight
-    model.requires_grad_(False).eval()
-    return Loaded(name, path, model, source.tokenizer(), _precision(model))
+    return model.requires_grad_(False).eval()
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,174 @@
+"""Options that several verbs share, and what they become: a model, a Sampling, a prompt."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..base import UsageError
+
+if TYPE_CHECKING:
+    from ..generate import LanguageModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+SAMPLING = (
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+    "order",
+)
+
+
+def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator that adds `options` in the order given."""
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+model_options = _stack(
+    click.option(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="NAME",
+        help="A name from `nextword models list`, a Hugging Face folder, a .gguf file, or hf:owner/name.",
+    ),
+    click.option(
+        "--dtype",
+        default="auto",
+        metavar="TYPE",
+        help="auto (as stored where that is fast), float32, bfloat16, float16, or int8.",
+    ),
+    click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ..."),
+)
+
+sampling_options = _stack(
+    click.option(
+        "--top-k", type=int, default=0, metavar="K", help="Draw from the K likeliest tokens; 0: from all."
+    ),
+    click.option(
+        "--top-p", type=float, default=1.0, metavar="P", help="Draw from the smallest set holding P; 1: all."
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="Drop tokens under P times the likeliest one's probability.",
+    ),
+    click.option(
+        "--typical-p", type=float, default=1.0, metavar="P", help="Locally typical sampling; 1: off."
+    ),
+    click.option(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="Over prompt and answer; 1: none."
+    ),
+    click.option(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="Off the logit of tokens already there.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="The same, for each time it was there.",
+    ),
+    click.option(
+        "--logit-bias",
+        multiple=True,
+        metavar="ID=BIAS",
+        help="Add to a token's logit; -inf forbids it. Repeatable.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Same seed, same text. Default: a fresh one, reported.",
+    ),
+    click.option(
+        "--order",
+        default=None,
+        metavar="STEPS",
+        help="Order of temperature,top_k,top_p,min_p,typical_p (that is the default).",
+    ),
+)
+
+
+def sampling_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The sampling options among `values`, as keywords of `Sampling`."""
+    settings = {name: values[name] for name in SAMPLING}
+    settings["logit_bias"] = dict(map(_bias, settings["logit_bias"]))
+    order = settings.pop("order")
+    if order:
+        settings["order"] = tuple(name.strip().replace("-", "_") for name in order.split(","))
+    return settings
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, equals, bias = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return int(token), float(bias)
+    except ValueError:
+        raise UsageError(f"logit bias {text!r} is not of the form ID=BIAS, as in 198=-inf or 4=2.5") from None
+
+
+def read_prompt(argument: str | None, file: str | None) -> str:
+    """The prompt from the argument, a file or standard input; the last newline of a file is not part of it."""
+    if argument is not None and file is not None:
+        raise UsageError("the prompt is given twice: as an argument and with -f. Give one of them")
+    if argument is not None:
+        text = argument
+    elif file is not None and file != "-":
+        text = _read_file(file)
+    elif sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            'there is no prompt. Give one: nextword complete "I like to eat", -f FILE, or a pipe'
+        )
+    else:
+        text = _decode(sys.stdin.buffer.read(), "standard input")
+    if not text:
+        raise UsageError("the prompt is empty: there is nothing to continue. Give at least one character")
+    return text
+
+
+def _read_file(file: str) -> str:
+    try:
+        return _decode(Path(file).read_bytes(), file)
+    except OSError as error:
+        raise UsageError(f"prompt file {file}: {error.strerror}") from None
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{where}: not UTF-8 text (byte {error.start}). Convert it first, as with iconv"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def load_model(model: str, dtype: str, device: str) -> LanguageModel:
+    """Load the model of `model_options`."""
+    from ..generate import load
+
+    return load(model, dtype, device)  # type: ignore[arg-type]

@@ -1,0 +1,181 @@
+"""nextword chat: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..base import NextwordError, UsageError
+from ._options import load_model, model_options, sampling_options, sampling_settings
+
+if TYPE_CHECKING:
+    from ..generate import LanguageModel
+
+HELP = """\
+/help            this page
+/system TEXT     start anew with this system message
+/reset           forget the conversation
+/set NAME VALUE  change a setting: temperature, top_p, top_k, min_p, max_tokens, ...
+/settings        what is set
+/quit            leave (or Ctrl-D)
+Ctrl-C stops an answer; what was said of it is kept."""
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and how answers are drawn."""
+
+    model: LanguageModel
+    settings: dict[str, Any]
+    system: str | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def reset(self, system: str | None) -> None:
+        self.system = system
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Yield the model's answer to `text` piece by piece; both are kept, also when stopped half-way."""
+        from ..text import render_chat
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        prompt = render_chat(self.model.tokenizer, asked, add_generation_prompt=True)
+        steps = self.model.stream(self.model.encode(prompt, special=True), **self.settings)
+        said: list[str] = []
+        try:
+            for step in steps:
+                said.append(step.text)
+                yield step.text
+        finally:
+            if said:
+                self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+
+@click.command(name="chat")
+@model_options
+@click.option("--system", metavar="TEXT", help="System message: how the model should behave.")
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens an answer, at the most.",
+)
+@click.option(
+    "-t", "--temperature", type=float, default=1.0, show_default=True, metavar="T", help="0 is greedy."
+)
+@sampling_options
+def command(system: str | None, max_tokens: int, temperature: float, **options: Any) -> None:
+    """Talk with a model through its own chat template. /help lists the commands.
+
+    \b
+    nextword chat
+    nextword chat --system "Answer in one sentence." -t 0.3
+    echo "What is a token?" | nextword chat
+    """
+    from ..generate import Limits, Sampling
+
+    settings = {"temperature": temperature, **sampling_settings(options)}
+    Sampling(**settings)
+    Limits(max_tokens)
+    model = load_model(options["model"], options["dtype"], options["device"])
+    if model.tokenizer.chat_template is None:
+        raise UsageError(f"model {model.name!r} has no chat template. Use: nextword complete")
+    conversation = Conversation(model, settings | {"max_tokens": max_tokens})
+    conversation.reset(system)
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history for input())
+        click.echo(click.style(f"{model.name}. /help for commands, Ctrl-D to leave.", dim=True), err=True)
+    for line in _lines():
+        if not line.strip():
+            continue
+        if line.startswith("/"):
+            if line.strip() in ("/quit", "/exit", "/bye"):
+                return
+            _command(conversation, line.strip())
+        else:
+            _answer(conversation, line)
+
+
+def _lines() -> Iterator[str]:
+    """Lines the user types, until the end of input. Ctrl-C at the prompt clears the line, as in a shell."""
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            yield input(click.style("> ", bold=True) if terminal and sys.stdout.isatty() else "")
+        except EOFError:
+            if terminal:
+                click.echo()
+            return
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            click.echo("\n(Ctrl-D or /quit leaves)", err=True)
+
+
+def _answer(conversation: Conversation, line: str) -> None:
+    pieces = conversation.answer(line)
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+        click.echo(click.style("\n(stopped)", dim=True))
+    except NextwordError as error:
+        if not sys.stdin.isatty():
+            raise
+        click.echo(f"nextword: {error}", err=True)
+    finally:
+        pieces.close()  # type: ignore[attr-defined]
+
+
+def _command(conversation: Conversation, line: str) -> None:
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/help":
+        click.echo(HELP)
+    elif name == "/reset":
+        conversation.reset(conversation.system)
+    elif name == "/system":
+        conversation.reset(rest or None)
+    elif name == "/settings":
+        for key, value in conversation.settings.items():
+            click.echo(f"{key:<20} {value}")
+    elif name == "/set":
+        try:
+            _set(conversation, rest)
+        except NextwordError as error:
+            click.echo(f"nextword: {error}", err=True)
+    else:
+        click.echo(f"nextword: {name} is not a command. /help lists them", err=True)
+
+
+def _set(conversation: Conversation, rest: str) -> None:
+    from ..generate import Limits, Sampling
+
+    key, _, text = rest.partition(" ")
+    key = key.replace("-", "_")
+    known = {name for name in conversation.settings if name not in ("logit_bias", "order")}
+    if key not in known:
+        raise UsageError(f"{key!r} is not a setting. There are: {', '.join(sorted(known))}")
+    whole = key in ("max_tokens", "top_k", "seed")
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        raise UsageError(
+            f"{key} takes a {'whole ' if whole else ''}number, as in: /set {key} {1 if whole else 0.7}"
+        ) from None
+    changed = conversation.settings | {key: value}
+    Limits(changed["max_tokens"])
+    Sampling(**{name: setting for name, setting in changed.items() if name != "max_tokens"})
+    conversation.settings = changed

@@ -1,0 +1,213 @@
+"""nextword complete: finish a prompt."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..base import UsageError
+from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
+
+if TYPE_CHECKING:
+    from ..generate import Completion, LanguageModel, Sampling, Step
+
+DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
+
+
+@click.command(name="complete")
+@click.argument("prompt", required=False)
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
+@model_options
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Tokens to generate at the most.",
+)
+@click.option(
+    "-t",
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="T",
+    help="0: greedy; 1: the model's own.",
+)
+@click.option("--greedy", is_flag=True, help="Always the likeliest token; the same as --temperature 0.")
+@sampling_options
+@click.option(
+    "--stop", multiple=True, metavar="TEXT", help="End before this text (\\n is a newline). Repeatable."
+)
+@click.option("-n", "count", type=int, default=1, metavar="N", help="Completions, computed as one batch.")
+@click.option(
+    "--shot",
+    "shots",
+    multiple=True,
+    metavar="'IN => OUT'",
+    help="An example to put before the prompt. Repeatable.",
+)
+@click.option("--template", metavar="TEXT", help="Form of examples and prompt, with {input} and {output}.")
+@click.option(
+    "--separator", default="\\n\\n", show_default=True, metavar="TEXT", help="What stands between examples."
+)
+@click.option(
+    "--show-prompt", is_flag=True, help="Print the prompt, token by token, to standard error first."
+)
+@click.option(
+    "--truncate", type=click.Choice(["left"]), help="Cut the beginning of a prompt beyond the context."
+)
+@click.option(
+    "--probabilities",
+    "alternatives",
+    type=int,
+    is_flag=False,
+    flag_value=5,
+    default=0,
+    metavar="K",
+    help="Also show the K likeliest tokens at every step (5 if no number follows).",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: text, tokens, probabilities, settings, timings."
+)
+def command(prompt: str | None, file: str | None, **options: Any) -> None:
+    """Finish PROMPT with a real language model.
+
+    \b
+    nextword complete "The history of the printing press begins with"
+    nextword complete --greedy --max-tokens 20 --json "I like to eat"
+    echo "Once upon a time" | nextword complete -t 0.7 -n 3
+    nextword complete --shot "great! => positive" --shot "a waste => negative" \\
+        --template "Review: {input}\\nSentiment: {output}" "terrible"
+    """
+    from ..generate import Limits, Sampling
+
+    if options["alternatives"] < 0:
+        raise UsageError(
+            f"--probabilities is {options['alternatives']}; it takes a whole number of at least 1"
+        )
+    temperature = 0.0 if options["greedy"] else options["temperature"]
+    settings = {"temperature": temperature, **sampling_settings(options)}
+    stop = tuple(_unescape(text) for text in options["stop"])
+    sampling = Sampling(**settings)  # settings are checked before a model is loaded
+    Limits(options["max_tokens"], stop, options["truncate"])
+    if options["count"] < 1:
+        raise UsageError(f"-n is {options['count']}; it takes a whole number of at least 1")
+    text = _build_prompt(read_prompt(prompt, file), options)
+    model = load_model(options["model"], options["dtype"], options["device"])
+    if options["show_prompt"]:
+        _show_prompt(model, text)
+    request = {
+        "n": options["count"],
+        "max_tokens": options["max_tokens"],
+        "stop": stop,
+        "truncate": options["truncate"],
+        "alternatives": options["alternatives"],
+    }
+    steps = model.stream(text, **request, **settings)
+    live = options["count"] == 1 and not options["as_json"]
+    if live:
+        _echo_prompt(text)
+    found: list[list[Step]] = [[] for _ in range(options["count"])]
+    for step in steps:
+        found[step.choice].append(step)
+        if live:
+            sys.stdout.write(step.text)
+            sys.stdout.flush()
+    if live:
+        sys.stdout.write("\n")
+    _report(model, text, found, sampling, options)
+
+
+def _build_prompt(prompt: str, options: dict[str, Any]) -> str:
+    """The prompt as it stands, or put into the template behind its examples."""
+    if not options["shots"] and options["template"] is None:
+        return prompt
+    from ..prompt import Template, few_shot, parse_shot
+
+    template = Template.parse(_unescape(options["template"] or DEFAULT_TEMPLATE))
+    shots = [parse_shot(shot) for shot in options["shots"]]
+    return few_shot(template, shots, {"input": prompt}, _unescape(options["separator"])).text
+
+
+def _unescape(text: str) -> str:
+    r"""\n and \t as a shell user writes them; \\ is a backslash."""
+    return text.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
+
+
+def _report(
+    model: LanguageModel, prompt: str, found: list[list[Step]], sampling: Sampling, options: dict[str, Any]
+) -> None:
+    from ..generate import gather
+
+    ids = model.engine.read_prompts[0]
+    completions = [gather(prompt, ids, steps) for steps in found]
+    if options["as_json"]:
+        from ._console import emit_json
+
+        emit_json(_as_json(model, completions, sampling, options))
+        return
+    if len(completions) > 1:
+        for completion in completions:
+            click.echo(click.style(f"--- {completion.choice + 1} ---", dim=True))
+            click.echo(completion.text)
+    if options["alternatives"]:
+        from ._pictures import print_probabilities
+
+        for completion in completions:
+            print_probabilities(completion, sampling)
+
+
+def _as_json(
+    model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]
+) -> dict[str, Any]:
+    timings = model.engine.timings
+    settings = asdict(sampling) | {
+        "seed": model.engine.seed,
+        "max_tokens": options["max_tokens"],
+        "stop": options["stop"],
+        "n": options["count"],
+        "truncate": options["truncate"],
+    }
+    return {
+        "model": model.name,
+        "precision": model.loaded.precision,
+        "prompt": completions[0].prompt,
+        "prompt_ids": completions[0].prompt_ids,
+        "prompt_tokens": [model.tokenizer.token_text(token) for token in completions[0].prompt_ids],
+        "completions": [
+            {
+                "text": each.text,
+                "finish_reason": each.finish,
+                "ids": each.ids,
+                "logprob_nats": each.logprob,
+                "steps": [asdict(step) for step in each.steps],
+            }
+            for each in completions
+        ],
+        "settings": settings,
+        "timings": asdict(timings)
+        | {
+            "prefill_tokens_per_second": timings.prefill_tokens_per_second,
+            "decode_tokens_per_second": timings.decode_tokens_per_second,
+        },
+    }
+
+
+def _show_prompt(model: LanguageModel, prompt: str) -> None:
+    """The prompt on standard error, a token and its id a line; then the whole, as the model reads it."""
+    ids = model.encode(prompt)
+    for token in ids:
+        click.echo(f"{token:>8}  {model.tokenizer.token_text(token)!r}", err=True)
+    click.echo(f"{len(ids)} tokens of a context of {model.spec.context}", err=True)
+
+
+def _echo_prompt(prompt: str) -> None:
+    """In a terminal the completion follows its prompt, which is dim."""
+    if sys.stdout.isatty():
+        click.echo(click.style(prompt, dim=True), nl=False)
+        sys.stdout.flush()

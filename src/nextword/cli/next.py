@@ -1,0 +1,66 @@
+"""nextword next: the distribution of the next token alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..base import UsageError
+from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
+
+
+@click.command(name="next")
+@click.argument("prompt", required=False)
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
+@model_options
+@click.option(
+    "-t",
+    "--temperature",
+    "temperatures",
+    default="0.5,1,2",
+    show_default=True,
+    metavar="T,T,...",
+    help="Temperatures, side by side.",
+)
+@click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Tokens to show.")
+@sampling_options
+@click.option(
+    "--plot", metavar="FILE", help="Also write the picture as FILE.svg or FILE.png (needs nextword[plot])."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every number.")
+def command(prompt: str | None, file: str | None, temperatures: str, **options: Any) -> None:
+    """Show what may follow PROMPT: the next token's distribution, as bars, at several temperatures.
+
+    \b
+    nextword next "I like to eat"
+    nextword next "The capital of France is" --temperature 0.2,1,5 --plot paris.svg
+    """
+    heats = _numbers(temperatures)
+    settings = sampling_settings(options)
+    plot = options["plot"]
+    if plot is not None and not plot.lower().endswith((".svg", ".png")):
+        raise UsageError(f"--plot {plot}: write to a name that ends in .svg or .png")
+    text = read_prompt(prompt, file)
+    model = load_model(options["model"], options["dtype"], options["device"])
+    distributions = model.next_tokens_at(text, heats, options["top"], **settings)
+    if options["as_json"]:
+        from ._console import emit_json
+
+        each = [distribution.to_dict() for distribution in distributions]
+        emit_json({"model": model.name, "precision": model.loaded.precision, "distributions": each})
+    else:
+        from ._pictures import print_next
+
+        print_next(distributions)
+    if plot is not None:
+        from ..generate.figures import plot_next
+
+        plot_next(distributions, plot)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--temperature {text!r} is not a list of numbers, as in 0.5,1,2") from None

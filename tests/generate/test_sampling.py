@@ -1,0 +1,237 @@
+"""Sampling, case for case: closed forms, a plain re-statement as oracle, and draws that are counted."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from nextword.base import UsageError
+from nextword.generate.sampling import Distribution, Sampling, adjust, choose, log_softmax, uniform
+
+LOGITS = np.array([3.0, 2.0, 1.0])
+
+# softmax([3, 2, 1] / T), from the closed form to eight places
+TABLE = {
+    0.25: (0.98169039, 0.01798029, 0.00032932),
+    0.5: (0.86681333, 0.11731043, 0.01587624),
+    1.0: (0.66524096, 0.24472847, 0.09003057),
+    1.5: (0.56274169, 0.28892122, 0.14833710),
+    2.0: (0.50648039, 0.30719589, 0.18632372),
+    10.0: (0.36716540, 0.33222499, 0.30060961),
+}
+
+
+def kept(logits: object, **settings: object) -> list[int]:
+    return Distribution(np.asarray(logits, float), Sampling(**settings)).probabilities()[0].tolist()  # type: ignore[arg-type]
+
+
+def probabilities(logits: object, **settings: object) -> np.ndarray:
+    """Probability of every token, in id order."""
+    z = np.asarray(logits, float)
+    ids, values = Distribution(z, Sampling(**settings)).probabilities()  # type: ignore[arg-type]
+    full = np.zeros(z.size)
+    full[ids] = values
+    return full
+
+
+@pytest.mark.parametrize("temperature", TABLE)
+def test_temperature_gives_the_published_probabilities(temperature: float) -> None:
+    np.testing.assert_allclose(probabilities(LOGITS, temperature=temperature), TABLE[temperature], atol=5e-9)
+
+
+def test_a_huge_temperature_is_nearly_uniform() -> None:
+    np.testing.assert_allclose(probabilities(LOGITS, temperature=1e6), 1 / 3, atol=3.4e-7)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-38])
+def test_a_tiny_temperature_is_one_hot_without_a_warning(temperature: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(probabilities(LOGITS, temperature=temperature), [1, 0, 0])
+
+
+def test_tokens_with_infinitely_low_logits_are_never_drawn_at_any_temperature() -> None:
+    p = probabilities([3.0, -np.inf, 1.0], temperature=1e300)
+    np.testing.assert_allclose(p, [0.5, 0, 0.5])
+
+
+def test_temperature_zero_is_greedy_and_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextword.generate.sampling.uniform", lambda *_: pytest.fail("a number was drawn"))
+    assert choose(np.array([1.0, 5.0, 5.0, 2.0]), Sampling(temperature=0), 0, 0, 0) == (1, 1.0)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf, -math.inf])
+def test_a_temperature_that_makes_no_sense_is_refused(temperature: float) -> None:
+    with pytest.raises(UsageError, match="temperature"):
+        Sampling(temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"top_k": -1},
+        {"min_p": -0.1},
+        {"typical_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"order": ("heat",)},
+        {"order": ("top_k", "top_k")},
+        {"logit_bias": {1: math.nan}},
+        {"presence_penalty": math.inf},
+    ],
+)
+def test_a_setting_outside_its_range_is_refused_by_name(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(settings))):
+        Sampling(**settings)  # type: ignore[arg-type]
+
+
+def test_temperature_comes_before_top_p_unless_asked_otherwise() -> None:
+    assert kept(LOGITS, top_p=0.8, temperature=0.5) == [0]
+    assert kept(LOGITS, top_p=0.8, temperature=0.5, order=("top_p", "temperature")) == [0, 1]
+
+
+@pytest.mark.parametrize(("temperature", "first", "last"), [(0.5, 2, 4), (1.0, 4, 4), (2.0, 5, 4)])
+def test_min_p_depends_on_the_order(temperature: float, first: int, last: int) -> None:
+    z = np.log([0.5, 0.25, 0.15, 0.07, 0.03])
+    assert len(kept(z, min_p=0.1, temperature=temperature)) == first
+    assert len(kept(z, min_p=0.1, temperature=temperature, order=("min_p", "temperature"))) == last
+
+
+def test_top_k_keeps_exactly_k_and_breaks_ties_by_id() -> None:
+    assert kept([1.0, 1.0, 1.0, 0.0], top_k=2) == [0, 1]
+    assert kept([0.0, 1.0, 1.0, 1.0], top_k=2) == [1, 2]
+
+
+def test_top_p_of_one_changes_nothing_bit_for_bit() -> None:
+    z = np.random.default_rng(0).normal(size=1000) * 4
+    np.testing.assert_array_equal(probabilities(z, top_p=1.0), probabilities(z))
+
+
+def test_top_p_of_zero_still_keeps_the_likeliest_token() -> None:
+    assert kept(LOGITS, top_p=0.0) == [0]
+
+
+def test_typical_p_keeps_the_tokens_nearest_to_the_entropy() -> None:
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    entropy = -(p * np.log(p)).sum()  # 1.2799; surprises .916 1.204 1.609 2.303
+    nearest = int(np.argmin(np.abs(-np.log(p) - entropy)))
+    assert kept(np.log(p), typical_p=0.25) == [nearest]
+    assert kept(np.log(p), typical_p=0.45) == [1, 2]
+
+
+def test_penalties_and_bias_act_on_raw_logits() -> None:
+    z = np.array([2.0, -2.0, 1.0, 0.5])
+    both = Sampling(repetition_penalty=2.0)
+    np.testing.assert_allclose(adjust(z, both, [0], [1]), [1.0, -4.0, 1.0, 0.5])
+    generated_only = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    np.testing.assert_allclose(adjust(z, generated_only, [0, 2], [3, 3]), [2.0, -2.0, 1.0, -0.5])
+    biased = Sampling(logit_bias={2: 5.0, 0: -math.inf})
+    np.testing.assert_allclose(adjust(z, biased, [], []), [-math.inf, -2.0, 6.0, 0.5])
+    assert adjust(z, Sampling(temperature=0.3), [0], [1]) is z
+
+
+def test_a_bias_beyond_the_vocabulary_is_refused() -> None:
+    with pytest.raises(UsageError, match="token 9"):
+        adjust(LOGITS, Sampling(logit_bias={9: 1.0}), [], [])
+
+
+def test_logits_with_nan_are_refused_and_not_sampled() -> None:
+    with pytest.raises(UsageError, match="NaN"):
+        Distribution(np.array([1.0, np.nan]), Sampling())
+
+
+def restated(z: np.ndarray, top_k: int, top_p: float, min_p: float, temperature: float) -> np.ndarray:
+    """The same rules the slow and obvious way: sort all, loop, renormalise after each."""
+    order = sorted(range(z.size), key=lambda i: (-z[i], i))
+    w = [math.exp((z[i] - z.max()) / temperature) for i in order]
+    if top_k:
+        order, w = order[:top_k], w[:top_k]
+    if top_p < 1:
+        total, mass, count = math.fsum(w), 0.0, 0
+        while mass / total < top_p and count < len(w):
+            mass += w[count]
+            count += 1
+        order, w = order[: max(count, 1)], w[: max(count, 1)]
+    if min_p:
+        order, w = zip(*[(i, x) for i, x in zip(order, w, strict=True) if x >= min_p * w[0]], strict=True)
+    p = np.zeros(z.size)
+    p[list(order)] = np.array(w) / math.fsum(w)
+    return p
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(1, 400),
+    spread=st.sampled_from([0.0, 0.3, 4.0, 40.0]),
+    top_k=st.integers(0, 50),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3]),
+    temperature=st.sampled_from([0.2, 1.0, 3.0]),
+)
+def test_truncations_equal_the_plain_restatement(
+    seed: int, size: int, spread: float, top_k: int, top_p: float, min_p: float, temperature: float
+) -> None:
+    z = np.round(np.random.default_rng(seed).normal(size=size) * spread, 2)
+    p = probabilities(z, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+    np.testing.assert_allclose(p, restated(z, top_k, top_p, min_p, temperature), atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**32), u=st.floats(0, 1, exclude_max=True), temperature=st.floats(0.05, 20))
+def test_a_draw_from_the_sorted_head_equals_a_draw_from_the_whole_order(seed: int, u: float, temperature: float) -> None:
+    z = np.random.default_rng(seed).normal(size=5000) * 6
+    settings = Sampling(temperature=temperature)
+    lazy, whole = Distribution(z, settings), Distribution(z, settings)
+    ids, _ = whole.probabilities()
+    weights = np.exp((z[ids] - z.max()) / temperature)
+    place = int(np.searchsorted(np.cumsum(weights), u * whole.total, side="right"))
+    picked = lazy.pick(u)
+    assert picked == ids[min(place, ids.size - 1)] or abs(np.cumsum(weights)[place] / whole.total - u) < 1e-12
+
+
+@given(st.floats(0.1, 5), st.floats(0.1, 5))
+def test_entropy_does_not_fall_with_temperature(first: float, second: float) -> None:
+    low, high = sorted((first, second))
+
+    def entropy(temperature: float) -> float:
+        p = probabilities(LOGITS, temperature=temperature)
+        return float(-(p * np.log(p)).sum())
+
+    assert entropy(high) >= entropy(low) - 1e-12
+
+
+def test_log_softmax_sums_to_one_far_from_zero() -> None:
+    np.testing.assert_allclose(np.exp(log_softmax(np.array([1e4, 1e4 - 1, -1e4]))).sum(), 1.0)
+
+
+def test_a_draw_depends_on_seed_choice_and_position_and_nothing_else() -> None:
+    numbers = {uniform(s, c, p) for s in range(4) for c in range(4) for p in range(64)}
+    assert len(numbers) == 4 * 4 * 64
+    assert uniform(7, 3, 100) == uniform(7, 3, 100)
+    assert all(0 <= u < 1 and (u * 2**53).is_integer() for u in numbers)
+
+
+def test_random_numbers_of_neighbouring_positions_are_uniform_and_independent() -> None:
+    u = np.array([uniform(0, 0, p) for p in range(20_000)])
+    assert chisquare(np.histogram(u, 100, (0, 1))[0]).pvalue > 1e-4
+    assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
+
+
+def test_the_tail_is_drawn_as_often_as_its_probability_says() -> None:
+    z = np.full(262_145, 0.0)
+    z[0] = 20.5
+    distribution = Distribution(z.astype(np.float32), Sampling())
+    hits = sum(distribution.pick(uniform(0, 0, position)) != 0 for position in range(100_000))
+    assert 13 <= hits <= 56  # 32.8 expected
+
+
+def test_a_token_of_no_probability_is_never_drawn() -> None:
+    distribution = Distribution(np.array([0.0, -2000.0, -np.inf]), Sampling())
+    assert {distribution.pick(u) for u in (0.0, 0.5, 1 - 2**-53)} == {0}
