@@ -1,0 +1,148 @@
+"""Any weights nextword reads → a Hugging Face folder that transformers opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from ..text import Tokenizer
+from .families import Family, Piece
+from .load import open_source
+from .source import Source
+
+SHARD = 5_000_000_000  # bytes; transformers' own limit for one file
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert(
+    path: Path | str,
+    out: Path | str,
+    dtype: str = "float32",
+    force: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Path:
+    """Write the model at `path` (GGUF file or folder) to the folder `out` as safetensors.
+
+    Quantized weights are written as the numbers they stand for; float32 keeps them exactly. The folder
+    appears whole or not at all. `progress` is called with the share done. Raises UsageError if `out` exists
+    and `force` is not set, or if `dtype` is not float32, bfloat16 or float16.
+    """
+    out = Path(out)
+    if dtype not in _TYPES:
+        raise UsageError(f"dtype {dtype!r} cannot be written. Known: {', '.join(_TYPES)}")
+    if out.exists() and not force:
+        raise UsageError(f"{out} is already there. Choose another folder, or replace it with --force")
+    source = open_source(Path(path))
+    tokenizer = source.tokenizer()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+    try:
+        tensors = _tensors(source, _TYPES[dtype], progress or (lambda share: None))
+        write_folder(working, source.spec, source.family, tensors, tokenizer, dtype)
+        if out.is_dir() and not out.is_symlink():
+            shutil.rmtree(out)
+        elif out.exists():
+            out.unlink()
+        os.replace(working, out)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+    return out
+
+
+def write_folder(
+    folder: Path,
+    spec: ModelSpec,
+    family: Family,
+    tensors: Iterator[tuple[str, Tensor]],
+    tokenizer: Tokenizer,
+    dtype: str,
+) -> None:
+    """Write config, tokenizer and weights of a model into an existing folder."""
+    config = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
+    _write_json(folder / "config.json", config | family.config(spec) | special)
+    _write_json(folder / "generation_config.json", special)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, spec))
+    _write_shards(folder, tensors)
+
+
+def _tokenizer_config(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": spec.context,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": tokenizer.adds_bos,
+        **tokenizer.special.texts,
+    }
+    return values | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})
+
+
+def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], None]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name in transformers, one after the other."""
+    stored = {entry.ours: entry for entry in source.entries}
+    wanted = source.family.entries(source.spec)
+    prefix = source.family.prefixes[0]
+    for done, entry in enumerate(wanted):
+        whole = torch.cat([source.read(piece).float() for piece in stored[entry.ours].pieces])
+        row = 0
+        for piece in entry.pieces:
+            name = piece.name[1:] if piece.name.startswith("^") else prefix + piece.name
+            yield name, _as_stored(whole[row : row + piece.shape[0]], piece).to(dtype).contiguous()
+            row += piece.shape[0]
+        progress((done + 1) / len(wanted))
+
+
+def _as_stored(values: Tensor, piece: Piece) -> Tensor:
+    """Our layout → the file's: the inverse of `source.arrange`."""
+    if piece.offset:
+        values = values - piece.offset
+    order = piece.row_order()
+    if order is not None:
+        values = values[torch.from_numpy(np.argsort(order))]
+    return values.t() if piece.transposed else values
+
+
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, int]] = []
+    held: dict[str, Tensor] = {}
+
+    def write() -> None:
+        save_file(held, folder / f"part-{len(shards)}", metadata={"format": "pt"})
+        shards.append({name: tensor.nbytes for name, tensor in held.items()})
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and sum(each.nbytes for each in held.values()) + tensor.nbytes > SHARD:
+            write()
+        held[name] = tensor.clone()
+    write()
+    if len(shards) == 1:
+        (folder / "part-0").rename(folder / "model.safetensors")
+        return
+    names = [f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors" for place in range(len(shards))]
+    for place, name in enumerate(names):
+        (folder / f"part-{place}").rename(folder / name)
+    index = {
+        "metadata": {"total_size": sum(sum(shard.values()) for shard in shards)},
+        "weight_map": {tensor: name for shard, name in zip(shards, names, strict=True) for tensor in shard},
+    }
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
