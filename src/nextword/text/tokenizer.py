@@ -51,6 +51,9 @@ class Tokenizer:
         self._engine = engine
         self._lock = threading.Lock()  # encoding with and without specials is a switch of the engine
         self._spelling = spelling
+        unknown = self.token_id(special.texts.get("unk_token", ""))
+        self._unknown = [] if unknown is None else [unknown]
+        self._forbidden = special.control.difference(self._unknown)  # what plain text must not lead to
         self._verbatim = {id: token.content for id, token in added.items()}
         self._bytes: dict[int, bytes] = {}
         self._spelled_out: dict[int, list[int]] = {}
@@ -81,7 +84,7 @@ class Tokenizer:
         is for the output of a chat template. Raises UsageError if the text is not valid Unicode.
         """
         ids = self._encode(text, special)
-        if special or self.special.control.isdisjoint(ids):
+        if special or self._forbidden.isdisjoint(ids):
             return ids
         return [part for id in ids for part in self._as_text(id)]
 
@@ -117,6 +120,10 @@ class Tokenizer:
         id: int | None = self._engine.token_to_id(token)
         return id
 
+    def to_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json, which transformers reads."""
+        return self._engine.to_str(pretty=False)
+
     def _find_bytes(self, id: int) -> bytes:
         if id in self._verbatim:
             return self._verbatim[id].encode()
@@ -139,7 +146,7 @@ class Tokenizer:
 
     def _as_text(self, id: int) -> list[int]:
         """A control token that plain text led to (through the vocabulary itself), in smaller tokens."""
-        if id not in self.special.control:
+        if id not in self._forbidden:
             return [id]
         if id not in self._spelled_out:
             token = self._engine.id_to_token(id) or ""
@@ -148,12 +155,12 @@ class Tokenizer:
         return self._spelled_out[id]
 
     def _small(self, character: str) -> list[int]:
-        """A character as a token of its own, or as byte tokens."""
+        """A character as a token of its own, or as byte tokens, or as the unknown token."""
         id = self.token_id(character)
-        if id is not None and id not in self.special.control:
+        if id is not None and id not in self._forbidden:
             return [id]
         ids = [self.token_id(f"<0x{byte:02X}>") for byte in character.encode()]
-        return [id for id in ids if id is not None]
+        return [id for id in ids if id is not None] or self._unknown
 
 
 class StreamDecoder:
