@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError
 from .gguf import ENDS
-from .pieces import add_special, byte_level_engine, guarded, sentencepiece_engine
+from .guard import guarded
+from .pieces import add_special, byte_level_engine, sentencepiece_engine
 from .sentencepiece_model import read_sentencepiece
 from .spelling import Spelling, sentencepiece, spelling_of
 from .tokenizer import SpecialTokens, Tokenizer
@@ -59,7 +60,7 @@ def tokenizer_from_folder(path: Path | str) -> Tokenizer:
             control=control,
             stop=_stop_ids(folder, engine, ids.get("eos_token"), control),
             bos=bos,
-            adds_bos=bos is not None and _adds_bos(engine, config, bos, built.begins),
+            adds_bos=bos is not None and _adds_bos(folder, engine, config, bos, built.begins),
             texts=names,
         ),
         _templates(folder, config),
@@ -92,7 +93,7 @@ def _from_json(file: Path) -> Engine:
         content, id = token["content"], token["id"]
         if engine.token_to_id(content) != id:
             raise UsageError(
-                f"{file}: the added token {content!r} claims the id {id}, which is taken or beyond the vocabulary."
+                f"{file}: the added token {content!r} claims the id {id}: taken, or beyond the vocabulary."
             )
     return engine
 
@@ -102,8 +103,8 @@ def _from_sentencepiece(file: Path) -> _Built:
     pieces = model.pieces
     engine = guarded(file, lambda: sentencepiece_engine(pieces))
     guarded(file, lambda: add_special(engine, pieces.tokens, pieces.types))
-    ends = {"bos_token": model.bos, "eos_token": model.eos}
-    names = {name: pieces.tokens[id] for name, id in ends.items() if id is not None}
+    ids = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": pieces.unknown}
+    names = {name: pieces.tokens[id] for name, id in ids.items() if id is not None}
     return _Built(engine, Spelling(sentencepiece, pieces.prefix_space), names, begins=True)
 
 
@@ -127,7 +128,9 @@ def _register(engine: Engine, config: Mapping[str, Any], names: Mapping[str, str
     from tokenizers import AddedToken
 
     more = config.get("additional_special_tokens", config.get("extra_special_tokens"))
-    contents = [*names.values(), *filter(None, map(_content, more if isinstance(more, list) else []))]
+    # The unknown token stays plain: it is what strange text rightly becomes.
+    named = [text for name, text in names.items() if name != "unk_token"]
+    contents = [*named, *filter(None, map(_content, more if isinstance(more, list) else []))]
     declared = config.get("added_tokens_decoder")
     for token in declared.values() if isinstance(declared, dict) else []:
         if isinstance(token, dict) and token.get("special"):
@@ -157,14 +160,15 @@ def _stop_ids(folder: Path, engine: Engine, eos: int | None, control: frozenset[
     return frozenset(id for id in stop if id is not None)
 
 
-def _adds_bos(engine: Engine, config: Mapping[str, Any], bos: int, begins: bool | None) -> bool:
+def _adds_bos(folder: Path, engine: Engine, config: Mapping[str, Any], bos: int, begins: bool | None) -> bool:
     says = config.get("add_bos_token")
     if isinstance(says, bool):
         return says
     if begins is not None:
         return begins
-    ids = engine.encode("", add_special_tokens=True).ids  # what the post-processor puts around a text
-    return ids[:1] == [bos]
+    # What the post-processor puts before a text:
+    ids = guarded(folder, lambda: engine.encode("", add_special_tokens=True).ids)
+    return bool(ids[:1] == [bos])
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError
-from .pieces import Pieces, PieceType, add_special, byte_level_engine, guarded, sentencepiece_engine
+from .guard import guarded
+from .pieces import Pieces, PieceType, add_special, byte_level_engine, of_type, sentencepiece_engine
 from .pretokenize import BEGINS_WITH_BOS, WHOLE_WORDS, known_or_default
 from .spelling import Spelling, byte_level, sentencepiece
 from .tokenizer import SpecialTokens, Tokenizer
@@ -109,7 +110,10 @@ def _types(facts: _Facts, count: int) -> list[int]:
 def _byte_level(facts: _Facts, tokens: list[str]) -> Engine:
     pre = known_or_default(facts.text("pre", "default"), facts.path)
     merges = _merges(facts)
-    return guarded(facts.path, lambda: byte_level_engine(tokens, merges, pre, whole_words=pre in WHOLE_WORDS))
+    return guarded(
+        facts.path,
+        lambda: byte_level_engine(tokens, merges, pre, whole_words=pre in WHOLE_WORDS),
+    )
 
 
 def _merges(facts: _Facts) -> list[tuple[str, str]]:
@@ -153,7 +157,7 @@ def _charsmap(facts: _Facts) -> bytes:
 def _special(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SpecialTokens:
     count = len(tokens)
     sentencepiece_kind = facts.text("model") != "gpt2"
-    control = frozenset(id for id, type in enumerate(types) if type == PieceType.CONTROL)
+    control = frozenset(of_type(types, PieceType.CONTROL))
     default_bos, default_eos = (1, 2) if sentencepiece_kind and {1, 2} <= control else (None, None)
     bos = facts.id("bos", count, default_bos)
     named = {name: facts.id(name, count) for name in ("eot", "eom")}

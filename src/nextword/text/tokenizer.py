@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..base import UsageError
+from .guard import guarded
 from .spelling import Spelling
 
 if TYPE_CHECKING:
@@ -133,16 +134,16 @@ class Tokenizer:
         return token.encode() if id in self.special.control else self._spelling.to_bytes(token)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        try:
+        def encode() -> list[int]:
             with self._lock:
                 if self._engine.encode_special_tokens is special:
                     self._engine.encode_special_tokens = not special
                 ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError as problem:
-            raise UsageError(
-                f"the text is not valid Unicode at character {problem.start}: half a surrogate pair."
-            ) from None
-        return ids
+            return ids
+
+        if not text.isascii():
+            _check_unicode(text)
+        return guarded(self.name, encode, "its tokenizer cannot cut this text")
 
     def _as_text(self, id: int) -> list[int]:
         """A control token that plain text led to (through the vocabulary itself), in smaller tokens."""
@@ -161,6 +162,15 @@ class Tokenizer:
             return [id]
         ids = [self.token_id(f"<0x{byte:02X}>") for byte in character.encode()]
         return [id for id in ids if id is not None] or self._unknown
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise UsageError(
+            f"the text is not valid Unicode at character {problem.start}: half a surrogate pair."
+        ) from None
 
 
 class StreamDecoder:
