@@ -138,7 +138,7 @@ class Distribution:
             raise UsageError("the model's logits hold NaN or no finite value, so nothing can be drawn; try --dtype float32")
         self._z -= self._z.max()  # before dividing: exact for any temperature, and never overflows
         self.temperature = 1.0
-        self._rank(floor=-12.0)
+        self._rank(floor=-6.0)
         for step in sampling.order:
             if step == "temperature":
                 self._heat(sampling.temperature)
@@ -153,7 +153,7 @@ class Distribution:
 
     def probabilities(self) -> tuple[Ids, Floats]:
         """All kept ids, likeliest first, and their probabilities, which sum to one."""
-        self._deepen()
+        self._sort_all()
         return self.ids, self.weights / self.total
 
     def probability(self, token: int) -> float:
@@ -165,7 +165,7 @@ class Distribution:
 
     def pick(self, u: float) -> int:
         """The token at which the cumulative probability first exceeds `u` in [0, 1)."""
-        if not self._complete and u * self.total >= self._cumulative()[-1]:
+        while not self._complete and u * self.total >= self._cumulative()[-1]:
             self._deepen()
         cumulative = self._cumulative()
         place = int(np.searchsorted(cumulative, u * self.total, side="right"))
@@ -180,6 +180,7 @@ class Distribution:
 
     def _rank(self, floor: float) -> None:
         """Sort the tokens whose logit is within `floor` of the largest; -inf sorts all."""
+        self._floor = floor
         found = np.flatnonzero(self._z >= floor)
         if found.size > self._z.size // 4:
             found, floor = np.arange(self._z.size), -np.inf
@@ -197,6 +198,10 @@ class Distribution:
         self._sums: Floats | None = None
 
     def _deepen(self) -> None:
+        """Sort a longer head; called only while tokens are left unsorted."""
+        self._rank(2 * self._floor)
+
+    def _sort_all(self) -> None:
         if not self._complete:
             self._rank(-np.inf)
 
@@ -214,24 +219,24 @@ class Distribution:
         self._weigh()
 
     def _keep_first(self, count: int) -> None:
-        if count > self.ids.size:
+        while count > self.ids.size and not self._complete:
             self._deepen()
         self._keep(self.ids[:count])
 
     def _keep_mass(self, mass: float) -> None:
-        if self._cumulative()[-1] / self.total < mass:
+        while self._cumulative()[-1] / self.total < mass and not self._complete:
             self._deepen()
         cumulative = self._cumulative()
         self._keep(self.ids[: int(np.searchsorted(cumulative / self.total, mass, side="left")) + 1])
 
     def _keep_share(self, share: float) -> None:
-        if self.weights[-1] >= share:
+        while self.weights[-1] >= share and not self._complete:
             self._deepen()
         self._keep(self.ids[self.weights >= share])  # the likeliest token weighs 1
 
     def _keep_typical(self, mass: float) -> None:
         """Tokens whose surprise is nearest to the entropy, until they hold `mass`."""
-        self._deepen()
+        self._sort_all()
         probabilities = self.weights / self.total
         with np.errstate(divide="ignore", invalid="ignore"):
             surprise = -np.log(probabilities)
