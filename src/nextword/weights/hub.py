@@ -53,5 +53,5 @@ def _unreachable(named: str, error: Exception) -> str:
     reason = " ".join(str(inner or error).split())[:160] or type(inner).__name__
     return (
         f"{named} could not be fetched ({type(error).__name__}: {reason}), and huggingface_hub's cache"
-        " does not hold it. Without a network, give a folder with config.json and .safetensors, or a .gguf file"
+        " does not hold it. Without a network, give a model's folder or a .gguf file"
     )
