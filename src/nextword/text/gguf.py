@@ -45,7 +45,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], path: Path | str = "the GGU
         spelling = Spelling(sentencepiece, strips_space=pieces.prefix_space)
     guarded(path, lambda: add_special(engine, tokens, types))
     special = _special(facts, tokens, types)
-    return Tokenizer(engine, spelling, special, _templates(metadata), name=str(path))
+    return Tokenizer(engine, spelling, special, _templates(metadata), str(path), tokens)
 
 
 class _Facts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,14 +41,18 @@ class Tokenizer:
         special: SpecialTokens,
         chat_templates: Mapping[str, str] | None = None,
         name: str = "the model",
+        tokens: Sequence[str] = (),
     ) -> None:
+        """`tokens` in order of their ids are needed only where two ids have the same token."""
         engine.no_truncation()
         engine.no_padding()
         self.name = name
         self.special = special
         self.chat_templates: Mapping[str, str] = chat_templates or {}
         added = engine.get_added_tokens_decoder()
-        self.vocabulary = max(engine.get_vocab_size(), max(added, default=-1) + 1)  # ids are below this
+        highest = max(added, default=-1)
+        self.vocabulary = max(engine.get_vocab_size(), highest + 1, len(tokens))  # ids are below this
+        self._tokens = tokens
         self._engine = engine
         self._lock = threading.Lock()  # encoding with and without specials is a switch of the engine
         self._spelling = spelling
@@ -128,7 +132,9 @@ class Tokenizer:
     def _find_bytes(self, id: int) -> bytes:
         if id in self._verbatim:
             return self._verbatim[id].encode()
-        token = self._engine.id_to_token(id) if 0 <= id < self.vocabulary else None
+        if not 0 <= id < self.vocabulary:
+            return b""
+        token = self._tokens[id] if id < len(self._tokens) else self._engine.id_to_token(id)
         if token is None:
             return b""
         return token.encode() if id in self.special.control else self._spelling.to_bytes(token)
