@@ -1,0 +1,272 @@
+"""Results as pictures for the terminal: pure functions from results to rich text, and their printing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from ..generate.display import Row, bits, label, mass, percent, rows, visible
+from ..generate.results import Alternative, Completion, NextTokens, Step
+from ..generate.sampling import Sampling
+from ._console import draws_unicode, output
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_NARROWEST, _WIDEST = 16, 40  # characters of one temperature's column
+_GAP = 2
+_PERCENT = 6
+_LONGEST_TOKEN = 18
+
+# from cold to hot: temperatures 1/4, 1/2, 1, 2, 4
+_HEAT = ("#5b8ff9", "#4cb5d0", "#63c08a", "#f2a03d", "#ec5f59")
+# from unlikely to likely
+_LIKELIHOOD = (
+    (0.5, "green3"),
+    (0.2, "chartreuse3"),
+    (0.05, "gold3"),
+    (0.01, "dark_orange3"),
+    (0.0, "indian_red"),
+)
+
+
+def print_next(distributions: Sequence[NextTokens]) -> None:
+    """Print the next-token picture on standard output."""
+    console = output()
+    console.print(next_picture(distributions, console.width, draws_unicode(console)))
+
+
+def print_probabilities(completion: Completion, sampling: Sampling) -> None:
+    """Print the table of every step's alternatives on standard output."""
+    console = output()
+    console.print(probability_table(completion, sampling, console.width, draws_unicode(console)))
+
+
+# --- the next token, at several temperatures
+
+
+def next_picture(distributions: Sequence[NextTokens], width: int, unicode: bool = True) -> Text:
+    """Bars of the next token's probabilities, one column a temperature, within `width` characters.
+
+    Bars of all columns have one scale, set by the likeliest token; the 'others' row may run off it.
+    Temperatures that do not fit beside each other go below.
+    """
+    shown = rows(distributions)
+    names = [_fit(visible(row.text, unicode), _LONGEST_TOKEN, unicode) for row in shown]
+    margin = 2 + max(map(cell_len, [*names, "90% mass"])) + _GAP
+    abreast = max(1, min(len(distributions), (width - margin + _GAP) // (_NARROWEST + _GAP)))
+    column = min(_WIDEST, (width - margin + _GAP) // abreast - _GAP)
+    picture = _prompt_line(distributions[0].prompt, width, unicode)
+    for start in range(0, len(distributions), abreast):
+        block = slice(start, start + abreast)
+        picture.append("\n\n")
+        picture.append(_block(distributions, block, shown, names, margin, max(column, _PERCENT + 2), unicode))
+    return picture
+
+
+def _prompt_line(prompt: str, width: int, unicode: bool) -> Text:
+    text = " ".join(prompt.split(" ")) if prompt.isprintable() else visible(prompt, unicode).replace("␣", " ")
+    room = max(width - 6, 8)
+    if cell_len(text) > room:
+        ellipsis = "…" if unicode else "..."
+        while cell_len(text) > room - len(ellipsis):
+            text = text[1:]
+        text = ellipsis + text
+    cursor = "▁" if unicode else "_"
+    return Text.assemble("  ", (text, "bold"), " ", (cursor, "bold blink"))
+
+
+def _block(
+    distributions: Sequence[NextTokens],
+    block: slice,
+    shown: Sequence[Row],
+    names: Sequence[str],
+    margin: int,
+    column: int,
+    unicode: bool,
+) -> Text:
+    """The lines of the temperatures in `block`."""
+    here = distributions[block]
+    colours = [heat(each.temperature) for each in here]
+    full = max((share for row in shown for share in row.shares if share is not None), default=1.0)
+    lines = [
+        _line(
+            "",
+            [Text(label(each), f"bold {colour}") for each, colour in zip(here, colours, strict=True)],
+            margin,
+            column,
+        )
+    ]
+    for name, row in zip(names, shown, strict=True):
+        cells = [
+            _cell(share, full, colour, column, unicode)
+            for share, colour in zip(row.shares[block], colours, strict=True)
+        ]
+        lines.append(_line(name, cells, margin, column))
+    listed = "others"
+    lines.append(
+        _line(listed, [_others(each, full, column, unicode) for each in here], margin, column, "dim")
+    )
+    lines.append(Text())
+    lines.append(
+        _line("entropy", [Text(f"{bits(each.entropy):.2f} bits") for each in here], margin, column, "dim")
+    )
+    lines.append(_line("", [Text(f"{each.entropy:.2f} nats", "dim") for each in here], margin, column))
+    lines.append(_line("90% mass", [Text(mass(each)) for each in here], margin, column, "dim"))
+    return Text("\n").join(lines)
+
+
+def _line(name: str, cells: Sequence[Text], margin: int, column: int, style: str = "") -> Text:
+    line = Text("  ")
+    line.append(set_cell_size(name, margin - 2), style)
+    for cell in cells:
+        cell.truncate(column, pad=True)
+        line.append(cell)
+        line.append(" " * _GAP)
+    line.rstrip()
+    return line
+
+
+def _cell(share: float | None, full: float, colour: str, column: int, unicode: bool) -> Text:
+    if share is None:
+        return Text(f"{'·' if unicode else '.':>{_PERCENT}}", "dim")
+    text = Text(f"{percent(share):>{_PERCENT}}")
+    text.append(" ")
+    text.append(bar(share / full, column - _PERCENT - 1, unicode), colour)
+    return text
+
+
+def _others(distribution: NextTokens, full: float, column: int, unicode: bool) -> Text:
+    """The mass outside the tokens shown, on their scale; an arrow where it runs off."""
+    text = Text(f"{percent(distribution.others):>{_PERCENT}} ", "dim")
+    room = column - _PERCENT - 1
+    length = math.ceil(distribution.others / full * room)
+    fill, arrow = ("░", "▸") if unicode else ("-", ">")
+    text.append(fill * length if length <= room else fill * (room - 1) + arrow, "dim")
+    return text
+
+
+def bar(share: float, room: int, unicode: bool = True) -> str:
+    """A bar of `share` (0 to 1) of `room` characters, to an eighth of one; anything above 0 is seen."""
+    if not unicode:
+        return "#" * max(round(share * room), share > 0)
+    eighths = max(round(share * room * 8), share > 0)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def heat(temperature: float) -> str:
+    """The colour of a temperature: blue when cold, green at 1, red when hot."""
+    if temperature <= 0:
+        return _HEAT[0]
+    place = round(math.log2(temperature)) + 2
+    return _HEAT[min(max(place, 0), len(_HEAT) - 1)]
+
+
+# --- every step's alternatives
+
+
+def probability_table(completion: Completion, sampling: Sampling, width: int, unicode: bool = True) -> Text:
+    """One row a step: the token, its probability by the model and as drawn, then the alternatives.
+
+    Alternatives that do not fit beside each other go on below. Numbers are percentages.
+    """
+    steps = completion.steps
+    longest = min(_LONGEST_TOKEN, width // 5)
+    names = [_fit(visible(step.token, unicode), longest, unicode) for step in steps]
+    wide = max(map(cell_len, [*names, "token"]))
+    number = len(str(len(steps)))
+    same = all(
+        math.isclose(each.probability, each.drawn, rel_tol=1e-6)
+        for step in steps
+        for each in step.alternatives
+    )
+    indent = number + wide + 2 * _PERCENT + 8
+    layout = _best_layout(steps, same, width - indent, unicode)
+    head = f"{'#':>{number}}  {set_cell_size('token', wide)}  {'model':>{_PERCENT}}  {'drawn':>{_PERCENT}}"
+    lines = [_explain_table(sampling, same, unicode), Text(f"{head}   alternatives", "bold")]
+    for place, (step, name) in enumerate(zip(steps, names, strict=True)):
+        line = Text.assemble(
+            (f"{place + 1:>{number}}  ", "dim"),
+            (set_cell_size(name, wide), "bold"),
+            f"  {percent(math.exp(step.logprob)):>{_PERCENT}}  {percent(step.drawn):>{_PERCENT}}  ",
+        )
+        items = [_alternative(each, step, same, layout.longest, unicode) for each in step.alternatives]
+        lines += _flow(line, items, layout, indent)
+    return Text("\n").join(lines)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    longest: int  # characters of an alternative's token
+    item: int  # characters of an alternative
+    abreast: int  # alternatives on one line
+
+
+def _best_layout(steps: Sequence[Step], same: bool, room: int, unicode: bool) -> _Layout:
+    """The fewest lines a step, then the longest tokens, then lines of like length."""
+    count = max((len(step.alternatives) for step in steps), default=1) or 1
+    found = []
+    for longest in (14, 11, 8):  # characters
+        items = [
+            _alternative(each, step, same, longest, unicode) for step in steps for each in step.alternatives
+        ]
+        item = max((one.cell_len for one in items), default=1)
+        lines = math.ceil(count / max(1, (room + _GAP) // (item + _GAP)))
+        found.append((lines, _Layout(longest, item, math.ceil(count / lines))))
+    return min(found, key=lambda each: each[0])[1]
+
+
+def _explain_table(sampling: Sampling, same: bool, unicode: bool) -> Text:
+    arrow, dot = ("→", "•") if unicode else (">", "*")
+    kind = "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"
+    numbers = (
+        f"% by the model (and as drawn, {kind})" if same else f"% by the model {arrow} % as drawn ({kind})"
+    )
+    return Text(f"{numbers}; {dot} chosen", "dim")
+
+
+def _flow(line: Text, items: Sequence[Text], layout: _Layout, indent: int) -> list[Text]:
+    """`line` followed by its items, in columns; what does not fit goes below."""
+    lines = []
+    for start in range(0, max(len(items), 1), layout.abreast):
+        if start:
+            line = Text(" " * indent)
+        for item in items[start : start + layout.abreast]:
+            item.truncate(layout.item, pad=True)
+            line.append(item)
+            line.append(" " * _GAP)
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+def _alternative(each: Alternative, step: Step, same: bool, longest: int, unicode: bool) -> Text:
+    chosen = each.id == step.id
+    mark = ("•" if unicode else "*") if chosen else " "
+    arrow = "→" if unicode else ">"
+    name = _fit(visible(each.text, unicode), longest, unicode)
+    numbers = _short(each.probability) + ("" if same else arrow + _short(each.drawn))
+    style = likelihood(each.probability)
+    return Text.assemble((mark + name, f"bold {style}" if chosen else style), " ", (numbers, style))
+
+
+def _short(probability: float) -> str:
+    """Percent without its sign, in two digits or so; "-" for what cannot be drawn."""
+    hundredths = 100 * probability
+    if probability <= 0:
+        return "-"
+    return f"{hundredths:.0f}" if hundredths >= 9.95 else f"{hundredths:.1f}" if hundredths >= 0.05 else "<.1"
+
+
+def likelihood(probability: float) -> str:
+    """The colour of a probability, green when likely."""
+    return next(colour for least, colour in _LIKELIHOOD if probability >= least)
+
+
+def _fit(text: str, room: int, unicode: bool) -> str:
+    if cell_len(text) <= room:
+        return text
+    ellipsis = "…" if unicode else "..."
+    return set_cell_size(text, room - len(ellipsis)).rstrip() + ellipsis

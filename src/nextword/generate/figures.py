@@ -1,0 +1,109 @@
+"""Results as figures, with matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base import RunError, UsageError, atomic_write
+from .display import bits, label, mass, percent, rows, visible
+from .results import NextTokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_HEAT = ("#3b6fd4", "#2f9fbe", "#3fa36b", "#e08a1e", "#d8453e")  # temperatures 1/4, 1/2, 1, 2, 4
+_GREY, _PALE, _INK = "#8a8f98", "#e6e8ec", "#23262b"
+
+
+def plot_next(distributions: Sequence[NextTokens], path: Path | str) -> None:
+    """Write the next-token picture, one panel a temperature, to a .svg, .png or .pdf file.
+
+    Raises UsageError for another ending, RunError without matplotlib.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png", "pdf"):
+        raise UsageError(f"{path}: a figure's name ends in .svg, .png or .pdf")
+    figure = next_figure(distributions)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format=kind, dpi=160, facecolor="white")
+
+
+def next_figure(distributions: Sequence[NextTokens]) -> Figure:
+    """The next-token picture as a matplotlib figure: bars on one scale, tokens down the side."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RunError("figures need matplotlib. Install it with: pip install 'nextword[plot]'") from None
+    shown = rows(distributions)
+    names = [*(visible(row.text) for row in shown), "others"]
+    figure = Figure(figsize=(1.3 + 2.9 * len(distributions), 1.6 + 0.29 * len(names)))
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.08)
+    panels = figure.subplots(1, len(distributions), sharey=True, squeeze=False)[0]
+    full = max((share for row in shown for share in row.shares if share is not None), default=1.0)
+    for place, (panel, distribution) in enumerate(zip(panels, distributions, strict=True)):
+        shares = [row.shares[place] for row in shown]
+        _panel(panel, distribution, shares, full)
+    panels[0].set_yticks(range(len(names)), names, fontsize=10, family="monospace", color=_INK)
+    panels[0].get_yticklabels()[-1].set_color(_GREY)
+    panels[0].invert_yaxis()
+    figure.suptitle(
+        _title(distributions[0].prompt), fontsize=13, fontweight="bold", color=_INK, x=0.02, ha="left"
+    )
+    return figure
+
+
+def _panel(panel: Axes, distribution: NextTokens, shares: Sequence[float | None], full: float) -> None:
+    colour = _colour(distribution.temperature)
+    places = range(len(shares))
+    panel.barh(places, [share or 0.0 for share in shares], height=0.72, color=colour)
+    # 'others' may be far larger than any token: it is drawn up to the edge, and its number says the rest
+    edge = full * 1.32
+    panel.barh(
+        [len(shares)],
+        [min(distribution.others, edge)],
+        height=0.72,
+        color=_PALE,
+        hatch="////",
+        edgecolor="white",
+    )
+    for place, share in zip(places, shares, strict=True):
+        text = "·" if share is None else percent(share)
+        panel.text((share or 0.0) + full * 0.02, place, text, va="center", fontsize=8.5, color=_INK)
+    inside = distribution.others > full
+    panel.text(
+        full * 0.02 + (0.0 if inside else distribution.others),
+        len(shares),
+        percent(distribution.others) + (" →" if distribution.others > edge else ""),
+        va="center",
+        fontsize=8.5,
+        color=_INK,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"} if inside else None,
+    )
+    panel.set_xlim(0, edge)
+    panel.margins(y=0.02)
+    panel.set_title(label(distribution), fontsize=12, fontweight="bold", color=colour, loc="left", pad=22)
+    entropy = f"{bits(distribution.entropy):.2f} bits ({distribution.entropy:.2f} nats)"
+    summary = f"{entropy}, 90% in {mass(distribution)}"
+    panel.text(0, 1.015, summary, transform=panel.transAxes, fontsize=8, color=_GREY, va="bottom")
+    panel.set_xticks([])
+    panel.tick_params(axis="y", length=0)
+    for side in ("top", "right", "bottom"):
+        panel.spines[side].set_visible(False)
+    panel.spines["left"].set_color(_GREY)
+
+
+def _title(prompt: str) -> str:
+    text = visible(prompt).replace("␣", " ")
+    text = text if len(text) <= 60 else "…" + text[-59:]
+    return text.replace("$", r"\$")  # matplotlib reads dollars as formulas
+
+
+def _colour(temperature: float) -> Any:
+    if temperature <= 0:
+        return _HEAT[0]
+    return _HEAT[min(max(round(math.log2(temperature)) + 2, 0), len(_HEAT) - 1)]

@@ -1,0 +1,56 @@
+"""The next-token figure: written whole, and saying what the results say."""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as xml
+
+import pytest
+
+from nextword.base import RunError, UsageError
+from nextword.generate.figures import next_figure, plot_next
+from nextword.generate.results import Alternative, NextTokens
+
+TWO = [
+    NextTokens(
+        "costs $5 or $6",
+        t,
+        (Alternative(1, " the", 0.6, p), Alternative(2, "\n", 0.2, 0.1)),
+        1.0,
+        3,
+        0.9 - p,
+        9,
+    )
+    for t, p in ((0.5, 0.8), (2.0, 0.3))
+]
+
+
+def test_the_figure_has_a_panel_a_temperature_and_a_bar_a_token():
+    figure = next_figure(TWO)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["T = 0.5", "T = 2"]
+    for panel, distribution in zip(figure.axes, TWO, strict=True):
+        widths = [patch.get_width() for patch in panel.patches]
+        assert widths[:2] == [each.drawn for each in distribution.top]
+        assert widths[2] == pytest.approx(distribution.others)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["␣the", "\\n", "others"]
+
+
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("PNG", b"\x89PNG")])
+def test_the_files_ending_chooses_the_kind(tmp_path, kind, start):
+    path = tmp_path / f"next.{kind}"
+    plot_next(TWO, path)
+    assert path.read_bytes().startswith(start)
+    if kind == "svg":
+        xml.parse(path)
+
+
+def test_another_ending_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"\.svg, \.png"):
+        plot_next(TWO, tmp_path / "next.jpeg")
+
+
+def test_without_matplotlib_the_extra_is_named_and_no_file_is_left(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RunError, match=r"pip install 'nextword\[plot\]'"):
+        plot_next(TWO, tmp_path / "next.svg")
+    assert list(tmp_path.iterdir()) == []
