@@ -7,12 +7,15 @@ import sys
 
 from setuptools import Extension, setup
 
+FOLDER = "src/nextword/native"
 kernels = Extension(
     "nextword.native._kernels",
-    sources=["src/nextword/native/kernels.c"],
-    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-pthread"],
+    sources=[f"{FOLDER}/{name}.c" for name in ("module", "pool", "packed", "floats")],
+    depends=[f"{FOLDER}/cpu.h", f"{FOLDER}/pool.h"],
+    define_macros=[("NW_WITH_PYTHON", "1")],
+    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-pthread"],
     extra_link_args=["-pthread"],
-    optional=True,
+    optional=True,  # instructions beyond the baseline are chosen at run time, so one build is right everywhere
 )
 
 setup(ext_modules=[] if sys.platform == "win32" else [kernels])

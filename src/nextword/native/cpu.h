@@ -1,0 +1,46 @@
+// Which instructions this processor has, and the ways to name them to the compiler.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define NW_X86 1
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define NW_X86 0
+#endif
+
+enum { PORTABLE = 0, LEVEL_AVX2 = 1, LEVEL_VNNI = 2 };
+
+int nw_level(void);
+
+static inline float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half >> 15) << 31, exponent = half >> 10 & 31, mantissa = half & 1023, bits;
+    if (exponent == 31) bits = sign | 0x7f800000 | mantissa << 13;
+    else if (exponent) bits = sign | (exponent + 112) << 23 | mantissa << 13;
+    else {  // zero or subnormal: mantissa * 2^-24
+        float value = (float)mantissa * 5.9604644775390625e-8f;
+        memcpy(&bits, &value, 4);
+        bits |= sign;
+    }
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+// Memory that a thread keeps for its next call; grows, and is never zeroed.
+static inline void *scratch(void **held, size_t *size, size_t wanted) {
+    if (*size < wanted) {
+        free(*held);
+        *held = NULL;
+        *size = 0;
+        if (posix_memalign(held, 64, wanted)) return NULL;
+        *size = wanted;
+    }
+    return *held;
+}

@@ -1,0 +1,70 @@
+"""The shared library: found, loaded, and told how many threads to use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "nw_level": (c_int, []),
+    "nw_force_level": (None, [c_int]),
+    "nw_set_threads": (None, [c_int]),
+    "nw_threads": (c_int, []),
+    "nw_packed_bytes": (c_int64, [c_int, c_int64, c_int64]),
+    "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_int, c_void_p]),
+    "nw_unpack": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
+    "nw_multiply": (c_int, [c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
+    "nw_linear": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
+    "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p]),
+    "nw_silu_product": (None, [c_void_p, c_int64, c_int64, c_void_p]),
+    "nw_attend": (c_int, [*[c_void_p] * 3, *[c_int64] * 2, *[c_void_p] * 3, *[c_int64] * 6, c_float, c_void_p]),
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library with its signatures set, or None where it was not built or cannot be loaded."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_kernels{suffix}")
+        if path.exists():
+            try:
+                loaded = ctypes.CDLL(str(path))
+            except OSError:
+                continue
+            for name, (result, arguments) in _SIGNATURES.items():
+                function = getattr(loaded, name)
+                function.restype, function.argtypes = result, arguments
+            loaded.nw_set_threads(_cores())
+            return loaded
+    return None
+
+
+def loaded() -> ctypes.CDLL:
+    """The library; only called where `available()`."""
+    found = library()
+    assert found is not None, "the compiled kernels are not available"
+    return found
+
+
+def available() -> bool:
+    """Whether the compiled kernels can be used in this process."""
+    return library() is not None
+
+
+def level() -> str:
+    """Which instructions the kernels use here: "portable", "avx2" or "avx512-vnni"."""
+    return ("portable", "avx2", "avx512-vnni")[loaded().nw_level()]
+
+
+def set_threads(threads: int) -> None:
+    """How many threads share the work of one operation, from the next one on. Default: this process's cores."""
+    if available():
+        loaded().nw_set_threads(threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

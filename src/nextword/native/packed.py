@@ -1,0 +1,122 @@
+"""A matrix in quantized blocks, held as GGUF stores it and multiplied without being expanded."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .library import loaded
+
+Kind = Literal["q4_0", "q4_1", "q8_0"]
+BLOCK = 32  # columns that share a scale
+_CODE = {"q4_0": 4, "q4_1": 4, "q8_0": 8}  # what kernels.c calls them
+_STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
+
+# From this many vectors on, expanding the matrix once and multiplying in float32 is faster.
+MANY = 48
+_TILE = 8 << 20  # bytes of float32 that are expanded at a time
+
+
+class PackedMatrix:
+    """A (rows, width) matrix in blocks of 32: w = scale * q (+ minimum), bit for bit as in the file.
+
+    A product rounds the activations to int8 in blocks of 32 and sums integers exactly; its cost in loss
+    is in benchmarks/quality.py. From `MANY` vectors on activations stay float32.
+    """
+
+    def __init__(self, kind: Kind, rows: int, width: int, data: Tensor) -> None:
+        self.kind, self.rows, self.width, self.data = kind, rows, width, data
+        self._code, self._address = _CODE[kind], data.data_ptr()
+
+    @classmethod
+    def pack(cls, kind: Kind, blocks: np.ndarray, width: int) -> PackedMatrix:
+        """From GGUF blocks, uint8 (rows, bytes a row). Raises ValueError if they do not make rows of `width`."""
+        if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
+            raise ValueError(f"{kind} takes uint8 rows of whole blocks of {BLOCK}, not {blocks.dtype} for width {width}")
+        rows = blocks.shape[0]
+        if blocks.shape[1] != width // BLOCK * _STORED[kind]:
+            raise ValueError(f"a {kind} row of width {width} has {width // BLOCK * _STORED[kind]} bytes, not {blocks.shape[1]}")
+        blocks = np.ascontiguousarray(blocks)
+        library, code = loaded(), _CODE[kind]
+        data = torch.empty(library.nw_packed_bytes(code, rows, width), dtype=torch.uint8)
+        library.nw_pack(code, blocks.ctypes.data, rows, width, int(kind == "q4_1"), data.data_ptr())
+        return cls(kind, rows, width, data)
+
+    @classmethod
+    def pack_float(cls, weight: Tensor) -> PackedMatrix:
+        """Round a float matrix (rows, width) to q8_0: a float16 scale and 32 bytes a block."""
+        rows, width = weight.shape
+        if width % BLOCK:
+            raise ValueError(f"width {width} is not a multiple of {BLOCK}")
+        blocks = weight.detach().float().reshape(rows, -1, BLOCK)
+        scales = (blocks.abs().amax(-1, keepdim=True) / 127).half()
+        inverse = torch.where(scales > 0, 1 / scales.float(), 0)
+        bytes_ = (blocks * inverse).round().clamp(-127, 127).to(torch.int8)
+        stored = torch.cat((scales.view(torch.uint8), bytes_.view(torch.uint8)), -1)
+        return cls.pack("q8_0", stored.reshape(rows, -1).numpy(), width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes
+
+    def __repr__(self) -> str:
+        return f"PackedMatrix({self.kind}, {self.rows} x {self.width})"
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x W^T: float32 (..., width) → (..., rows)."""
+        if x.dtype != torch.float32 or x.shape[-1] != self.width:
+            raise ValueError(f"takes float32 (..., {self.width}), not {x.dtype} {tuple(x.shape)}")
+        batch = x.numel() // self.width
+        if batch >= MANY:
+            return self._matmul_expanded(x)
+        x = x.contiguous()
+        y = torch.empty((*x.shape[:-1], self.rows))
+        if loaded().nw_multiply(self._code, self._address, self.rows, self.width, x.data_ptr(), batch, y.data_ptr()):
+            raise MemoryError(f"no memory to multiply {batch} vectors of {self.width}")
+        return y
+
+    def _matmul_expanded(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.width)
+        y = torch.empty((flat.shape[0], self.rows))
+        step = max(BLOCK, _TILE // (4 * self.width))
+        tile = torch.empty((min(step, self.rows), self.width))
+        for first in range(0, self.rows, step):
+            part = self.dequantize(first, min(first + step, self.rows), tile)
+            torch.mm(flat, part.t(), out=y[:, first : first + step]) if step >= self.rows else y[
+                :, first : first + step
+            ].copy_(flat @ part.t())
+        return y.view(*x.shape[:-1], self.rows)
+
+    def dequantize(self, first: int = 0, end: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Rows `first` to `end` as float32 (rows, width), into `out` if given (which may have more rows)."""
+        end = self.rows if end is None else end
+        if not 0 <= first <= end <= self.rows:
+            raise ValueError(f"rows {first} to {end} of {self.rows}")
+        count = end - first
+        part = torch.empty((count, self.width)) if out is None else out[:count]
+        if part.dtype != torch.float32 or not part.is_contiguous() or tuple(part.shape) != (count, self.width):
+            raise ValueError(f"out must be contiguous float32 with at least {count} rows of {self.width}")
+        loaded().nw_unpack(self._code, self._address, first, count, self.width, None, part.data_ptr())
+        return part
+
+    def rows_at(self, ids: Tensor) -> Tensor:
+        """The rows `ids` (...) as float32 (..., width). Raises IndexError for an id outside the matrix."""
+        flat = ids.reshape(-1).to(torch.int64).contiguous()
+        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
+            raise IndexError(f"a row outside 0 to {self.rows - 1} is asked for")
+        out = torch.empty((flat.numel(), self.width))
+        loaded().nw_unpack(
+            self._code, self._address, 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()
+        )
+        return out.view(*ids.shape, self.width)
+
+
+def bits_a_weight(kind: Kind) -> float:
+    """Bits a weight takes, its share of scale and minimum included."""
+    packed = 272 / 8 if _CODE[kind] == 8 else 160 / 8
+    return math.ceil(packed) * 8 / BLOCK

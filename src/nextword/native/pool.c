@@ -1,0 +1,146 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+
+#define MOST_THREADS 64
+#define SLOTS 8  // a job's slot is used again only this many jobs later
+#define SPIN_NANOSECONDS 150000
+
+typedef struct {
+    chunk_function work;
+    void *job;
+    int64_t chunks;
+    _Atomic int64_t done;
+} slot_t;
+
+static slot_t slots[SLOTS];
+static _Atomic uint64_t ticket;
+static _Atomic int sleepers, wanted = 1;
+static int started;  // workers running, the caller not counted; guarded by `one_job`
+static pthread_mutex_t one_job = PTHREAD_MUTEX_INITIALIZER, asleep = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t awake = PTHREAD_COND_INITIALIZER;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+// Take chunks of the current job until none is left.
+static void work_off(void) {
+    uint64_t t = atomic_load(&ticket);
+    for (;;) {
+        slot_t *slot = &slots[(t >> 32) % SLOTS];
+        int64_t chunk = (uint32_t)t;
+        chunk_function work = slot->work;
+        void *job = slot->job;
+        if (chunk >= slot->chunks) return;
+        // Success proves that the job has not changed since its slot was read.
+        if (atomic_compare_exchange_weak(&ticket, &t, t + 1)) {
+            work(job, chunk);
+            atomic_fetch_add(&slot->done, 1);
+            t = atomic_load(&ticket);
+        }
+    }
+}
+
+static void *worker(void *number) {
+    int mine = (int)(intptr_t)number;
+    uint64_t seen = 0;
+    for (;;) {
+        int64_t until = nanoseconds() + SPIN_NANOSECONDS;
+        for (int turns = 1; atomic_load(&ticket) >> 32 == seen; turns++) {
+            pause_briefly();
+            if (turns % 64) continue;
+            if (nanoseconds() < until) continue;
+            pthread_mutex_lock(&asleep);
+            atomic_fetch_add(&sleepers, 1);
+            while (atomic_load(&ticket) >> 32 == seen) pthread_cond_wait(&awake, &asleep);
+            atomic_fetch_sub(&sleepers, 1);
+            pthread_mutex_unlock(&asleep);
+        }
+        seen = atomic_load(&ticket) >> 32;
+        if (mine < atomic_load(&wanted)) work_off();
+    }
+    return NULL;
+}
+
+static void lock_all(void) {
+    pthread_mutex_lock(&one_job);
+    pthread_mutex_lock(&asleep);
+}
+
+static void unlock_all(void) {
+    pthread_mutex_unlock(&asleep);
+    pthread_mutex_unlock(&one_job);
+}
+
+static void forget_threads(void) {  // in a forked child the workers are gone
+    started = 0;
+    atomic_store(&sleepers, 0);
+    pthread_cond_init(&awake, NULL);
+    unlock_all();
+}
+
+static void register_fork(void) { pthread_atfork(lock_all, unlock_all, forget_threads); }
+
+static void start_workers(int threads) {
+    pthread_once(&once, register_fork);
+    while (started + 1 < threads) {
+        pthread_t thread;
+        pthread_attr_t detached;
+        pthread_attr_init(&detached);
+        pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+        int failed = pthread_create(&thread, &detached, worker, (void *)(intptr_t)(started + 1));
+        pthread_attr_destroy(&detached);
+        if (failed) return;  // fewer threads: slower, and still right
+        started++;
+    }
+}
+
+void nw_set_threads(int threads) {
+    atomic_store(&wanted, threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
+}
+
+int nw_threads(void) { return atomic_load(&wanted); }
+
+void pool_run(chunk_function work, void *job, int64_t chunks) {
+    int threads = atomic_load(&wanted);
+    if (threads == 1 || chunks == 1) {
+        for (int64_t chunk = 0; chunk < chunks; chunk++) work(job, chunk);
+        return;
+    }
+    pthread_mutex_lock(&one_job);
+    start_workers(threads);
+    uint64_t generation = (atomic_load(&ticket) >> 32) + 1;
+    slot_t *slot = &slots[generation % SLOTS];
+    slot->work = work;
+    slot->job = job;
+    slot->chunks = chunks;
+    atomic_store(&slot->done, 0);
+    atomic_store(&ticket, generation << 32);
+    if (atomic_load(&sleepers)) {
+        pthread_mutex_lock(&asleep);
+        pthread_cond_broadcast(&awake);
+        pthread_mutex_unlock(&asleep);
+    }
+    work_off();
+    for (int turns = 0; atomic_load(&slot->done) < chunks; turns++) {
+        if (turns < 2000) pause_briefly();
+        else sched_yield();
+    }
+    pthread_mutex_unlock(&one_job);
+}
