@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import sys
+from contextlib import suppress
 from datetime import datetime
 
 MEMORY, IDLE = int(sys.argv[1]), float(sys.argv[2])
@@ -78,7 +79,8 @@ def limit_cpu() -> None:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with suppress(ValueError, OSError):  # macOS knows no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     env = environment()
     waiting = b""

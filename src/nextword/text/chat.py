@@ -126,7 +126,10 @@ class _Helper:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.communicate()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            process.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -67,7 +67,7 @@ def spelling_of(engine: Engine, where: object) -> Spelling:
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
         return Spelling(byte_level)
-    if not kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
+    if not kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} or _has_expression(steps):
         strange = ", ".join(sorted(kinds))
         raise UsageError(f"{where}: its tokenizer decodes by {strange}, which is not supported.")
     strips = any(
@@ -84,13 +84,13 @@ def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     return [decoder]
 
 
+def _has_expression(steps: list[dict[str, Any]]) -> bool:
+    return any("Regex" in step.get("pattern", ()) for step in steps)
+
+
 def _replacer(steps: list[dict[str, Any]], has_bytes: bool) -> Callable[[str], bytes]:
     swaps = [(step["replacement"], " ") for step in steps if step["type"] == "Metaspace"]
-    swaps += [
-        (step["pattern"]["String"], step["content"])
-        for step in steps
-        if step["type"] == "Replace" and "String" in step["pattern"]
-    ]
+    swaps += [(step["pattern"]["String"], step["content"]) for step in steps if step["type"] == "Replace"]
 
     def to_bytes(token: str) -> bytes:
         match = _BYTE_TOKEN.fullmatch(token) if has_bytes else None

@@ -67,13 +67,14 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 
 # Far above any published file (a vocabulary of 262,144 with its merges is 15 MB), far below what hurts.
-_MAX_HEADER = 1 << 28  # bytes
+_MAX_HEADER = 1 << 26  # bytes
 _MAX_PAIRS = 1 << 16
-_MAX_TENSORS = 1 << 17
-_MAX_STRING = 1 << 24  # bytes
+_MAX_TENSORS = 1 << 16
+_MAX_STRING = 1 << 22  # bytes
 _MAX_ITEMS = 1 << 21  # array items in all metadata together
 _MAX_NAME = 1024  # bytes of a key or a tensor name
 _MAX_DEPTH = 2  # arrays of arrays, no deeper
+_MAX_NESTED = 1 << 16  # arrays in an array
 _MAX_ALIGNMENT = 1 << 20
 _FIRST_READ = 1 << 22
 
@@ -236,8 +237,8 @@ class _Reader:
             return self._strings(key, count)
         if code != _ARRAY:
             return list(self._numbers(key, code, count))
-        if depth == 1:
-            raise _Bad(f"{key!r} nests arrays deeper than {_MAX_DEPTH}")
+        if depth == 1 or count > _MAX_NESTED:
+            raise _Bad(f"{key!r} holds {count} arrays (at most {_MAX_NESTED}, and {_MAX_DEPTH} deep)")
         return [self._array(key, depth - 1) for _ in range(count)]
 
     def _numbers(self, key: str, code: int, count: int) -> tuple[Any, ...]:
