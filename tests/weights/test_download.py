@@ -421,15 +421,15 @@ def test_two_processes_fetch_once(target):
 
 def test_progress_off_a_terminal_is_lines_on_stderr(monkeypatch, target, capsys):
     monkeypatch.setattr("nextword.weights.progress.SECONDS_BETWEEN_LINES", 0.0)
-    with on_stderr("some-model", 2_000_000) as advance:
+    with on_stderr("fetching x", 2_000_000) as advance:
         advance(500_000)
         advance(1_500_000)
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = printed.err.splitlines()
-    assert lines[0] == "nextword: some-model: 2.0 MB to fetch"
-    assert lines[1:3] == [
-        "nextword: some-model: 0.5 of 2.0 MB (25%)",
-        "nextword: some-model: 2.0 of 2.0 MB (100%)",
+    assert lines[:3] == [
+        "nextword: fetching x: 2.0 MB",
+        "nextword: fetching x: 0.5 of 2.0 MB (25%)",
+        "nextword: fetching x: 2.0 of 2.0 MB (100%)",
     ]
-    assert lines[3].startswith("nextword: some-model: done in ")
+    assert lines[3].startswith("nextword: fetching x: done in ")

@@ -1,16 +1,19 @@
 """The command line: one file a verb, each loaded when it is used.
 
 `main` is the only place where an exception becomes a line on stderr and an exit code: 0 done, 1 failed at
-run time, 2 wrong usage, 130 interrupted. Nothing but the standard library is imported before it runs, so
-that Ctrl-C is met from the first moment. NEXTWORD_DEBUG=1 adds tracebacks.
+run time, 2 wrong usage, 130 interrupted. click is imported inside it, so that Ctrl-C is met from the first
+moment. NEXTWORD_DEBUG=1 adds tracebacks.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 
 __all__ = ["main"]
 
@@ -20,11 +23,13 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. `arguments` defaults to `sys.argv[1:]`."""
     try:
+        _catch_interrupts()
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         _flush()
-        return code
     except BaseException as error:
-        return _report(error)
+        code = _report(error)
+    _ignore_interrupts()  # the end must not be broken by a late Ctrl-C
+    return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -44,6 +49,46 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     return 0
+
+
+def _catch_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, except while torch is being imported: there it ends the process.
+
+    Code that runs during that import swallows exceptions, so that a raised one may vanish.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # signals belong to the main thread
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # ignored (nohup, a background job) or somebody else's
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        torch = sys.modules.get("torch")
+        half_imported = torch is None or getattr(torch.__spec__, "_initializing", False)
+        if half_imported and _is_importing(frame):
+            _end_terminal_line(show_cursor=True)
+            os._exit(_INTERRUPTED)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_interrupt)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _ignore_interrupts() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_terminal_line(show_cursor: bool = False) -> None:
+    """Leave the ^C on its own line; a progress bar may have hidden the cursor."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n" if show_cursor else b"\n")
 
 
 def _prepare_streams() -> None:
@@ -92,12 +137,9 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def _end_interrupted() -> int:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break the clean end
+    _ignore_interrupts()
     try:
-        if sys.stderr is not None and sys.stderr.isatty():
-            sys.stderr.write("\n")  # leave the ^C on its own line
+        _end_terminal_line()
         _flush()
     except OSError:
         _drop_output()

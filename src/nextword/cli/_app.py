@@ -40,8 +40,23 @@ _ENDING = """Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 130 interr
 NEXTWORD_CACHE says where models are kept, NO_COLOR turns colours off, NEXTWORD_DEBUG=1 shows tracebacks."""
 
 
-class Verbs(click.Group):
-    """A click group whose commands live in one module each."""
+class Suggesting(click.Group):
+    """A click group that keeps its commands in order and offers the nearest for one it does not know."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(f"there is no command {args[0]!r}.{closest(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+
+class Verbs(Suggesting):
+    """Commands that live in one module each, and are described without importing it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -52,14 +67,6 @@ class Verbs(click.Group):
         command = import_module(f"nextword.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in VERBS and not name.startswith("-"):
-            ctx.fail(f"there is no command {name!r}.{closest(name, VERBS)}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

