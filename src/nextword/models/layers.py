@@ -4,8 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import native
 from ..native import PackedMatrix
 from ..spec import ModelSpec
+
+
+FEW = 16  # vectors up to which the compiled product beats torch's
+
+
+def fast(x: Tensor) -> bool:
+    """Whether the compiled kernels may compute with `x`: float32 on a CPU, and no gradient wanted."""
+    return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled() and native.available()
 
 
 class Linear(nn.Linear):
@@ -13,6 +22,12 @@ class Linear(nn.Linear):
 
     def __init__(self, inner: int, outer: int, bias: bool = False) -> None:
         super().__init__(inner, outer, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() <= FEW * self.in_features and fast(x) and self.weight.dtype == torch.float32:
+            y = native.linear(x, self.weight)
+            return y if self.bias is None else y + self.bias
+        return super().forward(x)
 
 
 class Norm(nn.Module):
@@ -28,6 +43,8 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if not self.rms and spec.norm_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rms and fast(x):
+            return native.rms_norm(x, self.weight, self.eps)
         if not self.rms:
             return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import native
 from ..base import UsageError
 from ..spec import ModelSpec, RopeSpec
 from .cache import KVCache
-from .layers import Linear, Norm
+from .layers import Linear, Norm, fast
 from .rotary import rotate, tables
 
 
@@ -74,6 +75,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
         batch, time, _ = x.shape
+        if time == 1 and cache is not None and self.softcap is None and fast(x):
+            return self._step(x, where, rope, cache)
         fused = self.qkv(x).view(batch, time, -1, self.head_width)  # (batch, time, heads + 2 kv, head_width)
         turning, values = fused.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.qk_norm != "none":
@@ -86,6 +89,17 @@ class Attention(nn.Module):
             keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
         mixed = self._attend(queries, keys, values, where)
         return self.out(mixed.transpose(1, 2).reshape(batch, time, -1))
+
+    def _step(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
+        """`forward` for one new token in each row: one compiled call turns, stores and attends."""
+        fused = self.qkv(x).view(x.shape[0], -1, self.head_width)
+        if self.qk_norm != "none":
+            turning, values = fused.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+            fused = torch.cat((self._normalise(turning[:, None])[:, 0], values), 1)
+        turned = None if rope is None else (rope[0].flatten(0, 2), rope[1].flatten(0, 2))
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        mixed = native.attend(fused, turned, keys, values, cache.lengths, self.heads, self.scale, self.window)
+        return self.out(mixed[:, None])
 
     def _normalise(self, turning: Tensor) -> Tensor:
         queries, keys = turning.split((self.heads, self.kv_heads), dim=2)
@@ -141,6 +155,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.up(x)
         if self.gated:
+            if self.activation == "silu" and fast(inner):
+                return self.down(native.silu_product(inner))
             gate, inner = inner.chunk(2, -1)
             return self.down(self._activate(gate) * inner)
         return self.down(self._activate(inner))
@@ -217,6 +233,7 @@ class Transformer(nn.Module):
         """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place."""
         batch, time = tokens.shape
         where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device)
+        native.borrow_torch_threads(time > 1)
         if state is not None:
             state.reserve(where.end)
         x = self.embedding(tokens)  # (batch, time, width)

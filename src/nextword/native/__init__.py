@@ -3,7 +3,7 @@
 They are optional. `available()` says whether they were built and run here; without them torch alone computes.
 """
 
-from .library import available, level, set_threads
+from .library import available, borrow_torch_threads, level, set_threads
 from .operations import attend, linear, rms_norm, silu_product
 from .packed import PackedMatrix
 
@@ -11,6 +11,7 @@ __all__ = [
     "PackedMatrix",
     "attend",
     "available",
+    "borrow_torch_threads",
     "level",
     "linear",
     "rms_norm",

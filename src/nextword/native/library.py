@@ -14,6 +14,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_force_level": (None, [c_int]),
     "nw_set_threads": (None, [c_int]),
     "nw_threads": (c_int, []),
+    "nw_borrow_torch_threads": (None, [c_int]),
     "nw_packed_bytes": (c_int64, [c_int, c_int64, c_int64]),
     "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_int, c_void_p]),
     "nw_unpack": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
@@ -64,6 +65,16 @@ def set_threads(threads: int) -> None:
     """How many threads share the work of one operation, from the next one on. Default: this process's cores."""
     if available():
         loaded().nw_set_threads(threads)
+
+
+def borrow_torch_threads(yes: bool) -> None:
+    """Let torch's own threads do the work, as suits code in which torch's large operations alternate with ours.
+
+    The kernels' threads suit decoding, where torch itself needs one: they wake faster, and one that the system
+    takes off its core does not hold up the others. Results are the same.
+    """
+    if available():
+        loaded().nw_borrow_torch_threads(int(yes))
 
 
 def _cores() -> int:

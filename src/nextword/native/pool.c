@@ -1,5 +1,7 @@
+#define _GNU_SOURCE
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -24,6 +26,12 @@ static int started;  // workers running, the caller not counted; guarded by `one
 static pthread_mutex_t one_job = PTHREAD_MUTEX_INITIALIZER, asleep = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t awake = PTHREAD_COND_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+// torch's own threads, if it computes with GNU OpenMP. Between torch's large operations work goes to them: after
+// each the idle ones spin for milliseconds, and a second set of threads would fight them for the cores.
+typedef void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned);
+static openmp_parallel torch_threads;
+static _Atomic int borrowing;
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -54,6 +62,15 @@ static void work_off(void) {
             atomic_fetch_add(&slot->done, 1);
             t = atomic_load(&ticket);
         }
+    }
+}
+
+static void work_off_slot(void *pointer) {
+    slot_t *slot = pointer;
+    for (;;) {
+        int64_t chunk = atomic_fetch_add(&slot->done, 1);
+        if (chunk >= slot->chunks) return;
+        slot->work(slot->job, chunk);
     }
 }
 
@@ -95,10 +112,12 @@ static void forget_threads(void) {  // in a forked child the workers are gone
     unlock_all();
 }
 
-static void register_fork(void) { pthread_atfork(lock_all, unlock_all, forget_threads); }
+static void prepare(void) {
+    pthread_atfork(lock_all, unlock_all, forget_threads);
+    torch_threads = (openmp_parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+}
 
 static void start_workers(int threads) {
-    pthread_once(&once, register_fork);
     while (started + 1 < threads) {
         pthread_t thread;
         pthread_attr_t detached;
@@ -115,12 +134,20 @@ void nw_set_threads(int threads) {
     atomic_store(&wanted, threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
 }
 
+void nw_borrow_torch_threads(int yes) { atomic_store(&borrowing, yes); }
+
 int nw_threads(void) { return atomic_load(&wanted); }
 
 void pool_run(chunk_function work, void *job, int64_t chunks) {
     int threads = atomic_load(&wanted);
     if (threads == 1 || chunks == 1) {
         for (int64_t chunk = 0; chunk < chunks; chunk++) work(job, chunk);
+        return;
+    }
+    pthread_once(&once, prepare);
+    if (atomic_load(&borrowing) && torch_threads) {
+        slot_t shared = {work, job, chunks, 0};
+        torch_threads(work_off_slot, &shared, (unsigned)threads, 0);
         return;
     }
     pthread_mutex_lock(&one_job);

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import native
 from ..base import UsageError
 from ..spec import ModelSpec
 from .families import GGUF_ARCHITECTURES, Entry, Family, Piece, family
@@ -116,6 +117,9 @@ class GGUFSource:
         return tuple(info.shape) if info else None
 
     def read(self, piece: Piece) -> Tensor:
+        kind = self.kind(piece)
+        if kind in NATIVE_KINDS and len(piece.shape) == 2 and native.available():
+            return native.PackedMatrix.pack(kind, self.blocks(piece), piece.shape[1]).dequantize()  # type: ignore[arg-type]
         return arrange(torch.from_numpy(self.file.float32(piece.name)), piece)
 
     def blocks(self, piece: Piece) -> np.ndarray:
