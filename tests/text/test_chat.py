@@ -123,7 +123,7 @@ def test_a_template_that_fails_is_one_line_that_names_the_model(tokenizer, name)
 ENDLESS = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "one operation of the interpreter": "{{ 3 ** (3 ** 18) }}",
-    "exponential calls": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "exponential calls": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",  # noqa: E501
     "exponential data": "{% set ns = namespace(x=[]) %}"
     "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
 }  # fmt: skip

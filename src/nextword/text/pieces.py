@@ -134,14 +134,15 @@ def implied_merges(pieces: Pieces) -> list[tuple[str, str]]:
     A piece with a higher score merges first; among the cuts of one piece the longer left half does, as
     transformers orders them. Pieces that text cannot reach (control, byte, unknown) take no part.
     """
-    reachable = (PieceType.NORMAL, PieceType.USER_DEFINED)
-    ids = {token: id for id, token in enumerate(pieces.tokens) if pieces.types[id] in reachable}
-    ranked: list[tuple[float, int, int, int, int, str, str]] = []
-    for token, id in ids.items():
-        priority = id if pieces.merges_by_position else -pieces.scores[id]
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                ranked.append((priority, -cut, cut - len(token), ids[left], ids[right], left, right))
-    ranked.sort()
-    return [(entry[5], entry[6]) for entry in ranked]
+    ids = sorted(of_type(pieces.types, PieceType.NORMAL) + of_type(pieces.types, PieceType.USER_DEFINED))
+    tokens, scores = pieces.tokens, pieces.scores
+    known = {tokens[id] for id in ids}
+    cuts = [
+        (id, cut)
+        for id in ids
+        for cut in range(len(tokens[id]) - 1, 0, -1)
+        if tokens[id][:cut] in known and tokens[id][cut:] in known
+    ]
+    if not pieces.merges_by_position:
+        cuts.sort(key=lambda at: (-scores[at[0]], -at[1], at[1] - len(tokens[at[0]])))
+    return [(tokens[id][:cut], tokens[id][cut:]) for id, cut in cuts]
