@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..base import UsageError
+from ._names import complete_model
 
 if TYPE_CHECKING:
     from ..generate import LanguageModel
@@ -44,6 +45,7 @@ model_options = _stack(
         default=DEFAULT_MODEL,
         show_default=True,
         metavar="NAME",
+        shell_complete=complete_model,
         help="A name from `nextword models list`, a Hugging Face folder, a .gguf file, or hf:owner/name.",
     ),
     click.option(

@@ -8,25 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..base import UsageError
 from ._app import Suggesting
+from ._names import complete_model
 
 if TYPE_CHECKING:
     from ..weights.catalogue import CatalogueEntry
     from ..weights.stored import Stored
-
-
-def _complete_name(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    from ..weights.catalogue import CATALOGUE
-
-    names = [entry for entry in CATALOGUE if entry.name.startswith(typed)]
-    if names:
-        return [
-            CompletionItem(entry.name, help=f"{_count(entry.parameters)}, {entry.licence}") for entry in names
-        ]
-    return [CompletionItem(typed, type="file")]
 
 
 @click.group(name="models", cls=Suggesting, invoke_without_command=True)
@@ -145,7 +134,7 @@ def _count(parameters: int) -> str:
 
 
 @command.command(short_help="Fetch models before they are needed.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_complete_name)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
 def pull(names: tuple[str, ...]) -> None:
     """Fetch models before they are needed: names of the list, or hf:owner/name[@revision].
 
@@ -163,7 +152,7 @@ def pull(names: tuple[str, ...]) -> None:
 
 
 @command.command(short_help="Delete a fetched model.")
-@click.argument("name", shell_complete=_complete_name)
+@click.argument("name", shell_complete=complete_model)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def remove(name: str, yes: bool) -> None:
     """Delete a fetched model from the cache. Asks first."""
@@ -185,7 +174,7 @@ def remove(name: str, yes: bool) -> None:
 
 
 @command.command(short_help="Write a model as a safetensors folder.")
-@click.argument("model", shell_complete=_complete_name)
+@click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
