@@ -40,6 +40,8 @@ class ExpertsSpec:
     shared: int = 0  # experts that every token passes through
     shared_width: int = 0  # inner width of one shared expert; 0 means `width`
     dense_layers: int = 0  # leading layers that keep a plain MLP
+    shared_gate: bool = False  # the shared expert is weighed by a gate of its own (Qwen2-MoE)
+    correction_bias: bool = False  # a bias an expert steers the routing (DeepSeek-V3)
 
 
 @dataclass(frozen=True)

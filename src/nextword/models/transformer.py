@@ -260,8 +260,9 @@ class Transformer(nn.Module):
         if self.spec.position != "rotary":
             return None
         if rope not in self._tables or self._tables[rope][0].shape[0] < where.end:
-            cosine, sine = tables(rope, self.spec.head_width, max(2 * where.end, 1024))
-            self._tables[rope] = (cosine.to(where.device), sine.to(where.device))
+            with torch.inference_mode(False):  # made while generating, they must still serve training
+                cosine, sine = tables(rope, self.spec.head_width, max(2 * where.end, 1024))
+                self._tables[rope] = (cosine.to(where.device), sine.to(where.device))
         cosine, sine = self._tables[rope]
         if where.even:
             return cosine[None, where.start : where.end, None].to(dtype), sine[None, where.start : where.end, None].to(dtype)
