@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nextword.base import UsageError
-from nextword.text import Tokenizer, tokenizer_from_gguf
+from nextword.text import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from nextword.weights.gguf import GGUFFile
 
 ORACLE = json.loads((Path(__file__).parent.parent / "oracles" / "llama_cpp_ids.json").read_text())
@@ -199,3 +199,33 @@ def test_tokens_that_come_twice_are_survived():
     assert tokenizer.encode("hello") == tokenizer_from_gguf(small()).encode("hello")
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
     assert tokenizer.vocabulary == len(tokens)
+
+
+def saved(tokenizer: Tokenizer, folder: Path) -> Path:
+    """The tokenizer as the folder of a converted model holds it."""
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.special.texts}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_tokenizer_written_as_json_is_the_same_for_us_and_for_transformers(tmp_path, smollm2):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(saved(smollm2, tmp_path))
+    again = tokenizer_from_folder(tmp_path)
+    for text, plain, special in zip(
+        TEXTS, ORACLE["smollm2"]["text"], ORACLE["smollm2"]["special"], strict=True
+    ):
+        assert theirs(text)["input_ids"] == again.encode(text, special=True) == special
+        assert again.encode(text) == plain
+    assert (again.bos_id, again.adds_bos, again.stop_ids) == (smollm2.bos_id, False, smollm2.stop_ids)
+
+
+def test_a_tokenizer_written_as_json_says_whether_texts_begin_with_bos(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer_from_gguf(small(pre="llama-bpe"))
+    theirs = AutoTokenizer.from_pretrained(saved(tokenizer, tmp_path))
+    assert tokenizer_from_folder(tmp_path).adds_bos
+    assert theirs("a b")["input_ids"] == [tokenizer.bos_id, *tokenizer.encode("a b")]

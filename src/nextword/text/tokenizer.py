@@ -130,8 +130,24 @@ class Tokenizer:
         return id
 
     def to_json(self) -> str:
-        """The tokenizer as the text of a tokenizer.json, which transformers reads."""
-        return self._engine.to_str(pretty=False)
+        """The text of a tokenizer.json, which the tokenizers library and transformers open.
+
+        Where the model expects a beginning-of-text token, the file says so in its post-processor.
+        """
+        from tokenizers import Tokenizer as Engine
+        from tokenizers.processors import TemplateProcessing
+
+        text: str = self._engine.to_str(pretty=False)
+        bos = self.bos_id
+        if bos is None or not self.adds_bos or self._engine.post_processor is not None:
+            return text
+        engine = Engine.from_str(text)
+        name = engine.id_to_token(bos)
+        engine.post_processor = TemplateProcessing(
+            single=[name, "$A"], pair=[name, "$A", name, "$B"], special_tokens=[(name, bos)]
+        )
+        whole: str = engine.to_str(pretty=False)
+        return whole
 
     def _find_bytes(self, id: int) -> bytes:
         if id in self._verbatim:
