@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from ..base import UsageError
 from .families import Piece, family
+from .json_file import read_json
 from .source import arrange, check_entries, check_layers
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
 
 _KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
-_LARGEST_JSON = 64 << 20  # bytes; real configs and indexes are far smaller
 
 
 class FolderSource:
@@ -78,21 +77,6 @@ class FolderSource:
         from ..text import tokenizer_from_folder
 
         return tokenizer_from_folder(self.path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of sensible size. Raises UsageError that names the file and the fault."""
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes is too large for a configuration")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path.parent}: no {path.name} there. A model folder holds config.json and safetensors") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: holds a JSON {type(data).__name__}, not an object")
-    return data
 
 
 def _open_all(path: Path) -> list[safe_open]:

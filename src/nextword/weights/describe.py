@@ -1,0 +1,198 @@
+"""What a model file or folder says of itself, read from headers alone. No torch here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from .json_file import read_json
+
+if TYPE_CHECKING:
+    from ..text import Tokenizer
+
+_LARGEST_HEADER = 100 << 20  # bytes; the limit of safetensors itself
+_TOKENIZER_KINDS = {
+    "gpt2": "byte-level BPE",
+    "llama": "SentencePiece BPE",
+    "t5": "SentencePiece unigram",
+    "BPE": "BPE",
+    "Unigram": "SentencePiece unigram",
+    "WordPiece": "WordPiece",
+    "WordLevel": "word level",
+}
+
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as it lies in the file; `shape` is (out, in), `kind` like "q4_1", "f32", "bf16"."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class StoredKind:
+    """All tensors of one kind together."""
+
+    kind: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """The tokenizer in words: special tokens by their text, None where there is none."""
+
+    kind: str
+    vocabulary: int
+    begins: str | None
+    adds_beginning: bool
+    ends: tuple[str, ...]
+    chat_template: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as its files describe it. `spec` is None, with the reason, for what nextword does not run."""
+
+    path: Path
+    title: str | None
+    licence: str | None
+    architecture: str
+    spec: ModelSpec | None
+    not_run: str | None
+    tensors: tuple[StoredTensor, ...]
+    tokenizer: TokenizerFacts | None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the file's tensors."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors alone."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    def kinds(self) -> list[StoredKind]:
+        """Quantization and precision, the kind with the most bytes first."""
+        groups: dict[str, list[StoredTensor]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(tensor.kind, []).append(tensor)
+        sums = (
+            StoredKind(kind, len(group), sum(t.parameters for t in group), sum(t.bytes for t in group))
+            for kind, group in groups.items()
+        )
+        return sorted(sums, key=lambda each: -each.bytes)
+
+
+def describe(path: Path) -> Description:
+    """Describe a .gguf file or a Hugging Face folder. Raises UsageError for files that are broken."""
+    return _describe_folder(path) if path.is_dir() else _describe_gguf(path)
+
+
+def _describe_gguf(path: Path) -> Description:
+    from ..plan.configs import spec_from_gguf_metadata
+    from ..text import tokenizer_from_gguf
+    from .gguf import GGUFFile
+
+    with GGUFFile.open(path) as file:
+        metadata = file.metadata
+        tensors = tuple(StoredTensor(t.name, t.kind, t.shape, t.nbytes) for t in file.tensors.values())
+        architecture = file.architecture
+    spec, problem = _tried(
+        lambda: spec_from_gguf_metadata(metadata, tied=all(t.name != "output.weight" for t in tensors))
+    )
+    kind = str(metadata.get("tokenizer.ggml.model", ""))
+    return Description(
+        path=path,
+        title=_text(metadata.get("general.name")),
+        licence=_text(metadata.get("general.license")),
+        architecture=architecture,
+        spec=spec,
+        not_run=problem,
+        tensors=tensors,
+        tokenizer=_tried(lambda: _facts(tokenizer_from_gguf(metadata, path), kind))[0],
+    )
+
+
+def _describe_folder(path: Path) -> Description:
+    from ..plan.configs import spec_from_config
+    from ..text import tokenizer_from_folder
+
+    config = read_json(path / "config.json")
+    spec, problem = _tried(lambda: spec_from_config(config))
+    return Description(
+        path=path,
+        title=_text(config.get("_name_or_path")),
+        licence=None,
+        architecture=str(config.get("model_type", "")),
+        spec=spec,
+        not_run=problem,
+        tensors=tuple(t for file in sorted(path.glob("*.safetensors")) for t in _safetensors(file)),
+        tokenizer=_tried(lambda: _facts(tokenizer_from_folder(path), _folder_kind(path)))[0],
+    )
+
+
+def _tried(make: Callable[[], Made]) -> tuple[Made | None, str | None]:
+    """What `make` returns, or None and the reason: a part that is missing must not hide the rest."""
+    try:
+        return make(), None
+    except UsageError as error:
+        return None, str(error)
+
+
+def _facts(tokenizer: Tokenizer, kind: str) -> TokenizerFacts:
+    return TokenizerFacts(
+        kind=_TOKENIZER_KINDS.get(kind, kind or "unknown kind"),
+        vocabulary=tokenizer.vocabulary,
+        begins=None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+        adds_beginning=tokenizer.adds_bos,
+        ends=tuple(tokenizer.token_text(token) for token in sorted(tokenizer.stop_ids)),
+        chat_template=tokenizer.chat_template is not None,
+    )
+
+
+def _folder_kind(path: Path) -> str:
+    file = path / "tokenizer.json"
+    if not file.exists():
+        return "llama" if (path / "tokenizer.model").exists() else "BPE"
+    described = read_json(file)
+    kind = str((described.get("model") or {}).get("type", ""))
+    return "gpt2" if kind == "BPE" and "ByteLevel" in json.dumps(described.get("pre_tokenizer")) else kind
+
+
+def _safetensors(file: Path) -> Iterator[StoredTensor]:
+    """The tensors that a safetensors file's header lists: 8 bytes of length, then JSON."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 0 < length <= min(_LARGEST_HEADER, file.stat().st_size - 8):
+                raise ValueError(f"its header says {length} bytes")
+            header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        for name, tensor in header.items():
+            begin, end = map(int, tensor["data_offsets"])
+            yield StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def _text(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) else None
