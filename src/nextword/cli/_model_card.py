@@ -1,0 +1,156 @@
+"""A model's description as text for the terminal and as JSON: pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..spec import ModelSpec
+from ..weights.describe import Description, TokenizerFacts
+
+
+def model_card(name: str, origin: str, described: Description, every_tensor: bool) -> RenderableType:
+    """Everything `nextword models show` prints of a model that is here."""
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, value in _facts(origin, described):
+        facts.add_row(label, value)
+    parts: list[RenderableType] = [
+        Text(name, "bold"),
+        facts,
+        Text(),
+        _parts_table(described),
+        Text(),
+        _kinds_table(described),
+    ]
+    if every_tensor:
+        parts += [Text(), _tensor_table(described)]
+    return Group(*parts)
+
+
+def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "name": name,
+        "from": origin,
+        "path": str(described.path),
+        "title": described.title,
+        "licence": described.licence,
+        "architecture": described.architecture,
+        "runs": described.not_run is None,
+        "not_run_because": described.not_run,
+        "spec": described.spec.to_dict() if described.spec else None,
+        "parameters": described.parameters,
+        "parameters_by_part": described.parts(),
+        "bytes": described.bytes,
+        "kinds": [asdict(kind) for kind in described.kinds()],
+        "tokenizer": asdict(described.tokenizer) if described.tokenizer else None,
+        "tensors": [asdict(tensor) for tensor in described.tensors],
+    }
+
+
+def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
+    spec = described.spec
+    return [
+        ("from", origin),
+        ("path", str(described.path)),
+        *([("title", described.title)] if described.title else []),
+        ("licence", described.licence or "not said in the files"),
+        ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
+        *([("runs", f"no: {described.not_run}")] if described.not_run else []),
+        *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
+        (
+            "tokenizer",
+            _tokenizer(described.tokenizer) if described.tokenizer else "none that nextword can build",
+        ),
+    ]
+
+
+def _architecture(spec: ModelSpec) -> str:
+    grouped = f" ({spec.kv_heads} for keys and values)" if spec.kv_heads != spec.heads else ""
+    positions = {
+        "rotary": f"rotary positions, theta {spec.rope.theta:,.0f}",
+        "learned": "learned positions",
+        "none": "",
+    }
+    said = [
+        f"{spec.layers} layers",
+        f"width {spec.width:,}",
+        f"{spec.heads} heads of {spec.head_width}{grouped}",
+        f"{spec.mlp} MLP of {spec.mlp_width:,} ({spec.activation})",
+        {"rms": "RMS norm", "layer": "layer norm"}[spec.norm],
+        positions[spec.position] + (f", {spec.rope.scaling} scaling" if spec.rope.scaling != "none" else ""),
+        "head tied to the embedding" if spec.tied else "head of its own",
+    ]
+    if spec.qk_norm != "none":
+        said.append("norms of queries and keys")
+    if spec.parallel:
+        said.append("attention and MLP in parallel")
+    return ", ".join(part for part in said if part)
+
+
+def _window(spec: ModelSpec) -> str:
+    windows = [window for window in spec.windows if window]
+    return f"; {len(windows)} of {spec.layers} layers look back {max(windows):,}" if windows else ""
+
+
+def _tokenizer(facts: TokenizerFacts) -> str:
+    said = [facts.kind, f"{facts.vocabulary:,} tokens"]
+    if facts.begins is not None:
+        said.append(
+            f"texts begin with {facts.begins}" if facts.adds_beginning else "texts begin without a mark"
+        )
+    if facts.ends:
+        said.append(f"ends with {' or '.join(facts.ends)}")
+    said.append("with a chat template" if facts.chat_template else "without a chat template")
+    return ", ".join(said)
+
+
+def _parts_table(described: Description) -> Table:
+    table = _table("parameters", "", "share")
+    whole = max(described.parameters, 1)
+    tied = described.spec is not None and described.spec.tied
+    for part, count in described.parts().items():
+        shown = "embedding, also the head" if part == "embedding" and tied else part
+        table.add_row(shown, f"{count:,}", f"{100 * count / whole:.1f}%")
+    table.add_row("all", f"{described.parameters:,}", "100.0%", style="bold")
+    return table
+
+
+def _kinds_table(described: Description) -> Table:
+    table = _table("stored as", "tensors", "parameters", "bytes", "bits each")
+    for kind in described.kinds():
+        bits = 8 * kind.bytes / max(kind.parameters, 1)
+        table.add_row(
+            kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", f"{kind.bytes:,}", f"{bits:.2f}"
+        )
+    bits = 8 * described.bytes / max(described.parameters, 1)
+    row = (
+        "all",
+        f"{len(described.tensors):,}",
+        f"{described.parameters:,}",
+        f"{described.bytes:,}",
+        f"{bits:.2f}",
+    )
+    table.add_row(*row, style="bold")
+    return table
+
+
+def _tensor_table(described: Description) -> Table:
+    table = _table("tensor", "stored as", "shape", "bytes")
+    for tensor in described.tensors:
+        table.add_row(tensor.name, tensor.kind, " x ".join(map(str, tensor.shape)), f"{tensor.bytes:,}")
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
