@@ -9,8 +9,8 @@ import numpy as np
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from ..weights import Dtype, Loaded
-from ..weights import load as load_weights
+from ..weights.load import Dtype, Loaded
+from ..weights.load import load as load_weights  # the package's own name `load` is the module by now
 from .engine import Engine, Limits
 from .results import Alternative, Completion, NextTokens, ScoredText, Step, TokenLogprob
 from .sampling import Distribution, Sampling, adjust, log_softmax
