@@ -181,6 +181,12 @@ def test_the_table_says_each_number_once_where_nothing_was_changed():
     assert "→" not in table
 
 
+def test_a_greedy_table_shows_the_models_numbers_alone():
+    table = probability_table(_completion(1.0), Sampling(temperature=0), 200).plain
+    assert "greedy" in table
+    assert "→" not in table
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 160])
 def test_the_table_fits_its_width_and_loses_no_alternative(width):
     lines = probability_table(_completion(0.5), Sampling(temperature=0.5), width).plain.splitlines()

@@ -177,7 +177,7 @@ def probability_table(completion: Completion, sampling: Sampling, width: int, un
     names = [_fit(visible(step.token, unicode), longest, unicode) for step in steps]
     wide = max(map(cell_len, [*names, "token"]))
     number = len(str(len(steps)))
-    same = all(
+    same = sampling.greedy or all(
         math.isclose(each.probability, each.drawn, rel_tol=1e-6)
         for step in steps
         for each in step.alternatives
@@ -220,10 +220,12 @@ def _best_layout(steps: Sequence[Step], same: bool, room: int, unicode: bool) ->
 
 def _explain_table(sampling: Sampling, same: bool, unicode: bool) -> Text:
     arrow, dot = ("→", "•") if unicode else (">", "*")
-    kind = "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"
-    numbers = (
-        f"% by the model (and as drawn, {kind})" if same else f"% by the model {arrow} % as drawn ({kind})"
-    )
+    if sampling.greedy:
+        numbers = "% by the model (greedy: the likeliest is taken)"
+    elif same:
+        numbers = "% by the model, and as drawn"
+    else:
+        numbers = f"% by the model {arrow} % as drawn (temperature {sampling.temperature:g})"
     return Text(f"{numbers}; {dot} chosen", "dim")
 
 
