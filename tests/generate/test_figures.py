@@ -44,13 +44,33 @@ def test_the_files_ending_chooses_the_kind(tmp_path, kind, start):
         xml.parse(path)
 
 
-def test_another_ending_is_refused(tmp_path):
+def test_another_ending_and_a_missing_folder_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"\.svg, \.png"):
         plot_next(TWO, tmp_path / "next.jpeg")
+    with pytest.raises(UsageError, match="there is no folder"):
+        plot_next(TWO, tmp_path / "no" / "next.svg")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_the_extra_is_named_and_no_file_is_left(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_a_disk_that_is_full_names_the_file(monkeypatch, tmp_path):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(RunError, match=r"next\.svg: cannot be written \(No space left on device\)"):
+        plot_next(TWO, tmp_path / "next.svg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_with_dollars_are_text_and_no_formula(tmp_path):
+    dollars = [NextTokens("$x$ and $", 1.0, (Alternative(1, " $$\\frac$", 0.6, 0.6),), 1.0, 3, 0.4, 9)]
+    plot_next(dollars, tmp_path / "next.png")
+    assert (tmp_path / "next.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "matplotlib.figure"])
+def test_without_matplotlib_the_extra_is_named_and_no_file_is_left(monkeypatch, tmp_path, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(RunError, match=r"pip install 'nextword\[plot\]'"):
         plot_next(TWO, tmp_path / "next.svg")
     assert list(tmp_path.iterdir()) == []

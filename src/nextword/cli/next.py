@@ -39,8 +39,10 @@ def command(prompt: str | None, file: str | None, temperatures: str, **options: 
     heats = _numbers(temperatures)
     settings = sampling_settings(options)
     plot = options["plot"]
-    if plot is not None and not plot.lower().endswith((".svg", ".png")):
-        raise UsageError(f"--plot {plot}: write to a name that ends in .svg or .png")
+    if plot is not None:
+        from ..generate.figures import check_plot
+
+        check_plot(plot)
     text = read_prompt(prompt, file)
     model = load_model(options["model"], options["dtype"], options["device"])
     distributions = model.next_tokens_at(text, heats, options["top"], **settings)
