@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +42,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (batch, spec.kv_heads, _whole_blocks(capacity), spec.head_width)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+        where = torch.device(device)
+        self.keys = [_zeros(shape, dtype, where) for _ in range(spec.layers)]
+        self.values = [_zeros(shape, dtype, where) for _ in range(spec.layers)]
         self.lengths = [0] * batch
 
     @property
@@ -62,7 +65,7 @@ class KVCache:
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 batch, heads, used, width = old.shape
-                grown = old.new_zeros((batch, heads, capacity, width))
+                grown = _zeros((batch, heads, capacity, width), old.dtype, old.device)
                 grown[:, :, :used] = old
                 tensors[layer] = grown
 
@@ -107,6 +110,13 @@ class KVCache:
         chosen.values = [tensor.index_select(0, index) for tensor in self.values]
         chosen.lengths = [self.lengths[row] for row in rows]
         return chosen
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take memory only when written to, on a CPU: the system hands out untouched pages as zeros."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def _whole_blocks(positions: int) -> int:

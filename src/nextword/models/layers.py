@@ -23,11 +23,23 @@ class Linear(nn.Linear):
     def __init__(self, inner: int, outer: int, bias: bool = False) -> None:
         super().__init__(inner, outer, bias)
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() <= FEW * self.in_features and fast(x) and self.weight.dtype == torch.float32:
             y = native.linear(x, self.weight)
             return y if self.bias is None else y + self.bias
         return super().forward(x)
+
+
+class Embedding(nn.Embedding):
+    """A row for each token. On the meta device nothing is drawn: that alone would import all of torch's compiler."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Norm(nn.Module):

@@ -12,7 +12,7 @@ from .. import native
 from ..base import UsageError
 from ..spec import ModelSpec, RopeSpec
 from .cache import KVCache
-from .layers import Linear, Norm, fast
+from .layers import Embedding, Linear, Norm, fast
 from .rotary import rotate, tables
 
 
@@ -195,8 +195,8 @@ class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embedding = nn.Embedding(spec.vocabulary, spec.width)
-        self.positions = nn.Embedding(spec.context, spec.width) if spec.position == "learned" else None
+        self.embedding = Embedding(spec.vocabulary, spec.width)
+        self.positions = Embedding(spec.context, spec.width) if spec.position == "learned" else None
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
         self.norm = Norm(spec, spec.width)
         self.head = Linear(spec.width, spec.vocabulary, spec.head_bias)
@@ -231,9 +231,12 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
         """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place."""
+        with native.threads_for(tokens.numel()):
+            return self._hidden(tokens, state, lengths)
+
+    def _hidden(self, tokens: Tensor, state: KVCache | None, lengths: Sequence[int] | None) -> Tensor:
         batch, time = tokens.shape
         where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device)
-        native.borrow_torch_threads(time > 1)
         if state is not None:
             state.reserve(where.end)
         x = self.embedding(tokens)  # (batch, time, width)
@@ -251,7 +254,8 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., vocabulary) from `hidden` (..., width)."""
-        logits = self.head(hidden).float()
+        with native.threads_for(hidden.numel() // self.spec.width):
+            logits = self.head(hidden).float()
         cap = self.spec.logit_softcap
         return cap * torch.tanh(logits / cap) if cap is not None else logits
 

@@ -3,7 +3,7 @@
 They are optional. `available()` says whether they were built and run here; without them torch alone computes.
 """
 
-from .library import available, borrow_torch_threads, level, set_threads
+from .library import available, level, set_threads, threads_for
 from .operations import attend, linear, rms_norm, silu_product
 from .packed import PackedMatrix
 
@@ -11,10 +11,10 @@ __all__ = [
     "PackedMatrix",
     "attend",
     "available",
-    "borrow_torch_threads",
     "level",
     "linear",
     "rms_norm",
     "set_threads",
     "silu_product",
+    "threads_for",
 ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+MANY = 48  # vectors from which on expanding a packed matrix once and multiplying in float32 is faster
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),
@@ -67,14 +71,31 @@ def set_threads(threads: int) -> None:
         loaded().nw_set_threads(threads)
 
 
-def borrow_torch_threads(yes: bool) -> None:
-    """Let torch's own threads do the work, as suits code in which torch's large operations alternate with ours.
+@contextmanager
+def threads_for(vectors: int) -> Iterator[None]:
+    """Share the cores between torch's threads and the kernels', for a pass over `vectors` positions.
 
-    The kernels' threads suit decoding, where torch itself needs one: they wake faster, and one that the system
-    takes off its core does not hold up the others. Results are the same.
+    With few, torch's operations are too small to share out, and its idle threads would only take the cores from
+    the kernels': torch gets one thread, the kernels their own, which wake faster and of which one that the
+    system takes off its core does not hold up the others. With many, torch's large products alternate with
+    the kernels', which then borrow torch's threads. Results are the same.
     """
-    if available():
-        loaded().nw_borrow_torch_threads(int(yes))
+    if not available():
+        yield
+        return
+    import torch
+
+    few = vectors < MANY
+    loaded().nw_borrow_torch_threads(int(not few))
+    before = torch.get_num_threads()
+    if few:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if few:
+            torch.set_num_threads(before)
+        loaded().nw_borrow_torch_threads(0)
 
 
 def _cores() -> int:

@@ -23,35 +23,49 @@ int64_t nw_packed_bytes(int kind, int64_t rows, int64_t width) {
 
 // ---- packing: rows of GGUF blocks -> groups. `minimum` 0: the source has none and w = scale * (nibble - 8).
 
-void nw_pack(int kind, const uint8_t *source, int64_t rows, int64_t width, int minimum, uint8_t *out) {
-    int64_t blocks = width / 32, stride = kind == Q8 ? 34 : minimum ? 20 : 18;
-    memset(out, 0, (size_t)nw_packed_bytes(kind, rows, width));
-    for (int64_t row = 0; row < rows; row++) {
-        uint8_t *group = out + row / 8 * blocks * block_bytes(kind);
-        int64_t lane = row % 8;
-        for (int64_t b = 0; b < blocks; b++, group += block_bytes(kind)) {
-            const uint8_t *from = source + (row * blocks + b) * stride;
-            memcpy(group + 2 * lane, from, 2);
-            if (kind == Q8) {
-                for (int j = 0; j < 8; j++) memcpy(group + 16 + 32 * j + 4 * lane, from + 2 + 4 * j, 4);
+typedef struct {
+    int kind, minimum;
+    const uint8_t *source;
+    int64_t rows, blocks;
+    uint8_t *out;
+} pack_job;
+
+// -8 times a half: the sign flips and the exponent rises by three.
+static uint16_t minus_eight_times(uint16_t half) {
+    if (!(half & 0x7fff)) return half;
+    if (half & 0x7c00) return (uint16_t)((half ^ 0x8000) + 3 * 1024);
+    uint16_t mantissa = half & 0x3ff, exponent = 0;
+    int doubled = 0;
+    while (doubled < 3 && !(mantissa & 0x400)) mantissa <<= 1, doubled++;
+    if (mantissa & 0x400) exponent = (uint16_t)(4 - doubled);
+    return (uint16_t)(((half ^ 0x8000) & 0x8000) | exponent << 10 | (mantissa & 0x3ff));
+}
+
+static void pack_group(void *pointer, int64_t group) {
+    const pack_job *job = pointer;
+    int64_t stride = job->kind == Q8 ? 34 : job->minimum ? 20 : 18, bytes = block_bytes(job->kind);
+    uint8_t *out = job->out + group * job->blocks * bytes;
+    int64_t left = job->rows - 8 * group, lanes = left < 8 ? left : 8;
+    if (lanes < 8) memset(out, 0, (size_t)(job->blocks * bytes));
+    for (int64_t b = 0; b < job->blocks; b++, out += bytes)
+        for (int64_t lane = 0; lane < lanes; lane++) {
+            const uint8_t *from = job->source + ((8 * group + lane) * job->blocks + b) * stride;
+            memcpy(out + 2 * lane, from, 2);
+            if (job->kind == Q8) {
+                for (int j = 0; j < 8; j++) memcpy(out + 16 + 32 * j + 4 * lane, from + 2 + 4 * j, 4);
                 continue;
             }
             uint16_t low;
-            memcpy(&low, from + (minimum ? 2 : 0), 2);
-            if (!minimum && low & 0x7fff) {  // -8 * scale: the sign flips, the exponent rises by three
-                if (low & 0x7c00) low = (uint16_t)((low ^ 0x8000) + 3 * 1024);
-                else {
-                    int zeros = 0;
-                    uint16_t mantissa = low & 0x3ff;
-                    while (zeros < 3 && !(mantissa & 0x400)) mantissa <<= 1, zeros++;
-                    uint16_t exponent = mantissa & 0x400 ? (uint16_t)(4 - zeros) : 0;
-                    low = (uint16_t)(((low ^ 0x8000) & 0x8000) | exponent << 10 | (mantissa & 0x3ff));
-                }
-            }
-            memcpy(group + 16 + 2 * lane, &low, 2);
-            for (int j = 0; j < 4; j++) memcpy(group + 32 + 32 * j + 4 * lane, from + (minimum ? 4 : 2) + 4 * j, 4);
+            memcpy(&low, from + (job->minimum ? 2 : 0), 2);
+            if (!job->minimum) low = minus_eight_times(low);
+            memcpy(out + 16 + 2 * lane, &low, 2);
+            for (int j = 0; j < 4; j++) memcpy(out + 32 + 32 * j + 4 * lane, from + (job->minimum ? 4 : 2) + 4 * j, 4);
         }
-    }
+}
+
+void nw_pack(int kind, const uint8_t *source, int64_t rows, int64_t width, int minimum, uint8_t *out) {
+    pack_job job = {kind, minimum, source, rows, width / 32, out};
+    pool_run(pack_group, &job, (rows + 7) / 8);
 }
 
 // ---- reading back

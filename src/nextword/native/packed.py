@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .library import loaded
+from .library import MANY, loaded
 
 Kind = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
 _CODE = {"q4_0": 4, "q4_1": 4, "q8_0": 8}  # what kernels.c calls them
 _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
 
-# From this many vectors on, expanding the matrix once and multiplying in float32 is faster.
-MANY = 48
 _TILE = 8 << 20  # bytes of float32 that are expanded at a time
 
 
