@@ -16,7 +16,7 @@ from ..text import StreamDecoder, Tokenizer
 from .results import Alternative, FinishReason, Step, Timings
 from .sampling import Distribution, Floats, Sampling, adjust, choose, fresh_seed, log_softmax
 
-CHUNK = 512  # prompt tokens forwarded at a time, so that memory does not grow with the prompt
+CHUNK = 1024  # prompt tokens forwarded at a time, so that memory does not grow with the prompt
 
 
 @dataclass(frozen=True)

@@ -91,17 +91,39 @@ void nw_linear(const float *w, int64_t rows, int64_t width, const float *x, int6
 
 // ---- y = x / sqrt(mean(x^2) + eps) * weight, a row
 
-void nw_rms_norm(const float *x, const float *weight, int64_t rows, int64_t width, float eps, float *y) {
-    for (int64_t row = 0; row < rows; row++, x += width, y += width) {
-        float part[16] = {0}, sum = 0;
+typedef struct {
+    const float *x, *weight;
+    int64_t rows, width, rows_a_chunk;
+    float eps;
+    float *y;
+} rows_job;
+
+#define CHUNK_NUMBERS 32768
+
+static void share_rows(chunk_function work, rows_job *job) {
+    job->rows_a_chunk = CHUNK_NUMBERS / job->width + 1;
+    pool_run(work, job, (job->rows + job->rows_a_chunk - 1) / job->rows_a_chunk);
+}
+
+static void rms_norm_chunk(void *pointer, int64_t chunk) {
+    const rows_job *job = pointer;
+    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = row + job->rows_a_chunk;
+    for (; row < end && row < job->rows; row++) {
+        const float *x = job->x + row * width;
+        float *y = job->y + row * width, part[16] = {0}, sum = 0;
         int64_t i = 0;
         for (; i + 16 <= width; i += 16)
             for (int j = 0; j < 16; j++) part[j] += x[i + j] * x[i + j];
         for (; i < width; i++) sum += x[i] * x[i];
         for (int j = 0; j < 16; j++) sum += part[j];
-        float factor = 1.0f / sqrtf(sum / (float)width + eps);
-        for (i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
+        float factor = 1.0f / sqrtf(sum / (float)width + job->eps);
+        for (i = 0; i < width; i++) y[i] = x[i] * factor * job->weight[i];
     }
+}
+
+void nw_rms_norm(const float *x, const float *weight, int64_t rows, int64_t width, float eps, float *y) {
+    rows_job job = {x, weight, rows, width, 0, eps, y};
+    share_rows(rms_norm_chunk, &job);
 }
 
 // ---- exp of eight numbers, Cephes' expf: within 2 units in the last place; NaN stays NaN
@@ -136,9 +158,12 @@ AVX2 static void silu_product(const float *gate, const float *up, int64_t width,
 }
 #endif
 
-// y (rows, width) = silu(x[:, :width]) * x[:, width:], x (rows, 2 width)
-void nw_silu_product(const float *x, int64_t rows, int64_t width, float *y) {
-    for (int64_t row = 0; row < rows; row++, x += 2 * width, y += width) {
+static void silu_chunk(void *pointer, int64_t chunk) {
+    const rows_job *job = pointer;
+    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = row + job->rows_a_chunk;
+    for (; row < end && row < job->rows; row++) {
+        const float *x = job->x + row * 2 * width;
+        float *y = job->y + row * width;
 #if NW_X86
         if (nw_level()) {
             silu_product(x, x + width, width, y);
@@ -147,6 +172,12 @@ void nw_silu_product(const float *x, int64_t rows, int64_t width, float *y) {
 #endif
         for (int64_t i = 0; i < width; i++) y[i] = x[i] / (1.0f + expf(-x[i])) * x[width + i];
     }
+}
+
+// y (rows, width) = silu(x[:, :width]) * x[:, width:], x (rows, 2 width)
+void nw_silu_product(const float *x, int64_t rows, int64_t width, float *y) {
+    rows_job job = {x, NULL, rows, width, 0, 0, y};
+    share_rows(silu_chunk, &job);
 }
 
 // ---- attention of one new token a row: turn query and key, store key and value, look at all that is stored

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-MANY = 48  # vectors from which on expanding a packed matrix once and multiplying in float32 is faster
+MANY = 48  # vectors from which on torch's own operations are worth sharing out
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),
@@ -77,7 +77,7 @@ def threads_for(vectors: int) -> Iterator[None]:
 
     With few, torch's operations are too small to share out, and its idle threads would only take the cores from
     the kernels': torch gets one thread, the kernels their own, which wake faster and of which one that the
-    system takes off its core does not hold up the others. With many, torch's large products alternate with
+    system takes off its core does not hold up the others. With many, torch's large operations alternate with
     the kernels', which then borrow torch's threads. Results are the same.
     """
     if not available():

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .library import MANY, loaded
+from .library import loaded
 
 Kind = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
 _CODE = {"q4_0": 4, "q4_1": 4, "q8_0": 8}  # what kernels.c calls them
 _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
 
-_TILE = 8 << 20  # bytes of float32 that are expanded at a time
 
 
 class PackedMatrix:
     """A (rows, width) matrix in blocks of 32: w = scale * q (+ minimum), bit for bit as in the file.
 
-    A product rounds the activations to int8 in blocks of 32 and sums integers exactly; its cost in loss
-    is in benchmarks/quality.py. From `MANY` vectors on activations stay float32.
+    A product rounds the activations to int8 in blocks of 32 and sums integers exactly, so that a row's result is
+    the same whatever else is in the batch. What that costs in loss is measured by benchmarks/quality.py.
     """
 
     def __init__(self, kind: Kind, rows: int, width: int, data: Tensor) -> None:
@@ -70,25 +68,11 @@ class PackedMatrix:
         if x.dtype != torch.float32 or x.shape[-1] != self.width:
             raise ValueError(f"takes float32 (..., {self.width}), not {x.dtype} {tuple(x.shape)}")
         batch = x.numel() // self.width
-        if batch >= MANY:
-            return self._matmul_expanded(x)
         x = x.contiguous()
         y = torch.empty((*x.shape[:-1], self.rows))
         if loaded().nw_multiply(self._code, self._address, self.rows, self.width, x.data_ptr(), batch, y.data_ptr()):
             raise MemoryError(f"no memory to multiply {batch} vectors of {self.width}")
         return y
-
-    def _matmul_expanded(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.width)
-        y = torch.empty((flat.shape[0], self.rows))
-        step = max(BLOCK, _TILE // (4 * self.width))
-        tile = torch.empty((min(step, self.rows), self.width))
-        for first in range(0, self.rows, step):
-            part = self.dequantize(first, min(first + step, self.rows), tile)
-            torch.mm(flat, part.t(), out=y[:, first : first + step]) if step >= self.rows else y[
-                :, first : first + step
-            ].copy_(flat @ part.t())
-        return y.view(*x.shape[:-1], self.rows)
 
     def dequantize(self, first: int = 0, end: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows `first` to `end` as float32 (rows, width), into `out` if given (which may have more rows)."""
@@ -112,9 +96,3 @@ class PackedMatrix:
             self._code, self._address, 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()
         )
         return out.view(*ids.shape, self.width)
-
-
-def bits_a_weight(kind: Kind) -> float:
-    """Bits a weight takes, its share of scale and minimum included."""
-    packed = 272 / 8 if _CODE[kind] == 8 else 160 / 8
-    return math.ceil(packed) * 8 / BLOCK
