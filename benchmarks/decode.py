@@ -50,7 +50,11 @@ def nextword_worker(dtype: str) -> dict[str, float]:
 
     model = nextword.load(MODEL, dtype=dtype)
     ids = model.encode(PROMPT)
-    settings: dict[str, Any] = {"temperature": 0, "max_tokens": NEW, "logit_bias": dict.fromkeys(model.tokenizer.stop_ids, -1e9)}
+    settings: dict[str, Any] = {
+        "temperature": 0,
+        "max_tokens": NEW,
+        "logit_bias": dict.fromkeys(model.tokenizer.stop_ids, -1e9),
+    }
     model.complete(ids, **settings)
     decode = model.engine.timings.decode_tokens_per_second
     model.complete(ids, **settings)
@@ -73,7 +77,9 @@ def transformers_worker() -> dict[str, float]:
     def generate(batch: int) -> float:
         model.generate(ids.repeat(batch, 1), max_new_tokens=4, min_new_tokens=4, do_sample=False)
         first = timed(lambda: model.generate(ids.repeat(batch, 1), max_new_tokens=1, do_sample=False))
-        whole = timed(lambda: model.generate(ids.repeat(batch, 1), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False))
+        whole = timed(
+            lambda: model.generate(ids.repeat(batch, 1), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+        )
         return batch * (NEW - 1) / (whole - first)
 
     decode = max(generate(1), generate(1))

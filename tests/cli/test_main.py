@@ -80,9 +80,7 @@ def test_completion_script_names_the_program(nextword, shell):
 
 
 def test_shell_completion_offers_verbs(nextword):
-    done = nextword(
-        env={"_NEXTWORD_COMPLETE": "bash_complete", "COMP_WORDS": "nextword co", "COMP_CWORD": "1"}
-    )
+    done = nextword(env={"_NEXTWORD_COMPLETE": "bash_complete", "COMP_WORDS": "nextword co", "COMP_CWORD": "1"})
     assert {line.split(",")[1] for line in done.stdout.splitlines()} == {"complete", "completion"}
 
 
@@ -104,9 +102,7 @@ def test_a_reader_who_leaves_early_is_no_error():
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-"])
 def test_closed_standard_streams_are_survived(closed):
-    done = subprocess.run(
-        f"{sys.executable} -m nextword --help {closed}", shell=True, capture_output=True, text=True
-    )
+    done = subprocess.run(f"{sys.executable} -m nextword --help {closed}", shell=True, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == ""
 

@@ -175,9 +175,7 @@ def test_names_are_completed_in_the_shell(nextword, alone):
         "_NEXTWORD_COMPLETE": "bash_complete",
     }
     offered = nextword(env=alone | words).stdout.split()
-    assert {line.split(",")[1] for line in offered} == {
-        e.name for e in CATALOGUE if e.name.startswith("smol")
-    }
+    assert {line.split(",")[1] for line in offered} == {e.name for e in CATALOGUE if e.name.startswith("smol")}
 
 
 def test_show_says_parameters_precision_context_and_origin(nextword, alone, fetched):

@@ -73,9 +73,7 @@ def test_the_picture_fits_its_width(width, unicode):
 
 
 def test_a_terminal_without_unicode_gets_ascii_alone():
-    assert (
-        next_picture([_distribution(1.0, prompt="né")], 80, unicode=False).plain.replace("é", "e").isascii()
-    )
+    assert next_picture([_distribution(1.0, prompt="né")], 80, unicode=False).plain.replace("é", "e").isascii()
     assert probability_table(_completion(0.7), Sampling(temperature=0.7), 80, unicode=False).plain.isascii()
 
 
@@ -104,9 +102,7 @@ def test_a_certainty_has_no_others():
 def test_a_token_that_one_temperature_does_not_list_is_a_dot_there_or_a_zero():
     mixed = rows([_distribution(0.5, 2), _distribution(2.0, 3)])
     assert mixed[2].shares[0] is None
-    cut = NextTokens(
-        "x", 1.0, _distribution(1.0, 2).top, 0.5, 2, 0.0, 5
-    )  # truncation left two, and no others
+    cut = NextTokens("x", 1.0, _distribution(1.0, 2).top, 0.5, 2, 0.0, 5)  # truncation left two, and no others
     assert rows([cut, _distribution(2.0, 3)])[2].shares[0] == 0.0
 
 

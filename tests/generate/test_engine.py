@@ -15,9 +15,7 @@ from nextword.generate.sampling import Distribution, choose, log_softmax
 from nextword.models import Transformer, build
 from nextword.spec import ModelSpec
 
-SPEC = ModelSpec(
-    "transformer", 256, 32, 3, 64, heads=4, kv_heads=2, head_width=8, mlp_width=48, windows=(0, 9, 0)
-)
+SPEC = ModelSpec("transformer", 256, 32, 3, 64, heads=4, kv_heads=2, head_width=8, mlp_width=48, windows=(0, 9, 0))
 
 
 class ByteDecoder:
@@ -55,7 +53,9 @@ def engine(model: Transformer) -> Engine:
 
 
 @torch.inference_mode()
-def slow_completion(model: Transformer, prompt: Sequence[int], count: int, sampling: Sampling, choice: int) -> list[int]:
+def slow_completion(
+    model: Transformer, prompt: Sequence[int], count: int, sampling: Sampling, choice: int
+) -> list[int]:
     """Oracle: no cache and no batch; the whole text is read again for every token."""
     tokens = list(prompt)
     for _ in range(count):

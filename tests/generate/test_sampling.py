@@ -185,7 +185,9 @@ def test_truncations_equal_the_plain_restatement(
 
 
 @given(seed=st.integers(0, 2**32), u=st.floats(0, 1, exclude_max=True), temperature=st.floats(0.05, 20))
-def test_a_draw_from_the_sorted_head_equals_a_draw_from_the_whole_order(seed: int, u: float, temperature: float) -> None:
+def test_a_draw_from_the_sorted_head_equals_a_draw_from_the_whole_order(
+    seed: int, u: float, temperature: float
+) -> None:
     z = np.random.default_rng(seed).normal(size=5000) * 6
     settings = Sampling(temperature=temperature)
     lazy, whole = Distribution(z, settings), Distribution(z, settings)

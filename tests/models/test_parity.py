@@ -47,7 +47,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {**SMALL, "rotary_pct": 0.25, "num_attention_heads": 3}),
     "gpt_neox serial": ("gpt_neox", {**SMALL, "use_parallel_residual": False}),
     "llama": ("llama", SMALL),
-    "llama tied with biases": ("llama", {**SMALL, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama tied with biases": (
+        "llama",
+        {**SMALL, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
     "llama wide heads": ("llama", {**SMALL, "head_dim": 16}),
     "llama llama3 rope": ("llama", {**SMALL, "rope_parameters": LLAMA3_ROPE}),
     "llama linear rope": (

@@ -96,9 +96,7 @@ def main() -> None:
     }
     rules = [{"names": names, **json.loads(answer)} for answer, names in groups.items()]
     answers = {"texts": TEXTS, "smollm2": smollm2, "tokens": tokens, "merges": merges, "rules": rules}
-    lines = ",\n".join(
-        f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in answers.items()
-    )
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in answers.items())
     (HERE / "llama_cpp_ids.json").write_text("{" + lines + "}\n")
 
 

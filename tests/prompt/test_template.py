@@ -48,7 +48,7 @@ def test_a_lone_brace_is_refused_with_its_place(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["{input}", "{output} {output}"])
 def test_a_template_needs_one_answer(source: str) -> None:
-    with pytest.raises(UsageError, match="exactly one {output}"):
+    with pytest.raises(UsageError, match=r"exactly one \{output\}"):
         Template.parse(source)
 
 

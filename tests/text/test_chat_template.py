@@ -49,18 +49,14 @@ def theirs(template: str, messages: list[dict[str, Any]], **extra: Any) -> str:
 
 
 @pytest.mark.parametrize("prompt", [True, False])
-@pytest.mark.parametrize(
-    "talk", [TALK, TALK[1:], TALK[1:2], TALK[:3]], ids=["all", "no system", "one", "answered"]
-)
+@pytest.mark.parametrize("talk", [TALK, TALK[1:], TALK[1:2], TALK[:3]], ids=["all", "no system", "one", "answered"])
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_templates_give_what_transformers_gives(tokenizer, name, talk, prompt):
     ours = render_chat(tokenizer, talk, add_generation_prompt=prompt, chat_template=TEMPLATES[name])
     assert ours == theirs(TEMPLATES[name], talk, add_generation_prompt=prompt)
 
 
-@pytest.mark.parametrize(
-    "extra", [{"tools": TOOLS}, {"enable_thinking": False}, {"date_string": "1 Jan 2030"}]
-)
+@pytest.mark.parametrize("extra", [{"tools": TOOLS}, {"enable_thinking": False}, {"date_string": "1 Jan 2030"}])
 @pytest.mark.parametrize("name", ["llama3", "qwen3"])
 def test_further_variables_reach_the_template(tokenizer, name, extra):
     ours = render_chat(tokenizer, TALK, chat_template=TEMPLATES[name], **extra)
@@ -123,7 +119,7 @@ def test_a_template_that_fails_is_one_line_that_names_the_model(tokenizer, name)
 ENDLESS = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "one operation of the interpreter": "{{ 3 ** (3 ** 18) }}",
-    "exponential calls": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",  # noqa: E501
+    "exponential calls": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "exponential data": "{% set ns = namespace(x=[]) %}"
     "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
 }  # fmt: skip
@@ -200,9 +196,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("end", ["leaves", "is killed"])
 def test_the_helper_goes_when_the_program_goes(end):
-    program = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    program = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with program:
         assert program.stdout is not None
         helper = int(program.stdout.readline().split()[1])
@@ -236,7 +230,5 @@ print(_helper.render("from the parent", {}, "model"))
 
 
 def test_a_forked_process_takes_a_helper_of_its_own():
-    result = subprocess.run(
-        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=60, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout == "from the parent\n"

@@ -106,9 +106,7 @@ def test_the_real_models_tokenizer_saved_as_a_folder_is_the_same(tmp_path, smoll
 def test_vocab_json_and_merges_txt_are_enough(tmp_path):
     saved = json.loads(byte_level().to_str())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(saved["vocab"]))
-    (tmp_path / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in saved["merges"])
-    )
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in saved["merges"]))
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})
     )
@@ -210,9 +208,7 @@ def test_a_tokenizer_json_that_makes_no_sense_is_refused_in_one_line(tmp_path, n
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "file", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"]
-)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"])
 def test_a_configuration_that_is_no_json_is_named(tmp_path, file):
     save(tmp_path, byte_level())
     (tmp_path / file).write_text("not json")

@@ -112,9 +112,7 @@ def test_ends_of_text_and_turn_are_stop_ids_by_key_and_by_name():
     types = [1] * len(ORACLE["tokens"]) + [3, 3, 3]
     count = len(tokens)
     named = tokens.index("<|im_end|>")
-    tokenizer = tokenizer_from_gguf(
-        small(tokens=tokens, token_type=types, eos_token_id=0, eom_token_id=count - 1)
-    )
+    tokenizer = tokenizer_from_gguf(small(tokens=tokens, token_type=types, eos_token_id=0, eom_token_id=count - 1))
     assert tokenizer.stop_ids == {0, count - 1, count - 3, named}
 
 
@@ -214,9 +212,7 @@ def test_a_tokenizer_written_as_json_is_the_same_for_us_and_for_transformers(tmp
 
     theirs = AutoTokenizer.from_pretrained(saved(smollm2, tmp_path))
     again = tokenizer_from_folder(tmp_path)
-    for text, plain, special in zip(
-        TEXTS, ORACLE["smollm2"]["text"], ORACLE["smollm2"]["special"], strict=True
-    ):
+    for text, plain, special in zip(TEXTS, ORACLE["smollm2"]["text"], ORACLE["smollm2"]["special"], strict=True):
         assert theirs(text)["input_ids"] == again.encode(text, special=True) == special
         assert again.encode(text) == plain
     assert (again.bos_id, again.adds_bos, again.stop_ids) == (smollm2.bos_id, False, smollm2.stop_ids)

@@ -155,10 +155,7 @@ def test_gemmas_ids_are_transformers(tmp_path):
     oracle = AutoTokenizer.from_pretrained(tmp_path, gguf_file="gemma.gguf")
     tokenizer = tokenizer_from_gguf(metadata)
     for text in TEXTS:
-        assert (
-            tokenizer.encode(text)
-            == oracle(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
+        assert tokenizer.encode(text) == oracle(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def test_a_text_that_goes_on_keeps_its_first_space():

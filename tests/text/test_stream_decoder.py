@@ -84,9 +84,7 @@ def test_threads_may_encode_with_and_without_special_tokens_at_once(tokenizer):
     wrong: list[bool] = []
 
     def work(special: bool) -> None:
-        wrong.extend(
-            special for _ in range(200) if tokenizer.encode(text, special=special) != expected[special]
-        )
+        wrong.extend(special for _ in range(200) if tokenizer.encode(text, special=special) != expected[special])
 
     threads = [threading.Thread(target=work, args=(number % 2 == 0,)) for number in range(4)]
     for thread in threads:

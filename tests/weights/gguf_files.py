@@ -13,9 +13,7 @@ def numbers(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
 
 
-def write(
-    path: Path, tensors: dict[str, Any], metadata: dict[str, Any] | None = None, alignment: int = 32
-) -> Path:
+def write(path: Path, tensors: dict[str, Any], metadata: dict[str, Any] | None = None, alignment: int = 32) -> Path:
     """Write `tensors`: name → float32 array, or → (quantized bytes, type); `metadata`: key → value."""
     writer = gguf.GGUFWriter(path, "llama")
     if alignment != 32:

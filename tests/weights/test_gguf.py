@@ -48,9 +48,7 @@ def test_metadata_of_every_value_type_reads_back(tmp_path):
 def test_the_real_models_metadata_is_what_the_gguf_package_reads(smollm2_path):
     with GGUFFile.open(smollm2_path) as file:
         theirs = {name: field.contents() for name, field in gguf.GGUFReader(smollm2_path).fields.items()}
-        assert file.metadata == {
-            name: value for name, value in theirs.items() if not name.startswith("GGUF.")
-        }
+        assert file.metadata == {name: value for name, value in theirs.items() if not name.startswith("GGUF.")}
 
 
 def test_the_real_models_tensors_are_what_the_gguf_package_reads(smollm2_path):
@@ -78,16 +76,12 @@ def test_the_summary_counts_the_real_model(smollm2_path):
 
 def random_blocks(kind: gguf.GGMLQuantizationType, rows: int, width: int) -> np.ndarray:
     values, nbytes = gguf.GGML_QUANT_SIZES[kind]
-    blocks = np.random.default_rng(1).integers(
-        0, 64, (rows, width // values * nbytes)
-    )  # small: finite scales
+    blocks = np.random.default_rng(1).integers(0, 64, (rows, width // values * nbytes))  # small: finite scales
     return blocks.astype(np.uint8)
 
 
 DEQUANTIZED = [
-    kind
-    for kind in gguf.GGML_QUANT_SIZES
-    if kind in gguf.quants._type_traits or kind.name in ("F32", "F16", "BF16")
+    kind for kind in gguf.GGML_QUANT_SIZES if kind in gguf.quants._type_traits or kind.name in ("F32", "F16", "BF16")
 ]
 
 

@@ -182,9 +182,7 @@ def mutate(data: bytes, seed: int, within: int) -> bytes:
     if kind == 0:
         out[position] ^= 1 << rng.randrange(8)
     elif kind == 1:
-        out[position : position + 8] = struct.pack(
-            "<Q", rng.choice((0, 1, 2**31, 2**32, 2**40, 2**63, 2**64 - 1))
-        )
+        out[position : position + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**32, 2**40, 2**63, 2**64 - 1)))
     elif kind == 2:
         out[position : position + rng.randrange(1, 64)] = b""
     elif kind == 3:

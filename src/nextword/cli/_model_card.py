@@ -102,9 +102,7 @@ def _window(spec: ModelSpec) -> str:
 def _tokenizer(facts: TokenizerFacts) -> str:
     said = [facts.kind, f"{facts.vocabulary:,} tokens"]
     if facts.begins is not None:
-        said.append(
-            f"texts begin with {facts.begins}" if facts.adds_beginning else "texts begin without a mark"
-        )
+        said.append(f"texts begin with {facts.begins}" if facts.adds_beginning else "texts begin without a mark")
     if facts.ends:
         said.append(f"ends with {' or '.join(facts.ends)}")
     said.append("with a chat template" if facts.chat_template else "without a chat template")
@@ -126,9 +124,7 @@ def _kinds_table(described: Description) -> Table:
     table = _table("stored as", "tensors", "parameters", "bytes", "bits each")
     for kind in described.kinds():
         bits = 8 * kind.bytes / max(kind.parameters, 1)
-        table.add_row(
-            kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", f"{kind.bytes:,}", f"{bits:.2f}"
-        )
+        table.add_row(kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", f"{kind.bytes:,}", f"{bits:.2f}")
     bits = 8 * described.bytes / max(described.parameters, 1)
     row = (
         "all",

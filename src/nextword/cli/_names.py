@@ -13,7 +13,4 @@ def complete_model(context: click.Context, parameter: click.Parameter, typed: st
     names = [entry for entry in CATALOGUE if entry.name.startswith(typed)]
     if not names:
         return [CompletionItem(typed, type="file")]
-    return [
-        CompletionItem(entry.name, help=f"{entry.parameters / 1e6:,.0f} M, {entry.licence}")
-        for entry in names
-    ]
+    return [CompletionItem(entry.name, help=f"{entry.parameters / 1e6:,.0f} M, {entry.licence}") for entry in names]

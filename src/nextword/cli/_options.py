@@ -58,12 +58,8 @@ model_options = _stack(
 )
 
 sampling_options = _stack(
-    click.option(
-        "--top-k", type=int, default=0, metavar="K", help="Draw from the K likeliest tokens; 0: from all."
-    ),
-    click.option(
-        "--top-p", type=float, default=1.0, metavar="P", help="Draw from the smallest set holding P; 1: all."
-    ),
+    click.option("--top-k", type=int, default=0, metavar="K", help="Draw from the K likeliest tokens; 0: from all."),
+    click.option("--top-p", type=float, default=1.0, metavar="P", help="Draw from the smallest set holding P; 1: all."),
     click.option(
         "--min-p",
         type=float,
@@ -71,12 +67,8 @@ sampling_options = _stack(
         metavar="P",
         help="Drop tokens under P times the likeliest one's probability.",
     ),
-    click.option(
-        "--typical-p", type=float, default=1.0, metavar="P", help="Locally typical sampling; 1: off."
-    ),
-    click.option(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="Over prompt and answer; 1: none."
-    ),
+    click.option("--typical-p", type=float, default=1.0, metavar="P", help="Locally typical sampling; 1: off."),
+    click.option("--repetition-penalty", type=float, default=1.0, metavar="R", help="Over prompt and answer; 1: none."),
     click.option(
         "--presence-penalty",
         type=float,
@@ -142,9 +134,7 @@ def read_prompt(argument: str | None, file: str | None) -> str:
     elif file is not None and file != "-":
         text = _read_file(file)
     elif sys.stdin is None or sys.stdin.isatty():
-        raise UsageError(
-            'there is no prompt. Give one: nextword complete "I like to eat", -f FILE, or a pipe'
-        )
+        raise UsageError('there is no prompt. Give one: nextword complete "I like to eat", -f FILE, or a pipe')
     else:
         text = _decode(sys.stdin.buffer.read(), "standard input")
     if not text:
@@ -163,9 +153,7 @@ def _decode(data: bytes, where: str) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{where}: not UTF-8 text (byte {error.start}). Convert it first, as with iconv"
-        ) from None
+        raise UsageError(f"{where}: not UTF-8 text (byte {error.start}). Convert it first, as with iconv") from None
     return text.removesuffix("\n").removesuffix("\r")
 
 

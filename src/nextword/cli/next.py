@@ -25,9 +25,7 @@ from ._options import load_model, model_options, read_prompt, sampling_options, 
 )
 @click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Tokens to show.")
 @sampling_options
-@click.option(
-    "--plot", metavar="FILE", help="Also write the picture as FILE.svg or FILE.png (needs nextword[plot])."
-)
+@click.option("--plot", metavar="FILE", help="Also write the picture as FILE.svg or FILE.png (needs nextword[plot]).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every number.")
 def command(prompt: str | None, file: str | None, temperatures: str, **options: Any) -> None:
     """Show what may follow PROMPT: the next token's distribution, as bars, at several temperatures.

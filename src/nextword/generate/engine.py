@@ -114,7 +114,9 @@ class Engine:
                 tokens = torch.tensor([[sequence.generated[-1]] for sequence in running], device=self.model.device)
                 logits = self.model.logits(self.model.hidden(tokens, state)[:, -1])
         ended = time.perf_counter()
-        self.timings = Timings(len(set(prompts)) and sum(map(len, set(prompts))), prefilled - began, generated, ended - prefilled)
+        self.timings = Timings(
+            len(set(prompts)) and sum(map(len, set(prompts))), prefilled - began, generated, ended - prefilled
+        )
 
     def prefill(self, prompts: Sequence[tuple[int, ...]], room: int = 0) -> tuple[Tensor, KVCache]:
         """Read the prompts: logits of the next token (batch, vocabulary), and a state with `room` tokens a row.
@@ -144,7 +146,8 @@ class Engine:
     ) -> list[Step]:
         rows = logits.numpy(force=True)
         return [
-            self._step(sequence, row, sampling, limits, alternatives) for sequence, row in zip(running, rows, strict=True)
+            self._step(sequence, row, sampling, limits, alternatives)
+            for sequence, row in zip(running, rows, strict=True)
         ]
 
     def _step(

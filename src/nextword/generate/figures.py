@@ -70,14 +70,10 @@ def next_figure(distributions: Sequence[NextTokens]) -> Figure:
         shares = [row.shares[place] for row in shown]
         _panel(panel, distribution, shares, full)
     # parse_math: a dollar sign is a dollar sign, not the beginning of a formula
-    panels[0].set_yticks(
-        range(len(names)), names, fontsize=10, family="monospace", color=_INK, parse_math=False
-    )
+    panels[0].set_yticks(range(len(names)), names, fontsize=10, family="monospace", color=_INK, parse_math=False)
     panels[0].get_yticklabels()[-1].set_color(_GREY)
     panels[0].invert_yaxis()
-    figure.suptitle(
-        _title(distributions[0].prompt), fontsize=13, fontweight="bold", color=_INK, x=0.02, ha="left"
-    )
+    figure.suptitle(_title(distributions[0].prompt), fontsize=13, fontweight="bold", color=_INK, x=0.02, ha="left")
     return figure
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from ..weights.load import Dtype, Loaded
-from ..weights.load import load as load_weights  # the package's own name `load` is the module by now
+from ..weights import Dtype, Loaded
+from ..weights import load as load_weights
 from .engine import Engine, Limits
 from .results import Alternative, Completion, NextTokens, ScoredText, Step, TokenLogprob
 from .sampling import Distribution, Sampling, adjust, log_softmax
@@ -34,7 +34,9 @@ class LanguageModel:
         return self.loaded.spec
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.name!r}, {self.spec.layers} layers, width {self.spec.width}, {self.loaded.precision})"
+        return (
+            f"LanguageModel({self.name!r}, {self.spec.layers} layers, width {self.spec.width}, {self.loaded.precision})"
+        )
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a prompt, with the beginning-of-text token where the model was trained with one.
@@ -83,7 +85,9 @@ class LanguageModel:
         """Finish several prompts, `n` times each, as one batch; results stand in the order of the prompts."""
         if n < 1:
             raise UsageError(f"n is {n}; it takes a whole number of at least 1")
-        texts = [prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in prompts for _ in range(n)]
+        texts = [
+            prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in prompts for _ in range(n)
+        ]
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts for _ in range(n)]
         if not ids:
             return []
@@ -91,9 +95,7 @@ class LanguageModel:
         steps: list[list[Step]] = [[] for _ in ids]
         for step in self.engine.stream(ids, Sampling(**sampling), limits, alternatives):
             steps[step.choice].append(step)
-        return [
-            gather(text, prompt, found) for text, prompt, found in zip(texts, ids, steps, strict=True)
-        ]
+        return [gather(text, prompt, found) for text, prompt, found in zip(texts, ids, steps, strict=True)]
 
     def next_tokens(
         self, prompt: str | Sequence[int], temperature: float = 1.0, top: int = 10, **sampling: Any

@@ -65,7 +65,9 @@ class Sampling:
             raise UsageError("logit_bias takes finite numbers, or -inf to forbid a token")
         unknown = [name for name in self.order if name not in ORDER]
         if unknown or len(set(self.order)) != len(self.order):
-            raise UsageError(f"order {','.join(self.order)!r} does not fit; it takes each of {', '.join(ORDER)} at most once")
+            raise UsageError(
+                f"order {','.join(self.order)!r} does not fit; it takes each of {', '.join(ORDER)} at most once"
+            )
         missing = tuple(name for name in ORDER if name not in self.order)
         object.__setattr__(self, "order", (*self.order, *missing))
 
@@ -76,7 +78,11 @@ class Sampling:
     @property
     def neutral_logits(self) -> bool:
         """Whether raw logits pass unchanged (no bias, no penalty)."""
-        return not self.logit_bias and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
+        return not self.logit_bias and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (
+            1,
+            0,
+            0,
+        )
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -92,7 +98,9 @@ def fresh_seed() -> int:
 
 def uniform(seed: int, choice: int, position: int) -> float:
     """The random number of one draw: 53 bits in [0, 1), from Philox keyed by (seed, choice) at `position`."""
-    generator = np.random.Philox(key=np.array([seed, choice], np.uint64), counter=np.array([position, 0, 0, 0], np.uint64))
+    generator = np.random.Philox(
+        key=np.array([seed, choice], np.uint64), counter=np.array([position, 0, 0, 0], np.uint64)
+    )
     return float(generator.random_raw() >> 11) * 2.0**-53
 
 
@@ -100,7 +108,8 @@ def log_softmax(logits: NDArray[np.floating]) -> Floats:
     """ln p under the model, float64 (..., vocabulary)."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
 
 
 def adjust(
@@ -135,9 +144,12 @@ class Distribution:
     def __init__(self, logits: NDArray[np.floating], sampling: Sampling) -> None:
         self._z = logits.astype(np.float64)
         if np.isnan(self._z).any() or self._z.max() in (-np.inf, np.inf):
-            raise UsageError("the model's logits hold NaN or no finite value, so nothing can be drawn; try --dtype float32")
+            raise UsageError(
+                "the model's logits hold NaN or no finite value, so nothing can be drawn; try --dtype float32"
+            )
         self._z -= self._z.max()  # before dividing: exact for any temperature, and never overflows
         self.temperature = 1.0
+        self._sums: Floats | None = None  # of the weights, cumulated when a draw first needs them
         self._rank(floor=-6.0)
         for step in sampling.order:
             if step == "temperature":
@@ -195,7 +207,7 @@ class Distribution:
                 self.total = float(self.weights.sum())
             else:
                 self.total = float(np.exp(self._z / self.temperature).sum())
-        self._sums: Floats | None = None
+        self._sums = None
 
     def _deepen(self) -> None:
         """Sort a longer head; called only while tokens are left unsorted."""
@@ -246,7 +258,9 @@ class Distribution:
         self._keep(self.ids[np.sort(order[:enough])])
 
 
-def choose(logits: NDArray[np.floating], sampling: Sampling, seed: int, choice: int, position: int) -> tuple[int, float]:
+def choose(
+    logits: NDArray[np.floating], sampling: Sampling, seed: int, choice: int, position: int
+) -> tuple[int, float]:
     """Draw one token from adjusted logits (vocabulary,): its id and the probability it was drawn with."""
     if sampling.greedy:
         return int(np.argmax(logits)), 1.0

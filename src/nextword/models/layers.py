@@ -1,5 +1,9 @@
 """The two layers every model is made of: a matrix with a bias, and a norm."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +11,6 @@ from torch import Tensor, nn
 from .. import native
 from ..native import PackedMatrix
 from ..spec import ModelSpec
-
 
 FEW = 16  # vectors up to which the compiled product beats torch's
 
@@ -17,7 +20,15 @@ def fast(x: Tensor) -> bool:
     return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled() and native.available()
 
 
-class Linear(nn.Linear):
+class Layer(nn.Module):
+    """A module whose call, unlike nn.Module's, is known to return a tensor."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *arguments: Any) -> Tensor: ...
+
+
+class Linear(nn.Linear, Layer):
     """y = x W^T + b, W (out, in), x (..., in)."""
 
     def __init__(self, inner: int, outer: int, bias: bool = False) -> None:
@@ -34,7 +45,7 @@ class Linear(nn.Linear):
         return super().forward(x)
 
 
-class Embedding(nn.Embedding):
+class Embedding(nn.Embedding, Layer):
     """A row for each token. On the meta device nothing is drawn: that alone would import all of torch's compiler."""
 
     def reset_parameters(self) -> None:
@@ -42,7 +53,7 @@ class Embedding(nn.Embedding):
             super().reset_parameters()
 
 
-class Norm(nn.Module):
+class Norm(Layer):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, in float32.
 
     An RMSNorm's weight is the factor itself: weights stored as an offset from one are folded when loaded.
@@ -62,7 +73,7 @@ class Norm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Layer):
     """A matrix held in quantized blocks and multiplied by nextword's compiled kernels (CPU, no gradients)."""
 
     def __init__(self, matrix: PackedMatrix, bias: Tensor | None) -> None:
@@ -74,10 +85,8 @@ class PackedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class PackedEmbedding(nn.Module):
+class PackedEmbedding(Layer):
     """Rows of a quantized matrix as float32."""
-
-    compute_dtype = torch.float32
 
     def __init__(self, matrix: PackedMatrix) -> None:
         super().__init__()

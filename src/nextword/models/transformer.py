@@ -12,7 +12,7 @@ from .. import native
 from ..base import UsageError
 from ..spec import ModelSpec, RopeSpec
 from .cache import KVCache
-from .layers import Embedding, Linear, Norm, fast
+from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast
 from .rotary import rotate, tables
 
 
@@ -56,7 +56,7 @@ class Where:
         return self._masks[window]
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """Grouped-query attention over the tokens given and those in the cache."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
@@ -78,12 +78,12 @@ class Attention(nn.Module):
         if time == 1 and cache is not None and self.softcap is None and fast(x):
             return self._step(x, where, rope, cache)
         fused = self.qkv(x).view(batch, time, -1, self.head_width)  # (batch, time, heads + 2 kv, head_width)
-        turning, values = fused.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        turning, values = fused.tensor_split((self.heads + self.kv_heads,), dim=2)
         if self.qk_norm != "none":
             turning = self._normalise(turning)
         if rope is not None:
             turning = rotate(turning, *rope)
-        queries, keys = turning.split((self.heads, self.kv_heads), dim=2)
+        queries, keys = turning.tensor_split((self.heads,), dim=2)
         queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
         if cache is not None:
             keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         """`forward` for one new token in each row: one compiled call turns, stores and attends."""
         fused = self.qkv(x).view(x.shape[0], -1, self.head_width)
         if self.qk_norm != "none":
-            turning, values = fused.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+            turning, values = fused.tensor_split((self.heads + self.kv_heads,), dim=1)
             fused = torch.cat((self._normalise(turning[:, None])[:, 0], values), 1)
         turned = None if rope is None else (rope[0].flatten(0, 2), rope[1].flatten(0, 2))
         keys, values = cache.keys[self.layer], cache.values[self.layer]
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         return self.out(mixed[:, None])
 
     def _normalise(self, turning: Tensor) -> Tensor:
-        queries, keys = turning.split((self.heads, self.kv_heads), dim=2)
+        queries, keys = turning.tensor_split((self.heads,), dim=2)
         if self.qk_norm == "full":  # OLMo 2: one norm over all heads together
             queries = self.query_norm(queries.flatten(2)).view_as(queries)
             keys = self.key_norm(keys.flatten(2)).view_as(keys)
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         return scores.float().softmax(-1).to(values.dtype) @ values
 
 
-class MLP(nn.Module):
+class MLP(Layer):
     """Gated (SwiGLU, GeGLU) or plain feed-forward layer."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -167,7 +167,7 @@ class MLP(nn.Module):
         return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
 
-class Block(nn.Module):
+class Block(Layer):
     """Attention and MLP, each added to the residual stream, with norms where the spec puts them."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
@@ -195,12 +195,12 @@ class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embedding = Embedding(spec.vocabulary, spec.width)
+        self.embedding: Embedding | PackedEmbedding = Embedding(spec.vocabulary, spec.width)
         self.positions = Embedding(spec.context, spec.width) if spec.position == "learned" else None
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
         self.norm = Norm(spec, spec.width)
-        self.head = Linear(spec.width, spec.vocabulary, spec.head_bias)
-        if spec.tied:
+        self.head: Linear | PackedLinear = Linear(spec.width, spec.vocabulary, spec.head_bias)
+        if spec.tied and isinstance(self.embedding, Embedding):
             self.head.weight = self.embedding.weight
         self._tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
 
@@ -215,7 +215,7 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the activations, and so of keys and values."""
-        return getattr(self.embedding, "compute_dtype", None) or self.embedding.weight.dtype
+        return self.embedding.weight.dtype if isinstance(self.embedding, Embedding) else torch.float32
 
     def forward(
         self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None
@@ -269,5 +269,7 @@ class Transformer(nn.Module):
                 self._tables[rope] = (cosine.to(where.device), sine.to(where.device))
         cosine, sine = self._tables[rope]
         if where.even:
-            return cosine[None, where.start : where.end, None].to(dtype), sine[None, where.start : where.end, None].to(dtype)
+            return cosine[None, where.start : where.end, None].to(dtype), sine[None, where.start : where.end, None].to(
+                dtype
+            )
         return cosine[where.positions][:, :, None].to(dtype), sine[where.positions][:, :, None].to(dtype)

@@ -5,9 +5,10 @@ They are optional. `available()` says whether they were built and run here; with
 
 from .library import available, level, set_threads, threads_for
 from .operations import attend, linear, rms_norm, silu_product
-from .packed import PackedMatrix
+from .packed import Kind, PackedMatrix
 
 __all__ = [
+    "Kind",
     "PackedMatrix",
     "attend",
     "available",

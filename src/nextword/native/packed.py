@@ -16,7 +16,6 @@ _CODE = {"q4_0": 4, "q4_1": 4, "q8_0": 8}  # what kernels.c calls them
 _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
 
 
-
 class PackedMatrix:
     """A (rows, width) matrix in blocks of 32: w = scale * q (+ minimum), bit for bit as in the file.
 
@@ -32,10 +31,14 @@ class PackedMatrix:
     def pack(cls, kind: Kind, blocks: np.ndarray, width: int) -> PackedMatrix:
         """From GGUF blocks, uint8 (rows, bytes a row). Raises ValueError if they do not make rows of `width`."""
         if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
-            raise ValueError(f"{kind} takes uint8 rows of whole blocks of {BLOCK}, not {blocks.dtype} for width {width}")
+            raise ValueError(
+                f"{kind} takes uint8 rows of whole blocks of {BLOCK}, not {blocks.dtype} for width {width}"
+            )
         rows = blocks.shape[0]
         if blocks.shape[1] != width // BLOCK * _STORED[kind]:
-            raise ValueError(f"a {kind} row of width {width} has {width // BLOCK * _STORED[kind]} bytes, not {blocks.shape[1]}")
+            raise ValueError(
+                f"a {kind} row of width {width} has {width // BLOCK * _STORED[kind]} bytes, not {blocks.shape[1]}"
+            )
         blocks = np.ascontiguousarray(blocks)
         library, code = loaded(), _CODE[kind]
         data = torch.empty(library.nw_packed_bytes(code, rows, width), dtype=torch.uint8)
@@ -92,7 +95,5 @@ class PackedMatrix:
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
             raise IndexError(f"a row outside 0 to {self.rows - 1} is asked for")
         out = torch.empty((flat.numel(), self.width))
-        loaded().nw_unpack(
-            self._code, self._address, 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()
-        )
+        loaded().nw_unpack(self._code, self._address, 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr())
         return out.view(*ids.shape, self.width)

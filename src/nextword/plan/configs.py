@@ -172,7 +172,9 @@ def _llama_like(read: Reader, **fixed: Any) -> ModelSpec:
     layers = read.count("num_hidden_layers", most=LARGEST["layers"])
     heads = read.count("num_attention_heads", most=1 << 16)
     if width % heads and not read.values.get("head_dim") and "head_width" not in fixed:
-        raise UsageError(f"{read.what}: hidden_size {width} does not divide into {heads} heads, and no head_dim is given")
+        raise UsageError(
+            f"{read.what}: hidden_size {width} does not divide into {heads} heads, and no head_dim is given"
+        )
     values: dict[str, Any] = {
         "vocabulary": read.count("vocab_size"),
         "width": width,
@@ -192,15 +194,15 @@ def _llama_like(read: Reader, **fixed: Any) -> ModelSpec:
 
 def _llama(read: Reader) -> ModelSpec:
     bias = read.flag("attention_bias", False)
-    return _llama_like(
-        read, attention_bias=bias, attention_out_bias=bias, mlp_bias=read.flag("mlp_bias", False)
-    )
+    return _llama_like(read, attention_bias=bias, attention_out_bias=bias, mlp_bias=read.flag("mlp_bias", False))
 
 
 def _mistral(read: Reader) -> ModelSpec:
     window = 4096 if "sliding_window" not in read.values else read.count("sliding_window", 0)
     layers = read.count("num_hidden_layers", most=LARGEST["layers"])
-    return _llama_like(read, kv_heads=read.count("num_key_value_heads", 8), windows=(window,) * layers if window else ())
+    return _llama_like(
+        read, kv_heads=read.count("num_key_value_heads", 8), windows=(window,) * layers if window else ()
+    )
 
 
 def _qwen_windows(read: Reader) -> tuple[int, ...]:
@@ -379,7 +381,11 @@ def _qwen2_moe(read: Reader) -> ModelSpec:
         shared_gate=bool(shared),
     )
     return _llama_like(
-        read, kv_heads=read.count("num_key_value_heads", 16), attention_bias=True, windows=_qwen_windows(read), experts=experts
+        read,
+        kv_heads=read.count("num_key_value_heads", 16),
+        attention_bias=True,
+        windows=_qwen_windows(read),
+        experts=experts,
     )
 
 
@@ -447,9 +453,13 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
     """
     architecture = str(metadata.get("general.architecture", ""))
     if architecture not in _GGUF:
-        raise UsageError(f"GGUF architecture {architecture!r} is not known.{closest(architecture, _GGUF)} Known: {', '.join(_GGUF)}")
+        raise UsageError(
+            f"GGUF architecture {architecture!r} is not known.{closest(architecture, _GGUF)} Known: {', '.join(_GGUF)}"
+        )
     names = _GGUF[architecture]
-    config = {name: metadata[f"{architecture}.{key}"] for key, name in names.items() if f"{architecture}.{key}" in metadata}
+    config = {
+        name: metadata[f"{architecture}.{key}"] for key, name in names.items() if f"{architecture}.{key}" in metadata
+    }
     tokens = metadata.get("tokenizer.ggml.tokens")
     config["vocab_size"] = len(tokens) if tokens is not None else metadata.get(f"{architecture}.vocab_size")
     config |= {"tie_word_embeddings": tied, "model_type": _GGUF_TYPES.get(architecture, architecture)}

@@ -79,7 +79,9 @@ class Template:
             elif part in values:
                 filled.append(values[part])
             else:
-                raise UsageError(f"the template asks for {{{part}}}.{closest(part, values)} There is: {', '.join(values)}")
+                raise UsageError(
+                    f"the template asks for {{{part}}}.{closest(part, values)} There is: {', '.join(values)}"
+                )
         return "".join(filled)
 
 
@@ -87,7 +89,9 @@ def parse_shot(text: str) -> dict[str, str]:
     """Read "input => output". Raises UsageError where the arrow is missing or a side is empty."""
     left, arrow, right = text.rpartition("=>")
     if not arrow or not left.strip() or not right.strip():
-        raise UsageError(f"shot {text!r} is not of the form 'input => output', as in 'this movie is great! => positive'")
+        raise UsageError(
+            f"shot {text!r} is not of the form 'input => output', as in 'this movie is great! => positive'"
+        )
     return {"input": left.strip(), ANSWER: right.strip()}
 
 

@@ -77,9 +77,7 @@ def _build(folder: Path, config: Mapping[str, Any]) -> _Built:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         engine = _from_vocabulary(folder, config)
         return _Built(engine, spelling_of(engine, folder), begins=False)
-    raise UsageError(
-        f"{folder}: no tokenizer there (tokenizer.json, tokenizer.model, or vocab.json with merges.txt)."
-    )
+    raise UsageError(f"{folder}: no tokenizer there (tokenizer.json, tokenizer.model, or vocab.json with merges.txt).")
 
 
 def _from_json(file: Path) -> Engine:
@@ -209,9 +207,7 @@ def _read(file: Path) -> bytes:
     try:
         size = file.stat().st_size
         if size > _LARGEST:
-            raise UsageError(
-                f"{file}: {size} bytes are too many for a tokenizer's file (at most {_LARGEST})."
-            )
+            raise UsageError(f"{file}: {size} bytes are too many for a tokenizer's file (at most {_LARGEST}).")
         return file.read_bytes()
     except OSError as problem:
         raise UsageError(f"{file}: cannot be read ({problem.strerror}).") from None

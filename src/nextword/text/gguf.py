@@ -58,9 +58,7 @@ class _Facts:
     def _get(self, key: str, kind: type, default: Any) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{key}", default)
         if value is not default and type(value) is not kind:
-            raise UsageError(
-                f"{self.path}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}."
-            )
+            raise UsageError(f"{self.path}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}.")
         return value
 
     def text(self, key: str, default: str = "") -> str:
@@ -91,9 +89,7 @@ class _Facts:
     def id(self, key: str, vocabulary: int, default: int | None = None) -> int | None:
         id: int | None = self._get(f"{key}_token_id", int, default)
         if id is not None and not 0 <= id < vocabulary:
-            raise UsageError(
-                f"{self.path}: {key}_token_id is {id}, but the vocabulary has {vocabulary} tokens."
-            )
+            raise UsageError(f"{self.path}: {key}_token_id is {id}, but the vocabulary has {vocabulary} tokens.")
         return id
 
 
@@ -120,9 +116,7 @@ def _merges(facts: _Facts) -> list[tuple[str, str]]:
     pairs = [tuple(merge.split(" ")) for merge in facts.strings("merges")]
     if any(len(pair) != 2 for pair in pairs):
         number = next(number for number, pair in enumerate(pairs) if len(pair) != 2)
-        raise UsageError(
-            f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between."
-        )
+        raise UsageError(f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between.")
     return pairs  # type: ignore[return-value]  # all are pairs now
 
 
@@ -178,8 +172,6 @@ def _special(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SpecialT
 
 def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     key = "tokenizer.chat_template"
-    found = {
-        name.removeprefix(key + "."): text for name, text in metadata.items() if name.startswith(key + ".")
-    }
+    found = {name.removeprefix(key + "."): text for name, text in metadata.items() if name.startswith(key + ".")}
     found["default"] = metadata.get(key)
     return {name: text for name, text in found.items() if isinstance(text, str)}

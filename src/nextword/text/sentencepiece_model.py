@@ -36,9 +36,7 @@ def read_sentencepiece(data: bytes, where: object) -> SentencePieceModel:
     except (struct.error, IndexError, ValueError) as problem:
         if isinstance(problem, UsageError):
             raise
-        raise UsageError(
-            f"{where} is not a sound SentencePiece model: it is cut short or of another kind."
-        ) from None
+        raise UsageError(f"{where} is not a sound SentencePiece model: it is cut short or of another kind.") from None
 
 
 def _read(data: memoryview, where: object) -> SentencePieceModel:

@@ -93,9 +93,7 @@ class Tokenizer:
             return ids
         parts = [part for id in ids for part in self._as_text(id)]
         # Where single characters are unknown, a run of them is one unknown token.
-        return [
-            id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]
-        ]
+        return [id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]]
 
     def decode(self, ids: Iterable[int], special: bool = False, continues: bool = False) -> str:
         """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary nothing.

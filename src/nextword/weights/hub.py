@@ -23,9 +23,7 @@ def fetch_snapshot(repository: str, revision: str | None, report: Report) -> Pat
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError:
-        raise RunError(
-            f"hf:{repository} needs huggingface_hub. Install it with: pip install 'nextword[hub]'"
-        ) from None
+        raise RunError(f"hf:{repository} needs huggingface_hub. Install it with: pip install 'nextword[hub]'") from None
     named = f"hf:{repository}" + (f"@{revision}" if revision else "")
     try:
         return Path(
@@ -40,9 +38,7 @@ def fetch_snapshot(repository: str, revision: str | None, report: Report) -> Pat
     except errors.RevisionNotFoundError:
         raise UsageError(f"{named}: the repository has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:
-        raise UsageError(
-            f"{named} is not on the hub, or is private. Check owner and name; hf auth login"
-        ) from None
+        raise UsageError(f"{named} is not on the hub, or is private. Check owner and name; hf auth login") from None
     except Exception as error:  # network, cache and HTTP errors have no common class across versions
         raise RunError(_unreachable(named, error)) from error
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .gguf import GGUFFile
 
 # GGUF block types that the compiled kernels compute with as they are
-NATIVE_KINDS = ("q4_0", "q4_1", "q8_0")
+_NATIVE: dict[str, native.Kind] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
 
 
@@ -52,6 +52,11 @@ class Source(Protocol):
 def is_quantized(kind: str) -> bool:
     """Whether a stored kind holds blocks rather than floating-point numbers."""
     return kind not in _FLOAT_KINDS
+
+
+def native_kind(kind: str) -> native.Kind | None:
+    """The kernels' name of a stored kind, or None for one they cannot compute with."""
+    return _NATIVE.get(kind)
 
 
 def check_entries(source: Source, names_in_file: int) -> None:
@@ -117,9 +122,9 @@ class GGUFSource:
         return tuple(info.shape) if info else None
 
     def read(self, piece: Piece) -> Tensor:
-        kind = self.kind(piece)
-        if kind in NATIVE_KINDS and len(piece.shape) == 2 and native.available():
-            return native.PackedMatrix.pack(kind, self.blocks(piece), piece.shape[1]).dequantize()  # type: ignore[arg-type]
+        kind = native_kind(self.kind(piece))
+        if kind is not None and len(piece.shape) == 2 and native.available():
+            return native.PackedMatrix.pack(kind, self.blocks(piece), piece.shape[1]).dequantize()
         return arrange(torch.from_numpy(self.file.float32(piece.name)), piece)
 
     def blocks(self, piece: Piece) -> np.ndarray:

@@ -8,8 +8,7 @@ from .gpt_neox import GPT_NEOX
 from .llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2)
+    family.model_type: family for family in (GPT2, GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, OLMO2)
 }
 FAMILIES["gemma3"] = GEMMA3  # the multimodal folder, of which the text part is read
 

@@ -71,7 +71,9 @@ def entry(ours: str, name: str, *shape: int, **options: Any) -> Entry:
     return Entry(ours, (Piece(name, shape, **options),))
 
 
-def with_bias(ours: str, names: Sequence[str], rows: Sequence[int], inner: int, bias: bool, **options: Any) -> list[Entry]:
+def with_bias(
+    ours: str, names: Sequence[str], rows: Sequence[int], inner: int, bias: bool, **options: Any
+) -> list[Entry]:
     """Weight (and bias) of a matrix whose rows come from the modules `names`, stacked."""
     weight = tuple(Piece(f"{name}.weight", (out, inner), **options) for name, out in zip(names, rows, strict=True))
     if not bias:
@@ -89,7 +91,10 @@ def norm(ours: str, name: str, width: int, bias: bool, offset: float = 0.0) -> l
 
 def rope_config(rope: RopeSpec) -> dict[str, Any]:
     """transformers' `rope_parameters` for a RopeSpec."""
-    values: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default" if rope.scaling == "none" else rope.scaling}
+    values: dict[str, Any] = {
+        "rope_theta": rope.theta,
+        "rope_type": "default" if rope.scaling == "none" else rope.scaling,
+    }
     if rope.scaling != "none":
         values["factor"] = rope.factor
     if rope.scaling in ("llama3", "yarn"):

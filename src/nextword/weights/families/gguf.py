@@ -34,7 +34,9 @@ def entries(spec: ModelSpec, architecture: str) -> list[Entry]:
     for layer in range(spec.layers):
         ours, theirs = f"blocks.{layer}", f"blk.{layer}"
         if architecture in ("gpt2", "gptneox"):
-            found += _linear(f"{ours}.attention.qkv", [(f"{theirs}.attn_qkv", queries + 2 * keys)], width, spec.attention_bias)
+            found += _linear(
+                f"{ours}.attention.qkv", [(f"{theirs}.attn_qkv", queries + 2 * keys)], width, spec.attention_bias
+            )
         else:
             found += _separate_qkv(ours, theirs, spec, interleaved=architecture == "llama")
         found += _linear(f"{ours}.attention.out", [(f"{theirs}.attn_output", width)], queries, spec.attention_out_bias)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .. import native
 from ..base import RunError, UsageError
 from ..models import Transformer, build
-from ..models.layers import PackedEmbedding, PackedLinear
+from ..models.layers import Embedding, Linear, PackedEmbedding, PackedLinear
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .families import Entry
-from .source import NATIVE_KINDS, GGUFSource, Source, is_quantized
+from .source import GGUFSource, Source, is_quantized, native_kind
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -71,7 +71,7 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> T
         model = build(source.spec)
     for entry in source.entries:
         _fill(model, source, entry, packed, floating, where)
-    if source.spec.tied and isinstance(model.head, nn.Linear):
+    if source.spec.tied and isinstance(model.head, Linear) and isinstance(model.embedding, Embedding):
         model.head.weight = model.embedding.weight
     return model.requires_grad_(False).eval()
 
@@ -129,9 +129,10 @@ def _fill(
 
 
 def _fill_packed(model: Transformer, name: str, module: nn.Module, source: Source, entry: Entry) -> None:
-    kinds = {source.kind(piece) for piece in entry.pieces}
+    kinds = {native_kind(source.kind(piece)) for piece in entry.pieces}
     width = entry.shape[1]
-    if len(kinds) == 1 and (kind := next(iter(kinds))) in NATIVE_KINDS:
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is not None:
         import numpy as np
 
         blocks = [source.blocks(piece) for piece in entry.pieces]

@@ -18,7 +18,7 @@ from ..base import UsageError
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .families import Family, Piece
-from .load import open_source
+from .loading import open_source
 from .source import Source
 
 SHARD = 5_000_000_000  # bytes; transformers' own limit for one file
