@@ -12,12 +12,14 @@ typedef struct {
     float *y;
 } linear_job;
 
+#define STRETCH 128
+
 static void linear_portable(const linear_job *job, int64_t row) {
     for (int64_t at = 0; at < job->batch; at++) {
         const float *w = job->w + row * job->width, *x = job->x + at * job->width;
-        float sum[8] = {0};
-        for (int64_t i = 0; i < job->width; i++) sum[i % 8] = fmaf(w[i], x[i], sum[i % 8]);
-        job->y[at * job->rows + row] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+        double sum = 0;
+        for (int64_t i = 0; i < job->width; i++) sum += (double)w[i] * x[i];
+        job->y[at * job->rows + row] = (float)sum;
     }
 }
 
@@ -28,26 +30,35 @@ INLINE AVX2 float add_lanes(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// `deep` rows against `tile` vectors; each pair has one sum of eight lanes, whatever the tiling.
+// `deep` rows against `tile` vectors. Each pair is summed in stretches of 128 columns, which are then added up: the
+// rounding of a long sum stays small, and is the same whatever the tiling.
 INLINE AVX2 void linear_tile(const linear_job *job, int64_t row, const int deep, int64_t at, const int tile) {
     const int64_t width = job->width, whole = width / 8 * 8;
-    __m256 sum[4][4];
+    __m256 total[4][4];
     for (int r = 0; r < deep; r++)
-        for (int t = 0; t < tile; t++) sum[r][t] = _mm256_setzero_ps();
+        for (int t = 0; t < tile; t++) total[r][t] = _mm256_setzero_ps();
     const float *w = job->w + row * width, *x = job->x + at * width;
-    for (int64_t i = 0; i < whole; i += 8) {
-        __m256 v[4];
-        for (int t = 0; t < tile; t++) v[t] = _mm256_loadu_ps(x + t * width + i);
-        for (int r = 0; r < deep; r++) {
-            __m256 weights = _mm256_loadu_ps(w + r * width + i);
-            for (int t = 0; t < tile; t++) sum[r][t] = _mm256_fmadd_ps(weights, v[t], sum[r][t]);
+    for (int64_t from = 0; from < whole; from += STRETCH) {
+        const int64_t to = from + STRETCH < whole ? from + STRETCH : whole;
+        __m256 sum[4][4];
+        for (int r = 0; r < deep; r++)
+            for (int t = 0; t < tile; t++) sum[r][t] = _mm256_setzero_ps();
+        for (int64_t i = from; i < to; i += 8) {
+            __m256 v[4];
+            for (int t = 0; t < tile; t++) v[t] = _mm256_loadu_ps(x + t * width + i);
+            for (int r = 0; r < deep; r++) {
+                __m256 weights = _mm256_loadu_ps(w + r * width + i);
+                for (int t = 0; t < tile; t++) sum[r][t] = _mm256_fmadd_ps(weights, v[t], sum[r][t]);
+            }
         }
+        for (int r = 0; r < deep; r++)
+            for (int t = 0; t < tile; t++) total[r][t] = _mm256_add_ps(total[r][t], sum[r][t]);
     }
     for (int r = 0; r < deep; r++)
         for (int t = 0; t < tile; t++) {
-            float total = add_lanes(sum[r][t]);
-            for (int64_t i = whole; i < width; i++) total = fmaf(w[r * width + i], x[t * width + i], total);
-            job->y[(at + t) * job->rows + row + r] = total;
+            float all = add_lanes(total[r][t]);
+            for (int64_t i = whole; i < width; i++) all = fmaf(w[r * width + i], x[t * width + i], all);
+            job->y[(at + t) * job->rows + row + r] = all;
         }
 }
 

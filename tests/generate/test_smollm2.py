@@ -1,0 +1,144 @@
+"""The real model against transformers on the same file, and draws from its real logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+import nextword
+from nextword.base import UsageError
+from nextword.generate.sampling import Distribution, Sampling, uniform
+
+PROMPTS = [
+    "The capital of France is",
+    "I like to eat",
+    "Once upon a time",
+    "def fibonacci(n):",
+    "The history of the printing press begins with",
+    "Water boils when",
+    "Dear Sir or Madam,",
+    "日本の首都は",
+    "Question: what is the sentiment of this review: this movie is terrible!\nAnswer:",
+    "To be, or not to be,",
+]
+
+
+@pytest.fixture(scope="module")
+def exact(smollm2_path: Path) -> nextword.LanguageModel:
+    return nextword.load(str(smollm2_path), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stored(smollm2_path: Path) -> nextword.LanguageModel:
+    model = nextword.load(str(smollm2_path), device="cpu")
+    if model.loaded.precision == "float32":
+        pytest.fail("the compiled kernels were not built here; a C compiler is needed for the checks")
+    return model
+
+
+@pytest.fixture(scope="module")
+def theirs(smollm2_path: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32
+    ).eval()
+
+
+@torch.inference_mode()
+def test_logits_equal_transformers(exact: nextword.LanguageModel, theirs: Any) -> None:
+    for prompt in PROMPTS:
+        ids = torch.tensor([exact.encode(prompt)])
+        torch.testing.assert_close(exact.loaded.model(ids)[0], theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_greedy_text_equals_transformers_for_64_tokens(exact: nextword.LanguageModel, theirs: Any) -> None:
+    stop = sorted(exact.tokenizer.stop_ids)
+    completions = exact.complete_all(PROMPTS, max_tokens=64, temperature=0)
+    for completion in completions:
+        ids = torch.tensor([completion.prompt_ids])
+        made = theirs.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=stop, pad_token_id=stop[0])
+        assert list(completion.ids) == made[0, ids.shape[1] :].tolist(), completion.prompt
+
+
+def test_the_packed_weights_are_the_float_ones_bit_for_bit(
+    exact: nextword.LanguageModel, stored: nextword.LanguageModel
+) -> None:
+    for layer in (0, 17, 29):
+        ours, floats = stored.loaded.model.blocks[layer], exact.loaded.model.blocks[layer]
+        for name in ("attention.qkv", "attention.out", "mlp.up", "mlp.down"):
+            packed = ours.get_submodule(name).matrix.dequantize()
+            assert torch.equal(packed, floats.get_submodule(name).weight), name
+
+
+def test_the_quantized_path_costs_less_than_a_hundredth_of_a_nat(
+    exact: nextword.LanguageModel, stored: nextword.LanguageModel
+) -> None:
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()[:6000] + (
+        "The old lighthouse keeper climbed the stairs each evening to light the lamp, and each morning he came"
+        " down again to sleep while the gulls complained about the weather. "
+    )
+    ids = exact.encode(text)
+    cost = exact.engine.score(ids)[0].mean() - stored.engine.score(ids)[0].mean()
+    assert abs(cost) < 0.01
+
+
+def test_batched_sequences_get_the_same_bits_as_alone_on_the_quantized_path(stored: nextword.LanguageModel) -> None:
+    alone = stored.complete(PROMPTS[1], max_tokens=24, seed=3)
+    batch = stored.complete_all([PROMPTS[1], *PROMPTS[:4]], max_tokens=24, seed=3)
+    assert batch[0].ids == alone.ids
+    assert [step.logprob for step in batch[0].steps] == [step.logprob for step in alone.steps]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5, 3.0])
+def test_100_000_draws_fit_the_exact_softmax_and_would_not_fit_a_temperature_5_percent_off(
+    exact: nextword.LanguageModel, temperature: float
+) -> None:
+    logits = exact.engine.next_logits(exact.encode("The capital of France is"))
+    count = 100_000
+    drawn = Distribution(logits, Sampling(temperature=temperature))
+    hits = np.bincount([drawn.pick(uniform(17, 0, place)) for place in range(count)], minlength=logits.size)
+
+    def fit(heat: float) -> float:
+        shifted = (logits - logits.max()) / heat
+        expected = np.exp(shifted) / np.exp(shifted).sum() * count
+        enough = expected >= 5
+        observed = np.append(hits[enough], hits[~enough].sum())
+        wanted = np.append(expected[enough], expected[~enough].sum())
+        return float(chisquare(observed, wanted * (observed.sum() / wanted.sum())).pvalue)
+
+    assert fit(temperature) > 1e-4
+    assert fit(temperature * 1.05) < 1e-4
+
+
+def test_next_tokens_at_several_temperatures_come_from_one_distribution(stored: nextword.LanguageModel) -> None:
+    cold, plain, hot = stored.next_tokens_at("I like to eat", [0.5, 1.0, 2.0], top=5)
+    assert cold.entropy < plain.entropy < hot.entropy
+    assert cold.covering_90 < plain.covering_90 < hot.covering_90
+    assert [each.id for each in cold.top] == [each.id for each in hot.top]
+    assert plain.top[0].probability == pytest.approx(plain.top[0].drawn)
+    for each in (cold, plain, hot):
+        assert sum(top.drawn for top in each.top) + each.others == pytest.approx(1)
+
+
+def test_special_tokens_in_a_prompt_stay_text(stored: nextword.LanguageModel) -> None:
+    ids = stored.encode("<|im_end|>")
+    assert len(ids) > 1
+    assert stored.tokenizer.decode(ids) == "<|im_end|>"
+
+
+def test_logprobs_of_a_text_name_its_tokens(stored: nextword.LanguageModel) -> None:
+    scored = stored.logprobs("The capital of France is Paris")
+    assert [token.token for token in scored.tokens] == ["The", " capital", " of", " France", " is", " Paris"]
+    assert scored.tokens[0].logprob is None
+    assert scored.tokens[-1].rank == 1
+
+
+def test_a_prompt_beyond_the_context_names_both_numbers(stored: nextword.LanguageModel) -> None:
+    with pytest.raises(UsageError, match=r"9000 tokens.*8192"):
+        stored.complete([100] * 9000)
