@@ -1,4 +1,4 @@
-"""Compiled kernels against the gguf package's own dequantizer, float64 products and torch, on every instruction set here."""
+"""Compiled kernels against gguf's dequantizer, float64 and torch, on every instruction set here."""
 
 from __future__ import annotations
 
@@ -185,7 +185,10 @@ def test_one_tokens_attention_equals_torch(instructions: str, width: int, window
         torch.testing.assert_close(keys[row, :, length], key)
         torch.testing.assert_close(values[row, :, length], value)
         first = max(0, length + 1 - window) if window else 0
-        seen = [torch.cat((old[row, :, first:length], new[:, None]), 1) for old, new in zip(before, (key, value), strict=True)]
+        seen = [
+            torch.cat((old[row, :, first:length], new[:, None]), 1)
+            for old, new in zip(before, (key, value), strict=True)
+        ]
         k, v = (part.repeat_interleave(heads // kv, 0) for part in seen)
         weights = ((k @ query[:, :, None])[..., 0] * 0.3).softmax(-1)
         torch.testing.assert_close(y[row], (weights[:, None] @ v).flatten(), atol=2e-6, rtol=1e-5)

@@ -18,7 +18,6 @@ VERBS = {
     "next": "Show how likely each next token is, at several temperatures.",
     "chat": "Talk with a model, in its own chat format.",
     "models": "List, fetch, inspect, convert and remove models.",
-    "plan": "Count parameters, FLOPs, memory and time of a model.",
     "completion": "Print the script that completes commands in your shell.",
 }
 
