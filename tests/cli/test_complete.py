@@ -85,7 +85,16 @@ def test_next_writes_a_figure(nextword: Any, smollm2_path: Path, tmp_path: Path,
 
 
 def test_chat_answers_lines_from_a_pipe_and_keeps_the_conversation(nextword: Any, smollm2_path: Path) -> None:
-    done = nextword("chat", "--dtype", "float32", "-t", "0", "--max-tokens", "12", stdin="/help\nWhat is the capital of France?\n/quit\n")
+    done = nextword(
+        "chat",
+        "--dtype",
+        "float32",
+        "-t",
+        "0",
+        "--max-tokens",
+        "12",
+        stdin="/help\nWhat is the capital of France?\n/quit\n",
+    )
     assert done.returncode == 0
     assert "/reset" in done.stdout
     assert "Paris" in done.stdout

@@ -99,7 +99,7 @@ def _gemma2_config(spec: ModelSpec) -> dict[str, Any]:
     del values["hidden_act"]
     return values | {
         "hidden_activation": activation_config(spec),
-        "query_pre_attn_scalar": round(scale**-2, 6),
+        "query_pre_attn_scalar": round(scale**-2),
         "attn_logit_softcapping": spec.attention_softcap,
         "final_logit_softcapping": spec.logit_softcap,
         "attention_bias": spec.attention_bias,
