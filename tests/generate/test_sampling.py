@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from nextword.base import UsageError
+from nextword.base import RunError, UsageError
 from nextword.generate.sampling import Distribution, Sampling, adjust, choose, log_softmax, uniform
 
 LOGITS = np.array([3.0, 2.0, 1.0])
@@ -144,8 +144,11 @@ def test_a_bias_beyond_the_vocabulary_is_refused() -> None:
 
 
 def test_logits_with_nan_are_refused_and_not_sampled() -> None:
-    with pytest.raises(UsageError, match="NaN"):
-        Distribution(np.array([1.0, np.nan]), Sampling())
+    for logits in ([1.0, np.nan], [np.inf, 1.0], [-np.inf, -np.inf]):
+        with pytest.raises(RunError, match="NaN"):
+            Distribution(np.array(logits), Sampling())
+        with pytest.raises(RunError, match="NaN"):
+            choose(np.array(logits), Sampling(temperature=0), 0, 0, 0)
 
 
 def restated(z: np.ndarray, top_k: int, top_p: float, min_p: float, temperature: float) -> np.ndarray:

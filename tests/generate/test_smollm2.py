@@ -88,6 +88,23 @@ def test_the_quantized_path_costs_less_than_a_hundredth_of_a_nat(
     assert abs(cost) < 0.01
 
 
+@torch.inference_mode()
+def test_without_the_compiled_kernels_torch_computes_the_same_in_float32(
+    exact: nextword.LanguageModel, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = exact.encode(PROMPTS[0])
+    expected = exact.loaded.model(torch.tensor([ids]))[0]
+    greedy = exact.complete(ids, max_tokens=12, temperature=0).ids
+    monkeypatch.setattr("nextword.native.available", lambda: False)
+    monkeypatch.setattr("nextword.native.library.available", lambda: False)
+    plain = nextword.load(str(smollm2_path), device="cpu")
+    assert plain.loaded.precision == "float32"
+    torch.testing.assert_close(plain.loaded.model(torch.tensor([ids]))[0], expected, atol=1e-4, rtol=0)
+    assert plain.complete(ids, max_tokens=12, temperature=0).ids == greedy
+    with pytest.raises(UsageError, match="C compiler"):
+        nextword.load(str(smollm2_path), dtype="int8")
+
+
 def test_batched_sequences_get_the_same_bits_as_alone_on_the_quantized_path(stored: nextword.LanguageModel) -> None:
     alone = stored.complete(PROMPTS[1], max_tokens=24, seed=3)
     batch = stored.complete_all([PROMPTS[1], *PROMPTS[:4]], max_tokens=24, seed=3)

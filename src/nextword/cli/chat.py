@@ -49,8 +49,10 @@ class Conversation:
         said: list[str] = []
         try:
             for step in steps:
-                said.append(step.text)
-                yield step.text
+                text = step.text if said else step.text.lstrip()  # SentencePiece begins an answer with a space
+                if text:
+                    said.append(text)
+                    yield text
         finally:
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]

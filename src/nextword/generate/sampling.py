@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import UsageError
+from ..base import RunError, UsageError
 
 ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 Floats = NDArray[np.float64]
@@ -133,6 +133,13 @@ def adjust(
     return z
 
 
+def _check_finite(logits: NDArray[np.floating]) -> None:
+    """Refuse logits that no distribution can be made of, rather than draw from what is left of them."""
+    largest = logits.max()  # NaN if any is
+    if not math.isfinite(largest):
+        raise RunError("the model's logits hold NaN or no finite value, so nothing can be drawn. Try --dtype float32")
+
+
 class Distribution:
     """What one token is drawn from: `ids` by (logit descending, id ascending) and their float64 weights.
 
@@ -142,11 +149,8 @@ class Distribution:
     """
 
     def __init__(self, logits: NDArray[np.floating], sampling: Sampling) -> None:
+        _check_finite(logits)
         self._z = logits.astype(np.float64)
-        if np.isnan(self._z).any() or self._z.max() in (-np.inf, np.inf):
-            raise UsageError(
-                "the model's logits hold NaN or no finite value, so nothing can be drawn; try --dtype float32"
-            )
         self._z -= self._z.max()  # before dividing: exact for any temperature, and never overflows
         self.temperature = 1.0
         self._sums: Floats | None = None  # of the weights, cumulated when a draw first needs them
@@ -263,6 +267,7 @@ def choose(
 ) -> tuple[int, float]:
     """Draw one token from adjusted logits (vocabulary,): its id and the probability it was drawn with."""
     if sampling.greedy:
+        _check_finite(logits)
         return int(np.argmax(logits)), 1.0
     distribution = Distribution(logits, sampling)
     token = distribution.pick(uniform(seed, choice, position))
