@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nextword.base import UsageError
+from nextword.base import RunError, UsageError
 from nextword.generate import Engine, Limits, Sampling, Step
 from nextword.generate.sampling import Distribution, choose, log_softmax
 from nextword.models import Transformer, build
@@ -173,6 +173,12 @@ def test_a_prompt_beyond_the_context_is_cut_on_the_left_when_asked(engine: Engin
     cut = [step.id for step in engine.stream([long], Sampling(temperature=0), Limits(8, truncate="left"))]
     kept = [step.id for step in engine.stream([long[-56:]], Sampling(temperature=0), Limits(8))]
     assert cut == kept
+
+
+def test_a_batch_beyond_memory_is_refused_before_it_is_taken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextword.generate.engine.free_memory", lambda: 1_000_000)
+    with pytest.raises(RunError, match="fewer completions"):
+        next(engine.stream([[1]] * 500, Sampling(), Limits(4)))
 
 
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:

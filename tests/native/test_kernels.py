@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,28 +14,28 @@ import torch
 import torch.nn.functional as F
 from gguf import GGMLQuantizationType, quants
 
+import nextword
 from nextword import native
-from nextword.native.library import loaded
+from nextword.base import RunError
+from nextword.models.layers import PackedLinear
 
 TYPES = {
     "q4_0": GGMLQuantizationType.Q4_0,
     "q4_1": GGMLQuantizationType.Q4_1,
     "q8_0": GGMLQuantizationType.Q8_0,
 }
-LEVELS = {"portable": 0, "avx2": 1, "avx512-vnni": 2}
-
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 
 
-@pytest.fixture(params=LEVELS)
+@pytest.fixture(params=native.LEVELS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn; one that this processor lacks is left out."""
-    loaded().nw_force_level(LEVELS[request.param])
+    native.limit(request.param)
     if native.level() != request.param:
-        loaded().nw_force_level(-1)
+        native.limit(None)
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    loaded().nw_force_level(-1)
+    native.limit(None)
 
 
 def stored(kind: str, rows: int, width: int, seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
@@ -54,14 +56,14 @@ def test_packed_weights_are_the_stored_ones_bit_for_bit(instructions: str, kind:
     assert torch.equal(matrix.rows_at(ids), floats[ids])
 
 
-def test_minus_eight_times_every_finite_half_is_exact() -> None:
+def test_every_half_is_a_scale_as_gguf_reads_it() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16)
-    values = halves.view(np.float16).astype(np.float32)
-    halves = halves[np.isfinite(values) & (np.abs(values) <= 8188)]
-    blocks = np.zeros((halves.size, 18), np.uint8)
+    blocks = np.full((halves.size, 18), 0x97, np.uint8)  # nibbles 7 and 9: -1 and 1
     blocks[:, :2] = halves.view(np.uint8).reshape(-1, 2)
-    floats = native.PackedMatrix.pack("q4_0", blocks, 32).dequantize()  # nibbles of zero stand for -8
-    np.testing.assert_array_equal(floats[:, 0].numpy(), -8 * halves.view(np.float16).astype(np.float32))
+    floats = native.PackedMatrix.pack("q4_0", blocks, 32).dequantize().numpy()
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(floats[:, 31], halves.view(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(floats, quants.dequantize(blocks, TYPES["q4_0"]))
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -102,14 +104,14 @@ def test_a_row_gets_the_same_bits_whatever_the_batch_the_threads_and_the_instruc
     x = torch.randn(21, 576, generator=torch.Generator().manual_seed(2))
     whole = matrix.matmul(x)
     try:
-        for level in LEVELS.values():
+        for level in native.LEVELS:
             for threads in (1, 2, 5):
-                loaded().nw_force_level(level)
+                native.limit(level)
                 native.set_threads(threads)
                 assert torch.equal(torch.cat([matrix.matmul(row[None]) for row in x]), whole)
                 assert torch.equal(matrix.matmul(x[:7]), whole[:7])
     finally:
-        loaded().nw_force_level(-1)
+        native.limit(None)
         native.set_threads(len(os.sched_getaffinity(0)))
 
 
@@ -163,39 +165,6 @@ def test_norm_and_gate_equal_torch(instructions: str) -> None:
     assert result[0, 3].isnan()
 
 
-@pytest.mark.parametrize("width", [8, 16, 48, 64])
-@pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("rotary", [0, 8])
-def test_one_tokens_attention_equals_torch(instructions: str, width: int, window: int, rotary: int) -> None:
-    generator = torch.Generator().manual_seed(7)
-    lengths, heads, kv, capacity = [0, 3, 30], 6, 2, 40
-    qkv = torch.randn(3, heads + 2 * kv, width, generator=generator)
-    keys, values = (torch.randn(3, kv, capacity, width, generator=generator) for _ in range(2))
-    before = keys.clone(), values.clone()
-    angles = torch.randn(3, rotary // 2, generator=generator)
-    rope = (torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)) if rotary else None
-    expected_qkv = qkv.clone()
-    if rope is not None:
-        turning, half = qkv[:, : heads + kv, :rotary], rotary // 2
-        turned = turning * rope[0][:, None] + turning.roll(half, -1) * rope[1][:, None]
-        expected_qkv[:, : heads + kv, :rotary] = turned
-    y = native.attend(qkv.clone(), rope, keys, values, lengths, heads, 0.3, window)
-    for row, length in enumerate(lengths):
-        query, key, value = expected_qkv[row].split((heads, kv, kv))
-        torch.testing.assert_close(keys[row, :, length], key)
-        torch.testing.assert_close(values[row, :, length], value)
-        first = max(0, length + 1 - window) if window else 0
-        seen = [
-            torch.cat((old[row, :, first:length], new[:, None]), 1)
-            for old, new in zip(before, (key, value), strict=True)
-        ]
-        k, v = (part.repeat_interleave(heads // kv, 0) for part in seen)
-        weights = ((k @ query[:, :, None])[..., 0] * 0.3).softmax(-1)
-        torch.testing.assert_close(y[row], (weights[:, None] @ v).flatten(), atol=2e-6, rtol=1e-5)
-        untouched = [place for place in range(capacity) if place != length]
-        assert torch.equal(keys[row][:, untouched], before[0][row][:, untouched])
-
-
 def test_wrong_shapes_are_refused_before_anything_is_read() -> None:
     raw, _ = stored("q8_0", 8, 64)
     matrix = native.PackedMatrix.pack("q8_0", raw, 64)
@@ -210,9 +179,58 @@ def test_wrong_shapes_are_refused_before_anything_is_read() -> None:
         native.PackedMatrix.pack("q8_0", raw[:, :-1], 64)
     with pytest.raises(ValueError, match="contiguous"):
         native.linear(torch.zeros(1, 4), torch.zeros(4, 8).T)
-    cache = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(ValueError, match="do not fit"):
-        native.attend(torch.zeros(1, 3, 8), None, cache, cache.clone(), [4], 1, 1.0, 0)
+    with pytest.raises(ValueError, match="contiguous"):
+        matrix.dequantize(out=torch.zeros(8, 64, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no gradients"):
+        matrix.matmul(torch.zeros(1, 64, requires_grad=True))
+
+
+def test_nothing_times_a_matrix_is_nothing() -> None:
+    raw, floats = stored("q4_1", 8, 64)
+    matrix = native.PackedMatrix.pack("q4_1", raw, 64)
+    assert matrix.matmul(torch.zeros(0, 64)).shape == (0, 8)
+    assert matrix.rows_at(torch.zeros(0, dtype=torch.int64)).shape == (0, 64)
+    assert native.linear(torch.zeros(2, 0, 64), floats).shape == (2, 0, 8)
+
+
+def test_another_default_type_changes_nothing() -> None:
+    raw, floats = stored("q8_0", 8, 64)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        matrix = native.PackedMatrix.pack("q8_0", raw, 64)
+        assert torch.equal(matrix.dequantize(), floats)
+        assert matrix.matmul(torch.ones(1, 64, dtype=torch.float32)).dtype == torch.float32
+        assert native.linear(torch.ones(1, 64, dtype=torch.float32), floats).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_copied_matrix_is_its_own() -> None:
+    raw, floats = stored("q8_0", 8, 64)
+    matrix = native.PackedMatrix.pack("q8_0", raw, 64)
+    other = copy.deepcopy(matrix)
+    matrix.data.zero_()
+    assert torch.equal(other.dequantize(), floats)
+
+
+def test_without_the_kernels_a_packed_matrix_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, _ = stored("q8_0", 8, 64)
+    monkeypatch.setattr(native.library, "library", lambda: None)
+    assert not native.available()
+    with pytest.raises(RunError, match=r"C compiler.*--dtype float32"):
+        native.PackedMatrix.pack("q8_0", raw, 64)
+
+
+def test_without_the_kernels_torch_alone_runs_the_model(monkeypatch: pytest.MonkeyPatch, smollm2_path: Path) -> None:
+    ids = [504, 2575, 282, 260]
+    loaded = nextword.load(str(smollm2_path), dtype="float32")
+    expected = loaded.complete(ids, temperature=0, max_tokens=5).ids, loaded.engine.next_logits(ids)
+    del loaded
+    monkeypatch.setattr(native.library, "library", lambda: None)
+    plain = nextword.load(str(smollm2_path))
+    assert not [part for part in plain.engine.model.modules() if isinstance(part, PackedLinear)]
+    assert plain.complete(ids, temperature=0, max_tokens=5).ids == expected[0]
+    np.testing.assert_allclose(plain.engine.next_logits(ids), expected[1], atol=1e-3)
 
 
 def test_threads_of_python_may_multiply_at_once() -> None:

@@ -2,5 +2,6 @@
 
 from .errors import NextwordError, RunError, UsageError
 from .files import atomic_write
+from .memory import free_memory
 
-__all__ = ["NextwordError", "RunError", "UsageError", "atomic_write"]
+__all__ = ["NextwordError", "RunError", "UsageError", "atomic_write", "free_memory"]

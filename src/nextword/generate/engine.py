@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import UsageError
+from ..base import RunError, UsageError, free_memory
 from ..models import KVCache, Transformer
 from ..text import StreamDecoder, Tokenizer
 from .results import Alternative, FinishReason, Step, Timings
@@ -99,6 +99,7 @@ class Engine:
         began = time.perf_counter()
         running = [_Sequence(choice, prompt, self.tokenizer.stream()) for choice, prompt in enumerate(prompts)]
         room = min(self.model.spec.context, max(map(len, prompts)) + limits.max_tokens)
+        self._check_memory(len(prompts), room)
         logits, state = self.prefill(prompts, room)
         prefilled = time.perf_counter()
         generated = 0
@@ -117,6 +118,16 @@ class Engine:
         self.timings = Timings(
             len(set(prompts)) and sum(map(len, set(prompts))), prefilled - began, generated, ended - prefilled
         )
+
+    def _check_memory(self, rows: int, room: int) -> None:
+        """Refuse a batch whose caches (twice, while they are put together) cannot be held."""
+        needed = 2 * rows * KVCache.bytes_a_row(self.model.spec, room, self.model.dtype)
+        free = free_memory()
+        if self.model.device.type == "cpu" and free is not None and needed > free:
+            raise RunError(
+                f"{rows} sequences of {room} tokens need {needed / 1e9:.1f} GB of cache, and {free / 1e9:.1f} GB are"
+                " free. Ask for fewer completions at once or fewer tokens"
+            )
 
     def prefill(self, prompts: Sequence[tuple[int, ...]], room: int = 0) -> tuple[Tensor, KVCache]:
         """Read the prompts: logits of the next token (batch, vocabulary), and a state with `room` tokens a row.

@@ -47,6 +47,11 @@ class KVCache:
         self.values = [_zeros(shape, dtype, where) for _ in range(spec.layers)]
         self.lengths = [0] * batch
 
+    @staticmethod
+    def bytes_a_row(spec: ModelSpec, positions: int, dtype: torch.dtype) -> int:
+        """Bytes of one row's keys and values: 2 x layers x kv_heads x head_width x positions x bytes a number."""
+        return 2 * spec.layers * spec.kv_heads * spec.head_width * _whole_blocks(positions) * dtype.itemsize
+
     @property
     def capacity(self) -> int:
         """Positions there is room for, a row."""

@@ -44,6 +44,10 @@ class Linear(nn.Linear, Layer):
             return y if self.bias is None else y + self.bias
         return super().forward(x)
 
+    def held(self) -> native.MatrixWeights:
+        """What a compiled step reads."""
+        return native.MatrixWeights(self.weight.detach(), _detached(self.bias))
+
 
 class Embedding(nn.Embedding, Layer):
     """A row for each token. On the meta device nothing is drawn: that alone would import all of torch's compiler."""
@@ -72,6 +76,10 @@ class Norm(Layer):
             return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
+    def held(self) -> native.NormWeights:
+        """What a compiled step reads."""
+        return native.NormWeights(self.weight.detach(), _detached(self.bias))
+
 
 class PackedLinear(Layer):
     """A matrix held in quantized blocks and multiplied by nextword's compiled kernels (CPU, no gradients)."""
@@ -84,6 +92,10 @@ class PackedLinear(Layer):
         y = self.matrix.matmul(x)
         return y if self.bias is None else y + self.bias
 
+    def held(self) -> native.MatrixWeights:
+        """What a compiled step reads."""
+        return native.MatrixWeights(self.matrix, _detached(self.bias))
+
 
 class PackedEmbedding(Layer):
     """Rows of a quantized matrix as float32."""
@@ -94,3 +106,7 @@ class PackedEmbedding(Layer):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.matrix.rows_at(tokens)
+
+
+def _detached(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +76,6 @@ class Attention(Layer):
 
     def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
         batch, time, _ = x.shape
-        if time == 1 and cache is not None and self.softcap is None and fast(x):
-            return self._step(x, where, rope, cache)
         fused = self.qkv(x).view(batch, time, -1, self.head_width)  # (batch, time, heads + 2 kv, head_width)
         turning, values = fused.tensor_split((self.heads + self.kv_heads,), dim=2)
         if self.qk_norm != "none":
@@ -89,17 +88,6 @@ class Attention(Layer):
             keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
         mixed = self._attend(queries, keys, values, where)
         return self.out(mixed.transpose(1, 2).reshape(batch, time, -1))
-
-    def _step(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor:
-        """`forward` for one new token in each row: one compiled call turns, stores and attends."""
-        fused = self.qkv(x).view(x.shape[0], -1, self.head_width)
-        if self.qk_norm != "none":
-            turning, values = fused.tensor_split((self.heads + self.kv_heads,), dim=1)
-            fused = torch.cat((self._normalise(turning[:, None])[:, 0], values), 1)
-        turned = None if rope is None else (rope[0].flatten(0, 2), rope[1].flatten(0, 2))
-        keys, values = cache.keys[self.layer], cache.values[self.layer]
-        mixed = native.attend(fused, turned, keys, values, cache.lengths, self.heads, self.scale, self.window)
-        return self.out(mixed[:, None])
 
     def _normalise(self, turning: Tensor) -> Tensor:
         queries, keys = turning.tensor_split((self.heads,), dim=2)
@@ -188,6 +176,30 @@ class Block(Layer):
         x = x + attended
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
+    def held(self) -> native.LayerWeights:
+        """What a compiled step reads of this layer."""
+        attention, mlp = self.attention, self.mlp
+        normed = attention.qk_norm != "none"
+        return native.LayerWeights(
+            qkv=attention.qkv.held(),
+            out=attention.out.held(),
+            up=mlp.up.held(),
+            down=mlp.down.held(),
+            attention_norm=_held(self.attention_norm),
+            attention_post_norm=_held(self.attention_post_norm),
+            mlp_norm=_held(self.mlp_norm),
+            mlp_post_norm=_held(self.mlp_post_norm),
+            query_norm=attention.query_norm.held() if normed else None,
+            key_norm=attention.key_norm.held() if normed else None,
+        )
+
+
+_KNOWN = (nn.ModuleList, Block, Attention, MLP, Linear, PackedLinear, Norm, nn.Identity)
+
+
+def _held(norm: nn.Module) -> native.NormWeights | None:
+    return norm.held() if isinstance(norm, Norm) else None
+
 
 class Transformer(nn.Module):
     """A decoder-only transformer. See `nextword.models` for what every model offers."""
@@ -203,6 +215,7 @@ class Transformer(nn.Module):
         if spec.tied and isinstance(self.embedding, Embedding):
             self.head.weight = self.embedding.weight
         self._tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
+        self._step: native.Step | None = None
 
     @property
     def device(self) -> torch.device:
@@ -210,6 +223,7 @@ class Transformer(nn.Module):
 
     def new_state(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty cache for `batch` sequences with room for `capacity` tokens each."""
+        self._step = None  # the weights may have been replaced since the last sequence
         return KVCache(self.spec, batch, capacity, self.dtype, self.device)
 
     @property
@@ -244,10 +258,10 @@ class Transformer(nn.Module):
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
         if self.positions is not None:
             x = x + self.positions(where.positions)
-        rope = self._rope(self.spec.rope, where, x.dtype)
-        local = self._rope(self.spec.local_rope, where, x.dtype) if self.spec.local_rope else rope
-        for layer, block in enumerate(self.blocks):
-            x = block(x, where, local if self.spec.window(layer) else rope, state)
+        if time == 1 and state is not None and fast(x) and (step := self._compiled()) is not None:
+            x = self._step_through(step, x[:, 0], state)[:, None]
+        else:
+            x = self._layer_by_layer(x, where, state)
         if state is not None:
             state.advance(lengths if lengths is not None else [time] * batch)
         return self.norm(x)
@@ -259,17 +273,49 @@ class Transformer(nn.Module):
         cap = self.spec.logit_softcap
         return cap * torch.tanh(logits / cap) if cap is not None else logits
 
+    def _layer_by_layer(self, x: Tensor, where: Where, state: KVCache | None) -> Tensor:
+        rope = self._rope(self.spec.rope, where, x.dtype)
+        local = self._rope(self.spec.local_rope, where, x.dtype) if self.spec.local_rope else rope
+        for layer, block in enumerate(self.blocks):
+            x = block(x, where, local if self.spec.window(layer) else rope, state)
+        return x
+
+    def _compiled(self) -> native.Step | None:
+        """The layers as compiled kernels run them, or None where one was replaced by what they do not know."""
+        if self._step is None:
+            blocks = [block for block in self.blocks if isinstance(block, Block)]
+            if all(type(part) in _KNOWN for part in self.blocks.modules()):
+                self._step = native.Step(self.spec, [block.held() for block in blocks])
+        return self._step
+
+    def _step_through(self, step: native.Step, x: Tensor, state: KVCache) -> Tensor:
+        """`_layer_by_layer` for one new token in each row, x (batch, width), in one compiled call."""
+        rope = self._table(self.spec.rope, state.capacity, x.device)
+        local = self._table(self.spec.local_rope, state.capacity, x.device) if self.spec.local_rope else rope
+        return step.run(x, (rope, local), state.keys, state.values, state.lengths)
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:  # every move to another device passes here
+        self._step = None
+        self._tables.clear()
+        return super()._apply(*arguments, **options)
+
     def _rope(self, rope: RopeSpec, where: Where, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """cos and sin at the tokens' positions, each (1 or batch, time, 1, rotary_width)."""
+        table = self._table(rope, where.end, where.device)
+        if table is None:
+            return None
+        rows = slice(where.start, where.end) if where.even else where.positions
+        cosine, sine = (part[rows].to(dtype) for part in table)
+        if where.even:
+            return cosine[None, :, None], sine[None, :, None]
+        return cosine[:, :, None], sine[:, :, None]
+
+    def _table(self, rope: RopeSpec, positions: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """float32 cos and signed sin of at least `positions` positions, (positions, rotary_width)."""
         if self.spec.position != "rotary":
             return None
-        if rope not in self._tables or self._tables[rope][0].shape[0] < where.end:
+        if rope not in self._tables or self._tables[rope][0].shape[0] < positions:
             with torch.inference_mode(False):  # made while generating, they must still serve training
-                cosine, sine = tables(rope, self.spec.head_width, max(2 * where.end, 1024))
-                self._tables[rope] = (cosine.to(where.device), sine.to(where.device))
-        cosine, sine = self._tables[rope]
-        if where.even:
-            return cosine[None, where.start : where.end, None].to(dtype), sine[None, where.start : where.end, None].to(
-                dtype
-            )
-        return cosine[where.positions][:, :, None].to(dtype), sine[where.positions][:, :, None].to(dtype)
+                cosine, sine = tables(rope, self.spec.head_width, max(2 * positions, 1024))
+                self._tables[rope] = (cosine.to(device), sine.to(device))
+        return self._tables[rope]

@@ -1,18 +1,25 @@
-"""Compiled kernels for the CPU: quantized and float matrices times a few vectors, and one token's attention.
+"""Compiled kernels for the CPU: quantized and float matrices times vectors, and one token through a whole model.
 
 They are optional. `available()` says whether they were built and run here; without them torch alone computes.
 """
 
-from .library import available, level, set_threads, threads_for
-from .operations import attend, linear, rms_norm, silu_product
+from .library import LEVELS, available, level, limit, set_threads, threads_for
+from .operations import linear, rms_norm, silu_product
 from .packed import Kind, PackedMatrix
+from .step import LayerWeights, MatrixWeights, NormWeights, Step, Tables
 
 __all__ = [
+    "LEVELS",
     "Kind",
+    "LayerWeights",
+    "MatrixWeights",
+    "NormWeights",
     "PackedMatrix",
-    "attend",
+    "Step",
+    "Tables",
     "available",
     "level",
+    "limit",
     "linear",
     "rms_norm",
     "set_threads",

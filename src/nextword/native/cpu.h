@@ -15,9 +15,11 @@
 #define NW_X86 0
 #endif
 
+#define EXPORT __attribute__((visibility("default")))  // all else is hidden: names cannot meet other libraries'
+
 enum { PORTABLE = 0, LEVEL_AVX2 = 1, LEVEL_VNNI = 2 };
 
-int nw_level(void);
+EXPORT int nw_level(void);
 
 static inline float half_to_float(uint16_t half) {
     uint32_t sign = (uint32_t)(half >> 15) << 31, exponent = half >> 10 & 31, mantissa = half & 1023, bits;
@@ -33,14 +35,8 @@ static inline float half_to_float(uint16_t half) {
     return result;
 }
 
-// Memory that a thread keeps for its next call; grows, and is never zeroed.
-static inline void *scratch(void **held, size_t *size, size_t wanted) {
-    if (*size < wanted) {
-        free(*held);
-        *held = NULL;
-        *size = 0;
-        if (posix_memalign(held, 64, wanted)) return NULL;
-        *size = wanted;
-    }
-    return *held;
+static inline float load_half(const void *place) {
+    uint16_t half;
+    memcpy(&half, place, 2);
+    return half_to_float(half);
 }

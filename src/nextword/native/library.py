@@ -11,7 +11,11 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from ..base import RunError
+
 MANY = 48  # vectors from which on torch's own operations are worth sharing out
+
+LEVELS = ("portable", "avx2", "avx512-vnni")  # instructions that the kernels know to use, by number
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),
@@ -20,13 +24,12 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_threads": (c_int, []),
     "nw_borrow_torch_threads": (None, [c_int]),
     "nw_packed_bytes": (c_int64, [c_int, c_int64, c_int64]),
-    "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_int, c_void_p]),
+    "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_void_p]),
     "nw_unpack": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_multiply": (c_int, [c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
-    "nw_linear": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
     "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p]),
     "nw_silu_product": (None, [c_void_p, c_int64, c_int64, c_void_p]),
-    "nw_attend": (c_int, [*[c_void_p] * 3, *[c_int64] * 2, *[c_void_p] * 3, *[c_int64] * 6, c_float, c_void_p]),
+    "nw_step": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 
 
@@ -38,20 +41,24 @@ def library() -> ctypes.CDLL | None:
         if path.exists():
             try:
                 loaded = ctypes.CDLL(str(path))
-            except OSError:
+                for name, (result, arguments) in _SIGNATURES.items():
+                    function = getattr(loaded, name)
+                    function.restype, function.argtypes = result, arguments
+            except (OSError, AttributeError):  # built for another system, or by an older version
                 continue
-            for name, (result, arguments) in _SIGNATURES.items():
-                function = getattr(loaded, name)
-                function.restype, function.argtypes = result, arguments
             loaded.nw_set_threads(_cores())
             return loaded
     return None
 
 
 def loaded() -> ctypes.CDLL:
-    """The library; only called where `available()`."""
+    """The library. Raises RunError where it is not `available()`."""
     found = library()
-    assert found is not None, "the compiled kernels are not available"
+    if found is None:
+        raise RunError(
+            "nextword's compiled CPU kernels are not here: nextword was installed without a C compiler."
+            " Install one and reinstall nextword, or use: --dtype float32"
+        )
     return found
 
 
@@ -61,12 +68,17 @@ def available() -> bool:
 
 
 def level() -> str:
-    """Which instructions the kernels use here: "portable", "avx2" or "avx512-vnni"."""
-    return ("portable", "avx2", "avx512-vnni")[loaded().nw_level()]
+    """Which instructions the kernels use here, one of LEVELS."""
+    return LEVELS[loaded().nw_level()]
+
+
+def limit(level: str | None) -> None:
+    """Use no instructions beyond `level`, one of LEVELS; None lifts the limit. For tests and measurements."""
+    loaded().nw_force_level(-1 if level is None else LEVELS.index(level))
 
 
 def set_threads(threads: int) -> None:
-    """How many threads share the work of one operation, from the next one on. Default: this process's cores."""
+    """How many threads share the work of one operation, from the next one on. Default: as many as torch uses."""
     if available():
         loaded().nw_set_threads(threads)
 
@@ -99,4 +111,8 @@ def threads_for(vectors: int) -> Iterator[None]:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """This process's cores, or fewer if torch was told so (OMP_NUM_THREADS, torch.set_num_threads)."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, torch.get_num_threads())

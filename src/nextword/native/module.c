@@ -20,11 +20,11 @@ static int found_level(void) {
 #endif
 }
 
-int nw_level(void) {
+EXPORT int nw_level(void) {
     static int known = -1;
     if (known < 0) known = found_level();
     return forced >= 0 && forced < known ? forced : known;
 }
 
 // For tests: use no more than these instructions; -1 uses all there are.
-void nw_force_level(int level) { forced = level; }
+EXPORT void nw_force_level(int level) { forced = level; }

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .library import loaded
+from .operations import check_weight, rows_of
 
 Kind = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
-_CODE = {"q4_0": 4, "q4_1": 4, "q8_0": 8}  # what kernels.c calls them
+_CODE = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # what matrix.h calls them
 _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
 
 
@@ -25,7 +26,7 @@ class PackedMatrix:
 
     def __init__(self, kind: Kind, rows: int, width: int, data: Tensor) -> None:
         self.kind, self.rows, self.width, self.data = kind, rows, width, data
-        self._code, self._address = _CODE[kind], data.data_ptr()
+        self.code = _CODE[kind]
 
     @classmethod
     def pack(cls, kind: Kind, blocks: np.ndarray, width: int) -> PackedMatrix:
@@ -41,8 +42,8 @@ class PackedMatrix:
             )
         blocks = np.ascontiguousarray(blocks)
         library, code = loaded(), _CODE[kind]
-        data = torch.empty(library.nw_packed_bytes(code, rows, width), dtype=torch.uint8)
-        library.nw_pack(code, blocks.ctypes.data, rows, width, int(kind == "q4_1"), data.data_ptr())
+        data = torch.empty(library.nw_packed_bytes(code, rows, width), dtype=torch.uint8, device="cpu")
+        library.nw_pack(code, blocks.ctypes.data, rows, width, data.data_ptr())
         return cls(kind, rows, width, data)
 
     @classmethod
@@ -68,12 +69,12 @@ class PackedMatrix:
 
     def matmul(self, x: Tensor) -> Tensor:
         """x W^T: float32 (..., width) → (..., rows)."""
-        if x.dtype != torch.float32 or x.shape[-1] != self.width:
-            raise ValueError(f"takes float32 (..., {self.width}), not {x.dtype} {tuple(x.shape)}")
+        x = rows_of(x, self.width)
         batch = x.numel() // self.width
-        x = x.contiguous()
-        y = torch.empty((*x.shape[:-1], self.rows))
-        if loaded().nw_multiply(self._code, self._address, self.rows, self.width, x.data_ptr(), batch, y.data_ptr()):
+        y = x.new_empty((*x.shape[:-1], self.rows))
+        if loaded().nw_multiply(
+            self.code, self.data.data_ptr(), self.rows, self.width, x.data_ptr(), batch, y.data_ptr()
+        ):
             raise MemoryError(f"no memory to multiply {batch} vectors of {self.width}")
         return y
 
@@ -83,10 +84,9 @@ class PackedMatrix:
         if not 0 <= first <= end <= self.rows:
             raise ValueError(f"rows {first} to {end} of {self.rows}")
         count = end - first
-        part = torch.empty((count, self.width)) if out is None else out[:count]
-        if part.dtype != torch.float32 or not part.is_contiguous() or tuple(part.shape) != (count, self.width):
-            raise ValueError(f"out must be contiguous float32 with at least {count} rows of {self.width}")
-        loaded().nw_unpack(self._code, self._address, first, count, self.width, None, part.data_ptr())
+        part = torch.empty((count, self.width), dtype=torch.float32, device="cpu") if out is None else out[:count]
+        check_weight(part, count, self.width)
+        loaded().nw_unpack(self.code, self.data.data_ptr(), first, count, self.width, None, part.data_ptr())
         return part
 
     def rows_at(self, ids: Tensor) -> Tensor:
@@ -94,6 +94,8 @@ class PackedMatrix:
         flat = ids.reshape(-1).to(torch.int64).contiguous()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
             raise IndexError(f"a row outside 0 to {self.rows - 1} is asked for")
-        out = torch.empty((flat.numel(), self.width))
-        loaded().nw_unpack(self._code, self._address, 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr())
+        out = torch.empty((flat.numel(), self.width), dtype=torch.float32, device="cpu")
+        loaded().nw_unpack(
+            self.code, self.data.data_ptr(), 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()
+        )
         return out.view(*ids.shape, self.width)

@@ -5,8 +5,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <string.h>
+#include <stdlib.h>
 #include <time.h>
+
+#include "cpu.h"
 
 #define MOST_THREADS 64
 #define SLOTS 8  // a job's slot is used again only this many jobs later
@@ -105,8 +107,9 @@ static void unlock_all(void) {
     pthread_mutex_unlock(&one_job);
 }
 
-static void forget_threads(void) {  // in a forked child the workers are gone
+static void forget_threads(void) {  // in a forked child the workers are gone, and torch's too
     started = 0;
+    torch_threads = NULL;
     atomic_store(&sleepers, 0);
     pthread_cond_init(&awake, NULL);
     unlock_all();
@@ -130,17 +133,17 @@ static void start_workers(int threads) {
     }
 }
 
-void nw_set_threads(int threads) {
+EXPORT void nw_set_threads(int threads) {
     atomic_store(&wanted, threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
 }
 
-void nw_borrow_torch_threads(int yes) { atomic_store(&borrowing, yes); }
+EXPORT void nw_borrow_torch_threads(int yes) { atomic_store(&borrowing, yes); }
 
-int nw_threads(void) { return atomic_load(&wanted); }
+EXPORT int nw_threads(void) { return atomic_load(&wanted); }
 
 void pool_run(chunk_function work, void *job, int64_t chunks) {
     int threads = atomic_load(&wanted);
-    if (threads == 1 || chunks == 1) {
+    if (threads == 1 || chunks <= 1) {
         for (int64_t chunk = 0; chunk < chunks; chunk++) work(job, chunk);
         return;
     }
@@ -170,4 +173,42 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
         else sched_yield();
     }
     pthread_mutex_unlock(&one_job);
+}
+
+// ---- scratch memory
+
+typedef struct {
+    void *held[SCRATCH_KINDS];
+    size_t size[SCRATCH_KINDS];
+} thread_memory;
+
+static pthread_key_t memory_key;
+static pthread_once_t memory_once = PTHREAD_ONCE_INIT;
+static _Thread_local thread_memory *memory;
+
+static void free_memory(void *pointer) {
+    thread_memory *mine = pointer;
+    for (int kind = 0; kind < SCRATCH_KINDS; kind++) free(mine->held[kind]);
+    free(mine);
+}
+
+static void make_key(void) { pthread_key_create(&memory_key, free_memory); }
+
+void *scratch(scratch_kind kind, size_t bytes) {
+    if (!memory) {
+        pthread_once(&memory_once, make_key);
+        memory = calloc(1, sizeof *memory);
+        if (!memory || pthread_setspecific(memory_key, memory)) {
+            free(memory);
+            return memory = NULL;
+        }
+    }
+    if (memory->size[kind] < bytes || !memory->held[kind]) {
+        free(memory->held[kind]);
+        memory->held[kind] = NULL;
+        memory->size[kind] = 0;
+        if (posix_memalign(&memory->held[kind], 64, bytes + 64)) return memory->held[kind] = NULL;
+        memory->size[kind] = bytes;
+    }
+    return memory->held[kind];
 }

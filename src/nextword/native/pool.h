@@ -4,10 +4,16 @@
 // that the system takes off its core holds up its own chunk and nothing else. Idle threads spin briefly,
 // because the next job of a decoding step comes within microseconds, and then sleep.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 typedef void (*chunk_function)(void *job, int64_t chunk);
 
+// Call work(job, chunk) for every chunk, on several threads, and return when all are done. May be called from any
+// thread; callers take turns.
 void pool_run(chunk_function work, void *job, int64_t chunks);
-void nw_set_threads(int threads);
-int nw_threads(void);
+
+// Memory that this thread keeps for its next call: grows, is never zeroed, and is freed when the thread ends.
+// NULL when memory is short.
+typedef enum { FOR_ACTIVATIONS, FOR_ATTENTION, FOR_STEP, SCRATCH_KINDS } scratch_kind;
+void *scratch(scratch_kind kind, size_t bytes);

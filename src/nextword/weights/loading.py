@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import native
-from ..base import RunError, UsageError
+from ..base import RunError, UsageError, free_memory
 from ..models import Transformer, build
 from ..models.layers import Embedding, Linear, PackedEmbedding, PackedLinear
 from ..spec import ModelSpec
@@ -163,7 +162,7 @@ def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
     """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
     numbers = sum(_count(entry) for entry in source.entries)
     a_number = 1.07 if packed else floating.itemsize  # packed: 8.5 bits, the larger of the kinds
-    needed, free = int(numbers * a_number), _free_memory()
+    needed, free = int(numbers * a_number), free_memory()
     if free is not None and needed > free:
         raise RunError(
             f"{source.path}: {numbers:,} parameters need {needed / 1e9:.1f} GB as"
@@ -177,14 +176,3 @@ def _count(entry: Entry) -> int:
     for size in entry.shape:
         total *= size
     return total
-
-
-def _free_memory(read: Callable[[], str] = lambda: Path("/proc/meminfo").read_text()) -> int | None:
-    """Bytes of memory that can be had without swapping, or None where the system does not say."""
-    try:
-        for line in read().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None

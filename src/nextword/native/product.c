@@ -1,0 +1,351 @@
+// Packed matrices times float32 vectors.
+//
+// Activations are rounded to int8 in blocks of 32. Integer sums are exact, and every pair of a row and a vector goes
+// through the same operations in the same order, on every path and in every batch: the results are the same bits.
+#include "cpu.h"
+#include "matrix.h"
+#include "pool.h"
+
+// ---- activations: x ~ scale * q, q in -127..127. A NaN or an infinity makes the scale, and so every sum, NaN.
+
+typedef struct {
+    int8_t q[32];
+    float scale, sum;  // sum = scale * (sum of q), what a minimum is multiplied by
+    int32_t offset;    // what the dot product starts from when nibbles or bytes are held with an offset
+    int32_t unused;
+} activation;
+
+#define SMALLEST 1e-35f  // 127 / this is finite; a block of smaller numbers counts as zeros
+
+// What has to be added to an unsigned dot product for each unit of the sum of q.
+static inline int32_t offset_factor(int64_t kind) { return kind == Q4_0 ? -8 : kind == Q8_0 ? -128 : 0; }
+
+static void quantize(const float *x, int32_t factor, activation *to) {
+    float largest = 0, poison = 0;
+    for (int i = 0; i < 32; i++) {
+        float size = x[i] < 0 ? -x[i] : x[i];
+        if (size > largest) largest = size;
+        poison += x[i] * 0.0f;
+    }
+    if (poison != 0 || !(largest > SMALLEST)) {  // NaN compares unequal to zero
+        *to = (activation){.scale = poison, .sum = poison};
+        return;
+    }
+    float inverse = 127.0f / largest;
+    int32_t all = 0;
+    for (int i = 0; i < 32; i++) all += to->q[i] = (int8_t)__builtin_rintf(x[i] * inverse);
+    to->scale = largest / 127.0f;
+    to->sum = to->scale * (float)all;
+    to->offset = factor * all;
+}
+
+#if NW_X86
+INLINE AVX2 void quantize_avx2(const float *x, int32_t factor, activation *to) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 v[4], largest = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, v[i]));
+        poison = _mm256_add_ps(poison, _mm256_mul_ps(v[i], _mm256_setzero_ps()));
+    }
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    float top = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+    int clean = _mm256_movemask_ps(_mm256_cmp_ps(poison, _mm256_setzero_ps(), _CMP_EQ_OQ)) == 255;
+    if (!clean || !(top > SMALLEST)) {
+        quantize(x, factor, to);
+        return;
+    }
+    __m256 inverse = _mm256_set1_ps(127.0f / top);
+    __m256i n[4];
+    for (int i = 0; i < 4; i++) n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    __m256i all = _mm256_add_epi32(_mm256_add_epi32(n[0], n[1]), _mm256_add_epi32(n[2], n[3]));
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    int32_t total = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)to->q, bytes);
+    to->scale = top / 127.0f;
+    to->sum = to->scale * (float)total;
+    to->offset = factor * total;
+}
+
+AVX2 static void quantize_row_avx2(const float *x, int64_t blocks, int32_t factor, activation *to, int64_t stride) {
+    for (int64_t b = 0; b < blocks; b++) quantize_avx2(x + 32 * b, factor, to + b * stride);
+}
+#endif
+
+// Vectors are multiplied in tiles of 4, then of 2 and 1. The activations of a tile lie together,
+// those of its vectors side by side for each block.
+#define MOST 4
+
+static inline int64_t tile_size(int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+typedef struct {
+    const matrix *m;
+    const float *x;
+    int64_t blocks, batch, groups_a_chunk, tiles_a_chunk;
+    activation *activations;  // (tiles, blocks, vectors of the tile)
+    float *y;                 // (batch, rows)
+    int add;
+} product_job;
+
+static void quantize_tile(const product_job *job, int64_t at, int64_t size) {
+    const int32_t factor = offset_factor(job->m->kind);
+    for (int64_t t = 0; t < size; t++) {
+        const float *x = job->x + (at + t) * job->m->width;
+        activation *to = job->activations + at * job->blocks + t;
+#if NW_X86
+        if (nw_level()) {
+            quantize_row_avx2(x, job->blocks, factor, to, size);
+            continue;
+        }
+#endif
+        for (int64_t b = 0; b < job->blocks; b++) quantize(x + 32 * b, factor, to + b * size);
+    }
+}
+
+static void quantize_chunk(void *pointer, int64_t chunk) {
+    const product_job *job = pointer;
+    int64_t at = chunk * job->tiles_a_chunk * MOST, end = at + job->tiles_a_chunk * MOST;
+    while (at < end && at < job->batch) {
+        int64_t size = tile_size(job->batch - at);
+        quantize_tile(job, at, size);
+        at += size;
+    }
+}
+
+// ---- the product
+
+// Writes the sums of eight rows for one vector, or as many as the matrix still has.
+static __attribute__((noinline)) void store_group(const product_job *job, int64_t group, int64_t at, const float *eight) {
+    const matrix *m = job->m;
+    int64_t left = m->rows - 8 * group, count = left < 8 ? left : 8;
+    float *y = job->y + at * m->rows + 8 * group;
+    for (int64_t i = 0; i < count; i++) {
+        float value = m->bias ? eight[i] + m->bias[8 * group + i] : eight[i];
+        y[i] = job->add ? y[i] + value : value;
+    }
+}
+
+static void one_group_portable(const product_job *job, int64_t group, int64_t at, int64_t size) {
+    const int64_t kind = job->m->kind;
+    for (int64_t t = 0; t < size; t++) {
+        float eight[8] = {0};
+        const uint8_t *block = (const uint8_t *)job->m->data + group * job->blocks * block_bytes(kind);
+        const activation *a = job->activations + at * job->blocks + t;
+        for (int64_t b = 0; b < job->blocks; b++, block += block_bytes(kind), a += size) {
+            const uint8_t *bytes = block + block_head(kind);
+            for (int lane = 0; lane < 8; lane++) {
+                int32_t dot = kind == Q8_0 ? 0 : a->offset;
+                for (int j = 0; j < (kind == Q8_0 ? 8 : 4); j++)
+                    for (int i = 0; i < 4; i++) {
+                        uint8_t byte = bytes[32 * j + 4 * lane + i];
+                        if (kind == Q8_0) dot += (int8_t)byte * a->q[4 * j + i];
+                        else dot += (byte & 15) * a->q[4 * j + i] + (byte >> 4) * a->q[16 + 4 * j + i];
+                    }
+                eight[lane] = __builtin_fmaf(load_half(block + 2 * lane) * a->scale, (float)dot, eight[lane]);
+                if (kind == Q4_1) eight[lane] = __builtin_fmaf(load_half(block + 16 + 2 * lane), a->sum, eight[lane]);
+            }
+        }
+        store_group(job, group, at + t, eight);
+    }
+}
+
+static void group_portable(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size) {
+    for (int64_t end = group + deep; group < end; group++) one_group_portable(job, group, at, size);
+}
+
+#if NW_X86
+#define BROADCAST(p) _mm256_castps_si256(_mm256_broadcast_ss((const float *)(const void *)(p)))
+#define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+
+INLINE AVX2 void store_avx2(const product_job *job, int64_t group, int64_t at, __m256 sums) {
+    const matrix *m = job->m;
+    if (m->rows - 8 * group < 8) {
+        float eight[8];
+        _mm256_storeu_ps(eight, sums);
+        store_group(job, group, at, eight);
+        return;
+    }
+    float *y = job->y + at * m->rows + 8 * group;
+    if (m->bias) sums = _mm256_add_ps(sums, _mm256_loadu_ps(m->bias + 8 * group));
+    _mm256_storeu_ps(y, job->add ? _mm256_add_ps(_mm256_loadu_ps(y), sums) : sums);
+}
+
+// The dot products of `deep` groups of eight rows with one block of activations, exact in int32.
+#define DOT(NAME, TARGET) INLINE TARGET void NAME(__m256i (*w)[8], const activation *a, const int deep, __m256i *dot)
+
+// Eight products of at most 2 * 15 * 127 are summed in int16: 30,480 fits.
+DOT(dot_q4_avx2, AVX2) {
+    for (int g = 0; g < deep; g++) {
+        __m256i sum = _mm256_maddubs_epi16(w[g][0], BROADCAST(a->q));
+        for (int j = 1; j < 8; j++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[g][j], BROADCAST(a->q + 4 * j)));
+        dot[g] = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+    }
+}
+
+DOT(dot_q4_0_avx2, AVX2) {
+    dot_q4_avx2(w, a, deep, dot);
+    for (int g = 0; g < deep; g++) dot[g] = _mm256_add_epi32(dot[g], BROADCAST(&a->offset));
+}
+
+// |w| times the activation with w's sign: 2 * 128 * 127 fits in int16 once, so each product is widened.
+DOT(dot_q8_avx2, AVX2) {
+    for (int g = 0; g < deep; g++) {
+        dot[g] = _mm256_setzero_si256();
+        for (int j = 0; j < 8; j++) {
+            __m256i q = _mm256_sign_epi8(BROADCAST(a->q + 4 * j), w[g][j]);
+            __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w[g][j]), q);
+            dot[g] = _mm256_add_epi32(dot[g], _mm256_madd_epi16(product, _mm256_set1_epi16(1)));
+        }
+    }
+}
+
+// One group alone is summed in two halves, which do not wait for each other; two groups are two sums as it is.
+DOT(dot_vnni, VNNI) {
+    __m256i half = _mm256_setzero_si256();
+    for (int g = 0; g < deep; g++) dot[g] = _mm256_setzero_si256();
+    for (int j = 0; j < 8; j++) {
+        __m256i q = BROADCAST(a->q + 4 * j);
+        if (deep == 1 && j % 2) half = _mm256_dpbusd_epi32(half, w[0][j], q);
+        else
+            for (int g = 0; g < deep; g++) dot[g] = _mm256_dpbusd_epi32(dot[g], w[g][j], q);
+    }
+    if (deep == 1) dot[0] = _mm256_add_epi32(dot[0], half);
+}
+
+DOT(dot_offset_vnni, VNNI) {
+    dot_vnni(w, a, deep, dot);
+    for (int g = 0; g < deep; g++) dot[g] = _mm256_add_epi32(dot[g], BROADCAST(&a->offset));
+}
+
+// A block's nibbles or bytes as eight vectors of four columns. For VNNI bytes become w + 128, unsigned.
+INLINE AVX2 void nibbles_of(const uint8_t *bytes, __m256i *w) {
+    for (int j = 0; j < 4; j++) {
+        __m256i both = LOAD(bytes + 32 * j);
+        w[j] = _mm256_and_si256(both, _mm256_set1_epi8(15));
+        w[4 + j] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    }
+}
+
+INLINE AVX2 void bytes_of(const uint8_t *bytes, __m256i *w) {
+    for (int j = 0; j < 8; j++) w[j] = LOAD(bytes + 32 * j);
+}
+
+INLINE AVX2 void unsigned_bytes_of(const uint8_t *bytes, __m256i *w) {
+    for (int j = 0; j < 8; j++) w[j] = _mm256_xor_si256(LOAD(bytes + 32 * j), _mm256_set1_epi8((char)0x80));
+}
+
+// `deep` groups of eight rows against a tile of vectors: weights are read and unpacked once.
+#define GROUPS(NAME, TARGET, KIND, UNPACK, DOT, DEEP)                                                         \
+    INLINE TARGET void NAME##_tile(const product_job *job, int64_t group, int64_t at, const int deep, const int tile) { \
+        const int64_t blocks = job->blocks, apart = blocks * KIND##_BLOCK;                                   \
+        const uint8_t *block = (const uint8_t *)job->m->data + group * apart;                                \
+        const activation *a = job->activations + at * blocks;                                                \
+        __m256 sums[2][4];                                                                                   \
+        for (int g = 0; g < deep; g++)                                                                       \
+            for (int t = 0; t < tile; t++) sums[g][t] = _mm256_setzero_ps();                                 \
+        for (int64_t b = 0; b < blocks; b++, block += KIND##_BLOCK, a += tile) {                             \
+            __m256 scales[2], minima[2];                                                                     \
+            __m256i w[2][8];                                                                                 \
+            for (int g = 0; g < deep; g++) {                                                                 \
+                scales[g] = HALVES(block + g * apart);                                                       \
+                if (KIND == Q4_1) minima[g] = HALVES(block + g * apart + 16);                                \
+                UNPACK(block + g * apart + (KIND == Q4_1 ? 32 : 16), w[g]);                                  \
+            }                                                                                                \
+            for (int t = 0; t < tile; t++) {                                                                 \
+                __m256i dot[2];                                                                              \
+                DOT(w, a + t, deep, dot);                                                                    \
+                for (int g = 0; g < deep; g++) {                                                             \
+                    __m256 scale = _mm256_mul_ps(scales[g], _mm256_broadcast_ss(&a[t].scale));               \
+                    sums[g][t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot[g]), sums[g][t]);             \
+                    if (KIND == Q4_1) sums[g][t] = _mm256_fmadd_ps(minima[g], _mm256_broadcast_ss(&a[t].sum), sums[g][t]); \
+                }                                                                                            \
+            }                                                                                                \
+        }                                                                                                    \
+        _Pragma("GCC unroll 4") for (int t = 0; t < tile; t++)                                               \
+            _Pragma("GCC unroll 2") for (int g = 0; g < deep; g++) store_avx2(job, group + g, at + t, sums[g][t]); \
+    }                                                                                                        \
+    TARGET static void NAME(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size) { \
+        for (int64_t end = group + deep; group < end;) {                                                     \
+            if (DEEP == 2 && size == 4 && end - group >= 2) {                                                \
+                NAME##_tile(job, group, at, 2, 4);                                                           \
+                group += 2;                                                                                  \
+                continue;                                                                                    \
+            }                                                                                                \
+            if (size == 4) NAME##_tile(job, group, at, 1, 4);                                                \
+            else if (size == 2) NAME##_tile(job, group, at, 1, 2);                                           \
+            else NAME##_tile(job, group, at, 1, 1);                                                          \
+            group++;                                                                                         \
+        }                                                                                                    \
+    }
+
+GROUPS(q4_0_avx2, AVX2, Q4_0, nibbles_of, dot_q4_0_avx2, 1)
+GROUPS(q4_1_avx2, AVX2, Q4_1, nibbles_of, dot_q4_avx2, 1)
+GROUPS(q8_0_avx2, AVX2, Q8_0, bytes_of, dot_q8_avx2, 1)
+GROUPS(q4_0_vnni, VNNI, Q4_0, nibbles_of, dot_offset_vnni, 2)
+GROUPS(q4_1_vnni, VNNI, Q4_1, nibbles_of, dot_vnni, 2)
+GROUPS(q8_0_vnni, VNNI, Q8_0, unsigned_bytes_of, dot_offset_vnni, 2)
+#endif
+
+typedef void (*group_function)(const product_job *, int64_t group, int64_t deep, int64_t at, int64_t size);
+
+static group_function group_for(int64_t kind) {
+#if NW_X86
+    if (nw_level() == LEVEL_VNNI) return kind == Q4_0 ? q4_0_vnni : kind == Q4_1 ? q4_1_vnni : q8_0_vnni;
+    if (nw_level() == LEVEL_AVX2) return kind == Q4_0 ? q4_0_avx2 : kind == Q4_1 ? q4_1_avx2 : q8_0_avx2;
+#endif
+    return group_portable;
+}
+
+#define GROUPS_TOGETHER 2
+#define VECTORS_TOGETHER 64  // their activations stay in the second-level cache while the rows of a chunk pass
+
+static void product_chunk(void *pointer, int64_t chunk) {
+    const product_job *job = pointer;
+    const int64_t groups = (job->m->rows + 7) / 8;
+    int64_t first = chunk * job->groups_a_chunk, end = first + job->groups_a_chunk;
+    if (end > groups) end = groups;
+    group_function work = group_for(job->m->kind);
+    for (int64_t from = 0; from < job->batch; from += VECTORS_TOGETHER) {
+        int64_t to = from + VECTORS_TOGETHER < job->batch ? from + VECTORS_TOGETHER : job->batch;
+        for (int64_t group = first; group < end; group += GROUPS_TOGETHER) {
+            int64_t deep = end - group < GROUPS_TOGETHER ? end - group : GROUPS_TOGETHER;
+            for (int64_t at = from; at < to;) {
+                int64_t size = tile_size(job->batch - at);
+                work(job, group, deep, at, size);
+                at += size;
+            }
+        }
+    }
+}
+
+#define CHUNK_BYTES 32768            // of weights: about a microsecond of memory
+#define QUANTIZE_TOGETHER (1 << 15)  // numbers; fewer are not worth sharing out
+
+int multiply_packed(const matrix *m, const float *x, int64_t batch, float *y, int add) {
+    const int64_t blocks = m->width / 32;
+    activation *activations = scratch(FOR_ACTIVATIONS, (size_t)(batch * blocks) * sizeof(activation));
+    if (!activations) return 1;
+    int64_t group_bytes = blocks * block_bytes(m->kind), groups_a_chunk = CHUNK_BYTES / group_bytes;
+    if (groups_a_chunk < 1) groups_a_chunk = 1;
+    int64_t tiles_a_chunk = QUANTIZE_TOGETHER / (MOST * m->width) + 1;
+    product_job job = {m, x, blocks, batch, groups_a_chunk, tiles_a_chunk, activations, y, add};
+    int64_t tiles = (batch + MOST - 1) / MOST;
+    pool_run(quantize_chunk, &job, (tiles + tiles_a_chunk - 1) / tiles_a_chunk);
+    pool_run(product_chunk, &job, ((m->rows + 7) / 8 + groups_a_chunk - 1) / groups_a_chunk);
+    return 0;
+}
+
+int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add) {
+    if (!batch) return 0;
+    return (m->kind == FLOAT32 ? multiply_float : multiply_packed)(m, x, batch, y, add);
+}
+
+EXPORT int nw_multiply(int kind, const void *data, int64_t rows, int64_t width, const float *x, int64_t batch, float *y) {
+    matrix m = {kind, rows, width, data, NULL};
+    return multiply(&m, x, batch, y, 0);
+}
