@@ -4,16 +4,17 @@ Without a C compiler the install still succeeds and nextword computes with torch
 """
 
 import sys
+from glob import glob
 
 from setuptools import Extension, setup
 
 FOLDER = "src/nextword/native"
 kernels = Extension(
     "nextword.native._kernels",
-    sources=[f"{FOLDER}/{name}.c" for name in ("module", "pool", "packed", "floats")],
-    depends=[f"{FOLDER}/cpu.h", f"{FOLDER}/pool.h"],
+    sources=sorted(glob(f"{FOLDER}/*.c")),
+    depends=sorted(glob(f"{FOLDER}/*.h")),
     define_macros=[("NW_WITH_PYTHON", "1")],
-    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-pthread"],
+    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"],
     extra_link_args=["-pthread"],
     optional=True,  # instructions beyond the baseline are chosen at run time, so one build is right everywhere
 )

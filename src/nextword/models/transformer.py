@@ -297,7 +297,8 @@ class Transformer(nn.Module):
     def _apply(self, *arguments: Any, **options: Any) -> Self:  # every move to another device passes here
         self._step = None
         self._tables.clear()
-        return super()._apply(*arguments, **options)
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        return self
 
     def _rope(self, rope: RopeSpec, where: Where, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """cos and sin at the tokens' positions, each (1 or batch, time, 1, rotary_width)."""

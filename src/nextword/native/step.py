@@ -183,7 +183,7 @@ class Step:
             pointers(*(stored.data_ptr() for stored in values)),
             (c_int64 * batch)(*lengths),
         )
-        state.keys, state.values, state.lengths = map(addressof, held)
+        state.keys, state.values, state.lengths = (addressof(part) for part in held)
         if loaded().nw_step(addressof(self._model), addressof(state), y.data_ptr()):
             raise MemoryError(f"no memory for a step of {batch} rows")
         return y
