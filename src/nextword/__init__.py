@@ -9,6 +9,7 @@ Importing nextword is light: torch is imported when a model is first loaded.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ from .spec import ModelSpec
 if TYPE_CHECKING:
     from . import plan
     from .generate import LanguageModel, Sampling, load
+
+# Read by torch's OpenMP when it is loaded: how long its threads wait for each other by spinning. The default is
+# milliseconds, and burns the time of the thread that works as soon as another program wants a core: see docs/decisions.md
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __version__ = "0.1.0"
 

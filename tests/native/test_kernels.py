@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,3 +264,13 @@ def test_a_forked_process_can_multiply() -> None:
         os._exit(0 if torch.equal(matrix.matmul(x), expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert torch.equal(matrix.matmul(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_torchs_threads_are_told_not_to_spin_unless_the_user_said_how(given: dict[str, str], expected: str) -> None:
+    code = "import os, sys, nextword; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    run = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True)
+    assert run.stdout.split() == ["False", expected], run.stderr
