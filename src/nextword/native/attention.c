@@ -139,9 +139,8 @@ static void piece(const attention *a, const float *queries, const float *keys, c
                   int64_t group, float *to) {
     float scores[TOGETHER][PIECE];
     const int64_t width = a->width;
-    int wide = 0;
 #if NW_X86
-    wide = nw_level() && width % 8 == 0;
+    const int wide = nw_level() && width % 8 == 0;
 #endif
     for (int64_t from = 0; from < group; from += TOGETHER) {
         int64_t heads = group - from < TOGETHER ? group - from : TOGETHER;

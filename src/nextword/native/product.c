@@ -252,6 +252,8 @@ INLINE AVX2 void unsigned_bytes_of(const uint8_t *bytes, __m256i *w) {
             __m256 scales[2], minima[2];                                                                     \
             __m256i w[2][8];                                                                                 \
             for (int g = 0; g < deep; g++) {                                                                 \
+                for (int at_byte = 0; tile >= 4 && at_byte < KIND##_BLOCK; at_byte += 64)                    \
+                    prefetch(block + g * apart + at_byte);                                                   \
                 scales[g] = HALVES(block + g * apart);                                                       \
                 if (KIND == Q4_1) minima[g] = HALVES(block + g * apart + 16);                                \
                 UNPACK(block + g * apart + (KIND == Q4_1 ? 32 : 16), w[g]);                                  \
@@ -294,6 +296,7 @@ GROUPS(q8_0_vnni, VNNI, Q8_0, unsigned_bytes_of, dot_offset_vnni, 2)
 typedef void (*group_function)(const product_job *, int64_t group, int64_t deep, int64_t at, int64_t size);
 
 static group_function group_for(int64_t kind) {
+    (void)kind;
 #if NW_X86
     if (nw_level() == LEVEL_VNNI) return kind == Q4_0 ? q4_0_vnni : kind == Q4_1 ? q4_1_vnni : q8_0_vnni;
     if (nw_level() == LEVEL_AVX2) return kind == Q4_0 ? q4_0_avx2 : kind == Q4_1 ? q4_1_avx2 : q8_0_avx2;
@@ -323,8 +326,8 @@ static void product_chunk(void *pointer, int64_t chunk) {
     }
 }
 
-#define CHUNK_BYTES 32768            // of weights: about a microsecond of memory
-#define QUANTIZE_TOGETHER (1 << 15)  // numbers; fewer are not worth sharing out
+#define CHUNK_BYTES 32768       // of weights: about two microseconds of memory
+#define QUANTIZE_TOGETHER 8192  // numbers: some microseconds; fewer are not worth sharing out
 
 int multiply_packed(const matrix *m, const float *x, int64_t batch, float *y, int add) {
     const int64_t blocks = m->width / 32;

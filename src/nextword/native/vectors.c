@@ -4,7 +4,7 @@
 
 #include "pool.h"
 
-#define CHUNK_NUMBERS 32768  // fewer are not worth sharing out
+#define CHUNK_NUMBERS 8192  // some microseconds; fewer are not worth sharing out
 
 // ---- norms
 
