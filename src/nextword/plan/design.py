@@ -1,0 +1,191 @@
+"""From a number of parameters to a model that can be built, and from a budget to a run that can be started."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..base import UsageError, atomic_write
+from ..spec import ModelSpec
+from .devices import Device
+from .flops import flops
+from .parameters import parameters
+from .search import largest
+from .states import Precision, Shard
+from .training import Training, training_memory
+
+FORMAT = "nextword-run/1"
+SMALLEST, LARGEST = 2e4, 2e13  # parameters of the models that are designed
+_VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_EMBEDDING_SHARE = 0.2
+_CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # up to so many parameters
+_MOST_RATE = 3e-3
+_FEWEST_STEPS = 300
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a trainer needs to know. Batches count sequences of `context` tokens over all devices and accumulation."""
+
+    model: ModelSpec
+    tokens: int
+    context: int
+    batch: int  # sequences a step
+    micro_batch: int  # sequences a device at a time
+    accumulation: int
+    steps: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup_steps: int
+    schedule: str = "cosine"
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    precision: Precision = "amp"
+    shard: Shard = "none"
+    devices: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        training = {key: value for key, value in asdict(self).items() if key != "model"}
+        return {"format": FORMAT, "model": self.model.to_dict(), "training": training}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Read `to_dict`'s output. Raises UsageError for anything else."""
+        if data.get("format") != FORMAT:
+            raise UsageError(f"a run's configuration has format {FORMAT!r}, this one {data.get('format')!r}")
+        try:
+            training = dict(data["training"])
+            training["betas"] = tuple(training.get("betas", (0.9, 0.95)))
+            return cls(model=ModelSpec.from_dict(dict(data["model"])), **training)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"the run's configuration is not whole: {error}") from None
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        with atomic_write(path) as file:
+            json.dump(self.to_dict(), file, indent=2)
+            file.write("\n")
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Read a configuration that `write` wrote."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read as JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise UsageError(f"{path}: holds a JSON {type(data).__name__}, not an object")
+        return cls.from_dict(data)
+
+
+def shape_for(count: float, vocabulary: int | None = None, context: int | None = None) -> ModelSpec:
+    """A model in Llama's layout with about `count` parameters: head of 64, gated MLP of 8/3 the width.
+
+    Width over layers grows slowly with size, from 32 at a million to 120 at 7 billion; loss hardly depends on it
+    (Kaplan et al. 2020, figure 5). The embedding takes a fifth of the parameters at most.
+    """
+    if not SMALLEST <= count <= LARGEST:
+        raise UsageError(f"a model of {count:.3g} parameters: shapes are known from {SMALLEST:g} to {LARGEST:g}")
+    aspect = 32 * (count / 1e6) ** 0.15
+    about = (count * aspect / 12) ** (1 / 3)
+    if vocabulary is None:
+        vocabulary = max([v for v in _VOCABULARIES if v * about <= _EMBEDDING_SHARE * count], default=_VOCABULARIES[0])
+    if context is None:
+        context = next((tokens for most, tokens in _CONTEXTS if count < most), 8192)
+    head = 128 if count > 3e9 else 64 if about >= 192 else 32 if about >= 64 else 16
+    widths = {max(1, round(about * stretch / head)) * head for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3)}
+    shapes = [_with_width(count, width, head, vocabulary, context) for width in sorted(widths)]
+    return min(shapes, key=lambda spec: _distance(spec, count, aspect))
+
+
+def _distance(spec: ModelSpec, count: float, aspect: float) -> float:
+    size = abs(math.log(parameters(spec).total / count))
+    return size + 0.1 * abs(math.log(spec.width / spec.layers / aspect))
+
+
+def _with_width(count: float, width: int, head: int, vocabulary: int, context: int) -> ModelSpec:
+    heads = width // head
+    spec = ModelSpec(
+        kind="transformer",
+        vocabulary=vocabulary,
+        width=width,
+        layers=1,
+        context=context,
+        tied=count < 1e9,
+        heads=heads,
+        kv_heads=8 if count >= 1e9 and heads % 8 == 0 else heads,
+        head_width=head,
+        mlp_width=max(1, round(width * 8 / 3 / 16)) * 16,
+    )
+    one, two = parameters(spec).total, parameters(replace(spec, layers=2)).total
+    return replace(spec, layers=max(1, 1 + round((count - one) / (two - one))))
+
+
+def run_for(
+    spec: ModelSpec, budget: float, device: Device, devices: int = 1, tokens: float | None = None
+) -> RunConfig:
+    """The run that spends `budget` FLOPs on a model, by its exact FLOPs a token, unless `tokens` says how many.
+
+    Batch in tokens 0.2920 C^0.3271 and learning rate 0.3118 C^-0.1250 (DeepSeek LLM, 2401.02954, §3.1; fitted
+    from 1e17 to 2e19 FLOPs, an extrapolation elsewhere), the rate at most 3e-3 and at least 300 steps. The
+    micro-batch is the largest power of two that leaves a tenth of the device's memory.
+    """
+    context = spec.context
+    seen = tokens or budget / flops(spec, context).per_token
+    wanted = min(0.2920 * budget**0.3271, seen / _FEWEST_STEPS)
+    precision: Precision = "fp32" if device.peak == device.peak_fp32 else "amp"
+    shard: Shard = "fsdp" if devices > 1 else "none"
+    plan = Training(
+        batch=1, context=context, precision=precision, chunked_loss=True, shard=shard, devices=devices,
+        runtime=device.runtime,
+    )  # fmt: skip
+
+    def fits(batch: int) -> bool:
+        return training_memory(spec, replace(plan, batch=batch)).total <= 0.9 * device.memory
+
+    batch = max(devices, round(wanted / context / devices) * devices)
+    room = largest(fits, max(1, batch // devices))
+    if not room:
+        raise UsageError(
+            f"not even one sequence of {context:,} tokens of this model trains on {device.title}. What would make it"
+            " fit: nextword plan fit"
+        )
+    micro = 1 << (room.bit_length() - 1)
+    accumulation = max(1, round(batch / (micro * devices)))
+    batch = micro * devices * accumulation
+    steps = max(1, round(seen / (batch * context)))
+    rate = _two_digits(min(_MOST_RATE, 0.3118 * budget**-0.1250))
+    return RunConfig(
+        model=spec,
+        tokens=steps * batch * context,
+        context=context,
+        batch=batch,
+        micro_batch=micro,
+        accumulation=accumulation,
+        steps=steps,
+        learning_rate=rate,
+        final_learning_rate=_two_digits(rate / 10),
+        warmup_steps=min(2000, max(1, steps // 20)),
+        precision=precision,
+        shard=shard,
+        devices=devices,
+    )
+
+
+def memory_setup(run: RunConfig, device: Device) -> Training:
+    """The run as `training_memory` takes it."""
+    return Training(
+        batch=run.micro_batch, context=run.context, precision=run.precision, chunked_loss=True, shard=run.shard,
+        devices=run.devices, runtime=device.runtime,
+    )  # fmt: skip
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")

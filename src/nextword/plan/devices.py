@@ -1,0 +1,167 @@
+"""Devices: what they hold, how fast they read it, how fast they compute. "this" is measured, never guessed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..base import RunError, UsageError, atomic_write
+from ..base.errors import closest
+from ..base.units import parse_bandwidth, parse_bytes, parse_flop_rate
+from .training import RUNTIME
+
+OWN = "Give your own as NAME=MEMORY,BANDWIDTH,SPEED, such as mine=24GB,1TB/s,165TFLOP/s"
+_TF32 = 0.5  # float32 products as TF32, relative to bf16, on NVIDIA since Ampere and AMD CDNA 3
+_CPU_RUNTIME = 0.3e9  # bytes; torch's libraries and Python, measured on Linux
+_CACHE_FILE = "this-machine.json"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Bytes, bytes a second, FLOP/s. `peak` is dense and 16-bit; of a CPU, measured float32."""
+
+    name: str
+    title: str
+    memory: float
+    bandwidth: float
+    peak: float
+    peak_fp32: float
+    runtime: float
+    source: str
+
+    def speed(self, precision: str) -> float:
+        """FLOP/s of matrix products in a training precision."""
+        return self.peak_fp32 if precision == "fp32" else self.peak
+
+
+def device(name: str, cache_folder: Path | None = None) -> Device:
+    """A device by name, "this", or NAME=MEMORY,BANDWIDTH,SPEED.
+
+    "this" is measured in about a second and remembered in `cache_folder`, if one is given. Raises UsageError
+    that names the nearest ones for a name it does not know.
+    """
+    wanted = name.strip().lower()
+    if "=" in name:
+        return _own(name)
+    if wanted == "this":
+        return _this(cache_folder)
+    if wanted not in (known := devices()):
+        plain = {re.sub(r"\W|_", "", key): key for key in known}
+        key = plain.get(re.sub(r"\W|_", "", wanted).removeprefix("nvidia"))
+        if key is None:
+            raise UsageError(
+                f"device {name!r} is not known.{closest(wanted, known)} Known: {', '.join(known)}, this. {OWN}"
+            )
+        wanted = key
+    return known[wanted]
+
+
+def parse_devices(text: str, cache_folder: Path | None = None) -> tuple[int, Device]:
+    """ "8xh100" → 8 of them; a bare name is one."""
+    match = re.fullmatch(r"\s*(\d+)\s*[x×*]\s*(.+)", text, re.IGNORECASE)
+    if match is None:
+        return 1, device(text, cache_folder)
+    if not 1 <= int(match[1]) <= 10_000_000:
+        raise UsageError(f"{text!r}: the number of devices must be from 1 to 10,000,000")
+    return int(match[1]), device(match[2], cache_folder)
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """Every device that has a name."""
+    table = json.loads((Path(__file__).parent / "devices.json").read_text(encoding="utf-8"))
+    return {name: _from_table(name, row, table["source"]) for name, row in table["devices"].items()}
+
+
+def _from_table(name: str, row: dict[str, Any], source: str) -> Device:
+    peak = row["tflops"] * 1e12
+    fp32 = row["tflops_fp32"] * 1e12 if "tflops_fp32" in row else peak * _TF32
+    return Device(name, row["title"], row["memory"] * 1e9, row["bandwidth"] * 1e12, peak, fp32, RUNTIME, source)
+
+
+def _own(text: str) -> Device:
+    name, _, rest = text.partition("=")
+    values = [value.strip() for value in rest.split(",")]
+    if not name.strip() or len(values) != 3:
+        raise UsageError(f"device {text!r} is not understood. {OWN}")
+    peak = parse_flop_rate(values[2], "device speed")
+    return Device(
+        name=name.strip(),
+        title=name.strip(),
+        memory=parse_bytes(values[0], "device memory"),
+        bandwidth=parse_bandwidth(values[1], "device bandwidth"),
+        peak=peak,
+        peak_fp32=peak * _TF32,
+        runtime=RUNTIME,
+        source="as given",
+    )
+
+
+# ---- this machine
+
+
+def _this(cache_folder: Path | None) -> Device:
+    stored = cache_folder / _CACHE_FILE if cache_folder else None
+    machine = {"processor": platform.processor() or platform.machine(), "cores": _cores(), "node": platform.node()}
+    if stored is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(stored.read_text(encoding="utf-8"))
+            if known["machine"] == machine:
+                return Device(**known["device"])
+    measured = _measure()
+    if stored is not None:
+        with suppress(OSError), atomic_write(stored) as file:  # a cache that cannot be written is no failure
+            json.dump({"machine": machine, "device": asdict(measured)}, file, indent=2)
+    return measured
+
+
+def _measure() -> Device:
+    """Run the measurement in a process of its own: numpy stays out of this one."""
+    command = [sys.executable, "-m", "nextword.plan.measure"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        found = json.loads(done.stdout)
+        speed, bandwidth = float(found["flops"]), float(found["bandwidth"])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        raise RunError(f"this machine could not be measured ({error}). {OWN}") from error
+    return Device(
+        name="this",
+        title=f"this machine's CPU, {_cores()} cores",
+        memory=_memory(),
+        bandwidth=bandwidth,
+        peak=speed,
+        peak_fp32=speed,
+        runtime=_CPU_RUNTIME,
+        source="measured: the best of several float32 matrix products and reads in about a second",
+    )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> float:
+    """Bytes of memory, or of what a container may use of it."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError) as error:
+        raise RunError(f"this system does not say how much memory it has. {OWN}") from error
+    return float(min([whole, *_limits()]))
+
+
+def _limits() -> Iterable[int]:
+    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            yield int(Path(place).read_text())

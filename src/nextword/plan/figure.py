@@ -1,0 +1,83 @@
+"""A number that knows where it comes from. The formula that is shown is the formula that is computed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType
+from typing import Any
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "min": min,
+    "max": max,
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
+    "ceil": math.ceil,
+}
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a plan: its unit, its formula over `inputs`, and the source of the formula."""
+
+    name: str
+    value: float
+    unit: str  # "bytes", "parameters", "FLOPs", "s", "tokens/s", ...
+    formula: str
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    def filled(self) -> str:
+        """The formula with the values put in: "2 × 32 × 8 × 128 × 2"."""
+
+        def put(match: re.Match[str]) -> str:
+            name = match[0]
+            return _short(self.inputs[name]) if name in self.inputs else name
+
+        return _readable(_NAME.sub(put, self.formula))
+
+    def symbolic(self) -> str:
+        """The formula over its names, with the signs people read."""
+        return _readable(self.formula)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "formula": self.formula,
+            "inputs": dict(self.inputs),
+            "source": self.source,
+        }
+
+
+def figure(name: str, unit: str, formula: str, source: str = "", **inputs: float) -> Figure:
+    """Evaluate `formula`, Python arithmetic over `inputs` with min, max, exp, log, sqrt and ceil."""
+    value = eval(_compiled(formula), {"__builtins__": {}}, {**_FUNCTIONS, **inputs})
+    return Figure(name, value, unit, formula, inputs, source)
+
+
+def total(name: str, parts: Iterable[Figure]) -> float:
+    """Sum of the parts called `name`, 0 if there is none."""
+    return sum(part.value for part in parts if part.name == name)
+
+
+@cache
+def _compiled(formula: str) -> CodeType:
+    return compile(formula, "<formula>", "eval")
+
+
+def _readable(formula: str) -> str:
+    return formula.replace("**", "^").replace(" * ", " × ").replace("*", "×").replace(" - ", " − ")
+
+
+def _short(value: float) -> str:
+    if isinstance(value, int) or value == int(value) and abs(value) < 1e12:
+        return f"{int(value):,}"
+    return f"{value:.6g}"

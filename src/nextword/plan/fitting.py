@@ -1,0 +1,333 @@
+"""L(N, D) = E + A/N^α + B/D^β fitted to runs, with intervals, or the reason why it cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..base import UsageError
+from .laws import Law, optimum
+from .runs import Runs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Vector = NDArray[Any]
+
+Method = Literal["huber", "nnls"]
+DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022, appendix D.2)
+LEAST_RUNS = 8  # five constants and three to spare
+LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
+STARTS = 24  # of the grid's best that are followed to the end
+NAMES = ("E", "A", "B", "alpha", "beta")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where 95% of the bootstrap's values lie."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How a law fitted without the largest budgets predicts them. Errors are shares of the loss."""
+
+    runs: int
+    least_flops: float
+    bias: float  # mean of predicted / measured - 1
+    rms: float
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """A fitted law. `terms` are the runs' contributions to the objective and sum to it.
+
+    `unidentified` gives, for each constant that the runs do not pin down, the reason; do not use its value.
+    """
+
+    law: Law
+    method: Method
+    runs: Runs
+    terms: tuple[float, ...]
+    draws: tuple[Law, ...]
+    held_out: HeldOut | None
+    unidentified: dict[str, str]
+
+    @property
+    def objective(self) -> float:
+        return sum(self.terms)
+
+    def interval(self, value: Callable[[Law], float]) -> Interval:
+        """The interval of anything that can be computed from a law, such as N_opt at a budget."""
+        return _interval([value(draw) for draw in self.draws])
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Of each constant, and of a = β / (α + β), the power of N_opt."""
+        named = {name: self.interval(lambda law, name=name: float(getattr(law, name))) for name in NAMES}  # type: ignore[misc]
+        return named | {"a": self.interval(power_of_size)}
+
+
+def power_of_size(law: Law) -> float:
+    """a in N_opt ~ C^a."""
+    return law.beta / (law.alpha + law.beta)
+
+
+def fit_law(
+    runs: Runs, method: Method = "huber", *, bootstrap: int = 200, hold_out: bool = True, seed: int = 0
+) -> LawFit:
+    """Fit a law to `runs`.
+
+    "huber" minimises the sum of Huber losses between log-sum-exp and log L (Hoffmann et al. 2022, eq. 3);
+    "nnls" solves E, A, B by non-negative least squares of relative errors for each (α, β) and searches the two.
+    `bootstrap` refits to that many resampled sets of runs. Raises UsageError where the runs cannot tell the
+    constants apart.
+    """
+    _check(runs)
+    point = _fit(runs, method, None)
+    found = _law(point)
+    draws = tuple(_bootstrap(runs, method, point, bootstrap, seed))
+    fitted = LawFit(found, method, runs, _terms(runs, point, method), draws, None, {})
+    unidentified = _unidentified(runs, point) or _wide(fitted)
+    held = _hold_out(runs, method) if hold_out else None
+    return LawFit(found, method, runs, fitted.terms, draws, held, unidentified)
+
+
+def objective(runs: Runs, law: Law) -> float:
+    """Sum of Huber losses (δ = 1e-3) of log L."""
+    return sum(_terms(runs, (math.log(law.E), math.log(law.A), math.log(law.B), law.alpha, law.beta), "huber"))
+
+
+# ---- the two fits; a point is (log E, log A, log B, alpha, beta)
+
+Point = Sequence[float]
+
+
+def _fit(runs: Runs, method: Method, start: Point | None) -> Point:
+    return _fit_huber(runs, start) if method == "huber" else _fit_nnls(runs, start)
+
+
+def _law(point: Point, name: str = "fitted", source: str = "fitted to the runs given") -> Law:
+    E, A, B = (math.exp(value) for value in point[:3])
+    return Law(name, E, A, B, point[3], point[4], source)
+
+
+def _logs(runs: Runs) -> tuple[Vector, Vector, Vector]:
+    import numpy as np
+
+    return np.log(runs.parameters), np.log(runs.tokens), np.log(runs.losses)
+
+
+def _fit_huber(runs: Runs, start: Point | None) -> Point:
+    import numpy as np
+    from scipy.optimize import minimize
+
+    n, d, loss = _logs(runs)
+
+    def value(point: Vector) -> tuple[float, Vector]:
+        terms = np.stack([point[0] + 0 * n, point[1] - point[3] * n, point[2] - point[4] * d])
+        top = terms.max(0)
+        shares = np.exp(terms - top)
+        whole = shares.sum(0)
+        residual = top + np.log(whole) - loss
+        slope = np.clip(residual, -DELTA, DELTA) / DELTA
+        shares *= slope / whole
+        gradient = np.array([shares[0].sum(), shares[1].sum(), shares[2].sum(), -shares[1] @ n, -shares[2] @ d])
+        return float(_huber(residual).sum() / DELTA), gradient
+
+    def follow(point: Point) -> Any:
+        # Twice: the second run begins with a fresh picture of the curvature.
+        first = minimize(value, np.asarray(point, float), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 2000})
+        again = minimize(value, first.x, jac=True, method="BFGS", options={"gtol": 1e-12, "maxiter": 2000})
+        return min(first, again, key=lambda result: result.fun)
+
+    starts = [start] if start is not None else _grid(value)
+    best = min((follow(point) for point in starts), key=lambda result: result.fun)
+    return tuple(float(x) for x in best.x)
+
+
+def _grid(value: Callable[[Vector], tuple[float, Vector]]) -> list[Point]:
+    """The best of Hoffmann et al.'s starting points (appendix D.2)."""
+    import itertools
+
+    import numpy as np
+
+    halves, fives = np.arange(0, 2.1, 0.5), np.arange(0, 26.0, 5)
+    points = itertools.product(np.arange(-1, 1.1, 0.5), fives, fives, halves, halves)
+    return sorted(points, key=lambda point: value(np.array(point))[0])[:STARTS]
+
+
+def _huber(residual: Vector) -> Vector:
+    import numpy as np
+
+    size = np.abs(residual)
+    return np.where(size <= DELTA, 0.5 * residual**2, DELTA * (size - 0.5 * DELTA))
+
+
+def _terms(runs: Runs, point: Point, method: Method) -> tuple[float, ...]:
+    import numpy as np
+
+    n, d, loss = _logs(runs)
+    predicted = np.exp(point[0]) + np.exp(point[1] - point[3] * n) + np.exp(point[2] - point[4] * d)
+    if method == "nnls":
+        return tuple(float(x) for x in (predicted / np.exp(loss) - 1) ** 2)
+    return tuple(float(x) for x in _huber(np.log(predicted) - loss))
+
+
+def _fit_nnls(runs: Runs, start: Point | None) -> Point:
+    import numpy as np
+    from scipy.optimize import minimize, nnls
+
+    n, d, loss = _logs(runs)
+    n0, d0, weight = n.mean(), d.mean(), np.exp(-loss)  # centred, so that the columns are of one size
+
+    def solve(powers: Vector) -> tuple[Vector, float]:
+        columns = np.stack([np.ones_like(n), np.exp(-powers[0] * (n - n0)), np.exp(-powers[1] * (d - d0))], 1)
+        factors, residual = nnls(columns * weight[:, None], np.ones_like(n))
+        return factors, float(residual)
+
+    def value(powers: Vector) -> float:
+        return solve(powers)[1] ** 2 if powers.min() > 0 and powers.max() < 5 else math.inf
+
+    grid = [(a, b) for a in np.arange(0.1, 1.6, 0.1) for b in np.arange(0.1, 1.6, 0.1)]
+    first = start[3:] if start is not None else min(grid, key=lambda powers: value(np.array(powers)))
+    fine, coarse = {"xatol": 1e-10, "fatol": 1e-22, "maxiter": 4000}, {"xatol": 1e-4, "fatol": 1e-7, "maxiter": 200}
+    options = fine if start is None else coarse  # a resampled fit need not be exact
+    best = minimize(value, np.asarray(first), method="Nelder-Mead", options=options)
+    if start is None:
+        best = minimize(value, best.x, method="Nelder-Mead", options=options)
+    E, A, B = (math.log(max(factor, 1e-300)) for factor in solve(best.x)[0])
+    alpha, beta = float(best.x[0]), float(best.x[1])
+    return E, A + alpha * float(n0), B + beta * float(d0), alpha, beta
+
+
+# ---- how sure
+
+
+def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) -> Iterator[Law]:
+    import random
+
+    draw = random.Random(seed)
+    for _ in range(count):
+        rows = [draw.randrange(len(runs)) for _ in range(len(runs))]
+        yield _law(_fit(runs.take(rows), method, point), "bootstrap")
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    if not values:
+        return Interval(math.nan, math.nan)
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Interval(ordered[round(0.025 * last)], ordered[round(0.975 * last)])
+
+
+def _hold_out(runs: Runs, method: Method, share: float = 0.1) -> HeldOut | None:
+    """Leave out the tenth of the runs with the most compute, and predict it."""
+    order = sorted(range(len(runs)), key=lambda row: runs.flops[row])
+    cut = len(runs) - max(1, round(share * len(runs)))
+    kept, left = runs.take(order[:cut]), runs.take(order[cut:])
+    try:
+        _check(kept)
+    except UsageError:
+        return None
+    law = _law(_fit(kept, method, None))
+    errors = [
+        law.loss(n, d) / loss - 1 for n, d, loss in zip(left.parameters, left.tokens, left.losses, strict=True)
+    ]
+    rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
+    return HeldOut(len(left), min(left.flops), sum(errors) / len(errors), rms)
+
+
+def _check(runs: Runs) -> None:
+    if len(runs) < LEAST_RUNS:
+        raise UsageError(f"{len(runs)} runs cannot fix five constants; at least {LEAST_RUNS} are needed")
+    for what, values, constants in (
+        ("sizes", runs.parameters, "A and alpha"),
+        ("numbers of tokens", runs.tokens, "B and beta"),
+    ):
+        if (different := _different(values)) < LEAST_DIFFERENT:
+            raise UsageError(
+                f"the runs have {different} different {what}; {constants} are not identified with fewer than"
+                f" {LEAST_DIFFERENT}. Add runs that vary them"
+            )
+
+
+def _different(values: Sequence[float]) -> int:
+    """How many values are more than 5% apart."""
+    count, last = 0, 0.0
+    for value in sorted(values):
+        if value > 1.05 * last:
+            count, last = count + 1, value
+    return count
+
+
+def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
+    """Constants that can move together without changing any prediction, or whose term has vanished."""
+    import numpy as np
+
+    n, d, _ = _logs(runs)
+    terms = np.exp(np.stack([point[0] + 0 * n, point[1] - point[3] * n, point[2] - point[4] * d]))
+    shares = terms / terms.sum(0)
+    problems: dict[str, str] = {}
+    for row, names in ((0, ("E",)), (1, ("A", "alpha")), (2, ("B", "beta"))):
+        if shares[row].max() < 1e-4:
+            problems |= dict.fromkeys(names, "its term is below 0.01% of the loss in every run")
+    slopes = np.stack([shares[0], shares[1], shares[2], -shares[1] * n, -shares[2] * d], 1)
+    sizes = np.linalg.norm(slopes, axis=0)
+    _, strengths, directions = np.linalg.svd(slopes / np.where(sizes > 0, sizes, 1))
+    if strengths[-1] < 1e-5 * strengths[0]:
+        mixed = [name for name, part in zip(NAMES, directions[-1], strict=True) if abs(part) > 0.3]
+        reason = f"{', '.join(mixed)} can change together without changing any prediction: vary size and data apart"
+        problems |= dict.fromkeys(mixed, reason)
+    return problems
+
+
+def _wide(fitted: LawFit) -> dict[str, str]:
+    """Exponents whose interval reaches zero or spans more than the value itself on either side."""
+    if not fitted.draws:
+        return {}
+    problems = {}
+    for name, factor in (("alpha", "A"), ("beta", "B")):
+        value, interval = getattr(fitted.law, name), fitted.intervals[name]
+        if interval.low <= 0.02 or interval.high > 3 * value:
+            reason = f"95% of resampled fits give {name} from {interval.low:.2g} to {interval.high:.2g}"
+            problems |= {name: reason, factor: reason}
+    return problems
+
+
+# ---- approach 2, for comparison
+
+
+def isoflop_power(runs: Runs) -> tuple[float, float]:
+    """Approach 2 of Hoffmann et al.: a parabola in log D for each budget, then D_opt = k C^b. Returns (k, b).
+
+    Its optima are biased where the valley is not symmetric; it is here for comparison.
+    """
+    import numpy as np
+
+    budgets: dict[float, list[int]] = {}
+    for row, flops in enumerate(runs.flops):
+        key = next((known for known in budgets if abs(math.log(flops / known)) < 0.05), flops)
+        budgets.setdefault(key, []).append(row)
+    groups = {key: rows for key, rows in budgets.items() if len(rows) >= 3}
+    if len(groups) < 2:
+        raise UsageError("IsoFLOP parabolas need at least two budgets with three runs each")
+    bottoms = []
+    for rows in groups.values():
+        group = runs.take(rows)
+        curve = np.polyfit(np.log(group.tokens), group.losses, 2)
+        bottoms.append(-curve[1] / (2 * curve[0]))
+    slope, level = np.polyfit(np.log(list(groups)), bottoms, 1)
+    return float(np.exp(level)), float(slope)
+
+
+def optimal_size(budget: float) -> Callable[[Law], float]:
+    """For `LawFit.interval`: N_opt at a budget."""
+    return lambda law: optimum(budget, law).parameters

@@ -1,0 +1,127 @@
+"""Floating-point operations of a model, by counting its matrix products. A multiply and an add are two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from .figure import Figure, figure, total
+from .parameters import parameters
+
+Recompute = Literal["none", "selective", "full"]
+Masked = Literal["computed", "skipped"]
+
+_MATRICES = "every weight multiplies once a token; the input look-up does not (Kaplan et al. 2020, 2001.08361, §2.1)"
+_ATTENTION = "scores and weighted values (Chowdhery et al. 2022, 2204.02311, appendix B)"
+_BACKWARD = "the backward pass has two products for each of the forward pass"
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of `tokens` tokens in sequences of `context`. `parts` sum to `total`."""
+
+    parts: tuple[Figure, ...]
+    tokens: float
+    context: int
+    rule: Figure  # 6 N D (2 N D without the backward pass)
+
+    @property
+    def total(self) -> float:
+        """Everything the hardware computes, recomputation included."""
+        return sum(part.value for part in self.parts)
+
+    @property
+    def model(self) -> float:
+        """What the model needs: the numerator of MFU. Recomputation is left out."""
+        return self.total - total("recomputed", self.parts)
+
+    @property
+    def per_token(self) -> float:
+        return self.model / self.tokens
+
+
+def flops(
+    spec: ModelSpec,
+    context: int | None = None,
+    tokens: float | None = None,
+    *,
+    backward: bool = True,
+    recompute: Recompute = "none",
+    masked: Masked = "computed",
+    frozen: bool = False,
+) -> Flops:
+    """FLOPs of a pass over `tokens` tokens (default: one sequence) in sequences of `context`.
+
+    `masked` says whether the attention kernel computes the masked half and what lies outside a window
+    ("computed", the convention of PaLM's MFU and of torch's FlopCounterMode) or skips it. `frozen` leaves
+    out the weights' gradients, as for LoRA. Raises UsageError for sizes below one.
+    """
+    context = spec.context if context is None else context
+    tokens = context if tokens is None else tokens
+    if context < 1 or tokens <= 0:
+        raise UsageError(f"FLOPs need a context and tokens of at least 1, not {context} and {tokens}")
+    weights = parameters(spec).multiplying
+    pairs, width = attended(spec, context, masked), attention_width(spec)
+    source = _ATTENTION + ("; the kernel skips what is masked" if masked == "skipped" else "; full square")
+    parts = [figure("forward, matrices", "FLOPs", "2 * weights * tokens", _MATRICES, weights=weights, tokens=tokens)]
+    sums = {"pairs": pairs, "heads_width": width, "tokens": tokens, "context": context}
+    if pairs:
+        parts.append(figure("forward, attention", "FLOPs", "2 * pairs * heads_width * tokens / context", source, **sums))
+    if backward:
+        times = 1 if frozen else 2
+        why = "frozen weights: only the gradient that goes on (LoRA)" if frozen else _BACKWARD
+        inputs = {"times": times, "weights": weights, "tokens": tokens}
+        parts.append(figure("backward, matrices", "FLOPs", "times * 2 * weights * tokens", why, **inputs))
+        if pairs:
+            formula = "2 * 2 * pairs * heads_width * tokens / context"
+            parts.append(figure("backward, attention", "FLOPs", formula, _BACKWARD, **sums))
+        if recompute == "full":
+            parts.append(_recomputed(spec, weights, sums))
+    every = parameters(spec).active
+    name, formula = ("6 N D", "6 * N * D") if backward else ("2 N D", "2 * N * D")
+    rule = figure(name, "FLOPs", formula, "Kaplan et al. 2020, 2001.08361, §2.1; N active parameters", N=every, D=tokens)
+    return Flops(tuple(parts), tokens, context, rule)
+
+
+def attended(spec: ModelSpec, context: int, masked: Masked) -> int:
+    """Query-key pairs of one sequence, summed over the layers; 0 for recurrent kinds."""
+    if spec.kind != "transformer":
+        return 0
+    if masked == "computed":
+        return spec.layers * context * context
+    windows = spec.windows or (0,) * spec.layers
+    return sum(_causal_pairs(context, window) for window in windows)
+
+
+def _causal_pairs(context: int, window: int) -> int:
+    """Each query sees itself and what is before it, `window` keys at most."""
+    reach = min(window or context, context)
+    return reach * (reach + 1) // 2 + (context - reach) * reach
+
+
+def attention_width(spec: ModelSpec) -> int:
+    """Multiply-adds a query-key pair and layer: the scores' width and the values' width over all heads."""
+    if spec.latent:
+        latent = spec.latent
+        return spec.heads * (latent.plain_head_width + latent.rope_head_width + latent.value_head_width)
+    return 2 * spec.heads * spec.head_width
+
+
+def _recomputed(spec: ModelSpec, weights: int, sums: dict[str, float]) -> Figure:
+    blocks = weights - spec.vocabulary * spec.width
+    formula = "2 * blocks * tokens + 2 * pairs * heads_width * tokens / context"
+    source = "the layers' forward pass once more, the head's not (Korthikanti et al. 2022, 2205.05198, §5)"
+    return figure("recomputed", "FLOPs", formula, source, blocks=blocks, **sums)
+
+
+def palm(spec: ModelSpec, context: int | None = None) -> Figure:
+    """Training FLOPs a token as PaLM counts them for MFU: every parameter but the positions, biases and norms too."""
+    counted = parameters(spec)
+    context = spec.context if context is None else context
+    inputs = {"N": counted.active - counted.part("positions"), "pairs": attended(spec, context, "computed")}
+    return figure(
+        "6 N + 12 L H Q T", "FLOPs", "6 * N + 6 * pairs * heads_width // context",
+        "Chowdhery et al. 2022, 2204.02311, appendix B", **inputs, heads_width=attention_width(spec), context=context,
+    )  # fmt: skip

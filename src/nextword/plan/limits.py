@@ -1,0 +1,103 @@
+"""When the plain optimum misleads: too little data, or much use after training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..base import UsageError
+from .laws import DATA_LIMITED, DEFAULT, Law, Optimum, optimum
+from .search import lowest
+
+REPEATED_TOKENS = 15.387756  # R*_D, Muennighoff et al. 2023, 2305.16264, §6
+REPEATED_PARAMETERS = 5.309743  # R*_N
+
+
+@dataclass(frozen=True)
+class DataLimited:
+    """Training on `unique` tokens several times. Losses in nats a token by Muennighoff et al.'s law."""
+
+    unique: float
+    parameters: float
+    tokens: float  # seen in all
+    epochs: float
+    worth: float  # fresh tokens that the tokens seen are worth
+    loss: float
+    loss_if_fresh: float  # of the same model and tokens, were none repeated
+
+
+def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited:
+    """What `tokens` are worth when only `unique` of them are different.
+
+    D' = U + U R* (1 − exp(−R / R*)) with R = D / U − 1 repetitions, and the same for parameters beyond those
+    that are optimal for the unique tokens (Muennighoff et al. 2023, eq. 5 and 7).
+    """
+    if min(parameters, tokens, unique) <= 0:
+        raise UsageError("the law of repeated data needs parameters and tokens above 0")
+    worth = _worth(tokens, min(unique, tokens), REPEATED_TOKENS)
+    enough = min(_optimal_parameters(min(unique, tokens)), parameters)
+    effective = _worth(parameters, enough, REPEATED_PARAMETERS)
+    loss = DATA_LIMITED.loss(effective, worth)
+    fresh = DATA_LIMITED.loss(parameters, tokens)
+    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), worth, loss, fresh)
+
+
+def best_when_limited(budget: float, unique: float) -> DataLimited:
+    """The size that spends `budget` FLOPs best with `unique` tokens: smaller models, more epochs than the plain rule."""
+    free = optimum(budget, DATA_LIMITED)
+    low, high = math.log(free.parameters) - 6, math.log(free.parameters) + 6
+
+    def loss(log_n: float) -> float:
+        size = math.exp(log_n)
+        return data_limited(size, budget / (6 * size), unique).loss
+
+    size = math.exp(lowest(loss, low, high))
+    return data_limited(size, budget / (6 * size), unique)
+
+
+def _worth(used: float, unique: float, decay: float) -> float:
+    return unique + unique * decay * -math.expm1(-(used / unique - 1) / decay)
+
+
+def _optimal_parameters(tokens: float) -> float:
+    """Parameters for which `tokens` are optimal; alpha = beta here, so N and D grow alike."""
+    law = DATA_LIMITED
+    scale = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
+    return scale**2 * tokens
+
+
+@dataclass(frozen=True)
+class InferenceAware:
+    """The cheapest way to a loss, training and later use together. FLOPs in all."""
+
+    loss: float
+    parameters: float
+    tokens: float
+    training: float
+    inference: float
+    saved: float  # FLOPs saved against the compute-optimal model of the same loss
+
+    @property
+    def total(self) -> float:
+        return self.training + self.inference
+
+
+def inference_aware(best: Optimum, inference_tokens: float, by: Law = DEFAULT) -> InferenceAware:
+    """Minimise 6 N D + 2 N D_inference at the loss of `best` (Sardana et al. 2024, 2401.00448, eq. 3)."""
+    if not 0 < inference_tokens < math.inf:
+        raise UsageError(f"the tokens of later use are a number above 0, not {inference_tokens}")
+    plain = optimum(best.budget, by)
+    target = by.loss(plain.parameters, plain.tokens)
+
+    def work(log_n: float) -> float:
+        size = math.exp(log_n)
+        tokens = by.tokens_for(target, size)
+        return 6 * size * tokens + 2 * size * inference_tokens
+
+    high = math.log(plain.parameters) + 1e-9
+    smallest = math.log((by.A / (target - by.E)) ** (1 / by.alpha))  # below it no amount of tokens is enough
+    size = math.exp(lowest(work, smallest + 1e-9, high))
+    tokens = by.tokens_for(target, size)
+    before = plain.budget + 2 * plain.parameters * inference_tokens
+    training, use = 6 * size * tokens, 2 * size * inference_tokens
+    return InferenceAware(target, size, tokens, training, use, before - training - use)

@@ -1,0 +1,109 @@
+"""Training runs as a law is fitted to them: size, tokens, loss, read from a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base import UsageError
+
+_LARGEST = 64 << 20  # bytes of a CSV file
+_COLUMNS = {  # what a column may be called, letters and digits alone
+    "parameters": ("n", "params", "parameters", "modelsize", "size", "nparams"),
+    "tokens": ("d", "tokens", "trainingtokens", "ntokens", "data"),
+    "flops": ("c", "flops", "flop", "trainingflop", "trainingflops", "compute"),
+    "loss": ("loss", "l", "finalloss", "validationloss", "valloss", "evalloss"),
+}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """N, D and the loss in nats a token of each run."""
+
+    parameters: tuple[float, ...]
+    tokens: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.parameters) == len(self.tokens) == len(self.losses):
+            raise UsageError("runs need as many sizes as tokens and losses")
+        for name, values in (("parameters", self.parameters), ("tokens", self.tokens), ("loss", self.losses)):
+            if bad := [value for value in values if not 0 < value < math.inf]:
+                raise UsageError(f"a run has {name} {bad[0]}; it takes a number above 0")
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    @property
+    def flops(self) -> tuple[float, ...]:
+        """C = 6 N D of each run."""
+        return tuple(6 * n * d for n, d in zip(self.parameters, self.tokens, strict=True))
+
+    def take(self, rows: Sequence[int]) -> Runs:
+        """The given rows, in that order; a row may be taken several times."""
+        columns = (self.parameters, self.tokens, self.losses)
+        return Runs(*(tuple(column[row] for row in rows) for column in columns))
+
+    def without_highest(self, count: int) -> Runs:
+        """All but the `count` runs of highest loss: early points that no law of this form follows."""
+        if not 0 <= count < len(self):
+            raise UsageError(f"of {len(self)} runs the {count} of highest loss cannot be left out")
+        order = sorted(range(len(self)), key=lambda row: self.losses[row])[: len(self) - count]
+        return self.take(sorted(order))
+
+
+def read_runs(path: Path) -> Runs:
+    """Runs from a CSV file with columns for the size, the loss, and the tokens or the FLOPs (then D = C / 6N).
+
+    Raises UsageError that names the file, the line and the fault.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(f"{path}: {path.stat().st_size} bytes is too large for a table of runs")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read as CSV: {reason}") from None
+    if not rows:
+        raise UsageError(f"{path} is empty; a table of runs with a heading is expected")
+    where = _find_columns(rows[0], path)
+    values = [_row(row, line, where, path) for line, row in enumerate(rows[1:], 2) if any(cell.strip() for cell in row)]
+    return Runs(*(tuple(value[i] for value in values) for i in range(3)))
+
+
+def _find_columns(heading: list[str], path: Path) -> dict[str, int]:
+    plain = ["".join(letter for letter in cell.lower() if letter.isalnum()) for cell in heading]
+    found = {
+        kind: next(plain.index(name) for name in names if name in plain)
+        for kind, names in _COLUMNS.items()
+        if any(name in plain for name in names)
+    }
+    missing = [kind for kind in ("parameters", "loss") if kind not in found]
+    if "tokens" not in found and "flops" not in found:
+        missing.append("tokens or flops")
+    if missing:
+        raise UsageError(
+            f"{path} has no column for {' and '.join(missing)}; it has {', '.join(heading) or 'none'}."
+            " Call them parameters (or N), tokens (or D), flops (or C), loss"
+        )
+    return found
+
+
+def _row(row: list[str], line: int, where: dict[str, int], path: Path) -> tuple[float, float, float]:
+    def cell(kind: str) -> float:
+        text = row[where[kind]] if where[kind] < len(row) else ""
+        try:
+            value = float(text)
+        except ValueError:
+            raise UsageError(f"{path}, line {line}: {kind} {text!r} is not a number") from None
+        if not 0 < value < math.inf:
+            raise UsageError(f"{path}, line {line}: {kind} {text!r} must be above 0")
+        return value
+
+    size = cell("parameters")
+    tokens = cell("tokens") if "tokens" in where else cell("flops") / (6 * size)
+    return size, tokens, cell("loss")

@@ -1,0 +1,178 @@
+"""Using a model: bytes at a precision, the cache of keys and values, what fits, and how fast it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from .devices import Device
+from .figure import Figure, figure
+from .flops import flops
+from .parameters import parameters
+from .search import largest
+from .shapes import expert_layers, tensors
+from .training import Memory
+
+# bits a number, scales included; GGUF's by the layout of its blocks
+BITS: dict[str, float] = {
+    "fp32": 32, "bf16": 16, "q8_0": 8.5, "int8": 8, "fp8": 8, "q6_k": 6.5625, "q5_k": 5.5, "q4_1": 5, "q4_k": 4.5,
+    "q4_0": 4.5, "nf4": 4.127, "q3_k": 3.4375, "q2_k": 2.625,
+}  # fmt: skip
+PREFILL_MFU = 0.5  # assumed share of the peak in long prompts
+PROMPT_CHUNK = 2048  # prompt tokens computed at a time, as servers do
+LONGEST = 1 << 27  # tokens; where the search for the longest context ends
+
+_CACHE = "keys and values of every layer (Shazeer 2019, 1911.02150); head width as the configuration says"
+_ROOF = "bandwidth over the bytes read for a token (Pope et al. 2022, 2211.05102): an upper bound"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a model is used. `precision` is of the weights and a key of BITS, unless `weight_bytes` is known exactly."""
+
+    batch: int = 1
+    context: int = 4096
+    precision: str = "bf16"
+    cache: str = "bf16"
+    weight_bytes: float | None = None
+    runtime: float = 0.6e9
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.context < 1:
+            raise UsageError(f"batch and context are whole numbers from 1, not {self.batch} and {self.context}")
+        for name in (self.precision, self.cache):
+            if name not in BITS:
+                raise UsageError(f"precision {name!r} is not known. Known: {', '.join(BITS)}")
+
+
+def weight_bytes(spec: ModelSpec, precision: str) -> Figure:
+    """Bytes of all weights at a precision."""
+    count = parameters(spec).total
+    source = "bits a number, scales of the blocks included; norms kept wider are not counted apart"
+    inputs = {"parameters": count, "bits": BITS[precision]}
+    return figure("weights", "bytes", "ceil(parameters * bits / 8)", source, **inputs)
+
+
+def cache_bytes(spec: ModelSpec, batch: int, context: int, cache: str = "bf16") -> Figure:
+    """Bytes carried from token to token: keys and values, latents, or a recurrent state."""
+    each = {"batch": batch, "bytes_each": BITS[cache] / 8}
+    if spec.kind != "transformer":
+        formula = "batch * layers * states * width * bytes_each"
+        inputs = {"layers": spec.layers, "states": 2 if spec.kind == "lstm" else 1, "width": spec.width}
+        return figure("state", "bytes", formula, "constant: it does not grow with the text", **inputs, **each)
+    if spec.latent:
+        inputs = {"layers": spec.layers, "kv_rank": spec.latent.kv_rank, "rope_width": spec.latent.rope_head_width}
+        source = "multi-head latent attention (2405.04434, §2.1.4)"
+        formula = "batch * context * layers * (kv_rank + rope_width) * bytes_each"
+        return figure("key-value cache", "bytes", formula, source, context=context, **inputs, **each)
+    positions = sum(min(context, window or context) for window in (spec.windows or (0,) * spec.layers))
+    inputs = {"layer_positions": positions, "kv_heads": spec.kv_heads, "head_width": spec.head_width}
+    formula = "2 * batch * layer_positions * kv_heads * head_width * bytes_each"
+    source = _CACHE + "; layer_positions sums min(context, window) over the layers"
+    return figure("key-value cache", "bytes", formula, source, **inputs, **each)
+
+
+def serving_memory(spec: ModelSpec, use: Serving) -> Memory:
+    """Bytes a device needs to generate with `use.batch` sequences of `use.context` tokens."""
+    weights = weight_bytes(spec, use.precision)
+    if use.weight_bytes is not None:
+        weights = figure("weights", "bytes", "stored", "the file's tensors as they are stored", stored=use.weight_bytes)
+    runtime = figure("runtime", "bytes", "runtime", "assumed: device context and libraries", runtime=use.runtime)
+    parts = (weights, cache_bytes(spec, use.batch, use.context, use.cache), _working_space(spec, use), runtime)
+    return Memory(tuple(part for part in parts if part.value))
+
+
+def _working_space(spec: ModelSpec, use: Serving) -> Figure:
+    inner = max(spec.mlp_width, spec.width) + spec.width
+    return figure(
+        "working space", "bytes", "min(batch * context, max(chunk, batch)) * 2 * inner * 4 + batch * vocabulary * 4",
+        "the widest layer for a chunk of the prompt and one row of logits a sequence, float32; estimate",
+        batch=use.batch, context=use.context, chunk=PROMPT_CHUNK, inner=inner, vocabulary=spec.vocabulary,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Upper bounds from bandwidth and arithmetic. `decode` counts tokens a second over the whole batch."""
+
+    decode: Figure
+    decode_bound: str  # "bandwidth" or "arithmetic"
+    prefill: Figure
+    first_token: Figure
+
+
+def speed(spec: ModelSpec, use: Serving, on: Device) -> Speed:
+    """How fast `on` can generate at most, and read a prompt at the assumed share of its peak."""
+    stored = serving_memory(spec, use).part("weights")
+    weights = _read(spec, use.batch, stored)
+    cache = cache_bytes(spec, use.batch, use.context, use.cache)
+    by_bandwidth = figure(
+        "decode", "tokens/s", "batch * bandwidth / (weights_read + cache_read)", _ROOF, batch=use.batch,
+        bandwidth=on.bandwidth, weights_read=weights.value, cache_read=cache.value,
+    )  # fmt: skip
+    a_token = flops(spec, use.context, 1, backward=False, masked="skipped").total
+    by_arithmetic = figure(
+        "decode", "tokens/s", "peak / flops_a_token", "peak arithmetic over a token's FLOPs: an upper bound",
+        peak=on.peak, flops_a_token=a_token,
+    )  # fmt: skip
+    whole = flops(spec, use.context, use.context, backward=False, masked="skipped").total
+    inputs = {"context": use.context, "peak": on.peak, "mfu": PREFILL_MFU, "flops": whole}
+    prefill = figure("prefill", "tokens/s", "context * peak * mfu / flops", "assumed share of the peak", **inputs)
+    first = figure("first token", "s", "context / prefill", "one prompt that fills the context", context=use.context,
+                   prefill=prefill.value)  # fmt: skip
+    bandwidth_first = by_bandwidth.value <= by_arithmetic.value
+    slower = by_bandwidth if bandwidth_first else by_arithmetic
+    return Speed(slower, "bandwidth" if bandwidth_first else "arithmetic", prefill, first)
+
+
+def _read(spec: ModelSpec, batch: int, stored: float) -> Figure:
+    """Bytes of weights read for one token of each sequence: rows of the input table aside, experts as drawn."""
+    counted = parameters(spec)
+    idle = 0 if spec.tied else counted.part("embedding")
+    idle += counted.part("positions")
+    routed = 0.0
+    if spec.experts:
+        shape = [tensor for tensor in tensors(spec) if tensor.part == "experts" and tensor.copies != tensor.active]
+        routed = sum(tensor.numbers for tensor in shape)
+        untouched = (1 - spec.experts.active / spec.experts.count) ** batch  # of even routing
+        routed *= untouched if expert_layers(spec) else 0
+    return figure(
+        "weights read", "bytes", "stored * (1 - (looked_up + idle_experts) / parameters)",
+        "look-up tables give a row a token; the experts that no token of the batch is sent to rest", stored=stored,
+        looked_up=idle, idle_experts=routed, parameters=counted.total,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether and how much of a plan one device holds. 0 where not even one fits."""
+
+    device: Device
+    needed: float
+    largest_batch: int
+    longest_context: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.device.memory
+
+    @property
+    def headroom(self) -> float:
+        """Bytes left; below zero: bytes missing."""
+        return self.device.memory - self.needed
+
+
+def fit_on(spec: ModelSpec, use: Serving, on: Device) -> Fit:
+    """What `on` holds: the largest batch at the context, and the longest context at the batch."""
+    use = replace(use, runtime=on.runtime)
+
+    def fits(**change: int) -> bool:
+        return serving_memory(spec, replace(use, **change)).total <= on.memory  # type: ignore[arg-type]
+
+    return Fit(
+        device=on,
+        needed=serving_memory(spec, use).total,
+        largest_batch=largest(lambda batch: fits(batch=batch), 1 << 20),
+        longest_context=largest(lambda context: fits(context=context), LONGEST),
+    )

@@ -1,0 +1,181 @@
+"""One training run: bytes a device line by line, FLOPs, time, price, and the rules of thumb beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from .activations import Kernel, activations
+from .figure import Figure, figure
+from .flops import Flops, Recompute, flops
+from .parameters import parameters
+from .shapes import GATES
+from .states import PRECISIONS, Optimizer, Precision, Shard, states
+
+CHUNK = 1024  # tokens whose logits a chunked loss holds at a time
+RUNTIME = 0.6e9  # bytes; assumed for a GPU's context and its libraries
+FRAGMENTATION = 0.05  # share; assumed for the caching allocator's gaps
+MFU = 0.40
+MFU_SOURCE = "assumed: Llama 3 405B reached 38-43% (2407.21783, table 4), PaLM 46% (2204.02311), nanoGPT's GPT-2 about 30%"
+RULE = "a course's rule: 4 bytes to store and 'about 20x' to train"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained. `batch` counts sequences of `context` tokens that one device holds at a time."""
+
+    batch: int = 1
+    context: int = 1024
+    optimizer: Optimizer = "adamw"
+    precision: Precision = "mixed"
+    recompute: Recompute = "none"
+    kernel: Kernel = "flash"
+    chunked_loss: bool = False
+    shard: Shard = "none"
+    devices: int = 1
+    lora: int = 0
+    base: str = "bf16"
+    runtime: float = RUNTIME
+    fragmentation: float = FRAGMENTATION
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.context < 1 or self.devices < 1:
+            raise UsageError(
+                f"batch, context and devices are whole numbers from 1, not {self.batch}, {self.context}, {self.devices}"
+            )
+        if self.shard != "none" and self.devices == 1:
+            raise UsageError(f"--shard {self.shard} shares the states among several devices; say how many: --devices 8")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `parts` sum to `total`."""
+
+    parts: tuple[Figure, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(part.value for part in self.parts)
+
+    def part(self, name: str) -> float:
+        """Bytes of one line, 0 if it is not there."""
+        return sum(part.value for part in self.parts if part.name == name)
+
+
+def training_memory(spec: ModelSpec, run: Training) -> Memory:
+    """Bytes a device needs at its peak: gradients of the step before are still there when the loss is computed."""
+    kept = states(
+        spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.devices, lora=run.lora,
+        base=run.base,
+    )  # fmt: skip
+    width = PRECISIONS[run.precision].compute
+    saved = activations(
+        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel
+    ).parts  # fmt: skip
+    formula = " + ".join(f"part_{number}" for number in range(len(saved)))
+    each = {f"part_{number}": part.value for number, part in enumerate(saved)}
+    held = figure("activations", "bytes", formula, "the sum of what the layers keep, listed below", **each)
+    logits = _logits(spec, run)
+    moving = [held, logits, _working_space(spec, run, width, logits.value)]
+    gathered = sum(part.value for part in kept.parts if part.name == "gathered layers")
+    gaps = figure(
+        "fragmentation", "bytes", "share * moving", "assumed share of what is allocated and freed at every step",
+        share=run.fragmentation, moving=sum(part.value for part in moving) + gathered,
+    )  # fmt: skip
+    runtime = figure("runtime", "bytes", "runtime", "assumed: device context and libraries", runtime=run.runtime)
+    parts = (*kept.parts, *moving, gaps, runtime)
+    return Memory(tuple(part for part in parts if part.value))
+
+
+def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:
+    """The lines that "activations" of `training_memory` sums."""
+    width = PRECISIONS[run.precision].compute
+    return activations(
+        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel
+    ).parts  # fmt: skip
+
+
+def _logits(spec: ModelSpec, run: Training) -> Figure:
+    tokens = run.batch * run.context
+    return figure(
+        "logits", "bytes", "min(tokens, chunk) * vocabulary * 12",
+        "float32 logits, their log-softmax and its gradient: 3 x 4 bytes", tokens=tokens,
+        chunk=CHUNK if run.chunked_loss else tokens, vocabulary=spec.vocabulary,
+    )  # fmt: skip
+
+
+def _working_space(spec: ModelSpec, run: Training, width: float, logits: float) -> Figure:
+    """Gradients of the widest activations while a layer's backward pass runs; not at the same time as the logits."""
+    inner = GATES[spec.kind] * spec.width if spec.kind != "transformer" else _widest(spec)
+    return figure(
+        "working space", "bytes", "max(0, tokens * a * (inner + 2 * width) - logits)",
+        "gradients in flight in one layer; the logits' room is used again", tokens=run.batch * run.context, a=width,
+        inner=inner, width=spec.width, logits=logits,
+    )  # fmt: skip
+
+
+def _widest(spec: ModelSpec) -> int:
+    up = 3 if spec.mlp == "gated" else 2  # gradients of up's output and of the inner product
+    experts = spec.experts.active * spec.experts.width if spec.experts else 0
+    return up * max(spec.mlp_width, experts)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes. Seconds are of wall-clock time over all devices."""
+
+    flops: Flops
+    seconds: Figure
+    device_hours: Figure
+    money: Figure | None
+
+
+def cost(
+    spec: ModelSpec, run: Training, tokens: float, peak: float, mfu: float = MFU, price: float | None = None
+) -> Cost:
+    """FLOPs, time and price of training on `tokens` tokens with devices of `peak` FLOP/s each.
+
+    `mfu` is the share of the peak that the computed FLOPs reach, recomputation counted; `price` is an hour's.
+    """
+    if not 0 < mfu <= 1:
+        raise UsageError(f"the share of the peak (--mfu) lies between 0 and 1, not {mfu}")
+    counted = flops(spec, run.context, tokens, recompute=run.recompute, frozen=run.lora > 0)
+    seconds = duration(counted.total, run.devices, peak, mfu)
+    hours = figure("device hours", "h", "devices * seconds / 3600", "", devices=run.devices, seconds=seconds.value)
+    money = None
+    if price is not None:
+        money = figure("cost", "$", "device_hours * price", "price as given", device_hours=hours.value, price=price)
+    return Cost(counted, seconds, hours, money)
+
+
+def duration(work: float, devices: int, peak: float, mfu: float = MFU) -> Figure:
+    """Seconds of `work` FLOPs on `devices` of `peak` FLOP/s, at the share `mfu` of it."""
+    formula = "flops / (devices * peak * mfu)"
+    return figure("time", "s", formula, f"MFU {MFU_SOURCE}", flops=work, devices=devices, peak=peak, mfu=mfu)
+
+
+def rules_of_thumb(spec: ModelSpec) -> tuple[Figure, ...]:
+    """Bytes by the course's rule as quoted, as its own table adds up, and of Adam's states alone."""
+    count = {"parameters": parameters(spec).total}
+    table = "the course's table: 4 weights + 4 gradients + 8 Adam + 8 activations and temporaries"
+    states_only = "ZeRO, 1910.02054, §3.1: weights, gradients and Adam's states, no activations"
+    return (
+        figure("to store, float32", "bytes", "parameters * 4", RULE, **count),
+        figure("20 times the model, as quoted", "bytes", "20 * 4 * parameters", RULE, **count),
+        figure("24 bytes a parameter", "bytes", "(4 + 4 + 8 + 8) * parameters", table, **count),
+        figure("16 bytes a parameter", "bytes", "(4 + 4 + 8) * parameters", states_only, **count),
+    )
+
+
+def why_rules_differ(spec: ModelSpec, run: Training, memory: Memory) -> str:
+    """In words: what the rule of 20 says, and what of it depends on the run."""
+    count = parameters(spec).total
+    moving = sum(memory.part(name) for name in ("activations", "logits", "working space", "fragmentation"))
+    fixed = memory.total - moving - memory.part("runtime")
+    return (
+        "The rule's table adds 4 + 4 + 8 + 8 = 24 bytes a parameter, 6 times the 4 bytes of storage. '20 times' reads its"
+        " 20 extra bytes a parameter as a factor. The 8 bytes for activations are no property of the parameters: they"
+        f" grow with batch x context. Here weights, gradients and states take {fixed / count:.1f} bytes a parameter, and"
+        f" {run.batch} x {run.context:,} tokens at once take {moving / count:.1f} more."
+    )
