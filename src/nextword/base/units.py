@@ -16,11 +16,10 @@ _LARGEST = 1e40  # far beyond any plan; keeps later arithmetic finite
 
 _COUNTS = {"": 1.0, "k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "b": 1e9, "bn": 1e9, "g": 1e9,
            "billion": 1e9, "t": 1e12, "tn": 1e12, "trillion": 1e12}  # fmt: skip
-_BYTES = {"": 1.0, "b": 1.0, "byte": 1.0, "bytes": 1.0} | {
-    prefix + ending: 1000.0**power
-    for power, prefix in enumerate("kmgtp", 1)
-    for ending in ("", "b")
-} | {prefix + "i" + ending: 1024.0**power for power, prefix in enumerate("kmgtp", 1) for ending in ("", "b")}  # fmt: skip
+_BYTES = {"": 1.0, "b": 1.0, "byte": 1.0, "bytes": 1.0}
+for _power, _prefix in enumerate("kmgtp", 1):
+    for _ending in ("", "b"):
+        _BYTES |= {_prefix + _ending: 1000.0**_power, f"{_prefix}i{_ending}": 1024.0**_power}
 _DAY = 86_400.0
 _SECONDS = {
     unit: seconds
@@ -111,17 +110,17 @@ def format_rate(value: float) -> str:
 
 def format_flops(value: float) -> str:
     """3.14e+23 FLOPs, with the prefix people say where there is one: 5.17 MFLOPs."""
-    if value >= 1e18 or value < 1e3:
+    if value >= 1e15 or value < 1e3:
         return f"{value:.3g} FLOPs"
-    return _scaled(value, (("PFLOPs", 1e15), ("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6), ("kFLOPs", 1e3)), "", 1)
+    return _scaled(value, (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6), ("kFLOPs", 1e3)), "", 1)
 
 
 def format_seconds(value: float) -> str:
     """850 µs, 12.5 s, 31 min, 5.2 h, 3.5 days, 12 years."""
     if not math.isfinite(value):
         return "never"
-    steps = (("years", 365.25 * _DAY, 2), ("days", _DAY, 2), ("h", 3600, 2), ("min", 60, 2), ("s", 1, 1), ("ms", 1e-3, 1),
-             ("µs", 1e-6, 0))  # fmt: skip
+    steps = (("years", 365.25 * _DAY, 2), ("days", _DAY, 2), ("h", 3600, 2), ("min", 60, 2), ("s", 1, 1),
+             ("ms", 1e-3, 1), ("µs", 1e-6, 0))  # fmt: skip
     for unit, size, least in steps:
         if value >= least * size:
             return f"{_three(value / size)} {unit}"

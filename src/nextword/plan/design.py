@@ -11,11 +11,11 @@ from typing import Any
 
 from ..base import UsageError, atomic_write
 from ..spec import ModelSpec
-from .devices import Device
-from .flops import flops
-from .parameters import parameters
+from .compute import flops
+from .counts import parameters
+from .hardware import Device
+from .held import Precision, Shard
 from .search import largest
-from .states import Precision, Shard
 from .training import Training, training_memory
 
 FORMAT = "nextword-run/1"
@@ -100,14 +100,14 @@ def shape_for(count: float, vocabulary: int | None = None, context: int | None =
     if context is None:
         context = next((tokens for most, tokens in _CONTEXTS if count < most), 8192)
     head = 128 if count > 3e9 else 64 if about >= 192 else 32 if about >= 64 else 16
-    widths = {max(1, round(about * stretch / head)) * head for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3)}
+    widths = {max(1, round(about * stretch / head)) * head for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)}
     shapes = [_with_width(count, width, head, vocabulary, context) for width in sorted(widths)]
     return min(shapes, key=lambda spec: _distance(spec, count, aspect))
 
 
 def _distance(spec: ModelSpec, count: float, aspect: float) -> float:
     size = abs(math.log(parameters(spec).total / count))
-    return size + 0.1 * abs(math.log(spec.width / spec.layers / aspect))
+    return 4 * size + 0.1 * abs(math.log(spec.width / spec.layers / aspect))
 
 
 def _with_width(count: float, width: int, head: int, vocabulary: int, context: int) -> ModelSpec:
@@ -128,9 +128,7 @@ def _with_width(count: float, width: int, head: int, vocabulary: int, context: i
     return replace(spec, layers=max(1, 1 + round((count - one) / (two - one))))
 
 
-def run_for(
-    spec: ModelSpec, budget: float, device: Device, devices: int = 1, tokens: float | None = None
-) -> RunConfig:
+def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, tokens: float | None = None) -> RunConfig:
     """The run that spends `budget` FLOPs on a model, by its exact FLOPs a token, unless `tokens` says how many.
 
     Batch in tokens 0.2920 C^0.3271 and learning rate 0.3118 C^-0.1250 (DeepSeek LLM, 2401.02954, §3.1; fitted

@@ -78,6 +78,6 @@ def _readable(formula: str) -> str:
 
 
 def _short(value: float) -> str:
-    if isinstance(value, int) or value == int(value) and abs(value) < 1e12:
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e12):
         return f"{int(value):,}"
     return f"{value:.6g}"

@@ -144,7 +144,9 @@ def _fit_huber(runs: Runs, start: Point | None) -> Point:
 
     def follow(point: Point) -> Any:
         # Twice: the second run begins with a fresh picture of the curvature.
-        first = minimize(value, np.asarray(point, float), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 2000})
+        first = minimize(
+            value, np.asarray(point, float), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 2000}
+        )
         again = minimize(value, first.x, jac=True, method="BFGS", options={"gtol": 1e-12, "maxiter": 2000})
         return min(first, again, key=lambda result: result.fun)
 
@@ -161,7 +163,8 @@ def _grid(value: Callable[[Vector], tuple[float, Vector]]) -> list[Point]:
 
     halves, fives = np.arange(0, 2.1, 0.5), np.arange(0, 26.0, 5)
     points = itertools.product(np.arange(-1, 1.1, 0.5), fives, fives, halves, halves)
-    return sorted(points, key=lambda point: value(np.array(point))[0])[:STARTS]
+    best = sorted(points, key=lambda point: value(np.array(point))[0])[:STARTS]
+    return [tuple(float(x) for x in point) for point in best]
 
 
 def _huber(residual: Vector) -> Vector:
@@ -238,9 +241,7 @@ def _hold_out(runs: Runs, method: Method, share: float = 0.1) -> HeldOut | None:
     except UsageError:
         return None
     law = _law(_fit(kept, method, None))
-    errors = [
-        law.loss(n, d) / loss - 1 for n, d, loss in zip(left.parameters, left.tokens, left.losses, strict=True)
-    ]
+    errors = [law.loss(n, d) / loss - 1 for n, d, loss in zip(left.parameters, left.tokens, left.losses, strict=True)]
     rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
     return HeldOut(len(left), min(left.flops), sum(errors) / len(errors), rms)
 
@@ -293,7 +294,7 @@ def _wide(fitted: LawFit) -> dict[str, str]:
     """Exponents whose interval reaches zero or spans more than the value itself on either side."""
     if not fitted.draws:
         return {}
-    problems = {}
+    problems: dict[str, str] = {}
     for name, factor in (("alpha", "A"), ("beta", "B")):
         value, interval = getattr(fitted.law, name), fitted.intervals[name]
         if interval.low <= 0.02 or interval.high > 3 * value:

@@ -32,7 +32,7 @@ class Law:
 
     def loss(self, parameters: float, tokens: float) -> float:
         """Predicted loss in nats a token, on the text and tokenizer that the law was fitted to."""
-        return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
+        return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
 
     def loss_parts(self, parameters: float, tokens: float) -> tuple[Figure, ...]:
         """The three terms of the loss; they sum to it."""
@@ -46,7 +46,7 @@ class Law:
     def tokens_for(self, loss: float, parameters: float) -> float:
         """Tokens at which a model of that size reaches `loss`; infinite where it never does."""
         left = loss - self.E - self.A * parameters**-self.alpha
-        return (self.B / left) ** (1 / self.beta) if left > 0 else math.inf
+        return float((self.B / left) ** (1 / self.beta)) if left > 0 else math.inf
 
 
 HOFFMANN = Law("hoffmann", 1.69, 406.4, 410.7, 0.34, 0.28, "Hoffmann et al. 2022, 2203.15556, eq. 10, as printed")
@@ -54,7 +54,9 @@ UNROUNDED = Law(
     "hoffmann-unrounded", math.exp(0.5267228), math.exp(6.0073404), math.exp(6.0179186), 0.33917084, 0.2849083,
     "Hoffmann et al. 2022, constants of the paper's TeX source before rounding",
 )  # fmt: skip
-EPOCH = Law("epoch", 1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024, 2404.10102: Chinchilla's runs refitted")
+EPOCH = Law(
+    "epoch", 1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024, 2404.10102: Chinchilla's runs refitted"
+)
 DATA_LIMITED = Law(
     "muennighoff", 1.869, 521.0, 1488.0, 0.3526596, 0.3526596, "Muennighoff et al. 2023, 2305.16264: C4, repeated data"
 )
@@ -135,13 +137,17 @@ def _approach1(budget: float) -> tuple[Figure, str]:
     formula = "N1 * (C / C1) ** (log(N2 / N1) / log(C2 / C1))"
     rows = {"N1": 4e8, "C1": 1.92e19, "N2": 1e10, "C2": 1.23e22}
     source = "Hoffmann et al. 2022, Table 3 (approach 1): power law through its rows of 400M and 10B"
-    return figure("parameters", "parameters", formula, source, C=budget, **rows), "read off the envelope of training curves"
+    return figure(
+        "parameters", "parameters", formula, source, C=budget, **rows
+    ), "read off the envelope of training curves"
 
 
 def _rule_of_20(budget: float) -> tuple[Figure, str]:
     formula = "sqrt(C / (6 * ratio))"
     source = "D = 20 N, a summary of Hoffmann et al. 2022"
-    return figure("parameters", "parameters", formula, source, C=budget, ratio=TOKENS_A_PARAMETER), "20 tokens a parameter"
+    return figure(
+        "parameters", "parameters", formula, source, C=budget, ratio=TOKENS_A_PARAMETER
+    ), "20 tokens a parameter"
 
 
 def _kaplan(budget: float) -> tuple[Figure, str]:

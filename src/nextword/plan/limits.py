@@ -43,7 +43,7 @@ def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited
 
 
 def best_when_limited(budget: float, unique: float) -> DataLimited:
-    """The size that spends `budget` FLOPs best with `unique` tokens: smaller models, more epochs than the plain rule."""
+    """The size that spends `budget` FLOPs best with `unique` tokens: a smaller model, seen through more epochs."""
     free = optimum(budget, DATA_LIMITED)
     low, high = math.log(free.parameters) - 6, math.log(free.parameters) + 6
 
@@ -63,7 +63,7 @@ def _optimal_parameters(tokens: float) -> float:
     """Parameters for which `tokens` are optimal; alpha = beta here, so N and D grow alike."""
     law = DATA_LIMITED
     scale = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
-    return scale**2 * tokens
+    return float(scale**2 * tokens)
 
 
 @dataclass(frozen=True)

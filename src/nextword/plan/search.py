@@ -1,4 +1,4 @@
-"""Plain searches along one line: a root, a lowest point, the largest number that fits. No numpy, so that they start at once."""
+"""Plain searches along one line: a root, a lowest point, the largest number that fits. No numpy: they start at once."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .devices import Device
+from .compute import flops
+from .counts import parameters
 from .figure import Figure, figure
-from .flops import flops
-from .parameters import parameters
+from .hardware import Device
 from .search import largest
 from .shapes import expert_layers, tensors
 from .training import Memory

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .activations import Kernel, activations
+from .compute import Flops, Recompute, flops
+from .counts import parameters
 from .figure import Figure, figure
-from .flops import Flops, Recompute, flops
-from .parameters import parameters
+from .held import PRECISIONS, Optimizer, Precision, Shard, states
+from .saved import Kernel, activations
 from .shapes import GATES
-from .states import PRECISIONS, Optimizer, Precision, Shard, states
 
 CHUNK = 1024  # tokens whose logits a chunked loss holds at a time
 RUNTIME = 0.6e9  # bytes; assumed for a GPU's context and its libraries
 FRAGMENTATION = 0.05  # share; assumed for the caching allocator's gaps
 MFU = 0.40
-MFU_SOURCE = "assumed: Llama 3 405B reached 38-43% (2407.21783, table 4), PaLM 46% (2204.02311), nanoGPT's GPT-2 about 30%"
+MFU_SOURCE = (
+    "assumed: Llama 3 405B reached 38-43% (2407.21783, table 4), PaLM 46% (2204.02311), nanoGPT's GPT-2 about 30%"
+)
 RULE = "a course's rule: 4 bytes to store and 'about 20x' to train"
 
 
@@ -174,8 +176,8 @@ def why_rules_differ(spec: ModelSpec, run: Training, memory: Memory) -> str:
     moving = sum(memory.part(name) for name in ("activations", "logits", "working space", "fragmentation"))
     fixed = memory.total - moving - memory.part("runtime")
     return (
-        "The rule's table adds 4 + 4 + 8 + 8 = 24 bytes a parameter, 6 times the 4 bytes of storage. '20 times' reads its"
-        " 20 extra bytes a parameter as a factor. The 8 bytes for activations are no property of the parameters: they"
-        f" grow with batch x context. Here weights, gradients and states take {fixed / count:.1f} bytes a parameter, and"
-        f" {run.batch} x {run.context:,} tokens at once take {moving / count:.1f} more."
+        "The rule's table adds 4 + 4 + 8 + 8 = 24 bytes a parameter, 6 times the 4 bytes of storage. '20 times' reads"
+        " its 20 extra bytes a parameter as a factor. The 8 bytes for activations are no property of the parameters:"
+        f" they grow with batch x context. Here weights, gradients and states take {fixed / count:.1f} bytes a"
+        f" parameter, and {run.batch} x {run.context:,} tokens at once take {moving / count:.1f} more."
     )

@@ -7,8 +7,8 @@ from typing import Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
+from .counts import parameters
 from .figure import Figure, figure, total
-from .parameters import parameters
 
 Recompute = Literal["none", "selective", "full"]
 Masked = Literal["computed", "skipped"]
@@ -68,7 +68,9 @@ def flops(
     parts = [figure("forward, matrices", "FLOPs", "2 * weights * tokens", _MATRICES, weights=weights, tokens=tokens)]
     sums = {"pairs": pairs, "heads_width": width, "tokens": tokens, "context": context}
     if pairs:
-        parts.append(figure("forward, attention", "FLOPs", "2 * pairs * heads_width * tokens / context", source, **sums))
+        parts.append(
+            figure("forward, attention", "FLOPs", "2 * pairs * heads_width * tokens / context", source, **sums)
+        )
     if backward:
         times = 1 if frozen else 2
         why = "frozen weights: only the gradient that goes on (LoRA)" if frozen else _BACKWARD
@@ -81,7 +83,9 @@ def flops(
             parts.append(_recomputed(spec, weights, sums))
     every = parameters(spec).active
     name, formula = ("6 N D", "6 * N * D") if backward else ("2 N D", "2 * N * D")
-    rule = figure(name, "FLOPs", formula, "Kaplan et al. 2020, 2001.08361, §2.1; N active parameters", N=every, D=tokens)
+    rule = figure(
+        name, "FLOPs", formula, "Kaplan et al. 2020, 2001.08361, §2.1; N active parameters", N=every, D=tokens
+    )
     return Flops(tuple(parts), tokens, context, rule)
 
 

@@ -33,13 +33,15 @@ class Widths:
 
 PRECISIONS: dict[Precision, Widths] = {
     "fp32": Widths(4, 0, 4, 4, 0, 4, "everything in float32"),
-    "mixed": Widths(2, 4, 2, 4, 0, 2, "bf16 weights and gradients, float32 master weights and states (ZeRO, DeepSpeed)"),
+    "mixed": Widths(
+        2, 4, 2, 4, 0, 2, "bf16 weights and gradients, float32 master weights and states (ZeRO, DeepSpeed)"
+    ),
     "amp": Widths(4, 0, 4, 4, 2, 2, "float32 weights and gradients, bf16 copies for the products (torch.autocast)"),
     "bf16": Widths(2, 0, 2, 2, 0, 2, "everything in bfloat16; small updates are lost in rounding"),
 }
 OPTIMIZERS: dict[Optimizer, str] = {
     "adamw": "two states a parameter: 8 bytes in float32 (Loshchilov and Hutter, 1711.05101)",
-    "adam8bit": "two states of 1 byte, a float32 scale per 256; norms and biases in 32 bits (Dettmers et al., 2110.02861)",
+    "adam8bit": "two states of 1 byte, a float32 scale per 256; norms and biases in 32 bits (2110.02861)",
     "adafactor": "a row and a column of each matrix (Shazeer and Stern, 1804.04235)",
     "muon": "one state for the layers' matrices; embedding, head and norms stay on AdamW (Jordan et al. 2024)",
     "lion": "one state a parameter (Chen et al., 2302.06675)",
@@ -106,7 +108,9 @@ def adapters(spec: ModelSpec, rank: int) -> list[TensorShape]:
         if tensor.is_matrix and tensor.part not in (*_ENDS, "router"):
             rows, columns = tensor.shape
             if rank > min(rows, columns):
-                raise UsageError(f"rank {rank} is above the {min(rows, columns)} of {tensor.name}; choose a lower --lora")
+                raise UsageError(
+                    f"rank {rank} is above the {min(rows, columns)} of {tensor.name}; choose a lower --lora"
+                )
             pairs += [
                 TensorShape(tensor.part, f"{tensor.name}, A", (rank, columns), tensor.copies, tensor.active, True),
                 TensorShape(tensor.part, f"{tensor.name}, B", (rows, rank), tensor.copies, tensor.active, True),

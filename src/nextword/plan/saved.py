@@ -12,8 +12,8 @@ from typing import Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
+from .compute import Recompute
 from .figure import Figure, figure
-from .flops import Recompute
 from .shapes import GATES, expert_layers
 
 Kernel = Literal["flash", "plain"]
@@ -90,9 +90,7 @@ def _norms(spec: ModelSpec, sizes: dict[str, float], lean: bool) -> list[Figure]
     ]  # fmt: skip
 
 
-def _attention(
-    spec: ModelSpec, sizes: dict[str, float], context: int, lean: bool, kernel: Kernel
-) -> list[Figure]:
+def _attention(spec: ModelSpec, sizes: dict[str, float], context: int, lean: bool, kernel: Kernel) -> list[Figure]:
     if spec.latent:
         return [_latent(spec, sizes)]
     heads, kv = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
@@ -160,7 +158,9 @@ def _final_norm(spec: ModelSpec, sizes: dict[str, float]) -> tuple[Figure, ...]:
         return (figure("input of the head", "bytes", "tokens * a * width", _KEPT, width=spec.width, **sizes),)
     copies = 2 if spec.norm == "rms" else 1
     formula = "tokens * (copies * 4 * width + 4 + a * width)"
-    return (figure("last norm and input of the head", "bytes", formula, _KEPT, copies=copies, width=spec.width, **sizes),)
+    return (
+        figure("last norm and input of the head", "bytes", formula, _KEPT, copies=copies, width=spec.width, **sizes),
+    )
 
 
 def megatron_layer(

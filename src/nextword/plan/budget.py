@@ -1,0 +1,235 @@
+"""A budget of compute → how large a model, on how many tokens, to what loss; and what to beware of."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..base.units import format_count, format_flops
+from ..spec import ModelSpec
+from .compute import flops
+from .counts import parameters
+from .design import LARGEST, SMALLEST, RunConfig, memory_setup, run_for, shape_for
+from .figure import Figure, figure
+from .fitting import Interval
+from .hardware import Device
+from .laws import DEFAULT, FlatRegion, Law, Optimum, flat_region, law, optima, optimum
+from .limits import DataLimited, InferenceAware, best_when_limited, data_limited, inference_aware
+from .training import Memory, duration, training_memory
+
+FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
+MANY_EPOCHS = 4  # up to so many a repeated token is worth almost a fresh one (2305.16264, §6)
+_SLACK = 1.02
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The size and data chosen for the concrete model, and why."""
+
+    parameters: float
+    tokens: float
+    loss: float
+    interval: Interval  # 95%, of the law's constants alone
+    reason: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a budget buys. `optima` has one entry a law or rule."""
+
+    flops: Figure
+    optima: tuple[Optimum, ...]
+    best: Optimum
+    flat: FlatRegion
+    interval: Interval
+    limited: DataLimited | None
+    plain_limited: DataLimited | None  # the plain optimum trained on the data at hand
+    aware: InferenceAware | None
+    choice: Choice
+    model: ModelSpec | None
+    run: RunConfig | None
+    memory: Memory | None
+    time: Figure | None
+    device: Device | None
+    devices: int
+    warnings: tuple[str, ...]
+
+
+def budget_from(
+    *,
+    compute: float | None = None,
+    seconds: float | None = None,
+    dollars: float | None = None,
+    price: float | None = None,
+    device: Device | None = None,
+    devices: int = 1,
+    mfu: float = 0.4,
+) -> Figure:
+    """FLOPs from FLOPs, from time on devices, or from money at a price per device and hour."""
+    if compute is not None:
+        return figure("budget", "FLOPs", "flops", "as given", flops=compute)
+    assert device is not None, "time and money buy FLOPs on a device"
+    inputs = {"devices": devices, "peak": device.peak, "mfu": mfu}
+    source = f"{device.title}: {device.source}; the share of the peak is assumed"
+    if seconds is not None:
+        return figure("budget", "FLOPs", "devices * seconds * peak * mfu", source, seconds=seconds, **inputs)
+    assert dollars is not None, "the budget is compute, time or money"
+    assert price is not None, "money buys hours at a price"
+    inputs.pop("devices")
+    return figure(
+        "budget", "FLOPs", "dollars / price * 3600 * peak * mfu", source, dollars=dollars, price=price, **inputs
+    )
+
+
+def plan_budget(
+    work: Figure,
+    *,
+    by: str = DEFAULT.name,
+    device: Device | None = None,
+    devices: int = 1,
+    mfu: float = 0.4,
+    tokens_available: float | None = None,
+    inference_tokens: float | None = None,
+) -> Budget:
+    """Everything a budget says: optima, loss, flat region, warnings, and a model that can be trained."""
+    chosen, compute = law(by), work.value
+    best = optimum(compute, chosen)
+    short = tokens_available is not None and tokens_available < best.tokens
+    limited = best_when_limited(compute, tokens_available) if tokens_available and short else None
+    plain = data_limited(best.parameters, best.tokens, tokens_available) if tokens_available and short else None
+    aware = inference_aware(best, inference_tokens, chosen) if inference_tokens else None
+    choice = _choose(best, chosen, limited, aware)
+    warnings = [*_range_warning(compute), *_data_warnings(best, limited, plain), *_use_warnings(best, aware)]
+    model, run = None, None
+    if SMALLEST <= choice.parameters <= LARGEST:
+        model = shape_for(choice.parameters)
+        warnings += _count_warning(model, compute)
+        if device is not None:
+            run = _run(model, compute, choice, device, devices, limited, aware)
+    else:
+        warnings.append(
+            f"no concrete model: {format_count(choice.parameters)} parameters lie outside"
+            f" {format_count(SMALLEST)} to {format_count(LARGEST)}"
+        )
+    memory, time = None, None
+    if run is not None and device is not None:
+        memory = training_memory(run.model, memory_setup(run, device))
+        needed = flops(run.model, run.context, run.tokens).total
+        time = duration(needed, devices, device.speed(run.precision), mfu)
+    interval = prediction_interval(best.parameters, best.tokens)
+    return Budget(
+        flops=work,
+        optima=optima(compute),
+        best=best,
+        flat=flat_region(best, chosen),
+        interval=interval,
+        limited=limited,
+        plain_limited=plain,
+        aware=aware,
+        choice=choice,
+        model=model,
+        run=run,
+        memory=memory,
+        time=time,
+        device=device,
+        devices=devices,
+        warnings=tuple(warnings),
+    )
+
+
+def _run(
+    model: ModelSpec, compute: float, choice: Choice, device: Device, devices: int,
+    limited: DataLimited | None, aware: InferenceAware | None,
+) -> RunConfig:  # fmt: skip
+    # By exact FLOPs the run spends the budget; a choice that spends another sum keeps its tokens.
+    tokens = choice.tokens if aware is not None and limited is None else None
+    return run_for(model, compute, device, devices, tokens)
+
+
+def _choose(best: Optimum, by: Law, limited: DataLimited | None, aware: InferenceAware | None) -> Choice:
+    if limited is not None:
+        spread = prediction_interval(limited.parameters, limited.worth)
+        shift = limited.loss - DEFAULT.loss(limited.parameters, limited.worth)
+        interval = Interval(spread.low + shift, spread.high + shift)
+        reason = "optimal for this compute and the tokens at hand, repeated (Muennighoff et al. 2023)"
+        return Choice(limited.parameters, limited.tokens, limited.loss, interval, reason)
+    if aware is not None:
+        interval = prediction_interval(aware.parameters, aware.tokens)
+        reason = "cheapest for training and use together (Sardana et al. 2024)"
+        return Choice(aware.parameters, aware.tokens, aware.loss, interval, reason)
+    interval = prediction_interval(best.parameters, best.tokens)
+    return Choice(best.parameters, best.tokens, best.loss, interval, f"compute-optimal by {by.name}")
+
+
+@cache
+def epoch_draws() -> tuple[Law, ...]:
+    """Resampled fits of the Epoch points, made by tests/oracles/make_epoch_draws.py."""
+    data = json.loads((Path(__file__).parent / "epoch_draws.json").read_text(encoding="utf-8"))
+    return tuple(Law("draw", *row, data["source"]) for row in data["draws"])
+
+
+def prediction_interval(size: float, tokens: float) -> Interval:
+    """95% of the resampled fits' predictions: what the runs leave open, not how other text differs."""
+    losses = sorted(each.loss(size, tokens) for each in epoch_draws())
+    last = len(losses) - 1
+    return Interval(losses[round(0.025 * last)], losses[round(0.975 * last)])
+
+
+def _range_warning(compute: float) -> list[str]:
+    if FITTED_FROM <= compute <= FITTED_TO:
+        return []
+    side = "below" if compute < FITTED_FROM else "above"
+    return [
+        f"{format_flops(compute)} is {side} the runs that these laws were fitted to ({FITTED_FROM:g} to {FITTED_TO:g}"
+        " FLOPs): sizes and losses are extrapolated"
+    ]
+
+
+def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimited | None) -> list[str]:
+    if limited is None or plain is None:
+        return []
+    said = [
+        f"the optimum wants {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
+        f" {plain.epochs:.1f} epochs, worth {format_count(plain.worth)} fresh ones; loss {plain.loss:.3f} instead of"
+        f" {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters for"
+        f" {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
+    ]
+    if limited.epochs > MANY_EPOCHS:
+        said.append(
+            f"beyond {MANY_EPOCHS} epochs repeated tokens lose their worth quickly: more data, or less compute, is"
+            " better spent"
+        )
+    return said
+
+
+def _use_warnings(best: Optimum, aware: InferenceAware | None) -> list[str]:
+    if aware is None or aware.parameters > best.parameters / _SLACK:
+        return []
+    return [
+        f"much use to come: {format_count(aware.parameters)} parameters on {format_count(aware.tokens)} tokens reach"
+        f" the same loss {aware.loss:.3f}; training takes {format_flops(aware.training)}"
+        f" ({aware.training / best.budget - 1:.0%} above the budget), use {format_flops(aware.inference)},"
+        f" together {aware.saved / (aware.total + aware.saved):.0%} less than with the compute-optimal model"
+        " (Sardana et al. 2024)"
+    ]
+
+
+def _count_warning(model: ModelSpec, compute: float) -> list[str]:
+    exact, rule = flops(model).per_token, 6 * parameters(model).total
+    if abs(exact / rule - 1) < 0.1:
+        return []
+    return [
+        f"6ND is {abs(exact / rule - 1):.0%} {'below' if exact > rule else 'above'} the model's exact FLOPs; the run's"
+        " tokens are by the exact count"
+    ]
+
+
+def surface(best: Optimum, by: Law, steps: int = 60) -> tuple[list[float], list[float], list[list[float]]]:
+    """Sizes, tokens and the losses over them, for a picture around an optimum."""
+    reach = math.log(1e2)
+    sizes = [best.parameters * math.exp(reach * (2 * i / (steps - 1) - 1)) for i in range(steps)]
+    tokens = [best.tokens * math.exp(reach * (2 * i / (steps - 1) - 1)) for i in range(steps)]
+    return sizes, tokens, [[by.loss(n, d) for n in sizes] for d in tokens]
