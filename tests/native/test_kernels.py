@@ -68,25 +68,40 @@ def test_every_half_is_a_scale_as_gguf_reads_it() -> None:
         np.testing.assert_array_equal(floats, quants.dequantize(blocks, TYPES["q4_0"]))
 
 
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Activations as the kernels see them: int8 times a scale, by blocks of 32."""
+def rounded(x: torch.Tensor, precise: bool) -> torch.Tensor:
+    """Activations as the kernels see them: integers times a scale, by blocks of 32."""
     blocks = x.reshape(*x.shape[:-1], -1, 32)
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    scale = blocks.abs().amax(-1, keepdim=True) / (254 * 127 if precise else 127)
     return torch.where(scale > 0, (blocks / scale).round() * scale, 0).reshape(x.shape)
 
 
 @pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 13, 70])
-def test_products_equal_float64_with_rounded_activations(instructions: str, kind: str, batch: int) -> None:
+def test_products_equal_float64_with_rounded_activations(
+    instructions: str, kind: str, precise: bool, batch: int
+) -> None:
     raw, floats = stored(kind, 51, 256)
     x = torch.randn(batch, 256, generator=torch.Generator().manual_seed(1)) * 3
-    y = native.PackedMatrix.pack(kind, raw, 256).matmul(x)  # type: ignore[arg-type]
-    expected = rounded(x).double() @ floats.double().T
+    y = native.PackedMatrix.pack(kind, raw, 256, precise).matmul(x)  # type: ignore[arg-type]
+    expected = rounded(x, precise).double() @ floats.double().T
     torch.testing.assert_close(y.double(), expected, atol=2e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_largest_weights_and_activations_do_not_overflow_the_sums(instructions: str, kind: str) -> None:
+@pytest.mark.parametrize("precise", [False, True])
+def test_products_stay_within_half_a_step_of_every_activation(kind: str, precise: bool) -> None:
+    raw, floats = stored(kind, 64, 576)
+    x = torch.randn(5, 576, generator=torch.Generator().manual_seed(3)).abs() + 0.1
+    y = native.PackedMatrix.pack(kind, raw, 576, precise).matmul(x)  # type: ignore[arg-type]
+    step = x.view(5, -1, 32).amax(-1, keepdim=True) / (254 * 127 if precise else 127)
+    bound = 0.501 * step.expand(-1, -1, 32).reshape(5, 576).double() @ floats.double().abs().T
+    assert ((y - x.double() @ floats.double().T).abs() < bound + 1e-5 * y.abs().max()).all()
+
+
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("kind", TYPES)
+def test_largest_weights_and_activations_do_not_overflow_the_sums(instructions: str, kind: str, precise: bool) -> None:
     size = {"q4_0": 18, "q4_1": 20, "q8_0": 34}[kind]
     for byte in (0x00, 0x80, 0x81, 0x7F, 0xFF, 0xF0):
         block = np.full((8, size), byte, np.uint8)
@@ -94,15 +109,17 @@ def test_largest_weights_and_activations_do_not_overflow_the_sums(instructions: 
         if kind == "q4_1":
             block[:, 2:4] = np.array([-3.0], np.float16).view(np.uint8)
         floats = torch.from_numpy(quants.dequantize(block, TYPES[kind]))
-        for x in (torch.full((1, 32), 127.0), torch.full((1, 32), -127.0)):
-            y = native.PackedMatrix.pack(kind, block, 32).matmul(x)  # type: ignore[arg-type]
-            assert torch.equal(y, x @ floats.T)
+        largest = torch.full((1, 32), 254.0 * 127 if precise else 127.0)
+        for x in (largest, -largest, largest - 127, 127 - largest):
+            y = native.PackedMatrix.pack(kind, block, 32, precise).matmul(x)  # type: ignore[arg-type]
+            torch.testing.assert_close(y.double(), x.double() @ floats.double().T, atol=0, rtol=2e-7)
 
 
+@pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_row_gets_the_same_bits_whatever_the_batch_the_threads_and_the_instructions(kind: str) -> None:
+def test_a_row_gets_the_same_bits_whatever_the_batch_the_threads_and_the_instructions(kind: str, precise: bool) -> None:
     raw, _ = stored(kind, 203, 576)
-    matrix = native.PackedMatrix.pack(kind, raw, 576)  # type: ignore[arg-type]
+    matrix = native.PackedMatrix.pack(kind, raw, 576, precise)  # type: ignore[arg-type]
     x = torch.randn(21, 576, generator=torch.Generator().manual_seed(2))
     whole = matrix.matmul(x)
     try:
@@ -118,21 +135,26 @@ def test_a_row_gets_the_same_bits_whatever_the_batch_the_threads_and_the_instruc
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_nan_or_infinity_spoils_its_own_row_and_no_other(instructions: str, kind: str, bad: float) -> None:
+def test_a_nan_or_infinity_spoils_its_own_row_and_no_other(
+    instructions: str, kind: str, precise: bool, bad: float
+) -> None:
     raw, _ = stored(kind, 16, 64)
     x = torch.ones(3, 64)
     x[1, 40] = bad
-    y = native.PackedMatrix.pack(kind, raw, 64).matmul(x)  # type: ignore[arg-type]
+    y = native.PackedMatrix.pack(kind, raw, 64, precise).matmul(x)  # type: ignore[arg-type]
     assert y[1].isnan().all()
     assert y[[0, 2]].isfinite().all()
 
 
-def test_zeros_and_the_smallest_numbers_give_zero(instructions: str) -> None:
+@pytest.mark.parametrize("precise", [False, True])
+def test_zeros_and_the_smallest_numbers_give_zero(instructions: str, precise: bool) -> None:
     raw, _ = stored("q4_1", 16, 64)
-    matrix = native.PackedMatrix.pack("q4_1", raw, 64)
+    matrix = native.PackedMatrix.pack("q4_1", raw, 64, precise)
     assert torch.equal(matrix.matmul(torch.zeros(2, 64)), torch.zeros(2, 16))
     assert matrix.matmul(torch.full((1, 64), 1e-40)).isfinite().all()
+    assert matrix.matmul(torch.full((1, 64), 1e35)).isfinite().all()
 
 
 def test_float_weights_rounded_to_eight_bits_are_near() -> None:

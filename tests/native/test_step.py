@@ -51,13 +51,13 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layers(spec: ModelSpec, packed: bool = False) -> list[native.LayerWeights]:
+def layers(spec: ModelSpec, packed: bool = False, precise: bool = False) -> list[native.LayerWeights]:
     """Random weights of everything that the spec has."""
     count = iter(range(10_000))
 
     def matrix(rows: int, width: int, bias: bool) -> native.MatrixWeights:
         weight = random(rows, width, seed=next(count)) / width**0.5
-        held = native.PackedMatrix.pack_float(weight) if packed else weight
+        held = native.PackedMatrix.pack_float(weight, precise) if packed else weight
         return native.MatrixWeights(held, random(rows, seed=next(count)) if bias else None)
 
     def norm(width: int, wanted: bool = True) -> native.NormWeights | None:
@@ -95,7 +95,7 @@ def tables(spec: ModelSpec, rotary: int) -> native.Tables | None:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Activations as packed matrices see them: int8 times a scale, by blocks of 32."""
+    """Activations as plain packed matrices see them: int8 times a scale, by blocks of 32."""
     blocks = x.view(-1, 32)
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     return ((blocks / scale).round() * scale).flatten()
@@ -222,6 +222,27 @@ def test_packed_layers_equal_the_formulas_with_rounded_activations(instructions:
     y = native.Step(LLAMA, weights).run(x, rope, keys, values, [9])
     # an activation between two integers may go the other way in float32: 1/254 of its block's largest
     torch.testing.assert_close(y[0].double(), expected, atol=5e-3, rtol=0)
+
+
+def test_precise_packed_layers_equal_the_formulas_in_float64(instructions: str) -> None:
+    weights = layers(LLAMA, packed=True, precise=True)
+    floats = [
+        replace(
+            layer,
+            **{
+                name: replace(matrix, weight=matrix.weight.dequantize())
+                for name, matrix in vars(layer).items()
+                if isinstance(matrix, native.MatrixWeights) and isinstance(matrix.weight, native.PackedMatrix)
+            },
+        )
+        for layer in weights
+    ]
+    rope, (keys, values) = (tables(LLAMA, 16), None), cache(LLAMA, 1)
+    before = [(k[0].clone(), v[0].clone()) for k, v in zip(keys, values, strict=True)]
+    x = random(1, LLAMA.width, seed=1)
+    expected, _ = one_row(LLAMA, floats, x[0], rope, before, 9)
+    y = native.Step(LLAMA, weights).run(x, rope, keys, values, [9])
+    torch.testing.assert_close(y[0].double(), expected, atol=1e-3, rtol=0)
 
 
 def test_a_nan_stays_in_its_own_row() -> None:

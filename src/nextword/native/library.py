@@ -26,7 +26,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_packed_bytes": (c_int64, [c_int, c_int64, c_int64]),
     "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_void_p]),
     "nw_unpack": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
-    "nw_multiply": (c_int, [c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
+    "nw_multiply": (c_int, [c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
     "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p]),
     "nw_silu_product": (None, [c_void_p, c_int64, c_int64, c_void_p]),
     "nw_step": (c_int, [c_void_p, c_void_p, c_void_p]),

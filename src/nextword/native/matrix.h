@@ -16,6 +16,7 @@ enum { Q4_0_BLOCK = 144, Q4_1_BLOCK = 160, Q8_0_BLOCK = 272 };
 
 typedef struct {
     int64_t kind, rows, width;
+    int64_t precise;  // packed kinds: activations in two int8 terms instead of one, see product.c
     const void *data;
     const float *bias;  // (rows,) or NULL
 } matrix;

@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     x = rows_of(x, width)
     y = x.new_empty((*x.shape[:-1], rows))
     batch = x.numel() // width
-    loaded().nw_multiply(_FLOAT32, weight.data_ptr(), rows, width, x.data_ptr(), batch, y.data_ptr())
+    loaded().nw_multiply(_FLOAT32, 0, weight.data_ptr(), rows, width, x.data_ptr(), batch, y.data_ptr())
     return y
 
 

@@ -13,6 +13,7 @@ from .operations import check_weight, rows_of
 
 Kind = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
+PRECISE = False  # whether activations are held in two terms, where nobody says
 _CODE = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # what matrix.h calls them
 _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
 
@@ -20,16 +21,17 @@ _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
 class PackedMatrix:
     """A (rows, width) matrix in blocks of 32: w = scale * q (+ minimum), bit for bit as in the file.
 
-    A product rounds the activations to int8 in blocks of 32 and sums integers exactly, so that a row's result is
-    the same whatever else is in the batch. What that costs in loss is measured by benchmarks/quality.py.
+    A product rounds the activations in blocks of 32, to int8 or, if `precise`, to two int8 terms of together 15 bits,
+    and sums integers exactly, so that a row's result is the same whatever else is in the batch. What either costs in
+    loss is measured by benchmarks/quality.py.
     """
 
-    def __init__(self, kind: Kind, rows: int, width: int, data: Tensor) -> None:
-        self.kind, self.rows, self.width, self.data = kind, rows, width, data
+    def __init__(self, kind: Kind, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
+        self.kind, self.rows, self.width, self.data, self.precise = kind, rows, width, data, precise
         self.code = _CODE[kind]
 
     @classmethod
-    def pack(cls, kind: Kind, blocks: np.ndarray, width: int) -> PackedMatrix:
+    def pack(cls, kind: Kind, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
         """From GGUF blocks, uint8 (rows, bytes a row). Raises ValueError if they do not make rows of `width`."""
         if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
             raise ValueError(
@@ -44,10 +46,10 @@ class PackedMatrix:
         library, code = loaded(), _CODE[kind]
         data = torch.empty(library.nw_packed_bytes(code, rows, width), dtype=torch.uint8, device="cpu")
         library.nw_pack(code, blocks.ctypes.data, rows, width, data.data_ptr())
-        return cls(kind, rows, width, data)
+        return cls(kind, rows, width, data, precise)
 
     @classmethod
-    def pack_float(cls, weight: Tensor) -> PackedMatrix:
+    def pack_float(cls, weight: Tensor, precise: bool = PRECISE) -> PackedMatrix:
         """Round a float matrix (rows, width) to q8_0: a float16 scale and 32 bytes a block."""
         rows, width = weight.shape
         if width % BLOCK:
@@ -57,7 +59,7 @@ class PackedMatrix:
         inverse = torch.where(scales > 0, 1 / scales.float(), 0)
         bytes_ = (blocks * inverse).round().clamp(-127, 127).to(torch.int8)
         stored = torch.cat((scales.view(torch.uint8), bytes_.view(torch.uint8)), -1)
-        return cls.pack("q8_0", stored.reshape(rows, -1).numpy(), width)
+        return cls.pack("q8_0", stored.reshape(rows, -1).numpy(), width, precise)
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +75,7 @@ class PackedMatrix:
         batch = x.numel() // self.width
         y = x.new_empty((*x.shape[:-1], self.rows))
         if loaded().nw_multiply(
-            self.code, self.data.data_ptr(), self.rows, self.width, x.data_ptr(), batch, y.data_ptr()
+            self.code, self.precise, self.data.data_ptr(), self.rows, self.width, x.data_ptr(), batch, y.data_ptr()
         ):
             raise MemoryError(f"no memory to multiply {batch} vectors of {self.width}")
         return y

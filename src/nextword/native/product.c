@@ -1,26 +1,29 @@
 // Packed matrices times float32 vectors.
 //
-// Activations are rounded to int8 in blocks of 32. Integer sums are exact, and every pair of a row and a vector goes
-// through the same operations in the same order, on every path and in every batch: the results are the same bits.
+// Activations are rounded in blocks of 32: to int8, or for a `precise` matrix to 254 q + fine, two int8 terms that make
+// some 15 bits, at twice the arithmetic. Integer sums are exact, and every pair of a row and a vector goes through the
+// same operations in the same order, on every path and in every batch: the results are the same bits.
 #include "cpu.h"
 #include "matrix.h"
 #include "pool.h"
 
-// ---- activations: x ~ scale * q, q in -127..127. A NaN or an infinity makes the scale, and so every sum, NaN.
+// ---- activations: x ~ scale * n, n = q or 254 q + fine, q and fine in -127..127. A NaN or an infinity makes the
+// scale, and so every sum, NaN.
 
 typedef struct {
-    int8_t q[32];
-    float scale, sum;  // sum = scale * (sum of q), what a minimum is multiplied by
+    int8_t q[32], fine[32];
+    float scale, sum;  // sum = scale * (sum of n), what a minimum is multiplied by
     int32_t offset;    // what the dot product starts from when nibbles or bytes are held with an offset
     int32_t unused;
 } activation;
 
-#define SMALLEST 1e-35f  // 127 / this is finite; a block of smaller numbers counts as zeros
+#define SMALLEST 1e-33f  // 254 * 127 / this is finite; a block of smaller numbers counts as zeros
+#define STEPS(precise) ((precise) ? 254.0f * 127 : 127.0f)
 
-// What has to be added to an unsigned dot product for each unit of the sum of q.
+// What has to be added to an unsigned dot product for each unit of the sum of n.
 static inline int32_t offset_factor(int64_t kind) { return kind == Q4_0 ? -8 : kind == Q8_0 ? -128 : 0; }
 
-static void quantize(const float *x, int32_t factor, activation *to) {
+static void quantize(const float *x, int32_t factor, int precise, activation *to) {
     float largest = 0, poison = 0;
     for (int i = 0; i < 32; i++) {
         float size = x[i] < 0 ? -x[i] : x[i];
@@ -31,16 +34,27 @@ static void quantize(const float *x, int32_t factor, activation *to) {
         *to = (activation){.scale = poison, .sum = poison};
         return;
     }
-    float inverse = 127.0f / largest;
+    float inverse = STEPS(precise) / largest;
     int32_t all = 0;
-    for (int i = 0; i < 32; i++) all += to->q[i] = (int8_t)__builtin_rintf(x[i] * inverse);
-    to->scale = largest / 127.0f;
+    for (int i = 0; i < 32; i++) {
+        int32_t n = (int32_t)__builtin_rintf(x[i] * inverse);
+        to->q[i] = (int8_t)(precise ? __builtin_rintf((float)n * (1.0f / 254)) : (float)n);
+        to->fine[i] = (int8_t)(precise ? n - 254 * to->q[i] : 0);
+        all += n;
+    }
+    to->scale = largest / STEPS(precise);
     to->sum = to->scale * (float)all;
     to->offset = factor * all;
 }
 
 #if NW_X86
-INLINE AVX2 void quantize_avx2(const float *x, int32_t factor, activation *to) {
+INLINE AVX2 void store_bytes(const __m256i *n, int8_t *to) {
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)to, bytes);
+}
+
+INLINE AVX2 void quantize_avx2(const float *x, int32_t factor, const int precise, activation *to) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 v[4], largest = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
     for (int i = 0; i < 4; i++) {
@@ -53,26 +67,32 @@ INLINE AVX2 void quantize_avx2(const float *x, int32_t factor, activation *to) {
     float top = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
     int clean = _mm256_movemask_ps(_mm256_cmp_ps(poison, _mm256_setzero_ps(), _CMP_EQ_OQ)) == 255;
     if (!clean || !(top > SMALLEST)) {
-        quantize(x, factor, to);
+        quantize(x, factor, precise, to);
         return;
     }
-    __m256 inverse = _mm256_set1_ps(127.0f / top);
-    __m256i n[4];
+    __m256 inverse = _mm256_set1_ps(STEPS(precise) / top);
+    __m256i n[4], q[4];
     for (int i = 0; i < 4; i++) n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
     __m256i all = _mm256_add_epi32(_mm256_add_epi32(n[0], n[1]), _mm256_add_epi32(n[2], n[3]));
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     int32_t total = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
-    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)to->q, bytes);
-    to->scale = top / 127.0f;
+    for (int i = 0; precise && i < 4; i++) {
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(n[i]), _mm256_set1_ps(1.0f / 254)));
+        n[i] = _mm256_sub_epi32(n[i], _mm256_mullo_epi32(q[i], _mm256_set1_epi32(254)));
+    }
+    store_bytes(precise ? q : n, to->q);
+    if (precise) store_bytes(n, to->fine);
+    to->scale = top / STEPS(precise);
     to->sum = to->scale * (float)total;
     to->offset = factor * total;
 }
 
-AVX2 static void quantize_row_avx2(const float *x, int64_t blocks, int32_t factor, activation *to, int64_t stride) {
-    for (int64_t b = 0; b < blocks; b++) quantize_avx2(x + 32 * b, factor, to + b * stride);
+AVX2 static void quantize_row_avx2(const float *x, int64_t blocks, int32_t factor, int precise, activation *to,
+                                   int64_t stride) {
+    for (int64_t b = 0; b < blocks; b++)
+        if (precise) quantize_avx2(x + 32 * b, factor, 1, to + b * stride);
+        else quantize_avx2(x + 32 * b, factor, 0, to + b * stride);
 }
 #endif
 
@@ -93,16 +113,17 @@ typedef struct {
 
 static void quantize_tile(const product_job *job, int64_t at, int64_t size) {
     const int32_t factor = offset_factor(job->m->kind);
+    const int precise = (int)job->m->precise;
     for (int64_t t = 0; t < size; t++) {
         const float *x = job->x + (at + t) * job->m->width;
         activation *to = job->activations + at * job->blocks + t;
 #if NW_X86
         if (nw_level()) {
-            quantize_row_avx2(x, job->blocks, factor, to, size);
+            quantize_row_avx2(x, job->blocks, factor, precise, to, size);
             continue;
         }
 #endif
-        for (int64_t b = 0; b < job->blocks; b++) quantize(x + 32 * b, factor, to + b * size);
+        for (int64_t b = 0; b < job->blocks; b++) quantize(x + 32 * b, factor, precise, to + b * size);
     }
 }
 
@@ -129,8 +150,13 @@ static __attribute__((noinline)) void store_group(const product_job *job, int64_
     }
 }
 
+static inline int32_t whole(const activation *a, int column, int precise) {
+    return precise ? 254 * a->q[column] + a->fine[column] : a->q[column];
+}
+
 static void one_group_portable(const product_job *job, int64_t group, int64_t at, int64_t size) {
     const int64_t kind = job->m->kind;
+    const int precise = (int)job->m->precise;
     for (int64_t t = 0; t < size; t++) {
         float eight[8] = {0};
         const uint8_t *block = (const uint8_t *)job->m->data + group * job->blocks * block_bytes(kind);
@@ -142,8 +168,9 @@ static void one_group_portable(const product_job *job, int64_t group, int64_t at
                 for (int j = 0; j < (kind == Q8_0 ? 8 : 4); j++)
                     for (int i = 0; i < 4; i++) {
                         uint8_t byte = bytes[32 * j + 4 * lane + i];
-                        if (kind == Q8_0) dot += (int8_t)byte * a->q[4 * j + i];
-                        else dot += (byte & 15) * a->q[4 * j + i] + (byte >> 4) * a->q[16 + 4 * j + i];
+                        int32_t n = whole(a, 4 * j + i, precise);
+                        if (kind == Q8_0) dot += (int8_t)byte * n;
+                        else dot += (byte & 15) * n + (byte >> 4) * whole(a, 16 + 4 * j + i, precise);
                     }
                 eight[lane] = __builtin_fmaf(load_half(block + 2 * lane) * a->scale, (float)dot, eight[lane]);
                 if (kind == Q4_1) eight[lane] = __builtin_fmaf(load_half(block + 16 + 2 * lane), a->sum, eight[lane]);
@@ -176,49 +203,68 @@ INLINE AVX2 void store_avx2(const product_job *job, int64_t group, int64_t at, _
 }
 
 // The dot products of `deep` groups of eight rows with one block of activations, exact in int32.
-#define DOT(NAME, TARGET) INLINE TARGET void NAME(__m256i (*w)[8], const activation *a, const int deep, __m256i *dot)
+#define DOT(NAME, TARGET) \
+    INLINE TARGET void NAME(__m256i (*w)[8], const activation *a, const int precise, const int deep, __m256i *dot)
 
 // Eight products of at most 2 * 15 * 127 are summed in int16: 30,480 fits.
+INLINE AVX2 __m256i short_sums(const __m256i *w, const int8_t *q) {
+    __m256i sum = _mm256_maddubs_epi16(w[0], BROADCAST(q));
+    for (int j = 1; j < 8; j++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], BROADCAST(q + 4 * j)));
+    return sum;
+}
+
 DOT(dot_q4_avx2, AVX2) {
     for (int g = 0; g < deep; g++) {
-        __m256i sum = _mm256_maddubs_epi16(w[g][0], BROADCAST(a->q));
-        for (int j = 1; j < 8; j++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[g][j], BROADCAST(a->q + 4 * j)));
-        dot[g] = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+        dot[g] = _mm256_madd_epi16(short_sums(w[g], a->q), _mm256_set1_epi16(precise ? 254 : 1));
+        if (!precise) continue;
+        __m256i fine = _mm256_madd_epi16(short_sums(w[g], a->fine), _mm256_set1_epi16(1));
+        dot[g] = _mm256_add_epi32(dot[g], fine);
     }
 }
 
 DOT(dot_q4_0_avx2, AVX2) {
-    dot_q4_avx2(w, a, deep, dot);
+    dot_q4_avx2(w, a, precise, deep, dot);
     for (int g = 0; g < deep; g++) dot[g] = _mm256_add_epi32(dot[g], BROADCAST(&a->offset));
 }
 
 // |w| times the activation with w's sign: 2 * 128 * 127 fits in int16 once, so each product is widened.
+INLINE AVX2 __m256i signed_product(__m256i w, const int8_t *q, int16_t factor) {
+    __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(BROADCAST(q), w));
+    return _mm256_madd_epi16(product, _mm256_set1_epi16(factor));
+}
+
 DOT(dot_q8_avx2, AVX2) {
     for (int g = 0; g < deep; g++) {
         dot[g] = _mm256_setzero_si256();
         for (int j = 0; j < 8; j++) {
-            __m256i q = _mm256_sign_epi8(BROADCAST(a->q + 4 * j), w[g][j]);
-            __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w[g][j]), q);
-            dot[g] = _mm256_add_epi32(dot[g], _mm256_madd_epi16(product, _mm256_set1_epi16(1)));
+            dot[g] = _mm256_add_epi32(dot[g], signed_product(w[g][j], a->q + 4 * j, precise ? 254 : 1));
+            if (precise) dot[g] = _mm256_add_epi32(dot[g], signed_product(w[g][j], a->fine + 4 * j, 1));
         }
     }
 }
 
-// One group alone is summed in two halves, which do not wait for each other; two groups are two sums as it is.
+// One group alone is summed in two halves, which do not wait for each other; two groups, or terms, are two as it is.
 DOT(dot_vnni, VNNI) {
-    __m256i half = _mm256_setzero_si256();
-    for (int g = 0; g < deep; g++) dot[g] = _mm256_setzero_si256();
+    __m256i other[2];
+    for (int g = 0; g < deep; g++) dot[g] = other[g] = _mm256_setzero_si256();
     for (int j = 0; j < 8; j++) {
         __m256i q = BROADCAST(a->q + 4 * j);
-        if (deep == 1 && j % 2) half = _mm256_dpbusd_epi32(half, w[0][j], q);
-        else
-            for (int g = 0; g < deep; g++) dot[g] = _mm256_dpbusd_epi32(dot[g], w[g][j], q);
+        if (!precise && deep == 1 && j % 2) {
+            other[0] = _mm256_dpbusd_epi32(other[0], w[0][j], q);
+            continue;
+        }
+        for (int g = 0; g < deep; g++) dot[g] = _mm256_dpbusd_epi32(dot[g], w[g][j], q);
+        for (int g = 0; precise && g < deep; g++)
+            other[g] = _mm256_dpbusd_epi32(other[g], w[g][j], BROADCAST(a->fine + 4 * j));
     }
-    if (deep == 1) dot[0] = _mm256_add_epi32(dot[0], half);
+    for (int g = 0; g < deep; g++) {
+        if (precise) dot[g] = _mm256_sub_epi32(_mm256_slli_epi32(dot[g], 8), _mm256_slli_epi32(dot[g], 1));
+        if (precise || deep == 1) dot[g] = _mm256_add_epi32(dot[g], other[g]);
+    }
 }
 
 DOT(dot_offset_vnni, VNNI) {
-    dot_vnni(w, a, deep, dot);
+    dot_vnni(w, a, precise, deep, dot);
     for (int g = 0; g < deep; g++) dot[g] = _mm256_add_epi32(dot[g], BROADCAST(&a->offset));
 }
 
@@ -240,49 +286,57 @@ INLINE AVX2 void unsigned_bytes_of(const uint8_t *bytes, __m256i *w) {
 }
 
 // `deep` groups of eight rows against a tile of vectors: weights are read and unpacked once.
-#define GROUPS(NAME, TARGET, KIND, UNPACK, DOT, DEEP)                                                         \
-    INLINE TARGET void NAME##_tile(const product_job *job, int64_t group, int64_t at, const int deep, const int tile) { \
-        const int64_t blocks = job->blocks, apart = blocks * KIND##_BLOCK;                                   \
-        const uint8_t *block = (const uint8_t *)job->m->data + group * apart;                                \
-        const activation *a = job->activations + at * blocks;                                                \
-        __m256 sums[2][4];                                                                                   \
-        for (int g = 0; g < deep; g++)                                                                       \
-            for (int t = 0; t < tile; t++) sums[g][t] = _mm256_setzero_ps();                                 \
-        for (int64_t b = 0; b < blocks; b++, block += KIND##_BLOCK, a += tile) {                             \
-            __m256 scales[2], minima[2];                                                                     \
-            __m256i w[2][8];                                                                                 \
-            for (int g = 0; g < deep; g++) {                                                                 \
-                for (int at_byte = 0; tile >= 4 && at_byte < KIND##_BLOCK; at_byte += 64)                    \
-                    prefetch(block + g * apart + at_byte);                                                   \
-                scales[g] = HALVES(block + g * apart);                                                       \
-                if (KIND == Q4_1) minima[g] = HALVES(block + g * apart + 16);                                \
-                UNPACK(block + g * apart + (KIND == Q4_1 ? 32 : 16), w[g]);                                  \
-            }                                                                                                \
-            for (int t = 0; t < tile; t++) {                                                                 \
-                __m256i dot[2];                                                                              \
-                DOT(w, a + t, deep, dot);                                                                    \
-                for (int g = 0; g < deep; g++) {                                                             \
-                    __m256 scale = _mm256_mul_ps(scales[g], _mm256_broadcast_ss(&a[t].scale));               \
-                    sums[g][t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot[g]), sums[g][t]);             \
-                    if (KIND == Q4_1) sums[g][t] = _mm256_fmadd_ps(minima[g], _mm256_broadcast_ss(&a[t].sum), sums[g][t]); \
-                }                                                                                            \
-            }                                                                                                \
-        }                                                                                                    \
-        _Pragma("GCC unroll 4") for (int t = 0; t < tile; t++)                                               \
-            _Pragma("GCC unroll 2") for (int g = 0; g < deep; g++) store_avx2(job, group + g, at + t, sums[g][t]); \
-    }                                                                                                        \
-    TARGET static void NAME(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size) { \
-        for (int64_t end = group + deep; group < end;) {                                                     \
-            if (DEEP == 2 && size == 4 && end - group >= 2) {                                                \
-                NAME##_tile(job, group, at, 2, 4);                                                           \
-                group += 2;                                                                                  \
-                continue;                                                                                    \
-            }                                                                                                \
-            if (size == 4) NAME##_tile(job, group, at, 1, 4);                                                \
-            else if (size == 2) NAME##_tile(job, group, at, 1, 2);                                           \
-            else NAME##_tile(job, group, at, 1, 1);                                                          \
-            group++;                                                                                         \
-        }                                                                                                    \
+#define GROUPS(NAME, TARGET, KIND, UNPACK, DOT, DEEP)                                                                 \
+    INLINE TARGET void NAME##_tile(const product_job *job, int64_t group, int64_t at, const int precise, const int deep,\
+                                   const int tile) {                                                                  \
+        const int64_t blocks = job->blocks, apart = blocks * KIND##_BLOCK;                                            \
+        const uint8_t *block = (const uint8_t *)job->m->data + group * apart;                                         \
+        const activation *a = job->activations + at * blocks;                                                         \
+        __m256 sums[2][4];                                                                                            \
+        for (int g = 0; g < deep; g++)                                                                                \
+            for (int t = 0; t < tile; t++) sums[g][t] = _mm256_setzero_ps();                                          \
+        for (int64_t b = 0; b < blocks; b++, block += KIND##_BLOCK, a += tile) {                                      \
+            __m256 scales[2], minima[2];                                                                              \
+            __m256i w[2][8];                                                                                          \
+            for (int g = 0; g < deep; g++) {                                                                          \
+                const uint8_t *mine = block + g * apart;                                                              \
+                for (int place = 0; tile >= 4 && place < KIND##_BLOCK; place += 64) prefetch(mine + place);           \
+                scales[g] = HALVES(mine);                                                                             \
+                if (KIND == Q4_1) minima[g] = HALVES(mine + 16);                                                      \
+                UNPACK(mine + (KIND == Q4_1 ? 32 : 16), w[g]);                                                        \
+            }                                                                                                         \
+            for (int t = 0; t < tile; t++) {                                                                          \
+                __m256i dot[2];                                                                                       \
+                DOT(w, a + t, precise, deep, dot);                                                                      \
+                for (int g = 0; g < deep; g++) {                                                                      \
+                    __m256 scale = _mm256_mul_ps(scales[g], _mm256_broadcast_ss(&a[t].scale));                        \
+                    sums[g][t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot[g]), sums[g][t]);                      \
+                    if (KIND != Q4_1) continue;                                                                       \
+                    sums[g][t] = _mm256_fmadd_ps(minima[g], _mm256_broadcast_ss(&a[t].sum), sums[g][t]);              \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+        _Pragma("GCC unroll 4") for (int t = 0; t < tile; t++)                                                        \
+            _Pragma("GCC unroll 2") for (int g = 0; g < deep; g++)                                                    \
+                store_avx2(job, group + g, at + t, sums[g][t]);                                                       \
+    }                                                                                                                 \
+    INLINE TARGET void NAME##_groups(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size,   \
+                                     const int precise) {                                                               \
+        for (int64_t end = group + deep; group < end;) {                                                              \
+            if (DEEP == 2 && size == 4 && end - group >= 2) {                                                         \
+                NAME##_tile(job, group, at, precise, 2, 4);                                                             \
+                group += 2;                                                                                           \
+                continue;                                                                                             \
+            }                                                                                                         \
+            if (size == 4) NAME##_tile(job, group, at, precise, 1, 4);                                                  \
+            else if (size == 2) NAME##_tile(job, group, at, precise, 1, 2);                                             \
+            else NAME##_tile(job, group, at, precise, 1, 1);                                                            \
+            group++;                                                                                                  \
+        }                                                                                                             \
+    }                                                                                                                 \
+    TARGET static void NAME(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size) {          \
+        if (job->m->precise) NAME##_groups(job, group, deep, at, size, 1);                                              \
+        else NAME##_groups(job, group, deep, at, size, 0);                                                            \
     }
 
 GROUPS(q4_0_avx2, AVX2, Q4_0, nibbles_of, dot_q4_0_avx2, 1)
@@ -348,7 +402,8 @@ int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add) 
     return (m->kind == FLOAT32 ? multiply_float : multiply_packed)(m, x, batch, y, add);
 }
 
-EXPORT int nw_multiply(int kind, const void *data, int64_t rows, int64_t width, const float *x, int64_t batch, float *y) {
-    matrix m = {kind, rows, width, data, NULL};
+EXPORT int nw_multiply(int kind, int precise, const void *data, int64_t rows, int64_t width, const float *x, int64_t batch,
+                       float *y) {
+    matrix m = {kind, rows, width, precise, data, NULL};
     return multiply(&m, x, batch, y, 0);
 }

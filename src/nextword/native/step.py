@@ -57,6 +57,7 @@ class _Matrix(Structure):
         ("kind", c_int64),
         ("rows", c_int64),
         ("width", c_int64),
+        ("precise", c_int64),
         ("data", c_void_p),
         ("bias", c_void_p),
     )
@@ -196,10 +197,10 @@ def _matrix(matrix: MatrixWeights, rows: int, width: int) -> _Matrix:
     bias_address = None if bias is None else bias.data_ptr()
     if isinstance(weight, Tensor):
         check_weight(weight, rows, width)
-        return _Matrix(0, rows, width, weight.data_ptr(), bias_address)
+        return _Matrix(0, rows, width, 0, weight.data_ptr(), bias_address)
     if (weight.rows, weight.width) != (rows, width):
         raise ValueError(f"{weight} is not ({rows}, {width})")
-    return _Matrix(weight.code, rows, width, weight.data.data_ptr(), bias_address)
+    return _Matrix(weight.code, rows, width, weight.precise, weight.data.data_ptr(), bias_address)
 
 
 def _norm(norm: NormWeights | None, width: int) -> _Norm:
