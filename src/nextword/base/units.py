@@ -94,8 +94,10 @@ def _quantity(cleaned: str, given: str, what: str, units: Mapping[str, float], f
 
 
 def format_count(value: float) -> str:
-    """7.24 B, 134.5 M, 65 k, 97."""
-    return _scaled(value, (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e4)), "", 1e3)
+    """7.24 B, 135 M, 65.0 k, 1,234, 97."""
+    if 1000 <= abs(value) < 9999.5:
+        return f"{value:,.0f}"
+    return _scaled(value, (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)), "", 1e3)
 
 
 def format_bytes(value: float) -> str:

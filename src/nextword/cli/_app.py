@@ -17,6 +17,7 @@ VERBS = {
     "complete": "Finish a text with a language model.",
     "next": "Show how likely each next token is, at several temperatures.",
     "chat": "Talk with a model, in its own chat format.",
+    "plan": "Plan memory, compute, time and the compute-optimal model.",
     "models": "List, fetch, inspect, convert and remove models.",
     "completion": "Print the script that completes commands in your shell.",
 }

@@ -168,7 +168,7 @@ def _choose(best: Optimum, by: Law, limited: DataLimited | None, aware: Inferenc
 def epoch_draws() -> tuple[Law, ...]:
     """Resampled fits of the Epoch points, made by tests/oracles/make_epoch_draws.py."""
     data = json.loads((Path(__file__).parent / "epoch_draws.json").read_text(encoding="utf-8"))
-    return tuple(Law("draw", *row, data["source"]) for row in data["draws"])
+    return tuple(Law("draw", E, A, B, alpha, beta, data["source"]) for E, A, B, alpha, beta in data["draws"])
 
 
 def prediction_interval(size: float, tokens: float) -> Interval:

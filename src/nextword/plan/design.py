@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import UsageError, atomic_write
-from ..spec import ModelSpec
+from ..spec import Kind, ModelSpec
 from .compute import flops
 from .counts import parameters
 from .hardware import Device
@@ -103,6 +103,18 @@ def shape_for(count: float, vocabulary: int | None = None, context: int | None =
     widths = {max(1, round(about * stretch / head)) * head for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)}
     shapes = [_with_width(count, width, head, vocabulary, context) for width in sorted(widths)]
     return min(shapes, key=lambda spec: _distance(spec, count, aspect))
+
+
+def recurrent_for(count: float, kind: Kind, vocabulary: int | None = None, context: int = 256) -> ModelSpec:
+    """An RNN, GRU or LSTM of two layers with about `count` parameters, the head tied to the embedding."""
+    if not SMALLEST <= count <= LARGEST:
+        raise UsageError(f"a model of {count:.3g} parameters: shapes are known from {SMALLEST:g} to {LARGEST:g}")
+    vocabulary = vocabulary or shape_for(count).vocabulary
+
+    def spec(width: int) -> ModelSpec:
+        return ModelSpec(kind=kind, vocabulary=vocabulary, width=width, layers=2, context=context)
+
+    return spec(max(1, largest(lambda width: parameters(spec(width)).total <= count, 1 << 24)))
 
 
 def _distance(spec: ModelSpec, count: float, aspect: float) -> float:

@@ -45,16 +45,16 @@ class Device:
 
 
 def device(name: str, cache_folder: Path | None = None) -> Device:
-    """A device by name, "this", or NAME=MEMORY,BANDWIDTH,SPEED.
+    """A device by name, "this", "measure", or NAME=MEMORY,BANDWIDTH,SPEED.
 
-    "this" is measured in about a second and remembered in `cache_folder`, if one is given. Raises UsageError
-    that names the nearest ones for a name it does not know.
+    "this" is measured in about a second and remembered in `cache_folder`, if one is given; "measure" does it anew.
+    Raises UsageError that names the nearest ones for a name it does not know.
     """
     wanted = name.strip().lower()
     if "=" in name:
         return _own(name)
-    if wanted == "this":
-        return _this(cache_folder)
+    if wanted in ("this", "measure"):
+        return _this(cache_folder, anew=wanted == "measure")
     if wanted not in (known := devices()):
         plain = {re.sub(r"\W|_", "", key): key for key in known}
         key = plain.get(re.sub(r"\W|_", "", wanted).removeprefix("nvidia"))
@@ -66,14 +66,14 @@ def device(name: str, cache_folder: Path | None = None) -> Device:
     return known[wanted]
 
 
-def parse_devices(text: str, cache_folder: Path | None = None) -> tuple[int, Device]:
-    """ "8xh100" → 8 of them; a bare name is one."""
+def split_count(text: str) -> tuple[int, str]:
+    """ "8xh100" → 8 and "h100"; a bare name is one."""
     match = re.fullmatch(r"\s*(\d+)\s*[x×*]\s*(.+)", text, re.IGNORECASE)
     if match is None:
-        return 1, device(text, cache_folder)
+        return 1, text
     if not 1 <= int(match[1]) <= 10_000_000:
         raise UsageError(f"{text!r}: the number of devices must be from 1 to 10,000,000")
-    return int(match[1]), device(match[2], cache_folder)
+    return int(match[1]), match[2]
 
 
 @cache
@@ -110,10 +110,10 @@ def _own(text: str) -> Device:
 # ---- this machine
 
 
-def _this(cache_folder: Path | None) -> Device:
+def _this(cache_folder: Path | None, anew: bool) -> Device:
     stored = cache_folder / _CACHE_FILE if cache_folder else None
     machine = {"processor": platform.processor() or platform.machine(), "cores": _cores(), "node": platform.node()}
-    if stored is not None:
+    if stored is not None and not anew:
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(stored.read_text(encoding="utf-8"))
             if known["machine"] == machine:

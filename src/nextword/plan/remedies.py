@@ -85,9 +85,9 @@ def devices_needed(spec: ModelSpec, asked: Training, on: Device) -> int | None:
     """The smallest power of two of devices that hold the run with FSDP, full recomputation and one sequence each."""
     lean = replace(asked, batch=1, chunked_loss=True, recompute="full", kernel="flash", shard="none", devices=1)
     for power in range(13):
-        run = replace(lean, shard="fsdp", devices=2**power) if power else lean
+        run = replace(lean, shard="fsdp", devices=1 << power) if power else lean
         if training_memory(spec, run).total <= on.memory:
-            return 2**power
+            return 1 << power
     return None
 
 

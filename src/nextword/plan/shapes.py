@@ -148,6 +148,8 @@ def _experts(spec: ModelSpec) -> Iterator[TensorShape]:
     experts, layers = spec.experts, expert_layers(spec)
     assert experts is not None
     yield _matrix("router", "router", experts.count, spec.width, layers)
+    if experts.correction_bias:
+        yield _vector("router", "router correction", experts.count, layers)
     yield from _mlp(spec, "experts", "expert ", experts.width, layers * experts.count, layers * experts.active, False)
     shared = layers * experts.shared
     width = experts.shared_width or experts.width

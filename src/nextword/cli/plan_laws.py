@@ -1,0 +1,209 @@
+"""nextword plan laws: published scaling laws, and fits to runs of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..base import UsageError, units
+from .plan_options import FLOPS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..plan import LawFit
+
+_BUDGETS = (1e19, 1e21, 5.76e23)
+_SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a = β/(α+β)"}
+
+
+@click.command(name="laws")
+@click.option("--data", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
+              help="Runs: columns for parameters, loss, and tokens or flops.")  # fmt: skip
+@click.option("--method", type=click.Choice(["huber", "nnls", "both"]), default="both", show_default=True)
+@click.option("--drop-highest", type=click.IntRange(0), default=0, metavar="N", help="Leave out the N highest losses.")
+@click.option("--bootstrap", type=click.IntRange(0, 5000), default=200, show_default=True, metavar="N",
+              help="Resampled fits behind the intervals.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the resampling.")
+@click.option("--at", "budgets", type=FLOPS, multiple=True, metavar="C", help="Budgets to predict for. Repeatable.")
+@click.option("--explain", is_flag=True, help="Print formulas and sources.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Draw loss against compute, IsoFLOP curves and the frontier.")  # fmt: skip
+def command(
+    data: Path | None, method: str, drop_highest: int, bootstrap: int, seed: int, budgets: tuple[float, ...],
+    explain: bool, as_json: bool, plot: Path | None,
+) -> None:  # fmt: skip
+    """The published laws and their optima; with --data a law fitted to your runs.
+
+    Two fits: Huber loss of log-sum-exp (Hoffmann et al. 2022, approach 3), and non-negative least squares inside a
+    search of the two powers. Intervals are of resampled runs; constants that the runs do not pin down are not printed.
+
+    \b
+    Examples:
+      nextword plan laws --at 1e21
+      nextword plan laws --data runs.csv --at 1e20 --at 1e22 --plot law.svg
+    """
+    if data is None:
+        if plot is not None:
+            raise UsageError("--plot draws a fit; give the runs with --data")
+        _published(budgets or _BUDGETS, explain, as_json)
+        return
+    from ..plan.fitting import fit_law
+    from ..plan.runs import read_runs
+
+    runs = read_runs(data).without_highest(drop_highest)
+    methods = ("huber", "nnls") if method == "both" else (method,)
+    fits = [fit_law(runs, each, bootstrap=bootstrap, seed=seed) for each in methods]  # type: ignore[arg-type]
+    at = budgets or (max(runs.flops), 10 * max(runs.flops))
+    if as_json:
+        from ._console import emit_json
+
+        emit_json({"runs": len(runs), "fits": [_fit_json(fit, at) for fit in fits]})
+    else:
+        from ._console import output
+
+        for fit in fits:
+            _print_fit(fit, at, output())
+        if explain:
+            _explain(output())
+    if plot is not None:
+        from ..plan.pictures import draw_law
+
+        draw_law(fits[0], plot)
+
+
+def _published(budgets: tuple[float, ...], explain: bool, as_json: bool) -> None:
+    from ..plan.laws import LAWS, optima
+
+    if as_json:
+        from dataclasses import asdict
+
+        from ._console import emit_json
+        from .plan_tables import figures_json
+
+        emit_json(
+            {
+                "laws": [asdict(law) for law in LAWS.values()],
+                "units": {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"},
+                "optima": [
+                    {"law": each.law, "C": budget, "N": each.parameters, "D": each.tokens, "loss": each.loss,
+                     "figures": figures_json(each.figures), "note": each.note or None}
+                    for budget in budgets
+                    for each in optima(budget)
+                ],
+            }
+        )  # fmt: skip
+        return
+    from ._console import output
+    from .plan_tables import explain as explain_figures
+    from .plan_tables import plain_table
+
+    console = output()
+    console.print("L(N, D) = E + A / N^α + B / D^β, nats a token\n", style="bold")
+    table = plain_table("law", "E", "A", "B", "α", "β")
+    for law in LAWS.values():
+        values = (law.E, law.A, law.B, law.alpha, law.beta)
+        table.add_row(law.name, *(f"{value:.5g}" for value in values))
+    console.print(table)
+    for law in LAWS.values():
+        console.print(f"{law.name}: {law.source}", style="dim")
+    console.print()
+    table = plain_table("optimum", *(f"N at {budget:.3g}" for budget in budgets), "tokens a parameter")
+    rows = [optima(budget) for budget in budgets]
+    for column in zip(*rows, strict=True):
+        sizes = [units.format_count(each.parameters) for each in column]
+        table.add_row(column[0].law, *sizes, f"{column[-1].ratio:.3g} at the last")
+    console.print(table)
+    if explain:
+        console.print()
+        for each in rows[-1]:
+            explain_figures(f"{each.law} {each.note}".strip(), (*each.figures, *each.loss_parts), console)
+
+
+def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> None:
+    from ..plan.fitting import optimal_size, power_of_size
+    from ..plan.laws import optimum
+    from .plan_tables import plain_table
+
+    names = {"huber": "Huber loss of log-sum-exp", "nnls": "non-negative least squares and a search of α, β"}
+    console.print(f"{names[fit.method]}: {len(fit.runs)} runs, objective {fit.objective:.8f}", style="bold")
+    table = plain_table("", "value", "95% from", "to")
+    intervals = fit.intervals
+    for name, symbol in _SYMBOLS.items():
+        value = power_of_size(fit.law) if name == "a" else getattr(fit.law, name)
+        if name in fit.unidentified:
+            table.add_row(symbol, "not identified", "", "")
+            continue
+        table.add_row(symbol, f"{value:.5g}", f"{intervals[name].low:.5g}", f"{intervals[name].high:.5g}")
+    console.print(table)
+    for reason in dict.fromkeys(fit.unidentified.values()):
+        console.print(f"! {reason}", style="yellow")
+    if not fit.unidentified:
+        table = plain_table("C", "N optimal", "95%", "D/N", "95%", "loss", "95%")
+        for budget in budgets:
+            best = optimum(budget, fit.law)
+            size, ratio = fit.interval(optimal_size(budget)), fit.interval(lambda law, c=budget: optimum(c, law).ratio)  # type: ignore[misc]
+            loss = fit.interval(lambda law, c=budget: optimum(c, law).loss)  # type: ignore[misc]
+            table.add_row(
+                f"{budget:.3g}", units.format_count(best.parameters),
+                f"{units.format_count(size.low)} – {units.format_count(size.high)}", f"{best.ratio:.3g}",
+                f"{ratio.low:.3g} – {ratio.high:.3g}", f"{best.loss:.4f}", f"{loss.low:.4f} – {loss.high:.4f}",
+            )  # fmt: skip
+        console.print(table)
+    if fit.held_out is not None:
+        held = fit.held_out
+        console.print(
+            f"left out: the {held.runs} runs above {held.least_flops:.3g} FLOPs are predicted {held.bias:+.2%} on"
+            f" average, {held.rms:.2%} root mean square",
+            style="dim",
+        )
+    console.print()
+
+
+def _explain(console: Console) -> None:
+    for line in (
+        "huber: min over (a, b, e, α, β) of Σ Huber_1e-3(LSE(a − α ln N, b − β ln D, e) − ln L);"
+        " E, A, B = exp(e, a, b). Starts from Hoffmann et al.'s grid, BFGS. Hoffmann et al. 2022, 2203.15556, eq. 3 and appendix D.2",
+        "nnls: for each (α, β) the non-negative E, A, B of least relative squares; Nelder-Mead over (α, β)",
+        "N optimal = G (C/6)^(β/(α+β)), G = (αA/βB)^(1/(α+β)); D = C/(6N). Hoffmann et al. 2022, eq. 4",
+        "intervals: 2.5% to 97.5% of fits to runs drawn with replacement",
+    ):
+        console.print(line, style="dim")
+
+
+def _fit_json(fit: LawFit, budgets: tuple[float, ...]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..plan.fitting import NAMES, optimal_size
+    from ..plan.laws import optimum
+
+    known = {name: None if name in fit.unidentified else getattr(fit.law, name) for name in NAMES}
+    return {
+        "method": fit.method,
+        "objective": fit.objective,
+        "constants": known,
+        "intervals": {
+            name: asdict(interval) for name, interval in fit.intervals.items() if name not in fit.unidentified
+        },
+        "level": 0.95,
+        "not_identified": fit.unidentified,
+        "units": {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"},
+        "optima": []
+        if fit.unidentified
+        else [
+            {
+                "C": budget,
+                "N": optimum(budget, fit.law).parameters,
+                "N_interval": asdict(fit.interval(optimal_size(budget))),
+                "D": optimum(budget, fit.law).tokens,
+                "ratio_interval": asdict(fit.interval(lambda law, c=budget: optimum(c, law).ratio)),  # type: ignore[misc]
+                "loss": optimum(budget, fit.law).loss,
+                "loss_interval": asdict(fit.interval(lambda law, c=budget: optimum(c, law).loss)),  # type: ignore[misc]
+            }
+            for budget in budgets
+        ],
+        "held_out": asdict(fit.held_out) if fit.held_out else None,
+    }
