@@ -135,8 +135,8 @@ def _print(found: Budget, console: Console) -> None:
     flat = found.flat
     console.print(
         f"\nloss by {best.law}: {best.loss:.3f} nats a token, 95% interval {found.interval.low:.3f} to"
-        f" {found.interval.high:.3f} (of the law's constants; other text and tokenizers differ by more). A law without a"
-        " loss of its own is judged by epoch's.",
+        f" {found.interval.high:.3f} (of the law's constants; other text and tokenizers differ by more). A law without"
+        " a loss of its own is judged by epoch's.",
         style="dim",
     )
     console.print(

@@ -166,7 +166,8 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
 def _explain(console: Console) -> None:
     for line in (
         "huber: min over (a, b, e, α, β) of Σ Huber_1e-3(LSE(a − α ln N, b − β ln D, e) − ln L);"
-        " E, A, B = exp(e, a, b). Starts from Hoffmann et al.'s grid, BFGS. Hoffmann et al. 2022, 2203.15556, eq. 3 and appendix D.2",
+        " E, A, B = exp(e, a, b). Starts from Hoffmann et al.'s grid, BFGS. Hoffmann et al. 2022, 2203.15556,"
+        " eq. 3 and appendix D.2",
         "nnls: for each (α, β) the non-negative E, A, B of least relative squares; Nelder-Mead over (α, β)",
         "N optimal = G (C/6)^(β/(α+β)), G = (αA/βB)^(1/(α+β)); D = C/(6N). Hoffmann et al. 2022, eq. 4",
         "intervals: 2.5% to 97.5% of fits to runs drawn with replacement",

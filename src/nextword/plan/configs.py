@@ -370,7 +370,14 @@ def _mixtral(read: Reader) -> ModelSpec:
     )
 
 
+def _only_experts(read: Reader) -> None:
+    """Refuse Qwen configurations that keep plain MLPs in some layers: an ExpertsSpec knows leading ones alone."""
+    if read.values.get("mlp_only_layers") or read.count("decoder_sparse_step", 1) != 1:
+        raise UsageError(f"{read.what}: mlp_only_layers and decoder_sparse_step other than 1 are not planned")
+
+
 def _qwen2_moe(read: Reader) -> ModelSpec:
+    _only_experts(read)
     shared = read.count("shared_expert_intermediate_size", 5632, least=0)
     experts = ExpertsSpec(
         count=read.count("num_experts", 60),
@@ -383,15 +390,16 @@ def _qwen2_moe(read: Reader) -> ModelSpec:
     return _llama_like(
         read,
         kv_heads=read.count("num_key_value_heads", 16),
-        attention_bias=True,
+        attention_bias=read.flag("qkv_bias", True),
         windows=_qwen_windows(read),
         experts=experts,
     )
 
 
 def _qwen3_moe(read: Reader) -> ModelSpec:
+    _only_experts(read)
     experts = ExpertsSpec(
-        count=read.count("num_experts", 128),
+        count=read.count("num_experts", read.count("num_local_experts", 128)),  # transformers 5 writes the second
         active=read.count("num_experts_per_tok", 8),
         width=read.count("moe_intermediate_size", 768),
     )
@@ -406,7 +414,7 @@ def _qwen3_moe(read: Reader) -> ModelSpec:
 def _deepseek(read: Reader) -> ModelSpec:
     latent = LatentSpec(
         kv_rank=read.count("kv_lora_rank", 512),
-        query_rank=read.count("q_lora_rank", 0, least=0),
+        query_rank=read.count("q_lora_rank", 0 if "q_lora_rank" in read.values else 1536, least=0),  # null: none
         rope_head_width=read.count("qk_rope_head_dim", 64),
         plain_head_width=read.count("qk_nope_head_dim", 128),
         value_head_width=read.count("v_head_dim", 128),
@@ -419,9 +427,11 @@ def _deepseek(read: Reader) -> ModelSpec:
         dense_layers=read.count("first_k_dense_replace", 0, least=0),
         correction_bias=read.values.get("model_type") == "deepseek_v3",
     )
+    bias = read.flag("attention_bias", False)
     return _llama_like(
-        read, latent=latent, experts=experts, head_width=latent.plain_head_width + latent.rope_head_width
-    )
+        read, latent=latent, experts=experts, head_width=latent.plain_head_width + latent.rope_head_width,
+        attention_bias=bias, attention_out_bias=bias, kv_heads=read.count("num_attention_heads", most=1 << 16),
+    )  # fmt: skip
 
 
 _FAMILIES: dict[str, Callable[[Reader], ModelSpec]] = {

@@ -19,7 +19,7 @@ from .training import Memory, training_memory
 
 _KINDS = (".svg", ".png", ".pdf")
 _COLOURS = (
-    "#4c78a8", "#9ecae9", "#f58518", "#ffbf79", "#54a24b", "#e45756", "#b279a2", "#bab0ac", "#72b7b2", "#eeca3b",
+    "#4c78a8", "#9ecae9", "#f58518", "#ffbf79", "#54a24b", "#e45756", "#b279a2", "#bab0ac", "#72b7b2", "#ff9da6", "#eeca3b",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def draw_memory(memory: Memory, devices: Sequence[Device], title: str, path: Pat
     _bar(axes, 0, memory, labelled=True)
     _device_lines(axes, devices, memory.total)
     axes.set_yticks([])
+    axes.set_ylim(-0.5, 0.75)
     axes.set_xlabel("GB (1e9 bytes)")
     axes.set_title(f"{title}: {memory.total / 1e9:,.3g} GB", loc="left")
     axes.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, -0.28), frameon=False, fontsize="small")
@@ -84,7 +85,8 @@ def _bar(axes: Any, height: int, memory: Memory, labelled: bool, seen: set[str] 
     seen = set() if seen is None else seen
     order = (
         "weights", "frozen weights", "master weights", "gradients", "optimizer states", "activations", "logits",
-        "fragmentation", "key-value cache", "working space",
+        "fragmentation", "key-value cache",
+        "gathered layers", "working space",
     )  # fmt: skip
     for part in memory.parts:
         colour = _COLOURS[order.index(part.name) % len(_COLOURS)] if part.name in order else "#dddddd"

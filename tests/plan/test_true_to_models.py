@@ -1,0 +1,207 @@
+"""The plan against the thing itself: torch's modules, torch's FLOP counter, autograd's saved tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from shapes_for_tests import FAMILIES
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nextword.models import build
+from nextword.plan import activations, flops, parameters, spec_from_config
+from nextword.plan.known import known_models, known_spec
+from nextword.spec import ModelSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Recurrent(nn.Module):
+    """An embedding, torch's own recurrent layers and a head: the obvious model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[spec.kind]
+        self.embedding = nn.Embedding(spec.vocabulary, spec.width)
+        self.layers = kind(spec.width, spec.width, spec.layers, batch_first=True)
+        self.head = nn.Linear(spec.width, spec.vocabulary, bias=spec.head_bias)
+        if spec.tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(self.embedding(tokens))[0])
+
+
+def recurrent(kind: Any, tied: bool = True) -> ModelSpec:
+    return ModelSpec(kind=kind, vocabulary=97, width=48, layers=2, context=128, tied=tied, head_bias=not tied)
+
+
+def numbers(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ---- parameters
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parameters_equal_the_built_model(name: str) -> None:
+    assert parameters(FAMILIES[name]).total == numbers(build(FAMILIES[name]))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_parameters_of_recurrent_models_equal_torchs(kind: str, tied: bool) -> None:
+    spec = recurrent(kind, tied)
+    assert parameters(spec).total == numbers(Recurrent(spec))
+
+
+@pytest.mark.parametrize(("kind", "width", "a_layer"), [("lstm", 235, 8), ("gru", 271, 6), ("rnn", 469, 2)])
+def test_recurrent_widths_match_as_the_training_reference_says(kind: Any, width: int, a_layer: int) -> None:
+    """../shared/reference/training.md, "Matched widths": per layer 8h²+8h, 6h²+6h, 2h²+2h near 0.886M."""
+    counted = parameters(ModelSpec(kind=kind, vocabulary=97, width=width, layers=2, context=128))
+    assert counted.non_embedding == 2 * a_layer * (width**2 + width)
+    assert counted.non_embedding == pytest.approx(0.886e6, rel=0.01)
+
+
+TRANSFORMERS = {
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 97},
+    "gpt_neox": {},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 32},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 32},
+    "olmo2": {"num_key_value_heads": 2},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "qwen2_moe": {"num_key_value_heads": 2, "num_experts": 6, "moe_intermediate_size": 24,
+                  "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {"num_key_value_heads": 2, "num_experts": 6, "moe_intermediate_size": 24, "head_dim": 32},
+    "deepseek_v2": {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+                    "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "deepseek_v2 without query rank": {"q_lora_rank": None, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+                                       "qk_nope_head_dim": 16, "v_head_dim": 12, "n_routed_experts": 8,
+                                       "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                                       "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "deepseek_v3": {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+                    "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+}  # fmt: skip
+_SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 112, "vocab_size": 97}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_parameters_equal_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind = name.partition(" ")[0]
+    sizes = TRANSFORMERS[name] if kind == "gpt2" else _SIZES | TRANSFORMERS[name]
+    config = transformers.AutoConfig.for_model(kind, **sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    # DeepSeek-V3 keeps its routing bias as a buffer; it is stored with the weights, and counted
+    steering = sum(buffer.numel() for key, buffer in model.named_buffers() if "correction_bias" in key)
+    assert parameters(spec_from_config(config.to_dict())).total == numbers(model) + steering
+
+
+PUBLISHED = {  # on the owners' pages, the index files of the checkpoints, or in the papers
+    "llama-3-70b": 70_553_706_496,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_well_known_shapes_have_their_published_size(name: str) -> None:
+    spec = known_spec(name)
+    assert spec is not None
+    assert parameters(spec).total == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "active"), [("mixtral-8x7b", 12.9e9), ("qwen3-30b-a3b", 3.3e9), ("deepseek-v3", 37e9)]
+)
+def test_active_parameters_are_those_that_the_owners_say(name: str, active: float) -> None:
+    spec = known_spec(name)
+    assert spec is not None
+    assert parameters(spec).active == pytest.approx(active, rel=0.02)
+
+
+def test_the_catalogues_models_are_known_with_the_catalogues_parameters() -> None:
+    from nextword.weights.catalogue import CATALOGUE
+
+    for entry in CATALOGUE:
+        spec = known_spec(entry.name)
+        assert spec is not None, entry.name
+        assert parameters(spec).total == entry.parameters, entry.name
+    assert {entry.name for entry in CATALOGUE} <= set(known_models())
+
+
+# ---- FLOPs
+
+
+def counted_flops(model: nn.Module, tokens: torch.Tensor, backward: bool) -> int:
+    """By torch, with the attention kernel whose products it sees, and recurrent layers as plain products."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as mode:
+        out = model(tokens)
+        logits = out[0] if isinstance(out, tuple) else out
+        if backward:
+            logits.sum().backward()
+    return mode.get_total_flops()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_flops_equal_torchs_counter(name: str, backward: bool) -> None:
+    spec, tokens = FAMILIES[name], torch.zeros(2, 96, dtype=torch.long)
+    planned = flops(spec, 96, tokens.numel(), backward=backward).total
+    assert planned == pytest.approx(counted_flops(build(spec), tokens, backward), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_flops_of_recurrent_models_equal_torchs_counter(kind: str) -> None:
+    spec, tokens = recurrent(kind), torch.zeros(2, 128, dtype=torch.long)
+    planned = flops(spec, 128, tokens.numel()).total
+    assert planned == pytest.approx(counted_flops(Recurrent(spec), tokens, True), rel=0.01)
+
+
+# ---- activations
+
+
+def kept_bytes(spec: ModelSpec, batch: int, time: int, autocast: bool) -> int:
+    """What autograd keeps of `hidden`: each storage once; parameters and their 16-bit copies not."""
+    torch.manual_seed(0)
+    model = build(spec)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        copy = autocast and tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in shapes
+        if tensor.untyped_storage().data_ptr() not in weights and not copy:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    tokens = torch.randint(0, spec.vocabulary, (batch, time))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        hidden = model.hidden(tokens)
+    assert hidden.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activations_equal_what_autograd_keeps(name: str, autocast: bool) -> None:
+    planned = activations(FAMILIES[name], 4, 112, width_bytes=2 if autocast else 4).total
+    assert planned == pytest.approx(kept_bytes(FAMILIES[name], 4, 112, autocast), rel=0.1)
