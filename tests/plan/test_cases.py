@@ -107,8 +107,8 @@ def test_a09_the_epoch_points_give_besiroglus_fit() -> None:
     runs, wanted = read_runs(ORACLES / "epoch_chinchilla.csv").without_highest(5), expected("A09")
     assert len(runs) == 240
     fit = fit_law(runs, bootstrap=100, hold_out=False)
-    assert (fit.law.A, fit.law.B) == pytest.approx((wanted["A"], wanted["B"]), rel=0.01)
-    assert fit.law.E == pytest.approx(wanted["E"], abs=0.0005)
+    assert pytest.approx((wanted["A"], wanted["B"]), rel=0.01) == (fit.law.A, fit.law.B)
+    assert pytest.approx(wanted["E"], abs=0.0005) == fit.law.E
     assert (fit.law.alpha, fit.law.beta) == pytest.approx((wanted["alpha"], wanted["beta"]), abs=0.0005)
     assert fit.objective <= 0.00101828
     assert fit.law.beta / (fit.law.alpha + fit.law.beta) == pytest.approx(wanted["a"], abs=0.0005)

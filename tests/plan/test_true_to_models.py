@@ -91,7 +91,13 @@ TRANSFORMERS = {
                     "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2,
                     "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
 }  # fmt: skip
-_SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 112, "vocab_size": 97}
+_SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 112,
+    "vocab_size": 97,
+}
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -150,7 +156,11 @@ def test_the_catalogues_models_are_known_with_the_catalogues_parameters() -> Non
 
 def counted_flops(model: nn.Module, tokens: torch.Tensor, backward: bool) -> int:
     """By torch, with the attention kernel whose products it sees, and recurrent layers as plain products."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as mode:
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+        FlopCounterMode(display=False) as mode,
+    ):
         out = model(tokens)
         logits = out[0] if isinstance(out, tuple) else out
         if backward:

@@ -19,8 +19,18 @@ from .training import Memory, training_memory
 
 _KINDS = (".svg", ".png", ".pdf")
 _COLOURS = (
-    "#4c78a8", "#9ecae9", "#f58518", "#ffbf79", "#54a24b", "#e45756", "#b279a2", "#bab0ac", "#72b7b2", "#ff9da6", "#eeca3b",
-)  # fmt: skip
+    "#4c78a8",
+    "#9ecae9",
+    "#f58518",
+    "#ffbf79",
+    "#54a24b",
+    "#e45756",
+    "#b279a2",
+    "#bab0ac",
+    "#72b7b2",
+    "#ff9da6",
+    "#eeca3b",
+)
 
 
 def _figure(path: Path, width: float, height: float) -> tuple[Any, Any]:
