@@ -121,12 +121,14 @@ def format_seconds(value: float) -> str:
     """850 µs, 12.5 s, 31 min, 5.2 h, 3.5 days, 12 years."""
     if not math.isfinite(value):
         return "never"
+    if value == 0:
+        return "0 s"
     steps = (("years", 365.25 * _DAY, 2), ("days", _DAY, 2), ("h", 3600, 2), ("min", 60, 2), ("s", 1, 1),
              ("ms", 1e-3, 1), ("µs", 1e-6, 0))  # fmt: skip
     for unit, size, least in steps:
         if value >= least * size:
             return f"{_three(value / size)} {unit}"
-    return "0 s" if value == 0 else f"{value:.1e} s"
+    return f"{value:.1e} s"
 
 
 def format_money(value: float) -> str:

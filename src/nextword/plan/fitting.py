@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Method = Literal["huber", "nnls"]
 DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022, appendix D.2)
+LEAST_POWER = 0.02  # an exponent at or below it is no power law: the term is as good as constant
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
 STARTS = 24  # of the grid's best that are followed to the end
@@ -287,6 +288,11 @@ def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
         mixed = [name for name, part in zip(NAMES, directions[-1], strict=True) if abs(part) > 0.3]
         reason = f"{', '.join(mixed)} can change together without changing any prediction: vary size and data apart"
         problems |= dict.fromkeys(mixed, reason)
+    for place, names, what in ((3, ("A", "alpha"), "size"), (4, ("B", "beta"), "data")):
+        if point[place] <= LEAST_POWER:
+            problems |= dict.fromkeys(
+                names, f"{what} hardly changes the loss of these runs, so its power law is not seen"
+            )
     return problems
 
 
@@ -297,7 +303,7 @@ def _wide(fitted: LawFit) -> dict[str, str]:
     problems: dict[str, str] = {}
     for name, factor in (("alpha", "A"), ("beta", "B")):
         value, interval = getattr(fitted.law, name), fitted.intervals[name]
-        if interval.low <= 0.02 or interval.high > 3 * value:
+        if interval.low <= LEAST_POWER or interval.high > 3 * value:
             reason = f"95% of resampled fits give {name} from {interval.low:.2g} to {interval.high:.2g}"
             problems |= {name: reason, factor: reason}
     return problems

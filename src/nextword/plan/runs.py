@@ -66,7 +66,8 @@ def read_runs(path: Path) -> Runs:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error)
+        reason = reason[:1].lower() + reason[1:]
         raise UsageError(f"{path} cannot be read as CSV: {reason}") from None
     if not rows:
         raise UsageError(f"{path} is empty; a table of runs with a heading is expected")

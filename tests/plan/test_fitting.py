@@ -1,0 +1,172 @@
+"""Fits of laws: what they recover, and what they refuse to say."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from nextword.base import UsageError
+from nextword.plan import Runs, fit_law, optimum, read_runs
+from nextword.plan.budget import epoch_draws, prediction_interval
+from nextword.plan.fitting import NAMES
+from nextword.plan.laws import EPOCH, HOFFMANN, Law
+
+ORACLES = Path(__file__).parents[1] / "oracles"
+
+
+def grid(law: Law, sizes: int = 7, lengths: int = 6, noise: float = 0.0, seed: int = 0) -> Runs:
+    draw = random.Random(seed)
+    points = [(10 ** (7 + 0.5 * i), 10 ** (8.5 + 0.5 * j)) for i in range(sizes) for j in range(lengths)]
+    losses = [law.loss(n, d) * math.exp(draw.gauss(0, noise)) for n, d in points]
+    return Runs(tuple(n for n, _ in points), tuple(d for _, d in points), tuple(losses))
+
+
+@pytest.mark.parametrize("method", ["huber", "nnls"])
+@pytest.mark.parametrize("law", [EPOCH, HOFFMANN])
+def test_a_law_without_noise_is_recovered(law: Law, method) -> None:
+    fit = fit_law(grid(law), method, bootstrap=0, hold_out=False)
+    for name in NAMES:
+        assert getattr(fit.law, name) == pytest.approx(getattr(law, name), rel=1e-3), name
+    assert not fit.unidentified
+
+
+@pytest.mark.parametrize("method", ["huber", "nnls"])
+def test_intervals_hold_the_truth_and_narrow_with_more_runs(method) -> None:
+    few = fit_law(grid(EPOCH, 6, 5, noise=0.003), method, bootstrap=40, hold_out=False)
+    many = fit_law(grid(EPOCH, 14, 12, noise=0.003, seed=1), method, bootstrap=40, hold_out=False)
+
+    def width(fit) -> float:
+        interval = fit.interval(lambda law: math.log(optimum(1e22, law).parameters))
+        return interval.high - interval.low
+
+    assert width(many) < width(few)
+    assert math.log(optimum(1e22, EPOCH).parameters) in many.interval(
+        lambda law: math.log(optimum(1e22, law).parameters)
+    )
+
+
+def test_the_runs_terms_sum_to_the_objective() -> None:
+    fit = fit_law(grid(EPOCH, noise=0.01), bootstrap=0, hold_out=False)
+    assert len(fit.terms) == len(fit.runs)
+    assert fit.objective == pytest.approx(sum(fit.terms))
+    assert min(fit.terms) >= 0
+
+
+def test_the_largest_budgets_left_out_are_predicted() -> None:
+    held = fit_law(grid(EPOCH, noise=0.003), bootstrap=0).held_out
+    assert held is not None
+    assert held.runs == 4
+    assert abs(held.bias) < 0.01
+    assert held.rms < 0.01
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    runs = grid(EPOCH, noise=0.01)
+    first, second, other = (fit_law(runs, bootstrap=10, hold_out=False, seed=seed) for seed in (3, 3, 4))
+    assert first.intervals == second.intervals
+    assert first.intervals != other.intervals
+
+
+def test_too_few_runs_are_refused() -> None:
+    with pytest.raises(UsageError, match="7 runs cannot fix five constants"):
+        fit_law(grid(EPOCH).take(range(7)))
+
+
+def test_runs_of_one_size_do_not_identify_its_constants() -> None:
+    runs = grid(EPOCH, 1, 12)
+    with pytest.raises(UsageError, match="1 different sizes; A and alpha are not identified"):
+        fit_law(runs)
+
+
+def test_runs_of_one_length_do_not_identify_its_constants() -> None:
+    with pytest.raises(UsageError, match="B and beta are not identified"):
+        fit_law(grid(EPOCH, 12, 1))
+
+
+@pytest.mark.parametrize("method", ["huber", "nnls"])
+def test_size_and_data_that_grow_together_are_not_told_apart(method) -> None:
+    sizes = [10 ** (7 + 0.25 * i) for i in range(14)]
+    symmetric = Law("equal powers", 1.8, 400.0, 1500.0, 0.35, 0.35, "")
+    runs = Runs(tuple(sizes), tuple(20 * n for n in sizes), tuple(symmetric.loss(n, 20 * n) for n in sizes))
+    fit = fit_law(runs, method, bootstrap=0, hold_out=False)
+    assert {"A", "B"} & set(fit.unidentified)
+
+
+def test_losses_that_do_not_depend_on_size_do_not_identify_its_constants() -> None:
+    flat = grid(Law("no size", 1.8, 1e-9, 2000.0, 0.35, 0.37, ""))
+    assert {"A", "alpha"} <= set(fit_law(flat, bootstrap=0, hold_out=False).unidentified)
+
+
+def test_noise_alone_identifies_no_powers() -> None:
+    draw = random.Random(0)
+    runs = grid(EPOCH)
+    noise = Runs(runs.parameters, runs.tokens, tuple(draw.uniform(2, 4) for _ in runs.losses))
+    assert fit_law(noise, bootstrap=40, hold_out=False).unidentified
+
+
+def test_stored_draws_are_those_of_the_epoch_points() -> None:
+    """src/nextword/plan/epoch_draws.json is what tests/oracles/make_epoch_draws.py makes."""
+    runs = read_runs(ORACLES / "epoch_chinchilla.csv").without_highest(5)
+    again = fit_law(runs, bootstrap=3, hold_out=False, seed=0).draws
+    for stored, made in zip(epoch_draws(), again, strict=False):
+        assert [getattr(stored, name) for name in NAMES] == pytest.approx(
+            [getattr(made, name) for name in NAMES], rel=1e-4
+        )
+
+
+def test_prediction_intervals_hold_the_published_law_and_widen_away_from_the_runs() -> None:
+    inside, outside = prediction_interval(1e9, 2e10), prediction_interval(1e12, 2e13)
+    assert EPOCH.loss(1e9, 2e10) in inside
+    assert EPOCH.loss(1e12, 2e13) in outside
+    assert outside.high - outside.low > inside.high - inside.low
+
+
+# ---- files
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("heading", ["N,D,loss", "Parameters,Training tokens,Loss", "n_params,tokens,val_loss"])
+def test_columns_are_found_by_their_usual_names(tmp_path: Path, heading: str) -> None:
+    assert read_runs(write(tmp_path / "runs.csv", f"{heading}\n1e9,2e10,2.5\n\n1e8,2e9,3.1\n")).tokens == (2e10, 2e9)
+
+
+def test_tokens_follow_from_flops(tmp_path: Path) -> None:
+    assert read_runs(write(tmp_path / "runs.csv", "params,flops,loss\n1e9,1.2e20,2.5\n")).tokens == (2e10,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("x,y,z\n1,2,3\n", "no column for parameters and loss and tokens or flops; it has x, y, z"),
+        ("N,D,loss\n1e9,2e10,x\n", "line 2: loss 'x' is not a number"),
+        ("N,D,loss\n1e9,2e10,2\n1e9,-5,2\n", "line 3: tokens '-5' must be above 0"),
+        ("N,D,loss\n1e9,2e10\n", "line 2: loss '' is not a number"),
+        ("N,D,loss\n1e9,2e10,nan\n", "line 2: loss 'nan' must be above 0"),
+        ("N,D,loss\n1e9,2e10,inf\n", "line 2: loss 'inf' must be above 0"),
+    ],
+)
+def test_broken_tables_are_refused_by_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_runs(write(tmp_path / "runs.csv", text))
+
+
+def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read_runs(tmp_path / "absent.csv")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(UsageError, match="cannot be read as CSV"):
+        read_runs(tmp_path / "binary.csv")
+
+
+def test_all_draws_are_stored() -> None:
+    stored = json.loads((Path(__file__).parents[2] / "src/nextword/plan/epoch_draws.json").read_text())
+    assert len(stored["draws"]) == len(epoch_draws()) == 200
