@@ -12,7 +12,7 @@ import pytest
 from nextword.base import UsageError
 from nextword.plan import Runs, fit_law, optimum, read_runs
 from nextword.plan.budget import epoch_draws, prediction_interval
-from nextword.plan.fitting import NAMES
+from nextword.plan.fitting import NAMES, outlier_remark
 from nextword.plan.laws import EPOCH, HOFFMANN, Law
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -170,3 +170,10 @@ def test_files_that_are_no_table_are_refused(tmp_path: Path) -> None:
 def test_all_draws_are_stored() -> None:
     stored = json.loads((Path(__file__).parents[2] / "src/nextword/plan/epoch_draws.json").read_text())
     assert len(stored["draws"]) == len(epoch_draws()) == 200
+
+
+def test_the_highest_losses_that_pull_a_fit_are_named_and_without_them_nothing_is_said() -> None:
+    runs = read_runs(ORACLES / "epoch_chinchilla.csv")
+    whole = fit_law(runs, bootstrap=0, hold_out=False)
+    assert "--drop-highest 5" in outlier_remark(whole)[0]  # the five that Besiroglu et al. 2024 left out
+    assert not outlier_remark(fit_law(runs.without_highest(5), bootstrap=0, hold_out=False))

@@ -124,7 +124,7 @@ def _published(budgets: tuple[float, ...], explain: bool, as_json: bool) -> None
 
 
 def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> None:
-    from ..plan.fitting import optimal_size, power_of_size
+    from ..plan.fitting import optimal_size, outlier_remark, power_of_size
     from ..plan.laws import optimum
     from .plan_tables import plain_table
 
@@ -153,6 +153,8 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
                 f"{ratio.low:.3g} – {ratio.high:.3g}", f"{best.loss:.4f}", f"{loss.low:.4f} – {loss.high:.4f}",
             )  # fmt: skip
         console.print(table)
+    for remark in outlier_remark(fit):
+        console.print(f"! {remark}", style="yellow")
     if fit.held_out is not None:
         held = fit.held_out
         console.print(
@@ -178,7 +180,7 @@ def _explain(console: Console) -> None:
 def _fit_json(fit: LawFit, budgets: tuple[float, ...]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ..plan.fitting import NAMES, optimal_size
+    from ..plan.fitting import NAMES, optimal_size, outlier_remark
     from ..plan.laws import optimum
 
     known = {name: None if name in fit.unidentified else getattr(fit.law, name) for name in NAMES}
@@ -191,6 +193,7 @@ def _fit_json(fit: LawFit, budgets: tuple[float, ...]) -> dict[str, Any]:
         },
         "level": 0.95,
         "not_identified": fit.unidentified,
+        "remarks": outlier_remark(fit),
         "units": {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"},
         "optima": []
         if fit.unidentified

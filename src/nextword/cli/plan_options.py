@@ -80,8 +80,9 @@ training_options = stack(
     context_option,
     click.option("--optimizer", type=click.Choice(OPTIMIZERS),
                  default="adamw", show_default=True),
-    click.option("--precision", type=click.Choice(["fp32", "mixed", "amp", "bf16"]), default="mixed", show_default=True,
-                 help="mixed: bf16 with float32 master weights; amp: torch.autocast; bf16: nothing in float32."),
+    click.option("--precision", type=click.Choice(["fp32", "mixed", "amp", "bf16"]), default=None,
+                 help="mixed: bf16 with float32 master weights; amp: torch.autocast; bf16: nothing in float32."
+                 " Default: mixed; fp32 on `this` CPU."),
     click.option("--recompute", type=click.Choice(["none", "selective", "full"]), default="none", show_default=True,
                  help="Activations formed again in the backward pass."),
     click.option("--attention", "kernel", type=click.Choice(["flash", "plain"]), default="flash", show_default=True,

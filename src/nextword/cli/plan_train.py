@@ -82,7 +82,8 @@ def training(about: Target, setup: dict[str, Any], on: Device) -> Training:
     from ..plan.training import Training
 
     return Training(
-        **{key: value for key, value in setup.items() if key not in ("context", "loss")},
+        **{key: value for key, value in setup.items() if key not in ("context", "loss", "precision")},
+        precision=setup["precision"] or ("fp32" if on.peak == on.peak_fp32 else "mixed"),
         context=context_of(about.spec, setup["context"]),
         chunked_loss=setup["loss"] == "chunked",
         runtime=on.runtime,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..base import UsageError
 from ..base.units import format_count, format_flops
 from ..spec import ModelSpec
 from .compute import flops
@@ -22,6 +23,7 @@ from .training import Memory, duration, training_memory
 
 FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
 MANY_EPOCHS = 4  # up to so many a repeated token is worth almost a fresh one (2305.16264, §6)
+LEAST_FLOPS, MOST_FLOPS = 1e9, 1e32  # beyond them no law says anything
 _SLACK = 1.02
 
 
@@ -96,6 +98,11 @@ def plan_budget(
 ) -> Budget:
     """Everything a budget says: optima, loss, flat region, warnings, and a model that can be trained."""
     chosen, compute = law(by), work.value
+    if not LEAST_FLOPS <= compute <= MOST_FLOPS:
+        raise UsageError(
+            f"a budget of {compute:.3g} FLOPs: plans are made from {LEAST_FLOPS:g} to {MOST_FLOPS:g}."
+            " A minute of one core is about 1e12, GPT-3 was 3e23"
+        )
     best = optimum(compute, chosen)
     short = tokens_available is not None and tokens_available < best.tokens
     limited = best_when_limited(compute, tokens_available) if tokens_available and short else None
@@ -106,7 +113,7 @@ def plan_budget(
     model, run = None, None
     if SMALLEST <= choice.parameters <= LARGEST:
         model = shape_for(choice.parameters)
-        warnings += _count_warning(model, compute)
+        warnings += _count_warning(model, compute) + _guess_warning(model, choice.loss)
         if device is not None:
             run = _run(model, compute, choice, device, devices, limited, aware)
     else:
@@ -224,6 +231,17 @@ def _count_warning(model: ModelSpec, compute: float) -> list[str]:
     return [
         f"6ND is {abs(exact / rule - 1):.0%} {'below' if exact > rule else 'above'} the model's exact FLOPs; the run's"
         " tokens are by the exact count"
+    ]
+
+
+def _guess_warning(model: ModelSpec, loss: float) -> list[str]:
+    """The laws are of one text and tokenizer; far below their runs they lose to a guess."""
+    guess = math.log(model.vocabulary)
+    if loss < guess:
+        return []
+    return [
+        f"a loss of {loss:.2f} is no prediction: guessing among {model.vocabulary:,} tokens alone gives"
+        f" {guess:.2f}. Runs of your own (nextword train) correct it"
     ]
 
 

@@ -119,7 +119,7 @@ def recurrent_for(count: float, kind: Kind, vocabulary: int | None = None, conte
 
 def _distance(spec: ModelSpec, count: float, aspect: float) -> float:
     size = abs(math.log(parameters(spec).total / count))
-    return 4 * size + 0.1 * abs(math.log(spec.width / spec.layers / aspect))
+    return 2 * size + 0.5 * abs(math.log(spec.width / spec.layers / aspect))
 
 
 def _with_width(count: float, width: int, head: int, vocabulary: int, context: int) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Method = Literal["huber", "nnls"]
 DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022, appendix D.2)
 LEAST_POWER = 0.02  # an exponent at or below it is no power law: the term is as good as constant
+FAR = 6  # times the median error, from which a run is called an outlier
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
 STARTS = 24  # of the grid's best that are followed to the end
@@ -104,6 +106,26 @@ def fit_law(
 def objective(runs: Runs, law: Law) -> float:
     """Sum of Huber losses (δ = 1e-3) of log L."""
     return sum(_terms(runs, (math.log(law.E), math.log(law.A), math.log(law.B), law.alpha, law.beta), "huber"))
+
+
+def outlier_remark(fit: LawFit) -> list[str]:
+    """Says so if the highest losses lie far off the law: the Huber loss weighs them less, and still follows them."""
+    errors = [
+        math.log(fit.law.loss(n, d) / loss)
+        for n, d, loss in zip(fit.runs.parameters, fit.runs.tokens, fit.runs.losses, strict=True)
+    ]
+    usual = statistics.median(abs(error) for error in errors)
+    far = sum(abs(error) > FAR * usual for error in errors)
+    order = sorted(range(len(errors)), key=lambda row: -fit.runs.losses[row])
+    top = 0
+    while top < len(order) // 10 and abs(errors[order[top]]) > FAR * usual:
+        top += 1
+    if top < 0.01 * len(errors):
+        return []
+    return [
+        f"{far} runs lie more than {FAR} times the usual {usual:.2%} off this law, among them the {top} of highest loss,"
+        f" which pull it towards them. Without those: --drop-highest {top}"
+    ]
 
 
 # ---- the two fits; a point is (log E, log A, log B, alpha, beta)
