@@ -123,8 +123,8 @@ def outlier_remark(fit: LawFit) -> list[str]:
     if top < 0.01 * len(errors):
         return []
     return [
-        f"{far} runs lie more than {FAR} times the usual {usual:.2%} off this law, among them the {top} of highest loss,"
-        f" which pull it towards them. Without those: --drop-highest {top}"
+        f"{far} runs lie more than {FAR} times the usual {usual:.2%} off this law, among them the {top} of highest"
+        f" loss, which pull it towards them. Without those: --drop-highest {top}"
     ]
 
 
