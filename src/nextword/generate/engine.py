@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..base import RunError, UsageError, free_memory
-from ..models import KVCache, Transformer
+from ..models import Model, State
 from ..text import StreamDecoder, Tokenizer
 from .results import Alternative, FinishReason, Step, Timings
 from .sampling import Distribution, Floats, Sampling, adjust, choose, fresh_seed, log_softmax
@@ -53,7 +54,7 @@ class Engine:
     `model` is anything `nextword.models` builds; the engine knows no architecture by name.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Model[Any], tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.timings = Timings(0, 0.0, 0, 0.0)  # of the last finished `stream`
         self.seed = 0  # used by the last `stream`
@@ -78,10 +79,10 @@ class Engine:
 
     def _fit(self, prompt: Sequence[int], limits: Limits) -> tuple[int, ...]:
         """The prompt as it will be read: refused if it leaves no room for a token, or cut where that was asked."""
-        context = self.model.spec.context
+        context = self.model.longest
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to continue. Give at least one token")
-        if len(prompt) < context:
+        if context is None or len(prompt) < context:
             return tuple(prompt)
         if limits.truncate == "left":
             keep = max(context - limits.max_tokens, context // 2)
@@ -98,7 +99,8 @@ class Engine:
         self.seed = fresh_seed() if sampling.seed is None else sampling.seed
         began = time.perf_counter()
         running = [_Sequence(choice, prompt, self.tokenizer.stream()) for choice, prompt in enumerate(prompts)]
-        room = min(self.model.spec.context, max(map(len, prompts)) + limits.max_tokens)
+        room = max(map(len, prompts)) + limits.max_tokens
+        room = min(self.model.longest or room, room)
         self._check_memory(len(prompts), room)
         logits, state = self.prefill(prompts, room)
         prefilled = time.perf_counter()
@@ -120,8 +122,8 @@ class Engine:
         )
 
     def _check_memory(self, rows: int, room: int) -> None:
-        """Refuse a batch whose caches (twice, while they are put together) cannot be held."""
-        needed = 2 * rows * KVCache.bytes_a_row(self.model.spec, room, self.model.dtype)
+        """Refuse a batch whose states (twice, while they are put together) cannot be held."""
+        needed = 2 * rows * self.model.state_bytes(room)
         free = free_memory()
         if self.model.device.type == "cpu" and free is not None and needed > free:
             raise RunError(
@@ -129,7 +131,7 @@ class Engine:
                 " free. Ask for fewer completions at once or fewer tokens"
             )
 
-    def prefill(self, prompts: Sequence[tuple[int, ...]], room: int = 0) -> tuple[Tensor, KVCache]:
+    def prefill(self, prompts: Sequence[tuple[int, ...]], room: int = 0) -> tuple[Tensor, State]:
         """Read the prompts: logits of the next token (batch, vocabulary), and a state with `room` tokens a row.
 
         Equal prompts are computed once. Prompts of different lengths are read one after the other: on a
@@ -141,10 +143,11 @@ class Engine:
             return read[0]
         rows = [distinct.index(prompt) for prompt in prompts]
         logits = torch.cat([read[row][0] for row in rows])
-        return logits, KVCache.stack([read[row][1] for row in rows])
+        states = [read[row][1] for row in rows]
+        return logits, type(states[0]).stack(states)
 
-    def _read(self, prompt: tuple[int, ...], room: int) -> tuple[Tensor, KVCache]:
-        state = self.model.new_state(1, room)
+    def _read(self, prompt: tuple[int, ...], room: int) -> tuple[Tensor, State]:
+        state: State = self.model.new_state(1, room)
         hidden = None
         for start in range(0, len(prompt), CHUNK):
             chunk = torch.tensor([prompt[start : start + CHUNK]], device=self.model.device)
@@ -195,7 +198,7 @@ class Engine:
             finish = "end_of_text"
         elif len(sequence.generated) >= limits.max_tokens:
             finish = "length"
-        elif length >= self.model.spec.context:
+        elif self.model.longest is not None and length >= self.model.longest:
             finish = "context"
         if finish is not None:
             text += sequence.decoder.flush()
@@ -231,8 +234,8 @@ class Engine:
     @torch.inference_mode()
     def score(self, tokens: Sequence[int]) -> tuple[Floats, list[int]]:
         """ln p of tokens[1:] given those before each, float64, and each one's rank (1 is the likeliest)."""
-        context = self.model.spec.context
-        if len(tokens) > context:
+        context = self.model.longest
+        if context is not None and len(tokens) > context:
             raise UsageError(f"the text has {len(tokens)} tokens; the model's context holds {context}. Shorten it")
         state = self.model.new_state(1, len(tokens))
         logprobs: list[float] = []

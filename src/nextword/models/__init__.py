@@ -1,10 +1,13 @@
 """A ModelSpec made of torch modules.
 
-A model is anything with `spec`, `forward(tokens, state=None) -> (logits, state)`, and its two halves
+A `Model` has a `spec`, `forward(tokens, state=None) -> (logits, state)`, and its two halves
 `hidden(tokens, state)` and `logits(hidden)`, for callers that want the logits of a few positions only.
 """
 
-from .cache import KVCache, State
-from .transformer import Transformer, build
+from .building import build
+from .cache import KVCache
+from .model import Model, State
+from .recurrent import Recurrent, RecurrentState
+from .transformer import Transformer
 
-__all__ = ["KVCache", "State", "Transformer", "build"]
+__all__ = ["KVCache", "Model", "Recurrent", "RecurrentState", "State", "Transformer", "build"]

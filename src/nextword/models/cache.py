@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -13,17 +12,6 @@ from torch import Tensor
 from ..spec import ModelSpec
 
 BLOCK = 256  # positions added at a time when a cache grows
-
-
-class State(Protocol):
-    """What any model carries forward; one row a sequence."""
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens seen so far, one number a row."""
-
-    def select(self, rows: Sequence[int]) -> Self:
-        """A state of the given rows, in that order; a row may be taken several times."""
 
 
 class KVCache:
@@ -95,16 +83,16 @@ class KVCache:
         """Count the tokens just written as seen: `counts[row]` of them (fewer than written if padded)."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    @staticmethod
-    def stack(caches: Sequence[KVCache]) -> KVCache:
-        """One cache whose rows are those of `caches`, in order; a cache may be given several times."""
-        capacity = max(cache.capacity for cache in caches)
-        for cache in caches:
+    @classmethod
+    def stack(cls, states: Sequence[KVCache]) -> KVCache:
+        """One cache whose rows are those of `states`, in order; see `State.stack`."""
+        capacity = max(cache.capacity for cache in states)
+        for cache in states:
             cache.reserve(capacity)
         stacked = object.__new__(KVCache)
-        stacked.keys = [torch.cat(layers) for layers in zip(*(cache.keys for cache in caches), strict=True)]
-        stacked.values = [torch.cat(layers) for layers in zip(*(cache.values for cache in caches), strict=True)]
-        stacked.lengths = [length for cache in caches for length in cache.lengths]
+        stacked.keys = [torch.cat(layers) for layers in zip(*(cache.keys for cache in states), strict=True)]
+        stacked.values = [torch.cat(layers) for layers in zip(*(cache.values for cache in states), strict=True)]
+        stacked.lengths = [length for cache in states for length in cache.lengths]
         return stacked
 
     def select(self, rows: Sequence[int]) -> KVCache:

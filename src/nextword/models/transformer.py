@@ -10,19 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import native
-from ..base import UsageError
 from ..spec import ModelSpec, RopeSpec
 from .cache import KVCache
 from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast
+from .model import Model
 from .rotary import rotate, tables
-
-
-def build(spec: ModelSpec) -> Transformer:
-    """The torch module for `spec`, its parameters freshly initialised. Raises UsageError for kinds not built."""
-    if spec.kind != "transformer" or spec.experts or spec.latent:
-        what = "a mixture of experts" if spec.experts else "latent attention" if spec.latent else spec.kind
-        raise UsageError(f"nextword plans {what} models but cannot run them yet. Runs: dense transformers")
-    return Transformer(spec)
 
 
 class Where:
@@ -201,8 +193,8 @@ def _held(norm: nn.Module) -> native.NormWeights | None:
     return norm.held() if isinstance(norm, Norm) else None
 
 
-class Transformer(nn.Module):
-    """A decoder-only transformer. See `nextword.models` for what every model offers."""
+class Transformer(Model[KVCache]):
+    """A decoder-only transformer. See `Model` for what every model offers."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -226,22 +218,14 @@ class Transformer(nn.Module):
         self._step = None  # the weights may have been replaced since the last sequence
         return KVCache(self.spec, batch, capacity, self.dtype, self.device)
 
+    def state_bytes(self, positions: int) -> int:
+        """Bytes of one sequence's keys and values after `positions` tokens."""
+        return KVCache.bytes_a_row(self.spec, positions, self.dtype)
+
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the activations, and so of keys and values."""
-        return self.embedding.weight.dtype if isinstance(self.embedding, Embedding) else torch.float32
-
-    def forward(
-        self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None
-    ) -> tuple[Tensor, KVCache | None]:
-        """Logits of the next token at every position.
-
-        `tokens` is (batch, time), each row continuing `state`. Rows may be padded on the right; `lengths`
-        then says how many tokens of each row are real (the logits behind them mean nothing). Returns
-        float32 logits (batch, time, vocabulary) and the state, moved on in place; without a state none is kept.
-        """
-        hidden = self.hidden(tokens, state, lengths)
-        return self.logits(hidden), state
+    def longest(self) -> int:
+        """Tokens a sequence may have: the context."""
+        return self.spec.context
 
     def hidden(self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
         """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import native
 from ..base import RunError, UsageError, free_memory
-from ..models import Transformer, build
-from ..models.layers import Embedding, Linear, PackedEmbedding, PackedLinear
+from ..models import Model, build
+from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .families import Entry
@@ -28,7 +28,7 @@ class Loaded:
 
     name: str
     path: Path
-    model: Transformer
+    model: Model[Any]
     tokenizer: Tokenizer
     precision: str
 
@@ -61,10 +61,12 @@ def load(name: str, dtype: Dtype = "auto", device: str = "auto") -> Loaded:
     return Loaded(name, path, model, source.tokenizer(), _precision(model))
 
 
-def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> Transformer:
+def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> Model[Any]:
     """The model of an opened source, without its tokenizer; see `load`."""
     where = _device(device)
     packed, floating = _choose(source, dtype, where)
+    if packed and source.spec.kind != "transformer":
+        raise UsageError(f"dtype int8 is not there for {source.spec.kind} models. Use: --dtype float32")
     _check_memory(source, packed, floating)
     with torch.device("meta"):
         model = build(source.spec)
@@ -72,6 +74,9 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> T
         _fill(model, source, entry, packed, floating, where)
     if source.spec.tied and isinstance(model.head, Linear) and isinstance(model.embedding, Embedding):
         model.head.weight = model.embedding.weight
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # a GPU's kernels want them in one piece
     return model.requires_grad_(False).eval()
 
 
@@ -108,17 +113,16 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
 
 
 def _fill(
-    model: Transformer, source: Source, entry: Entry, packed: bool, floating: torch.dtype, device: torch.device
+    model: Model[Any], source: Source, entry: Entry, packed: bool, floating: torch.dtype, device: torch.device
 ) -> None:
     """Read one entry and put it into the model."""
     module_name, _, parameter = entry.ours.rpartition(".")
     module = model.get_submodule(module_name)
-    matrix = len(entry.shape) == 2 and parameter == "weight" and module is not model.positions
+    matrix = len(entry.shape) == 2 and parameter == "weight" and module_name != "positions"
     if packed and matrix and entry.shape[1] % 32 == 0:
         _fill_packed(model, module_name, module, source, entry)
         return
-    is_norm = not isinstance(module, (nn.Linear, nn.Embedding))
-    dtype = torch.float32 if is_norm else floating  # norms stay exact: they are small
+    dtype = torch.float32 if isinstance(module, Norm) else floating  # norms stay exact: they are small
     values = torch.empty(entry.shape, dtype=dtype, device=device)
     row = 0
     for piece in entry.pieces:
@@ -127,7 +131,7 @@ def _fill(
     _assign(module, parameter, values)
 
 
-def _fill_packed(model: Transformer, name: str, module: nn.Module, source: Source, entry: Entry) -> None:
+def _fill_packed(model: Model[Any], name: str, module: nn.Module, source: Source, entry: Entry) -> None:
     kinds = {native_kind(source.kind(piece)) for piece in entry.pieces}
     width = entry.shape[1]
     kind = kinds.pop() if len(kinds) == 1 else None
@@ -151,10 +155,10 @@ def _assign(module: nn.Module, name: str, values: Tensor) -> None:
     setattr(module, name, nn.Parameter(values, requires_grad=False))
 
 
-def _precision(model: Transformer) -> str:
+def _precision(model: Model[Any]) -> str:
     kinds = [m.matrix.kind for m in model.modules() if isinstance(m, (PackedLinear, PackedEmbedding))]
     if not kinds:
-        return str(model.norm.weight.dtype if model.embedding is None else model.dtype).removeprefix("torch.")
+        return str(model.dtype).removeprefix("torch.")
     return " + ".join(sorted(set(kinds)))
 
 

@@ -1,0 +1,227 @@
+"""RNN, LSTM and GRU language models, over torch's fused kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
+
+from .. import native
+from ..spec import ModelSpec
+from .layers import Embedding, Linear
+from .model import Model
+
+FLAT = 0.5  # largest standard deviation of the first logits
+
+
+class RecurrentState:
+    """The hidden state of every layer (and an LSTM's cell): the same size after any number of tokens.
+
+    `hidden` and `cell` are (layers, batch, width); `cell` is None but for an LSTM.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.hidden = torch.zeros(spec.layers, batch, spec.width, dtype=dtype, device=device)
+        self.cell = torch.zeros_like(self.hidden) if spec.kind == "lstm" else None
+        self.lengths = [0] * batch
+
+    @staticmethod
+    def bytes_a_row(spec: ModelSpec, dtype: torch.dtype) -> int:
+        """Bytes of one row: layers x width, twice in an LSTM."""
+        return (2 if spec.kind == "lstm" else 1) * spec.layers * spec.width * dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.hidden.nbytes + (self.cell.nbytes if self.cell is not None else 0)
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Count `counts[row]` tokens more as seen."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> RecurrentState:
+        """The given rows as a state of their own; see `State.select`."""
+        index = torch.tensor(rows, device=self.hidden.device)
+        cell = None if self.cell is None else self.cell.index_select(1, index)
+        return _state(self.hidden.index_select(1, index), cell, [self.lengths[row] for row in rows])
+
+    @classmethod
+    def stack(cls, states: Sequence[RecurrentState]) -> RecurrentState:
+        """One state whose rows are those of `states`, in order."""
+        cells = [state.cell for state in states if state.cell is not None]
+        return _state(
+            torch.cat([state.hidden for state in states], 1),
+            torch.cat(cells, 1) if cells else None,
+            [length for state in states for length in state.lengths],
+        )
+
+    def clear(self, rows: Tensor) -> None:
+        """Set the rows where `rows` (batch,) is True back to what they were before any token."""
+        for tensor in (self.hidden, self.cell):
+            if tensor is not None:
+                tensor.masked_fill_(rows[:, None], 0.0)
+
+    def detach(self) -> RecurrentState:
+        """The same numbers, through which no gradient flows back: where back-propagation through time is cut."""
+        return _state(self.hidden.detach(), None if self.cell is None else self.cell.detach(), list(self.lengths))
+
+
+def _state(hidden: Tensor, cell: Tensor | None, lengths: list[int]) -> RecurrentState:
+    made = object.__new__(RecurrentState)
+    made.hidden, made.cell, made.lengths = hidden, cell, lengths
+    return made
+
+
+class _Initialised(nn.RNNBase):
+    """Orthogonal matrices, gate by gate, and no biases but that of an LSTM's forget gate, which is 1.
+
+    An orthogonal matrix neither shrinks nor blows up what is carried (Saxe et al. 2013, 1312.6120). A forget gate
+    that begins open lets gradients reach back (Jozefowicz et al. 2015, "An Empirical Exploration", section 2.2).
+    """
+
+    def reset_parameters(self) -> None:
+        if self.weight_ih_l0.is_meta:  # drawing there would import all of torch's compiler
+            return
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith("weight"):
+                    for gate in parameter.chunk(len(parameter) // self.hidden_size):
+                        nn.init.orthogonal_(gate)
+                    continue
+                parameter.zero_()
+                if self.mode == "LSTM" and name.startswith("bias_ih"):  # gates: input, forget, cell, output
+                    parameter[self.hidden_size : 2 * self.hidden_size] = 1.0
+
+
+class _RNN(_Initialised, nn.RNN):
+    pass
+
+
+class _LSTM(_Initialised, nn.LSTM):
+    pass
+
+
+class _GRU(_Initialised, nn.GRU):
+    pass
+
+
+_CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
+
+
+class Recurrent(Model[RecurrentState]):
+    """An embedding, `spec.layers` recurrent layers as wide as it, and a head. Of any kind in "rnn", "lstm", "gru".
+
+    `dropout` is the share of features dropped between embedding, layers and head while training, never along time
+    (Zaremba et al. 2014, 1409.2329).
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding: Embedding = Embedding(spec.vocabulary, spec.width)
+        self.recurrent = _CELLS[spec.kind](spec.width, spec.width, spec.layers, batch_first=True)
+        self.head: Linear = Linear(spec.width, spec.vocabulary, spec.head_bias)
+        if spec.tied:
+            self.head.weight = self.embedding.weight
+        self.dropout = 0.0
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Logits that begin nearly flat, and gates that hear the input from the first step.
+
+        Hidden features lie in (-1, 1), so a head of std FLAT/√width gives logits of std below FLAT, and a first loss
+        within FLAT²/2 of ln(vocabulary) or nearer. Tied embeddings are as small, and the gates would hardly hear
+        them: the first input matrix makes up for it, so that what reaches the gates has a variance of one.
+        """
+        if self.embedding.weight.is_meta:
+            return
+        flat = FLAT * self.spec.width**-0.5
+        embedding = flat if self.spec.tied else 1.0
+        nn.init.normal_(self.embedding.weight, std=embedding)
+        if not self.spec.tied:
+            nn.init.normal_(self.head.weight, std=flat)
+        if self.spec.head_bias:
+            nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.recurrent.get_parameter("weight_ih_l0").div_(embedding)
+
+    @property
+    def dropout(self) -> float:
+        """Share of features dropped while training."""
+        return self.recurrent.dropout
+
+    @dropout.setter
+    def dropout(self, share: float) -> None:
+        self.recurrent.dropout = share
+
+    def new_state(self, batch: int, capacity: int = 0) -> RecurrentState:
+        """A state of zeros for `batch` sequences; it needs no room for tokens."""
+        return RecurrentState(self.spec, batch, self.dtype, self.device)
+
+    def state_bytes(self, positions: int) -> int:
+        """Bytes of one sequence's state, whatever its length."""
+        return RecurrentState.bytes_a_row(self.spec, self.dtype)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: RecurrentState | None = None,
+        lengths: Sequence[int] | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """The last layer's output at every token, (batch, time, width); see `Model.hidden`.
+
+        `documents` (batch, time) numbers the documents packed in a row: each begins with a state of zeros, but for
+        the first, which continues the row's. Rows so packed cannot be padded besides.
+        """
+        batch, time = tokens.shape
+        before = state if state is not None else self.new_state(batch)
+        x = F.dropout(self.embedding(tokens), self.dropout, self.training)  # (batch, time, width)
+        with native.threads_for(tokens.numel()):
+            if documents is not None:
+                x, after = self._apart(x, before, documents)
+            elif lengths is None or min(lengths) == time:
+                x, after = self.recurrent(x, _carried(before))
+            else:
+                x, after = self._padded(x, before, lengths)
+        if state is not None:
+            state.hidden, state.cell = after if isinstance(after, tuple) else (after, None)
+            state.advance([time] * batch if lengths is None else lengths)
+        return F.dropout(x, self.dropout, self.training)
+
+    def _padded(self, x: Tensor, before: RecurrentState, lengths: Sequence[int]) -> tuple[Tensor, Any]:
+        """Rows of different lengths: each one's state is that after its last real token."""
+        packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+        out, after = self.recurrent(packed, _carried(before))
+        return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], after
+
+    def _apart(self, x: Tensor, before: RecurrentState, documents: Tensor) -> tuple[Tensor, Any]:
+        """Each document of a row as a sequence of its own; a row's first one continues the row's state."""
+        batch, time, width = x.shape
+        begins = torch.ones_like(documents, dtype=torch.bool)
+        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        starts = begins.flatten().nonzero()[:, 0]  # of every document, in the rows laid end to end
+        rows = starts // time
+        last = torch.cat((rows[1:] != rows[:-1], rows.new_ones(1).bool()))
+        fresh = before.select(rows.tolist())
+        fresh.clear(starts % time != 0)
+        pieces = list(x.flatten(0, 1).tensor_split(starts[1:].tolist()))
+        out, after = self.recurrent(pack_sequence(pieces, enforce_sorted=False), _carried(fresh))
+        kept: Any = tuple(part[:, last] for part in after) if isinstance(after, tuple) else after[:, last]
+        return torch.cat(unpack_sequence(out)).view(batch, time, width), kept
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits (..., vocabulary) from `hidden` (..., width)."""
+        with native.threads_for(hidden.numel() // self.spec.width):
+            return self.head(hidden).float()
+
+
+def _carried(state: RecurrentState) -> Any:
+    """A state as torch's modules take it."""
+    return state.hidden if state.cell is None else (state.hidden, state.cell)

@@ -1,0 +1,205 @@
+"""RNN, LSTM and GRU: steps against whole sequences, padding, packing, the engine, and how training begins."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nextword.generate import Engine, Limits, Sampling
+from nextword.generate.sampling import choose
+from nextword.models import Recurrent, RecurrentState, build
+from nextword.plan import parameters
+from nextword.spec import Kind, ModelSpec
+
+KINDS: tuple[Kind, ...] = ("rnn", "lstm", "gru")
+PLAIN = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+TIGHT = {"atol": 1e-5, "rtol": 0}
+
+
+def spec_of(kind: Kind, **changes: Any) -> ModelSpec:
+    return ModelSpec(kind, **({"vocabulary": 61, "width": 24, "layers": 3, "context": 16} | changes))
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> Recurrent:
+    torch.manual_seed(5)
+    made = cast(Recurrent, build(spec_of(request.param))).eval()
+    for parameter in made.recurrent.parameters():  # biases begin at zero, which would hide a mix-up
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    return made
+
+
+def tokens_of(batch: int, time: int) -> torch.Tensor:
+    return torch.randint(0, 61, (batch, time), generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def plain_logits(model: Recurrent, tokens: torch.Tensor) -> torch.Tensor:
+    """Oracle: torch's own module with the same numbers, a sequence at once from zeros."""
+    spec = model.spec
+    plain = PLAIN[spec.kind](spec.width, spec.width, spec.layers, batch_first=True)
+    plain.load_state_dict(model.recurrent.state_dict())
+    return plain(model.embedding.weight[tokens])[0] @ model.head.weight.t()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"head_bias": True, "layers": 1}])
+def test_the_parameters_are_those_that_the_plan_counts(kind: Kind, changes: dict[str, Any]) -> None:
+    spec = spec_of(kind, **changes)
+    assert sum(parameter.numel() for parameter in build(spec).parameters()) == parameters(spec).total
+
+
+@torch.inference_mode()
+def test_token_by_token_equals_the_whole_sequence_at_once(model: Recurrent) -> None:
+    tokens = tokens_of(3, 20)
+    state = model.new_state(3)
+    pieces = [tokens[:, :7], *tokens[:, 7:].split(1, dim=1)]
+    stepped = torch.cat([model(piece, state)[0] for piece in pieces], 1)
+    expected = plain_logits(model, tokens)
+    assert expected.std() > 0.05  # a flat output would agree with anything
+    torch.testing.assert_close(stepped, expected, **TIGHT)
+    torch.testing.assert_close(model(tokens)[0], expected, **TIGHT)
+    assert state.lengths == [20, 20, 20]
+
+
+@torch.inference_mode()
+def test_padded_rows_go_on_from_their_own_last_token(model: Recurrent) -> None:
+    lengths = [12, 1, 7]
+    tokens, more = tokens_of(3, 12), tokens_of(3, 4)
+    state = model.new_state(3)
+    first, _ = model(tokens, state, lengths)
+    then, _ = model(more, state)
+    for row, length in enumerate(lengths):
+        expected = plain_logits(model, torch.cat((tokens[row, :length], more[row]))[None])[0]
+        torch.testing.assert_close(first[row, :length], expected[:length], **TIGHT)
+        torch.testing.assert_close(then[row], expected[length:], **TIGHT)
+    assert state.lengths == [16, 5, 11]
+
+
+@torch.inference_mode()
+def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row(model: Recurrent) -> None:
+    before, tokens, after = tokens_of(2, 3), tokens_of(2, 10), tokens_of(2, 2)
+    documents = torch.tensor([[0] * 4 + [1] * 6, [7] * 2 + [8] + [9] * 7])
+    state = model.new_state(2)
+    model(before, state)
+    found = model.logits(model.hidden(tokens, state, documents=documents))
+    went_on, _ = model(after, state)
+    for row, bounds in enumerate(([0, 4, 10], [0, 2, 3, 10])):
+        for start, end in itertools.pairwise(bounds):
+            text = tokens[row, start:end] if start else torch.cat((before[row], tokens[row, :end]))
+            expected = plain_logits(model, text[None])[0, start - end :]
+            torch.testing.assert_close(found[row, start:end], expected, **TIGHT)
+        expected = plain_logits(model, torch.cat((tokens[row, bounds[-2] :], after[row]))[None])[0, -2:]
+        torch.testing.assert_close(went_on[row], expected, **TIGHT)
+
+
+@torch.inference_mode()
+def test_rows_of_states_are_taken_and_put_together_in_order(model: Recurrent) -> None:
+    tokens, more = tokens_of(3, 5), tokens_of(3, 1)
+    together = model.new_state(3)
+    model(tokens, together)
+    alone = [model.new_state(1) for _ in range(3)]
+    for row, state in enumerate(alone):
+        model(tokens[row : row + 1], state)
+    expected, _ = model(more[[2, 0, 2]], together.select([2, 0, 2]))
+    stacked = RecurrentState.stack([alone[2], alone[0], alone[2]])
+    torch.testing.assert_close(model(more[[2, 0, 2]], stacked)[0], expected, **TIGHT)
+    assert stacked.nbytes == 3 * model.state_bytes(10**9)
+
+
+def test_gradients_end_where_a_state_was_detached(model: Recurrent) -> None:
+    model.requires_grad_(True)
+    state = model.new_state(1)
+    model(tokens_of(1, 4), state)
+    kept = state.detach()
+    assert state.hidden.requires_grad
+    assert not kept.hidden.requires_grad
+    assert torch.equal(kept.hidden, state.hidden)
+    assert kept.lengths == [4]
+
+
+class ByteDecoder:
+    def push(self, id: int) -> str:
+        return chr(id)
+
+    def flush(self) -> str:
+        return ""
+
+
+class NumberTokenizer:
+    """A token is its number; none ends a text."""
+
+    stop_ids = frozenset[int]()
+
+    def token_text(self, id: int) -> str:
+        return chr(id)
+
+    def stream(self) -> ByteDecoder:
+        return ByteDecoder()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_of_uneven_prompts_equals_each_prompt_alone_beyond_the_context(
+    model: Recurrent, temperature: float
+) -> None:
+    engine = Engine(model, NumberTokenizer())  # type: ignore[arg-type]
+    prompts = [[7, 9], [3] * 40, [1, 2, 3, 4, 5], [7, 9]]
+    sampling = Sampling(temperature=temperature, seed=3)
+    steps = list(engine.stream(prompts, sampling, Limits(25)))
+    for choice, prompt in enumerate(prompts):
+        ids = [step.id for step in steps if step.choice == choice]
+        tokens = list(prompt)
+        for _ in range(25):
+            logits = plain_logits(model, torch.tensor([tokens]))[0, -1].numpy()
+            tokens.append(choose(logits, sampling, 3, choice, len(tokens))[0])
+        assert ids == tokens[len(prompt) :]
+    assert {step.finish for step in steps} == {None, "length"}  # a context of 16 ends nothing
+
+
+def test_a_text_of_any_length_is_scored(model: Recurrent) -> None:
+    tokens = tokens_of(1, 30)[0].tolist()
+    scores, _ = Engine(model, NumberTokenizer()).score(tokens)  # type: ignore[arg-type]
+    own = plain_logits(model, torch.tensor([tokens]))[0].double().log_softmax(-1)
+    np.testing.assert_allclose(scores, [own[place, token] for place, token in enumerate(tokens[1:])], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"width": 96, "layers": 1}])
+def test_the_first_loss_is_that_of_knowing_nothing(kind: Kind, changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build(spec_of(kind, vocabulary=500, **changes))
+    tokens = torch.randint(0, 500, (16, 129), generator=torch.Generator().manual_seed(2))
+    logits, _ = model(tokens[:, :-1])
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(500), abs=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_reaches_the_first_gates_has_a_variance_of_one(kind: Kind, tied: bool) -> None:
+    torch.manual_seed(0)
+    model = cast(Recurrent, build(spec_of(kind, width=128, vocabulary=500, tied=tied)))
+    reached = model.embedding(torch.arange(500)) @ model.recurrent.weight_ih_l0.t()
+    assert reached.std().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_an_lstm_begins_with_its_forget_gates_open() -> None:
+    biases = dict(build(spec_of("lstm")).named_parameters())
+    for layer in range(3):
+        total = biases[f"recurrent.bias_ih_l{layer}"] + biases[f"recurrent.bias_hh_l{layer}"]
+        assert total.tolist() == [0.0] * 24 + [1.0] * 24 + [0.0] * 48
+
+
+def test_dropout_works_in_training_alone(model: Recurrent) -> None:
+    tokens = tokens_of(2, 9)
+    model.dropout = 0.5
+    quiet = model.eval()(tokens)[0]
+    assert torch.equal(model(tokens)[0], quiet)
+    torch.manual_seed(1)
+    assert not torch.allclose(model.train()(tokens)[0], model(tokens)[0])
