@@ -72,6 +72,9 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
 
 
 def _architecture(spec: ModelSpec) -> str:
+    tied = "head tied to the embedding" if spec.tied else "head of its own"
+    if spec.kind != "transformer":
+        return f"{spec.layers} layers, width {spec.width:,}, {tied}"
     grouped = f" ({spec.kv_heads} for keys and values)" if spec.kv_heads != spec.heads else ""
     positions = {
         "rotary": f"rotary positions, theta {spec.rope.theta:,.0f}",
@@ -85,7 +88,7 @@ def _architecture(spec: ModelSpec) -> str:
         f"{spec.mlp} MLP of {spec.mlp_width:,} ({spec.activation})",
         {"rms": "RMS norm", "layer": "layer norm"}[spec.norm],
         positions[spec.position] + (f", {spec.rope.scaling} scaling" if spec.rope.scaling != "none" else ""),
-        "head tied to the embedding" if spec.tied else "head of its own",
+        tied,
     ]
     if spec.qk_norm != "none":
         said.append("norms of queries and keys")

@@ -92,6 +92,8 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
 
 def checked(spec: ModelSpec, what: str) -> ModelSpec:
     """The spec, if its numbers fit each other."""
+    if spec.kind != "transformer":
+        return spec
     if spec.heads % spec.kv_heads:
         raise UsageError(f"{what}: {spec.heads} heads do not divide into {spec.kv_heads} key-value heads")
     if spec.windows and len(spec.windows) != spec.layers:
@@ -350,6 +352,19 @@ def _gpt_neox(read: Reader) -> ModelSpec:
     )
 
 
+def _recurrent(read: Reader) -> ModelSpec:
+    """nextword's own: an RNN, an LSTM or a GRU."""
+    return ModelSpec(
+        kind=str(read.values["model_type"]).removeprefix("nextword-"),  # type: ignore[arg-type]
+        vocabulary=read.count("vocab_size"),
+        width=read.count("hidden_size"),
+        layers=read.count("num_hidden_layers", most=LARGEST["layers"]),
+        context=read.count("max_position_embeddings", 2048),
+        tied=read.flag("tie_word_embeddings", True),
+        head_bias=read.flag("head_bias", False),
+    )
+
+
 # ---- mixtures of experts, planned only
 
 
@@ -445,6 +460,9 @@ _FAMILIES: dict[str, Callable[[Reader], ModelSpec]] = {
     "olmo2": _olmo2,
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
+    "nextword-rnn": _recurrent,
+    "nextword-lstm": _recurrent,
+    "nextword-gru": _recurrent,
     "mixtral": _mixtral,
     "qwen2_moe": _qwen2_moe,
     "qwen3_moe": _qwen3_moe,

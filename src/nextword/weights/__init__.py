@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .conversion import convert
+    from .conversion import convert, write_model
     from .loading import DTYPES, Dtype, Loaded, load, load_model, open_source
 
 _HOMES = {
@@ -20,9 +20,10 @@ _HOMES = {
     "load": "loading",
     "load_model": "loading",
     "open_source": "loading",
+    "write_model": "conversion",
 }
 
-__all__ = ["DTYPES", "Dtype", "Loaded", "convert", "load", "load_model", "open_source"]
+__all__ = ["DTYPES", "Dtype", "Loaded", "convert", "load", "load_model", "open_source", "write_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Any weights nextword reads → a Hugging Face folder that transformers opens."""
+"""Any weights nextword reads, or a model in memory → a Hugging Face folder that transformers opens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..base import UsageError
+from ..models import Model
 from ..spec import ModelSpec
 from ..text import Tokenizer
-from .families import Family, Piece
+from .families import Entry, Family, Piece, family_of
 from .loading import open_source
 from .source import Source
 
@@ -38,27 +40,56 @@ def convert(
     appears whole or not at all. `progress` is called with the share done. Raises UsageError if `out` exists
     and `force` is not set, or if `dtype` is not float32, bfloat16 or float16.
     """
-    out = Path(out)
-    if dtype not in _TYPES:
-        raise UsageError(f"dtype {dtype!r} cannot be written. Known: {', '.join(_TYPES)}")
+    floating = _type(dtype)
+    source = open_source(Path(path))
+    with _appearing(Path(out), force) as working:
+        tensors = _tensors(source, floating, progress or (lambda share: None))
+        write_folder(working, source.spec, source.family, tensors, source.tokenizer(), dtype)
+    return Path(out)
+
+
+def write_model(
+    folder: Path | str, model: Model[Any], tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
+) -> Path:
+    """Write a model in memory, its tokenizer beside it, to `folder` as safetensors.
+
+    The folder is of the first family that holds the model's spec, appears whole or not at all, and loads with
+    `nextword.load`. Raises UsageError where no family holds the spec, if the model's matrices are packed, and as
+    `convert` does.
+    """
+    family = family_of(model.spec)
+    tensors = _tensors_of(model, family, _type(dtype))
+    with _appearing(Path(folder), force) as working:
+        write_folder(working, model.spec, family, tensors, tokenizer, dtype)
+    return Path(folder)
+
+
+def _type(name: str) -> torch.dtype:
+    if name not in _TYPES:
+        raise UsageError(f"dtype {name!r} cannot be written. Known: {', '.join(_TYPES)}")
+    return _TYPES[name]
+
+
+@contextmanager
+def _appearing(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` if the block ends well and is gone if not."""
     if out.exists() and not force:
         raise UsageError(f"{out} is already there. Choose another folder, or replace it with --force")
-    source = open_source(Path(path))
-    tokenizer = source.tokenizer()
     out.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
     try:
-        tensors = _tensors(source, _TYPES[dtype], progress or (lambda share: None))
-        write_folder(working, source.spec, source.family, tensors, tokenizer, dtype)
-        if out.is_dir() and not out.is_symlink():
-            shutil.rmtree(out)
-        elif out.exists():
-            out.unlink()
+        yield working
+        before = working.with_suffix(".old")  # what stands there is gone only once the new folder is in its place
+        if out.exists():
+            os.replace(out, before)
         os.replace(working, out)
+        if before.is_dir() and not before.is_symlink():
+            shutil.rmtree(before)
+        else:
+            before.unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
-    return out
 
 
 def write_folder(
@@ -94,15 +125,29 @@ def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], Non
     """Every tensor under its name in transformers, one after the other."""
     stored = {entry.ours: entry for entry in source.entries}
     wanted = source.family.entries(source.spec)
-    prefix = source.family.prefixes[0]
     for done, entry in enumerate(wanted):
         whole = torch.cat([source.read(piece).float() for piece in stored[entry.ours].pieces])
-        row = 0
-        for piece in entry.pieces:
-            name = piece.name[1:] if piece.name.startswith("^") else prefix + piece.name
-            yield name, _as_stored(whole[row : row + piece.shape[0]], piece).to(dtype).contiguous()
-            row += piece.shape[0]
+        yield from _pieces(source.family, entry, whole, dtype)
         progress((done + 1) / len(wanted))
+
+
+def _tensors_of(model: Model[Any], family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """`_tensors` of a model in memory."""
+    parameters = dict(model.named_parameters())
+    entries = family.entries(model.spec)
+    if any(entry.ours not in parameters for entry in entries):
+        raise UsageError("the model holds packed matrices, which safetensors have no type for. Load it as float32")
+    for entry in entries:
+        yield from _pieces(family, entry, parameters[entry.ours].detach().float().cpu(), dtype)
+
+
+def _pieces(family: Family, entry: Entry, whole: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """One of our parameters as the tensors it is stored in, under their names."""
+    row = 0
+    for piece in entry.pieces:
+        name = piece.name[1:] if piece.name.startswith("^") else family.prefixes[0] + piece.name
+        yield name, _as_stored(whole[row : row + piece.shape[0]], piece).to(dtype).contiguous()
+        row += piece.shape[0]
 
 
 def _as_stored(values: Tensor, piece: Piece) -> Tensor:

@@ -23,7 +23,8 @@ _PARTS = {
     "norms": re.compile(r"norm|\bln_"),
     "attention": re.compile(r"attn|attention"),
     "MLP": re.compile(r"ffn|mlp"),
-    "head": re.compile(r"^output\.|lm_head|embed_out"),
+    "recurrent": re.compile(r"^recurrent\."),
+    "head": re.compile(r"^head\.|^output\.|lm_head|embed_out"),
     "embedding": re.compile(r"embd|embed|\bwte\b|\bwpe\b"),
 }
 _TOKENIZER_KINDS = {
@@ -100,13 +101,15 @@ class Description:
         return sum(tensor.bytes for tensor in self.tensors)
 
     def parts(self) -> dict[str, int]:
-        """Numbers in the file by what they do: embedding, head, norms, attention, MLP."""
+        """Numbers in the file by what they do: embedding, head, norms, attention, MLP, recurrent."""
         sums: dict[str, int] = {}
         for tensor in self.tensors:
             part = next((part for part, name in _PARTS.items() if name.search(tensor.name)), "other")
             sums[part] = sums.get(part, 0) + tensor.parameters
         return {
-            part: sums[part] for part in ("embedding", "attention", "MLP", "norms", "head", "other") if part in sums
+            part: sums[part]
+            for part in ("embedding", "attention", "MLP", "recurrent", "norms", "head", "other")
+            if part in sums
         }
 
     def kinds(self) -> list[StoredKind]:

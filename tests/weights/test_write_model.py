@@ -1,0 +1,172 @@
+"""A model in memory → a folder: nextword and transformers read back what was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nextword
+from nextword.base import UsageError
+from nextword.models import Model, build
+from nextword.spec import ModelSpec
+from nextword.text import Tokenizer, tokenizer_from_folder
+from nextword.weights import load_model, open_source, write_model
+
+COMMON: dict[str, Any] = {"vocabulary": 257, "width": 32, "layers": 2, "context": 64}
+LLAMA: dict[str, Any] = {**COMMON, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 48}
+PLAIN: dict[str, Any] = {
+    **LLAMA, "kv_heads": 4, "mlp": "plain", "activation": "gelu_tanh", "norm": "layer", "attention_bias": True,
+    "attention_out_bias": True, "mlp_bias": True,
+}  # fmt: skip
+SPECS = {
+    "llama": ModelSpec("transformer", **LLAMA),
+    "llama untied": ModelSpec("transformer", **{**LLAMA, "tied": False, "attention_bias": True,
+                                                "attention_out_bias": True}),
+    "qwen3": ModelSpec("transformer", **LLAMA, qk_norm="head"),
+    "gpt2": ModelSpec("transformer", **PLAIN, position="learned"),
+    "gpt_neox": ModelSpec("transformer", **PLAIN, parallel=True),
+    "nextword-rnn": ModelSpec("rnn", **COMMON),
+    "nextword-lstm": ModelSpec("lstm", **COMMON, head_bias=True),
+    "nextword-gru": ModelSpec("gru", **{**COMMON, "tied": False}),
+}  # fmt: skip
+TRANSFORMERS = [name for name in SPECS if "nextword" not in name]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Every byte is a token, and <end> ends a text."""
+    import tokenizers
+
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0} | {token: place + 1 for place, token in enumerate(alphabet)}
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = tokenizers.decoders.ByteLevel()
+    engine.add_special_tokens(["<end>"])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    engine.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return tokenizer_from_folder(folder)
+
+
+def model_of(spec: ModelSpec) -> Model[Any]:
+    torch.manual_seed(4)
+    model = build(spec).eval()
+    for parameter in model.parameters():  # norms and biases start at one and zero, which would hide a mix-up
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def tokens_of(time: int) -> torch.Tensor:
+    return torch.randint(0, 257, (2, time), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", SPECS)
+@torch.inference_mode()
+def test_a_written_model_loads_with_equal_logits(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = model_of(SPECS[name])
+    folder = write_model(tmp_path / "model", model, tokenizer)
+    loaded = nextword.load(str(folder))
+    assert json.loads((folder / "config.json").read_text())["model_type"] == name.removesuffix(" untied")
+    assert loaded.spec == model.spec
+    assert loaded.tokenizer.encode("Once upon") == tokenizer.encode("Once upon")
+    assert torch.equal(loaded.loaded.model(tokens_of(30))[0], model(tokens_of(30))[0])
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+@torch.inference_mode()
+def test_a_written_transformer_equals_itself_in_transformers(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = model_of(SPECS[name])
+    folder = write_model(tmp_path / "model", model, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    expected = theirs(tokens_of(30)).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(model(tokens_of(30))[0], expected, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_torchs_own_lstm_reads_the_tensors_as_they_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from safetensors.torch import load_file
+
+    model = model_of(SPECS["nextword-lstm"])
+    held = load_file(write_model(tmp_path / "model", model, tokenizer) / "model.safetensors")
+    lstm = torch.nn.LSTM(32, 32, 2, batch_first=True)
+    lstm.load_state_dict({name[10:]: value for name, value in held.items() if name.startswith("recurrent.")})
+    hidden, _ = lstm(held["embedding.weight"][tokens_of(30)])
+    expected = hidden @ held["embedding.weight"].t() + held["head.bias"]
+    torch.testing.assert_close(model(tokens_of(30))[0], expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_halves_are_written_where_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = model_of(SPECS["nextword-gru"])
+    source = open_source(write_model(tmp_path / "model", model, tokenizer, "bfloat16"))
+    assert {source.kind(piece) for entry in source.entries for piece in entry.pieces} == {"bf16"}
+    rounded = load_model(source, "float32", "cpu").get_parameter("embedding.weight")
+    assert torch.equal(rounded, model.get_parameter("embedding.weight").bfloat16().float())
+
+
+def test_an_lstm_folder_is_completed_planned_and_described_on_the_command_line(
+    tmp_path: Path, tokenizer: Tokenizer, nextword: Any
+) -> None:
+    folder = str(write_model(tmp_path / "lstm", model_of(SPECS["nextword-lstm"]), tokenizer))
+    long = "word " * 40  # beyond the context of 64
+    completed = nextword("complete", "--model", folder, "--max-tokens", "9", "--seed", "1", "--json", long)
+    assert completed.returncode == 0, completed.stderr
+    assert len(json.loads(completed.stdout)["completions"][0]["ids"]) in range(1, 10)
+    planned = nextword("plan", "deploy", folder, "--json")
+    assert planned.returncode == 0, planned.stderr
+    shown = nextword("models", "show", folder)
+    assert shown.returncode == 0, shown.stderr
+    assert "2 layers" in shown.stdout
+    assert "heads" not in shown.stdout
+
+
+def test_int8_is_refused_for_recurrent_models(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = write_model(tmp_path / "model", model_of(SPECS["nextword-rnn"]), tokenizer)
+    with pytest.raises(UsageError, match=r"int8.*rnn.*float32"):
+        load_model(open_source(folder), "int8", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"norm": "layer"}, "norm 'layer'"), ({"head_bias": True}, "head_bias True"), ({"position": "none"}, "position")],
+)
+def test_a_model_that_no_family_holds_is_refused_with_what_differs(
+    changes: dict[str, Any], named: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        write_model(tmp_path / "model", build(ModelSpec("transformer", **(LLAMA | changes))), tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_packed_models_are_refused(smollm2_path: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match=r"packed.*float32"):
+        write_model(tmp_path / "model", load_model(open_source(smollm2_path), "int8", "cpu"), tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_beside(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "model", model_of(SPECS["nextword-gru"]), tokenizer)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(UsageError, match="already there"):
+        write_model(folder, model_of(SPECS["llama"]), tokenizer)
+    monkeypatch.setattr("nextword.weights.conversion._write_shards", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_model(folder, model_of(SPECS["llama"]), tokenizer, force=True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_is_replaced_where_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = write_model(tmp_path / "model", model_of(SPECS["nextword-gru"]), tokenizer)
+    write_model(folder, model_of(SPECS["llama"]), tokenizer, force=True)
+    assert open_source(folder).spec == SPECS["llama"]
+    assert list(tmp_path.iterdir()) == [folder]
