@@ -1,0 +1,161 @@
+"""Batches of windows of a token stream. What a step sees is a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import UsageError
+from .order import number_from, permute
+from .packing import pack
+from .streams import TokenStream
+
+IGNORED = -100  # a target that the loss does not count, as torch's cross-entropy has it
+
+Packing = Literal["stream", "best-fit"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens and what follows each of them; `documents` numbers the documents of a row from 0 on.
+
+    Targets that do not count are -100. `documents` is None where attention goes across documents; padding has a number
+    of its own.
+    """
+
+    inputs: NDArray[np.int64]  # (rows, context)
+    targets: NDArray[np.int64]  # (rows, context)
+    documents: NDArray[np.int32] | None  # (rows, context)
+
+
+class Windows:
+    """All windows of `context` inputs of a stream, in an order shuffled anew each epoch.
+
+    "stream": the documents one after the other, cut every `context` tokens from an offset that changes with the epoch;
+    the end of the stream goes on with its beginning, so an epoch has every token as target once, but for a rest shorter
+    than a window. "best-fit": whole documents packed into rows (packing.py), padded where they do not fill them.
+
+    Unless `across_documents`, batches number the documents of a row, and no token is to be predicted from another
+    document's.
+
+    Raises UsageError if the stream has not one window, and later if it has not one batch.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        context: int,
+        seed: int,
+        packing: Packing = "stream",
+        across_documents: bool = True,
+    ) -> None:
+        if context < 1:
+            raise UsageError(f"a window needs a context of at least one token, not {context}")
+        if packing not in ("stream", "best-fit"):
+            raise UsageError(f"packing {packing!r} is not known. Known: stream, best-fit")
+        if stream.tokens <= context:
+            raise UsageError(
+                f"the text has {stream.tokens:,} tokens; one window of context {context} needs at least"
+                f" {context + 1:,}. Give more text, or a shorter context"
+            )
+        self.stream, self.context, self.seed = stream, context, seed
+        self.across_documents = across_documents
+        self._pieces = pack(stream.document_starts, stream.tokens, context) if packing == "best-fit" else None
+        if self._pieces is not None and not self._pieces.count:
+            raise UsageError("no document of the text has two tokens, so there is nothing to predict. Give more text")
+
+    @property
+    def count(self) -> int:
+        """Windows in an epoch."""
+        return self._pieces.count if self._pieces else self.stream.tokens // self.context
+
+    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The part of process `rank` of `world` of the batch of `size` rows at `step`, counted from 0.
+
+        Sample i = step * size + row is of epoch i // count, and there the window permute(i % count), so the samples
+        do not depend on the number of processes.
+        """
+        self._check(size, self.count, world)
+        own = size // world
+        samples = step * size + rank * own + np.arange(own)
+        epochs, places = np.divmod(samples, self.count)
+        windows, offsets = np.empty(own, np.int64), np.empty(own, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            windows[here] = permute(places[here], self.count, (self.seed, epoch))
+            offsets[here] = self._offset(epoch)
+        if self._pieces:
+            return self._packed(windows)
+        return self._cut(offsets + windows * self.context)
+
+    def lane_steps(self, size: int) -> int:
+        """Steps until `sequential_batch` has read the stream once and every row begins elsewhere."""
+        return self.stream.tokens // (size * self.context)
+
+    def sequential_batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """As `batch`, for training with carried state: each row goes on where it ended the step before.
+
+        Row i reads the i-th of `size` equal parts of the stream in `lane_steps` steps; then an epoch is over, and it
+        begins anew from the next epoch's offset. Packing plays no part.
+        """
+        self._check(size, self.stream.tokens // self.context, world)
+        own, steps = size // world, self.lane_steps(size)
+        epoch, place = divmod(step, steps)
+        lanes = rank * own + np.arange(own)
+        return self._cut(self._offset(epoch) + (lanes * steps + place) * self.context)
+
+    def _offset(self, epoch: int) -> int:
+        return number_from(("offset", self.seed, epoch), self.context)
+
+    def _check(self, size: int, count: int, world: int) -> None:
+        if size < 1 or size % world:
+            raise UsageError(f"a batch of {size} rows does not divide among {world} processes")
+        if size > count:
+            raise UsageError(
+                f"the text has {self.stream.tokens:,} tokens, {count:,} rows of {self.context}; one batch of {size}"
+                f" rows needs at least {size * self.context:,} tokens. Give more text, a smaller batch or a shorter"
+                " context"
+            )
+
+    def _cut(self, starts: NDArray[np.int64]) -> Batch:
+        """Rows that begin at `starts` of the stream, which goes round."""
+        positions = (starts[:, None] + np.arange(self.context + 1)) % self.stream.tokens
+        tokens = self.stream.take(positions)  # (rows, context + 1)
+        inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()  # not views: targets are written to
+        if self.across_documents:
+            return Batch(inputs, targets, None)
+        begins = np.zeros(tokens.shape, np.int32)
+        for row, start in enumerate(starts.tolist()):
+            begins[row, self._begun_after(start % self.stream.tokens)] = 1
+        targets[begins[:, 1:] == 1] = IGNORED
+        return Batch(inputs, targets, np.cumsum(begins[:, :-1], axis=1, dtype=np.int32))
+
+    def _begun_after(self, start: int) -> NDArray[np.int64]:
+        """Places in a row from `start` on, its first excluded, where a document begins."""
+        begins, tokens = self.stream.document_starts, self.stream.tokens
+        found = begins[np.searchsorted(begins, start, side="right") : np.searchsorted(begins, start + self.context + 1)]
+        over = start + self.context + 1 - tokens  # tokens from the stream's beginning
+        if over > 0:
+            found = np.concatenate([found, begins[: np.searchsorted(begins, over)] + tokens])
+        return found - start
+
+    def _packed(self, windows: NDArray[np.int64]) -> Batch:
+        assert self._pieces is not None
+        pieces, shape = self._pieces, (len(windows), self.context)
+        inputs = np.full(shape, self.stream.end, np.int64)
+        targets = np.full(shape, IGNORED, np.int64)
+        documents = np.zeros(shape, np.int32)
+        first, last = pieces.rows[windows], pieces.rows[windows + 1]
+        for row, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            lengths = pieces.lengths[begin:end]
+            used = int(lengths.sum())
+            before = np.cumsum(lengths) - lengths
+            positions = np.repeat(pieces.starts[begin:end] - before, lengths) + np.arange(used)
+            inputs[row, :used] = self.stream.take(positions)
+            targets[row, :used] = self.stream.take(positions + 1)
+            documents[row, :used] = np.repeat(np.arange(end - begin), lengths)
+            documents[row, used:] = end - begin
+        return Batch(inputs, targets, None if self.across_documents else documents)
