@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .. import native
 from ..spec import ModelSpec, RopeSpec
@@ -21,10 +22,14 @@ class Where:
     """Where the tokens of one forward pass stand, worked out once and read by every layer.
 
     `lengths` are the tokens each row has behind it. Rows of one length need no mask when nothing or
-    only one token is new; else `mask` (batch, 1, time, longest) says which keys a query may see.
+    only one token is new; else `mask` (batch, 1, time, longest) says which keys a query may see. With
+    `documents` (batch, time), numbers of the documents packed in a row, none looks into another document.
     """
 
-    def __init__(self, lengths: Sequence[int], time: int, device: torch.device) -> None:
+    def __init__(
+        self, lengths: Sequence[int], time: int, device: torch.device, documents: Tensor | None = None
+    ) -> None:
+        self.documents = documents
         self.start, self.time, self.device = max(lengths), time, device
         self.end = self.start + time
         self.even = min(lengths) == self.start
@@ -37,6 +42,8 @@ class Where:
 
     def plain(self, window: int) -> bool:
         """Whether causal order alone, without a mask, says what is seen."""
+        if self.documents is not None:
+            return False
         return self.even and (self.start == 0 or self.time == 1) and (not window or self.end <= window)
 
     def mask(self, window: int) -> Tensor:
@@ -45,7 +52,11 @@ class Where:
             keys = torch.arange(self.end, device=self.device)
             distance = self.positions[:, None, :, None] - keys  # (batch or 1, 1, time, end)
             seen = distance >= 0
-            self._masks[window] = seen & (distance < window) if window else seen
+            if window:
+                seen = seen & (distance < window)
+            if self.documents is not None:
+                seen = seen & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
+            self._masks[window] = seen
         return self._masks[window]
 
 
@@ -152,7 +163,7 @@ class Block(Layer):
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
-        self.parallel = spec.parallel
+        self.parallel, self.dropout = spec.parallel, 0.0
         before, after = spec.norm_place in ("before", "both"), spec.norm_place in ("after", "both")
         self.attention_norm = Norm(spec, spec.width) if before else nn.Identity()
         self.attention = Attention(spec, layer)
@@ -164,9 +175,12 @@ class Block(Layer):
     def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
         attended = self.attention_post_norm(self.attention(self.attention_norm(x), where, rope, cache))
         if self.parallel:
-            return x + attended + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
-        x = x + attended
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+            return x + self._drop(attended) + self._drop(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
+        x = x + self._drop(attended)
+        return x + self._drop(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def held(self) -> native.LayerWeights:
         """What a compiled step reads of this layer."""
@@ -206,6 +220,8 @@ class Transformer(Model[KVCache]):
         self.head: Linear | PackedLinear = Linear(spec.width, spec.vocabulary, spec.head_bias)
         if spec.tied and isinstance(self.embedding, Embedding):
             self.head.weight = self.embedding.weight
+        self.dropout = 0.0  # in training, of the embeddings; each block has its own
+        self.recompute = False  # in training, form each block's activations again in the backward pass
         self._tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
         self._step: native.Step | None = None
 
@@ -227,14 +243,25 @@ class Transformer(Model[KVCache]):
         """Tokens a sequence may have: the context."""
         return self.spec.context
 
-    def hidden(self, tokens: Tensor, state: KVCache | None = None, lengths: Sequence[int] | None = None) -> Tensor:
-        """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place."""
-        with native.threads_for(tokens.numel()):
-            return self._hidden(tokens, state, lengths)
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: KVCache | None = None,
+        lengths: Sequence[int] | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place.
 
-    def _hidden(self, tokens: Tensor, state: KVCache | None, lengths: Sequence[int] | None) -> Tensor:
+        `documents` (batch, time) numbers the documents packed in a row, which then do not see each other.
+        """
+        with native.threads_for(tokens.numel()):
+            return self._hidden(tokens, state, lengths, documents)
+
+    def _hidden(
+        self, tokens: Tensor, state: KVCache | None, lengths: Sequence[int] | None, documents: Tensor | None
+    ) -> Tensor:
         batch, time = tokens.shape
-        where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device)
+        where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device, documents)
         if state is not None:
             state.reserve(where.end)
         x = self.embedding(tokens)  # (batch, time, width)
@@ -242,6 +269,8 @@ class Transformer(Model[KVCache]):
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
         if self.positions is not None:
             x = x + self.positions(where.positions)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
         if time == 1 and state is not None and fast(x) and (step := self._compiled()) is not None:
             x = self._step_through(step, x[:, 0], state)[:, None]
         else:
@@ -261,7 +290,11 @@ class Transformer(Model[KVCache]):
         rope = self._rope(self.spec.rope, where, x.dtype)
         local = self._rope(self.spec.local_rope, where, x.dtype) if self.spec.local_rope else rope
         for layer, block in enumerate(self.blocks):
-            x = block(x, where, local if self.spec.window(layer) else rope, state)
+            turning = local if self.spec.window(layer) else rope
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, where, turning, state, use_reentrant=False)
+            else:
+                x = block(x, where, turning, state)
         return x
 
     def _compiled(self) -> native.Step | None:

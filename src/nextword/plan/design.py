@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..base import UsageError, atomic_write
 from ..spec import Kind, ModelSpec
-from .compute import flops
+from .compute import Recompute, flops
 from .counts import parameters
 from .hardware import Device
 from .held import Precision, Shard
@@ -49,6 +49,14 @@ class RunConfig:
     precision: Precision = "amp"
     shard: Shard = "none"
     devices: int = 1
+    seed: int = 0  # of weights, order of the data, dropout
+    dropout: float = 0.0
+    decay_share: float = 0.65  # of the steps, under the schedule "wsd"
+    recompute: Recompute = "none"
+    packing: Literal["stream", "best-fit"] = "stream"
+    across_documents: bool = True  # a token may look at the document before its own, where both are in one row
+    carry_state: bool = False  # recurrent nets: rows go on where the step before ended, its state carried along
+    lora: int = 0  # rank of the adapters; 0 trains every weight
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""

@@ -95,6 +95,23 @@ class Tokenizer:
         # Where single characters are unknown, a run of them is one unknown token.
         return [id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]]
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text, over all cores."""
+        for text in texts:
+            if not text.isascii():
+                _check_unicode(text)
+
+        def encode() -> list[list[int]]:
+            with self._lock:
+                self._engine.encode_special_tokens = True
+                return [each.ids for each in self._engine.encode_batch(list(texts), add_special_tokens=False)]
+
+        found = guarded(self.name, encode, "its tokenizer cannot cut these texts")
+        return [
+            ids if self._forbidden.isdisjoint(ids) else self.encode(text)
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
     def decode(self, ids: Iterable[int], special: bool = False, continues: bool = False) -> str:
         """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary nothing.
 

@@ -1,0 +1,93 @@
+"""Tokenizers made for a text: byte-level BPE, bytes, characters."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ..base import UsageError
+from ..text import Tokenizer, tokenizer_from_folder
+
+Kind = Literal["bpe", "bytes", "characters"]
+KINDS: tuple[Kind, ...] = ("bpe", "bytes", "characters")
+END, UNKNOWN = "<|endoftext|>", "<|unk|>"  # END has id 0
+_LEAST = 257  # every byte and the end of text
+# Runs of letters with what leads into them, up to three digits, punctuation, line ends: as Llama 3 and GPT-4 cut.
+_SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], kind: Kind = "bpe", vocabulary: int = 4096) -> Tokenizer:
+    """A tokenizer of `kind` with at most `vocabulary` tokens, trained on `texts`; id 0 ends a document.
+
+    "bpe": byte-level byte-pair encoding, no text is unknown. "bytes": 256 bytes and the end. "characters": those of
+    the texts, the end, and a token for any other. `vocabulary` counts for "bpe" alone.
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers.pre_tokenizers import Split
+
+    if kind not in KINDS:
+        raise UsageError(f"tokenizer {kind!r} is not known. Kinds made here: {', '.join(KINDS)}")
+    if kind == "characters":
+        tokens = [END, UNKNOWN, *sorted({character for text in texts for character in text})]
+        engine = Engine(models.BPE(vocab=_numbered(tokens), merges=[], unk_token=UNKNOWN))
+        engine.decoder = decoders.Fuse()
+        return _made(engine)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if kind == "bytes":
+        engine = Engine(models.BPE(vocab=_numbered([END, *alphabet]), merges=[]))
+        engine.pre_tokenizer = whole
+    else:
+        if vocabulary < _LEAST:
+            raise UsageError(f"a byte-level vocabulary has at least {_LEAST} tokens, not {vocabulary}; or use bytes")
+        from tokenizers import Regex
+
+        engine = Engine(models.BPE())
+        engine.pre_tokenizer = pre_tokenizers.Sequence([Split(Regex(_SPLIT), "isolated"), whole])
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        engine.train_from_iterator(_bounded(texts), trainer)
+    engine.decoder = decoders.ByteLevel()
+    return _made(engine)
+
+
+def _numbered(tokens: list[str]) -> dict[str, int]:
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def _bounded(texts: Iterable[str]) -> Iterator[str]:
+    """Texts in parts of a megabyte, so that a long one does not stand in memory twice as large."""
+    for text in texts:
+        for start in range(0, len(text), 1 << 20):
+            yield text[start : start + (1 << 20)]
+
+
+def _made(engine: Any) -> Tokenizer:
+    from tokenizers import AddedToken
+
+    engine.add_special_tokens([AddedToken(END, normalized=False, special=True)])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engine.save(str(folder / "tokenizer.json"))
+        write_config(folder, {"eos_token": END})
+        made = tokenizer_from_folder(folder)
+    made.name = "the tokenizer of this run"
+    return made
+
+
+def write_config(folder: Path, special: dict[str, str], adds_bos: bool = False) -> None:
+    """tokenizer_config.json, by which transformers opens the tokenizer.json beside it."""
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+              "add_bos_token": adds_bos, **special}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write it as tokenizer.json and tokenizer_config.json into an existing folder."""
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    write_config(folder, dict(tokenizer.special.texts), tokenizer.adds_bos)

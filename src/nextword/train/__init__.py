@@ -1,0 +1,1 @@
+"""One trainer for every model: optimizers, schedules, checkpoints, many processes, the ledger of past runs."""

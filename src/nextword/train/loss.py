@@ -1,0 +1,82 @@
+"""Cross-entropy over a large vocabulary, a chunk of tokens at a time: all the logits are never in memory at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100  # a target that is not counted: padding
+CHUNK = 1024  # tokens whose logits exist at a time; plan/training.py counts with the same number
+
+
+def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Σ −ln p(target) in nats over the targets that are not `IGNORED`; divide by their number once, at the end.
+
+    `hidden` (..., width), `weight` (vocabulary, width), `targets` (...) → a float32 scalar. The gradients are formed
+    with the loss, chunk by chunk, so that each chunk's logits are computed once and dropped. With `dtype` the
+    products are made in it (bfloat16); softmax and sums stay float32.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    loss: Tensor = _ChunkedLoss.apply(flat, weight, targets.reshape(-1), dtype)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def summed_loss_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """`summed_loss` where the logits are wanted whole: soft caps and biases."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None) -> Tensor:
+        wanted = hidden.requires_grad or weight.requires_grad
+        with torch.autocast(hidden.device.type, enabled=False):
+            left, matrix = (hidden, weight) if dtype is None else (hidden.to(dtype), weight.to(dtype))
+            if left.dtype != matrix.dtype:
+                left = left.to(matrix.dtype)
+            loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            to_hidden = torch.empty_like(left) if wanted else None
+            to_weight: Tensor | None = None
+            for start in range(0, left.shape[0], CHUNK):
+                part = slice(start, start + CHUNK)
+                logits = left[part] @ matrix.t()  # (chunk, vocabulary)
+                sum_, gradient = _softmax_minus_one_hot(logits, targets[part], wanted)
+                loss += sum_
+                if to_hidden is not None and gradient is not None:
+                    torch.mm(gradient, matrix, out=to_hidden[part])
+                    to_weight = (
+                        gradient.t() @ left[part]
+                        if to_weight is None
+                        else to_weight.addmm_(gradient.t(), left[part])
+                        if dtype is None
+                        else to_weight.add_(gradient.t() @ left[part])
+                    )
+                    if to_weight.dtype != torch.float32 and weight.dtype == torch.float32:
+                        to_weight = to_weight.float()  # sums of many chunks stay exact
+        if to_hidden is not None and to_weight is not None:
+            ctx.save_for_backward(to_hidden.to(hidden.dtype), to_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        to_hidden, to_weight = ctx.saved_tensors
+        return to_hidden * gradients[0], to_weight * gradients[0], None, None
+
+
+def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """The summed loss of a chunk and its gradient by the logits, made in the logits' own memory where it can be."""
+    kept = targets != IGNORED
+    safe = targets.clamp_min(0)
+    values = logits.float()
+    own = values.gather(1, safe[:, None])[:, 0]
+    normaliser = torch.logsumexp(values, 1)
+    loss = torch.where(kept, normaliser - own, 0.0).sum()
+    if not wanted:
+        return loss, None
+    values = values.sub_(normaliser[:, None]).exp_()
+    values.scatter_add_(1, safe[:, None], values.new_full((len(safe), 1), -1.0))
+    values.mul_(kept[:, None])
+    return loss, values.to(logits.dtype)

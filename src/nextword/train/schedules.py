@@ -1,0 +1,46 @@
+"""Learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from ..base import UsageError
+from ..plan import RunConfig
+
+SCHEDULES = ("cosine", "wsd", "constant")
+
+
+def learning_rate(run: RunConfig, step: int) -> float:
+    """The rate of step `step`, counted from 0. Raises UsageError for a schedule that is not known."""
+    if run.schedule == "cosine":
+        return cosine(step, run.steps, run.warmup_steps, run.learning_rate, run.final_learning_rate)
+    if run.schedule == "wsd":
+        floor = run.final_learning_rate / run.learning_rate
+        return run.learning_rate * warmup_stable_decay(step, run.steps, run.warmup_steps, run.decay_share, floor)
+    if run.schedule == "constant":
+        return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+    raise UsageError(f"schedule {run.schedule!r} is not known. Known: {', '.join(SCHEDULES)}")
+
+
+def cosine(step: int, steps: int, warmup: int, most: float, least: float) -> float:
+    """Linear warm-up, then half a cosine from `most` to `least` (Loshchilov and Hutter 2016, 1608.03983, eq. 5)."""
+    if step < warmup:
+        return most * (step + 1) / (warmup + 1)
+    if step >= steps:
+        return least
+    done = (step - warmup) / (steps - warmup)
+    return least + 0.5 * (1 + math.cos(math.pi * done)) * (most - least)
+
+
+def warmup_stable_decay(step: int, steps: int, warmup: int, decay_share: float, floor: float) -> float:
+    """The factor of a rate that rises, stays, and falls linearly to `floor` over the last `decay_share` of the steps.
+
+    Hu et al. 2024, MiniCPM, 2404.06395, section 4.1.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    decay = round(decay_share * steps)
+    if decay == 0 or step <= steps - decay:
+        return 1.0
+    done = min(1.0, (step - (steps - decay)) / decay)
+    return 1.0 - done * (1.0 - floor)
