@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ _BATCH = 1 << 20  # characters that are tokenized at a time, over all cores
 _SHARD = 32 << 20  # characters of a shard
 _TO_TRAIN_ON = 24 << 20  # characters that a tokenizer is trained on
 _SMALL = 64 << 20  # bytes of text whose split is checked before it is made
+_OURS = re.compile(r"manifest\.json|(train|heldout)-\d{5,}\.(bin|lengths\.npy|hashes\.npy)")
 
 Tokens = NDArray[np.int64]
 Progress = Callable[[float, str], None]
@@ -202,15 +203,13 @@ def _cut(document: Document, size: int) -> Iterator[Document]:
 
 def _kept_tokenizer(folder: Path, reader: _Reader, kind: Kind, vocabulary: int, say: Progress) -> Tokenizer:
     """The tokenizer of an interrupted call with the same wishes, or one trained now."""
-    wish = {"kind": kind, "vocabulary": vocabulary, "sources": [[str(f), f.stat().st_size, f.stat().st_mtime_ns]
-                                                                for f in reader.sources.files]}  # fmt: skip
+    files = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in reader.sources.files]
+    wish = {"kind": kind, "vocabulary": vocabulary, "column": reader.column, "sources": files}
     note = folder / "tokenizer-wish.json"
     if note.exists() and json.loads(note.read_text()) == wish:
         return tokenizer_from_folder(folder)
     say(0.0, f"training a tokenizer ({kind})")
     made = train_tokenizer(_sample(reader), kind, vocabulary)
-    shutil.rmtree(folder)
-    folder.mkdir()
     save_tokenizer(made, folder)
     with atomic_write(note) as file:
         json.dump(wish, file)
@@ -235,12 +234,18 @@ def _begin(folder: Path, settings: Settings, tokenizer: Tokenizer) -> Manifest:
             return manifest
     except UsageError:
         pass
-    for old in folder.glob("*.bin"):
-        old.unlink()
+    _remove_shards(folder)
     save_tokenizer(tokenizer, folder)
     manifest = Manifest(settings)
     manifest.write(folder)
     return manifest
+
+
+def _remove_shards(folder: Path) -> None:
+    """Remove what another `prepare` wrote, and nothing else: the folder may hold the text itself."""
+    for old in folder.iterdir():
+        if _OURS.fullmatch(old.name):
+            old.unlink()
 
 
 def _all_there(folder: Path, manifest: Manifest) -> bool:
