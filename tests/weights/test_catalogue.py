@@ -200,7 +200,8 @@ def test_a_hub_model_asks_for_safetensors_and_never_for_pickles_or_code(monkeypa
     folder = _folder(tmp_path / "snapshot", "config.json", "model.safetensors")
     asked: dict[str, object] = {}
 
-    def snapshot_download(repository, revision, allow_patterns, ignore_patterns):
+    def snapshot_download(repository, revision, allow_patterns, ignore_patterns, repo_type):
+        assert repo_type == "model"
         asked.update(repository=repository, revision=revision)
         offered = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "merges.txt"]
         offered += ["pytorch_model.bin", "modeling_evil.py", "onnx/model.safetensors", "a.pt", "README.md"]

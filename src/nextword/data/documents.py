@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..base import RunError, UsageError
 
 TEXT, LINES, TABLES = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMNS = ("text", "content")
-PIECE = 4 << 20  # bytes of a text file that are held at a time; a longer one is cut at the end of a line
+PIECE = 1 << 20  # bytes of a text file that are held at a time; a longer one is cut at the end of a line
 _SNIFFED = 4096
 
 
@@ -57,12 +58,10 @@ def find_sources(paths: Sequence[Path | str]) -> Sources:
     """The files under `paths` that hold text, each folder in sorted order. Raises UsageError where there is none."""
     files: list[Path] = []
     skipped: Counter[str] = Counter()
-    for given in paths:
-        if str(given).startswith("hf:"):
-            given = fetch_data_set(str(given).removeprefix("hf:"))
-        path = Path(given).expanduser()
+    for given in map(str, paths):
+        path = fetch_data_set(given.removeprefix("hf:")) if given.startswith("hf:") else Path(given).expanduser()
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.parts[-2:]))
+            inside = (p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
             _sort_out(sorted(inside), files, skipped)
         elif path.is_file():
             if _kind(path) is None or _is_binary(path):
@@ -75,7 +74,15 @@ def find_sources(paths: Sequence[Path | str]) -> Sources:
         raise UsageError(
             f"no text in {looked}: looked for {', '.join((*TEXT, *LINES, *TABLES))} (.gz of the first four)"
         )
-    return Sources(tuple(files), dict(skipped))
+    once: dict[Path, Path] = {}  # a file may be named, and its folder as well
+    for file in files:
+        once.setdefault(file.resolve(), file)
+    return Sources(tuple(once.values()), dict(skipped))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Such as .git and what is below it."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _sort_out(found: list[Path], files: list[Path], skipped: Counter[str]) -> None:
@@ -116,8 +123,13 @@ def read_documents(path: Path, faults: Faults | None = None, column: str | None 
     if kind == TABLES[0]:
         yield from _read_parquet(path, faults, column)
         return
-    with _opened(path) as file:
-        yield from _read_lines(path, file, faults, column) if kind == LINES[0] else _read_text(path, file, faults)
+    try:
+        with _opened(path) as file:
+            yield from _read_lines(path, file, faults, column) if kind == LINES[0] else _read_text(path, file, faults)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        faults.meet(f"{path}: not a whole gzip file ({error})")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -126,36 +138,36 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _read_text(path: Path, file: IO[bytes], faults: Faults) -> Iterator[Document]:
-    held: list[bytes] = []
-    size, first = 0, 1
-    for number, line in enumerate(_lines(file), 1):
-        held.append(line)
-        size += len(line)
-        if size >= PIECE:
-            yield from _decoded(path, held, first, faults)
-            held, size, first = [], 0, number + 1
-    yield from _decoded(path, held, first, faults)
+    first, encoding = 1, "utf-8-sig"
+    while data := _part(file):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError as error:
+            line = first + error.object[: error.start].count(b"\n")
+            faults.meet(f"{path}, line {line}: not valid UTF-8 (byte 0x{error.object[error.start]:02X})")
+            text = data.decode(encoding, errors="replace")
+        if text.strip():
+            yield Document(text, f"{path}:{first}")
+        first, encoding = first + data.count(b"\n"), "utf-8"
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines, a line without an end in parts of a megabyte: a file need have none."""
-    while line := file.readline(1 << 20):
-        while len(line) == 1 << 20 and line[-1] & 0xC0 == 0x80 and (more := file.read(1)):  # not inside a character
-            line += more
-            if more[0] & 0xC0 != 0x80:
-                break
-        yield line
+def _part(file: IO[bytes]) -> bytes:
+    """The next `PIECE` bytes and what is left of their last line, or of their last character if it is too long."""
+    data = file.read(PIECE)
+    if len(data) == PIECE and not data.endswith(b"\n"):
+        data += file.readline(PIECE)
+        while not data.endswith(b"\n") and _is_cut(data) and (more := file.read(1)):
+            data += more
+    return data
 
 
-def _decoded(path: Path, lines: list[bytes], first: int, faults: Faults) -> Iterator[Document]:
-    try:
-        text = b"".join(lines).decode("utf-8-sig" if first == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        line = first + error.object[: error.start].count(b"\n")
-        faults.meet(f"{path}, line {line}: not valid UTF-8 (byte 0x{error.object[error.start]:02X})")
-        text = b"".join(lines).decode("utf-8", errors="replace")
-    if text.strip():
-        yield Document(text, f"{path}:{first}")
+def _is_cut(data: bytes) -> bool:
+    """Whether UTF-8 ends inside a character: fewer bytes follow its first byte than that announces."""
+    for back in range(1, 4):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:  # the first of its character, which has as many bytes as leading ones
+            return byte >= 0xC0 and back < 2 + (byte >= 0xE0) + (byte >= 0xF0)
+    return False
 
 
 def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None) -> Iterator[Document]:
@@ -165,6 +177,10 @@ def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None)
         try:
             row = json.loads(line)
             text = row if isinstance(row, str) else _column(row, column)
+            text.encode()
+        except UnicodeEncodeError:
+            faults.meet(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff), which is no text")
+            continue
         except (ValueError, RecursionError, KeyError) as error:
             reason = str(error).strip("'\"") if isinstance(error, KeyError) else f"not JSON ({error})"
             faults.meet(f"{path}, line {number}: {reason}")
@@ -199,25 +215,31 @@ def _read_parquet(path: Path, faults: Faults, column: str | None) -> Iterator[Do
                              " Name it with --column")  # fmt: skip
         number = 0
         for batch in table.iter_batches(batch_size=256, columns=wanted[:1]):
-            for value in batch.column(0).to_pylist():
+            for cell in batch.column(0):
                 number += 1
+                value = _value(cell)
                 if not isinstance(value, str):
                     faults.meet(f"{path}, row {number}: the column {wanted[0]!r} holds no text")
                 elif value.strip():
                     yield Document(value, f"{path}:{number}")
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+        faults.meet(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})")
 
 
-def fetch_data_set(repository: str) -> Path:
-    """A data set of the Hugging Face hub, its text files alone, in huggingface_hub's cache."""
+def _value(cell: Any) -> object:
+    """A cell's value, or None where it claims to be text and is not UTF-8."""
     try:
-        import huggingface_hub
-    except ImportError:
-        raise RunError(f"hf:{repository} needs huggingface_hub. Install it with: pip install 'nextword[hub]'") from None
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def fetch_data_set(name: str) -> Path:
+    """The text files of a data set owner/name[@revision] of the Hugging Face hub, in huggingface_hub's cache."""
+    from ..weights.hub import download
+
+    repository, _, revision = name.partition("@")
     wanted = [f"*{suffix}{gz}" for suffix in (*TEXT, *LINES) for gz in ("", ".gz")] + ["*.parquet"]
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
-    except Exception as error:  # network, cache and HTTP errors have no common class across versions
-        reason = " ".join(str(error).split())[:160]
-        raise RunError(f"hf:{repository} could not be fetched ({type(error).__name__}: {reason})") from error
+    return download(
+        repository, revision or None, wanted, unwanted=["README.md"], kind="dataset", instead="a folder of text"
+    )

@@ -14,10 +14,24 @@ UNWANTED = ["*.bin", "*.pt", "*.pth", "*.py", "*/*"]
 
 
 def fetch_snapshot(repository: str, revision: str | None, report: Report) -> Path:
+    """The folder of the model owner/name at a revision; see `download`."""
+    return download(repository, revision, WANTED, unwanted=UNWANTED)
+
+
+def download(
+    repository: str,
+    revision: str | None,
+    wanted: list[str],
+    *,
+    unwanted: list[str],
+    kind: str = "model",
+    instead: str = "a model's folder or a .gguf file",
+) -> Path:
     """The folder of owner/name at a revision, in huggingface_hub's own cache, where other tools share it.
 
-    huggingface_hub shows its own progress. Raises UsageError for a repository that is not there or not
-    open to this user, RunError without the package or without a network.
+    huggingface_hub shows its own progress. `kind` is "model" or "dataset", `instead` what to give where there is no
+    network. Raises UsageError for a repository that is not there or not open to this user, RunError without the
+    package or without a network.
     """
     try:
         import huggingface_hub
@@ -28,7 +42,7 @@ def fetch_snapshot(repository: str, revision: str | None, report: Report) -> Pat
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+                repository, repo_type=kind, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
             )
         )
     except errors.GatedRepoError:
@@ -40,17 +54,17 @@ def fetch_snapshot(repository: str, revision: str | None, report: Report) -> Pat
     except errors.RepositoryNotFoundError:
         raise UsageError(f"{named} is not on the hub, or is private. Check owner and name; hf auth login") from None
     except Exception as error:  # network, cache and HTTP errors have no common class across versions
-        raise RunError(_unreachable(named, error)) from error
+        raise RunError(_unreachable(named, error, instead)) from error
 
 
-def _unreachable(named: str, error: Exception) -> str:
+def _unreachable(named: str, error: Exception, instead: str) -> str:
     inner: BaseException = error
     while (deeper := inner.__cause__ or inner.__context__) is not None:
         inner = deeper
     reason = " ".join(str(inner or error).split())[:160] or type(inner).__name__
     return (
         f"{named} could not be fetched ({type(error).__name__}: {reason}), and huggingface_hub's cache"
-        " does not hold it. Without a network, give a model's folder or a .gguf file"
+        f" does not hold it. Without a network, give {instead}"
     )
 
 
