@@ -18,6 +18,8 @@ VERBS = {
     "next": "Show how likely each next token is, at several temperatures.",
     "chat": "Talk with a model, in its own chat format.",
     "plan": "Plan memory, compute, time and the compute-optimal model.",
+    "train": "Train a transformer, RNN, LSTM or GRU on your text.",
+    "runs": "List, show, compare, resume and export training runs.",
     "models": "List, fetch, inspect, convert and remove models.",
     "completion": "Print the script that completes commands in your shell.",
 }

@@ -59,7 +59,7 @@ def choose_device(name: str, process: Process) -> torch.device:
 @contextmanager
 def joined(process: Process, device: torch.device) -> Iterator[None]:
     """The processes joined in one group while the block runs: NCCL between GPUs, gloo between CPUs."""
-    if process.world == 1:
+    if process.world == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -39,7 +39,7 @@ class Options:
     checkpoint_every: int = 0  # steps; 0: at the end only
     keep: int = 2
     evaluate_every: int = 0  # steps; 0: at the end only
-    evaluate_tokens: int = 100_000
+    evaluate_tokens: int = 100_000  # at the end; a fifth of them at other times
     sample_every: int = 0
     guard: Action = "stop"
     compile: bool = False
@@ -313,10 +313,10 @@ class Trainer:
         )  # fmt: skip
         self.observer.saved(step, folder)
 
-    def _evaluate(self) -> HeldOutLoss:
-        run = self.run
+    def _evaluate(self, tokens: int | None = None) -> HeldOutLoss:
+        run, most = self.run, tokens or self.options.evaluate_tokens
         loss = evaluate(
-            self.training, self.data.heldout, run.context, run.micro_batch, self.options.evaluate_tokens, self.device,
+            self.training, self.data.heldout, run.context, run.micro_batch, most, self.device,
             self.process,
         )  # fmt: skip
         if self.process.first:
@@ -416,3 +416,11 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
         except ValueError:
             continue
         yield {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in values.items()}
+
+
+def last_step(folder: Path) -> int:
+    """Steps that a run's metrics tell of."""
+    try:
+        return max((int(row["step"]) + 1 for row in read_metrics(folder) if "loss" in row), default=0)
+    except UsageError:
+        return 0

@@ -1,0 +1,216 @@
+"""nextword runs: list, show, compare, resume and export training runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..base import UsageError, units
+from ._app import Suggesting
+
+if TYPE_CHECKING:
+    from ..train.folder import RunRecord
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group(name="runs", cls=Suggesting)
+def command() -> None:
+    """Training runs: list, show, compare, resume, export.
+
+    \b
+    Examples:
+      nextword runs list
+      nextword runs compare runs/transformer-1.20M runs/lstm-1.20M --plot both.svg
+      nextword runs resume runs/transformer-1.20M
+      nextword runs export runs/transformer-1.20M model.gguf
+    """
+
+
+@command.command(name="list")
+@click.argument("root", type=_FOLDER, default=Path("runs"))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_runs(root: Path, as_json: bool) -> None:
+    """The runs in a folder, oldest first."""
+    from ..train.folder import RunRecord, runs_under
+
+    rows = [_summary(folder, RunRecord.read(folder)) for folder in runs_under(root)]
+    if as_json:
+        from ._console import emit_json
+
+        emit_json(rows)
+        return
+    from ._console import messages, output
+    from .plan_tables import plain_table
+
+    if not rows:
+        messages().print(f"no runs in {root}. Begin one: nextword train FOLDER --minutes 20")
+        return
+    table = plain_table("run", "kind", "parameters", "tokens", "steps", "held-out", "bits/byte", "state", right=True)
+    for row in rows:
+        table.add_row(
+            row["folder"], row["kind"], units.format_count(row["parameters"]), units.format_count(row["tokens"]),
+            f"{row['step']:,}/{row['steps']:,}", _number(row["nats_per_token"]), _number(row["bits_per_byte"]),
+            row["state"],
+        )  # fmt: skip
+    output().print(table)
+
+
+@command.command(name="show")
+@click.argument("run", type=_FOLDER)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw the curve.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(run: Path, plot: Path | None, as_json: bool) -> None:
+    """One run: its plan, what it measured, its curve."""
+    from ..train.folder import RunRecord, read_report
+
+    record, measured = RunRecord.read(run), read_report(run)
+    if plot is not None:
+        from ..train.pictures import draw_curves
+
+        draw_curves([run], plot)
+    if as_json:
+        from dataclasses import asdict
+
+        from ._console import emit_json
+
+        emit_json(
+            {
+                **_summary(run, record),
+                "run": record.run.to_dict(),
+                "predicted": asdict(record.prediction) if record.prediction else None,
+                "measured": asdict(measured) if measured else None,
+            }
+        )
+        return
+    from ._console import output
+    from .plan_tables import plain_table
+    from .train_display import print_report
+
+    summary = _summary(run, record)
+    table = plain_table("", "", right=False)
+    table.show_header = False
+    for name, value in summary.items():
+        table.add_row(
+            name,
+            f"{value:,}"
+            if isinstance(value, int)
+            else _number(value)
+            if value is None or isinstance(value, float)
+            else str(value),
+        )
+    output().print(table)
+    output().print("\n" + _terminal_curve([run]))
+    if measured is not None:
+        print_report(record.prediction, measured, run)
+
+
+@command.command(name="compare")
+@click.argument("runs", type=_FOLDER, nargs=-1)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw the curves.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+    """Several runs side by side: settings that differ, losses, curves."""
+    from ..train.folder import RunRecord, difference, read_report
+
+    if len(runs) < 2:
+        raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
+    records = [RunRecord.read(run) for run in runs]
+    rows = [_summary(run, record) for run, record in zip(runs, records, strict=True)]
+    differing = {str(run): difference(records[0].run, record.run) for run, record in zip(runs, records, strict=True)}
+    if plot is not None:
+        from ..train.pictures import draw_curves
+
+        draw_curves(list(runs), plot)
+    if as_json:
+        from ._console import emit_json
+
+        emit_json({"runs": rows, "differs_from_the_first": differing})
+        return
+    from ._console import output
+    from .plan_tables import plain_table, rate
+
+    table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory")
+    for run, row in zip(runs, rows, strict=True):
+        measured = read_report(run)
+        table.add_row(
+            row["folder"], f"{row['parameters']:,}", units.format_count(row["tokens"]), _number(row["nats_per_token"]),
+            _number(row["bits_per_byte"]), rate(measured.tokens_per_second) if measured else "",
+            units.format_bytes(measured.memory) if measured else "",
+        )  # fmt: skip
+    console = output()
+    console.print(table)
+    if len({record.fingerprint for record in records}) > 1:
+        console.print("! the runs saw different data or tokens: compare bits a byte, if at all", style="yellow")
+    console.print("\n" + _terminal_curve(list(runs)))
+    for run in runs[1:]:
+        if differing[str(run)]:
+            console.print(f"\n{run} differs from {runs[0]} in {'; '.join(differing[str(run)])}", style="dim")
+
+
+@command.command(name="resume")
+@click.argument("run", type=_FOLDER)
+@click.option("--device", default="", metavar="DEVICE", help="Default: as it was begun.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
+def resume(run: Path, device: str, as_json: bool) -> None:
+    """Go on with a run that was interrupted, to the bit as if it had not been."""
+    from ..train import session as sessions
+    from ._console import messages
+    from .train import finish
+    from .train_display import Display, print_report
+
+    session = sessions.resume(run, device=device, say=lambda text: messages().print(text, style="dim"))
+    with Display(session) as display:
+        outcome, measured = sessions.train(session, display)
+    if session.process.first:
+        finish(session, outcome, measured, as_json, print_report)
+
+
+@command.command(name="export")
+@click.argument("run", type=_FOLDER)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(1), default=None, metavar="N", help="A checkpoint; default: the run's end.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]), default="float32",
+              show_default=True, help="q8_0: of a .gguf file.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> None:
+    """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends so."""
+    from ..train.export import export_run
+    from ._console import messages
+
+    written = export_run(run, out, step, dtype, force)
+    messages().print(f"wrote {written}")
+
+
+def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
+    from ..plan import parameters
+    from ..train.folder import read_report
+    from ..train.trainer import last_step
+
+    measured, run = read_report(folder), record.run
+    step = last_step(folder)
+    return {
+        "folder": str(folder),
+        "kind": run.model.kind,
+        "parameters": parameters(run.model).total,
+        "tokens": run.tokens,
+        "step": step,
+        "steps": run.steps,
+        "nats_per_token": measured.nats_per_token if measured else None,
+        "bits_per_byte": measured.bits_per_byte if measured else None,
+        "state": "ended" if measured else "not ended",
+        "created": record.created,
+        "from": record.origin or None,
+    }
+
+
+def _terminal_curve(folders: list[Path]) -> str:
+    from ..train.pictures import terminal_curve
+
+    return terminal_curve(folders)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

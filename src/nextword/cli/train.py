@@ -1,0 +1,187 @@
+"""nextword train: a folder of text and a budget → a model, with the plan beside what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..base import UsageError
+from .plan_options import COUNT, FLOPS, duration_in
+
+if TYPE_CHECKING:
+    from ..train.session import Request, Session
+
+_CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "dropout", "weight_decay", "clip", "seed",
+            "packing", "recompute", "steps")  # fmt: skip
+
+
+@click.command(name="train")
+@click.argument("data", nargs=-1)
+@click.option("--minutes", type=duration_in("min"), default=None, metavar="TIME", help="Time to train: 20, 90s, 2h.")
+@click.option("--flops", type=FLOPS, default=None, metavar="C", help="Or compute to spend: 1e15.")
+@click.option("--tokens", type=COUNT, default=None, metavar="D", help="Or tokens to see: 50M.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
+              help="Or a run that `nextword plan budget --out FILE` wrote.")  # fmt: skip
+@click.option("--model", "kind", type=click.Choice(["transformer", "rnn", "lstm", "gru"]), default="transformer",
+              show_default=True)  # fmt: skip
+@click.option("--match", type=click.Choice(["params", "flops"]), default="params", show_default=True,
+              help="A recurrent net takes the transformer's number of parameters, or its FLOPs a token.")  # fmt: skip
+@click.option("--params", "count", type=COUNT, default=None, metavar="N", help="Parameters. Default: compute-optimal.")
+@click.option("--context", type=click.IntRange(2), default=None, metavar="TOKENS")
+@click.option("--tokenizer", default="bpe", show_default=True, metavar="NAME",
+              help="bpe, bytes, characters (made for the text), or a model whose tokenizer is taken.")  # fmt: skip
+@click.option("--vocabulary", type=click.IntRange(2), default=None, metavar="V", help="Tokens of a bpe tokenizer.")
+@click.option("--from", "start_from", default=None, metavar="MODEL", help="Fine-tune open weights.")
+@click.option("--lora", type=click.IntRange(1), default=None, metavar="RANK", help="Of adapters; with --from.")
+@click.option("--batch", type=click.IntRange(1), default=None, metavar="ROWS", help="Sequences a step.")
+@click.option("--micro-batch", type=click.IntRange(1), default=None, metavar="ROWS", help="Sequences at a time.")
+@click.option("--steps", type=click.IntRange(1), default=None, metavar="N")
+@click.option("--learning-rate", type=float, default=None, metavar="RATE", help="At its highest; it ends at a tenth.")
+@click.option("--schedule", type=click.Choice(["cosine", "wsd", "constant"]), default=None)
+@click.option("--optimizer", type=click.Choice(["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]), default=None)
+@click.option("--dropout", type=click.FloatRange(0, 0.9), default=None)
+@click.option("--weight-decay", type=float, default=None)
+@click.option("--clip", type=float, default=None, metavar="NORM", help="Of gradients; 0: none.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "amp"]), default="auto", show_default=True,
+              help="amp: products in bfloat16. auto: amp where that is faster here.")  # fmt: skip
+@click.option("--seed", type=int, default=None, metavar="N")
+@click.option("--packing", type=click.Choice(["stream", "best-fit"]), default=None)
+@click.option("--within-documents", is_flag=True, help="Tokens do not look into the document before theirs.")
+@click.option("--carry-state", is_flag=True, help="Recurrent nets: rows go on where the step before ended.")
+@click.option("--recompute", type=click.Choice(["none", "full"]), default=None, help="Less memory, more time.")
+@click.option("--shard", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Under torchrun. Default: ddp.")
+@click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default="stop", show_default=True,
+              help="What to do about a loss that is no number, or that leaps.")  # fmt: skip
+@click.option("--holdout", type=float, default=0.05, show_default=True, metavar="SHARE", help="Of the documents.")
+@click.option("--column", default=None, metavar="NAME", help="Of the text in .jsonl and .parquet.")
+@click.option("--skip-bad", is_flag=True, help="Pass over broken rows and count them.")
+@click.option("--sample", "sample", default=None, metavar="TEXT", help="What sample completions begin with.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, metavar="FOLDER",
+              help="Default: runs/<kind>-<parameters>.")  # fmt: skip
+@click.option("--checkpoint-every", type=click.IntRange(0), default=None, metavar="STEPS")
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Checkpoints.")
+@click.option("--evaluate-every", type=click.IntRange(0), default=None, metavar="STEPS")
+@click.option("--tensorboard", is_flag=True, help="Write event files too; needs nextword[tensorboard].")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute first, then faster on a GPU.")
+@click.option("--device", default="auto", metavar="DEVICE")
+@click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="Default: timed.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print plan and measurement as JSON.")
+def command(
+    data: tuple[str, ...], sample: str | None, tensorboard: bool, dry_run: bool, as_json: bool, **wishes: Any
+) -> None:
+    """Train a language model on DATA: files or folders of .txt, .md, .jsonl, .parquet, or hf:owner/name.
+
+    The budget is the one dial: this machine is measured, a compute-optimal model chosen and a tokenizer made for
+    the text. The plan is printed before, and beside what was measured after. Ctrl-C writes a checkpoint.
+
+    \b
+    Examples:
+      nextword train books/ --minutes 20
+      nextword train books/ --minutes 20 --model lstm --match params
+      nextword train notes.md --from smollm2-135m-instruct --lora 8 --minutes 5
+      torchrun --nproc-per-node 2 -m nextword train books/ --minutes 20
+      nextword complete --model runs/transformer-1.20M "Once upon a time"
+    """
+    if not data:
+        raise UsageError("give the text to train on: files, folders or hf:owner/name, such as: nextword train books/")
+    request = _request(data, wishes)
+    from ..train import session as sessions
+    from ..weights.catalogue import cache_folder
+    from ._console import messages
+    from .train_display import Display, print_plan, print_report
+
+    def say(text: str) -> None:
+        messages().print(text, style="dim")
+
+    session = sessions.start(request, cache_folder(), say)
+    if session.process.first and not as_json:
+        print_plan(session)
+    if dry_run:
+        if as_json:
+            _emit(session, None)
+        return
+    display = Display(session, sample, tensorboard)
+    with display:
+        outcome, measured = sessions.train(session, display)
+    if not session.process.first:
+        return
+    finish(session, outcome, measured, as_json, print_report)
+
+
+def finish(session: Session, outcome: Any, measured: Any, as_json: bool, print_report: Any) -> None:
+    """What is said at a run's end."""
+    from ._console import messages
+
+    if outcome.interrupted:
+        messages().print(
+            f"stopped after step {outcome.steps:,} of {session.run.steps:,}; the model so far is in {session.folder}."
+            f" Go on: nextword runs resume {session.folder}"
+        )
+        raise KeyboardInterrupt
+    draw_curve(session.folder)
+    if as_json:
+        _emit(session, measured)
+    elif measured is not None:
+        print_report(session.record.prediction, measured, session.folder)
+
+
+def draw_curve(folder: Path) -> None:
+    """curve.svg, where matplotlib is there."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is not None:
+        from ..train.pictures import draw_curves
+
+        draw_curves([folder], folder / "curve.svg")
+
+
+def _emit(session: Session, measured: Any) -> None:
+    from dataclasses import asdict
+
+    from ._console import emit_json
+
+    record = session.record
+    emit_json(
+        {
+            "folder": str(session.folder),
+            "run": record.run.to_dict(),
+            "predicted": asdict(record.prediction) if record.prediction else None,
+            "measured": asdict(measured) if measured else None,
+            "units": {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s",
+                      "nats_per_token": "nats/token", "bits_per_byte": "bits/byte"},
+        }
+    )  # fmt: skip
+
+
+def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
+    from ..train.launch import Budget
+    from ..train.session import Request
+
+    budgets = [name for name in ("minutes", "flops", "tokens", "config") if wishes[name] is not None]
+    if len(budgets) > 1:
+        raise UsageError(f"{' and '.join('--' + name for name in budgets)} are budgets of their own; give one")
+    if not budgets and wishes["steps"] is None:
+        raise UsageError("give a budget: --minutes 20, --flops 1e15, --tokens 50M, --steps 1000 or --config FILE")
+    if wishes["lora"] and not wishes["start_from"]:
+        raise UsageError("--lora adapts open weights; name them with --from MODEL")
+    if wishes["start_from"] and wishes["kind"] != "transformer":
+        raise UsageError("--from takes the kind of the model it names; leave out --model")
+    changes = {name: wishes[name] for name in _CHANGES if wishes[name] is not None}
+    if wishes["within_documents"]:
+        changes["across_documents"] = False
+    if wishes["carry_state"]:
+        changes["carry_state"] = True
+    return Request(
+        data=data,
+        budget=Budget(wishes["minutes"], wishes["flops"], wishes["tokens"]),
+        changes=changes,
+        lora=wishes["lora"] or 0,
+        compile=wishes["compiled"],
+        **{name: wishes[name] for name in (
+            "kind", "match", "count", "config", "tokenizer", "vocabulary", "context", "holdout", "skip_bad", "column",
+            "start_from", "precision", "device", "threads", "out", "shard", "guard", "keep", "checkpoint_every",
+            "evaluate_every")},
+    )  # fmt: skip

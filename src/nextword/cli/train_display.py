@@ -1,0 +1,200 @@
+"""A run on the terminal: the plan before, a live line while it goes, predicted beside measured after."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..base import units
+from ..plan import parameters
+from ._console import messages, output
+from .plan_tables import plain_table, rate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..train.evaluate import HeldOutLoss
+    from ..train.folder import Measured, Prediction
+    from ..train.session import Session
+    from ..train.trainer import Step
+
+_QUIET_SECONDS = 10.0  # between lines where no terminal shows a live one
+_SAMPLE_TOKENS = 40
+
+
+def shape_line(session: Session) -> str:
+    """The model in words."""
+    spec = session.run.model
+    attention = f", {spec.heads} heads, MLP {spec.mlp_width:,}" if spec.kind == "transformer" else ""
+    return f"{spec.kind}: {spec.layers} layers, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
+
+
+def print_plan(session: Session) -> None:
+    """What is going to happen, on standard output."""
+    run, data, plan = session.run, session.data, session.record.prediction
+    count = parameters(run.model)
+    table = plain_table("", "", right=False)
+    table.show_header = False
+    table.title, table.title_justify, table.title_style = "the plan", "left", "bold"
+    table.add_row("  model", shape_line(session))
+    table.add_row("  parameters", f"{count.total:,} ({count.non_embedding:,} without embedding and head)")
+    epochs = run.tokens / max(1, data.train.tokens)
+    table.add_row("  text", f"{units.format_count(data.train.tokens)} tokens of {data.bytes_per_token:.2f} bytes"
+                  f" ({units.format_count(data.heldout.tokens)} more held out)")  # fmt: skip
+    table.add_row("  tokens", f"{run.tokens:,}: {run.steps:,} steps of {run.batch:,} x {run.context:,};"
+                  f" {epochs:.2f} epochs, {run.tokens / count.total:.1f} a parameter")  # fmt: skip
+    table.add_row("  learning", f"{run.optimizer}, {run.learning_rate:g} to {run.final_learning_rate:g} {run.schedule}"
+                  f", {run.precision}, {session.record.threads} threads")  # fmt: skip
+    if plan is not None:
+        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {rate(plan.tokens_per_second)} tokens/s,"
+                      f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip
+        table.add_row("  memory", units.format_bytes(plan.memory))
+        if not session.record.origin:
+            table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}),"
+                          f" {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
+    table.add_row("  folder", str(session.folder))
+    output().print(table)
+    output().print()
+
+
+def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> None:
+    """Predicted and measured, side by side."""
+    table = plain_table("", "predicted", "measured", "off by")
+    rows = [
+        ("time", "seconds", units.format_seconds),
+        ("tokens/s", "tokens_per_second", rate),
+        ("share of peak", "share_of_peak", lambda value: f"{value:.1%}"),
+        ("peak memory", "memory", units.format_bytes),
+        ("held-out loss, nats a token", "nats_per_token", lambda value: f"{value:.4f}"),
+        ("held-out loss, bits a byte", "bits_per_byte", lambda value: f"{value:.4f}"),
+    ]
+    for name, key, show in rows:
+        found = getattr(measured, key)
+        expected = getattr(plan, key) if plan is not None else None
+        off = "" if not expected else f"{expected / found - 1:+.1%}"
+        table.add_row(name, "" if expected is None else show(expected), show(found), off)
+    console = output()
+    console.print()
+    console.print(table)
+    console.print(
+        f"\nmaking batches took {measured.data_share:.2%} of the time. The model is in {folder}:"
+        f' nextword complete --model {folder} "..."'
+    )
+
+
+class Display:
+    """Shows a run on standard error: one live line on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, session: Session, sample: str | None = None, tensorboard: bool = False) -> None:
+        self.session, self.prompt = session, sample
+        self.live = session.process.first and messages().is_terminal and not messages().is_dumb_terminal
+        self.loss: float | None = None
+        self.heldout: float | None = None
+        self.began, self.spoke, self.first_step = time.perf_counter(), time.perf_counter(), -1
+        self.events = _Events(session.folder) if tensorboard and session.process.first else None
+        self._progress: Any = None
+
+    def __enter__(self) -> Display:
+        if self.live:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"),
+                console=messages(), transient=True,
+            )  # fmt: skip
+            self._progress.start()
+            self._task = self._progress.add_task("step 0", total=self.session.run.steps, status="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if self.events is not None:
+            self.events.close()
+
+    def stepped(self, step: Step) -> None:
+        """Move the line on."""
+        if self.first_step < 0:
+            self.first_step, self.began = step.step, time.perf_counter() - step.seconds
+        self.loss = step.loss if self.loss is None or self.loss != self.loss else 0.9 * self.loss + 0.1 * step.loss
+        if self.events is not None:
+            self.events.write(step.step, loss=step.loss, learning_rate=step.learning_rate, norm=step.gradient_norm)
+        now = time.perf_counter()
+        if self._progress is not None:
+            total = self.session.run.steps
+            self._progress.update(
+                self._task, completed=step.step + 1, description=f"step {step.step + 1:,}/{total:,}",
+                status=self._status(step, now),
+            )  # fmt: skip
+        elif self.session.process.first and now - self.spoke > _QUIET_SECONDS:
+            self.spoke = now
+            messages().print(f"step {step.step + 1:,}/{self.session.run.steps:,}: {self._status(step, now)}")
+
+    def _status(self, step: Step, now: float) -> str:
+        done = step.step + 1 - self.first_step
+        a_step = (now - self.began) / done
+        left = a_step * (self.session.run.steps - step.step - 1)
+        said = [f"loss {self.loss:.3f}"]
+        if self.heldout is not None:
+            said.append(f"held out {self.heldout:.3f}")
+        said += [f"{rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
+        plan = self.session.record.prediction
+        if plan is not None:
+            said.append(f"of {units.format_seconds(plan.seconds)} planned")
+        said.append(units.format_bytes(_resident()))
+        return ", ".join(said)
+
+    def evaluated(self, step: int, loss: HeldOutLoss) -> None:
+        """Remember the held-out loss, and say it."""
+        self.heldout = loss.nats_per_token
+        if self.events is not None:
+            self.events.write(step, heldout=loss.nats_per_token)
+        messages().print(
+            f"step {step:,}: held-out loss {loss.nats_per_token:.4f} nats a token, {loss.bits_per_byte:.4f} bits a byte"
+        )
+
+    def saved(self, step: int, folder: Path) -> None:
+        """Checkpoints are silent."""
+
+    def said(self, message: str) -> None:
+        """A remark of the trainer."""
+        messages().print(message, style="yellow")
+
+    def sample(self, step: int, model: nn.Module) -> None:
+        """Complete a prompt with the model as it is."""
+        from ..generate import Engine, Limits, Sampling
+
+        tokenizer = self.session.data.tokenizer()
+        prompt = tokenizer.encode(self.prompt) if self.prompt else [min(tokenizer.stop_ids, default=0)]
+        limits = Limits(max_tokens=min(_SAMPLE_TOKENS, max(1, self.session.run.context - len(prompt) - 1)))
+        steps = Engine(model, tokenizer).stream([prompt], Sampling(temperature=0.8, seed=0), limits)  # type: ignore[arg-type]
+        text = " ".join(((self.prompt or "") + "".join(each.text for each in steps)).split())
+        messages().print(f"step {step:,}: {text}", style="italic")
+
+
+class _Events:
+    """TensorBoard's event files."""
+
+    def __init__(self, folder: Path) -> None:
+        from ..base import RunError
+
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise RunError("event files need tensorboard. Install it: pip install 'nextword[tensorboard]'") from None
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _resident() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,58 @@
+"""A run's model, at its end or at a checkpoint, as a Hugging Face folder or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..base import RunError, UsageError
+from ..data import open_dataset
+from . import checkpoint as checkpoints
+from .folder import RunRecord
+from .lora import add_adapters, merge_adapters
+from .module import new_model
+
+
+def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "float32", force: bool = False) -> Path:
+    """Write the model of the folder `run` to `out`: a .gguf file by its ending, else a folder.
+
+    Raises UsageError for a step without a checkpoint, and for a kind of model that the format has no place for.
+    """
+    from ..weights import write_model
+
+    record = RunRecord.read(run)
+    gguf = out.suffix.lower() == ".gguf"
+    if dtype == "q8_0" and not gguf:
+        raise UsageError("q8_0 is a type of GGUF files; let OUT end in .gguf, or use --dtype float16")
+    model = model_at(run, record, step)
+    tokenizer = open_dataset(record.data).tokenizer()
+    if not gguf:
+        return write_model(out, model, tokenizer, dtype=dtype, force=force)
+    from ..weights.gguf_writing import write_gguf
+
+    written: Path = write_gguf(out, model, tokenizer, dtype=dtype, force=force)
+    return written
+
+
+def model_at(run: Path, record: RunRecord, step: int | None) -> Any:
+    """The run's model after `step` steps, or after the newest checkpoint."""
+    root = run / "checkpoints"
+    if step is None:
+        found = max(root.glob("step-*"), default=None)
+        if found is None:
+            raise UsageError(f"{run} has no checkpoint yet")
+    else:
+        found = root / checkpoints.folder_name(step)
+        if not found.exists():
+            known = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(root.glob("step-*")))
+            raise UsageError(f"{run} has no checkpoint of step {step}; it has {known or 'none'}")
+    model = new_model(record.run)
+    if record.run.lora:
+        add_adapters(model, record.run.lora, record.run.seed)
+    try:
+        checkpoints.load(checkpoints.read(found), model)
+    except RunError as error:
+        raise RunError(f"{error}. Another one: --step N") from error
+    if record.run.lora:
+        merge_adapters(model)
+    return model.eval()

@@ -1,0 +1,54 @@
+"""Low-rank adapters (Hu et al. 2021, 2106.09685): the weights stay, a product of two thin matrices is learnt beside."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..base import UsageError
+from ..models.layers import Layer, Linear
+
+SCALE = 2.0  # alpha / rank
+
+
+class LoRALinear(Layer):
+    """y = x Wᵀ + 2 (x Aᵀ) Bᵀ; W frozen, A (rank, in) drawn, B (out, rank) zero, so that training starts from W."""
+
+    def __init__(self, base: Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.empty(rank, base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + SCALE * F.linear(F.linear(x, self.down), self.up)
+
+    @torch.no_grad()
+    def merged(self) -> Linear:
+        """The frozen matrix with what was learnt added to it."""
+        self.base.weight += SCALE * (self.up @ self.down)
+        return self.base
+
+
+def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
+    """Freeze `model` and put adapters of `rank` beside every matrix of its layers. Raises UsageError if it has none."""
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise UsageError("adapters stand beside the matrices of a transformer's layers; train this model whole")
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for parent in list(blocks.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Linear):
+                    setattr(parent, name, LoRALinear(child, rank))
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Make `model` a plain one again, what the adapters learnt added to its matrices."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoRALinear):
+                setattr(parent, name, child.merged())

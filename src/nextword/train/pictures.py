@@ -1,0 +1,109 @@
+"""Loss curves: in the terminal, and drawn with matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..base import RunError, UsageError
+from .trainer import read_metrics
+
+_COLOURS = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
+_WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
+_MARKS = "●○▲△■□"
+_KINDS = (".svg", ".png", ".pdf")
+
+
+def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Tokens and loss of each step, tokens and held-out loss of each evaluation. A step done twice counts once."""
+    steps: dict[int, tuple[int, float]] = {}
+    heldout: dict[int, float] = {}
+    for row in read_metrics(folder):
+        if "heldout" in row:
+            heldout[int(row["step"])] = row["heldout"]["nats_per_token"]
+        elif "loss" in row:
+            steps[int(row["step"])] = (int(row["tokens"]), float(row["loss"]))
+    seen, tokens, losses = 0, [], []
+    at = {0: 0}
+    for step in sorted(steps):
+        seen += steps[step][0]
+        tokens.append(float(seen))
+        losses.append(steps[step][1])
+        at[step + 1] = seen
+    evaluated = [step for step in sorted(heldout) if step in at]
+    return tokens, losses, [float(at[step]) for step in evaluated], [heldout[step] for step in evaluated]
+
+
+def draw_curves(folders: Sequence[Path], path: Path) -> None:
+    """Loss against tokens: faint for each step, a line for its mean, dots for held-out text."""
+    if path.suffix.lower() not in _KINDS:
+        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RunError("pictures need matplotlib. Install it with: pip install 'nextword[plot]'") from None
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    lowest, highest = math.inf, 0.0
+    for number, folder in enumerate(folders):
+        tokens, losses, at, heldout = curve(folder)
+        if not losses:
+            raise UsageError(f"{folder} has no steps to draw yet")
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(tokens, losses, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(tokens, smoothed(losses), color=colour, linewidth=1.6, label=folder.name)
+        if heldout:
+            axes.plot(at, heldout, "o", color=colour, markersize=4.5, markeredgecolor="white")
+            axes.annotate(f"{heldout[-1]:.3f}", (at[-1], heldout[-1]), textcoords="offset points", xytext=(6, 0),
+                          fontsize=8, color=colour, va="center")  # fmt: skip
+        finite = [loss for loss in [*losses[len(losses) // 50 :], *heldout] if math.isfinite(loss)]
+        lowest, highest = min([lowest, *finite]), max([highest, *finite])
+    axes.set(xlabel="tokens seen", ylabel="loss, nats a token", ylim=(lowest - 0.1, highest + 0.1))
+    axes.set_title("training loss (line: running mean) and held-out loss (dots)", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    axes.margins(x=0.06)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from ..base import atomic_write
+
+    try:
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror or error}; the picture is not written") from error
+
+
+def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
+    """A running mean that forgets over `share` of the steps."""
+    keep = 1 - 1 / max(1.0, share * len(losses))
+    mean, weight, found = 0.0, 0.0, []
+    for loss in losses:
+        if math.isfinite(loss):
+            mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
+        found.append(mean / weight if weight else math.nan)
+    return found
+
+
+def terminal_curve(folders: Sequence[Path]) -> str:
+    """The running means as characters, one mark a run."""
+    curves = [(tokens, smoothed(losses)) for tokens, losses, _, _ in map(curve, folders) if losses]
+    if not curves:
+        return "no steps yet"
+    skip = [max(1, len(losses) // 50) for _, losses in curves]
+    shown = [loss for (_, losses), n in zip(curves, skip, strict=True) for loss in losses[n - 1 :] if loss == loss]
+    low, high = min(shown), max(shown)
+    most = max(tokens[-1] for tokens, _ in curves)
+    grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+    for number, (tokens, losses) in enumerate(curves):
+        for place, loss in zip(tokens, losses, strict=True):
+            if loss == loss and loss <= high:
+                row = round((high - loss) / max(high - low, 1e-9) * (_HEIGHT - 1))
+                grid[row][min(_WIDTH - 1, int(place / most * (_WIDTH - 1)))] = _MARKS[number % len(_MARKS)]
+    lines = [f"{high - (high - low) * row / (_HEIGHT - 1):7.3f} ┤{''.join(cells)}" for row, cells in enumerate(grid)]
+    legend = "   ".join(f"{_MARKS[n % len(_MARKS)]} {folder.name}" for n, folder in enumerate(folders))
+    return "\n".join([*lines, f"{'':8}└{'─' * _WIDTH}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])

@@ -1,0 +1,405 @@
+"""A run from its request to its report: data, plan, training, model, ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base import RunError, UsageError
+from ..data import Dataset, Sources, find_sources, open_dataset
+from ..data import prepare as prepare_data
+from ..plan import Device, RunConfig, flops, parameters
+from ..plan import device as plan_device
+from ..spec import Kind, ModelSpec
+from ..text import Tokenizer
+from . import launch, ledger
+from .distributed import Process, choose_device, from_first, joined, this_process
+from .folder import Measured, Prediction, RunRecord, difference, write_report
+from .guard import Action
+from .lora import add_adapters, merge_adapters
+from .memory import keep_freed_memory
+from .module import new_model
+from .probe import StepTime, half_pays
+from .trainer import Observer, Options, Outcome, Silent, Trainer
+
+Say = Callable[[str], None]
+OWN = ("bpe", "bytes", "characters")
+_CHECKPOINT_SECONDS = 120.0
+_CHECKPOINTS = 10  # in a run, at least
+_EVALUATIONS = 10
+_FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for. `changes` are settings of `RunConfig` by name."""
+
+    data: tuple[str, ...]
+    budget: launch.Budget = field(default_factory=launch.Budget)
+    kind: Kind = "transformer"
+    match: str = "params"
+    count: float | None = None  # parameters
+    config: Path | None = None
+    tokenizer: str = "bpe"  # or bytes, characters, a model's name or folder
+    vocabulary: int | None = None
+    context: int | None = None
+    holdout: float = 0.05
+    skip_bad: bool = False
+    column: str | None = None
+    start_from: str | None = None
+    lora: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    out: Path | None = None
+    shard: str = "none"
+    guard: Action = "stop"
+    keep: int = 2
+    checkpoint_every: int | None = None
+    evaluate_every: int | None = None
+    compile: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """A run that is ready to start or to go on."""
+
+    folder: Path
+    record: RunRecord
+    data: Dataset
+    process: Process
+    device: torch.device
+
+    @property
+    def run(self) -> RunConfig:
+        return self.record.run
+
+
+# ---- starting
+
+
+def start(request: Request, cache: Path, say: Say) -> Session:
+    """Prepare the data, choose the model and the steps, predict, and write run.json. Every process calls it."""
+    process = this_process()
+    device = choose_device(request.device, process)
+    with joined(process, device):
+        return _on_first(process, device, lambda: _start(request, cache, say, process, device))
+
+
+def resume(folder: Path, changes: dict[str, Any] | None = None, device: str = "", say: Say = print) -> Session:
+    """The session of a run's folder. Raises UsageError for `changes` that would make it another run."""
+    record = RunRecord.read(folder)
+    changed = replace(record.run, **changes) if changes else record.run
+    if lines := difference(record.run, changed):
+        raise UsageError(
+            f"{folder} was begun otherwise: {'; '.join(lines)}. Resume it as it is, or start another run with --out"
+        )
+    data = open_dataset(record.data)
+    if data.fingerprint != record.fingerprint:
+        raise UsageError(f"{record.data} holds other tokens than {folder} was begun with; give the sources again")
+    process = this_process()
+    return Session(folder, record, data, process, choose_device(device or record.device, process))
+
+
+def _on_first(process: Process, device: torch.device, work: Callable[[], Session]) -> Session:
+    """`work` on the first process; the others open what it wrote, or fail with it."""
+    if process.world == 1:
+        return work()
+    found: tuple[str | None, str] = (None, "")
+    made = None
+    if process.first:
+        try:
+            made = work()
+            found = (str(made.folder), "")
+        except Exception as error:
+            from_first((None, str(error)), process)
+            raise
+    found = from_first(found, process)
+    if found[0] is None:
+        raise RunError(f"the first process could not start: {found[1]}")
+    if made is None:
+        made = resume(Path(found[0]), device=str(device))
+    return made
+
+
+def _start(request: Request, cache: Path, say: Say, process: Process, device: torch.device) -> Session:
+    sources = find_sources(request.data)
+    for reason, count in sources.skipped.items():
+        say(f"passed over {count:,} {'file' if count == 1 else 'files'}: {reason}")
+    here = plan_device("this", cache)
+    say(f"this machine: {here.peak_fp32 / 1e9:.0f} GFLOP/s, {here.bandwidth / 1e9:.0f} GB/s (measured)")
+    entries = ledger.read()
+    if request.start_from is not None:
+        model, tokenizer = _load(request.start_from)
+        data = _prepare(request, sources, cache, tokenizer, request.start_from, say)
+        run = _fine_tune(request, model.spec, data, here, process)
+    else:
+        spec, given, name = _shape(request, sources, here, entries)
+        data = _prepare(request, sources, cache, given, name, say, spec.vocabulary)
+        run = _configure(request, replace(spec, vocabulary=data.vocabulary), data, here, process, entries)
+    run = replace(run, precision=_precision(request, device), shard=_shard(request, process))
+    timed = None
+    if process.world == 1:
+        say("timing some steps")
+        timed = launch.probe(run, device, request.threads)
+        run = _refit(request, run, timed, data, here)
+    threads = request.threads or (timed.threads if timed else torch.get_num_threads())
+    prediction = launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
+    folder = request.out or launch.default_folder(run)
+    if (folder / "run.json").exists():
+        raise UsageError(f"{folder} holds a run already. Go on with it: nextword runs resume {folder}; or choose --out")
+    record = RunRecord(
+        run=run, data=str(data.folder.resolve()), fingerprint=data.fingerprint, sources=tuple(map(str, request.data)),
+        prediction=prediction, threads=threads, device=request.device, peak=here.peak_fp32,
+        options=_options(request, run, timed), origin=request.start_from or "",
+    )  # fmt: skip
+    return Session(folder, record, data, process, device)
+
+
+def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[str, Any]:
+    step = timed.step(run) if timed else 1.0
+    every = max(1, min(round(_CHECKPOINT_SECONDS / step), max(1, run.steps // _CHECKPOINTS)))
+    return {
+        "guard": request.guard,
+        "keep": request.keep,
+        "checkpoint_every": every if request.checkpoint_every is None else request.checkpoint_every,
+        "evaluate_every": max(1, run.steps // _EVALUATIONS)
+        if request.evaluate_every is None
+        else request.evaluate_every,
+        "evaluate_tokens": min(200_000, max(10_000, run.tokens // 20)),
+        "compile": request.compile,
+    }
+
+
+def _shape(
+    request: Request, sources: Sources, here: Device, entries: list[ledger.Entry]
+) -> tuple[ModelSpec, Tokenizer | None, str]:
+    """The model's shape before its tokenizer is there, the tokenizer where one is given, and what it is called."""
+    if request.config is not None:
+        spec = RunConfig.read(request.config).model
+    else:
+        share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
+        unique = sources.bytes / launch.BYTES_A_TOKEN * (1 - request.holdout)
+        work = launch.compute(request.budget, here, share)
+        if work is None:
+            count = request.count or (request.budget.tokens or unique) / 20
+            spec = launch.choose_shape(1.0, unique, request.kind, request.match, count, request.context)
+        else:
+            spec = launch.choose_shape(work, unique, request.kind, request.match, request.count, request.context)
+    if request.vocabulary is not None:
+        spec = replace(spec, vocabulary=request.vocabulary)
+    if request.tokenizer in OWN:
+        return spec, None, request.tokenizer
+    from ..weights.catalogue import resolve
+    from ..weights.loading import open_source
+
+    tokenizer = open_source(resolve(request.tokenizer)).tokenizer()
+    return replace(spec, vocabulary=tokenizer.vocabulary), tokenizer, request.tokenizer
+
+
+def _prepare(
+    request: Request, sources: Sources, cache: Path, tokenizer: Tokenizer | None, name: str, say: Say,
+    vocabulary: int = 0,
+) -> Dataset:  # fmt: skip
+    kind = "bytes" if name == "bpe" and vocabulary <= 256 else name
+    files = [str(file.resolve()) for file in sources.files]
+    key = repr((files, kind, vocabulary if kind == "bpe" else 0, request.holdout, request.column, request.skip_bad))
+    folder = cache / "data" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    said: set[str] = set()
+
+    def progress(share: float, what: str) -> None:
+        if what not in said:
+            said.add(what)
+            say(f"{what}: {sources.bytes / 1e6:,.1f} MB")
+
+    data = prepare_data(
+        sources, folder, tokenizer, tokenizer_kind=kind if kind in OWN else "bpe", vocabulary=vocabulary or 4096,  # type: ignore[arg-type]
+        holdout=request.holdout, skip_bad=request.skip_bad, column=request.column, progress=progress,
+    )  # fmt: skip
+    found = data.manifest
+    if found.duplicates:
+        say(f"{found.duplicates:,} of {found.documents:,} texts occur more than once; none stands on both sides")
+    if found.broken:
+        say(f"passed over {found.broken:,} broken rows")
+    return data
+
+
+def _configure(
+    request: Request, spec: ModelSpec, data: Dataset, here: Device, process: Process, entries: list[ledger.Entry]
+) -> RunConfig:
+    if request.config is not None:
+        given = replace(RunConfig.read(request.config), model=spec)
+        return replace(given, **{k: v for k, v in request.changes.items() if k != "batch"})
+    share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
+    work = launch.compute(request.budget, here, share)
+    tokens = request.budget.tokens
+    if work is None:
+        tokens = tokens or 20.0 * parameters(spec).total
+        work = flops(spec).per_token * tokens
+    spec = _short_enough(spec, data, request)
+    return launch.configure(spec, work, here, world=process.world, tokens=tokens, changes=request.changes)
+
+
+def _short_enough(spec: ModelSpec, data: Dataset, request: Request) -> ModelSpec:
+    """A shorter context where the text is too little for some rows of it, unless one was asked for."""
+    if request.context is not None:
+        return spec
+    context = spec.context
+    while context > 32 and data.train.tokens < 64 * context:
+        context //= 2
+    return replace(spec, context=context)
+
+
+def _fine_tune(request: Request, spec: ModelSpec, data: Dataset, here: Device, process: Process) -> RunConfig:
+    """Continue from open weights: a low rate, few epochs."""
+    context = min(request.context or 512, spec.context, max(32, data.train.tokens // 16))
+    work = launch.compute(request.budget, here, launch.FIRST_SHARE)
+    tokens = request.budget.tokens or (None if work else float(data.train.tokens))
+    work = work or flops(spec, context).per_token * (tokens or 1)
+    rate = _LORA_RATE if request.lora else _FINE_TUNING_RATE
+    changes = {"learning_rate": rate, "final_learning_rate": rate / 10, "batch": 8, **request.changes}
+    run = launch.configure(
+        replace(spec, context=context), work, here, world=process.world, tokens=tokens, changes=changes
+    )
+    return replace(run, model=spec, context=context, lora=request.lora)
+
+
+def _precision(request: Request, device: torch.device) -> Any:
+    if request.precision != "auto":
+        return request.precision
+    return "amp" if half_pays(device) else "fp32"
+
+
+def _shard(request: Request, process: Process) -> Any:
+    if process.world == 1:
+        return "none"
+    return "ddp" if request.shard == "none" else request.shard
+
+
+def _refit(request: Request, run: RunConfig, timed: StepTime, data: Dataset, here: Device) -> RunConfig:
+    """As many steps as the time allows, now that a step was timed."""
+    if request.budget.seconds is None or "steps" in request.changes:
+        return run
+    return launch.fit_to_time(run, timed, request.budget.seconds)
+
+
+def _load(name: str) -> tuple[Any, Tokenizer]:
+    from ..weights import load
+
+    loaded = load(name, dtype="float32", device="cpu")
+    return loaded.model.requires_grad_(True), loaded.tokenizer
+
+
+# ---- running
+
+
+def train(
+    session: Session, observer: Observer | None = None, until: int | None = None
+) -> tuple[Outcome, Measured | None]:
+    """Train to the end, or to an interruption; then write the model, the report, the curve and the ledger's line."""
+    record, folder, process = session.record, session.folder, session.process
+    if session.device.type == "cpu":
+        keep_freed_memory()
+    if process.first and not (folder / "run.json").exists():
+        record.write(folder)
+    options = Options(folder, str(session.device), record.threads, **record.options)
+    with joined(process, session.device):
+        trainer = Trainer(session.run, session.data, options, observer or Silent(), _model(session))
+        outcome = trainer.train(until)
+        plain = _whole(outcome.model, session)
+        measured = None
+        if process.first:
+            write_model(plain, session)
+            if outcome.heldout is not None and outcome.steps >= session.run.steps:
+                measured = _measured(outcome, session)
+                write_report(folder, record.prediction, measured)
+                _remember(session, measured)
+    return outcome, measured
+
+
+def _model(session: Session) -> nn.Module | None:
+    """What training begins from: open weights, or nothing for a fresh model."""
+    record = session.record
+    if not record.origin:
+        return None
+    begun = any((session.folder / "checkpoints").glob("step-*"))
+    model = new_model(record.run) if begun else _load(record.origin)[0]
+    if record.run.lora:
+        add_adapters(model, record.run.lora, record.run.seed)
+    return model
+
+
+def _whole(model: nn.Module, session: Session) -> nn.Module:
+    """The model in one piece on the first process, adapters merged."""
+    if session.process.world > 1 and session.run.shard == "fsdp":
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        tensors = get_model_state_dict(model, options=options)
+        model = new_model(session.run)
+        if session.process.first:
+            model.load_state_dict(tensors, strict=False)
+    if session.run.lora:
+        merge_adapters(model)
+    return model.eval()
+
+
+def write_model(model: Any, session: Session) -> None:
+    """The model and its tokenizer into the run's folder, as other programs open them."""
+    from ..weights import write_model as write
+
+    working = session.folder / ".model"
+    write(working, model.cpu(), session.data.tokenizer(), force=True)
+    for file in working.iterdir():
+        os.replace(file, session.folder / file.name)
+    working.rmdir()
+
+
+def _measured(outcome: Outcome, session: Session) -> Measured:
+    record, heldout = session.record, outcome.heldout
+    assert heldout is not None
+    work = flops(record.run.model, record.run.context, outcome.tokens).total
+    return Measured(
+        memory=outcome.peak_bytes,
+        seconds=outcome.seconds,
+        tokens=outcome.tokens,
+        tokens_per_second=outcome.tokens / outcome.seconds,
+        share_of_peak=work / outcome.seconds / (record.peak * record.run.devices),
+        data_share=outcome.data_seconds / outcome.seconds,
+        train_loss=outcome.loss,
+        nats_per_token=heldout.nats_per_token,
+        bits_per_byte=heldout.bits_per_byte,
+        threads=outcome.threads,
+    )
+
+
+def _remember(session: Session, measured: Measured) -> None:
+    record, predicted = session.record, session.record.prediction
+    if predicted is None or record.origin:
+        return
+    run = record.run
+    ledger.append(
+        ledger.Entry(
+            machine=ledger.machine(), when=time.strftime("%Y-%m-%dT%H:%M:%S"), run=str(session.folder.resolve()),
+            kind=run.model.kind, parameters=parameters(run.model).total,
+            flops_per_token=flops(run.model, run.context).per_token, tokens=measured.tokens, context=run.context,
+            micro_batch=run.micro_batch, precision=run.precision, threads=measured.threads, peak=record.peak,
+            data=record.fingerprint, formula_memory=predicted.formula_memory, predicted_memory=predicted.memory,
+            measured_memory=measured.memory, predicted_seconds=predicted.seconds, measured_seconds=measured.seconds,
+            law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
+        )
+    )  # fmt: skip
+
+
+def report_dict(prediction: Prediction | None, measured: Measured) -> dict[str, Any]:
+    """Both as plain data."""
+    return {"predicted": asdict(prediction) if prediction else None, "measured": asdict(measured)}
