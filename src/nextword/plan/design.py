@@ -24,7 +24,7 @@ _VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _EMBEDDING_SHARE = 0.2
 _CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # up to so many parameters
 _MOST_RATE = 3e-3
-_FEWEST_STEPS = 300
+_FEWEST_STEPS = 1000  # updates matter more than smooth gradients while budgets are small (docs/decisions.md)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, to
     """The run that spends `budget` FLOPs on a model, by its exact FLOPs a token, unless `tokens` says how many.
 
     Batch in tokens 0.2920 C^0.3271 and learning rate 0.3118 C^-0.1250 (DeepSeek LLM, 2401.02954, §3.1; fitted
-    from 1e17 to 2e19 FLOPs, an extrapolation elsewhere), the rate at most 3e-3 and at least 300 steps. The
+    from 1e17 to 2e19 FLOPs, an extrapolation elsewhere), the rate at most 3e-3 and at least 1000 steps. The
     micro-batch is the largest power of two that leaves a tenth of the device's memory.
     """
     context = spec.context

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..base import UsageError
 from ..data import Batch, TokenStream
@@ -34,12 +35,13 @@ def evaluate(
     training: Any, stream: TokenStream, context: int, rows: int, most_tokens: int, device: torch.device,
     process: Process = Process(),  # noqa: B008 - frozen
 ) -> HeldOutLoss:  # fmt: skip
-    """Mean loss over consecutive windows of `context` tokens from the beginning of `stream`, at most `most_tokens`."""
-    count = min((stream.tokens - 1) // context, max(1, most_tokens // context))
-    if count < 1:
-        if stream.tokens < 2:
-            raise UsageError("the held-out text has no two tokens; give more text, or a larger share to hold out")
-        context, count = stream.tokens - 1, 1
+    """Mean loss over windows of `context` tokens spread evenly over `stream`, at most `most_tokens` in all."""
+    if stream.tokens < 2:
+        raise UsageError("the held-out text has no two tokens; give more text, or a larger share to hold out")
+    context = min(context, stream.tokens - 1)
+    all_windows = (stream.tokens - 1) // context
+    count = min(all_windows, max(1, most_tokens // context))
+    places = np.arange(count) * all_windows // count * context
     inner: Training = training
     was_training = inner.training
     inner.eval()
@@ -48,7 +50,7 @@ def evaluate(
     for turn in range(-(-len(starts) // process.world)):  # as many turns for every process: they wait for each other
         number = turn * process.world + process.rank
         start = starts[min(number, len(starts) - 1)]
-        batch = _windows(stream, context, start, min(rows, count - start))
+        batch = _windows(stream, context, places[start : start + rows])
         loss = float(inner(place(batch, device)))
         if number < len(starts):
             nats, counted = nats + loss, counted + batch.targets.size
@@ -58,8 +60,6 @@ def evaluate(
     return HeldOutLoss(mean, bits_per_byte(mean, stream), int(counted))
 
 
-def _windows(stream: TokenStream, context: int, first: int, count: int) -> Batch:
-    tokens = stream.read(first * context, count * context + 1)
-    inputs = np.ascontiguousarray(tokens[:-1].reshape(count, context))
-    targets = np.ascontiguousarray(tokens[1:].reshape(count, context))
-    return Batch(inputs, targets, None)
+def _windows(stream: TokenStream, context: int, starts: NDArray[np.int64]) -> Batch:
+    tokens = np.stack([stream.read(int(start), context + 1) for start in starts])
+    return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]), None)

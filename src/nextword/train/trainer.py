@@ -296,7 +296,7 @@ class Trainer:
         if options.checkpoint_every and step % options.checkpoint_every == 0:
             self._save_if_new()
         if options.evaluate_every and step % options.evaluate_every == 0 and step < end:
-            self._evaluate()
+            self._evaluate(self.options.evaluate_tokens // 5)
         if options.sample_every and step % options.sample_every == 0 and self.run.shard != "fsdp":
             self.model.eval()
             self.observer.sample(step, self.model)

@@ -1,0 +1,42 @@
+"""A small run in a process of its own, for tests that kill it: KIND FOLDER STEPS [--lose-position]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from nextword.data import open_dataset
+from nextword.plan import RunConfig
+from nextword.spec import ModelSpec
+from nextword.train.trainer import Options, Trainer
+
+
+def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
+    """Several epochs of little text, dropout, two micro-batches a step."""
+    attention = {"heads": 2, "kv_heads": 1, "head_width": 16, "mlp_width": 48} if kind == "transformer" else {}
+    spec = ModelSpec(kind=kind, vocabulary=vocabulary, width=32, layers=2, context=16, **attention)  # type: ignore[arg-type]
+    return RunConfig(
+        model=spec, tokens=0, context=16, batch=8, micro_batch=4, accumulation=2, steps=steps, learning_rate=3e-3,
+        final_learning_rate=3e-4, warmup_steps=5, precision="fp32", dropout=0.1, seed=7, carry_state=kind == "lstm",
+    )  # fmt: skip
+
+
+def main() -> None:
+    kind, folder, data, steps = sys.argv[1], Path(sys.argv[2]), open_dataset(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    trainer = Trainer(run_of(kind, data.vocabulary, steps), data, Options(folder, threads=1, checkpoint_every=10))
+    if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
+        restore = trainer._restore
+
+        def forgetful() -> None:
+            restore()
+            trainer.progress.skipped = -trainer.progress.step
+
+        trainer._restore = forgetful  # type: ignore[method-assign]
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
