@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from ..base import RunError, UsageError, atomic_write
 from ..text import Tokenizer, tokenizer_from_folder
 from .documents import Document, Faults, Sources, find_sources, read_documents
+from .splitting import FEW, hash_of, limit_for, limit_of, piece_size, pieces
 from .streams import TokenStream
 from .tokenizer_training import KINDS, Kind, save_tokenizer, train_tokenizer
 
 FORMAT = "nextword-data/1"
-FEW = 20  # documents; fewer are cut into pieces before they are split
 _BATCH = 1 << 20  # characters that are tokenized at a time, over all cores
 _SHARD = 32 << 20  # characters of a shard
 _TO_TRAIN_ON = 24 << 20  # characters that a tokenizer is trained on
@@ -121,12 +122,15 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
     manifest = Manifest.read(folder)
     if not manifest.complete:
         raise UsageError(f"{folder}: the data was not prepared to its end; give its sources again to go on")
+    data = Dataset(folder, manifest)
     if verify:
         for part in (*manifest.train, *manifest.heldout):
-            with (folder / f"{part.name}.bin").open("rb") as file:
+            path = folder / f"{part.name}.bin"
+            with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
-                    raise UsageError(f"{folder / part.name}.bin is not as it was written; prepare the data anew")
-    return Dataset(folder, manifest)
+                    raise UsageError(f"{path} is not as it was written; prepare the data anew")
+            _lengths(folder, part)
+    return data
 
 
 def prepare(
@@ -173,46 +177,34 @@ class _Reader:
 
     def __init__(self, sources: Sources, faults: Faults, column: str | None) -> None:
         self.sources, self.faults, self.column = sources, faults, column
-        size = sources.bytes
-        few = len(list(zip(range(FEW), self._whole(), strict=False))) < FEW
-        self.piece = max(1000, min(32_000, size // 200)) if few else 0
+        few = sum(1 for _ in islice(self._whole(), FEW)) < FEW
+        self.piece = piece_size(sources.bytes) if few else 0
         self.faults.count = 0
 
     def __iter__(self) -> Iterator[Document]:
         self.faults.count = 0
         for document in self._whole():
-            yield from _cut(document, self.piece) if self.piece else (document,)
+            yield from pieces(document, self.piece) if self.piece else (document,)
 
     def _whole(self) -> Iterator[Document]:
         for path in self.sources.files:
             yield from read_documents(path, self.faults, self.column)
 
 
-def _cut(document: Document, size: int) -> Iterator[Document]:
-    """Pieces of about `size` characters that end where a paragraph does, or else a line."""
-    text, start = document.text, 0
-    while len(text) - start > 1.5 * size:
-        end = text.find("\n\n", start + size, start + 2 * size)
-        if end < 0:
-            end = text.find("\n", start + size, start + 2 * size)
-        end = start + size if end < 0 else end + 1
-        yield Document(text[start:end], document.source)
-        start = end
-    yield Document(text[start:], document.source)
-
-
 def _kept_tokenizer(folder: Path, reader: _Reader, kind: Kind, vocabulary: int, say: Progress) -> Tokenizer:
     """The tokenizer of an interrupted call with the same wishes, or one trained now."""
     files = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in reader.sources.files]
     wish = {"kind": kind, "vocabulary": vocabulary, "column": reader.column, "sources": files}
-    note = folder / "tokenizer-wish.json"
-    if note.exists() and json.loads(note.read_text()) == wish:
-        return tokenizer_from_folder(folder)
+    note, made_before = folder / "tokenizer-wish.json", folder / "tokenizer.json"
+    if note.exists() and made_before.exists():
+        wished = {**wish, "sha256": hashlib.sha256(made_before.read_bytes()).hexdigest()}
+        if json.loads(note.read_text()) == wished:
+            return tokenizer_from_folder(folder)
     say(0.0, f"training a tokenizer ({kind})")
     made = train_tokenizer(_sample(reader), kind, vocabulary)
     save_tokenizer(made, folder)
     with atomic_write(note) as file:
-        json.dump(wish, file)
+        json.dump({**wish, "sha256": hashlib.sha256(made_before.read_bytes()).hexdigest()}, file)
     return tokenizer_from_folder(folder)
 
 
@@ -221,7 +213,9 @@ def _sample(reader: _Reader) -> Iterator[str]:
     stride = max(1, reader.sources.bytes // _TO_TRAIN_ON)
     taken = 0
     for number, document in enumerate(reader):
-        if number % stride == 0 and taken < _TO_TRAIN_ON:
+        if taken >= _TO_TRAIN_ON:
+            return
+        if number % stride == 0:
             taken += len(document.text)
             yield document.text
 
@@ -252,11 +246,15 @@ def _all_there(folder: Path, manifest: Manifest) -> bool:
     width = _dtype(manifest.settings.vocabulary).itemsize
     parts = (*manifest.train, *manifest.heldout)
     files = [(folder / f"{part.name}.bin", part.tokens * width) for part in parts]
-    return all(file.exists() and file.stat().st_size == size for file, size in files)
+    beside = [folder / f"{part.name}.lengths.npy" for part in parts]
+    beside += [folder / f"{part.name}.hashes.npy" for part in manifest.train]
+    whole = all(file.exists() and file.stat().st_size == size for file, size in files)
+    return whole and all(file.exists() for file in beside)
 
 
 def _tokenize(folder: Path, manifest: Manifest, reader: _Reader, tokenizer: Tokenizer, say: Progress) -> None:
-    limit = _limit(reader, manifest.settings.holdout)
+    share = manifest.settings.holdout
+    limit = limit_of(share) if reader.sources.bytes > _SMALL else limit_for(reader, share)
     end = manifest.settings.end
     shard = _Shard(tokenizer, end, limit)
     done, whole = 0, max(1, reader.sources.bytes)
@@ -276,30 +274,14 @@ def _tokenize(folder: Path, manifest: Manifest, reader: _Reader, tokenizer: Toke
                 shard.write(folder, manifest, number + 1, reader.faults.count)
                 shard = _Shard(tokenizer, end, limit)
     shard.add(texts)
-    manifest.complete = True
-    shard.write(folder, manifest, -1, reader.faults.count)
+    if shard.documents or not manifest.train:
+        shard.write(folder, manifest, manifest.documents + shard.documents, reader.faults.count)
+    manifest.broken = reader.faults.count
     manifest.duplicates = _duplicates(folder, manifest)
     _check_enough(manifest)
+    manifest.complete = True
     manifest.write(folder)
     say(1.0, "tokenizing")
-
-
-def _limit(reader: _Reader, holdout: float) -> int:
-    """The hash below which a text is held out; of little text moved so that both sides have some."""
-    limit = int(holdout * 2**64)
-    if reader.sources.bytes > _SMALL:
-        return limit
-    hashes = sorted({_hash(document.text) for document in reader})
-    if len(hashes) < 2:
-        raise UsageError(
-            f"the text is one piece of {reader.sources.bytes:,} bytes: too little to hold some out."
-            " Give at least some thousands of characters in several paragraphs"
-        )
-    return min(max(limit, hashes[0] + 1), hashes[-1])
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class _Shard:
@@ -316,7 +298,7 @@ class _Shard:
     def add(self, texts: list[str]) -> None:
         """Tokenize texts over all cores."""
         for text, ids in zip(texts, self.tokenizer.encode_batch(texts), strict=True):
-            digest = _hash(text)
+            digest = hash_of(text)
             side = "heldout" if digest < self.limit else "train"
             self.sides[side].append(np.array([*ids, self.end], self.dtype))
             self.bytes[side] += len(text.encode())
@@ -339,7 +321,7 @@ class _Shard:
             parts.append(Part(name, len(tokens), self.bytes[side], len(pieces), digest))
         with atomic_write(folder / f"{manifest.train[-1].name}.hashes.npy", "wb") as file:
             np.save(file, np.array(self.hashes, np.uint64))
-        manifest.documents = documents if documents >= 0 else manifest.documents + self.documents
+        manifest.documents = documents
         manifest.broken = broken
         manifest.write(folder)
 
@@ -368,6 +350,17 @@ def _end(tokenizer: Tokenizer) -> int:
     return end
 
 
+def _lengths(folder: Path, part: Part) -> NDArray[np.uint32]:
+    path = folder / f"{part.name}.lengths.npy"
+    try:
+        lengths: NDArray[np.uint32] = np.load(path)
+    except (OSError, ValueError):
+        lengths = np.empty(0, np.uint32)
+    if len(lengths) != part.documents or lengths.sum(dtype=np.int64) != part.tokens:
+        raise UsageError(f"{path} is not whole; prepare the data anew")
+    return lengths
+
+
 def _stream(folder: Path, manifest: Manifest, side: Literal["train", "heldout"]) -> TokenStream:
     """One side's files as a stream. Raises UsageError where a file is missing or cut off."""
     dtype = _dtype(manifest.settings.vocabulary)
@@ -378,7 +371,7 @@ def _stream(folder: Path, manifest: Manifest, side: Literal["train", "heldout"])
             raise UsageError(f"{path} is not its {part.tokens:,} tokens; prepare the data anew")
 
     def starts() -> Tokens:
-        lengths = np.concatenate([np.load(folder / f"{part.name}.lengths.npy") for part in parts])
+        lengths = np.concatenate([np.empty(0, np.uint32), *(_lengths(folder, part) for part in parts)])
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)[:-1]])
 
     return TokenStream(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base import UsageError
+from ..base import UsageError, atomic_write
 from ..text import Tokenizer, tokenizer_from_folder
 
 Kind = Literal["bpe", "bytes", "characters"]
@@ -84,10 +84,12 @@ def write_config(folder: Path, special: dict[str, str], adds_bos: bool = False) 
     """tokenizer_config.json, by which transformers opens the tokenizer.json beside it."""
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
               "add_bos_token": adds_bos, **special}  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / "tokenizer_config.json") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write it as tokenizer.json and tokenizer_config.json into an existing folder."""
-    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    with atomic_write(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_json())
     write_config(folder, dict(tokenizer.special.texts), tokenizer.adds_bos)
