@@ -29,8 +29,14 @@ def messages() -> Console:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
+    class Plain(Console):
+        """A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     fixed = None if is_terminal(stream) or "COLUMNS" in os.environ else WIDTH_OF_FILES
-    return Console(file=stream, width=fixed, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return Plain(file=stream, width=fixed, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -159,7 +159,7 @@ def _print_model(found: Budget, console: Console) -> None:
         return
     table = plain_table("", "", right=False)
     table.show_header = False
-    table.title, table.title_justify, table.title_style = f"\na model: {found.choice.reason}", "left", "bold"
+    console.print(f"\na model: {found.choice.reason}", style="bold")
     table.add_row("  parameters", f"{parameters(spec).total:,}")
     table.add_row("  shape", f"{spec.layers} layers, width {spec.width:,}, {spec.heads} heads"
                   f" ({spec.kv_heads} for keys and values), MLP {spec.mlp_width:,}")  # fmt: skip

@@ -80,7 +80,8 @@ def command(
     if plot is not None:
         from ..plan.pictures import draw_memory
 
-        draw_memory(rows[0][1], [row[0] for row in rows], f"{about.name}: use", plot)
+        shown = f"{about.name} in use, batch {use.batch:,}, context {use.context:,}"
+        draw_memory(rows[0][1], [row[0] for row in rows], shown, plot)
 
 
 def _print(about: Target, use: Serving, rows: list[Row], console: Console) -> None:

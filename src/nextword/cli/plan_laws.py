@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError, units
-from .plan_options import FLOPS
+from .plan_options import FLOPS, output_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +28,7 @@ _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a =
               help="Resampled fits behind the intervals.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the resampling.")
 @click.option("--at", "budgets", type=FLOPS, multiple=True, metavar="C", help="Budgets to predict for. Repeatable.")
-@click.option("--explain", is_flag=True, help="Print formulas and sources.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Draw loss against compute, IsoFLOP curves and the frontier.")  # fmt: skip
+@output_options
 def command(
     data: Path | None, method: str, drop_highest: int, bootstrap: int, seed: int, budgets: tuple[float, ...],
     explain: bool, as_json: bool, plot: Path | None,

@@ -41,6 +41,15 @@ FLOPS = Quantity("FLOPS", units.parse_flops)
 MONEY = Quantity("MONEY", units.parse_money)
 
 
+def _drawable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a picture that could not be written before anything is computed."""
+    if path is not None:
+        from ..plan.pictures import check_picture
+
+        check_picture(path)
+    return path
+
+
 def duration_in(unit: str) -> Quantity:
     """A time whose bare numbers count `unit`s."""
     return Quantity("TIME", lambda text, what: units.parse_seconds(text, what, unit))
@@ -62,7 +71,7 @@ model_argument = stack(
 output_options = stack(
     click.option("--explain", is_flag=True, help="Print every number's formula, values put in, and source."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with units, formulas and sources."),
-    click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_drawable,
                  help="Draw the plan (.svg, .png, .pdf); needs nextword[plot]."),
 )  # fmt: skip
 batch_option = click.option(
@@ -134,20 +143,19 @@ def _designed(params: float, kind: Kind) -> Target:
 
 def _from_json(path: Path) -> Target:
     """A Hugging Face config.json, a run's configuration of nextword, or a ModelSpec as plain data."""
-    from ..plan.configs import spec_from_config
+    from ..plan.configs import spec_from_config, spec_from_dict
     from ..plan.design import FORMAT, RunConfig
     from ..weights.json_file import read_json
 
+    if not path.exists() and path.name != "config.json":
+        raise UsageError(f"{path}: there is no such file; give a name, a folder, a .gguf file or a config.json")
     data = read_json(path)
     if data.get("format") == FORMAT:
         return Target(str(path), RunConfig.from_dict(data).model)
     if "kind" in data and "model_type" not in data:
-        try:
-            return Target(str(path), ModelSpec.from_dict(data))
-        except TypeError as error:
-            raise UsageError(f"{path} is not a model's specification: {error}") from None
+        return Target(str(path), spec_from_dict(data, str(path)))
     stored = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) if path.name == "config.json" else 0
-    return Target(str(path), spec_from_config(data), stored or None)
+    return Target(str(path), spec_from_config(data, str(path)), stored or None)
 
 
 def _from_weights(model: str, path: Path) -> Target:

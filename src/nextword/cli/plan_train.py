@@ -74,7 +74,7 @@ def command(
     if plot is not None:
         from ..plan.pictures import draw_memory
 
-        draw_memory(memory, [on], f"{about.name}: training", plot)
+        draw_memory(memory, [on], f"{about.name} in training, batch {run.batch:,} x {run.context:,}", plot)
 
 
 def training(about: Target, setup: dict[str, Any], on: Device) -> Training:

@@ -115,7 +115,10 @@ def plan_budget(
         model = shape_for(choice.parameters)
         warnings += _count_warning(model, compute) + _guess_warning(model, choice.loss)
         if device is not None:
-            run = _run(model, compute, choice, device, devices, limited, aware)
+            try:
+                run = _run(model, compute, choice, device, devices, limited, aware)
+            except UsageError as error:  # the optimum stands, whatever the devices hold
+                warnings.append(f"no concrete run: {error}")
     else:
         warnings.append(
             f"no concrete model: {format_count(choice.parameters)} parameters lie outside"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import ExpertsSpec, LatentSpec, ModelSpec, RopeSpec
+from ..spec import ExpertsSpec, Kind, LatentSpec, ModelSpec, RopeSpec
 
 LARGEST = {"layers": 10_000, "size": 1 << 28}  # far beyond any model, small enough to be safe in arithmetic
 
@@ -74,20 +74,35 @@ class Reader:
         return Reader(value, f"{self.what}, {key}")
 
 
-def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
+def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> ModelSpec:
     """The ModelSpec of a Hugging Face config.json.
 
     Missing keys take the defaults that transformers gives the family. Raises UsageError that names the key
-    for essential keys that are missing, for values out of range and for unknown model types.
+    for essential keys that are missing, for values out of range and for unknown model types; `name` is the file's.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
         what = "has no model_type" if kind is None else f"has model_type {kind!r}, which nextword does not know"
         near = closest(str(kind), _FAMILIES)
-        raise UsageError(f"config.json {what}.{near} Known: {', '.join(_FAMILIES)}")
+        raise UsageError(f"{name} {what}.{near} Known: {', '.join(_FAMILIES)}")
     if isinstance(config.get("text_config"), Mapping):  # a multimodal model: its text part
         config = {**config["text_config"], "model_type": kind}
-    return checked(_FAMILIES[kind](Reader(config, "config.json")), "config.json")
+    return checked(_FAMILIES[kind](Reader(config, name)), name)
+
+
+def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
+    """The ModelSpec that `to_dict` made plain. Raises UsageError that names the key; `name` is the file's."""
+    read, kind = Reader(data, name), data.get("kind")
+    if kind not in get_args(Kind):
+        raise UsageError(f"{name}: kind is {kind!r}; known kinds are {', '.join(get_args(Kind))}")
+    sizes = ("vocabulary", "width", "layers", "context")
+    for key in (*sizes, "heads", "kv_heads", "head_width") if kind == "transformer" else sizes:
+        read.count(key, most=LARGEST["layers" if key == "layers" else "size"])
+    read.count("mlp_width", 0, least=0)
+    try:
+        return checked(ModelSpec.from_dict(dict(data)), name)
+    except (TypeError, AttributeError) as error:
+        raise UsageError(f"{name} is not a model's specification: {error}") from None
 
 
 def checked(spec: ModelSpec, what: str) -> ModelSpec:

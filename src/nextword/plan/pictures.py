@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError
-from ..base.units import format_count
+from ..base import RunError, UsageError, atomic_write
+from ..base.units import format_bytes, format_count
 from ..spec import ModelSpec
 from .budget import Budget, surface
 from .fitting import LawFit
@@ -18,28 +18,47 @@ from .remedies import Diagnosis
 from .training import Memory, training_memory
 
 _KINDS = (".svg", ".png", ".pdf")
-_COLOURS = (
-    "#4c78a8",
-    "#9ecae9",
-    "#f58518",
-    "#ffbf79",
-    "#54a24b",
-    "#e45756",
-    "#b279a2",
-    "#bab0ac",
-    "#72b7b2",
-    "#ff9da6",
-    "#eeca3b",
-)
+_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#72b7b2", "#e45756")
+_PARTS = {
+    "weights": "#4c78a8",
+    "frozen weights": "#9ecae9",
+    "16-bit copies of weights": "#86b0d6",
+    "master weights": "#f58518",
+    "gradients": "#ffbf79",
+    "optimizer states": "#54a24b",
+    "activations": "#e45756",
+    "logits": "#b279a2",
+    "gathered layers": "#ff9da6",
+    "key-value cache": "#72b7b2",
+    "state": "#72b7b2",
+    "working space": "#eeca3b",
+    "fragmentation": "#bab0ac",
+    "runtime": "#dddddd",
+}
+_RED, _INK = "#e45756", "#222222"
+_NEAR = 0.15  # of log FLOPs; runs that are shown with a curve of equal compute
+_APART = 1.0  # of log FLOPs between two such curves
+
+_SMALL: dict[str, Any] = {
+    "fontsize": "x-small",
+    "textcoords": "offset points",
+    "va": "bottom",
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+}
+
+
+def check_picture(path: Path) -> None:
+    """Refuse what could not be drawn, before any work is done. Raises UsageError."""
+    if path.suffix.lower() not in _KINDS:
+        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
+    if find_spec("matplotlib") is None:
+        raise UsageError("pictures need matplotlib: pip install 'nextword[plot]'")
 
 
 def _figure(path: Path, width: float, height: float) -> tuple[Any, Any]:
-    if path.suffix.lower() not in _KINDS:
-        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"pictures need matplotlib: pip install 'nextword[plot]' ({error})") from None
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -47,27 +66,23 @@ def _figure(path: Path, width: float, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write beside the target and rename, so that a picture is whole or not there."""
-    part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, dpi=150)
-        os.replace(part, path)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"{path}: {error.strerror or error}; the picture is not written") from error
 
 
 def draw_memory(memory: Memory, devices: Sequence[Device], title: str, path: Path) -> None:
     """Memory as one stacked bar against each device's line."""
-    figure, axes = _figure(path, 8, 3.2)
-    _bar(axes, 0, memory, labelled=True)
+    figure, axes = _figure(path, 8, 2.8)
+    _bar(axes, 0, memory, set())
+    axes.set_title(f"{title}: {format_bytes(memory.total)}", loc="left")
     _device_lines(axes, devices, memory.total)
     axes.set_yticks([])
-    axes.set_ylim(-0.5, 0.75)
+    axes.set_ylim(-0.5, 0.5)
     axes.set_xlabel("GB (1e9 bytes)")
-    axes.set_title(f"{title}: {memory.total / 1e9:,.3g} GB", loc="left")
-    axes.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, -0.28), frameon=False, fontsize="small")
+    figure.legend(ncols=5, loc="outside lower left", frameon=False, fontsize="small")
     _save(figure, path)
 
 
@@ -76,47 +91,50 @@ def draw_remedies(spec: ModelSpec, found: Diagnosis, title: str, path: Path, mos
     rows = [("as asked for", training_memory(spec, found.asked))]
     for remedy in found.remedies[:most]:
         names = " + ".join(change.name for change in remedy.changes)
-        rows.append((f"{names}\n{remedy.time:.2f}x the time", training_memory(spec, remedy.run)))
+        learns = "" if remedy.same_result else ", learns otherwise"
+        rows.append((f"{names}\n{remedy.time:.2f}x the time{learns}", training_memory(spec, remedy.run)))
     figure, axes = _figure(path, 9, 1.6 + 0.55 * len(rows))
-    names_seen: set[str] = set()
+    seen: set[str] = set()
     for height, (_, memory) in enumerate(rows):
-        _bar(axes, height, memory, labelled=True, seen=names_seen)
+        _bar(axes, height, memory, seen)
+    axes.set_title(title, loc="left")
     _device_lines(axes, [found.device], max(memory.total for _, memory in rows))
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel("GB (1e9 bytes)")
-    axes.set_title(title, loc="left")
     figure.legend(ncols=5, loc="outside lower left", frameon=False, fontsize="small")
     _save(figure, path)
 
 
-def _bar(axes: Any, height: int, memory: Memory, labelled: bool, seen: set[str] | None = None) -> None:
+def _bar(axes: Any, height: int, memory: Memory, seen: set[str]) -> None:
+    """One bar; parts that no bar before had get a name in the legend."""
     left = 0.0
-    seen = set() if seen is None else seen
-    order = (
-        "weights", "frozen weights", "master weights", "gradients", "optimizer states", "activations", "logits",
-        "fragmentation", "key-value cache",
-        "gathered layers", "working space",
-    )  # fmt: skip
     for part in memory.parts:
-        colour = _COLOURS[order.index(part.name) % len(_COLOURS)] if part.name in order else "#dddddd"
-        label = part.name if labelled and part.name not in seen else None
+        axes.barh(
+            height, part.value / 1e9, left=left, color=_PARTS.get(part.name, "#555555"), edgecolor="white",
+            label=None if part.name in seen else part.name, linewidth=0.5,
+        )  # fmt: skip
         seen.add(part.name)
-        axes.barh(height, part.value / 1e9, left=left, color=colour, label=label, edgecolor="white", linewidth=0.5)
         left += part.value / 1e9
 
 
 def _device_lines(axes: Any, devices: Sequence[Device], total: float) -> None:
-    """Lines of devices; equal sizes share one name, and names keep clear of each other."""
+    """Lines of devices; equal sizes share one name, and names that would touch stand on lines of their own."""
     sizes: dict[float, list[str]] = {}
-    for device in devices:
-        sizes.setdefault(device.memory, []).append(device.name)
-    widest = max([total, *sizes]) / 1e9
-    axes.set_xlim(0, 1.12 * widest)
+    for device in sorted(devices, key=lambda each: each.memory):
+        sizes.setdefault(device.memory / 1e9, []).append(device.name)
+    widest = max([total / 1e9, *sizes])
+    axes.set_xlim(0, 1.15 * widest)
+    ends: list[float] = []  # of the last name on each line of names
     for memory, names in sizes.items():
-        axes.axvline(memory / 1e9, color="#222222", linestyle="--", linewidth=1)
-        text = f" {', '.join(names)} {memory / 1e9:,.0f} GB"
-        axes.annotate(text, (memory / 1e9, 1), xycoords=("data", "axes fraction"), fontsize="small", va="top")
+        axes.axvline(memory, color=_INK, linestyle="--", linewidth=1)
+        text = f"{', '.join(names)} {memory:,.0f} GB"
+        row = next((row for row, end in enumerate(ends) if end < memory), len(ends))
+        ends[row : row + 1] = [memory + 0.0125 * len(text) * widest]
+        axes.annotate(text, (memory, 1), xycoords=("data", "axes fraction"), xytext=(3, 3 + 11 * row),
+                      textcoords="offset points", fontsize="small", va="bottom")  # fmt: skip
+    axes.title.set_position((0, 1))
+    axes.set_title(axes.get_title(loc="left"), loc="left", pad=8 + 11 * len(ends))
 
 
 def draw_surface(found: Budget, path: Path) -> None:
@@ -124,24 +142,33 @@ def draw_surface(found: Budget, path: Path) -> None:
     figure, axes = _figure(path, 7.5, 5.5)
     chosen = law(found.best.law)
     sizes, tokens, losses = surface(found.best, chosen)
-    lines = axes.contour(sizes, tokens, losses, levels=18, cmap="viridis", linewidths=1)
+    axes.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]), ylim=(tokens[0], tokens[-1]))
+    axes.set(xlabel="parameters", ylabel="tokens")
+    lines = axes.contour(sizes, tokens, losses, levels=18, cmap="viridis", linewidths=0.8, alpha=0.7)
     axes.clabel(lines, fmt="%.2f", fontsize="x-small")
     for factor, style in ((0.1, ":"), (1.0, "-"), (10.0, ":")):
         budget = found.best.budget * factor
-        axes.plot(sizes, [budget / (6 * n) for n in sizes], color="#e45756", linestyle=style, linewidth=1.2)
-        edge = budget / (6 * tokens[-1])
-        if sizes[0] < edge < sizes[-1]:
-            axes.annotate(f"{budget:.2g} FLOPs", (edge, tokens[-1]), fontsize="x-small", color="#e45756", va="bottom")
-    for each, marker in zip(found.optima, "o^sDPX*", strict=False):
-        if sizes[0] < each.parameters < sizes[-1] and tokens[0] < each.tokens < tokens[-1]:
-            axes.plot(each.parameters, each.tokens, marker, color="#222222", label=each.law, markersize=6)
-    axes.plot(found.choice.parameters, found.choice.tokens, "o", mfc="none", mec="#e45756", ms=12, label="the model")
-    axes.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]), ylim=(tokens[0], tokens[-1]))
-    axes.set(xlabel="parameters", ylabel="tokens")
-    title = f"loss by {chosen.name}, nats a token; lines of {found.best.budget:.3g} FLOPs, a tenth and ten times"
-    axes.set_title(title, loc="left", fontsize="medium", pad=16)
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
+        axes.plot(sizes, [budget / (6 * n) for n in sizes], color=_RED, linestyle=style, linewidth=1.2)
+        at = 8 * found.best.parameters
+        axes.annotate(f"{budget:.2g} FLOPs", (at, budget / (6 * at)), color=_RED, xytext=(4, 2), **_SMALL)
+    if found.limited is not None:
+        axes.axhline(found.limited.unique, color=_INK, linestyle="--", linewidth=0.8)
+        said = f"{format_count(found.limited.unique)} different tokens; above the line they repeat"
+        axes.annotate(said, (sizes[0], found.limited.unique), xytext=(4, 3), **_SMALL)
+    _optima(axes, found, (sizes[0], sizes[-1]), (tokens[0], tokens[-1]))
+    title = f"loss by {chosen.name} if no token repeats, nats a token; red: equal compute"
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize="small", loc="lower left")
     _save(figure, path)
+
+
+def _optima(axes: Any, found: Budget, sizes: tuple[float, float], tokens: tuple[float, float]) -> None:
+    """A mark for each law, the larger ones below so that laws that agree are all seen."""
+    for number, (each, marker) in enumerate(zip(found.optima, "o^sDPX*", strict=False)):
+        if sizes[0] < each.parameters < sizes[1] and tokens[0] < each.tokens < tokens[1]:
+            axes.plot(each.parameters, each.tokens, marker, color=_COLOURS[number % len(_COLOURS)], label=each.law,
+                      markersize=11 - 0.7 * number, markeredgecolor="white", markeredgewidth=0.4, ls="")  # fmt: skip
+    axes.plot(found.choice.parameters, found.choice.tokens, "o", mfc="none", mec=_INK, ms=16, label="the model")
 
 
 def draw_law(fit: LawFit, path: Path) -> None:
@@ -163,14 +190,31 @@ def draw_law(fit: LawFit, path: Path) -> None:
         low, high = np.quantile(spread, [0.025, 0.975], axis=0)
         left.fill_between(budgets, low, high, color="#e45756", alpha=0.2, linewidth=0, label="95%")
     left.set(xscale="log", xlabel="FLOPs (6ND)", ylabel="loss, nats a token")
+    left.set_title(f"{len(fit.runs)} runs and the law fitted to them ({fit.method})", loc="left", fontsize="medium")
     left.legend(frameon=False, fontsize="small")
-    for number, budget in enumerate(np.geomspace(flops.min() * 2, flops.max(), 5)):
-        _isoflop(right, fit, float(budget), _COLOURS[number * 2 % len(_COLOURS)])
+    for number, budget in enumerate(_busiest(fit.runs.flops)):
+        _isoflop(right, fit, budget, _COLOURS[number % len(_COLOURS)])
     right.set(xscale="log", xlabel="parameters", ylabel="loss, nats a token", ylim=_limits(losses))
-    right.legend(frameon=False, fontsize="x-small", title="IsoFLOP, optimum", title_fontsize="x-small")
+    right.set_title("equal compute: the law, and runs within 15% of it", loc="left", fontsize="medium")
+    right.legend(frameon=False, fontsize="x-small", title="FLOPs: optimum", title_fontsize="x-small")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _busiest(flops: Sequence[float], count: int = 5) -> list[float]:
+    """At most `count` budgets that most runs are near, each well apart from the others."""
+    import numpy as np
+
+    logs = np.log(np.asarray(flops))
+    distance = np.abs(logs[:, None] - logs)
+    near = (distance < _NEAR).sum(axis=1)
+    chosen: list[float] = []
+    while len(chosen) < count and near.max() > 0:
+        row = int(near.argmax())
+        chosen.append(float(flops[row]))
+        near[distance[row] < _APART] = 0
+    return sorted(chosen)
 
 
 def _isoflop(axes: Any, fit: LawFit, budget: float, colour: str) -> None:
@@ -182,7 +226,7 @@ def _isoflop(axes: Any, fit: LawFit, budget: float, colour: str) -> None:
     axes.plot(sizes, curve, color=colour, label=f"{budget:.1e}: {format_count(best.parameters)}")
     axes.plot(best.parameters, best.loss, "o", color=colour, markersize=5)
     near = [(n, loss) for n, c, loss in zip(fit.runs.parameters, fit.runs.flops, fit.runs.losses, strict=True)
-            if abs(np.log(c / budget)) < 0.3]  # fmt: skip
+            if abs(np.log(c / budget)) < _NEAR]  # fmt: skip
     axes.scatter([n for n, _ in near], [loss for _, loss in near], color=colour, s=10, alpha=0.6)
 
 
