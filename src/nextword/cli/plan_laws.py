@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..plan import LawFit
+    from ..plan.fitting import Interval
 
 _BUDGETS = (1e19, 1e21, 5.76e23)
 _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a = β/(α+β)"}
@@ -134,7 +136,8 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
         if name in fit.unidentified:
             table.add_row(symbol, "not identified", "", "")
             continue
-        table.add_row(symbol, f"{value:.5g}", f"{intervals[name].low:.5g}", f"{intervals[name].high:.5g}")
+        low, high = (f"{end:.5g}" if fit.draws else "" for end in (intervals[name].low, intervals[name].high))
+        table.add_row(symbol, f"{value:.5g}", low, high)
     console.print(table)
     for reason in dict.fromkeys(fit.unidentified.values()):
         console.print(f"! {reason}", style="yellow")
@@ -145,9 +148,8 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
             size, ratio = fit.interval(optimal_size(budget)), fit.interval(lambda law, c=budget: optimum(c, law).ratio)  # type: ignore[misc]
             loss = fit.interval(lambda law, c=budget: optimum(c, law).loss)  # type: ignore[misc]
             table.add_row(
-                f"{budget:.3g}", units.format_count(best.parameters),
-                f"{units.format_count(size.low)} – {units.format_count(size.high)}", f"{best.ratio:.3g}",
-                f"{ratio.low:.3g} – {ratio.high:.3g}", f"{best.loss:.4f}", f"{loss.low:.4f} – {loss.high:.4f}",
+                f"{budget:.3g}", units.format_count(best.parameters), _span(size, units.format_count),
+                f"{best.ratio:.3g}", _span(ratio, "{:.3g}".format), f"{best.loss:.4f}", _span(loss, "{:.4f}".format),
             )  # fmt: skip
         console.print(table)
     for remark in outlier_remark(fit):
@@ -160,6 +162,11 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
             style="dim",
         )
     console.print()
+
+
+def _span(interval: Interval, shown: Callable[[float], str]) -> str:
+    """An interval as text; empty where nothing was resampled (--bootstrap 0)."""
+    return f"{shown(interval.low)} – {shown(interval.high)}" if interval.low <= interval.high else ""
 
 
 def _explain(console: Console) -> None:

@@ -1,0 +1,521 @@
+"""nextword plan as a user runs it: the five questions, their JSON, explanations and pictures, and wrong input.
+
+Commands run in this process, which keeps the tests quick; what must be seen from outside runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextword import plan
+from nextword.cli import _console, main
+from nextword.cli._app import VERBS
+from nextword.plan.known import known_spec
+
+EPOCH_POINTS = str(Path(__file__).parents[1] / "oracles" / "epoch_chinchilla.csv")
+UNITS = {"bytes", "parameters", "FLOPs", "s", "h", "$", "tokens", "tokens/s", "nats/token", "sequences", "bytes/s",
+         "FLOP/s", ""}  # fmt: skip
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": 1000, "model_type": "llama"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+Plan = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Plan]:
+    """`run("deploy", "gpt2")` is `nextword plan deploy gpt2` in an empty folder, with an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
+    before = signal.getsignal(signal.SIGINT)
+
+    def plan_command(*arguments: str) -> Done:
+        _console.output.cache_clear()  # it holds the standard output of the test before
+        code = main(["plan", *arguments])
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    yield plan_command
+    signal.signal(signal.SIGINT, before)
+    _console.output.cache_clear()
+
+
+def refused(done: Done, *said: str) -> None:
+    """One line on standard error with every text of `said`, exit code 2, nothing else."""
+    assert done.code == 2, done.out + done.err
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("nextword: ")
+    for text in said:
+        assert text in done.err
+
+
+def total(parts: list[dict[str, Any]]) -> float:
+    return sum(part["value"] for part in parts)
+
+
+def figures(value: Any) -> Iterator[dict[str, Any]]:
+    """Every number with a formula inside a JSON document."""
+    if isinstance(value, dict):
+        if "formula" in value:
+            yield value
+        for inner in value.values():
+            yield from figures(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from figures(inner)
+
+
+QUESTIONS = {
+    "deploy": ("deploy", "llama-3-8b", "--device", "rtx4090,h100"),
+    "train": ("train", "--params", "1B", "--batch", "8", "--price", "2.5"),
+    "budget": ("budget", "--flops", "1e21", "--tokens-available", "10B"),
+    "fit": ("fit", "--params", "1B", "--device", "rtx4090", "--batch", "16"),
+}
+
+
+# ---- JSON is the Python result
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_number_in_json_is_its_formula_worked_out_with_unit(run: Plan, question: str) -> None:
+    names = {"ceil": math.ceil, "sqrt": math.sqrt, "log": math.log, "exp": math.exp, "min": min, "max": max}
+    found = list(figures(run(*QUESTIONS[question], "--json").data))
+    assert len(found) > 10
+    for figure in found:
+        assert figure["unit"] in UNITS, figure
+        again = eval(figure["formula"], {"__builtins__": {}}, names | figure["inputs"])
+        assert again == pytest.approx(figure["value"], rel=1e-12), figure["name"]
+
+
+def test_deploy_gives_the_numbers_of_the_python_api(run: Plan) -> None:
+    data = run("deploy", "llama-3-8b", "--device", "rtx4090,h100", "--batch", "4", "--context", "4096", "--json").data
+    spec = known_spec("llama-3-8b")
+    assert data["model"]["parameters"]["total"] == plan.parameters(spec).total == 8_030_261_248
+    assert total(data["model"]["parameters"]["parts"]) == 8_030_261_248
+    for row in data["devices"]:
+        on = plan.device(row["device"]["name"])
+        use = plan.Serving(batch=4, context=4096, runtime=on.runtime)
+        assert row["memory"]["total"]["value"] == total(row["memory"]["parts"]) == plan.memory(spec, use).total
+        assert row["memory"]["total"]["unit"] == "bytes"
+        held = plan.fit_on(spec, use, on)
+        assert (row["largest_batch"]["value"], row["longest_context"]["value"]) == (
+            held.largest_batch,
+            held.longest_context,
+        )
+        assert row["decode"]["value"] == plan.speed(spec, use, on).decode.value
+        assert row["decode"]["unit"] == "tokens/s"
+
+
+def test_deploy_gives_weights_at_every_precision(run: Plan) -> None:
+    weights = run("deploy", "llama-3-8b", "--json").data["weights_at"]
+    assert weights["fp32"] == {"value": 4 * 8_030_261_248, "unit": "bytes"}
+    assert weights["bf16"]["value"] == 2 * 8_030_261_248
+    assert weights["q4_0"]["value"] == 8_030_261_248 // 32 * 18  # GGUF: blocks of 32 in 18 bytes
+    assert {"int8", "nf4", "q8_0", "q6_k"} <= set(weights)
+
+
+def test_train_gives_the_numbers_of_the_python_api(run: Plan) -> None:
+    data = run(
+        "train", "gpt2", "--batch", "4", "--context", "512", "--recompute", "selective", "--optimizer", "adam8bit",
+        "--tokens", "1B", "--device", "a100", "--price", "$2", "--json",
+    ).data  # fmt: skip
+    spec, on = known_spec("gpt2"), plan.device("a100")
+    setup = plan.Training(batch=4, context=512, recompute="selective", optimizer="adam8bit", runtime=on.runtime)
+    memory = plan.memory(spec, setup)
+    assert data["memory"]["total"] == {"value": memory.total, "unit": "bytes"}
+    assert total(data["memory"]["parts"]) == memory.total
+    assert total(data["memory"]["activations"]) == pytest.approx(memory.part("activations"))
+    price = plan.cost(spec, setup, 1e9, on.peak, price=2.0)
+    assert data["flops"]["total"]["value"] == total(data["flops"]["parts"]) == price.flops.total
+    assert data["flops"]["rule"]["value"] == pytest.approx(6 * 124_439_808 * 1e9)
+    assert data["time"]["value"] == price.seconds.value
+    assert data["price"]["value"] == pytest.approx(2 * price.seconds.value / 3600)
+
+
+def test_budget_gives_the_numbers_of_the_python_api(run: Plan) -> None:
+    data = run("budget", "--flops", "5.76e21", "--json").data
+    for row in data["optima"]:
+        best = plan.optimum(5.76e21, row["law"])
+        assert (row["parameters"]["value"], row["tokens"]["value"]) == (best.parameters, best.tokens)
+        assert row["loss"]["value"] == pytest.approx(total(row["loss_parts"])) == best.loss
+        assert row["loss"]["unit"] == "nats/token"
+        assert 6 * best.parameters * best.tokens == pytest.approx(5.76e21)
+    assert {row["law"] for row in data["optima"]} >= {"epoch", "hoffmann", "rule-of-20"}
+    assert data["loss_interval"]["low"] < data["optima"][0]["loss"]["value"] < data["loss_interval"]["high"]
+    assert data["flat_region"]["smallest"] < plan.optimum(5.76e21).parameters < data["flat_region"]["largest"]
+
+
+def test_a_budget_of_time_or_money_is_that_of_its_flops(run: Plan) -> None:
+    days = run("budget", "--devices", "8xh100", "--days", "3 days", "--json").data["budget"]["value"]
+    assert days == pytest.approx(8 * 3 * 86_400 * 989e12 * 0.4, rel=1e-3)
+    money = run("budget", "--dollars", "$500", "--device", "h100", "--price", "2.5", "--json").data["budget"]["value"]
+    assert money == pytest.approx(200 * 3600 * 989e12 * 0.4, rel=1e-3)
+
+
+def test_the_budgets_run_can_be_read_by_the_trainer_and_planned_again(run: Plan, tmp_path: Path) -> None:
+    done = run("budget", "--flops", "1e17", "--device", "a100", "--out", "run.json")
+    assert done.code == 0
+    written = plan.RunConfig.read(tmp_path / "run.json")
+    assert written.tokens == written.steps * written.batch * written.context
+    assert plan.flops(written.model, written.context, written.tokens).total == pytest.approx(1e17, rel=0.05)
+    again = run("deploy", "run.json", "--json").data
+    assert again["model"]["parameters"]["total"] == plan.parameters(written.model).total
+
+
+def test_a_budget_that_its_devices_cannot_hold_keeps_its_optimum_and_says_so(run: Plan, tmp_path: Path) -> None:
+    data = run("budget", "--flops", "5.76e23", "--json").data
+    assert data["run"] is None
+    assert data["optima"][0]["parameters"]["value"] == plan.optimum(5.76e23).parameters
+    assert "no concrete run" in data["warnings"][-1]
+    done = run("budget", "--flops", "5.76e23", "--out", "run.json")
+    assert done.code == 2
+    assert "no concrete run" in done.err
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_little_data_and_much_use_change_the_choice_and_are_said(run: Plan) -> None:
+    limited = run("budget", "--flops", "1e21", "--tokens-available", "5B", "--json").data
+    assert limited["data_limited"]["epochs"] > 4
+    assert any("Muennighoff" in warning for warning in limited["warnings"])
+    aware = run("budget", "--flops", "1e21", "--inference-tokens", "1T", "--json").data
+    assert aware["choice"]["parameters"] < plan.optimum(1e21).parameters
+    assert any("Sardana" in warning for warning in aware["warnings"])
+
+
+def test_fit_offers_changes_that_fit_with_the_same_result_and_least_time_first(run: Plan) -> None:
+    data = run(*QUESTIONS["fit"], "--json").data
+    assert not data["fits"]
+    order = [(not remedy["same_result"], round(remedy["time"]["value"], 3)) for remedy in data["remedies"]]
+    assert order == sorted(order)
+    assert order
+    for remedy in data["remedies"]:
+        assert remedy["memory"]["value"] == pytest.approx(total(remedy["parts"]))
+        assert remedy["memory"]["value"] <= 24e9
+
+
+def test_fit_says_how_many_devices_hold_what_nothing_makes_fit(run: Plan) -> None:
+    asked = ("fit", "llama-3-70b", "--device", "rtx4090", "--context", "2048")
+    alone = run(*asked)
+    found = re.search(r"([\d,]+) such devices hold it with FSDP", alone.out)
+    assert found, alone.out
+    assert "nothing makes it fit" in alone.out
+    count = int(found[1].replace(",", ""))
+    assert count > 1
+
+    def by_sharding(devices: int) -> bool:
+        remedies = run(*asked, "--devices", str(devices), "--json").data["remedies"]
+        used = [{change["axis"] for change in remedy["changes"]} for remedy in remedies]
+        return any(axes <= {"shard", "recompute", "loss"} for axes in used)
+
+    assert by_sharding(count)
+    assert not by_sharding(count // 2)
+
+
+def test_laws_without_runs_are_the_published_ones(run: Plan) -> None:
+    data = run("laws", "--at", "5.76e23", "--json").data
+    by_name = {law["name"]: law for law in data["laws"]}
+    assert (by_name["epoch"]["E"], by_name["epoch"]["A"]) == (1.8172, 482.01)  # Besiroglu et al. 2024
+    assert (by_name["hoffmann"]["alpha"], by_name["hoffmann"]["beta"]) == (0.34, 0.28)  # Hoffmann et al. 2022
+    chosen = {row["law"]: row["N"] for row in data["optima"]}
+    assert chosen["approach1"] == pytest.approx(67e9, rel=0.02)  # their Table 3 at Gopher's budget
+
+
+def test_laws_fitted_to_the_epoch_points_are_besiroglus(run: Plan) -> None:
+    done = run(
+        "laws", "--data", EPOCH_POINTS, "--drop-highest", "5", "--method", "huber", "--bootstrap", "5", "--at",
+        "5.76e23", "--json",
+    )  # fmt: skip
+    (fit,) = done.data["fits"]
+    assert fit["constants"]["E"] == pytest.approx(1.8172, rel=0.005)
+    assert fit["constants"]["beta"] == pytest.approx(0.3658, rel=0.01)
+    assert fit["optima"][0]["N"] == pytest.approx(plan.optimum(5.76e23, "epoch").parameters, rel=0.05)
+    assert fit["units"] == {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"}
+    assert abs(fit["held_out"]["bias"]) < 0.01
+    assert not fit["not_identified"]
+
+
+# ---- text
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_explain_shows_every_formula_with_values_put_in_and_its_source(run: Plan, question: str) -> None:
+    plain, explained = (" ".join(run(*QUESTIONS[question], *more).out.split()) for more in ((), ("--explain",)))
+    assert explained.startswith(plain)
+    data = run(*QUESTIONS[question], "--json").data
+    shown = {"deploy": lambda: data["devices"][0], "fit": lambda: data["memory"]}.get(question, lambda: data)()
+    for each in figures(shown):
+        figure = plan.Figure(**{key: each[key] for key in ("name", "value", "unit", "formula", "inputs", "source")})
+        assert figure.symbolic() in explained
+        assert figure.filled() in explained
+        assert " ".join(figure.source.split()) in explained
+
+
+def test_deploy_prints_parts_and_total_and_what_fits(run: Plan) -> None:
+    out = run("deploy", "llama-3-8b", "--context", "8192", "--device", "rtx4090,t4").out
+    assert re.search(r"weights +16\.1 GB", out)
+    assert re.search(r"key-value cache +1\.07 GB", out)  # 2 x 32 x 8 x 128 x 2 x 8,192 bytes
+    assert re.search(r"rtx4090 +24\.0 GB +yes", out)
+    assert re.search(r"t4 +16\.0 GB +no: 2\.\d+ GB short +0", out)
+
+
+def test_train_prints_the_rule_of_thumb_beside_the_sum_with_the_reason(run: Plan) -> None:
+    out = " ".join(run("train", "gpt2").out.split())
+    assert "20 times the model, as quoted 9.96 GB" in out  # 20 x 4 x 124,439,808
+    assert "reads its 20 extra bytes a parameter as a factor" in out
+    assert "6 N D" in out
+    assert "40% of 989 TFLOP/s (assumed)" in out
+
+
+def test_a_fit_that_its_runs_do_not_pin_down_prints_no_number_for_it(run: Plan, tmp_path: Path) -> None:
+    law = plan.Law("equal powers", 1.8, 400.0, 1500.0, 0.35, 0.35, "")
+    rows = [f"{n},{20 * n},{law.loss(n, 20 * n)}" for n in (10 ** (7 + 0.25 * i) for i in range(14))]
+    (tmp_path / "runs.csv").write_text("N,D,loss\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    options = ("laws", "--data", "runs.csv", "--method", "huber", "--bootstrap", "0")
+    assert re.search(r"^[AB] +not identified", run(*options).out, re.MULTILINE)
+    (fit,) = run(*options, "--json").data["fits"]
+    assert {"A", "B"} & set(fit["not_identified"])
+    assert all(fit["constants"][name] is None for name in fit["not_identified"])
+    assert fit["optima"] == []
+
+
+def test_without_resampling_no_interval_is_printed(run: Plan) -> None:
+    done = run("laws", "--data", EPOCH_POINTS, "--method", "nnls", "--bootstrap", "0")
+    assert (done.code, done.err) == (0, "")
+    assert "nan" not in done.out
+    assert re.search(r"^E +1\.\d+ *$", done.out, re.MULTILINE)
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_plot_writes_a_picture(run: Plan, tmp_path: Path, question: str) -> None:
+    assert run(*QUESTIONS[question], "--plot", "plan.svg").code == 0
+    drawn = (tmp_path / "plan.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")
+    assert drawn.rstrip().endswith("</svg>")
+    assert len(drawn) > 5000
+
+
+def test_plot_of_a_law_is_written_as_png_too(run: Plan, tmp_path: Path) -> None:
+    options = ("laws", "--data", EPOCH_POINTS, "--method", "nnls", "--bootstrap", "0")
+    assert run(*options, "--plot", "deeper/law.png").code == 0
+    assert (tmp_path / "deeper" / "law.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_picture_of_another_kind_is_refused_before_anything_is_printed(run: Plan, question: str) -> None:
+    refused(run(*QUESTIONS[question], "--plot", "plan.docx"), "plan.docx", ".svg, .png, .pdf")
+
+
+# ---- what is accepted
+
+
+@pytest.mark.parametrize(("text", "count"), [("1B", 1e9), ("1.3e9", 1.3e9), ("7b", 7e9), ("350M", 350e6), ("20k", 2e4)])
+def test_sizes_are_read_as_people_write_them(run: Plan, text: str, count: float) -> None:
+    assert run("deploy", "--params", text, "--json").data["model"]["parameters"]["total"] == pytest.approx(
+        count, rel=0.3
+    )
+
+
+def test_a_device_of_ones_own_has_memory_bandwidth_and_speed(run: Plan) -> None:
+    row = run("deploy", "gpt2", "--device", "mine=2 TB,1.5TB/s,300 TFLOP/s,h100", "--json").data["devices"]
+    own, h100 = (each["device"] for each in row)
+    assert (own["name"], own["memory"]["value"]) == ("mine", 2e12)
+    assert (own["bandwidth"]["value"], own["peak"]["value"]) == (1.5e12, 300e12)
+    assert h100["name"] == "h100"
+
+
+def test_this_machine_is_measured_and_remembered(run: Plan, tmp_path: Path) -> None:
+    first = run("deploy", "gpt2", "--device", "this", "--json").data["devices"][0]["device"]
+    assert first["bandwidth"]["value"] > 1e8
+    assert first["peak"]["value"] > 1e8
+    assert "measured" in first["source"]
+    assert list((tmp_path / "cache").glob("*.json"))
+    assert run("deploy", "gpt2", "--device", "this", "--json").data["devices"][0]["device"] == first
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+def test_recurrent_kinds_are_planned_with_a_state_that_does_not_grow(run: Plan, kind: str) -> None:
+    short, long = (
+        run("deploy", "--params", "10M", "--kind", kind, "--context", context, "--json").data["devices"][0]["memory"]
+        for context in ("4096", "65536")
+    )
+    assert [part for part in short["parts"] if part["name"] == "state"] == [
+        part for part in long["parts"] if part["name"] == "state"
+    ]
+    assert run("train", "--params", "10M", "--kind", kind).code == 0
+
+
+def test_a_config_file_and_its_folder_are_the_same_model(run: Plan, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    by_file, by_folder = (run("deploy", where, "--json").data["model"] for where in ("config.json", "."))
+    assert by_file["parameters"] == by_folder["parameters"]
+
+
+def test_a_gguf_file_is_planned_as_it_is_stored(nextword: Any, smollm2_path: Path) -> None:
+    data = json.loads(nextword("plan", "deploy", str(smollm2_path), "--device", "t4", "--json").stdout)
+    assert data["model"]["parameters"]["total"] == 134_515_008
+    assert data["precision"] == "as stored"
+    assert 0.8 * smollm2_path.stat().st_size < data["model"]["stored"]["value"] < smollm2_path.stat().st_size
+
+
+# ---- what is refused
+
+
+WRONG = {
+    "unit of size": (("deploy", "--params", "7q"), ("'7q'", "Accepted forms: 1B, 7b, 350M, 20k, 1.3e9")),
+    "unit of time": (("budget", "--days", "3 fortnights"), ("'3 fortnights'", "3 days")),
+    "unit of money": (("budget", "--dollars", "¥5", "--price", "1"), ("'¥5'", "$500")),
+    "unit of compute": (("budget", "--flops", "5 parsecs"), ("5 parsecs", "1e21")),
+    "unit of a device": (("deploy", "gpt2", "--device", "x=24GB,1TB/s,7q"), ("'7q'", "989 TFLOP/s")),
+    "half a device": (("deploy", "gpt2", "--device", "x=24GB,1TB/s"), ("mine=24GB,1TB/s,165TFLOP/s",)),
+    "unknown device": (("deploy", "gpt2", "--device", "h10"), ("Close to it: h100", "NAME=MEMORY,BANDWIDTH,SPEED")),
+    "unknown device to fit": (("fit", "gpt2", "--device", "rtx4091"), ("rtx4090", "mine=24GB,1TB/s,165TFLOP/s")),
+    "unknown devices of a budget": (("budget", "--days", "3", "--devices", "8xh10"), ("h100",)),
+    "unknown model": (("train", "llama3-8b"), ("Close to it: llama-3-8b", "config.json", "--params")),
+    "no model": (("deploy",), ("--params 1B",)),
+    "two models": (("deploy", "gpt2", "--params", "1B"), ("either",)),
+    "no such file": (("deploy", "nowhere/config.json"), ("nowhere", "config.json")),
+    "no such json": (("deploy", "nowhere.json"), ("nowhere.json", "no such file")),
+    "nothing": (("deploy", "--params", "0"), ("above zero",)),
+    "negative": (("deploy", "--params", "-1B"), ("above zero",)),
+    "NaN": (("deploy", "--params", "nan"), ("1B",)),
+    "infinite": (("deploy", "--params", "inf"), ("1B",)),
+    "absurdly small": (("train", "--params", "3"), ("20000",)),
+    "absurdly large": (("train", "--params", "1e18"), ("2e+13",)),
+    "beyond numbers": (("train", "--params", "1e400"), ("at most",)),
+    "batch of none": (("deploy", "gpt2", "--batch", "0"), ("--batch",)),
+    "negative context": (("train", "gpt2", "--context", "-1"), ("--context",)),
+    "no tokens": (("train", "gpt2", "--tokens", "0"), ("--tokens", "above zero")),
+    "negative price": (("train", "gpt2", "--price", "-2"), ("--price", "above zero")),
+    "no share of the peak": (("train", "gpt2", "--mfu", "0"), ("--mfu", "between 0 and 1")),
+    "more than the peak": (("budget", "--flops", "1e20", "--mfu", "1.5"), ("--mfu", "between 0 and 1")),
+    "sharding alone": (("train", "gpt2", "--shard", "fsdp"), ("--devices 8",)),
+    "rank above the matrix": (("train", "gpt2", "--lora", "60000"), ("768", "--lora")),
+    "unknown optimizer": (("train", "gpt2", "--optimizer", "adm"), ("adamw",)),
+    "unknown precision": (("deploy", "gpt2", "--precision", "int3"), ("int3", "q4_k")),
+    "unknown law": (("budget", "--flops", "1e21", "--law", "epok"), ("Close to it: epoch",)),
+    "no budget": (("budget",), ("--flops", "--dollars")),
+    "two budgets": (("budget", "--flops", "1e21", "--days", "3"), ("--flops and --days",)),
+    "money without a price": (("budget", "--dollars", "500"), ("--price 2.5",)),
+    "a budget of nothing": (("budget", "--flops", "0"), ("above zero",)),
+    "a budget too small": (("budget", "--flops", "1000"), ("1e+09",)),
+    "a budget too large": (("budget", "--flops", "1e39"), ("1e+32",)),
+    "no data at hand": (("budget", "--flops", "1e21", "--tokens-available", "0"), ("above zero",)),
+    "a fit without a device": (("fit", "gpt2"), ("--device",)),
+    "a table that is not there": (("laws", "--data", "none.csv"), ("none.csv", "no such file")),
+    "a picture of no runs": (("laws", "--plot", "law.svg"), ("--data",)),
+    "unknown question": (("budgt",), ("Close to it: budget",)),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_gets_one_line_that_names_the_fix_and_exit_code_2(run: Plan, case: str) -> None:
+    arguments, said = WRONG[case]
+    refused(run(*arguments), *said)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "model_type"])
+def test_a_config_without_an_essential_key_is_refused_by_file_and_key(run: Plan, tmp_path: Path, key: str) -> None:
+    (tmp_path / "half.json").write_text(json.dumps({name: value for name, value in TINY.items() if name != key}))
+    refused(run("deploy", "half.json"), "half.json", key)
+
+
+CONFIGS = {
+    "not json": ('{"model_type": ', "not valid JSON"),
+    "a list": ("[1]", "not an object"),
+    "an unknown family": ('{"model_type": "lama"}', "Close to it: llama"),
+    "a size that is none": (json.dumps(TINY | {"hidden_size": -64}), "hidden_size is -64"),
+    "an absurd size": (json.dumps(TINY | {"num_hidden_layers": 10**9}), "num_hidden_layers is 1000000000"),
+    "a specification without sizes": ('{"kind": "lstm"}', "'vocabulary'"),
+    "an unknown kind": ('{"kind": "mamba"}', "rnn"),
+    "a specification of words": ('{"kind": "gru", "vocabulary": "many", "width": 8}', "vocabulary is 'many'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_unreadable_configs_are_refused_by_file_and_fault(run: Plan, tmp_path: Path, case: str) -> None:
+    text, said = CONFIGS[case]
+    (tmp_path / "broken.json").write_text(text)
+    refused(run("train", "broken.json"), "broken.json", said)
+
+
+TABLES = {
+    "too few": ("N,D,loss\n1e8,1e9,3\n1e9,1e10,2.5\n", "2 runs cannot fix five constants; at least 8"),
+    "no column": ("N,D,score\n1e8,1e9,3\n", "no column for loss; it has N, D, score"),
+    "one size": ("N,D,loss\n" + "".join(f"1e8,{i}e9,{3 - i / 10}\n" for i in range(1, 10)), "not identified"),
+    "not a number": ("N,D,loss\n1e8,many,3\n", "line 2: tokens 'many' is not a number"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_runs_that_cannot_be_fitted_are_refused_with_the_reason(run: Plan, tmp_path: Path, case: str) -> None:
+    text, said = TABLES[case]
+    (tmp_path / "runs.csv").write_text(text)
+    refused(run("laws", "--data", "runs.csv"), said)
+
+
+# ---- from outside
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_plans_import_neither_torch_nor_numpy(tmp_path: Path, question: str) -> None:
+    code = f"import sys; from nextword.cli import main; main({['plan', *QUESTIONS[question]]!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    modules = done.stdout.splitlines()[-1].split()
+    assert "nextword.plan" in modules
+    assert not {"torch", "numpy", "scipy", "transformers", "matplotlib"} & set(modules)
+
+
+def test_a_reader_that_leaves_early_ends_a_plan_quietly() -> None:
+    command = [sys.executable, "-m", "nextword", "plan", "train", "llama-3-8b", "--explain"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stderr is not None
+    assert started.stdout.read(5) == b"llama"
+    started.stdout.close()
+    assert started.wait(60) == 0
+    assert started.stderr.read() == b""
+    started.stderr.close()
+
+
+def test_the_examples_of_every_help_text_run(run: Plan, tmp_path: Path) -> None:
+    assert "plan" in VERBS
+    (tmp_path / "runs.csv").write_bytes(Path(EPOCH_POINTS).read_bytes())
+    shown = [line.split() for verb in ("", "deploy", "train", "budget", "fit", "laws")
+             for line in run(*filter(None, [verb]), "--help").out.splitlines()]  # fmt: skip
+    examples = {tuple(words[2:]) for words in shown if words[:2] == ["nextword", "plan"]}
+    assert len(examples) > 12
+    for example in sorted(examples):
+        if "smollm2-135m-instruct" in example:
+            continue  # needs the file; its plan is tested above
+        quick = ("--bootstrap", "0", "--method", "nnls") if "--data" in example else ()
+        done = run(*example, *quick)
+        assert (done.code, done.err) == (0, ""), example
