@@ -9,28 +9,7 @@ import pytest
 
 from nextword.data import Dataset, prepare
 
-WORDS = [
-    "the",
-    "a",
-    "king",
-    "queen",
-    "said",
-    "went",
-    "to",
-    "of",
-    "and",
-    "in",
-    "castle",
-    "river",
-    "stone",
-    "old",
-    "young",
-    "night",
-    "day",
-    "light",
-    "saw",
-    "spoke",
-]
+WORDS = "the a king queen went to of and in castle river stone old young night day saw spoke".split()  # noqa: SIM905
 
 
 def story(seed: int, words: int) -> str:

@@ -1,8 +1,9 @@
-"""A small run in a process of its own, for tests that kill it: KIND FOLDER STEPS [--lose-position]."""
+"""A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp] [--until N]."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,10 +24,18 @@ def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
     )  # fmt: skip
 
 
+def option(name: str, default: str) -> str:
+    """The argument after `name`."""
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+
+
 def main() -> None:
     kind, folder, data, steps = sys.argv[1], Path(sys.argv[2]), open_dataset(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    trainer = Trainer(run_of(kind, data.vocabulary, steps), data, Options(folder, threads=1, checkpoint_every=10))
+    run = replace(run_of(kind, data.vocabulary, steps), shard=option("--shard", "none"))  # type: ignore[arg-type]
+    if "--shard" in sys.argv:  # dropout differs from process to process
+        run = replace(run, dropout=0.0, micro_batch=2)
+    trainer = Trainer(run, data, Options(folder, threads=1, checkpoint_every=10))
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
         restore = trainer._restore
 
@@ -35,7 +44,7 @@ def main() -> None:
             trainer.progress.skipped = -trainer.progress.step
 
         trainer._restore = forgetful  # type: ignore[method-assign]
-    trainer.train()
+    trainer.train(int(option("--until", str(steps))))
 
 
 if __name__ == "__main__":

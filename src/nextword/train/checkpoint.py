@@ -137,7 +137,9 @@ def load(
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    found = {f"model.{name}": tensor for name, tensor in _once(get_model_state_dict(model)).items()}
+    tensors = get_model_state_dict(model)
+    named = [name for part in (model.named_parameters(), model.named_buffers()) for name, _ in part]
+    found = {f"model.{name}": tensors[name] for name in named if name in tensors}  # a tied head once, as the embedding
     if optimizer is not None:
         for name, values in _optimizer_state(model, optimizer)["state"].items():
             found |= {f"optimizer.{name}|{key}": value for key, value in values.items()}
@@ -148,16 +150,6 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     return get_optimizer_state_dict(model, optimizer)
-
-
-def _once(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Without the second names of shared tensors: a tied head is its embedding."""
-    kept: dict[int, str] = {}
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if kept.setdefault(tensor.data_ptr() if type(tensor) is Tensor else id(tensor), name) == name
-    }
 
 
 def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..base import UsageError
+
+
+_PATIENCE = timedelta(minutes=10)  # for a process that does not answer
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def joined(process: Process, device: torch.device) -> Iterator[None]:
     if process.world == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
@@ -90,9 +94,13 @@ def share(model: nn.Module, shard: str, process: Process, device: torch.device) 
 
 
 def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return summed
+
+
+# DDP compares a hook's annotations with its own classes, and those of this module are strings.
+_sum_gradients.__annotations__ = {"state": object, "bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
 
 
 def _fully_shard(model: nn.Module, process: Process, device: torch.device) -> nn.Module:
@@ -106,7 +114,8 @@ def _fully_shard(model: nn.Module, process: Process, device: torch.device) -> nn
     fully_shard(model, mesh=mesh)
     for part in model.modules():
         if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)  # a sum: on gloo the mean would come out as one anyway
+            part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            part.set_gradient_divide_factor(1.0)
     return model
 
 
