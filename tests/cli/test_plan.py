@@ -94,7 +94,7 @@ def figures(value: Any) -> Iterator[dict[str, Any]]:
 QUESTIONS = {
     "deploy": ("deploy", "llama-3-8b", "--device", "rtx4090,h100"),
     "train": ("train", "--params", "1B", "--batch", "8", "--price", "2.5"),
-    "budget": ("budget", "--flops", "1e21", "--tokens-available", "10B"),
+    "budget": ("budget", "--flops", "1e21", "--tokens-available", "10B", "--inference-tokens", "1T"),
     "fit": ("fit", "--params", "1B", "--device", "rtx4090", "--batch", "16"),
 }
 
@@ -202,9 +202,18 @@ def test_a_budget_that_its_devices_cannot_hold_keeps_its_optimum_and_says_so(run
 def test_little_data_and_much_use_change_the_choice_and_are_said(run: Plan) -> None:
     limited = run("budget", "--flops", "1e21", "--tokens-available", "5B", "--json").data
     assert limited["data_limited"]["epochs"] > 4
+    epochs, worth, _, loss = limited["limits"]["data_limited"]
+    assert epochs["value"] == pytest.approx(limited["data_limited"]["epochs"])
+    assert worth["value"] == pytest.approx(limited["data_limited"]["worth"])
+    assert loss["value"] == pytest.approx(limited["data_limited"]["loss"])
     assert any("Muennighoff" in warning for warning in limited["warnings"])
     aware = run("budget", "--flops", "1e21", "--inference-tokens", "1T", "--json").data
     assert aware["choice"]["parameters"] < plan.optimum(1e21).parameters
+    tokens, training, use = aware["limits"]["inference_aware"]
+    assert tokens["value"] == pytest.approx(aware["inference_aware"]["tokens"])
+    assert training["value"] == pytest.approx(aware["inference_aware"]["training"])
+    assert use["value"] == pytest.approx(aware["inference_aware"]["inference"])
+    assert use["inputs"]["D_use"] == pytest.approx(1e12)
     assert any("Sardana" in warning for warning in aware["warnings"])
 
 

@@ -13,7 +13,7 @@ from .plan_options import COUNT, FLOPS, MONEY, duration_in, find_device, output_
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..plan import Budget, Device
+    from ..plan import Budget, Device, Figure
 
 
 @click.command(name="budget")
@@ -187,11 +187,27 @@ def _explain(found: Budget, console: Console) -> None:
     for each in found.optima:
         explain(f"optimum by {each.law}" + (f" ({each.note})" if each.note else ""),
                 (*each.figures, *each.loss_parts), console)  # fmt: skip
+    for title, figures in _limits(found).items():
+        explain(title.replace("_", " "), figures, console)
     if found.model is not None:
         explain("the model's parameters", parameter_figures(found.model), console)
     if found.memory is not None and found.time is not None:
         explain("its memory", found.memory.parts, console)
         explain("its time", (found.time,), console)
+
+
+def _limits(found: Budget) -> dict[str, tuple[Figure, ...]]:
+    """The figures behind the choices that little data or much use ask for, by their names in JSON."""
+    from ..plan.laws import law
+    from ..plan.limits import aware_figures, limited_figures
+
+    shown = {}
+    if found.limited is not None:
+        shown["data_limited"] = limited_figures(found.limited)
+    if found.aware is not None:
+        use = found.aware.inference / (2 * found.aware.parameters)
+        shown["inference_aware"] = aware_figures(found.aware, use, law(found.best.law))
+    return shown
 
 
 def _json(found: Budget) -> dict[str, Any]:
@@ -218,6 +234,7 @@ def _json(found: Budget) -> dict[str, Any]:
         "flat_region": {**asdict(found.flat), "unit": "parameters"},
         "data_limited": {**asdict(found.limited), "unit": "tokens"} if found.limited else None,
         "inference_aware": {**asdict(found.aware), "unit": "FLOPs"} if found.aware else None,
+        "limits": {name: figures_json(figures) for name, figures in _limits(found).items()},
         "choice": {**asdict(found.choice), "unit": "parameters, tokens, nats/token"},
         "run": found.run.to_dict() if found.run else None,
         "memory": {"total": quantity(found.memory.total, "bytes"), "parts": figures_json(found.memory.parts)}

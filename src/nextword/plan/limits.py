@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..base import UsageError
+from .figure import Figure, figure
 from .laws import DATA_LIMITED, DEFAULT, Law, Optimum, optimum
 from .search import lowest
 
@@ -66,6 +67,25 @@ def _optimal_parameters(tokens: float) -> float:
     return float(scale**2 * tokens)
 
 
+def limited_figures(found: DataLimited) -> tuple[Figure, ...]:
+    """How `found` follows from its size, its tokens and those that differ."""
+    law, source = DATA_LIMITED, "Muennighoff et al. 2023, 2305.16264, eq. 5 and 7"
+    unique = min(found.unique, found.tokens)
+    enough = min(_optimal_parameters(unique), found.parameters)
+    formula = "{0} + {0} * R * (1 - exp(-({1} / {0} - 1) / R))"
+    worth = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique, D=found.tokens,
+                   R=REPEATED_TOKENS)  # fmt: skip
+    size = figure("parameters that count", "parameters", formula.format("enough", "N"), source, enough=enough,
+                  N=found.parameters, R=REPEATED_PARAMETERS)  # fmt: skip
+    return (
+        figure("epochs", "", "D / U", "tokens seen over different ones", D=found.tokens, U=unique),
+        worth,
+        size,
+        figure("loss", "nats/token", "E + A / N ** alpha + B / D ** beta", law.source, E=law.E, A=law.A, B=law.B,
+               alpha=law.alpha, beta=law.beta, N=size.value, D=worth.value),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class InferenceAware:
     """The cheapest way to a loss, training and later use together. FLOPs in all."""
@@ -101,3 +121,14 @@ def inference_aware(best: Optimum, inference_tokens: float, by: Law = DEFAULT) -
     before = plain.budget + 2 * plain.parameters * inference_tokens
     training, use = 6 * size * tokens, 2 * size * inference_tokens
     return InferenceAware(target, size, tokens, training, use, before - training - use)
+
+
+def aware_figures(found: InferenceAware, inference_tokens: float, by: Law = DEFAULT) -> tuple[Figure, ...]:
+    """What `found` takes: tokens that bring its size to the loss, training and use. A search found the size."""
+    source = "Sardana et al. 2024, 2401.00448, eq. 3: the size at which training and use together are least"
+    return (
+        figure("tokens", "tokens", "(B / (L - E - A / N ** alpha)) ** (1 / beta)", by.source, L=found.loss, E=by.E,
+               A=by.A, B=by.B, alpha=by.alpha, beta=by.beta, N=found.parameters),
+        figure("training", "FLOPs", "6 * N * D", source, N=found.parameters, D=found.tokens),
+        figure("use", "FLOPs", "2 * N * D_use", source, N=found.parameters, D_use=inference_tokens),
+    )  # fmt: skip
