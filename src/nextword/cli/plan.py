@@ -14,6 +14,7 @@ _QUESTIONS = {
     "budget": "The best model and data for a budget of compute, time or money.",
     "fit": "The cheapest change that makes a training run fit on a device.",
     "laws": "Scaling laws: published ones, and fits to your own runs.",
+    "verify": "Past runs on this machine: predicted beside measured.",
 }
 
 

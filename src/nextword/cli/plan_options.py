@@ -102,7 +102,8 @@ training_options = stack(
                  show_default=True, help="How --devices share weights, gradients and states."),
     click.option("--devices", type=click.IntRange(1, 1 << 20), default=1, show_default=True, metavar="N"),
     click.option("--lora", type=click.IntRange(0, 1 << 16), default=0, metavar="RANK",
-                 help="Train adapters of this rank on every matrix of the layers; the rest is frozen."),
+                 help="Train adapters of this rank beside every matrix of the layers (queries, keys and values are one,"
+                 " gate and up are one); the rest is frozen."),
     click.option("--base", type=click.Choice(["fp32", "bf16", "int8", "nf4"]), default="bf16", show_default=True,
                  help="How --lora keeps the frozen weights."),
 )  # fmt: skip

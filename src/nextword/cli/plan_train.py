@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..plan.training import Cost
 
 _DEVICE = "h100"
+_ADAPTING = 10e6  # tokens; adapters learn from some thousands of examples
 
 
 @click.command(name="train")
@@ -34,7 +35,9 @@ _DEVICE = "h100"
 @training_options
 @click.option("--device", default=_DEVICE, show_default=True, metavar="NAME",
               help="A name, `this` (measured), or NAME=24GB,1TB/s,165TFLOP/s.")  # fmt: skip
-@click.option("--tokens", type=COUNT, default=None, metavar="N", help="To train on; default: 20 a parameter.")
+@click.option(
+    "--tokens", type=COUNT, default=None, metavar="N", help="To train on; default: 20 a parameter, 10M with --lora."
+)
 @click.option("--mfu", type=float, default=0.4, show_default=True, help="Assumed share of the device's peak.")
 @click.option("--price", type=MONEY, default=None, metavar="$", help="Of a device for an hour.")
 @output_options
@@ -58,7 +61,7 @@ def command(
 
     about, on = target(model, params, kind), find_device(device)
     run = training(about, setup, on)
-    seen = tokens or 20.0 * parameters(about.spec).total
+    seen = tokens or (_ADAPTING if run.lora else 20.0 * parameters(about.spec).total)
     memory = training_memory(about.spec, run)
     price_of = cost(about.spec, run, seen, on.speed(run.precision), mfu, price)
     if as_json:
@@ -68,7 +71,7 @@ def command(
     else:
         from ._console import output
 
-        _print(about, run, memory, price_of, on, tokens is None, output())
+        _print(about, run, memory, price_of, on, tokens is None and not run.lora, output())
         if explain:
             _explain(about, run, memory, price_of, output())
     if plot is not None:

@@ -138,7 +138,7 @@ def _fit(runs: Runs, method: Method, start: Point | None) -> Point:
 
 
 def _law(point: Point, name: str = "fitted", source: str = "fitted to the runs given") -> Law:
-    E, A, B = (math.exp(value) for value in point[:3])
+    E, A, B = (math.exp(min(value, 700.0)) for value in point[:3])  # a resampled set may pin nothing down
     return Law(name, E, A, B, point[3], point[4], source)
 
 

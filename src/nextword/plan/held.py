@@ -102,7 +102,11 @@ def states(
 
 
 def adapters(spec: ModelSpec, rank: int) -> list[TensorShape]:
-    """LoRA's pairs of narrow matrices, r x in and out x r, for every matrix of the layers (Hu et al., 2106.09685)."""
+    """LoRA's pairs of narrow matrices, r x in and out x r, for every matrix of the layers (Hu et al., 2106.09685).
+
+    The matrices are nextword's: queries, keys and values are one, gate and up are one, so that a pair serves all
+    of them. Beside the separate matrices of transformers the same rank is more: Llama 3 8B, rank 16, 41.9 M for 35.7 M.
+    """
     pairs = []
     for tensor in tensors(spec):
         if tensor.is_matrix and tensor.part not in (*_ENDS, "router"):

@@ -13,8 +13,8 @@ ACTIONS: tuple[Action, ...] = ("stop", "skip", "rewind")
 
 _REMEMBERED = 100  # losses that a new one is compared with
 _LEAST = 20  # before so many are known nothing is a leap
-_DEVIATIONS = 8.0
-_LEAP = 0.5  # nats above the mean, at least
+_DEVIATIONS = 10.0
+_LEAP = 2.0  # nats above the mean, at least: a small batch of hard text is no trouble
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ..base import UsageError
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
 from ..plan.design import SMALLEST, recurrent_for
-from ..plan.laws import SMALL, law
+from ..plan.laws import SMALL, Law, law
 from ..plan.limits import best_when_limited
 from ..plan.search import largest
 from ..plan.training import training_memory
@@ -52,8 +52,7 @@ def choose_shape(
 ) -> ModelSpec:
     """The compute-optimal model for `work` FLOPs and the tokens at hand; recurrent kinds match its size or FLOPs."""
     if count is None:
-        by = law("epoch") if work >= FITTED_FROM else SMALL
-        best = optimum(work, by)
+        best = optimum(work, law("epoch") if work >= FITTED_FROM else _small_in_tokens())
         count = best.parameters
         if unique_tokens < best.tokens:
             count = min(count, best_when_limited(work, unique_tokens).parameters)
@@ -62,6 +61,11 @@ def choose_shape(
     if kind == "transformer":
         return spec
     return recurrent_like(spec, kind, match)
+
+
+def _small_in_tokens() -> Law:
+    """The law of small runs over tokens instead of bytes, as an optimum wants it."""
+    return replace(SMALL, B=SMALL.B * BYTES_A_TOKEN**-SMALL.beta)
 
 
 def recurrent_like(spec: ModelSpec, kind: Kind, match: str) -> ModelSpec:
