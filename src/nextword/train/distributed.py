@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..base import UsageError
 
-
 _PATIENCE = timedelta(minutes=10)  # for a process that does not answer
 
 
@@ -100,7 +99,8 @@ def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
 
 
 # DDP compares a hook's annotations with its own classes, and those of this module are strings.
-_sum_gradients.__annotations__ = {"state": object, "bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
+_BUCKET = dist.GradBucket  # type: ignore[attr-defined]
+_sum_gradients.__annotations__ = {"state": object, "bucket": _BUCKET, "return": torch.futures.Future[Tensor]}
 
 
 def _fully_shard(model: nn.Module, process: Process, device: torch.device) -> nn.Module:

@@ -146,11 +146,11 @@ def _pieces(family: Family, entry: Entry, whole: Tensor, dtype: torch.dtype) -> 
     row = 0
     for piece in entry.pieces:
         name = piece.name[1:] if piece.name.startswith("^") else family.prefixes[0] + piece.name
-        yield name, _as_stored(whole[row : row + piece.shape[0]], piece).to(dtype).contiguous()
+        yield name, as_stored(whole[row : row + piece.shape[0]], piece).to(dtype).contiguous()
         row += piece.shape[0]
 
 
-def _as_stored(values: Tensor, piece: Piece) -> Tensor:
+def as_stored(values: Tensor, piece: Piece) -> Tensor:
     """Our layout → the file's: the inverse of `source.arrange`."""
     if piece.offset:
         values = values - piece.offset
