@@ -20,6 +20,7 @@ VERBS = {
     "plan": "Plan memory, compute, time and the compute-optimal model.",
     "train": "Train a transformer, RNN, LSTM or GRU on your text.",
     "runs": "List, show, compare, resume and export training runs.",
+    "compare-context": "Measure where each kind of model stops using what came before.",
     "models": "List, fetch, inspect, convert and remove models.",
     "completion": "Print the script that completes commands in your shell.",
 }
@@ -66,7 +67,7 @@ class Verbs(Suggesting):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = import_module(f"nextword.cli.{cmd_name}").command
+        command = import_module(f"nextword.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

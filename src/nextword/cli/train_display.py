@@ -72,8 +72,9 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     for name, key, show in rows:
         found = getattr(measured, key)
         expected = getattr(plan, key) if plan is not None else None
-        off = "" if not expected else f"{expected / found - 1:+.1%}"
-        table.add_row(name, "" if expected is None else show(expected), show(found), off)
+        known = expected is not None and expected == expected
+        off = f"{expected / found - 1:+.1%}" if known and found else ""
+        table.add_row(name, show(expected) if known else "", show(found), off)
     console = output()
     console.print()
     console.print(table)

@@ -107,3 +107,50 @@ def terminal_curve(folders: Sequence[Path]) -> str:
     lines = [f"{high - (high - low) * row / (_HEIGHT - 1):7.3f} ┤{''.join(cells)}" for row, cells in enumerate(grid)]
     legend = "   ".join(f"{_MARKS[n % len(_MARKS)]} {folder.name}" for n, folder in enumerate(folders))
     return "\n".join([*lines, f"{'':8}└{'─' * _WIDTH}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before any work, a name that cannot be drawn to."""
+    if path.suffix.lower() not in _KINDS:
+        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}. Create it, or write elsewhere")
+
+
+def draw_study(found: Any, path: Path) -> None:
+    """A `context_study.Study` in four panels: by position, by what may be seen, tasks, speed."""
+    check_picture(path)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RunError("pictures need matplotlib. Install it with: pip install 'nextword[plot]'") from None
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    (position, visible), (tasks, speed) = panels
+    names = [(result.task, result.size) for result in found.kinds[0].tasks]
+    for number, each in enumerate(found.kinds):
+        colour = _COLOURS[number % len(_COLOURS)]
+        for axes, means in ((position, each.by_position), (visible, each.by_visible)):
+            axes.errorbar([m.at for m in means], [m.mean for m in means], [2 * m.error for m in means], color=colour,
+                          marker="o", markersize=3, linewidth=1.3, capsize=2, label=each.kind)  # fmt: skip
+        visible.axvline(each.useful, color=colour, linewidth=0.8, linestyle=":")
+        shift = (number - (len(found.kinds) - 1) / 2) * 0.2
+        tasks.bar([place + shift for place in range(len(names))], [r.accuracy for r in each.tasks], 0.18, color=colour)
+        labels = list(each.tokens_per_second)
+        speed.bar([place + shift for place in range(len(labels))], list(each.tokens_per_second.values()), 0.18,
+                  color=colour)  # fmt: skip
+        speed.set_xticks(range(len(labels)), [f"{label} tokens" for label in labels], fontsize=8)
+    position.set(xscale="log", xlabel="tokens before it in the context", ylabel="nats a token")
+    position.set_title("held-out loss by position (two errors)", loc="left", fontsize=10)
+    position.legend(frameon=False, fontsize=9)
+    visible.set(xscale="log", xlabel="tokens that may be seen", ylabel="nats a token")
+    visible.set_title("loss given only the last tokens; dotted: more is of no use", loc="left", fontsize=10)
+    tasks.set(ylabel="answers right", ylim=(0, 1.05))
+    tasks.set_xticks(range(len(names)), [f"{task} {size}" for task, size in names], fontsize=8)
+    tasks.axhline(1 / 8, color="#8a8f98", linewidth=0.8, linestyle=":")
+    tasks.set_title("copying over a delay, recall of pairs; dotted: a guess", loc="left", fontsize=10)
+    speed.set(ylabel="tokens a second")
+    speed.set_title("training on one row: threads x length", loc="left", fontsize=10)
+    _save(figure, path)

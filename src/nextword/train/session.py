@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -132,6 +133,8 @@ def _on_first(process: Process, device: torch.device, work: Callable[[], Session
 
 
 def _start(request: Request, cache: Path, say: Say, process: Process, device: torch.device) -> Session:
+    if request.out is not None:
+        _check_free(request.out)
     sources = find_sources(request.data)
     for reason, count in sources.skipped.items():
         say(f"passed over {count:,} {'file' if count == 1 else 'files'}: {reason}")
@@ -154,15 +157,21 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
         run = _refit(request, run, timed, data, here)
     threads = request.threads or (timed.threads if timed else torch.get_num_threads())
     prediction = launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
+    if request.start_from is not None:  # no law says how far open weights are from this text
+        prediction = replace(prediction, nats_per_token=math.nan, low=math.nan, high=math.nan, bits_per_byte=math.nan)
     folder = request.out or launch.default_folder(run)
-    if (folder / "run.json").exists():
-        raise UsageError(f"{folder} holds a run already. Go on with it: nextword runs resume {folder}; or choose --out")
+    _check_free(folder)
     record = RunRecord(
         run=run, data=str(data.folder.resolve()), fingerprint=data.fingerprint, sources=tuple(map(str, request.data)),
         prediction=prediction, threads=threads, device=request.device, peak=here.peak_fp32,
         options=_options(request, run, timed), origin=request.start_from or "",
     )  # fmt: skip
     return Session(folder, record, data, process, device)
+
+
+def _check_free(folder: Path) -> None:
+    if (folder / "run.json").exists():
+        raise UsageError(f"{folder} holds a run already. Go on with it: nextword runs resume {folder}; or choose --out")
 
 
 def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[str, Any]:
@@ -212,8 +221,8 @@ def _prepare(
 ) -> Dataset:  # fmt: skip
     kind = "bytes" if name == "bpe" and vocabulary <= 256 else name
     files = [str(file.resolve()) for file in sources.files]
-    key = repr((files, kind, vocabulary if kind == "bpe" else 0, request.holdout, request.column, request.skip_bad))
-    folder = cache / "data" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    wishes = (request.holdout, request.column, request.skip_bad)
+    folder = data_folder(cache, files, kind, vocabulary if kind == "bpe" else 0, wishes)
     said: set[str] = set()
 
     def progress(share: float, what: str) -> None:
@@ -231,6 +240,12 @@ def _prepare(
     if found.broken:
         say(f"passed over {found.broken:,} broken rows")
     return data
+
+
+def data_folder(cache: Path, files: list[str], tokenizer: str, vocabulary: int, wishes: Any = ()) -> Path:
+    """Where the tokens of some files are kept, so that they are made once."""
+    key = repr(([str(Path(file).resolve()) for file in files], tokenizer, vocabulary, wishes))
+    return cache / "data" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _configure(
