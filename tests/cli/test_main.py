@@ -81,7 +81,7 @@ def test_completion_script_names_the_program(nextword, shell):
 
 def test_shell_completion_offers_verbs(nextword):
     done = nextword(env={"_NEXTWORD_COMPLETE": "bash_complete", "COMP_WORDS": "nextword co", "COMP_CWORD": "1"})
-    assert {line.split(",")[1] for line in done.stdout.splitlines()} == {"complete", "completion"}
+    assert {line.split(",")[1] for line in done.stdout.splitlines()} == {"compare-context", "complete", "completion"}
 
 
 def test_output_on_a_full_disk_is_one_line_and_exit_1():

@@ -237,3 +237,48 @@ def test_the_guard_notices_what_is_no_number_and_what_leaps() -> None:
     assert "gradient norm is inf" in (guard.trouble(3.0, float("inf")) or "")
     assert "leapt" in (guard.trouble(5.2, 1.0) or "")
     assert guard.trouble(3.02, 1.0) is None
+
+
+def test_four_micro_batches_of_one_row_have_the_gradient_of_one_of_four() -> None:
+    tokens = torch.randint(0, 97, (4, 33), generator=torch.Generator().manual_seed(0))
+    batch = Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)
+    whole, parts = new_model(RUN), new_model(RUN)
+    (Training(whole)(batch) / 128).backward()
+    for row in range(4):
+        (Training(parts)(batch.rows(row, row + 1)) / 128).backward()
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "lstm", "gru", "rnn"])
+def test_one_batch_is_overfitted_by_every_kind(kind: str) -> None:
+    spec = SPEC if kind == "transformer" else ModelSpec(kind=kind, vocabulary=97, width=48, layers=2, context=64)  # type: ignore[arg-type]
+    run = replace(RUN, model=spec, learning_rate=1e-2)
+    tokens = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(0))
+    batch = Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)
+    model = new_model(run)
+    training, optimizer = Training(model), make_optimizer(model, run)
+    for _ in range(150):
+        loss = training(batch) / 32
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    assert loss.item() < 0.3  # from ln 97 = 4.57
+
+
+def test_the_reference_sizes_and_compute_of_training() -> None:
+    from nextword.plan import flops, parameters
+
+    spec = ModelSpec(kind="transformer", vocabulary=65, width=128, layers=4, context=64, heads=4, kv_heads=4,
+                     head_width=32, mlp_width=512, mlp="plain", norm="layer", norm_bias=False,
+                     position="learned")  # fmt: skip
+    assert parameters(spec).total == 804_096
+    assert parameters(spec).total - 64 * 128 == 795_904
+    larger = replace(spec, layers=6, heads=6, kv_heads=6, head_width=64, width=384, context=256, mlp_width=1536)
+    assert parameters(larger).total == 10_745_088
+    assert 6 * 795_904 + 12 * 4 * 4 * 32 * 64 == 5_168_640  # N without positions; norms do not multiply
+    assert flops(spec, 64).per_token == pytest.approx(5_168_640, rel=0.002)
+    for kind, width in (("lstm", 235), ("gru", 271), ("rnn", 469)):
+        each = ModelSpec(kind=kind, vocabulary=65, width=width, layers=2, context=64)  # type: ignore[arg-type]
+        assert parameters(each).non_embedding == pytest.approx(0.886e6, rel=0.01)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base import RunError, UsageError
+from ..base import RunError, UsageError, free_memory
 from ..data import Dataset, Sources, find_sources, open_dataset
 from ..data import prepare as prepare_data
 from ..plan import Device, RunConfig, flops, parameters
@@ -36,6 +36,7 @@ OWN = ("bpe", "bytes", "characters")
 _CHECKPOINT_SECONDS = 120.0
 _CHECKPOINTS = 10  # in a run, at least
 _EVALUATIONS = 10
+_SAMPLES = 4  # completions shown in the course of a run
 _FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
 
 
@@ -159,6 +160,7 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
     prediction = launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
     if request.start_from is not None:  # no law says how far open weights are from this text
         prediction = replace(prediction, nats_per_token=math.nan, low=math.nan, high=math.nan, bits_per_byte=math.nan)
+    _check_memory(prediction, run, device)
     folder = request.out or launch.default_folder(run)
     _check_free(folder)
     record = RunRecord(
@@ -174,6 +176,25 @@ def _check_free(folder: Path) -> None:
         raise UsageError(f"{folder} holds a run already. Go on with it: nextword runs resume {folder}; or choose --out")
 
 
+def _check_memory(prediction: Prediction, run: RunConfig, device: torch.device) -> None:
+    """Refuse a run that the machine's free memory does not hold, before it is taken."""
+    free = free_memory()
+    if device.type == "cpu" and free is not None and prediction.memory > free:
+        raise UsageError(
+            f"the run needs {prediction.memory / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {_ways_out(run)}"
+        )
+
+
+def _ways_out(run: RunConfig) -> str:
+    """What would make a run smaller, the cheapest first."""
+    ways = []
+    if run.micro_batch > 1:
+        ways.append(f"--micro-batch {run.micro_batch // 2}")
+    if run.recompute == "none" and run.model.kind == "transformer":
+        ways.append("--recompute full")
+    return f"Try {', '.join([*ways, 'fewer --params'])}; nextword plan fit ranks what helps"
+
+
 def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[str, Any]:
     step = timed.step(run) if timed else 1.0
     every = max(1, min(round(_CHECKPOINT_SECONDS / step), max(1, run.steps // _CHECKPOINTS)))
@@ -184,6 +205,7 @@ def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[s
         "evaluate_every": max(1, run.steps // _EVALUATIONS)
         if request.evaluate_every is None
         else request.evaluate_every,
+        "sample_every": max(1, run.steps // _SAMPLES),
         "evaluate_tokens": min(200_000, max(10_000, run.tokens // 20)),
         "compile": request.compile,
     }
@@ -329,7 +351,7 @@ def train(
     options = Options(folder, str(session.device), record.threads, **record.options)
     with joined(process, session.device):
         trainer = Trainer(session.run, session.data, options, observer or Silent(), _model(session))
-        outcome = trainer.train(until)
+        outcome = _trained(trainer, session.run, until)
         plain = _whole(outcome.model, session)
         measured = None
         if process.first:
@@ -339,6 +361,18 @@ def train(
                 write_report(folder, record.prediction, measured)
                 _remember(session, measured)
     return outcome, measured
+
+
+def _trained(trainer: Trainer, run: RunConfig, until: int | None) -> Outcome:
+    try:
+        return trainer.train(until)
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
+            raise RunError(
+                f"out of memory with {run.micro_batch} rows of {run.context} at once. {_ways_out(run)}"
+            ) from error
+        raise
 
 
 def _model(session: Session) -> nn.Module | None:
