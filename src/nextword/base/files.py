@@ -15,14 +15,25 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     `mode` is "w" (UTF-8 text) or "wb". The data is flushed to disk before the rename, so that a crash
     leaves either the old file or the new one.
     """
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """`atomic_write` for a library that opens its file itself: yields the path of the temporary file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            yield Path(temporary)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

@@ -7,8 +7,9 @@ A rule is one expression or several, each cutting the pieces the one before left
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -82,3 +83,31 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     # The library has GPT-2's rule compiled in.
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last == _GPT2))
     return pre_tokenizers.Sequence(steps)
+
+
+def rule_name(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str | None:
+    """The name of the rule that a tokenizer.json's `pre_tokenizer` follows, or None for one that has no name.
+
+    `whole_words` is its model's `ignore_merges`: names with the same expressions differ in it.
+    """
+    steps = tuple(_expressions(pre_tokenizer or {}))
+    named = (name for name, rule in _RULES.items() if rule == steps and (name in WHOLE_WORDS) is whole_words)
+    return next(named, None)
+
+
+def _expressions(step: Mapping[str, Any]) -> Iterator[str | None]:
+    """The expressions of a pre-tokenizer in turn; None for a step that is no rule of byte-level vocabularies."""
+    match step:
+        case {"type": "Sequence", "pretokenizers": [*steps]}:
+            for each in steps:
+                yield from _expressions(each)
+        case {"type": "Split", "pattern": {"Regex": str(rule)}, "behavior": "Isolated", "invert": False}:
+            yield rule.replace("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS)  # GPT-4's spelling of the same
+        case {"type": "Digits", "individual_digits": True}:
+            yield r"\p{N}"
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
+            yield _GPT2
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
+            pass
+        case _:
+            yield None

@@ -2,151 +2,169 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
+import math
+import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..base import RunError, UsageError
+from ..base import RunError, UsageError, atomic_path
 from ..models import Model
+from ..plan.configs import spec_from_gguf_metadata
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .conversion import as_stored
-from .families import family_of
+from .families import Piece
 from .families import gguf as names
+from .gguf_vocabulary import Vocabulary, vocabulary_of
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama_ftype
 _BLOCK = 32  # numbers that share a scale in q8_0
-_SPLIT = "dbrx"  # llama.cpp's name of the rule by which Llama 3 cuts text, every token made by merges
-_ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3"}
+_QUANTIZATION_VERSION = 2
+_FOLDER = "Write a Hugging Face folder instead: a name without .gguf"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of the file: the piece it is, the rows of our parameter it comes from, its type there."""
+
+    piece: Piece
+    parameter: Tensor
+    row: int
+    type: Any  # gguf.GGMLQuantizationType
+
+    def values(self) -> np.ndarray:
+        rows = self.parameter[self.row : self.row + self.piece.shape[0]].detach()
+        return as_stored(rows.to(device="cpu", dtype=torch.float32), self.piece).contiguous().numpy()
 
 
 def write_gguf(
     out: Path | str, model: Model[Any], tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
 ) -> Path:
-    """Write a Llama or Qwen3 layout and its byte-level BPE tokenizer as `out`, whole or not at all.
+    """Write a Llama, Qwen2, Qwen3 or GPT-2 layout and its byte-level tokenizer as `out`, whole or not at all.
 
-    `dtype` is of the matrices (float32, float16, bfloat16, q8_0); norms stay float32. Raises UsageError for models and
-    tokenizers that the format has no place for, RunError where the file cannot be written.
+    `dtype` is of the matrices (float32, float16, bfloat16, q8_0; rows that no q8_0 block divides are float16); norms
+    and biases stay float32. Raises UsageError for a model or tokenizer that the file could not say all of, or where
+    `out` exists and `force` is not set; RunError where the file cannot be written.
     """
-    import gguf
-
-    out, spec = Path(out), model.spec
+    out = Path(out)
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} cannot be written as GGUF. Known: {', '.join(DTYPES)}")
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; a GGUF file is one file. Choose a name that ends in .gguf")
     if out.exists() and not force:
         raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
-    architecture = _architecture(spec)
-    words = _words(tokenizer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    os.close(descriptor)
-    writer = gguf.GGUFWriter(part, architecture)
+    metadata = _metadata(model.spec)
+    vocabulary = vocabulary_of(tokenizer, model.spec.vocabulary)
+    tensors = list(_tensors(model, metadata["general.architecture"], dtype))
     try:
-        _describe(writer, spec, dtype)
-        _add_tokenizer(writer, words, tokenizer)
-        for name, values, kind in _tensors(model, architecture, dtype):
-            writer.add_tensor(name, values, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(part, out)
+        with atomic_path(out) as part:
+            _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors)
     except OSError as error:
-        raise RunError(f"{out} could not be written ({(error.strerror or str(error)).lower()})") from error
-    finally:
-        writer.close()
-        with suppress(FileNotFoundError):
-            os.unlink(part)
+        reason = (error.strerror or "the disk may be full").lower()
+        raise RunError(f"{out} could not be written ({reason}). Choose another place, or make room there") from error
     return out
 
 
-def _architecture(spec: ModelSpec) -> str:
+def _metadata(spec: ModelSpec) -> dict[str, Any]:
+    """What the file says of the model: those keys of the first architecture that read back as `spec`, all of it."""
     if spec.kind != "transformer":
-        raise UsageError(f"GGUF has no place for an {spec.kind}. Write a folder instead")
-    family = family_of(spec).model_type
-    if family not in _ARCHITECTURES or spec.rope.scaling != "none":
-        raise UsageError(f"a model of {family}'s layout is not written as GGUF yet. Write a folder instead")
-    return _ARCHITECTURES[family]
+        raise UsageError(f"GGUF has no place for a model of kind {spec.kind}. {_FOLDER}")
+    wanted = spec if any(spec.windows) else replace(spec, windows=())
+    for architecture, describe in _ARCHITECTURES.items():
+        metadata = {"general.architecture": architecture}
+        metadata |= {f"{architecture}.{key}": value for key, value in describe(spec).items()}
+        try:
+            read = spec_from_gguf_metadata(metadata, tied=spec.tied)
+        except UsageError:  # an odd shape for this family
+            continue
+        if read == wanted:
+            return metadata
+    layouts = ", ".join(_ARCHITECTURES)
+    raise UsageError(f"this model's layout is none that nextword writes as GGUF ({layouts}). {_FOLDER}")
 
 
-def _words(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json, of which tokens and merges are taken. Refuses what llama.cpp cannot cut as it does."""
-    data: dict[str, Any] = json.loads(tokenizer.to_json())
-    model = data["model"]
-    byte_level = "ByteLevel" in json.dumps(data.get("pre_tokenizer"))
-    if model.get("type") != "BPE" or not model.get("merges") or not byte_level:
-        raise UsageError("GGUF takes the byte-level BPE tokenizers that nextword makes. Write a folder instead")
-    return data
+def _sizes(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "vocab_size": spec.vocabulary,
+        "context_length": spec.context,
+        "embedding_length": spec.width,
+        "block_count": spec.layers,
+        "feed_forward_length": spec.mlp_width,
+        "attention.head_count": spec.heads,
+    }
 
 
-def _describe(writer: Any, spec: ModelSpec, dtype: str) -> None:
-    writer.add_context_length(spec.context)
-    writer.add_embedding_length(spec.width)
-    writer.add_block_count(spec.layers)
-    writer.add_feed_forward_length(spec.mlp_width)
-    writer.add_head_count(spec.heads)
-    writer.add_head_count_kv(spec.kv_heads)
-    writer.add_key_length(spec.head_width)
-    writer.add_value_length(spec.head_width)
-    writer.add_rope_dimension_count(spec.head_width)
-    writer.add_rope_freq_base(spec.rope.theta)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_vocab_size(spec.vocabulary)
-    writer.add_file_type(_FILE_TYPES[dtype])
+def _llama(spec: ModelSpec) -> dict[str, Any]:
+    return _sizes(spec) | {
+        "attention.head_count_kv": spec.kv_heads,
+        "attention.key_length": spec.head_width,
+        "attention.value_length": spec.head_width,
+        "attention.layer_norm_rms_epsilon": float(spec.norm_eps),
+        "rope.dimension_count": spec.head_width,
+        "rope.freq_base": float(spec.rope.theta),
+    }
 
 
-def _add_tokenizer(writer: Any, data: dict[str, Any], tokenizer: Tokenizer) -> None:
-    import gguf
-
-    added = {token["id"]: token for token in data.get("added_tokens", [])}
-    by_id = {number: word for word, number in data["model"]["vocab"].items()}
-    by_id |= {number: token["content"] for number, token in added.items()}
-    count = tokenizer.vocabulary
-    kinds = gguf.TokenType
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_SPLIT)
-    writer.add_token_list([by_id.get(number, f"[unused{number}]") for number in range(count)])
-    writer.add_token_types(
-        [
-            (kinds.CONTROL if added[number].get("special") else kinds.USER_DEFINED)
-            if number in added
-            else kinds.NORMAL
-            if number in by_id
-            else kinds.UNUSED
-            for number in range(count)
-        ]
-    )
-    merges = data["model"]["merges"]
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    if tokenizer.bos_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_id)
-    if tokenizer.stop_ids:
-        writer.add_eos_token_id(min(tokenizer.stop_ids))
-    writer.add_add_bos_token(tokenizer.adds_bos)
+def _gpt2(spec: ModelSpec) -> dict[str, Any]:
+    return _sizes(spec) | {"attention.layer_norm_epsilon": float(spec.norm_eps)}
 
 
-def _tensors(model: Model[Any], architecture: str, dtype: str) -> Iterator[tuple[str, np.ndarray, Any]]:
-    """Name, numbers and type of every tensor as llama.cpp stores it."""
-    import gguf
+_ARCHITECTURES = {"llama": _llama, "qwen2": _llama, "qwen3": _llama, "gpt2": _gpt2}
 
-    kinds = gguf.GGMLQuantizationType
-    wanted = {"float32": kinds.F32, "float16": kinds.F16, "bfloat16": kinds.BF16, "q8_0": kinds.Q8_0}[dtype]
+
+def _tensors(model: Model[Any], architecture: str, dtype: str) -> Iterator[_Stored]:
+    """Every tensor as llama.cpp names, orders and stores it."""
+    from gguf import GGMLQuantizationType as Type
+
+    wanted = {"float32": Type.F32, "float16": Type.F16, "bfloat16": Type.BF16, "q8_0": Type.Q8_0}[dtype]
     parameters = dict(model.named_parameters())
     for entry in names.entries(model.spec, architecture):
-        whole = parameters[entry.ours].detach().to(device="cpu", dtype=torch.float32)
+        if entry.ours not in parameters:
+            raise UsageError("the model holds packed matrices, whose numbers are not at hand. Load it as float32")
         row = 0
         for piece in entry.pieces:
-            values = as_stored(whole[row : row + piece.shape[0]], piece).contiguous().numpy()
+            kind = wanted
+            if len(piece.shape) < 2 or piece.name == "position_embd.weight":  # added, not multiplied with
+                kind = Type.F32
+            elif kind == Type.Q8_0 and piece.shape[1] % _BLOCK:
+                kind = Type.F16
+            yield _Stored(piece, parameters[entry.ours], row, kind)
             row += piece.shape[0]
-            kind = kinds.F32 if values.ndim < 2 else wanted
-            if kind == kinds.Q8_0 and values.shape[-1] % _BLOCK:
-                kind = kinds.F16
-            yield piece.name, gguf.quants.quantize(values, kind), kind
+
+
+def _write(path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, tensors: list[_Stored]) -> None:
+    """Head first, then one tensor after the other, so that one alone is in memory besides the model."""
+    import gguf
+
+    class Writer(gguf.GGUFWriter):
+        """Takes an empty list of strings too, which llama.cpp wants as the merges of a vocabulary without any."""
+
+        def _pack_val(self, val: Any, vtype: Any, *rest: Any, **options: Any) -> Any:
+            if vtype == gguf.GGUFValueType.ARRAY and not val:
+                return struct.pack("<IIQ", vtype, gguf.GGUFValueType.STRING, 0)
+            return super()._pack_val(val, vtype, *rest, **options)
+
+    writer = Writer(path, metadata.pop("general.architecture"))
+    for key, value in metadata.items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    if any(each.type == gguf.GGMLQuantizationType.Q8_0 for each in tensors):
+        writer.add_quantization_version(_QUANTIZATION_VERSION)
+    vocabulary.add_to(writer)
+    for each in tensors:
+        size = math.prod(gguf.quant_shape_to_byte_shape(each.piece.shape, each.type))
+        writer.add_tensor_info(each.piece.name, each.piece.shape, np.dtype(np.float32), size, each.type)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for each in tensors:
+            writer.write_tensor_data(gguf.quants.quantize(each.values(), each.type))
+    finally:
+        writer.close()
