@@ -11,6 +11,7 @@ import torch
 from nextword.data import open_dataset
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
+from nextword.train.distributed import leave
 from nextword.train.trainer import Options, Trainer
 
 
@@ -45,6 +46,8 @@ def main() -> None:
 
         trainer._restore = forgetful  # type: ignore[method-assign]
     trainer.train(int(option("--until", str(steps))))
+    if trainer.process.world > 1:
+        leave(0)
 
 
 if __name__ == "__main__":
