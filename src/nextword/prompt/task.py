@@ -1,0 +1,117 @@
+"""A task: rows of data, and the form in which each becomes a question, an answer and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Row = Mapping[str, Any]
+Output = Literal["multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row of the data, and where it stands: that tells a scored item from the shots."""
+
+    split: str
+    index: int
+    values: Row
+    group: str | None = None  # items that share it are not independent of each other
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """What no other row of the data has."""
+        return self.split, self.index
+
+
+class Form(Protocol):
+    """How a row becomes text."""
+
+    @property
+    def key(self) -> str:
+        """A text that differs wherever the form does."""
+
+    def opening(self, row: Row) -> str:
+        """What stands before the shots of this row's prompt."""
+
+    def shot(self, row: Row) -> str:
+        """The row as an example, answered, with what parts it from the next."""
+
+    def asks(self, row: Row) -> Sequence[tuple[str, str]]:
+        """Question and continuation for each choice: mostly one question and as many continuations.
+
+        One pair with an empty continuation where the model writes freely; one with the right text where only its
+        probability is asked.
+        """
+
+    def choices(self, row: Row) -> Sequence[str]:
+        """The answers to choose from, bare; none where the model writes freely."""
+
+    def gold(self, row: Row) -> int | str | Sequence[int] | Sequence[str]:
+        """The right choice's index, or the right text; several where each of them is right."""
+
+    def with_answer(self, row: Row, choice: int) -> Row:
+        """The row with another choice as its answer: for shots with random labels."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number over the items; `options` are its own (exact_match's ignore_case ...)."""
+
+    name: str
+    aggregation: str = "mean"
+    higher_is_better: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A chain of steps that turns what the model wrote into an answer; each step is its name and its options."""
+
+    name: str
+    steps: tuple[tuple[str, Mapping[str, Any]], ...] = (("take_first", {}),)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a free answer is written."""
+
+    until: tuple[str, ...] = ("\n\n",)
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, of which rows, and how answers are scored."""
+
+    name: str
+    output: Output
+    items: tuple[Item, ...]  # to be scored
+    pool: tuple[Item, ...]  # shots are drawn from these
+    form: Form
+    metrics: tuple[Metric, ...] = (Metric("acc"),)
+    filters: tuple[Filter, ...] = (Filter("none"),)
+    generation: Generation = Generation()
+    shots: int = 0  # the number that its author meant
+    source: str = ""  # where it was read
+    notes: tuple[str, ...] = ()  # what reading it should tell the user (skipped rows, ...)
+    harness: Mapping[str, Any] = field(default_factory=dict)  # the lm-evaluation-harness file, resolved, if it is one
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text and what may follow it: the question put to a model is how probable that is."""
+
+    context: str
+    continuation: str
+
+
+def requests(task: Task, shots: Sequence[Item], item: Item) -> list[Request]:
+    """What the model is asked of one item: a request a choice, or a single one."""
+    before = task.form.opening(item.values) + "".join(task.form.shot(shot.values) for shot in shots)
+    return [Request(before + question, continuation) for question, continuation in task.form.asks(item.values)]
