@@ -9,5 +9,6 @@ from .cache import KVCache
 from .model import Model, State
 from .recurrent import Recurrent, RecurrentState
 from .transformer import Transformer
+from .tree import Tree
 
-__all__ = ["KVCache", "Model", "Recurrent", "RecurrentState", "State", "Transformer", "build"]
+__all__ = ["KVCache", "Model", "Recurrent", "RecurrentState", "State", "Transformer", "Tree", "build"]

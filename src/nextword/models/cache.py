@@ -83,6 +83,21 @@ class KVCache:
         """Count the tokens just written as seen: `counts[row]` of them (fewer than written if padded)."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
+    def back(self, length: int) -> int:
+        """Forget what a single row holds beyond its first `length` tokens; see `State.back`."""
+        self.lengths = [min(length, self.lengths[0])]
+        return self.lengths[0]
+
+    def keep(self, written: Sequence[int]) -> None:
+        """Of the tokens just written behind a single row, count those at `written` as seen, in that order."""
+        start = self.lengths[0]
+        if list(written) != list(range(len(written))):
+            index = torch.tensor(written, device=self.keys[0].device) + start
+            for tensors in (self.keys, self.values):
+                for tensor in tensors:
+                    tensor[:, :, start : start + len(written)] = tensor.index_select(2, index)
+        self.advance([len(written)])
+
     @classmethod
     def stack(cls, states: Sequence[KVCache]) -> KVCache:
         """One cache whose rows are those of `states`, in order; see `State.stack`."""

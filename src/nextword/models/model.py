@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..spec import ModelSpec
 from .layers import Embedding, Linear, PackedEmbedding, PackedLinear
+from .tree import Tree
 
 
 class State(Protocol):
@@ -19,6 +20,12 @@ class State(Protocol):
     @property
     def lengths(self) -> list[int]:
         """Tokens seen so far, one number a row."""
+
+    def back(self, length: int) -> int:
+        """Go back to what a single row was after at most `length` tokens; returns after how many.
+
+        A recurrent state can only return to where a tree was read from, and may go further back than asked.
+        """
 
     def select(self, rows: Sequence[int]) -> Self:
         """A state of the given rows, in that order; a row may be taken several times."""
@@ -68,6 +75,14 @@ class Model(nn.Module, Generic[Carried]):
         `tokens` is (batch, time), each row continuing `state`; without a state each row begins a text and none is
         kept. Rows may be padded on the right; `lengths` then says how many tokens of each row are real (what comes
         out behind them means nothing).
+        """
+
+    @abstractmethod
+    def read_tree(self, tree: Tree, state: Carried, keep: Sequence[int] = ()) -> Tensor:
+        """`hidden` of every node of `tree`, (nodes, width), each as if its own path alone followed `state`.
+
+        `state` has one row. It moves on along the path `keep` (nodes from the state's end downwards), the rest of
+        the tree is forgotten.
         """
 
     @abstractmethod

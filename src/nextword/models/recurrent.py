@@ -14,6 +14,7 @@ from .. import native
 from ..spec import ModelSpec
 from .layers import Embedding, Linear
 from .model import Model
+from .tree import Tree
 
 FLAT = 0.5  # largest standard deviation of the first logits
 
@@ -30,6 +31,7 @@ class RecurrentState:
         self.hidden = torch.zeros(spec.layers, batch, spec.width, dtype=dtype, device=device)
         self.cell = torch.zeros_like(self.hidden) if spec.kind == "lstm" else None
         self.lengths = [0] * batch
+        self.past: list[RecurrentState] = []  # what it was wherever a tree was read from
 
     @staticmethod
     def bytes_a_row(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -44,6 +46,18 @@ class RecurrentState:
     def advance(self, counts: Sequence[int]) -> None:
         """Count `counts[row]` tokens more as seen."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def move_to(self, other: RecurrentState) -> None:
+        """Become `other`, and remember what this was."""
+        self.past.append(_state(self.hidden, self.cell, self.lengths))
+        self.hidden, self.cell, self.lengths = other.hidden, other.cell, other.lengths
+
+    def back(self, length: int) -> int:
+        """Become what this was after at most `length` tokens; see `State.back`."""
+        while self.lengths[0] > length:
+            before = self.past.pop()
+            self.hidden, self.cell, self.lengths = before.hidden, before.cell, before.lengths
+        return self.lengths[0]
 
     def select(self, rows: Sequence[int]) -> RecurrentState:
         """The given rows as a state of their own; see `State.select`."""
@@ -74,7 +88,7 @@ class RecurrentState:
 
 def _state(hidden: Tensor, cell: Tensor | None, lengths: list[int]) -> RecurrentState:
     made = object.__new__(RecurrentState)
-    made.hidden, made.cell, made.lengths = hidden, cell, lengths
+    made.hidden, made.cell, made.lengths, made.past = hidden, cell, lengths, []
     return made
 
 
@@ -194,6 +208,24 @@ class Recurrent(Model[RecurrentState]):
             state.hidden, state.cell = after if isinstance(after, tuple) else (after, None)
             state.advance([time] * batch if lengths is None else lengths)
         return F.dropout(x, self.dropout, self.training)
+
+    def read_tree(self, tree: Tree, state: RecurrentState, keep: Sequence[int] = ()) -> Tensor:
+        """See `Model.read_tree`: level by level, the unforked branches of a level as rows of a batch."""
+        found = torch.empty(len(tree), self.spec.width, dtype=self.dtype, device=self.device)
+        after: dict[int, RecurrentState] = {-1: state.select([0])}
+        for level in tree.chains(keep[-1:]):
+            lengths = [len(chain) for chain in level]
+            tokens = torch.zeros(len(level), max(lengths), dtype=torch.long)
+            for row, chain in enumerate(level):
+                tokens[row, : len(chain)] = torch.tensor([tree.tokens[node] for node in chain])
+            rows = RecurrentState.stack([after[tree.parents[chain[0]]] for chain in level])
+            out = self.hidden(tokens.to(self.device), rows, lengths)
+            for row, chain in enumerate(level):
+                found[chain] = out[row, : len(chain)]
+                after[chain[-1]] = rows.select([row])
+        if keep:
+            state.move_to(after[keep[-1]])
+        return found
 
     def _padded(self, x: Tensor, before: RecurrentState, lengths: Sequence[int]) -> tuple[Tensor, Any]:
         """Rows of different lengths: each one's state is that after its last real token."""

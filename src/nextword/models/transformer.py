@@ -16,6 +16,7 @@ from .cache import KVCache
 from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast
 from .model import Model
 from .rotary import rotate, tables
+from .tree import Tree
 
 
 class Where:
@@ -57,6 +58,27 @@ class Where:
             if self.documents is not None:
                 seen = seen & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
             self._masks[window] = seen
+        return self._masks[window]
+
+
+class WhereInTree(Where):
+    """Where the nodes of a tree stand behind one row of `length` tokens: each sees those and its own path."""
+
+    def __init__(self, length: int, tree: Tree, device: torch.device) -> None:
+        super().__init__([length], len(tree), device)
+        self.even = False
+        self.positions = self.start + torch.tensor([tree.depths], device=device)  # (1, nodes)
+        self._path = torch.from_numpy(tree.ancestry).to(device)
+
+    def mask(self, window: int) -> Tensor:
+        """True where a node may look, (1, 1, nodes, length + nodes)."""
+        if window not in self._masks:
+            behind = torch.arange(self.start, device=self.device)
+            seen = torch.cat((behind.expand(self.time, -1) >= 0, self._path), 1)
+            if window:
+                places = torch.cat((behind, self.positions[0]))
+                seen = seen & (self.positions[0, :, None] - places < window)
+            self._masks[window] = seen[None, None]
         return self._masks[window]
 
 
@@ -262,6 +284,21 @@ class Transformer(Model[KVCache]):
     ) -> Tensor:
         batch, time = tokens.shape
         where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device, documents)
+        x = self._read(tokens, where, state)
+        if state is not None:
+            state.advance(lengths if lengths is not None else [time] * batch)
+        return self.norm(x)
+
+    def read_tree(self, tree: Tree, state: KVCache, keep: Sequence[int] = ()) -> Tensor:
+        """See `Model.read_tree`: one row holds all nodes, and a mask lets each see its own path."""
+        tokens = torch.tensor([tree.tokens], device=self.device)
+        with native.threads_for(len(tree)):
+            x = self.norm(self._read(tokens, WhereInTree(state.lengths[0], tree, self.device), state))
+        state.keep(keep)
+        return x[0]
+
+    def _read(self, tokens: Tensor, where: Where, state: KVCache | None) -> Tensor:
+        """What the last layer gives, before the last norm. Keys and values are written behind the state."""
         if state is not None:
             state.reserve(where.end)
         x = self.embedding(tokens)  # (batch, time, width)
@@ -271,13 +308,9 @@ class Transformer(Model[KVCache]):
             x = x + self.positions(where.positions)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        if time == 1 and state is not None and fast(x) and (step := self._compiled()) is not None:
-            x = self._step_through(step, x[:, 0], state)[:, None]
-        else:
-            x = self._layer_by_layer(x, where, state)
-        if state is not None:
-            state.advance(lengths if lengths is not None else [time] * batch)
-        return self.norm(x)
+        if where.time == 1 and state is not None and fast(x) and (step := self._compiled()) is not None:
+            return self._step_through(step, x[:, 0], state)[:, None]
+        return self._layer_by_layer(x, where, state)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., vocabulary) from `hidden` (..., width)."""
