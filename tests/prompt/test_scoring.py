@@ -53,7 +53,7 @@ def check(model: Model, requests: list[Encoded], at_once: int) -> Scorer:
     for request, found in zip(requests, scorer.score(requests), strict=True):
         logprob, greedy = alone(model, request)
         assert found.logprob == pytest.approx(logprob, abs=1e-4)
-        assert (found.greedy, found.tokens) == (greedy, len(request.continuation))
+        assert (found.greedy, len(found.logprobs)) == (greedy, len(request.continuation))
     return scorer
 
 

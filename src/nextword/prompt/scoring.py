@@ -37,11 +37,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """ln p of a continuation, its tokens, and whether each of them was the likeliest at its place."""
+    """ln p of each token of a continuation, and whether each of them was the likeliest at its place."""
 
-    logprob: float
-    tokens: int
+    logprobs: tuple[float, ...]
     greedy: bool
+
+    @property
+    def logprob(self) -> float:
+        """ln p of the whole continuation."""
+        return sum(self.logprobs)
 
 
 @dataclass
@@ -148,7 +152,7 @@ class Scorer:
         for text in branch.paths:
             if text < branch.end:
                 tokens = partial.pop(text)
-                yield order[text], Likelihood(sum(p for p, _ in tokens), len(tokens), all(best for _, best in tokens))
+                yield order[text], Likelihood(tuple(p for p, _ in tokens), all(best for _, best in tokens))
 
     def _look(self, hidden: Tensor, wanted: Sequence[tuple[int, int, int]]) -> tuple[list[float], list[bool]]:
         """ln p of each wanted token, and whether it is the likeliest; logits of a node are formed once."""

@@ -37,8 +37,11 @@ class Template:
     parts: tuple[str, ...]
 
     @classmethod
-    def parse(cls, source: str) -> Template:
-        """Read a template. Raises UsageError for a lone brace or a missing `{output}`."""
+    def parse(cls, source: str, answer: str = ANSWER) -> Template:
+        """Read a template whose answer stands at `{output}`, or else at `{answer}` by the name given.
+
+        Raises UsageError for a lone brace or where the answer's gap is missing.
+        """
         parts, literal, end = [], "", 0
         for match in _GAP.finditer(source):
             literal += source[end : match.start()]
@@ -53,15 +56,24 @@ class Template:
                     f"the template has a lone {match[0]!r} at character {match.start() + 1}."
                     " A gap is {input} or {output}; a brace itself is written twice"
                 )
+        if ANSWER not in parts[1::2]:
+            parts = [ANSWER if place % 2 and part == answer else part for place, part in enumerate(parts)]
         template = cls(source, (*parts, literal + source[end:]))
         if template.names.count(ANSWER) != 1:
-            raise UsageError("the template needs exactly one {output}: where the answer stands")
+            wanted = "{output}" if answer == ANSWER else f"{{output}} or {{{answer}}}"
+            raise UsageError(f"the template needs exactly one {wanted}: where the answer stands")
         return template
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the gaps, in order."""
         return self.parts[1::2]
+
+    @property
+    def delimiter(self) -> str:
+        """The spaces before the answer."""
+        before = self.parts[2 * self.names.index(ANSWER)]
+        return before[len(before.rstrip(" ")) :]
 
     def question(self, values: Shot) -> str:
         """The template up to its answer, filled; what the model is to continue."""

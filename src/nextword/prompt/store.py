@@ -1,0 +1,179 @@
+"""What models answered, kept from run to run: an interrupted evaluation goes on, a changed template asks anew.
+
+One SQLite file. An answer's key is a hash of the model's weights, its precision, the token ids asked, and how:
+never the name of a task or a template, which may change behind their backs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base import RunError, UsageError
+from ..base.errors import closest
+from ..weights.catalogue import cache_folder
+from .scoring import Encoded, Ids, Likelihood
+from .task import Generation
+
+_SCHEMA = """
+create table if not exists answers (key blob primary key, value blob not null, greedy integer) without rowid;
+create table if not exists weights (path text primary key, size integer, changed integer, hash text not null);
+create table if not exists evaluations (name text primary key, made real not null, result text not null);
+"""
+_VERSION = 1
+_SECONDS_BETWEEN_COMMITS = 1.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished evaluation in the store."""
+
+    name: str
+    made: float  # seconds since 1970
+    result: dict[str, Any]
+
+
+class Store:
+    """A file of answers; open it with `opened`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection, self.path = connection, path
+        self._committed = time.monotonic()
+
+    def likelihoods(self, model: str, requests: Sequence[Encoded]) -> dict[int, Likelihood]:
+        """The requests that were answered before, by their number."""
+        found = {}
+        for number, value, greedy in self._look(
+            [_key(model, "likelihood", r.context, r.continuation) for r in requests]
+        ):
+            found[number] = Likelihood(tuple(array("d", value)), bool(greedy))
+        return found
+
+    def put_likelihood(self, model: str, request: Encoded, found: Likelihood) -> None:
+        """Keep an answer."""
+        key = _key(model, "likelihood", request.context, request.continuation)
+        self._put(key, array("d", found.logprobs).tobytes(), int(found.greedy))
+
+    def texts(self, model: str, prompts: Sequence[Ids], generation: Generation) -> dict[int, list[str]]:
+        """What was written before, by the number of its prompt."""
+        how = json.dumps(asdict(generation), sort_keys=True)
+        rows = self._look([_key(model, "text", prompt, how) for prompt in prompts])
+        return {number: json.loads(value) for number, value, _ in rows}
+
+    def put_text(self, model: str, prompt: Ids, generation: Generation, texts: Sequence[str]) -> None:
+        """Keep what was written."""
+        how = json.dumps(asdict(generation), sort_keys=True)
+        self._put(_key(model, "text", prompt, how), json.dumps(list(texts)).encode(), None)
+
+    def hash_of(self, path: Path) -> str:
+        """SHA-256 of a model's file or folder; known as long as size and time of its files are the same."""
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        whole = hashlib.sha256()
+        for file in files:
+            if file.suffix in (".safetensors", ".gguf", ".json", ".model") or file == path:
+                whole.update(f"{file.relative_to(path) if file != path else ''} {self._hash_of_file(file)}".encode())
+        return whole.hexdigest()
+
+    def _hash_of_file(self, file: Path) -> str:
+        status = file.stat()
+        query = "select hash from weights where path = ? and size = ? and changed = ?"
+        known = self._connection.execute(query, (str(file), status.st_size, status.st_mtime_ns)).fetchone()
+        if known:
+            return str(known[0])
+        with file.open("rb") as opened_file:
+            found = hashlib.file_digest(opened_file, "sha256").hexdigest()
+        row = (str(file), status.st_size, status.st_mtime_ns, found)
+        self._connection.execute("insert or replace into weights values (?, ?, ?, ?)", row)
+        self.commit()
+        return found
+
+    def keep(self, name: str, result: dict[str, Any]) -> None:
+        """Keep a finished evaluation under `name`, in place of one that had it."""
+        row = (name, time.time(), json.dumps(result))
+        self._connection.execute("insert or replace into evaluations values (?, ?, ?)", row)
+        self.commit()
+
+    def evaluation(self, name: str) -> Kept:
+        """A kept evaluation. Raises UsageError for a name that is not there."""
+        row = self._connection.execute("select * from evaluations where name = ?", (name,)).fetchone()
+        if row is None:
+            names = [kept.name for kept in self.evaluations()]
+            raise UsageError(
+                f"no evaluation {name!r} is kept in {self.path}.{closest(name, names)} See: nextword eval --list"
+            )
+        return Kept(row[0], row[1], json.loads(row[2]))
+
+    def evaluations(self) -> list[Kept]:
+        """All that are kept, the newest last."""
+        rows = self._connection.execute("select * from evaluations order by made")
+        return [Kept(name, made, json.loads(result)) for name, made, result in rows]
+
+    def commit(self) -> None:
+        """Write what was put to the disk."""
+        self._connection.commit()
+        self._committed = time.monotonic()
+
+    def _look(self, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes, int | None]]:
+        query = "select value, greedy from answers where key = ?"
+        for number, key in enumerate(keys):
+            row = self._connection.execute(query, (key,)).fetchone()
+            if row is not None:
+                yield number, row[0], row[1]
+
+    def _put(self, key: bytes, value: bytes, greedy: int | None) -> None:
+        self._connection.execute("insert or replace into answers values (?, ?, ?)", (key, value, greedy))
+        if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
+            self.commit()
+
+
+def _key(model: str, *what: object) -> bytes:
+    whole = hashlib.sha256(f"{_VERSION} {model}".encode())
+    for part in what:
+        data = array("q", part).tobytes() if isinstance(part, tuple) else str(part).encode()
+        whole.update(len(data).to_bytes(8, "little") + data)
+    return whole.digest()
+
+
+def default_path() -> Path:
+    """In the folder where fetched models are kept."""
+    return cache_folder() / "evaluations.sqlite"
+
+
+@contextmanager
+def opened(path: Path | None) -> Iterator[Store]:
+    """The store at `path`, made where there is none; in memory if None.
+
+    What was put is written even if work is cut off. Raises UsageError for a file that is no store, RunError where
+    the disk is full.
+    """
+    where = ":memory:" if path is None else str(path)
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(where, timeout=30)
+        connection.executescript(_SCHEMA)
+    except (OSError, sqlite3.Error) as error:
+        raise UsageError(
+            f"{where}: cannot be used as a store of answers ({error}). Name another with --store"
+        ) from None
+    store = Store(connection, Path(where))
+    try:
+        yield store
+    except sqlite3.Error as error:
+        raise RunError(
+            f"{where}: {error}. What was stored before is kept; make room and run the same command again"
+        ) from error
+    finally:
+        try:
+            connection.commit()
+        except sqlite3.Error:  # already told
+            pass
+        connection.close()
