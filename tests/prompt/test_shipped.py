@@ -18,6 +18,7 @@ import yaml
 
 from nextword.base import UsageError
 from nextword.prompt.shipped import TASKS, shipped_path, shipped_tasks
+from nextword.prompt.task import requests
 
 MAKERS = Path(__file__).parents[1] / "oracles/tasks"
 ROWS = {  # shots, scored
@@ -252,3 +253,13 @@ def test_licences_that_ask_for_their_text_have_it_beside_the_data() -> None:
     assert "The Regents of the University of California" in (TASKS / "LICENSE-bsdgames.txt").read_text()
     assert "Dan Hendrycks" in (TASKS / "LICENSE-mmlu.txt").read_text()
     assert "creativecommons.org/licenses/by/4.0" in (TASKS / "SOURCES.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_task_asks_what_the_harness_asks(name: str) -> None:
+    """tests/oracles/tasks/rendered.json is from lm-evaluation-harness itself."""
+    harness = pytest.importorskip("nextword.prompt.harness")
+    task = harness.load_harness_task(shipped_path(name))
+    assert (len(task.pool), len(task.items)) == ROWS[name]
+    asks = [[one.context, one.continuation] for one in requests(task, task.pool[:2], task.items[0])]
+    assert asks == json.loads((MAKERS / "rendered.json").read_text(encoding="utf-8"))[name]
