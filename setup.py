@@ -14,7 +14,15 @@ kernels = Extension(
     sources=sorted(glob(f"{FOLDER}/*.c")),
     depends=sorted(glob(f"{FOLDER}/*.h")),
     define_macros=[("NW_WITH_PYTHON", "1")],
-    extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"],
+    extra_compile_args=[
+        "-O3",
+        "-std=gnu11",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-pthread",
+    ],
     extra_link_args=["-pthread"],
     optional=True,  # instructions beyond the baseline are chosen at run time, so one build is right everywhere
 )

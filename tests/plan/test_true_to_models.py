@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nextword import native
 from nextword.models import build
 from nextword.plan import activations, flops, parameters, spec_from_config
 from nextword.plan.known import known_models, known_spec
@@ -213,5 +214,16 @@ def kept_bytes(spec: ModelSpec, batch: int, time: int, autocast: bool) -> int:
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_activations_equal_what_autograd_keeps(name: str, autocast: bool) -> None:
+    fused = native.available()
+    planned = activations(FAMILIES[name], 4, 112, width_bytes=2 if autocast else 4, fused=fused).total
+    assert planned == pytest.approx(kept_bytes(FAMILIES[name], 4, 112, autocast), rel=0.1)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_compiled_kernels_activations_are_what_autograd_keeps_too(
+    name: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: False)
     planned = activations(FAMILIES[name], 4, 112, width_bytes=2 if autocast else 4).total
     assert planned == pytest.approx(kept_bytes(FAMILIES[name], 4, 112, autocast), rel=0.1)

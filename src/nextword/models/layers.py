@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import native
 from ..native import PackedMatrix
 from ..spec import ModelSpec
+from . import fused
 
 FEW = 16  # vectors up to which the compiled product beats torch's
 
@@ -18,6 +19,12 @@ FEW = 16  # vectors up to which the compiled product beats torch's
 def fast(x: Tensor) -> bool:
     """Whether the compiled kernels may compute with `x`: float32 on a CPU, and no gradient wanted."""
     return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled() and native.available()
+
+
+def plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether `module` is just what `kind` says: not replaced (adapters do), and no hook waits for its call."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks)
 
 
 class Layer(nn.Module):
@@ -43,6 +50,11 @@ class Linear(nn.Linear, Layer):
             y = native.linear(x, self.weight)
             return y if self.bias is None else y + self.bias
         return super().forward(x)
+
+    @property
+    def biased(self) -> bool:
+        """Whether a bias is added."""
+        return self.bias is not None
 
     def held(self) -> native.MatrixWeights:
         """What a compiled step reads."""
@@ -72,9 +84,12 @@ class Norm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if self.rms and fast(x):
             return native.rms_norm(x, self.weight, self.eps)
+        wide = x.float()
         if not self.rms:
-            return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+            return F.layer_norm(wide, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
+        if fused.usable(wide, self.weight, products=False):
+            return fused.rms_norm(wide, self.weight, self.eps).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
 
     def held(self) -> native.NormWeights:
         """What a compiled step reads."""

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import native
 from ..spec import ModelSpec, RopeSpec
+from . import fused
 from .cache import KVCache
-from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast
+from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast, plain
 from .model import Model
 from .rotary import rotate, tables
 from .tree import Tree
@@ -100,19 +101,28 @@ class Attention(Layer):
             self.key_norm = Norm(spec, each[1] * spec.head_width)
 
     def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
-        batch, time, _ = x.shape
-        fused = self.qkv(x).view(batch, time, -1, self.head_width)  # (batch, time, heads + 2 kv, head_width)
-        turning, values = fused.tensor_split((self.heads + self.kv_heads,), dim=2)
+        return self.out(self.mix(self.qkv(x), where, rope, cache))
+
+    def mix(self, qkv: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        """What `out` reads, from what the layer made of its input; `qkv` may be written over."""
+        batch, time, _ = qkv.shape
+        parts = self._parts(qkv.view(batch, time, -1, self.head_width), rope)
+        queries, keys, values = (part.transpose(1, 2) for part in parts)
+        if cache is not None:
+            keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
+        mixed = self._attend(queries, keys, values, where)
+        return mixed.transpose(1, 2).reshape(batch, time, -1)
+
+    def _parts(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """Queries, keys and values (batch, time, heads of each, head_width) where they stand."""
+        if rope is not None and self.qk_norm == "none" and fused.usable(qkv) and plain(self.qkv, Linear):
+            return fused.turned_parts(qkv, self.heads, self.kv_heads, *rope)
+        turning, values = qkv.tensor_split((self.heads + self.kv_heads,), dim=2)
         if self.qk_norm != "none":
             turning = self._normalise(turning)
         if rope is not None:
             turning = rotate(turning, *rope)
-        queries, keys = turning.tensor_split((self.heads,), dim=2)
-        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
-        if cache is not None:
-            keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
-        mixed = self._attend(queries, keys, values, where)
-        return self.out(mixed.transpose(1, 2).reshape(batch, time, -1))
+        return (*turning.tensor_split((self.heads,), dim=2), values)
 
     def _normalise(self, turning: Tensor) -> Tensor:
         queries, keys = turning.tensor_split((self.heads,), dim=2)
@@ -170,9 +180,16 @@ class MLP(Layer):
         if self.gated:
             if self.activation == "silu" and fast(inner):
                 return self.down(native.silu_product(inner))
+            if self.fusible(inner):
+                return fused.gated_linear(inner, self.down.weight)
             gate, inner = inner.chunk(2, -1)
             return self.down(self._activate(gate) * inner)
         return self.down(self._activate(inner))
+
+    def fusible(self, x: Tensor) -> bool:
+        """Whether the gated product and `down` are one function, of x as they compute it."""
+        swiglu = self.gated and self.activation == "silu"
+        return swiglu and plain(self.down, Linear) and not self.down.biased and fused.usable(x, self.down.weight)
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "silu":
@@ -195,11 +212,42 @@ class Block(Layer):
         self.mlp_post_norm = Norm(spec, spec.width) if after else nn.Identity()
 
     def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        if self._fusible(x):
+            return self._fused(x, where, rope, cache)
         attended = self.attention_post_norm(self.attention(self.attention_norm(x), where, rope, cache))
         if self.parallel:
             return x + self._drop(attended) + self._drop(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
         x = x + self._drop(attended)
         return x + self._drop(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
+
+    def _fusible(self, x: Tensor) -> bool:
+        """Whether each norm and each sum joins a matrix product: norms before, sums at once, nothing between."""
+        if self.parallel or (self.dropout and self.training) or not fused.usable(x):
+            return False
+        attention, mlp = self.attention, self.mlp
+        before, after = (self.attention_norm, self.mlp_norm), (self.attention_post_norm, self.mlp_post_norm)
+        matrices = (attention.qkv, attention.out, mlp.up)
+        return (
+            all(isinstance(norm, Norm) and norm.rms and plain(norm, Norm) for norm in before)
+            and all(plain(norm, nn.Identity) for norm in after)
+            and plain(attention, Attention)
+            and plain(mlp, MLP)
+            and all(plain(matrix, Linear) and fused.usable(matrix.weight) for matrix in matrices)
+            and not attention.out.biased
+            and mlp.fusible(x)
+        )
+
+    def _fused(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+        attention, mlp = self.attention, self.mlp
+        qkv, x = self._normed(self.attention_norm, attention.qkv, x)
+        x = fused.linear_added(attention.mix(qkv, where, rope, cache), attention.out.weight, x)
+        gates, x = self._normed(self.mlp_norm, mlp.up, x)
+        return fused.gated_linear(gates, mlp.down.weight, x)
+
+    @staticmethod
+    def _normed(norm: nn.Module, matrix: Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(norm, Norm)
+        return fused.normed_linear(x, norm.weight, norm.eps, matrix.weight, matrix.bias)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x

@@ -29,6 +29,14 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_multiply": (c_int, [c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
     "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p]),
     "nw_silu_product": (None, [c_void_p, c_int64, c_int64, c_void_p]),
+    "nw_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int]),
+    "nw_norm_sums": (c_int64, [c_int64, c_int64]),
+    "nw_norm_back": (None, [*[c_void_p] * 4, c_int64, c_int64, *[c_void_p] * 3, c_int]),
+    "nw_gate": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int]),
+    "nw_gate_back": (None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int]),
+    "nw_turn": (None, [c_void_p, c_void_p, c_int]),
+    "nw_turn_back": (None, [c_void_p, c_void_p, c_void_p, c_int]),
+    "nw_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_step": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 

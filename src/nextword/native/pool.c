@@ -175,6 +175,20 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
     pthread_mutex_unlock(&one_job);
 }
 
+void pool_share(chunk_function work, void *job, int64_t chunks, int threads) {
+    if (threads <= 1 || chunks <= 1) {
+        for (int64_t chunk = 0; chunk < chunks; chunk++) work(job, chunk);
+        return;
+    }
+    pthread_once(&once, prepare);
+    if (!torch_threads) {
+        pool_run(work, job, chunks);
+        return;
+    }
+    slot_t shared = {work, job, chunks, 0};
+    torch_threads(work_off_slot, &shared, (unsigned)threads, 0);
+}
+
 // ---- scratch memory
 
 typedef struct {

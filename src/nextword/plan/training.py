@@ -38,6 +38,7 @@ class Training:
     devices: int = 1
     lora: int = 0
     base: str = "bf16"
+    fused: bool = False  # by nextword's compiled kernels, on a CPU: they keep fewer activations
     runtime: float = RUNTIME
     fragmentation: float = FRAGMENTATION
 
@@ -73,7 +74,8 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     )  # fmt: skip
     width = PRECISIONS[run.precision].compute
     saved = activations(
-        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel
+        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
+        fused=run.fused and not run.lora,
     ).parts  # fmt: skip
     formula = " + ".join(f"part_{number}" for number in range(len(saved)))
     each = {f"part_{number}": part.value for number, part in enumerate(saved)}
@@ -94,7 +96,8 @@ def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:
     """The lines that "activations" of `training_memory` sums."""
     width = PRECISIONS[run.precision].compute
     return activations(
-        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel
+        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
+        fused=run.fused and not run.lora,
     ).parts  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import native
 from ..base import UsageError
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
@@ -133,6 +134,7 @@ def predict(
         batch=run.micro_batch, context=run.context, optimizer=_planned(run.optimizer), precision=run.precision,
         recompute=run.recompute, chunked_loss=True, shard=run.shard if run.devices > 1 else "none",
         devices=run.devices, lora=run.lora, base="fp32", runtime=device.runtime, fragmentation=0.0,
+        fused=native.available() and not torch.cuda.is_available(),
     )  # fmt: skip
     memory = training_memory(run.model, setup)
     work = flops(run.model, run.context, run.tokens).total

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import native
+from ..native import training
+
 IGNORED = -100  # a target that is not counted: padding
 CHUNK = 1024  # tokens whose logits exist at a time; plan/training.py counts with the same number
 
@@ -68,15 +71,22 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """The summed loss of a chunk and its gradient by the logits, made in the logits' own memory where it can be."""
+    values = logits.float()
+    if values.is_cpu and type(values) is Tensor and native.available():
+        loss = training.cross_entropy(values, targets, IGNORED, wanted).sum()
+    else:
+        loss = _by_torch(values, targets, wanted)
+    return loss, values.to(logits.dtype) if wanted else None
+
+
+def _by_torch(values: Tensor, targets: Tensor, wanted: bool) -> Tensor:
+    """The summed loss; with `wanted`, `values` become its gradient."""
     kept = targets != IGNORED
     safe = targets.clamp_min(0)
-    values = logits.float()
     own = values.gather(1, safe[:, None])[:, 0]
     normaliser = torch.logsumexp(values, 1)
-    loss = torch.where(kept, normaliser - own, 0.0).sum()
-    if not wanted:
-        return loss, None
-    values = values.sub_(normaliser[:, None]).exp_()
-    values.scatter_add_(1, safe[:, None], values.new_full((len(safe), 1), -1.0))
-    values.mul_(kept[:, None])
-    return loss, values.to(logits.dtype)
+    if wanted:
+        values.sub_(normaliser[:, None]).exp_()
+        values.scatter_add_(1, safe[:, None], values.new_full((len(safe), 1), -1.0))
+        values.mul_(kept[:, None])
+    return torch.where(kept, normaliser - own, 0.0).sum()

@@ -1,0 +1,200 @@
+"""Parts of a layer as single autograd functions, which keep less and pass over memory less than torch's operators.
+
+They compute with the compiled kernels; `usable` says where: float32 on a CPU, eagerly, with gradients wanted. What is
+cheap to form again (a norm's output, the gated product) is not kept for the backward pass. Gradients of gradients
+are formed by torch's own operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import native
+from ..native import training as kernels
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def usable(*tensors: Tensor | None, products: bool = True) -> bool:
+    """Whether these functions may compute with `tensors`; with `products`, matrix products among their work."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not (products and torch.is_autocast_enabled("cpu"))
+        and not torch._C._are_functorch_transforms_active()
+        and all(x is None or (x.is_cpu and x.dtype == torch.float32 and type(x) in _PLAIN) for x in tensors)
+        and all(x is None or x.numel() for x in tensors)
+        and native.available()
+    )
+
+
+_PLAIN = (Tensor, nn.Parameter)  # others stand for tensors that are elsewhere or nowhere
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number a row are kept."""
+    y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+def normed_linear(x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, of which x and one number a row are kept.
+
+    Whoever reads x a second time (the residual stream does) takes it from here: the two gradients are added in passing.
+    """
+    z, same = _NormedLinear.apply(x, gain, eps, weight, bias)  # type: ignore[no-untyped-call]
+    return z, same
+
+
+def gated_linear(gates: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """`residual + F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is kept."""
+    y: Tensor = _GatedLinear.apply(gates, weight, residual)  # type: ignore[no-untyped-call]
+    return y
+
+
+def linear_added(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    """`residual + F.linear(x, weight)`, the sum made by the product."""
+    return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.t()).view(residual.shape)
+
+
+def turned_parts(qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of qkv (batch, time, heads + 2 kv, head_width), the first two turned as by `rotate`.
+
+    They are turned IN PLACE: nothing else may read `qkv`. Each is (batch, time, its heads, head_width).
+    """
+    queries, keys, values = _TurnedParts.apply(qkv, heads, kv_heads, cosine, sine)  # type: ignore[no-untyped-call]
+    return queries, keys, values
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, inverse = kernels.norm(_rows(x), weight, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.eps = eps
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        x, weight, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (*_by_torch(lambda x, weight: _norm(x, weight, ctx.eps), (x, weight), gradients), None)
+        dy = _rows(gradients[0]).clone(memory_format=torch.contiguous_format)  # the kernel writes over it
+        dx, dweight = kernels.norm_back(_rows(x), weight, inverse, None, dy)
+        return dx.view(x.shape), dweight, None
+
+
+class _NormedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y, inverse = kernels.norm(_rows(x), gain, eps)
+        ctx.save_for_backward(x, gain, weight, bias, inverse)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return F.linear(y, weight, bias).view(*x.shape[:-1], len(weight)), x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        x, gain, weight, bias, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def again(x: Tensor, gain: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+                return F.linear(_norm(x, gain, ctx.eps), weight, *bias), x.view_as(x)
+
+            inputs = (x, gain, weight) if bias is None else (x, gain, weight, bias)
+            dx, dgain, dweight, *dbias = _by_torch(again, inputs, gradients)
+            return dx, dgain, None, dweight, dbias[0] if dbias else None
+        dz, through = gradients
+        if dz is None:
+            return through, None, None, None, None
+        dz = _rows(dz)
+        dy = dz @ weight
+        dx, dgain = kernels.norm_back(_rows(x), gain, inverse, None if through is None else _rows(through), dy)
+        return dx.view(x.shape), dgain, None, dz.t() @ dy, None if bias is None else dz.sum(0)  # dy holds y now
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gates, weight)
+        ctx.added = residual is not None
+        h = kernels.gate(_rows(gates))
+        y = h @ weight.t() if residual is None else torch.addmm(_rows(residual), h, weight.t())
+        return y.view(*gates.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        gates, weight = ctx.saved_tensors
+        residual = gradients[0] if ctx.added else None
+        if torch.is_grad_enabled():
+            return (*_by_torch(_gated_linear, (gates, weight), gradients), residual)
+        dy = _rows(gradients[0])
+        dh = dy @ weight
+        dgates = kernels.gate_back(_rows(gates), dh)
+        return dgates.view(gates.shape), dy.t() @ dh, residual  # dh holds h now
+
+
+class _TurnedParts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.angles = cosine, sine  # of all layers together
+        kernels.turn(qkv, heads + kv_heads, cosine, sine)
+        queries, keys, values = qkv.detach().tensor_split((heads, heads + kv_heads), 2)
+        return queries, keys, values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        cosine, sine = ctx.angles
+        if torch.is_grad_enabled():
+            queries, keys, values = gradients
+            turned = (_turned_back(part, cosine, sine) for part in (queries, keys))
+            return torch.cat((*turned, values), 2), None, None, None, None
+        return kernels.turn_back(gradients, cosine, sine), None, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def _gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
+    gate, up = gates.chunk(2, -1)
+    return F.linear(F.silu(gate) * up, weight)
+
+
+def _turned_back(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    width = cosine.shape[-1]
+    part = x[..., :width]
+    return torch.cat((part * cosine + (part * sine).roll(width // 2, -1), x[..., width:]), -1)
+
+
+def _by_torch(function: Callable[..., Any], inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Gradients:
+    """The gradients of `inputs` with a graph of their own. Aliases keep what one input owes another out of it."""
+    aliases = [x.view_as(x) if x.requires_grad else x for x in inputs]
+    with torch.enable_grad():
+        found = function(*aliases)
+    outputs = found if isinstance(found, tuple) else (found,)
+    pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
+    wanted = [alias for alias in aliases if alias.requires_grad]
+    made = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs],
+            wanted,
+            [gradient for _, gradient in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return tuple(next(made) if alias.requires_grad else None for alias in aliases)
