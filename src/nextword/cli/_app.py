@@ -17,6 +17,7 @@ VERBS = {
     "complete": "Finish a text with a language model.",
     "next": "Show how likely each next token is, at several temperatures.",
     "chat": "Talk with a model, in its own chat format.",
+    "eval": "Measure prompts on real models, with error bars: are four shots better than none?",
     "plan": "Plan memory, compute, time and the compute-optimal model.",
     "train": "Train a transformer, RNN, LSTM or GRU on your text.",
     "runs": "List, show, compare, resume and export training runs.",

@@ -40,13 +40,13 @@ def rate(value: float) -> str:
     return units.format_count(value) if value >= 1000 else f"{value:.3g}"
 
 
-def plain_table(*columns: str, right: bool = True) -> Table:
-    """A table without lines; the first column is on the left, the others on the right."""
+def plain_table(*columns: str, right: bool = True, left: int = 1) -> Table:
+    """A table without lines; the first `left` columns are on the left, the others on the right."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if right and number else "left", no_wrap=number == 0)
+        table.add_column(name, justify="right" if right and number >= left else "left", no_wrap=number == 0)
     return table
 
 

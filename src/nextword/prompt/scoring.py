@@ -126,7 +126,7 @@ class Scorer:
         place = 0
         while place < len(order):
             wanted = first[place] + len(partial.get(place, ()))
-            held = held[: state.back(min(_common(held, texts[place]), wanted))]
+            held = held[: state.back(min(common(held, texts[place]), wanted))]
             branch = _Branches(texts, first, place, len(held), self.at_once)
             self.work.forwarded += len(branch.tree)
             hidden = self.model.read_tree(branch.tree, state, branch.keep)
@@ -193,9 +193,9 @@ class _Branches:
         self.end = place
         while self.end < len(texts):
             text = texts[self.end][start:]
-            if self.end > place and _common(texts[place][:start], texts[self.end][: first[self.end]]) < start:
+            if self.end > place and common(texts[place][:start], texts[self.end][: first[self.end]]) < start:
                 break  # it does not go on from the state, or needs what lies before it
-            shared = _common(before, text)
+            shared = common(before, text)
             left = room - len(self.tree)
             if len(text) - shared > left:
                 if not self.paths and left > 0:  # longer than a pass: its beginning alone
@@ -213,11 +213,11 @@ class _Branches:
         if self.end == len(texts):
             return []
         last = self.end - 1
-        shared = min(_common(texts[last], texts[self.end]), first[self.end])
+        shared = min(common(texts[last], texts[self.end]), first[self.end])
         return self.paths[last][: max(0, shared - self.start)]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens that both begin with."""
     for place, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:

@@ -172,8 +172,6 @@ def opened(path: Path | None) -> Iterator[Store]:
             f"{where}: {error}. What was stored before is kept; make room and run the same command again"
         ) from error
     finally:
-        try:
+        with suppress(sqlite3.Error):  # already told
             connection.commit()
-        except sqlite3.Error:  # already told
-            pass
         connection.close()

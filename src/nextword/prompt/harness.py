@@ -1,0 +1,289 @@
+"""Task files of lm-evaluation-harness (0.4.13), run unchanged where they are data and templates, and no code."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from ..base import UsageError
+from ..base.errors import closest
+from . import filters, metrics
+from .harness_form import Fields, HarnessForm, overridden
+from .reading import read_rows
+from .task import Filter, Generation, Item, Metric, Output, Task
+
+SHOT_SEED = 1234  # of the harness's own draws
+_LARGEST = 5_000_000  # bytes of a task file
+_MOST_INCLUDES = 16
+_READERS = ("json", "csv", "parquet")
+_IGNORED = (
+    "task", "task_alias", "tag", "group", "dataset_name", "metadata", "should_decontaminate",
+    "doc_to_decontamination_query",
+)  # fmt: skip
+_USED = (
+    "dataset_path", "dataset_kwargs", "training_split", "validation_split", "test_split", "fewshot_split",
+    "doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "fewshot_delimiter",
+    "fewshot_config", "num_fewshot", "metric_list", "output_type", "generation_kwargs", "repeats", "filter_list",
+    "gen_prefix",
+)  # fmt: skip
+_CODE = {
+    "process_docs": "it is Python that rewrites the data; write the data as it should be",
+    "process_results": "it is Python that scores; use metric_list and filter_list",
+    "custom_dataset": "it is Python that makes the data; write the data to a file",
+    "class": "it is a task in Python",
+    "doc_to_image": "images are not read",
+    "doc_to_audio": "sound is not read",
+    "use_prompt": "it fetches a prompt from elsewhere; write it as doc_to_text",
+    "unsafe_code": "code from outside is not run",
+}
+_OF_METRICS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
+_SHOT_FIELDS = {
+    "doc_to_text": "text", "doc_to_target": "target", "doc_to_choice": "choice", "gen_prefix": "prefix",
+    "target_delimiter": "target_delimiter", "fewshot_delimiter": "shot_delimiter",
+}  # fmt: skip
+
+
+def load_harness_task(path: Path) -> Task:
+    """Read a task file and its data.
+
+    Raises UsageError for what cannot be run, by name: Python functions, unknown keys, metrics and filters, data that
+    is not in local files.
+    """
+    given = read_yaml(path)
+    _check_keys(given, path)
+    output: Output = given.get("output_type", "generate_until")
+    if output not in get_args(Output):
+        raise UsageError(f"{path}: output_type {output!r} is not known. There is: {', '.join(get_args(Output))}")
+    splits = _Splits(given, path)
+    scored = given.get("test_split") or given.get("validation_split") or given.get("training_split")
+    if not scored:
+        raise UsageError(f"{path}: it names no split to score. Say test_split: test")
+    config = dict(given.get("fewshot_config") or {})
+    if "process_docs" in config:
+        raise UsageError(f"{path}: fewshot_config.process_docs is not run: {_CODE['process_docs']}")
+    rows = splits.read(scored)
+    pool_split, pool_rows = _pool(given, config, splits, scored)
+    form = _form(given, config, output, rows)
+    group = (given.get("metadata") or {}).get("group") if isinstance(given.get("metadata"), dict) else None
+    task = Task(
+        name=str(given.get("task") or path.stem),
+        output=output,
+        items=tuple(_item(scored, n, row, group) for n, row in enumerate(rows)),
+        pool=tuple(_item(pool_split, n, row, None) for n, row in enumerate(pool_rows)),
+        form=form,
+        metrics=_metrics(given, output),
+        filters=_filters(given),
+        generation=_generation(given),
+        shots=int(given.get("num_fewshot") or 0),
+        source=str(path),
+        harness=given,
+    )
+    _try(task, path)
+    return task
+
+
+def draws(task: Task, count: int) -> list[list[Item]]:
+    """The shots that the harness draws for each item, one after the other from one generator.
+
+    It draws one more where the items are the pool, and leaves out what equals the item.
+    """
+    generator = random.Random(SHOT_SEED)
+    config = dict(task.harness.get("fewshot_config") or {})
+    split = config.get("split", task.harness.get("fewshot_split"))
+    same = split == task.harness.get("test_split")
+    pool = [task.pool[n] for n in config["fewshot_indices"]] if config.get("fewshot_indices") else list(task.pool)
+    if count + same > len(pool):
+        raise UsageError(f"{count} shots cannot be drawn from {len(pool)} examples. Ask for fewer, or give more")
+    found = []
+    for item in task.items:
+        others = [shot for shot in pool if shot.values != item.values] if same else pool
+        if config.get("sampler", "default") == "first_n":
+            found.append(others[:count])
+            continue
+        drawn = generator.sample(pool, count + same)
+        left = [shot for shot in drawn if not same or shot.values != item.values][:count]
+        found.append(left if len(left) == count else generator.sample(others, count))
+    return found
+
+
+def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
+    """A task file with those it includes, its own keys over theirs. Raises UsageError for one that cannot be read."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Plain data; a tag that names Python is refused."""
+
+    def refuse(loader: Loader, node: Any) -> Any:
+        raise UsageError(
+            f"{path}, line {node.start_mark.line + 1}: !function {node.value} is Python, which is not run."
+            " Write the field as a template"
+        )
+
+    Loader.add_constructor("!function", refuse)
+    if depth > _MOST_INCLUDES:
+        raise UsageError(f"{path}: its includes go in a circle")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(f"{path}: a task file has at most {_LARGEST / 1e6:.0f} MB")
+        given = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise UsageError(f"{path}: a task file is a mapping of keys such as doc_to_text")
+    included: dict[str, Any] = {}
+    names = given.pop("include", None) or []
+    for name in [names] if isinstance(names, str) else names:
+        included |= read_yaml(path.parent / str(name), depth + 1)
+    return included | given
+
+
+def _check_keys(given: Mapping[str, Any], path: Path) -> None:
+    for key in given:
+        if key in _CODE and given[key] not in (None, False):
+            raise UsageError(f"{path}: {key} is not run: {_CODE[key]}")
+        if key not in (*_USED, *_IGNORED, *_CODE):
+            raise UsageError(f"{path}: the key {key!r} is not known.{closest(key, _USED)}")
+
+
+class _Splits:
+    """The local files behind a task's splits."""
+
+    def __init__(self, given: Mapping[str, Any], path: Path) -> None:
+        reader = given.get("dataset_path")
+        files = (given.get("dataset_kwargs") or {}).get("data_files")
+        if reader not in _READERS or not files:
+            raise UsageError(
+                f"{path}: its data is {reader!r}, which would have to be fetched. Data is read from local files:"
+                " dataset_path: json (or csv, parquet), dataset_kwargs: {data_files: ...}"
+            )
+        self.path, self.reader = path, reader
+        self.files: dict[str, Any] = files if isinstance(files, dict) else {"train": files}
+
+    def read(self, split: str) -> list[dict[str, Any]]:
+        """All rows of a split, every one with the same columns."""
+        if split not in self.files:
+            raise UsageError(
+                f"{self.path}: no file is named for the split {split!r}.{closest(split, self.files)}"
+                f" There is: {', '.join(self.files)}"
+            )
+        named = self.files[split]
+        rows = [row for name in ([named] if isinstance(named, str) else named) for row in self._file(str(name))]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        return [{column: row.get(column) for column in columns} for row in rows]
+
+    def _file(self, name: str) -> list[dict[str, Any]]:
+        beside = self.path.parent / name
+        file = beside if beside.is_file() else Path(name)
+        rows = list(read_rows(file).rows)
+        return _typed(rows) if self.reader == "csv" else rows
+
+
+_EMPTY = {"", *"NA N/A NaN nan null NULL None #N/A <NA> n/a -nan -NaN 1.#IND 1.#QNAN".split()}  # noqa: SIM905
+
+
+def _typed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Columns of a CSV file as the harness's reader types them: whole numbers, numbers, truth values, else text."""
+    columns = {name: [None if row[name] in _EMPTY else row[name] for row in rows] for name in rows[0]}
+    typed = {name: _column(values) for name, values in columns.items()}
+    return [{name: typed[name][n] for name in typed} for n in range(len(rows))]
+
+
+def _column(values: list[str | None]) -> list[Any]:
+    there = [value for value in values if value is not None]
+    if there and all(value in ("True", "False", "true", "false", "TRUE", "FALSE") for value in there):
+        return [None if value is None else value.lower() == "true" for value in values]
+    for kind in (int, float):
+        try:
+            made = [None if value is None else kind(value) for value in values]
+        except ValueError:
+            continue
+        if kind is int and len(there) < len(values):  # a column with gaps holds floats
+            continue
+        return made
+    return list(values)
+
+
+def _pool(
+    given: Mapping[str, Any], config: Mapping[str, Any], splits: _Splits, scored: str
+) -> tuple[str, list[dict[str, Any]]]:
+    """Shots come from fewshot_split, else samples in the file, else training, validation, test."""
+    split = config.get("split", given.get("fewshot_split"))
+    samples = config.get("samples")
+    if split is None and samples is not None:
+        if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+            raise UsageError(f"{splits.path}: fewshot_config.samples is a list of rows")
+        return "samples", samples
+    split = split or given.get("training_split") or given.get("validation_split") or scored
+    return str(split), splits.read(str(split))
+
+
+def _form(given: Mapping[str, Any], config: Mapping[str, Any], output: Output, rows: Sequence[Any]) -> HarnessForm:
+    item = Fields(
+        given.get("doc_to_text", ""), given.get("doc_to_target"), given.get("doc_to_choice"), given.get("gen_prefix"),
+        str(given.get("target_delimiter", " ")), str(given.get("fewshot_delimiter", "\n\n")),
+    )  # fmt: skip
+    example = overridden(item, {ours: config.get(theirs) for theirs, ours in _SHOT_FIELDS.items()})
+    return HarnessForm(output, frozenset(rows[0]), item, example, str(given.get("description") or ""))
+
+
+def _item(split: str, index: int, row: dict[str, Any], group: Any) -> Item:
+    return Item(split, index, row, str(row[group]) if isinstance(group, str) and group in row else None)
+
+
+def _metrics(given: Mapping[str, Any], output: Output) -> tuple[Metric, ...]:
+    listed = given.get("metric_list") or [{"metric": name} for name in metrics.USUAL[output]]
+    found = []
+    for each in listed:
+        options = {key: value for key, value in each.items() if key not in _OF_METRICS}
+        better = bool(each.get("higher_is_better", each["metric"] not in metrics.SMALLER_IS_BETTER))
+        metric = Metric(str(each["metric"]), str(each.get("aggregation", "mean")), better, options)
+        metrics.check(metric, output)
+        found.append(metric)
+    return tuple(found)
+
+
+def _filters(given: Mapping[str, Any]) -> tuple[Filter, ...]:
+    found = []
+    for each in given.get("filter_list") or [{"name": "none", "filter": [{"function": "take_first"}]}]:
+        steps = tuple(
+            (str(step["function"]), {k: v for k, v in step.items() if k != "function"}) for step in each["filter"]
+        )
+        chain = Filter(str(each["name"]), steps)
+        filters.check(chain)
+        found.append(chain)
+    return tuple(found)
+
+
+def _generation(given: Mapping[str, Any]) -> Generation:
+    options = dict(given.get("generation_kwargs") or {})
+    until = options.pop("until", None) or [given.get("fewshot_delimiter", "\n\n")]
+    sampled = bool(options.pop("do_sample", True)) and float(options.get("temperature", 0.0)) > 0
+    made = Generation(
+        until=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
+        max_tokens=int(options.pop("max_gen_toks", options.pop("max_new_tokens", 256))),
+        temperature=float(options.pop("temperature", 0.0)) if sampled else 0.0,
+        top_p=float(options.pop("top_p", 1.0)),
+        top_k=int(options.pop("top_k", 0)),
+        repeats=int(given.get("repeats", 1)),
+    )
+    options.pop("temperature", None)
+    if options:
+        raise UsageError(f"generation_kwargs has {sorted(options)[0]!r}, which is not known")
+    return made
+
+
+def _try(task: Task, path: Path) -> None:
+    """Render the first row of each kind, so that a fault is told before a model is loaded."""
+    try:
+        task.form.asks(task.items[0].values)
+        if task.output != "loglikelihood_rolling":
+            task.form.gold(task.items[0].values)
+            task.form.shot(task.pool[0].values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: the first row cannot be rendered ({type(error).__name__}: {error})") from None

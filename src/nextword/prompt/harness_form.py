@@ -1,0 +1,205 @@
+"""A row as lm-evaluation-harness 0.4.13 renders it: Jinja fields, delimiters, prefixes, choices."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..base import UsageError
+from .jinja import fill
+from .task import Output, Row
+
+Field = str | int | list[Any] | dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where question, answer and choices come from: a column's name, a template, or the thing itself."""
+
+    text: Field
+    target: Field
+    choice: Field = None
+    prefix: str | None = None  # what the answer begins with, given
+    target_delimiter: str = " "
+    shot_delimiter: str = "\n\n"
+
+
+@dataclass(frozen=True)
+class HarnessForm:
+    """`item` renders what is scored, `example` the shots."""
+
+    output: Output
+    columns: frozenset[str]
+    item: Fields
+    example: Fields
+    description: str = ""
+    premise: str = ""  # acc_mutual_info compares with the choice after nothing
+
+    @property
+    def key(self) -> str:
+        """All that changes a prompt."""
+        return json.dumps([self.output, repr(self.item), repr(self.example), self.description])
+
+    def opening(self, row: Row) -> str:
+        """The description, a column or a template."""
+        return str(row[self.description]) if self.description in row else self._fill(self.description, row)
+
+    def shot(self, row: Row) -> str:
+        """Question, delimiter, answer, delimiter."""
+        fields = self.example
+        question = self._text(fields, row)
+        choices = self._choices(fields, row)
+        if isinstance(question, int):  # the choices stand in the question
+            question, choices = str(_at(choices, question)), []
+        answer = self._target(fields, row)
+        if isinstance(answer, list):
+            answer = answer[0] if answer else ""
+        written = str(_at(choices, answer)) if choices and isinstance(answer, int) else str(answer)
+        prefix = self._prefix(fields, row)
+        if written == "":
+            return question + self._delimited(question, prefix, fields) if prefix else question
+        between = fields.target_delimiter if not prefix or _apart(question, prefix) else ""
+        return question + between + _joined(prefix, written) + fields.shot_delimiter
+
+    def asks(self, row: Row) -> list[tuple[str, str]]:
+        """Question and continuation for every choice."""
+        fields = self.item
+        if self.output == "loglikelihood_rolling":
+            return [("", str(self._target(fields, row)))]
+        text, prefix = self._text(fields, row), self._prefix(fields, row)
+        if isinstance(text, int):  # each choice is a question of its own, the answer the same
+            after = fields.target_delimiter + str(self._target(fields, row))
+            return [(each + self._prefixed(each, prefix, ""), after) for each in map(str, self.choices(row))]
+        question = text + self._prefixed(text, prefix, fields.target_delimiter)
+        if self.output == "generate_until":
+            return [(question, "")]
+        if self.output == "loglikelihood":
+            return [(question, str(self._target(fields, row)))]
+        return [(question, f"{fields.target_delimiter}{choice}") for choice in self.choices(row)]
+
+    def choices(self, row: Row) -> list[str]:
+        """The choices as they are written; none where the model writes freely."""
+        return self._choices(self.item, row) if self.output == "multiple_choice" else []
+
+    def gold(self, row: Row) -> int | str | list[int] | list[str]:
+        """Index of the right choice (-1 where it is none of them), or the right text."""
+        text, target = self._text(self.item, row), self._target(self.item, row)
+        if self.output != "multiple_choice":
+            if self.item.choice is not None and isinstance(target, int):
+                return str(_at(self._choices(self.item, row), target))
+            return [str(each) for each in target] if isinstance(target, list) else str(target)
+        choices = self._choices(self.item, row)
+        found: Any = text if isinstance(text, int) else target
+        if isinstance(found, list):
+            return [self._index(each, choices) for each in found]
+        return self._index(found, choices)
+
+    def with_answer(self, row: Row, choice: int) -> Row:
+        """The row with another answer, however the template makes it of the row."""
+        return _Answered(row, choice)
+
+    def _index(self, gold: Any, choices: Sequence[str]) -> int:
+        if isinstance(gold, int):
+            return gold if gold < len(choices) else -1
+        return list(choices).index(gold) if gold in choices else -1
+
+    def _text(self, fields: Fields, row: Row) -> str | int:
+        if self.output == "loglikelihood_rolling":
+            return ""
+        if isinstance(fields.text, int):
+            return fields.text
+        if fields.text in self.columns:
+            value = row[str(fields.text)]
+            return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        made = self._fill(str(fields.text or ""), row)
+        return int(made) if made.isdigit() and self.item.choice is not None else made
+
+    def _target(self, fields: Fields, row: Row) -> Any:
+        if isinstance(row, _Answered):
+            return row.choice
+        target = fields.target
+        if not isinstance(target, str):
+            return target
+        if target in self.columns:
+            return row[target]
+        made = self._fill(target, row)
+        if made.isdigit() and self.item.choice is not None:
+            return int(made)
+        if len(made) >= 2 and made[0] == "[" and made[-1] == "]":
+            return _literal(made, made)
+        return made
+
+    def _choices(self, fields: Fields, row: Row) -> list[Any]:
+        choice = fields.choice
+        if choice is None:
+            return []
+        if isinstance(choice, dict):
+            return list(choice.values())
+        if isinstance(choice, str):
+            choice = row[choice] if choice in self.columns else _literal(self._fill(choice, row), None)
+        if not isinstance(choice, list | tuple):
+            raise UsageError(f"doc_to_choice {fields.choice!r} does not give a list of choices")
+        return list(choice)
+
+    def _prefix(self, fields: Fields, row: Row) -> str:
+        if not fields.prefix:
+            return ""
+        return str(row[fields.prefix]) if fields.prefix in row else self._fill(fields.prefix, row)
+
+    def _prefixed(self, question: str, prefix: str, delimiter: str) -> str:
+        return (delimiter if _apart(question, prefix) else "") + prefix if prefix else ""
+
+    def _delimited(self, question: str, prefix: str, fields: Fields) -> str:
+        return self._prefixed(question, prefix, fields.target_delimiter)
+
+    def _fill(self, source: str, row: Row) -> str:
+        return fill(source, row.row if isinstance(row, _Answered) else row) if source else ""
+
+
+class _Answered(Mapping[str, Any]):
+    """A row whose answer is said to be another choice."""
+
+    def __init__(self, row: Row, choice: int) -> None:
+        self.row, self.choice = row, choice
+
+    def __getitem__(self, name: str) -> Any:
+        return self.row[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def _at(choices: Sequence[Any], place: int) -> Any:
+    if not 0 <= place < len(choices):
+        raise UsageError(f"the answer is choice {place}, and there are {len(choices)} choices")
+    return choices[place]
+
+
+def _literal(text: str, otherwise: Any) -> Any:
+    """A Python literal, without running anything."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return otherwise
+
+
+def _apart(before: str, after: str) -> bool:
+    """Whether two texts would run into each other."""
+    return before != "" and not (before[-1].isspace() or after[:1].isspace())
+
+
+def _joined(prefix: str, text: str) -> str:
+    if not prefix or not text:
+        return prefix or text
+    return prefix + (" " if _apart(prefix, text) else "") + text
+
+
+def overridden(fields: Fields, changes: Mapping[str, Any]) -> Fields:
+    """Fields of shots where a task says other ones for them."""
+    return replace(fields, **{name: value for name, value in changes.items() if value is not None})
