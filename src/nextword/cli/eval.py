@@ -140,9 +140,9 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     name = options["name"] or _name(evaluation)
     store.keep(name, result.to_dict())
     if options["report"]:
-        from ..prompt.report import write_report
+        from ..prompt.page import write_report
 
-        write_report(options["report"], collected, result)
+        write_report(options["report"], collected, result, {model.name: model for model in models})
     if options["out"]:
         from ..prompt.exporting import write_harness_results
 

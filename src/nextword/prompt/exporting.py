@@ -1,0 +1,155 @@
+"""Results as lm-evaluation-harness writes them: results_*.json, and samples_*.jsonl with every item."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..base import RunError
+from ..base.files import atomic_write
+from .answers import Answer
+from .evaluate import Cell, Collected
+from .task import Task
+
+_NAMES = {"raw": "acc", "chars": "acc_norm", "bytes": "acc_bytes", "pmi": "acc_mutual_info"}
+
+
+def write_harness_results(folder: Path, collected: Collected) -> list[Path]:
+    """A folder for each model and condition below `folder`, with its two files. Raises RunError where writing fails."""
+    stamp = datetime.now().isoformat().replace(":", "-")
+    written = []
+    for cell in collected.cells:
+        condition = cell.condition
+        name = f"{condition.shots}-shot-draw-{condition.draw}-order-{condition.order}"
+        if condition.variant != "plain":
+            name += "-" + condition.variant.replace(" ", "-")
+        below = folder / _safe(condition.model) / _safe(condition.form) / name
+        samples = [sample for answer in cell.answers for sample in _samples(collected.task, answer)]
+        lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
+        results = json.dumps(_results(collected, cell, samples), indent=2, ensure_ascii=False, default=str)
+        files = {
+            below / f"results_{stamp}.json": results,
+            below / f"samples_{_safe(collected.task.name)}_{stamp}.jsonl": lines,
+        }
+        try:
+            below.mkdir(parents=True, exist_ok=True)
+            for path, text in files.items():
+                with atomic_write(path) as file:
+                    file.write(text)
+                written.append(path)
+        except OSError as error:
+            raise RunError(f"{below}: the results could not be written ({error.strerror or error})") from error
+    return written
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[\"<>:/|\\?*\[\] ]+", "__", name)
+
+
+def _metrics(task: Task, answer: Answer) -> dict[str, dict[str, Any]]:
+    """What each filter's answer scored, by filter and then metric."""
+    if task.output == "generate_until":
+        found: dict[str, dict[str, Any]] = {}
+        for name, value in answer.values.items():
+            metric, comma, chain = name.partition(",")
+            if comma:
+                found.setdefault(chain, {})[metric] = value
+        return found
+    if task.output == "multiple_choice":
+        names = {_NAMES[measure]: answer.values[measure] for measure in _NAMES if measure in answer.values}
+        wanted = {metric.name for metric in task.metrics}
+        return {"none": {name: value for name, value in names.items() if name in wanted}}
+    if task.output == "loglikelihood":
+        return {"none": {"perplexity": answer.values["logprob"], "acc": answer.values["acc"]}}
+    logprob, words, size = (answer.values[name] for name in ("logprob", "words", "bytes"))
+    pairs = {"word_perplexity": (logprob, words), "byte_perplexity": (logprob, size), "bits_per_byte": (logprob, size)}
+    return {"none": pairs}
+
+
+def _samples(task: Task, answer: Answer) -> Iterator[dict[str, Any]]:
+    """One record a chain of filters, keys as the harness has them."""
+    row = dict(answer.item.values)
+    if task.output == "generate_until":
+        generation = task.generation
+        options = {
+            "until": list(generation.until), "max_gen_toks": generation.max_tokens,
+            "temperature": generation.temperature, "do_sample": generation.temperature > 0,
+        }  # fmt: skip
+        arguments: list[Any] = [(answer.requests[0].context, options)]
+        responses: list[Any] = [list(answer.written)]
+    elif task.output == "loglikelihood_rolling":
+        arguments = [(answer.requests[0].continuation,)]
+        responses = [[answer.likelihoods[0].logprob]]
+    else:
+        arguments = [(request.context, request.continuation) for request in answer.requests]
+        responses = [[(found.logprob, found.greedy)] for found in answer.likelihoods]
+    for chain, metrics in _metrics(task, answer).items():
+        filtered = [answer.prediction] if task.output == "generate_until" else [each[0] for each in responses]
+        target = answer.gold
+        yield {
+            "doc_id": answer.item.index,
+            "doc": row,
+            "target": target,
+            "arguments": {
+                f"gen_args_{n}": {f"arg_{m}": part for m, part in enumerate(parts)} for n, parts in enumerate(arguments)
+            },
+            "resps": responses,
+            "filtered_resps": filtered,
+            "filter": chain,
+            "metrics": list(metrics),
+            "doc_hash": _hash(json.dumps(row, indent=2, default=str, ensure_ascii=False)),
+            "prompt_hash": _hash(str(arguments[0][0])),
+            "target_hash": _hash(str(target)),
+            **metrics,
+        }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    task, name = collected.task, collected.task.name
+    scores: dict[str, Any] = {"alias": name, "sample_len": len(cell.answers)}
+    for key, value in cell.metrics.items():
+        metric, _, chain = key.partition(",")
+        scores[f"{metric},{chain or 'none'}"] = value
+        scores[f"{metric}_stderr,{chain or 'none'}"] = _error(metric, chain or "none", samples)
+    metadata = task.harness.get("metadata")
+    version = metadata.get("version") if isinstance(metadata, dict) else None
+    return {
+        "results": {name: scores},
+        "group_subtasks": {name: []},
+        "configs": {name: {**task.harness, "num_fewshot": cell.condition.shots}},
+        "versions": {name: version},
+        "n-shot": {name: cell.condition.shots},
+        "higher_is_better": {name: {metric.name: metric.higher_is_better for metric in task.metrics}},
+        "n-samples": {name: {"original": len(task.items), "effective": len(cell.answers)}},
+        "config": {
+            "model": "nextword",
+            "model_args": {"pretrained": cell.condition.model, "form": cell.condition.form},
+            "draw": cell.condition.draw, "order": cell.condition.order, "variant": cell.condition.variant,
+        },
+        "date": time.time(),
+        "model_source": "nextword",
+        "model_name": cell.condition.model,
+        "model_name_sanitized": _safe(cell.condition.model),
+        "task_hashes": {name: _hash("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))},
+        "total_evaluation_time_seconds": str(collected.seconds),
+    }  # fmt: skip
+
+
+def _error(metric: str, chain: str, samples: list[dict[str, Any]]) -> float | str:
+    """Sample standard deviation over √n, where the metric is a mean."""
+    values = [sample[metric] for sample in samples if sample["filter"] == chain and metric in sample]
+    if len(values) < 2 or not all(isinstance(value, int | float) for value in values) or "perplexity" in metric:
+        return "N/A"
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
