@@ -55,10 +55,9 @@ def prepare(folder: Path, items: int) -> None:
 
 def nextword_worker(folder: Path, shots: int, dtype: str) -> dict[str, Any]:
     """Our evaluation, without a store."""
-    from nextword.prompt.harness import load_harness_task
-
     import nextword
-    from nextword.prompt.evaluate import Evaluation, Settings
+    from nextword.prompt.evaluation import Evaluation, Settings
+    from nextword.prompt.harness import load_harness_task
     from nextword.prompt.store import opened
     from nextword.prompt.trials import Design
 
@@ -67,7 +66,7 @@ def nextword_worker(folder: Path, shots: int, dtype: str) -> dict[str, Any]:
     began = time.perf_counter()
     task = load_harness_task(folder / "reviews.yaml")
     with opened(None) as store:
-        design = Design((shots,), draws=1, select="first", random_labels=False)
+        design = Design((shots,), draws=1, select="first", baselines=False)
         evaluation = Evaluation({"reviews": task}, [model], design, Settings(), store)
         cell = evaluation.run().cells[0]
     seconds = time.perf_counter() - began

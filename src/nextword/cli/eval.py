@@ -12,7 +12,7 @@ from ._names import complete_model
 from ._options import DEFAULT_MODEL, load_model
 
 if TYPE_CHECKING:
-    from ..prompt.evaluate import Evaluation, Settings
+    from ..prompt.evaluation import Evaluation, Settings
     from ..prompt.store import Store
     from ..prompt.trials import Design
 
@@ -52,7 +52,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--group", metavar="COLUMN", help="Rows that share it are not independent: errors are clustered by it.")
 @click.option("--description", default=None, metavar="TEXT", help="Stands before everything.")
 @click.option("--separator", default=None, metavar="TEXT", help="Stands between shots. [default: \\n\\n]")
-@click.option("--draws", "--seeds", "draws", type=int, default=3, show_default=True, metavar="N",
+@click.option("--draws", "--seeds", "draws", type=int, default=5, show_default=True, metavar="N",
               help="Sets of shots, each drawn anew.")  # fmt: skip
 @click.option("--orders", type=int, default=1, show_default=True, metavar="N", help="Orders of each set.")
 @click.option("--select", type=click.Choice(["random", "balanced", "first", "similar"]), default="random",
@@ -117,7 +117,7 @@ def command(task: str | None, **options: Any) -> None:
 
 
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
-    from ..prompt.evaluate import Evaluation
+    from ..prompt.evaluation import Evaluation
     from ..prompt.opening import Templates, open_task, read_templates
     from ..prompt.summary import summarise
     from . import eval_display as display
@@ -198,7 +198,7 @@ def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
 
 
 def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Settings:
-    from ..prompt.evaluate import Settings
+    from ..prompt.evaluation import Settings
 
     ways = tuple(options["calibrate"].split(",")) if options["calibrate"] else ()
     for way in ways:

@@ -12,7 +12,7 @@ from ._console import emit_json, is_terminal, messages, output
 from .plan_tables import plain_table
 
 if TYPE_CHECKING:
-    from ..prompt.evaluate import Collected, Cost, Evaluation
+    from ..prompt.evaluation import Collected, Cost, Evaluation
     from ..prompt.store import Store
     from ..prompt.summary import Compared, Line, Result
 
@@ -86,7 +86,7 @@ def print_cost(evaluation: Evaluation, as_json: bool) -> None:
     for line in note_lines(evaluation):
         messages().print(line, style="yellow")
     console.print(f"\none prompt, with {longest.shots} shots:", style="bold")
-    console.print(longest.asked[0].context)
+    console.print(longest.asked[0].context, soft_wrap=True)
     following = ", ".join(repr(each.continuation) for each in longest.asked)
     console.print(f"and what may follow it: {following}", style="dim")
 

@@ -18,6 +18,7 @@ from .results import Alternative, FinishReason, Step, Timings
 from .sampling import Distribution, Floats, Sampling, adjust, choose, fresh_seed, log_softmax
 
 CHUNK = 1024  # prompt tokens forwarded at a time, so that memory does not grow with the prompt
+LEAST_SHARED = 16  # tokens that several prompts must begin with for reading them once to pay
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,16 @@ class Engine:
     def prefill(self, prompts: Sequence[tuple[int, ...]], room: int = 0) -> tuple[Tensor, State]:
         """Read the prompts: logits of the next token (batch, vocabulary), and a state with `room` tokens a row.
 
-        Equal prompts are computed once. Prompts of different lengths are read one after the other: on a
-        CPU that is as fast as padding them, and takes no memory for the padding.
+        Equal prompts are computed once, and so is what all of them begin with. Prompts of different lengths are read
+        one after the other: on a CPU that is as fast as padding them, and takes no memory for the padding.
         """
         distinct = list(dict.fromkeys(prompts))
-        read = [self._read(prompt, room) for prompt in distinct]
+        shared = _shared(distinct) if len(distinct) > 1 else 0
+        if shared >= LEAST_SHARED:
+            _, before = self._read(distinct[0][:shared], room)
+            read = [self._read(prompt[shared:], room, before.select([0])) for prompt in distinct]
+        else:
+            read = [self._read(prompt, room) for prompt in distinct]
         if len(prompts) == 1:
             return read[0]
         rows = [distinct.index(prompt) for prompt in prompts]
@@ -146,8 +152,9 @@ class Engine:
         states = [read[row][1] for row in rows]
         return logits, type(states[0]).stack(states)
 
-    def _read(self, prompt: tuple[int, ...], room: int) -> tuple[Tensor, State]:
-        state: State = self.model.new_state(1, room)
+    def _read(self, prompt: tuple[int, ...], room: int, state: State | None = None) -> tuple[Tensor, State]:
+        if state is None:
+            state = self.model.new_state(1, room)
         hidden = None
         for start in range(0, len(prompt), CHUNK):
             chunk = torch.tensor([prompt[start : start + CHUNK]], device=self.model.device)
@@ -248,6 +255,13 @@ class Engine:
             logprobs += (own[:, 0].double() - logits.double().logsumexp(-1)).tolist()
             ranks += ((logits > own).sum(-1) + 1).tolist()
         return np.array(logprobs, np.float64), ranks
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all prompts begin with, short of the whole of any."""
+    first, last = min(prompts), max(prompts)  # in sorted order, all others share what these two do
+    most = min(map(len, prompts)) - 1
+    return next((n for n, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
 
 
 def _log_probability(raw: np.ndarray, token: int) -> float:

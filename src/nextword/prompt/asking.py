@@ -196,12 +196,14 @@ class Asker:
                 some, n=repeats, max_tokens=generation.max_tokens, stop=generation.until, seed=seed,
                 temperature=generation.temperature, top_p=generation.top_p, top_k=generation.top_k,
             )  # fmt: skip
+            self.work.forwarded += self.model.engine.timings.prompt_tokens
             for number, prompt in enumerate(some):
                 written = [each.text for each in completions[number * repeats : (number + 1) * repeats]]
                 yield prompt, written * (generation.repeats // repeats)
 
 
 _WRITTEN_AT_ONCE = 16
+_TIMED_STEPS = 8
 
 
 def tokens_to_read(requests: Sequence[Encoded]) -> int:
@@ -210,12 +212,15 @@ def tokens_to_read(requests: Sequence[Encoded]) -> int:
     return sum(len(text) - common(before, text) for before, text in pairwise([(), *texts]))
 
 
-def speed(model: LanguageModel) -> float:
-    """Tokens a second that this machine reads with this model, from one pass over some hundred tokens."""
+def seconds_for(model: LanguageModel, tokens: int, written: int) -> float:
+    """How long reading `tokens` and writing at most `written` tokens takes here, from one pass of each, timed."""
     scorer = Scorer(model.engine.model)
-    vocabulary = model.spec.vocabulary
-    request = Encoded(tuple(n % vocabulary for n in range(scorer.at_once)), (0,))
+    request = Encoded(tuple(n % model.spec.vocabulary for n in range(scorer.at_once)), (0,))
     scorer.score([request])
     began = time.perf_counter()
     scorer.score([replace(request, continuation=(1,))])
-    return scorer.at_once / (time.perf_counter() - began)
+    seconds = (time.perf_counter() - began) * tokens / scorer.at_once
+    if written:
+        model.complete_all([request.context[:8]] * _WRITTEN_AT_ONCE, max_tokens=_TIMED_STEPS, temperature=0.0)
+        seconds += model.engine.timings.decode_seconds * written / (_WRITTEN_AT_ONCE * _TIMED_STEPS)
+    return seconds

@@ -15,7 +15,7 @@ from typing import Any
 from ..base import RunError
 from ..base.files import atomic_write
 from .answers import Answer
-from .evaluate import Cell, Collected
+from .evaluation import Cell, Collected
 from .task import Task
 
 _NAMES = {"raw": "acc", "chars": "acc_norm", "bytes": "acc_bytes", "pmi": "acc_mutual_info"}

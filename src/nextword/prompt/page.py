@@ -15,7 +15,7 @@ from ..base.files import atomic_write
 from ..generate import LanguageModel
 from .answers import Answer
 from .calibration import label_probabilities
-from .evaluate import Cell, Collected
+from .evaluation import Cell, Collected
 from .summary import Line, Result
 
 _ASSETS = Path(__file__).parent / "report"

@@ -24,7 +24,7 @@ from .errorbars import (
     verdict,
     visible_difference,
 )
-from .evaluate import Cell, Collected, Cost, Notes
+from .evaluation import Cell, Collected, Cost, Notes
 from .store import Kept
 
 LEVEL = 0.05
@@ -277,6 +277,11 @@ def compare_kept(first: Kept, second: Kept) -> list[Compared]:
     ]
     found = []
     for (a, b), each, p in zip(pairs, compared, holm([each.p for each in compared]), strict=True):
-        names = [f"{kept.name}, {line['form']}, {line['shots']} shots" for kept, line in ((first, a), (second, b))]
+        names = [_kept_name(kept, line) for kept, line in ((first, a), (second, b))]
         found.append(Compared(names[0], names[1], each, p, verdict(names[1], names[0], each, p, LEVEL)))
     return found
+
+
+def _kept_name(kept: Kept, line: dict[str, Any]) -> str:
+    variant = "" if line["variant"] == "plain" else f", {line['variant']}"
+    return f"{kept.name}, {line['form']}, {line['shots']} shots{variant}"

@@ -37,12 +37,12 @@ class Design:
     """The grid that a user asked for. Raises UsageError for what makes no sense."""
 
     shots: tuple[int, ...] = (0,)
-    draws: int = 3
+    draws: int = 5
     orders: int = 1
     select: Select = "random"
     seed: int = 0
     limit: int | None = None
-    random_labels: bool = True
+    baselines: bool = True  # also shots with random labels, and calibrated zero-shot
     per_item: bool = False  # lm-evaluation-harness's own draws, anew for each item
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ def trials_of(
                         Condition(model, form, count, number, order), task, {None: reorder(shots, design.seed, order)}
                     )
     most = max(design.shots)
-    if design.random_labels and most and task.form.choices(task.pool[0].values) and not design.per_item:
+    if design.baselines and most and task.form.choices(task.pool[0].values) and not design.per_item:
         for number in range(_draws(design)):
             shots = with_random_answers(task, draw(task, most, _blind(design.select), design.seed, number), design.seed)
             yield Trial(Condition(model, form, most, number, 0, "random labels"), task, {None: shots})

@@ -13,7 +13,7 @@ from ..base import UsageError
 from ..generate import LanguageModel
 from . import calibration
 from .answers import Answer
-from .asking import Asker, Question, Seen, speed, tokens_to_read
+from .asking import Asker, Question, Seen, seconds_for, tokens_to_read
 from .filters import apply
 from .metrics import aggregate, score_text
 from .scoring import Encoded, encode
@@ -61,7 +61,7 @@ class Cost:
     written: int
     longest: int  # tokens of the longest prompt with its answer
     context: int | None
-    seconds: float  # at the speed measured on this machine
+    seconds: float  # at speeds measured on this machine; 0 if none were
     known: int = 0  # requests that the store answers
 
 
@@ -143,8 +143,8 @@ class Evaluation:
             )
         return self._prepared[number]
 
-    def cost(self, number: int = 0) -> Cost:
-        """What model `number` has to do, and how long it takes here: prefix tokens at a speed measured now."""
+    def cost(self, number: int = 0, timed: bool = True) -> Cost:
+        """What model `number` has to do, and, if `timed`, how long it takes here, at speeds measured now."""
         questions, asker = self.questions(number), self.askers[number]
         encoded = list(dict.fromkeys(each for question in questions for each in question.encoded))
         writes = self.task.output == "generate_until"
@@ -157,15 +157,20 @@ class Evaluation:
         tokens = tokens_to_read(left)
         written = len(left) * self.task.generation.max_tokens * self.task.generation.repeats if writes else 0
         return Cost(
-            requests=len(encoded), tokens=tokens, alone=sum(map(_size, left)), written=written,
+            requests=len(encoded),
+            tokens=tokens,
+            alone=sum(map(_size, left)),
+            written=written,
             longest=max(map(_size, encoded)),
-            context=asker.model.engine.model.longest, seconds=tokens / speed(asker.model), known=len(known),
-        )  # fmt: skip
+            context=asker.model.engine.model.longest,
+            seconds=seconds_for(asker.model, tokens, written) if timed else 0.0,
+            known=len(known),
+        )
 
     def run(self, progress: Progress | None = None) -> Collected:
         """Ask everything that the store does not know."""
         began = time.perf_counter()
-        costs = [self.cost(number) for number in range(len(self.models))]
+        costs = [self.cost(number, timed=False) for number in range(len(self.models))]
         total, done = sum(cost.tokens for cost in costs), 0
 
         def seen(tokens: int) -> None:
@@ -227,7 +232,7 @@ class Evaluation:
 
     def _calibrated(self, asker: Asker, trial: Trial, cell: Cell) -> Iterator[Cell]:
         """The same likelihoods after each correction that was asked for."""
-        for way in self.settings.calibrate:
+        for way in self._ways(trial):
             logprobs = np.array([answer.logprobs for answer in cell.answers])
             if way == "batch":
                 scores = calibration.batch(logprobs)
@@ -237,6 +242,17 @@ class Evaluation:
                 )
             answers = [answer.choosing(list(row), "score") for answer, row in zip(cell.answers, scores, strict=True)]
             yield Cell(replace(cell.condition, variant=way), tuple(answers))
+
+    def _ways(self, trial: Trial) -> tuple[Calibrate, ...]:
+        """The corrections that were asked for; calibrated zero-shot also as a baseline, where there are labels."""
+        asked, task = self.settings.calibrate, trial.task
+        if asked or trial.condition.shots or not self.design.baselines or task.output != "multiple_choice":
+            return asked
+        try:
+            content_free(task, self.items[0], "")
+        except UsageError:
+            return ()
+        return ("contextual",) if _same_labels(task) else ()
 
     def _content_free(self, asker: Asker, trial: Trial) -> list[list[float]]:
         """The labels' probabilities behind each input without content, shots before it."""
@@ -263,6 +279,12 @@ class Evaluation:
             raise UsageError(f"{most} shots cannot be chosen from {len(pool)} examples. Ask for fewer, or give more")
         found = nearest(vectors(pool), vectors(self.items), most)
         return {item.place: tuple(pool[n] for n in row) for item, row in zip(self.items, found, strict=True)}
+
+
+def _same_labels(task: Task) -> bool:
+    """Whether all items have the same choices."""
+    first = list(task.form.choices(task.items[0].values))
+    return all(list(task.form.choices(item.values)) == first for item in task.items)
 
 
 def _size(request: Encoded) -> int:

@@ -1,0 +1,50 @@
+"""Evaluations from Python: one call from a task's name to numbers with error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..generate import LanguageModel, load
+from .evaluation import Evaluation, Progress, Settings
+from .opening import Templates, open_task
+from .store import opened
+from .summary import Result, summarise
+from .table import TableSettings
+from .task import Task
+from .trials import Design
+
+
+def evaluate(
+    task: str | Path | Task,
+    model: str | LanguageModel | Sequence[str | LanguageModel] = "smollm2-135m-instruct",
+    *,
+    shots: Sequence[int] | None = None,
+    templates: Mapping[str, str] | None = None,
+    design: Design | None = None,
+    settings: Settings | None = None,
+    table: TableSettings | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure a task's prompts on one or several models.
+
+    `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name, and `table`
+    for the rest), or a Task. `design` says draws, orders, limits (`shots` stands in for its own); `settings` how
+    answers are scored. With `store`, a file, answers are kept and an interrupted call goes on; without it nothing is.
+    `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or polars.
+
+    Raises UsageError for what cannot be asked, RunError where the disk is full.
+    """
+    forms = (
+        {task.name: task} if isinstance(task, Task) else open_task(str(task), Templates(dict(templates or {})), table)
+    )
+    first = next(iter(forms.values()))
+    counts = tuple(shots) if shots is not None else design.shots if design is not None else (first.shots,)
+    plan = replace(design or Design(), shots=counts)
+    given = [model] if isinstance(model, str | LanguageModel) else list(model)
+    models = [each if isinstance(each, LanguageModel) else load(each) for each in given]
+    with opened(store) as kept:
+        collected = Evaluation(forms, models, plan, settings or Settings(), kept).run(progress)
+    return summarise(collected, plan.seed)
