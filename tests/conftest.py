@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -47,3 +48,42 @@ def nextword() -> Run:
         )
 
     return run
+
+
+REVIEWS = ("good", "bad", "fine food", "awful", "a joy", "a bore", "never again", "come back", "so slow", "so kind")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder with a model small enough to evaluate in no time: bytes as tokens, two layers, weights by `seed`."""
+
+    def write(kind: str = "transformer", seed: int = 0) -> Path:
+        import torch
+
+        from nextword.data import train_tokenizer
+        from nextword.models import build
+        from nextword.spec import ModelSpec
+        from nextword.weights import write_model
+
+        torch.manual_seed(seed)
+        attention = {"heads": 2, "kv_heads": 1, "head_width": 8, "mlp_width": 32} if kind == "transformer" else {}
+        spec = ModelSpec(kind=kind, vocabulary=257, width=16, layers=2, context=512, **attention)  # type: ignore
+        model = build(spec).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        folder = tmp_path_factory.mktemp("models") / f"{kind}-{seed}"
+        write_model(folder, model, train_tokenizer(["x"], "bytes"))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV file of sixty texts with a label and a group; no two are equal."""
+    draw, lines = random.Random(1), ["text,label,shop"]
+    for number in range(60):
+        lines.append(f"{draw.choice(REVIEWS)} {number},{'positive' if number % 3 else 'negative'},{number % 7}")
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,219 @@
+"""Whole evaluations on a small model: against each prompt asked alone, from the store, and against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nextword import load
+from nextword.base import UsageError
+from nextword.generate import LanguageModel
+from nextword.prompt import evaluate
+from nextword.prompt.answers import MEASURES
+from nextword.prompt.evaluation import Collected, Evaluation, Settings
+from nextword.prompt.exporting import write_harness_results
+from nextword.prompt.page import write_report
+from nextword.prompt.store import Store, opened
+from nextword.prompt.summary import compare_kept, summarise
+from nextword.prompt.table import TableSettings, table_task
+from nextword.prompt.task import Generation, Task
+from nextword.prompt.trials import Design
+
+FORM = "Text: {text}\nMood: {label}"
+
+
+@pytest.fixture(scope="module", params=["transformer", "lstm"])
+def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> LanguageModel:
+    return load(str(tiny_model(request.param)))
+
+
+@pytest.fixture(scope="module")
+def task(reviews: Path) -> Task:
+    return table_task(reviews, TableSettings(FORM))
+
+
+def run(task: Task, model: LanguageModel, store: Store, **design: object) -> Collected:
+    settings = design.pop("settings", Settings())
+    return Evaluation({"form": task}, [model], Design(**design), settings, store).run()  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def alone(model: LanguageModel, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
+    text = torch.tensor([[*context, *continuation]])
+    logs = model.engine.model(text[:, :-1])[0][0].double().log_softmax(-1)[len(context) - 1 :]
+    return float(logs.gather(1, text[0, len(context) :, None]).sum())
+
+
+def test_every_answer_is_that_of_its_prompt_asked_alone(task: Task, model: LanguageModel) -> None:
+    with opened(None) as store:
+        collected = run(task, model, store, shots=(0, 2), draws=2, limit=7)
+    assert {cell.condition.shots for cell in collected.cells} == {0, 2}
+    for cell in collected.cells:
+        assert len(cell.answers) == 7
+        for answer in cell.answers:
+            assert answer.requests[0].context.count("Mood:") == 1 + cell.condition.shots
+            for each, found in zip(answer.encoded, answer.likelihoods, strict=True):
+                assert found.logprob == pytest.approx(alone(model, each.context, each.continuation), abs=1e-3)
+            if cell.condition.variant in ("plain", "random labels"):
+                assert answer.prediction == int(np.argmax(answer.logprobs))
+                assert answer.values["score"] == float(answer.prediction == answer.gold)
+
+
+def test_no_item_stands_in_its_own_prompt_and_all_conditions_share_the_items(task: Task, model: LanguageModel) -> None:
+    from_itself = replace(task, pool=task.items)
+    with opened(None) as store:
+        collected = run(from_itself, model, store, shots=(0, 3), draws=3)
+    assert len(collected.items) < len(task.items)
+    for cell in collected.cells:
+        assert [answer.item.place for answer in cell.answers] == [item.place for item in collected.items]
+        for answer in cell.answers:
+            shots, _, question = answer.requests[0].context.rpartition("\n\n")
+            assert question not in shots
+
+
+def test_a_second_run_reads_nothing_and_a_changed_template_only_what_changed(
+    task: Task, model: LanguageModel, reviews: Path, tmp_path: Path
+) -> None:
+    with opened(tmp_path / "store") as store:
+        first = run(task, model, store, shots=(0, 1), draws=2, limit=6)
+    with opened(tmp_path / "store") as store:
+        again = run(task, model, store, shots=(0, 1), draws=2, limit=6)
+        more = run(task, model, store, shots=(0, 1), draws=2, limit=6, orders=1, seed=0)
+        other = table_task(reviews, TableSettings(FORM.replace("Mood", "Tone")))
+        changed = run(other, model, store, shots=(0,), limit=6)
+    assert first.read > 0
+    assert (again.read, more.read) == (0, 0)
+    assert changed.read > 0
+    assert [list(cell.scores) for cell in again.cells] == [list(cell.scores) for cell in first.cells]
+
+
+def test_an_interrupted_evaluation_goes_on(task: Task, model: LanguageModel, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise Stop
+
+    design = Design((0, 2), draws=2, limit=20)
+    with pytest.raises(Stop), opened(tmp_path / "store") as store:
+        Evaluation({"form": task}, [model], design, Settings(), store).run(stop)
+    with opened(tmp_path / "store") as store:
+        cost = Evaluation({"form": task}, [model], design, Settings(), store).cost(timed=False)
+        assert 0 < cost.known < cost.requests
+        Evaluation({"form": task}, [model], design, Settings(), store).run()
+        assert Evaluation({"form": task}, [model], design, Settings(), store).cost(timed=False).tokens == 0
+
+
+def test_the_cost_said_before_is_what_is_read(task: Task, model: LanguageModel) -> None:
+    with opened(None) as store:
+        design = Design((0, 2), draws=2, limit=9, baselines=False)
+        evaluation = Evaluation({"form": task}, [model], design, Settings(), store)
+        cost = evaluation.cost(timed=False)
+        read = evaluation.run().read
+    assert cost.alone > cost.tokens
+    if model.spec.kind == "transformer":
+        assert read == cost.tokens
+    else:
+        assert cost.tokens <= read < cost.alone  # a recurrent state cannot return to just anywhere
+
+
+def test_every_measure_and_calibration_gives_scores(task: Task, model: LanguageModel) -> None:
+    with opened(None) as store:
+        for measure in MEASURES:
+            settings = Settings(measure=measure, calibrate=("contextual", "batch"))
+            collected = run(task, model, store, shots=(0, 1), draws=1, limit=12, settings=settings)
+            variants = {cell.condition.variant for cell in collected.cells}
+            assert variants == {"plain", "contextual", "batch", "random labels"}
+            for cell in collected.cells:
+                assert set(cell.scores) <= {0.0, 1.0}
+
+
+def test_similar_shots_are_each_items_nearest(task: Task, model: LanguageModel) -> None:
+    with opened(None) as store:
+        evaluation = Evaluation({"form": task}, [model], Design((2,), select="similar", limit=5), Settings(), store)
+        plain = [each for each in evaluation.questions(0) if each.trial.condition.variant == "plain"]
+    chosen = [tuple(shot.place for shot in each.trial.shots_of(each.item)) for each in plain]
+    assert len(set(chosen)) > 1
+    assert all(len(set(shots)) == 2 for shots in chosen)
+
+
+def test_prompts_beyond_the_context_are_refused_or_lose_whole_shots(task: Task, model: LanguageModel) -> None:
+    if model.spec.kind != "transformer":
+        pytest.skip("a recurrent net has no limit")
+    large, drop = replace(task, pool=task.pool * 4), Settings(beyond="drop")
+    with opened(None) as store:
+        with pytest.raises(UsageError, match=r"4 of 4 prompts are longer than the model's context of 512 tokens"):
+            run(large, model, store, shots=(30,), draws=1, limit=4, baselines=False)
+        dropped = run(large, model, store, shots=(30,), draws=1, limit=4, settings=drop, baselines=False)
+    assert all(0 < answer.shots < 30 for answer in dropped.cells[0].answers)
+    assert dropped.notes.short_of_shots == 4
+
+
+def test_free_answers_are_those_that_complete_writes(task: Task, model: LanguageModel) -> None:
+    free = replace(
+        task, output="generate_until", form=replace(task.form, labels=()), generation=Generation(("\n",), 6),  # type: ignore[type-var]
+    )  # fmt: skip
+    free = replace(free, metrics=(replace(task.metrics[0], name="exact_match"),))
+    with opened(None) as store:
+        collected = run(free, model, store, shots=(0, 1), draws=1, limit=4)
+    for cell in collected.cells:
+        for answer in cell.answers:
+            prompt = answer.requests[0].context
+            assert answer.written[0] == model.complete(prompt, max_tokens=6, stop="\n", temperature=0.0).text
+
+
+def test_results_are_told_stored_compared_and_written(task: Task, model: LanguageModel, tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as store:
+        collected = run(task, model, store, shots=(0, 2), draws=3, limit=30)
+        result = summarise(collected, power=0.1)
+        store.keep("one", result.to_dict())
+        store.keep("two", result.to_dict())
+        compared = compare_kept(store.evaluation("one"), store.evaluation("two"))
+    assert all(each.comparison.difference == 0 for each in compared)
+    assert {line.shots for line in result.lines} == {0, 2}
+    for line in result.lines:
+        assert line.score.low <= line.score.value <= line.score.high
+        assert line.score.value == pytest.approx(np.mean(line.scores))
+    assert "items would show a difference of 0.1" in str(result.power)
+    written = write_harness_results(tmp_path / "out", collected)
+    samples = [path for path in written if path.name.startswith("samples_")]
+    rows = [json.loads(line) for line in samples[0].read_text().splitlines()]
+    assert len(rows) == 30
+    assert set(rows[0]) >= {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "doc_hash", "acc"}
+    report = json.loads(next(path for path in written if path.name.startswith("results_")).read_text())
+    assert report["results"]["reviews"]["acc,none"] == pytest.approx(np.mean([row["acc"] for row in rows]))
+    write_report(tmp_path / "page.html", collected, result, {model.name: model})
+    page = (tmp_path / "page.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<svg") == 1
+    assert "<!-- " not in page
+
+
+def test_a_page_shows_hostile_text_as_text(model: LanguageModel, tmp_path: Path) -> None:
+    rows = [f"</script><b>{n}</b>,{'<i>x</i>' if n % 2 else 'y'}" for n in range(20)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    task = table_task(tmp_path / "rows.csv", TableSettings("{text}: {label}"))
+    with opened(None) as store:
+        collected = run(task, model, store, shots=(0,))
+        write_report(tmp_path / "page.html", collected, summarise(collected), {model.name: model})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("</script>") == 2
+    assert "<i>x</i>" not in page.split('<script type="application/json"')[0]
+
+
+def test_evaluate_from_python_gives_rows_for_a_table(reviews: Path, model: LanguageModel) -> None:
+    result = evaluate(
+        reviews, model, shots=(0, 1), templates={"plain": FORM}, design=Design(limit=8, draws=2),
+        table=TableSettings("", group="shop"),
+    )  # fmt: skip
+    assert result.groups is not None
+    rows = result.table()
+    assert {row["shots"] for row in rows} == {0, 1}
+    assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows)
