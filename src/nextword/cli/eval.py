@@ -122,6 +122,9 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     from ..prompt.summary import summarise
     from . import eval_display as display
 
+    power = options["power"]
+    if power is not None and not 0 < power < 1:
+        raise UsageError(f"--power is {power}; it takes a difference between 0 and 1, as 0.05")
     sources = read_templates([part for text in options["templates"] for part in _parts(text)])
     separator = None if options["separator"] is None else _unescape(options["separator"])
     description = None if options["description"] is None else _unescape(options["description"])
@@ -136,7 +139,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         display.print_cost(evaluation, options["as_json"])
         return
     collected = display.run(evaluation)
-    result = summarise(collected, design.seed, options["power"])
+    result = summarise(collected, design.seed, power)
     name = options["name"] or _name(evaluation)
     store.keep(name, result.to_dict())
     if options["report"]:

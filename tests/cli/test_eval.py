@@ -1,0 +1,171 @@
+"""nextword eval as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nextword.cli import _console, main
+
+FORM = "Text: {text}\\nMood: {label}"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    _console.output.cache_clear()
+    _console.messages.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Path]) -> str:
+    return str(tiny_model())
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    _console.output.cache_clear()  # they hold the streams of the call before
+    _console.messages.cache_clear()
+    code = main(["eval", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_table_becomes_scores_comparisons_a_page_and_files(
+    reviews: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(
+        capsys, str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--draws", "2", "--limit", "10",
+        "--report", "page.html", "--out", "files", "--power", "0.1",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "accuracy over 10 items" in out
+    assert "2 shots, random labels" in out
+    assert "0 shots, contextual" in out
+    assert "always the most frequent label" in out
+    assert "tokens to read" in err
+    assert (tmp_path / "page.html").stat().st_size > 5000
+    assert len(list((tmp_path / "files").rglob("samples_*.jsonl"))) == 6
+
+
+def test_json_says_all_of_it_and_a_second_run_reads_nothing(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,1", "--limit", "8", "--json"]
+    first = json.loads(run(capsys, *asked)[1])
+    again = json.loads(run(capsys, *asked)[1])
+    assert first["read"] > 0
+    assert again["read"] == 0
+    assert first["lines"] == again["lines"]
+    listed = json.loads(run(capsys, "--list", "--json")[1])
+    assert [each["name"] for each in listed["evaluations"]] == [first["name"]]
+    assert "sentiment" in listed["tasks"]
+    code, out, _ = run(capsys, "--compare", first["name"], first["name"])
+    assert code == 0
+    assert "scored the same" in out
+
+
+def test_a_dry_run_shows_the_cost_and_one_prompt_and_keeps_nothing(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "2", "--limit", "8", "--dry-run"]
+    code, out, _ = run(capsys, *asked)
+    assert code == 0
+    assert out.count("Mood:") == 3
+    assert "' positive'" in out
+    assert json.loads(run(capsys, *asked, "--json")[1])["costs"]
+    assert json.loads(run(capsys, "--list", "--json")[1])["evaluations"] == []
+
+
+def test_templates_models_and_orders_make_a_grid(
+    reviews: Path, model: str, tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("{text}: {label}\n")
+    (tmp_path / "b.txt").write_text("Is this good? {text}\nAnswer: {label}\n")
+    other = str(tiny_model(seed=1))
+    code, out, err = run(
+        capsys, str(reviews), "-m", model, "-m", other, "--template", "a.txt,b.txt", "--shots", "2", "--draws", "2",
+        "--orders", "2", "--limit", "6", "--no-baselines", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    lines = json.loads(out)["lines"]
+    assert {(line["form"]) for line in lines} == {"a", "b"}
+    assert len({line["model"] for line in lines}) == 2
+    assert all(len(line["scores"]) == 2 and len(line["scores"][0]) == 2 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.csv", "--template", FORM], "none.csv: cannot be read"),
+        (["sentimnt"], "Close to it: sentiment"),
+        (["{reviews}"], "how do its rows become prompts?"),
+        (["{reviews}", "--template", "{txt} {label}"], "There is: text, label, shop"),
+        (["{reviews}", "--template", "{text}"], "{output}"),
+        (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "also holds 'negative'"),
+        (["{reviews}", "--template", FORM, "--answer", "mood"], "there is no column 'mood'"),
+        (["{reviews}", "--template", FORM, "--shots-from", "{reviews}"], "in their own prompts"),
+        (["{reviews}", "--template", FORM, "--shots", "0,x"], "0,1,4"),
+        (["{reviews}", "--template", FORM, "--shots", "-1"], "from 0 on"),
+        (["{reviews}", "--template", FORM, "--shots", "99"], "99 shots cannot be drawn"),
+        (["{reviews}", "--template", FORM, "--calibrate", "both"], "contextual, batch or both"),
+        (["{reviews}", "--template", FORM, "--draws", "0"], "at least 1"),
+        (["{reviews}", "--template", FORM, "--power", "3"], "between 0 and 1"),
+        (["--compare", "a", "b"], "no evaluation 'a' is kept"),
+        ([], "which task?"),
+    ],
+)
+def test_bad_input_gets_one_line_that_names_the_fix(
+    arguments: list[str], said: str, reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.replace("{reviews}", str(reviews)) for argument in arguments]
+    code, out, err = run(capsys, *given, *(["-m", model, "--limit", "4"] if given[:1] != ["--compare"] else []))
+    assert code == 2
+    assert out == ""
+    assert said in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_broken_rows_are_named_by_their_line_and_left_out_when_asked(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps({"text": f"t{n}", "label": "ab"[n % 2]}) for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows[:7], '{"text": ', *rows[7:]]) + "\n")
+    asked = ["rows.jsonl", "-m", model, "--template", "{text} {label}", "--limit", "5"]
+    code, _, err = run(capsys, *asked)
+    assert code == 2
+    assert "line 8" in err
+    code, _, err = run(capsys, *asked, "--skip-bad")
+    assert code == 0, err
+    assert "line 8" in err
+
+
+def test_ctrl_c_keeps_the_answers_so_far(reviews: Path, smollm2_path: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "nextword", "eval", str(reviews), "-m", str(smollm2_path), "--template", FORM,
+        "--shots", "0,1,2,4", "--store", str(tmp_path / "store"),
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        process.stderr.readline()  # what it takes is said; the work begins
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    from nextword.prompt.store import opened
+
+    with opened(tmp_path / "store") as store:
+        assert store._connection.execute("select count(*) from answers").fetchone()[0] > 0
