@@ -90,20 +90,23 @@ def test_a_norm_joined_to_a_product_passes_its_input_on(
     assert_alike(ours, lambda x, gain, weight, *bias: (F.linear(norm(x, gain), weight, *bias), x * 3), inputs)
 
 
-@pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gated_product_is_formed_again_for_its_gradients(
-    shape: tuple[int, ...], added: bool, instructions: str, threads: int
+    shape: tuple[int, ...], instructions: str, threads: int
 ) -> None:
-    inputs = [draw(*shape, scale=3.0), draw(13, shape[-1] // 2)] + [draw(*shape[:-1], 13)] * added
-    if shape[-1] % 2:
-        inputs[0] = draw(*shape[:-1], shape[-1] + 1)
-        inputs[1] = draw(13, (shape[-1] + 1) // 2)
+    half = (shape[-1] + 1) // 2
+    assert_alike(fused.gated_linear, gated, [draw(*shape[:-1], 2 * half, scale=3.0), draw(13, half)])
 
-    def torchs(gates: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
-        return gated(gates, weight) if residual is None else residual + gated(gates, weight)
 
-    assert_alike(fused.gated_linear, torchs, inputs)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, fused.BLOCK, 4), (3, fused.BLOCK - 1, 6)])
+def test_an_mlp_some_rows_at_a_time_is_the_whole_one(shape: tuple[int, ...], instructions: str, threads: int) -> None:
+    width = shape[-1]
+    inputs = [draw(*shape), draw(width), draw(14, width, scale=width**-0.5), draw(width, 7)]
+    assert_alike(
+        lambda x, gain, up, down: fused.gated_mlp(x, gain, 1e-5, up, down),
+        lambda x, gain, up, down: x + gated(F.linear(norm(x, gain), up), down),
+        inputs,
+    )
 
 
 def test_gates_far_from_zero_neither_overflow_nor_vanish_wrongly(instructions: str) -> None:
@@ -183,13 +186,16 @@ def test_gradients_of_gradients_are_torchs() -> None:
     cosine, sine = (part[None, :3, None] for part in tables(RopeSpec(), 2, 3))
 
     def ours(x: Tensor, gain: Tensor, weight: Tensor, down: Tensor) -> Tensor:
+        x = fused.gated_mlp(x, gain, 1e-5, weight, down)
         z, x = fused.normed_linear(x, gain, 1e-5, weight, None)
-        y = fused.gated_linear(z, down, x)
+        y = x + fused.gated_linear(z, down)
         q, k, v = fused.turned_parts(fused.rms_norm(y, gain, 1e-5).view(2, 3, 3, 2) * 1.0, 1, 1, cosine, sine)
         return (q * k + v**2).sum()
 
     def torchs(x: Tensor, gain: Tensor, weight: Tensor, down: Tensor) -> Tensor:
-        y = x + gated(F.linear(norm(x, gain), weight), down)
+        for _ in range(2):
+            x = x + gated(F.linear(norm(x, gain), weight), down)
+        y = x
         turning, v = norm(y, gain).view(2, 3, 3, 2).split((2, 1), 2)
         q, k = rotate(turning, cosine.to(x.dtype), sine.to(x.dtype)).split((1, 1), 2)
         return (q * k + v**2).sum()

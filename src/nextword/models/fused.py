@@ -18,6 +18,7 @@ from .. import native
 from ..native import training as kernels
 
 Gradients = tuple[Tensor | None, ...]
+BLOCK = 1024  # rows that pass through an MLP together: few enough for the cache, many enough for matrix products
 
 
 def usable(*tensors: Tensor | None, products: bool = True) -> bool:
@@ -51,9 +52,18 @@ def normed_linear(x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Ten
     return z, same
 
 
-def gated_linear(gates: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
-    """`residual + F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is kept."""
-    y: Tensor = _GatedLinear.apply(gates, weight, residual)  # type: ignore[no-untyped-call]
+def gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is kept."""
+    y: Tensor = _GatedLinear.apply(gates, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
+def gated_mlp(x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
+    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; x, a number a row and `up`'s product are kept.
+
+    Some rows at a time pass through all of it, forward and backward, so that each step finds them in the cache.
+    """
+    y: Tensor = _GatedMLP.apply(x, gain, eps, up, down)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -122,23 +132,54 @@ class _NormedLinear(torch.autograd.Function):
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    def forward(ctx: Any, gates: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gates, weight)
-        ctx.added = residual is not None
-        h = kernels.gate(_rows(gates))
-        y = h @ weight.t() if residual is None else torch.addmm(_rows(residual), h, weight.t())
-        return y.view(*gates.shape[:-1], len(weight))
+        return (kernels.gate(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         gates, weight = ctx.saved_tensors
-        residual = gradients[0] if ctx.added else None
         if torch.is_grad_enabled():
-            return (*_by_torch(_gated_linear, (gates, weight), gradients), residual)
+            return _by_torch(_gated_linear, (gates, weight), gradients)
         dy = _rows(gradients[0])
         dh = dy @ weight
         dgates = kernels.gate_back(_rows(gates), dh)
-        return dgates.view(gates.shape), dy.t() @ dh, residual  # dh holds h now
+        return dgates.view(gates.shape), dy.t() @ dh  # dh holds h now
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
+        rows = _rows(x)
+        gates, inverse, y = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows)), torch.empty_like(rows)
+        for part in _blocks(rows):
+            normed, inverse[part] = kernels.norm(rows[part], gain, eps)
+            torch.mm(normed, up.t(), out=gates[part])
+            torch.addmm(rows[part], kernels.gate(gates[part]), down.t(), out=y[part])
+        ctx.save_for_backward(x, gain, up, down, gates, inverse)
+        ctx.eps = eps
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        x, gain, up, down, gates, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def again(x: Tensor, gain: Tensor, up: Tensor, down: Tensor) -> Tensor:
+                return x + _gated_linear(F.linear(_norm(x, gain, ctx.eps), up), down)
+
+            dx, dgain, dup, ddown = _by_torch(again, (x, gain, up, down), gradients)
+            return dx, dgain, None, dup, ddown
+        rows, dy = _rows(x), _rows(gradients[0])
+        dx, dgain, dup, ddown = (torch.zeros_like(each) for each in (rows, gain, up, down))
+        for part in _blocks(rows):
+            held = dy[part] @ down  # the gradient of the gated product, and then that product
+            dgates = kernels.gate_back(gates[part], held)
+            torch.addmm(ddown, dy[part].t(), held, out=ddown)  # not addmm_, which FLOP counters overlook
+            held = dgates @ up  # the gradient of the normed input, and then that
+            dgain += kernels.norm_back(rows[part], gain, inverse[part], dy[part], held, dx[part])[1]
+            torch.addmm(dup, dgates.t(), held, out=dup)
+        return dx.view(x.shape), dgain, None, dup, ddown
 
 
 class _TurnedParts(torch.autograd.Function):
@@ -159,6 +200,10 @@ class _TurnedParts(torch.autograd.Function):
             turned = (_turned_back(part, cosine, sine) for part in (queries, keys))
             return torch.cat((*turned, values), 2), None, None, None, None
         return kernels.turn_back(gradients, cosine, sine), None, None, None, None
+
+
+def _blocks(rows: Tensor) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -234,20 +234,17 @@ class Block(Layer):
             and plain(mlp, MLP)
             and all(plain(matrix, Linear) and fused.usable(matrix.weight) for matrix in matrices)
             and not attention.out.biased
+            and not mlp.up.biased
             and mlp.fusible(x)
         )
 
     def _fused(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
-        attention, mlp = self.attention, self.mlp
-        qkv, x = self._normed(self.attention_norm, attention.qkv, x)
-        x = fused.linear_added(attention.mix(qkv, where, rope, cache), attention.out.weight, x)
-        gates, x = self._normed(self.mlp_norm, mlp.up, x)
-        return fused.gated_linear(gates, mlp.down.weight, x)
-
-    @staticmethod
-    def _normed(norm: nn.Module, matrix: Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+        attention, norm, mlp_norm = self.attention, self.attention_norm, self.mlp_norm
         assert isinstance(norm, Norm)
-        return fused.normed_linear(x, norm.weight, norm.eps, matrix.weight, matrix.bias)
+        assert isinstance(mlp_norm, Norm)
+        qkv, x = fused.normed_linear(x, norm.weight, norm.eps, attention.qkv.weight, attention.qkv.bias)
+        x = fused.linear_added(attention.mix(qkv, where, rope, cache), attention.out.weight, x)
+        return fused.gated_mlp(x, mlp_norm.weight, mlp_norm.eps, self.mlp.up.weight, self.mlp.down.weight)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x

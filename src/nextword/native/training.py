@@ -25,10 +25,16 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return y, inverse
 
 
-def norm_back(x: Tensor, weight: Tensor, inverse: Tensor, through: Tensor | None, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of the weight from `dy`, which becomes the norm's output; `through` is added to the first."""
-    rows, width = _rows(x, weight, dy, *([] if through is None else [through]))
-    dx, sums = torch.empty_like(x), x.new_empty(loaded().nw_norm_sums(rows, width), width)
+def norm_back(
+    x: Tensor, weight: Tensor, inverse: Tensor, through: Tensor | None, dy: Tensor, dx: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (into `dx`, if given) and of the weight from `dy`, which becomes the norm's output.
+
+    `through`, if given, is added to the first.
+    """
+    dx = torch.empty_like(x) if dx is None else dx
+    rows, width = _rows(x, weight, dy, dx, *([] if through is None else [through]))
+    sums = x.new_empty(loaded().nw_norm_sums(rows, width), width)
     loaded().nw_norm_back(
         x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), None if through is None else through.data_ptr(),
         rows, width, dy.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
