@@ -13,6 +13,7 @@ from ..base.errors import closest
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
+_WIDENING = ("center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate")
 LONGEST = 1_000_000  # characters that a template may make of a row
 
 
@@ -59,17 +60,22 @@ def _environment() -> Environment:
     class Sandbox(ImmutableSandboxedEnvironment):
         """Without powers and products of texts, with which a few characters could fill the memory."""
 
-        intercepted_binops = frozenset({"**", "*"})
+        intercepted_binops = frozenset({"**", "*", "%"})
+
+        def is_safe_attribute(self, thing: Any, name: str, value: Any) -> bool:
+            return name not in _WIDENING and super().is_safe_attribute(thing, name, value)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             numbers = all(isinstance(side, int | float) and abs(side) < 1e6 for side in (left, right))
+            if operator == "%" and isinstance(left, str):
+                raise ValueError("% with a text is not done; use {{ }}")
             if not numbers or (operator == "**" and abs(right) > 64):
                 raise ValueError(f"{operator} is taken of small numbers only")
             return super().call_binop(context, operator, left, right)
 
     environment = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["regex_replace"] = _replace
-    for risky in ("center", "indent", "wordwrap", "pprint"):
+    for risky in ("center", "format", "indent", "wordwrap", "pprint"):
         environment.filters.pop(risky, None)
     return environment
 
