@@ -42,7 +42,7 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
     binary = bool(np.isin(scores, (0.0, 1.0)).all())
     if binary:
         low, high = wilson(round(mean * count), count)
-        return Estimate(mean, math.sqrt(mean * (1 - mean) / count), low, high, count)
+        return Estimate(mean, math.sqrt(mean * (1 - mean) / max(1, count - 1)), low, high, count)
     error = float(np.std(scores, ddof=1) / math.sqrt(count)) if count > 1 else math.inf
     return _around(mean, error, count - 1, count, scores)
 
@@ -78,12 +78,17 @@ def wilson(right: int, count: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, int]:
-    """Standard error of the mean of items that come in groups, and the groups (Miller eq. 4): items of a group move
-    together. It is √(Σ_g (Σ_{i in g} (s_i - mean))²) / n.
+    """Standard error of the mean of items that come in groups, and the number of groups.
+
+    √(s²/n + Σ_g Σ_{i≠j in g} (s_i - mean)(s_j - mean) / n²): what items of a group have in common is added to the
+    error of independent items (Miller eq. 4).
     """
     _, number = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.bincount(number, weights=scores - np.mean(scores))
-    return float(math.sqrt(float((sums**2).sum())) / len(scores)), len(sums)
+    gaps, count = scores - np.mean(scores), len(scores)
+    sums = np.bincount(number, weights=gaps)
+    together = float((sums**2).sum() - (gaps**2).sum())
+    alone = float((gaps**2).sum()) / max(1, count - 1) / count
+    return math.sqrt(max(0.0, alone + together / count**2)), len(sums)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def compare(after: np.ndarray, before: np.ndarray, groups: Sequence[str] | None 
     One side may have a single draw (no shots) against several. One draw of 0/1 scores: McNemar's exact test; of
     others: a permutation test that swaps each pair. With `groups` or several draws: Student's t on the whole error.
     """
-    gaps = np.atleast_3d(after.T).T - np.atleast_3d(before.T).T  # (draws, orders, items)
+    gaps = _cube(after) - _cube(before)  # (draws, orders, items)
     mean_gaps = gaps.mean((0, 1))
     own = spread(gaps) if gaps.shape[0] * gaps.shape[1] > 1 else None
     of_items, freedom = _paired_error(mean_gaps, groups)
@@ -131,6 +136,10 @@ def compare(after: np.ndarray, before: np.ndarray, groups: Sequence[str] | None 
         mean, error, of_items, of_draws, mean - half, mean + half, p, test, float((gaps != 0).mean()), better, worse,
         count, gaps.shape[0],
     )  # fmt: skip
+
+
+def _cube(scores: np.ndarray) -> np.ndarray:
+    return scores if scores.ndim == 3 else scores[None, None]
 
 
 def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None) -> tuple[float, int]:

@@ -1,0 +1,206 @@
+"""Error bars against scipy, simulation and published cases (Miller 2024, 2411.00640; reference/prompting.md)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from nextword.prompt.errorbars import (
+    clustered_error,
+    compare,
+    estimate,
+    holm,
+    items_needed,
+    majority_accuracy,
+    mcnemar,
+    permutation,
+    spread,
+    verdict,
+    visible_difference,
+    wilson,
+)
+
+
+def paired_case() -> tuple[np.ndarray, np.ndarray]:
+    """200 items: both right 110, only the second 30, only the first 14, neither 46."""
+    after = np.repeat([1.0, 1.0, 0.0, 0.0], [110, 30, 14, 46])
+    before = np.repeat([1.0, 0.0, 1.0, 0.0], [110, 30, 14, 46])
+    return after, before
+
+
+def test_the_paired_case_has_its_published_numbers() -> None:
+    after, before = paired_case()
+    found = compare(after, before)
+    assert found.difference == pytest.approx(0.08)
+    assert found.standard_error == pytest.approx(0.032762, abs=1e-6)
+    assert found.p == pytest.approx(0.022629, abs=1e-6)
+    assert found.test == "McNemar's exact test"
+    assert (found.better, found.worse, found.changed_share) == (30, 14, 0.22)
+    unpaired = math.hypot(*(estimate(each).standard_error for each in (after, before)))
+    assert unpaired == pytest.approx(0.047320, abs=1e-5)
+
+
+def test_clusters_widen_the_error_as_published() -> None:
+    groups = [[1, 1, 1], [0, 0, 0], [1, 1, 0], [1, 0], [0, 0], [1, 1, 1, 1]]
+    scores = np.array([score for group in groups for score in group], float)
+    names = [str(n) for n, group in enumerate(groups) for _ in group]
+    assert scores.mean() == pytest.approx(0.588235, abs=1e-6)
+    assert np.std(scores, ddof=1) / math.sqrt(len(scores)) == pytest.approx(0.123038, abs=1e-6)
+    error, clusters = clustered_error(scores, names)
+    assert (error, clusters) == (pytest.approx(0.177262, abs=1e-6), 6)
+    assert estimate(scores, names).standard_error == pytest.approx(error)
+
+
+def test_power_has_its_published_numbers() -> None:
+    assert items_needed(0.08, 0.22) == 262
+    assert items_needed(0.03, 0.22) == 1911
+    assert visible_difference(200, 0.22) == pytest.approx(0.0929, abs=5e-5)
+    assert visible_difference(1000, 0.22) == pytest.approx(0.0416, abs=5e-5)
+
+
+def test_wilson_is_scipy_s_and_the_published_interval() -> None:
+    assert wilson(17, 20) == pytest.approx((0.6396, 0.9476), abs=5e-5)
+    for right, count in ((0, 5), (5, 5), (3, 40), (999, 1000)):
+        oracle = stats.binomtest(right, count).proportion_ci(method="wilson")
+        assert wilson(right, count) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+
+
+@given(better=st.integers(0, 60), worse=st.integers(0, 60))
+def test_mcnemar_is_the_fair_coin(better: int, worse: int) -> None:
+    expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert mcnemar(better, worse) == pytest.approx(expected)
+    assert mcnemar(better, worse) == mcnemar(worse, better)
+
+
+@pytest.mark.parametrize("count", [9, 60])
+def test_the_permutation_test_is_scipy_s(count: int) -> None:
+    draw = np.random.default_rng(count)
+    gaps = draw.normal(0.25, 1, count)
+    oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1)
+    assert permutation(gaps) == pytest.approx(oracle.pvalue, abs=0 if count == 9 else 0.012)
+
+
+def test_scores_that_are_not_0_and_1_are_compared_by_permutation() -> None:
+    draw = np.random.default_rng(0)
+    before = draw.random(50)
+    found = compare(before + 0.2 + 0.05 * draw.normal(size=50), before)
+    assert found.test == "paired permutation test"
+    assert found.p < 0.001
+    oracle = stats.ttest_rel(before + 1, before + draw.normal(size=50))
+    assert oracle.pvalue < 0.001
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_monotone_and_never_below_the_raw_p(ps: list[float]) -> None:
+    corrected = holm(ps)
+    for raw, one in zip(ps, corrected, strict=True):
+        assert raw <= one <= 1
+    order = sorted(range(len(ps)), key=lambda n: ps[n])
+    assert [corrected[n] for n in order] == sorted(corrected)
+
+
+def test_holm_s_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
+def test_swapping_the_sides_turns_the_sign_and_keeps_p(pairs: list[tuple[bool, bool]]) -> None:
+    after, before = np.array(pairs, float).T
+    one, other = compare(after, before), compare(before, after)
+    assert one.difference == -other.difference
+    assert one.p == other.p
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+
+
+def test_intervals_hold_the_truth_95_times_in_100() -> None:
+    draw = np.random.default_rng(7)
+    held = 0
+    for _ in range(1500):
+        share = draw.uniform(0.05, 0.95)
+        found = estimate((draw.random(60) < share).astype(float))
+        held += found.low <= share <= found.high
+    assert held / 1500 == pytest.approx(0.95, abs=0.02)
+
+
+def test_clustered_intervals_hold_where_plain_ones_do_not() -> None:
+    draw = np.random.default_rng(8)
+    names = [str(n) for n in range(40) for _ in range(6)]
+    clustered = plain = 0
+    for _ in range(800):
+        own = draw.beta(2, 2, 40)  # a group's items are right together
+        scores = (draw.random((40, 6)) < own[:, None]).astype(float).ravel()
+        one, other = estimate(scores, names), estimate(scores)
+        clustered += one.low <= 0.5 <= one.high
+        plain += other.low <= 0.5 <= other.high
+    assert clustered / 800 == pytest.approx(0.95, abs=0.025)
+    assert plain / 800 < 0.9
+
+
+def simulated(draw: np.random.Generator, draws: int, orders: int, items: int, gap: float = 0.0) -> np.ndarray:
+    """Scores with a deviation of .05 between draws and .03 between orders."""
+    own = draw.normal(0.6 + gap, 0.3, items)
+    of_draws, of_orders = draw.normal(0, 0.05, (draws, 1, 1)), draw.normal(0, 0.03, (draws, orders, 1))
+    return own + of_draws + of_orders + draw.normal(0, 0.2, (draws, orders, items))
+
+
+def test_spread_finds_what_draws_orders_and_items_vary_by() -> None:
+    draw = np.random.default_rng(9)
+    found = [spread(simulated(draw, 12, 6, 150)) for _ in range(120)]
+    assert np.sqrt(np.mean([each.draws**2 for each in found])) == pytest.approx(0.05, rel=0.1)
+    assert np.sqrt(np.mean([each.orders**2 for each in found])) == pytest.approx(0.03, rel=0.1)
+    assert np.mean([each.items for each in found]) == pytest.approx(0.3, rel=0.05)
+
+
+def test_an_interval_over_draws_holds_for_other_draws_too() -> None:
+    draw = np.random.default_rng(10)
+    held = alone = 0
+    for _ in range(600):
+        cube = simulated(draw, 5, 2, 200)
+        one = estimate(cube.mean((0, 1)))
+        wide = spread(cube).widened(one)
+        held += wide.low <= 0.6 <= wide.high
+        alone += one.low <= 0.6 <= one.high
+    assert held / 600 == pytest.approx(0.95, abs=0.03)
+    assert alone / 600 < 0.9
+
+
+def test_no_difference_is_called_one_5_times_in_100() -> None:
+    draw = np.random.default_rng(11)
+    alarms = 0
+    for _ in range(600):
+        before = simulated(draw, 5, 1, 150)
+        after = before.mean((0, 1)) + draw.normal(0, 0.05, (5, 1, 1)) + draw.normal(0, 0.2, (5, 1, 150))
+        alarms += compare(after, before.mean((0, 1), keepdims=True)).p < 0.05
+    assert alarms / 600 == pytest.approx(0.05, abs=0.03)
+
+
+def test_what_draws_share_cancels() -> None:
+    draw = np.random.default_rng(12)
+    before = simulated(draw, 4, 2, 80)
+    found = compare(before + 0.1, before)
+    assert found.difference == pytest.approx(0.1)
+    assert found.of_draws == pytest.approx(0, abs=1e-9)
+    assert found.p < 1e-6
+
+
+def test_the_verdict_says_what_would_tell() -> None:
+    after, before = paired_case()
+    found = compare(after, before)
+    assert verdict("four", "none", found, 0.02).startswith("four is better than none: +0.080")
+    unsure = verdict("four", "none", found, 0.06)
+    assert "cannot be told at 200 items" in unsure
+    assert "about 26" in unsure  # 262, by the published formula
+    same = compare(before, before)
+    assert "scored the same" in verdict("four", "none", same, 1.0)
+    assert "is worse than" in verdict("none", "four", compare(before, after), 0.02)
+    noisy = np.stack([before[None], after[None], before[None] * 0.5, after[None] * 0.9])
+    assert "draws of shots would tell" in verdict("four", "none", compare(noisy, before[None, None]), 0.5)
+
+
+def test_the_majority_is_that_of_what_was_seen() -> None:
+    assert majority_accuracy(["a", "a", "b"], ["a", "b", "b", "b"]) == 0.25
