@@ -111,9 +111,13 @@ EXPORT void nw_norm_back(const float *x, const float *weight, float *inverse, co
 
 // ---- exp, Cephes' expf as in vectors.h, between -87 and 88; NaN stays NaN
 
-BODY float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
+// The bounds are variables: of constants the compiler works out what follows from them as a case of its own, in which
+// x / (1 + exp(88)) is a subnormal number, and computes that for every x: four times slower.
+float nw_least_exponent = -87.0f, nw_most_exponent = 88.0f;
+
+BODY float exponential(float x, float least, float most) {
+    x = x < least ? least : x;
+    x = x > most ? most : x;
     float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number: 1.5 * 2^23 has no fraction
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -143,8 +147,8 @@ BODY void gate_rows(void *pointer, int64_t chunk) {
     int64_t width = job->width, row = chunk * job->each, end = least(row + job->each, job->rows);
     for (; row < end; row++) {
         const float *restrict gate = job->gates + row * 2 * width, *restrict up = gate + width;
-        float *restrict h = job->h + row * width;
-        for (int64_t i = 0; i < width; i++) h[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+        float *restrict h = job->h + row * width, low = nw_least_exponent, high = nw_most_exponent;
+        for (int64_t i = 0; i < width; i++) h[i] = gate[i] / (1.0f + exponential(-gate[i], low, high)) * up[i];
     }
 }
 COMPILED_TWICE(gate)
@@ -156,8 +160,9 @@ BODY void gate_back_rows(void *pointer, int64_t chunk) {
     for (; row < end; row++) {
         const float *restrict gate = job->gates + row * 2 * width, *restrict up = gate + width;
         float *restrict h = job->h + row * width, *restrict d = job->d + row * 2 * width, *restrict d_up = d + width;
+        float low = nw_least_exponent, high = nw_most_exponent;
         for (int64_t i = 0; i < width; i++) {
-            float g = gate[i], sigmoid = 1.0f / (1.0f + exponential(-g)), silu = g * sigmoid, dh = h[i];
+            float g = gate[i], sigmoid = 1.0f / (1.0f + exponential(-g, low, high)), silu = g * sigmoid, dh = h[i];
             d[i] = dh * up[i] * (sigmoid + silu * (1.0f - sigmoid));
             d_up[i] = dh * silu;
             h[i] = silu * up[i];
@@ -281,17 +286,17 @@ BODY float largest(const float *x, int64_t width) {
 
 // Each exp where the logit was, and their sum.
 BODY float exponentials(float *x, int64_t width, float most, int keep) {
-    float part[16] = {0}, sum = 0;
+    float part[16] = {0}, sum = 0, low = nw_least_exponent, high = nw_most_exponent;
     int64_t i = 0;
     for (; i + 16 <= width; i += 16) {
         float e[16];
-        for (int j = 0; j < 16; j++) e[j] = exponential(x[i + j] - most);
+        for (int j = 0; j < 16; j++) e[j] = exponential(x[i + j] - most, low, high);
         for (int j = 0; j < 16; j++) part[j] += e[j];
         if (keep)
             for (int j = 0; j < 16; j++) x[i + j] = e[j];
     }
     for (; i < width; i++) {
-        float e = exponential(x[i] - most);
+        float e = exponential(x[i] - most, low, high);
         sum += e;
         if (keep) x[i] = e;
     }
