@@ -34,10 +34,18 @@ def check(chain: Filter) -> None:
         unknown = set(options) - _OPTIONS.get(name, set())
         if unknown:
             raise UsageError(f"filter {name!r} has no option {sorted(unknown)[0]!r}")
-        try:
-            re.compile(options.get("regex_pattern", ""))
-        except re.error as error:
-            raise UsageError(f"filter {name!r}: the pattern is not a regular expression ({error})") from None
+        for pattern in (options.get("regex_pattern", ""), *(options.get("regexes_to_ignore") or ())):
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise UsageError(f"filter {name!r}: {pattern!r} is not a regular expression ({error})") from None
+        for number in ("group_select", "k"):
+            if not isinstance(options.get(number, 0), int):
+                raise UsageError(f"filter {name!r}: {number!r} is a whole number, not {options[number]!r}")
+        if name == "take_first_k" and options.get("k", 0) < 1:
+            raise UsageError(f"filter {name!r} needs 'k', the number of texts that it keeps")
+        if not isinstance(options.get("mapping_dict") or {}, dict):
+            raise UsageError(f"filter {name!r}: mapping_dict is a mapping of texts to answers")
 
 
 def _each(change: Callable[[str], str]) -> Callable[[list[str], Options, Row], list[str]]:
@@ -64,7 +72,8 @@ def _map(texts: list[str], options: Options, row: Row) -> list[Any]:
 def _regex(texts: list[str], options: Options, row: Row) -> list[str]:
     pattern = re.compile(options.get("regex_pattern", _GSM8K))
     fallback = str(options.get("fallback", "[invalid]"))
-    return [_found(pattern, text, int(options.get("group_select", 0))) or fallback for text in texts]
+    found = [_found(pattern, text, int(options.get("group_select", 0))) for text in texts]
+    return [fallback if each is None else each for each in found]
 
 
 def _found(pattern: re.Pattern[str], text: str, which: int) -> str | None:

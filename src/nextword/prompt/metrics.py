@@ -47,6 +47,11 @@ def check(metric: Metric, output: Output) -> None:
         )
     if unknown := set(metric.options) - (_EXACT if metric.name == "exact_match" else set()):
         raise UsageError(f"metric {metric.name!r} has no option {sorted(unknown)[0]!r}")
+    for pattern in metric.options.get("regexes_to_ignore") or ():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UsageError(f"metric {metric.name!r}: {pattern!r} is not a regular expression ({error})") from None
 
 
 def score_text(metric: Metric, gold: Any, answer: Any) -> float:
@@ -94,13 +99,14 @@ def _over_all(name: str, output: Output, answers: Sequence[Answer]) -> float:
         return float(np.mean([any(answer.likelihoods[n].greedy for n in _golds(answer)) for answer in answers]))
     if name == "brier_score":
         return float(np.mean([_brier(answer) for answer in answers]))
-    pairs = [(_golds(answer)[0], int(np.argmax(answer.logprobs))) for answer in answers]
+    pairs = [((_golds(answer) or [-1])[0], int(np.argmax(answer.logprobs))) for answer in answers]
     return f1(pairs) if name == "f1" else matthews(pairs)
 
 
 def _golds(answer: Answer) -> list[int]:
+    """The right choices' indices; none where the right answer is none of the choices (-1)."""
     gold = answer.gold if isinstance(answer.gold, list | tuple) else [answer.gold]
-    return [each for each in gold if isinstance(each, int)]
+    return [each for each in gold if isinstance(each, int) and each >= 0]
 
 
 def _brier(answer: Answer) -> float:
