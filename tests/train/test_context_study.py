@@ -11,7 +11,7 @@ from nextword.data import Dataset
 from nextword.models import build
 from nextword.plan import parameters
 from nextword.train.context_study import Mean, study, token_losses, useful_distance
-from nextword.train.context_tasks import IGNORED, copy_batch, recall_batch, solve, task_spec
+from nextword.train.context_tasks import IGNORED, copy_batch, recall_batch, smallest_width, solve, task_spec
 
 
 def test_the_copy_task_asks_for_its_symbols_after_the_delay() -> None:
@@ -78,3 +78,13 @@ def test_a_study_measures_every_kind_and_says_what_it_measured(data: Dataset) ->
     assert transformer.carrying is None
     said = " ".join(found.findings())
     assert "is best here" in said
+
+
+def test_the_narrowest_width_that_recalls_is_found_or_said_to_be_none() -> None:
+    found = smallest_width("transformer", 1, 3.0)  # one pair: the value is the only one shown
+    assert found.width == 16
+    assert found.best >= 0.95
+    assert found.parameters == parameters(task_spec("transformer", "recall", 1, 16)).total
+    none = smallest_width("rnn", 8, 0.01)
+    assert (none.width, none.parameters, none.state_bytes) == (None, None, None)
+    assert 0 < none.best < 0.95

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 @click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True, metavar="V")
 @click.option("--kinds", default="transformer,lstm,gru,rnn", show_default=True, metavar="LIST")
 @click.option("--quick", is_flag=True, help="The smallest tasks alone.")
+@click.option("--widths", is_flag=True, help="Also how wide each must be to recall more pairs: as long again.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     data: tuple[str, ...], minutes: float, count: float, context: int, vocabulary: int, kinds: str, quick: bool,
-    seed: int, plot: Path | None, as_json: bool,
+    widths: bool, seed: int, plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Train every kind alike on DATA, then measure what each of them remembers.
 
@@ -61,7 +62,7 @@ def command(
     folder = data_folder(cache_folder(), list(data), "bpe", vocabulary)
     dataset = prepare(list(data), folder, vocabulary=vocabulary)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
-    found = study(dataset, minutes, context, count, chosen, sizes, seed, say)  # type: ignore[arg-type]
+    found = study(dataset, minutes, context, count, chosen, sizes, seed, say, minutes if widths else 0.0)  # type: ignore[arg-type]
     if plot is not None:
         draw_study(found, plot)
     if as_json:

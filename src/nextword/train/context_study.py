@@ -19,7 +19,7 @@ from ..base import UsageError
 from ..data import Dataset
 from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import Kind, ModelSpec
-from .context_tasks import TaskResult, solve
+from .context_tasks import TaskResult, WidthResult, smallest_width, solve
 from .launch import recurrent_like
 from .probe import time_steps
 from .trainer import Options, Trainer
@@ -66,6 +66,7 @@ class Study:
     tokens: int
     seed: int
     kinds: tuple[KindResult, ...]
+    widths: tuple[WidthResult, ...] = ()
 
     def findings(self) -> list[str]:
         """What the numbers say, a sentence each."""
@@ -75,8 +76,12 @@ class Study:
 def study(
     data: Dataset, seconds: float, context: int = 256, count: float = 600e3, kinds: Sequence[Kind] = KINDS,
     sizes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, say: Callable[[str], None] = print,
+    sweep: float = 0.0,
 ) -> Study:  # fmt: skip
-    """Train every kind on the same rows for about `seconds` in all, and measure what each remembers."""
+    """Train every kind on the same rows for about `seconds` in all, and measure what each remembers.
+
+    `sweep` seconds more are spent at most on how wide each kind must be to recall 2, 4 and 8 pairs.
+    """
     if data.heldout.tokens < 2 * context:
         raise UsageError(
             f"{data.heldout.tokens:,} tokens are held out; contexts of {context} need {2 * context}. Give more text"
@@ -92,7 +97,11 @@ def study(
         say(f"{kind}: measuring")
         tasks = tuple(solve(kind, task, size, a_task, seed) for task, some in sizes.items() for size in some)
         found.append(_measure(model, run, data, context, tasks, seconds * _SHARES["speed"] / len(kinds)))
-    return Study(context, steps * runs[kinds[0]].batch * context, seed, tuple(found))
+    widths = []
+    for kind in kinds if sweep else ():
+        say(f"{kind}: how wide to recall 2, 4 and 8 pairs")
+        widths += [smallest_width(kind, pairs, sweep / (len(kinds) * 3 * 10)) for pairs in (2, 4, 8)]
+    return Study(context, steps * runs[kinds[0]].batch * context, seed, tuple(found), tuple(widths))
 
 
 def _run(kind: Kind, data: Dataset, context: int, count: float, seed: int) -> RunConfig:
@@ -256,6 +265,8 @@ def _findings(found: Study) -> list[str]:
             f"{task}, 95% right up to: "
             + ", ".join(f"{kind} {what} {size}" if size else f"{kind} none" for kind, size in reach.items())
         )
+    for kind in dict.fromkeys(each.kind for each in found.widths):
+        said.append(f"{kind}: to recall " + ", ".join(_needed(each) for each in found.widths if each.kind == kind))
     for each in found.kinds:
         one, two = (statistics.fmean(v for k, v in each.tokens_per_second.items() if k.startswith(t)) for t in "12")
         short, long = min(each.state_bytes), max(each.state_bytes)
@@ -266,3 +277,11 @@ def _findings(found: Study) -> list[str]:
             + (f" and {grows:.0f} times that at {long:,}" if grows > 1 else f", and the same at {long:,}")
         )
     return said
+
+
+def _needed(each: WidthResult) -> str:
+    if each.width is None:
+        return f"{each.pairs} pairs no width up to that of 256 was enough ({each.best:.0%} at best)"
+    return (
+        f"{each.pairs} pairs width {each.width} ({each.parameters:,} parameters, {each.state_bytes:,} bytes of state)"
+    )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..plan import RunConfig
+from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import Kind, ModelSpec
 from .launch import recurrent_like
 from .loss import IGNORED
@@ -22,6 +22,8 @@ Made = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORE
 RATES = (3e-3, 1e-3)
 _SYMBOLS, _COPIED, _ROWS = 8, 10, 32
 _WIDTH, _LAYERS = 64, 2
+_WIDTHS = (16, 32, 64, 128, 256)
+ABLE = 0.95  # share of answers right
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ class TaskResult:
     baseline: float
     rate: float
     steps: int
+
+
+@dataclass(frozen=True)
+class WidthResult:
+    """The narrowest of the widths tried that recalls `pairs` pairs, and what it has; None where none did."""
+
+    kind: Kind
+    pairs: int
+    width: int | None
+    parameters: int | None
+    state_bytes: int | None  # float32, at the task's length
+    best: float  # share of answers right at the width that was best
 
 
 def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Made:
@@ -72,14 +86,34 @@ TASKS: dict[str, tuple[Callable[..., Made], Callable[[int], int], Callable[[int]
 }
 
 
-def task_spec(kind: Kind, task: str, size: int) -> ModelSpec:
+def task_spec(kind: Kind, task: str, size: int, width: int = _WIDTH) -> ModelSpec:
     """A small transformer, or a recurrent net with as many parameters."""
     _, vocabulary, length = TASKS[task]
     spec = ModelSpec(
-        kind="transformer", vocabulary=vocabulary(size), width=_WIDTH, layers=_LAYERS, context=max(8, length(size)),
-        tied=False, heads=4, kv_heads=4, head_width=_WIDTH // 4, mlp_width=160,
+        kind="transformer", vocabulary=vocabulary(size), width=width, layers=_LAYERS, context=max(8, length(size)),
+        tied=False, heads=4, kv_heads=4, head_width=width // 4, mlp_width=width * 5 // 2,
     )  # fmt: skip
     return spec if kind == "transformer" else replace(recurrent_like(spec, kind, "params"), tied=True)
+
+
+def smallest_width(kind: Kind, pairs: int, seconds: float, seeds: int = 1) -> WidthResult:
+    """Widths doubled from 16 to 256 until associative recall is 95% right (Zoology, 2312.04927, section 4).
+
+    A width has `seconds` for each of the learning rates and seeds, and counts as able if any of them is: what a model
+    of that width can hold is asked, not how surely it learns to.
+    """
+    best = 0.0
+    for width in _WIDTHS:
+        spec = task_spec("transformer", "recall", pairs, width)
+        if kind != "transformer":
+            spec = ModelSpec(kind=kind, vocabulary=spec.vocabulary, width=width, layers=_LAYERS, context=spec.context)
+        for seed in range(seeds):
+            for rate in RATES:
+                best = max(best, _solve(kind, "recall", pairs, rate, seconds, seed, spec).accuracy)
+                if best >= ABLE:
+                    state = cache_bytes(spec, 1, TASKS["recall"][2](pairs), "fp32").value
+                    return WidthResult(kind, pairs, spec.width, parameters(spec).total, int(state), best)
+    return WidthResult(kind, pairs, None, None, None, best)
 
 
 def solve(kind: Kind, task: str, size: int, seconds: float, seed: int = 0) -> TaskResult:
@@ -88,12 +122,14 @@ def solve(kind: Kind, task: str, size: int, seconds: float, seed: int = 0) -> Ta
     return min(results, key=lambda each: each.loss)
 
 
-def _solve(kind: Kind, task: str, size: int, rate: float, seconds: float, seed: int) -> TaskResult:
+def _solve(
+    kind: Kind, task: str, size: int, rate: float, seconds: float, seed: int, spec: ModelSpec | None = None
+) -> TaskResult:
     make = TASKS[task][0]
     run = RunConfig(
-        model=task_spec(kind, task, size), tokens=0, context=TASKS[task][2](size), batch=_ROWS, micro_batch=_ROWS,
-        accumulation=1, steps=1, learning_rate=rate, final_learning_rate=rate / 10, warmup_steps=20, precision="fp32",
-        weight_decay=0.0, seed=seed,
+        model=spec or task_spec(kind, task, size), tokens=0, context=TASKS[task][2](size), batch=_ROWS,
+        micro_batch=_ROWS, accumulation=1, steps=1, learning_rate=rate, final_learning_rate=rate / 10, warmup_steps=20,
+        precision="fp32", weight_decay=0.0, seed=seed,
     )  # fmt: skip
     model = new_model(run)
     optimizer = make_optimizer(model, run)
@@ -118,4 +154,6 @@ def _solve(kind: Kind, task: str, size: int, rate: float, seconds: float, seed: 
     return TaskResult(task, size, right, answered, math.log(_SYMBOLS), rate, steps)
 
 
-__all__ = ["RATES", "TASKS", "TaskResult", "copy_batch", "recall_batch", "solve", "task_spec"]
+__all__ = [
+    "RATES", "TASKS", "TaskResult", "WidthResult", "copy_batch", "recall_batch", "smallest_width", "solve", "task_spec",
+]  # fmt: skip
