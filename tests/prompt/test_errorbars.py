@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.api import OLS
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from nextword.prompt.errorbars import (
     clustered_error,
@@ -43,6 +47,12 @@ def test_the_paired_case_has_its_published_numbers() -> None:
     assert (found.better, found.worse, found.changed_share) == (30, 14, 0.22)
     unpaired = math.hypot(*(estimate(each).standard_error for each in (after, before)))
     assert unpaired == pytest.approx(0.047320, abs=1e-5)
+    assert 2 * stats.norm.sf(0.08 / unpaired) == pytest.approx(0.0909, abs=1e-4)
+    assert found.difference / found.standard_error == pytest.approx(2.4418, abs=1e-4)
+    oracle = statsmodels_mcnemar([[110, 14], [30, 46]], exact=True)
+    assert found.p == pytest.approx(oracle.pvalue)
+    students = stats.ttest_rel(after, before).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((students.low, students.high))
 
 
 def test_clusters_widen_the_error_as_published() -> None:
@@ -54,6 +64,12 @@ def test_clusters_widen_the_error_as_published() -> None:
     error, clusters = clustered_error(scores, names)
     assert (error, clusters) == (pytest.approx(0.177262, abs=1e-6), 6)
     assert estimate(scores, names).standard_error == pytest.approx(error)
+    # the sandwich of a regression on a constant divides each item's own square by n², Miller's by n(n - 1)
+    clusters_only = OLS(scores, np.ones(17)).fit(
+        cov_type="cluster", cov_kwds={"groups": np.array(names, int), "use_correction": False}
+    )
+    own_squares = ((scores - scores.mean()) ** 2).sum()
+    assert error**2 == pytest.approx(clusters_only.cov_params()[0, 0] + own_squares * (1 / (17 * 16) - 1 / 17**2))
 
 
 def test_power_has_its_published_numbers() -> None:
@@ -63,16 +79,37 @@ def test_power_has_its_published_numbers() -> None:
     assert visible_difference(1000, 0.22) == pytest.approx(0.0416, abs=5e-5)
 
 
+@given(st.floats(0.005, 0.5), st.floats(0.01, 1), st.floats(0, 1))
+def test_more_changed_items_need_more_items_and_these_show_the_difference(
+    difference: float, changed: float, more: float
+) -> None:
+    needed = items_needed(difference, changed)
+    assert items_needed(difference, min(1.0, changed + more)) >= needed
+    assert items_needed(difference / 2, changed) > needed
+    assert visible_difference(math.ceil((1.959964 + 0.841622) ** 2 * changed / difference**2), changed) <= (
+        difference + 1e-6
+    )
+
+
+def test_the_items_said_to_be_needed_show_the_difference_four_times_in_five() -> None:
+    draw = np.random.default_rng(6)
+    count = items_needed(0.08, 0.22)
+    gaps = draw.choice([1.0, 0.0, -1.0], (2000, count), p=[0.15, 0.78, 0.07])
+    z = gaps.mean(1) / (gaps.std(1, ddof=1) / math.sqrt(count))
+    assert (abs(z) > 1.959964).mean() == pytest.approx(0.8, abs=0.03)
+
+
 def test_wilson_is_scipy_s_and_the_published_interval() -> None:
     assert wilson(17, 20) == pytest.approx((0.6396, 0.9476), abs=5e-5)
     for right, count in ((0, 5), (5, 5), (3, 40), (999, 1000)):
         oracle = stats.binomtest(right, count).proportion_ci(method="wilson")
         assert wilson(right, count) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+        assert wilson(right, count) == pytest.approx(proportion_confint(right, count, method="wilson"), abs=1e-12)
 
 
 @given(better=st.integers(0, 60), worse=st.integers(0, 60))
 def test_mcnemar_is_the_fair_coin(better: int, worse: int) -> None:
-    expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    expected = statsmodels_mcnemar([[0, better], [worse, 0]], exact=True).pvalue if better + worse else 1.0
     assert mcnemar(better, worse) == pytest.approx(expected)
     assert mcnemar(better, worse) == mcnemar(worse, better)
 
@@ -91,8 +128,6 @@ def test_scores_that_are_not_0_and_1_are_compared_by_permutation() -> None:
     found = compare(before + 0.2 + 0.05 * draw.normal(size=50), before)
     assert found.test == "paired permutation test"
     assert found.p < 0.001
-    oracle = stats.ttest_rel(before + 1, before + draw.normal(size=50))
-    assert oracle.pvalue < 0.001
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -102,6 +137,7 @@ def test_holm_is_monotone_and_never_below_the_raw_p(ps: list[float]) -> None:
         assert raw <= one <= 1
     order = sorted(range(len(ps)), key=lambda n: ps[n])
     assert [corrected[n] for n in order] == sorted(corrected)
+    assert corrected == pytest.approx(list(multipletests(ps, method="holm")[1]))
 
 
 def test_holm_s_example() -> None:
@@ -141,41 +177,62 @@ def test_clustered_intervals_hold_where_plain_ones_do_not() -> None:
     assert plain / 800 < 0.9
 
 
-def simulated(draw: np.random.Generator, draws: int, orders: int, items: int, gap: float = 0.0) -> np.ndarray:
-    """Scores with a deviation of .05 between draws and .03 between orders."""
-    own = draw.normal(0.6 + gap, 0.3, items)
-    of_draws, of_orders = draw.normal(0, 0.05, (draws, 1, 1)), draw.normal(0, 0.03, (draws, orders, 1))
-    return own + of_draws + of_orders + draw.normal(0, 0.2, (draws, orders, items))
+def simulated(
+    draw: np.random.Generator, draws: int, orders: int, items: int, own: float = 0.3, by_draw: float = 0.3
+) -> np.ndarray:
+    """Scores around .6 that vary by .05 between draws and .03 between orders; items by `own`, `by_draw` and .2."""
+    return (
+        draw.normal(0.6, own, items)
+        + draw.normal(0, 0.05, (draws, 1, 1))
+        + draw.normal(0, 0.03, (draws, orders, 1))
+        + draw.normal(0, by_draw, (draws, 1, items))  # an item that likes the shots of a draw likes them in any order
+        + draw.normal(0, 0.2, (draws, orders, items))
+    )
 
 
 def test_spread_finds_what_draws_orders_and_items_vary_by() -> None:
     draw = np.random.default_rng(9)
-    found = [spread(simulated(draw, 12, 6, 150)) for _ in range(120)]
-    assert np.sqrt(np.mean([each.draws**2 for each in found])) == pytest.approx(0.05, rel=0.1)
-    assert np.sqrt(np.mean([each.orders**2 for each in found])) == pytest.approx(0.03, rel=0.1)
-    assert np.mean([each.items for each in found]) == pytest.approx(0.3, rel=0.05)
+    found = [spread(simulated(draw, 12, 3, 100)) for _ in range(400)]
+    assert np.mean([each.draws**2 for each in found]) == pytest.approx(0.05**2, rel=0.12)
+    assert np.mean([each.orders**2 for each in found]) == pytest.approx(0.03**2, rel=0.12)
+    assert np.mean([each.items**2 for each in found]) == pytest.approx(
+        0.3**2 + 0.3**2 / 12 + 0.2**2 / 36, rel=0.05
+    )  # what is left of an item's liking for a draw, too
+    assert np.mean([each.of_draws**2 for each in found]) == pytest.approx((0.05**2 + 0.03**2 / 3) / 12, rel=0.1)
 
 
-def test_an_interval_over_draws_holds_for_other_draws_too() -> None:
+def test_items_that_answer_differently_are_not_taken_for_draws_that_differ() -> None:
+    draw = np.random.default_rng(13)
+    within = []
+    for _ in range(400):
+        cube = draw.normal(0, 0.3, (4, 1, 50)) + draw.normal(0, 0.2, (4, 3, 50))
+        within.append(spread(cube).draws > 0)
+    assert np.mean(within) < 0.55  # without a difference its estimate is as often below 0 as above
+
+
+@pytest.mark.parametrize("draws", [3, 5])
+def test_an_interval_over_draws_holds_for_other_draws_too(draws: int) -> None:
     draw = np.random.default_rng(10)
     held = alone = 0
-    for _ in range(600):
-        cube = simulated(draw, 5, 2, 200)
+    for _ in range(1000):
+        cube = simulated(draw, draws, 2, 150)
         one = estimate(cube.mean((0, 1)))
         wide = spread(cube).widened(one)
         held += wide.low <= 0.6 <= wide.high
         alone += one.low <= 0.6 <= one.high
-    assert held / 600 == pytest.approx(0.95, abs=0.03)
-    assert alone / 600 < 0.9
+    assert held / 1000 == pytest.approx(0.95, abs=0.03)
+    assert alone / 1000 < 0.9
 
 
-def test_no_difference_is_called_one_5_times_in_100() -> None:
+@pytest.mark.parametrize("draws", [3, 5])
+@pytest.mark.parametrize("own", [0.02, 0.3])  # whether what few and many shots change is alike for all items, or not
+def test_no_difference_is_called_one_5_times_in_100(draws: int, own: float) -> None:
     draw = np.random.default_rng(11)
     alarms = 0
     for _ in range(600):
-        before = simulated(draw, 5, 1, 150)
-        after = before.mean((0, 1)) + draw.normal(0, 0.05, (5, 1, 1)) + draw.normal(0, 0.2, (5, 1, 150))
-        alarms += compare(after, before.mean((0, 1), keepdims=True)).p < 0.05
+        gaps = simulated(draw, draws, 1, 150, own) - 0.6
+        before = draw.normal(0.6, 0.3, (1, 1, 150))  # no shots: a single draw
+        alarms += compare(before + gaps, before).p < 0.05
     assert alarms / 600 == pytest.approx(0.05, abs=0.03)
 
 

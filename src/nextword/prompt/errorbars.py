@@ -122,7 +122,7 @@ def compare(after: np.ndarray, before: np.ndarray, groups: Sequence[str] | None 
     of_items, freedom = _paired_error(mean_gaps, groups)
     of_draws = own.of_draws if own is not None else 0.0
     error = math.hypot(of_items, of_draws)
-    whole = satterthwaite(of_items, freedom, of_draws, gaps.shape[0] - 1)
+    whole = satterthwaite(error, of_items, freedom, own)
     half = student(whole) * error if whole > 0 else math.inf
     mean, (better, worse) = float(mean_gaps.mean()), (int((mean_gaps > 0).sum()), int((mean_gaps < 0).sum()))
     if groups is not None or own is not None:
@@ -152,13 +152,17 @@ def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None) -> tuple[float
     return float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))), len(gaps) - 1
 
 
-def satterthwaite(first: float, first_freedom: float, second: float, second_freedom: float) -> float:
-    """Degrees of freedom of a sum of two independent errors (Satterthwaite 1946)."""
-    if second == 0 or second_freedom < 1:
-        return first_freedom
-    if first == 0 or first_freedom < 1:
-        return second_freedom
-    return (first**2 + second**2) ** 2 / (first**4 / first_freedom + second**4 / second_freedom)
+def satterthwaite(error: float, of_items: float, freedom: float, own: Spread | None) -> float:
+    """Degrees of freedom of an error of items (which has `freedom`) and draws (Satterthwaite 1946).
+
+    The draws count as they were seen: two that happen to agree do not show that others would.
+    """
+    if own is None or own.freedom == 0:
+        return freedom
+    parts = (of_items**4 / freedom if freedom > 0 else 0.0) + own.seen**4 / own.freedom
+    if parts == 0 or not math.isfinite(error):
+        return freedom
+    return max(own.freedom, error**4 / parts)
 
 
 def _student_p(mean: float, error: float, freedom: float) -> float:
@@ -233,13 +237,13 @@ class Spread:
     orders: float
     items: float  # of the items' own difficulty, one item's score averaged over draws and orders
     of_draws: float
-    count_draws: int
-    count_orders: int
+    seen: float  # as `of_draws`, with the noise of items still in it
+    freedom: int  # degrees of `seen`
 
     def widened(self, found: Estimate) -> Estimate:
         """`found`, as an estimate over other draws of shots as well."""
         error = math.hypot(found.standard_error, self.of_draws)
-        freedom = satterthwaite(found.standard_error, found.count - 1, self.of_draws, self.count_draws - 1)
+        freedom = satterthwaite(error, found.standard_error, found.count - 1, self)
         half = student(freedom) * error if freedom > 0 else math.inf
         low, high = found.value - half, found.value + half
         if found.low >= 0 and found.high <= 1:
@@ -250,21 +254,31 @@ class Spread:
 def spread(cube: np.ndarray) -> Spread:
     """Components of variance of scores (draws, orders, items), by the method of moments (Searle et al. 1992, ch. 4).
 
-    The items are the same in every cell, so that cell means differ by draws, by orders within them, and by the noise of
-    items that answer differently: that noise, Var(residual)/items, is taken off. Never negative.
+    The items are the same in every cell, so that cell means differ by draws, by orders within them, and because items
+    answer differently to draws and to orders: these two noises, Var(residual)/items, are taken off. Never negative.
     """
     draws, orders, items = cube.shape
-    cells = cube.mean(2)  # (draws, orders)
-    residual = cube - cube.mean((0, 1)) - cells[:, :, None] + cube.mean()
-    freedom = max(1, (draws * orders - 1) * (items - 1))
-    noise = float((residual**2).sum() / freedom / items)
-    of_orders = float(cells.var(axis=1, ddof=1).mean()) if orders > 1 else 0.0
-    between = float(cells.mean(1).var(ddof=1)) if draws > 1 else 0.0
-    order_variance = max(0.0, of_orders - noise) if orders > 1 else 0.0
-    draw_variance = max(0.0, between - (of_orders if orders > 1 else noise) / orders)
-    own = float(cube.mean((0, 1)).std(ddof=1)) if items > 1 else 0.0
-    added = draw_variance / draws + order_variance / (draws * orders)
-    return Spread(math.sqrt(draw_variance), math.sqrt(order_variance), own, math.sqrt(added), draws, orders)
+    by_draw = cube.mean(1)  # (draws, items)
+    of_orders = _beyond_noise(cube) if orders > 1 else (0.0, 0.0)
+    of_draws = _beyond_noise(by_draw[None]) if draws > 1 else (0.0, 0.0)
+    own = float(by_draw.mean(0).std(ddof=1)) if items > 1 else 0.0
+    if draws > 1:
+        added, seen, freedom = of_draws[0] / draws, of_draws[1] / draws, draws - 1
+    else:
+        added, seen, freedom = of_orders[0] / orders, of_orders[1] / orders, orders - 1
+    return Spread(
+        math.sqrt(max(0.0, of_draws[0] - of_orders[0] / orders)), math.sqrt(of_orders[0]), own,
+        math.sqrt(added), math.sqrt(seen), freedom,
+    )  # fmt: skip
+
+
+def _beyond_noise(cube: np.ndarray) -> tuple[float, float]:
+    """Variance along the middle axis of means over items, first with the noise of the items taken off."""
+    items, means = cube.shape[2], cube.mean(2, keepdims=True)
+    residual = cube - means - cube.mean(1, keepdims=True) + means.mean(1, keepdims=True)
+    freedom = cube.shape[0] * (cube.shape[1] - 1) * max(1, items - 1)
+    seen = float(means.var(axis=1, ddof=1).mean())
+    return max(0.0, seen - float((residual**2).sum()) / freedom / items), seen
 
 
 def majority_accuracy(seen: Sequence[Any], gold: Sequence[Any]) -> float:

@@ -32,7 +32,8 @@ def draw(task: Task, count: int, select: Select, seed: int, number: int) -> tupl
         return task.pool[:count]
     if select == "balanced":
         return _balanced(task, count, generator)
-    return tuple(generator.sample(task.pool, count))
+    whole = generator.sample(task.pool, len(task.pool))  # a sample of `count` need not begin as a smaller one does
+    return tuple(whole[:count])
 
 
 def _balanced(task: Task, count: int, generator: random.Random) -> tuple[Item, ...]:
