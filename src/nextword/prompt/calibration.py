@@ -36,5 +36,5 @@ def batch(logprobs: np.ndarray, divide: bool = False) -> np.ndarray:
     if divide:
         probabilities = label_probabilities(logprobs)
         return np.asarray(probabilities / probabilities.mean(0))
-    own = np.log(label_probabilities(logprobs))
+    own = logprobs - np.logaddexp.reduce(logprobs, axis=-1, keepdims=True)
     return np.asarray(own - own.mean(0))
