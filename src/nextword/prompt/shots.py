@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -55,9 +56,12 @@ def reorder(shots: Sequence[Item], seed: int, order: int) -> tuple[Item, ...]:
     return tuple(random.Random(f"order {seed} {order}").sample(list(shots), len(shots)))
 
 
-def with_random_answers(task: Task, shots: Sequence[Item], seed: int) -> tuple[Item, ...]:
-    """The shots with answers drawn blindly: what still helps is not their labels (Min et al. 2022, 2202.12837)."""
-    generator = random.Random(f"labels {seed}")
+def with_random_answers(task: Task, shots: Sequence[Item], seed: int, number: int) -> tuple[Item, ...]:
+    """The shots of draw `number` with answers drawn blindly, for each draw anew.
+
+    What still helps is not their labels (Min et al. 2022, 2202.12837).
+    """
+    generator = random.Random(f"labels {seed} {number}")
     return tuple(
         replace(
             shot,
@@ -90,11 +94,15 @@ def nearest(pool: Vectors, items: Vectors, count: int) -> np.ndarray:
 
 
 def repeated(task: Task) -> list[tuple[Item, Item]]:
-    """Pairs of a scored item and one of the pool that say the same."""
-    known: dict[str, Item] = {}
+    """Pairs of a scored item and another of the pool that says the same."""
+    known: dict[str, list[Item]] = {}
     for item in task.pool:
-        known.setdefault(_said(task, item), item)
-    return [(item, known[_said(task, item)]) for item in task.items if _said(task, item) in known]
+        known.setdefault(_said(task, item), []).append(item)
+    found = []
+    for item in task.items:
+        others = (other for other in known.get(_said(task, item), ()) if other.place != item.place)
+        found += [(item, other) for other in islice(others, 1)]
+    return found
 
 
 def _said(task: Task, item: Item) -> str:

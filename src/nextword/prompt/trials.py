@@ -101,8 +101,9 @@ def trials_of(
     most = max(design.shots)
     if design.baselines and most and task.form.choices(task.pool[0].values) and not design.per_item:
         for number in range(_draws(design)):
-            shots = with_random_answers(task, draw(task, most, _blind(design.select), design.seed, number), design.seed)
-            yield Trial(Condition(model, form, most, number, 0, "random labels"), task, {None: shots})
+            shots = draw(task, most, _blind(design.select), design.seed, number)
+            blind = with_random_answers(task, shots, design.seed, number)
+            yield Trial(Condition(model, form, most, number, 0, "random labels"), task, {None: blind})
 
 
 def _draws(design: Design) -> int:
