@@ -69,8 +69,11 @@ def _separated(path: Path) -> Found:
         except StopIteration:
             return
         except csv.Error as error:
+            if header is None:
+                raise UsageError(f"{path}: not CSV in its first line ({error})") from None
             yield line, f"not CSV ({error})"
-            return
+            line = reader.line_num + 1  # the reader goes on behind the broken row
+            continue
         if header is None:
             header = fields
             if len(set(header)) < len(header):
@@ -83,7 +86,7 @@ def _separated(path: Path) -> Found:
 
 
 def _json_lines(path: Path) -> Found:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for line, text in enumerate(file, 1):
             if text.strip():
                 yield line, _object(text)
@@ -99,7 +102,7 @@ def _object(text: str) -> dict[str, Any] | str:
 
 def _json(path: Path) -> Found:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
