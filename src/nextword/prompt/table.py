@@ -176,15 +176,23 @@ def _first_usual(data: Rows) -> str:
 
 def _check_columns(template: Template, data: Rows, answer: str, path: Path) -> None:
     """Every row has what the template asks for."""
-    for name in {*template.names, answer} - {ANSWER}:
+    for name in dict.fromkeys((*template.names, answer)):
+        if name == ANSWER != answer:
+            continue
         if name not in data.columns:
             raise UsageError(
                 f"{path}: the template asks for {{{name}}}.{closest(name, data.columns)}"
                 f" There is: {', '.join(data.columns)}"
             )
-        lacking = next((number for number, row in enumerate(data.rows, 1) if row.get(name) is None), None)
+        lacking = next((number for number, row in enumerate(data.rows, 1) if _lacks(row, name, answer)), None)
         if lacking is not None:
             raise UsageError(f"{path}: row {lacking} has no {name!r}, which the template asks for")
+
+
+def _lacks(row: Row, name: str, answer: str) -> bool:
+    """Whether a row has nothing in a column: a question may be an empty text, an answer may not."""
+    value = row.get(name)
+    return value is None or (name == answer and not _text(value).strip())
 
 
 def _labels(
