@@ -217,3 +217,31 @@ def test_evaluate_from_python_gives_rows_for_a_table(reviews: Path, model: Langu
     rows = result.table()
     assert {row["shots"] for row in rows} == {0, 1}
     assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows)
+
+
+def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: LanguageModel, tmp_path: Path) -> None:
+    texts = ["short text", "a long one " * 80]
+    (tmp_path / "rows.json").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.json}}\ntest_split: test\n"
+        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+    )
+    result = evaluate(tmp_path / "task.yaml", model, shots=[0])
+    logprobs = []
+    for text in texts:
+        ids = [min(model.tokenizer.stop_ids), *model.tokenizer.encode(text)]
+        pieces = [(0, 1)] if len(ids) <= 513 or model.engine.model.longest is None else [(0, 1), (len(ids) - 513, None)]
+        total = 0.0
+        for number, (start, _) in enumerate(pieces):
+            piece = ids[start : start + 513] if model.engine.model.longest else ids
+            own = torch.tensor([piece])
+            with torch.inference_mode():
+                logs = model.engine.model(own[:, :-1])[0][0].double().log_softmax(-1)
+            each = logs.gather(1, own[0, 1:, None])[:, 0]
+            total += float(each.sum() if number == 0 else each[-(len(ids) - 513) :].sum())
+        logprobs.append(total)
+    sizes = [len(text.encode()) for text in texts]
+    line = result.lines[0]
+    assert result.metric == "ln p a byte"
+    assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
+    assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)

@@ -150,7 +150,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         from ..prompt.exporting import write_harness_results
 
         write_harness_results(options["out"], collected)
-    display.print_result(result, name, options["as_json"])
+    display.print_result(result, None if options["no_store"] else name, options["as_json"])
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:

@@ -22,8 +22,9 @@ def run(evaluation: Evaluation) -> Collected:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = messages()
-    for number, model in enumerate(evaluation.models):
-        console.print(_cost_line(model.name, evaluation.cost(number), evaluation), style="dim")
+    costs = [evaluation.cost(number) for number in range(len(evaluation.models))]
+    for model, cost in zip(evaluation.models, costs, strict=True):
+        console.print(_cost_line(model.name, cost, evaluation), style="dim")
     for line in note_lines(evaluation):
         console.print(line, style="yellow")
     if not is_terminal(sys.stderr):
@@ -33,8 +34,8 @@ def run(evaluation: Evaluation) -> Collected:
         console=console, transient=True,
     )  # fmt: skip
     with bar:
-        shown = bar.add_task("", total=None)
-        return evaluation.run(lambda done, total: bar.update(shown, completed=done, total=total))
+        shown = bar.add_task("", total=max(1, sum(cost.tokens for cost in costs)))
+        return evaluation.run(lambda done, total: bar.update(shown, completed=done, total=max(1, total)))
 
 
 def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
@@ -91,7 +92,7 @@ def print_cost(evaluation: Evaluation, as_json: bool) -> None:
     console.print(f"and what may follow it: {following}", style="dim")
 
 
-def print_result(result: Result, name: str, as_json: bool) -> None:
+def print_result(result: Result, name: str | None, as_json: bool) -> None:
     """The table, the comparisons, and the answer in a sentence."""
     if as_json:
         emit_json({"name": name, **result.to_dict()})
@@ -100,6 +101,9 @@ def print_result(result: Result, name: str, as_json: bool) -> None:
     clustered = f", in {result.groups} groups" if result.groups else ""
     console.print(f"{result.task}: {result.metric} over {result.items:,} items{clustered}", style="bold")
     console.print(_table(result))
+    for line in result.lines:
+        if line.variant == "plain" and _more(line):
+            console.print(f"{_full_name(line, result)}: {_more(line)}", style="dim")
     if result.majority is not None:
         console.print(f"always the most frequent label: {result.majority:.3f}", style="dim")
     if result.comparisons:
@@ -115,7 +119,18 @@ def print_result(result: Result, name: str, as_json: bool) -> None:
     if result.power:
         console.print(result.power)
     read = f"{result.read:,} tokens read" if result.read else "every answer was in the store"
-    messages().print(f"{units.format_seconds(result.seconds)}, {read}; kept as {name!r}", style="dim")
+    kept = "" if name is None else f"; kept as {name!r}"
+    messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")
+
+
+def _more(line: Line) -> str:
+    """The task's other metrics, where it has several."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in line.metrics.items()) if len(line.metrics) > 1 else ""
+
+
+def _full_name(line: Line, result: Result) -> str:
+    several = [len({getattr(each, name) for each in result.lines}) > 1 for name in ("model", "form")]
+    return ", ".join([line.model] * several[0] + [line.form] * several[1] + [line.name])
 
 
 def _interval(estimate: Any) -> str:

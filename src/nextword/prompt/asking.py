@@ -159,14 +159,17 @@ class Asker:
             parts = [found[each] for each in question.encoded]
             whole = Likelihood(tuple(p for part in parts for p in part.logprobs), all(part.greedy for part in parts))
             text = question.asked[0].continuation
+            size = len(text.encode())
             values = {
                 "acc": float(whole.greedy), "logprob": whole.logprob, "tokens": float(len(whole.logprobs)),
-                "bytes": float(len(text.encode())), "words": float(len(text.split())),
+                "bytes": float(size), "words": float(len(text.split())),
             }  # fmt: skip
+            rolling = question.trial.task.output == "loglikelihood_rolling"
+            values["score"] = whole.logprob / max(1, size) if rolling else values["acc"]
             answers.append(
                 Answer(
                     question.item, question.shots, question.asked, question.encoded, (whole,), gold=text,
-                    values={**values, "score": values["acc"]},
+                    values=values,
                 )
             )  # fmt: skip
         return answers

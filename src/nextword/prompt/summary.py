@@ -209,8 +209,11 @@ def _named(line: Line, several: tuple[bool, bool]) -> str:
 
 
 def _metric(collected: Collected) -> str:
-    if collected.task.output == "multiple_choice":
+    """What `score` is. Higher is better."""
+    if collected.task.output in ("multiple_choice", "loglikelihood"):
         return "accuracy"
+    if collected.task.output == "loglikelihood_rolling":
+        return "ln p a byte"
     return collected.task.metrics[0].name if collected.task.metrics else "score"
 
 
