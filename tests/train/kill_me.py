@@ -1,7 +1,12 @@
-"""A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp] [--until N]."""
+"""A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp] [--until N].
+
+--every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is done and written down.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +17,18 @@ from nextword.data import open_dataset
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
 from nextword.train.distributed import leave
-from nextword.train.trainer import Options, Trainer
+from nextword.train.trainer import Options, Silent, Step, Trainer
+
+
+class Killer(Silent):
+    """Ends the process after a step, as nothing can be caught or cleaned up."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, step: Step) -> None:
+        if step.step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
@@ -36,7 +52,8 @@ def main() -> None:
     run = replace(run_of(kind, data.vocabulary, steps), shard=option("--shard", "none"))  # type: ignore[arg-type]
     if "--shard" in sys.argv:  # dropout differs from process to process
         run = replace(run, dropout=0.0, micro_batch=2)
-    trainer = Trainer(run, data, Options(folder, threads=1, checkpoint_every=10))
+    options = Options(folder, threads=1, checkpoint_every=int(option("--every", "10")))
+    trainer = Trainer(run, data, options, Killer(int(option("--kill-at", "-1"))))
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
         restore = trainer._restore
 

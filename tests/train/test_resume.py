@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
+import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import run, start
 
 from nextword.data import Dataset
 from nextword.train.checkpoint import newest
 from nextword.train.distributed import Process
 from nextword.train.trainer import read_metrics
 
-STEPS = 60
-SCRIPT = Path(__file__).with_name("kill_me.py")
+STEPS, EVERY, KILLED_AT = 300, 50, (137, 222)
+KINDS = ("transformer", "lstm", "gru", "rnn")
 
 
-def command(kind: str, folder: Path, data: Dataset, *extra: str) -> list[str]:
-    return [sys.executable, str(SCRIPT), kind, str(folder), str(data.folder), str(STEPS), *extra]
+def arguments(kind: str, folder: Path, data: Dataset) -> list[object]:
+    return [kind, folder, data.folder, STEPS, "--every", EVERY]
 
 
-def run(kind: str, folder: Path, data: Dataset, *extra: str) -> None:
-    subprocess.run(command(kind, folder, data, *extra), check=True, capture_output=True, timeout=240)
+Whole = Callable[[str], Path]
 
 
-def run_and_kill(kind: str, folder: Path, data: Dataset, moments: list[int]) -> int:
-    """SIGKILL once the metrics show so many lines, again and again, then run to the end; returns the kills."""
-    kills = 0
-    for lines in moments:
-        process = subprocess.Popen(command(kind, folder, data), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and steps_written(folder) < lines:
-            time.sleep(0.001)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    run(kind, folder, data)
-    return kills
+@pytest.fixture(scope="module")
+def whole(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The folder of the uninterrupted run of a kind; nothing may be written there."""
+    found: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in found:
+            found[kind] = tmp_path_factory.mktemp(kind)
+            assert run(*arguments(kind, found[kind], data)) == 0
+            assert len(losses(found[kind])) == STEPS
+            assert len(tensors(found[kind])) > 10
+        return found[kind]
+
+    return of
 
 
-def steps_written(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+def steps_done(folder: Path) -> list[int]:
+    """The steps as they were written, those that were done twice too."""
+    return [row["step"] for row in read_metrics(folder) if "loss" in row]
 
 
 def losses(folder: Path) -> dict[int, bytes]:
@@ -69,35 +69,51 @@ def tensors(folder: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["transformer", "lstm", "gru", "rnn"])
-def test_a_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(
-    kind: str, data: Dataset, tmp_path: Path
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_twice_and_resumed_equals_the_uninterrupted_one(
+    kind: str, whole: Whole, data: Dataset, tmp_path: Path
 ) -> None:
-    run(kind, tmp_path / "whole", data)
-    draw = random.Random(kind)
-    kills = run_and_kill(kind, tmp_path / "killed", data, [draw.randint(3, 25), draw.randint(30, 50)])
-    assert kills
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "whole")) == STEPS
-    assert tensors(tmp_path / "killed") == tensors(tmp_path / "whole")
-    assert len(tensors(tmp_path / "whole")) > 10
+    killed = arguments(kind, tmp_path, data)
+    for step in KILLED_AT:
+        assert run(*killed, "--kill-at", step) == -signal.SIGKILL
+    assert run(*killed) == 0
+    assert steps_done(tmp_path) == [*range(138), *range(100, 223), *range(200, STEPS)]
+    assert losses(tmp_path) == losses(whole(kind))
+    assert tensors(tmp_path) == tensors(whole(kind))
 
 
-def test_the_comparison_notices_a_trainer_that_forgets_its_place_in_the_data(data: Dataset, tmp_path: Path) -> None:
-    run("gru", tmp_path / "whole", data)
-    process = subprocess.Popen(command("gru", tmp_path / "killed", data))
-    while process.poll() is None and steps_written(tmp_path / "killed") < 25:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-    run("gru", tmp_path / "killed", data, "--lose-position")
-    assert losses(tmp_path / "killed") != losses(tmp_path / "whole")
-    assert tensors(tmp_path / "killed") != tensors(tmp_path / "whole")
+def test_the_comparison_notices_a_trainer_that_forgets_its_place_in_the_data(
+    whole: Whole, data: Dataset, tmp_path: Path
+) -> None:
+    killed = arguments("gru", tmp_path, data)
+    assert run(*killed, "--kill-at", KILLED_AT[0]) == -signal.SIGKILL
+    assert run(*killed, "--lose-position", "--until", 160) == 0
+    found, wanted = losses(tmp_path), losses(whole("gru"))
+    assert [step for step in found if found[step] == wanted[step]] == list(range(100))  # where it went on from
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(data: Dataset, tmp_path: Path) -> None:
-    run("gru", tmp_path / "run", data)
-    root = tmp_path / "run" / "checkpoints"
+def test_a_run_killed_at_any_moment_of_steps_and_checkpoints_equals_the_uninterrupted_one(
+    whole: Whole, data: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(whole("gru"), tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / f"step-{STEPS:08}")  # to step 250, all the same
+    draw, killed = random.Random(0), ["gru", tmp_path, data.folder, STEPS, "--every", 1]  # mostly writing checkpoints
+    before = len(steps_done(tmp_path))
+    for lines in (draw.randint(1, 15), draw.randint(20, 30)):
+        process = start(*killed)
+        while process.is_alive() and len(steps_done(tmp_path)) < before + lines:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert run(*killed) == 0
+    assert steps_done(tmp_path)[before] == STEPS - EVERY
+    assert losses(tmp_path) == losses(whole("gru"))
+    assert tensors(tmp_path) == tensors(whole("gru"))
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(whole: Whole, tmp_path: Path) -> None:
+    root = shutil.copytree(whole("gru") / "checkpoints", tmp_path / "checkpoints")
     last = max(root.glob("step-*"))
     file = next(last.glob("*.safetensors"))
     damaged = bytearray(file.read_bytes())
@@ -106,18 +122,17 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(da
     said: list[str] = []
     found = newest(root, Process(), said.append)
     assert found is not None
-    assert found.step == STEPS - 10
+    assert found.step == STEPS - EVERY
     assert last.name in said[0]
     assert "damaged" in said[0]
 
 
-def test_a_checkpoint_whose_writing_was_cut_off_is_not_seen(data: Dataset, tmp_path: Path) -> None:
-    run("gru", tmp_path / "run", data)
-    root = tmp_path / "run" / "checkpoints"
+def test_a_checkpoint_whose_writing_was_cut_off_is_not_seen(whole: Whole, tmp_path: Path) -> None:
+    root = shutil.copytree(whole("gru") / "checkpoints", tmp_path / "checkpoints")
     last = max(root.glob("step-*"))
     last.rename(root / f".{last.name}.part")
     (root / f".{last.name}.part" / "state.json").unlink()
     found = newest(root, Process())
     assert found is not None
-    assert found.step == STEPS - 10
+    assert found.step == STEPS - EVERY
     assert not list(root.glob(".*.part"))
