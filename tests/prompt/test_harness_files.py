@@ -9,9 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
+from nextword.base import UsageError
 from nextword.prompt.harness import draws, load_harness_task
+from nextword.prompt.jinja import fill
 from nextword.prompt.task import Task, requests
 
 FILES = Path(__file__).parents[1] / "oracles" / "harness" / "files"
@@ -59,3 +62,80 @@ def test_a_self_consistency_task_is_read_whole() -> None:
     assert [chain.name for chain in task.filters] == ["score-first", "maj@64", "maj@8"]
     assert [name for name, _ in task.filters[2].steps] == ["take_first_k", "regex", "majority_vote", "take_first"]
     assert len(task.pool) == 8
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ [1, 2]|join(', ') }} {{ [{'x': 1}, {'x': 2}]|join(';', attribute='x') }}",
+        "{{ 'a-b-c'.replace('-', '+') }} {{ 'a-b-c'|replace('-', '+', 1) }}",
+        "{{ 'a' ~ 1 ~ none ~ true }} {{ 'a' + 'b' }} {{ 3 + 4 }} {{ 2.5 * 2 }}",
+        "{{ [q, 1] }} {{ (q, 1) }} {{ {'k': q} }} {% for a, b in [(1, 2)] %}{{ a }}{{ b }}{% endfor %}",
+        "{{ '-'.join(q.split(' ')[:2]) }} {{ q.split(' ')|list|length }} {{ ['A', 'B'].index('B') }}",
+        "{% set n = 2 %}{% for i in range(1, 4, n) %}{{ loop.index0 }}{{ i }} {% endfor %}\n",
+    ],
+)
+def test_what_templates_commonly_do_is_as_jinja_itself_does_it(source: str) -> None:
+    plain = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(source)
+    assert fill(source, {"q": "a b c"}) == plain.render(q="a b c")
+
+
+ROWS = '{"q": "one", "a": 0}\n{"q": "two", "a": 1}\n{"q": "two", "a": 1}\n'
+PLAIN = """
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "Q {{q}}"
+doc_to_target: a
+doc_to_choice: ["no", "yes"]
+"""
+
+
+def written(folder: Path, more: str) -> Path:
+    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "task.yaml").write_text("include: plain.yaml\n" + more)
+    (folder / "plain.yaml").write_text(PLAIN)
+    return folder / "task.yaml"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("metric_list: [acc]", "with the key 'metric'"),
+        ("filter_list: [{name: x}]", "with the key 'filter'"),
+        ("filter_list: [{name: x, filter: [take_first]}]", "with the key 'function'"),
+        ("num_fewshot: three", "num_fewshot is a whole number, not 'three'"),
+        ("generation_kwargs: {max_gen_toks: many}", "generation_kwargs cannot be read"),
+        ("fewshot_config: {sampler: balanced}", "'balanced' is not known. There is: default, first_n"),
+        ("fewshot_config: {smaples: []}", "Close to it: samples"),
+        ("fewshot_config: {samples: []}", "samples is empty"),
+        ("doc_to_choice: []", "needs doc_to_choice"),
+        ("test_split: [test]", "test_split is a text"),
+        ("dataset_kwargs: rows.jsonl", "dataset_kwargs is a mapping"),
+        ("description: {a: 1}", "description is a text"),
+        ("metadata: {a: &a {b: 1}, c: {<<: *a}}", "line 2: merge keys"),
+        ("doc_to_choice: &all [*all]", "aliases (*name) unfold"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named_in_one_line(more: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_harness_task(written(tmp_path, more))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("digits", ["²", "9" * 5000])
+def test_a_target_of_digits_that_are_no_index_is_a_text(digits: str, tmp_path: Path) -> None:
+    task = load_harness_task(written(tmp_path, f"doc_to_target: '{digits}'"))
+    assert task.form.gold(task.items[0].values) == -1
+
+
+def test_first_n_may_take_every_other_row_and_a_random_draw_refuses_what_is_not_there(tmp_path: Path) -> None:
+    in_order = load_harness_task(written(tmp_path, "fewshot_split: test\nfewshot_config: {sampler: first_n}"))
+    assert [[shot.index for shot in shots] for shots in draws(in_order, 1)] == [[1], [0], [0]]
+    assert [shot.index for shot in draws(in_order, 2)[0]] == [1, 2]
+    random = load_harness_task(written(tmp_path, "fewshot_split: test"))
+    with pytest.raises(UsageError, match="3 shots cannot be drawn from 3"):
+        draws(random, 3)
+    assert [len(shots) for shots in draws(random, 1)] == [1, 1, 1]

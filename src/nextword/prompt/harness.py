@@ -38,6 +38,17 @@ _CODE = {
     "use_prompt": "it fetches a prompt from elsewhere; write it as doc_to_text",
     "unsafe_code": "code from outside is not run",
 }
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("dataset_kwargs", "fewshot_config", "generation_kwargs"), (dict,)),
+    **dict.fromkeys(("metric_list", "filter_list"), (list,)),
+    **dict.fromkeys(("num_fewshot", "repeats"), (int,)),
+    **dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"), (str,)),
+    **dict.fromkeys(("description", "target_delimiter", "fewshot_delimiter", "gen_prefix"), (str,)),
+    "doc_to_text": (str, int), "doc_to_target": (str, int, list), "doc_to_choice": (str, list, dict),
+}  # fmt: skip
+_NAMES = {dict: "a mapping", list: "a list", int: "a whole number", str: "a text"}
+_OF_SHOTS = ("sampler", "split", "samples", "fewshot_indices", "doc_to_text", "doc_to_target",
+             "doc_to_choice", "gen_prefix", "target_delimiter", "fewshot_delimiter")  # fmt: skip
 _OF_METRICS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
 _SHOT_FIELDS = {
     "doc_to_text": "text", "doc_to_target": "target", "doc_to_choice": "choice", "gen_prefix": "prefix",
@@ -93,18 +104,20 @@ def draws(task: Task, count: int) -> list[list[Item]]:
     config = dict(task.harness.get("fewshot_config") or {})
     split = config.get("split", task.harness.get("fewshot_split"))
     same = split == task.harness.get("test_split")
-    pool = [task.pool[n] for n in config["fewshot_indices"]] if config.get("fewshot_indices") else list(task.pool)
-    if count + same > len(pool):
+    pool = list(task.pool)  # all of it: the harness reads fewshot_indices and does not use it
+    in_order = config.get("sampler", "default") == "first_n"
+    if count + (same and not in_order) > len(pool):
         raise UsageError(f"{count} shots cannot be drawn from {len(pool)} examples. Ask for fewer, or give more")
     found = []
     for item in task.items:
-        others = [shot for shot in pool if shot.values != item.values] if same else pool
-        if config.get("sampler", "default") == "first_n":
-            found.append(others[:count])
+        if in_order:
+            found.append([shot for shot in pool if not same or shot.values != item.values][:count])
             continue
         drawn = generator.sample(pool, count + same)
         left = [shot for shot in drawn if not same or shot.values != item.values][:count]
-        found.append(left if len(left) == count else generator.sample(others, count))
+        if len(left) < count:  # the pool has the item more than once
+            left = generator.sample([shot for shot in pool if shot.values != item.values], count)
+        found.append(left)
     return found
 
 
@@ -114,6 +127,12 @@ def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Plain data; a tag that names Python is refused."""
+
+        def flatten_mapping(self, node: Any) -> None:
+            """Merge keys, a few of which unfold to any size."""
+            if any(key.tag.endswith(":merge") for key, _ in node.value):
+                line = node.start_mark.line + 1
+                raise UsageError(f"{path}, line {line}: merge keys (<<) are not read. Use include")
 
     def refuse(loader: Loader, node: Any) -> Any:
         raise UsageError(
@@ -132,13 +151,26 @@ def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    _check_size(given, path)
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise UsageError(f"{path}: a task file is a mapping of keys such as doc_to_text")
     included: dict[str, Any] = {}
     names = given.pop("include", None) or []
-    for name in [names] if isinstance(names, str) else names:
-        included |= read_yaml(path.parent / str(name), depth + 1)
+    files = [path.parent / str(name) for name in ([names] if isinstance(names, str) else names)]
+    for file in {file.resolve(): file for file in files}.values():
+        included |= read_yaml(file, depth + 1)
     return included | given
+
+
+def _check_size(given: Any, path: Path) -> None:
+    """Names for parts (&a, *a) unfold to any size from a few lines."""
+    left, count = [given], 0
+    while left:
+        each = left.pop()
+        count += len(each) if isinstance(each, str | list | dict) else 1
+        if count > _LARGEST:
+            raise UsageError(f"{path}: its aliases (*name) unfold to more than {_LARGEST / 1e6:.0f} MB")
+        left.extend(each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
 
 
 def _check_keys(given: Mapping[str, Any], path: Path) -> None:
@@ -147,6 +179,31 @@ def _check_keys(given: Mapping[str, Any], path: Path) -> None:
             raise UsageError(f"{path}: {key} is not run: {_CODE[key]}")
         if key not in (*_USED, *_IGNORED, *_CODE):
             raise UsageError(f"{path}: the key {key!r} is not known.{closest(key, _USED)}")
+    _check_kinds(given, path)
+    config = given.get("fewshot_config") or {}
+    for key in config:
+        if key != "process_docs" and key not in _OF_SHOTS:
+            raise UsageError(f"{path}: fewshot_config has no key {str(key)!r}.{closest(str(key), _OF_SHOTS)}")
+    _check_kinds(config, path)
+    if config.get("sampler", "default") not in ("default", "first_n"):
+        raise UsageError(f"{path}: the sampler {config['sampler']!r} is not known. There is: default, first_n")
+    if given.get("output_type") == "multiple_choice" and not given.get("doc_to_choice"):
+        raise UsageError(f"{path}: a multiple_choice task needs doc_to_choice, the answers to choose from")
+    for key, part in (("metric_list", "metric"), ("filter_list", "filter")):
+        for each in given.get(key) or ():
+            if not isinstance(each, dict) or part not in each:
+                raise UsageError(f"{path}: each entry of {key} is a mapping with the key {part!r}")
+    for each in given.get("filter_list") or ():
+        steps = each["filter"]
+        if not isinstance(steps, list) or not all(isinstance(step, dict) and "function" in step for step in steps):
+            raise UsageError(f"{path}: 'filter' is a list of mappings with the key 'function'")
+
+
+def _check_kinds(given: Mapping[str, Any], path: Path) -> None:
+    for key, kinds in _KINDS.items():
+        if given.get(key) is not None and not isinstance(given[key], kinds):
+            meant = " or ".join(_NAMES[kind] for kind in kinds)
+            raise UsageError(f"{path}: {key} is {meant}, not {str(given[key])[:40]!r}")
 
 
 class _Splits:
@@ -216,6 +273,8 @@ def _pool(
     if split is None and samples is not None:
         if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
             raise UsageError(f"{splits.path}: fewshot_config.samples is a list of rows")
+        if not samples:
+            raise UsageError(f"{splits.path}: fewshot_config.samples is empty")
         return "samples", samples
     split = split or given.get("training_split") or given.get("validation_split") or scored
     return str(split), splits.read(str(split))
@@ -252,13 +311,22 @@ def _filters(given: Mapping[str, Any]) -> tuple[Filter, ...]:
         steps = tuple(
             (str(step["function"]), {k: v for k, v in step.items() if k != "function"}) for step in each["filter"]
         )
-        chain = Filter(str(each["name"]), steps)
+        chain = Filter(str(each.get("name", "none")), steps)
         filters.check(chain)
         found.append(chain)
     return tuple(found)
 
 
 def _generation(given: Mapping[str, Any]) -> Generation:
+    try:
+        return _generated(given)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"generation_kwargs cannot be read ({error})") from None
+
+
+def _generated(given: Mapping[str, Any]) -> Generation:
     options = dict(given.get("generation_kwargs") or {})
     until = options.pop("until", None) or [given.get("fewshot_delimiter", "\n\n")]
     sampled = bool(options.pop("do_sample", True)) and float(options.get("temperature", 0.0)) > 0

@@ -115,7 +115,7 @@ class HarnessForm:
             value = row[str(fields.text)]
             return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
         made = self._fill(str(fields.text or ""), row)
-        return int(made) if made.isdigit() and self.item.choice is not None else made
+        return int(made) if _whole(made) and self.item.choice is not None else made
 
     def _target(self, fields: Fields, row: Row) -> Any:
         if isinstance(row, _Answered):
@@ -126,7 +126,7 @@ class HarnessForm:
         if target in self.columns:
             return row[target]
         made = self._fill(target, row)
-        if made.isdigit() and self.item.choice is not None:
+        if _whole(made) and self.item.choice is not None:
             return int(made)
         if len(made) >= 2 and made[0] == "[" and made[-1] == "]":
             return _literal(made, made)
@@ -179,6 +179,11 @@ def _at(choices: Sequence[Any], place: int) -> Any:
     if not 0 <= place < len(choices):
         raise UsageError(f"the answer is choice {place}, and there are {len(choices)} choices")
     return choices[place]
+
+
+def _whole(text: str) -> bool:
+    """Whether a template made an index: digits, and few enough to be one."""
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _literal(text: str, otherwise: Any) -> Any:
