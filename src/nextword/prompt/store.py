@@ -28,6 +28,7 @@ create table if not exists answers (key blob primary key, value blob not null, g
 create table if not exists weights (path text primary key, size integer, changed integer, hash text not null);
 create table if not exists evaluations (name text primary key, made real not null, result text not null);
 """
+_TABLES = {"answers", "weights", "evaluations"}
 _VERSION = 1
 _SECONDS_BETWEEN_COMMITS = 1.0
 
@@ -147,6 +148,20 @@ def default_path() -> Path:
     return cache_folder() / "evaluations.sqlite"
 
 
+def _connect(where: str) -> sqlite3.Connection:
+    """Raises sqlite3.Error for a file that is no database, or one of something else, and leaves it as it is."""
+    connection = sqlite3.connect(where, timeout=30)
+    try:
+        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+        if tables - _TABLES:
+            raise sqlite3.DatabaseError("it is a database of something else")
+        connection.executescript(_SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
 @contextmanager
 def opened(path: Path | None) -> Iterator[Store]:
     """The store at `path`, made where there is none; in memory if None.
@@ -158,8 +173,7 @@ def opened(path: Path | None) -> Iterator[Store]:
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(where, timeout=30)
-        connection.executescript(_SCHEMA)
+        connection = _connect(where)
     except (OSError, sqlite3.Error) as error:
         raise UsageError(
             f"{where}: cannot be used as a store of answers ({error}). Name another with --store"

@@ -1,0 +1,212 @@
+"""Answers kept from run to run: what comes back, what does not, and what an interruption costs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextword.base import RunError, UsageError
+from nextword.prompt.scoring import Encoded, Likelihood
+from nextword.prompt.store import opened
+from nextword.prompt.task import Generation
+
+IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
+LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False), min_size=1, max_size=4).map(tuple)
+
+
+@given(st.dictionaries(st.tuples(IDS, IDS), st.tuples(LOGPROBS, st.booleans()), max_size=8))
+def test_every_answer_comes_back_to_the_last_bit(
+    kept: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[float, ...], bool]],
+) -> None:
+    asked = [Encoded(*key) for key in kept]
+    answers = [Likelihood(*value) for value in kept.values()]
+    with opened(None) as store:
+        assert store.likelihoods("model", asked) == {}
+        for request, found in zip(asked, answers, strict=True):
+            store.put_likelihood("model", request, found)
+        assert store.likelihoods("model", asked) == dict(enumerate(answers))
+
+
+def test_another_model_token_or_cut_between_prompt_and_answer_gives_nothing() -> None:
+    with opened(None) as store:
+        store.put_likelihood("model", Encoded((1, 2, 3), (4, 5)), Likelihood((-1.0, -2.0), True))
+        others = [
+            Encoded((1, 2, 9), (4, 5)),
+            Encoded((1, 2, 3), (4, 6)),
+            Encoded((1, 2, 3), (4,)),
+            Encoded((1, 2), (3, 4, 5)),
+            Encoded((1, 2, 3, 4), (5,)),
+            Encoded((1, 2, 3, 4, 5), ()),
+        ]
+        assert store.likelihoods("model", others) == {}
+        assert store.likelihoods("other", [Encoded((1, 2, 3), (4, 5))]) == {}
+        assert store.likelihoods("model", [*others, Encoded((1, 2, 3), (4, 5))]).keys() == {6}
+
+
+def test_texts_come_back_for_the_same_prompt_written_in_the_same_way() -> None:
+    how = Generation()
+    with opened(None) as store:
+        store.put_text("model", (1, 2), how, ["na\u00efve \u65e5\u672c\n", ""])
+        assert store.texts("model", [(2, 1), (1, 2)], how) == {1: ["na\u00efve \u65e5\u672c\n", ""]}
+        others = (
+            replace(how, until=("\n",)), replace(how, max_tokens=7), replace(how, temperature=0.5),
+            replace(how, top_p=0.9), replace(how, top_k=5), replace(how, repeats=2),
+        )  # fmt: skip
+        for other in others:
+            assert store.texts("model", [(1, 2)], other) == {}
+        assert store.likelihoods("model", [Encoded((1, 2), ())]) == {}
+
+
+def test_answers_are_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
+    path, request = tmp_path / "deep" / "down" / "answers.sqlite", Encoded((1,), (2,))
+    with opened(path) as store:
+        store.put_likelihood("model", request, Likelihood((-math.pi,), False))
+        store.keep("one", {"a": [1.5, None]})
+    with opened(path) as store:
+        assert store.likelihoods("model", [request]) == {0: Likelihood((-math.pi,), False)}
+        assert store.evaluation("one").result == {"a": [1.5, None]}
+
+
+def test_work_that_fails_keeps_its_answers(tmp_path: Path) -> None:
+    path, request = tmp_path / "answers.sqlite", Encoded((1,), (2,))
+
+    def interrupted() -> None:
+        with opened(path) as store:
+            store.put_likelihood("model", request, Likelihood((-1.0,), False))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with opened(path) as store:
+        assert store.likelihoods("model", [request])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_process_keeps_what_it_had_committed(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("write_answers.py")), str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "300\n"
+        os.kill(child.pid, signal.SIGKILL)
+    asked = [Encoded((1, 2), (number,)) for number in range(350)]
+    with opened(path) as store:
+        found = store.likelihoods("model", asked)
+        assert found.keys() >= set(range(300))
+        assert all(found[number] == Likelihood((-number / 7,), number % 2 == 0) for number in range(300))
+        assert store._connection.execute("pragma integrity_check").fetchone() == ("ok",)
+        store.put_likelihood("model", asked[349], Likelihood((-2.0,), True))  # and it goes on
+    with opened(path) as store:
+        assert store.likelihoods("model", asked[349:]) == {0: Likelihood((-2.0,), True)}
+
+
+def test_what_another_process_keeps_is_seen_once_it_is_committed(tmp_path: Path) -> None:
+    path, request = tmp_path / "answers.sqlite", Encoded((1,), (2,))
+    with opened(path) as one, opened(path) as other:
+        one.put_likelihood("model", request, Likelihood((-1.0,), False))
+        assert other.likelihoods("model", [request]) == {}
+        one.commit()
+        assert other.likelihoods("model", [request])
+        other.put_likelihood("model", Encoded((1,), (3,)), Likelihood((-1.0,), False))
+
+
+@pytest.mark.parametrize("content", [b"text,label\na,b\n" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_store_is_refused_in_one_line_and_left_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UsageError) as refused, opened(path):
+            pass
+    assert f"{path}: cannot be used as a store of answers" in str(refused.value)
+    assert "--store" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == content
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("create table questions (question text, answer text)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="cannot be used as a store of answers"), opened(path):
+        pass
+    assert path.read_bytes() == before
+
+
+def test_a_folder_or_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "answers.sqlite"):
+        with pytest.raises(UsageError, match="cannot be used as a store of answers"), opened(path):
+            pass
+
+
+def test_a_full_disk_is_told_and_keeps_what_was_stored(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    with opened(path) as store:
+        store.put_likelihood("model", Encoded((1,), (0,)), Likelihood((-1.0,), False))
+
+    def fill() -> None:
+        with opened(path) as store:
+            store._connection.execute("pragma max_page_count = 12")
+            for number in range(1, 5000):
+                store.put_likelihood("model", Encoded((1,), (number,)), Likelihood((-1.0,), False))
+
+    with pytest.raises(RunError, match="make room") as full:
+        fill()
+    assert "\n" not in str(full.value)
+    with opened(path) as store:
+        assert store.likelihoods("model", [Encoded((1,), (0,))])
+
+
+def test_evaluations_are_kept_by_name_and_a_wrong_name_offers_those_near_it() -> None:
+    with opened(None) as store:
+        store.keep("shots-4", {"n": 1})
+        store.keep("shots-8", {"n": 2})
+        store.keep("shots-4", {"n": 3})
+        assert [(kept.name, kept.result) for kept in store.evaluations()] == [
+            ("shots-8", {"n": 2}),
+            ("shots-4", {"n": 3}),
+        ]
+        with pytest.raises(UsageError, match=r"no evaluation 'shot-8'.*Close to it: shots-8"):
+            store.evaluation("shot-8")
+
+
+def test_a_model_s_hash_changes_with_any_of_its_files_and_is_not_computed_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in (("model.safetensors", "weights"), ("tokenizer.json", "{}"), ("notes.txt", "a")):
+        (folder / name).write_text(text)
+    with opened(tmp_path / "answers.sqlite") as store:
+        first = store.hash_of(folder)
+        (folder / "notes.txt").write_text("another")
+        assert store.hash_of(folder) == first
+        (folder / "tokenizer.json").write_text('{"a": 1}')
+        second = store.hash_of(folder)
+        assert second != first
+        (folder / "model.safetensors").rename(folder / "other.safetensors")
+        assert store.hash_of(folder) not in (first, second)
+        single = folder / "other.safetensors"
+        assert store._hash_of_file(single) == hashlib.sha256(b"weights").hexdigest()
+        status = single.stat()
+        single.write_text("Weights")
+        os.utime(single, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert store._hash_of_file(single) == hashlib.sha256(b"weights").hexdigest()  # looked up, not read
+        os.utime(single, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert store._hash_of_file(single) == hashlib.sha256(b"Weights").hexdigest()
