@@ -44,7 +44,7 @@ HARMLESS = (
     "{% macro m(a, b=1) %}{{ a }}{{ b }}{% endmacro %}{{ m(q) }}{{ m(n, b=c) }}",
     "{{ missing|default('none') }}{{ missing is defined }}",
     "{% filter upper %}{{ q }}{% endfilter %}",
-    "{{ q.split(' ')[-1] }}{{ c|length }}{{ c|first }}{{ [3, 1]|sort }}{{ x|round|int }}{{ c|batch(1)|list }}{{ d.a[1] }}",
+    "{{ q.split(' ')[-1] }}{{ c|length }}{{ c|first }}{{ x|round|int }}{{ c|batch(1)|list }}{{ d.a[1] }}",
     "{%- if n > 2 %}\nyes {% else %}no{% endif -%}  \n",
     "{{ q.strip().lower().capitalize() }}{{ e }}{{ d }}{{ True }}{{ 1e22 }}",
     "{% raw %}{{ q }}{% endraw %}{# none #}",
@@ -97,7 +97,7 @@ def test_a_text_that_doubles_itself_is_stopped_before_it_fills_the_memory(grown:
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-        "{% set ns = namespace(x='aa') %}{% for t in range(99) %}{% set ns.x %}{{ [ns.x, ns.x] }}{% endset %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for t in range(99) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
         "{% set x %}{% for t in range(99999) %}" + "a" * 5000 + "{% endfor %}{% endset %}",
         "{{ [1]|batch(900000000, 1)|list }}",
         "{{ [1]|slice(900000000)|list }}",
