@@ -58,15 +58,27 @@ def test_another_model_token_or_cut_between_prompt_and_answer_gives_nothing() ->
 def test_texts_come_back_for_the_same_prompt_written_in_the_same_way() -> None:
     how = Generation()
     with opened(None) as store:
-        store.put_text("model", (1, 2), how, ["na\u00efve \u65e5\u672c\n", ""])
-        assert store.texts("model", [(2, 1), (1, 2)], how) == {1: ["na\u00efve \u65e5\u672c\n", ""]}
+        store.put_text("model", (1, 2), how, 0, ["na\u00efve \u65e5\u672c\n", ""])
+        assert store.texts("model", [(2, 1), (1, 2)], how, 0) == {1: ["na\u00efve \u65e5\u672c\n", ""]}
         others = (
             replace(how, until=("\n",)), replace(how, max_tokens=7), replace(how, temperature=0.5),
             replace(how, top_p=0.9), replace(how, top_k=5), replace(how, repeats=2),
         )  # fmt: skip
         for other in others:
-            assert store.texts("model", [(1, 2)], other) == {}
+            assert store.texts("model", [(1, 2)], other, 0) == {}
         assert store.likelihoods("model", [Encoded((1, 2), ())]) == {}
+
+
+def test_drawn_texts_are_those_of_their_seed_and_greedy_ones_of_any() -> None:
+    with opened(None) as store:
+        for temperature in (0.0, 0.7):
+            store.put_text("model", (1,), Generation(temperature=temperature), 3, [str(temperature)])
+        found = {
+            (temperature, seed): store.texts("model", [(1,)], Generation(temperature=temperature), seed)
+            for temperature in (0.0, 0.7)
+            for seed in (3, 4)
+        }
+    assert found == {(0.0, 3): {0: ["0.0"]}, (0.0, 4): {0: ["0.0"]}, (0.7, 3): {0: ["0.7"]}, (0.7, 4): {}}
 
 
 def test_answers_are_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
@@ -115,14 +127,18 @@ def test_a_killed_process_keeps_what_it_had_committed(tmp_path: Path) -> None:
         assert store.likelihoods("model", asked[349:]) == {0: Likelihood((-2.0,), True)}
 
 
-def test_what_another_process_keeps_is_seen_once_it_is_committed(tmp_path: Path) -> None:
-    path, request = tmp_path / "answers.sqlite", Encoded((1,), (2,))
+def test_two_evaluations_share_a_file_and_neither_keeps_it_from_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
     with opened(path) as one, opened(path) as other:
-        one.put_likelihood("model", request, Likelihood((-1.0,), False))
-        assert other.likelihoods("model", [request]) == {}
+        other._connection.execute("pragma busy_timeout = 100")  # ms; a lock that stays is an error
+        for number in range(5):
+            one.put_likelihood("model", Encoded((1,), (number,)), Likelihood((-1.0,), False))
+            assert one.likelihoods("model", [Encoded((1,), (number,))])  # its own, at once
+            assert not other.likelihoods("model", [Encoded((1,), (number,))])
+            other.put_likelihood("model", Encoded((2,), (number,)), Likelihood((-1.0,), False))
+            other.commit()
         one.commit()
-        assert other.likelihoods("model", [request])
-        other.put_likelihood("model", Encoded((1,), (3,)), Likelihood((-1.0,), False))
+        assert len(other.likelihoods("model", [Encoded((1,), (number,)) for number in range(5)])) == 5
 
 
 @pytest.mark.parametrize("content", [b"text,label\na,b\n" * 100, b"SQLite format 3\0" + b"\xff" * 5000])

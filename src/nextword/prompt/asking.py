@@ -179,12 +179,12 @@ class Asker:
     ) -> dict[Ids, list[str]]:
         """What the model writes behind each prompt, `generation.repeats` times."""
         distinct = sorted(dict.fromkeys(prompts))  # prompts that share a beginning stand together
-        known = self.store.texts(self.key, distinct, generation)
+        known = self.store.texts(self.key, distinct, generation, seed)
         found = {distinct[number]: texts for number, texts in known.items()}
         missing = [prompt for prompt in distinct if prompt not in found]
         for prompt, texts in self._write(missing, generation, seed):
             found[prompt] = texts
-            self.store.put_text(self.key, prompt, generation, texts)
+            self.store.put_text(self.key, prompt, generation, seed, texts)
             if seen is not None:
                 seen(len(prompt))
         self.store.commit()

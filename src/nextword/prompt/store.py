@@ -47,6 +47,7 @@ class Store:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self.path = connection, path
+        self._waiting: dict[bytes, tuple[bytes, int | None]] = {}  # the file is locked only while these are written
         self._committed = time.monotonic()
 
     def likelihoods(self, model: str, requests: Sequence[Encoded]) -> dict[int, Likelihood]:
@@ -63,16 +64,15 @@ class Store:
         key = _key(model, "likelihood", request.context, request.continuation)
         self._put(key, array("d", found.logprobs).tobytes(), int(found.greedy))
 
-    def texts(self, model: str, prompts: Sequence[Ids], generation: Generation) -> dict[int, list[str]]:
-        """What was written before, by the number of its prompt."""
-        how = json.dumps(asdict(generation), sort_keys=True)
+    def texts(self, model: str, prompts: Sequence[Ids], generation: Generation, seed: int = 0) -> dict[int, list[str]]:
+        """What was written before, by the number of its prompt; where tokens are drawn, with the same seed."""
+        how = _how(generation, seed)
         rows = self._look([_key(model, "text", prompt, how) for prompt in prompts])
         return {number: json.loads(value) for number, value, _ in rows}
 
-    def put_text(self, model: str, prompt: Ids, generation: Generation, texts: Sequence[str]) -> None:
+    def put_text(self, model: str, prompt: Ids, generation: Generation, seed: int, texts: Sequence[str]) -> None:
         """Keep what was written."""
-        how = json.dumps(asdict(generation), sort_keys=True)
-        self._put(_key(model, "text", prompt, how), json.dumps(list(texts)).encode(), None)
+        self._put(_key(model, "text", prompt, _how(generation, seed)), json.dumps(list(texts)).encode(), None)
 
     def hash_of(self, path: Path) -> str:
         """SHA-256 of a model's file or folder; known as long as size and time of its files are the same."""
@@ -119,18 +119,21 @@ class Store:
 
     def commit(self) -> None:
         """Write what was put to the disk."""
+        rows = [(key, value, greedy) for key, (value, greedy) in self._waiting.items()]
+        self._connection.executemany("insert or replace into answers values (?, ?, ?)", rows)
         self._connection.commit()
+        self._waiting.clear()
         self._committed = time.monotonic()
 
     def _look(self, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes, int | None]]:
         query = "select value, greedy from answers where key = ?"
         for number, key in enumerate(keys):
-            row = self._connection.execute(query, (key,)).fetchone()
+            row = self._waiting.get(key) or self._connection.execute(query, (key,)).fetchone()
             if row is not None:
                 yield number, row[0], row[1]
 
     def _put(self, key: bytes, value: bytes, greedy: int | None) -> None:
-        self._connection.execute("insert or replace into answers values (?, ?, ?)", (key, value, greedy))
+        self._waiting[key] = value, greedy
         if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
             self.commit()
 
@@ -141,6 +144,11 @@ def _key(model: str, *what: object) -> bytes:
         data = array("q", part).tobytes() if isinstance(part, tuple) else str(part).encode()
         whole.update(len(data).to_bytes(8, "little") + data)
     return whole.digest()
+
+
+def _how(generation: Generation, seed: int) -> str:
+    drawn = {"seed": seed} if generation.temperature > 0 else {}
+    return json.dumps(asdict(generation) | drawn, sort_keys=True)
 
 
 def default_path() -> Path:
@@ -181,11 +189,12 @@ def opened(path: Path | None) -> Iterator[Store]:
     store = Store(connection, Path(where))
     try:
         yield store
+        store.commit()
     except sqlite3.Error as error:
         raise RunError(
             f"{where}: {error}. What was stored before is kept; make room and run the same command again"
         ) from error
     finally:
-        with suppress(sqlite3.Error):  # already told
-            connection.commit()
+        with suppress(sqlite3.Error):  # already told, or something else is
+            store.commit()
         connection.close()
