@@ -225,6 +225,19 @@ def test_an_interval_over_draws_holds_for_other_draws_too(draws: int) -> None:
     assert alone / 1000 < 0.9
 
 
+def test_an_interval_over_draws_of_few_groups_holds() -> None:
+    draw = np.random.default_rng(14)
+    names = [str(n) for n in range(12) for _ in range(10)]
+    held = alarms = 0
+    for _ in range(600):
+        cube = simulated(draw, 5, 1, 120, 0.2) + np.repeat(draw.normal(0, 0.3, 12), 10)
+        wide = spread(cube).widened(estimate(cube.mean((0, 1)), names))
+        held += wide.low <= 0.6 <= wide.high
+        alarms += compare(cube, np.full(120, 0.6), names).p < 0.05
+    assert held / 600 == pytest.approx(0.95, abs=0.03)
+    assert alarms / 600 == pytest.approx(0.05, abs=0.03)
+
+
 @pytest.mark.parametrize("draws", [3, 5])
 @pytest.mark.parametrize("own", [0.02, 0.3])  # whether what few and many shots change is alike for all items, or not
 def test_no_difference_is_called_one_5_times_in_100(draws: int, own: float) -> None:

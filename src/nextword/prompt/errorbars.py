@@ -27,6 +27,7 @@ class Estimate:
     low: float
     high: float
     count: int
+    freedom: int  # degrees of `standard_error`
 
 
 def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimate:
@@ -42,7 +43,7 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
     binary = bool(np.isin(scores, (0.0, 1.0)).all())
     if binary:
         low, high = wilson(round(mean * count), count)
-        return Estimate(mean, math.sqrt(mean * (1 - mean) / max(1, count - 1)), low, high, count)
+        return Estimate(mean, math.sqrt(mean * (1 - mean) / max(1, count - 1)), low, high, count, count - 1)
     error = float(np.std(scores, ddof=1) / math.sqrt(count)) if count > 1 else math.inf
     return _around(mean, error, count - 1, count, scores)
 
@@ -52,7 +53,7 @@ def _around(mean: float, error: float, freedom: int, count: int, scores: np.ndar
     half = student(freedom) * error if freedom > 0 else math.inf
     within = bool(len(scores)) and float(np.min(scores)) >= 0 and float(np.max(scores)) <= 1
     low, high = (max(0.0, mean - half), min(1.0, mean + half)) if within else (mean - half, mean + half)
-    return Estimate(mean, error, low, high, count)
+    return Estimate(mean, error, low, high, count, freedom)
 
 
 def student(freedom: float, level: float = LEVEL) -> float:
@@ -243,7 +244,7 @@ class Spread:
     def widened(self, found: Estimate) -> Estimate:
         """`found`, as an estimate over other draws of shots as well."""
         error = math.hypot(found.standard_error, self.of_draws)
-        freedom = satterthwaite(error, found.standard_error, found.count - 1, self)
+        freedom = satterthwaite(error, found.standard_error, found.freedom, self)
         half = student(freedom) * error if freedom > 0 else math.inf
         low, high = found.value - half, found.value + half
         if found.low >= 0 and found.high <= 1:
