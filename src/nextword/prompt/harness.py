@@ -10,14 +10,13 @@ from typing import Any, get_args
 from ..base import UsageError
 from ..base.errors import closest
 from . import filters, metrics
+from .harness_data import Splits
 from .harness_form import Fields, HarnessForm, overridden
-from .reading import read_rows
 from .task import Filter, Generation, Item, Metric, Output, Task
 
 SHOT_SEED = 1234  # of the harness's own draws
 _LARGEST = 5_000_000  # bytes of a task file
 _MOST_INCLUDES = 16
-_READERS = ("json", "csv", "parquet")
 _IGNORED = (
     "task", "task_alias", "tag", "group", "dataset_name", "metadata", "should_decontaminate",
     "doc_to_decontamination_query",
@@ -67,7 +66,7 @@ def load_harness_task(path: Path) -> Task:
     output: Output = given.get("output_type", "generate_until")
     if output not in get_args(Output):
         raise UsageError(f"{path}: output_type {output!r} is not known. There is: {', '.join(get_args(Output))}")
-    splits = _Splits(given, path)
+    splits = Splits(given, path)
     scored = given.get("test_split") or given.get("validation_split") or given.get("training_split")
     if not scored:
         raise UsageError(f"{path}: it names no split to score. Say test_split: test")
@@ -89,6 +88,7 @@ def load_harness_task(path: Path) -> Task:
         generation=_generation(given),
         shots=int(given.get("num_fewshot") or 0),
         source=str(path),
+        notes=tuple(splits.notes),
         harness=given,
     )
     _try(task, path)
@@ -206,66 +206,8 @@ def _check_kinds(given: Mapping[str, Any], path: Path) -> None:
             raise UsageError(f"{path}: {key} is {meant}, not {str(given[key])[:40]!r}")
 
 
-class _Splits:
-    """The local files behind a task's splits."""
-
-    def __init__(self, given: Mapping[str, Any], path: Path) -> None:
-        reader = given.get("dataset_path")
-        files = (given.get("dataset_kwargs") or {}).get("data_files")
-        if reader not in _READERS or not files:
-            raise UsageError(
-                f"{path}: its data is {reader!r}, which would have to be fetched. Data is read from local files:"
-                " dataset_path: json (or csv, parquet), dataset_kwargs: {data_files: ...}"
-            )
-        self.path, self.reader = path, reader
-        self.files: dict[str, Any] = files if isinstance(files, dict) else {"train": files}
-
-    def read(self, split: str) -> list[dict[str, Any]]:
-        """All rows of a split, every one with the same columns."""
-        if split not in self.files:
-            raise UsageError(
-                f"{self.path}: no file is named for the split {split!r}.{closest(split, self.files)}"
-                f" There is: {', '.join(self.files)}"
-            )
-        named = self.files[split]
-        rows = [row for name in ([named] if isinstance(named, str) else named) for row in self._file(str(name))]
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        return [{column: row.get(column) for column in columns} for row in rows]
-
-    def _file(self, name: str) -> list[dict[str, Any]]:
-        beside = self.path.parent / name
-        file = beside if beside.is_file() else Path(name)
-        rows = list(read_rows(file).rows)
-        return _typed(rows) if self.reader == "csv" else rows
-
-
-_EMPTY = {"", *"NA N/A NaN nan null NULL None #N/A <NA> n/a -nan -NaN 1.#IND 1.#QNAN".split()}  # noqa: SIM905
-
-
-def _typed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Columns of a CSV file as the harness's reader types them: whole numbers, numbers, truth values, else text."""
-    columns = {name: [None if row[name] in _EMPTY else row[name] for row in rows] for name in rows[0]}
-    typed = {name: _column(values) for name, values in columns.items()}
-    return [{name: typed[name][n] for name in typed} for n in range(len(rows))]
-
-
-def _column(values: list[str | None]) -> list[Any]:
-    there = [value for value in values if value is not None]
-    if there and all(value in ("True", "False", "true", "false", "TRUE", "FALSE") for value in there):
-        return [None if value is None else value.lower() == "true" for value in values]
-    for kind in (int, float):
-        try:
-            made = [None if value is None else kind(value) for value in values]
-        except ValueError:
-            continue
-        if kind is int and len(there) < len(values):  # a column with gaps holds floats
-            continue
-        return made
-    return list(values)
-
-
 def _pool(
-    given: Mapping[str, Any], config: Mapping[str, Any], splits: _Splits, scored: str
+    given: Mapping[str, Any], config: Mapping[str, Any], splits: Splits, scored: str
 ) -> tuple[str, list[dict[str, Any]]]:
     """Shots come from fewshot_split, else samples in the file, else training, validation, test."""
     split = config.get("split", given.get("fewshot_split"))
