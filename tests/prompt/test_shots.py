@@ -46,6 +46,13 @@ def test_more_shots_keep_those_before_them(select: Select, seed: int, number: in
     assert len({shot.place for shot in whole}) == 60
 
 
+def test_a_few_shots_of_a_middling_pool_are_the_first_of_more() -> None:
+    # random.sample takes another path for few of many than for more: its smaller samples need not begin its larger ones
+    for seed in range(40):
+        more = draw(task(40), 8, "random", seed, 0)
+        assert all(draw(task(40), count, "random", seed, 0) == more[:count] for count in range(1, 8))
+
+
 def test_draws_and_seeds_differ_and_first_is_the_file_s_order() -> None:
     assert draw(task(), 8, "random", 0, 0) != draw(task(), 8, "random", 0, 1)
     assert draw(task(), 8, "random", 0, 0) != draw(task(), 8, "random", 1, 0)
