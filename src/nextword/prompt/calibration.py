@@ -23,7 +23,7 @@ def contextual(probabilities: np.ndarray, content_free: Sequence[Sequence[float]
     `probabilities` (items, labels) are made to sum to one a row. `content_free` (inputs, labels) are the model's own
     probabilities, which do not: their mean is taken first, and made to sum to one then.
     """
-    mean = np.asarray(content_free, float).mean(0)
+    mean = np.asarray(content_free, float).mean(0) + np.finfo(float).tiny  # a label never said is no division by 0
     shares = probabilities / probabilities.sum(-1, keepdims=True)
     return np.asarray(shares / (mean / mean.sum()))
 

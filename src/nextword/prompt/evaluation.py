@@ -149,7 +149,7 @@ class Evaluation:
         encoded = list(dict.fromkeys(each for question in questions for each in question.encoded))
         writes = self.task.output == "generate_until"
         known = (
-            self.store.texts(asker.key, [each.context for each in encoded], self.task.generation)
+            self.store.texts(asker.key, [each.context for each in encoded], self.task.generation, self.design.seed)
             if writes
             else self.store.likelihoods(asker.key, encoded)
         )
