@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from nextword.base import UsageError
 from nextword.weights import convert, load_model, open_source
 
 transformers = pytest.importorskip("transformers")
@@ -127,7 +128,9 @@ def renamed(name: str, names: dict[str, str]) -> str | None:
     return f"{TOP[parts[0]]}.{kind}" if parts[0] in TOP else None
 
 
-def write_gguf(path: Path, architecture: str, model: Any, names: dict[str, str]) -> None:
+def write_gguf(
+    path: Path, architecture: str, model: Any, names: dict[str, str], extra: dict[str, np.ndarray] | None = None
+) -> None:
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     get: Callable[..., Any] = lambda *keys: next(v for k in keys if (v := getattr(config, k, None)) is not None)  # noqa: E731
@@ -164,6 +167,8 @@ def write_gguf(path: Path, architecture: str, model: Any, names: dict[str, str])
         if new is None or (new == "output.weight" and config.tie_word_embeddings):
             continue
         writer.add_tensor(new, np.ascontiguousarray(arranged(architecture, new, tensor).numpy()))
+    for new, values in (extra or {}).items():
+        writer.add_tensor(new, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -197,3 +202,68 @@ def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_that_does(arc
     torch.testing.assert_close(reopened(tokens).logits, expected, atol=1e-4, rtol=0)
     again = load_model(open_source(folder), "float32", "cpu")
     torch.testing.assert_close(again(tokens)[0], expected, atol=1e-4, rtol=0)
+
+
+def llama(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model("llama", **SMALL, **settings)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        (["blk.0.attn_q.bias"], "1 of its tensors, such as 'blk.0.attn_q.bias', belong"),
+        (
+            [f"blk.{n}.attn_{part}.bias" for n in range(3) for part in "qkv"],
+            "9 of its tensors, such as 'blk.0.attn_q.b",
+        ),
+        (["blk.3.attn_norm.weight"], "'blk.3.attn_norm.weight'"),
+    ],
+)
+def test_tensors_that_the_metadata_does_not_tell_of_are_refused(extra: list[str], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, "llama", llama(), NORMS_BEFORE, dict.fromkeys(extra, np.ones(64, np.float32)))
+    with pytest.raises(UsageError, match=named) as refused:
+        open_source(path)
+    assert "\n" not in str(refused.value)
+
+
+def divisors(factor: float, context: float = 8192) -> np.ndarray:
+    """What llama.cpp's converter stores of Llama 3.1's scaling (LlamaModel.generate_extra_tensors)."""
+    found = []
+    for pair in range(8):
+        wavelength = 2 * np.pi * 10_000 ** (pair / 8)
+        if wavelength < context / 4:
+            found.append(1.0)
+        elif wavelength > context:
+            found.append(factor)
+        else:
+            smooth = (context / wavelength - 1) / 3
+            found.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(found, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+@torch.inference_mode()
+def test_positions_that_the_file_stretches_as_llama_3_are_stretched(factor: float, tmp_path: Path) -> None:
+    scaling = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": factor, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    theirs = llama(rope_parameters=scaling)
+    tokens = torch.randint(1, 256, (2, 120), generator=torch.Generator().manual_seed(1))
+    write_gguf(tmp_path / "tiny.gguf", "llama", theirs, NORMS_BEFORE, {"rope_freqs.weight": divisors(factor)})
+    ours = load_model(open_source(tmp_path / "tiny.gguf"), "float32", "cpu")
+    torch.testing.assert_close(ours(tokens)[0], theirs(tokens).logits, atol=1e-4, rtol=0)
+
+    plain = llama()
+    write_gguf(tmp_path / "plain.gguf", "llama", plain, NORMS_BEFORE, {"rope_freqs.weight": np.ones(8, np.float32)})
+    ours = load_model(open_source(tmp_path / "plain.gguf"), "float32", "cpu")
+    torch.testing.assert_close(ours(tokens)[0], plain(tokens).logits, atol=1e-4, rtol=0)
+    assert (plain(tokens).logits - theirs(tokens).logits).abs().max() > 1e-2  # the factors matter
+
+
+def test_positions_stretched_in_another_way_are_refused(tmp_path: Path) -> None:
+    odd = {"rope_freqs.weight": np.linspace(1, 3, 8, dtype=np.float32)}
+    write_gguf(tmp_path / "tiny.gguf", "llama", llama(), NORMS_BEFORE, odd)
+    with pytest.raises(UsageError, match=r"rope_freqs\.weight.*safetensors"):
+        open_source(tmp_path / "tiny.gguf")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from .. import native
 from ..base import UsageError
 from ..spec import ModelSpec
+from . import rope_factors
 from .families import GGUF_ARCHITECTURES, Entry, Family, Piece, family
 from .families import gguf as gguf_names
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 # GGUF block types that the compiled kernels compute with as they are
 _NATIVE: dict[str, native.Kind] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
+# what follows from the metadata: old converters stored the plain rotary frequencies of each layer
+_DERIVED = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
 
 class Source(Protocol):
@@ -76,6 +82,17 @@ def check_entries(source: Source, names_in_file: int) -> None:
                 )
 
 
+def check_unread(path: Path, entries: Iterable[Entry], names: Iterable[str]) -> None:
+    """Refuse tensors of a GGUF file that no entry reads: without them it would be another model."""
+    read = {piece.name for entry in entries for piece in entry.pieces} | {rope_factors.NAME}
+    unread = [name for name in names if name not in read and not _DERIVED.fullmatch(name)]
+    if unread:
+        raise UsageError(
+            f"{path}: {len(unread)} of its tensors, such as {', '.join(map(repr, unread[:3]))}, belong to nothing that"
+            " its metadata tells of. Without them it would be another model; use the model's safetensors folder"
+        )
+
+
 def check_layers(path: Path, spec: ModelSpec, names_in_file: int) -> None:
     """Refuse a layer count that the file cannot hold, before any loop runs over layers."""
     if spec.layers > names_in_file:
@@ -113,6 +130,14 @@ class GGUFSource:
         self.family = family(GGUF_ARCHITECTURES[architecture])
         self.entries = gguf_names.entries(self.spec, architecture)
         check_entries(self, len(self.file.tensors))
+        check_unread(path, self.entries, self.file.tensors)
+        if rope_factors.NAME in self.file.tensors:
+            self.spec = self._stretched()
+
+    def _stretched(self) -> ModelSpec:
+        divisors = torch.from_numpy(self.file.float32(rope_factors.NAME)).flatten()
+        rope = rope_factors.stretched(self.spec.rope, self.spec.head_width, divisors, self.path)
+        return replace(self.spec, rope=rope)
 
     def kind(self, piece: Piece) -> str:
         return self.file.tensors[piece.name].kind.lower()
