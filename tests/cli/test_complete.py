@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nextword.cli import main
 
 GREEDY = ("--greedy", "--max-tokens", "8")
 
@@ -65,6 +68,18 @@ def test_shots_and_template_make_the_prompt_that_is_shown(nextword: Any, smollm2
     assert data["prompt"] == prompt
     assert "".join(data["prompt_tokens"]) == prompt
     assert f"{len(data['prompt_ids'])} tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("transformer", " of a context of 512"), ("gru", "; no context limits them")]
+)
+def test_the_prompt_is_shown_with_the_limit_that_the_model_has(
+    kind: str, said: str, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["complete", "--model", str(tiny_model(kind)), *GREEDY, "--show-prompt", "Hello"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines[:5]] == ["'H'", "'e'", "'l'", "'l'", "'o'"]
+    assert f"5 tokens{said}" in lines
 
 
 def test_next_shows_several_temperatures_side_by_side(nextword: Any, smollm2_path: Path) -> None:

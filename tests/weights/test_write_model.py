@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,16 @@ def test_a_folder_is_replaced_where_asked(tmp_path: Path, tokenizer: Tokenizer) 
     write_model(folder, model_of(SPECS["llama"]), tokenizer, force=True)
     assert open_source(folder).spec == SPECS["llama"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
+def test_a_folder_is_as_open_to_others_as_the_umask_says(
+    mask: int, mode: int, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    before = os.umask(mask)
+    try:
+        folder = write_model(tmp_path / "model", model_of(SPECS["nextword-rnn"]), tokenizer)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {mode & 0o666}

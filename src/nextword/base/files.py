@@ -34,7 +34,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.chmod(temporary, 0o666 & ~_umask())
+        usual_mode(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -42,7 +42,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def _umask() -> int:
+def usual_mode(file: Path | str) -> None:
+    """Give a file the mode the umask says, where a library made it readable to its owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    os.chmod(file, 0o666 & ~mask)

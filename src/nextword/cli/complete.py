@@ -193,7 +193,10 @@ def _show_prompt(model: LanguageModel, prompt: str) -> None:
     ids = model.encode(prompt)
     for token in ids:
         click.echo(f"{token:>8}  {model.tokenizer.token_text(token)!r}", err=True)
-    click.echo(f"{len(ids)} tokens of a context of {model.spec.context}", err=True)
+    limit = (
+        f" of a context of {model.spec.context:,}" if model.spec.kind == "transformer" else "; no context limits them"
+    )
+    click.echo(f"{len(ids)} tokens{limit}", err=True)
 
 
 def _echo_prompt(prompt: str) -> None:

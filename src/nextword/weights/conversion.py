@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import UsageError
+from ..base import UsageError, usual_mode
 from ..models import Model
 from ..spec import ModelSpec
 from ..text import Tokenizer
@@ -76,7 +76,8 @@ def _appearing(out: Path, force: bool) -> Iterator[Path]:
     if out.exists() and not force:
         raise UsageError(f"{out} is already there. Choose another folder, or replace it with --force")
     out.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+    working = out.parent / f".{out.name}.{secrets.token_hex(4)}.part"  # mkdtemp's would stay closed to all others
+    working.mkdir()
     try:
         yield working
         before = working.with_suffix(".old")  # what stands there is gone only once the new folder is in its place
@@ -167,7 +168,9 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     held: dict[str, Tensor] = {}
 
     def write() -> None:
-        save_file(held, folder / f"part-{len(shards)}", metadata={"format": "pt"})
+        part = folder / f"part-{len(shards)}"
+        save_file(held, part, metadata={"format": "pt"})
+        usual_mode(part)
         shards.append({name: tensor.nbytes for name, tensor in held.items()})
         held.clear()
 
