@@ -48,7 +48,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _NAMES = {dict: "a mapping", list: "a list", int: "a whole number", str: "a text"}
 _OF_SHOTS = ("sampler", "split", "samples", "fewshot_indices", "doc_to_text", "doc_to_target",
              "doc_to_choice", "gen_prefix", "target_delimiter", "fewshot_delimiter")  # fmt: skip
-_OF_METRICS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
+_OF_METRICS = ("metric", "aggregation", "higher_is_better", "hf_evaluate", "weight_by_size")
+_OF_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first there is counts
 _SHOT_FIELDS = {
     "doc_to_text": "text", "doc_to_target": "target", "doc_to_choice": "choice", "gen_prefix": "prefix",
     "target_delimiter": "target_delimiter", "fewshot_delimiter": "shot_delimiter",
@@ -241,8 +242,12 @@ def _metrics(given: Mapping[str, Any], output: Output) -> tuple[Metric, ...]:
     for each in listed:
         options = {key: value for key, value in each.items() if key not in _OF_METRICS}
         better = bool(each.get("higher_is_better", each["metric"] not in metrics.SMALLER_IS_BETTER))
-        metric = Metric(str(each["metric"]), str(each.get("aggregation", "mean")), better, options)
+        name = str(each["metric"])
+        usual = metrics.AGGREGATION.get(name, "mean")
+        metric = Metric(name, str(each.get("aggregation", usual)), better, options)
         metrics.check(metric, output)
+        if metric.aggregation not in (usual, "nanmean" if usual == "mean" else usual):
+            raise UsageError(f"metric {name!r} makes its {usual} over all items, not {metric.aggregation!r}")
         found.append(metric)
     return tuple(found)
 
@@ -271,10 +276,11 @@ def _generation(given: Mapping[str, Any]) -> Generation:
 def _generated(given: Mapping[str, Any]) -> Generation:
     options = dict(given.get("generation_kwargs") or {})
     until = options.pop("until", None) or [given.get("fewshot_delimiter", "\n\n")]
+    lengths = [options.pop(name, None) for name in _OF_LENGTH]
     sampled = bool(options.pop("do_sample", True)) and float(options.get("temperature", 0.0)) > 0
     made = Generation(
         until=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
-        max_tokens=int(options.pop("max_gen_toks", options.pop("max_new_tokens", 256))),
+        max_tokens=int(next((length for length in lengths if length is not None), 256)),
         temperature=float(options.pop("temperature", 0.0)) if sampled else 0.0,
         top_p=float(options.pop("top_p", 1.0)),
         top_k=int(options.pop("top_k", 0)),

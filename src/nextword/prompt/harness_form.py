@@ -57,10 +57,10 @@ class HarnessForm:
         answer = self._target(fields, row)
         if isinstance(answer, list):
             answer = answer[0] if answer else ""
-        written = str(_at(choices, answer)) if choices and isinstance(answer, int) else str(answer)
         prefix = self._prefix(fields, row)
-        if written == "":
-            return question + self._delimited(question, prefix, fields) if prefix else question
+        if answer is None or answer == "":  # a row without an answer; that of a choice may be empty
+            return question + self._prefixed(question, prefix, fields.target_delimiter)
+        written = str(_at(choices, answer)) if choices and isinstance(answer, int) else str(answer)
         between = fields.target_delimiter if not prefix or _apart(question, prefix) else ""
         return question + between + _joined(prefix, written) + fields.shot_delimiter
 
@@ -82,7 +82,12 @@ class HarnessForm:
 
     def choices(self, row: Row) -> list[str]:
         """The choices as they are written; none where the model writes freely."""
-        return self._choices(self.item, row) if self.output == "multiple_choice" else []
+        if self.output != "multiple_choice":
+            return []
+        found = [str(choice) for choice in self._choices(self.item, row)]
+        if not found:
+            raise UsageError(f"doc_to_choice {self.item.choice!r} gives no choices for a row")
+        return found
 
     def gold(self, row: Row) -> int | str | list[int] | list[str]:
         """Index of the right choice (-1 where it is none of them), or the right text."""
@@ -103,19 +108,18 @@ class HarnessForm:
 
     def _index(self, gold: Any, choices: Sequence[str]) -> int:
         if isinstance(gold, int):
-            return gold if gold < len(choices) else -1
+            return int(gold) if gold < len(choices) else -1  # True is 1
         return list(choices).index(gold) if gold in choices else -1
 
     def _text(self, fields: Fields, row: Row) -> str | int:
         if self.output == "loglikelihood_rolling":
             return ""
-        if isinstance(fields.text, int):
-            return fields.text
-        if fields.text in self.columns:
-            value = row[str(fields.text)]
-            return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        made = self._fill(str(fields.text or ""), row)
-        return int(made) if _whole(made) and self.item.choice is not None else made
+        given, indexed = fields.text, self.output == "multiple_choice"
+        if isinstance(given, str) and given not in self.columns:
+            made = self._fill(given, row)
+            return int(made) if indexed and _whole(made) else made
+        value = row[given] if isinstance(given, str) else "" if given is None else given
+        return value if indexed and isinstance(value, int) and not isinstance(value, bool) else str(value)
 
     def _target(self, fields: Fields, row: Row) -> Any:
         if isinstance(row, _Answered):
@@ -124,7 +128,8 @@ class HarnessForm:
         if not isinstance(target, str):
             return target
         if target in self.columns:
-            return row[target]
+            value = row[target]  # an index is a float where a CSV file's column has gaps
+            return int(value) if isinstance(value, float) and self.item.choice and value.is_integer() else value
         made = self._fill(target, row)
         if _whole(made) and self.item.choice is not None:
             return int(made)
@@ -151,9 +156,6 @@ class HarnessForm:
 
     def _prefixed(self, question: str, prefix: str, delimiter: str) -> str:
         return (delimiter if _apart(question, prefix) else "") + prefix if prefix else ""
-
-    def _delimited(self, question: str, prefix: str, fields: Fields) -> str:
-        return self._prefixed(question, prefix, fields.target_delimiter)
 
     def _fill(self, source: str, row: Row) -> str:
         return fill(source, row.row if isinstance(row, _Answered) else row) if source else ""

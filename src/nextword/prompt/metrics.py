@@ -34,6 +34,11 @@ USUAL: dict[Output, tuple[str, ...]] = {
     "loglikelihood_rolling": OF_ROLLING,
 }
 SMALLER_IS_BETTER = ("brier_score", "perplexity", *OF_ROLLING)
+AGGREGATION = {  # what a metric's values make over all items, where that is not their mean
+    "f1": "f1", "mcc": "matthews_corrcoef", "brier_score": "brier_score", "perplexity": "perplexity",
+    "word_perplexity": "weighted_perplexity", "byte_perplexity": "weighted_perplexity",
+    "bits_per_byte": "bits_per_byte",
+}  # fmt: skip
 _EXACT = {"ignore_case", "ignore_punctuation", "ignore_numbers", "regexes_to_ignore"}
 _MEASURE = {"acc": "raw", "acc_norm": "chars", "acc_bytes": "bytes", "acc_mutual_info": "pmi"}
 
