@@ -10,6 +10,7 @@ from itertools import pairwise
 from ..base import UsageError
 from ..generate import LanguageModel
 from .answers import Answer, answer_choice
+from .metrics import words
 from .scoring import Encoded, Ids, Likelihood, Scorer, Work, common, encode, windows
 from .store import Store
 from .task import Generation, Item, Request, Task
@@ -162,7 +163,7 @@ class Asker:
             size = len(text.encode())
             values = {
                 "acc": float(whole.greedy), "logprob": whole.logprob, "tokens": float(len(whole.logprobs)),
-                "bytes": float(size), "words": float(len(text.split())),
+                "bytes": float(size), "words": float(words(text)),
             }  # fmt: skip
             rolling = question.trial.task.output == "loglikelihood_rolling"
             values["score"] = whole.logprob / max(1, size) if rolling else values["acc"]

@@ -12,10 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base import RunError
 from ..base.files import atomic_write
+from . import filters
 from .answers import Answer
 from .evaluation import Cell, Collected
+from .harness_form import HarnessForm
+from .metrics import golds, shares
 from .task import Task
 
 _NAMES = {"raw": "acc", "chars": "acc_norm", "bytes": "acc_bytes", "pmi": "acc_mutual_info"}
@@ -55,6 +60,7 @@ def _safe(name: str) -> str:
 
 def _metrics(task: Task, answer: Answer) -> dict[str, dict[str, Any]]:
     """What each filter's answer scored, by filter and then metric."""
+    wanted = [metric.name for metric in task.metrics]
     if task.output == "generate_until":
         found: dict[str, dict[str, Any]] = {}
         for name, value in answer.values.items():
@@ -63,46 +69,58 @@ def _metrics(task: Task, answer: Answer) -> dict[str, dict[str, Any]]:
                 found.setdefault(chain, {})[metric] = value
         return found
     if task.output == "multiple_choice":
-        names = {_NAMES[measure]: answer.values[measure] for measure in _NAMES if measure in answer.values}
-        wanted = {metric.name for metric in task.metrics}
-        return {"none": {name: value for name, value in names.items() if name in wanted}}
-    if task.output == "loglikelihood":
-        return {"none": {"perplexity": answer.values["logprob"], "acc": answer.values["acc"]}}
-    logprob, words, size = (answer.values[name] for name in ("logprob", "words", "bytes"))
-    pairs = {"word_perplexity": (logprob, words), "byte_perplexity": (logprob, size), "bits_per_byte": (logprob, size)}
-    return {"none": pairs}
+        known: dict[str, Any] = {
+            _NAMES[measure]: answer.values[measure] for measure in _NAMES if measure in answer.values
+        }
+        known |= _of_choices(answer)
+    elif task.output == "loglikelihood":
+        known = {"perplexity": answer.values["logprob"], "acc": int(answer.values["acc"])}
+    else:
+        logprob, words, size = answer.values["logprob"], int(answer.values["words"]), int(answer.values["bytes"])
+        known = {"word_perplexity": (logprob, words)}
+        known |= dict.fromkeys(("byte_perplexity", "bits_per_byte"), (logprob, size))
+    return {"none": {name: known[name] for name in wanted if name in known}}
+
+
+def _of_choices(answer: Answer) -> dict[str, Any]:
+    """What the metrics over all items take of one: the right choice and the likeliest, or the choices' shares."""
+    gold = golds(answer)
+    first, best = (gold or [-1])[0], int(np.argmax(answer.logprobs))
+    return {
+        "f1": (first, best), "mcc": (first, best), "brier_score": (first, shares(answer)),
+        "exact_match": int(any(answer.likelihoods[number].greedy for number in gold)),
+    }  # fmt: skip
 
 
 def _samples(task: Task, answer: Answer) -> Iterator[dict[str, Any]]:
-    """One record a chain of filters, keys as the harness has them."""
+    """One record a chain of filters: keys and kinds as the harness has them, numbers of answers as texts."""
     row = dict(answer.item.values)
+    target = task.form.target(row) if isinstance(task.form, HarnessForm) else answer.gold
     if task.output == "generate_until":
-        generation = task.generation
-        options = {
-            "until": list(generation.until), "max_gen_toks": generation.max_tokens,
-            "temperature": generation.temperature, "do_sample": generation.temperature > 0,
-        }  # fmt: skip
-        arguments: list[Any] = [(answer.requests[0].context, options)]
-        responses: list[Any] = [list(answer.written)]
+        arguments: list[Any] = [(answer.requests[0].context, _generation(task))]
+        responses: list[list[Any]] = [list(answer.written)]
     elif task.output == "loglikelihood_rolling":
         arguments = [(answer.requests[0].continuation,)]
         responses = [[answer.likelihoods[0].logprob]]
     else:
         arguments = [(request.context, request.continuation) for request in answer.requests]
         responses = [[(found.logprob, found.greedy)] for found in answer.likelihoods]
-    for chain, metrics in _metrics(task, answer).items():
-        filtered = [answer.prediction] if task.output == "generate_until" else [each[0] for each in responses]
-        target = answer.gold
+    chains = {chain.name: chain for chain in task.filters}
+    for name, metrics in _metrics(task, answer).items():
+        if task.output == "generate_until" and name in chains:
+            filtered = [filters.apply(chains[name], list(answer.written), row)]
+        else:
+            filtered = [each[0] for each in responses]
         yield {
             "doc_id": answer.item.index,
             "doc": row,
-            "target": target,
+            "target": str(target),
             "arguments": {
                 f"gen_args_{n}": {f"arg_{m}": part for m, part in enumerate(parts)} for n, parts in enumerate(arguments)
             },
-            "resps": responses,
-            "filtered_resps": filtered,
-            "filter": chain,
+            "resps": _texts(responses),
+            "filtered_resps": _texts(filtered),
+            "filter": name,
             "metrics": list(metrics),
             "doc_hash": _hash(json.dumps(row, indent=2, default=str, ensure_ascii=False)),
             "prompt_hash": _hash(str(arguments[0][0])),
@@ -111,19 +129,35 @@ def _samples(task: Task, answer: Answer) -> Iterator[dict[str, Any]]:
         }
 
 
+def _generation(task: Task) -> dict[str, Any]:
+    """How a free answer is written: as the task file says it, or else in the harness's words."""
+    if given := task.harness.get("generation_kwargs"):
+        return {"until": list(task.generation.until), **given}
+    generation = task.generation
+    return {
+        "until": list(generation.until), "max_gen_toks": generation.max_tokens,
+        "temperature": generation.temperature, "do_sample": generation.temperature > 0,
+    }  # fmt: skip
+
+
+def _texts(values: Any) -> Any:
+    """Lists of anything as lists of texts."""
+    return [_texts(value) for value in values] if isinstance(values, list | tuple) else str(values)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) -> dict[str, Any]:
     task, name = collected.task, collected.task.name
-    scores: dict[str, Any] = {"alias": name, "sample_len": len(cell.answers)}
+    scores: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(cell.answers)}
     for key, value in cell.metrics.items():
         metric, _, chain = key.partition(",")
         scores[f"{metric},{chain or 'none'}"] = value
         scores[f"{metric}_stderr,{chain or 'none'}"] = _error(metric, chain or "none", samples)
     metadata = task.harness.get("metadata")
-    version = metadata.get("version") if isinstance(metadata, dict) else None
+    version = metadata.get("version", "Yaml") if isinstance(metadata, dict) else "Yaml"
     return {
         "results": {name: scores},
         "group_subtasks": {name: []},

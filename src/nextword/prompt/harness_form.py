@@ -102,6 +102,10 @@ class HarnessForm:
             return [self._index(each, choices) for each in found]
         return self._index(found, choices)
 
+    def target(self, row: Row) -> Any:
+        """doc_to_target as it is: an index, a text, or several."""
+        return self._target(self.item, row)
+
     def with_answer(self, row: Row, choice: int) -> Row:
         """The row with another answer, however the template makes it of the row."""
         return _Answered(row, choice)

@@ -101,26 +101,36 @@ def _over_all(name: str, output: Output, answers: Sequence[Answer]) -> float:
     if name in _MEASURE:
         return _mean(answers, _MEASURE[name])
     if name == "exact_match":  # the right choice would be written by greedy decoding
-        return float(np.mean([any(answer.likelihoods[n].greedy for n in _golds(answer)) for answer in answers]))
+        return float(np.mean([any(answer.likelihoods[n].greedy for n in golds(answer)) for answer in answers]))
     if name == "brier_score":
         return float(np.mean([_brier(answer) for answer in answers]))
-    pairs = [((_golds(answer) or [-1])[0], int(np.argmax(answer.logprobs))) for answer in answers]
+    pairs = [((golds(answer) or [-1])[0], int(np.argmax(answer.logprobs))) for answer in answers]
     return f1(pairs) if name == "f1" else matthews(pairs)
 
 
-def _golds(answer: Answer) -> list[int]:
+def golds(answer: Answer) -> list[int]:
     """The right choices' indices; none where the right answer is none of the choices (-1)."""
     gold = answer.gold if isinstance(answer.gold, list | tuple) else [answer.gold]
     return [each for each in gold if isinstance(each, int) and each >= 0]
 
 
+def shares(answer: Answer) -> list[float]:
+    """p of each choice over the choices alone."""
+    logprobs = np.array(answer.logprobs)
+    found = np.exp(logprobs - logprobs.max())
+    return list(map(float, found / found.sum()))
+
+
 def _brier(answer: Answer) -> float:
     """Sum over the choices of (p - 1 if right else 0)² (Brier 1950), p over the choices alone."""
-    logprobs = np.array(answer.logprobs)
-    shares = np.exp(logprobs - logprobs.max())
-    shares /= shares.sum()
-    shares[_golds(answer)] -= 1
-    return float((shares**2).sum())
+    off = np.array(shares(answer))
+    off[golds(answer)] -= 1
+    return float((off**2).sum())
+
+
+def words(text: str) -> int:
+    """Words as the harness counts them: what stands between white space, also before the first and after the last."""
+    return len(re.split(r"\s+", text))
 
 
 def f1(pairs: Sequence[tuple[int, int]]) -> float:

@@ -1,0 +1,75 @@
+"""samples_*.jsonl: the records that lm-evaluation-harness itself wrote of the same answers.
+
+tests/oracles/harness/make_samples.py ran the harness with its random model; here its answers are written by us.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nextword.prompt import filters, metrics
+from nextword.prompt.answers import Answer, answer_choice
+from nextword.prompt.exporting import _samples
+from nextword.prompt.harness import load_harness_task
+from nextword.prompt.scoring import Encoded, Likelihood
+from nextword.prompt.task import Item, Task, requests
+
+MADE: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "oracles/harness/samples.json").read_text(encoding="utf-8")
+)
+ANY = Encoded((1,), (1,))
+
+
+def answered(task: Task, item: Item, responses: list[Any]) -> Answer:
+    """The answer that the harness's model gave to an item."""
+    asked, gold = requests(task, [], item), task.form.gold(item.values)
+    if task.output == "generate_until":
+        values = {
+            f"exact_match,{chain.name}": metrics.score_text(
+                task.metrics[0], gold, filters.apply(chain, responses[0], item.values)
+            )
+            for chain in task.filters
+        }
+        return Answer(item, 0, tuple(asked), (ANY,), written=tuple(responses[0]), gold=gold, values=values)
+    if task.output == "loglikelihood_rolling":
+        text, found = asked[0].continuation, Likelihood((float(responses[0][0]),), False)
+        values = {"logprob": found.logprob, "words": metrics.words(text), "bytes": len(text.encode())}
+        return Answer(item, 0, tuple(asked), (ANY,), (found,), gold=gold, values=values)
+    likelihoods = [Likelihood((float(each[0][0]),), each[0][1] == "True") for each in responses]
+    if task.output == "loglikelihood":
+        values = {"logprob": likelihoods[0].logprob, "acc": float(likelihoods[0].greedy)}
+        return Answer(item, 0, tuple(asked), (ANY,), tuple(likelihoods), gold=gold, values=values)
+    return answer_choice(task, item, 0, asked, [ANY] * len(asked), likelihoods, "raw")
+
+
+@pytest.mark.parametrize("name", MADE["tasks"])
+def test_a_sample_is_written_as_the_harness_writes_it(name: str, tmp_path: Path) -> None:
+    made = MADE["tasks"][name]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MADE["rows"]), encoding="utf-8")
+    (tmp_path / "task.yaml").write_text(json.dumps(made["config"]), encoding="utf-8")
+    task = load_harness_task(tmp_path / "task.yaml")
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for item in task.items:
+        responses = next(one["resps"] for one in made["samples"] if one["doc_id"] == item.index)
+        for sample in _samples(task, answered(task, item, responses)):
+            found[item.index, sample["filter"]] = json.loads(json.dumps(sample))
+    assert len(found) == len(made["samples"]) >= 3
+    for expected in made["samples"]:
+        sample = found[expected["doc_id"], expected["filter"]]
+        assert set(sample) == set(expected)
+        for key in set(expected) - {"metrics", "brier_score"}:
+            assert sample[key] == expected[key], key
+        assert set(sample["metrics"]) == set(expected["metrics"])
+        if "brier_score" in expected:  # the harness writes an array's print
+            gold, shares = expected["brier_score"]
+            assert sample["brier_score"][0] == gold
+            assert sample["brier_score"][1] == pytest.approx([float(p) for p in shares.strip("[]").split()], abs=1e-8)
+
+
+@pytest.mark.parametrize(("text", "count"), [("one two", 2), (" one\n\ntwo ", 4), ("", 1), ("one\u00a0two", 2)])
+def test_words_are_counted_as_the_harness_counts_them(text: str, count: int) -> None:
+    assert metrics.words(text) == count
