@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from ..base import RunError, UsageError
 from ..data import Dataset, Windows
 from ..plan import RunConfig
 from . import checkpoint as checkpoints
+from .compiling import compile_forward, explained
 from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import HeldOutLoss, evaluate
 from .guard import Action, Guard
@@ -153,7 +155,8 @@ class Trainer:
         with joined(self.process, self.device):
             self._build()
             self._restore()
-            return self._loop(min(until or self.run.steps, self.run.steps))
+            with explained() if self.options.compile else nullcontext():
+                return self._loop(min(until or self.run.steps, self.run.steps))
 
     def _build(self) -> None:
         run = self.run
@@ -163,7 +166,7 @@ class Trainer:
         self.training: nn.Module = share(Training(self.model, run.precision), run.shard, self.process, self.device)
         self.optimizer = make_optimizer(self.model, run)
         if self.options.compile:
-            self.training.compile()
+            compile_forward(self.training, self.device, run.precision)
         self.carried: Any = self._fresh_state() if run.carry_state else None
 
     def _restore(self) -> None:
@@ -250,8 +253,6 @@ class Trainer:
 
     def _synchronised(self, last: bool) -> Any:
         """Exchange gradients with the other processes after the last part of a batch only."""
-        from contextlib import nullcontext
-
         if last or self.process.world == 1:
             return nullcontext()
         waiting = getattr(self.training, "no_sync", None)
