@@ -136,6 +136,9 @@ def test_options_of_groups_of_tasks_change_nothing_in_one(tmp_path: Path) -> Non
         ),
         ({"metric_list": [{"metric": "f1", "aggregation": "mean"}]}, "'f1' makes its f1 over all items, not 'mean'"),
         ({"doc_to_choice": "{{ [] }}"}, "gives no choices for a row"),
+        ({"generation_kwargs": {"max_gen_toks": 0}}, "max_gen_toks is 0"),
+        ({"repeats": -1}, "repeats is -1"),
+        ({"num_fewshot": -2}, "num_fewshot is -2"),
     ],
 )
 def test_what_would_be_computed_otherwise_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -143,3 +146,11 @@ def test_what_would_be_computed_otherwise_is_refused(changes: dict[str, Any], sa
         loaded(tmp_path, CHOICE | changes, ROWS)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_shot_that_lacks_a_column_is_told_with_those_there_are(tmp_path: Path) -> None:
+    samples = {"fewshot_config": {"sampler": "first_n", "samples": [{"q": "x", "a": 1}, {"q": "y", "label": 1}]}}
+    task = loaded(tmp_path, CHOICE | samples, ROWS)
+    assert first(task, 1) == ("Q x yes\n\nQ one", " no")
+    with pytest.raises(UsageError, match=r"a row has no column 'a'\. There is: q, label"):
+        first(task, 2)

@@ -202,6 +202,8 @@ def _check_keys(given: Mapping[str, Any], path: Path) -> None:
 
 def _check_kinds(given: Mapping[str, Any], path: Path) -> None:
     for key, kinds in _KINDS.items():
+        if key == "num_fewshot" and isinstance(given.get(key), int) and given[key] < 0:
+            raise UsageError(f"{path}: num_fewshot is {given[key]}; it takes a whole number from 0 on")
         if given.get(key) is not None and not isinstance(given[key], kinds):
             meant = " or ".join(_NAMES[kind] for kind in kinds)
             raise UsageError(f"{path}: {key} is {meant}, not {str(given[key])[:40]!r}")
@@ -287,6 +289,9 @@ def _generated(given: Mapping[str, Any]) -> Generation:
         repeats=int(given.get("repeats", 1)),
     )
     options.pop("temperature", None)
+    for name, value in (("max_gen_toks", made.max_tokens), ("repeats", made.repeats)):
+        if value < 1:
+            raise UsageError(f"{name} is {value}; it takes a whole number of at least 1")
     if options:
         raise UsageError(f"generation_kwargs has {sorted(options)[0]!r}, which is not known")
     return made

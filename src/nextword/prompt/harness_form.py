@@ -122,7 +122,7 @@ class HarnessForm:
         if isinstance(given, str) and given not in self.columns:
             made = self._fill(given, row)
             return int(made) if indexed and _whole(made) else made
-        value = row[given] if isinstance(given, str) else "" if given is None else given
+        value = _column(row, given) if isinstance(given, str) else "" if given is None else given
         return value if indexed and isinstance(value, int) and not isinstance(value, bool) else str(value)
 
     def _target(self, fields: Fields, row: Row) -> Any:
@@ -132,7 +132,7 @@ class HarnessForm:
         if not isinstance(target, str):
             return target
         if target in self.columns:
-            value = row[target]  # an index is a float where a CSV file's column has gaps
+            value = _column(row, target)  # an index is a float where a CSV file's column has gaps
             return int(value) if isinstance(value, float) and self.item.choice and value.is_integer() else value
         made = self._fill(target, row)
         if _whole(made) and self.item.choice is not None:
@@ -148,7 +148,7 @@ class HarnessForm:
         if isinstance(choice, dict):
             return list(choice.values())
         if isinstance(choice, str):
-            choice = row[choice] if choice in self.columns else _literal(self._fill(choice, row), None)
+            choice = _column(row, choice) if choice in self.columns else _literal(self._fill(choice, row), None)
         if not isinstance(choice, list | tuple):
             raise UsageError(f"doc_to_choice {fields.choice!r} does not give a list of choices")
         return list(choice)
@@ -179,6 +179,12 @@ class _Answered(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.row)
+
+
+def _column(row: Row, name: str) -> Any:
+    if name not in row:
+        raise UsageError(f"a row has no column {name!r}. There is: {', '.join(row)}")
+    return row[name]
 
 
 def _at(choices: Sequence[Any], place: int) -> Any:
