@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nextword.base import UsageError
-from nextword.prompt.harness import draws, load_harness_task
+from nextword.prompt.harness import draws, load_harness_task, read_yaml
 from nextword.prompt.task import Task, requests
 
 ROWS = [
@@ -154,3 +154,21 @@ def test_a_shot_that_lacks_a_column_is_told_with_those_there_are(tmp_path: Path)
     assert first(task, 1) == ("Q x yes\n\nQ one", " no")
     with pytest.raises(UsageError, match=r"a row has no column 'a'\. There is: q, label"):
         first(task, 2)
+
+
+def test_a_file_is_read_once_however_often_it_is_included(tmp_path: Path) -> None:
+    for depth in range(16):  # two files a floor, each with both of the floor below: 65,536 ways down
+        for name in "ab":
+            below = "" if depth == 15 else f"include: [a{depth + 1}.yaml, b{depth + 1}.yaml]\n"
+            (tmp_path / f"{name}{depth}.yaml").write_text(f"{below}description: {name}{depth}\n")
+    opened: list[Path] = []
+    read_text, path = Path.read_text, tmp_path / "a0.yaml"
+
+    def counted(self: Path, *given: Any, **named: Any) -> str:
+        opened.append(self)
+        return read_text(self, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", counted)
+        assert read_yaml(path) == {"description": "a0"}
+    assert len(opened) == len(set(opened)) == 31

@@ -122,8 +122,11 @@ def draws(task: Task, count: int) -> list[list[Item]]:
     return found
 
 
-def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
-    """A task file with those it includes, its own keys over theirs. Raises UsageError for one that cannot be read."""
+def read_yaml(path: Path, above: tuple[Path, ...] = (), read: dict[Path, Any] | None = None) -> dict[str, Any]:
+    """A task file with those it includes, its own keys over theirs. Raises UsageError for one that cannot be read.
+
+    `above` are the files that include it, `read` what was read before: a file is read once, however often included.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -142,7 +145,10 @@ def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
         )
 
     Loader.add_constructor("!function", refuse)
-    if depth > _MOST_INCLUDES:
+    place, read = path.resolve(), {} if read is None else read
+    if place in read:
+        return dict(read[place])
+    if place in above or len(above) > _MOST_INCLUDES:
         raise UsageError(f"{path}: its includes go in a circle")
     try:
         if path.stat().st_size > _LARGEST:
@@ -157,10 +163,10 @@ def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
         raise UsageError(f"{path}: a task file is a mapping of keys such as doc_to_text")
     included: dict[str, Any] = {}
     names = given.pop("include", None) or []
-    files = [path.parent / str(name) for name in ([names] if isinstance(names, str) else names)]
-    for file in {file.resolve(): file for file in files}.values():
-        included |= read_yaml(file, depth + 1)
-    return included | given
+    for name in names if isinstance(names, list) else [names]:
+        included |= read_yaml(path.parent / str(name), (*above, place), read)
+    read[place] = included | given
+    return dict(read[place])
 
 
 def _check_size(given: Any, path: Path) -> None:
