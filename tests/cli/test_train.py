@@ -133,6 +133,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
         (["train", "{text}", "--steps", "3", "--device", "cuda:9"], "--device cpu"),
         (["train", "{text}", *SMALL, "--carry-state"], "no state to carry"),
         (["train", "{text}", *SMALL, "--batch", "100000"], "smaller batch"),
+        (["train", "{text}", *SMALL, "--compile"], "--compile gains nothing"),
         (["train", "{tiny}", "--minutes", "1"], "at least 2,000 characters"),
         (["train", "{rows}", "--minutes", "1"], "line 2"),
         (["train", "{binary}", "--minutes", "1"], "no text"),
@@ -154,6 +155,7 @@ def test_bad_input_gets_one_line_that_names_the_fix(
     assert code == 2
     assert last.startswith("nextword: ")
     assert wanted in last
+    assert not list(tmp_path.rglob("run.json"))  # which would be in the way of the next try
     assert "Traceback" not in err
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
 from ..spec import Kind, ModelSpec
 from ..text import Tokenizer
-from . import launch, ledger
+from . import compiling, launch, ledger
 from .distributed import Process, choose_device, from_first, joined, this_process
 from .folder import Measured, Prediction, RunRecord, difference, write_report
 from .guard import Action
@@ -29,7 +30,7 @@ from .lora import add_adapters, merge_adapters
 from .memory import keep_freed_memory
 from .module import new_model
 from .probe import StepTime, half_pays
-from .trainer import Observer, Options, Outcome, Silent, Trainer
+from .trainer import Observer, Options, Outcome, Silent, Trainer, last_step
 
 Say = Callable[[str], None]
 OWN = ("bpe", "bytes", "characters")
@@ -151,6 +152,8 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
         data = _prepare(request, sources, cache, given, name, say, spec.vocabulary)
         run = _configure(request, replace(spec, vocabulary=data.vocabulary), data, here, process, entries)
     run = replace(run, precision=_precision(request, device), shard=_shard(request, process))
+    if request.compile:
+        compiling.check(device, run.precision)
     timed = None
     if process.world == 1:
         say("timing some steps")
@@ -346,12 +349,18 @@ def train(
     record, folder, process = session.record, session.folder, session.process
     if session.device.type == "cpu":
         keep_freed_memory()
-    if process.first and not (folder / "run.json").exists():
-        record.write(folder)
     options = Options(folder, str(session.device), record.threads, **record.options)
     with joined(process, session.device):
         trainer = Trainer(session.run, session.data, options, observer or Silent(), _model(session))
-        outcome = _trained(trainer, session.run, until)
+        fresh = process.first and not (folder / "run.json").exists()
+        if fresh:
+            record.write(folder)
+        try:
+            outcome = _trained(trainer, session.run, until)
+        except UsageError:
+            if fresh and not last_step(folder):
+                _forget(folder)
+            raise
         plain = _whole(outcome.model, session)
         measured = None
         if process.first:
@@ -361,6 +370,14 @@ def train(
                 write_report(folder, record.prediction, measured)
                 _remember(session, measured)
     return outcome, measured
+
+
+def _forget(folder: Path) -> None:
+    """Take away what a run wrote that could not begin, which would be in the way of the next try."""
+    for name in ("run.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else is there
+        folder.rmdir()
 
 
 def _trained(trainer: Trainer, run: RunConfig, until: int | None) -> Outcome:

@@ -19,7 +19,7 @@ from ..base import RunError, UsageError
 from ..data import Dataset, Windows
 from ..plan import RunConfig
 from . import checkpoint as checkpoints
-from .compiling import compile_forward, explained
+from . import compiling
 from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import HeldOutLoss, evaluate
 from .guard import Action, Guard
@@ -146,6 +146,8 @@ class Trainer:
             raise UsageError(f"{what}; train without carrying it")
         if run.optimizer == "muon" and run.shard == "fsdp" and world > 1:
             raise UsageError("Muon needs whole matrices; with --shard fsdp use adamw, or use --shard ddp")
+        if self.options.compile:
+            compiling.check(self.device, run.precision)
 
     def train(self, until: int | None = None) -> Outcome:
         """Train from the newest checkpoint, or from the beginning, to step `until` or the run's end.
@@ -155,7 +157,7 @@ class Trainer:
         with joined(self.process, self.device):
             self._build()
             self._restore()
-            with explained() if self.options.compile else nullcontext():
+            with compiling.explained() if self.options.compile else nullcontext():
                 return self._loop(min(until or self.run.steps, self.run.steps))
 
     def _build(self) -> None:
@@ -166,7 +168,7 @@ class Trainer:
         self.training: nn.Module = share(Training(self.model, run.precision), run.shard, self.process, self.device)
         self.optimizer = make_optimizer(self.model, run)
         if self.options.compile:
-            compile_forward(self.training, self.device, run.precision)
+            self.training.compile()
         self.carried: Any = self._fresh_state() if run.carry_state else None
 
     def _restore(self) -> None:
