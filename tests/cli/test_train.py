@@ -8,18 +8,30 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from llama_cpp_server import llama_cpp
 from nextword.cli import _console, main
 
 SMALL = ["--params", "20k", "--context", "16", "--steps", "12", "--batch", "4", "--precision", "fp32", "--threads", "1"]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all tests here, so that the machine is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
+def _own_folders(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from nextword.train import launch, probe
+
+    # what a step takes here need not be known as well as for a run of hours
+    monkeypatch.setattr(launch, "time_steps", partial(probe.time_steps, seconds=0.2))
+    monkeypatch.setenv("NEXTWORD_CACHE", str(cache))
     monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.chdir(tmp_path)
     yield
@@ -80,6 +92,57 @@ def test_the_folder_opens_in_transformers_with_equal_logits(
         expected = theirs(torch.tensor([ids])).logits
         found = ours.engine.model(torch.tensor([ids]))[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_of_real_text_exported_as_gguf_goes_on_alike_in_nextword_and_llama_cpp(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import nextword
+
+    licence = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    (tmp_path / "licence.txt").write_text("\n".join(line.strip() for line in licence.splitlines()))
+    larger = ["--params", "60k", "--context", "64", "--steps", "400", "--batch", "8", "--vocabulary", "300"]
+    code, _, err = run(capsys, "train", "licence.txt", *SMALL, *larger, "--learning-rate", "0.01", "--out", "run")
+    assert code == 0, err
+    assert run(capsys, "runs", "export", "run", "model.gguf")[0] == 0
+    folder, file = nextword.load("run", dtype="float32"), nextword.load("model.gguf", dtype="float32")
+    prompts = ["You may reproduce and distribute", "the Work", "Licensor shall not be liable"]
+    expected = [file.complete(prompt, temperature=0.0, max_tokens=16) for prompt in prompts]
+    found = [folder.complete(prompt, temperature=0.0, max_tokens=16) for prompt in prompts]
+    assert [each.ids for each in found] == [each.ids for each in expected]
+    assert len({each.text for each in expected}) == len(prompts)  # not one answer to all
+    with llama_cpp(tmp_path / "model.gguf") as ask:
+        for prompt, ours in zip(prompts, expected, strict=True):
+            theirs = ask("/completion", {"prompt": prompt, "n_predict": 16, "temperature": 0, "return_tokens": True})
+            assert ask("/tokenize", {"content": prompt})["tokens"] == folder.encode(prompt)
+            assert theirs["tokens"] == list(ours.ids)
+
+
+def test_the_steps_of_a_run_are_in_tensorboards_event_files(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run(capsys, "train", str(text), *SMALL, "--tensorboard", "--out", "run")[0] == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    for name, key in (("loss", "loss"), ("learning_rate", "learning_rate"), ("norm", "gradient_norm")):
+        found = [(each.step, each.value) for each in events.Scalars(name)]
+        assert found == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in steps]
+    found = [(each.step, each.value) for each in events.Scalars("heldout")]
+    heldout = [(row["step"], pytest.approx(row["heldout"]["nats_per_token"])) for row in rows if "heldout" in row]
+    assert found == heldout
+    assert heldout
+
+
+def test_event_files_without_tensorboard_say_what_to_install(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--tensorboard", "--out", "run")
+    assert code == 1
+    assert "pip install 'nextword[tensorboard]'" in " ".join(err.split())
+    assert not list(tmp_path.rglob("run.json"))
 
 
 def test_runs_are_listed_shown_compared_and_exported(
