@@ -1,7 +1,20 @@
 """Words that every room shares: errors, units, atomic files."""
 
+from .display import printable
 from .errors import NextwordError, RunError, UsageError
-from .files import atomic_path, atomic_write, usual_mode
+from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, usual_mode
 from .memory import free_memory
 
-__all__ = ["NextwordError", "RunError", "UsageError", "atomic_path", "atomic_write", "free_memory", "usual_mode"]
+__all__ = [
+    "NextwordError",
+    "RunError",
+    "UsageError",
+    "atomic_path",
+    "atomic_write",
+    "check_writable",
+    "free_memory",
+    "open_regular",
+    "printable",
+    "read_regular",
+    "usual_mode",
+]

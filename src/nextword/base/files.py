@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files: written whole or not at all, checked before long work, read only if regular and of bounded size."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from .errors import UsageError
 
 
 @contextmanager
@@ -24,8 +27,14 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """`atomic_write` for a library that opens its file itself: yields the path of the temporary file."""
+    """`atomic_write` for a library that opens its file itself: yields the path of the temporary file.
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to directly, since a rename would replace it.
+    """
     path = Path(path)
+    if _is_special(path):
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -47,3 +56,70 @@ def usual_mode(file: Path | str) -> None:
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(file, 0o666 & ~mask)
+
+
+def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
+    """Raise UsageError unless a file (or with `folder` a folder) can be written at `path`. Creates nothing lasting.
+
+    `what` names the option in the message, such as "--report". Call it before the work whose result goes there.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir() and not folder:
+            raise UsageError(f"{what} {path}: this is a folder; name a file")
+        if path.exists() and not path.is_dir() and folder:
+            raise UsageError(f"{what} {path}: this is a file; name a folder")
+        if _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise UsageError(f"{what} {path}: permission denied")
+            return
+        place = path if folder else path.parent
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+        os.fsencode(path.name)
+        if len(os.fsencode(path.name)) > 240:  # 255 bytes, less the suffix of a temporary file
+            raise UsageError(f"{what} {path.name[:40]}…: the name is too long")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
+        raise UsageError(f"{what} {path}: cannot be written ({reason}). Choose another place") from None
+
+
+def open_regular(path: Path | str, limit: int | None = None) -> IO[bytes]:
+    """Open a regular file for reading, or a link to one. Never blocks on a FIFO and never reads a device.
+
+    Raises UsageError for anything else, or if it is larger than `limit` bytes; OSError where it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{path}: this is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path}: not a regular file")
+        if limit is not None and status.st_size > limit:
+            raise UsageError(f"{path}: {status.st_size:,} bytes; at most {limit:,} are read")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path | str, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes. Errors as in `open_regular`."""
+    with open_regular(path, limit) as file:
+        content = file.read(limit + 1)  # it may have grown
+    if len(content) > limit:
+        raise UsageError(f"{path}: more than {limit:,} bytes")
+    return content
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
