@@ -12,6 +12,7 @@ import torch
 
 from .. import native
 from ..base import UsageError
+from ..base.units import format_seconds
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
 from ..plan.design import SMALLEST, recurrent_for
@@ -27,6 +28,7 @@ from .probe import StepTime, share_of_peak, time_steps
 FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
 BYTES_A_TOKEN = 3.6  # of English, before the tokenizer is there: about that of 4096 byte-level BPE tokens
 _MOST_TOKENS_AT_ONCE = 8192  # of a CPU's micro-batch: more is no faster and takes memory
+_TIMED_SECONDS = 1.0  # that a micro-batch may take, so that timing some takes a few
 _SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is evaluation and checkpoints
 
 
@@ -117,8 +119,14 @@ def _micro_batch(batch: int, context: int, world: int, most: int) -> int:
 
 
 def fit_to_time(run: RunConfig, timed: StepTime, seconds: float) -> RunConfig:
-    """As many steps as fit the time, by steps that were timed."""
-    steps = max(1, int(seconds * _SHARE_TO_TRAIN / timed.step(run)))
+    """As many steps as fit the time, by steps that were timed. Raises UsageError if there is no time for one."""
+    a_step = timed.step(run)
+    steps = int(seconds * _SHARE_TO_TRAIN / a_step)
+    if steps < 1:
+        raise UsageError(
+            f"one step of {run.batch} x {run.context:,} tokens takes {format_seconds(a_step)} here, and the run is to"
+            f" take {format_seconds(seconds)}. Give more time, a shorter --context, a smaller --batch or fewer --params"
+        )
     return replace(
         run, steps=steps, tokens=steps * run.batch * run.context, warmup_steps=min(2000, max(1, steps // 20))
     )
@@ -186,9 +194,23 @@ def worth(tokens: float, unique: float) -> float:
     return unique + unique * 15.387756 * (1 - math.exp(-repeats / 15.387756))
 
 
-def probe(run: RunConfig, device: torch.device, threads: int | None) -> StepTime:
-    """Time some steps of the run itself."""
-    return time_steps(run, device, threads)
+def probe(run: RunConfig, device: torch.device, threads: int | None, peak: float) -> StepTime:
+    """Time some steps of the run itself, or, where one would take long at `peak` FLOP/s, of fewer and shorter rows.
+
+    The time of the whole micro-batch then follows from its FLOPs.
+    """
+    trial = run
+    while _micro_flops(trial) > _TIMED_SECONDS * FIRST_SHARE * peak and trial.micro_batch * trial.context > 64:
+        fewer, shorter = max(1, trial.micro_batch // 2), max(32, trial.context // 2)
+        trial = replace(trial, micro_batch=fewer) if trial.micro_batch > 1 else replace(trial, context=shorter)
+    if trial is not run:
+        trial = replace(trial, batch=trial.micro_batch * run.devices, accumulation=1)
+    timed = time_steps(trial, device, threads)
+    return replace(timed, micro_batch=timed.micro_batch * _micro_flops(run) / _micro_flops(trial))
+
+
+def _micro_flops(run: RunConfig) -> float:
+    return flops(run.model, run.context).per_token * run.context * run.micro_batch
 
 
 def default_folder(run: RunConfig, root: Path = Path("runs")) -> Path:

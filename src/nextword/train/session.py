@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base import RunError, UsageError, free_memory
-from ..data import Dataset, Sources, find_sources, open_dataset
+from ..base import RunError, UsageError, check_writable, free_memory
+from ..data import Dataset, Sources, Windows, find_sources, open_dataset
 from ..data import prepare as prepare_data
 from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
@@ -135,8 +135,7 @@ def _on_first(process: Process, device: torch.device, work: Callable[[], Session
 
 
 def _start(request: Request, cache: Path, say: Say, process: Process, device: torch.device) -> Session:
-    if request.out is not None:
-        _check_free(request.out)
+    _check_request(request, process, device)
     sources = find_sources(request.data)
     for reason, count in sources.skipped.items():
         say(f"passed over {count:,} {'file' if count == 1 else 'files'}: {reason}")
@@ -152,18 +151,17 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
         data = _prepare(request, sources, cache, given, name, say, spec.vocabulary)
         run = _configure(request, replace(spec, vocabulary=data.vocabulary), data, here, process, entries)
     run = replace(run, precision=_precision(request, device), shard=_shard(request, process))
-    if request.compile:
-        compiling.check(device, run.precision)
-    timed = None
-    if process.world == 1:
-        say("timing some steps")
-        timed = launch.probe(run, device, request.threads)
-        run = _refit(request, run, timed, data, here)
-    threads = request.threads or (timed.threads if timed else torch.get_num_threads())
+    first_guess = launch.predict(run, here, None, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
+    _check_memory(first_guess, run, device)
+    _check_text(run, data, process)
+    say("timing some steps")
+    own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are shared out among processes
+    timed = launch.probe(run, device, request.threads or own_threads, here.peak_fp32)
+    run = _refit(request, run, timed, data, here)
+    threads = request.threads or timed.threads
     prediction = launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
     if request.start_from is not None:  # no law says how far open weights are from this text
         prediction = replace(prediction, nats_per_token=math.nan, low=math.nan, high=math.nan, bits_per_byte=math.nan)
-    _check_memory(prediction, run, device)
     folder = request.out or launch.default_folder(run)
     _check_free(folder)
     record = RunRecord(
@@ -174,6 +172,26 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
     return Session(folder, record, data, process, device)
 
 
+def _check_request(request: Request, process: Process, device: torch.device) -> None:
+    """Refuse what can be told from the request alone, before the text is read. Raises UsageError."""
+    check_writable(request.out or Path("runs"), "--out", folder=True)
+    if request.out is not None:
+        _check_free(request.out)
+    if request.changes.get("batch", process.world) % process.world:
+        raise UsageError(
+            f"--batch {request.changes['batch']} does not divide among {process.world} processes; give a multiple of it"
+        )
+    if request.compile:
+        compiling.check(device, _precision(request, device))
+
+
+def _check_text(run: RunConfig, data: Dataset, process: Process) -> None:
+    """Refuse text that is too little for one batch, before steps are timed. Raises UsageError."""
+    windows = Windows(data.train, run.context, run.seed, run.packing, run.across_documents)
+    batch = windows.sequential_batch if run.carry_state else windows.batch
+    batch(0, run.batch, process.rank, process.world)
+
+
 def _check_free(folder: Path) -> None:
     if (folder / "run.json").exists():
         raise UsageError(f"{folder} holds a run already. Go on with it: nextword runs resume {folder}; or choose --out")
@@ -181,11 +199,9 @@ def _check_free(folder: Path) -> None:
 
 def _check_memory(prediction: Prediction, run: RunConfig, device: torch.device) -> None:
     """Refuse a run that the machine's free memory does not hold, before it is taken."""
-    free = free_memory()
-    if device.type == "cpu" and free is not None and prediction.memory > free:
-        raise UsageError(
-            f"the run needs {prediction.memory / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {_ways_out(run)}"
-        )
+    free, needed = free_memory(), prediction.memory * run.devices
+    if device.type == "cpu" and free is not None and needed > free:
+        raise UsageError(f"the run needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {_ways_out(run)}")
 
 
 def _ways_out(run: RunConfig) -> str:
