@@ -11,11 +11,13 @@ from ..base import UsageError, printable
 from ..base.errors import closest
 
 SHOWN = 60  # characters of a wrong value
+_REAL: Any = Real  # as Any: for mypy no number of Python's is one of these
+_INTEGRAL: Any = Integral
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a float. Raises UsageError unless it is a finite number from `low` to `high`."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not _finite(value) or not low <= value <= high:
+    if not isinstance(value, _REAL) or isinstance(value, bool) or not _finite(value) or not low <= value <= high:
         least = f" of at least {low}" if low > -math.inf else ""
         bounds = f"number from {low} to {high}" if high < math.inf else f"finite number{least}"
         raise UsageError(f"{name} is {shown(value)}; it takes a {bounds}")
@@ -24,7 +26,12 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as an int. Raises UsageError unless it is a whole number from `low` to `high`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < low or (high is not None and value > high):
+    if (
+        not isinstance(value, _INTEGRAL)
+        or isinstance(value, bool)
+        or value < low
+        or (high is not None and value > high)
+    ):
         bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise UsageError(f"{name} is {shown(value)}; it takes a whole number {bounds}")
     return int(value)

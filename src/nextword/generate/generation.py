@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,7 @@ class Generation(Iterator[Step]):
         return tuple(steps[-1].finish if steps else None for steps in self.steps)
 
     @torch.inference_mode()
-    def _run(self) -> Iterator[Step]:
+    def _run(self) -> Generator[Step]:
         if not self.prompts:
             return
         model, began = self._engine.model, time.perf_counter()

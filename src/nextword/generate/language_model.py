@@ -113,7 +113,7 @@ class LanguageModel:
         prompts: list[list[int]],
         n: int,
         max_tokens: int,
-        stop: str | Sequence[str],
+        stop: Any,
         alternatives: int,
         truncate: str | None,
         sampling: dict[str, Any],

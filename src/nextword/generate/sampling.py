@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,17 +87,17 @@ _RANGES = {
 }
 
 
-def _biases(biases: Mapping[int, float]) -> dict[int, float]:
+def _biases(biases: Mapping[int, Any]) -> dict[int, float]:
     """What is added to which token's logit, checked but for the vocabulary's size."""
     if not isinstance(biases, Mapping):
         raise UsageError(f"logit_bias is {shown(biases)}; it takes a dictionary of token ids and numbers")
-    forbidden = -math.inf
-    return {
-        whole("a token id of logit_bias", token, 0): forbidden
-        if isinstance(bias, Real) and bias == forbidden
-        else number(f"logit_bias of token {token} (-inf forbids it)", bias)
-        for token, bias in biases.items()
-    }
+    return {whole("a token id of logit_bias", token, 0): _bias(token, bias) for token, bias in biases.items()}
+
+
+def _bias(token: int, bias: Any) -> float:
+    if isinstance(bias, Real) and bias == -math.inf:
+        return -math.inf
+    return number(f"logit_bias of token {token} (-inf forbids it)", bias)
 
 
 def _whole_order(order: Sequence[str]) -> tuple[str, ...]:
