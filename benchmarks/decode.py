@@ -55,13 +55,9 @@ def nextword_worker(dtype: str) -> dict[str, float]:
         "max_tokens": NEW,
         "logit_bias": dict.fromkeys(model.tokenizer.stop_ids, -1e9),
     }
-    model.complete(ids, **settings)
-    decode = model.engine.timings.decode_tokens_per_second
-    model.complete(ids, **settings)
-    decode = max(decode, model.engine.timings.decode_tokens_per_second)
+    decode = max(model.complete(ids, **settings).timings.decode_tokens_per_second for _ in range(2))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    model.complete_all([ids] * BATCH, **settings)
-    batch = model.engine.timings.decode_tokens_per_second
+    batch = model.complete_all([ids], n=BATCH, **settings)[0].timings.decode_tokens_per_second
     long = [tuple(range(1000, 1000 + LONG))]
     with torch.inference_mode():
         prefill = min(timed(lambda: model.engine.prefill(long)) for _ in range(3))

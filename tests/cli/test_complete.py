@@ -82,6 +82,17 @@ def test_the_prompt_is_shown_with_the_limit_that_the_model_has(
     assert f"5 tokens{said}" in lines
 
 
+@pytest.mark.parametrize(("verb", "advice"), [("complete", "cut its beginning with --truncate left"), ("next", "")])
+def test_a_prompt_beyond_the_context_is_refused_with_the_ways_out_that_the_verb_has(
+    verb: str, advice: str, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "-m", str(tiny_model()), "x" * 600]) == 2
+    error = capsys.readouterr().err
+    assert "600 tokens; the model's context holds 512" in error
+    assert advice in error
+    assert ("truncate" in error) == bool(advice)
+
+
 def test_next_shows_several_temperatures_side_by_side(nextword: Any, smollm2_path: Path) -> None:
     done = nextword("next", "I like to eat", "--temperature", "0.5,2", "-k", "3")
     assert "T = 0.5" in done.stdout

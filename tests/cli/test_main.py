@@ -55,7 +55,7 @@ def test_help_imports_neither_torch_nor_numpy_nor_rich():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["complet"], "there is no command 'complet'. Close to it: complete"),
+        (["complet"], "there is no command 'complet'. Did you mean: complete"),
         (["--versio"], "no such option '--versio'"),
         (["completion"], "missing argument"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
@@ -100,11 +100,41 @@ def test_a_reader_who_leaves_early_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-"])
-def test_closed_standard_streams_are_survived(closed):
-    done = subprocess.run(f"{sys.executable} -m nextword --help {closed}", shell=True, capture_output=True, text=True)
+WRITES = ("--help", "models list", "complete Hi --max-tokens 2", "next Hi", "eval --list", "plan deploy gpt2")
+
+
+@pytest.mark.parametrize("arguments", WRITES)
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", ">&- 2>&-"])
+def test_writing_to_a_closed_output_is_one_line_and_exit_1(smollm2_path, arguments, closed):
+    done = subprocess.run(
+        f"{sys.executable} -m nextword {arguments} {closed}", shell=True, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    line = "nextword: bad file descriptor. Standard output is closed\n"
+    assert done.stderr == ("" if "2>&-" in closed else line)
+
+
+@pytest.mark.parametrize("arguments", [*WRITES, "chat", "runs list"])
+@pytest.mark.parametrize("closed", ["2>&-", "<&-"])
+def test_closed_input_and_messages_are_survived(smollm2_path, arguments, closed):
+    done = subprocess.run(
+        f"{sys.executable} -m nextword {arguments} {closed}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+def test_a_file_opened_later_does_not_get_the_descriptor_of_a_closed_output(tmp_path: Path):
+    """Else what a library prints would be written into it."""
+    code = (
+        "import os, nextword.cli as cli; cli._replace_closed_streams();"
+        f"file = open({str(tmp_path / 'kept')!r}, 'w'); assert file.fileno() > 2"
+    )
+    done = subprocess.run(f'{sys.executable} -c "{code}" <&- >&- 2>&-', shell=True)
     assert done.returncode == 0
-    assert done.stderr == ""
 
 
 def _verb_raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

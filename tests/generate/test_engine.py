@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from nextword import native
 from nextword.base import RunError, UsageError
-from nextword.generate import Engine, Limits, Sampling, Step
+from nextword.generate import Engine, Generation, Limits, Sampling, Step
 from nextword.generate.sampling import Distribution, choose, log_softmax
 from nextword.models import Transformer, build
 from nextword.spec import ModelSpec
 
 SPEC = ModelSpec("transformer", 256, 32, 3, 64, heads=4, kv_heads=2, head_width=8, mlp_width=48, windows=(0, 9, 0))
+
+
+@contextmanager
+def two_threads() -> Iterator[None]:
+    """torch and the compiled kernels share their work between two threads, whatever this machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    native.set_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        native.set_threads(before)
 
 
 class ByteDecoder:
@@ -53,14 +70,12 @@ def engine(model: Transformer) -> Engine:
 
 
 @torch.inference_mode()
-def slow_completion(
-    model: Transformer, prompt: Sequence[int], count: int, sampling: Sampling, choice: int
-) -> list[int]:
+def slow_completion(model: Transformer, prompt: Sequence[int], count: int, sampling: Sampling) -> list[int]:
     """Oracle: no cache and no batch; the whole text is read again for every token."""
     tokens = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([tokens]))[0][0, -1].numpy()
-        tokens.append(choose(logits, sampling, sampling.seed or 0, choice, len(tokens))[0])
+        tokens.append(choose(logits, sampling, sampling.seed or 0, 0, len(tokens))[0])
     return tokens[len(prompt) :]
 
 
@@ -81,7 +96,7 @@ def test_a_batch_of_uneven_prompts_equals_each_prompt_alone_without_a_cache(
     free = Sampling(temperature=temperature, seed=11)
     for choice, prompt in enumerate(prompts):
         ids = [step.id for step in found[choice]]
-        assert ids == slow_completion(model, prompt, 20, free, choice)
+        assert ids == slow_completion(model, prompt, 20, free)
 
 
 def test_seeded_completions_do_not_depend_on_what_else_is_in_the_batch(engine: Engine) -> None:
@@ -91,9 +106,90 @@ def test_seeded_completions_do_not_depend_on_what_else_is_in_the_batch(engine: E
     assert [step.id for step in among] == alone
 
 
+def test_a_seeded_completion_does_not_depend_on_its_place_in_the_batch(engine: Engine) -> None:
+    def texts(prompts: list[list[int]]) -> dict[tuple[int, ...], list[list[int]]]:
+        generation = engine.stream(prompts, Sampling(seed=5, temperature=1.5), Limits(30), n=2)
+        found = by_choice(generation)
+        each = [[[step.id for step in found[2 * place + k]] for k in range(2)] for place in range(len(prompts))]
+        return dict(zip(generation.prompts, each, strict=True))
+
+    prompts = [[9, 8], [1], [2, 2, 2]]
+    assert texts(prompts) == texts(prompts[::-1])
+    assert texts(prompts)[9, 8] == texts([[9, 8]])[9, 8]
+
+
+def test_equal_prompts_without_a_seed_get_one_each(engine: Engine) -> None:
+    generation = engine.stream([[7]] * 4, Sampling(), Limits(12))
+    found = by_choice(generation)
+    assert len(set(generation.seeds)) == 4
+    assert len({tuple(step.id for step in found[choice]) for choice in range(4)}) == 4
+
+
+def test_interleaved_generations_keep_their_own_seed_and_figures(engine: Engine) -> None:
+    def started(seed: int) -> Generation:
+        return engine.stream([[7, seed]], Sampling(seed=seed), Limits(10 + seed))
+
+    alone = [[step.id for step in started(seed)] for seed in range(3)]
+    running = [started(seed) for seed in range(3)]
+    among: list[list[int]] = [[], [], []]
+    while steps := [(place, step) for place, each in enumerate(running) if (step := next(each, None)) is not None]:
+        for place, step in steps:
+            among[place].append(step.id)
+    assert among == alone
+    assert [each.seeds for each in running] == [(0,), (1,), (2,)]
+    assert [each.prompts for each in running] == [((7, 0),), ((7, 1),), ((7, 2),)]
+    assert [each.timings.generated_tokens for each in running] == [len(ids) for ids in alone]
+
+
+def test_a_generation_that_is_closed_ends_and_keeps_what_it_drew(engine: Engine) -> None:
+    generation = engine.stream([[7]], Sampling(seed=0, logit_bias={0: -1e9}), Limits(12))
+    first = [next(generation), next(generation)]
+    generation.close()
+    assert list(generation) == []
+    assert generation.steps == [first]
+    assert generation.finish_reasons == (None,)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_threads_get_to_the_bit_what_each_would_get_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if not compiled:
+        monkeypatch.setattr("nextword.native.available", lambda: False)
+        monkeypatch.setattr("nextword.native.library.available", lambda: False)
+
+    def run(seed: int) -> list[Step]:
+        prompt = [seed + 1] * (50 if seed % 2 else 3)  # read with all of torch's threads, or with one
+        return list(engine.stream([prompt], Sampling(seed=seed, logit_bias={0: -1e9}), Limits(12)))
+
+    alone = [run(seed) for seed in range(4)]
+    with two_threads(), ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert list(pool.map(run, range(4))) == alone
+
+
+def test_a_forward_pass_leaves_the_thread_counts_of_other_threads_alone(engine: Engine) -> None:
+    """torch.set_num_threads inside a pass would be what threads that begin meanwhile keep for ever."""
+    with two_threads():
+        generation = engine.stream([[1]], Sampling(seed=0), Limits(3))
+        seen: list[int] = []
+
+        def look(*_: Any) -> None:
+            thread = Thread(target=lambda: seen.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+
+        hook = engine.model.norm.register_forward_hook(look)
+        list(generation)
+        hook.remove()
+        assert seen
+        assert set(seen) == {2}
+        assert torch.get_num_threads() == 2
+
+
 def test_choices_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> None:
     def run() -> list[list[int]]:
-        found = by_choice(engine.stream([[7]] * 4, Sampling(seed=1), Limits(12)))
+        found = by_choice(engine.stream([[7]], Sampling(seed=1), Limits(12), n=4))
         return [[step.id for step in found[choice]] for choice in range(4)]
 
     first = run()
@@ -102,9 +198,9 @@ def test_choices_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> No
 
 
 def test_an_unseeded_run_reports_the_seed_that_repeats_it(engine: Engine) -> None:
-    first = [step.id for step in engine.stream([[7, 7]], Sampling(), Limits(10))]
-    again = [step.id for step in engine.stream([[7, 7]], Sampling(seed=engine.seed), Limits(10))]
-    assert first == again
+    first = engine.stream([[7, 7]], Sampling(), Limits(10))
+    ids = [step.id for step in first]
+    assert ids == [step.id for step in engine.stream([[7, 7]], Sampling(seed=first.seeds[0]), Limits(10))]
 
 
 def test_steps_carry_the_probabilities_under_the_model_and_as_drawn(engine: Engine, model: Transformer) -> None:
@@ -124,7 +220,7 @@ def test_steps_carry_the_probabilities_under_the_model_and_as_drawn(engine: Engi
 def forced(engine: Engine, text: str, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Steps of a completion that the sampler is made to draw as `text`."""
     ids = iter(text.encode("latin-1"))
-    monkeypatch.setattr("nextword.generate.engine.choose", lambda *_: (next(ids), 1.0))
+    monkeypatch.setattr("nextword.generate.generation.choose", lambda *_: (next(ids), 1.0))
     return list(engine.stream([[65]], Sampling(), limits))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,28 @@ def test_logprobs_of_a_text_name_its_tokens(stored: nextword.LanguageModel) -> N
 def test_a_prompt_beyond_the_context_names_both_numbers(stored: nextword.LanguageModel) -> None:
     with pytest.raises(UsageError, match=r"9000 tokens.*8192"):
         stored.complete([100] * 9000)
+
+
+@pytest.mark.parametrize("precision", ["stored", "exact"])
+def test_threads_and_interleaved_streams_of_one_model_get_what_each_gets_alone(
+    precision: str, request: pytest.FixtureRequest
+) -> None:
+    model: nextword.LanguageModel = request.getfixturevalue(precision)
+
+    def run(seed: int) -> tuple[Any, ...]:
+        return model.complete(PROMPTS[seed], max_tokens=12, seed=seed).steps
+
+    alone = [run(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(4))) == alone
+    streams = [model.stream(PROMPTS[seed], max_tokens=12, seed=seed) for seed in range(4)]
+    together = list(zip_longest(*streams))
+    assert [tuple(step for step in steps if step) for steps in zip(*together, strict=True)] == alone
+
+
+def test_a_prompt_gets_the_same_text_in_a_list_of_another_order(stored: nextword.LanguageModel) -> None:
+    there = stored.complete_all(PROMPTS[:3], n=2, max_tokens=8, seed=3)
+    back = stored.complete_all(PROMPTS[2::-1], n=2, max_tokens=8, seed=3)
+    assert {(each.prompt, each.choice % 2): each.text for each in there} == {
+        (each.prompt, each.choice % 2): each.text for each in back
+    }

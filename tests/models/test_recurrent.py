@@ -157,7 +157,7 @@ def test_a_batch_of_uneven_prompts_equals_each_prompt_alone_beyond_the_context(
         tokens = list(prompt)
         for _ in range(25):
             logits = plain_logits(model, torch.tensor([tokens]))[0, -1].numpy()
-            tokens.append(choose(logits, sampling, 3, choice, len(tokens))[0])
+            tokens.append(choose(logits, sampling, 3, 0, len(tokens))[0])
         assert ids == tokens[len(prompt) :]
     assert {step.finish for step in steps} == {None, "length"}  # a context of 16 ends nothing
 

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    _replace_closed_streams()
     _prepare_streams()
     import click
 
@@ -44,7 +45,7 @@ def _run(arguments: list[str]) -> int:
         return shell_complete(app, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
     try:
         # Not app.main(): it would turn a closed pipe and Ctrl-C into codes of its own.
-        with app.make_context(PROGRAM, arguments) as context:
+        with app.make_context(PROGRAM, arguments, color=False if _plain_terminal() else None) as context:
             app.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -88,12 +89,38 @@ def _ignore_interrupts() -> None:
 def _end_terminal_line(show_cursor: bool = False) -> None:
     """Leave the ^C on its own line; a progress bar may have hidden the cursor."""
     if sys.stderr is not None and sys.stderr.isatty():
-        os.write(sys.stderr.fileno(), b"\x1b[?25h\n" if show_cursor else b"\n")
+        dumb = os.environ.get("TERM") == "dumb"  # rich hid no cursor there
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n" if show_cursor and not dumb else b"\n")
+
+
+def _plain_terminal() -> bool:
+    """Whether text is printed without styles even to a terminal. What rich draws obeys the same variables."""
+    return os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
+
+
+def _replace_closed_streams() -> None:
+    """Stand in for standard streams that the caller closed, which Python shows as None.
+
+    Input is empty, messages go nowhere, and output fails when something is written, as for cat or ls. The stand-ins
+    take the closed descriptors, in order, so that no file opened later gets them.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(_nowhere(os.O_RDONLY))
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(_nowhere(os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(_nowhere(os.O_WRONLY), "w")
+
+
+def _nowhere(access: int) -> int:
+    descriptor = os.open(os.devnull, access)
+    os.set_inheritable(descriptor, True)  # the processes of a training run need standard streams too
+    return descriptor
 
 
 def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a character the terminal lacks is no reason to stop
     if not _debugging() and not sys.warnoptions:
         import warnings

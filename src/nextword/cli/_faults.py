@@ -19,7 +19,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return _usage(error), error.exit_code
     if _is_out_of_memory(error):
-        return "out of memory. Use a smaller model, fewer completions at once (-n) or a shorter text", 1
+        return "out of memory. Use a smaller model, fewer completions at once or a shorter text", 1
     if isinstance(error, OSError):
         return _system(error), 1
     if isinstance(error, SystemExit):
@@ -55,5 +55,6 @@ def _system(error: OSError) -> str:
     ways_out = {
         errno.ENOSPC: ". Free some space, or write elsewhere",
         errno.EDQUOT: ". Your quota is used up",
+        errno.EBADF: ". Standard output is closed",
     }
     return _one_line(f"{where}{reason}{ways_out.get(error.errno or 0, '')}")

@@ -14,7 +14,7 @@ from ..base import NextwordError, UsageError
 from ._options import load_model, model_options, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..generate import LanguageModel
+    from ..generate import Generation, LanguageModel
 
 HELP = """\
 /help            this page
@@ -45,7 +45,7 @@ class Conversation:
 
         asked = [*self.messages, {"role": "user", "content": text}]
         prompt = render_chat(self.model.tokenizer, asked, add_generation_prompt=True)
-        steps = self.model.stream(self.model.encode(prompt, special=True), **self.settings)
+        steps = self._stream(prompt)
         said: list[str] = []
         try:
             for step in steps:
@@ -56,6 +56,14 @@ class Conversation:
         finally:
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
+
+    def _stream(self, prompt: str) -> Generation:
+        from ..generate import PromptTooLong
+
+        try:
+            return self.model.stream(self.model.encode(prompt, special=True), **self.settings)
+        except PromptTooLong as error:
+            raise UsageError(f"{error.fact}. Write less, or forget the conversation with /reset") from None
 
 
 @click.command(name="chat")
@@ -109,7 +117,7 @@ def _lines() -> Iterator[str]:
     terminal = sys.stdin.isatty()
     while True:
         try:
-            yield input(click.style("> ", bold=True) if terminal and sys.stdout.isatty() else "")
+            yield input("> " if terminal and sys.stdout.isatty() else "")
         except EOFError:
             if terminal:
                 click.echo()

@@ -12,7 +12,7 @@ from ..base import UsageError
 from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..generate import Completion, LanguageModel, Sampling, Step
+    from ..generate import Completion, Generation, LanguageModel, Sampling
 
 DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 
@@ -98,19 +98,26 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
         "truncate": options["truncate"],
         "alternatives": options["alternatives"],
     }
-    steps = model.stream(text, **request, **settings)
+    generation = _stream(model, text, request | settings)
     live = options["count"] == 1 and not options["as_json"]
     if live:
         _echo_prompt(text)
-    found: list[list[Step]] = [[] for _ in range(options["count"])]
-    for step in steps:
-        found[step.choice].append(step)
+    for step in generation:
         if live:
             sys.stdout.write(step.text)
             sys.stdout.flush()
     if live:
         sys.stdout.write("\n")
-    _report(model, text, found, sampling, options)
+    _report(model, text, generation, sampling, options)
+
+
+def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Generation:
+    from ..generate import PromptTooLong
+
+    try:
+        return model.stream(text, **settings)
+    except PromptTooLong as error:
+        raise UsageError(f"{error.fact}. Shorten it, or cut its beginning with --truncate left") from None
 
 
 def _build_prompt(prompt: str, options: dict[str, Any]) -> str:
@@ -130,12 +137,11 @@ def _unescape(text: str) -> str:
 
 
 def _report(
-    model: LanguageModel, prompt: str, found: list[list[Step]], sampling: Sampling, options: dict[str, Any]
+    model: LanguageModel, prompt: str, generation: Generation, sampling: Sampling, options: dict[str, Any]
 ) -> None:
     from ..generate import gather
 
-    ids = model.engine.read_prompts[0]
-    completions = [gather(prompt, ids, steps) for steps in found]
+    completions = [gather(prompt, generation, choice) for choice in range(generation.n)]
     if options["as_json"]:
         from ._console import emit_json
 
@@ -155,9 +161,9 @@ def _report(
 def _as_json(
     model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]
 ) -> dict[str, Any]:
-    timings = model.engine.timings
+    timings = completions[0].timings
     settings = asdict(sampling) | {
-        "seed": model.engine.seed,
+        "seed": completions[0].seed,
         "max_tokens": options["max_tokens"],
         "stop": options["stop"],
         "n": options["count"],

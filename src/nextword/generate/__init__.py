@@ -9,14 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine import Engine, Limits
+    from .engine import Engine, PromptTooLong
+    from .generation import Generation, Limits
     from .language_model import LanguageModel, gather, load
     from .results import Alternative, Completion, NextTokens, ScoredText, Step, Timings, TokenLogprob
     from .sampling import Distribution, Sampling
 
 _HOMES = {
     "Engine": "engine",
-    "Limits": "engine",
+    "PromptTooLong": "engine",
+    "Generation": "generation",
+    "Limits": "generation",
     "LanguageModel": "language_model",
     "gather": "language_model",
     "load": "language_model",
@@ -36,9 +39,11 @@ __all__ = [
     "Completion",
     "Distribution",
     "Engine",
+    "Generation",
     "LanguageModel",
     "Limits",
     "NextTokens",
+    "PromptTooLong",
     "Sampling",
     "ScoredText",
     "Step",

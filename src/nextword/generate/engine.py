@@ -1,10 +1,8 @@
-"""The engine: many sequences through one model, a token each at a time."""
+"""The engine: many sequences through one model. It keeps nothing of a call: that is `Generation`'s."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,40 +11,23 @@ from torch import Tensor
 
 from ..base import RunError, UsageError, free_memory
 from ..models import Model, State
-from ..text import StreamDecoder, Tokenizer
-from .results import Alternative, FinishReason, Step, Timings
-from .sampling import Distribution, Floats, Sampling, adjust, choose, fresh_seed, log_softmax
+from ..text import Tokenizer
+from .generation import Generation, Limits
+from .results import Alternative
+from .sampling import Distribution, Floats, Sampling, log_softmax
 
 CHUNK = 1024  # prompt tokens forwarded at a time, so that memory does not grow with the prompt
 LEAST_SHARED = 16  # tokens that several prompts must begin with for reading them once to pay
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When a completion ends. Raises UsageError for values that make no sense."""
+class PromptTooLong(UsageError):
+    """A prompt that leaves no room for an answer. `fact` says so alone: the ways out depend on who asks."""
 
-    max_tokens: int = 128
-    stop: tuple[str, ...] = ()
-    truncate: str | None = None  # "left" cuts a prompt that does not fit; None refuses it
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UsageError(f"max_tokens is {self.max_tokens}; it takes a whole number of at least 1")
-        if any(not stop for stop in self.stop):
-            raise UsageError("a stop string is empty; it would end every completion before its first token")
-        if self.truncate not in (None, "left"):
-            raise UsageError(f"truncate is {self.truncate!r}; it takes 'left'")
-
-
-@dataclass
-class _Sequence:
-    """One completion under way."""
-
-    choice: int
-    prompt: tuple[int, ...]
-    decoder: StreamDecoder
-    generated: list[int] = field(default_factory=list)
-    held: str = ""  # decoded, but it may be the beginning of a stop string
+    def __init__(self, tokens: int, context: int, ways_out: str = "Shorten it") -> None:
+        self.fact = (
+            f"the prompt has {tokens} tokens; the model's context holds {context}, at least one of them for the answer"
+        )
+        super().__init__(f"{self.fact}. {ways_out}")
 
 
 class Engine:
@@ -57,9 +38,6 @@ class Engine:
 
     def __init__(self, model: Model[Any], tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.timings = Timings(0, 0.0, 0, 0.0)  # of the last finished `stream`
-        self.seed = 0  # used by the last `stream`
-        self.read_prompts: list[tuple[int, ...]] = []  # token ids of the last `stream`, after any cut
 
     def stream(
         self,
@@ -67,62 +45,34 @@ class Engine:
         sampling: Sampling | None = None,
         limits: Limits | None = None,
         alternatives: int = 0,
-    ) -> Iterator[Step]:
-        """Complete every prompt (token ids); yield each token as soon as it is drawn.
+        n: int = 1,
+    ) -> Generation:
+        """Complete every prompt (token ids) `n` times; gives each token as soon as it is drawn.
 
-        Prompts are decoded as one batch; equal ones are read once. `Step.choice` is the prompt's index, and
-        the key, with the seed, of its random numbers. With `alternatives` K, every step carries the K
-        likeliest tokens. Raises UsageError for a prompt that is empty or beyond the context.
+        All are decoded as one batch; equal prompts are read once. A completion depends on its prompt, its seed and its
+        number among the `n`, and on nothing else in the batch. Without a seed each prompt gets a fresh one. With
+        `alternatives` K, every step carries the K likeliest tokens. Raises UsageError for a prompt that is empty or
+        beyond the context.
         """
         sampling, limits = sampling or Sampling(), limits or Limits()
-        self.read_prompts = [self._fit(prompt, limits) for prompt in prompts]
-        return self._run(self.read_prompts, sampling, limits, alternatives)
+        fitted = [self._fit(prompt, limits) for prompt in prompts]
+        return Generation(self, fitted, n, sampling, limits, alternatives)
 
-    def _fit(self, prompt: Sequence[int], limits: Limits) -> tuple[int, ...]:
+    def _fit(self, prompt: Sequence[int], limits: Limits | None = None) -> tuple[int, ...]:
         """The prompt as it will be read: refused if it leaves no room for a token, or cut where that was asked."""
         context = self.model.longest
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to continue. Give at least one token")
         if context is None or len(prompt) < context:
             return tuple(prompt)
+        if limits is None:
+            raise PromptTooLong(len(prompt), context)
         if limits.truncate == "left":
             keep = max(context - limits.max_tokens, context // 2)
             return tuple(prompt[-keep:])
-        raise UsageError(
-            f"the prompt has {len(prompt)} tokens; the model's context holds {context}, at least one of them for the"
-            " answer. Shorten it, or cut its beginning with --truncate left"
-        )
+        raise PromptTooLong(len(prompt), context, "Shorten it, or cut its beginning with truncate='left'")
 
-    @torch.inference_mode()
-    def _run(
-        self, prompts: list[tuple[int, ...]], sampling: Sampling, limits: Limits, alternatives: int
-    ) -> Iterator[Step]:
-        self.seed = fresh_seed() if sampling.seed is None else sampling.seed
-        began = time.perf_counter()
-        running = [_Sequence(choice, prompt, self.tokenizer.stream()) for choice, prompt in enumerate(prompts)]
-        room = max(map(len, prompts)) + limits.max_tokens
-        room = min(self.model.longest or room, room)
-        self._check_memory(len(prompts), room)
-        logits, state = self.prefill(prompts, room)
-        prefilled = time.perf_counter()
-        generated = 0
-        while running:
-            steps = self._steps(running, logits, sampling, limits, alternatives)
-            generated += len(steps)
-            yield from steps
-            rows = [row for row, step in enumerate(steps) if step.finish is None]
-            if len(rows) < len(running):
-                running = [running[row] for row in rows]
-                state = state.select(rows) if running else state
-            if running:
-                tokens = torch.tensor([[sequence.generated[-1]] for sequence in running], device=self.model.device)
-                logits = self.model.logits(self.model.hidden(tokens, state)[:, -1])
-        ended = time.perf_counter()
-        self.timings = Timings(
-            len(set(prompts)) and sum(map(len, set(prompts))), prefilled - began, generated, ended - prefilled
-        )
-
-    def _check_memory(self, rows: int, room: int) -> None:
+    def check_memory(self, rows: int, room: int) -> None:
         """Refuse a batch whose states (twice, while they are put together) cannot be held."""
         needed = 2 * rows * self.model.state_bytes(room)
         free = free_memory()
@@ -162,60 +112,6 @@ class Engine:
         assert hidden is not None
         return self.model.logits(hidden[:, -1]), state
 
-    def _steps(
-        self, running: list[_Sequence], logits: Tensor, sampling: Sampling, limits: Limits, alternatives: int
-    ) -> list[Step]:
-        rows = logits.numpy(force=True)
-        return [
-            self._step(sequence, row, sampling, limits, alternatives)
-            for sequence, row in zip(running, rows, strict=True)
-        ]
-
-    def _step(
-        self, sequence: _Sequence, raw: np.ndarray, sampling: Sampling, limits: Limits, alternatives: int
-    ) -> Step:
-        position = len(sequence.prompt) + len(sequence.generated)
-        adjusted = adjust(raw, sampling, sequence.prompt, sequence.generated)
-        token, drawn = choose(adjusted, sampling, self.seed, sequence.choice, position)
-        shown: tuple[Alternative, ...] = ()
-        if alternatives:
-            shown = self.alternatives(raw, adjusted, sampling, alternatives)
-        sequence.generated.append(token)
-        finish, text = self._text_and_finish(sequence, token, position + 1, limits)
-        return Step(
-            choice=sequence.choice,
-            position=position,
-            id=token,
-            token=self.tokenizer.token_text(token),
-            text=text,
-            logprob=_log_probability(raw, token),
-            drawn=drawn,
-            alternatives=shown,
-            finish=finish,
-        )
-
-    def _text_and_finish(
-        self, sequence: _Sequence, token: int, length: int, limits: Limits
-    ) -> tuple[FinishReason | None, str]:
-        """Text that may be shown now, and why the sequence ends here, if it does."""
-        ended = token in self.tokenizer.stop_ids
-        text = sequence.held + ("" if ended else sequence.decoder.push(token))
-        finish: FinishReason | None = None
-        if ended:
-            finish = "end_of_text"
-        elif len(sequence.generated) >= limits.max_tokens:
-            finish = "length"
-        elif self.model.longest is not None and length >= self.model.longest:
-            finish = "context"
-        if finish is not None:
-            text += sequence.decoder.flush()
-        found = [place for stop in limits.stop if (place := text.find(stop)) >= 0]
-        if found:
-            return "stop", text[: min(found)]
-        keep = 0 if finish else _beginning_of_stop(text, limits.stop)
-        sequence.held = text[len(text) - keep :]
-        return finish, text[: len(text) - keep]
-
     def alternatives(
         self, raw: np.ndarray, adjusted: np.ndarray, sampling: Sampling, count: int
     ) -> tuple[Alternative, ...]:
@@ -235,7 +131,7 @@ class Engine:
     @torch.inference_mode()
     def next_logits(self, prompt: Sequence[int]) -> Floats:
         """Raw logits of the token after `prompt`, float64 (vocabulary,)."""
-        fitted = self._fit(prompt, Limits())
+        fitted = self._fit(prompt)
         return self.prefill([fitted])[0][0].double().numpy(force=True)
 
     @torch.inference_mode()
@@ -262,20 +158,3 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
     first, last = min(prompts), max(prompts)  # in sorted order, all others share what these two do
     most = min(map(len, prompts)) - 1
     return next((n for n, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
-
-
-def _log_probability(raw: np.ndarray, token: int) -> float:
-    """ln softmax(raw)[token], summed in float64."""
-    shifted = raw - raw.max()
-    return float(shifted[token]) - float(np.log(np.exp(shifted).sum(dtype=np.float64)))
-
-
-def _beginning_of_stop(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that a stop string begins with."""
-    longest = 0
-    for stop in stops:
-        for size in range(min(len(stop) - 1, len(text)), longest, -1):
-            if text.endswith(stop[:size]):
-                longest = size
-                break
-    return longest

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from operator import index
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,14 @@ from ..base import UsageError
 from ..spec import ModelSpec
 from ..weights import Dtype, Loaded
 from ..weights import load as load_weights
-from .engine import Engine, Limits
-from .results import Alternative, Completion, NextTokens, ScoredText, Step, TokenLogprob
+from ..weights.catalogue import DEFAULT_MODEL
+from .checks import known, shown, whole
+from .engine import Engine
+from .generation import Generation, Limits
+from .results import Alternative, Completion, NextTokens, ScoredText, TokenLogprob
 from .sampling import Distribution, Sampling, adjust, log_softmax
+
+Prompt = str | Sequence[int]  # text, or token ids
 
 
 class LanguageModel:
@@ -43,6 +51,8 @@ class LanguageModel:
 
         Special tokens written in `text` stay text unless `special` is set (as for a rendered chat).
         """
+        if not isinstance(text, str):
+            raise UsageError(f"the text is {shown(text)}; it takes a str")
         ids = self.tokenizer.encode(text, special=special)
         bos = self.tokenizer.bos_id
         if self.tokenizer.adds_bos and bos is not None and ids[:1] != [bos]:
@@ -51,7 +61,7 @@ class LanguageModel:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         n: int = 1,
         max_tokens: int = 128,
@@ -59,21 +69,22 @@ class LanguageModel:
         alternatives: int = 0,
         truncate: str | None = None,
         **sampling: Any,
-    ) -> Iterator[Step]:
-        """Yield the tokens of a completion as they are drawn; `n` completions run as one batch."""
-        if n < 1:
-            raise UsageError(f"n is {n}; it takes a whole number of at least 1")
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), truncate)
-        return self.engine.stream([ids] * n, Sampling(**sampling), limits, alternatives)
+    ) -> Generation:
+        """Iterate over the tokens of a completion as they are drawn; `n` completions run as one batch.
 
-    def complete(self, prompt: str | Sequence[int], **settings: Any) -> Completion:
+        The seed, the timings and the prompt as it was read are attributes of what is returned.
+        """
+        return self._generate([self._ids(prompt)], n, max_tokens, stop, alternatives, truncate, sampling)
+
+    def complete(self, prompt: Prompt, **settings: Any) -> Completion:
         """Finish one prompt. Takes what `stream` takes, except `n`."""
+        if "n" in settings:
+            raise UsageError("complete finishes a prompt once and takes no n. Use: complete_all([prompt], n=...)")
         return self.complete_all([prompt], **settings)[0]
 
     def complete_all(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         *,
         n: int = 1,
         max_tokens: int = 128,
@@ -82,36 +93,69 @@ class LanguageModel:
         truncate: str | None = None,
         **sampling: Any,
     ) -> list[Completion]:
-        """Finish several prompts, `n` times each, as one batch; results stand in the order of the prompts."""
-        if n < 1:
-            raise UsageError(f"n is {n}; it takes a whole number of at least 1")
-        texts = [
-            prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in prompts for _ in range(n)
-        ]
-        ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts for _ in range(n)]
-        if not ids:
-            return []
-        limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), truncate)
-        steps: list[list[Step]] = [[] for _ in ids]
-        for step in self.engine.stream(ids, Sampling(**sampling), limits, alternatives):
-            steps[step.choice].append(step)
-        return [gather(text, prompt, found) for text, prompt, found in zip(texts, ids, steps, strict=True)]
+        """Finish several prompts, `n` times each, as one batch; results stand in the order of the prompts.
 
-    def next_tokens(
-        self, prompt: str | Sequence[int], temperature: float = 1.0, top: int = 10, **sampling: Any
-    ) -> NextTokens:
+        With a seed, a completion depends on its prompt, the seed and its number among the `n` alone: not on the other
+        prompts, nor on its place among them. Without one, each prompt gets its own.
+        """
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+            raise UsageError(f"prompts is {shown(prompts)}; it takes a list of prompts. For one there is: complete")
+        prompts = list(prompts)
+        ids = [self._ids(prompt) for prompt in prompts]
+        generation = self._generate(ids, n, max_tokens, stop, alternatives, truncate, sampling)
+        for _ in generation:
+            pass
+        texts = [self._text(prompt, read) for prompt, read in zip(prompts, ids, strict=True) for _ in range(n)]
+        return [gather(text, generation, choice) for choice, text in enumerate(texts)]
+
+    def _generate(
+        self,
+        prompts: list[list[int]],
+        n: int,
+        max_tokens: int,
+        stop: Any,
+        alternatives: int,
+        truncate: str | None,
+        sampling: dict[str, Any],
+    ) -> Generation:
+        n, alternatives = whole("n", n, 1), whole("alternatives", alternatives, 0)
+        if not isinstance(stop, str | Sequence) or isinstance(stop, bytes):
+            raise UsageError(f"stop is {shown(stop)}; it takes a text or a list of texts")
+        limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), truncate)
+        own = ("n", "max_tokens", "stop", "alternatives", "truncate")
+        return self.engine.stream(prompts, _sampling(sampling, own), limits, alternatives, n)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids. Raises UsageError for what is neither text nor ids of this vocabulary."""
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        if isinstance(prompt, bytes | bytearray | memoryview):
+            raise UsageError(f"the prompt is {shown(prompt)}; it takes text. Decode it first: prompt.decode()")
+        try:
+            ids = [index(token) for token in prompt]
+        except TypeError:
+            raise UsageError(f"the prompt is {shown(prompt)}; it takes text or a list of token ids") from None
+        for token in ids:
+            whole("a token id of the prompt", token, 0, self.spec.vocabulary - 1)
+        return ids
+
+    def _text(self, prompt: Prompt, ids: list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+
+    def next_tokens(self, prompt: Prompt, temperature: float = 1.0, top: int = 10, **sampling: Any) -> NextTokens:
         """The distribution of the next token at one temperature; see `next_tokens_at` for several."""
         return self.next_tokens_at(prompt, [temperature], top, **sampling)[0]
 
     def next_tokens_at(
-        self, prompt: str | Sequence[int], temperatures: Sequence[float], top: int = 10, **sampling: Any
+        self, prompt: Prompt, temperatures: Sequence[float], top: int = 10, **sampling: Any
     ) -> list[NextTokens]:
         """The distribution of the next token at several temperatures, from one pass through the model."""
-        if top < 1:
-            raise UsageError(f"top is {top}; it takes a whole number of at least 1")
-        settings = [Sampling(temperature=temperature, **sampling) for temperature in temperatures]
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+        top = whole("top", top, 1)
+        if not isinstance(temperatures, Iterable):
+            raise UsageError(f"temperatures is {shown(temperatures)}; it takes a list of numbers")
+        settings = [_sampling({**sampling, "temperature": each}, ("top",)) for each in temperatures]
+        ids = self._ids(prompt)
+        text = self._text(prompt, ids)
         raw = self.engine.next_logits(ids)
         return [self._distribution(text, raw, adjust(raw, each, ids, ()), each, top) for each in settings]
 
@@ -136,33 +180,47 @@ class LanguageModel:
             vocabulary=self.spec.vocabulary,
         )
 
-    def logprobs(self, text: str) -> ScoredText:
-        """ln p of every token of `text` given those before it."""
-        ids = self.encode(text)
+    def logprobs(self, text: Prompt) -> ScoredText:
+        """ln p of every token of `text` (or of token ids) given those before it."""
+        ids = self._ids(text)
+        if not ids:
+            raise UsageError("the text is empty: there is nothing to score. Give at least one token")
         logprobs, ranks = self.engine.score(ids)
         first = TokenLogprob(ids[0], self.tokenizer.token_text(ids[0]), None, None)
         rest = [
             TokenLogprob(token, self.tokenizer.token_text(token), float(value), rank)
             for token, value, rank in zip(ids[1:], logprobs, ranks, strict=True)
         ]
-        return ScoredText(text, (first, *rest))
+        return ScoredText(self._text(text, ids), (first, *rest))
 
 
-def gather(prompt: str, prompt_ids: Sequence[int], steps: Sequence[Step]) -> Completion:
-    """The steps of one finished completion as a `Completion`."""
-    finish = steps[-1].finish if steps else None
+def _sampling(settings: dict[str, Any], others: tuple[str, ...]) -> Sampling:
+    """Keywords of a method as a `Sampling`; `others` are those it takes besides."""
+    known(settings, (*(item.name for item in fields(Sampling)), *others))
+    return Sampling(**settings)
+
+
+def gather(prompt: str, generation: Generation, choice: int = 0) -> Completion:
+    """The completion `choice` of a generation that has ended; `prompt` is its text."""
+    steps, place = tuple(generation.steps[choice]), choice // generation.n
+    finish = generation.finish_reasons[choice]
     if finish is None:
         raise ValueError("the completion has not finished")
-    return Completion(
-        prompt, tuple(prompt_ids), "".join(step.text for step in steps), tuple(steps), finish, steps[0].choice
-    )
+    text = "".join(step.text for step in steps)
+    read, seed = generation.prompts[place], generation.seeds[place]
+    return Completion(prompt, read, text, steps, finish, choice, seed, generation.timings)
 
 
-def load(name: str = "smollm2-135m-instruct", dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
+def load(name: str | PathLike[str] = DEFAULT_MODEL, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
     """Load a model: a catalogue name, a Hugging Face folder, a .gguf file, or hf:owner/name.
 
     See `nextword.weights.load` for `dtype` and `device`, and for the errors.
     """
+    if isinstance(name, PathLike):
+        name = fspath(name)
+    for what, value in {"name": name, "dtype": dtype, "device": device}.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{what} is {shown(value)}; it takes a str{' or a path' * (what == 'name')}")
     return LanguageModel(load_weights(name, dtype, device))
 
 

@@ -29,7 +29,7 @@ class Step:
 
     `token` is the token's own text, `text` what it adds to the output (empty while a character is
     incomplete), `logprob` the natural logarithm of the model's own probability, `drawn` the probability
-    it was actually drawn with. `choice` numbers the completion within its batch.
+    it was actually drawn with. `choice` numbers the completion within its batch, all of the first prompt first.
     """
 
     choice: int
@@ -63,14 +63,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished prompt. `text` does not repeat the prompt and ends before the stop string, if one ended it."""
+    """One finished prompt. `text` does not repeat the prompt and ends before the stop string, if one ended it.
+
+    `prompt_ids` are as they were read, after any cut. `seed` repeats it; `timings` are those of its whole batch.
+    """
 
     prompt: str
     prompt_ids: tuple[int, ...]
     text: str
     steps: tuple[Step, ...]
     finish: FinishReason
-    choice: int = 0
+    choice: int
+    seed: int
+    timings: Timings
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -128,12 +133,12 @@ class ScoredText:
         return sum(token.logprob for token in self.tokens if token.logprob is not None)
 
     @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-probability a token."""
+    def perplexity(self) -> float | None:
+        """exp of the mean negative log-probability a token; None for a single token, which nothing precedes."""
         import math
 
         scored = sum(token.logprob is not None for token in self.tokens)
-        return math.exp(-self.logprob / scored) if scored else math.nan
+        return math.exp(-self.logprob / scored) if scored else None
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "logprob": self.logprob, "perplexity": self.perplexity}

@@ -4,10 +4,11 @@ The definitions, in the order they apply:
 
 1. repetition penalty (prompt and generated), presence and frequency penalties (generated), logit bias: on raw logits;
 2. temperature and truncations in `Sampling.order`, temperature first unless asked otherwise;
-3. one 53-bit uniform number from Philox keyed by (seed, choice) at counter = position, and the inverse of the
-   cumulative distribution over tokens by (logit descending, id ascending), in float64.
+3. one 53-bit uniform number from Philox keyed by (seed, sample) at counter = position, and the inverse of the
+   cumulative distribution over tokens by (logit descending, id ascending), in float64. `sample` numbers the
+   completions of one prompt.
 
-So a token depends on the logits, the seed, the choice and the position, and on nothing else.
+So a token depends on the logits, the seed, the sample and the position, and on nothing else.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base import RunError, UsageError
+from .checks import number, shown, whole
 
 ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 Floats = NDArray[np.float64]
@@ -48,28 +52,15 @@ class Sampling:
     order: tuple[str, ...] = ORDER
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, float | int) and not isinstance(value, bool) and not math.isfinite(value):
-                raise UsageError(f"{item.name} is {value}; it takes a finite number")
-        _within("temperature", self.temperature, 0, math.inf)
-        _within("top_k", self.top_k, 0, math.inf)
-        _within("top_p", self.top_p, 0, 1)
-        _within("min_p", self.min_p, 0, 1)
-        _within("typical_p", self.typical_p, 0, 1)
-        if self.repetition_penalty <= 0:
-            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it takes a number above 0 (1: none)")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed is {self.seed}; it takes a whole number from 0 to 2^64 - 1")
-        if any(not math.isfinite(bias) and bias != -math.inf for bias in self.logit_bias.values()):
-            raise UsageError("logit_bias takes finite numbers, or -inf to forbid a token")
-        unknown = [name for name in self.order if name not in ORDER]
-        if unknown or len(set(self.order)) != len(self.order):
-            raise UsageError(
-                f"order {','.join(self.order)!r} does not fit; it takes each of {', '.join(ORDER)} at most once"
-            )
-        missing = tuple(name for name in ORDER if name not in self.order)
-        object.__setattr__(self, "order", (*self.order, *missing))
+        for name, (low, high) in _RANGES.items():
+            object.__setattr__(self, name, number(name, getattr(self, name), low, high))
+        object.__setattr__(self, "top_k", whole("top_k", self.top_k, 0))
+        if self.repetition_penalty == 0:
+            raise UsageError("repetition_penalty is 0; it takes a number above 0 (1: none)")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole("seed", self.seed, 0, 2**64 - 1))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "order", _whole_order(self.order))
 
     @property
     def greedy(self) -> bool:
@@ -85,10 +76,37 @@ class Sampling:
         )
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        limit = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
-        raise UsageError(f"{name} is {value}; it takes a number {limit}")
+_RANGES = {
+    "temperature": (0, math.inf),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "typical_p": (0, 1),
+    "repetition_penalty": (0, math.inf),
+    "presence_penalty": (-math.inf, math.inf),
+    "frequency_penalty": (-math.inf, math.inf),
+}
+
+
+def _biases(biases: Mapping[int, Any]) -> dict[int, float]:
+    """What is added to which token's logit, checked but for the vocabulary's size."""
+    if not isinstance(biases, Mapping):
+        raise UsageError(f"logit_bias is {shown(biases)}; it takes a dictionary of token ids and numbers")
+    return {whole("a token id of logit_bias", token, 0): _bias(token, bias) for token, bias in biases.items()}
+
+
+def _bias(token: int, bias: Any) -> float:
+    if isinstance(bias, Real) and bias == -math.inf:
+        return -math.inf
+    return number(f"logit_bias of token {token} (-inf forbids it)", bias)
+
+
+def _whole_order(order: Sequence[str]) -> tuple[str, ...]:
+    """All of ORDER: those named in that order, then the others."""
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise UsageError(f"order is {shown(order)}; it takes a list of {', '.join(ORDER)}")
+    if len(set(map(repr, order))) != len(order) or any(name not in ORDER for name in order):
+        raise UsageError(f"order {shown(list(order))} does not fit; it takes each of {', '.join(ORDER)} at most once")
+    return (*order, *(name for name in ORDER if name not in order))
 
 
 def fresh_seed() -> int:
@@ -96,10 +114,10 @@ def fresh_seed() -> int:
     return int.from_bytes(os.urandom(4), "big")
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """The random number of one draw: 53 bits in [0, 1), from Philox keyed by (seed, choice) at `position`."""
+def uniform(seed: int, sample: int, position: int) -> float:
+    """The random number of one draw: 53 bits in [0, 1), from Philox keyed by (seed, sample) at `position`."""
     generator = np.random.Philox(
-        key=np.array([seed, choice], np.uint64), counter=np.array([position, 0, 0, 0], np.uint64)
+        key=np.array([seed, sample], np.uint64), counter=np.array([position, 0, 0, 0], np.uint64)
     )
     return float(generator.random_raw() >> 11) * 2.0**-53
 
@@ -263,12 +281,12 @@ class Distribution:
 
 
 def choose(
-    logits: NDArray[np.floating], sampling: Sampling, seed: int, choice: int, position: int
+    logits: NDArray[np.floating], sampling: Sampling, seed: int, sample: int, position: int
 ) -> tuple[int, float]:
     """Draw one token from adjusted logits (vocabulary,): its id and the probability it was drawn with."""
     if sampling.greedy:
         _check_finite(logits)
         return int(np.argmax(logits)), 1.0
     distribution = Distribution(logits, sampling)
-    token = distribution.pick(uniform(seed, choice, position))
+    token = distribution.pick(uniform(seed, sample, position))
     return token, distribution.probability(token)

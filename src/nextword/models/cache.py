@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..native import Step
 from ..spec import ModelSpec
 
 BLOCK = 256  # positions added at a time when a cache grows
@@ -18,8 +19,11 @@ class KVCache:
     """Keys and values of every layer, preallocated and grown in blocks.
 
     `keys[layer]` and `values[layer]` are (batch, kv_heads, capacity, head_width). Rows may have different
-    lengths; what lies beyond a row's length is never attended to.
+    lengths; what lies beyond a row's length is never attended to. `step` is the model's compiled step, once it was
+    needed: it belongs to the sequence, since another may meanwhile begin with other weights.
     """
+
+    step: Step | None = None
 
     def __init__(
         self,
@@ -107,6 +111,7 @@ class KVCache:
         stacked = object.__new__(KVCache)
         stacked.keys = [torch.cat(layers) for layers in zip(*(cache.keys for cache in states), strict=True)]
         stacked.values = [torch.cat(layers) for layers in zip(*(cache.values for cache in states), strict=True)]
+        stacked.step = states[0].step
         stacked.lengths = [length for cache in states for length in cache.lengths]
         return stacked
 
@@ -116,6 +121,7 @@ class KVCache:
         index = torch.tensor(rows, device=self.keys[0].device)
         chosen.keys = [tensor.index_select(0, index) for tensor in self.keys]
         chosen.values = [tensor.index_select(0, index) for tensor in self.values]
+        chosen.step = self.step
         chosen.lengths = [self.lengths[row] for row in rows]
         return chosen
 

@@ -290,7 +290,6 @@ class Transformer(Model[KVCache]):
         self.dropout = 0.0  # in training, of the embeddings; each block has its own
         self.recompute = False  # in training, form each block's activations again in the backward pass
         self._tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
-        self._step: native.Step | None = None
 
     @property
     def device(self) -> torch.device:
@@ -298,7 +297,6 @@ class Transformer(Model[KVCache]):
 
     def new_state(self, batch: int, capacity: int = 0) -> KVCache:
         """An empty cache for `batch` sequences with room for `capacity` tokens each."""
-        self._step = None  # the weights may have been replaced since the last sequence
         return KVCache(self.spec, batch, capacity, self.dtype, self.device)
 
     def state_bytes(self, positions: int) -> int:
@@ -353,7 +351,7 @@ class Transformer(Model[KVCache]):
             x = x + self.positions(where.positions)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        if where.time == 1 and state is not None and fast(x) and (step := self._compiled()) is not None:
+        if where.time == 1 and state is not None and fast(x) and (step := self._compiled(state)) is not None:
             return self._step_through(step, x[:, 0], state)[:, None]
         return self._layer_by_layer(x, where, state)
 
@@ -375,13 +373,16 @@ class Transformer(Model[KVCache]):
                 x = block(x, where, turning, state)
         return x
 
-    def _compiled(self) -> native.Step | None:
-        """The layers as compiled kernels run them, or None where one was replaced by what they do not know."""
-        if self._step is None:
+    def _compiled(self, state: KVCache) -> native.Step | None:
+        """The layers as compiled kernels run them, or None where one was replaced by what they do not know.
+
+        The state keeps it: the next sequence looks at the weights anew, which may have been replaced meanwhile.
+        """
+        if state.step is None:
             blocks = [block for block in self.blocks if isinstance(block, Block)]
             if all(type(part) in _KNOWN for part in self.blocks.modules()):
-                self._step = native.Step(self.spec, [block.held() for block in blocks])
-        return self._step
+                state.step = native.Step(self.spec, [block.held() for block in blocks])
+        return state.step
 
     def _step_through(self, step: native.Step, x: Tensor, state: KVCache) -> Tensor:
         """`_layer_by_layer` for one new token in each row, x (batch, width), in one compiled call."""
@@ -390,7 +391,6 @@ class Transformer(Model[KVCache]):
         return step.run(x, (rope, local), state.keys, state.values, state.lengths)
 
     def _apply(self, *arguments: Any, **options: Any) -> Self:  # every move to another device passes here
-        self._step = None
         self._tables.clear()
         super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
         return self
@@ -410,8 +410,12 @@ class Transformer(Model[KVCache]):
         """float32 cos and signed sin of at least `positions` positions, (positions, rotary_width)."""
         if self.spec.position != "rotary":
             return None
-        if rope not in self._tables or self._tables[rope][0].shape[0] < positions:
+        found = self._tables.get(rope)
+        if found is None or found[0].shape[0] < positions:
             with torch.inference_mode(False):  # made while generating, they must still serve training
                 cosine, sine = tables(rope, self.spec.head_width, max(2 * positions, 1024))
-                self._tables[rope] = (cosine.to(device), sine.to(device))
-        return self._tables[rope]
+            found = self._tables[rope] = (
+                cosine.to(device),
+                sine.to(device),
+            )  # another thread may put shorter ones here
+        return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
@@ -98,7 +98,8 @@ def threads_for(vectors: int) -> Iterator[None]:
     With few, torch's operations are too small to share out, and its idle threads would only take the cores from
     the kernels': torch gets one thread, the kernels their own, which wake faster and of which one that the
     system takes off its core does not hold up the others. With many, torch's large operations alternate with
-    the kernels', which then borrow torch's threads. Results are the same.
+    the kernels', which then borrow torch's threads. Results are the same. All of it holds for the calling thread
+    alone, so that passes in several threads do not end up with each other's counts.
     """
     if not available():
         yield
@@ -107,15 +108,27 @@ def threads_for(vectors: int) -> Iterator[None]:
 
     few = vectors < MANY
     loaded().nw_borrow_torch_threads(int(not few))
-    before = torch.get_num_threads()
+    before = torch.get_num_threads()  # which also gives a new thread its count
     if few:
-        torch.set_num_threads(1)
+        _thread_setter()(1)
     try:
         yield
     finally:
         if few:
-            torch.set_num_threads(before)
+            _thread_setter()(before)
         loaded().nw_borrow_torch_threads(0)
+
+
+@cache
+def _thread_setter() -> Callable[[int], object]:
+    """Sets how many threads torch uses for the operations of the calling thread.
+
+    That is OpenMP's own function, where torch computes with it: torch.set_num_threads would also set what threads that
+    come into being meanwhile use from then on.
+    """
+    import torch
+
+    return getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
 
 
 def _cores() -> int:

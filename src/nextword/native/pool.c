@@ -33,7 +33,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 // each the idle ones spin for milliseconds, and a second set of threads would fight them for the cores.
 typedef void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 static openmp_parallel torch_threads;
-static _Atomic int borrowing;
+static _Thread_local int borrowing;  // whether the calling thread's work goes to them
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -137,7 +137,7 @@ EXPORT void nw_set_threads(int threads) {
     atomic_store(&wanted, threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
 }
 
-EXPORT void nw_borrow_torch_threads(int yes) { atomic_store(&borrowing, yes); }
+EXPORT void nw_borrow_torch_threads(int yes) { borrowing = yes; }
 
 EXPORT int nw_threads(void) { return atomic_load(&wanted); }
 
@@ -148,7 +148,7 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
         return;
     }
     pthread_once(&once, prepare);
-    if (atomic_load(&borrowing) && torch_threads) {
+    if (borrowing && torch_threads) {
         slot_t shared = {work, job, chunks, 0};
         torch_threads(work_off_slot, &shared, (unsigned)threads, 0);
         return;

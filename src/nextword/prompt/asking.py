@@ -200,7 +200,7 @@ class Asker:
                 some, n=repeats, max_tokens=generation.max_tokens, stop=generation.until, seed=seed,
                 temperature=generation.temperature, top_p=generation.top_p, top_k=generation.top_k,
             )  # fmt: skip
-            self.work.forwarded += self.model.engine.timings.prompt_tokens
+            self.work.forwarded += completions[0].timings.prompt_tokens
             for number, prompt in enumerate(some):
                 written = [each.text for each in completions[number * repeats : (number + 1) * repeats]]
                 yield prompt, written * (generation.repeats // repeats)
@@ -225,6 +225,6 @@ def seconds_for(model: LanguageModel, tokens: int, written: int) -> float:
     scorer.score([replace(request, continuation=(1,))])
     seconds = (time.perf_counter() - began) * tokens / scorer.at_once
     if written:
-        model.complete_all([request.context[:8]] * _WRITTEN_AT_ONCE, max_tokens=_TIMED_STEPS, temperature=0.0)
-        seconds += model.engine.timings.decode_seconds * written / (_WRITTEN_AT_ONCE * _TIMED_STEPS)
+        made = model.complete_all([request.context[:8]], n=_WRITTEN_AT_ONCE, max_tokens=_TIMED_STEPS, temperature=0.0)
+        seconds += made[0].timings.decode_seconds * written / (_WRITTEN_AT_ONCE * _TIMED_STEPS)
     return seconds

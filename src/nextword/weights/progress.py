@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ def on_stderr(what: str, total: int) -> Iterator[Advance]:
     stream = sys.stderr
     if stream is None:
         chosen: AbstractContextManager[Advance] = silent(what, total)
-    elif stream.isatty():
+    elif stream.isatty() and os.environ.get("TERM") != "dumb":
         chosen = _bar(what, total, stream)
     else:
         chosen = _lines(what, total, stream)
