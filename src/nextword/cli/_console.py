@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..base import printable
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 WIDTH_OF_FILES = 100  # characters; of output that no terminal shows
 
@@ -28,9 +32,17 @@ def messages() -> Console:
 
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
 
     class Plain(Console):
-        """A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1."""
+        """Prints text and never obeys it: control characters that are not rich's own come out escaped.
+
+        A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1.
+        """
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text, keep="\n"), style, control)
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -45,6 +57,15 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
         return False
+
+
+def as_shown(text: str, stream: TextIO | None = None) -> str:
+    """`text` as it may go to `stream` (standard output): in a terminal it is printed, and never obeyed.
+
+    What a file, a model or a command line brings is printed with this wherever no console prints it.
+    """
+    stream = sys.stdout if stream is None else stream
+    return printable(text, keep="\n\t") if is_terminal(stream) else text
 
 
 def draws_unicode(console: Console) -> bool:
