@@ -89,7 +89,7 @@ def test_sizes_that_are_no_sizes_are_refused_by_name(key: str, value: object) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "lama"}, "Close to it: llama"),
+        ({"model_type": "lama"}, "Did you mean llama"),
         ({"model_type": None}, "model_type"),
         ({"num_key_value_heads": 5}, "do not divide"),
         ({"num_attention_heads": 33}, "does not divide"),

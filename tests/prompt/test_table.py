@@ -112,12 +112,12 @@ GAP = "where the answer stands"
 REFUSED: dict[str, tuple[TableSettings, str]] = {
     "a column that is not there": (
         TableSettings("{txet} {label}"),
-        "for {txet}. Close to it: text. There is: text",
+        "for {txet}. Did you mean text? There is: text",
     ),
     "an answer that is not there": (TableSettings("{text} {mood}", answer="mood"), "no column 'mood'. There is: text"),
     "a group that is not there": (
         TableSettings(FORM, group="shops"),
-        "no column 'shops' to group by. Close to it",
+        "no column 'shops' to group by. Did you mean",
     ),
     "no place for the answer": (TableSettings("Text: {text}"), GAP),
     "two places for the answer": (TableSettings("{label} {text} {output}{output}"), GAP),

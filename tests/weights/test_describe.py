@@ -131,4 +131,4 @@ def test_describing_imports_no_torch(smollm2_path):
 def test_the_nearest_name_is_the_one_meant(typed, first):
     known = ["smollm2-135m", "complete", "qwen2.5-0.5b-instruct", "gpt2"]
     said = closest(typed, known)
-    assert said.startswith(f" Close to it: {first}") if first else said == ""
+    assert said.startswith(f" Did you mean {first}") if first else said == ""

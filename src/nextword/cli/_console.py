@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # what json.dumps leaves as it is
 WIDTH_OF_FILES = 100  # characters; of output that no terminal shows
 
 
@@ -75,13 +77,19 @@ def draws_unicode(console: Console) -> bool:
 
 def emit_json(value: Any) -> None:
     """Print one JSON document. Infinities and NaN, which JSON lacks, become null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def emit_json_line(value: Any) -> None:
     """Print one JSON document on one line, at once: for a stream of them."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+    sys.stdout.write(_json(value) + "\n")
     sys.stdout.flush()
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON with what a terminal could obey as escapes, which read back as the same text."""
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=indent)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

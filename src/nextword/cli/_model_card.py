@@ -9,8 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..base import printable
 from ..spec import ModelSpec
 from ..weights.describe import Description, TokenizerFacts
+
+_LONGEST, _LONGEST_NAME = 600, 100  # characters of what a file says of itself
 
 
 def model_card(name: str, origin: str, described: Description, every_tensor: bool) -> RenderableType:
@@ -19,7 +22,7 @@ def model_card(name: str, origin: str, described: Description, every_tensor: boo
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     for label, value in _facts(origin, described):
-        facts.add_row(label, value)
+        facts.add_row(label, printable(value, _LONGEST))
     parts: list[RenderableType] = [
         Text(name, "bold"),
         facts,
@@ -127,7 +130,13 @@ def _kinds_table(described: Description) -> Table:
     table = _table("stored as", "tensors", "parameters", "bytes", "bits each")
     for kind in described.kinds():
         bits = 8 * kind.bytes / max(kind.parameters, 1)
-        table.add_row(kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", f"{kind.bytes:,}", f"{bits:.2f}")
+        table.add_row(
+            printable(kind.kind, _LONGEST_NAME),
+            f"{kind.tensors:,}",
+            f"{kind.parameters:,}",
+            f"{kind.bytes:,}",
+            f"{bits:.2f}",
+        )
     bits = 8 * described.bytes / max(described.parameters, 1)
     row = (
         "all",
@@ -143,7 +152,9 @@ def _kinds_table(described: Description) -> Table:
 def _tensor_table(described: Description) -> Table:
     table = _table("tensor", "stored as", "shape", "bytes")
     for tensor in described.tensors:
-        table.add_row(tensor.name, tensor.kind, " x ".join(map(str, tensor.shape)), f"{tensor.bytes:,}")
+        table.add_row(
+            printable(tensor.name, _LONGEST_NAME), tensor.kind, " x ".join(map(str, tensor.shape)), f"{tensor.bytes:,}"
+        )
     return table
 
 
