@@ -61,18 +61,19 @@ def _catch_interrupts() -> None:
     if threading.current_thread() is not threading.main_thread():
         return  # signals belong to the main thread
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        code = _INTERRUPTED if number == signal.SIGINT else _TERMINATED
-        torch = sys.modules.get("torch")
-        half_imported = torch is None or getattr(torch.__spec__, "_initializing", False)
-        if half_imported and _is_importing(frame):
-            _end_terminal_line(show_cursor=True)
-            os._exit(code)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(code)
-
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is usual:  # not ignored (nohup, a background job) or somebody else's
-            signal.signal(number, on_signal)
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    code = _INTERRUPTED if number == signal.SIGINT else _TERMINATED
+    torch = sys.modules.get("torch")
+    half_imported = torch is None or getattr(torch.__spec__, "_initializing", False)
+    if half_imported and _is_importing(frame):
+        _end_terminal_line(show_cursor=True)
+        os._exit(code)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(code)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -86,7 +87,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 def _ignore_interrupts() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGTERM) is _on_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_terminal_line(show_cursor: bool = False) -> None:
