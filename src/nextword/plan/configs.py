@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from ..base import UsageError
@@ -503,17 +504,11 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
     config = {
         name: metadata[f"{architecture}.{key}"] for key, name in names.items() if f"{architecture}.{key}" in metadata
     }
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    config["vocab_size"] = len(tokens) if tokens is not None else metadata.get(f"{architecture}.vocab_size")
+    config["vocab_size"] = _gguf_vocabulary(metadata, architecture)
     config |= {"tie_word_embeddings": tied, "model_type": _GGUF_TYPES.get(architecture, architecture)}
     scaling = _gguf_rope(metadata, architecture, config)
     if scaling:
         config["rope_scaling"] = scaling
-    if architecture == "gptneox":
-        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        rotating = metadata.get(f"{architecture}.rope.dimension_count")
-        if isinstance(rotating, int) and isinstance(width, int) and isinstance(heads, int) and width and heads:
-            config["rotary_pct"] = rotating * heads / width
     if architecture == "gemma2":  # the converter does not store it: 27B is the one that differs from its head width
         config["query_pre_attn_scalar"] = 144 if config.get("num_hidden_layers") == 46 else config.get("head_dim", 256)
     if architecture == "gemma3":
@@ -522,7 +517,36 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
         config["use_sliding_window"] = False
     if architecture == "llama" and "sliding_window" not in config:
         config["sliding_window"] = None
-    return spec_from_config(config)
+    return _gguf_rotating(metadata, architecture, spec_from_config(config))
+
+
+def _gguf_vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
+    """Tokens, as the file says and its list of them shows."""
+    said, tokens = metadata.get(f"{architecture}.vocab_size"), metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        return said
+    if said is not None and said != len(tokens):
+        raise UsageError(f"{architecture}.vocab_size is {said!r}, but the file lists {len(tokens)} tokens")
+    return len(tokens)
+
+
+def _gguf_rotating(metadata: Mapping[str, Any], architecture: str, spec: ModelSpec) -> ModelSpec:
+    """The spec with the part of each head that rotates, the whole of it by default.
+
+    As llama.cpp has it, a part of it is for GPT-NeoX alone; in a Llama file the rows would stand in another order.
+    """
+    key, width = f"{architecture}.rope.dimension_count", spec.head_width
+    rotating = metadata.get(key, width)
+    if spec.position != "rotary":
+        return spec
+    parts = range(2, width + 1, 2) if architecture == "gptneox" else (width,)
+    if isinstance(rotating, bool) or rotating not in parts:
+        fits = f"even, and at most {width}" if architecture == "gptneox" else f"{width}, the width of a head"
+        raise UsageError(f"{key} is {rotating!r}; it must be {fits}")
+    fraction = rotating / width
+    if int(width * fraction) < rotating:  # rounded down
+        fraction = math.nextafter(fraction, 2)
+    return replace(spec, rope=replace(spec.rope, fraction=fraction))
 
 
 def _gguf_rope(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
