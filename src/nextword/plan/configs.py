@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, get_args
 
 from ..base import UsageError
@@ -517,7 +516,11 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
         config["use_sliding_window"] = False
     if architecture == "llama" and "sliding_window" not in config:
         config["sliding_window"] = None
-    return _gguf_rotating(metadata, architecture, spec_from_config(config))
+    if architecture == "gptneox":
+        config["rotary_pct"] = _gguf_fraction(metadata, config)
+    spec = spec_from_config(config)
+    _check_whole_heads(metadata, architecture, spec)
+    return spec
 
 
 def _gguf_vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
@@ -530,23 +533,24 @@ def _gguf_vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
     return len(tokens)
 
 
-def _gguf_rotating(metadata: Mapping[str, Any], architecture: str, spec: ModelSpec) -> ModelSpec:
-    """The spec with the part of each head that rotates, the whole of it by default.
+def _gguf_fraction(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+    """The share of each head of a GPT-NeoX that rotates: all of it where the file does not say, as in llama.cpp."""
+    key, width, heads = "gptneox.rope.dimension_count", config.get("hidden_size"), config.get("num_attention_heads")
+    rotating = metadata.get(key)
+    if rotating is None or not (isinstance(width, int) and isinstance(heads, int) and heads and width >= heads):
+        return 1.0  # what is wrong with the sizes is told by who reads them
+    width //= heads
+    if isinstance(rotating, bool) or rotating not in range(2, width + 1, 2):
+        raise UsageError(f"{key} is {rotating!r}; it must be even, and at most {width}, the width of a head")
+    fraction: float = rotating / width
+    return fraction if int(width * fraction) == rotating else math.nextafter(fraction, 2)  # it was rounded down
 
-    As llama.cpp has it, a part of it is for GPT-NeoX alone; in a Llama file the rows would stand in another order.
-    """
+
+def _check_whole_heads(metadata: Mapping[str, Any], architecture: str, spec: ModelSpec) -> None:
+    """Refuse a file whose heads rotate in part, except a GPT-NeoX: in others the rows would stand in another order."""
     key, width = f"{architecture}.rope.dimension_count", spec.head_width
-    rotating = metadata.get(key, width)
-    if spec.position != "rotary":
-        return spec
-    parts = range(2, width + 1, 2) if architecture == "gptneox" else (width,)
-    if isinstance(rotating, bool) or rotating not in parts:
-        fits = f"even, and at most {width}" if architecture == "gptneox" else f"{width}, the width of a head"
-        raise UsageError(f"{key} is {rotating!r}; it must be {fits}")
-    fraction = rotating / width
-    if int(width * fraction) < rotating:  # rounded down
-        fraction = math.nextafter(fraction, 2)
-    return replace(spec, rope=replace(spec.rope, fraction=fraction))
+    if spec.position == "rotary" and architecture != "gptneox" and metadata.get(key, width) != width:
+        raise UsageError(f"{key} is {metadata[key]!r}; it must be {width}, the width of a head")
 
 
 def _gguf_rope(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
