@@ -83,17 +83,13 @@ def _stored_json(found: Stored) -> dict[str, Any]:
 
 
 def _print_list(here: dict[str, Stored], cache: Path) -> None:
-    from rich.table import Table
-
     from ..weights.catalogue import CATALOGUE
     from ._console import output
+    from .plan_tables import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("name", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    for heading in ("precision", "licence", ""):
-        table.add_column(heading)
+    table = plain_table("name", "parameters", "size", "precision", "licence", "", least=((3,), (4,), (1,)))
+    for column in table.columns[3:]:
+        column.justify = "left"
     for entry in CATALOGUE:
         size = ("" if entry.checked else "~") + _giga(entry.bytes)
         found = here.get(entry.reference)
