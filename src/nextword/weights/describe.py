@@ -210,10 +210,15 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
             if not 0 < length <= min(_LARGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
                 raise ValueError(f"its header says {length} bytes")
             header = json.loads(opened.read(length))
+            room = os.fstat(opened.fileno()).st_size - 8 - length
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             begin, end = map(int, tensor["data_offsets"])
-            yield StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
+            found = StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
+            bits = re.search(r"\d+", found.kind)  # "f32", "f8_e4m3"; a "bool" has a byte
+            if not 0 <= begin <= end <= room or 8 * found.bytes != found.parameters * int(bits[0] if bits else 8):
+                raise ValueError(f"tensor {name!r} cannot lie at bytes {begin} to {end} of {room}")
+            yield found
     except UsageError:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
