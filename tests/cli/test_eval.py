@@ -107,7 +107,7 @@ def test_templates_models_and_orders_make_a_grid(
     ("arguments", "said"),
     [
         (["none.csv", "--template", FORM], "none.csv: cannot be read"),
-        (["sentimnt"], "Did you mean: sentiment"),
+        (["sentimnt"], "Did you mean sentiment"),
         (["{reviews}"], "how do its rows become prompts?"),
         (["{reviews}", "--template", "{txt} {label}"], "There is: text, label, shop"),
         (["{reviews}", "--template", "{text}"], "{output}"),

@@ -55,7 +55,7 @@ def test_help_imports_neither_torch_nor_numpy_nor_rich():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["complet"], "there is no command 'complet'. Did you mean: complete"),
+        (["complet"], "there is no command 'complet'. Did you mean complete"),
         (["--versio"], "no such option '--versio'"),
         (["completion"], "missing argument"),
         (["completion", "tcsh"], "'tcsh' is not one of"),

@@ -1,78 +1,163 @@
-"""What reaches a terminal: no escape codes where it knows none, and no colours where they are not wanted."""
+"""What comes from a file or a model is printed on a terminal, and never obeyed by it."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
+from rich.table import Table
+from rich.text import Text
+
+from nextword.base import UsageError, printable
+from nextword.cli import _console, main
+from nextword.cli._faults import explain
+
+OBEYED = "\x1b]0;title\x07\x1b[2J\x9b31m\u202ereversed\r\x08\x7f"
 
 
-def shown(code: str, typed: str = "", **environment: str) -> bytes:
-    """What a terminal gets to see of a Python program, with `typed` already typed."""
+def obeyed(text: str, keep: str = "\n") -> set[str]:
+    """The characters of `text` that a terminal would do something about."""
+    return {each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") and each not in keep}
+
+
+def on_terminal(*arguments: str, stdin: str = "") -> str:
+    """What a command writes to a terminal."""
     ours, theirs = pty.openpty()
-    os.write(ours, typed.encode())
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"} | environment,
-    )
+        [sys.executable, "-m", "nextword", *arguments],
+        stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, env=os.environ | {"NO_COLOR": "1", "COLUMNS": "100"},
+    )  # fmt: skip
     os.close(theirs)
-    seen = b""
-    try:
-        while part := os.read(ours, 65536):
-            seen += part
-    except OSError:  # the program has ended
-        pass
-    finally:
-        os.close(ours)
-        process.wait(60)
-    return seen
+    assert process.stdin is not None
+    process.stdin.write(stdin.encode())
+    process.stdin.close()
+    found = b""
+    while True:
+        try:
+            found += (piece := os.read(ours, 1 << 16))
+        except OSError:  # all have closed the other side
+            break
+        if not piece:
+            break
+    process.wait()
+    os.close(ours)
+    return found.decode().replace("\r\n", "\n")
 
 
-def command(*arguments: str) -> str:
-    return f"import sys; from nextword.cli import main; sys.exit(main({list(arguments)!r}))"
+@pytest.mark.parametrize("colour", ["none", "256"])
+def test_a_console_emits_no_control_character_of_the_data(colour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console = _console._console(io.StringIO())
+    console._color_system = None if colour == "none" else console._color_system
+    table = Table(title=OBEYED, caption=OBEYED)
+    table.add_column(OBEYED)
+    table.add_column("wide", no_wrap=True)
+    table.add_row(OBEYED, OBEYED * 9)
+    table.add_row(Text(OBEYED, "bold"), f"[link=file:///x]{OBEYED}[/link]")
+    for each in (OBEYED, Text(OBEYED), table, [OBEYED]):
+        console.print(each)
+        console.print(each, soft_wrap=True)
+        console.print("before", each, style="dim")
+    console.rule(OBEYED)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert obeyed(printed) == set()
+    assert "\\x1b[2J" in printed
+    assert "\\u202e" in printed
 
 
-BAR = """
-from nextword.weights.progress import on_stderr
-with on_stderr("fetching", 100) as advance:
-    for _ in range(4):
-        advance(25)
-"""
-PROGRAMS = {
-    "complete": (command("complete", "Hi", "--greedy", "--max-tokens", "3", "--probabilities", "2"), ""),
-    "completions": (command("complete", "Hi", "-n", "2", "--max-tokens", "3"), ""),
-    "chat": (command("chat", "--max-tokens", "3"), "Hello\n/quit\n"),
-    "next": (command("next", "Hi"), ""),
-    "a transfer": (BAR, ""),
-    "an evaluation": (command("eval", "capitals", "--limit", "4", "--shots", "0", "--no-store"), ""),
-}
+def test_text_in_any_script_is_printed_as_it_is() -> None:
+    for text in ("naïve", "日本語", "👩‍💻", "می‌خواهم", "e\u0301", "a\u00a0b"):
+        assert printable(text) == text
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_a_dumb_terminal_gets_no_escape_codes(smollm2_path: Path, program: str) -> None:
-    seen = shown(*PROGRAMS[program], TERM="dumb")
-    assert seen.strip()
-    assert b"internal error" not in seen
-    assert b"\x1b" not in seen
+def test_an_error_is_escaped_and_cut_in_its_middle() -> None:
+    message, code = explain(UsageError(f"{OBEYED} {'x' * 400_000}. Use: --device cpu"))
+    assert code == 2
+    assert len(message) < 700
+    assert obeyed(message) == set()
+    assert message.endswith("Use: --device cpu")
+    assert obeyed(explain(RuntimeError(OBEYED))[0]) == set()
+    assert obeyed(explain(FileNotFoundError(2, "No such file", OBEYED))[0]) == set()
 
 
-COLOUR = re.compile(rb"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7]|10[0-7])\b[0-9;]*m")
+def test_a_command_line_is_not_obeyed_either(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([OBEYED], ["models", "show", OBEYED], ["complete", f"--{OBEYED}"], ["plan", "deploy", OBEYED]):
+        assert main(arguments) == 2
+        assert obeyed(capsys.readouterr().err) == set()
 
 
-@pytest.mark.parametrize("program", ["complete", "completions", "chat", "next"])
-def test_no_colours_reach_a_terminal_whose_user_wants_none(smollm2_path: Path, program: str) -> None:
-    assert not COLOUR.search(shown(*PROGRAMS[program], TERM="xterm-256color", NO_COLOR="1"))
+def test_what_a_gguf_file_says_of_itself_is_escaped_and_cut(tmp_path: Path, nextword: Any) -> None:
+    path = tmp_path / f"a{OBEYED.replace('/', '')}.gguf"
+    said = {"general.name": OBEYED + "x" * 5000, "general.license": OBEYED, "tokenizer.ggml.model": OBEYED}
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in said.items():
+        writer.add_string(key, value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for arguments in (("models", "show", str(path), "--tensors"), ("models", "show", str(path), "--json")):
+        shown = nextword(*arguments).stdout
+        assert "title" in shown
+        assert obeyed(shown) == set()
+    assert json.loads(shown)["title"] == said["general.name"]
+    assert len(nextword("models", "show", str(path)).stdout) < 5000
 
 
-def test_a_terminal_that_can_gets_colours_and_a_dim_prompt(smollm2_path: Path) -> None:
-    seen = shown(*PROGRAMS["complete"], TERM="xterm-256color")
-    assert seen.startswith(b"\x1b[2mHi\x1b[0m")
-    assert COLOUR.search(seen)
+def test_the_rows_that_a_dry_run_shows_are_escaped(
+    tiny_model: Callable[..., Path], tmp_path: Path, nextword: Any
+) -> None:
+    rows = [{"text": f"{OBEYED} {number}", "label": f"yes{OBEYED}" if number % 2 else "no"} for number in range(20)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    done = nextword("eval", str(path), "--template", "{text}: {label}", "--dry-run", "--no-store",
+                    "--model", str(tiny_model()))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b[2J" in done.stdout
+    assert obeyed(done.stdout + done.stderr) == set()
+
+
+def test_a_chat_template_that_raises_has_one_short_line(
+    tiny_model: Callable[..., Path], tmp_path: Path, nextword: Any
+) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(), folder)
+    (folder / "chat_template.jinja").write_text('{{ raise_exception("\x1b]0;x\x07\x1b[2J" ~ "x" * 400000) }}')
+    done = nextword("chat", "--model", str(folder), stdin="Hi\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "\\x1b[2J" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 800
+    assert obeyed(done.stderr) == set()
+
+
+def test_what_a_model_writes_is_raw_in_a_pipe_and_printed_on_a_terminal(
+    tiny_model: Callable[..., Path], tmp_path: Path, nextword: Any
+) -> None:
+    (tmp_path / "prompt.txt").write_text(OBEYED)
+    given = ("complete", "--model", str(tiny_model()), "--seed", "1", "--max-tokens", "200", "-f",
+             str(tmp_path / "prompt.txt"))  # fmt: skip
+    raw = nextword(*given).stdout
+    assert obeyed(raw)  # every byte is a token of this model
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(*given))  # the prompt is dim
+    assert obeyed(shown, "\n\t") == set()
+    assert "\\x1b[2J" in shown
+    assert shown.endswith(printable(raw, keep="\n\t"))
+    both = on_terminal(*given, "-n", "2")
+    assert obeyed(re.sub(r"\x1b\[[0-9;]*m", "", both), "\n\t") == set()

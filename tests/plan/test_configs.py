@@ -12,7 +12,7 @@ import torch
 
 from nextword.base import UsageError
 from nextword.models import build
-from nextword.plan.configs import spec_from_config
+from nextword.plan.configs import spec_from_config, spec_from_gguf_metadata
 from nextword.spec import ModelSpec
 
 LLAMA3_8B = {
@@ -89,7 +89,7 @@ def test_sizes_that_are_no_sizes_are_refused_by_name(key: str, value: object) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "lama"}, "Did you mean: llama"),
+        ({"model_type": "lama"}, "Did you mean llama"),
         ({"model_type": None}, "model_type"),
         ({"num_key_value_heads": 5}, "do not divide"),
         ({"num_attention_heads": 33}, "does not divide"),
@@ -121,3 +121,44 @@ def test_a_spec_survives_json() -> None:
 def test_reading_a_config_imports_no_torch() -> None:
     code = "import sys, nextword, nextword.plan.configs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+LLAMA_GGUF = {
+    "general.architecture": "llama", "llama.embedding_length": 64, "llama.block_count": 2, "llama.context_length": 32,
+    "llama.feed_forward_length": 96, "llama.attention.head_count": 4, "tokenizer.ggml.tokens": list("abcde"),
+}  # fmt: skip
+NEOX_GGUF = {key.replace("llama.", "gptneox."): value for key, value in LLAMA_GGUF.items()}
+NEOX_GGUF["general.architecture"] = "gptneox"
+
+
+@pytest.mark.parametrize("rotating", [0, 1, 8, 15, 17, 32, 2**31, -16, True, "16", None])
+def test_a_llama_gguf_whose_heads_do_not_rotate_whole_is_refused_with_both_numbers(rotating: object) -> None:
+    with pytest.raises(UsageError, match=rf"llama\.rope\.dimension_count is {rotating!r}; it must be 16,"):
+        spec_from_gguf_metadata(LLAMA_GGUF | {"llama.rope.dimension_count": rotating}, tied=True)
+
+
+@pytest.mark.parametrize("rotating", [2, 4, 8, 14, 16])
+def test_a_gpt_neox_gguf_rotates_as_much_of_each_head_as_it_says(rotating: int) -> None:
+    spec = spec_from_gguf_metadata(NEOX_GGUF | {"gptneox.rope.dimension_count": rotating}, tied=False)
+    assert int(spec.head_width * spec.rope.fraction) == rotating
+    assert spec_from_gguf_metadata(NEOX_GGUF, tied=False).rope.fraction == 1.0  # llama.cpp's default
+
+
+@pytest.mark.parametrize(("width", "heads", "rotating"), [(44 * 2, 2, 30), (47 * 2, 2, 6), (45 * 2, 2, 26)])
+def test_a_part_of_a_head_is_not_rounded_down(width: int, heads: int, rotating: int) -> None:
+    said = {"gptneox.embedding_length": width, "gptneox.attention.head_count": heads}
+    spec = spec_from_gguf_metadata(NEOX_GGUF | said | {"gptneox.rope.dimension_count": rotating}, tied=False)
+    assert int(spec.head_width * spec.rope.fraction) == rotating
+
+
+@pytest.mark.parametrize("rotating", [0, 1, 3, 18, 2**31])
+def test_a_gpt_neox_gguf_that_rotates_what_is_not_there_is_refused(rotating: int) -> None:
+    with pytest.raises(UsageError, match=rf"dimension_count is {rotating}; it must be even, and at most 16"):
+        spec_from_gguf_metadata(NEOX_GGUF | {"gptneox.rope.dimension_count": rotating}, tied=False)
+
+
+@pytest.mark.parametrize("said", [0, 1, 4, 6, 2**31])
+def test_a_gguf_that_says_another_vocabulary_than_it_lists_is_refused_with_both(said: int) -> None:
+    assert spec_from_gguf_metadata(LLAMA_GGUF | {"llama.vocab_size": 5}, tied=True).vocabulary == 5
+    with pytest.raises(UsageError, match=rf"llama\.vocab_size is {said}, but the file lists 5 tokens"):
+        spec_from_gguf_metadata(LLAMA_GGUF | {"llama.vocab_size": said}, tied=True)

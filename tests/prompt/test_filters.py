@@ -35,7 +35,7 @@ def test_a_match_that_is_not_there_is_the_fallback_and_no_error() -> None:
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        (("regx", {}), "Did you mean: regex"),
+        (("regx", {}), "Did you mean regex"),
         (("regex", {"patern": "x"}), "has no option 'patern'"),
         (("regex", {"regex_pattern": "(a"}), "not a regular expression"),
         (("multi_choice_regex", {"regexes_to_ignore": ["["]}), "not a regular expression"),

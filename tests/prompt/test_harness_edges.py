@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nextword.base import UsageError
+from nextword.prompt import harness
 from nextword.prompt.harness import draws, load_harness_task, read_yaml
 from nextword.prompt.task import Task, requests
 
@@ -162,13 +163,13 @@ def test_a_file_is_read_once_however_often_it_is_included(tmp_path: Path) -> Non
             below = "" if depth == 15 else f"include: [a{depth + 1}.yaml, b{depth + 1}.yaml]\n"
             (tmp_path / f"{name}{depth}.yaml").write_text(f"{below}description: {name}{depth}\n")
     opened: list[Path] = []
-    read_text, path = Path.read_text, tmp_path / "a0.yaml"
+    read_text, path = harness.read_text, tmp_path / "a0.yaml"
 
-    def counted(self: Path, *given: Any, **named: Any) -> str:
-        opened.append(self)
-        return read_text(self, *given, **named)
+    def counted(file: Path, limit: int) -> str:
+        opened.append(file)
+        return read_text(file, limit)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "read_text", counted)
+        patch.setattr(harness, "read_text", counted)
         assert read_yaml(path) == {"description": "a0"}
     assert len(opened) == len(set(opened)) == 31

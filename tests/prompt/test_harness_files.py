@@ -108,7 +108,7 @@ def written(folder: Path, more: str) -> Path:
         ("num_fewshot: three", "num_fewshot is a whole number, not 'three'"),
         ("generation_kwargs: {max_gen_toks: many}", "generation_kwargs cannot be read"),
         ("fewshot_config: {sampler: balanced}", "'balanced' is not known. There is: default, first_n"),
-        ("fewshot_config: {smaples: []}", "Did you mean: samples"),
+        ("fewshot_config: {smaples: []}", "Did you mean samples"),
         ("fewshot_config: {samples: []}", "samples is empty"),
         ("doc_to_choice: []", "needs doc_to_choice"),
         ("test_split: [test]", "test_split is a text"),

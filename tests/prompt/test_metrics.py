@@ -103,7 +103,7 @@ def test_perplexities_weigh_texts_by_their_length() -> None:
 @pytest.mark.parametrize(
     ("metric", "output", "said"),
     [
-        (Metric("acc_nrm"), "multiple_choice", "Did you mean: acc_norm"),
+        (Metric("acc_nrm"), "multiple_choice", "Did you mean acc_norm"),
         (Metric("acc"), "generate_until", "not known for generate_until"),
         (Metric("acc", options={"ignore_case": True}), "multiple_choice", "no option 'ignore_case'"),
         (Metric("exact_match", options={"regexes_to_ignore": ["("]}), "generate_until", "not a regular expression"),

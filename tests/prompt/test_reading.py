@@ -147,8 +147,11 @@ def test_what_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_rows(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="this is a folder"):
         read_rows(tmp_path / "folder.csv")
+    (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_rows(tmp_path / "endless.jsonl")
     for name, text in (("rows.csv", "text\nna\u00efve\n"), ("rows.jsonl", '{"text": "na\u00efve"}')):
         with pytest.raises(UsageError, match="not UTF-8 text"):
             read_rows(written(tmp_path, name, text, "latin-1"))

@@ -69,7 +69,7 @@ def test_shipped_tasks_are_named_with_what_they_ask_in_one_line() -> None:
 
 
 def test_a_name_that_is_not_shipped_offers_those_near_it() -> None:
-    with pytest.raises(UsageError, match=r"'sentimnt'.*Did you mean: sentiment\?"):
+    with pytest.raises(UsageError, match=r"'sentimnt'.*Did you mean sentiment\?"):
         shipped_path("sentimnt")
     with pytest.raises(UsageError):
         shipped_path("../tasks/sentiment")

@@ -200,7 +200,7 @@ def test_evaluations_are_kept_by_name_and_a_wrong_name_offers_those_near_it() ->
             ("shots-8", {"n": 2}),
             ("shots-4", {"n": 3}),
         ]
-        with pytest.raises(UsageError, match=r"no evaluation 'shot-8'.*Did you mean: shots-8"):
+        with pytest.raises(UsageError, match=r"no evaluation 'shot-8'.*Did you mean shots-8"):
             store.evaluation("shot-8")
 
 

@@ -112,7 +112,7 @@ GAP = "where the answer stands"
 REFUSED: dict[str, tuple[TableSettings, str]] = {
     "a column that is not there": (
         TableSettings("{txet} {label}"),
-        "for {txet}. Did you mean: text? There is: text",
+        "for {txet}. Did you mean text? There is: text",
     ),
     "an answer that is not there": (TableSettings("{text} {mood}", answer="mood"), "no column 'mood'. There is: text"),
     "a group that is not there": (

@@ -53,7 +53,7 @@ def test_a_template_needs_one_answer(source: str) -> None:
 
 
 def test_a_gap_that_nothing_fills_is_named() -> None:
-    with pytest.raises(UsageError, match=r"\{imput\}.*Did you mean: input"):
+    with pytest.raises(UsageError, match=r"\{imput\}.*Did you mean input"):
         few_shot(Template.parse("{imput} {output}"), [], {"input": "x", "label": "y"})
 
 

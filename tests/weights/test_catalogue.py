@@ -126,7 +126,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_way_on(cache, name, words):
 
 def test_a_misspelt_path_gets_the_nearest_file_beside_it(cache, tmp_path):
     (tmp_path / "smol.gguf").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"Did you mean: smol\.gguf"):
+    with pytest.raises(UsageError, match=r"Did you mean smol\.gguf"):
         resolve(str(tmp_path / "smoll.gguf"), cache)
 
 

@@ -131,4 +131,25 @@ def test_describing_imports_no_torch(smollm2_path):
 def test_the_nearest_name_is_the_one_meant(typed, first):
     known = ["smollm2-135m", "complete", "qwen2.5-0.5b-instruct", "gpt2"]
     said = closest(typed, known)
-    assert said.startswith(f" Did you mean: {first}") if first else said == ""
+    assert said.startswith(f" Did you mean {first}") if first else said == ""
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"data_offsets": [0, 2**40]}, {"data_offsets": [-4, 60]}, {"data_offsets": [8, 4]}, {"shape": [2**60, 2**60]},
+        {"dtype": "F64"}, {"data_offsets": "x"}, {"shape": None}, {"data_offsets": [2**30, 2**30 + 64]},
+    ],
+)  # fmt: skip
+def test_a_safetensors_header_that_lies_of_sizes_is_refused(tmp_path, lie):
+    from safetensors.numpy import save
+
+    whole = save({"a": np.zeros((4, 4), np.float32)})
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["a"] |= lie
+    written = json.dumps(header).encode()
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + whole[8 + length :])
+    with pytest.raises(UsageError, match="not a whole safetensors file"):
+        describe(tmp_path)

@@ -167,10 +167,12 @@ def test_a_zip_archive_is_said_to_be_one(tmp_path):
 
 
 def test_what_is_no_file_is_refused(tmp_path):
-    assert "is a directory" in refusal(tmp_path)
+    assert "this is a folder" in refusal(tmp_path)
     assert "does not exist" in refusal(tmp_path / "none.gguf")
     os.mkfifo(tmp_path / "pipe.gguf")  # opening it would wait for ever
-    refusal(tmp_path / "pipe.gguf")
+    assert "not a regular file" in refusal(tmp_path / "pipe.gguf")
+    (tmp_path / "endless.gguf").symlink_to("/dev/zero")
+    assert "not a regular file" in refusal(tmp_path / "endless.gguf")
 
 
 def mutate(data: bytes, seed: int, within: int) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import nextword
-from nextword.base import UsageError
+from nextword.base import RunError, UsageError
 from nextword.models import Model, build
 from nextword.spec import ModelSpec
 from nextword.text import Tokenizer, tokenizer_from_folder
@@ -161,7 +161,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_beside(
     with pytest.raises(UsageError, match="already there"):
         write_model(folder, model_of(SPECS["llama"]), tokenizer)
     monkeypatch.setattr("nextword.weights.conversion._write_shards", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(RunError, match="full"):
         write_model(folder, model_of(SPECS["llama"]), tokenizer, force=True)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]

@@ -2,7 +2,7 @@
 
 from .display import printable
 from .errors import NextwordError, RunError, UsageError
-from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, usual_mode
+from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, read_text, usual_mode
 from .memory import free_memory
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "open_regular",
     "printable",
     "read_regular",
+    "read_text",
     "usual_mode",
 ]

@@ -4,7 +4,7 @@ import unicodedata
 
 _ELLIPSIS = "…"
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidirectional overrides), surrogates, …
-_JOINER = "\u200d"  # the zero-width joiner of emoji is harmless
+_JOINERS = "\u200c\u200d"  # of emoji and of Persian and Indian scripts: harmless
 
 
 def printable(text: str, limit: int | None = None, keep: str = "") -> str:
@@ -21,7 +21,7 @@ def printable(text: str, limit: int | None = None, keep: str = "") -> str:
 
 
 def _is_safe(character: str, keep: str) -> bool:
-    return character in keep or character == _JOINER or unicodedata.category(character) not in _UNSAFE
+    return character in keep or character in _JOINERS or unicodedata.category(character) not in _UNSAFE
 
 
 def _escaped(character: str) -> str:

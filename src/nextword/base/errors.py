@@ -23,7 +23,7 @@ class RunError(NextwordError, RuntimeError):
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ' Did you mean: a, b?' with the known names nearest to `name`, or '' if none is near.
+    """Return ' Did you mean a, b or c?' with the known names nearest to `name`, or '' if none is near.
 
     A name is also compared with the beginnings of longer ones: people type "smolm" for "smollm2-135m".
     """
@@ -34,4 +34,5 @@ def closest(name: str, known: Iterable[str], count: int = 3) -> str:
 
     near = sorted((-likeness(candidate), candidate) for candidate in known)[:count]
     names = [candidate for distance, candidate in near if -distance >= 0.5]
-    return f" Did you mean: {', '.join(names)}?" if names else ""
+    listed = " or ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
+    return f" Did you mean {listed}?" if names else ""

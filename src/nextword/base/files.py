@@ -5,6 +5,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,7 +89,7 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
         raise UsageError(f"{what} {path}: cannot be written ({reason}). Choose another place") from None
 
 
-def open_regular(path: Path | str, limit: int | None = None) -> IO[bytes]:
+def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
     """Open a regular file for reading, or a link to one. Never blocks on a FIFO and never reads a device.
 
     Raises UsageError for anything else, or if it is larger than `limit` bytes; OSError where it cannot be opened.
@@ -102,7 +103,7 @@ def open_regular(path: Path | str, limit: int | None = None) -> IO[bytes]:
             raise UsageError(f"{path}: not a regular file")
         if limit is not None and status.st_size > limit:
             raise UsageError(f"{path}: {status.st_size:,} bytes; at most {limit:,} are read")
-        return os.fdopen(descriptor, "rb")
+        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
@@ -115,6 +116,14 @@ def read_regular(path: Path | str, limit: int) -> bytes:
     if len(content) > limit:
         raise UsageError(f"{path}: more than {limit:,} bytes")
     return content
+
+
+def read_text(path: Path | str, limit: int, encoding: str = "utf-8") -> str:
+    r"""The text of a regular file of at most `limit` bytes, its lines ending in \n. Errors as in `open_regular`.
+
+    Raises UnicodeDecodeError for what is not in that encoding.
+    """
+    return read_regular(path, limit).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _is_special(path: Path) -> bool:

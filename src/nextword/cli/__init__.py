@@ -1,8 +1,8 @@
 """The command line: one file a verb, each loaded when it is used.
 
 `main` is the only place where an exception becomes a line on stderr and an exit code: 0 done, 1 failed at
-run time, 2 wrong usage, 130 interrupted. click is imported inside it, so that Ctrl-C is met from the first
-moment. NEXTWORD_DEBUG=1 adds tracebacks.
+run time, 2 wrong usage, 130 interrupted, 143 terminated. click is imported inside it, so that Ctrl-C is met
+from the first moment. NEXTWORD_DEBUG=1 adds tracebacks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import FrameType
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,24 +54,27 @@ def _run(arguments: list[str]) -> int:
 
 
 def _catch_interrupts() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt, except while torch is being imported: there it ends the process.
+    """Let Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit, so that what was begun is cleared away.
 
+    Except while torch is being imported: there both end the process.
     Code that runs during that import swallows exceptions, so that a raised one may vanish.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # signals belong to the main thread
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # ignored (nohup, a background job) or somebody else's
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        torch = sys.modules.get("torch")
-        half_imported = torch is None or getattr(torch.__spec__, "_initializing", False)
-        if half_imported and _is_importing(frame):
-            _end_terminal_line(show_cursor=True)
-            os._exit(_INTERRUPTED)
-        raise KeyboardInterrupt
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is usual:  # not ignored (nohup, a background job) or somebody else's
+            signal.signal(number, _on_signal)
 
-    signal.signal(signal.SIGINT, on_interrupt)
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    code = _INTERRUPTED if number == signal.SIGINT else _TERMINATED
+    torch = sys.modules.get("torch")
+    half_imported = torch is None or getattr(torch.__spec__, "_initializing", False)
+    if half_imported and _is_importing(frame):
+        _end_terminal_line(show_cursor=True)
+        os._exit(code)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(code)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -84,6 +88,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 def _ignore_interrupts() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGTERM) is _on_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_terminal_line(show_cursor: bool = False) -> None:

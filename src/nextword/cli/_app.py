@@ -40,7 +40,7 @@ A model is a name from `nextword models list`, a folder with safetensors, a .ggu
 hf:owner/name. The first use of a named model fetches it, once.
 """
 
-_ENDING = """Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 130 interrupted.
+_ENDING = """Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 130 interrupted, 143 terminated.
 NEXTWORD_CACHE says where models are kept, NO_COLOR turns colours off, NEXTWORD_DEBUG=1 shows tracebacks."""
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from ..base import printable
 
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # what json.dumps leaves as it is
 WIDTH_OF_FILES = 100  # characters; of output that no terminal shows
 
 
@@ -28,9 +34,17 @@ def messages() -> Console:
 
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
 
     class Plain(Console):
-        """A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1."""
+        """Prints text and never obeys it: control characters that are not rich's own come out escaped.
+
+        A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1.
+        """
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text, keep="\n"), style, control)
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -47,6 +61,15 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
+def as_shown(text: str, stream: TextIO | None = None) -> str:
+    """`text` as it may go to `stream` (standard output): in a terminal it is printed, and never obeyed.
+
+    What a file, a model or a command line brings is printed with this wherever no console prints it.
+    """
+    stream = sys.stdout if stream is None else stream
+    return printable(text, keep="\n\t") if is_terminal(stream) else text
+
+
 def draws_unicode(console: Console) -> bool:
     """Whether block characters arrive as such; otherwise pictures are drawn in ASCII."""
     return console.encoding.lower().replace("-", "").startswith("utf")
@@ -54,13 +77,19 @@ def draws_unicode(console: Console) -> bool:
 
 def emit_json(value: Any) -> None:
     """Print one JSON document. Infinities and NaN, which JSON lacks, become null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(_json(value, indent=2) + "\n")
 
 
 def emit_json_line(value: Any) -> None:
     """Print one JSON document on one line, at once: for a stream of them."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+    sys.stdout.write(_json(value) + "\n")
     sys.stdout.flush()
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON with what a terminal could obey as escapes, which read back as the same text."""
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=indent)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

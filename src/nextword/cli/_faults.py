@@ -7,13 +7,25 @@ import os
 
 import click
 
-from ..base import NextwordError
+from ..base import NextwordError, printable
 
+_LONGEST = 600  # characters; what is cut goes from the middle, for the way out stands at the end
 _MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The message, without the program's name before it, and the exit code."""
+    """The message, without the program's name before it, and the exit code.
+
+    Messages hold parts of files and of command lines: what a terminal could obey is escaped, and what is long is cut.
+    """
+    message, code = _explained(error)
+    message = printable(message)
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+    return message, code
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, NextwordError):
         return _one_line(str(error)), error.exit_code
     if isinstance(error, click.ClickException):

@@ -9,8 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..base import printable
 from ..spec import ModelSpec
 from ..weights.describe import Description, TokenizerFacts
+from .plan_tables import plain_table
+
+_LONGEST, _LONGEST_NAME = 600, 100  # characters of what a file says of itself
 
 
 def model_card(name: str, origin: str, described: Description, every_tensor: bool) -> RenderableType:
@@ -19,7 +23,7 @@ def model_card(name: str, origin: str, described: Description, every_tensor: boo
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     for label, value in _facts(origin, described):
-        facts.add_row(label, value)
+        facts.add_row(label, printable(value, _LONGEST))
     parts: list[RenderableType] = [
         Text(name, "bold"),
         facts,
@@ -113,7 +117,7 @@ def _tokenizer(facts: TokenizerFacts) -> str:
 
 
 def _parts_table(described: Description) -> Table:
-    table = _table("parameters", "", "share")
+    table = plain_table("parameters", "", "share")
     whole = max(described.parameters, 1)
     tied = described.spec is not None and described.spec.tied
     for part, count in described.parts().items():
@@ -124,10 +128,16 @@ def _parts_table(described: Description) -> Table:
 
 
 def _kinds_table(described: Description) -> Table:
-    table = _table("stored as", "tensors", "parameters", "bytes", "bits each")
+    table = plain_table("stored as", "tensors", "parameters", "bytes", "bits each", least=((1,), (4,)))
     for kind in described.kinds():
         bits = 8 * kind.bytes / max(kind.parameters, 1)
-        table.add_row(kind.kind, f"{kind.tensors:,}", f"{kind.parameters:,}", f"{kind.bytes:,}", f"{bits:.2f}")
+        table.add_row(
+            printable(kind.kind, _LONGEST_NAME),
+            f"{kind.tensors:,}",
+            f"{kind.parameters:,}",
+            f"{kind.bytes:,}",
+            f"{bits:.2f}",
+        )
     bits = 8 * described.bytes / max(described.parameters, 1)
     row = (
         "all",
@@ -141,15 +151,9 @@ def _kinds_table(described: Description) -> Table:
 
 
 def _tensor_table(described: Description) -> Table:
-    table = _table("tensor", "stored as", "shape", "bytes")
+    table = plain_table("tensor", "stored as", "shape", "bytes", least=((3,), (1,)))
     for tensor in described.tensors:
-        table.add_row(tensor.name, tensor.kind, " x ".join(map(str, tensor.shape)), f"{tensor.bytes:,}")
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_row(
+            printable(tensor.name, _LONGEST_NAME), tensor.kind, " x ".join(map(str, tensor.shape)), f"{tensor.bytes:,}"
+        )
     return table

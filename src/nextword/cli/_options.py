@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..base import UsageError
+from ..base import UsageError, read_regular
 from ._names import complete_model
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_LARGEST_PROMPT = 64 << 20  # bytes of a prompt's file; a context of a million tokens has 4 MB
 SAMPLING = (
     "top_k",
     "top_p",
@@ -144,7 +144,7 @@ def read_prompt(argument: str | None, file: str | None) -> str:
 
 def _read_file(file: str) -> str:
     try:
-        return _decode(Path(file).read_bytes(), file)
+        return _decode(read_regular(file, _LARGEST_PROMPT), file)
     except OSError as error:
         raise UsageError(f"prompt file {file}: {error.strerror}") from None
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..base import NextwordError, UsageError
+from ..base import NextwordError, UsageError, printable
+from ._console import as_shown
+from ._faults import explain
 from ._options import load_model, model_options, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def command(system: str | None, max_tokens: int, temperature: float, **options: 
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
-        click.echo(click.style(f"{model.name}. /help for commands, Ctrl-D to leave.", dim=True), err=True)
+        click.echo(click.style(f"{printable(model.name)}. /help for commands, Ctrl-D to leave.", dim=True), err=True)
     for line in _lines():
         if not line.strip():
             continue
@@ -132,7 +134,7 @@ def _answer(conversation: Conversation, line: str) -> None:
     pieces = conversation.answer(line)
     try:
         for piece in pieces:
-            sys.stdout.write(piece)
+            sys.stdout.write(as_shown(piece))
             sys.stdout.flush()
         sys.stdout.write("\n")
     except KeyboardInterrupt:
@@ -142,7 +144,7 @@ def _answer(conversation: Conversation, line: str) -> None:
     except NextwordError as error:
         if not sys.stdin.isatty():
             raise
-        click.echo(f"nextword: {error}", err=True)
+        click.echo(f"nextword: {explain(error)[0]}", err=True)
     finally:
         pieces.close()  # type: ignore[attr-defined]
 
@@ -163,7 +165,7 @@ def _command(conversation: Conversation, line: str) -> None:
         try:
             _set(conversation, rest)
         except NextwordError as error:
-            click.echo(f"nextword: {error}", err=True)
+            click.echo(f"nextword: {explain(error)[0]}", err=True)
     else:
         click.echo(f"nextword: {name} is not a command. /help lists them", err=True)
 

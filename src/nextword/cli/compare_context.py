@@ -83,21 +83,27 @@ def _print(found: Study) -> None:
     console = output()
     places = [each.at for each in found.kinds[0].by_position]
     console.print("held-out loss, nats a token, after so many tokens of context", style="bold")
-    table = plain_table("", *(f"{place:,}" for place in places))
+    table = plain_table("", *(f"{place:,}" for place in places), least=_every_other(len(places)))
     for each in found.kinds:
         table.add_row(each.kind, *(f"{mean.mean:.2f}" for mean in each.by_position))
     console.print(table)
+    visible = found.kinds[0].by_visible
     console.print("\nloss of a token, given only the last so many", style="bold")
-    table = plain_table("", *(f"{mean.at:,}" for mean in found.kinds[0].by_visible))
+    table = plain_table("", *(f"{mean.at:,}" for mean in visible), least=_every_other(len(visible)))
     for each in found.kinds:
         table.add_row(each.kind, *(f"{mean.mean:.2f}" for mean in each.by_visible))
     console.print(table)
     console.print("\nmade-up tasks, share of answers right", style="bold")
     names = [(result.task, result.size) for result in found.kinds[0].tasks]
-    table = plain_table("", *(f"{task} {size}" for task, size in names))
+    table = plain_table("", *(f"{task} {size}" for task, size in names), least=_every_other(len(names)))
     for each in found.kinds:
         table.add_row(each.kind, *(f"{result.accuracy:.0%}" for result in each.tasks))
     console.print(table)
     console.print()
     for sentence in found.findings():
         console.print(f"- {sentence}")
+
+
+def _every_other(count: int) -> list[tuple[int]]:
+    """Columns of a row of `count` numbers to leave out first: every second, then every fourth, never the ends."""
+    return [(place + 1,) for step in (2, 4) for place in range(step // 2, count - 1, step)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError
+from ._console import as_shown
 from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
         _echo_prompt(text)
     for step in generation:
         if live:
-            sys.stdout.write(step.text)
+            sys.stdout.write(as_shown(step.text))
             sys.stdout.flush()
     if live:
         sys.stdout.write("\n")
@@ -150,7 +151,7 @@ def _report(
     if len(completions) > 1:
         for completion in completions:
             click.echo(click.style(f"--- {completion.choice + 1} ---", dim=True))
-            click.echo(completion.text)
+            click.echo(as_shown(completion.text))
     if options["alternatives"]:
         from ._pictures import print_probabilities
 
@@ -208,5 +209,5 @@ def _show_prompt(model: LanguageModel, prompt: str) -> None:
 def _echo_prompt(prompt: str) -> None:
     """In a terminal the completion follows its prompt, which is dim."""
     if sys.stdout.isatty():
-        click.echo(click.style(prompt, dim=True), nl=False)
+        click.echo(click.style(as_shown(prompt), dim=True), nl=False)
         sys.stdout.flush()

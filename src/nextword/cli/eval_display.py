@@ -140,7 +140,8 @@ def _interval(estimate: Any) -> str:
 def _table(result: Result) -> Any:
     several = [len({getattr(line, name) for line in result.lines}) > 1 for name in ("model", "form")]
     heads = [name for name, shown in zip(("model", "template"), several, strict=True) if shown]
-    table = plain_table(*heads, "shots", result.metric, "95% interval", "", "draws and orders", left=len(heads) + 1)
+    table = plain_table(*heads, "shots", result.metric, "95% interval", "", "draws and orders", left=len(heads) + 1,
+                        least=((len(heads) + 3,), (len(heads) + 4,)))  # fmt: skip
     low = min(line.score.low for line in result.lines)
     high = max(line.score.high for line in result.lines)
     for line in result.lines:
@@ -187,12 +188,12 @@ def print_list(store: Store, as_json: bool) -> None:
             "evaluations": [{"name": each.name, "made": each.made, "task": each.result["task"]} for each in kept],
         })  # fmt: skip
         return
-    table = plain_table("task", "what it asks", left=2)
+    table = plain_table("task", "what it asks", left=2, wraps=(1,))
     for name, summary in shipped_tasks().items():
         table.add_row(name, summary)
     output().print(table)
     if kept:
-        table = plain_table("evaluation", "made", "items", left=2)
+        table = plain_table("evaluation", "made", "items", left=2, least=((1,),))
         for each in kept:
             made = datetime.fromtimestamp(each.made).strftime("%Y-%m-%d %H:%M")
             table.add_row(each.name, made, f"{each.result['items']:,}")

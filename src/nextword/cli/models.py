@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..base import UsageError
+from ..base import UsageError, printable
 from ._app import Suggesting
+from ._console import as_shown
 from ._names import complete_model
 
 if TYPE_CHECKING:
@@ -82,17 +83,13 @@ def _stored_json(found: Stored) -> dict[str, Any]:
 
 
 def _print_list(here: dict[str, Stored], cache: Path) -> None:
-    from rich.table import Table
-
     from ..weights.catalogue import CATALOGUE
     from ._console import output
+    from .plan_tables import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("name", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    for heading in ("precision", "licence", ""):
-        table.add_column(heading)
+    table = plain_table("name", "parameters", "size", "precision", "licence", "", least=((3,), (4,), (1,)))
+    for column in table.columns[3:]:
+        column.justify = "left"
     for entry in CATALOGUE:
         size = ("" if entry.checked else "~") + _giga(entry.bytes)
         found = here.get(entry.reference)
@@ -148,7 +145,7 @@ def pull(names: tuple[str, ...]) -> None:
             raise UsageError(f"{name} is a file or folder: it is here already. Give it as --model")
         known = entry is not None and is_cached(entry, cache_folder())
         path = resolve(name)
-        click.echo(f"{name} {'was here already' if known else 'is here'}: {path}")
+        click.echo(as_shown(f"{name} {'was here already' if known else 'is here'}: {path}"))
 
 
 @command.command(short_help="Say what a model is made of.")
@@ -204,35 +201,36 @@ def remove(name: str, yes: bool) -> None:
     if found and not yes:
         if not is_terminal(sys.stdin):
             raise UsageError(f"removing {name} asks first, and there is no terminal to ask in. Add --yes")
-        if not click.confirm(f"Delete {found.path} ({_giga(found.bytes)})?", err=True):
+        if not click.confirm(f"Delete {printable(str(found.path))} ({_giga(found.bytes)})?", err=True):
             click.echo("kept", err=True)
             return
     removed = remove_stored(name, cache)
-    click.echo(f"removed {removed.path}: {_giga(removed.bytes)} freed")
+    click.echo(as_shown(f"removed {removed.path}: {_giga(removed.bytes)} freed"))
 
 
-@command.command(short_help="Write a model as a safetensors folder.")
+@command.command(short_help="Write a model as a safetensors folder or a GGUF file.")
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
-    help="How the numbers are written; float32 keeps every one exactly.",
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "q8_0"]), default="float32", show_default=True,
+    help="How the numbers are written; float32 keeps every one exactly. q8_0: of a .gguf file.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--force", is_flag=True, help="Replace the model at OUT; other files in its folder stay.")
 def convert(model: str, out: Path, dtype: str, force: bool) -> None:
-    """Write MODEL (a name, a .gguf file or a folder) to the folder OUT as safetensors.
+    """Write MODEL (a name, a .gguf file or a folder) as OUT: a GGUF file if OUT ends in .gguf, else a folder.
 
-    transformers, vLLM and llama.cpp's converter open the result. It appears whole or not at all.
+    The folder holds safetensors: transformers, vLLM and llama.cpp's converter open it. OUT appears whole or not at
+    all.
     """
     if out.exists() and not force:  # before anything is fetched
-        raise UsageError(f"{out} is already there. Choose another folder, or replace it with --force")
+        raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
     from ..weights.catalogue import resolve
     from ..weights.conversion import convert as convert_weights
     from ..weights.progress import on_stderr
 
     path = resolve(model)
     total, done = _bytes_of(path), 0
-    with on_stderr(f"converting {model}", total) as advance:
+    with on_stderr(f"converting {printable(model)}", total) as advance:
 
         def progress(share: float) -> None:
             nonlocal done
@@ -240,10 +238,12 @@ def convert(model: str, out: Path, dtype: str, force: bool) -> None:
             done = round(share * total)
 
         convert_weights(path, out, dtype=dtype, force=force, progress=progress)
-    click.echo(f"wrote {out}: {_giga(_bytes_of(out))} in {dtype}")
+    click.echo(f"wrote {as_shown(str(out))}: {_giga(_bytes_of(out))} in {dtype}")
 
 
 def _bytes_of(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    from ..weights.model_folder import weight_files
+
+    return sum(file.stat().st_size for file in weight_files(path))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError, units
+from ._console import as_shown
 from .plan_options import COUNT, FLOPS, MONEY, duration_in, find_device, output_options
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _write(found: Budget, out: Path, quiet: bool) -> None:
         raise UsageError(f"there is no concrete run to write to {out}: {found.warnings[-1]}")
     found.run.write(out)
     if not quiet:
-        click.echo(f"\nwrote {out}")
+        click.echo(as_shown(f"\nwrote {out}"))
 
 
 def _print(found: Budget, console: Console) -> None:

@@ -95,7 +95,8 @@ def _print(about: Target, use: Serving, rows: list[Row], console: Console) -> No
     title = f"memory, {as_stored}, batch {use.batch:,}, context {use.context:,}"
     console.print(parts_table(title, rows[0][1].parts, console))
     console.print()
-    table = plain_table("device", "memory", "fits", "largest batch", "longest context", "decode", "prefill")
+    table = plain_table("device", "memory", "fits", "largest batch", "longest context", "decode", "prefill",
+                        least=((6,), (4,), (3,), (1,)))  # fmt: skip
     for on, _, fit, fast in rows:
         table.add_row(
             on.name,

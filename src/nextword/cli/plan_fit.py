@@ -91,8 +91,7 @@ def _print(about: Target, found: Diagnosis, on: Device, console: Console) -> Non
 def _table(remedies: tuple[Remedy, ...]) -> Any:
     from .plan_tables import plain_table
 
-    table = plain_table("changes", "memory", "time", "learns")
-    table.columns[0].no_wrap = False
+    table = plain_table("changes", "memory", "time", "learns", wraps=(0,), least=((3,),))
     for remedy in remedies:
         table.add_row(
             " + ".join(change.name for change in remedy.changes),

@@ -110,7 +110,9 @@ def _published(budgets: tuple[float, ...], explain: bool, as_json: bool) -> None
     for law in LAWS.values():
         console.print(f"{law.name}: {law.source}", style="dim")
     console.print()
-    table = plain_table("optimum", *(f"N at {budget:.3g}" for budget in budgets), "tokens a parameter")
+    count = len(budgets)
+    table = plain_table("optimum", *(f"N at {budget:.3g}" for budget in budgets), "tokens a parameter",
+                        least=((count + 1,), *((place,) for place in range(2, count))))  # fmt: skip
     rows = [optima(budget) for budget in budgets]
     for column in zip(*rows, strict=True):
         sizes = [units.format_count(each.parameters) for each in column]
@@ -142,7 +144,7 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
     for reason in dict.fromkeys(fit.unidentified.values()):
         console.print(f"! {reason}", style="yellow")
     if not fit.unidentified:
-        table = plain_table("C", "N optimal", "95%", "D/N", "95%", "loss", "95%")
+        table = plain_table("C", "N optimal", "95%", "D/N", "95%", "loss", "95%", least=((4,), (2,), (6,)))
         for budget in budgets:
             best = optimum(budget, fit.law)
             size, ratio = fit.interval(optimal_size(budget)), fit.interval(lambda law, c=budget: optimum(c, law).ratio)  # type: ignore[misc]

@@ -40,13 +40,27 @@ def rate(value: float) -> str:
     return units.format_count(value) if value >= 1000 else f"{value:.3g}"
 
 
-def plain_table(*columns: str, right: bool = True, left: int = 1) -> Table:
-    """A table without lines; the first `left` columns are on the left, the others on the right."""
-    from rich.table import Table
+def plain_table(
+    *columns: str,
+    right: bool = True,
+    left: int = 1,
+    wraps: Sequence[int] | None = None,
+    least: Sequence[tuple[int, ...]] = (),
+) -> Table:
+    """A table without lines; the first `left` columns are on the left, the others on the right.
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    Columns at the places `wraps` hold text and go on in the next line; without `right`, all but the first do. Others
+    are never broken: where the console is too narrow, the groups of columns in `least` are left out, the first of
+    them first, and named below the table.
+    """
+    from ._table import FittingTable
+
+    if wraps is None:
+        wraps = () if right else range(1, len(columns))
+    table = FittingTable(least)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if right and number >= left else "left", no_wrap=number == 0)
+        justify: Any = "right" if right and number >= left else "left"
+        table.add_column(name, justify=justify, no_wrap=number not in wraps)
     return table
 
 
@@ -54,7 +68,7 @@ def parts_table(title: str, parts: Sequence[Figure], console: Console, last: str
     """Lines with their size, share and a bar, and their sum."""
     from ._console import draws_unicode
 
-    table = plain_table("", "", "", "")
+    table = plain_table("", "", "", "", least=((3,),))
     table.show_header = False
     table.title, table.title_justify, table.title_style = title, "left", "bold"
     table.columns[3].justify = "left"

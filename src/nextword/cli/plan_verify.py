@@ -35,7 +35,8 @@ def command(last: int, as_json: bool) -> None:
     if not here:
         messages().print("no run has ended on this machine yet. Begin one: nextword train FOLDER --minutes 5")
         return
-    table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by")
+    table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by",
+                        least=((2,), (1,), (5, 6)))  # fmt: skip
     for entry, memory, seconds, loss in ledger.errors(here):
         table.add_row(
             entry.run.rsplit("/", 1)[-1], units.format_count(entry.parameters), units.format_count(entry.tokens),

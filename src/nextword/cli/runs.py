@@ -48,7 +48,8 @@ def list_runs(root: Path, as_json: bool) -> None:
     if not rows:
         messages().print(f"no runs in {root}. Begin one: nextword train FOLDER --minutes 20")
         return
-    table = plain_table("run", "kind", "parameters", "tokens", "steps", "held-out", "bits/byte", "state", right=True)
+    table = plain_table("run", "kind", "parameters", "tokens", "steps", "held-out", "bits/byte", "state",
+                        least=((4,), (3,), (1,), (5,)))  # fmt: skip
     for row in rows:
         table.add_row(
             row["folder"], row["kind"], units.format_count(row["parameters"]), units.format_count(row["tokens"]),
@@ -132,7 +133,8 @@ def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     from ._console import output
     from .plan_tables import plain_table, rate
 
-    table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory")
+    table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
+                        least=((2,), (6,), (5,), (1,)))  # fmt: skip
     for run, row in zip(runs, rows, strict=True):
         measured = read_report(run)
         table.add_row(

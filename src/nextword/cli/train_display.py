@@ -60,7 +60,7 @@ def print_plan(session: Session) -> None:
 
 def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> None:
     """Predicted and measured, side by side."""
-    table = plain_table("", "predicted", "measured", "off by")
+    table = plain_table("", "predicted", "measured", "off by", least=((3,),))
     rows = [
         ("time", "seconds", units.format_seconds),
         ("tokens/s", "tokens_per_second", rate),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import RunError, UsageError, atomic_write
+from ..base import RunError, UsageError, atomic_write, open_regular, read_regular
 from ..text import Tokenizer, tokenizer_from_folder
 from .documents import Document, Faults, Sources, find_sources, read_documents
 from .splitting import FEW, hash_of, limit_for, limit_of, piece_size, pieces
@@ -78,7 +78,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Raises UsageError where there is none or it is not whole."""
         try:
-            data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            data = json.loads(read_regular(folder / "manifest.json", 64 << 20))
             if data.pop("format") != FORMAT:
                 raise ValueError("of another version")
             settings = data.pop("settings")
@@ -126,7 +126,7 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
     if verify:
         for part in (*manifest.train, *manifest.heldout):
             path = folder / f"{part.name}.bin"
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
                     raise UsageError(f"{path} is not as it was written; prepare the data anew")
             _lengths(folder, part)

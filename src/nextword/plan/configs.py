@@ -503,17 +503,11 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
     config = {
         name: metadata[f"{architecture}.{key}"] for key, name in names.items() if f"{architecture}.{key}" in metadata
     }
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    config["vocab_size"] = len(tokens) if tokens is not None else metadata.get(f"{architecture}.vocab_size")
+    config["vocab_size"] = _gguf_vocabulary(metadata, architecture)
     config |= {"tie_word_embeddings": tied, "model_type": _GGUF_TYPES.get(architecture, architecture)}
     scaling = _gguf_rope(metadata, architecture, config)
     if scaling:
         config["rope_scaling"] = scaling
-    if architecture == "gptneox":
-        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        rotating = metadata.get(f"{architecture}.rope.dimension_count")
-        if isinstance(rotating, int) and isinstance(width, int) and isinstance(heads, int) and width and heads:
-            config["rotary_pct"] = rotating * heads / width
     if architecture == "gemma2":  # the converter does not store it: 27B is the one that differs from its head width
         config["query_pre_attn_scalar"] = 144 if config.get("num_hidden_layers") == 46 else config.get("head_dim", 256)
     if architecture == "gemma3":
@@ -522,7 +516,41 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
         config["use_sliding_window"] = False
     if architecture == "llama" and "sliding_window" not in config:
         config["sliding_window"] = None
-    return spec_from_config(config)
+    if architecture == "gptneox":
+        config["rotary_pct"] = _gguf_fraction(metadata, config)
+    spec = spec_from_config(config)
+    _check_whole_heads(metadata, architecture, spec)
+    return spec
+
+
+def _gguf_vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
+    """Tokens, as the file says and its list of them shows."""
+    said, tokens = metadata.get(f"{architecture}.vocab_size"), metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        return said
+    if said is not None and said != len(tokens):
+        raise UsageError(f"{architecture}.vocab_size is {said!r}, but the file lists {len(tokens)} tokens")
+    return len(tokens)
+
+
+def _gguf_fraction(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+    """The share of each head of a GPT-NeoX that rotates: all of it where the file does not say, as in llama.cpp."""
+    key, width, heads = "gptneox.rope.dimension_count", config.get("hidden_size"), config.get("num_attention_heads")
+    rotating = metadata.get(key)
+    if rotating is None or not (isinstance(width, int) and isinstance(heads, int) and heads and width >= heads):
+        return 1.0  # what is wrong with the sizes is told by who reads them
+    width //= heads
+    if isinstance(rotating, bool) or rotating not in range(2, width + 1, 2):
+        raise UsageError(f"{key} is {rotating!r}; it must be even, and at most {width}, the width of a head")
+    fraction: float = rotating / width
+    return fraction if int(width * fraction) == rotating else math.nextafter(fraction, 2)  # it was rounded down
+
+
+def _check_whole_heads(metadata: Mapping[str, Any], architecture: str, spec: ModelSpec) -> None:
+    """Refuse a file whose heads rotate in part, except a GPT-NeoX: in others the rows would stand in another order."""
+    key, width = f"{architecture}.rope.dimension_count", spec.head_width
+    if spec.position == "rotary" and architecture != "gptneox" and metadata.get(key, width) != width:
+        raise UsageError(f"{key} is {metadata[key]!r}; it must be {width}, the width of a head")
 
 
 def _gguf_rope(metadata: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base import UsageError, atomic_write
+from ..base import UsageError, atomic_write, read_regular
 from ..spec import Kind, ModelSpec
 from .compute import Recompute, flops
 from .counts import parameters
@@ -85,7 +85,7 @@ class RunConfig:
     def read(cls, path: Path) -> RunConfig:
         """Read a configuration that `write` wrote."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_regular(path, 1 << 20))
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):

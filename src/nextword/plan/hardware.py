@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError, atomic_write
+from ..base import RunError, UsageError, atomic_write, read_regular
 from ..base.errors import closest
 from ..base.units import parse_bandwidth, parse_bytes, parse_flop_rate
 from .training import RUNTIME
@@ -115,7 +115,7 @@ def _this(cache_folder: Path | None, anew: bool) -> Device:
     machine = {"processor": platform.processor() or platform.machine(), "cores": _cores(), "node": platform.node()}
     if stored is not None and not anew:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(stored.read_text(encoding="utf-8"))
+            known = json.loads(read_regular(stored, 1 << 20))
             if known["machine"] == machine:
                 return Device(**known["device"])
     measured = _measure()

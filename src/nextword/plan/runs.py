@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base import UsageError
+from ..base import UsageError, read_text
 
 _LARGEST = 64 << 20  # bytes of a CSV file
 _COLUMNS = {  # what a column may be called, letters and digits alone
@@ -61,10 +62,7 @@ def read_runs(path: Path) -> Runs:
     Raises UsageError that names the file, the line and the fault.
     """
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes is too large for a table of runs")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(io.StringIO(read_text(path, _LARGEST, "utf-8-sig"))))
     except (OSError, UnicodeError, csv.Error) as error:
         reason = str(getattr(error, "strerror", None) or error)
         reason = reason[:1].lower() + reason[1:]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ..base import UsageError
+from ..base import UsageError, read_text
 from ..base.errors import closest
 from . import filters, metrics
 from .harness_data import Splits
@@ -151,9 +151,7 @@ def read_yaml(path: Path, above: tuple[Path, ...] = (), read: dict[Path, Any] | 
     if place in above or len(above) > _MOST_INCLUDES:
         raise UsageError(f"{path}: its includes go in a circle")
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path}: a task file has at most {_LARGEST / 1e6:.0f} MB")
-        given = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        given = yaml.load(read_text(path, _LARGEST), Loader)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..base import UsageError
+from ..base import UsageError, read_text
 from ..base.errors import closest
 from .reading import SUFFIXES
 from .shipped import shipped_path, shipped_tasks
@@ -38,7 +38,7 @@ def read_templates(given: Sequence[str]) -> dict[str, str]:
             name, source = f"template {len(found) + 1}" if len(given) > 1 else "template", text.replace("\\n", "\n")
         else:
             try:
-                name, source = path.stem, path.read_text(encoding="utf-8").removesuffix("\n")
+                name, source = path.stem, read_text(path, 1 << 20).removesuffix("\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(
                     f"template {text!r} is no file that can be read ({error}), and no text with gaps such as {{input}}"

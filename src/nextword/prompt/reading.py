@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError
+from ..base import UsageError, open_regular, read_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 LARGEST = 1 << 30  # bytes of a file that is read whole
@@ -59,7 +59,7 @@ Found = Iterator[tuple[int, dict[str, Any] | str]]  # line, and the row or what 
 
 
 def _separated(path: Path) -> Found:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, LARGEST, "utf-8-sig")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     header: list[str] | None = None
     line = 1
@@ -86,7 +86,7 @@ def _separated(path: Path) -> Found:
 
 
 def _json_lines(path: Path) -> Found:
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(open_regular(path, LARGEST), encoding="utf-8-sig") as file:
         for line, text in enumerate(file, 1):
             if text.strip():
                 yield line, _object(text)
@@ -102,7 +102,7 @@ def _object(text: str) -> dict[str, Any] | str:
 
 def _json(path: Path) -> Found:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_text(path, LARGEST, "utf-8-sig"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError
+from ..base import RunError, UsageError, open_regular
 from ..base.errors import closest
 from ..weights.catalogue import cache_folder
 from .scoring import Encoded, Ids, Likelihood
@@ -89,7 +89,7 @@ class Store:
         known = self._connection.execute(query, (str(file), status.st_size, status.st_mtime_ns)).fetchone()
         if known:
             return str(known[0])
-        with file.open("rb") as opened_file:
+        with open_regular(file) as opened_file:
             found = hashlib.file_digest(opened_file, "sha256").hexdigest()
         row = (str(file), status.st_size, status.st_mtime_ns, found)
         self._connection.execute("insert or replace into weights values (?, ?, ?, ?)", row)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base import UsageError
+from ..base import UsageError, read_regular
 from .gguf import ENDS
 from .guard import guarded
 from .pieces import add_special, byte_level_engine, sentencepiece_engine
@@ -69,12 +70,12 @@ def tokenizer_from_folder(path: Path | str) -> Tokenizer:
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> _Built:
-    if (folder / "tokenizer.json").is_file():
+    if lexists(folder / "tokenizer.json"):
         engine = _from_json(folder / "tokenizer.json")
         return _Built(engine, spelling_of(engine, folder))
-    if (folder / "tokenizer.model").is_file():
+    if lexists(folder / "tokenizer.model"):
         return _from_sentencepiece(folder / "tokenizer.model")
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    if lexists(folder / "vocab.json") and lexists(folder / "merges.txt"):
         engine = _from_vocabulary(folder, config)
         return _Built(engine, spelling_of(engine, folder), begins=False)
     raise UsageError(f"{folder}: no tokenizer there (tokenizer.json, tokenizer.model, or vocab.json with merges.txt).")
@@ -176,14 +177,14 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         named = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
     else:
         named = {"default": given}
-    if (folder / "chat_template.jinja").is_file():
+    if lexists(folder / "chat_template.jinja"):
         named["default"] = _text(folder / "chat_template.jinja")
     return {str(name): text for name, text in named.items() if isinstance(text, str)}
 
 
 def _json(file: Path) -> dict[str, Any]:
     """A JSON object; {} if there is no such file."""
-    return _parse(_text(file), file) if file.is_file() else {}
+    return _parse(_text(file), file) if lexists(file) else {}
 
 
 def _parse(text: str, file: Path) -> dict[str, Any]:
@@ -205,9 +206,6 @@ def _text(file: Path) -> str:
 
 def _read(file: Path) -> bytes:
     try:
-        size = file.stat().st_size
-        if size > _LARGEST:
-            raise UsageError(f"{file}: {size} bytes are too many for a tokenizer's file (at most {_LARGEST}).")
-        return file.read_bytes()
+        return read_regular(file, _LARGEST)
     except OSError as problem:
         raise UsageError(f"{file}: cannot be read ({problem.strerror}).") from None

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import RunError
+from ..base import RunError, open_regular, read_regular
 from .distributed import Process, from_first, wait
 
 FORMAT = "nextword-checkpoint/1"
@@ -95,7 +95,7 @@ def _newest(root: Path, say: Any) -> Checkpoint | None:
 def read(folder: Path) -> Checkpoint:
     """What `folder` says it holds, once every file's size and SHA-256 agree. Raises RunError if they do not."""
     try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = json.loads(read_regular(folder / _STATE, 64 << 20))
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']!r}, not {FORMAT!r}")
         for name, (size, digest) in state["files"].items():
@@ -191,7 +191,7 @@ def _sync(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

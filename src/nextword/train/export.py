@@ -19,18 +19,12 @@ def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "floa
     Raises UsageError for a step without a checkpoint, and for a kind of model that the format has no place for.
     """
     from ..weights import write_model
+    from ..weights.conversion import check_dtype
 
+    check_dtype(out, dtype)  # before anything is loaded
     record = RunRecord.read(run)
-    gguf = out.suffix.lower() == ".gguf"
-    if dtype == "q8_0" and not gguf:
-        raise UsageError("q8_0 is a type of GGUF files; let OUT end in .gguf, or use --dtype float16")
     model = model_at(run, record, step)
-    tokenizer = open_dataset(record.data).tokenizer()
-    if not gguf:
-        return write_model(out, model, tokenizer, dtype=dtype, force=force)
-    from ..weights.gguf_writing import write_gguf
-
-    written: Path = write_gguf(out, model, tokenizer, dtype=dtype, force=force)
+    written: Path = write_model(out, model, open_dataset(record.data).tokenizer(), dtype=dtype, force=force)
     return written
 
 

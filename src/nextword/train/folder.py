@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError, atomic_write
+from ..base import UsageError, atomic_write, read_regular
 from ..plan import RunConfig
 
 FORMAT = "nextword-run-folder/1"
@@ -138,7 +138,7 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 def _read(path: Path, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path, 64 << 20))
     except OSError as error:
         raise UsageError(f"{path.parent} is not {what}: {path.name} cannot be read ({error.strerror})") from None
     except ValueError as error:

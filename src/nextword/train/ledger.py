@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..base import read_text
+
 VARIABLE = "NEXTWORD_LEDGER"
 _SAME_DATA_LAST = 8  # entries that corrections look back on
 
@@ -80,7 +82,7 @@ def read(place: Path | None = None) -> list[Entry]:
     """All entries, oldest first; lines that are not whole are left out."""
     found = []
     with suppress(OSError):
-        for line in (place or path()).read_text(encoding="utf-8").splitlines():
+        for line in read_text(place or path(), 64 << 20).splitlines():
             with suppress(ValueError, TypeError):
                 found.append(Entry(**json.loads(line)))
     return found

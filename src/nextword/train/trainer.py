@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base import RunError, UsageError
+from ..base import RunError, UsageError, read_text
 from ..data import Dataset, Windows
 from ..plan import RunConfig
 from . import checkpoint as checkpoints
@@ -410,7 +410,7 @@ def _mixed(seed: int, position: int, rank: int) -> int:
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, "nan" as NaN; a last line that was cut off is left out."""
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_text(folder / "metrics.jsonl", 4 << 30).splitlines()
     except OSError as error:
         raise UsageError(f"{folder}: no metrics.jsonl there ({error.strerror}); is it a run's folder?") from None
     for line in lines:

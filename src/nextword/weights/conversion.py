@@ -1,13 +1,12 @@
-"""Any weights nextword reads, or a model in memory → a Hugging Face folder that transformers opens."""
+"""Any weights nextword reads, or a model in memory → a Hugging Face folder that transformers opens, or a GGUF file."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from ..models import Model
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .families import Entry, Family, Piece, family_of
-from .loading import open_source
+from .loading import load_model, open_source
+from .model_folder import CONFIG, INDEX, WEIGHTS, new_folder
 from .source import Source
 
 SHARD = 5_000_000_000  # bytes; transformers' own limit for one file
@@ -34,63 +34,59 @@ def convert(
     force: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Path:
-    """Write the model at `path` (GGUF file or folder) to the folder `out` as safetensors.
+    """Write the model at `path` (GGUF file or folder) as `out`: a GGUF file by its ending, else a safetensors folder.
 
-    Quantized weights are written as the numbers they stand for; float32 keeps them exactly. The folder
-    appears whole or not at all. `progress` is called with the share done. Raises UsageError if `out` exists
-    and `force` is not set, or if `dtype` is not float32, bfloat16 or float16.
+    Quantized weights are written as the numbers they stand for; float32 keeps them exactly. `out` appears whole or
+    not at all; where a folder is replaced, only the files of a model in it are. `progress` is called with the share
+    done. Raises UsageError if `out` exists and `force` is not set, or if the format has no such `dtype`; RunError
+    where it cannot be written, or another process writes it.
     """
-    floating = _type(dtype)
+    out, advance = Path(out), progress or (lambda share: None)
+    floating = check_dtype(out, dtype)
     source = open_source(Path(path))
-    with _appearing(Path(out), force) as working:
-        tensors = _tensors(source, floating, progress or (lambda share: None))
+    if is_gguf(out):
+        write_model(out, load_model(source, "float32", "cpu"), source.tokenizer(), dtype, force)
+        advance(1.0)
+        return out
+    with new_folder(out, force) as working:
+        tensors = _tensors(source, floating, advance)
         write_folder(working, source.spec, source.family, tensors, source.tokenizer(), dtype)
-    return Path(out)
+    return out
 
 
 def write_model(
-    folder: Path | str, model: Model[Any], tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
+    out: Path | str, model: Model[Any], tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
 ) -> Path:
-    """Write a model in memory, its tokenizer beside it, to `folder` as safetensors.
+    """Write a model in memory and its tokenizer as `out`: a GGUF file by its ending, else a safetensors folder.
 
-    The folder is of the first family that holds the model's spec, appears whole or not at all, and loads with
-    `nextword.load`. Raises UsageError where no family holds the spec, if the model's matrices are packed, and as
-    `convert` does.
+    A folder is of the first family that holds the model's spec, and loads with `nextword.load`. Raises UsageError
+    where no family holds the spec, if the model's matrices are packed, and as `convert` does.
     """
+    out = Path(out)
+    floating = check_dtype(out, dtype)
+    if is_gguf(out):
+        from .gguf_writing import write_gguf
+
+        return write_gguf(out, model, tokenizer, dtype, force)
     family = family_of(model.spec)
-    tensors = _tensors_of(model, family, _type(dtype))
-    with _appearing(Path(folder), force) as working:
+    tensors = _tensors_of(model, family, floating)
+    with new_folder(out, force) as working:
         write_folder(working, model.spec, family, tensors, tokenizer, dtype)
-    return Path(folder)
+    return out
 
 
-def _type(name: str) -> torch.dtype:
-    if name not in _TYPES:
-        raise UsageError(f"dtype {name!r} cannot be written. Known: {', '.join(_TYPES)}")
-    return _TYPES[name]
+def is_gguf(out: Path) -> bool:
+    """Whether a model written as `out` becomes a GGUF file: by the ending of its name."""
+    return out.suffix.lower() == ".gguf"
 
 
-@contextmanager
-def _appearing(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` if the block ends well and is gone if not."""
-    if out.exists() and not force:
-        raise UsageError(f"{out} is already there. Choose another folder, or replace it with --force")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    working = out.parent / f".{out.name}.{secrets.token_hex(4)}.part"  # mkdtemp's would stay closed to all others
-    working.mkdir()
-    try:
-        yield working
-        before = working.with_suffix(".old")  # what stands there is gone only once the new folder is in its place
-        if out.exists():
-            os.replace(out, before)
-        os.replace(working, out)
-        if before.is_dir() and not before.is_symlink():
-            shutil.rmtree(before)
-        else:
-            before.unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
+def check_dtype(out: Path, name: str) -> torch.dtype:
+    """The type of matrices in `out`. Raises UsageError for one that its format does not have."""
+    known = _TYPES | ({"q8_0": torch.float32} if is_gguf(out) else {})
+    if name not in known:
+        hint = " q8_0 is a type of GGUF files; let OUT end in .gguf" if name == "q8_0" else ""
+        raise UsageError(f"dtype {name!r} cannot be written as {out}. Known: {', '.join(known)}.{hint}".rstrip("."))
+    return known[name]
 
 
 def write_folder(
@@ -104,7 +100,7 @@ def write_folder(
     """Write config, tokenizer and weights of a model into an existing folder."""
     config = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
-    _write_json(folder / "config.json", config | family.config(spec) | special)
+    _write_json(folder / CONFIG, config | family.config(spec) | special)
     _write_json(folder / "generation_config.json", special)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, spec))
@@ -162,15 +158,11 @@ def as_stored(values: Tensor, piece: Piece) -> Tensor:
 
 
 def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    from safetensors.torch import save_file
-
     shards: list[dict[str, int]] = []
     held: dict[str, Tensor] = {}
 
     def write() -> None:
-        part = folder / f"part-{len(shards)}"
-        save_file(held, part, metadata={"format": "pt"})
-        usual_mode(part)
+        save_tensors(held, folder / f"part-{len(shards)}")
         shards.append({name: tensor.nbytes for name, tensor in held.items()})
         held.clear()
 
@@ -180,7 +172,7 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         held[name] = tensor.clone()
     write()
     if len(shards) == 1:
-        (folder / "part-0").rename(folder / "model.safetensors")
+        (folder / "part-0").rename(folder / WEIGHTS)
         return
     names = [f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors" for place in range(len(shards))]
     for place, name in enumerate(names):
@@ -189,7 +181,21 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         "metadata": {"total_size": sum(sum(shard.values()) for shard in shards)},
         "weight_map": {tensor: name for shard, name in zip(shards, names, strict=True) for tensor in shard},
     }
-    _write_json(folder / "model.safetensors.index.json", index)
+    _write_json(folder / INDEX, index)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. A failure is an OSError with its number, as of other files: a full disk, ..."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = re.search(r"(?:os error|code:) (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+    usual_mode(path)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..base import UsageError
+from ..base import UsageError, open_regular
 from ..spec import ModelSpec
 from .json_file import read_json
+from .model_folder import weight_files
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -167,7 +169,7 @@ def _describe_folder(path: Path) -> Description:
         architecture=str(config.get("model_type", "")),
         spec=spec,
         not_run=problem,
-        tensors=tuple(t for file in sorted(path.glob("*.safetensors")) for t in _safetensors(file)),
+        tensors=tuple(t for file in weight_files(path) for t in _safetensors(file)),
         tokenizer=_tried(lambda: _facts(tokenizer_from_folder(path), _folder_kind(path)))[0],
     )
 
@@ -203,15 +205,22 @@ def _folder_kind(path: Path) -> str:
 def _safetensors(file: Path) -> Iterator[StoredTensor]:
     """The tensors that a safetensors file's header lists: 8 bytes of length, then JSON."""
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             length = int.from_bytes(opened.read(8), "little")
-            if not 0 < length <= min(_LARGEST_HEADER, file.stat().st_size - 8):
+            if not 0 < length <= min(_LARGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
                 raise ValueError(f"its header says {length} bytes")
             header = json.loads(opened.read(length))
+            room = os.fstat(opened.fileno()).st_size - 8 - length
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             begin, end = map(int, tensor["data_offsets"])
-            yield StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
+            found = StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
+            bits = re.search(r"\d+", found.kind)  # "f32", "f8_e4m3"; a "bool" has a byte
+            if not 0 <= begin <= end <= room or 8 * found.bytes != found.parameters * int(bits[0] if bits else 8):
+                raise ValueError(f"tensor {name!r} cannot lie at bytes {begin} to {end} of {room}")
+            yield found
+    except UsageError:
+        raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file}: not a whole safetensors file ({error})") from None
 

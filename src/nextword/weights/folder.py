@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from ..base import UsageError
+from ..base import UsageError, open_regular
 from .families import Piece, family
 from .json_file import read_json
-from .source import arrange, check_entries, check_layers
+from .model_folder import CONFIG, weight_files
+from .source import arrange, check_entries, check_layers, check_unread
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -28,15 +30,21 @@ class FolderSource:
         from ..plan.configs import spec_from_config
 
         self.path = path
-        self.config = read_json(path / "config.json")
+        self.config = read_json(path / CONFIG)
         self.family = family(str(self.config.get("model_type", "")))
         self.spec = spec_from_config(self.config)
-        self._files = _open_all(path)
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._where = _tensors(path)
         check_layers(path, self.spec, len(self._where))
         self.entries = self.family.entries(self.spec)
         self._prefix = self._find_prefix()
         check_entries(self, len(self._where))
+        check_unread(path, self._read_names(), self._where, "|".join(self.family.ignored) or "$")
+
+    def _read_names(self) -> set[str]:
+        """Names of the tensors that are read, and that of a head which is the embedding again."""
+        whole = self.family.entries(replace(self.spec, tied=False))
+        head = [entry for entry in whole if entry.ours == "head.weight"]
+        return {self._name(piece) for entry in (*self.entries, *head) for piece in entry.pieces}
 
     def _find_prefix(self) -> str:
         first = self.entries[0].pieces[0].name
@@ -79,27 +87,27 @@ class FolderSource:
         return tokenizer_from_folder(self.path)
 
 
-def _open_all(path: Path) -> list[safe_open]:
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise UsageError(f"{index}: {name!r} points outside the folder")
-    else:
-        names = sorted(file.name for file in path.glob("*.safetensors"))
-    if not names:
-        raise UsageError(
-            f"{path}: no .safetensors file there (pickle files are never read). Convert the model to safetensors"
-        )
-    return [_open(path / name) for name in names]
+def _tensors(path: Path) -> dict[str, safe_open]:
+    """Every tensor of a model folder by its name, and the file it is in."""
+    where: dict[str, safe_open] = {}
+    for file in weight_files(path):
+        opened = _open(file)
+        names = opened.keys()
+        twice = next((name for name in names if name in where), None)
+        if twice is not None:
+            raise UsageError(f"{file}: tensor {twice!r} is in another file of the model too")
+        where.update(dict.fromkeys(names, opened))
+    return where
 
 
 def _open(path: Path) -> safe_open:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()
         return safe_open(path, framework="pt", device="cpu")
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"{path}: named in the index but not there; the download is incomplete") from None
     except (SafetensorError, OSError) as error:

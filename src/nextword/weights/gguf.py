@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from nextword.base import RunError, UsageError
+from nextword.base import RunError, UsageError, open_regular
 
 from .gguf_format import BlockType, Description, Header, read_header
 
@@ -193,14 +193,14 @@ def _close_all(descriptors: list[int]) -> None:
 
 def _open(path: Path, siblings: int = 0) -> int:
     try:
-        if not path.is_file():
-            reason = "is a directory" if path.is_dir() else "does not exist"
-            hint = f" All {siblings} parts of the model must lie in one folder." if siblings else ""
-            raise UsageError(f"{path} {reason}; a GGUF file is expected.{hint}")
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        with open_regular(path) as file:
+            return os.dup(file.fileno())
+    except FileNotFoundError:
+        hint = f" All {siblings} parts of the model must lie in one folder." if siblings else ""
+        raise UsageError(f"{path} does not exist; a GGUF file is expected.{hint}") from None
+    except UsageError:
+        raise
     except (OSError, ValueError) as problem:
-        if isinstance(problem, UsageError):
-            raise
         raise UsageError(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}.") from None
 
 

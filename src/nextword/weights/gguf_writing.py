@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base import RunError, UsageError, atomic_path
+from ..base import UsageError
 from ..models import Model
 from ..plan.configs import spec_from_gguf_metadata
 from ..spec import ModelSpec
@@ -22,6 +22,7 @@ from .conversion import as_stored
 from .families import Piece
 from .families import gguf as names
 from .gguf_vocabulary import Vocabulary, vocabulary_of
+from .model_folder import new_file
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama_ftype
@@ -56,19 +57,11 @@ def write_gguf(
     out = Path(out)
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} cannot be written as GGUF. Known: {', '.join(DTYPES)}")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder; a GGUF file is one file. Choose a name that ends in .gguf")
-    if out.exists() and not force:
-        raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
     metadata = _metadata(model.spec)
     vocabulary = vocabulary_of(tokenizer, model.spec.vocabulary)
     tensors = list(_tensors(model, metadata["general.architecture"], dtype))
-    try:
-        with atomic_path(out) as part:
-            _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors)
-    except OSError as error:
-        reason = (error.strerror or "the disk may be full").lower()
-        raise RunError(f"{out} could not be written ({reason}). Choose another place, or make room there") from error
+    with new_file(out, force) as part:
+        _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors)
     return out
 
 

@@ -6,22 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError
+from ..base import UsageError, read_regular
 
 _LARGEST = 64 << 20  # bytes; real configs, indexes and tokenizers are far smaller
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of sensible size. Raises UsageError that names the file and the fault."""
+    """A JSON object from a regular file of sensible size. Raises UsageError that names the file and the fault."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes is too large for a configuration")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_regular(path, _LARGEST))
     except FileNotFoundError:
         raise UsageError(
-            f"{path.parent}: no {path.name} there. A model folder holds config.json and safetensors"
+            f"{path.parent}: no {path.name} there, so it is no model folder, or one whose writing was interrupted"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path}: holds a JSON {type(data).__name__}, not an object")

@@ -43,7 +43,7 @@ def _bar(what: str, total: int, stream: TextIO) -> Iterator[Advance]:
     from rich.console import Console
 
     columns: tuple[Any, ...] = (
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _NATIVE: dict[str, native.Kind] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
 # what follows from the metadata: old converters stored the plain rotary frequencies of each layer
-_DERIVED = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
+_DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
 
 
 class Source(Protocol):
@@ -67,30 +67,42 @@ def native_kind(kind: str) -> native.Kind | None:
 
 def check_entries(source: Source, names_in_file: int) -> None:
     """Compare every tensor's name and shape with the spec, before anything is read."""
-    for entry in source.entries:
-        for piece in entry.pieces:
-            shape = source.shape(piece)
-            if shape is None:
-                raise UsageError(
-                    f"{source.path}: tensor {piece.name!r} is missing ({names_in_file} tensors present)."
-                    " The download may be incomplete, or the config may belong to another model"
-                )
-            if shape != piece.shape:
-                raise UsageError(
-                    f"{source.path}: tensor {piece.name!r} is {shape}, its configuration says {piece.shape}."
-                    " The two do not belong together"
-                )
+    pieces = [piece for entry in source.entries for piece in entry.pieces]
+    shapes = {piece.name: source.shape(piece) for piece in pieces}
+    missing = [piece.name for piece in pieces if shapes[piece.name] is None]
+    if missing:
+        raise UsageError(
+            f"{source.path}: {_some(missing, len(pieces))} missing ({names_in_file} tensors present)."
+            " The download may be incomplete, or the config may belong to another model"
+        )
+    wrong = [piece for piece in pieces if shapes[piece.name] != piece.shape]
+    if wrong:
+        first = wrong[0]
+        raise UsageError(
+            f"{source.path}: {_some([piece.name for piece in wrong], len(pieces))} not of the size that its"
+            f" configuration says: {first.name} is {shapes[first.name]}, not {first.shape}."
+            " The two do not belong together"
+        )
 
 
-def check_unread(path: Path, entries: Iterable[Entry], names: Iterable[str]) -> None:
-    """Refuse tensors of a GGUF file that no entry reads: without them it would be another model."""
-    read = {piece.name for entry in entries for piece in entry.pieces} | {rope_factors.NAME}
-    unread = [name for name in names if name not in read and not _DERIVED.fullmatch(name)]
+def check_unread(path: Path, read: Iterable[str], names: Iterable[str], ignored: str, hint: str = "") -> None:
+    """Refuse tensors that no entry reads: without them it would be another model.
+
+    `ignored` is a regular expression of names that carry nothing of their own.
+    """
+    known, present = set(read), list(names)
+    unread = [name for name in present if name not in known and not re.fullmatch(ignored, name)]
     if unread:
         raise UsageError(
-            f"{path}: {len(unread)} of its tensors, such as {', '.join(map(repr, unread[:3]))}, belong to nothing that"
-            " its metadata tells of. Without them it would be another model; use the model's safetensors folder"
+            f"{path}: {_some(unread, len(present))} left over: its configuration has no place for them."
+            f" Without them it would be another model{hint}"
         )
+
+
+def _some(names: list[str], count: int) -> str:
+    """3 of 290 tensors ('a', 'b', 'c') are, and the first few where there are more."""
+    shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} of {count} tensors ({shown}) {'is' if len(names) == 1 else 'are'}"
 
 
 def check_layers(path: Path, spec: ModelSpec, names_in_file: int) -> None:
@@ -130,7 +142,8 @@ class GGUFSource:
         self.family = family(GGUF_ARCHITECTURES[architecture])
         self.entries = gguf_names.entries(self.spec, architecture)
         check_entries(self, len(self.file.tensors))
-        check_unread(path, self.entries, self.file.tensors)
+        read = {piece.name for entry in self.entries for piece in entry.pieces} | {rope_factors.NAME}
+        check_unread(path, read, self.file.tensors, _DERIVED, "; use the model's safetensors folder")
         if rope_factors.NAME in self.file.tensors:
             self.spec = self._stretched()
 

@@ -57,13 +57,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of open weights: names of its tensors, and its config.json from a spec."""
+    """A family of open weights: names of its tensors, and its config.json from a spec.
+
+    `ignored` are regular expressions of tensors that files carry besides: buffers that follow from the
+    configuration, and parts that are not the language model.
+    """
 
     model_type: str  # in config.json
     architecture: str  # the transformers class
     prefixes: tuple[str, ...]  # what tensor names may begin with; the first is written
     entries: Callable[[ModelSpec], list[Entry]]
     config: Callable[[ModelSpec], dict[str, Any]]
+    ignored: tuple[str, ...] = ()
 
 
 def entry(ours: str, name: str, *shape: int, **options: Any) -> Entry:

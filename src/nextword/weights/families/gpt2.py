@@ -46,4 +46,5 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-GPT2 = Family("gpt2", "GPT2LMHeadModel", ("transformer.", ""), entries, config)
+_CAUSAL_MASKS = r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"
+GPT2 = Family("gpt2", "GPT2LMHeadModel", ("transformer.", ""), entries, config, (_CAUSAL_MASKS,))

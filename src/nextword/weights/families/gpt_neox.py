@@ -50,4 +50,8 @@ def config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-GPT_NEOX = Family("gpt_neox", "GPTNeoXForCausalLM", ("gpt_neox.", ""), entries, config)
+_IGNORED = (  # causal masks, and the frequencies of rotary positions
+    r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias)",
+    r"(gpt_neox\.)?(layers\.\d+\.attention\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)",
+)
+GPT_NEOX = Family("gpt_neox", "GPTNeoXForCausalLM", ("gpt_neox.", ""), entries, config, _IGNORED)

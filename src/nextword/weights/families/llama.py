@@ -112,12 +112,14 @@ def _gemma3_config(spec: ModelSpec) -> dict[str, Any]:
     return _gemma2_config(spec) | {"rope_local_base_freq": local.theta, "rope_parameters": ropes}
 
 
+_ROTARY = (r"(.*\.)?rotary_emb(_local)?\.(inv_freq|cos_cached|sin_cached)",)  # frequencies, as old versions saved them
+_PICTURES = (r"(model\.)?(vision_tower|multi_modal_projector)\..*",)  # of the folders that also see
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 
-LLAMA = Family("llama", "LlamaForCausalLM", _PREFIXES, entries, _llama_config)
-MISTRAL = Family("mistral", "MistralForCausalLM", _PREFIXES, entries, _mistral_config)
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", _PREFIXES, entries, _qwen2_config)
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", _PREFIXES, entries, _qwen3_config)
-GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", _PREFIXES, entries, _gemma2_config)
-GEMMA3 = Family("gemma3_text", "Gemma3ForCausalLM", _PREFIXES, entries, _gemma3_config)
-OLMO2 = Family("olmo2", "Olmo2ForCausalLM", _PREFIXES, entries, _qwen3_config)
+LLAMA = Family("llama", "LlamaForCausalLM", _PREFIXES, entries, _llama_config, _ROTARY)
+MISTRAL = Family("mistral", "MistralForCausalLM", _PREFIXES, entries, _mistral_config, _ROTARY)
+QWEN2 = Family("qwen2", "Qwen2ForCausalLM", _PREFIXES, entries, _qwen2_config, _ROTARY)
+QWEN3 = Family("qwen3", "Qwen3ForCausalLM", _PREFIXES, entries, _qwen3_config, _ROTARY)
+GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", _PREFIXES, entries, _gemma2_config, _ROTARY)
+GEMMA3 = Family("gemma3_text", "Gemma3ForCausalLM", _PREFIXES, entries, _gemma3_config, (*_ROTARY, *_PICTURES))
+OLMO2 = Family("olmo2", "Olmo2ForCausalLM", _PREFIXES, entries, _qwen3_config, _ROTARY)

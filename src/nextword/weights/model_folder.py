@@ -1,0 +1,206 @@
+"""Which files make a model folder, and how a model is put in its place: whole, by one process at a time. No torch here.
+
+A model is written into a working folder beside its place (inside it where a folder stands there), which its process
+holds locked. The lock dies with the process, so that the next writer knows which of these folders are left over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..base import RunError, UsageError, read_regular
+from .json_file import read_json
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+_NAMES = {
+    CONFIG, "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+}  # fmt: skip
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_PART = ".nextword-part"
+_PID = "pid"
+_PATIENCE = 20  # tries, a twentieth of a second apart, to claim a folder that nobody has signed yet
+
+
+def belongs_to_model(name: str) -> bool:
+    """Whether a file of this name in a model folder is the model's. All others are the user's and never touched."""
+    return name in _NAMES or _WEIGHTS.fullmatch(name) is not None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, by the rules of transformers: one file, else what the index names.
+
+    Where neither is there, every .safetensors file. Raises UsageError where there is none, where the index is not
+    one, or where it names files outside the folder.
+    """
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        return [folder / name for name in _named_in(folder / INDEX)]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UsageError(
+            f"{folder}: no .safetensors file there (pickle files are never read). Convert the model to safetensors"
+        )
+    return files
+
+
+def _named_in(index: Path) -> list[str]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise UsageError(f"{index}: weight_map is {str(where)[:40]}; an object from tensors to files is expected")
+    for tensor, name in where.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UsageError(f"{index}: {tensor} is said to be in {name!r}, no safetensors file of this folder")
+    return sorted(set(where.values()))
+
+
+@contextmanager
+def new_folder(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to write a model into, whose files are put in `out` if the block ends well.
+
+    A new `out` appears whole or not at all. With `force`, the files of a model that is there are replaced, and
+    nothing else is touched; interrupted, `out` holds the old model, the new one, or none that can be opened.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file. Choose another folder, or a name that ends in .gguf")
+    with _working(out, force) as working:
+        made = working / "model"
+        made.mkdir()
+        yield made
+        for file in made.iterdir():
+            _flush_to_disk(file)
+        _refuse_unless_forced(out, force)
+        if out.is_dir():
+            _replace_files(made, out)
+        else:
+            os.rename(made, out)
+        _flush_to_disk(out)
+
+
+@contextmanager
+def new_file(out: Path, force: bool) -> Iterator[Path]:
+    """Where to write a file, which becomes `out` if the block ends well. `force` allows one that is there."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; a GGUF file is one file. Choose a name that ends in .gguf")
+    if out.exists() and not out.is_file():
+        raise UsageError(f"{out} is not a regular file. Choose another name")
+    with _working(out, force) as working:
+        made = working / out.name
+        yield made
+        _flush_to_disk(made)
+        _refuse_unless_forced(out, force)
+        os.replace(made, out)
+
+
+@contextmanager
+def _working(out: Path, force: bool) -> Iterator[Path]:
+    """A folder near `out` for this process alone, gone at the end. An OSError in the block becomes a RunError."""
+    _refuse_unless_forced(out, force)
+    try:
+        place = out if out.is_dir() else out.parent
+        place.mkdir(parents=True, exist_ok=True)
+        _sweep(place)
+        working = place / f".{out.name}{_PART}"
+        lock = _claim(working, out)
+        try:
+            _refuse_unless_forced(out, force)  # another process may have written it meanwhile
+            yield working
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else "the disk may be full"  # numpy gives no number
+        raise RunError(f"{out} could not be written ({reason}). Choose another place, or make room there") from error
+
+
+def _refuse_unless_forced(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
+
+
+def _claim(working: Path, out: Path) -> int:
+    """The descriptor that holds the lock on a working folder, new or left by a dead process, and empty."""
+    for _ in range(_PATIENCE):
+        with suppress(FileExistsError):
+            working.mkdir()
+        lock = _locked(working)
+        if lock is not None:
+            for left in working.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            (working / _PID).write_text(str(os.getpid()))
+            return lock
+        if pid := _pid(working):
+            raise RunError(f"{out} is being written by process {pid}. Wait for it, or choose another name")
+        time.sleep(0.05)  # the other has only just begun, or ends at this moment
+    raise RunError(f"{out} is being written by another process. Wait for it, or choose another name")
+
+
+def _locked(working: Path) -> int | None:
+    """Lock a folder, and return the descriptor that holds the lock; None if another process has it or it is gone."""
+    try:
+        lock = os.open(working, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(working)):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(lock)
+    return None
+
+
+def _pid(working: Path) -> str:
+    """The number of the process that signed a working folder, or ""."""
+    try:
+        return read_regular(working / _PID, 20).decode("ascii", "ignore")
+    except OSError:
+        return ""
+
+
+def _sweep(place: Path) -> None:
+    """Remove the working folders of processes that are gone."""
+    for left in place.glob(f".*{_PART}"):
+        with suppress(OSError):  # no folder, or not ours to remove
+            lock = _locked(left)
+            if lock is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+
+
+def _replace_files(made: Path, out: Path) -> None:
+    """Put the files of `made` in the place of the model's files in `out`.
+
+    Its configuration goes first and comes last: between the two, nothing opens the folder as a model.
+    """
+    new = {file.name for file in made.iterdir()}
+    old = {name for name in os.listdir(out) if belongs_to_model(name)}
+    for name in old | new:
+        if (out / name).is_dir() and not (out / name).is_symlink():
+            raise UsageError(f"{out / name} is a folder where a model has a file. Choose another folder")
+    (out / CONFIG).unlink(missing_ok=True)
+    _flush_to_disk(out)
+    for name in new - {CONFIG}:
+        os.replace(made / name, out / name)
+    for name in old - new:
+        (out / name).unlink(missing_ok=True)
+    os.replace(made / CONFIG, out / CONFIG)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
