@@ -8,6 +8,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -195,9 +196,14 @@ def _guarded(path: Path, faults: Faults, read: Callable[[IO[bytes]], Iterator[An
         raise RunError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
-def _opened(path: Path) -> IO[bytes]:
-    file = open_regular(path)
-    return gzip.open(file, "rb") if path.suffix.lower() == ".gz" else file  # type: ignore[return-value]
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    with open_regular(path) as file:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(file, "rb") as inner:
+                yield inner  # type: ignore[misc]
+        else:
+            yield file
 
 
 class _UndecodableError(Exception):

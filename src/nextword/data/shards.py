@@ -33,7 +33,7 @@ _SHARD = 32 << 20  # characters of a shard
 _TO_TRAIN_ON = 24 << 20  # characters that a tokenizer is trained on
 _TO_MEASURE_ON = 2 << 20  # characters that bytes a token are measured on
 _SMALL = 64 << 20  # bytes of text whose pieces are told apart one by one when the held-out ones are chosen
-_SHIFT = 48  # bits that hashes of more text are cut by: 65,536 groups
+_SHIFT = 52  # bits that hashes of more text are cut by: 4,096 groups
 _OURS = re.compile(r"manifest\.json|(train|heldout)-\d{5,}\.(bin|pieces\.npy|hashes\.npy)")
 _PIECE = np.dtype([("tokens", "<u4"), ("document", "<u4"), ("number", "<u4"), ("last", "?")])
 
