@@ -106,7 +106,15 @@ def test_long_text_is_evaluated_in_stretches_spread_over_all_of_it() -> None:
     found = measured(stream, 8192)
     assert 8192 - 3 <= found.tokens < 8192  # nothing is predicted behind a cut
     assert found.over == "stretches of text"  # documents are too few
-    assert found.clusters == len(windows.stream.segments.starts)
+    assert 40 <= found.clusters <= 40 + len(windows.stream.segments.starts)
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 20])
+def test_of_few_documents_the_error_is_over_stretches_of_their_text(count: int) -> None:
+    found = measured(TokenStream.of(documents(count, seed=5, longest=600), END))
+    assert found.over == ("documents" if count == 20 else "stretches of text")
+    assert found.clusters >= 20
+    assert found.error is not None
 
 
 def test_the_worked_case_of_the_standard_error() -> None:

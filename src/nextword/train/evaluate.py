@@ -76,9 +76,8 @@ def evaluate(
     process: Process = Process(), sample: bool = False,  # noqa: B008 - frozen
 ) -> HeldOutLoss:  # fmt: skip
     """Mean loss over all targets of the windows' stream, `rows` windows at a time."""
-    segments = windows.stream.segments
     by_document = windows.stream.documents >= FEW  # fewer say little of how documents differ
-    groups = np.unique(segments.documents, return_inverse=True)[1] if by_document else np.arange(len(segments.starts))
+    groups = _documents(windows.stream) if by_document else _stretches(windows.stream)
     inner: Training = training
     was_training = inner.training
     inner.eval()
@@ -92,11 +91,25 @@ def evaluate(
     )  # fmt: skip
 
 
+def _documents(stream: TokenStream) -> NDArray[np.int64]:
+    """The document of each token, numbered from 0."""
+    segments = stream.segments
+    return np.repeat(np.unique(segments.documents, return_inverse=True)[1], segments.lengths)
+
+
+def _stretches(stream: TokenStream) -> NDArray[np.int64]:
+    """The stretch of each token: its segment, in parts where that is more than a fortieth of all."""
+    segments, longest = stream.segments, max(16, stream.tokens // 40)
+    parts = -(-segments.lengths // longest)
+    within = np.arange(stream.tokens) - np.repeat(segments.starts, segments.lengths)
+    return np.repeat(np.cumsum(parts) - parts, segments.lengths) + within // longest
+
+
 @torch.no_grad()
 def _sums(
     training: Any, windows: Windows, rows: int, groups: NDArray[np.int64], device: torch.device, process: Process
 ) -> NDArray[np.float64]:
-    """Nats and targets of each group of segments: (2, groups), this process's share of them."""
+    """Nats and targets of each group of tokens: (2, groups), this process's share of them."""
     found = np.zeros((2, int(groups.max()) + 1))
     starts = list(range(0, windows.rows_in_order, rows))
     for turn in range(-(-len(starts) // process.world)):  # as many turns for every process: they wait for each other
@@ -107,7 +120,7 @@ def _sums(
         losses = training(placed, each=True).double().cpu().numpy()
         if number < len(starts):
             counted = (batch.targets != IGNORED).ravel()
-            group = groups[windows.stream.segment_of(positions.ravel()[counted])]
+            group = groups[positions.ravel()[counted]]
             found[0] += np.bincount(group, losses[counted], found.shape[1])
             found[1] += np.bincount(group, minlength=found.shape[1])
     return found

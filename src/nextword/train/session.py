@@ -374,7 +374,7 @@ def _say_of_data(data: Dataset, request: Request, vocabulary: int, say: Say) -> 
     if found.duplicates:
         say(f"{found.duplicates:,} of {found.pieces:,} texts occur more than once; none stands on both sides")
     if found.broken:
-        say(f"skipped {found.broken:,} broken rows or files")
+        say(f"skipped {found.broken:,} broken {'row or file' if found.broken == 1 else 'rows or files'}")
     if not 1 / _FAR_OFF < share / request.holdout < _FAR_OFF:
         say(f"held out {share:.1%} of the text for the {request.holdout:.1%} asked: it does not divide more finely,"
             " for equal texts stay together")  # fmt: skip
