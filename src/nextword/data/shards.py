@@ -407,6 +407,8 @@ def _all_there(folder: Path, manifest: Manifest) -> bool:
 def _tokenize(folder: Path, manifest: Manifest, reader: _Reader, tokenizer: Tokenizer, say: Progress) -> None:
     settings, done, whole = manifest.settings, 0, max(1, reader.sources.bytes)
     shift = _SHIFT if whole > _SMALL else 0
+    if shift:  # so large that reading it takes a while
+        say(0.0, "choosing what to hold out")
     heldout = choose_heldout(reader.texts(), settings.holdout, shift)
     new = partial(_Shard, tokenizer, settings.end, heldout, shift)
     shard, held, size = new(), list[_Piece](), 0
