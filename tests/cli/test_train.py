@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,7 +201,17 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
         (["train", "{text}", *SMALL, "--compile"], "--compile gains nothing"),
         (["train", "{tiny}", "--minutes", "1"], "at least 2,000 characters"),
         (["train", "{rows}", "--minutes", "1"], "line 2"),
-        (["train", "{binary}", "--minutes", "1"], "no text"),
+        (["train", "{binary}", "--minutes", "1"], "the file is binary"),
+        (["train", "{rst}", "--minutes", "1"], "no reader for .rst"),
+        (["train", "{latin}", "--minutes", "1"], "line 1: not valid UTF-8 (byte 0xFC)"),
+        (["train", "{latin}", "--minutes", "1"], "--encoding latin-1"),
+        (["train", "{text}", "--minutes", "1", "--encoding", "latin-99"], "not a known encoding"),
+        (["train", "{text}", "--minutes", "1", "--holdout", "nan"], "between 0 and 0.9"),
+        (["train", "{text}", "--minutes", "1", "--out", "{text}"], "Choose a folder outside"),
+        (["train", "{text}", "--minutes", "1", "--out", "{text}/run"], "Choose a folder outside"),
+        (["train", "{text}", "--minutes", "1", "--vocabulary", "5"], "--vocabulary 5: for this text between 257"),
+        (["train", "{text}", "--minutes", "1", "--vocabulary", "99999999"], "one token for every 8 bytes"),
+        (["train", "{text}", "--minutes", "1", "--vocabulary", "300", "--tokenizer", "bytes"], "leave it out"),
         (["runs", "resume", "nosuch"], "not a run's folder"),
         (["runs", "compare", "a"], "at least two runs"),
         (["compare-context"], "give the text"),
@@ -212,7 +224,10 @@ def test_bad_input_gets_one_line_that_names_the_fix(
     (tmp_path / "tiny.txt").write_text("too little")
     (tmp_path / "rows.jsonl").write_text('{"text": "good"}\n{bad\n')
     (tmp_path / "binary.txt").write_bytes(b"a\0b")
-    places = {"{text}": str(text), "{tiny}": "tiny.txt", "{rows}": "rows.jsonl", "{binary}": "binary.txt"}
+    (tmp_path / "manual.rst").write_text("text")
+    (tmp_path / "latin.txt").write_bytes("Müller".encode("latin-1"))
+    places = {"{text}": str(text), "{tiny}": "tiny.txt", "{rows}": "rows.jsonl", "{binary}": "binary.txt",
+              "{rst}": "manual.rst", "{latin}": "latin.txt", "{text}/run": f"{text}/run"}  # fmt: skip
     code, _, err = run(capsys, *(places.get(each, each) for each in arguments))
     last = err.strip().splitlines()[-1]
     assert code == 2
@@ -220,6 +235,146 @@ def test_bad_input_gets_one_line_that_names_the_fix(
     assert wanted in last
     assert not list(tmp_path.rglob("run.json"))  # which would be in the way of the next try
     assert "Traceback" not in err
+
+
+def losses(folder: Path) -> list[float]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def files_under(folder: Path) -> dict[str, tuple[int, int]]:
+    found = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {str(path): (status.st_mtime_ns, status.st_size) for path, status in found}
+
+
+@pytest.fixture
+def half(text: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A run that stopped after half its steps, beside `whole`, which did not."""
+    from nextword.train import session as sessions
+    from nextword.train.launch import Budget
+
+    for name, until in (("whole", None), ("half", 6)):
+        request = sessions.Request(
+            (str(text),), Budget(), count=20e3, context=16, changes={"batch": 4, "steps": 12}, precision="fp32",
+            threads=1, out=tmp_path / name,
+        )  # fmt: skip
+        sessions.train(sessions.start(request, cache, print), until=until)
+    assert len(losses(tmp_path / "half")) == 6
+    capsys.readouterr()
+    return tmp_path / "half"
+
+
+def test_a_run_goes_on_exactly_when_text_was_added_meanwhile_and_keeps_its_tokenizer(
+    half: Path, text: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_under(cache / "data")
+    (text / "another.txt").write_text("ÄÖÜ wholly other words, zymurgy and quixotry and syzygy " * 200)
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--vocabulary", "300", "--dry-run", "--out", "third")
+    assert code == 0, err
+    assert not (tmp_path / "third").exists()
+    assert before.items() <= files_under(cache / "data").items()
+    code, _, err = run(capsys, "runs", "resume", "half")
+    assert code == 0, err
+    whole = tmp_path / "whole"
+    assert losses(half) == losses(whole)
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (half / name).read_bytes() == (whole / name).read_bytes()
+    reports = [json.loads((folder / "report.json").read_text())["measured"] for folder in (half, whole)]
+    assert reports[0]["nats_per_token"] == reports[1]["nats_per_token"]
+    assert reports[0]["error"] > 0
+
+
+def test_a_run_whose_prepared_data_is_gone_goes_on_exactly_with_the_text_given_again(
+    half: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(json.loads((half / "run.json").read_text())["data"])
+    code, _, err = run(capsys, "runs", "resume", "half")
+    assert code == 2
+    assert f"Give the text again: nextword runs resume half {text}" in " ".join(err.split())
+    (text / "another.txt").write_text("some more")
+    code, _, err = run(capsys, "runs", "resume", "half", str(text))
+    assert code == 2
+    assert "the text has changed" in " ".join(err.split())
+    assert len(losses(half)) == 6
+    (text / "another.txt").unlink()
+    text.rename(tmp_path / "moved")
+    code, _, err = run(capsys, "runs", "resume", "half", "moved")
+    assert code == 0, err
+    assert losses(half) == losses(tmp_path / "whole")
+    assert Path(json.loads((half / "run.json").read_text())["data"]).exists()
+
+
+def test_a_run_has_its_tokenizer_before_its_first_step(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextword.train import session as sessions
+
+    def first_step(*arguments: object) -> None:
+        assert (tmp_path / "run" / "tokenizer.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sessions.Trainer, "_loop", first_step)
+    assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 130
+
+
+def test_the_report_has_the_held_out_loss_with_its_standard_error(
+    text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "train", str(text), *SMALL, "--evaluate-every", "5", "--out", "run")
+    assert code == 0, err
+    assert re.search(r"held-out loss, nats a token .* \d\.\d{4} ± 0\.\d{4}", out)
+    assert "±: standard error over" in out
+    assert "step 12: held-out loss " in err
+
+
+def test_what_is_special_about_a_text_is_said_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too short to hold out what was asked, or to fill the vocabulary; broken rows; files that nothing reads."""
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "a.txt").write_text(" ".join(f"{number * 7919 % 4096:012b}" for number in range(220)))
+    for name in ("b.rst", "c.rst", ".d"):
+        (tmp_path / "few" / name).write_text("text")
+    (tmp_path / "few" / "e.txt").write_bytes(b"caf\xe9")
+    arguments = ["train", "few", *SMALL, "--vocabulary", "1024", "--skip-bad", "--dry-run"]
+    code, _, err = run(capsys, *arguments)
+    said = " ".join(err.split())
+    assert code == 0, err
+    assert "skipped 3 files: no reader for .rst (2); hidden (1)" in said
+    assert re.search(r"held out [234]\d\.\d% of the text for the 5\.0% asked", said)
+    assert re.search(r"the text fills \d+ of 1,024 tokens", said)
+    assert "skipped 1 broken row or file" in said
+
+
+def test_progress_is_a_line_now_and_then(tmp_path: Path) -> None:
+    from nextword.data import find_sources
+    from nextword.train.session import _Progress
+
+    (tmp_path / "a.txt").write_text("x" * 1_500_000)
+    said, now = [], iter([0.0, 1.0, 2.5, 3.0, 4.0, 16.0, 16.1, 17.0])
+    progress = _Progress(find_sources([tmp_path]), said.append, lambda: next(now))
+    for share, what in ((0.0, "reading"), (0.5, "reading"), (0.6, "reading"), (0.9, "reading"), (0.0, "tokenizing"),
+                        (0.01, "tokenizing"), (0.9, "tokenizing"), (0.99, "tokenizing")):  # fmt: skip
+        progress(share, what)
+    assert said == ["reading: 1.5 MB", "reading: 60%", "tokenizing: 1.5 MB", "tokenizing: 1%"]
+
+
+def test_the_model_is_as_large_as_the_texts_tokens_allow_and_not_a_constant_number_of_bytes(tmp_path: Path) -> None:
+    """A token of bytes is a byte, and one of a small vocabulary is two: the text has so many more tokens."""
+    from nextword.data import find_sources, measure_bytes_per_token
+    from nextword.plan import device, parameters
+    from nextword.train.session import Request, _choose_shape
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopr", k=draw.randint(3, 9))) for _ in range(2000)]
+    (tmp_path / "a.txt").write_text(" ".join(draw.choices(words, k=300_000)))
+    sources, here = find_sources([tmp_path]), device("h100")
+    for wishes in ({"tokenizer": "bytes"}, {"vocabulary": 300}, {"vocabulary": 2000}, {"tokenizer": "characters"}):
+        request = Request((str(tmp_path),), changes={"steps": 10}, holdout=0.05, **wishes)  # type: ignore[arg-type]
+        kind, vocabulary = request.tokenizer, request.vocabulary or 0
+        bytes_per_token = measure_bytes_per_token(sources, None, kind, vocabulary)  # type: ignore[arg-type]
+        tokens = sources.bytes * 0.95 / bytes_per_token
+        assert parameters(_choose_shape(request, sources, here, [], None)).total == pytest.approx(tokens / 20, rel=0.25)
 
 
 def test_a_run_begun_otherwise_is_not_resumed(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

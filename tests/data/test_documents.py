@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nextword.base import RunError, UsageError
-from nextword.data import Faults, find_sources, read_documents
+from nextword.data import Faults, check_encoding, find_sources, read_documents
 from nextword.data import documents as reading
 
 
@@ -33,8 +33,49 @@ def test_folders_are_walked_in_order_and_what_is_no_text_is_counted(tmp_path: Pa
     (tmp_path / "empty.txt").touch()
     found = find_sources([tmp_path])
     assert [str(file.relative_to(tmp_path)) for file in found.files] == ["a/b.jsonl", "a/z.md", "b.txt", "c.TXT"]
-    assert sorted(found.skipped.values()) == [1, 1, 1]
-    assert found.skipped["binary"] == found.skipped["empty"] == 1
+    assert found.unread == {".csv": 1}
+    assert found.skipped == {"binary": 1, "empty": 1, "hidden": 2}
+
+
+def test_all_that_was_skipped_is_said_in_one_line_with_how_many_of_which_kind(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.rst", "c.rst", "d.py", "e.html", "f.zip", "LICENSE", ".g", "h.txt.zip"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "empty.txt").touch()
+    assert find_sources([tmp_path]).skipped_line() == (
+        "skipped 9 files: no reader for .rst (2), .zip (2), files without an ending (1), .py (1), .html (1);"
+        " empty (1); hidden (1)"
+    )
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.txt").write_text("text")
+    assert find_sources([tmp_path / "only"]).skipped_line() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [("a.rst", b"text", r"no reader for \.rst\. Takes \.txt"), ("a.txt", b"a\0b", "the file is binary"),
+     ("a.txt", b"", "the file is empty")],
+)  # fmt: skip
+def test_a_file_that_is_named_and_not_read_says_why(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        find_sources([tmp_path / name])
+
+
+def test_a_folder_with_nothing_to_read_says_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.rst").write_text("text")
+    with pytest.raises(UsageError, match=r"no text in .*; skipped 1 file: no reader for \.rst \(1\)"):
+        find_sources([tmp_path])
+
+
+def test_the_folders_of_runs_are_no_text(tmp_path: Path) -> None:
+    for name in ("a.txt", "runs/one/run.json", "runs/one/metrics.jsonl", "runs/one/checkpoints/x.txt", "runs/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    found = find_sources([tmp_path])
+    assert [str(file.relative_to(tmp_path)) for file in found.files] == ["a.txt", "runs/b.txt"]
+    assert found.skipped_line() == "skipped 3 files: in training runs (3)"
+    with pytest.raises(UsageError, match="in training runs"):
+        find_sources([tmp_path / "runs" / "one"])
 
 
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
@@ -105,13 +146,59 @@ def test_a_broken_row_is_named_by_its_line_or_counted(tmp_path: Path, line: str,
     assert faults.count == 1
 
 
-def test_text_that_is_no_utf8_is_named_by_its_line_or_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [reading.PIECE, 10])
+def test_text_that_is_no_utf8_is_refused_or_skipped_whole(
+    tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never are its bytes taken for U+FFFD, and never is a part of it read that came before."""
+    monkeypatch.setattr(reading, "PIECE", piece)
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\ncaf\xe9\nfour\n")
-    with pytest.raises(UsageError, match=r"a\.txt, line 3: not valid UTF-8 \(byte 0xE9\)"):
+    with pytest.raises(UsageError, match=r"a\.txt, line 3: not valid UTF-8 \(byte 0xE9\).*--encoding latin-1"):
         texts(tmp_path / "a.txt")
     faults = Faults(skip=True)
-    assert texts(tmp_path / "a.txt", faults) == ["one\ntwo\ncaf\ufffd\nfour\n"]
+    assert texts(tmp_path / "a.txt", faults) == []
     assert faults.count == 1
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])
+def test_text_of_another_encoding_is_read_in_it(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "Müller trinkt café"
+    whole = json.dumps(text, ensure_ascii=False) + "\n" if name.endswith("jsonl") else text
+    (tmp_path / name).write_bytes(whole.encode(encoding))
+    assert [document.text for document in read_documents(tmp_path / name, encoding=encoding)] == [text]
+    if encoding != "utf-8":
+        with pytest.raises(UsageError, match=r"line 1: not valid UTF-8.*--encoding latin-1"):
+            texts(tmp_path / name)
+        faults = Faults(skip=True)
+        assert texts(tmp_path / name, faults) == []
+        assert faults.count == 1
+
+
+@pytest.mark.parametrize("piece", [reading.PIECE, 7])
+def test_text_of_two_bytes_a_character_is_read_whole(
+    tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PIECE", piece)
+    text = "eine Zeile\nund noch eine — länger\n"
+    (tmp_path / "a.txt").write_bytes(text.encode("utf-16"))
+    assert find_sources([tmp_path], encoding="utf-16").files
+    assert "".join(each.text for each in read_documents(tmp_path / "a.txt", encoding="utf-16")) == text
+
+
+@pytest.mark.parametrize("name", ["nonsense", "rot13"])
+def test_an_encoding_that_is_none_is_refused_with_some_that_are(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"--encoding {name}: .*latin-1"):
+        check_encoding(name)
+
+
+def test_the_parts_of_a_long_text_say_where_it_begins_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PIECE", 100)
+    (tmp_path / "a.txt").write_text("a line of text\n" * 50)
+    parts = list(read_documents(tmp_path / "a.txt"))
+    assert len(parts) > 3
+    assert [part.first for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
 def test_lines_are_counted_through_all_parts_of_a_long_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,27 @@ import random
 import signal
 import subprocess
 import sys
-from itertools import pairwise
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nextword.base import RunError, UsageError
-from nextword.data import open_dataset, prepare, shards, train_tokenizer
-from nextword.data.splitting import hash_of
+from nextword.data import (
+    Document,
+    TokenStream,
+    documents,
+    find_sources,
+    measure_bytes_per_token,
+    open_dataset,
+    prepare,
+    prepare_in,
+    shards,
+    train_tokenizer,
+)
+from nextword.data.splitting import choose_heldout, hash_of
 
 
 def paragraphs(count: int, seed: int = 0, words: int = 60) -> str:
@@ -63,22 +76,29 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_SHARD", 10_000)
 
 
+def segments_of(stream: TokenStream) -> list[list[int]]:
+    """The tokens of each stretch of uninterrupted text."""
+    edges = zip(stream.segments.starts.tolist(), stream.segments.lengths.tolist(), strict=True)
+    return [stream.read(start, length).tolist() for start, length in edges]
+
+
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "characters"])
-def test_every_document_is_there_once_with_an_end_on_the_side_of_its_hash(tmp_path: Path, kind: str) -> None:
+def test_every_document_is_there_once_behind_its_mark_on_the_side_of_its_hash(tmp_path: Path, kind: str) -> None:
     source = lines_of(tmp_path / "a.jsonl", 200)
     data = prepare([source], tmp_path / "data", tokenizer_kind=kind, vocabulary=300)
     tokenizer, given = data.tokenizer(), [json.loads(line)["text"] for line in source.read_text().splitlines()]
     found: dict[str, list[str]] = {}
     for side, stream in (("train", data.train), ("heldout", data.heldout)):
-        edges = [*stream.document_starts.tolist(), stream.tokens]
-        documents = [stream.read(a, b - a).tolist() for a, b in pairwise(edges)]
-        assert all(document[-1] == 0 and 0 not in document[:-1] for document in documents)
-        found[side] = [tokenizer.decode(document[:-1]) for document in documents]
+        documents = segments_of(stream)
+        assert all(document[0] == 0 and 0 not in document[1:] for document in documents)
+        assert stream.segments.ends.all()
+        found[side] = [tokenizer.decode(document[1:]) for document in documents]
         assert stream.documents == len(documents)
         assert stream.bytes == sum(len(text.encode()) for text in found[side])
     assert sorted(found["train"] + found["heldout"]) == sorted(given)
-    assert max(map(hash_of, found["heldout"])) < min(map(hash_of, found["train"]))
-    assert data.heldout.bytes / (data.train.bytes + data.heldout.bytes) == pytest.approx(0.05, abs=0.01)
+    chosen = choose_heldout([Document(text, "") for text in given], 0.05)
+    assert {hash_of(text) for text in found["heldout"]} == chosen
+    assert data.heldout_share == pytest.approx(0.05, abs=0.01)
 
 
 def test_equal_texts_are_counted_and_never_stand_on_both_sides(tmp_path: Path) -> None:
@@ -88,19 +108,53 @@ def test_equal_texts_are_counted_and_never_stand_on_both_sides(tmp_path: Path) -
     data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", tokenizer_kind="bytes", holdout=0.3)
     sides = []
     for stream in (data.train, data.heldout):
-        edges = [*stream.document_starts.tolist(), stream.tokens]
-        sides.append({stream.read(a, b - a).tobytes() for a, b in pairwise(edges)})
+        sides.append({tuple(segment) for segment in segments_of(stream)})
     assert data.manifest.duplicates == 60 * 2 + 7
     assert not sides[0] & sides[1]
     assert len(sides[0]) + len(sides[1]) == 60
 
 
-def test_one_long_text_is_cut_so_that_some_is_held_out(tmp_path: Path) -> None:
-    (tmp_path / "book.txt").write_text(text := paragraphs(400))
-    data = prepare([tmp_path / "book.txt"], tmp_path / "data", tokenizer_kind="bytes")
+def test_only_documents_end_and_not_the_pieces_that_are_held_out_of_them(tmp_path: Path) -> None:
+    """Three books: each begins with one mark, and a gap where a piece is held out has none."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(paragraphs(200, seed=ord(name)))
+    data = prepare(sorted(tmp_path.glob("*.txt")), tmp_path / "data", tokenizer_kind="bytes")
     assert data.manifest.settings.piece > 0
-    assert data.train.bytes + data.heldout.bytes == len(text)
-    assert 0.03 < data.heldout.bytes / len(text) < 0.07
+    assert data.train.bytes + data.heldout.bytes == sum(file.stat().st_size for file in tmp_path.glob("*.txt"))
+    assert data.heldout_share == pytest.approx(0.05, abs=0.01)
+    marks = [segment.count(0) for stream in (data.train, data.heldout) for segment in segments_of(stream)]
+    assert sum(marks) == 3
+    assert sum(int(stream.segments.ends.sum()) for stream in (data.train, data.heldout)) == 3
+    tokenizer = data.tokenizer()
+    for file, document in zip("abc", range(3), strict=True):
+        text = (tmp_path / f"{file}.txt").read_text()
+        for stream in (data.train, data.heldout):
+            for segment, number in zip(segments_of(stream), stream.segments.documents, strict=True):
+                assert number != document or tokenizer.decode([id for id in segment if id]) in text
+    assert data.train.documents == 3
+    assert len(data.heldout.segments.starts) > 3
+
+
+def test_a_text_that_is_read_in_parts_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PIECE", 1000)
+    monkeypatch.setattr(shards, "FEW", 1)  # it is not cut into smaller ones
+    (tmp_path / "book.txt").write_text(text := paragraphs(100))
+    data = prepare([tmp_path / "book.txt"], tmp_path / "data", tokenizer_kind="bytes", holdout=0.2)
+    assert data.manifest.settings.piece == 0
+    sides = [segments_of(stream) for stream in (data.train, data.heldout)]
+    assert sum(segment.count(0) for side in sides for segment in side) == 1
+    assert len(sides[0]) > 3
+    assert sum(len(segment) for side in sides for segment in side) == len(text) + 1
+
+
+def test_segments_do_not_end_where_shards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "book.txt").write_text(paragraphs(400))
+    whole = prepare([tmp_path / "book.txt"], tmp_path / "whole", tokenizer_kind="bytes")
+    monkeypatch.setattr(shards, "_BATCH", 2000)
+    monkeypatch.setattr(shards, "_SHARD", 10_000)
+    cut = prepare([tmp_path / "book.txt"], tmp_path / "cut", tokenizer_kind="bytes")
+    assert len(cut.manifest.train) > 3
+    assert segments_of(cut.train) == segments_of(whole.train)
 
 
 def test_an_interrupted_preparation_goes_on_where_it_was(
@@ -152,7 +206,7 @@ def test_a_tokenizer_trained_before_is_not_confused_with_one_given_in_between(tm
     assert prepare([source], tmp_path / "data", vocabulary=300).fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("files", ["*.bin", "*.lengths.npy"])
+@pytest.mark.parametrize("files", ["*.bin", "*.pieces.npy"])
 def test_a_file_that_is_missing_or_cut_off_or_changed_is_found(tmp_path: Path, files: str) -> None:
     prepare([lines_of(tmp_path / "a.jsonl", 100)], tmp_path / "data", tokenizer_kind="bytes")
     for path in sorted((tmp_path / "data").glob(files)):
@@ -211,7 +265,7 @@ def test_broken_rows_are_counted_once_however_often_the_text_is_read(tmp_path: P
         prepare([source], tmp_path / "data", vocabulary=300)
     data = prepare([source], tmp_path / "data", vocabulary=300, skip_bad=True)
     assert data.manifest.broken == 2
-    assert data.manifest.documents == data.train.documents + data.heldout.documents == 100
+    assert data.manifest.pieces == data.train.documents + data.heldout.documents == 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
@@ -241,3 +295,110 @@ print(data.train.documents + data.heldout.documents, after - before, peak() - be
     documents, prepared, held = map(int, done.stdout.split())
     assert documents == 30_000
     assert prepared < size / 2 < held
+
+
+# ---- folders named by their content
+
+
+def bytes_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Each file's time and content."""
+    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
+
+
+def test_text_that_is_added_makes_another_folder_and_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    lines_of(tmp_path / "text" / "a.jsonl", 60)
+    first = prepare_in(tmp_path / "store", [tmp_path / "text"], vocabulary=300)
+    before = bytes_of(first.folder)
+    lines_of(tmp_path / "text" / "b.jsonl", 60, seed=1)
+    second = prepare_in(tmp_path / "store", [tmp_path / "text"], vocabulary=300)
+    assert second.fingerprint != first.fingerprint
+    assert bytes_of(first.folder) == before
+    assert open_dataset(first.folder, verify=True).fingerprint == first.fingerprint
+    (tmp_path / "text" / "b.jsonl").unlink()
+    (tmp_path / "text").rename(tmp_path / "moved")
+    again = prepare_in(tmp_path / "store", [tmp_path / "moved"], vocabulary=300)  # by content, wherever it lies
+    assert again.folder == first.folder
+    assert bytes_of(first.folder) == before
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [{"holdout": 0.1}, {"vocabulary": 310}, {"tokenizer_kind": "bytes"}, {"skip_bad": True}, {"column": "text"},
+     {"encoding": "latin-1"}],
+)  # fmt: skip
+def test_whatever_the_tokens_depend_on_is_in_the_folders_name(tmp_path: Path, otherwise: dict[str, Any]) -> None:
+    source = lines_of(tmp_path / "a.jsonl", 60)
+    first = prepare_in(tmp_path / "store", [source], vocabulary=300)
+    assert prepare_in(tmp_path / "store", [source], **{"vocabulary": 300, **otherwise}).folder != first.folder
+
+
+def test_two_that_prepare_the_same_text_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, waiting = lines_of(tmp_path / "a.jsonl", 60), threading.Event()
+    train, trained, said = shards.train_tokenizer, [], []
+
+    def train_when_the_other_waits(*arguments: Any) -> Any:
+        assert waiting.wait(20)
+        trained.append(1)
+        return train(*arguments)
+
+    def say(text: str) -> None:
+        said.append(text)
+        waiting.set()
+
+    monkeypatch.setattr(shards, "train_tokenizer", train_when_the_other_waits)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(prepare_in, tmp_path / "store", [source], vocabulary=300, say=say) for _ in range(2)]
+        first, second = (each.result(30) for each in both)
+    assert first.folder == second.folder
+    assert (trained, said) == ([1], ["another command prepares this text; waiting for it"])
+
+
+def test_what_was_interrupted_is_not_taken_for_whole_and_is_gone_on_with(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, write, written = lines_of(tmp_path / "a.jsonl", 300), shards._Shard.write, list[int]()
+
+    def write_some(self: Any, *arguments: Any) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(write(self, *arguments))  # type: ignore[func-returns-value]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards._Shard, "write", write_some)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_in(tmp_path / "store", [source], vocabulary=300)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [".making"]
+    monkeypatch.setattr(shards, "train_tokenizer", lambda *_: pytest.fail("the tokenizer was there already"))
+    data = prepare_in(tmp_path / "store", [source], vocabulary=300)
+    assert data.fingerprint == prepare([source], tmp_path / "other", data.tokenizer()).fingerprint
+
+
+def test_a_damaged_folder_is_made_anew(tmp_path: Path) -> None:
+    source = lines_of(tmp_path / "a.jsonl", 60)
+    data = prepare_in(tmp_path / "store", [source], vocabulary=300)
+    (data.folder / "train-00000.bin").unlink()
+    assert prepare_in(tmp_path / "store", [source], vocabulary=300).fingerprint == data.fingerprint
+
+
+def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, train = lines_of(tmp_path / "a.jsonl", 60), shards.train_tokenizer
+
+    def train_and_change(*arguments: Any) -> Any:
+        made = train(*arguments)
+        lines_of(source, 61)
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "train_tokenizer", train_and_change)
+        with pytest.raises(RunError, match="changed while it was read"):
+            prepare_in(tmp_path / "store", [source], vocabulary=300)
+    assert prepare_in(tmp_path / "store", [source], vocabulary=300).train.documents > 50
+
+
+@pytest.mark.parametrize(("kind", "vocabulary"), [("bpe", 300), ("bpe", 500), ("characters", 0), ("bytes", 0)])
+def test_bytes_a_token_are_measured_on_the_text(tmp_path: Path, kind: Any, vocabulary: int) -> None:
+    source = lines_of(tmp_path / "a.jsonl", 200)
+    measured = measure_bytes_per_token(find_sources([source]), None, kind, vocabulary)
+    data = prepare([source], tmp_path / "data", tokenizer_kind=kind, vocabulary=vocabulary)
+    assert measured == pytest.approx(data.bytes_per_token, rel=0.02)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nextword.base import UsageError
 from nextword.data.documents import Document
-from nextword.data.splitting import hash_of, limit_for, pieces
+from nextword.data.splitting import choose_heldout, hash_of, pieces
 
 words = st.lists(st.sampled_from(["a", "word", "\n", "\n\n", " ", "längere Wörter", "x" * 30]), max_size=300).map(
     "".join
@@ -31,27 +31,58 @@ def test_pieces_end_where_paragraphs_do_or_lines_or_words() -> None:
         assert not any(part.startswith("\n") for part in parts)
 
 
+def held_out(documents: list[Document], share: float) -> list[str]:
+    chosen = choose_heldout(documents, share)
+    return [document.text for document in documents if hash_of(document.text) in chosen]
+
+
+def test_pieces_say_which_of_them_begins_and_which_ends_their_document() -> None:
+    parts = list(pieces(Document("word " * 100, "", first=False), 150))
+    assert [part.first for part in parts] == [False] * len(parts)
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
 def test_a_text_that_does_not_repeat_and_has_two_thousand_characters_can_be_split() -> None:
     text = "".join(map(str, range(1000)))[:2000]
     documents = list(pieces(Document(text, ""), 1000))
-    limit = limit_for(documents, 0.05)
-    assert 0 < sum(hash_of(document.text) < limit for document in documents) < len(documents)
+    assert 0 < len(held_out(documents, 0.05)) < len(documents)
 
 
 @given(st.lists(st.integers(1, 500), min_size=2, max_size=80, unique=True), st.floats(0.01, 0.5))
-def test_both_sides_have_something_and_no_other_limit_up_to_the_share_is_nearer(sizes: list[int], share: float) -> None:
+def test_both_sides_have_something_and_moving_any_text_brings_the_share_no_nearer_than_the_shortest(
+    sizes: list[int], share: float
+) -> None:
     documents = [Document("x" * size, "") for size in sizes]
-    limit = limit_for(documents, share)
-    ordered = sorted(documents, key=lambda document: hash_of(document.text))
-    held = [len(document.text) for document in ordered if hash_of(document.text) < limit]
-    assert 0 < len(held) < len(documents)
-    wanted = share * sum(sizes)
-    if len(held) > 1:  # one fewer would have been further off
-        assert abs(sum(held) - wanted) < abs(sum(held[:-1]) - wanted)
-    if len(held) < len(documents) - 1:  # and so would one more
-        assert abs(sum(held) + len(ordered[len(held)].text) - wanted) >= abs(sum(held) - wanted)
+    held = sorted(map(len, held_out(documents, share)))
+    left = sorted(set(sizes) - set(held))
+    assert held
+    assert left
+    wanted, found = share * sum(sizes), sum(held)
+    if len(left) > 1:
+        assert found >= wanted or abs(found + left[0] - wanted) >= abs(found - wanted)  # one more is no nearer
+    if len(held) > 1:
+        assert found - wanted <= max(held) / 2  # never further above than half a text
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize("seed", range(8))
+def test_texts_that_repeat_do_not_draw_most_of_the_text_to_the_held_out_side(seed: int, share: float) -> None:
+    """One text is 88% of all: by a limit on the hashes alone it is held out as often as it comes first."""
+    common = [Document(f"{seed} is the boilerplate " * 4, "")] * 750
+    others = [Document(f"{seed} {number} a text of its own" * 4, "") for number in range(100)]
+    held = held_out([*common, *others], share)
+    whole = sum(len(document.text) for document in [*common, *others])
+    assert sum(map(len, held)) / whole == pytest.approx(min(share, 0.11), abs=0.015)
+
+
+def test_equal_texts_stay_together_also_where_hashes_are_cut() -> None:
+    documents = [Document(f"text {number % 50}", "") for number in range(400)]
+    for shift in (0, 52, 60):
+        chosen = choose_heldout(documents, 0.3, shift)
+        held = sum(len(d.text) for d in documents if hash_of(d.text) >> shift in chosen)
+        assert held / sum(len(d.text) for d in documents) == pytest.approx(0.3, abs=0.1)
 
 
 def test_text_that_only_repeats_itself_cannot_be_split_and_says_how_much_is_needed() -> None:
     with pytest.raises(UsageError, match=r"40 characters in 1 piece of its own.*at least 2,000"):
-        limit_for([Document("the same again there", "")] * 2, 0.05)
+        choose_heldout([Document("the same again there", "")] * 2, 0.05)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -10,78 +12,148 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import UsageError
+from nextword.data import shards
 from nextword.data.packing import best_fit
-from nextword.data.streams import TokenStream
-from nextword.data.windows import IGNORED, Batch, Windows
+from nextword.data.streams import IGNORED, TokenStream
+from nextword.data.windows import Batch, Windows
 
 END = 0
 PACKINGS = ("stream", "best-fit")
-lengths_of_documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+Corpus = list[list[tuple[int, bool]]]  # documents of pieces: so many tokens, and whether they are on this side
+corpora = st.lists(
+    st.lists(st.tuples(st.integers(1, 12), st.sampled_from([True, True, False])), min_size=1, max_size=4),
+    min_size=1, max_size=12,
+).map(lambda corpus: [*corpus, [(20, True)]])  # fmt: skip
 
 
 def stream_of(lengths: list[int]) -> TokenStream:
-    """Documents in which every token is told apart by its number, but for the end tokens."""
+    """Documents of so many tokens, with their mark, in which every token is told apart by its number."""
     numbers = iter(range(1, 10_000))
-    return TokenStream.of([[next(numbers) for _ in range(length - 1)] + [END] for length in lengths], END)
+    return TokenStream.of([[next(numbers) for _ in range(length - 1)] for length in lengths], END)
+
+
+@dataclass
+class Read:
+    """A token as the brute-force reference below reads it."""
+
+    token: int
+    target: int  # or IGNORED
+    run: int  # of text without a gap: what may be seen together
+
+
+def side_of(corpus: Corpus) -> tuple[TokenStream, list[Read]]:
+    """A side of `corpus` as a stream, and what must come of each of its tokens, one after the other."""
+    numbers, table, tokens, expected = iter(range(1, 10_000)), [], [], []
+    run = 0
+    for document, pieces in enumerate(corpus):
+        whole = [(END, 0)] + [(next(numbers), piece) for piece, (size, _) in enumerate(pieces) for _ in range(size)]
+        whole.append((END, len(pieces) - 1))  # that it ends is learnt with its last piece
+        before_is_here = False
+        for (token, piece), (following, its_piece) in pairwise(whole):
+            here, goes_on = pieces[piece][1], pieces[its_piece][1]
+            if here:
+                run += not before_is_here
+                expected.append(Read(token, following if goes_on else IGNORED, run))
+                tokens.append(token)
+            before_is_here = here
+        table += [(size + (number == 0), document, number, number == len(pieces) - 1)
+                  for number, (size, here) in enumerate(pieces) if here]  # fmt: skip
+        run += 1
+    segments = shards._segments(np.array(table, shards._PIECE))
+    array = np.array(tokens, np.uint32)
+    return TokenStream([array], [array.size], lambda: segments, "<u4", END, array.size, ""), expected
 
 
 def epoch_of(windows: Windows, epoch: int) -> list[Batch]:
     return [windows.batch(step, 1) for step in range(epoch * windows.count, (epoch + 1) * windows.count)]
 
 
-def counted_pairs(batches: list[Batch]) -> Counter[tuple[int, int]]:
-    pairs = [(b.inputs[b.targets != IGNORED], b.targets[b.targets != IGNORED]) for b in batches]
-    return Counter((int(a), int(b)) for one, two in pairs for a, b in zip(one, two, strict=True))
+def place_of(inputs: list[int], expected: list[Read]) -> int:
+    """Where in the stream, which goes round, a row was cut."""
+    around = [read.token for read in expected] * 2
+    return next(at for at in range(len(expected)) if around[at : at + len(inputs)] == inputs)
 
 
-@given(lengths_of_documents, st.integers(1, 16), st.integers(0, 5))
-def test_an_epoch_of_stream_windows_leaves_out_less_than_one_window(
-    lengths: list[int], context: int, epoch: int
+@given(corpora, st.integers(2, 16), st.booleans(), st.integers(0, 3))
+def test_rows_of_the_stream_have_the_targets_and_masks_of_the_reference(
+    corpus: Corpus, context: int, across: bool, epoch: int
 ) -> None:
-    stream = stream_of([*lengths, 20])
-    batches = epoch_of(Windows(stream, context, seed=1), epoch)
-    tokens = stream.read(0, stream.tokens)
-    every = Counter(zip(tokens.tolist(), np.roll(tokens, -1).tolist(), strict=True))
-    seen = counted_pairs(batches)
-    assert seen <= every
-    assert every.total() - seen.total() == stream.tokens % context
+    stream, expected = side_of(corpus)
+    windows = Windows(stream, context, 1, "stream", across)
+    seen = Counter[int]()
+    for batch in epoch_of(windows, epoch):
+        at = place_of(batch.inputs[0].tolist(), expected)
+        reads = [expected[(at + n) % len(expected)] for n in range(context)]
+        seen.update((at + n) % len(expected) for n in range(context))
+        assert batch.targets[0].tolist() == [read.target for read in reads]
+        if not across:
+            assert batch.documents is not None
+            runs = [read.run for read in reads]
+            changes = [b != a or (at + n + 1) % len(expected) == 0 for n, (a, b) in enumerate(pairwise(runs))]
+            assert batch.documents[0].tolist() == [0, *accumulate(changes)]
+    assert set(seen.values()) == {1}
+    assert len(expected) - len(seen) == stream.tokens % context
 
 
-@given(lengths_of_documents, st.integers(1, 16), st.booleans(), st.integers(0, 3))
-def test_an_epoch_of_packed_rows_has_every_token_but_the_first_of_its_document_once(
-    lengths: list[int], context: int, across: bool, epoch: int
+@given(corpora, st.integers(1, 16), st.booleans(), st.integers(0, 3))
+def test_packed_rows_have_the_targets_and_masks_of_the_reference(
+    corpus: Corpus, context: int, across: bool, epoch: int
 ) -> None:
-    stream = stream_of([*lengths, 20])
+    stream, expected = side_of(corpus)
     batches = epoch_of(Windows(stream, context, 1, "best-fit", across), epoch)
-    tokens, first = stream.read(0, stream.tokens), set(stream.document_starts.tolist())
-    expected = Counter(
-        (int(tokens[at - 1]), int(tokens[at])) for at in range(1, stream.tokens) if at not in first
-    )  # fmt: skip
-    assert counted_pairs(batches) == expected
+    pairs = Counter((read.token, read.target) for read in expected if read.target != IGNORED)
+    found = Counter[tuple[int, int]]()
+    for batch in batches:
+        counted = batch.targets[0] != IGNORED
+        found.update(zip(batch.inputs[0][counted].tolist(), batch.targets[0][counted].tolist(), strict=True))
+        if not across:
+            assert batch.documents is not None
+            for number in set(batch.documents[0][counted].tolist()):
+                piece = batch.inputs[0][counted & (batch.documents[0] == number)].tolist()
+                at = place_of(piece, expected)
+                assert len({read.run for read in expected[at : at + len(piece)]}) == 1
+    assert found == pairs
 
 
-@given(lengths_of_documents, st.integers(1, 16), st.sampled_from(PACKINGS), st.integers(0, 40))
-def test_documents_numbers_change_exactly_where_documents_do(
-    lengths: list[int], context: int, packing: str, step: int
+@pytest.mark.parametrize("packing", PACKINGS)
+@given(corpora, st.integers(1, 16), st.booleans(), st.integers(1, 4))
+def test_rows_in_order_have_every_target_of_the_reference_once_whatever_the_context(
+    packing: str, corpus: Corpus, context: int, across: bool, size: int
 ) -> None:
-    """Told apart by the tokens themselves: numbers of one document follow each other without an end between."""
-    stream = stream_of([*lengths, 20])
-    batch = Windows(stream, context, 3, packing, across_documents=False).batch(step, 1)
+    stream, expected = side_of(corpus)
+    windows = Windows(stream, context, 9, packing, across)  # type: ignore[arg-type]
+    found = Counter[tuple[int, int]]()
+    for start in range(0, windows.rows_in_order, size):
+        batch, positions = windows.in_order(np.arange(start, min(start + size, windows.rows_in_order)))
+        counted = batch.targets != IGNORED
+        for at, target in zip(positions[counted].tolist(), batch.targets[counted].tolist(), strict=True):
+            found[at, target] += 1
+    assert found == Counter((at, read.target) for at, read in enumerate(expected) if read.target != IGNORED)
+
+
+@given(corpora, st.integers(1, 5), st.integers(2, 9))
+def test_stretches_of_a_stream_have_no_target_that_the_stream_has_not(corpus: Corpus, count: int, size: int) -> None:
+    stream, expected = side_of(corpus)
+    count = min(count, stream.tokens // size)
+    part = stream.spread(count, size)
+    assert part.tokens == count * size
+    starts = [n * (stream.tokens - size) // max(1, count - 1) for n in range(count)]
+    places = [at for start in starts for at in range(start, start + size)]
+    targets = part.following(np.arange(part.tokens)).tolist()
+    documents = stream.segments.documents[stream.segment_of(np.array(places))]
+    assert np.array_equal(part.segments.documents[part.segment_of(np.arange(part.tokens))], documents)
+    for n, (at, target) in enumerate(zip(places, targets, strict=True)):
+        cut = expected[at].target != END and (n + 1 == len(places) or places[n + 1] != at + 1)
+        assert target == (IGNORED if cut else expected[at].target)
+
+
+def test_documents_between_which_nothing_is_held_out_share_one_mark_and_each_is_learnt_to_its_end() -> None:
+    windows = Windows(TokenStream.of([[1, 2], [3]], END), 4, 0, "stream", across_documents=False)
+    batch = windows.in_order(np.arange(2))[0]
+    assert batch.inputs.tolist() == [[END, 1, 2, END], [1, 2, END, 3]]  # the second goes back to have a whole context
+    assert batch.targets.tolist() == [[1, 2, END, 3], [IGNORED, IGNORED, IGNORED, END]]
     assert batch.documents is not None
-    row, numbers, targets = batch.inputs[0], batch.documents[0], batch.targets[0]
-    owner = np.searchsorted(stream.document_starts, np.arange(stream.tokens), side="right")
-    home = dict(zip(stream.read(0, stream.tokens).tolist(), owner.tolist(), strict=True))
-    assert numbers[0] == 0
-    assert set(np.diff(numbers)) <= {0, 1}
-    for a, b, same in zip(row[:-1], row[1:], np.diff(numbers) == 0, strict=True):
-        if END not in (a, b) and home[int(a)] == home[int(b)] and b == a + 1:
-            assert same
-        if END not in (a, b) and home[int(a)] != home[int(b)]:
-            assert not same
-        if packing == "stream":
-            assert same == (a != END)
-    if packing == "stream":
-        assert np.array_equal(targets == IGNORED, row == END)
+    assert batch.documents.tolist() == [[0, 0, 0, 1], [0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -185,7 +257,11 @@ def test_a_batch_that_does_not_divide_among_processes_is_refused() -> None:
         Windows(stream_of([100]), 8, 0).batch(0, 6, 0, 4)
 
 
-@given(lengths_of_documents, st.lists(st.integers(1, 9), min_size=1, max_size=40), st.data())
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.lists(st.integers(1, 9), min_size=1, max_size=40),
+    st.data(),
+)
 def test_a_stream_reads_the_same_however_it_lies_in_parts(
     lengths: list[int], cuts: list[int], data: st.DataObject
 ) -> None:
@@ -193,7 +269,7 @@ def test_a_stream_reads_the_same_however_it_lies_in_parts(
     tokens = whole.read(0, whole.tokens).astype(np.uint16)
     parts = [part for part in np.split(tokens, np.unique(np.cumsum(cuts).clip(0, whole.tokens))) if part.size]
     sizes = [part.size for part in parts]
-    cut = TokenStream(parts, sizes, lambda: whole.document_starts, "<u2", END, whole.bytes, whole.documents, "")
+    cut = TokenStream(parts, sizes, lambda: whole.segments, "<u2", END, whole.bytes, "")
     start = data.draw(st.integers(0, whole.tokens))
     count = data.draw(st.integers(0, whole.tokens - start))
     assert np.array_equal(cut.read(start, count), tokens[start : start + count])

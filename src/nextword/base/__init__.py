@@ -3,6 +3,7 @@
 from .display import printable
 from .errors import NextwordError, RunError, UsageError
 from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, read_text, usual_mode
+from .locks import locked
 from .memory import free_memory
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "atomic_write",
     "check_writable",
     "free_memory",
+    "locked",
     "open_regular",
     "printable",
     "read_regular",

@@ -42,7 +42,7 @@ def command(
     """
     if not data:
         raise UsageError("give the text to train on, such as: nextword compare-context books/ --minutes 10")
-    from ..data import prepare
+    from ..data import prepare_in
     from ..train.context_study import KINDS, study
     from ..train.pictures import check_picture, draw_study
     from ..weights.catalogue import cache_folder
@@ -57,10 +57,7 @@ def command(
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
-    from ..train.session import data_folder
-
-    folder = data_folder(cache_folder(), list(data), "bpe", vocabulary)
-    dataset = prepare(list(data), folder, vocabulary=vocabulary)
+    dataset = prepare_in(cache_folder() / "data", list(data), vocabulary=vocabulary, say=say)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
     found = study(dataset, minutes, context, count, chosen, sizes, seed, say, minutes if widths else 0.0)  # type: ignore[arg-type]
     if plot is not None:

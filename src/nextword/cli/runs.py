@@ -154,16 +154,20 @@ def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
 
 @command.command(name="resume")
 @click.argument("run", type=_FOLDER)
+@click.argument("data", nargs=-1)
 @click.option("--device", default="", metavar="DEVICE", help="Default: as it was begun.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
-def resume(run: Path, device: str, as_json: bool) -> None:
-    """Go on with a run that was interrupted, to the bit as if it had not been."""
+def resume(run: Path, data: tuple[str, ...], device: str, as_json: bool) -> None:
+    """Go on with a run that was interrupted, to the bit as if it had not been.
+
+    DATA: the text that it was begun with, where the prepared data is gone from the cache.
+    """
     from ..train import session as sessions
     from ._console import messages
     from .train import finish
     from .train_display import Display, print_report
 
-    session = sessions.resume(run, device=device, say=lambda text: messages().print(text, style="dim"))
+    session = sessions.resume(run, device=device, say=lambda text: messages().print(text, style="dim"), sources=data)
     with Display(session) as display:
         outcome, measured = sessions.train(session, display)
     if session.process.first:

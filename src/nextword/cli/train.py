@@ -54,9 +54,10 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--shard", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Under torchrun. Default: ddp.")
 @click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default="stop", show_default=True,
               help="What to do about a loss that is no number, or that leaps.")  # fmt: skip
-@click.option("--holdout", type=float, default=0.05, show_default=True, metavar="SHARE", help="Of the documents.")
+@click.option("--holdout", type=float, default=0.05, show_default=True, metavar="SHARE", help="Of the text.")
 @click.option("--column", default=None, metavar="NAME", help="Of the text in .jsonl and .parquet.")
-@click.option("--skip-bad", is_flag=True, help="Pass over broken rows and count them.")
+@click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of text files: latin-1, ...")
+@click.option("--skip-bad", is_flag=True, help="Skip broken rows, and files of another encoding, and count them.")
 @click.option("--sample", "sample", default=None, metavar="TEXT", help="What sample completions begin with.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, metavar="FOLDER",
               help="Default: runs/<kind>-<parameters>.")  # fmt: skip
@@ -182,6 +183,7 @@ def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
         compile=wishes["compiled"],
         **{name: wishes[name] for name in (
             "kind", "match", "count", "config", "tokenizer", "vocabulary", "context", "holdout", "skip_bad", "column",
+            "encoding",
             "start_from", "precision", "device", "threads", "out", "shard", "guard", "keep", "checkpoint_every",
             "evaluate_every")},
     )  # fmt: skip

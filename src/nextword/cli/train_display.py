@@ -74,10 +74,13 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
         expected = getattr(plan, key) if plan is not None else None
         known = expected is not None and expected == expected
         off = f"{expected / found - 1:+.1%}" if known and found else ""
-        table.add_row(name, show(expected) if known else "", show(found), off)
+        error = f" ± {measured.error:.4f}" if key == "nats_per_token" and measured.error is not None else ""
+        table.add_row(name, show(expected) if known else "", show(found) + error, off)
     console = output()
     console.print()
     console.print(table)
+    if measured.error is not None:
+        console.print(f"\n±: standard error over {measured.clusters:,} {measured.over}")
     console.print(
         f"\nmaking batches took {measured.data_share:.2%} of the time. The model is in {folder}:"
         f' nextword complete --model {folder} "..."'
@@ -151,8 +154,10 @@ class Display:
         self.heldout = loss.nats_per_token
         if self.events is not None:
             self.events.write(step, heldout=loss.nats_per_token)
+        error = f" ± {loss.error:.3f}" if loss.error is not None else ""
         messages().print(
-            f"step {step:,}: held-out loss {loss.nats_per_token:.4f} nats a token, {loss.bits_per_byte:.4f} bits a byte"
+            f"step {step:,}: held-out loss{' on a sample' if loss.sample else ''} {loss.nats_per_token:.4f}{error}"
+            f" nats a token, {loss.bits_per_byte:.4f} bits a byte"
         )
 
     def saved(self, step: int, folder: Path) -> None:
@@ -166,7 +171,7 @@ class Display:
         """Complete a prompt with the model as it is."""
         from ..generate import Engine, Limits, Sampling
 
-        tokenizer = self.session.data.tokenizer()
+        tokenizer = self.session.tokenizer()
         prompt = tokenizer.encode(self.prompt) if self.prompt else [min(tokenizer.stop_ids, default=0)]
         limits = Limits(max_tokens=min(_SAMPLE_TOKENS, max(1, self.session.run.context - len(prompt) - 1)))
         steps = Engine(model, tokenizer).stream([prompt], Sampling(temperature=0.8, seed=0), limits)  # type: ignore[arg-type]

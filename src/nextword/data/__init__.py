@@ -1,12 +1,13 @@
 """Text files into shards of tokens, and those into batches whose position is a function of seed and step."""
 
-from .documents import Document, Faults, Sources, find_sources, read_documents
+from .documents import Document, Faults, Sources, check_encoding, find_sources, read_documents
 from .order import permute
 from .packing import best_fit
-from .shards import Dataset, open_dataset, prepare
-from .streams import TokenStream
+from .shards import Dataset, measure_bytes_per_token, open_dataset, prepare, prepare_in
+from .splitting import check_share
+from .streams import IGNORED, TokenStream
 from .tokenizer_training import save_tokenizer, train_tokenizer
-from .windows import IGNORED, Batch, Windows
+from .windows import Batch, Windows
 
 __all__ = [
     "IGNORED",
@@ -18,10 +19,14 @@ __all__ = [
     "TokenStream",
     "Windows",
     "best_fit",
+    "check_encoding",
+    "check_share",
     "find_sources",
+    "measure_bytes_per_token",
     "open_dataset",
     "permute",
     "prepare",
+    "prepare_in",
     "read_documents",
     "save_tokenizer",
     "train_tokenizer",

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..base import RunError, UsageError
+from ..base import RunError, UsageError, open_regular
 
 TEXT, LINES, TABLES = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMNS = ("text", "content")
-PIECE = 1 << 20  # bytes of a text file that are held at a time; a longer one is cut at the end of a line
+PIECE = 1 << 20  # bytes of a text file that are decoded at a time; a longer one comes in parts that end with a line
 _SNIFFED = 4096
+_KINDS_SAID = 8  # kinds of unread files that are listed by name
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it came from."""
+    """A text and where it came from; or a part of one, where it is too long to be held whole."""
 
     text: str
     source: str
+    first: bool = True  # whether the document begins here
+    last: bool = True  # and ends here
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to read, in order, and the files passed over by the reason why."""
+    """Files to read, in order, and how many were skipped: by their ending where nothing reads it, else by reason."""
 
     files: tuple[Path, ...]
+    unread: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -39,62 +45,106 @@ class Sources:
         """Of the files as they are stored."""
         return sum(file.stat().st_size for file in self.files)
 
+    def skipped_line(self) -> str:
+        """Everything that was skipped in one line; empty where nothing was."""
+        return _skipped_line(self.unread, self.skipped)
+
 
 @dataclass
 class Faults:
-    """Broken rows passed over, where that was asked for."""
+    """Broken rows and files skipped, where that was asked for."""
 
     skip: bool = False
     count: int = 0
 
-    def meet(self, message: str) -> None:
+    def meet(self, message: str, fix: str = "Mend it, or skip such rows with --skip-bad") -> None:
         """Count it, or raise UsageError with it."""
         if not self.skip:
-            raise UsageError(f"{message}. Mend it, or pass over such rows with --skip-bad")
+            raise UsageError(f"{message}. {fix}")
         self.count += 1
 
 
-def find_sources(paths: Sequence[Path | str]) -> Sources:
-    """The files under `paths` that hold text, each folder in sorted order. Raises UsageError where there is none."""
+def find_sources(paths: Sequence[Path | str], encoding: str = "utf-8") -> Sources:
+    """The files under `paths` that hold text, each folder in sorted order; the folders of runs in it are skipped.
+
+    Raises UsageError where there is none.
+    """
     files: list[Path] = []
+    unread: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     for given in map(str, paths):
         path = fetch_data_set(given.removeprefix("hf:")) if given.startswith("hf:") else Path(given).expanduser()
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
-            _sort_out(sorted(inside), files, skipped)
+            for file, reason in _inside(path, encoding):
+                if reason is None:
+                    files.append(file)
+                else:
+                    (skipped if reason in _REASONS else unread)[reason] += 1
         elif path.is_file():
-            if _kind(path) is None or _is_binary(path):
-                raise UsageError(f"{path} is no text. Takes {', '.join((*TEXT, *LINES, *TABLES))}, or a folder of them")
+            if (reason := _unreadable(path, encoding)) is not None:
+                what = f"the file is {reason}" if reason in _REASONS else f"no reader for {reason}"
+                raise UsageError(f"{path}: {what}. Takes {', '.join(_READ)}, or a folder of them")
             files.append(path)
         else:
             raise UsageError(f"{path}: no such file or folder")
     if not files:
         looked = ", ".join(map(str, paths)) or "nothing"
+        passed = _skipped_line(unread, skipped)
         raise UsageError(
-            f"no text in {looked}: looked for {', '.join((*TEXT, *LINES, *TABLES))} (.gz of the first four)"
+            f"no text in {looked}: looked for {', '.join(_READ)} (.gz of all but .parquet){passed and '; ' + passed}"
         )
     once: dict[Path, Path] = {}  # a file may be named, and its folder as well
     for file in files:
         once.setdefault(file.resolve(), file)
-    return Sources(tuple(once.values()), dict(skipped))
+    return Sources(tuple(once.values()), dict(unread), dict(skipped))
 
 
-def _is_hidden(path: Path) -> bool:
-    """Such as .git and what is below it."""
-    return any(part.startswith(".") for part in path.parts)
+_READ = (*TEXT, *LINES, *TABLES)
+_REASONS = ("binary", "empty", "hidden", "in training runs")
 
 
-def _sort_out(found: list[Path], files: list[Path], skipped: Counter[str]) -> None:
-    for path in found:
-        if _kind(path) is None:
-            skipped[f"not text by name ({path.suffix or 'no ending'})"] += 1
-        elif _is_binary(path):
-            skipped["binary"] += 1
-        elif path.stat().st_size == 0:
-            skipped["empty"] += 1
+def _inside(folder: Path, encoding: str) -> Iterator[tuple[Path, str | None]]:
+    """The files below `folder` in sorted order, and why each is skipped, if it is."""
+    runs = {file.parent for file in folder.rglob("run.json")}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):  # such as .git and what is below it
+            yield path, "hidden"
+        elif not runs.isdisjoint(path.parents):
+            yield path, "in training runs"
         else:
-            files.append(path)
+            yield path, _unreadable(path, encoding)
+
+
+def _unreadable(path: Path, encoding: str) -> str | None:
+    """Why a file is skipped: its ending, which nothing reads, or one of `_REASONS`; None for a file to read."""
+    if _kind(path) is None:
+        return path.suffix or "files without an ending"
+    if path.stat().st_size == 0:
+        return "empty"
+    return "binary" if _is_binary(path, encoding) else None
+
+
+def _skipped_line(unread: dict[str, int], skipped: dict[str, int]) -> str:
+    said = [f"{reason} ({count:,})" for reason, count in sorted(skipped.items())]
+    if unread:
+        kinds = [f"{kind} ({count:,})" for kind, count in Counter(unread).most_common(_KINDS_SAID)]
+        if more := len(unread) - len(kinds):
+            kinds.append(f"{more:,} other kinds")
+        said.insert(0, f"no reader for {', '.join(kinds)}")
+    files = sum(unread.values()) + sum(skipped.values())
+    return f"skipped {files:,} file{'' if files == 1 else 's'}: {'; '.join(said)}" if files else ""
+
+
+def check_encoding(name: str) -> str:
+    """The codec's own name of a text encoding. Raises UsageError for one that is not known."""
+    try:
+        if (found := codecs.lookup(name))._is_text_encoding:
+            return found.name
+    except LookupError:
+        pass
+    raise UsageError(f"--encoding {name}: not a known encoding. Such as utf-8, latin-1, cp1252, utf-16")
 
 
 def _kind(path: Path) -> str | None:
@@ -106,78 +156,122 @@ def _kind(path: Path) -> str | None:
     return next((kinds[0] for kinds in (TEXT, LINES, TABLES) if suffix in kinds), None)
 
 
-def _is_binary(path: Path) -> bool:
-    if _kind(path) == TABLES[0] or path.suffix.lower() == ".gz":
+def _is_binary(path: Path, encoding: str) -> bool:
+    wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+    if _kind(path) == TABLES[0] or path.suffix.lower() == ".gz" or wide:
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return b"\0" in file.read(_SNIFFED)
 
 
-def read_documents(path: Path, faults: Faults | None = None, column: str | None = None) -> Iterator[Document]:
-    """The documents of one file: a text file is one, or several where it is longer than `PIECE`; else one a row.
+def read_documents(
+    path: Path, faults: Faults | None = None, column: str | None = None, encoding: str = "utf-8"
+) -> Iterator[Document]:
+    """The documents of one file: one a row, or the whole text file, in parts where it is longer than `PIECE`.
 
-    Raises UsageError with file and line for rows that are broken, unless `faults` says to pass over them.
+    Raises UsageError with file and line for rows that are broken and for text that is not of `encoding`. Where
+    `faults` says to skip, such a row and such a text file are left out, the file as a whole.
     """
     faults = faults or Faults()
     kind = _kind(path)
     if kind == TABLES[0]:
         yield from _read_parquet(path, faults, column)
-        return
+    elif kind == LINES[0]:
+        yield from _guarded(path, faults, lambda file: _read_lines(path, file, faults, column, encoding))
+    elif not faults.skip or _is_sound(path, faults, encoding):
+        yield from _guarded(path, faults, lambda file: _read_text(path, file, encoding))
+
+
+def _guarded(path: Path, faults: Faults, read: Callable[[IO[bytes]], Iterator[Any]]) -> Iterator[Any]:
+    """What `read` gives of the open file, the errors of reading it named."""
     try:
         with _opened(path) as file:
-            yield from _read_lines(path, file, faults, column) if kind == LINES[0] else _read_text(path, file, faults)
+            yield from read(file)
+    except _UndecodableError as error:
+        fix = "Name its encoding, such as --encoding latin-1, or skip such files with --skip-bad"
+        faults.meet(f"{path}, {error}", fix)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         faults.meet(f"{path}: not a whole gzip file ({error})")
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
-def _opened(path: Path) -> IO[bytes]:
-    zipped = path.suffix.lower() == ".gz"
-    return gzip.open(path, "rb") if zipped else path.open("rb")  # type: ignore[return-value]
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    with open_regular(path) as file:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(file, "rb") as inner:
+                yield inner  # type: ignore[misc]
+        else:
+            yield file
 
 
-def _read_text(path: Path, file: IO[bytes], faults: Faults) -> Iterator[Document]:
-    first, encoding = 1, "utf-8-sig"
-    while data := _part(file):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError as error:
-            line = first + error.object[: error.start].count(b"\n")
-            faults.meet(f"{path}, line {line}: not valid UTF-8 (byte 0x{error.object[error.start]:02X})")
-            text = data.decode(encoding, errors="replace")
-        if text.strip():
-            yield Document(text, f"{path}:{first}")
-        first, encoding = first + data.count(b"\n"), "utf-8"
+class _UndecodableError(Exception):
+    """Bytes that are no text of the encoding; says where."""
 
 
-def _part(file: IO[bytes]) -> bytes:
-    """The next `PIECE` bytes and what is left of their last line, or of their last character if it is too long."""
-    data = file.read(PIECE)
-    if len(data) == PIECE and not data.endswith(b"\n"):
-        data += file.readline(PIECE)
-        while not data.endswith(b"\n") and _is_cut(data) and (more := file.read(1)):
-            data += more
-    return data
+def _is_sound(path: Path, faults: Faults, encoding: str) -> bool:
+    """Whether the file can be read to its end; a fault is counted. Before any of it is used: no part of it is to be."""
+    before = faults.count
+    for _ in _guarded(path, faults, lambda file: _decoded(file, encoding)):
+        pass
+    return faults.count == before
 
 
-def _is_cut(data: bytes) -> bool:
-    """Whether UTF-8 ends inside a character: fewer bytes follow its first byte than that announces."""
-    for back in range(1, 4):
-        byte = data[-back]
-        if byte & 0xC0 != 0x80:  # the first of its character, which has as many bytes as leading ones
-            return byte >= 0xC0 and back < 2 + (byte >= 0xE0) + (byte >= 0xF0)
-    return False
+def _read_text(path: Path, file: IO[bytes], encoding: str) -> Iterator[Document]:
+    part, line = "", 1
+    held: Document | None = None  # until it is known whether it is the last
+    for text in _decoded(file, encoding):
+        part += text
+        end = part.rfind("\n") + 1 or len(part)
+        if held is not None:
+            yield held
+        held = Document(part[:end], f"{path}:{line}", first=held is None, last=False)
+        line, part = line + held.text.count("\n"), part[end:]
+    if held is not None and part:
+        yield held
+        held = Document(part, f"{path}:{line}", first=False)
+    if held is not None and (not held.first or held.text.strip()):
+        yield Document(held.text, held.source, held.first)
 
 
-def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None) -> Iterator[Document]:
+def _decoded(file: IO[bytes], encoding: str) -> Iterator[str]:
+    """The text of a file, `PIECE` bytes at a time, without a byte-order mark. Raises _UndecodableError."""
+    name = codecs.lookup(encoding).name
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if name == "utf-8" else name)()
+    lines = 1
+    while data := file.read(PIECE):
+        yield (text := _decode(decoder, data, lines, name))
+        lines += text.count("\n")
+    if text := _decode(decoder, b"", lines, name):
+        yield text
+
+
+def _decode(decoder: codecs.IncrementalDecoder, data: bytes, line: int, name: str) -> str:
+    try:
+        return decoder.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+        line += error.object[: error.start].decode(name, "ignore").count("\n")
+        byte = error.object[error.start]
+        raise _UndecodableError(f"line {line}: not valid {name.upper()} (byte 0x{byte:02X})") from None
+
+
+def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None, encoding: str) -> Iterator[Document]:
+    name = codecs.lookup(encoding).name
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig" if name == "utf-8" else name))
             text = row if isinstance(row, str) else _column(row, column)
             text.encode()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            faults.meet(
+                f"{path}, line {number}: not valid {name.upper()} (byte 0x{byte:02X})",
+                "Name its encoding, such as --encoding latin-1, or skip such rows with --skip-bad",
+            )
+            continue
         except UnicodeEncodeError:
             faults.meet(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff), which is no text")
             continue

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .streams import Segments
+
 _TOGETHER = 1 << 16  # pieces packed at a time: more would fill rows hardly better
 
 
@@ -46,7 +48,7 @@ def best_fit(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[
 class Pieces:
     """Pieces of documents in rows: row r has the pieces from rows[r] up to rows[r + 1].
 
-    A piece is `lengths` inputs from position `starts` of the stream on; each input's target is the token behind it.
+    A piece is `lengths` inputs from position `starts` of the stream on, each with its `TokenStream.following` target.
     """
 
     rows: NDArray[np.int64]
@@ -59,17 +61,16 @@ class Pieces:
         return len(self.rows) - 1
 
 
-def pack(document_starts: NDArray[np.int64], tokens: int, context: int) -> Pieces:
-    """Documents, cut where they are longer than `context`, packed best-fit into rows of `context` inputs.
+def pack(segments: Segments, context: int) -> Pieces:
+    """Segments, cut where they are longer than `context`, packed best-fit into rows of `context` inputs.
 
-    A document of n tokens has n - 1 inputs with a target in the same document, so each of its tokens but the first is
-    a target once an epoch.
+    The last token of a segment is an input only where its document ends there: else nothing is known to follow it.
     """
-    inputs = np.diff(document_starts, append=tokens) - 1
+    inputs = segments.lengths - ~segments.ends
     cuts = -(-inputs // context)
     first = np.repeat(np.cumsum(cuts) - cuts, cuts)
     within = (np.arange(cuts.sum()) - first) * context  # where in its document a piece begins
-    starts = np.repeat(document_starts, cuts) + within
+    starts = np.repeat(segments.starts, cuts) + within
     lengths = np.minimum(np.repeat(inputs, cuts) - within, context)
     order, sizes = [np.empty(0, np.int64)], [np.zeros(1, np.int64)]
     for begin in range(0, len(lengths), _TOGETHER):

@@ -28,9 +28,9 @@ def pieces(document: Document, size: int) -> Iterator[Document]:
         earliest, latest = start + size, min(start + 2 * size, len(text) - 1)
         ends = (text.find(mark, earliest, latest) + len(mark) for mark in ("\n\n", "\n", " "))
         end = next((end for end in ends if end > earliest), earliest)
-        yield Document(text[start:end], document.source)
+        yield Document(text[start:end], document.source, document.first and start == 0, last=False)
         start = end
-    yield Document(text[start:], document.source)
+    yield Document(text[start:], document.source, document.first and start == 0, document.last)
 
 
 def hash_of(text: str) -> int:
@@ -38,30 +38,37 @@ def hash_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def limit_of(share: float) -> int:
-    """Hashes below it are held out: `share` of very many documents."""
-    return int(share * 2**64)
+def check_share(share: float) -> None:
+    """Raise UsageError unless `share` of a text can be held out."""
+    if not 0 < share < 0.9:
+        raise UsageError(f"--holdout {share}: the share to hold out lies between 0 and 0.9")
 
 
-def limit_for(documents: Iterable[Document], share: float) -> int:
-    """As `limit_of`, so that of just these documents as near to `share` of the text as can be is below it.
+def choose_heldout(documents: Iterable[Document], share: float, shift: int = 0) -> frozenset[int]:
+    """The hashes, less their lowest `shift` bits, of the texts to hold out: about `share` of these texts' characters.
+
+    Equal texts have one hash, so they stay together. In the order of their hashes, which is chance, texts are taken
+    while they fit; then one more, if that is nearer. What is missing or too much is less than the shortest text that
+    was left. With a `shift` so many texts have a hash in common that the sizes of very many take little memory.
 
     Raises UsageError unless there are two different ones: each side needs some.
     """
     sizes: dict[int, int] = {}
     for document in documents:
-        name = hash_of(document.text)
+        name = hash_of(document.text) >> shift
         sizes[name] = sizes.get(name, 0) + len(document.text)
-    total, below = sum(sizes.values()), 0
+    total, held, taken = sum(sizes.values()), set[int](), 0
     if len(sizes) < 2:
         raise UsageError(
             f"the text has {total:,} characters in {len(sizes)} piece{'' if len(sizes) == 1 else 's'} of its own:"
             f" too little to hold some out. Give at least {2 * _SHORTEST:,} characters that do not repeat"
         )
-    first, *later = sorted(sizes)
-    below, limit = sizes[first], first + 1
-    for name in later[:-1]:
-        if abs(below + sizes[name] - share * total) >= abs(below - share * total):
-            break
-        below, limit = below + sizes[name], name + 1
-    return limit
+    wanted = share * total
+    for name in sorted(sizes):
+        if taken + sizes[name] <= wanted and len(held) < len(sizes) - 1:
+            held.add(name)
+            taken += sizes[name]
+    left = sorted((sizes[name], name) for name in sizes.keys() - held)
+    if not held or (len(left) > 1 and left[0][0] < 2 * (wanted - taken)):
+        held.add(left[0][1])
+    return frozenset(held)

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from ..base import UsageError
 from .order import number_from, permute
 from .packing import pack
-from .streams import TokenStream
-
-IGNORED = -100  # a target that the loss does not count, as torch's cross-entropy has it
+from .streams import IGNORED, TokenStream
 
 Packing = Literal["stream", "best-fit"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens and what follows each of them; `documents` numbers the documents of a row from 0 on.
+    """Rows of tokens and what follows each of them; `documents` numbers a row's segments of documents from 0 on.
 
     Targets that do not count are -100. `documents` is None where attention goes across documents; padding has a number
     of its own.
@@ -35,11 +33,12 @@ class Windows:
     """All windows of `context` inputs of a stream, in an order shuffled anew each epoch.
 
     "stream": the documents one after the other, cut every `context` tokens from an offset that changes with the epoch;
-    the end of the stream goes on with its beginning, so an epoch has every token as target once, but for a rest shorter
-    than a window. "best-fit": whole documents packed into rows (packing.py), padded where they do not fill them.
+    the end of the stream goes on with its beginning. "best-fit": whole documents packed into rows (packing.py), padded
+    where they do not fill them.
 
-    Unless `across_documents`, batches number the documents of a row, and no token is to be predicted from another
-    document's.
+    Either way an epoch has every token of a document and its end as target once (streams.py says what is read and what
+    predicted), but for a rest of the stream that is shorter than a window. Unless `across_documents`, batches number
+    the segments of a row, and no token is predicted from another document's.
 
     Raises UsageError if the stream has not one window, and later if it has not one batch.
     """
@@ -63,7 +62,7 @@ class Windows:
             )
         self.stream, self.context, self.seed = stream, context, seed
         self.across_documents = across_documents
-        self._pieces = pack(stream.document_starts, stream.tokens, context) if packing == "best-fit" else None
+        self._pieces = pack(stream.segments, context) if packing == "best-fit" else None
         if self._pieces is not None and not self._pieces.count:
             raise UsageError("no document of the text has two tokens, so there is nothing to predict. Give more text")
 
@@ -90,6 +89,23 @@ class Windows:
         if self._pieces:
             return self._packed(windows)
         return self._cut(offsets + windows * self.context)
+
+    @property
+    def rows_in_order(self) -> int:
+        """Rows of `in_order` in which the whole stream is."""
+        return self._pieces.count if self._pieces else -(-self.stream.tokens // self.context)
+
+    def in_order(self, rows: NDArray[np.int64]) -> tuple[Batch, NDArray[np.int64]]:
+        """Those of `rows_in_order` rows, and the position of every input; each target of the stream is in one of them.
+
+        For evaluation: what is counted depends neither on a seed nor on the context or packing.
+        """
+        if self._pieces:
+            return self._packed(rows), self._packed_positions(rows)
+        starts = np.minimum(rows * self.context, self.stream.tokens - self.context)
+        batch = self._cut(starts)
+        batch.targets[np.arange(self.context) < (rows * self.context - starts)[:, None]] = IGNORED  # of the row before
+        return batch, starts[:, None] + np.arange(self.context)
 
     def lane_steps(self, size: int) -> int:
         """Steps until `sequential_batch` has read the stream once and every row begins elsewhere."""
@@ -122,40 +138,42 @@ class Windows:
 
     def _cut(self, starts: NDArray[np.int64]) -> Batch:
         """Rows that begin at `starts` of the stream, which goes round."""
-        positions = (starts[:, None] + np.arange(self.context + 1)) % self.stream.tokens
-        tokens = self.stream.take(positions)  # (rows, context + 1)
-        inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()  # not views: targets are written to
+        positions = (starts[:, None] + np.arange(self.context)) % self.stream.tokens
+        inputs, targets = self.stream.take(positions), self.stream.following(positions)
         if self.across_documents:
             return Batch(inputs, targets, None)
-        begins = np.zeros(tokens.shape, np.int32)
-        for row, start in enumerate(starts.tolist()):
-            begins[row, self._begun_after(start % self.stream.tokens)] = 1
-        targets[begins[:, 1:] == 1] = IGNORED
-        return Batch(inputs, targets, np.cumsum(begins[:, :-1], axis=1, dtype=np.int32))
+        begins = positions == self.stream.segments.starts[self.stream.segment_of(positions)]
+        begins[:, 0] = False
+        return Batch(inputs, targets, np.cumsum(begins, axis=1, dtype=np.int32))
 
-    def _begun_after(self, start: int) -> NDArray[np.int64]:
-        """Places in a row from `start` on, its first excluded, where a document begins."""
-        begins, tokens = self.stream.document_starts, self.stream.tokens
-        found = begins[np.searchsorted(begins, start, side="right") : np.searchsorted(begins, start + self.context + 1)]
-        over = start + self.context + 1 - tokens  # tokens from the stream's beginning
-        if over > 0:
-            found = np.concatenate([found, begins[: np.searchsorted(begins, over)] + tokens])
-        return found - start
-
-    def _packed(self, windows: NDArray[np.int64]) -> Batch:
+    def _packed(self, rows: NDArray[np.int64]) -> Batch:
         assert self._pieces is not None
-        pieces, shape = self._pieces, (len(windows), self.context)
-        inputs = np.full(shape, self.stream.end, np.int64)
-        targets = np.full(shape, IGNORED, np.int64)
-        documents = np.zeros(shape, np.int32)
-        first, last = pieces.rows[windows], pieces.rows[windows + 1]
-        for row, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        pieces, positions = self._pieces, self._packed_positions(rows)
+        filled = positions >= 0
+        inputs = np.full(positions.shape, self.stream.end, np.int64)
+        targets = np.full(positions.shape, IGNORED, np.int64)
+        inputs[filled] = self.stream.take(positions[filled])
+        targets[filled] = self.stream.following(positions[filled])
+        if self.across_documents:
+            return Batch(inputs, targets, None)
+        documents = np.zeros(positions.shape, np.int32)
+        for row, (begin, end) in enumerate(
+            zip(pieces.rows[rows].tolist(), pieces.rows[rows + 1].tolist(), strict=True)
+        ):
+            documents[row, : filled[row].sum()] = np.repeat(np.arange(end - begin), pieces.lengths[begin:end])
+            documents[row, filled[row].sum() :] = end - begin
+        return Batch(inputs, targets, documents)
+
+    def _packed_positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The position in the stream of each input of packed rows; -1 for padding."""
+        assert self._pieces is not None
+        pieces = self._pieces
+        positions = np.full((len(rows), self.context), -1, np.int64)
+        for row, (begin, end) in enumerate(
+            zip(pieces.rows[rows].tolist(), pieces.rows[rows + 1].tolist(), strict=True)
+        ):
             lengths = pieces.lengths[begin:end]
-            used = int(lengths.sum())
             before = np.cumsum(lengths) - lengths
-            positions = np.repeat(pieces.starts[begin:end] - before, lengths) + np.arange(used)
-            inputs[row, :used] = self.stream.take(positions)
-            targets[row, :used] = self.stream.take(positions + 1)
-            documents[row, :used] = np.repeat(np.arange(end - begin), lengths)
-            documents[row, used:] = end - begin
-        return Batch(inputs, targets, None if self.across_documents else documents)
+            used = int(lengths.sum())
+            positions[row, :used] = np.repeat(pieces.starts[begin:end] - before, lengths) + np.arange(used)
+        return positions

@@ -1,4 +1,8 @@
-"""Loss on held-out text, in nats a token and bits a byte."""
+"""Loss on held-out text, in nats a token and bits a byte, with its standard error.
+
+What is counted is a matter of the data alone: the same targets for every run on it, whatever its length, context,
+packing and masks. How they are read is the run's own, as in training.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..base import UsageError
-from ..data import Batch, TokenStream
+from ..data import IGNORED, TokenStream, Windows
+from ..data.splitting import FEW
+from ..plan import RunConfig
 from .distributed import Process, total
 from .module import Training, place
+
+MOST = 200_000  # tokens of the held-out text that are evaluated
+_STRETCH = 4096  # tokens that are taken together where it has more
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Over `tokens` targets, each seen with at least one and at most a whole context of text before it."""
+    """Over `tokens` targets, each seen with at most a whole context of text before it.
+
+    `error` is the standard error of `nats_per_token`, as it would vary over other text of this kind: over `clusters`
+    documents, or stretches of text, as `over` says. None where there are not two.
+    """
 
     nats_per_token: float
     bits_per_byte: float
     tokens: int
+    error: float | None = None
+    clusters: int = 0
+    over: str = "documents"
+    sample: bool = False  # of the targets that are evaluated at a run's end
 
 
 def bits_per_byte(nats_per_token: float, stream: TokenStream) -> float:
@@ -30,36 +47,80 @@ def bits_per_byte(nats_per_token: float, stream: TokenStream) -> float:
     return nats_per_token * stream.tokens / max(1, stream.bytes) / math.log(2)
 
 
-@torch.no_grad()
-def evaluate(
-    training: Any, stream: TokenStream, context: int, rows: int, most_tokens: int, device: torch.device,
-    process: Process = Process(),  # noqa: B008 - frozen
-) -> HeldOutLoss:  # fmt: skip
-    """Mean loss over windows of `context` tokens spread evenly over `stream`, at most `most_tokens` in all."""
+def standard_error(nats: ArrayLike, counts: ArrayLike) -> float | None:
+    """Of Σ nats / Σ counts over clusters that are drawn independently, of whatever sizes; None for fewer than two.
+
+    The mean of tokens is a ratio of two sums: the variance is that of the residuals nats − mean · counts, with the
+    factor G/(G − 1) of G clusters (Cochran 1977, "Sampling techniques", eq. 6.13; CR1 of Cameron & Miller 2015).
+    """
+    sums, sizes = np.asarray(nats, np.float64), np.asarray(counts, np.float64)
+    groups = int(np.count_nonzero(sizes))
+    if groups < 2:
+        return None
+    residuals = sums - sums.sum() / sizes.sum() * sizes
+    return float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / sizes.sum())
+
+
+def heldout_windows(stream: TokenStream, run: RunConfig, most_tokens: int = MOST) -> Windows:
+    """The text to evaluate on, in the windows of a run: all of it, or stretches spread evenly over it."""
     if stream.tokens < 2:
         raise UsageError("the held-out text has no two tokens; give more text, or a larger share to hold out")
-    context = min(context, stream.tokens - 1)
-    all_windows = (stream.tokens - 1) // context
-    count = min(all_windows, max(1, most_tokens // context))
-    places = np.arange(count) * all_windows // count * context
+    if stream.tokens > most_tokens:
+        size = min(_STRETCH, max(2, most_tokens))
+        stream = stream.spread(max(1, most_tokens // size), size)
+    return Windows(stream, min(run.context, stream.tokens - 1), run.seed, run.packing, run.across_documents)
+
+
+def evaluate(
+    training: Any, windows: Windows, rows: int, device: torch.device,
+    process: Process = Process(), sample: bool = False,  # noqa: B008 - frozen
+) -> HeldOutLoss:  # fmt: skip
+    """Mean loss over all targets of the windows' stream, `rows` windows at a time."""
+    by_document = windows.stream.documents >= FEW  # fewer say little of how documents differ
+    groups = _documents(windows.stream) if by_document else _stretches(windows.stream)
     inner: Training = training
     was_training = inner.training
     inner.eval()
-    nats = counted = 0.0
-    starts = list(range(0, count, rows))
+    sums = _sums(inner, windows, rows, groups, device, process)
+    inner.train(was_training)
+    nats, counts = np.array(total(sums.ravel().tolist(), process, device)).reshape(sums.shape)
+    mean = float(nats.sum() / counts.sum())
+    return HeldOutLoss(
+        mean, bits_per_byte(mean, windows.stream), int(counts.sum()), standard_error(nats, counts),
+        int(np.count_nonzero(counts)), "documents" if by_document else "stretches of text", sample,
+    )  # fmt: skip
+
+
+def _documents(stream: TokenStream) -> NDArray[np.int64]:
+    """The document of each token, numbered from 0."""
+    segments = stream.segments
+    return np.repeat(np.unique(segments.documents, return_inverse=True)[1], segments.lengths)
+
+
+def _stretches(stream: TokenStream) -> NDArray[np.int64]:
+    """The stretch of each token: its segment, in parts where that is more than a fortieth of all."""
+    segments, longest = stream.segments, max(16, stream.tokens // 40)
+    parts = -(-segments.lengths // longest)
+    within = np.arange(stream.tokens) - np.repeat(segments.starts, segments.lengths)
+    return np.repeat(np.cumsum(parts) - parts, segments.lengths) + within // longest
+
+
+@torch.no_grad()
+def _sums(
+    training: Any, windows: Windows, rows: int, groups: NDArray[np.int64], device: torch.device, process: Process
+) -> NDArray[np.float64]:
+    """Nats and targets of each group of tokens: (2, groups), this process's share of them."""
+    found = np.zeros((2, int(groups.max()) + 1))
+    starts = list(range(0, windows.rows_in_order, rows))
     for turn in range(-(-len(starts) // process.world)):  # as many turns for every process: they wait for each other
         number = turn * process.world + process.rank
         start = starts[min(number, len(starts) - 1)]
-        batch = _windows(stream, context, places[start : start + rows])
-        loss = float(inner(place(batch, device)))
+        batch, positions = windows.in_order(np.arange(start, min(start + rows, windows.rows_in_order)))
+        placed = place(batch, device)
+        losses = training(placed, each=True).double().cpu().numpy()
         if number < len(starts):
-            nats, counted = nats + loss, counted + batch.targets.size
-    inner.train(was_training)
-    nats, counted = total([nats, counted], process, device)
-    mean = nats / counted
-    return HeldOutLoss(mean, bits_per_byte(mean, stream), int(counted))
-
-
-def _windows(stream: TokenStream, context: int, starts: NDArray[np.int64]) -> Batch:
-    tokens = np.stack([stream.read(int(start), context + 1) for start in starts])
-    return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]), None)
+            counted = (batch.targets != IGNORED).ravel()
+            group = groups[positions.ravel()[counted]]
+            found[0] += np.bincount(group, losses[counted], found.shape[1])
+            found[1] += np.bincount(group, minlength=found.shape[1])
+    return found

@@ -54,6 +54,9 @@ class Measured:
     nats_per_token: float  # on held-out text
     bits_per_byte: float
     threads: int
+    error: float | None = None  # standard error of nats_per_token
+    clusters: int = 0  # that it is over
+    over: str = "documents"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class RunRecord:
     options: dict[str, Any] = field(default_factory=dict)
     origin: str = ""  # the model that fine-tuning began from
     created: str = ""
+    preparation: dict[str, Any] = field(default_factory=dict)  # how the sources were made tokens
 
     def write(self, folder: Path) -> None:
         """Write it to `folder`/run.json."""

@@ -26,7 +26,6 @@ from .folder import Prediction
 from .probe import StepTime, share_of_peak, time_steps
 
 FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
-BYTES_A_TOKEN = 3.6  # of English, before the tokenizer is there: about that of 4096 byte-level BPE tokens
 _MOST_TOKENS_AT_ONCE = 8192  # of a CPU's micro-batch: more is no faster and takes memory
 _TIMED_SECONDS = 1.0  # that a micro-batch may take, so that timing some takes a few
 _SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is evaluation and checkpoints
@@ -51,11 +50,13 @@ def compute(budget: Budget, device: Device, share: float) -> float | None:
 
 
 def choose_shape(
-    work: float, unique_tokens: float, kind: Kind, match: str, count: float | None = None, context: int | None = None
-) -> ModelSpec:
-    """The compute-optimal model for `work` FLOPs and the tokens at hand; recurrent kinds match its size or FLOPs."""
+    work: float, unique_bytes: float, bytes_per_token: float, kind: Kind, match: str, count: float | None = None,
+    context: int | None = None,
+) -> ModelSpec:  # fmt: skip
+    """The compute-optimal model for `work` FLOPs and the text at hand; recurrent kinds match its size or FLOPs."""
     if count is None:
-        best = optimum(work, law("epoch") if work >= FITTED_FROM else _small_in_tokens())
+        unique_tokens = unique_bytes / bytes_per_token
+        best = optimum(work, law("epoch") if work >= FITTED_FROM else _small_in_tokens(bytes_per_token))
         count = best.parameters
         if unique_tokens < best.tokens:
             count = min(count, best_when_limited(work, unique_tokens).parameters)
@@ -66,9 +67,9 @@ def choose_shape(
     return recurrent_like(spec, kind, match)
 
 
-def _small_in_tokens() -> Law:
+def _small_in_tokens(bytes_per_token: float) -> Law:
     """The law of small runs over tokens instead of bytes, as an optimum wants it."""
-    return replace(SMALL, B=SMALL.B * BYTES_A_TOKEN**-SMALL.beta)
+    return replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)
 
 
 def recurrent_like(spec: ModelSpec, kind: Kind, match: str) -> ModelSpec:

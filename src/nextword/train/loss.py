@@ -27,9 +27,20 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dt
     return loss
 
 
-def summed_loss_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
+def summed_loss_of_logits(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
     """`summed_loss` where the logits are wanted whole: soft caps and biases."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+@torch.no_grad()
+def single_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """−ln p of each target (flat, float32), 0 where it is `IGNORED`: the terms of `summed_loss`, without gradients."""
+    flat, matrix = hidden.reshape(-1, hidden.shape[-1]), weight if dtype is None else weight.to(dtype)
+    losses = []
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows, wanted in zip(torch.split(flat, CHUNK), torch.split(targets.reshape(-1), CHUNK), strict=True):
+            losses.append(_softmax_minus_one_hot(rows.to(matrix.dtype) @ matrix.t(), wanted, False)[0])
+    return torch.cat(losses)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -46,8 +57,8 @@ class _ChunkedLoss(torch.autograd.Function):
             for start in range(0, left.shape[0], CHUNK):
                 part = slice(start, start + CHUNK)
                 logits = left[part] @ matrix.t()  # (chunk, vocabulary)
-                sum_, gradient = _softmax_minus_one_hot(logits, targets[part], wanted)
-                loss += sum_
+                losses, gradient = _softmax_minus_one_hot(logits, targets[part], wanted)
+                loss += losses.sum()
                 if to_hidden is not None and gradient is not None:
                     torch.mm(gradient, matrix, out=to_hidden[part])
                     to_weight = (
@@ -70,17 +81,17 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of a chunk and its gradient by the logits, made in the logits' own memory where it can be."""
+    """The losses of a chunk and their gradient by the logits, made in the logits' own memory where it can be."""
     values = logits.float()
     if values.is_cpu and type(values) is Tensor and native.available():
-        loss = training.cross_entropy(values, targets, IGNORED, wanted).sum()
+        loss = training.cross_entropy(values, targets, IGNORED, wanted)
     else:
         loss = _by_torch(values, targets, wanted)
     return loss, values.to(logits.dtype) if wanted else None
 
 
 def _by_torch(values: Tensor, targets: Tensor, wanted: bool) -> Tensor:
-    """The summed loss; with `wanted`, `values` become its gradient."""
+    """The losses; with `wanted`, `values` become their gradient."""
     kept = targets != IGNORED
     safe = targets.clamp_min(0)
     own = values.gather(1, safe[:, None])[:, 0]
@@ -89,4 +100,4 @@ def _by_torch(values: Tensor, targets: Tensor, wanted: bool) -> Tensor:
         values.sub_(normaliser[:, None]).exp_()
         values.scatter_add_(1, safe[:, None], values.new_full((len(safe), 1), -1.0))
         values.mul_(kept[:, None])
-    return torch.where(kept, normaliser - own, 0.0).sum()
+    return torch.where(kept, normaliser - own, 0.0)

@@ -12,7 +12,7 @@ from .. import models
 from ..data import Batch
 from ..plan import RunConfig
 from ..spec import ModelSpec
-from .loss import IGNORED, summed_loss, summed_loss_of_logits
+from .loss import IGNORED, single_losses, summed_loss, summed_loss_of_logits
 
 HALF = {"amp": torch.bfloat16, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
@@ -86,13 +86,16 @@ class Training(nn.Module):
         self.model = model
         self.product_type = HALF.get(precision)
 
-    def forward(self, batch: Placed, state: Any = None) -> Tensor:
-        """Summed loss of a batch in nats, float32 scalar; a state given is moved on in place."""
+    def forward(self, batch: Placed, state: Any = None, each: bool = False) -> Tensor:
+        """Summed loss of a batch in nats, float32 scalar; a state given is moved on in place.
+
+        With `each` the loss of every target instead, flat, 0 where it is ignored, and without gradients.
+        """
         model: Any = self.model
         extra = {} if batch.documents is None else {"documents": batch.documents}
         with torch.autocast(batch.inputs.device.type, dtype=self.product_type, enabled=self.product_type is not None):
             hidden = model.hidden(batch.inputs, state, **extra)
             spec: ModelSpec = model.spec
             if spec.head_bias or spec.logit_softcap is not None or not isinstance(model.head, nn.Linear):
-                return summed_loss_of_logits(model.logits(hidden), batch.targets)
-        return summed_loss(hidden, model.head.weight, batch.targets, self.product_type)
+                return summed_loss_of_logits(model.logits(hidden), batch.targets, "none" if each else "sum")
+        return (single_losses if each else summed_loss)(hidden, model.head.weight, batch.targets, self.product_type)

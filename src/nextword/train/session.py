@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,12 +15,22 @@ import torch
 from torch import nn
 
 from ..base import RunError, UsageError, check_writable, free_memory
-from ..data import Dataset, Sources, Windows, find_sources, open_dataset
-from ..data import prepare as prepare_data
+from ..data import (
+    Dataset,
+    Sources,
+    Windows,
+    check_encoding,
+    check_share,
+    find_sources,
+    measure_bytes_per_token,
+    open_dataset,
+    prepare_in,
+    save_tokenizer,
+)
 from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
 from ..spec import Kind, ModelSpec
-from ..text import Tokenizer
+from ..text import Tokenizer, tokenizer_from_folder
 from . import compiling, launch, ledger
 from .distributed import Process, choose_device, from_first, joined, this_process
 from .folder import Measured, Prediction, RunRecord, difference, write_report
@@ -34,6 +43,9 @@ from .trainer import Observer, Options, Outcome, Silent, Trainer, last_step
 
 Say = Callable[[str], None]
 OWN = ("bpe", "bytes", "characters")
+_FEWEST_IDS = 257  # of a bpe tokenizer: every byte and the end of the text
+_MOST_IDS, _BYTES_AN_ID = 1 << 20, 8  # at most so many, and one for so many bytes of text: more are hardly ever seen
+_FAR_OFF = 1.5  # times the share to hold out, or less than that part of it: said
 _CHECKPOINT_SECONDS = 120.0
 _CHECKPOINTS = 10  # in a run, at least
 _EVALUATIONS = 10
@@ -57,6 +69,7 @@ class Request:
     holdout: float = 0.05
     skip_bad: bool = False
     column: str | None = None
+    encoding: str = "utf-8"
     start_from: str | None = None
     lora: int = 0
     precision: str = "auto"
@@ -86,6 +99,10 @@ class Session:
     def run(self) -> RunConfig:
         return self.record.run
 
+    def tokenizer(self) -> Tokenizer:
+        """The run's own, or before it has begun that of its data."""
+        return tokenizer_from_folder(self.folder if (self.folder / "tokenizer.json").exists() else self.data.folder)
+
 
 # ---- starting
 
@@ -98,19 +115,53 @@ def start(request: Request, cache: Path, say: Say) -> Session:
         return _on_first(process, device, lambda: _start(request, cache, say, process, device))
 
 
-def resume(folder: Path, changes: dict[str, Any] | None = None, device: str = "", say: Say = print) -> Session:
-    """The session of a run's folder. Raises UsageError for `changes` that would make it another run."""
+def resume(
+    folder: Path, changes: dict[str, Any] | None = None, device: str = "", say: Say = print, sources: Sequence[str] = ()
+) -> Session:
+    """The session of a run's folder. Raises UsageError for `changes` that would make it another run.
+
+    Where its prepared data is gone, `sources` are the files and folders that it was made of, and it is made again.
+    """
     record = RunRecord.read(folder)
     changed = replace(record.run, **changes) if changes else record.run
     if lines := difference(record.run, changed):
         raise UsageError(
             f"{folder} was begun otherwise: {'; '.join(lines)}. Resume it as it is, or start another run with --out"
         )
-    data = open_dataset(record.data)
-    if data.fingerprint != record.fingerprint:
-        raise UsageError(f"{record.data} holds other tokens than {folder} was begun with; give the sources again")
+    data = _prepared_again(folder, record, sources, say) if sources else _kept_data(folder, record)
     process = this_process()
+    if record.data != (place := str(data.folder.resolve())):
+        record = replace(record, data=place)
+        if process.first:
+            record.write(folder)
     return Session(folder, record, data, process, choose_device(device or record.device, process))
+
+
+def _kept_data(folder: Path, record: RunRecord) -> Dataset:
+    again = f"Give the text again: nextword runs resume {folder} {' '.join(record.sources)}"
+    try:
+        data = open_dataset(record.data)
+    except UsageError as error:
+        raise UsageError(f"{error}. {again}") from None
+    if data.fingerprint != record.fingerprint:
+        raise UsageError(f"{record.data} holds other tokens than {folder} was begun with. {again}")
+    return data
+
+
+def _prepared_again(folder: Path, record: RunRecord, sources: Sequence[str], say: Say) -> Dataset:
+    from ..weights.catalogue import cache_folder
+
+    found = find_sources(sources, record.preparation.get("encoding", "utf-8"))
+    data = prepare_in(
+        cache_folder() / "data", found, tokenizer_from_folder(folder), progress=_Progress(found, say), say=say,
+        **record.preparation,
+    )  # fmt: skip
+    if data.fingerprint != record.fingerprint:
+        raise UsageError(
+            f"{' '.join(sources)} gives other tokens than {folder} was begun with: the text has changed. Resume it"
+            " with the text as it was, or start another run with --out"
+        )
+    return data
 
 
 def _on_first(process: Process, device: torch.device, work: Callable[[], Session]) -> Session:
@@ -136,9 +187,7 @@ def _on_first(process: Process, device: torch.device, work: Callable[[], Session
 
 def _start(request: Request, cache: Path, say: Say, process: Process, device: torch.device) -> Session:
     _check_request(request, process, device)
-    sources = find_sources(request.data)
-    for reason, count in sources.skipped.items():
-        say(f"passed over {count:,} {'file' if count == 1 else 'files'}: {reason}")
+    sources = _find_sources(request, say)
     here = plan_device("this", cache)
     say(f"this machine: {here.peak_fp32 / 1e9:.0f} GFLOP/s, {here.bandwidth / 1e9:.0f} GB/s (measured)")
     entries = ledger.read()
@@ -167,7 +216,7 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
     record = RunRecord(
         run=run, data=str(data.folder.resolve()), fingerprint=data.fingerprint, sources=tuple(map(str, request.data)),
         prediction=prediction, threads=threads, device=request.device, peak=here.peak_fp32,
-        options=_options(request, run, timed), origin=request.start_from or "",
+        options=_options(request, run, timed), origin=request.start_from or "", preparation=_preparation(request),
     )  # fmt: skip
     return Session(folder, record, data, process, device)
 
@@ -190,6 +239,49 @@ def _check_text(run: RunConfig, data: Dataset, process: Process) -> None:
     windows = Windows(data.train, run.context, run.seed, run.packing, run.across_documents)
     batch = windows.sequential_batch if run.carry_state else windows.batch
     batch(0, run.batch, process.rank, process.world)
+
+
+def _find_sources(request: Request, say: Say) -> Sources:
+    """The files to train on. What contradicts itself is refused before any of it is read."""
+    check_share(request.holdout)
+    sources = find_sources(request.data, check_encoding(request.encoding))
+    if said := sources.skipped_line():
+        say(said)
+    if request.out is not None:
+        _check_apart(request.out, request.data)
+    if request.vocabulary is not None:
+        _check_vocabulary(request, request.vocabulary, sources)
+    return sources
+
+
+def _check_apart(out: Path, data: Sequence[str]) -> None:
+    """A run in a folder of text would be read as text the next time."""
+    for given in map(Path, data):
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            raise UsageError(
+                f"--out {out} is in the folder of text {given}. Choose a folder outside, such as runs/NAME"
+            )
+
+
+def _check_vocabulary(request: Request, wanted: int, sources: Sources) -> None:
+    if request.start_from is not None:
+        raise UsageError("--vocabulary does not go with --from, which keeps the model's own tokenizer; leave it out")
+    if request.tokenizer != "bpe":
+        raise UsageError(
+            f"--vocabulary is the size of a bpe tokenizer; leave it out with --tokenizer {request.tokenizer}"
+        )
+    most = max(1024, min(_MOST_IDS, sources.bytes // _BYTES_AN_ID))
+    if not _FEWEST_IDS <= wanted <= most:
+        raise UsageError(
+            f"--vocabulary {wanted}: for this text between {_FEWEST_IDS} (every byte and the end of the text) and"
+            f" {most:,} (one token for every {_BYTES_AN_ID} bytes of text)"
+        )
+
+
+def _preparation(request: Request) -> dict[str, Any]:
+    """How the text becomes tokens, but for the tokenizer."""
+    names = ("holdout", "skip_bad", "column", "encoding")
+    return {name: getattr(request, name) for name in names}
 
 
 def _check_free(folder: Path) -> None:
@@ -225,7 +317,6 @@ def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[s
         if request.evaluate_every is None
         else request.evaluate_every,
         "sample_every": max(1, run.steps // _SAMPLES),
-        "evaluate_tokens": min(200_000, max(10_000, run.tokens // 20)),
         "compile": request.compile,
     }
 
@@ -234,59 +325,96 @@ def _shape(
     request: Request, sources: Sources, here: Device, entries: list[ledger.Entry]
 ) -> tuple[ModelSpec, Tokenizer | None, str]:
     """The model's shape before its tokenizer is there, the tokenizer where one is given, and what it is called."""
+    tokenizer = None if request.tokenizer in OWN else _open_tokenizer(request.tokenizer)
     if request.config is not None:
         spec = RunConfig.read(request.config).model
     else:
-        share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
-        unique = sources.bytes / launch.BYTES_A_TOKEN * (1 - request.holdout)
-        work = launch.compute(request.budget, here, share)
-        if work is None:
-            count = request.count or (request.budget.tokens or unique) / 20
-            spec = launch.choose_shape(1.0, unique, request.kind, request.match, count, request.context)
-        else:
-            spec = launch.choose_shape(work, unique, request.kind, request.match, request.count, request.context)
+        spec = _choose_shape(request, sources, here, entries, tokenizer)
     if request.vocabulary is not None:
         spec = replace(spec, vocabulary=request.vocabulary)
-    if request.tokenizer in OWN:
-        return spec, None, request.tokenizer
+    if tokenizer is not None:
+        spec = replace(spec, vocabulary=tokenizer.vocabulary)
+    return spec, tokenizer, request.tokenizer
+
+
+def _open_tokenizer(name: str) -> Tokenizer:
     from ..weights.catalogue import resolve
     from ..weights.loading import open_source
 
-    tokenizer = open_source(resolve(request.tokenizer)).tokenizer()
-    return replace(spec, vocabulary=tokenizer.vocabulary), tokenizer, request.tokenizer
+    return open_source(resolve(name)).tokenizer()
+
+
+def _choose_shape(
+    request: Request, sources: Sources, here: Device, entries: list[ledger.Entry], tokenizer: Tokenizer | None
+) -> ModelSpec:
+    share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
+    work = launch.compute(request.budget, here, share)
+    unique = sources.bytes * (1 - request.holdout)
+
+    def measured(vocabulary: int) -> float:
+        kind = "bytes" if request.tokenizer == "bpe" and vocabulary < _FEWEST_IDS else request.tokenizer
+        wishes = {name: value for name, value in _preparation(request).items() if name != "holdout"}
+        return measure_bytes_per_token(sources, tokenizer, kind, vocabulary, **wishes)  # type: ignore[arg-type]
+
+    def shape(bytes_per_token: float) -> ModelSpec:
+        count = request.count
+        if work is None:
+            count = count or (request.budget.tokens or unique / bytes_per_token) / 20
+        return launch.choose_shape(
+            work or 1.0, unique, bytes_per_token, request.kind, request.match, count, request.context
+        )
+
+    if request.count is not None or (work is None and request.budget.tokens is not None):
+        return shape(1.0)  # which does not matter then
+    spec = shape(measured(request.vocabulary or 4096))
+    if tokenizer is None and request.tokenizer == "bpe" and request.vocabulary is None:
+        spec = shape(measured(spec.vocabulary))  # which grows with the model
+    return spec
 
 
 def _prepare(
     request: Request, sources: Sources, cache: Path, tokenizer: Tokenizer | None, name: str, say: Say,
     vocabulary: int = 0,
 ) -> Dataset:  # fmt: skip
-    kind = "bytes" if name == "bpe" and vocabulary <= 256 else name
-    files = [str(file.resolve()) for file in sources.files]
-    wishes = (request.holdout, request.column, request.skip_bad)
-    folder = data_folder(cache, files, kind, vocabulary if kind == "bpe" else 0, wishes)
-    said: set[str] = set()
-
-    def progress(share: float, what: str) -> None:
-        if what not in said:
-            said.add(what)
-            say(f"{what}: {sources.bytes / 1e6:,.1f} MB")
-
-    data = prepare_data(
-        sources, folder, tokenizer, tokenizer_kind=kind if kind in OWN else "bpe", vocabulary=vocabulary or 4096,  # type: ignore[arg-type]
-        holdout=request.holdout, skip_bad=request.skip_bad, column=request.column, progress=progress,
+    kind = "bytes" if name == "bpe" and vocabulary < _FEWEST_IDS else name
+    data = prepare_in(
+        cache / "data", sources, tokenizer, tokenizer_kind=kind if kind in OWN else "bpe",  # type: ignore[arg-type]
+        vocabulary=vocabulary or 4096, progress=_Progress(sources, say), say=say, **_preparation(request),
     )  # fmt: skip
-    found = data.manifest
-    if found.duplicates:
-        say(f"{found.duplicates:,} of {found.documents:,} texts occur more than once; none stands on both sides")
-    if found.broken:
-        say(f"passed over {found.broken:,} broken rows")
+    _say_of_data(data, request, vocabulary if kind == "bpe" else 0, say)
     return data
 
 
-def data_folder(cache: Path, files: list[str], tokenizer: str, vocabulary: int, wishes: Any = ()) -> Path:
-    """Where the tokens of some files are kept, so that they are made once."""
-    key = repr(([str(Path(file).resolve()) for file in files], tokenizer, vocabulary, wishes))
-    return cache / "data" / hashlib.sha256(key.encode()).hexdigest()[:16]
+def _say_of_data(data: Dataset, request: Request, vocabulary: int, say: Say) -> None:
+    """What is not as one would expect."""
+    found, share = data.manifest, data.heldout_share
+    if found.duplicates:
+        say(f"{found.duplicates:,} of {found.pieces:,} texts occur more than once; none stands on both sides")
+    if found.broken:
+        say(f"skipped {found.broken:,} broken {'row or file' if found.broken == 1 else 'rows or files'}")
+    if not 1 / _FAR_OFF < share / request.holdout < _FAR_OFF:
+        say(f"held out {share:.1%} of the text for the {request.holdout:.1%} asked: it does not divide more finely,"
+            " for equal texts stay together")  # fmt: skip
+    if data.vocabulary < vocabulary:
+        say(f"the text fills {data.vocabulary:,} of {vocabulary:,} tokens of the vocabulary; that many are made")
+
+
+class _Progress:
+    """Says what is under way and how far it is: a line each 10 seconds, or each 10% that took 2 seconds."""
+
+    def __init__(self, sources: Sources, say: Say, clock: Callable[[], float] = time.monotonic) -> None:
+        self.sources, self.say, self.clock = sources, say, clock
+        self.what, self.share, self.spoke = "", 0.0, 0.0
+
+    def __call__(self, share: float, what: str) -> None:
+        now = self.clock()
+        if what != self.what:
+            self.say(f"{what}: {self.sources.bytes / 1e6:,.1f} MB")
+        elif not (now - self.spoke >= 10 or (now - self.spoke >= 2 and share - self.share >= 0.1)):
+            return
+        else:
+            self.say(f"{what}: {share:.0%}")
+        self.what, self.share, self.spoke = what, share, now
 
 
 def _configure(
@@ -370,6 +498,7 @@ def train(
         trainer = Trainer(session.run, session.data, options, observer or Silent(), _model(session))
         fresh = process.first and not (folder / "run.json").exists()
         if fresh:
+            save_tokenizer(session.data.tokenizer(), folder)
             record.write(folder)
         try:
             outcome = _trained(trainer, session.run, until)
@@ -390,7 +519,7 @@ def train(
 
 def _forget(folder: Path) -> None:
     """Take away what a run wrote that could not begin, which would be in the way of the next try."""
-    for name in ("run.json", "metrics.jsonl"):
+    for name in ("run.json", "metrics.jsonl", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # something else is there
         folder.rmdir()
@@ -440,7 +569,7 @@ def write_model(model: Any, session: Session) -> None:
     from ..weights import write_model as write
 
     working = session.folder / ".model"
-    write(working, model.cpu(), session.data.tokenizer(), force=True)
+    write(working, model.cpu(), session.tokenizer(), force=True)
     for file in working.iterdir():
         os.replace(file, session.folder / file.name)
     working.rmdir()
@@ -461,6 +590,9 @@ def _measured(outcome: Outcome, session: Session) -> Measured:
         nats_per_token=heldout.nats_per_token,
         bits_per_byte=heldout.bits_per_byte,
         threads=outcome.threads,
+        error=heldout.error,
+        clusters=heldout.clusters,
+        over=heldout.over,
     )
 
 

@@ -21,7 +21,7 @@ from ..plan import RunConfig
 from . import checkpoint as checkpoints
 from . import compiling
 from .distributed import choose_device, joined, share, this_process, total
-from .evaluate import HeldOutLoss, evaluate
+from .evaluate import MOST, HeldOutLoss, evaluate, heldout_windows
 from .guard import Action, Guard
 from .memory import PeakMemory
 from .module import Placed, Training, new_model, place, prepare
@@ -41,7 +41,7 @@ class Options:
     checkpoint_every: int = 0  # steps; 0: at the end only
     keep: int = 2
     evaluate_every: int = 0  # steps; 0: at the end only
-    evaluate_tokens: int = 100_000  # at the end; a fifth of them at other times
+    evaluate_tokens: int = MOST  # at the end, at most; a fifth of them at other times
     sample_every: int = 0
     guard: Action = "stop"
     compile: bool = False
@@ -317,10 +317,13 @@ class Trainer:
         self.observer.saved(step, folder)
 
     def _evaluate(self, tokens: int | None = None) -> HeldOutLoss:
-        run, most = self.run, tokens or self.options.evaluate_tokens
+        """On all of the fixed held-out set; or on a sample of at most `tokens`, and of what a short run can afford."""
+        run, stream, most = self.run, self.data.heldout, self.options.evaluate_tokens
+        affordable = max(2000, run.tokens // 100)
+        taken = most if tokens is None else min(tokens, affordable)
         loss = evaluate(
-            self.training, self.data.heldout, run.context, run.micro_batch, most, self.device,
-            self.process,
+            self.training, heldout_windows(stream, run, taken), run.micro_batch, self.device, self.process,
+            sample=min(taken, stream.tokens) < min(most, stream.tokens),
         )  # fmt: skip
         if self.process.first:
             with (self.options.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:

