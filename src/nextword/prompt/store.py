@@ -147,7 +147,8 @@ def _key(model: str, *what: object) -> bytes:
 
 
 def _how(generation: Generation, seed: int) -> str:
-    drawn = {"seed": seed} if generation.temperature > 0 else {}
+    # "by": what keys the random numbers; before they were keyed by the prompt's place in a list
+    drawn = {"seed": seed, "by": "sample"} if generation.temperature > 0 else {}
     return json.dumps(asdict(generation) | drawn, sort_keys=True)
 
 
