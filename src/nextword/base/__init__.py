@@ -4,6 +4,7 @@ from .display import printable
 from .errors import NextwordError, RunError, UsageError
 from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, usual_mode
 from .memory import free_memory
+from .pictures import check_picture, figure_class, save_picture
 
 __all__ = [
     "NextwordError",
@@ -11,10 +12,13 @@ __all__ = [
     "UsageError",
     "atomic_path",
     "atomic_write",
+    "check_picture",
     "check_writable",
+    "figure_class",
     "free_memory",
     "open_regular",
     "printable",
     "read_regular",
+    "save_picture",
     "usual_mode",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..base import UsageError
+from ._options import PICTURE
 from .plan_options import COUNT, duration_in
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="The smallest tasks alone.")
 @click.option("--widths", is_flag=True, help="Also how wide each must be to recall more pairs: as long again.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw it.")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     data: tuple[str, ...], minutes: float, count: float, context: int, vocabulary: int, kinds: str, quick: bool,
@@ -44,15 +45,13 @@ def command(
         raise UsageError("give the text to train on, such as: nextword compare-context books/ --minutes 10")
     from ..data import prepare
     from ..train.context_study import KINDS, study
-    from ..train.pictures import check_picture, draw_study
+    from ..train.pictures import draw_study
     from ..weights.catalogue import cache_folder
     from ._console import messages
 
     chosen = tuple(kind.strip() for kind in kinds.split(","))
     if unknown := [kind for kind in chosen if kind not in KINDS]:
         raise UsageError(f"kind {unknown[0]!r} is not known. Known: {', '.join(KINDS)}")
-    if plot is not None:
-        check_picture(plot)
 
     def say(text: str) -> None:
         messages().print(text, style="dim")
@@ -63,8 +62,6 @@ def command(
     dataset = prepare(list(data), folder, vocabulary=vocabulary)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
     found = study(dataset, minutes, context, count, chosen, sizes, seed, say, minutes if widths else 0.0)  # type: ignore[arg-type]
-    if plot is not None:
-        draw_study(found, plot)
     if as_json:
         from dataclasses import asdict
 
@@ -74,6 +71,8 @@ def command(
         emit_json({**asdict(found), "findings": found.findings(), "units": units})
     else:
         _print(found)
+    if plot is not None:
+        draw_study(found, plot)
 
 
 def _print(found: Study) -> None:
