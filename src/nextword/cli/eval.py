@@ -116,10 +116,7 @@ def command(task: str | None, **options: Any) -> None:
 
 
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
-    from ..prompt.evaluation import Evaluation
     from ..prompt.opening import Templates, open_task, read_templates
-    from ..prompt.summary import summarise
-    from . import eval_display as display
 
     power = options["power"]
     if power is not None and not 0 < power < 1:
@@ -129,6 +126,10 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     description = None if options["description"] is None else _unescape(options["description"])
     forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
+    from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
+    from ..prompt.summary import summarise
+    from . import eval_display as display
+
     first = next(iter(forms.values()))
     shots = options["shots"] if options["shots"] is not None else (first.shots,)
     design, settings = _design(options, shots), _settings(options, first, shots)
