@@ -61,7 +61,7 @@ def command(
     folder = data_folder(cache_folder(), list(data), "bpe", vocabulary)
     dataset = prepare(list(data), folder, vocabulary=vocabulary)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
-    found = study(dataset, minutes, context, count, chosen, sizes, seed, say, minutes if widths else 0.0)  # type: ignore[arg-type]
+    found = study(dataset, minutes, context, count, chosen, sizes, seed, say, widths)  # type: ignore[arg-type]
     if as_json:
         from dataclasses import asdict
 
@@ -76,27 +76,46 @@ def command(
 
 
 def _print(found: Study) -> None:
+    from ..train.context_findings import percent, plus_minus
+    from ._console import output
+
+    console = output()
+    console.print(
+        f"{found.plan.text_steps:,} steps on the text and {found.plan.task_steps:,} on each task for every kind,"
+        f" rate and seed; ± is the {found.confidence:.0%} interval over {len(found.seeds)} seeds and held-out text\n"
+    )
+    first, kinds = found.kinds[0], found.kinds
+    tables = {
+        "held-out loss, nats a token, by tokens of context before it": [
+            (f"{mean.at:,}", [plus_minus(each.by_position[n].estimate, 2) for each in kinds])
+            for n, mean in enumerate(first.by_position)
+        ],
+        "loss of a token, given only the last so many": [
+            (f"{mean.at:,} to {2 * mean.at - 1:,}", [plus_minus(each.by_visible[n].estimate, 2) for each in kinds])
+            for n, mean in enumerate(first.by_visible)
+        ],
+        "made-up tasks, % of answers right": [
+            (f"{task.task} {task.size}", [percent(each.tasks[n].accuracy) for each in kinds])
+            for n, task in enumerate(first.tasks)
+        ],
+        "training speed on one row, tokens/s, threads x length": [
+            (name, [plus_minus(each.tokens_per_second[name], 0) for each in kinds])
+            for name in first.tokens_per_second
+        ],
+    }  # fmt: skip
+    for title, rows in tables.items():
+        _table(title, [each.kind for each in kinds], rows)
+    for sentence in found.findings():
+        console.print(f"- {sentence}")
+
+
+def _table(title: str, kinds: list[str], rows: list[tuple[str, list[str]]]) -> None:
     from ._console import output
     from .plan_tables import plain_table
 
-    console = output()
-    places = [each.at for each in found.kinds[0].by_position]
-    console.print("held-out loss, nats a token, after so many tokens of context", style="bold")
-    table = plain_table("", *(f"{place:,}" for place in places))
-    for each in found.kinds:
-        table.add_row(each.kind, *(f"{mean.mean:.2f}" for mean in each.by_position))
-    console.print(table)
-    console.print("\nloss of a token, given only the last so many", style="bold")
-    table = plain_table("", *(f"{mean.at:,}" for mean in found.kinds[0].by_visible))
-    for each in found.kinds:
-        table.add_row(each.kind, *(f"{mean.mean:.2f}" for mean in each.by_visible))
-    console.print(table)
-    console.print("\nmade-up tasks, share of answers right", style="bold")
-    names = [(result.task, result.size) for result in found.kinds[0].tasks]
-    table = plain_table("", *(f"{task} {size}" for task, size in names))
-    for each in found.kinds:
-        table.add_row(each.kind, *(f"{result.accuracy:.0%}" for result in each.tasks))
-    console.print(table)
-    console.print()
-    for sentence in found.findings():
-        console.print(f"- {sentence}")
+    output().print(title, style="bold")
+    table = plain_table("", *kinds)
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    output().print(table)
+    output().print()

@@ -105,20 +105,21 @@ def draw_study(found: Any, path: Path) -> None:
     for number, each in enumerate(found.kinds):
         colour = _COLOURS[number % len(_COLOURS)]
         for axes, means in ((position, each.by_position), (visible, each.by_visible)):
-            axes.errorbar([m.at for m in means], [m.mean for m in means], [2 * m.error for m in means], color=colour,
+            values = [m.estimate for m in means]
+            axes.errorbar([m.at for m in means], [v.mean for v in values], [v.margin for v in values], color=colour,
                           marker="o", markersize=3, linewidth=1.3, capsize=2, label=each.kind)  # fmt: skip
-        visible.axvline(each.useful, color=colour, linewidth=0.8, linestyle=":")
+        if each.useful:
+            visible.axvline(each.useful, color=colour, linewidth=0.8, linestyle=":")
         shift = (number - (len(found.kinds) - 1) / 2) * 0.2
-        tasks.bar([place + shift for place in range(len(names))], [r.accuracy for r in each.tasks], 0.18, color=colour)
+        _bars(tasks, [result.accuracy for result in each.tasks], shift, colour)
+        _bars(speed, list(each.tokens_per_second.values()), shift, colour)
         labels = list(each.tokens_per_second)
-        speed.bar([place + shift for place in range(len(labels))], list(each.tokens_per_second.values()), 0.18,
-                  color=colour)  # fmt: skip
         speed.set_xticks(range(len(labels)), [f"{label} tokens" for label in labels], fontsize=8)
     position.set(xscale="log", xlabel="tokens before it in the context", ylabel="nats a token")
-    position.set_title("held-out loss by position (two errors)", loc="left", fontsize=10)
+    position.set_title("held-out loss by position (95% intervals)", loc="left", fontsize=10)
     position.legend(frameon=False, fontsize=9)
     visible.set(xscale="log", xlabel="tokens that may be seen", ylabel="nats a token")
-    visible.set_title("loss given only the last tokens; dotted: more is of no use", loc="left", fontsize=10)
+    visible.set_title("loss given only the last tokens; dotted: tokens beyond are of use", loc="left", fontsize=10)
     tasks.set(ylabel="answers right", ylim=(0, 1.05))
     tasks.set_xticks(range(len(names)), [f"{task} {size}" for task, size in names], fontsize=8)
     tasks.axhline(1 / 8, color="#8a8f98", linewidth=0.8, linestyle=":")
@@ -126,3 +127,10 @@ def draw_study(found: Any, path: Path) -> None:
     speed.set(ylabel="tokens a second")
     speed.set_title("training on one row: threads x length", loc="left", fontsize=10)
     save_picture(figure, path)
+
+
+def _bars(axes: Any, values: Sequence[Any], shift: float, colour: str) -> None:
+    """Estimates as bars with their intervals, `shift` from the ticks."""
+    places = [place + shift for place in range(len(values))]
+    margins = [each.margin for each in values]
+    axes.bar(places, [each.mean for each in values], 0.18, color=colour, yerr=margins, capsize=2, ecolor="#555555")
