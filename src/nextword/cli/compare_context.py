@@ -34,8 +34,9 @@ def command(
     """Train every kind alike on DATA, then measure what each of them remembers.
 
     Loss against the position in the context and against how much of it may be seen, on held-out text; copying over a
-    delay and associative recall; memory for a distance; training speed against threads and length. The sentences
-    say what was measured here, also where a recurrent net wins.
+    delay and associative recall; memory for a distance; training speed against threads and length. Every kind has
+    the same steps, three learning rates and three seeds; every number has its 95% interval, and where the training
+    was too little to tell, that is said. Half of the time goes to the text, 40% to the tasks, 10% to the speed.
 
     \b
     Example:
@@ -76,7 +77,7 @@ def command(
 
 
 def _print(found: Study) -> None:
-    from ..train.context_findings import percent, plus_minus
+    from ..train.context_findings import cell, percent
     from ._console import output
 
     console = output()
@@ -87,19 +88,19 @@ def _print(found: Study) -> None:
     first, kinds = found.kinds[0], found.kinds
     tables = {
         "held-out loss, nats a token, by tokens of context before it": [
-            (f"{mean.at:,}", [plus_minus(each.by_position[n].estimate, 2) for each in kinds])
+            (f"{mean.at:,}", [cell(each.by_position[n].estimate, 2) for each in kinds])
             for n, mean in enumerate(first.by_position)
         ],
         "loss of a token, given only the last so many": [
-            (f"{mean.at:,} to {2 * mean.at - 1:,}", [plus_minus(each.by_visible[n].estimate, 2) for each in kinds])
+            (f"{mean.at:,} to {2 * mean.at - 1:,}", [cell(each.by_visible[n].estimate, 2) for each in kinds])
             for n, mean in enumerate(first.by_visible)
         ],
         "made-up tasks, % of answers right": [
-            (f"{task.task} {task.size}", [percent(each.tasks[n].accuracy) for each in kinds])
+            (f"{task.task} {task.size}", [percent(each.tasks[n].accuracy).replace(" ", "") for each in kinds])
             for n, task in enumerate(first.tasks)
         ],
         "training speed on one row, tokens/s, threads x length": [
-            (name, [plus_minus(each.tokens_per_second[name], 0) for each in kinds])
+            (name, [cell(each.tokens_per_second[name], 0) for each in kinds])
             for name in first.tokens_per_second
         ],
     }  # fmt: skip

@@ -34,6 +34,11 @@ def plus_minus(value: Estimate, digits: int = 3) -> str:
     return f"{value.mean:,.{digits}f} ± {value.margin:,.{digits}f}"
 
 
+def cell(value: Estimate, digits: int = 3) -> str:
+    """The same for a table."""
+    return plus_minus(value, digits).replace(" ", "")
+
+
 def percent(value: Estimate) -> str:
     """The same of a share."""
     return f"{value.mean:.0%} ± {100 * value.margin:.0f}"
@@ -77,7 +82,7 @@ def _distance(each: KindResult, context: int) -> str:
     if beyond is None:
         return f"{each.kind}: {said}; further was not looked"
     return (
-        f"{each.kind}: {said}; a gain under {gains[beyond].detectable():.3f} nats from tokens beyond the last {beyond}"
+        f"{each.kind}: {said}; a gain under {gains[beyond].detectable():.2g} nats from tokens beyond the last {beyond}"
         " would not be seen"
     )
 
