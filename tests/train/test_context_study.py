@@ -209,7 +209,10 @@ def test_the_plan_fits_the_time_and_leaves_out_the_largest_sizes_first() -> None
 
 def test_too_little_time_is_said_at_once(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context_study, "_best", None)  # whoever trains fails otherwise
-    with pytest.raises(UsageError, match="1 kinds x 3 rates x 3 seeds have 0 steps each here, and 10 are the fewest"):
+    with pytest.raises(
+        UsageError,
+        match="is too little time: 1 kinds x 3 rates x 3 seeds have 0 steps each here, and 10 are the fewest",
+    ):
         study(data, 0.001, 16, 30e3, ("rnn",), say=lambda text: None)
 
 
@@ -269,7 +272,7 @@ def test_findings_name_what_would_not_be_seen(found: Study) -> None:
     ) in said
     assert "is not told from rnn" in said[0]
     assert (
-        "copy, 95% right after 100 steps: transformer up to delay 10, unclear at 30, not yet at 60;"
+        "copy, 95% right after 100 steps: transformer up to a delay of 10, unclear at 30, not yet at 60;"
         " rnn too little training to tell"
     ) in said
 

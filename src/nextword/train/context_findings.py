@@ -88,29 +88,30 @@ def _distance(each: KindResult, context: int) -> str:
 
 
 def _task(task: str, kinds: Sequence[KindResult]) -> str:
-    what = "delay" if task == "copy" else "pairs"
     results = {each.kind: [result for result in each.tasks if result.task == task] for each in kinds}
     first = [some[0] for some in results.values()]
     steps = f"after {first[0].steps:,} steps"
     if not any(each.learned for each in first):
         return (
             f"{task}: too little training to tell: {steps} no kind is surely better than naming the symbol"
-            f" shown most often ({first[0].guess:.0%}), even at {what} {first[0].size}"
+            f" shown most often ({first[0].guess:.0%}), even at {_size(first[0])}"
         )
-    each_kind = "; ".join(f"{kind} {', '.join(_reached(some, what))}" for kind, some in results.items())
+    each_kind = "; ".join(f"{kind} {', '.join(_reached(some))}" for kind, some in results.items())
     return f"{task}, {ABLE:.0%} right {steps}: {each_kind}"
 
 
-def _reached(results: Sequence[TaskResult], what: str) -> Iterator[str]:
+def _size(result: TaskResult) -> str:
+    return f"a delay of {result.size}" if result.task == "copy" else f"{result.size} pairs"
+
+
+def _reached(results: Sequence[TaskResult]) -> Iterator[str]:
     """In parts: up to which size it is able, where that is unclear, and that it is not beyond."""
     if not results[0].learned:
         yield "too little training to tell"
         return
-    able = 0
-    while able < len(results) and results[able].able:
-        able += 1
+    able = next((n for n, each in enumerate(results) if not each.able), len(results))
     if able:
-        yield f"up to {what} {results[able - 1].size}"
+        yield f"up to {_size(results[able - 1])}"
     rest = results[able:]
     if unclear := [str(each.size) for each in rest if each.able is not False]:
         yield f"unclear at {' and '.join(unclear)}"

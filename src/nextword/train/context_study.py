@@ -191,7 +191,7 @@ def _plan(
         while text_plan(needed * SHARES["text"], a_step, *shape)[0] < FEWEST_STEPS:
             needed *= 1.2
         raise UsageError(
-            f"{format_seconds(seconds)} are too little: {len(runs)} kinds x {len(RATES)} rates x 3 seeds have"
+            f"{format_seconds(seconds)} is too little time: {len(runs)} kinds x {len(RATES)} rates x 3 seeds have"
             f" {text_steps} steps each here, and {FEWEST_STEPS} are the fewest. Give {format_seconds(needed)},"
             " fewer --kinds or a smaller --context"
         )
