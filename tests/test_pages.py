@@ -194,6 +194,14 @@ def test_every_output_that_is_shown_is_what_is_printed(smollm2_path: Path) -> No
             assert printed is None, f"{block.page.name}: {block.command}: run python docs/make_outputs.py\n{printed}"
 
 
+def test_a_slow_output_is_of_a_command_that_its_page_shows() -> None:
+    slow = [block for page in PAGES for block in OUTPUTS.blocks(page) if block.slow]
+    assert any(block.command.startswith("nextword eval") for block in slow)
+    for block in slow:
+        assert block.shown.strip()
+        assert (block.page.name, tuple(_split(block.command))) in BLOCKS
+
+
 def test_a_stale_output_is_noticed_and_a_last_digit_is_not() -> None:
     printed = "a  71.36% ██▍   1,234 tokens\nothers  2.78% ░\n"
     assert OUTPUTS.alike(printed, printed)
