@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,8 +68,15 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, groups["command"], found.end(), end, slow, text[found.end() : end], at)
 
 
-def output_of(command: str, folder: Path) -> str:
-    """What a command prints, errors included where that is all, without spaces at line ends."""
+@cache
+def output_of(command: str) -> str:
+    """What a command prints, errors included where it fails, without spaces at line ends. Run once each."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "runs.csv").write_bytes(_RUNS.read_bytes())
+        return _output_in(Path(folder), command)
+
+
+def _output_in(folder: Path, command: str) -> str:
     words = shlex.split(command)[1:]
     if words[0] == "eval":
         words.append("--no-store")
@@ -115,9 +123,7 @@ def _close(one: str, other: str) -> bool:
 
 def stale(block: Block) -> str | None:
     """What the command prints now, if the block does not show it."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "runs.csv").write_bytes(_RUNS.read_bytes())
-        printed = output_of(block.command, Path(folder))
+    printed = output_of(block.command)
     return None if alike(block.shown, printed) else printed
 
 
