@@ -52,6 +52,36 @@ def test_help_imports_neither_torch_nor_numpy_nor_rich():
     assert not {"torch", "numpy", "rich", "transformers", "matplotlib"} & set(modules)
 
 
+def test_help_lists_and_bad_names_need_no_torch(tmp_path):
+    code = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+import click
+from nextword.cli import main
+from nextword.cli._app import app
+
+def lines(command, words):
+    yield [*words, "--help"]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from lines(command.get_command(context, name), [*words, name])
+
+for line in lines(app, []):
+    assert main(line) == 0, line
+assert main(["eval", "--list"]) == 0
+assert main(["eval", "nosuch"]) == 2
+assert main(["complete", "-t", "-1", "hi"]) == 2
+assert main(["models", "list"]) == 0
+"""
+    environment = os.environ | {"NEXTWORD_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "sentiment" in done.stdout
+    assert "there is no task 'nosuch'" in done.stderr
+    assert "temperature is -1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

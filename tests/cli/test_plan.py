@@ -528,17 +528,3 @@ def test_the_examples_of_every_help_text_run(run: Plan, tmp_path: Path) -> None:
         quick = ("--bootstrap", "0", "--method", "nnls") if "--data" in example else ()
         done = run(*example, *quick)
         assert (done.code, done.err) == (0, ""), example
-
-
-@pytest.mark.parametrize("page", ["plan.md", "formulas.md"])
-def test_the_pages_show_what_the_commands_print(run: Plan, page: str) -> None:
-    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n\$ nextword plan (.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
-    assert len(blocks) >= 6
-    for command, shown in blocks:
-        if command.startswith("laws"):
-            continue  # ten seconds of fits; their numbers are tested above
-        done = run(*command.split())
-        printed = "\n".join(line.rstrip() for line in (done.out + done.err).splitlines())
-        for piece in re.split(r"^\.\.\.\n", shown, flags=re.MULTILINE):
-            assert piece.strip("\n") in printed, command

@@ -409,3 +409,36 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     assert "the last good one is step-00000008" in err
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000008"]
+
+
+def test_compare_context_prints_every_number_with_its_interval_at_any_width(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextword.train import context_study
+
+    plan = context_study.Plan(2, 2, {"copy": (1,)}, test_tokens=100, speed_seconds=0.01)
+    monkeypatch.setattr(context_study, "_plan", lambda *_: plan)
+    monkeypatch.setattr(context_study, "RATES", (1e-3,))
+    monkeypatch.setattr(context_study, "_ROUNDS", 2)
+    study, made = context_study.study, []
+
+    def once(*arguments: object) -> context_study.Study:
+        if not made:
+            made.append(study(*arguments))  # type: ignore[arg-type]
+        return made[0]
+
+    monkeypatch.setattr(context_study, "study", once)
+    asked = ["compare-context", str(text), "--context", "8", "--params", "20k", "--vocabulary", "300"]
+    asked += ["--kinds", "rnn,gru"]
+    for width in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        code, out, err = run(capsys, *asked, "--plot", "study.svg")
+        assert code == 0, err
+        assert max(map(len, out.splitlines())) <= width
+        rows = [line for line in out.splitlines() if line.startswith(("1 x", "copy 1", "8 ", "4 to"))]
+        assert len(rows) >= 5
+        assert all(line.count("±") == 2 for line in rows)
+    assert (tmp_path / "study.svg").exists()
+    found = json.loads(run(capsys, *asked, "--json")[1])
+    assert found["plan"]["text_steps"] == 2
+    assert found["kinds"][0]["tasks"][0]["accuracy"].keys() == {"mean", "error", "freedom", "margin"}

@@ -44,12 +44,13 @@ def test_the_files_ending_chooses_the_kind(tmp_path, kind, start):
         xml.parse(path)
 
 
-def test_another_ending_and_a_missing_folder_are_refused(tmp_path):
+def test_another_ending_and_a_place_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"\.svg, \.png"):
         plot_next(TWO, tmp_path / "next.jpeg")
-    with pytest.raises(UsageError, match="there is no folder"):
-        plot_next(TWO, tmp_path / "no" / "next.svg")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="cannot be written"):
+        plot_next(TWO, tmp_path / "file" / "next.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_disk_that_is_full_names_the_file(monkeypatch, tmp_path):
@@ -71,6 +72,6 @@ def test_tokens_with_dollars_are_text_and_no_formula(tmp_path):
 @pytest.mark.parametrize("missing", ["matplotlib", "matplotlib.figure"])
 def test_without_matplotlib_the_extra_is_named_and_no_file_is_left(monkeypatch, tmp_path, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(RunError, match=r"pip install 'nextword\[plot\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'nextword\[plot\]'"):
         plot_next(TWO, tmp_path / "next.svg")
     assert list(tmp_path.iterdir()) == []

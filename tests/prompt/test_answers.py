@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from nextword.base import UsageError
 from nextword.prompt import filters, metrics
 from nextword.prompt.answers import Answer, constrained, scores_of
-from nextword.prompt.scoring import Encoded, Likelihood
-from nextword.prompt.task import Filter, Item, Metric
+from nextword.prompt.task import Encoded, Filter, Item, Likelihood, Metric
 
 
 def answer(choices: list[str], logprobs: list[float], gold: int = 0, sizes: list[int] | None = None) -> Answer:

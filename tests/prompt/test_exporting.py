@@ -15,8 +15,7 @@ from nextword.prompt import filters, metrics
 from nextword.prompt.answers import Answer, answer_choice
 from nextword.prompt.exporting import _samples
 from nextword.prompt.harness import load_harness_task
-from nextword.prompt.scoring import Encoded, Likelihood
-from nextword.prompt.task import Item, Task, requests
+from nextword.prompt.task import Encoded, Item, Likelihood, Task, requests
 
 MADE: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "oracles/harness/samples.json").read_text(encoding="utf-8")

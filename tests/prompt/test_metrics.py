@@ -13,8 +13,7 @@ import pytest
 from nextword.base import UsageError
 from nextword.prompt import metrics
 from nextword.prompt.answers import Answer
-from nextword.prompt.scoring import Encoded, Likelihood
-from nextword.prompt.task import Item, Metric, Output, Task
+from nextword.prompt.task import Encoded, Item, Likelihood, Metric, Output, Task
 
 MADE: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "oracles/harness/files/metrics.json").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.generate import LanguageModel
 from nextword.models import Model, Tree, build
-from nextword.prompt.scoring import Encoded, Scorer, encode, windows
-from nextword.prompt.task import Request
+from nextword.prompt.scoring import Scorer, encode, windows
+from nextword.prompt.task import Encoded, Request
 from nextword.spec import ModelSpec
 
 VOCABULARY = 23

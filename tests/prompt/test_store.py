@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import RunError, UsageError
-from nextword.prompt.scoring import Encoded, Likelihood
 from nextword.prompt.store import opened
-from nextword.prompt.task import Generation
+from nextword.prompt.task import Encoded, Generation, Likelihood
 
 IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
 LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False), min_size=1, max_size=4).map(tuple)

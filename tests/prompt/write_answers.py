@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from nextword.prompt.scoring import Encoded, Likelihood
 from nextword.prompt.store import opened
+from nextword.prompt.task import Encoded, Likelihood
 
 with opened(Path(sys.argv[1])) as store:
     for number in range(300):

@@ -5,6 +5,7 @@ from .errors import NextwordError, RunError, UsageError
 from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, read_text, usual_mode
 from .locks import locked
 from .memory import free_memory
+from .pictures import check_picture, figure_class, save_picture
 
 __all__ = [
     "NextwordError",
@@ -12,12 +13,15 @@ __all__ = [
     "UsageError",
     "atomic_path",
     "atomic_write",
+    "check_picture",
     "check_writable",
+    "figure_class",
     "free_memory",
     "locked",
     "open_regular",
     "printable",
     "read_regular",
     "read_text",
+    "save_picture",
     "usual_mode",
 ]

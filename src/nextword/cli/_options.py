@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..base import UsageError, read_regular
+from ..base import UsageError, check_picture, check_writable, read_regular
 from ._names import complete_model
 
 if TYPE_CHECKING:
@@ -31,6 +32,35 @@ SAMPLING = (
     "seed",
     "order",
 )
+
+
+class OutputPath(click.Path):
+    """Where a verb writes: tried while the command line is read, so that no work is done for nothing.
+
+    `kind` is "file", "folder", "model" (a folder, or a file if its name ends in .gguf) or "picture".
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(path_type=Path)
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        what = _called(param)
+        if self.kind == "picture":
+            check_picture(path, what)
+        else:
+            check_writable(path, what, self.kind == "folder" or (self.kind == "model" and path.suffix != ".gguf"))
+        return path
+
+
+def _called(param: click.Parameter | None) -> str:
+    if param is None:
+        return "output"
+    return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+
+
+OUTPUT_FILE, OUTPUT_FOLDER, OUTPUT_MODEL, PICTURE = map(OutputPath, ("file", "folder", "model", "picture"))
 
 
 def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..base import UsageError
+from ._options import PICTURE
 from .plan_options import COUNT, duration_in
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="The smallest tasks alone.")
 @click.option("--widths", is_flag=True, help="Also how wide each must be to recall more pairs: as long again.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw it.")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     data: tuple[str, ...], minutes: float, count: float, context: int, vocabulary: int, kinds: str, quick: bool,
@@ -33,8 +34,9 @@ def command(
     """Train every kind alike on DATA, then measure what each of them remembers.
 
     Loss against the position in the context and against how much of it may be seen, on held-out text; copying over a
-    delay and associative recall; memory for a distance; training speed against threads and length. The sentences
-    say what was measured here, also where a recurrent net wins.
+    delay and associative recall; memory for a distance; training speed against threads and length. Every kind has
+    the same steps, three learning rates and three seeds; every number has its 95% interval, and where the training
+    was too little to tell, that is said. Half of the time goes to the text, 40% to the tasks, 10% to the speed.
 
     \b
     Example:
@@ -44,24 +46,20 @@ def command(
         raise UsageError("give the text to train on, such as: nextword compare-context books/ --minutes 10")
     from ..data import prepare_in
     from ..train.context_study import KINDS, study
-    from ..train.pictures import check_picture, draw_study
+    from ..train.pictures import draw_study
     from ..weights.catalogue import cache_folder
     from ._console import messages
 
     chosen = tuple(kind.strip() for kind in kinds.split(","))
     if unknown := [kind for kind in chosen if kind not in KINDS]:
         raise UsageError(f"kind {unknown[0]!r} is not known. Known: {', '.join(KINDS)}")
-    if plot is not None:
-        check_picture(plot)
 
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
     dataset = prepare_in(cache_folder() / "data", list(data), vocabulary=vocabulary, say=say)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
-    found = study(dataset, minutes, context, count, chosen, sizes, seed, say, minutes if widths else 0.0)  # type: ignore[arg-type]
-    if plot is not None:
-        draw_study(found, plot)
+    found = study(dataset, minutes, context, count, chosen, sizes, seed, say, widths)  # type: ignore[arg-type]
     if as_json:
         from dataclasses import asdict
 
@@ -71,36 +69,51 @@ def command(
         emit_json({**asdict(found), "findings": found.findings(), "units": units})
     else:
         _print(found)
+    if plot is not None:
+        draw_study(found, plot)
 
 
 def _print(found: Study) -> None:
+    from ..train.context_findings import cell, percent
     from ._console import output
-    from .plan_tables import plain_table
 
     console = output()
-    places = [each.at for each in found.kinds[0].by_position]
-    console.print("held-out loss, nats a token, after so many tokens of context", style="bold")
-    table = plain_table("", *(f"{place:,}" for place in places), least=_every_other(len(places)))
-    for each in found.kinds:
-        table.add_row(each.kind, *(f"{mean.mean:.2f}" for mean in each.by_position))
-    console.print(table)
-    visible = found.kinds[0].by_visible
-    console.print("\nloss of a token, given only the last so many", style="bold")
-    table = plain_table("", *(f"{mean.at:,}" for mean in visible), least=_every_other(len(visible)))
-    for each in found.kinds:
-        table.add_row(each.kind, *(f"{mean.mean:.2f}" for mean in each.by_visible))
-    console.print(table)
-    console.print("\nmade-up tasks, share of answers right", style="bold")
-    names = [(result.task, result.size) for result in found.kinds[0].tasks]
-    table = plain_table("", *(f"{task} {size}" for task, size in names), least=_every_other(len(names)))
-    for each in found.kinds:
-        table.add_row(each.kind, *(f"{result.accuracy:.0%}" for result in each.tasks))
-    console.print(table)
-    console.print()
+    console.print(
+        f"{found.plan.text_steps:,} steps on the text and {found.plan.task_steps:,} on each task for every kind,"
+        f" rate and seed; ± is the {found.confidence:.0%} interval over {len(found.seeds)} seeds and held-out text\n"
+    )
+    first, kinds = found.kinds[0], found.kinds
+    tables = {
+        "held-out loss, nats a token, by tokens of context before it": [
+            (f"{mean.at:,}", [cell(each.by_position[n].estimate, 2) for each in kinds])
+            for n, mean in enumerate(first.by_position)
+        ],
+        "loss of a token, given only the last so many": [
+            (f"{mean.at:,} to {2 * mean.at - 1:,}", [cell(each.by_visible[n].estimate, 2) for each in kinds])
+            for n, mean in enumerate(first.by_visible)
+        ],
+        "made-up tasks, % of answers right": [
+            (f"{task.task} {task.size}", [percent(each.tasks[n].accuracy).replace(" ", "") for each in kinds])
+            for n, task in enumerate(first.tasks)
+        ],
+        "training speed on one row, tokens/s, threads x length": [
+            (name, [cell(each.tokens_per_second[name], 0) for each in kinds])
+            for name in first.tokens_per_second
+        ],
+    }  # fmt: skip
+    for title, rows in tables.items():
+        _table(title, [each.kind for each in kinds], rows)
     for sentence in found.findings():
         console.print(f"- {sentence}")
 
 
-def _every_other(count: int) -> list[tuple[int]]:
-    """Columns of a row of `count` numbers to leave out first: every second, then every fourth, never the ends."""
-    return [(place + 1,) for step in (2, 4) for place in range(step // 2, count - 1, step)]
+def _table(title: str, kinds: list[str], rows: list[tuple[str, list[str]]]) -> None:
+    from ._console import output
+    from .plan_tables import plain_table
+
+    output().print(title, style="bold")
+    table = plain_table("", *kinds)
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    output().print(table)
+    output().print()

@@ -77,7 +77,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     nextword complete --shot "great! => positive" --shot "a waste => negative" \\
         --template "Review: {input}\\nSentiment: {output}" "terrible"
     """
-    from ..generate import Limits, Sampling
+    from ..generate import Sampling
 
     if options["alternatives"] < 0:
         raise UsageError(f"--probabilities is {options['alternatives']}; it takes a whole number of at least 1")
@@ -85,6 +85,8 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     settings = {"temperature": temperature, **sampling_settings(options)}
     stop = tuple(_unescape(text) for text in options["stop"])
     sampling = Sampling(**settings)  # settings are checked before a model is loaded
+    from ..generate import Limits  # brings torch
+
     Limits(options["max_tokens"], stop, options["truncate"])
     if options["count"] < 1:
         raise UsageError(f"-n is {options['count']}; it takes a whole number of at least 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from ..base import UsageError
 from ._names import complete_model
-from ._options import DEFAULT_MODEL, load_model
+from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
 
 if TYPE_CHECKING:
     from ..prompt.evaluation import Evaluation, Settings
@@ -71,15 +72,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     "--compat", type=click.Choice(["lm-eval"]), help="Draw shots for each item as lm-evaluation-harness does."
 )
 @click.option("--dry-run", is_flag=True, help="Say what it takes, and show one prompt; ask nothing.")
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write a page to look at.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
+@click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write a page to look at.")
+@click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER",
               help="Write results_*.json and samples_*.jsonl as lm-evaluation-harness does.")  # fmt: skip
 @click.option(
     "--name", metavar="NAME", help="What the evaluation is called in the store. [default: made from the task]"
 )
-@click.option(
-    "--store", type=click.Path(path_type=Path), metavar="FILE", help="Where answers are kept. [default: the cache]"
-)
+@click.option("--store", type=OUTPUT_FILE, metavar="FILE", help="Where answers are kept. [default: the cache]")
 @click.option("--no-store", is_flag=True, help="Keep nothing and look nothing up.")
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations of the store, item by item.")
 @click.option("--list", "as_list", is_flag=True, help="List the tasks that come with nextword, and kept evaluations.")
@@ -117,10 +116,7 @@ def command(task: str | None, **options: Any) -> None:
 
 
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
-    from ..prompt.evaluation import Evaluation
     from ..prompt.opening import Templates, open_task, read_templates
-    from ..prompt.summary import summarise
-    from . import eval_display as display
 
     power = options["power"]
     if power is not None and not 0 < power < 1:
@@ -130,6 +126,10 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     description = None if options["description"] is None else _unescape(options["description"])
     forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
+    from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
+    from ..prompt.summary import summarise
+    from . import eval_display as display
+
     first = next(iter(forms.values()))
     shots = options["shots"] if options["shots"] is not None else (first.shots,)
     design, settings = _design(options, shots), _settings(options, first, shots)
@@ -141,16 +141,17 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     collected = display.run(evaluation)
     result = summarise(collected, design.seed, power)
     name = options["name"] or _name(evaluation)
-    store.keep(name, result.to_dict())
-    if options["report"]:
-        from ..prompt.page import write_report
+    with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
+        files.callback(store.keep, name, result.to_dict())
+        if options["out"]:
+            from ..prompt.exporting import write_harness_results
 
-        write_report(options["report"], collected, result, {model.name: model for model in models})
-    if options["out"]:
-        from ..prompt.exporting import write_harness_results
+            files.callback(write_harness_results, options["out"], collected)
+        if options["report"]:
+            from ..prompt.page import write_report
 
-        write_harness_results(options["out"], collected)
-    display.print_result(result, None if options["no_store"] else name, options["as_json"])
+            files.callback(write_report, options["report"], collected, result, {each.name: each for each in models})
+        display.print_result(result, None if options["no_store"] else name, options["as_json"])
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:

@@ -13,6 +13,7 @@ from ..base import UsageError, printable
 from ._app import Suggesting
 from ._console import as_shown
 from ._names import complete_model
+from ._options import OUTPUT_MODEL
 
 if TYPE_CHECKING:
     from ..weights.catalogue import CatalogueEntry
@@ -210,7 +211,7 @@ def remove(name: str, yes: bool) -> None:
 
 @command.command(short_help="Write a model as a safetensors folder or a GGUF file.")
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_MODEL)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "q8_0"]), default="float32", show_default=True,
     help="How the numbers are written; float32 keeps every one exactly. q8_0: of a .gguf file.",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..base import UsageError
-from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
+from ._options import PICTURE, load_model, model_options, read_prompt, sampling_options, sampling_settings
 
 
 @click.command(name="next")
@@ -25,7 +25,7 @@ from ._options import load_model, model_options, read_prompt, sampling_options, 
 )
 @click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Tokens to show.")
 @sampling_options
-@click.option("--plot", metavar="FILE", help="Also write the picture as FILE.svg or FILE.png (needs nextword[plot]).")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Also draw it (.svg, .png, .pdf); needs nextword[plot].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every number.")
 def command(prompt: str | None, file: str | None, temperatures: str, **options: Any) -> None:
     """Show what may follow PROMPT: the next token's distribution, as bars, at several temperatures.
@@ -37,10 +37,6 @@ def command(prompt: str | None, file: str | None, temperatures: str, **options: 
     heats = _numbers(temperatures)
     settings = sampling_settings(options)
     plot = options["plot"]
-    if plot is not None:
-        from ..generate.figures import check_plot
-
-        check_plot(plot)
     text = read_prompt(prompt, file)
     model = load_model(options["model"], options["dtype"], options["device"])
     distributions = model.next_tokens_at(text, heats, options["top"], **settings)

@@ -9,6 +9,7 @@ import click
 
 from ..base import UsageError, units
 from ._console import as_shown
+from ._options import OUTPUT_FILE
 from .plan_options import COUNT, FLOPS, MONEY, duration_in, find_device, output_options
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--inference-tokens", type=COUNT, default=None, metavar="D", help="Tokens it will read and write in use.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OUTPUT_FILE,
     default=None,
     metavar="FILE",
     help="Write the model and its training as JSON for the trainer.",

@@ -13,6 +13,7 @@ import click
 from ..base import UsageError, units
 from ..base.errors import closest
 from ..spec import Kind, ModelSpec
+from ._options import PICTURE
 
 if TYPE_CHECKING:
     from ..plan import Device
@@ -41,15 +42,6 @@ FLOPS = Quantity("FLOPS", units.parse_flops)
 MONEY = Quantity("MONEY", units.parse_money)
 
 
-def _drawable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-    """Refuse a picture that could not be written before anything is computed."""
-    if path is not None:
-        from ..plan.pictures import check_picture
-
-        check_picture(path)
-    return path
-
-
 def duration_in(unit: str) -> Quantity:
     """A time whose bare numbers count `unit`s."""
     return Quantity("TIME", lambda text, what: units.parse_seconds(text, what, unit))
@@ -71,7 +63,7 @@ model_argument = stack(
 output_options = stack(
     click.option("--explain", is_flag=True, help="Print every number's formula, values put in, and source."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with units, formulas and sources."),
-    click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_drawable,
+    click.option("--plot", type=PICTURE, metavar="FILE",
                  help="Draw the plan (.svg, .png, .pdf); needs nextword[plot]."),
 )  # fmt: skip
 batch_option = click.option(

@@ -9,9 +9,10 @@ import click
 
 from ..base import UsageError, units
 from ._app import Suggesting
+from ._options import OUTPUT_MODEL, PICTURE
 
 if TYPE_CHECKING:
-    from ..train.folder import RunRecord
+    from ..train.folder import Measured, RunRecord
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -61,17 +62,13 @@ def list_runs(root: Path, as_json: bool) -> None:
 
 @command.command(name="show")
 @click.argument("run", type=_FOLDER)
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw the curve.")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw the curve.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
     """One run: its plan, what it measured, its curve."""
     from ..train.folder import RunRecord, read_report
 
     record, measured = RunRecord.read(run), read_report(run)
-    if plot is not None:
-        from ..train.pictures import draw_curves
-
-        draw_curves([run], plot)
     if as_json:
         from dataclasses import asdict
 
@@ -85,7 +82,15 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
                 "measured": asdict(measured) if measured else None,
             }
         )
-        return
+    else:
+        _print_run(run, record, measured)
+    if plot is not None:
+        from ..train.pictures import draw_curves
+
+        draw_curves([run], plot)
+
+
+def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     from ._console import output
     from .plan_tables import plain_table
     from .train_display import print_report
@@ -110,26 +115,33 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 
 @command.command(name="compare")
 @click.argument("runs", type=_FOLDER, nargs=-1)
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw the curves.")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw the curves.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     """Several runs side by side: settings that differ, losses, curves."""
-    from ..train.folder import RunRecord, difference, read_report
+    from ..train.folder import RunRecord, difference
 
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
     records = [RunRecord.read(run) for run in runs]
     rows = [_summary(run, record) for run, record in zip(runs, records, strict=True)]
     differing = {str(run): difference(records[0].run, record.run) for run, record in zip(runs, records, strict=True)}
-    if plot is not None:
-        from ..train.pictures import draw_curves
-
-        draw_curves(list(runs), plot)
     if as_json:
         from ._console import emit_json
 
         emit_json({"runs": rows, "differs_from_the_first": differing})
-        return
+    else:
+        _print_compared(runs, records, rows, differing)
+    if plot is not None:
+        from ..train.pictures import draw_curves
+
+        draw_curves(list(runs), plot)
+
+
+def _print_compared(
+    runs: tuple[Path, ...], records: list[RunRecord], rows: list[dict[str, Any]], differing: dict[str, list[str]]
+) -> None:
+    from ..train.folder import read_report
     from ._console import output
     from .plan_tables import plain_table, rate
 
@@ -176,7 +188,7 @@ def resume(run: Path, data: tuple[str, ...], device: str, as_json: bool) -> None
 
 @command.command(name="export")
 @click.argument("run", type=_FOLDER)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OUTPUT_MODEL)
 @click.option("--step", type=click.IntRange(1), default=None, metavar="N", help="A checkpoint; default: the run's end.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]), default="float32",
               show_default=True, help="q8_0: of a .gguf file.")  # fmt: skip

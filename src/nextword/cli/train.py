@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError
+from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, duration_in
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of text files: latin-1, ...")
 @click.option("--skip-bad", is_flag=True, help="Skip broken rows, and files of another encoding, and count them.")
 @click.option("--sample", "sample", default=None, metavar="TEXT", help="What sample completions begin with.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=None, metavar="FOLDER",
+@click.option("--out", type=OUTPUT_FOLDER, default=None, metavar="FOLDER",
               help="Default: runs/<kind>-<parameters>.")  # fmt: skip
 @click.option("--checkpoint-every", type=click.IntRange(0), default=None, metavar="STEPS")
 @click.option("--keep", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Checkpoints.")

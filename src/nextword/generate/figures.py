@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base import RunError, UsageError, atomic_write
+from ..base import check_picture, figure_class, save_picture
 from .display import bits, label, mass, percent, rows, visible
 from .results import NextTokens
 
@@ -16,53 +15,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NO_MATPLOTLIB = "figures need matplotlib. Install it with: pip install 'nextword[plot]'"
 _HEAT = ("#3b6fd4", "#2f9fbe", "#3fa36b", "#e08a1e", "#d8453e")  # temperatures 1/4, 1/2, 1, 2, 4
 _GREY, _PALE, _INK = "#8a8f98", "#e6e8ec", "#23262b"
-
-
-KINDS = ("svg", "png", "pdf")
-
-
-def check_plot(path: Path | str) -> None:
-    """Refuse, before any work is done, a file that `plot_next` could not write.
-
-    Raises UsageError for another ending or a missing folder, RunError without matplotlib.
-    """
-    path = Path(path)
-    if path.suffix.lower().removeprefix(".") not in KINDS:
-        raise UsageError(f"{path}: a figure's name ends in .svg, .png or .pdf")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}. Create it, or write elsewhere")
-    if find_spec("matplotlib") is None:
-        raise RunError(_NO_MATPLOTLIB)
 
 
 def plot_next(distributions: Sequence[NextTokens], path: Path | str) -> None:
     """Write the next-token picture, one panel a temperature, to a .svg, .png or .pdf file.
 
-    Raises what `check_plot` raises, and RunError where the file cannot be written.
+    Raises UsageError for what cannot be drawn, RunError where the file cannot be written.
     """
-    check_plot(path)
-    path = Path(path)
-    figure = next_figure(distributions)
-    try:
-        with atomic_write(path, "wb") as file:
-            kind = path.suffix.lower().removeprefix(".")
-            figure.savefig(file, format=kind, dpi=160, facecolor="white")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+    check_picture(path)
+    save_picture(next_figure(distributions), path)
 
 
 def next_figure(distributions: Sequence[NextTokens]) -> Figure:
     """The next-token picture as a matplotlib figure: bars on one scale, tokens down the side."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError(_NO_MATPLOTLIB) from None
     shown = rows(distributions)
     names = [*(visible(row.text) for row in shown), "others"]
-    figure = Figure(figsize=(1.3 + 2.9 * len(distributions), 1.6 + 0.29 * len(names)))
+    figure: Figure = figure_class()(figsize=(1.3 + 2.9 * len(distributions), 1.6 + 0.29 * len(names)))
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.08)
     panels = figure.subplots(1, len(distributions), sharey=True, squeeze=False)[0]
     full = max((share for row in shown for share in row.shares if share is not None), default=1.0)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError, atomic_write
+from ..base import check_picture, figure_class, save_picture
 from ..base.units import format_bytes, format_count
 from ..spec import ModelSpec
 from .budget import Budget, surface
@@ -17,7 +16,6 @@ from .laws import law, optimum
 from .remedies import Diagnosis
 from .training import Memory, training_memory
 
-_KINDS = (".svg", ".png", ".pdf")
 _COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#72b7b2", "#e45756")
 _PARTS = {
     "weights": "#4c78a8",
@@ -47,30 +45,12 @@ _SMALL: dict[str, Any] = {
 }
 
 
-def check_picture(path: Path) -> None:
-    """Refuse what could not be drawn, before any work is done. Raises UsageError."""
-    if path.suffix.lower() not in _KINDS:
-        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
-    if find_spec("matplotlib") is None:
-        raise UsageError("pictures need matplotlib: pip install 'nextword[plot]'")
-
-
 def _figure(path: Path, width: float, height: float) -> tuple[Any, Any]:
     check_picture(path)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = figure_class()(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        with atomic_write(path, "wb") as file:
-            figure.savefig(file, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror or error}; the picture is not written") from error
 
 
 def draw_memory(memory: Memory, devices: Sequence[Device], title: str, path: Path) -> None:
@@ -83,7 +63,7 @@ def draw_memory(memory: Memory, devices: Sequence[Device], title: str, path: Pat
     axes.set_ylim(-0.5, 0.5)
     axes.set_xlabel("GB (1e9 bytes)")
     figure.legend(ncols=5, loc="outside lower left", frameon=False, fontsize="small")
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def draw_remedies(spec: ModelSpec, found: Diagnosis, title: str, path: Path, most: int = 6) -> None:
@@ -103,7 +83,7 @@ def draw_remedies(spec: ModelSpec, found: Diagnosis, title: str, path: Path, mos
     axes.invert_yaxis()
     axes.set_xlabel("GB (1e9 bytes)")
     figure.legend(ncols=5, loc="outside lower left", frameon=False, fontsize="small")
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _bar(axes: Any, height: int, memory: Memory, seen: set[str]) -> None:
@@ -159,7 +139,7 @@ def draw_surface(found: Budget, path: Path) -> None:
     title = f"loss by {chosen.name} if no token repeats, nats a token; red: equal compute"
     axes.set_title(title, loc="left", fontsize="medium")
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize="small", loc="lower left")
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _optima(axes: Any, found: Budget, sizes: tuple[float, float], tokens: tuple[float, float]) -> None:
@@ -199,7 +179,7 @@ def draw_law(fit: LawFit, path: Path) -> None:
     right.legend(frameon=False, fontsize="x-small", title="FLOPs: optimum", title_fontsize="x-small")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _busiest(flops: Sequence[float], count: int = 5) -> list[float]:

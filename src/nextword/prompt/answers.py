@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .scoring import Encoded, Likelihood
-from .task import Item, Request, Task
+from .task import Encoded, Item, Likelihood, Request, Task
 
 MEASURES = ("raw", "chars", "bytes", "tokens", "pmi", "constrained")
 

@@ -11,9 +11,9 @@ from ..base import UsageError
 from ..generate import LanguageModel
 from .answers import Answer, answer_choice
 from .metrics import words
-from .scoring import Encoded, Ids, Likelihood, Scorer, Work, common, encode, windows
+from .scoring import Scorer, Work, common, encode, windows
 from .store import Store
-from .task import Generation, Item, Request, Task
+from .task import Encoded, Generation, Ids, Item, Likelihood, Request, Task
 from .trials import Beyond, Trial
 
 Seen = Callable[[int], None]  # is told of tokens that were read since the last time

@@ -16,10 +16,10 @@ from .answers import Answer
 from .asking import Asker, Question, Seen, seconds_for, tokens_to_read
 from .filters import apply
 from .metrics import aggregate, score_text
-from .scoring import Encoded, encode
+from .scoring import encode
 from .shots import embed, nearest, repeated
 from .store import Store
-from .task import Item, Task
+from .task import Encoded, Item, Task
 from .trials import Beyond, Condition, Design, Neighbours, Place, Trial, content_free, scored_items, trials_of
 
 Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]

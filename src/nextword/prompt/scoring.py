@@ -18,34 +18,10 @@ from torch import Tensor
 from ..base import UsageError
 from ..models import Model, Tree
 from ..text import Tokenizer
-from .task import Request
+from .task import Encoded, Ids, Likelihood, Request
 
 AT_ONCE = {"cpu": 256, "cuda": 4096}  # tokens of a tree read in one pass
 _ROWS = 64  # logits formed at a time: 64 x 50,000 numbers are 13 MB
-
-Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A request in tokens. `apart` tells that text and continuation meet inside a token of the whole."""
-
-    context: Ids
-    continuation: Ids
-    apart: bool = False
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """ln p of each token of a continuation, and whether each of them was the likeliest at its place."""
-
-    logprobs: tuple[float, ...]
-    greedy: bool
-
-    @property
-    def logprob(self) -> float:
-        """ln p of the whole continuation."""
-        return sum(self.logprobs)
 
 
 @dataclass

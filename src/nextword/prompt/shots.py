@@ -17,8 +17,7 @@ import torch
 
 from ..base import UsageError
 from ..models import Model
-from .scoring import Ids
-from .task import Item, Task
+from .task import Ids, Item, Task
 
 Select = Literal["random", "balanced", "first", "similar"]
 Vectors = np.ndarray  # (texts, width) float32, each of length one

@@ -20,8 +20,7 @@ from typing import Any
 from ..base import RunError, UsageError, open_regular
 from ..base.errors import closest
 from ..weights.catalogue import cache_folder
-from .scoring import Encoded, Ids, Likelihood
-from .task import Generation
+from .task import Encoded, Generation, Ids, Likelihood
 
 _SCHEMA = """
 create table if not exists answers (key blob primary key, value blob not null, greedy integer) without rowid;

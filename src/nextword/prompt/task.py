@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Row = Mapping[str, Any]
+Ids = tuple[int, ...]  # of tokens
 Output = Literal["multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"]
 
 
@@ -109,6 +110,28 @@ class Request:
 
     context: str
     continuation: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A request in tokens. `apart` tells that text and continuation meet inside a token of the whole."""
+
+    context: Ids
+    continuation: Ids
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """ln p of each token of a continuation, and whether each of them was the likeliest at its place."""
+
+    logprobs: tuple[float, ...]
+    greedy: bool
+
+    @property
+    def logprob(self) -> float:
+        """ln p of the whole continuation."""
+        return sum(self.logprobs)
 
 
 def requests(task: Task, shots: Sequence[Item], item: Item) -> list[Request]:

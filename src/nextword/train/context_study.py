@@ -1,4 +1,8 @@
-"""Where does each kind of model stop using what came before? Trained alike, measured on held-out text."""
+"""Where does each kind of model stop using what came before? Trained alike, measured on held-out text.
+
+Every kind has the same steps on the same rows, three learning rates and three seeds. The rate is chosen on one half of
+the held-out text and everything reported is measured on the other. Intervals hold 95%, over seeds and text.
+"""
 
 from __future__ import annotations
 
@@ -16,46 +20,84 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base import UsageError
+from ..base.units import format_seconds
 from ..data import Dataset
 from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import Kind, ModelSpec
-from .context_tasks import TaskResult, WidthResult, smallest_width, solve
+from .context_tasks import (
+    RATES,
+    WIDTHS,
+    TaskResult,
+    WidthResult,
+    smallest_width,
+    solve,
+    step_seconds,
+    task_spec,
+    width_spec,
+)
+from .estimates import LEVEL, Estimate, Values, crossed, in_stretches
 from .launch import recurrent_like
 from .probe import time_steps
 from .trainer import Options, Trainer
 
 KINDS: tuple[Kind, ...] = ("transformer", "lstm", "gru", "rnn")
-NOTHING = 0.01  # nats: what further context is worth at most, to be called of no use
-_WINDOWS, _TARGETS = 96, 512  # of held-out text
-_SHARES = {"text": 0.6, "tasks": 0.3, "speed": 0.1}  # of the time
+SIZES: dict[str, tuple[int, ...]] = {"copy": (10, 30, 60), "recall": (4, 8, 16)}
+PAIRS = (2, 4, 8)  # of the study of widths
+SHARES = {"text": 0.5, "tasks": 0.4, "speed": 0.1}  # of the time
+FEWEST_STEPS = 10  # below it a study of text is refused
+_ENOUGH_STEPS = 300  # of a task; larger sizes are left out to reach it
+_MEASURING = 0.3  # of the text's time, at most
+_ROUNDS = 5  # of timing
+_AT_ONCE = 4096  # tokens
+_COUNTED = 4 << 20  # tokens of the training text whose frequencies are counted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the time is split: equal steps for every kind, rate and seed."""
+
+    text_steps: int
+    task_steps: int
+    sizes: dict[str, tuple[int, ...]]
+    test_tokens: int  # of held-out text, measured
+    width_steps: int = 0
+    speed_seconds: float = 0.0
+    threads: int = 1
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `count` cases with its standard error."""
+    """An estimate at a place: tokens seen."""
 
-    at: int  # positions up to it, or tokens seen
-    mean: float
-    error: float
-    count: int
+    at: int
+    estimate: Estimate
 
 
 @dataclass(frozen=True)
 class KindResult:
-    """One kind of model. Losses in nats a token, bytes of float32 state a sequence."""
+    """One kind of model at its best rate. Losses in nats a token, bytes of float32 state a sequence."""
 
     kind: Kind
     parameters: int
     width: int
-    loss: float
-    carrying: float | None  # recurrent nets: what carrying the state from window to window changes
+    rate: float
+    loss: Estimate
+    by_seed: tuple[float, ...]  # loss of each seed
+    over_frequencies: Estimate  # loss less that of guessing by how frequent each token is
+    carrying: Estimate | None  # recurrent nets: what carrying the state from window to window changes
     by_position: tuple[Mean, ...]
-    by_visible: tuple[Mean, ...]  # loss of one token, given only so many before it
-    gain_beyond: tuple[Mean, ...]  # paired: what seeing the whole context is worth over seeing `at` tokens
-    useful: int  # tokens from which on the rest is worth less than `NOTHING`, or cannot be told from it
+    by_visible: tuple[Mean, ...]  # loss given only the last `at` to 2 `at` - 1 tokens
+    gain_beyond: tuple[Mean, ...]  # paired: what the longest of these is worth over `at` to 2 `at` - 1
+    useful: int  # tokens beyond the last so many are of use; 0 where that is not shown even for one
     tasks: tuple[TaskResult, ...]
     state_bytes: dict[int, float]  # by distance
-    tokens_per_second: dict[str, float]  # "threads x length" -> training, one row
+    tokens_per_second: dict[str, Estimate]  # "threads x length" -> training, one row
+    two_threads: Estimate  # speed of two threads over that of one
+
+    @property
+    def trained(self) -> bool:
+        """Whether it surely predicts better than the frequencies of tokens."""
+        return self.over_frequencies.high < 0
 
 
 @dataclass(frozen=True)
@@ -63,65 +105,165 @@ class Study:
     """All kinds on one text."""
 
     context: int
-    tokens: int
-    seed: int
+    tokens: int  # seen by each run
+    plan: Plan
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    confidence: float
     kinds: tuple[KindResult, ...]
+    behind: dict[str, Estimate]  # loss over that of the kind with the lowest, paired; intervals hold together
     widths: tuple[WidthResult, ...] = ()
 
     def findings(self) -> list[str]:
         """What the numbers say, a sentence each."""
-        return _findings(self)
+        from .context_findings import sentences
+
+        return sentences(self)
 
 
 def study(
     data: Dataset, seconds: float, context: int = 256, count: float = 600e3, kinds: Sequence[Kind] = KINDS,
     sizes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, say: Callable[[str], None] = print,
-    sweep: float = 0.0,
+    widths: bool = False, plan: Plan | None = None,
 ) -> Study:  # fmt: skip
     """Train every kind on the same rows for about `seconds` in all, and measure what each remembers.
 
-    `sweep` seconds more are spent at most on how wide each kind must be to recall 2, 4 and 8 pairs.
+    `widths` takes as long again to find how wide each kind must be to recall 2, 4 and 8 pairs. A `plan` replaces the
+    one that is made from a timing. Raises UsageError where text or time are too little.
     """
-    if data.heldout.tokens < 2 * context:
+    if data.heldout.tokens < 4 * context + 2:
         raise UsageError(
-            f"{data.heldout.tokens:,} tokens are held out; contexts of {context} need {2 * context}. Give more text"
+            f"{data.heldout.tokens:,} tokens are held out; contexts of {context} need {4 * context + 2}. Give more text"
         )
-    sizes = sizes or {"copy": (10, 30, 60), "recall": (4, 8, 16)}
-    runs = {kind: _run(kind, data, context, count, seed) for kind in kinds}
-    steps, threads = _steps(runs, seconds * _SHARES["text"], say)
-    a_task = seconds * _SHARES["tasks"] / len(kinds) / sum(map(len, sizes.values()))
-    found = []
+    runs = {kind: _run(kind, data, context, count) for kind in kinds}
+    plan = plan or _plan(runs, data, seconds, sizes or SIZES, widths, say)
+    seeds = tuple(range(seed, seed + 3))
+    found, losses = [], {}
     for kind, run in runs.items():
-        say(f"{kind}: {parameters(run.model).total:,} parameters, {steps:,} steps")
-        model = _train(replace(run, steps=steps, warmup_steps=max(1, steps // 20)), data, threads)
-        say(f"{kind}: measuring")
-        tasks = tuple(solve(kind, task, size, a_task, seed) for task, some in sizes.items() for size in some)
-        found.append(_measure(model, run, data, context, tasks, seconds * _SHARES["speed"] / len(kinds)))
-    widths = []
-    for kind in kinds if sweep else ():
-        say(f"{kind}: how wide to recall 2, 4 and 8 pairs")
-        widths += [smallest_width(kind, pairs, sweep / (len(kinds) * 3 * 10)) for pairs in (2, 4, 8)]
-    return Study(context, steps * runs[kinds[0]].batch * context, seed, tuple(found), tuple(widths))
+        say(f"{kind}: {parameters(run.model).total:,} parameters")
+        steps = replace(run, steps=plan.text_steps, warmup_steps=max(1, plan.text_steps // 20))
+        rate, models = _best(steps, data, seeds, plan.threads, say)
+        tasks = tuple(
+            solve(kind, task, size, plan.task_steps, seeds) for task in plan.sizes for size in plan.sizes[task]
+        )
+        result, losses[kind] = _measure(models, rate, run, data, plan, tasks)
+        found.append(result)
+    recall = tuple(smallest_width(kind, pairs, plan.width_steps) for kind in kinds for pairs in PAIRS if widths)
+    tokens = plan.text_steps * runs[kinds[0]].batch * context
+    return Study(context, tokens, plan, RATES, seeds, 1 - LEVEL, tuple(found), behind_the_best(losses), recall)
 
 
-def _run(kind: Kind, data: Dataset, context: int, count: float, seed: int) -> RunConfig:
+def behind_the_best(losses: dict[Kind, Values]) -> dict[str, Estimate]:
+    """Each kind's loss less the lowest one's, with intervals that hold together whichever is lowest (Bonferroni)."""
+    best = min(losses, key=lambda kind: float(losses[kind].mean()))
+    level = LEVEL / max(1, math.comb(len(losses), 2))
+    return {kind: crossed(losses[kind] - losses[best], level) for kind in losses if kind != best}
+
+
+def _run(kind: Kind, data: Dataset, context: int, count: float) -> RunConfig:
     from ..plan import shape_for
 
     spec = shape_for(count, vocabulary=data.vocabulary, context=context)
     spec = spec if kind == "transformer" else recurrent_like(spec, kind, "params")
     return RunConfig(
-        model=spec, tokens=0, context=context, batch=8, micro_batch=8, accumulation=1, steps=1, learning_rate=3e-3,
-        final_learning_rate=3e-4, warmup_steps=1, precision="fp32", seed=seed,
+        model=spec, tokens=0, context=context, batch=8, micro_batch=8, accumulation=1, steps=1, learning_rate=RATES[0],
+        final_learning_rate=RATES[0] / 10, warmup_steps=1, precision="fp32",
     )  # fmt: skip
 
 
-def _steps(runs: dict[Kind, RunConfig], seconds: float, say: Callable[[str], None]) -> tuple[int, int]:
-    """As many steps for every kind as the slowest leaves time for, and the threads that suit most."""
-    times = {kind: time_steps(run, torch.device("cpu"), seconds=min(3.0, seconds / 20)) for kind, run in runs.items()}
-    for kind, each in times.items():
-        say(f"{kind}: {runs[kind].batch * runs[kind].context / each.step(runs[kind]):,.0f} tokens/s")
-    together = sum(each.step(runs[kind]) for kind, each in times.items())
-    return max(2, int(seconds / together)), statistics.mode(each.threads for each in times.values())
+# ---- how the time is split
+
+
+def _plan(
+    runs: dict[Kind, RunConfig], data: Dataset, seconds: float, sizes: dict[str, tuple[int, ...]], widths: bool,
+    say: Callable[[str], None],
+) -> Plan:  # fmt: skip
+    """Time some steps of everything, and share the time out."""
+    times = {kind: time_steps(run, torch.device("cpu"), seconds=min(3.0, seconds / 40)) for kind, run in runs.items()}
+    threads = statistics.mode(each.threads for each in times.values())
+    torch.set_num_threads(threads)
+    a_step = sum(each.step(runs[kind]) for kind, each in times.items())
+    one = next(iter(runs.values()))
+    shape = one.batch * one.context, one.context, data.heldout.tokens // 2
+    text_steps, test_tokens = text_plan(seconds * SHARES["text"], a_step, *shape)
+    if text_steps < FEWEST_STEPS:
+        needed = seconds
+        while text_plan(needed * SHARES["text"], a_step, *shape)[0] < FEWEST_STEPS:
+            needed *= 1.2
+        raise UsageError(
+            f"{format_seconds(seconds)} is too little time: {len(runs)} kinds x {len(RATES)} rates x 3 seeds have"
+            f" {text_steps} steps each here, and {FEWEST_STEPS} are the fewest. Give {format_seconds(needed)},"
+            " fewer --kinds or a smaller --context"
+        )
+    costs = {
+        task: [sum(step_seconds(task_spec(kind, task, size), task, size) for kind in runs) for size in some]
+        for task, some in sizes.items()
+    }
+    kept, task_steps = task_plan(seconds * SHARES["tasks"], sizes, costs)
+    width_steps = 0
+    if widths:
+        together = sum(
+            step_seconds(width_spec(kind, n, width), "recall", n) for kind in runs for n in PAIRS for width in WIDTHS
+        )
+        width_steps = max(1, int(seconds / (together * len(RATES))))
+    plan = Plan(text_steps, task_steps, kept, test_tokens, width_steps, seconds * SHARES["speed"], threads)
+    say(_split(plan, len(runs), sizes))
+    return plan
+
+
+def text_plan(seconds: float, a_step: float, batch_tokens: int, context: int, heldout: int) -> tuple[int, int]:
+    """Steps of each run on text, and held-out tokens to measure, for runs whose steps take `a_step` over all kinds.
+
+    A token measured is taken to cost a third of one trained; at most `_MEASURING` of the time measures.
+    """
+    passes = 3 * (2 + 2 * len(visible_sizes(context)))  # seeds, each by position, carried on, and by what is visible
+    a_token = passes * a_step / batch_tokens / 3
+    tokens = min(heldout, max(2 * context + 1, int(_MEASURING * seconds / a_token)))
+    return max(0, int((seconds - tokens * a_token) / (a_step * len(RATES) * 3))), tokens
+
+
+def task_plan(
+    seconds: float, sizes: dict[str, tuple[int, ...]], costs: dict[str, list[float]]
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """As many of the sizes, smallest first, as leave enough steps for each; and those steps.
+
+    `costs` are seconds of a step over all kinds, by task and size.
+    """
+    for count in range(max(map(len, sizes.values())), 0, -1):
+        together = sum(sum(each[:count]) for each in costs.values()) * len(RATES) * 3
+        steps = max(1, int(seconds / together))
+        if steps >= _ENOUGH_STEPS or count == 1:
+            break
+    return {task: some[:count] for task, some in sizes.items()}, steps
+
+
+def _split(plan: Plan, kinds: int, wanted: dict[str, tuple[int, ...]]) -> str:
+    tasks = ", ".join(f"{task} {size}" for task, some in plan.sizes.items() for size in some)
+    left_out = ", ".join(f"{task} {size}" for task in wanted for size in wanted[task][len(plan.sizes[task]) :])
+    text, made_up, speed = (f"{share:.0%}" for share in SHARES.values())
+    return (
+        f"{kinds} kinds x {len(RATES)} rates x 3 seeds. {text} of the time: {plan.text_steps:,} steps of each on the"
+        f" text, measured on {plan.test_tokens:,} held-out tokens; {made_up}: {plan.task_steps:,} steps of each on"
+        f" {tasks}{f' (no time for {left_out})' if left_out else ''}; {speed}: speed"
+    )
+
+
+# ---- training on text
+
+
+def _best(
+    run: RunConfig, data: Dataset, seeds: Sequence[int], threads: int, say: Callable[[str], None]
+) -> tuple[float, list[Any]]:
+    """The rate with the lowest mean loss on the first half of the held-out text, and its models, one a seed."""
+    windows = _windows(data, 0, data.heldout.tokens // 2, run.context, 32)
+    models, losses = {}, {}
+    for rate in RATES:
+        some = [replace(run, learning_rate=rate, final_learning_rate=rate / 10, seed=seed) for seed in seeds]
+        models[rate] = [_train(each, data, threads) for each in some]
+        losses[rate] = statistics.fmean(float(token_losses(model, windows).mean()) for model in models[rate])
+    best = min(losses, key=losses.__getitem__)
+    say(f"{run.model.kind}: rate {best:g} of {', '.join(f'{rate:g}: {loss:.3f}' for rate, loss in losses.items())}")
+    return best, models[best]
 
 
 def _train(run: RunConfig, data: Dataset, threads: int) -> Any:
@@ -134,154 +276,135 @@ def _train(run: RunConfig, data: Dataset, threads: int) -> Any:
 
 
 def _measure(
-    model: Any, run: RunConfig, data: Dataset, context: int, tasks: tuple[TaskResult, ...], seconds: float
-) -> KindResult:
-    spec = run.model
-    windows = _windows(data, context)
-    losses = token_losses(model, windows)
-    visible, beyond = _by_visible(model, data, context)
-    carried = None if spec.kind == "transformer" else _carried(model, data, context)
-    return KindResult(
-        kind=spec.kind, parameters=parameters(spec).total, width=spec.width, loss=float(losses.mean()),
-        carrying=carried, by_position=_by_position(losses), by_visible=visible, gain_beyond=beyond,
-        useful=useful_distance(beyond, context), tasks=tasks,
+    models: list[Any], rate: float, run: RunConfig, data: Dataset, plan: Plan, tasks: tuple[TaskResult, ...]
+) -> tuple[KindResult, Values]:
+    """The result, and losses (seeds, stretches) to compare with other kinds'."""
+    spec, context = run.model, run.context
+    start = data.heldout.tokens - plan.test_tokens
+    windows = _windows(data, start, plan.test_tokens, context)
+    losses = np.stack([token_losses(model, windows).numpy() for model in models])  # (seeds, windows, context)
+    guessed = _frequency_losses(data)[windows[:, 1:]].numpy()
+    visible, beyond = _by_visible(models, data, start, context)
+    carried = None if spec.kind == "transformer" else crossed(in_stretches(np.stack(
+        [(token_losses_carried(model, windows) - torch.from_numpy(own)).mean(1).numpy()
+         for model, own in zip(models, losses, strict=True)])))  # fmt: skip
+    speeds, ratio = _throughput(run, plan.speed_seconds)
+    stretches = in_stretches(losses.mean(2))
+    result = KindResult(
+        kind=spec.kind, parameters=parameters(spec).total, width=spec.width, rate=rate, loss=crossed(stretches),
+        by_seed=tuple(float(each) for each in losses.mean((1, 2))),
+        over_frequencies=crossed(in_stretches((losses - guessed).mean(2))), carrying=carried,
+        by_position=_by_position(losses), by_visible=visible, gain_beyond=beyond, useful=useful_distance(beyond),
+        tasks=tasks, tokens_per_second=speeds, two_threads=ratio,
         state_bytes={distance: _state_bytes(spec, distance) for distance in (context, 8 * context, 64 * context)},
-        tokens_per_second=_throughput(run, seconds),
     )  # fmt: skip
+    return result, stretches
 
 
-def _windows(data: Dataset, context: int) -> Tensor:
-    stream = data.heldout
-    count = min(_WINDOWS, (stream.tokens - 1) // context)
-    starts = np.arange(count) * ((stream.tokens - context - 1) // count)
-    return torch.from_numpy(np.stack([stream.read(int(start), context + 1) for start in starts]))
+def _windows(data: Dataset, start: int, tokens: int, context: int, most: int | None = None) -> Tensor:
+    """Held-out tokens from `start` in windows that follow each other; at most `most` of them, evenly spread."""
+    count = (tokens - 1) // context
+    chosen = np.unique(np.linspace(0, count - 1, min(count, most or count)).astype(int))
+    return torch.from_numpy(np.stack([data.heldout.read(start + int(n) * context, context + 1) for n in chosen]))
 
 
 @torch.no_grad()
 def token_losses(model: Any, windows: Tensor, state: Any = None) -> Tensor:
     """−ln p of every target of `windows` (rows, context + 1), float32 (rows, context)."""
-    found = []
-    for start in range(0, len(windows), 16):
-        rows = windows[start : start + 16]
+    found, rows_at_once = [], max(1, _AT_ONCE // windows.shape[1])
+    for start in range(0, len(windows), rows_at_once):
+        rows = windows[start : start + rows_at_once]
         logits = model.logits(model.hidden(rows[:, :-1].contiguous(), state))
         found.append(F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1))
     return torch.cat(found)
 
 
-def _by_position(losses: Tensor) -> tuple[Mean, ...]:
-    """Means over 1, 2, 3–4, 5–8, … tokens seen; errors over windows."""
+def token_losses_carried(model: Any, windows: Tensor) -> Tensor:
+    """The same with the state going on from each window to the next."""
+    state = model.new_state(1)
+    return torch.cat([token_losses(model, window[None], state) for window in windows])
+
+
+def _frequency_losses(data: Dataset) -> Tensor:
+    """−ln of each token's frequency in the training text, every one counted once more than it is there."""
+    tokens = data.train.read(0, min(data.train.tokens, _COUNTED))
+    counts = np.bincount(tokens, minlength=data.vocabulary) + 1.0
+    return torch.from_numpy(-np.log(counts / counts.sum()))
+
+
+def _by_position(losses: Values) -> tuple[Mean, ...]:
+    """Means over 1, 2, 3–4, 5–8, … tokens seen."""
     found, start, end = [], 0, 1
-    while start < losses.shape[1]:
-        found.append(_mean(end, losses[:, start:end].mean(1)))
-        start, end = end, min(2 * end, losses.shape[1])
+    while start < losses.shape[2]:
+        found.append(Mean(end, crossed(in_stretches(losses[:, :, start:end].mean(2)))))
+        start, end = end, min(2 * end, losses.shape[2])
     return tuple(found)
 
 
-def _mean(at: int, values: Tensor) -> Mean:
-    return Mean(at, float(values.mean()), float(values.std() / math.sqrt(len(values))), len(values))
+def visible_sizes(context: int) -> list[int]:
+    """1, 2, 4, … up to half the context."""
+    return [2**power for power in range(int(math.log2(context)))]
 
 
-def _by_visible(model: Any, data: Dataset, context: int) -> tuple[tuple[Mean, ...], tuple[Mean, ...]]:
-    """Loss of a token given only the last n (Khandelwal et al. 2018), and what the whole context adds, paired."""
-    stream = data.heldout
-    count = min(_TARGETS, stream.tokens - context)
-    starts = np.arange(count) * ((stream.tokens - context - 1) // max(1, count))
-    windows = torch.from_numpy(np.stack([stream.read(int(start), context + 1) for start in starts]))
-    sizes = [2**power for power in range(int(math.log2(context)) + 1)]
-    if sizes[-1] != context:
-        sizes.append(context)
-    last = {size: token_losses(model, windows[:, -size - 1 :])[:, -1] for size in sizes}
-    visible = tuple(_mean(size, last[size]) for size in sizes)
-    return visible, tuple(_mean(size, last[size] - last[context]) for size in sizes[:-1])
+def _by_visible(
+    models: list[Any], data: Dataset, start: int, context: int
+) -> tuple[tuple[Mean, ...], tuple[Mean, ...]]:
+    """Loss of tokens given only the last n to 2n - 1 (as Khandelwal et al. 2018), and what the most adds, paired."""
+    sizes = visible_sizes(context)
+    tokens = torch.from_numpy(data.heldout.read(start, data.heldout.tokens - start))
+    last = {size: np.stack([losses_seeing(model, tokens, size, sizes[-1]) for model in models]) for size in sizes}
+    visible = tuple(Mean(size, crossed(in_stretches(last[size]))) for size in sizes)
+    gains = tuple(Mean(size, crossed(in_stretches(last[size] - last[sizes[-1]]))) for size in sizes[:-1])
+    return visible, gains
 
 
-def useful_distance(beyond: Sequence[Mean], context: int) -> int:
-    """The fewest tokens beyond which more are worth less than `NOTHING` nats, or less than can be told (two errors)."""
-    for place, each in enumerate(beyond):
-        if all(later.mean < max(NOTHING, 2 * later.error) for later in beyond[place:]):
-            return each.at
-    return context
+def losses_seeing(model: Any, tokens: Tensor, size: int, largest: int) -> Values:
+    """Loss of each token from place `largest` on, given the last `size` to 2 `size` - 1 tokens.
+
+    Windows of 2 `size` tokens whose second half is scored: whatever the size, the same tokens are, each once. `size`
+    divides `largest`.
+    """
+    scored = (len(tokens) - largest) // largest * largest
+    windows = tokens[largest - size : largest + scored].unfold(0, 2 * size, size)
+    return token_losses(model, windows)[:, size - 1 :].flatten().double().numpy()
 
 
-@torch.no_grad()
-def _carried(model: Any, data: Dataset, context: int) -> float:
-    """Mean loss over windows that follow each other, with the state going along less with a fresh one."""
-    stream = data.heldout
-    count = min(_WINDOWS, (stream.tokens - 1) // context)
-    state, changes = model.new_state(1), []
-    for number in range(count):
-        window = torch.from_numpy(stream.read(number * context, context + 1))[None]
-        fresh, carried = token_losses(model, window), token_losses(model, window, state)
-        changes.append(float((carried - fresh).mean()))
-    return statistics.fmean(changes)
+def useful_distance(beyond: Sequence[Mean]) -> int:
+    """The largest distance beyond which tokens are shown to be of use, as are those beyond every smaller one; or 0.
+
+    Tested from the shortest until one is not told from nothing, so that no correction is due (fixed sequence).
+    """
+    useful = 0
+    for each in beyond:
+        if each.estimate.low <= 0:
+            break
+        useful = each.at
+    return useful
 
 
 def _state_bytes(spec: ModelSpec, distance: int) -> float:
     return cache_bytes(replace(spec, context=max(spec.context, distance)), 1, distance, "fp32").value
 
 
-def _throughput(run: RunConfig, seconds: float) -> dict[str, float]:
-    """Training tokens a second on one row, by threads and length."""
-    found = {}
-    for length in (run.context // 2, 2 * run.context):
-        model = replace(run.model, context=max(length, run.model.context))
-        row = replace(run, model=model, context=length, batch=1, micro_batch=1)
-        for threads in (1, 2):
-            timed = time_steps(row, torch.device("cpu"), threads, seconds / 4)
-            found[f"{threads} x {length}"] = length / timed.step(row)
-    return found
+def _throughput(run: RunConfig, seconds: float) -> tuple[dict[str, Estimate], Estimate]:
+    """Training tokens a second on one row, by threads and length, and what a second thread is worth.
+
+    In rounds, so that a neighbour who comes and goes widens the intervals.
+    """
+    lengths = (run.context // 2, 2 * run.context)
+    rounds: dict[str, list[float]] = {f"{threads} x {length}": [] for threads in (1, 2) for length in lengths}
+    for _ in range(_ROUNDS):
+        for length in lengths:
+            model = replace(run.model, context=max(length, run.model.context))
+            row = replace(run, model=model, context=length, batch=1, micro_batch=1)
+            for threads in (1, 2):
+                timed = time_steps(row, torch.device("cpu"), threads, seconds / len(rounds) / _ROUNDS)
+                rounds[f"{threads} x {length}"].append(length / timed.step(row))
+    ratios = [statistics.fmean(rounds[f"2 x {n}"][r] / rounds[f"1 x {n}"][r] for n in lengths) for r in range(_ROUNDS)]
+    return {name: crossed([values]) for name, values in rounds.items()}, crossed([ratios])
 
 
-# ---- in words
-
-
-def _findings(found: Study) -> list[str]:
-    said = []
-    best = min(found.kinds, key=lambda each: each.loss)
-    said.append(
-        f"held-out loss after {found.tokens:,} tokens: "
-        + ", ".join(f"{each.kind} {each.loss:.3f}" for each in sorted(found.kinds, key=lambda each: each.loss))
-        + f" nats a token; {best.kind} is best here"
-    )
-    for each in found.kinds:
-        gains = {gain.at: gain for gain in each.gain_beyond}
-        near = gains.get(16) or each.gain_beyond[-1]
-        told = "worth" if near.mean > 2 * near.error else "not told apart from nothing:"
-        said.append(
-            f"{each.kind}: of {found.context} tokens of context the last {each.useful} are of use; all of them rather"
-            f" than the last {near.at} are {told} {near.mean:.3f} ± {near.error:.3f} nats"
-        )
-        if each.carrying is not None:
-            said.append(
-                f"{each.kind}: carrying the state from window to window changes the loss by {each.carrying:+.3f}"
-            )
-    for task in dict.fromkeys(result.task for each in found.kinds for result in each.tasks):
-        reach = {
-            each.kind: max((r.size for r in each.tasks if r.task == task and r.accuracy >= 0.95), default=0)
-            for each in found.kinds
-        }
-        what = "delay" if task == "copy" else "pairs"
-        said.append(
-            f"{task}, 95% right up to: "
-            + ", ".join(f"{kind} {what} {size}" if size else f"{kind} none" for kind, size in reach.items())
-        )
-    for kind in dict.fromkeys(each.kind for each in found.widths):
-        said.append(f"{kind}: to recall " + ", ".join(_needed(each) for each in found.widths if each.kind == kind))
-    for each in found.kinds:
-        one, two = (statistics.fmean(v for k, v in each.tokens_per_second.items() if k.startswith(t)) for t in "12")
-        short, long = min(each.state_bytes), max(each.state_bytes)
-        grows = each.state_bytes[long] / each.state_bytes[short]
-        said.append(
-            f"{each.kind}: two threads train {two / one:.2f} times as fast as one, on one row ({one:,.0f} tokens/s);"
-            f" its state is {each.state_bytes[short] / 1e3:,.0f} kB at {short:,} tokens"
-            + (f" and {grows:.0f} times that at {long:,}" if grows > 1 else f", and the same at {long:,}")
-        )
-    return said
-
-
-def _needed(each: WidthResult) -> str:
-    if each.width is None:
-        return f"{each.pairs} pairs no width up to that of 256 was enough ({each.best:.0%} at best)"
-    return (
-        f"{each.pairs} pairs width {each.width} ({each.parameters:,} parameters, {each.state_bytes:,} bytes of state)"
-    )
+__all__ = [
+    "KINDS", "SHARES", "KindResult", "Mean", "Plan", "Study", "behind_the_best", "losses_seeing", "study", "task_plan",
+    "text_plan", "token_losses", "useful_distance", "visible_sizes",
+]  # fmt: skip

@@ -1,29 +1,40 @@
-"""Two made-up tasks whose answers lie a known distance back: copying over a delay, and associative recall."""
+"""Two made-up tasks whose answers lie a known distance back: copying over a delay, and associative recall.
+
+Every kind of model has the same steps on the same examples. The learning rate is chosen on validation examples, and
+what is reported is measured on others, over several seeds.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import Kind, ModelSpec
+from .estimates import Estimate, Values, crossed
 from .launch import recurrent_like
 from .loss import IGNORED
 from .module import new_model
 from .optimizers import make_optimizer
+from .schedules import learning_rate
 
 Made = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED where nothing is asked
-RATES = (3e-3, 1e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 _SYMBOLS, _COPIED, _ROWS = 8, 10, 32
 _WIDTH, _LAYERS = 64, 2
-_WIDTHS = (16, 32, 64, 128, 256)
+WIDTHS = (16, 32, 64, 128, 256)
 ABLE = 0.95  # share of answers right
+_CHECKED = 256  # rows of validation examples, and of test examples
+_VALIDATION, _TEST = 1 << 40, (1 << 40) + 1  # seeds that no training has
 
 
 @dataclass(frozen=True)
@@ -32,23 +43,38 @@ class TaskResult:
 
     task: str
     size: int
-    accuracy: float
-    loss: float
+    accuracy: Estimate  # over seeds and test examples
+    by_seed: tuple[float, ...]  # the same of each seed
+    loss: Estimate
     baseline: float
+    guess: float  # share that is right by naming the symbol shown most often
     rate: float
     steps: int
+
+    @property
+    def able(self) -> bool | None:
+        """Whether `ABLE` answers are right, for all seeds and within the interval; None where that is not clear."""
+        if self.accuracy.low >= ABLE and min(self.by_seed) >= ABLE:
+            return True
+        return False if self.accuracy.high < ABLE and max(self.by_seed) < ABLE else None
+
+    @property
+    def learned(self) -> bool:
+        """Whether it surely knows where symbols stood, not only which."""
+        return self.accuracy.low > self.guess
 
 
 @dataclass(frozen=True)
 class WidthResult:
-    """The narrowest of the widths tried that recalls `pairs` pairs, and what it has; None where none did."""
+    """The narrowest of the widths tried that learned to recall `pairs` pairs, and what it has; None where none did."""
 
     kind: Kind
     pairs: int
     width: int | None
     parameters: int | None
     state_bytes: int | None  # float32, at the task's length
-    best: float  # share of answers right at the width that was best
+    best: Estimate  # share of answers right, over test examples, at the width that was best in validation
+    steps: int
 
 
 def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Made:
@@ -96,64 +122,122 @@ def task_spec(kind: Kind, task: str, size: int, width: int = _WIDTH) -> ModelSpe
     return spec if kind == "transformer" else replace(recurrent_like(spec, kind, "params"), tied=True)
 
 
-def smallest_width(kind: Kind, pairs: int, seconds: float, seeds: int = 1) -> WidthResult:
+def smallest_width(kind: Kind, pairs: int, steps: int, rates: Sequence[float] = RATES, seed: int = 0) -> WidthResult:
     """Widths doubled from 16 to 256 until associative recall is 95% right (Zoology, 2312.04927, section 4).
 
-    A width has `seconds` for each of the learning rates and seeds, and counts as able if any of them is: what a model
-    of that width can hold is asked, not how surely it learns to.
+    A width counts as able if the rate that is best in validation is right in 95% of test answers, interval included.
+    One that is not may need more steps.
     """
-    best = 0.0
-    for width in _WIDTHS:
-        spec = task_spec("transformer", "recall", pairs, width)
-        if kind != "transformer":
-            spec = ModelSpec(kind=kind, vocabulary=spec.vocabulary, width=width, layers=_LAYERS, context=spec.context)
-        for seed in range(seeds):
-            for rate in RATES:
-                best = max(best, _solve(kind, "recall", pairs, rate, seconds, seed, spec).accuracy)
-                if best >= ABLE:
-                    state = cache_bytes(spec, 1, TASKS["recall"][2](pairs), "fp32").value
-                    return WidthResult(kind, pairs, spec.width, parameters(spec).total, int(state), best)
-    return WidthResult(kind, pairs, None, None, None, best)
+    best: tuple[float, Estimate] | None = None
+    for width in WIDTHS:
+        spec = width_spec(kind, pairs, width)
+        models = [_train(spec, "recall", pairs, rate, steps, seed) for rate in rates]
+        losses = [float(_answers(model, "recall", pairs, _VALIDATION)[1].mean()) for model in models]
+        chosen = losses.index(min(losses))
+        right = crossed(_answers(models[chosen], "recall", pairs, _TEST)[0])
+        if right.low >= ABLE:
+            state = cache_bytes(spec, 1, TASKS["recall"][2](pairs), "fp32").value
+            return WidthResult(kind, pairs, spec.width, parameters(spec).total, int(state), right, steps)
+        if best is None or losses[chosen] < best[0]:
+            best = losses[chosen], right
+    assert best is not None
+    return WidthResult(kind, pairs, None, None, None, best[1], steps)
 
 
-def solve(kind: Kind, task: str, size: int, seconds: float, seed: int = 0) -> TaskResult:
-    """Train for `seconds`, shared among the learning rates, and keep the best on fresh examples."""
-    results = [_solve(kind, task, size, rate, seconds / len(RATES), seed) for rate in RATES]
-    return min(results, key=lambda each: each.loss)
+def width_spec(kind: Kind, pairs: int, width: int) -> ModelSpec:
+    """A model of `width`, whatever its kind, for associative recall."""
+    spec = task_spec("transformer", "recall", pairs, width)
+    if kind == "transformer":
+        return spec
+    return ModelSpec(kind=kind, vocabulary=spec.vocabulary, width=width, layers=_LAYERS, context=spec.context)
 
 
-def _solve(
-    kind: Kind, task: str, size: int, rate: float, seconds: float, seed: int, spec: ModelSpec | None = None
+def solve(
+    kind: Kind, task: str, size: int, steps: int, seeds: Sequence[int] = (0, 1, 2), rates: Sequence[float] = RATES
 ) -> TaskResult:
-    make = TASKS[task][0]
+    """Train each of the rates with each of the seeds for `steps`; test the rate that is best in validation."""
+    spec = task_spec(kind, task, size)
+    models = {rate: [_train(spec, task, size, rate, steps, seed) for seed in seeds] for rate in rates}
+    losses = {
+        rate: statistics.fmean(float(_answers(model, task, size, _VALIDATION)[1].mean()) for model in some)
+        for rate, some in models.items()
+    }
+    rate = min(losses, key=losses.__getitem__)
+    tested = [_answers(model, task, size, _TEST) for model in models[rate]]
+    by_seed = tuple(float(right.mean()) for right, _ in tested)
+    accuracy, loss = (crossed([list(each[number][0]) for each in tested]) for number in (0, 1))
+    guess = most_often(_COPIED if task == "copy" else size)
+    return TaskResult(task, size, accuracy, by_seed, loss, math.log(_SYMBOLS), guess, rate, steps)
+
+
+def most_often(shown: int) -> float:
+    """Expected share of the commonest of `shown` symbols drawn from eight: right without knowing where any stood.
+
+    P(no count above m) = shown! / 8^shown times the coefficient of x^shown in (Σ_{k <= m} x^k / k!)^8.
+    """
+
+    def below(most: int) -> float:
+        series = np.polynomial.Polynomial([1 / math.factorial(k) for k in range(most + 1)]) ** _SYMBOLS
+        return float(series.coef[shown]) * math.factorial(shown) / _SYMBOLS**shown if shown < len(series.coef) else 0.0
+
+    return sum(1 - below(most) for most in range(shown)) / shown
+
+
+def step_seconds(spec: ModelSpec, task: str, size: int) -> float:
+    """Seconds of a training step here, with validation's share left out."""
+    _train(spec, task, size, RATES[0], 1, 0)
+    began = time.perf_counter()
+    _train(spec, task, size, RATES[0], 3, 0)
+    return (time.perf_counter() - began) / 3
+
+
+def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed: int) -> Any:
+    """A model after `steps` batches; equal seeds see equal batches, whatever the kind and the rate."""
+    make, warmup = TASKS[task][0], min(20, max(1, steps // 10))
     run = RunConfig(
-        model=spec or task_spec(kind, task, size), tokens=0, context=TASKS[task][2](size), batch=_ROWS,
-        micro_batch=_ROWS, accumulation=1, steps=1, learning_rate=rate, final_learning_rate=rate / 10, warmup_steps=20,
-        precision="fp32", weight_decay=0.0, seed=seed,
+        model=spec, tokens=0, context=TASKS[task][2](size), batch=_ROWS, micro_batch=_ROWS, accumulation=1,
+        steps=steps, learning_rate=rate, final_learning_rate=rate / 10, warmup_steps=warmup, precision="fp32",
+        weight_decay=0.0, seed=seed,
     )  # fmt: skip
     model = new_model(run)
     optimizer = make_optimizer(model, run)
     generator = torch.Generator().manual_seed(seed)
-    began, steps = time.perf_counter(), 0
-    while (done := (time.perf_counter() - began) / seconds) < 1 or steps < 2:
-        for group in optimizer.param_groups:  # rises over 20 steps, then half a cosine over the time
-            group["lr"] = rate * min(1.0, (steps + 1) / 20) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(run, step)
         inputs, targets = make(size, generator)
         loss = F.cross_entropy(model(inputs)[0].flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        steps += 1
-    inputs, targets = make(size, torch.Generator().manual_seed(seed + 1), 256)
-    with torch.no_grad():
-        logits = model.eval()(inputs)[0]
-    asked = targets != IGNORED
-    right = (logits.argmax(-1) == targets)[asked].float().mean().item()
-    answered = F.cross_entropy(logits[asked], targets[asked]).item()
-    return TaskResult(task, size, right, answered, math.log(_SYMBOLS), rate, steps)
+    return model.eval()
+
+
+@torch.no_grad()
+def _answers(model: Any, task: str, size: int, seed: int) -> tuple[Values, Values]:
+    """Of the examples that `seed` makes: share of answers right and loss an answer, (1, rows)."""
+    inputs, targets = TASKS[task][0](size, torch.Generator().manual_seed(seed), _CHECKED)
+    logits, asked = model(inputs)[0], targets != IGNORED
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    count = asked.sum(1).double()
+    right = ((logits.argmax(-1) == targets) & asked).sum(1).double() / count
+    return right.numpy()[None], (losses.double().sum(1) / count).numpy()[None]
 
 
 __all__ = [
-    "RATES", "TASKS", "TaskResult", "WidthResult", "copy_batch", "recall_batch", "smallest_width", "solve", "task_spec",
+    "ABLE",
+    "RATES",
+    "TASKS",
+    "WIDTHS",
+    "TaskResult",
+    "WidthResult",
+    "copy_batch",
+    "most_often",
+    "recall_batch",
+    "smallest_width",
+    "solve",
+    "step_seconds",
+    "task_spec",
+    "width_spec",
 ]  # fmt: skip

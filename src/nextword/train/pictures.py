@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError
+from ..base import UsageError, check_picture, figure_class, save_picture
 from .trainer import read_metrics
 
 _COLOURS = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
 _MARKS = "●○▲△■□"
-_KINDS = (".svg", ".png", ".pdf")
 
 
 def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -38,13 +37,8 @@ def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[flo
 
 def draw_curves(folders: Sequence[Path], path: Path) -> None:
     """Loss against tokens: faint for each step, a line for its mean, dots for held-out text."""
-    if path.suffix.lower() not in _KINDS:
-        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError("pictures need matplotlib. Install it with: pip install 'nextword[plot]'") from None
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    check_picture(path)
+    figure = figure_class()(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     lowest, highest = math.inf, 0.0
@@ -65,17 +59,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     axes.set_title("training loss (line: running mean) and held-out loss (dots)", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     axes.margins(x=0.06)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    from ..base import atomic_write
-
-    try:
-        with atomic_write(path, "wb") as file:
-            figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror or error}; the picture is not written") from error
+    save_picture(figure, path)
 
 
 def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
@@ -109,22 +93,10 @@ def terminal_curve(folders: Sequence[Path]) -> str:
     return "\n".join([*lines, f"{'':8}└{'─' * _WIDTH}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])
 
 
-def check_picture(path: Path) -> None:
-    """Refuse, before any work, a name that cannot be drawn to."""
-    if path.suffix.lower() not in _KINDS:
-        raise UsageError(f"{path}: a picture's name ends in {', '.join(_KINDS)}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}. Create it, or write elsewhere")
-
-
 def draw_study(found: Any, path: Path) -> None:
     """A `context_study.Study` in four panels: by position, by what may be seen, tasks, speed."""
     check_picture(path)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RunError("pictures need matplotlib. Install it with: pip install 'nextword[plot]'") from None
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = figure_class()(figsize=(10, 7), layout="constrained")
     panels = figure.subplots(2, 2)
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
@@ -133,24 +105,32 @@ def draw_study(found: Any, path: Path) -> None:
     for number, each in enumerate(found.kinds):
         colour = _COLOURS[number % len(_COLOURS)]
         for axes, means in ((position, each.by_position), (visible, each.by_visible)):
-            axes.errorbar([m.at for m in means], [m.mean for m in means], [2 * m.error for m in means], color=colour,
+            values = [m.estimate for m in means]
+            axes.errorbar([m.at for m in means], [v.mean for v in values], [v.margin for v in values], color=colour,
                           marker="o", markersize=3, linewidth=1.3, capsize=2, label=each.kind)  # fmt: skip
-        visible.axvline(each.useful, color=colour, linewidth=0.8, linestyle=":")
+        if each.useful:
+            visible.axvline(each.useful, color=colour, linewidth=0.8, linestyle=":")
         shift = (number - (len(found.kinds) - 1) / 2) * 0.2
-        tasks.bar([place + shift for place in range(len(names))], [r.accuracy for r in each.tasks], 0.18, color=colour)
+        _bars(tasks, [result.accuracy for result in each.tasks], shift, colour)
+        _bars(speed, list(each.tokens_per_second.values()), shift, colour)
         labels = list(each.tokens_per_second)
-        speed.bar([place + shift for place in range(len(labels))], list(each.tokens_per_second.values()), 0.18,
-                  color=colour)  # fmt: skip
         speed.set_xticks(range(len(labels)), [f"{label} tokens" for label in labels], fontsize=8)
     position.set(xscale="log", xlabel="tokens before it in the context", ylabel="nats a token")
-    position.set_title("held-out loss by position (two errors)", loc="left", fontsize=10)
+    position.set_title("held-out loss by position (95% intervals)", loc="left", fontsize=10)
     position.legend(frameon=False, fontsize=9)
     visible.set(xscale="log", xlabel="tokens that may be seen", ylabel="nats a token")
-    visible.set_title("loss given only the last tokens; dotted: more is of no use", loc="left", fontsize=10)
+    visible.set_title("loss given only the last tokens; dotted: tokens beyond are of use", loc="left", fontsize=10)
     tasks.set(ylabel="answers right", ylim=(0, 1.05))
     tasks.set_xticks(range(len(names)), [f"{task} {size}" for task, size in names], fontsize=8)
     tasks.axhline(1 / 8, color="#8a8f98", linewidth=0.8, linestyle=":")
     tasks.set_title("copying over a delay, recall of pairs; dotted: a guess", loc="left", fontsize=10)
     speed.set(ylabel="tokens a second")
     speed.set_title("training on one row: threads x length", loc="left", fontsize=10)
-    _save(figure, path)
+    save_picture(figure, path)
+
+
+def _bars(axes: Any, values: Sequence[Any], shift: float, colour: str) -> None:
+    """Estimates as bars with their intervals, `shift` from the ticks."""
+    places = [place + shift for place in range(len(values))]
+    margins = [each.margin for each in values]
+    axes.bar(places, [each.mean for each in values], 0.18, color=colour, yerr=margins, capsize=2, ecolor="#555555")

@@ -1,0 +1,83 @@
+"""Means over seeds and held-out text, with the error that other seeds and other text would make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.05  # two-sided: intervals hold 95%
+_POWER = 0.8
+_STRETCHES = 32  # of text; long ones, since neighbouring windows are alike
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its standard error with its degrees of freedom, and half the width of its interval."""
+
+    mean: float
+    error: float
+    freedom: float
+    margin: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.mean - self.margin
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + self.margin
+
+    def detectable(self, level: float = LEVEL) -> float:
+        """The true mean that would differ from zero at `level` four times in five (minimum detectable effect)."""
+        return (_student(1 - level / 2, self.freedom) + _student(_POWER, self.freedom)) * self.error
+
+
+def crossed(values: Values | Sequence[Sequence[float]], level: float = LEVEL) -> Estimate:
+    """The mean of `values` (seeds, stretches of text or examples), as a sample of all seeds and of all text.
+
+    Two-way random effects: Var = (MS_seeds + MS_text - MS_both) / (S T), never below either alone (Cornfield and Tukey
+    1956); degrees of freedom by Satterthwaite 1946. A single seed's error is that of the text alone.
+    """
+    cells = np.atleast_2d(np.asarray(values, np.float64))
+    seeds, texts = cells.shape
+    mean = float(cells.mean())
+    if seeds == 1:
+        error = float(cells.std(ddof=1) / math.sqrt(texts)) if texts > 1 else math.inf
+        return _estimate(mean, error, max(1.0, texts - 1.0), level)
+    by_seed, by_text = cells.mean(1), cells.mean(0)
+    rest = cells - by_seed[:, None] - by_text[None] + mean
+    squares = texts * by_seed.var(ddof=1), seeds * by_text.var(ddof=1) if texts > 1 else 0.0
+    both = float((rest**2).sum()) / max(1, (seeds - 1) * (texts - 1))
+    variance = max(squares[0] + squares[1] - both, *squares)
+    parts = (squares[0], seeds - 1), (squares[1], texts - 1), (both, (seeds - 1) * (texts - 1))
+    spread = sum(square**2 / freedom for square, freedom in parts if freedom)
+    freedom = max(1.0, variance**2 / spread) if spread > 0 else math.inf
+    return _estimate(mean, math.sqrt(variance / (seeds * texts)), freedom, level)
+
+
+def _estimate(mean: float, error: float, freedom: float, level: float) -> Estimate:
+    margin = _student(1 - level / 2, freedom) * error if error else 0.0
+    return Estimate(mean, float(error), float(freedom), margin)
+
+
+def _student(share: float, freedom: float) -> float:
+    from scipy import special
+
+    return float(special.ndtri(share) if math.isinf(freedom) else special.stdtrit(freedom, share))
+
+
+def in_stretches(values: Values, most: int = _STRETCHES) -> Values:
+    """`values` (seeds, places in the text's order) as means of at most `most` stretches of about equal length."""
+    parts = np.array_split(np.asarray(values, np.float64), min(most, values.shape[1]), axis=1)
+    return np.stack([part.mean(1) for part in parts], 1)
+
+
+__all__ = ["LEVEL", "Estimate", "Values", "crossed", "in_stretches"]
