@@ -234,7 +234,7 @@ def test_adapters_begin_at_the_model_they_adapt_and_merge_into_what_they_learnt(
 
 
 def test_the_guard_notices_what_is_no_number_and_what_leaps() -> None:
-    guard = Guard()
+    guard = Guard(4096)
     assert all(guard.trouble(3.0 + 0.01 * (n % 5), 1.0) is None for n in range(30))
     assert "nan" in (guard.trouble(float("nan"), 1.0) or "")
     assert "gradient norm is inf" in (guard.trouble(3.0, float("inf")) or "")

@@ -116,16 +116,18 @@ def finish(session: Session, outcome: Any, measured: Any, as_json: bool, print_r
     from ._console import messages
 
     if outcome.interrupted:
+        from ..train.folder import resume_command
+
         messages().print(
             f"stopped after step {outcome.steps:,} of {session.run.steps:,}; the model so far is in {session.folder}."
-            f" Go on: nextword runs resume {session.folder}"
-        )
+            f" Go on: {resume_command(session.folder)}", soft_wrap=True,
+        )  # fmt: skip
         raise KeyboardInterrupt
-    draw_curve(session.folder)
     if as_json:
         _emit(session, measured)
     elif measured is not None:
-        print_report(session.record.prediction, measured, session.folder)
+        print_report(session.record.expected, measured, session.folder)
+    draw_curve(session.folder)  # last: a full disk must not keep the report back
 
 
 def draw_curve(folder: Path) -> None:
@@ -148,7 +150,7 @@ def _emit(session: Session, measured: Any) -> None:
         {
             "folder": str(session.folder),
             "run": record.run.to_dict(),
-            "predicted": asdict(record.prediction) if record.prediction else None,
+            "predicted": asdict(record.expected) if record.expected else None,
             "measured": asdict(measured) if measured else None,
             "units": {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s",
                       "nats_per_token": "nats/token", "bits_per_byte": "bits/byte"},
