@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..base import RunError, open_regular, read_regular
 from .distributed import Process, from_first, total, wait
+from .folder import resume_command
 
 FORMAT = "nextword-checkpoint/1"
 _STATE = "state.json"
@@ -85,7 +86,10 @@ def save(
         cause = _cause(error)
         if isinstance(cause, KeyboardInterrupt | SystemExit):
             raise cause from None
-        raise RunError(f"{final}: the checkpoint could not be written ({_reason(cause)}); {_kept(root)}") from cause
+        raise RunError(
+            f"{final}: the checkpoint could not be written ({_reason(cause)}); {_kept(root)}. Free some space,"
+            f" then go on: {resume_command(root.parent)}"
+        ) from cause
     return final
 
 
@@ -95,7 +99,10 @@ def _check_finite(tensors: dict[str, Any], step: int, root: Path, process: Proce
     device = next((_local(tensor).device for tensor in tensors.values()), torch.device("cpu"))
     if total([float(len(bad))], process, device)[0]:
         where = f" ({bad[0].partition('.')[2]}, {len(bad):,} of {len(tensors):,} tensors)" if bad else ""
-        raise RunError(f"after step {step:,} weights are no longer finite{where}: no checkpoint of it; {_kept(root)}")
+        raise RunError(
+            f"after step {step:,} weights are not finite{where}: no checkpoint is made of them; {_kept(root)}."
+            f" To go on from there: {resume_command(root.parent, '--learning-rate-scale 0.5')}"
+        )
 
 
 def _local(tensor: Any) -> Tensor:

@@ -278,7 +278,7 @@ def writing(path: Path, then: str = "try again") -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         known = isinstance(error, OSError) and error.errno
         reason = os.strerror(error.errno).lower() if known else str(error)  # type: ignore[union-attr, arg-type]
-        raise RunError(f"{path}: {reason}. Free some space or choose another folder, then {then}") from error
+        raise RunError(f"{path}: {reason}. Free some space, then {then}") from error
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:

@@ -370,7 +370,7 @@ def train(
         trainer = _trainer(session, observer)
         fresh = process.first and not (folder / "run.json").exists()
         if fresh:
-            session.record.write(folder)
+            _begin(session)
         with held(folder) if process.first else nullcontext():
             if process.first:
                 _tidy(session, trainer.observer)
@@ -382,6 +382,15 @@ def train(
                     _forget(folder)
                 raise
             return outcome, _finish(session, outcome)
+
+
+def _begin(session: Session) -> None:
+    """Write run.json."""
+    try:
+        session.record.write(session.folder)
+    except BaseException:
+        _forget(session.folder)
+        raise
 
 
 def _trainer(session: Session, observer: Observer | None) -> Trainer:
