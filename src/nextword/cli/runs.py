@@ -178,14 +178,16 @@ def resume(run: Path, restart: bool, device: str, as_json: bool, **wishes: Any) 
     from ..train.changes import Change
     from ..train.folder import RunRecord, read_report
     from ._console import messages
+    from .train import emit, finish
 
     change, record, ended = Change(**wishes), RunRecord.read(run), read_report(run)
     if not restart and record.ended(ended, change):
         messages().print(f"{run} has ended after {record.current.steps:,} steps: nothing to do."
                          " --steps N makes it longer, --restart begins anew", soft_wrap=True)  # fmt: skip
+        if as_json:
+            emit(run, record, ended)
         return
     from ..train import session as sessions
-    from .train import finish
     from .train_display import Display, print_report
 
     session = sessions.resume(

@@ -11,6 +11,7 @@ from ..base import UsageError
 from .plan_options import COUNT, FLOPS, duration_in
 
 if TYPE_CHECKING:
+    from ..train.folder import Measured, RunRecord
     from ..train.session import Request, Session
 
 _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "dropout", "weight_decay", "clip", "seed",
@@ -101,7 +102,7 @@ def command(
         print_plan(session)
     if dry_run:
         if as_json:
-            _emit(session, None)
+            emit(session.folder, session.record, None)
         return
     display = Display(session, sample, tensorboard)
     with display:
@@ -124,7 +125,7 @@ def finish(session: Session, outcome: Any, measured: Any, as_json: bool, print_r
         )  # fmt: skip
         raise KeyboardInterrupt
     if as_json:
-        _emit(session, measured)
+        emit(session.folder, session.record, measured)
     elif measured is not None:
         print_report(session.record.expected, measured, session.folder)
     draw_curve(session.folder)  # last: a full disk must not keep the report back
@@ -140,15 +141,15 @@ def draw_curve(folder: Path) -> None:
         draw_curves([folder], folder / "curve.svg")
 
 
-def _emit(session: Session, measured: Any) -> None:
+def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:
+    """A run as JSON."""
     from dataclasses import asdict
 
     from ._console import emit_json
 
-    record = session.record
     emit_json(
         {
-            "folder": str(session.folder),
+            "folder": str(folder),
             "run": record.run.to_dict(),
             "predicted": asdict(record.expected) if record.expected else None,
             "measured": asdict(measured) if measured else None,

@@ -150,7 +150,10 @@ def _newest(root: Path, say: Any) -> Checkpoint | None:
         return sound
     if damaged:
         each = "; ".join(str(damage).removeprefix(f"{root}{os.sep}") for _, damage in damaged)
-        raise RunError(f"{root}: no checkpoint there is sound. {each}")
+        raise RunError(
+            f"{root}: no checkpoint there is sound. {each}. Put a sound one back, or begin anew, which moves them"
+            f" aside: {resume_command(root.parent, '--restart')}"
+        )
     return None
 
 
