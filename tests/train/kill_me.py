@@ -55,13 +55,14 @@ def main() -> None:
     options = Options(folder, threads=1, checkpoint_every=int(option("--every", "10")))
     trainer = Trainer(run, data, options, Killer(int(option("--kill-at", "-1"))))
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
-        restore = trainer._restore
+        restore = trainer.restore
 
-        def forgetful() -> None:
-            restore()
-            trainer.progress.skipped = -trainer.progress.step
+        def forgetful() -> int:
+            step = restore()
+            trainer.progress.skipped = -step
+            return step
 
-        trainer._restore = forgetful  # type: ignore[method-assign]
+        trainer.restore = forgetful  # type: ignore[method-assign]
     trainer.train(int(option("--until", str(steps))))
     if trainer.process.world > 1:
         leave(0)

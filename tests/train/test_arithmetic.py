@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -234,12 +235,20 @@ def test_adapters_begin_at_the_model_they_adapt_and_merge_into_what_they_learnt(
 
 
 def test_the_guard_notices_what_is_no_number_and_what_leaps() -> None:
-    guard = Guard()
+    guard = Guard(4096)
     assert all(guard.trouble(3.0 + 0.01 * (n % 5), 1.0) is None for n in range(30))
     assert "nan" in (guard.trouble(float("nan"), 1.0) or "")
     assert "gradient norm is inf" in (guard.trouble(3.0, float("inf")) or "")
     assert "leapt" in (guard.trouble(5.2, 1.0) or "")
     assert guard.trouble(3.02, 1.0) is None
+
+
+def test_no_loss_beyond_twice_that_of_a_guess_is_sound_in_the_first_steps_either() -> None:
+    guard = Guard(512)
+    assert guard.trouble(2 * math.log(512) - 0.01, 1.0) is None
+    assert "above 12.477 = 2 ln 512" in (guard.trouble(2 * math.log(512) + 0.01, 1.0) or "")
+    assert "2,262.0" in (guard.trouble(2262.0, 1.0) or "")
+    assert len(guard.losses) == 1
 
 
 def test_four_micro_batches_of_one_row_have_the_gradient_of_one_of_four() -> None:

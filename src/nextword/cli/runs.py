@@ -66,9 +66,10 @@ def list_runs(root: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
     """One run: its plan, what it measured, its curve."""
-    from ..train.folder import RunRecord, read_report
+    from ..train.folder import RunRecord
 
-    record, measured = RunRecord.read(run), read_report(run)
+    record = RunRecord.read(run)
+    measured = _measured(run, record)
     if as_json:
         from dataclasses import asdict
 
@@ -78,7 +79,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
             {
                 **_summary(run, record),
                 "run": record.run.to_dict(),
-                "predicted": asdict(record.prediction) if record.prediction else None,
+                "predicted": asdict(record.expected) if record.expected else None,
                 "measured": asdict(measured) if measured else None,
             }
         )
@@ -95,7 +96,7 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     from .plan_tables import plain_table
     from .train_display import print_report
 
-    summary = _summary(run, record)
+    summary = _summary(run, record) | {"changes": "; ".join(map(str, record.changes)) or None}
     table = plain_table("", "", right=False)
     table.show_header = False
     for name, value in summary.items():
@@ -110,7 +111,7 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     output().print(table)
     output().print("\n" + _terminal_curve([run]))
     if measured is not None:
-        print_report(record.prediction, measured, run)
+        print_report(record.expected, measured, run)
 
 
 @command.command(name="compare")
@@ -141,14 +142,13 @@ def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
 def _print_compared(
     runs: tuple[Path, ...], records: list[RunRecord], rows: list[dict[str, Any]], differing: dict[str, list[str]]
 ) -> None:
-    from ..train.folder import read_report
     from ._console import output
     from .plan_tables import plain_table, rate
 
     table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
                         least=((2,), (6,), (5,), (1,)))  # fmt: skip
-    for run, row in zip(runs, rows, strict=True):
-        measured = read_report(run)
+    for run, row, record in zip(runs, rows, records, strict=True):
+        measured = _measured(run, record)
         table.add_row(
             row["folder"], f"{row['parameters']:,}", units.format_count(row["tokens"]), _number(row["nats_per_token"]),
             _number(row["bits_per_byte"]), rate(measured.tokens_per_second) if measured else "",
@@ -167,19 +167,47 @@ def _print_compared(
 @command.command(name="resume")
 @click.argument("run", type=_FOLDER)
 @click.argument("data", nargs=-1)
+@click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default=None,
+              help="What to do from now on about a loss that is no number, or that leaps.")  # fmt: skip
+@click.option("--learning-rate-scale", type=float, default=None, metavar="FACTOR",
+              help="From now on this times the planned learning rate: 0.5. A later one replaces it.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), default=None, metavar="N",
+              help="Of the whole run, to make it longer or shorter.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="From now on.")
+@click.option("--restart", is_flag=True, help="Begin anew. What the run has made so far is moved aside.")
 @click.option("--device", default="", metavar="DEVICE", help="Default: as it was begun.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
-def resume(run: Path, data: tuple[str, ...], device: str, as_json: bool) -> None:
+def resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, **wishes: Any) -> None:
     """Go on with a run that was interrupted, to the bit as if it had not been.
 
-    DATA: the text that it was begun with, where the prepared data is gone from the cache.
+    What is changed here is kept in run.json with the step from which it is in force, so that resuming again gives the
+    same bits again. DATA: the text that it was begun with, where the prepared data is gone from the cache.
+
+    \b
+    Examples:
+      nextword runs resume runs/transformer-1.20M
+      nextword runs resume runs/transformer-1.20M --guard skip
+      nextword runs resume runs/transformer-1.20M --steps 20000
     """
-    from ..train import session as sessions
+    from ..train.changes import Change
+    from ..train.folder import RunRecord, read_report
     from ._console import messages
-    from .train import finish
+    from .train import emit, finish
+
+    change, record, ended = Change(**wishes), RunRecord.read(run), read_report(run)
+    if not restart and record.ended(ended, change):
+        messages().print(f"{run} has ended after {record.current.steps:,} steps: nothing to do."
+                         " --steps N makes it longer, --restart begins anew", soft_wrap=True)  # fmt: skip
+        if as_json:
+            emit(run, record, ended)
+        return
+    from ..train import session as sessions
     from .train_display import Display, print_report
 
-    session = sessions.resume(run, device=device, say=lambda text: messages().print(text, style="dim"), sources=data)
+    session = sessions.resume(
+        run, device=device, say=lambda text: messages().print(text, style="dim"), change=change, restart=restart,
+        sources=data,
+    )  # fmt: skip
     with Display(session) as display:
         outcome, measured = sessions.train(session, display)
     if session.process.first:
@@ -204,11 +232,12 @@ def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> N
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
     from ..plan import parameters
-    from ..train.folder import read_report
-    from ..train.trainer import last_step
+    from ..train.folder import is_held
+    from ..train.trainer import progress_of
 
-    measured, run = read_report(folder), record.run
-    step = last_step(folder)
+    measured, run = _measured(folder, record), record.current
+    step, stopped = progress_of(folder)
+    at = "under way" if is_held(folder) else "stopped by the guard" if stopped else "interrupted"
     return {
         "folder": str(folder),
         "kind": run.model.kind,
@@ -218,10 +247,19 @@ def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
         "steps": run.steps,
         "nats_per_token": measured.nats_per_token if measured else None,
         "bits_per_byte": measured.bits_per_byte if measured else None,
-        "state": "ended" if measured else "not ended",
+        "state": "ended" if measured else f"{at} at step {step:,}",
         "created": record.created,
         "from": record.origin or None,
+        "changes": [change.to_dict() for change in record.changes],
     }
+
+
+def _measured(folder: Path, record: RunRecord) -> Measured | None:
+    """What the run measured, if it has ended; a report from before it was made longer does not count."""
+    from ..train.folder import read_report
+
+    measured = read_report(folder)
+    return measured if record.ended(measured) else None
 
 
 def _terminal_curve(folders: list[Path]) -> str:

@@ -12,6 +12,7 @@ from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, duration_in
 
 if TYPE_CHECKING:
+    from ..train.folder import Measured, RunRecord
     from ..train.session import Request, Session
 
 _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "dropout", "weight_decay", "clip", "seed",
@@ -103,7 +104,7 @@ def command(
         print_plan(session)
     if dry_run:
         if as_json:
-            _emit(session, None)
+            emit(session.folder, session.record, None)
         return
     display = Display(session, sample, tensorboard)
     with display:
@@ -118,16 +119,18 @@ def finish(session: Session, outcome: Any, measured: Any, as_json: bool, print_r
     from ._console import messages
 
     if outcome.interrupted:
+        from ..train.folder import resume_command
+
         messages().print(
             f"stopped after step {outcome.steps:,} of {session.run.steps:,}; the model so far is in {session.folder}."
-            f" Go on: nextword runs resume {session.folder}"
-        )
+            f" Go on: {resume_command(session.folder)}", soft_wrap=True,
+        )  # fmt: skip
         raise KeyboardInterrupt
-    draw_curve(session.folder)
     if as_json:
-        _emit(session, measured)
+        emit(session.folder, session.record, measured)
     elif measured is not None:
-        print_report(session.record.prediction, measured, session.folder)
+        print_report(session.record.expected, measured, session.folder)
+    draw_curve(session.folder)  # last: a full disk must not keep the report back
 
 
 def draw_curve(folder: Path) -> None:
@@ -140,17 +143,17 @@ def draw_curve(folder: Path) -> None:
         draw_curves([folder], folder / "curve.svg")
 
 
-def _emit(session: Session, measured: Any) -> None:
+def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:
+    """A run as JSON."""
     from dataclasses import asdict
 
     from ._console import emit_json
 
-    record = session.record
     emit_json(
         {
-            "folder": str(session.folder),
+            "folder": str(folder),
             "run": record.run.to_dict(),
-            "predicted": asdict(record.prediction) if record.prediction else None,
+            "predicted": asdict(record.expected) if record.expected else None,
             "measured": asdict(measured) if measured else None,
             "units": {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s",
                       "nats_per_token": "nats/token", "bits_per_byte": "bits/byte"},

@@ -143,7 +143,7 @@ class Display:
         if self.heldout is not None:
             said.append(f"held out {self.heldout:.3f}")
         said += [f"{rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
-        plan = self.session.record.prediction
+        plan = self.session.record.expected
         if plan is not None:
             said.append(f"of {units.format_seconds(plan.seconds)} planned")
         said.append(units.format_bytes(_resident()))

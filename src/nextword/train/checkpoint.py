@@ -6,13 +6,14 @@ pickle. Everything else a run needs is a function of the seed and the step: data
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,25 @@ import torch
 from torch import Tensor, nn
 
 from ..base import RunError, open_regular, read_regular
-from .distributed import Process, from_first, wait
+from .distributed import Process, from_first, total, wait
+from .folder import resume_command
 
 FORMAT = "nextword-checkpoint/1"
 _STATE = "state.json"
+_MOST_BYTES = 16_000_000  # of state.json
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds everything after `step` steps. `progress` is what the trainer counts."""
+    """A folder that holds everything after `step` steps.
+
+    `progress` is what the trainer counts, `configuration` what the numbers follow from (empty in older ones).
+    """
 
     folder: Path
     step: int
     progress: dict[str, Any]
+    configuration: dict[str, Any] = field(default_factory=dict)
 
 
 def folder_name(step: int) -> str:
@@ -40,62 +47,129 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def stored(root: Path) -> list[Path]:
+    """The checkpoints under `root`, sound or not, by step."""
+    named = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def save(
     root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any],
-    process: Process, keep: int, carried: dict[str, Tensor] | None = None,
+    process: Process, keep: int, carried: dict[str, Tensor] | None = None, configuration: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Write `root`/step-…: weights, optimizer and progress; then remove all but the newest `keep`.
 
-    Raises RunError if it cannot be written, for want of space for example; older checkpoints are then untouched.
+    Raises RunError if a number is not finite, or if it cannot be written, for want of space for example; older
+    checkpoints are then untouched.
     """
     final = root / folder_name(step)
     working = root / f".{folder_name(step)}.part"
+    tensors = _tensors(model, optimizer) | _carried(carried)
+    _check_finite(tensors, step, root, process)
     try:
         if process.first:
             shutil.rmtree(working, ignore_errors=True)
             working.mkdir(parents=True)
         wait(process)
-        _write(_tensors(model, optimizer) | _carried(carried), working)
+        _write(tensors, working)
         wait(process)
         if process.first:
-            _seal(working, step, progress)
-            if final.exists():
-                shutil.rmtree(final)
+            _seal(working, step, progress, configuration or {})
+            read(working)  # before anything older is removed
             os.replace(working, final)
             _sync(root)
-            for old in sorted(root.glob("step-*"))[:-keep]:
+            for old in stored(root)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         wait(process)
-    except Exception as error:
+    except BaseException as error:  # torch's own CheckpointException is no Exception
         shutil.rmtree(working, ignore_errors=True)
-        newest = max((path.name for path in root.glob("step-*")), default=None)
-        kept = f"the last good one is {newest}" if newest else "there is none before it"
-        raise RunError(f"{final}: the checkpoint could not be written ({_reason(error)}); {kept}") from error
+        cause = _cause(error)
+        if isinstance(cause, KeyboardInterrupt | SystemExit):
+            raise cause from None
+        raise RunError(
+            f"{final}: the checkpoint could not be written ({_reason(cause)}); {_kept(root)}. Free some space,"
+            f" then go on: {resume_command(root.parent)}"
+        ) from cause
     return final
 
 
+def _check_finite(tensors: dict[str, Any], step: int, root: Path, process: Process) -> None:
+    """Refuse to keep NaN and infinity: every later checkpoint would hold them too."""
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(_local(tensor)).all())]
+    device = next((_local(tensor).device for tensor in tensors.values()), torch.device("cpu"))
+    if total([float(len(bad))], process, device)[0]:
+        where = f" ({bad[0].partition('.')[2]}, {len(bad):,} of {len(tensors):,} tensors)" if bad else ""
+        raise RunError(
+            f"after step {step:,} weights are not finite{where}: no checkpoint is made of them; {_kept(root)}."
+            f" To go on from there: {resume_command(root.parent, '--learning-rate-scale 0.5')}"
+        )
+
+
+def _local(tensor: Any) -> Tensor:
+    """This process's share of a tensor that is shared out."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+
+
+def _kept(root: Path) -> str:
+    there = stored(root)
+    return f"the last one is {there[-1].name}" if there else "there is none before it"
+
+
 def newest(root: Path, process: Process, say: Any = None) -> Checkpoint | None:
-    """The newest checkpoint under `root` whose files are what they were written as; `say` hears of damaged ones."""
-    found = _newest(root, say) if process.first else None
-    return from_first(found, process)  # type: ignore[no-any-return]
+    """The newest checkpoint under `root` whose files are what they were written as; None if there are none at all.
+
+    `say` hears of damaged ones, which are moved aside where one before them is sound. Raises RunError that says what
+    is wrong with each if there are some and none is sound.
+    """
+    found: tuple[Checkpoint | None, str] = (None, "")
+    if process.first:
+        try:
+            found = (_newest(root, say), "")
+        except RunError as error:
+            found = (None, str(error))
+    checkpoint, trouble = from_first(found, process)
+    if trouble:
+        raise RunError(trouble)
+    return checkpoint  # type: ignore[no-any-return]
 
 
 def _newest(root: Path, say: Any) -> Checkpoint | None:
     for part in root.glob(".step-*.part"):  # a write that was cut off
         shutil.rmtree(part, ignore_errors=True)
-    for folder in sorted(root.glob("step-*"), reverse=True):
+    damaged: list[tuple[Path, RunError]] = []
+    for folder in reversed(stored(root)):
         try:
-            return read(folder)
-        except RunError as damage:
+            sound = read(folder)
+        except RunError as error:
+            damaged.append((folder, error))
+            continue
+        for place, damage in damaged:
+            aside = _set_aside(place)
             if say is not None:
-                say(f"{damage}; trying the checkpoint before it")
+                say(f"{damage}; it is now {aside.name}, and {sound.folder.name} is taken")
+        return sound
+    if damaged:
+        each = "; ".join(str(damage).removeprefix(f"{root}{os.sep}") for _, damage in damaged)
+        raise RunError(
+            f"{root}: no checkpoint there is sound. {each}. Put a sound one back, or begin anew, which moves them"
+            f" aside: {resume_command(root.parent, '--restart')}"
+        )
     return None
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint: another of its step may come, and it must not count among those that are kept."""
+    place, number = folder.with_name(f"damaged-{folder.name}"), 2
+    while place.exists():
+        place, number = folder.with_name(f"damaged-{folder.name}-{number}"), number + 1
+    folder.rename(place)
+    return place
 
 
 def read(folder: Path) -> Checkpoint:
     """What `folder` says it holds, once every file's size and SHA-256 agree. Raises RunError if they do not."""
     try:
-        state = json.loads(read_regular(folder / _STATE, 64 << 20))
+        state = json.loads(read_regular(folder / _STATE, _MOST_BYTES))
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']!r}, not {FORMAT!r}")
         for name, (size, digest) in state["files"].items():
@@ -103,8 +177,10 @@ def read(folder: Path) -> Checkpoint:
                 raise ValueError(f"{name!r} lies outside the folder")
             if (folder / name).stat().st_size != size or _sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not as it was written")
-        return Checkpoint(folder, int(state["step"]), dict(state["progress"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not state["files"]:
+            raise ValueError("no files")
+        return Checkpoint(folder, int(state["step"]), dict(state["progress"]), dict(state.get("configuration", {})))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{folder}: the checkpoint is damaged ({_reason(error)})") from error
 
 
@@ -122,8 +198,11 @@ def load(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a single process is no mistake
             load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.folder)))
-    except Exception as error:
-        raise RunError(f"{checkpoint.folder}: does not hold this model ({_reason(error)})") from error
+    except BaseException as error:
+        cause = _cause(error)
+        if isinstance(cause, KeyboardInterrupt | SystemExit):
+            raise cause from None
+        raise RunError(f"{checkpoint.folder}: does not hold this model ({_reason(cause)})") from cause
     partly = StateDictOptions(strict=False)  # a tied head is there under its embedding's name alone
     set_model_state_dict(model, _under("model.", tensors), options=partly)
     if optimizer is not None:
@@ -169,25 +248,33 @@ def _write(tensors: dict[str, Any], folder: Path) -> None:
         save_shards(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
-def _seal(folder: Path, step: int, progress: dict[str, Any]) -> None:
+def _seal(folder: Path, step: int, progress: dict[str, Any], configuration: dict[str, Any]) -> None:
     """Write what the files are, last: a folder without it is no checkpoint."""
+    from safetensors import safe_open
+
     files = {}
     for path in sorted(folder.iterdir()):
         _sync(path)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):  # whole: as long as its header says
+                pass
         files[path.name] = (path.stat().st_size, _sha256(path))
-    state = {"format": FORMAT, "step": step, "progress": progress, "files": files}
+    state = {"format": FORMAT, "step": step, "progress": progress, "configuration": configuration, "files": files}
     (folder / _STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     _sync(folder / _STATE)
     _sync(folder)
 
 
 def _sync(path: Path) -> None:
-    with suppress(OSError):  # some systems do not sync folders
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:  # some systems do not sync folders
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
 
 
 def _sha256(path: Path) -> str:
@@ -195,11 +282,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost message: torch wraps what went wrong."""
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong: torch wraps it."""
     failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
+    return next(iter(failures.values()))[0] if failures else error
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error's message."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
     lines = str(error).strip().splitlines()

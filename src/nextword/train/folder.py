@@ -1,6 +1,6 @@
 """A run's folder: what was planned, what happened, and the model.
 
-run.json          configuration, data, prediction
+run.json          configuration, data, prediction, what was changed on resuming
 metrics.jsonl     a line a step, a line an evaluation
 checkpoints/      step-…: what the run goes on from
 report.json       predicted and measured, when it has ended
@@ -11,16 +11,38 @@ config.json, model.safetensors, tokenizer.json   the model as other programs ope
 from __future__ import annotations
 
 import json
+import math
+import os
+import shlex
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..base import UsageError, atomic_write, read_regular
+from safetensors import SafetensorError
+
+from ..base import RunError, UsageError, atomic_write, printable, read_regular
 from ..plan import RunConfig
+from .changes import NOTHING, Change, Settings
 
 FORMAT = "nextword-run-folder/1"
+_MOST_BYTES = 16_000_000  # of a JSON file in a run's folder
+_MADE = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, beside its model
+_LEAST = {
+    "threads": 1,
+    "peak": 1,
+    "keep": 1,
+    "checkpoint_every": 0,
+    "evaluate_every": 0,
+    "sample_every": 0,
+    "evaluate_tokens": 1,
+}  # of numbers in run.json
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,7 @@ class Measured:
     error: float | None = None  # standard error of nats_per_token
     clusters: int = 0  # that it is over
     over: str = "documents"
+    steps: int = 0  # that were done; 0 in a report of an older version
 
 
 @dataclass(frozen=True)
@@ -75,27 +98,92 @@ class RunRecord:
     origin: str = ""  # the model that fine-tuning began from
     created: str = ""
     preparation: dict[str, Any] = field(default_factory=dict)  # how the sources were made tokens
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the run, however often it is resumed
+    changes: tuple[Change, ...] = ()  # in the order in which they were made
+
+    @property
+    def settings(self) -> Settings:
+        """What the run was begun with."""
+        return Settings(self.options.get("guard", "stop"), self.threads, self.run.steps)
+
+    @property
+    def current(self) -> RunConfig:
+        """The configuration with the number of steps that the run is to do now."""
+        run, steps = self.run, self.settings.after(self.changes).steps
+        return run if steps == run.steps else replace(run, steps=steps, tokens=steps * run.batch * run.context)
+
+    @property
+    def expected(self) -> Prediction | None:
+        """The prediction, where the run still has the length that it is of."""
+        return self.prediction if self.current.steps == self.run.steps else None
+
+    def ended(self, measured: Measured | None, change: Change = NOTHING) -> bool:
+        """Whether `measured`, of the run's report, is of all its steps, and would be with `change`."""
+        steps = change.steps or self.current.steps
+        return measured is not None and (measured.steps or self.run.steps) >= steps
 
     def write(self, folder: Path) -> None:
         """Write it to `folder`/run.json."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("run", "prediction")}
+        apart = ("run", "prediction", "changes")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         values["created"] = self.created or time.strftime("%Y-%m-%dT%H:%M:%S")
+        values["changes"] = [change.to_dict() for change in self.changes]
         prediction = asdict(self.prediction) if self.prediction else None
         _write(folder / "run.json", {"format": FORMAT, **values, "prediction": prediction, "run": self.run.to_dict()})
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        """Read `folder`/run.json. Raises UsageError where there is none or it is not whole."""
-        data = _read(folder / "run.json", "a run's folder")
+        """Read `folder`/run.json. Raises UsageError where there is none, it is not whole, or a value is none."""
+        path = folder / "run.json"
+        data = _read(path, "a run's folder")
         if data.pop("format", None) != FORMAT:
-            raise UsageError(f"{folder / 'run.json'}: not a run of nextword, or of another version")
+            raise UsageError(f"{path}: not a run of nextword, or of another version")
         try:
-            prediction = data.pop("prediction")
-            data["sources"] = tuple(data["sources"])
-            run = RunConfig.from_dict(data.pop("run"))
-            return cls(run=run, prediction=Prediction(**prediction) if prediction else None, **data)
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{folder / 'run.json'} is not whole: {error}") from None
+            run = data.get("run")
+            data["run"] = RunConfig.from_dict(run if isinstance(run, dict) else {})
+            if data.get("prediction") is not None:
+                data["prediction"] = checked(Prediction, data["prediction"], "prediction.")
+            if isinstance(data.get("changes"), list):
+                data["changes"] = [checked(Change, each, "changes.") for each in data["changes"]]
+            return checked(cls, {"id": "", **data})
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}. Put back what was there") from None
+
+
+def checked(kind: type[_T], data: Any, prefix: str = "") -> _T:
+    """The dataclass `kind` of plain data. Raises UsageError that names a key or a value that is not one of its own."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
+    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
+    needed = [n for n, each in known.items() if each.default is MISSING and each.default_factory is MISSING]
+    if missing := [name for name in needed if name not in data]:
+        raise UsageError(f"{prefix}{missing[0]} is missing")
+    if unknown := [str(name) for name in data if name not in known]:
+        raise UsageError(f"{prefix}{printable(unknown[0], 40)} is not known")
+    hints = get_type_hints(kind)
+    for name, value in data.items():
+        if not _fits(value, hints[name], _LEAST.get(name, -math.inf)):
+            raise UsageError(f"{prefix}{name} cannot be {printable(json.dumps(value, default=str), 60)}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
+def _fits(value: Any, hint: Any, least: float) -> bool:
+    """Whether `value`, as JSON holds it, is of the type that `hint` names and, if a number, at least `least`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, each, least) for each in inner)
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(each, inner[0], least) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1], least) for each in value.values())
+    if hint in (int, float):
+        number = type(value) is int or (hint is float and type(value) is float)  # True is no number
+        return number and not value < least
+    return isinstance(value, type(None) if hint is None else hint)
 
 
 def write_report(folder: Path, prediction: Prediction | None, measured: Measured) -> None:
@@ -106,12 +194,13 @@ def write_report(folder: Path, prediction: Prediction | None, measured: Measured
 
 def read_report(folder: Path) -> Measured | None:
     """What the run measured, or None if it has not ended."""
-    if not (folder / "report.json").exists():
+    path = folder / "report.json"
+    if not path.exists():
         return None
     try:
-        return Measured(**_read(folder / "report.json", "a report")["measured"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'report.json'} is not whole: {error}") from None
+        return checked(Measured, _read(path, "a report").get("measured"))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def runs_under(root: Path) -> Iterator[Path]:
@@ -120,10 +209,116 @@ def runs_under(root: Path) -> Iterator[Path]:
     yield from sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep `folder` from every other process that would train there, until the block or this process ends.
+
+    Raises UsageError if another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(descriptor):
+            raise UsageError(f"{folder}: another process is training this run; wait until it ends, or stop it")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open folder, if nobody has. The system takes the lock away when the process ends, however it does."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a system or a disk without such locks
+        return True
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a run's folder. Only while it is `held`."""
+    for part in [*folder.glob(".*.part"), folder / ".model", *(folder / "checkpoints").glob(".step-*.part")]:
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move what a run has made, but for its model, to `folder`/before-restart; None if there is nothing."""
+    made = [folder / name for name in _MADE if (folder / name).exists()]
+    if not made:
+        return None
+    place, number = folder / "before-restart", 2
+    while place.exists():
+        place, number = folder / f"before-restart-{number}", number + 1
+    place.mkdir()
+    for path in made:
+        os.replace(path, place / path.name)
+    return place
+
+
+def resume_command(folder: Path, options: str = "") -> str:
+    """The command line that goes on with a run."""
+    return f"nextword runs resume {shlex.quote(str(folder))}{options and ' ' + options}"
+
+
+@contextmanager
+def writing(path: Path, then: str = "try again") -> Iterator[None]:
+    """Turns a file of a run that cannot be written into one line that says what to do `then`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        known = isinstance(error, OSError) and error.errno
+        reason = os.strerror(error.errno).lower() if known else str(error)  # type: ignore[union-attr, arg-type]
+        raise RunError(f"{path}: {reason}. Free some space, then {then}") from error
+
+
+def append_line(path: Path, data: dict[str, Any]) -> None:
+    """Add one line of JSON to `path`, whole or not at all. What an interrupted write left at its end is cut off."""
+    with path.open("ab+", buffering=0) as file:
+        end = _whole_lines(file)
+        try:
+            line = memoryview(json.dumps(data).encode() + b"\n")
+            while line:
+                line = line[file.write(line) :]
+        except BaseException:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _whole_lines(file: Any) -> int:
+    """The length of an open file, less a last line without an end, which is removed."""
+    end: int = file.seek(0, os.SEEK_END)
+    if end == 0 or (file.seek(end - 1), file.read(1))[1] == b"\n":
+        return end
+    file.seek(0)
+    whole = bytes(file.read()).rfind(b"\n") + 1
+    file.truncate(whole)
+    return whole
+
+
 def difference(old: RunConfig, new: RunConfig) -> list[str]:
     """The settings in which two configurations differ, each as "name: old -> new"."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    names = [name for name in before | after if before.get(name) != after.get(name)]
+    return differences(old.to_dict(), new.to_dict())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], added: bool = True) -> list[str]:
+    """`difference` of plain data; without `added` only of what `old` has."""
+    before, after = _flat(old), _flat(new)
+    names = [name for name in (before | after if added else before) if before.get(name) != after.get(name)]
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 
@@ -142,10 +337,12 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 def _read(path: Path, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(read_regular(path, 64 << 20))
+        data = json.loads(read_regular(path, _MOST_BYTES))
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"{path.parent} is not {what}: {path.name} cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")

@@ -42,6 +42,12 @@ class Entry:
     law_bits: float
     predicted_bits: float
     measured_bits: float
+    id: str = ""  # of the run, which is resumed under the same; older entries have none
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What only entries of one run share: a copied folder is another run."""
+        return (self.id or self.when, self.run)
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,15 @@ def append(entry: Entry, place: Path | None = None) -> None:
 
 
 def read(place: Path | None = None) -> list[Entry]:
-    """All entries, oldest first; lines that are not whole are left out."""
-    found = []
+    """The last entry of each run, oldest first; lines that are not whole are left out."""
+    found: dict[tuple[str, str], Entry] = {}
     with suppress(OSError):
         for line in read_text(place or path(), 64 << 20).splitlines():
             with suppress(ValueError, TypeError):
-                found.append(Entry(**json.loads(line)))
-    return found
+                entry = Entry(**json.loads(line))
+                found.pop(entry.key, None)
+                found[entry.key] = entry
+    return list(found.values())
 
 
 def correction(entries: Iterable[Entry], kind: str, precision: str, data: str = "") -> Correction:

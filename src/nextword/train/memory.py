@@ -26,8 +26,12 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")
         return self
 
+    def so_far(self) -> int:
+        """The peak while the block still runs."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident_peak()
+
     def __exit__(self, *error: object) -> None:
-        self.bytes = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident_peak()
+        self.bytes = self.so_far()
 
 
 def _give_back() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,21 @@ from ..plan import device as plan_device
 from ..spec import Kind, ModelSpec
 from ..text import Tokenizer, tokenizer_from_folder
 from . import compiling, launch, ledger
-from .distributed import Process, choose_device, from_first, joined, this_process
-from .folder import Measured, Prediction, RunRecord, difference, write_report
+from .changes import NOTHING, Change
+from .distributed import Process, choose_device, from_first, joined, this_process, wait
+from .folder import (
+    Measured,
+    Prediction,
+    RunRecord,
+    checked,
+    held,
+    read_report,
+    resume_command,
+    set_aside,
+    sweep,
+    write_report,
+    writing,
+)
 from .guard import Action
 from .lora import add_adapters, merge_adapters
 from .memory import keep_freed_memory
@@ -87,17 +99,19 @@ class Request:
 
 @dataclass
 class Session:
-    """A run that is ready to start or to go on."""
+    """A run that is ready to start or to go on, from then on with `change`; with `restart` from its beginning."""
 
     folder: Path
     record: RunRecord
     data: Dataset
     process: Process
     device: torch.device
+    change: Change = NOTHING
+    restart: bool = False
 
     @property
     def run(self) -> RunConfig:
-        return self.record.run
+        return self.record.current
 
     def tokenizer(self) -> Tokenizer:
         """The run's own, or before it has begun that of its data."""
@@ -116,25 +130,23 @@ def start(request: Request, cache: Path, say: Say) -> Session:
 
 
 def resume(
-    folder: Path, changes: dict[str, Any] | None = None, device: str = "", say: Say = print, sources: Sequence[str] = ()
-) -> Session:
-    """The session of a run's folder. Raises UsageError for `changes` that would make it another run.
+    folder: Path, device: str = "", say: Say = print, change: Change = NOTHING, restart: bool = False,
+    sources: Sequence[str] = (),
+) -> Session:  # fmt: skip
+    """The session of a run's folder, which goes on from its newest checkpoint with what `change` sets.
 
     Where its prepared data is gone, `sources` are the files and folders that it was made of, and it is made again.
+    Raises UsageError for a folder that is not whole. The step of `change` is found when training begins.
     """
     record = RunRecord.read(folder)
-    changed = replace(record.run, **changes) if changes else record.run
-    if lines := difference(record.run, changed):
-        raise UsageError(
-            f"{folder} was begun otherwise: {'; '.join(lines)}. Resume it as it is, or start another run with --out"
-        )
+    _trainer_options(folder, record)
     data = _prepared_again(folder, record, sources, say) if sources else _kept_data(folder, record)
     process = this_process()
     if record.data != (place := str(data.folder.resolve())):
         record = replace(record, data=place)
         if process.first:
             record.write(folder)
-    return Session(folder, record, data, process, choose_device(device or record.device, process))
+    return Session(folder, record, data, process, choose_device(device or record.device, process), change, restart)
 
 
 def _kept_data(folder: Path, record: RunRecord) -> Dataset:
@@ -490,31 +502,80 @@ def train(
     session: Session, observer: Observer | None = None, until: int | None = None
 ) -> tuple[Outcome, Measured | None]:
     """Train to the end, or to an interruption; then write the model, the report, the curve and the ledger's line."""
-    record, folder, process = session.record, session.folder, session.process
+    folder, process = session.folder, session.process
     if session.device.type == "cpu":
         keep_freed_memory()
-    options = Options(folder, str(session.device), record.threads, **record.options)
     with joined(process, session.device):
-        trainer = Trainer(session.run, session.data, options, observer or Silent(), _model(session))
+        trainer = _trainer(session, observer)
         fresh = process.first and not (folder / "run.json").exists()
         if fresh:
-            save_tokenizer(session.data.tokenizer(), folder)
-            record.write(folder)
-        try:
-            outcome = _trained(trainer, session.run, until)
-        except UsageError:
-            if fresh and not last_step(folder):
-                _forget(folder)
-            raise
-        plain = _whole(outcome.model, session)
-        measured = None
-        if process.first:
-            write_model(plain, session)
-            if outcome.heldout is not None and outcome.steps >= session.run.steps:
-                measured = _measured(outcome, session)
-                write_report(folder, record.prediction, measured)
-                _remember(session, measured)
-    return outcome, measured
+            _begin(session)
+        with held(folder) if process.first else nullcontext():
+            if process.first:
+                _tidy(session, trainer.observer)
+            wait(process)
+            try:
+                outcome = _trained(trainer, session, until)
+            except UsageError:
+                if fresh and not last_step(folder):
+                    _forget(folder)
+                raise
+            return outcome, _finish(session, outcome)
+
+
+def _begin(session: Session) -> None:
+    """Write the run's own tokenizer, then run.json."""
+    try:
+        save_tokenizer(session.data.tokenizer(), session.folder)
+        session.record.write(session.folder)
+    except BaseException:
+        _forget(session.folder)
+        raise
+
+
+def _trainer(session: Session, observer: Observer | None) -> Trainer:
+    record = session.record
+    options = _trainer_options(session.folder, record, str(session.device))
+    return Trainer(
+        record.run, session.data, options, observer or Silent(), _maker(record), record.origin, record.changes
+    )
+
+
+def _trainer_options(folder: Path, record: RunRecord, device: str = "auto") -> Options:
+    """The options as run.json has them. Raises UsageError for one that is no such option."""
+    values = {**record.options, "folder": folder, "device": device, "threads": record.threads}
+    try:
+        return checked(Options, values, "options.")
+    except UsageError as error:
+        raise UsageError(f"{folder / 'run.json'}: {error}. Put back what was there") from None
+
+
+def _tidy(session: Session, observer: Observer) -> None:
+    """Clear away what a killed process left, and for a new beginning all that the run has made.
+
+    Raises UsageError if the run has ended: training nothing would write a report of nothing.
+    """
+    folder, record = session.folder, session.record
+    if not session.restart and record.ended(read_report(folder), session.change):
+        raise UsageError(f"{folder} has ended; there is nothing left to train")
+    sweep(folder)
+    if session.restart and (aside := set_aside(folder)) is not None:
+        observer.said(f"what the run had made is now in {aside}")
+
+
+def _finish(session: Session, outcome: Outcome) -> Measured | None:
+    """Write the model, and at the run's end the report and the ledger's line."""
+    plain = _whole(outcome.model, session)
+    if not session.process.first:
+        return None
+    with writing(session.folder, f"go on: {resume_command(session.folder)}"):
+        write_model(plain, session)
+        if outcome.heldout is None or outcome.steps < session.run.steps:
+            return None
+        measured = _measured(outcome, session)
+        write_report(session.folder, session.record.expected, measured)
+    _remember(session, measured)
+    return measured
 
 
 def _forget(folder: Path) -> None:
@@ -525,28 +586,47 @@ def _forget(folder: Path) -> None:
         folder.rmdir()
 
 
-def _trained(trainer: Trainer, run: RunConfig, until: int | None) -> Outcome:
+def _trained(trainer: Trainer, session: Session, until: int | None) -> Outcome:
     try:
+        _take_on(session, trainer, trainer.restore())
         return trainer.train(until)
     except (MemoryError, RuntimeError) as error:
         said = str(error).lower()
         if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
+            run = session.run
             raise RunError(
                 f"out of memory with {run.micro_batch} rows of {run.context} at once. {_ways_out(run)}"
             ) from error
         raise
 
 
-def _model(session: Session) -> nn.Module | None:
-    """What training begins from: open weights, or nothing for a fresh model."""
+def _take_on(session: Session, trainer: Trainer, step: int) -> None:
+    """Put what the session changes, from `step` on, into run.json and into the trainer."""
     record = session.record
+    change = replace(session.change.beyond(record.settings.after(record.changes)), step=step)
+    if not change.values():
+        return
+    if change.steps is not None and change.steps < step:
+        raise UsageError(f"--steps {change.steps}: the run is at step {step:,} already; give at least as many")
+    session.record = record = replace(record, changes=(*record.changes, change))
+    if session.process.first:
+        with writing(session.folder / "run.json"):
+            record.write(session.folder)
+    trainer.changes = record.changes
+
+
+def _maker(record: RunRecord) -> Callable[[bool], nn.Module] | None:
+    """Makes the model that fine-tuning begins from, or for the weights of a checkpoint one without reading those."""
     if not record.origin:
         return None
-    begun = any((session.folder / "checkpoints").glob("step-*"))
-    model = new_model(record.run) if begun else _load(record.origin)[0]
-    if record.run.lora:
-        add_adapters(model, record.run.lora, record.run.seed)
-    return model
+
+    def make(begun: bool) -> nn.Module:
+        model = new_model(record.run) if begun else _load(record.origin)[0]
+        if record.run.lora:
+            add_adapters(model, record.run.lora, record.run.seed)
+        return model
+
+    return make
 
 
 def _whole(model: nn.Module, session: Session) -> nn.Module:
@@ -568,11 +648,7 @@ def write_model(model: Any, session: Session) -> None:
     """The model and its tokenizer into the run's folder, as other programs open them."""
     from ..weights import write_model as write
 
-    working = session.folder / ".model"
-    write(working, model.cpu(), session.tokenizer(), force=True)
-    for file in working.iterdir():
-        os.replace(file, session.folder / file.name)
-    working.rmdir()
+    write(session.folder, model.cpu(), session.tokenizer(), force=True)
 
 
 def _measured(outcome: Outcome, session: Session) -> Measured:
@@ -593,11 +669,12 @@ def _measured(outcome: Outcome, session: Session) -> Measured:
         error=heldout.error,
         clusters=heldout.clusters,
         over=heldout.over,
+        steps=outcome.steps,
     )
 
 
 def _remember(session: Session, measured: Measured) -> None:
-    record, predicted = session.record, session.record.prediction
+    record, predicted = session.record, session.record.expected
     if predicted is None or record.origin:
         return
     run = record.run
@@ -610,6 +687,7 @@ def _remember(session: Session, measured: Measured) -> None:
             data=record.fingerprint, formula_memory=predicted.formula_memory, predicted_memory=predicted.memory,
             measured_memory=measured.memory, predicted_seconds=predicted.seconds, measured_seconds=measured.seconds,
             law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
+            id=record.id,
         )
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +20,10 @@ from ..data import Dataset, Windows
 from ..plan import RunConfig
 from . import checkpoint as checkpoints
 from . import compiling
+from .changes import Change, Settings
 from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import MOST, HeldOutLoss, evaluate, heldout_windows
+from .folder import append_line, differences, resume_command, writing
 from .guard import Action, Guard
 from .memory import PeakMemory
 from .module import Placed, Training, new_model, place, prepare
@@ -29,6 +31,7 @@ from .optimizers import make_optimizer
 from .schedules import learning_rate
 
 MOST_REWINDS = 5
+_LAST_STEPS = 20  # whose mean is the training loss of a report
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Step:
     tokens: int  # of this step, over all processes
     seconds: float
     data_seconds: float  # of them, making the batch
-    action: str = ""  # "skip" or "rewind" where the guard acted
+    action: str = ""  # "stop", "skip" or "rewind" where the guard acted
+    reason: str = ""  # what it saw
 
 
 class Observer(Protocol):
@@ -74,23 +78,21 @@ class Observer(Protocol):
 class Silent:
     """An observer that does nothing."""
 
-    def stepped(self, step: Step) -> None: ...
-    def evaluated(self, step: int, loss: HeldOutLoss) -> None: ...
-    def saved(self, step: int, folder: Path) -> None: ...
-    def said(self, message: str) -> None: ...
-    def sample(self, step: int, model: nn.Module) -> None: ...
+    def stepped(self, *what: Any, **named: Any) -> None: ...
+
+    evaluated = saved = said = sample = stepped
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run measured. Seconds are of training steps alone."""
+    """What a run measured, over all its sessions. Seconds are of training steps alone."""
 
     model: nn.Module
     steps: int
     seconds: float
     data_seconds: float
     tokens: int
-    loss: float  # mean of the last steps
+    loss: float  # mean of the last steps that the guard found sound
     heldout: HeldOutLoss | None
     peak_bytes: int
     threads: int
@@ -107,6 +109,7 @@ class Progress:
     seconds: float = 0.0
     data_seconds: float = 0.0
     tokens: int = 0
+    memory: int = 0  # bytes at most, of all sessions
     guard: list[float] = field(default_factory=list)
 
 
@@ -118,21 +121,24 @@ class Trainer:
 
     def __init__(
         self, run: RunConfig, data: Dataset, options: Options, observer: Observer | None = None,
-        start_from: nn.Module | None = None,
+        make: Callable[[bool], nn.Module] | None = None, origin: str = "", changes: tuple[Change, ...] = (),
     ) -> None:  # fmt: skip
+        """`run` and `options` are as the run was begun, `changes` what it took on since.
+
+        `make` gives the model if it is not a fresh one: with the weights of `origin`, or if its argument is True with
+        any weights, as those of a checkpoint follow.
+        """
         self.run, self.data, self.options = run, data, options
+        self.begun, self.changes = Settings(options.guard, options.threads, run.steps), changes
         self.observer: Observer = observer or Silent()
         self.process = this_process()
         if not self.process.first:
             self.observer = Silent()
         self.device = choose_device(options.device, self.process)
-        if options.threads and self.device.type == "cpu":
-            torch.set_num_threads(options.threads)
         self._check()
         self.windows = Windows(data.train, run.context, run.seed, run.packing, run.across_documents)
-        self._start_from = start_from
-        self.progress = Progress()
-        self.guard = Guard()
+        self._make, self.origin = make, origin
+        self._restored = False
         self.interrupts, self.stopping = _Interrupts(), False
 
     def _check(self) -> None:
@@ -155,61 +161,101 @@ class Trainer:
         Ctrl-C ends it after the step under way, with a checkpoint; `Outcome.interrupted` then says so.
         """
         with joined(self.process, self.device):
-            self._build()
-            self._restore()
+            if not self._restored:
+                self.restore()
+            end = self.begun.after(self.changes).steps
             with compiling.explained() if self.options.compile else nullcontext():
-                return self._loop(min(until or self.run.steps, self.run.steps))
+                return self._loop(min(until or end, end))
 
-    def _build(self) -> None:
+    def restore(self) -> int:
+        """Build the model, with the weights of the newest checkpoint if there is one; the step that comes next.
+
+        Raises RunError if there are checkpoints and none is sound, UsageError if it is of another configuration.
+        Called by `train`, and before it by who wants to know the step; of many processes inside `joined`.
+        """
+        self._from(self._newest())
+        self._restored = True
+        self._settings()
+        if step := self.progress.step:
+            self.observer.said(f"resumed from step {step:,} of {self.begun.after(self.changes).steps:,}")
+        return self.progress.step
+
+    def _newest(self) -> checkpoints.Checkpoint | None:
+        found = checkpoints.newest(self._root, self.process, self.observer.said)
+        if found is not None and found.configuration:
+            now = self._configuration(found.step)
+            if different := differences(found.configuration, now, added=False):
+                raise UsageError(
+                    f"{found.folder} was trained with other settings than run.json has now: {'; '.join(different)}."
+                    " Put run.json back as it was; only what `runs resume` has an option for can change"
+                )
+        return found
+
+    def _configuration(self, step: int) -> dict[str, Any]:
+        """What the numbers after `step` steps follow from, however many processes made them; as JSON gives it back."""
+        run = self.run.to_dict()
+        for name in ("devices", "shard"):
+            del run["training"][name]
+        changes = [change.to_dict() for change in self.changes if change.step < step]
+        begun = {"guard": self.begun.guard, "threads": self.begun.threads, "origin": self.origin}
+        whole = {"run": run, "data": self.data.fingerprint, "begun": begun, "changes": changes}
+        return json.loads(json.dumps(whole))  # type: ignore[no-any-return]
+
+    def _from(self, checkpoint: checkpoints.Checkpoint | None) -> None:
+        """The model, the optimizer and all that is counted as `checkpoint` holds them, or as before the first step."""
+        if not self._restored or checkpoint is None:
+            self._build(begun=checkpoint is not None)
+        self.progress = Progress()
+        if checkpoint is not None:
+            checkpoints.load(checkpoint, self.model, self.optimizer, self._carried_tensors())
+            self.progress = Progress(**checkpoint.progress)
+        self._saved = self.progress.step
+        self.guard = Guard(self.run.model.vocabulary)
+        self.guard.losses.extend(self.progress.guard)
+
+    def _build(self, begun: bool = False) -> None:
         run = self.run
-        model = self._start_from if self._start_from is not None else new_model(run)
+        model = new_model(run) if self._make is None else self._make(begun)
         prepare(model, run)
         self.model = model.to(self.device)
         self.training: nn.Module = share(Training(self.model, run.precision), run.shard, self.process, self.device)
+        self.training.train()
         self.optimizer = make_optimizer(self.model, run)
         if self.options.compile:
             self.training.compile()
         self.carried: Any = self._fresh_state() if run.carry_state else None
-
-    def _restore(self) -> None:
-        found = checkpoints.newest(self._root, self.process, self.observer.said)
-        if found is None:
-            return
-        checkpoints.load(found, self.model, self.optimizer, self._carried_tensors())
-        self.progress = Progress(**found.progress)
-        self.guard = Guard()
-        self.guard.losses.extend(self.progress.guard)
-        self.observer.said(f"resumed from step {found.step:,} of {self.run.steps:,}")
 
     @property
     def _root(self) -> Path:
         return self.options.folder / "checkpoints"
 
     def _loop(self, end: int) -> Outcome:
-        self.training.train()
-        interrupted, recent = False, list(self.guard.losses)[-20:]
-        with PeakMemory(self.device) as peak, self.interrupts, self._metrics() as write:
+        interrupted = False
+        with PeakMemory(self.device) as self._peak, self.interrupts:
             while self.progress.step < end and not self.stopping:
                 step = self._step()
-                write(step)
-                recent = [*recent, step.loss][-20:]
+                self._write(_plain(step))
+                if step.action == "stop":
+                    raise RunError(self._ways_on(step))
                 self.observer.stepped(step)
                 self._now_and_then(end)
             interrupted = self.stopping and self.progress.step < end
             self._save_if_new()
         heldout = None if interrupted else self._evaluate()
-        done = self.progress
+        done, sound = self.progress, list(self.guard.losses)[-_LAST_STEPS:]
         return Outcome(
             self.model, done.step, done.seconds, done.data_seconds, done.tokens,
-            sum(recent) / max(1, len(recent)), heldout, peak.bytes, torch.get_num_threads(), interrupted,
+            sum(sound) / len(sound) if sound else math.nan, heldout, max(done.memory, self._peak.bytes),
+            torch.get_num_threads(), interrupted,
         )  # fmt: skip
 
     def _step(self) -> Step:
         began = time.perf_counter()
-        run, position = self.run, self.progress.step + self.progress.skipped
+        position, settings = self.progress.step + self.progress.skipped, self._settings()
+        run = self.run if settings.steps == self.run.steps else replace(self.run, steps=settings.steps)
         batch = place(self._batch(position), self.device)
         data_seconds = time.perf_counter() - began
-        rate = learning_rate(run, self.progress.step)
+        rate = learning_rate(run, self.progress.step) * settings.learning_rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if run.dropout:
@@ -222,13 +268,20 @@ class Trainer:
             self.optimizer.step()
             self.progress.step += 1
         else:
-            step = self._handle(trouble, step)
+            step = self._handle(replace(step, reason=trouble), settings.guard)
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
         self.progress.seconds += seconds
         self.progress.data_seconds += data_seconds
         self.progress.tokens += counted
         return replace(step, seconds=seconds)
+
+    def _settings(self) -> Settings:
+        """What is in force at this step. The number of threads, on which the last bits depend, is set with it."""
+        settings = self.begun.after(self.changes, self.progress.step)
+        if settings.threads and self.device.type == "cpu" and torch.get_num_threads() != settings.threads:
+            torch.set_num_threads(settings.threads)
+        return settings
 
     def _batch(self, position: int) -> Any:
         process = self.process
@@ -266,31 +319,41 @@ class Trainer:
         norm: Any = nn.utils.clip_grad_norm_(parameters, limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def _handle(self, trouble: str, step: Step) -> Step:
+    def _handle(self, step: Step, action: Action) -> Step:
         """A step that the guard refused. Its update is never applied."""
-        action, where = self.options.guard, f"step {step.step:,}: {trouble}"
+        where = f"step {step.step:,}: {step.reason}"
+        if action == "rewind" and self.progress.rewinds < MOST_REWINDS:
+            self._rewind()
+            self.observer.said(f"{where}; back to step {self.progress.step:,}, going on after the data that led here")
+            return replace(step, action="rewind")
         if action == "skip":
             self.observer.said(f"{where}; its update is left out")
             self.progress.step += 1
             return replace(step, action="skip")
-        found = checkpoints.newest(self._root, self.process) if action == "rewind" else None
-        if found is None or self.progress.rewinds >= MOST_REWINDS:
-            kept = f"; the last checkpoint is in {self._root}" if any(self._root.glob("step-*")) else ""
-            raise RunError(
-                f"{where}. A lower learning rate often helps; --guard skip leaves such steps out,"
-                f" --guard rewind goes back to a checkpoint and past this part of the data{kept}"
-            )
-        passed = self.progress.step + self.progress.skipped + 1
-        rewinds, seconds, tokens = self.progress.rewinds + 1, self.progress.seconds, self.progress.tokens
-        checkpoints.load(found, self.model, self.optimizer, self._carried_tensors())
-        self.progress = Progress(**found.progress)
-        self.guard.losses.clear()
-        self.guard.losses.extend(self.progress.guard)
+        return replace(step, action="stop")
+
+    def _rewind(self) -> None:
+        """Back to the newest checkpoint or the beginning, and on with the data after this step's."""
+        met = self.progress
+        self._from(self._newest())
         self.progress = replace(
-            self.progress, skipped=passed - self.progress.step, rewinds=rewinds, seconds=seconds, tokens=tokens
-        )
-        self.observer.said(f"{where}; back to step {found.step:,}, going on after the data that led here")
-        return replace(step, action="rewind")
+            self.progress, skipped=met.step + met.skipped + 1 - self.progress.step, rewinds=met.rewinds + 1,
+            seconds=met.seconds, data_seconds=met.data_seconds, tokens=met.tokens, memory=met.memory,
+        )  # fmt: skip
+
+    def _ways_on(self, step: Step) -> str:
+        """What the guard saw, and each command that goes on from there."""
+        settings, there = self._settings(), checkpoints.stored(self._root)
+        ways = {
+            "--guard skip": "leaves out the update of such a step",
+            "--guard rewind": "goes back to a checkpoint and skips the text that led here",
+            f"--learning-rate-scale {settings.learning_rate_scale / 2:g}": "trains more slowly from there on",
+        }
+        if self.progress.rewinds >= MOST_REWINDS:
+            del ways["--guard rewind"]
+        said = ", ".join(f"`{resume_command(self.options.folder, way)}` {what}" for way, what in ways.items())
+        kept = f"the last checkpoint is {there[-1].name}" if there else "there is no checkpoint yet"
+        return f"step {step.step:,}: {step.reason}; {kept}. To go on, {said}"
 
     # ---- now and then
 
@@ -307,13 +370,15 @@ class Trainer:
 
     def _save_if_new(self) -> None:
         step = self.progress.step
-        if (self._root / checkpoints.folder_name(step)).exists() or step == 0:
+        if step == self._saved:
             return
+        self.progress.memory = max(self.progress.memory, self._peak.so_far())
         progress = vars(replace(self.progress, guard=list(self.guard.losses)))
         folder = checkpoints.save(
             self._root, step, self.model, self.optimizer, progress, self.process, self.options.keep,
-            self._carried_tensors(),
+            self._carried_tensors(), self._configuration(step),
         )  # fmt: skip
+        self._saved = step
         self.observer.saved(step, folder)
 
     def _evaluate(self, tokens: int | None = None) -> HeldOutLoss:
@@ -325,14 +390,17 @@ class Trainer:
             self.training, heldout_windows(stream, run, taken), run.micro_batch, self.device, self.process,
             sample=min(taken, stream.tokens) < min(most, stream.tokens),
         )  # fmt: skip
-        if self.process.first:
-            with (self.options.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.progress.step, "heldout": vars(loss)}) + "\n")
+        self._write({"step": self.progress.step, "heldout": vars(loss)})
         self.observer.evaluated(self.progress.step, loss)
         return loss
 
-    def _metrics(self) -> Any:
-        return _MetricsFile(self.options.folder / "metrics.jsonl", self.process.first)
+    def _write(self, row: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+        if self.process.first:
+            path = self.options.folder / "metrics.jsonl"
+            with writing(path, f"go on: {resume_command(self.options.folder)}"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                append_line(path, row)
 
     # ---- carried state of recurrent nets, one for each micro-batch
 
@@ -352,29 +420,10 @@ class Trainer:
         return found | cells
 
 
-class _MetricsFile:
-    """Appends a line a step; NaN stays visible as "nan"."""
-
-    def __init__(self, path: Path, writes: bool) -> None:
-        self.path, self.writes = path, writes
-
-    def __enter__(self) -> Any:
-        if self.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("a", encoding="utf-8")
-        return self.write
-
-    def write(self, step: Step) -> None:
-        if self.writes:
-            values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(step).items()}
-            if not step.action:
-                del values["action"]
-            self.file.write(json.dumps(values) + "\n")
-            self.file.flush()
-
-    def __exit__(self, *error: object) -> None:
-        if self.writes:
-            self.file.close()
+def _plain(step: Step) -> dict[str, Any]:
+    """A step as a line of metrics.jsonl; NaN stays visible as "nan"."""
+    values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(step).items()}
+    return {name: value for name, value in values.items() if value != ""}
 
 
 class _Interrupts:
@@ -421,12 +470,23 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
             values = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(values, dict):
+            continue
         yield {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in values.items()}
 
 
 def last_step(folder: Path) -> int:
-    """Steps that a run's metrics tell of."""
+    """Steps that a run has done, by the last line of its metrics."""
+    return progress_of(folder)[0]
+
+
+def progress_of(folder: Path) -> tuple[int, bool]:
+    """Steps that a run has done, and whether the guard stopped it after them, by the last line of its metrics."""
     try:
-        return max((int(row["step"]) + 1 for row in read_metrics(folder) if "loss" in row), default=0)
+        row = next((row for row in reversed(list(read_metrics(folder))) if "loss" in row), None)
     except UsageError:
-        return 0
+        row = None
+    if row is None:
+        return 0, False
+    action = row.get("action")
+    return int(row["step"]) + (action not in ("stop", "rewind")), action == "stop"

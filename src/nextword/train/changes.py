@@ -1,0 +1,73 @@
+"""What a resumed run does otherwise than it was begun, from which step on.
+
+The numbers of a run are a function of its configuration and of these changes: whoever resumes it later, from whichever
+checkpoint, applies each change from its own step on and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..base import UsageError
+from .guard import Action
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a change can set."""
+
+    guard: Action
+    threads: int | None  # None: torch's own number
+    steps: int  # of the whole run
+    learning_rate_scale: float = 1.0  # times the rate of the schedule
+
+    def after(self, changes: Iterable[Change], step: float = math.inf) -> Settings:
+        """What is in force at `step`; without one, at the end. Of two changes the one recorded last wins."""
+        settings = self
+        for change in changes:
+            if change.step <= step:
+                settings = replace(settings, **change.values())
+        return settings
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings taken on when a run was resumed, in force from `step` on. None leaves a setting as it was."""
+
+    step: int = 0
+    guard: Action | None = None
+    threads: int | None = None
+    steps: int | None = None
+    learning_rate_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        scale = self.learning_rate_scale
+        if scale is not None and not 0 < scale < math.inf:
+            raise UsageError(f"learning-rate-scale {scale:g}: a factor above 0, such as 0.5")
+        for name, least in (("step", 0), ("threads", 1), ("steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value}: at least {least}")
+
+    def values(self) -> dict[str, Any]:
+        """The settings that it sets, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "step"}
+
+    def beyond(self, settings: Settings) -> Change:
+        """Only what differs from `settings`."""
+        same = {name: None for name, value in self.values().items() if getattr(settings, name) == value}
+        return replace(self, **same)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"step": self.step, **self.values()}
+
+    def __str__(self) -> str:
+        said = [f"--{name.replace('_', '-')} {value}" for name, value in self.values().items()]
+        return f"from step {self.step:,} on: {', '.join(said)}"
+
+
+NOTHING = Change()
