@@ -69,8 +69,8 @@ def test_both_sides_have_something_and_moving_any_text_brings_the_share_no_neare
 @pytest.mark.parametrize("share", [0.05, 0.2])
 @pytest.mark.parametrize("seed", range(8))
 def test_texts_that_repeat_do_not_draw_most_of_the_text_to_the_held_out_side(seed: int, share: float) -> None:
-    """One text is nearly nine tenths of all. By a limit on the hashes alone it is held out where its own comes first, as with seed 0;
-    elsewhere too little is, for what comes behind it is left."""
+    """One text is nearly nine tenths of all. By a limit on the hashes alone it is held out where its own comes first,
+    as with seed 0; elsewhere too little is, for what comes behind it is left."""
     boilerplate = (f"{seed} {number} is the boilerplate " * 4 for number in count())
     common = [Document(next(text for text in boilerplate if seed or hash_of(text) < 2**64 // 4000), "")] * 750
     others = [Document(f"{seed} {number} a text of its own" * 4, "") for number in range(110)]
