@@ -48,9 +48,7 @@ with on_stderr("fetching", 100) as advance:
 """
 PROGRAMS = {
     "complete": (command("complete", "Hi", "--greedy", "--max-tokens", "3", "--probabilities", "2"), ""),
-    "completions": (command("complete", "Hi", "-n", "2", "--max-tokens", "3"), ""),
     "chat": (command("chat", "--max-tokens", "3"), "Hello\n/quit\n"),
-    "next": (command("next", "Hi"), ""),
     "a transfer": (BAR, ""),
     "an evaluation": (command("eval", "capitals", "--limit", "4", "--shots", "0", "--no-store"), ""),
 }
@@ -67,7 +65,7 @@ def test_a_dumb_terminal_gets_no_escape_codes(smollm2_path: Path, program: str) 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7]|10[0-7])\b[0-9;]*m")
 
 
-@pytest.mark.parametrize("program", ["complete", "completions", "chat", "next"])
+@pytest.mark.parametrize("program", ["complete", "chat"])
 def test_no_colours_reach_a_terminal_whose_user_wants_none(smollm2_path: Path, program: str) -> None:
     assert not COLOUR.search(shown(*PROGRAMS[program], TERM="xterm-256color", NO_COLOR="1"))
 

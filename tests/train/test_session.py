@@ -428,7 +428,7 @@ def test_a_model_that_does_not_fit_on_the_disk_is_written_later(
     with full_disk(20_000):
         code, _, said = command(capsys, "runs", "resume", folder)
     assert code == 1
-    assert "File too large" in said
+    assert "file too large" in said
     assert not list(folder.glob(".*"))
     assert not (folder / "report.json").exists()
     assert command(capsys, "runs", "resume", folder)[0] == 0
