@@ -131,7 +131,7 @@ def predict(
     """Memory, time and loss of a run: formulas, corrected by what this machine's past runs measured."""
     known = ledger.correction(entries, run.model.kind, run.precision, data)
     setup = Training(
-        batch=run.micro_batch, context=run.context, optimizer=_planned(run.optimizer), precision=run.precision,
+        batch=run.micro_batch, context=run.context, optimizer=run.optimizer, precision=run.precision,
         recompute=run.recompute, chunked_loss=True, shard=run.shard if run.devices > 1 else "none",
         devices=run.devices, lora=run.lora, base="fp32", runtime=device.runtime, fragmentation=0.0,
         fused=native.available() and not torch.cuda.is_available(),
@@ -159,10 +159,6 @@ def predict(
         law_bits=law_bits,
         memory_parts={part.name: part.value for part in memory.parts},
     )
-
-
-def _planned(optimizer: str) -> Any:
-    return optimizer if optimizer in ("adamw", "adafactor", "muon", "lion", "momentum", "sgd") else "adamw"
 
 
 def small_loss(
