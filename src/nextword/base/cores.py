@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .errors import UsageError
+from .fields import FieldError
 
 _THREADS_A_CORE = 4  # more of them only wait; tens of thousands end in a crash of OpenMP
 
@@ -14,11 +14,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_threads(threads: int | None, name: str = "threads") -> None:
-    """Raise UsageError for more threads than 4 a core. None, or 0, leaves the choice to others."""
-    most = _THREADS_A_CORE * cores()
-    if threads is not None and threads > most:
-        raise UsageError(
-            f"{name} {threads:,}: this process may use {cores():,} {'core' if cores() == 1 else 'cores'};"
-            f" give at most {most:,}"
-        )
+def check_threads(threads: int | None) -> None:
+    """Raise FieldError, a UsageError, for more than 4 threads a core. None, or 0, leaves the number to others."""
+    here = cores()
+    if threads is not None and threads > _THREADS_A_CORE * here:
+        most = f"at most {_THREADS_A_CORE * here:,}, {_THREADS_A_CORE} for each core this process may use ({here:,})"
+        raise FieldError("threads", threads, most)

@@ -68,6 +68,8 @@ def check_fields(instance: Any) -> None:
 
 def check_field(owner: type, name: str, value: Any) -> None:
     """Raise FieldError unless `value` is what the field `name` of the dataclass `owner` wants."""
+    if name not in _hints(owner):
+        raise UsageError(f"{printable(name, 40)!r} is no setting of a {owner.__name__}")
     if wanted := _wanted(value, _hints(owner)[name]):
         raise FieldError(name, value, wanted)
 

@@ -24,8 +24,8 @@ class StepTime:
     precision: str
 
     def step(self, run: RunConfig) -> float:
-        """Seconds of a whole step of `run`, whose micro-batches are those that were timed."""
-        return run.accumulation * self.micro_batch + self.update
+        """Seconds of a whole step of `run`, whose micro-batches are those that were timed; the last may be smaller."""
+        return run.batch / (run.devices * run.micro_batch) * self.micro_batch + self.update
 
 
 def time_steps(run: RunConfig, device: torch.device, threads: int | None = None, seconds: float = 4.0) -> StepTime:

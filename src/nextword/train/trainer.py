@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import RunError, UsageError
+from ..base.cores import check_threads
 from ..data import Dataset, Windows
 from ..plan import RunConfig
 from . import checkpoint as checkpoints
@@ -127,6 +128,7 @@ class Trainer:
             self.observer = Silent()
         self.device = choose_device(options.device, self.process)
         if options.threads and self.device.type == "cpu":
+            check_threads(options.threads)
             torch.set_num_threads(options.threads)
         self._check()
         self.windows = Windows(data.train, run.context, run.seed, run.packing, run.across_documents)
