@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -151,6 +151,17 @@ def test_the_batch_is_checked_against_the_processes_before_the_text_is_looked_fo
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "no-such-text", "--steps", "3", "--batch", "7"]) == 2
     assert "does not divide among 2 processes; give --batch 6 or 8" in capsys.readouterr().err
+
+
+def test_adapters_thicker_than_the_model_are_refused_before_the_text_is_tokenized(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("a text " * 1000)
+    model = str(tiny_model())  # of width 16
+    assert main(["train", "text.txt", "--steps", "3", "--from", model, "--lora", "17"]) == 2
+    assert "--lora 17: give at most the model's width, 16" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "cache" / "data").exists()
 
 
 def test_every_option_has_a_name_on_the_command_line() -> None:

@@ -9,7 +9,7 @@ import click
 
 from ..base import UsageError
 from .plan_options import COUNT, FLOPS, duration_in
-from .train_options import check_options, option_name, processes
+from .train_options import check_options, options_named, processes
 
 if TYPE_CHECKING:
     from ..train.session import Request, Session
@@ -91,7 +91,8 @@ def command(
     if not data:
         raise UsageError("give the text to train on: files, folders or hf:owner/name, such as: nextword train books/")
     check_options(click_context)
-    request = _request(click_context, data, wishes)
+    with options_named(click_context):
+        request = _request(data, wishes)
     from ..train import session as sessions
     from ..weights.catalogue import cache_folder
     from ._console import messages
@@ -100,7 +101,8 @@ def command(
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
-    session = sessions.start(request, cache_folder(), say)
+    with options_named(click_context):
+        session = sessions.start(request, cache_folder(), say)
     if session.process.first and not as_json:
         print_plan(session)
     if dry_run:
@@ -160,8 +162,7 @@ def _emit(session: Session, measured: Any) -> None:
     )  # fmt: skip
 
 
-def _request(context: click.Context, data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
-    from ..base.fields import FieldError
+def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
     from ..train.launch import Budget, check_batch
     from ..train.session import Request
 
@@ -170,19 +171,16 @@ def _request(context: click.Context, data: tuple[str, ...], wishes: dict[str, An
         changes["across_documents"] = False
     if wishes["carry_state"]:
         changes["carry_state"] = True
-    try:
-        request = Request(
-            data=data,
-            budget=Budget(wishes["minutes"], wishes["flops"], wishes["tokens"]),
-            changes=changes,
-            lora=wishes["lora"] or 0,
-            compile=wishes["compiled"],
-            **{name: wishes[name] for name in (
-                "kind", "match", "count", "config", "tokenizer", "vocabulary", "context", "holdout", "skip_bad",
-                "column", "start_from", "precision", "device", "threads", "out", "shard", "guard", "keep",
-                "checkpoint_every", "evaluate_every")},
-        )  # fmt: skip
-    except FieldError as error:
-        raise UsageError(error.said_as(option_name(context, error.name))) from None
+    request = Request(
+        data=data,
+        budget=Budget(wishes["minutes"], wishes["flops"], wishes["tokens"]),
+        changes=changes,
+        lora=wishes["lora"] or 0,
+        compile=wishes["compiled"],
+        **{name: wishes[name] for name in (
+            "kind", "match", "count", "config", "tokenizer", "vocabulary", "context", "holdout", "skip_bad", "column",
+            "start_from", "precision", "device", "threads", "out", "shard", "guard", "keep", "checkpoint_every",
+            "evaluate_every")},
+    )  # fmt: skip
     check_batch(wishes["batch"], wishes["micro_batch"], processes())
     return request

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..base import UsageError
+from ..base.fields import FieldError
 
 BUDGETS = ("minutes", "flops", "tokens", "steps", "config")
 _OWN = ("bpe", "bytes", "characters")  # tokenizers that are made for the text
@@ -104,8 +106,17 @@ def check_options(context: click.Context, environment: Mapping[str, str] = os.en
         raise UsageError("--guard rewind goes back to a checkpoint, and --checkpoint-every 0 writes none under way")
 
 
+@contextmanager
+def options_named(context: click.Context) -> Iterator[None]:
+    """Say --learning-rate for learning_rate in the errors of the block."""
+    try:
+        yield
+    except FieldError as error:
+        raise UsageError(error.said_as(option_name(context, error.name))) from None
+
+
 def option_name(context: click.Context, name: str) -> str:
-    """--start-from for start_from: the option as it is typed; the name itself where no option is called so."""
+    """--from for start_from: the option as it is typed; the name itself where no option is called so."""
     return next((each.opts[0] for each in context.command.params if each.name == name), name)
 
 
