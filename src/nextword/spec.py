@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from .base.fields import Within, check_fields, from_plain
+
+MOST, MOST_LAYERS = 1 << 28, 10_000  # far beyond any model, small enough to be safe in arithmetic
+Size = Annotated[int, Within(1, MOST)]
+Count = Annotated[int, Within(0, MOST)]  # 0: none, or not told
+Positive = Annotated[float, Within(above=0)]
 
 Kind = Literal["transformer", "rnn", "lstm", "gru"]
 
@@ -17,11 +25,11 @@ class RopeSpec:
     (Llama 3.1: low frequencies divided, a smooth band between), "yarn" (Peng et al. 2023, 2309.00071).
     """
 
-    theta: float = 10_000.0
-    fraction: float = 1.0  # share of the head width that rotates (GPT-NeoX: 0.25)
+    theta: Positive = 10_000.0
+    fraction: Annotated[float, Within(least=0, most=1)] = 1.0  # share of the head width that rotates (GPT-NeoX: 0.25)
     scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
-    factor: float = 1.0
-    original_context: int = 0  # llama3, yarn: the context before stretching
+    factor: Positive = 1.0
+    original_context: Count = 0  # llama3, yarn: the context before stretching
     low_frequency: float = 1.0  # llama3
     high_frequency: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -29,66 +37,76 @@ class RopeSpec:
     attention_factor: float | None = None  # yarn: multiplies cos and sin; None means 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the band's ends to whole pairs
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class ExpertsSpec:
     """Mixture of experts in place of the MLP (planned only: nextword does not build it yet)."""
 
-    count: int  # routed experts a layer
-    active: int  # routed experts a token passes through
-    width: int  # inner width of one expert
-    shared: int = 0  # experts that every token passes through
-    shared_width: int = 0  # inner width of one shared expert; 0 means `width`
-    dense_layers: int = 0  # leading layers that keep a plain MLP
+    count: Size  # routed experts a layer
+    active: Size  # routed experts a token passes through
+    width: Size  # inner width of one expert
+    shared: Count = 0  # experts that every token passes through
+    shared_width: Count = 0  # inner width of one shared expert; 0 means `width`
+    dense_layers: Count = 0  # leading layers that keep a plain MLP
     shared_gate: bool = False  # the shared expert is weighed by a gate of its own (Qwen2-MoE)
     correction_bias: bool = False  # a bias an expert steers the routing (DeepSeek-V3)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class LatentSpec:
     """Multi-head latent attention, DeepSeek-V2 (2405.04434) (planned only: not built yet)."""
 
-    kv_rank: int
-    query_rank: int  # 0: queries are not compressed
-    rope_head_width: int
-    plain_head_width: int  # part of each query/key head without positions
-    value_head_width: int
+    kv_rank: Count
+    query_rank: Count  # 0: queries are not compressed
+    rope_head_width: Count
+    plain_head_width: Count  # part of each query/key head without positions
+    value_head_width: Count
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A language model in numbers. For recurrent kinds only the first block of fields is read.
 
-    Units: widths are counts of features, `context` and `windows` are tokens.
+    Units: widths are counts of features, `context` and `windows` are tokens. Raises UsageError for a number or a name
+    that no model has.
     """
 
     kind: Kind
-    vocabulary: int
-    width: int  # of the residual stream; of embedding and hidden state in a recurrent net
-    layers: int
-    context: int
+    vocabulary: Size
+    width: Size  # of the residual stream; of embedding and hidden state in a recurrent net
+    layers: Annotated[int, Within(1, MOST_LAYERS)]
+    context: Size
     tied: bool = True  # the output head is the embedding matrix
 
     # attention
-    heads: int = 0
-    kv_heads: int = 0
-    head_width: int = 0
+    heads: Count = 0
+    kv_heads: Count = 0
+    head_width: Count = 0
     qk_norm: Literal["none", "head", "full"] = "none"  # a norm over each head, or over all heads together
     attention_bias: bool = False  # on query, key and value
     attention_out_bias: bool = False
     attention_scale: float | None = None  # None: head_width ** -0.5
-    attention_softcap: float | None = None
-    windows: tuple[int, ...] = ()  # one a layer; 0 is full attention; () is full everywhere
+    attention_softcap: Positive | None = None
+    windows: tuple[Count, ...] = ()  # one a layer; 0 is full attention; () is full everywhere
 
     # MLP
-    mlp_width: int = 0
+    mlp_width: Count = 0
     mlp: Literal["gated", "plain"] = "gated"
     mlp_bias: bool = False
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
 
     # norms and residuals
     norm: Literal["rms", "layer"] = "rms"
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Within(least=0)] = 1e-5
     norm_offset: bool = False  # multiply by (1 + weight), as Gemma stores it
     norm_bias: bool = True  # of a LayerNorm; an RMSNorm has none
     norm_place: Literal["before", "after", "both"] = "before"  # after: OLMo 2; both: Gemma 2 and 3
@@ -102,11 +120,14 @@ class ModelSpec:
     # embedding and head
     embedding_scale: float | None = None
     head_bias: bool = False
-    logit_softcap: float | None = None
+    logit_softcap: Positive | None = None
 
     # planned only
     experts: ExpertsSpec | None = None
     latent: LatentSpec | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def window(self, layer: int) -> int:
         """Sliding window of a layer in tokens; 0 means full attention."""
@@ -117,9 +138,11 @@ class ModelSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
-        """Build a spec from `to_dict`'s output. Raises TypeError on an unknown field."""
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Build a spec from `to_dict`'s output. Raises UsageError that names the field at fault."""
         nested = {"rope": RopeSpec, "local_rope": RopeSpec, "experts": ExpertsSpec, "latent": LatentSpec}
-        values = {key: nested[key](**value) if key in nested and value else value for key, value in data.items()}
-        values["windows"] = tuple(values.get("windows", ()))
-        return cls(**values)
+        values = {
+            key: from_plain(nested[key], value) if key in nested and isinstance(value, Mapping) else value
+            for key, value in data.items()
+        }
+        return from_plain(cls, values)

@@ -291,8 +291,8 @@ def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
     go_on(folder, until=8)
     for options, wanted in (
         (["--steps", 7], "the run is at step 8 already"),
-        (["--learning-rate-scale", "nan"], "a factor above 0"),
-        (["--learning-rate-scale", -1], "a factor above 0"),
+        (["--learning-rate-scale", "nan"], "give a finite number above 0"),
+        (["--learning-rate-scale", -1], "give a finite number above 0"),
     ):
         code, _, said = command(capsys, "runs", "resume", folder, *options)
         assert (code, wanted in said) == (2, True)
@@ -461,23 +461,26 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda run: run.update(threads="two"), 'threads cannot be "two"'),
-        (lambda run: run.update(threads=True), "threads cannot be true"),
-        (lambda run: run.update(threads=-1), "threads cannot be -1"),
-        (lambda run: run.update(peak=0), "peak cannot be 0"),
-        (lambda run: run.update(sources="text"), 'sources cannot be "text"'),
-        (lambda run: run.update(data=None), "data cannot be null"),
+        (lambda run: run.update(threads="two"), "threads 'two': give a whole number at least 1"),
+        (lambda run: run.update(threads=True), "threads True: give"),
+        (lambda run: run.update(threads=-1), "threads -1: give a whole number at least 1"),
+        (lambda run: run.update(peak=0), "peak 0: give a finite number above 0"),
+        (lambda run: run.update(sources="text"), "sources 'text': give a list"),
+        (lambda run: run.update(data=None), "data None: give text"),
         (lambda run: run.pop("fingerprint"), "fingerprint is missing"),
-        (lambda run: run.update(colour="red"), "colour is not known"),
+        (lambda run: run.update(colour="red"), "'colour' is no setting"),
         (lambda run: run.update(run=[]), "format"),
         (lambda run: run["prediction"].pop("seconds"), "prediction.seconds is missing"),
-        (lambda run: run["prediction"].update(memory_parts=[1]), "prediction.memory_parts cannot be [1]"),
-        (lambda run: run["options"].update(guard="sometimes"), 'options.guard cannot be "sometimes"'),
-        (lambda run: run["options"].update(keep=0), "options.keep cannot be 0"),
-        (lambda run: run["options"].update(checkpoint_every=1.5), "options.checkpoint_every cannot be 1.5"),
-        (lambda run: run.update(changes=[{"step": -3}]), "step -3: at least 0"),
-        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "changes.batch is not known"),
-        (lambda run: run.update(changes=7), "changes cannot be 7"),
+        (lambda run: run["prediction"].update(memory_parts=[1]), "prediction.memory_parts (1,): give an object"),
+        (
+            lambda run: run["options"].update(guard="sometimes"),
+            "options.guard 'sometimes': give one of stop, skip, rewind",
+        ),
+        (lambda run: run["options"].update(keep=0), "options.keep 0: give a whole number at least 1"),
+        (lambda run: run["options"].update(checkpoint_every=1.5), "options.checkpoint_every 1.5: give a whole number"),
+        (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number at least 0"),
+        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "'changes.batch' is no setting"),
+        (lambda run: run.update(changes=7), "changes 7: give a list"),
     ],
 )
 def test_a_value_of_run_json_that_is_none_is_named_in_one_line(

@@ -27,7 +27,7 @@ from nextword.weights.gguf_writing import write_gguf
 
 TEXTS = ["The king went to the castle.", "it's 12345 o'clock\n\n  and Stone, RIVER'S!\r\n", "naïve café  日本 🙂"]
 WORDS = "the a king queen went to of and in castle river stone old young night it's 1234 don't clock".split()  # noqa: SIM905
-LLAMA = ModelSpec(kind="transformer", vocabulary=0, width=64, layers=2, context=128, heads=4, kv_heads=2,
+LLAMA = ModelSpec(kind="transformer", vocabulary=1, width=64, layers=2, context=128, heads=4, kv_heads=2,
                   head_width=16, mlp_width=160)  # fmt: skip
 LAYOUTS = {
     "llama": LLAMA,

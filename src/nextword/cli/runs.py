@@ -177,7 +177,11 @@ def _print_compared(
 @click.option("--restart", is_flag=True, help="Begin anew. What the run has made so far is moved aside.")
 @click.option("--device", default="", metavar="DEVICE", help="Default: as it was begun.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
-def resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, **wishes: Any) -> None:
+@click.pass_context
+def resume(
+    click_context: click.Context, /, run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool,
+    **wishes: Any,
+) -> None:  # fmt: skip
     """Go on with a run that was interrupted, to the bit as if it had not been.
 
     What is changed here is kept in run.json with the step from which it is in force, so that resuming again gives the
@@ -193,8 +197,11 @@ def resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json
     from ..train.folder import RunRecord, read_report
     from ._console import messages
     from .train import emit, finish
+    from .train_options import options_named
 
-    change, record, ended = Change(**wishes), RunRecord.read(run), read_report(run)
+    with options_named(click_context):
+        change = Change(**wishes)
+    record, ended = RunRecord.read(run), read_report(run)
     if not restart and record.ended(ended, change):
         messages().print(f"{run} has ended after {record.current.steps:,} steps: nothing to do."
                          " --steps N makes it longer, --restart begins anew", soft_wrap=True)  # fmt: skip

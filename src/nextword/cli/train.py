@@ -10,6 +10,7 @@ import click
 from ..base import UsageError
 from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, duration_in
+from .train_options import check_options, options_named, processes
 
 if TYPE_CHECKING:
     from ..train.folder import Measured, RunRecord
@@ -34,7 +35,7 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--context", type=click.IntRange(2), default=None, metavar="TOKENS")
 @click.option("--tokenizer", default="bpe", show_default=True, metavar="NAME",
               help="bpe, bytes, characters (made for the text), or a model whose tokenizer is taken.")  # fmt: skip
-@click.option("--vocabulary", type=click.IntRange(2), default=None, metavar="V", help="Tokens of a bpe tokenizer.")
+@click.option("--vocabulary", type=int, default=None, metavar="V", help="Tokens of a bpe tokenizer.")
 @click.option("--from", "start_from", default=None, metavar="MODEL", help="Fine-tune open weights.")
 @click.option("--lora", type=click.IntRange(1), default=None, metavar="RANK", help="Of adapters; with --from.")
 @click.option("--batch", type=click.IntRange(1), default=None, metavar="ROWS", help="Sequences a step.")
@@ -43,7 +44,7 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--learning-rate", type=float, default=None, metavar="RATE", help="At its highest; it ends at a tenth.")
 @click.option("--schedule", type=click.Choice(["cosine", "wsd", "constant"]), default=None)
 @click.option("--optimizer", type=click.Choice(["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]), default=None)
-@click.option("--dropout", type=click.FloatRange(0, 0.9), default=None)
+@click.option("--dropout", type=float, default=None, metavar="SHARE", help="Of the features, while training.")
 @click.option("--weight-decay", type=float, default=None)
 @click.option("--clip", type=float, default=None, metavar="NORM", help="Of gradients; 0: none.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "amp"]), default="auto", show_default=True,
@@ -72,9 +73,11 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="Default: timed.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and measurement as JSON.")
+@click.pass_context
 def command(
-    data: tuple[str, ...], sample: str | None, tensorboard: bool, dry_run: bool, as_json: bool, **wishes: Any
-) -> None:
+    click_context: click.Context, /, data: tuple[str, ...], sample: str | None, tensorboard: bool, dry_run: bool,
+    as_json: bool, **wishes: Any,
+) -> None:  # fmt: skip
     """Train a language model on DATA: files or folders of .txt, .md, .jsonl, .parquet, or hf:owner/name.
 
     The budget is the one dial: this machine is measured, a compute-optimal model chosen and a tokenizer made for
@@ -90,7 +93,9 @@ def command(
     """
     if not data:
         raise UsageError("give the text to train on: files, folders or hf:owner/name, such as: nextword train books/")
-    request = _request(data, wishes)
+    check_options(click_context)
+    with options_named(click_context):
+        request = _request(data, wishes)
     from ..train import session as sessions
     from ..weights.catalogue import cache_folder
     from ._console import messages
@@ -99,7 +104,8 @@ def command(
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
-    session = sessions.start(request, cache_folder(), say)
+    with options_named(click_context):
+        session = sessions.start(request, cache_folder(), say)
     if session.process.first and not as_json:
         print_plan(session)
     if dry_run:
@@ -162,24 +168,15 @@ def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:
 
 
 def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
-    from ..train.launch import Budget
+    from ..train.launch import Budget, check_batch
     from ..train.session import Request
 
-    budgets = [name for name in ("minutes", "flops", "tokens", "config") if wishes[name] is not None]
-    if len(budgets) > 1:
-        raise UsageError(f"{' and '.join('--' + name for name in budgets)} are budgets of their own; give one")
-    if not budgets and wishes["steps"] is None:
-        raise UsageError("give a budget: --minutes 20, --flops 1e15, --tokens 50M, --steps 1000 or --config FILE")
-    if wishes["lora"] and not wishes["start_from"]:
-        raise UsageError("--lora adapts open weights; name them with --from MODEL")
-    if wishes["start_from"] and wishes["kind"] != "transformer":
-        raise UsageError("--from takes the kind of the model it names; leave out --model")
     changes = {name: wishes[name] for name in _CHANGES if wishes[name] is not None}
     if wishes["within_documents"]:
         changes["across_documents"] = False
     if wishes["carry_state"]:
         changes["carry_state"] = True
-    return Request(
+    request = Request(
         data=data,
         budget=Budget(wishes["minutes"], wishes["flops"], wishes["tokens"]),
         changes=changes,
@@ -191,3 +188,5 @@ def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
             "start_from", "precision", "device", "threads", "out", "shard", "guard", "keep", "checkpoint_every",
             "evaluate_every")},
     )  # fmt: skip
+    check_batch(wishes["batch"], wishes["micro_batch"], processes())
+    return request

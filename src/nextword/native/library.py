@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_float, c_int, c_int64, c_void_p
@@ -12,6 +11,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from ..base import RunError
+from ..base.cores import cores
 
 MANY = 48  # vectors from which on torch's own operations are worth sharing out
 
@@ -135,5 +135,4 @@ def _cores() -> int:
     """This process's cores, or fewer if torch was told so (OMP_NUM_THREADS, torch.set_num_threads)."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, torch.get_num_threads())
+    return min(cores(), torch.get_num_threads())

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import ExpertsSpec, Kind, LatentSpec, ModelSpec, RopeSpec
+from ..spec import MOST, MOST_LAYERS, ExpertsSpec, Kind, LatentSpec, ModelSpec, RopeSpec
 
-LARGEST = {"layers": 10_000, "size": 1 << 28}  # far beyond any model, small enough to be safe in arithmetic
+LARGEST = {"layers": MOST_LAYERS, "size": MOST}
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -100,9 +100,10 @@ def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
         read.count(key, most=LARGEST["layers" if key == "layers" else "size"])
     read.count("mlp_width", 0, least=0)
     try:
-        return checked(ModelSpec.from_dict(dict(data)), name)
-    except (TypeError, AttributeError) as error:
+        spec = ModelSpec.from_dict(data)
+    except UsageError as error:
         raise UsageError(f"{name} is not a model's specification: {error}") from None
+    return checked(spec, name)
 
 
 def checked(spec: ModelSpec, what: str) -> ModelSpec:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..base import UsageError, atomic_write, read_regular
+from ..base.fields import FieldError, Within, check_fields, from_plain
 from ..spec import Kind, ModelSpec
 from .compute import Recompute, flops
+from .configs import spec_from_dict
 from .counts import parameters
 from .hardware import Device
 from .held import Precision, Shard
@@ -22,41 +24,57 @@ FORMAT = "nextword-run/1"
 SMALLEST, LARGEST = 2e4, 2e13  # parameters of the models that are designed
 _VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _EMBEDDING_SHARE = 0.2
+_LARGEST_FILE = 1 << 24  # bytes of a configuration
 _CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # up to so many parameters
 _MOST_RATE = 3e-3
 _FEWEST_STEPS = 1000  # updates matter more than smooth gradients while budgets are small (docs/decisions.md)
 
 
+Whole = Annotated[int, Within(least=1)]
+AtLeastZero = Annotated[float, Within(least=0)]
+Beta = Annotated[float, Within(least=0, below=1)]
+Context = Annotated[int, Within(1, 1 << 27)]
+Schedule = Literal["cosine", "wsd", "constant"]
+Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # of a plan's, those that can be run
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """What a trainer needs to know. Batches count sequences of `context` tokens over all devices and accumulation."""
+    """What a trainer needs to know. Batches count sequences of `context` tokens over all devices and accumulation.
+
+    Raises UsageError that names the field, its value and what it may be.
+    """
 
     model: ModelSpec
-    tokens: int
-    context: int
-    batch: int  # sequences a step
-    micro_batch: int  # sequences a device at a time
-    accumulation: int
-    steps: int
-    learning_rate: float
-    final_learning_rate: float
-    warmup_steps: int
-    schedule: str = "cosine"
-    optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    tokens: Annotated[int, Within(least=0)]
+    context: Context
+    batch: Whole  # sequences a step
+    micro_batch: Whole  # sequences a device at a time
+    accumulation: Whole
+    steps: Whole
+    learning_rate: Annotated[float, Within(above=0)]
+    final_learning_rate: AtLeastZero
+    warmup_steps: Annotated[int, Within(least=0)]
+    schedule: Schedule = "cosine"
+    optimizer: Optimizer = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: AtLeastZero = 0.1
+    clip: AtLeastZero = 1.0  # norm of the gradients; 0: none
     precision: Precision = "amp"
     shard: Shard = "none"
-    devices: int = 1
-    seed: int = 0  # of weights, order of the data, dropout
-    dropout: float = 0.0
-    decay_share: float = 0.65  # of the steps, under the schedule "wsd"
+    devices: Whole = 1
+    seed: Annotated[int, Within(0, (1 << 63) - 1)] = 0  # of weights, order of the data, dropout
+    dropout: Annotated[float, Within(least=0, below=1)] = 0.0
+    decay_share: Annotated[float, Within(least=0, most=1)] = 0.65  # of the steps, under the schedule "wsd"
     recompute: Recompute = "none"
     packing: Literal["stream", "best-fit"] = "stream"
     across_documents: bool = True  # a token may look at the document before its own, where both are in one row
     carry_state: bool = False  # recurrent nets: rows go on where the step before ended, its state carried along
-    lora: int = 0  # rank of the adapters; 0 trains every weight
+    lora: Annotated[int, Within(least=0)] = 0  # rank of the adapters; 0 trains every weight
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_lora(self.lora, self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
@@ -68,12 +86,15 @@ class RunConfig:
         """Read `to_dict`'s output. Raises UsageError for anything else."""
         if data.get("format") != FORMAT:
             raise UsageError(f"a run's configuration has format {FORMAT!r}, this one {data.get('format')!r}")
+        model, training = data.get("model"), data.get("training")
+        if not isinstance(model, Mapping) or not isinstance(training, Mapping):
+            raise UsageError(
+                "the run's configuration is not whole: it needs an object 'model' and an object 'training'"
+            )
         try:
-            training = dict(data["training"])
-            training["betas"] = tuple(training.get("betas", (0.9, 0.95)))
-            return cls(model=ModelSpec.from_dict(dict(data["model"])), **training)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"the run's configuration is not whole: {error}") from None
+            return from_plain(cls, {**training, "model": spec_from_dict(model, "its model")})
+        except UsageError as error:
+            raise UsageError(f"the run's configuration is not sound: {error}") from None
 
     def write(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -85,12 +106,27 @@ class RunConfig:
     def read(cls, path: Path) -> RunConfig:
         """Read a configuration that `write` wrote."""
         try:
-            data = json.loads(read_regular(path, 1 << 20))
-        except (OSError, ValueError) as error:
+            data = json.loads(read_regular(path, _LARGEST_FILE))
+        except UsageError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{path} cannot be read as JSON: {error}") from None
         if not isinstance(data, dict):
             raise UsageError(f"{path}: holds a JSON {type(data).__name__}, not an object")
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+
+
+def check_lora(rank: int, model: ModelSpec) -> None:
+    """Raise UsageError where `model` cannot have adapters of `rank`; 0 means none."""
+    if not rank:
+        return
+    if model.kind != "transformer":
+        raise UsageError(f"adapters stand beside the matrices of a transformer's layers; train this {model.kind} whole")
+    if rank > model.width:
+        raise FieldError("lora", rank, f"at most the model's width, {model.width:,}")
 
 
 def shape_for(count: float, vocabulary: int | None = None, context: int | None = None) -> ModelSpec:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import RunError, UsageError, atomic_write, read_regular
+from ..base.cores import cores
 from ..base.errors import closest
 from ..base.units import parse_bandwidth, parse_bytes, parse_flop_rate
 from .training import RUNTIME
@@ -112,7 +113,7 @@ def _own(text: str) -> Device:
 
 def _this(cache_folder: Path | None, anew: bool) -> Device:
     stored = cache_folder / _CACHE_FILE if cache_folder else None
-    machine = {"processor": platform.processor() or platform.machine(), "cores": _cores(), "node": platform.node()}
+    machine = {"processor": platform.processor() or platform.machine(), "cores": cores(), "node": platform.node()}
     if stored is not None and not anew:
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(read_regular(stored, 1 << 20))
@@ -136,7 +137,7 @@ def _measure() -> Device:
         raise RunError(f"this machine could not be measured ({error}). {OWN}") from error
     return Device(
         name="this",
-        title=f"this machine's CPU, {_cores()} cores",
+        title=f"this machine's CPU, {cores()} cores",
         memory=_memory(),
         bandwidth=bandwidth,
         peak=speed,
@@ -144,12 +145,6 @@ def _measure() -> Device:
         runtime=_CPU_RUNTIME,
         source="measured: the best of several float32 matrix products and reads in about a second",
     )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
+
+from ..base.cores import cores
 
 WIDTH = 2048  # of the square float32 matrices: 17 GFLOP a product
 READ_BYTES = 256 << 20  # far beyond a cache
@@ -32,8 +33,7 @@ def read_speed() -> float:
     import numpy as np
 
     data = np.ones(READ_BYTES // 8)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shares = np.array_split(data, cores)
+    shares = np.array_split(data, cores())
 
     def read() -> None:
         threads = [threading.Thread(target=np.maximum.reduce, args=(share,)) for share in shares]

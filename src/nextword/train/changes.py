@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from ..base import UsageError
+from ..base.cores import check_threads
+from ..base.fields import Within, check_fields
+from ..spec import Positive
 from .guard import Action
 
 
@@ -37,20 +39,15 @@ class Settings:
 class Change:
     """Settings taken on when a run was resumed, in force from `step` on. None leaves a setting as it was."""
 
-    step: int = 0
+    step: Annotated[int, Within(least=0)] = 0
     guard: Action | None = None
-    threads: int | None = None
-    steps: int | None = None
-    learning_rate_scale: float | None = None
+    threads: Annotated[int, Within(least=1)] | None = None
+    steps: Annotated[int, Within(least=1)] | None = None
+    learning_rate_scale: Positive | None = None
 
     def __post_init__(self) -> None:
-        scale = self.learning_rate_scale
-        if scale is not None and not 0 < scale < math.inf:
-            raise UsageError(f"learning-rate-scale {scale:g}: a factor above 0, such as 0.5")
-        for name, least in (("step", 0), ("threads", 1), ("steps", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} {value}: at least {least}")
+        check_fields(self)
+        check_threads(self.threads)
 
     def values(self) -> dict[str, Any]:
         """The settings that it sets, by name."""

@@ -11,7 +11,6 @@ config.json, model.safetensors, tokenizer.json   the model as other programs ope
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -19,64 +18,56 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from safetensors import SafetensorError
 
-from ..base import RunError, UsageError, atomic_write, printable, read_regular
+from ..base import RunError, UsageError, atomic_write, read_regular
+from ..base.fields import Within, from_plain
 from ..plan import RunConfig
+from ..spec import Positive
 from .changes import NOTHING, Change, Settings
 
 FORMAT = "nextword-run-folder/1"
 _MOST_BYTES = 16_000_000  # of a JSON file in a run's folder
 _MADE = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, beside its model
-_LEAST = {
-    "threads": 1,
-    "peak": 1,
-    "keep": 1,
-    "checkpoint_every": 0,
-    "evaluate_every": 0,
-    "sample_every": 0,
-    "evaluate_tokens": 1,
-}  # of numbers in run.json
-_T = TypeVar("_T")
+Figure = Annotated[float, Within(finite=False)]  # NaN: nobody knows
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What a plan says of a run before it starts. Bytes, seconds of training, nats a token and bits a byte."""
 
-    memory: float
-    seconds: float
-    tokens_per_second: float
-    share_of_peak: float
-    nats_per_token: float
-    low: float  # of the loss, nats a token, 95%
-    high: float
-    bits_per_byte: float
-    formula_memory: float = 0.0  # without this machine's corrections
-    law_bits: float = 0.0
-    memory_parts: dict[str, float] = field(default_factory=dict)
+    memory: Figure
+    seconds: Figure
+    tokens_per_second: Figure
+    share_of_peak: Figure
+    nats_per_token: Figure
+    low: Figure  # of the loss, nats a token, 95%
+    high: Figure
+    bits_per_byte: Figure
+    formula_memory: Figure = 0.0  # without this machine's corrections
+    law_bits: Figure = 0.0
+    memory_parts: dict[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Measured:
     """What the run measured, in the same units."""
 
-    memory: float
-    seconds: float
+    memory: Figure
+    seconds: Figure
     tokens: int
-    tokens_per_second: float
-    share_of_peak: float
-    data_share: float  # of the seconds, making batches
-    train_loss: float  # mean of the last 20 steps, nats a token
-    nats_per_token: float  # on held-out text
-    bits_per_byte: float
+    tokens_per_second: Figure
+    share_of_peak: Figure
+    data_share: Figure  # of the seconds, making batches
+    train_loss: Figure  # mean of the last 20 steps, nats a token
+    nats_per_token: Figure  # on held-out text
+    bits_per_byte: Figure
     threads: int
-    error: float | None = None  # standard error of nats_per_token
+    error: Figure | None = None  # standard error of nats_per_token
     clusters: int = 0  # that it is over
     over: str = "documents"
     steps: int = 0  # that were done; 0 in a report of an older version
@@ -91,9 +82,9 @@ class RunRecord:
     fingerprint: str
     sources: tuple[str, ...]
     prediction: Prediction | None
-    threads: int
+    threads: Annotated[int, Within(least=1)]
     device: str
-    peak: float  # FLOP/s of the device
+    peak: Positive  # FLOP/s of the device
     options: dict[str, Any] = field(default_factory=dict)
     origin: str = ""  # the model that fine-tuning began from
     created: str = ""
@@ -142,48 +133,12 @@ class RunRecord:
             run = data.get("run")
             data["run"] = RunConfig.from_dict(run if isinstance(run, dict) else {})
             if data.get("prediction") is not None:
-                data["prediction"] = checked(Prediction, data["prediction"], "prediction.")
+                data["prediction"] = from_plain(Prediction, data["prediction"], "prediction.")
             if isinstance(data.get("changes"), list):
-                data["changes"] = [checked(Change, each, "changes.") for each in data["changes"]]
-            return checked(cls, {"id": "", **data})
+                data["changes"] = [from_plain(Change, each, "changes.") for each in data["changes"]]
+            return from_plain(cls, {"id": "", **data})
         except UsageError as error:
             raise UsageError(f"{path}: {error}. Put back what was there") from None
-
-
-def checked(kind: type[_T], data: Any, prefix: str = "") -> _T:
-    """The dataclass `kind` of plain data. Raises UsageError that names a key or a value that is not one of its own."""
-    if not isinstance(data, dict):
-        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
-    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
-    needed = [n for n, each in known.items() if each.default is MISSING and each.default_factory is MISSING]
-    if missing := [name for name in needed if name not in data]:
-        raise UsageError(f"{prefix}{missing[0]} is missing")
-    if unknown := [str(name) for name in data if name not in known]:
-        raise UsageError(f"{prefix}{printable(unknown[0], 40)} is not known")
-    hints = get_type_hints(kind)
-    for name, value in data.items():
-        if not _fits(value, hints[name], _LEAST.get(name, -math.inf)):
-            raise UsageError(f"{prefix}{name} cannot be {printable(json.dumps(value, default=str), 60)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
-
-
-def _fits(value: Any, hint: Any, least: float) -> bool:
-    """Whether `value`, as JSON holds it, is of the type that `hint` names and, if a number, at least `least`."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin in (Union, UnionType):
-        return any(_fits(value, each, least) for each in inner)
-    if origin is tuple:
-        return isinstance(value, list) and all(_fits(each, inner[0], least) for each in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, inner[1], least) for each in value.values())
-    if hint in (int, float):
-        number = type(value) is int or (hint is float and type(value) is float)  # True is no number
-        return number and not value < least
-    return isinstance(value, type(None) if hint is None else hint)
 
 
 def write_report(folder: Path, prediction: Prediction | None, measured: Measured) -> None:
@@ -198,7 +153,7 @@ def read_report(folder: Path) -> Measured | None:
     if not path.exists():
         return None
     try:
-        return checked(Measured, _read(path, "a report").get("measured"))
+        return from_plain(Measured, _read(path, "a report").get("measured"))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 

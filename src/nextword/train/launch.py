@@ -12,6 +12,7 @@ import torch
 
 from .. import native
 from ..base import UsageError
+from ..base.fields import check_field, check_fields
 from ..base.units import format_seconds
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
@@ -20,7 +21,7 @@ from ..plan.laws import SMALL, Law, law
 from ..plan.limits import best_when_limited
 from ..plan.search import largest
 from ..plan.training import training_memory
-from ..spec import Kind, ModelSpec
+from ..spec import Kind, ModelSpec, Positive
 from . import ledger
 from .folder import Prediction
 from .probe import StepTime, share_of_peak, time_steps
@@ -33,11 +34,14 @@ _SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is evaluation and checkpoin
 
 @dataclass(frozen=True)
 class Budget:
-    """One of the three, or a number of tokens."""
+    """What a run may cost: one of the three, or none. Raises UsageError for what is no finite number above 0."""
 
-    seconds: float | None = None
-    flops: float | None = None
-    tokens: float | None = None
+    seconds: Positive | None = None
+    flops: Positive | None = None
+    tokens: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def compute(budget: Budget, device: Device, share: float) -> float | None:
@@ -92,18 +96,22 @@ def configure(
     spec: ModelSpec, work: float, device: Device, *, world: int = 1, tokens: float | None = None,
     changes: dict[str, Any] | None = None,
 ) -> RunConfig:  # fmt: skip
-    """The run that spends `work` FLOPs on `spec`, or sees `tokens`; `changes` are settings the user chose."""
-    run = run_for(spec, work, device, world, tokens)
+    """The run that spends `work` FLOPs on `spec`, or sees `tokens`; `changes` are settings the user chose.
+
+    A batch asked for is the batch trained: where the micro-batch does not divide it, the last one is smaller.
+    """
     changes = dict(changes or {})
-    batch = int(changes.pop("batch", run.batch))
-    micro = int(changes.pop("micro_batch", 0)) or _micro_batch(batch, run.context, world, run.micro_batch)
-    if batch < 1 or micro < 1:
-        raise UsageError(f"a batch has at least one row, not {min(batch, micro)}")
-    accumulation = max(1, math.ceil(batch / (micro * world)))
-    if "batch" not in changes and batch != micro * world * accumulation:
+    check_changes(changes)
+    run = run_for(spec, work, device, world, tokens)
+    asked, micro = changes.pop("batch", None), changes.pop("micro_batch", None)
+    batch = run.batch if asked is None else asked
+    check_batch(asked, micro, world)
+    micro = micro or _micro_batch(batch, run.context, world, run.micro_batch)
+    accumulation = math.ceil(batch / (micro * world))
+    if asked is None:
         batch = micro * world * accumulation
     seen = tokens or work / flops(spec, run.context).per_token
-    steps = int(changes.pop("steps", 0)) or max(1, round(seen / (batch * run.context)))
+    steps = changes.pop("steps", None) or max(1, round(seen / (batch * run.context)))
     run = replace(
         run, batch=batch, micro_batch=micro, accumulation=accumulation, steps=steps, tokens=steps * batch * run.context,
         warmup_steps=min(2000, max(1, steps // 20)), shard="ddp" if world > 1 else "none",
@@ -111,6 +119,36 @@ def configure(
     if "learning_rate" in changes and "final_learning_rate" not in changes:
         changes["final_learning_rate"] = changes["learning_rate"] / 10
     return replace(run, **changes)
+
+
+def changed(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """`run`, a whole one, with the settings of `changes`, which leave its batch and its steps as they are."""
+    check_batch(run.batch, changes.get("micro_batch"), run.devices)
+    run = replace(run, **changes)
+    accumulation = math.ceil(run.batch / (run.micro_batch * run.devices))
+    return replace(run, accumulation=accumulation)
+
+
+def check_changes(changes: dict[str, Any]) -> None:
+    """Raise FieldError, a UsageError, for a setting that no run can have."""
+    for name, value in changes.items():
+        check_field(RunConfig, name, value)
+
+
+def check_batch(batch: int | None, micro_batch: int | None, world: int) -> None:
+    """Raise UsageError for rows that cannot be shared out as asked: `batch` a step among `world` processes."""
+    if batch is None:
+        return
+    if batch % world:
+        below = batch - batch % world
+        ways = f"{below:,} or {below + world:,}" if below else f"{world:,}"
+        raise UsageError(f"a batch of {batch:,} rows does not divide among {world:,} processes; give --batch {ways}")
+    if micro_batch is not None and micro_batch > batch // world:
+        of = f"a batch of {batch:,} rows" + (f" among {world:,} processes" if world > 1 else "")
+        raise UsageError(
+            f"a micro-batch of {micro_batch:,} rows is more than the {batch // world:,} of {of};"
+            f" give --micro-batch {batch // world:,} or a larger --batch"
+        )
 
 
 def _micro_batch(batch: int, context: int, world: int, most: int) -> int:
@@ -140,7 +178,7 @@ def predict(
     """Memory, time and loss of a run: formulas, corrected by what this machine's past runs measured."""
     known = ledger.correction(entries, run.model.kind, run.precision, data)
     setup = Training(
-        batch=run.micro_batch, context=run.context, optimizer=_planned(run.optimizer), precision=run.precision,
+        batch=run.micro_batch, context=run.context, optimizer=run.optimizer, precision=run.precision,
         recompute=run.recompute, chunked_loss=True, shard=run.shard if run.devices > 1 else "none",
         devices=run.devices, lora=run.lora, base="fp32", runtime=device.runtime, fragmentation=0.0,
         fused=native.available() and not torch.cuda.is_available(),
@@ -168,10 +206,6 @@ def predict(
         law_bits=law_bits,
         memory_parts={part.name: part.value for part in memory.parts},
     )
-
-
-def _planned(optimizer: str) -> Any:
-    return optimizer if optimizer in ("adamw", "adafactor", "muon", "lion", "momentum", "sgd") else "adamw"
 
 
 def small_loss(

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import UsageError
 from ..plan import RunConfig
 
-OPTIMIZERS = ("adamw", "muon", "lion", "adafactor", "momentum", "sgd")
 _MUON_STEPS = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024: a polynomial that lifts singular values to about 1
 _EPS = 1e-8
 
@@ -20,7 +18,7 @@ def make_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
     """The run's optimizer over the parameters of `model` that are trained.
 
     Matrices decay, vectors (norms, biases) do not. Under "muon" the layers' matrices are moved by Muon;
-    embedding, head and vectors stay on AdamW. Raises UsageError for an optimizer that cannot be run.
+    embedding, head and vectors stay on AdamW.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for _, p in trained if p.ndim >= 2]
@@ -35,11 +33,8 @@ def make_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
         return Lion(groups, lr=run.learning_rate, betas=run.betas)
     if run.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=run.learning_rate)
-    if run.optimizer in ("sgd", "momentum"):
-        momentum = 0.9 if run.optimizer == "momentum" else 0.0
-        return torch.optim.SGD(groups, lr=run.learning_rate, momentum=momentum)
-    known = ", ".join(OPTIMIZERS)
-    raise UsageError(f"optimizer {run.optimizer!r} can be planned but not run here. Runs: {known}")
+    momentum = 0.9 if run.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(groups, lr=run.learning_rate, momentum=momentum)
 
 
 def _fusable(parameters: list[nn.Parameter]) -> bool:

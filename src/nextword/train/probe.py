@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
 import torch
 
+from ..base.cores import check_threads, cores
 from ..plan import RunConfig, flops
 from .loss import IGNORED
 from .module import HALF, Placed, Training, new_model
@@ -24,8 +24,8 @@ class StepTime:
     precision: str
 
     def step(self, run: RunConfig) -> float:
-        """Seconds of a whole step of `run`, whose micro-batches are those that were timed."""
-        return run.accumulation * self.micro_batch + self.update
+        """Seconds of a whole step of `run`, whose micro-batches are those that were timed; the last may be smaller."""
+        return run.batch / (run.devices * run.micro_batch) * self.micro_batch + self.update
 
 
 def time_steps(run: RunConfig, device: torch.device, threads: int | None = None, seconds: float = 4.0) -> StepTime:
@@ -35,8 +35,9 @@ def time_steps(run: RunConfig, device: torch.device, threads: int | None = None,
     """
     if device.type != "cpu":
         return _time(run, device, 0, seconds)
+    check_threads(threads)
     before = torch.get_num_threads()
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = cores()
     candidates = [threads] if threads else sorted({most, max(1, most // 2), 1}, reverse=True)
     try:
         times = []

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 
-from ..base import UsageError
 from ..plan import RunConfig
-
-SCHEDULES = ("cosine", "wsd", "constant")
 
 
 def learning_rate(run: RunConfig, step: int) -> float:
-    """The rate of step `step`, counted from 0. Raises UsageError for a schedule that is not known."""
+    """The rate of step `step`, counted from 0."""
     if run.schedule == "cosine":
         return cosine(step, run.steps, run.warmup_steps, run.learning_rate, run.final_learning_rate)
     if run.schedule == "wsd":
         floor = run.final_learning_rate / run.learning_rate
         return run.learning_rate * warmup_stable_decay(step, run.steps, run.warmup_steps, run.decay_share, floor)
-    if run.schedule == "constant":
-        return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
-    raise UsageError(f"schedule {run.schedule!r} is not known. Known: {', '.join(SCHEDULES)}")
+    return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
 
 
 def cosine(step: int, steps: int, warmup: int, most: float, least: float) -> float:

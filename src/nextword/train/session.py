@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from ..base import RunError, UsageError, check_writable, free_memory
+from ..base.cores import check_threads
+from ..base.fields import Within, check_fields, from_plain
 from ..data import (
     Dataset,
     Sources,
@@ -28,7 +30,8 @@ from ..data import (
 )
 from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
-from ..spec import Kind, ModelSpec
+from ..plan.design import Context, check_lora
+from ..spec import Kind, ModelSpec, Positive
 from ..text import Tokenizer, tokenizer_from_folder
 from . import compiling, launch, ledger
 from .changes import NOTHING, Change
@@ -37,7 +40,6 @@ from .folder import (
     Measured,
     Prediction,
     RunRecord,
-    checked,
     held,
     read_report,
     resume_command,
@@ -63,38 +65,47 @@ _CHECKPOINTS = 10  # in a run, at least
 _EVALUATIONS = 10
 _SAMPLES = 4  # completions shown in the course of a run
 _FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
+_FINE_TUNING_ROWS = 8  # a step
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for. `changes` are settings of `RunConfig` by name."""
+    """What a person asks for. `changes` are settings of `RunConfig` by name.
+
+    Raises UsageError for what no run can have, before anything is read.
+    """
 
     data: tuple[str, ...]
     budget: launch.Budget = field(default_factory=launch.Budget)
     kind: Kind = "transformer"
     match: str = "params"
-    count: float | None = None  # parameters
+    count: Positive | None = None  # parameters
     config: Path | None = None
     tokenizer: str = "bpe"  # or bytes, characters, a model's name or folder
-    vocabulary: int | None = None
-    context: int | None = None
-    holdout: float = 0.05
+    vocabulary: Annotated[int, Within(257, 1 << 20)] | None = None  # of a bpe tokenizer: its bytes and an end, at least
+    context: Context | None = None
+    holdout: Annotated[float, Within(above=0, below=0.9)] = 0.05
     skip_bad: bool = False
     column: str | None = None
     encoding: str = "utf-8"
     start_from: str | None = None
-    lora: int = 0
+    lora: Annotated[int, Within(least=0)] = 0
     precision: str = "auto"
     device: str = "auto"
-    threads: int | None = None
+    threads: Annotated[int, Within(least=1)] | None = None
     out: Path | None = None
     shard: str = "none"
     guard: Action = "stop"
-    keep: int = 2
-    checkpoint_every: int | None = None
-    evaluate_every: int | None = None
+    keep: Annotated[int, Within(least=1)] = 2
+    checkpoint_every: Annotated[int, Within(least=0)] | None = None
+    evaluate_every: Annotated[int, Within(least=0)] | None = None
     compile: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_threads(self.threads)
+        launch.check_changes(self.changes)
 
 
 @dataclass
@@ -205,6 +216,7 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
     entries = ledger.read()
     if request.start_from is not None:
         model, tokenizer = _load(request.start_from)
+        check_lora(request.lora, model.spec)
         data = _prepare(request, sources, cache, tokenizer, request.start_from, say)
         run = _fine_tune(request, model.spec, data, here, process)
     else:
@@ -238,10 +250,7 @@ def _check_request(request: Request, process: Process, device: torch.device) -> 
     check_writable(request.out or Path("runs"), "--out", folder=True)
     if request.out is not None:
         _check_free(request.out)
-    if request.changes.get("batch", process.world) % process.world:
-        raise UsageError(
-            f"--batch {request.changes['batch']} does not divide among {process.world} processes; give a multiple of it"
-        )
+    launch.check_batch(request.changes.get("batch"), request.changes.get("micro_batch"), process.world)
     if request.compile:
         compiling.check(device, _precision(request, device))
 
@@ -434,7 +443,7 @@ def _configure(
 ) -> RunConfig:
     if request.config is not None:
         given = replace(RunConfig.read(request.config), model=spec)
-        return replace(given, **{k: v for k, v in request.changes.items() if k != "batch"})
+        return launch.changed(given, request.changes)
     share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
     work = launch.compute(request.budget, here, share)
     tokens = request.budget.tokens
@@ -462,7 +471,8 @@ def _fine_tune(request: Request, spec: ModelSpec, data: Dataset, here: Device, p
     tokens = request.budget.tokens or (None if work else float(data.train.tokens))
     work = work or flops(spec, context).per_token * (tokens or 1)
     rate = _LORA_RATE if request.lora else _FINE_TUNING_RATE
-    changes = {"learning_rate": rate, "final_learning_rate": rate / 10, "batch": 8, **request.changes}
+    rows = math.ceil(max(_FINE_TUNING_ROWS / process.world, request.changes.get("micro_batch", 1))) * process.world
+    changes = {"learning_rate": rate, "final_learning_rate": rate / 10, "batch": rows, **request.changes}
     run = launch.configure(
         replace(spec, context=context), work, here, world=process.world, tokens=tokens, changes=changes
     )
@@ -545,7 +555,7 @@ def _trainer_options(folder: Path, record: RunRecord, device: str = "auto") -> O
     """The options as run.json has them. Raises UsageError for one that is no such option."""
     values = {**record.options, "folder": folder, "device": device, "threads": record.threads}
     try:
-        return checked(Options, values, "options.")
+        return from_plain(Options, values, "options.")
     except UsageError as error:
         raise UsageError(f"{folder / 'run.json'}: {error}. Put back what was there") from None
 

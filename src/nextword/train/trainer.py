@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..base import RunError, UsageError, read_text
+from ..base.cores import check_threads
+from ..base.fields import Within, check_fields
 from ..data import Dataset, Windows
 from ..plan import RunConfig
 from . import checkpoint as checkpoints
@@ -31,6 +33,7 @@ from .optimizers import make_optimizer
 from .schedules import learning_rate
 
 MOST_REWINDS = 5
+Whole = Annotated[int, Within(least=0)]
 _LAST_STEPS = 20  # whose mean is the training loss of a report
 
 
@@ -40,14 +43,18 @@ class Options:
 
     folder: Path
     device: str = "auto"
-    threads: int | None = None
-    checkpoint_every: int = 0  # steps; 0: at the end only
-    keep: int = 2
-    evaluate_every: int = 0  # steps; 0: at the end only
-    evaluate_tokens: int = MOST  # at the end, at most; a fifth of them at other times
-    sample_every: int = 0
+    threads: Annotated[int, Within(least=1)] | None = None
+    checkpoint_every: Whole = 0  # steps; 0: at the end only
+    keep: Annotated[int, Within(least=1)] = 2
+    evaluate_every: Whole = 0  # steps; 0: at the end only
+    evaluate_tokens: Annotated[int, Within(least=1)] = MOST  # at the end, at most; a fifth of them at other times
+    sample_every: Whole = 0
     guard: Action = "stop"
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""Dataclasses that check their fields: the type from the annotation, the range from an `Annotated[..., Within(...)]`.
+
+Numbers that come from a command line, a file of JSON and a caller's Python thus meet the same limits, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .display import printable
+from .errors import UsageError
+
+Made = TypeVar("Made")
+_FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
+
+
+@dataclass(frozen=True)
+class Within:
+    """Limits of a number: from `least` to `most`, strictly `above`, `below`; any at all unless `finite`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    finite: bool = True
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is finite and lies within."""
+        return not self.finite or (
+            abs(value) <= _FINITE
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f" from {self.least:,} to {self.most:,}"
+        words = {"at least": self.least, "at most": self.most, "above": self.above, "below": self.below}
+        limits = [f"{word} {limit:,}" for word, limit in words.items() if limit is not None]
+        return f" {' and '.join(limits)}" if limits else ""
+
+
+class FieldError(UsageError):
+    """A field whose value is not what its dataclass wants."""
+
+    def __init__(self, name: str, value: Any, wanted: str) -> None:
+        self.name, self.value, self.wanted = name, value, wanted
+        super().__init__(self.said_as(name))
+
+    def said_as(self, name: str) -> str:
+        """The message, with the field called `name`: an option's name, where the value came from one."""
+        return f"{name} {printable(repr(self.value), 60)}: give {self.wanted}"
+
+
+def check_fields(instance: Any) -> None:
+    """Check every field of a dataclass's instance, as its `__post_init__`. Raises FieldError."""
+    owner: type = type(instance)
+    for name in _hints(owner):
+        check_field(owner, name, getattr(instance, name))
+
+
+def check_field(owner: type, name: str, value: Any) -> None:
+    """Raise FieldError unless `value` is what the field `name` of the dataclass `owner` wants."""
+    if name not in _hints(owner):
+        raise UsageError(f"{printable(name, 40)!r} is no setting of a {owner.__name__}")
+    if wanted := _wanted(value, _hints(owner)[name]):
+        raise FieldError(name, value, wanted)
+
+
+def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
+    """The dataclass `kind` from plain data, every field checked. Raises UsageError that names what is wrong.
+
+    A list, as JSON has it, becomes the tuple that a field of a tuple wants. `prefix`, such as "options.", comes before
+    the names of fields in messages.
+    """
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
+    known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := [str(name) for name in data if name not in known]:
+        raise UsageError(f"{prefix + printable(unknown[0], 40)!r} is no setting of a {kind.__name__}")
+    if missing := [name for name, each in known.items() if name not in data and _needed(each)]:
+        raise UsageError(f"{prefix}{missing[0]} is missing")
+    try:
+        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        check_fields(made)
+    except FieldError as error:
+        raise UsageError(error.said_as(prefix + error.name)) from None
+    return made
+
+
+@cache
+def _hints(owner: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, by name."""
+    found = get_type_hints(owner, include_extras=True)
+    return {name: hint for name, hint in found.items() if name in owner.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _wanted(value: Any, hint: Any) -> str:
+    """What `hint` wants in place of `value`; "" if it is right."""
+    limits = Within()
+    if get_origin(hint) is Annotated:
+        hint, limits = get_args(hint)[:2]
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return ""
+    if origin in (Union, types.UnionType):
+        return _wanted_of_several(value, [Annotated[each, limits] for each in args])
+    if origin is Literal:
+        return "" if isinstance(value, str) and value in args else f"one of {', '.join(args)}"
+    if origin is tuple:
+        return _wanted_of_a_tuple(value, args)
+    if origin is dict and isinstance(value, dict):
+        return next((f"{one} for each" for one in (_wanted(each, args[1]) for each in value.values()) if one), "")
+    if hint in (int, float):
+        kind: Any = Integral if hint is int else Real
+        right = isinstance(value, kind) and not isinstance(value, bool) and limits.holds(value)  # a bool is an int
+        return "" if right else f"{'a whole' if hint is int else 'a finite'} number{limits}"
+    return "" if isinstance(value, origin or hint) else _called(origin or hint)
+
+
+def _wanted_of_several(value: Any, kinds: list[Any]) -> str:
+    found = [_wanted(value, kind) for kind in kinds]
+    return "" if "" in found else " or ".join(found)
+
+
+def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
+    several = kinds[-1] is Ellipsis
+    if not isinstance(value, tuple) or (not several and len(value) != len(kinds)):
+        return "a list" if several else f"a list of {len(kinds)}"
+    wanted = [
+        _wanted(each, kind) for each, kind in zip(value, kinds[:1] * len(value) if several else kinds, strict=True)
+    ]
+    return next((f"a list, each {one}" for one in wanted if one), "")
+
+
+def _called(kind: type) -> str:
+    known = {bool: "true or false", str: "text", type(None): "nothing", dict: "an object"}
+    return known.get(kind, f"a {kind.__name__}")
+
+
+def _needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
