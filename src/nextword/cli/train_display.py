@@ -78,6 +78,8 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     console = output()
     console.print()
     console.print(table)
+    if measured.peak:
+        console.print(f"\nthe peak: {measured.peak / 1e9:,.0f} GFLOP/s, {measured.peak_is}", style="dim")
     console.print(
         f"\nmaking batches took {measured.data_share:.2%} of the time. The model is in {folder}:"
         f' nextword complete --model {folder} "..."'

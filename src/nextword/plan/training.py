@@ -37,6 +37,7 @@ class Training:
     shard: Shard = "none"
     devices: int = 1
     lora: int = 0
+    lora_targets: tuple[str, ...] = ()
     base: str = "bf16"
     fused: bool = False  # by nextword's compiled kernels, on a CPU: they keep fewer activations
     runtime: float = RUNTIME
@@ -70,12 +71,12 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     """Bytes a device needs at its peak: gradients of the step before are still there when the loss is computed."""
     kept = states(
         spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.devices, lora=run.lora,
-        base=run.base,
+        lora_targets=run.lora_targets, base=run.base,
     )  # fmt: skip
     width = PRECISIONS[run.precision].compute
     saved = activations(
         spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
-        fused=run.fused and not run.lora,
+        fused=run.fused, adapted=run.lora > 0,
     ).parts  # fmt: skip
     formula = " + ".join(f"part_{number}" for number in range(len(saved)))
     each = {f"part_{number}": part.value for number, part in enumerate(saved)}
@@ -97,7 +98,7 @@ def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:
     width = PRECISIONS[run.precision].compute
     return activations(
         spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
-        fused=run.fused and not run.lora,
+        fused=run.fused, adapted=run.lora > 0,
     ).parts  # fmt: skip
 
 
@@ -145,7 +146,8 @@ def cost(
     """
     if not 0 < mfu <= 1:
         raise UsageError(f"the share of the peak (--mfu) lies between 0 and 1, not {mfu}")
-    counted = flops(spec, run.context, tokens, recompute=run.recompute, frozen=run.lora > 0)
+    counted = flops(spec, run.context, tokens, recompute=run.recompute, lora=run.lora,
+                    lora_targets=run.lora_targets)  # fmt: skip
     seconds = duration(counted.total, run.devices, peak, mfu)
     hours = figure("device hours", "h", "devices * seconds / 3600", "", devices=run.devices, seconds=seconds.value)
     money = None

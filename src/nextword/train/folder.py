@@ -54,6 +54,8 @@ class Measured:
     nats_per_token: float  # on held-out text
     bits_per_byte: float
     threads: int
+    peak: float = 0.0  # FLOP/s of one device that `share_of_peak` refers to
+    peak_is: str = ""  # what was measured for it
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class RunRecord:
     prediction: Prediction | None
     threads: int
     device: str
-    peak: float  # FLOP/s of the device
+    peak: float  # FLOP/s of one device, in the products of the run's precision
     options: dict[str, Any] = field(default_factory=dict)
     origin: str = ""  # the model that fine-tuning began from
     created: str = ""

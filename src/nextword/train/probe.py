@@ -10,6 +10,7 @@ import torch
 
 from ..plan import RunConfig, flops
 from .loss import IGNORED
+from .lora import add_adapters
 from .module import HALF, Placed, Training, new_model
 from .optimizers import make_optimizer
 
@@ -72,6 +73,8 @@ def _seconds(matrix: torch.Tensor) -> float:
 
 def _time(run: RunConfig, device: torch.device, threads: int, seconds: float) -> StepTime:
     model = new_model(run).to(device)
+    if run.lora:
+        add_adapters(model, run.lora, run.seed)
     training = Training(model, run.precision)
     optimizer = make_optimizer(model, run)
     tokens = torch.randint(run.model.vocabulary, (run.micro_batch, run.context + 1), device=device)
@@ -102,7 +105,7 @@ def _finish(device: torch.device) -> None:
 
 def share_of_peak(run: RunConfig, step_seconds: float, peak: float) -> float:
     """Exact FLOPs of a step over what `peak` FLOP/s of all devices would have done in its time."""
-    return flops(run.model, run.context).per_token * run.batch * run.context / step_seconds / (peak * run.devices)
+    return flops(run.model, run.context, lora=run.lora).per_token * run.batch * run.context / step_seconds / (peak * run.devices)
 
 
 __all__ = ["HALF", "StepTime", "half_pays", "share_of_peak", "time_steps"]
