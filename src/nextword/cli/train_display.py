@@ -51,8 +51,8 @@ def print_plan(session: Session) -> None:
                       f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip
         table.add_row("  memory", units.format_bytes(plan.memory))
         if not session.record.origin:
-            table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}),"
-                          f" {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
+            table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}:"
+                          f" {plan.interval_is or 'assumed'}), {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
     table.add_row("  folder", str(session.folder))
     output().print(table)
     output().print()

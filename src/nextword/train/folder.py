@@ -32,12 +32,13 @@ class Prediction:
     tokens_per_second: float
     share_of_peak: float
     nats_per_token: float
-    low: float  # of the loss, nats a token, 95%
+    low: float  # of the loss, nats a token; `interval_is` says what interval
     high: float
     bits_per_byte: float
     formula_memory: float = 0.0  # without this machine's corrections
     law_bits: float = 0.0
     memory_parts: dict[str, float] = field(default_factory=dict)
+    interval_is: str = ""
 
 
 @dataclass(frozen=True)

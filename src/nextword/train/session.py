@@ -480,6 +480,7 @@ def _remember(session: Session, measured: Measured) -> None:
             data=record.fingerprint, formula_memory=predicted.formula_memory, predicted_memory=predicted.memory,
             measured_memory=measured.memory, predicted_seconds=predicted.seconds, measured_seconds=measured.seconds,
             law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
+            steps=run.steps,
         )
     )  # fmt: skip
 
