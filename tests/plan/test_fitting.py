@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from nextword.base import UsageError
-from nextword.plan import Runs, fit_law, optimum, read_runs
+from nextword.plan import Runs, fit_law, fitting, optimum, read_runs
 from nextword.plan.budget import epoch_draws, prediction_interval
-from nextword.plan import fitting
 from nextword.plan.fitting import NAMES, believed, outlier_remark
 from nextword.plan.laws import DATA_LIMITED, EPOCH, HOFFMANN, Law
 

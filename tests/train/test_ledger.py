@@ -89,7 +89,7 @@ def predicted(entries: list[Entry]) -> tuple[float, float, float]:
 
 
 def test_runs_on_another_text_do_not_move_a_plan_off_what_will_be_measured() -> None:
-    """The case: 1.757 nats were measured; 1.58 ± .23 was predicted before four runs of another text, then 2.00 ± .10."""
+    """The case: 1.757 nats were measured; 1.58 ± .23 was predicted, and 2.00 ± .10 after four runs of another text."""
     before = predicted([])
     assert predicted(several(4, factor=2.00 / 1.58, data="other text")) == before
     low, middle, high = (value * 1.58 / before[1] for value in before)
@@ -139,7 +139,7 @@ def test_a_forgotten_run_is_gone_with_all_its_lines_and_the_others_stay(place: P
 
 
 def test_a_run_that_the_ledger_does_not_know_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no entry of .*nowhere"):
+    with pytest.raises(UsageError, match=r"has no entry of .*nowhere"):
         ledger.forget(str(tmp_path / "nowhere"), place)
     assert len(place.read_text(encoding="utf-8").splitlines()) == 3
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError, units
-from .plan_options import FLOPS, output_options
+from .plan_options import FLOPS, WholeNumber, output_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,10 @@ _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a =
 @click.option("--data", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
               help="Runs: columns for parameters, loss, and tokens or flops.")  # fmt: skip
 @click.option("--method", type=click.Choice(["huber", "nnls", "both"]), default="both", show_default=True)
-@click.option("--drop-highest", type=click.IntRange(0), default=0, metavar="N", help="Leave out the N highest losses.")
-@click.option("--bootstrap", type=click.IntRange(0, 5000), default=200, show_default=True, metavar="N",
+@click.option(
+    "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
+)
+@click.option("--bootstrap", type=WholeNumber(0, 5000), default=200, show_default=True, metavar="N",
               help="Resampled fits behind the intervals.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the resampling.")
 @click.option("--at", "budgets", type=FLOPS, multiple=True, metavar="C", help="Budgets to predict for. Repeatable.")
@@ -93,8 +95,8 @@ def _progress(runs: int) -> Callable[[str], None]:
 
     if runs > MOST_RUNS:
         messages().print(
-            f"{runs:,} runs: the law is fitted to all; starting points, intervals (narrowed by the root of the ratio) and"
-            f" cross-validation are of {MOST_RUNS:,} drawn at random",
+            f"{runs:,} runs: the law is fitted to all; starting points, intervals (narrowed by the root of the ratio)"
+            f" and cross-validation are of {MOST_RUNS:,} drawn at random",
             style="dim",
         )
     spoke = time.monotonic()
@@ -211,8 +213,8 @@ def _explain(console: Console) -> None:
         "nnls: for each (α, β) the non-negative E, A, B of least relative squares; Nelder-Mead over (α, β)",
         "N optimal = G (C/6)^(β/(α+β)), G = (αA/βB)^(1/(α+β)); D = C/(6N). Hoffmann et al. 2022, eq. 4",
         "intervals: 2.5% to 97.5% of fits to runs drawn with replacement",
-        "believe: of the fits whose constants are identified the one with the least error in cross-validation: the tenths"
-        " of the runs from 60% of them on, by compute, each predicted by a fit to all runs of less compute",
+        "believe: of the fits whose constants are identified the one with the least error in cross-validation: the"
+        " tenths of the runs from 60% of them on, by compute, each predicted by a fit to all runs of less compute",
     ):
         console.print(line, style="dim")
 

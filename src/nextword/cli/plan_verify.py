@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import units
+from .plan_options import WholeNumber
 
 if TYPE_CHECKING:
     from ..train.ledger import Entry
 
 
 @click.command(name="verify")
-@click.option("--last", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Runs to show.")
+@click.option("--last", type=WholeNumber(1, 1 << 20), default=20, show_default=True, metavar="N", help="Runs to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with units.")
 def command(last: int, as_json: bool) -> None:
     """Predicted beside measured, run after run on this machine, and what that changes in the next plan.
@@ -49,8 +50,8 @@ def command(last: int, as_json: bool) -> None:
     console.print("\noff by: predicted / measured - 1, of the plan as it stood before the run", style="dim")
     for learnt in _learnt(here):
         console.print(
-            f"the next {learnt['kind']} ({learnt['precision']}) of about {units.format_count(learnt['parameters'])} on the"
-            f" text of {learnt['run']}: {learnt['memory_bytes'] / 1e6:+,.0f} MB on the formula,"
+            f"the next {learnt['kind']} ({learnt['precision']}) of about {units.format_count(learnt['parameters'])} on"
+            f" the text of {learnt['run']}: {learnt['memory_bytes'] / 1e6:+,.0f} MB on the formula,"
             f" {_share(learnt['share_of_peak'])}, {learnt['loss_factor']:.3f} times the law's loss"
             f" ({learnt['loss_low']:.3f} to {learnt['loss_high']:.3f}: {learnt['loss_interval_is']})"
         )

@@ -30,6 +30,10 @@ def shape_line(session: Session) -> str:
     return f"{spec.kind}: {spec.layers} layers, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
 
 
+def _threads(count: int) -> str:
+    return f"{count} {'thread' if count == 1 else 'threads'}"
+
+
 def print_plan(session: Session) -> None:
     """What is going to happen, on standard output."""
     run, data, plan = session.run, session.data, session.record.prediction
@@ -45,7 +49,7 @@ def print_plan(session: Session) -> None:
     table.add_row("  tokens", f"{run.tokens:,}: {run.steps:,} steps of {run.batch:,} x {run.context:,};"
                   f" {epochs:.2f} epochs, {run.tokens / count.total:.1f} a parameter")  # fmt: skip
     table.add_row("  learning", f"{run.optimizer}, {run.learning_rate:g} to {run.final_learning_rate:g} {run.schedule}"
-                  f", {run.precision}, {session.record.threads} threads")  # fmt: skip
+                  f", {run.precision}, {_threads(session.record.threads)}")  # fmt: skip
     if plan is not None:
         table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {rate(plan.tokens_per_second)} tokens/s,"
                       f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip

@@ -92,7 +92,12 @@ def power_of_size(law: Law) -> float:
 
 
 def fit_law(
-    runs: Runs, method: Method = "huber", *, bootstrap: int = 200, hold_out: bool = True, seed: int = 0,
+    runs: Runs,
+    method: Method = "huber",
+    *,
+    bootstrap: int = 200,
+    hold_out: bool = True,
+    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> LawFit:
     """Fit a law to `runs`.
@@ -131,7 +136,10 @@ def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
     best = min(identified or fits, key=ahead)
     names = ", ".join(fit.method for fit in fits if fit.unidentified)
     if best.held_out is None:
-        return best, f"too few runs to try it on others{f'; {names} has constants that are not identified' * bool(names)}"
+        return (
+            best,
+            f"too few runs to try it on others{f'; {names} has constants that are not identified' * bool(names)}",
+        )
     errors = ", ".join(f"{fit.method} {ahead(fit):.2%}" for fit in fits)
     why = (
         f"predicted from the runs of less compute, {best.held_out.ahead_runs} runs in {best.held_out.folds} folds are"
@@ -266,7 +274,7 @@ def _fit_nnls(runs: Runs, start: Point | None) -> Point:
     def solve(powers: Vector) -> tuple[Vector, float]:
         columns = np.stack([np.ones_like(n), np.exp(-powers[0] * (n - n0)), np.exp(-powers[1] * (d - d0))], 1)
         # a triangle of four rows has the same solution and residual as all rows, of which nnls would make a square
-        whole = np.linalg.qr(np.column_stack([columns * weight[:, None], np.ones_like(n)]), mode="r")
+        whole: Any = np.linalg.qr(np.column_stack([columns * weight[:, None], np.ones_like(n)]), mode="r")
         factors, residual = nnls(whole[:, :3], whole[:, 3])
         return factors, float(residual)
 

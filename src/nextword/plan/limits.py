@@ -74,8 +74,8 @@ def limited_figures(found: DataLimited) -> tuple[Figure, ...]:
     unique = min(found.unique, found.tokens)
     enough = min(_optimal_parameters(unique), found.parameters)
     formula = "{0} + {0} * R * (1 - exp(-({1} / {0} - 1) / R))"
-    counted = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique, D=found.tokens,
-                     R=REPEATED_TOKENS)  # fmt: skip
+    counted = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique,
+                     D=found.tokens, R=REPEATED_TOKENS)  # fmt: skip
     size = figure("parameters that count", "parameters", formula.format("enough", "N"), source, enough=enough,
                   N=found.parameters, R=REPEATED_PARAMETERS)  # fmt: skip
     return (

@@ -134,6 +134,8 @@ def _attention(spec: ModelSpec) -> Iterator[TensorShape]:
         yield _vector("attention", "queries, keys, values, bias", rows, spec.layers)
     if spec.attention_out_bias:
         yield _vector("attention", "attention out, bias", spec.width, spec.layers)
+    if spec.attention_sinks:
+        yield _vector("attention", "attention sinks", spec.heads, spec.layers)
     if spec.qk_norm == "head":
         yield from _norm(spec, "query and key norms", spec.head_width, 2 * spec.layers)
     if spec.qk_norm == "full":
@@ -181,9 +183,13 @@ def _experts(spec: ModelSpec) -> Iterator[TensorShape]:
     experts, layers = spec.experts, expert_layers(spec)
     assert experts is not None
     yield _matrix("router", "router", experts.count, spec.width, layers)
+    if experts.bias:
+        yield _vector("router", "router, bias", experts.count, layers)
     if experts.correction_bias:
         yield _vector("router", "router correction", experts.count, layers)
-    yield from _mlp(spec, "experts", "expert ", experts.width, layers * experts.count, layers * experts.active, False)
+    yield from _mlp(
+        spec, "experts", "expert ", experts.width, layers * experts.count, layers * experts.active, experts.bias
+    )
     shared = layers * experts.shared
     width = experts.shared_width or experts.width
     if shared:

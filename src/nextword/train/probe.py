@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ..plan import RunConfig, flops
-from .loss import IGNORED
 from .lora import add_adapters
+from .loss import IGNORED
 from .module import HALF, Placed, Training, new_model
 from .optimizers import make_optimizer
 
@@ -105,7 +105,8 @@ def _finish(device: torch.device) -> None:
 
 def share_of_peak(run: RunConfig, step_seconds: float, peak: float) -> float:
     """Exact FLOPs of a step over what `peak` FLOP/s of all devices would have done in its time."""
-    return flops(run.model, run.context, lora=run.lora).per_token * run.batch * run.context / step_seconds / (peak * run.devices)
+    work = flops(run.model, run.context, lora=run.lora).per_token * run.batch * run.context
+    return work / step_seconds / (peak * run.devices)
 
 
 __all__ = ["HALF", "StepTime", "half_pays", "share_of_peak", "time_steps"]
