@@ -53,6 +53,7 @@ class ExpertsSpec:
     dense_layers: Count = 0  # leading layers that keep a plain MLP
     shared_gate: bool = False  # the shared expert is weighed by a gate of its own (Qwen2-MoE)
     correction_bias: bool = False  # a bias an expert steers the routing (DeepSeek-V3)
+    bias: bool = False  # of the experts' matrices and of the router (gpt-oss)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -96,6 +97,7 @@ class ModelSpec:
     attention_out_bias: bool = False
     attention_scale: float | None = None  # None: head_width ** -0.5
     attention_softcap: Positive | None = None
+    attention_sinks: bool = False  # a learned logit a head that takes attention to nothing (gpt-oss; planned only)
     windows: tuple[Count, ...] = ()  # one a layer; 0 is full attention; () is full everywhere
 
     # MLP

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nextword.base import UsageError
-from nextword.plan import Runs, fit_law, optimum, read_runs
+from nextword.plan import Runs, fit_law, fitting, optimum, read_runs
 from nextword.plan.budget import epoch_draws, prediction_interval
-from nextword.plan.fitting import NAMES, outlier_remark
-from nextword.plan.laws import EPOCH, HOFFMANN, Law
+from nextword.plan.fitting import NAMES, believed, outlier_remark
+from nextword.plan.laws import DATA_LIMITED, EPOCH, HOFFMANN, Law
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -69,6 +70,71 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     first, second, other = (fit_law(runs, bootstrap=10, hold_out=False, seed=seed) for seed in (3, 3, 4))
     assert first.intervals == second.intervals
     assert first.intervals != other.intervals
+
+
+def scattered(count: int, law: Law = EPOCH, noise: float = 0.01) -> Runs:
+    draw = random.Random(0)
+    points = [(10 ** draw.uniform(7, 10), 10 ** draw.uniform(8.5, 11.5)) for _ in range(count)]
+    losses = tuple(law.loss(n, d) * math.exp(draw.gauss(0, noise)) for n, d in points)
+    return Runs(tuple(n for n, _ in points), tuple(d for _, d in points), losses)
+
+
+def test_many_runs_are_fitted_whole_from_starts_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "MOST_RUNS", 100)
+    fit = fit_law(scattered(100_000), "nnls", bootstrap=0, hold_out=False)  # 75 GB would a square of them take
+    assert fit.law.loss(1e9, 2e10) == pytest.approx(EPOCH.loss(1e9, 2e10), rel=5e-4)
+    assert len(fit.terms) == 100_000
+
+
+def test_resampling_a_part_of_the_runs_gives_the_interval_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = scattered(1200)
+
+    def width() -> float:
+        fit = fit_law(runs, "nnls", bootstrap=40, hold_out=False)
+        interval = fit.interval(lambda law: law.loss(1e9, 2e10))
+        return interval.high - interval.low
+
+    whole = width()
+    monkeypatch.setattr(fitting, "MOST_RUNS", 300)
+    assert width() == pytest.approx(whole, rel=0.5)  # by itself a quarter of the runs would give twice as much
+
+
+def test_what_is_under_way_is_heard() -> None:
+    heard: list[str] = []
+    fit_law(grid(EPOCH), "nnls", bootstrap=3, hold_out=False, progress=heard.append)
+    assert heard[0] == "nnls: fitting 42 runs"
+    assert heard[-1] == "nnls: 3 of 3 resampled fits"
+
+
+# ---- which fit to believe
+
+
+def test_the_fit_that_predicts_larger_runs_better_is_believed() -> None:
+    fits = [fit_law(grid(EPOCH, noise=0.01), method, bootstrap=0) for method in ("huber", "nnls")]
+    best, why = believed(fits)
+    errors = {fit.method: fit.held_out.ahead_rms for fit in fits if fit.held_out}
+    assert errors[best.method] == min(errors.values())
+    assert fits[0].held_out is not None
+    assert fits[0].held_out.folds == 4
+    assert all(f"{method} {error:.2%}" in why for method, error in errors.items())
+    assert believed(fits[::-1])[0] is best
+
+
+def test_a_fit_that_is_not_identified_is_not_believed_where_another_is() -> None:
+    good = fit_law(grid(EPOCH, noise=0.01), "nnls", bootstrap=0)
+    vague = replace(good, method="huber", unidentified={"alpha": "95% of resampled fits reach 0"})
+    best, why = believed([vague, good])
+    assert best is good
+    assert "not identified by these runs: constants of huber" in why
+    best, why = believed([vague, replace(vague, method="nnls")])
+    assert "none gives an optimum" in why
+
+
+def test_the_law_of_repeated_data_has_the_papers_unrounded_constants() -> None:
+    """Muennighoff et al. 2023, appendix B: a 6.255414, b 7.3049974, e 0.6254804; printed as 521, 1488, 1.87."""
+    logs = [math.log(value) for value in (DATA_LIMITED.A, DATA_LIMITED.B, DATA_LIMITED.E)]
+    assert logs == pytest.approx([6.255414, 7.3049974, 0.6254804], rel=1e-12)
+    assert (round(DATA_LIMITED.A), round(DATA_LIMITED.B), round(DATA_LIMITED.E, 2)) == (521, 1488, 1.87)
 
 
 def test_too_few_runs_are_refused() -> None:
@@ -152,6 +218,10 @@ def test_tokens_follow_from_flops(tmp_path: Path) -> None:
         ("N,D,loss\n1e9,2e10\n", "line 2: loss '' is not a number"),
         ("N,D,loss\n1e9,2e10,nan\n", "line 2: loss 'nan' must be above 0"),
         ("N,D,loss\n1e9,2e10,inf\n", "line 2: loss 'inf' must be above 0"),
+        ("N,D,loss\n1e308,1e308,3\n", r"line 2: parameters 1e\+308 is no run's; they have 1 to 1e\+18"),
+        ("N,D,loss\n1e9,1e30,3\n", r"line 2: tokens 1e\+30 is no run's"),
+        ("N,C,loss\n1e9,1e300,3\n", r"line 2: flops 1e\+300 is no run's"),
+        ("N,D,loss\n1e9,2e10,1e-300\n", "line 2: loss 1e-300 is no run's"),
     ],
 )
 def test_broken_tables_are_refused_by_line(tmp_path: Path, text: str, said: str) -> None:

@@ -285,6 +285,16 @@ def test_designed_models_have_about_the_parameters_asked_for(count: float) -> No
     assert spec.heads % spec.kv_heads == 0
 
 
+@given(st.floats(1e8, 1e12))
+def test_designed_models_have_widths_that_devices_can_share(count: float) -> None:
+    spec = shape_for(count)
+    assert spec.width % 128 == 0
+    if count >= 1e9:
+        assert spec.heads % 8 == 0
+        assert spec.kv_heads == 8
+        assert spec.mlp_width % 256 == 0
+
+
 @pytest.mark.parametrize("size", [3e8, 1e9, 7e9])
 @pytest.mark.parametrize("name", ["t4", "rtx4090", "h100"])
 def test_every_remedy_fits_and_none_contains_another(size: float, name: str) -> None:

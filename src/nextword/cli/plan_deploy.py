@@ -36,14 +36,14 @@ _DEVICES = "rtx4090,a100,h100"
 @batch_option
 @context_option
 @click.option("--precision", default=None, metavar="TYPE",
-              help="Of the weights: fp32, bf16, int8, fp8, q8_0, q6_k, q5_k, q4_k, q4_0, q4_1, nf4, q3_k, q2_k."
+              help="Of the weights: fp32, bf16, int8, fp8, q8_0, q6_k, q5_k, q4_k, q4_0, q4_1, mxfp4, nf4, q3_k, q2_k."
               " Default: as the file stores them, else bf16.")  # fmt: skip
 @click.option("--cache", default="bf16", show_default=True, metavar="TYPE", help="Of keys and values.")
 @click.option("--device", "devices", default=_DEVICES, show_default=True, metavar="NAMES",
               help="Names with commas; `this` is measured; NAME=24GB,1TB/s,165TFLOP/s is your own.")  # fmt: skip
 @output_options
 def command(
-    model: str | None, params: float | None, kind: str, batch: int, context: int | None, precision: str | None,
+    model: str | None, params: float | None, kind: str | None, batch: int, context: int | None, precision: str | None,
     cache: str, devices: str, explain: bool, as_json: bool, plot: Path | None,
 ) -> None:  # fmt: skip
     """Bytes of weights and cache, the largest batch and context that fit, and how fast it can be.
@@ -61,7 +61,8 @@ def command(
 
     about = target(model, params, kind)
     stored = about.stored_bytes if precision is None else None
-    use = Serving(batch, context_of(about.spec, context), precision or "bf16", cache, stored)
+    use = Serving(batch, context_of(about.spec, context), precision or "bf16", cache, stored,
+                  about.expert_bits if stored else None)  # fmt: skip
     rows = []
     for on in find_devices(devices):
         there = replace(use, runtime=on.runtime)
@@ -104,16 +105,31 @@ def _print(about: Target, use: Serving, rows: list[Row], console: Console) -> No
             "yes" if fit.fits else f"no: {units.format_bytes(-fit.headroom)} short",
             f"{fit.largest_batch:,}" if fit.largest_batch < 1 << 20 else "any",
             _context(fit.longest_context),
-            f"≤ {rate(fast.decode.value)}",
-            rate(fast.prefill.value),
+            f"≤ {rate(fast.decode.value)}" if fit.fits else "",
+            rate(fast.prefill.value) if fit.fits else "",
         )
     console.print(table)
     console.print(
         f"\nLargest batch at context {use.context:,}; longest context at batch {use.batch:,}"
         f" (the model was made for {about.spec.context:,}). decode: tokens/s of the whole batch at most, by"
-        f" {rows[0][3].decode_bound}; prefill: tokens/s at half the peak.",
+        f" {_bound(rows)}; prefill: tokens/s at half the peak.",
         style="dim",
     )
+    for on, _, fit, _ in rows:
+        if not fit.fits:
+            console.print(f"! {_too_small(on, fit)}", style="yellow")
+
+
+def _bound(rows: list[Row]) -> str:
+    """What bounds decoding, of the first device that holds the model."""
+    return next((fast.decode_bound for _, _, fit, fast in rows if fit.fits), rows[0][3].decode_bound)
+
+
+def _too_small(on: Device, fit: Fit) -> str:
+    short = f"{on.name} is {units.format_bytes(-fit.headroom)} short, so that no speed is given"
+    if fit.devices_needed is None:
+        return f"{short}; no number of them holds it"
+    return f"{short}; {fit.devices_needed:,} hold it, weights, cache and working space split evenly among them"
 
 
 def _context(longest: int) -> str:
@@ -141,8 +157,9 @@ def _explain(about: Target, use: Serving, rows: list[Row], console: Console) -> 
     explain("parameters", parameter_figures(about.spec), console)
     on, memory, _, fast = rows[0]
     explain(f"memory on {on.title}", memory.parts, console)
-    for on, _, _, fast in rows:
-        explain(f"speed on {on.title} ({on.source})", (fast.decode, fast.prefill, fast.first_token), console)
+    for on, _, fit, fast in rows:
+        if fit.fits:  # a device that does not hold the model has no speed
+            explain(f"speed on {on.title} ({on.source})", (fast.decode, fast.prefill, fast.first_token), console)
 
 
 def _json(about: Target, use: Serving, rows: list[Row]) -> dict[str, Any]:
@@ -161,11 +178,12 @@ def _json(about: Target, use: Serving, rows: list[Row]) -> dict[str, Any]:
                 "memory": {"total": quantity(memory.total, "bytes"), "parts": figures_json(memory.parts)},
                 "fits": fit.fits,
                 "headroom": quantity(fit.headroom, "bytes"),
+                "devices_needed": 1 if fit.fits else fit.devices_needed,
                 "largest_batch": quantity(fit.largest_batch, "sequences"),
                 "longest_context": quantity(fit.longest_context, "tokens"),
-                "decode": fast.decode.to_dict() | {"bound": fast.decode_bound},
-                "prefill": fast.prefill.to_dict(),
-                "first_token": fast.first_token.to_dict(),
+                "decode": fast.decode.to_dict() | {"bound": fast.decode_bound} if fit.fits else None,
+                "prefill": fast.prefill.to_dict() if fit.fits else None,
+                "first_token": fast.first_token.to_dict() if fit.fits else None,
             }
             for on, memory, fit, fast in rows
         ],

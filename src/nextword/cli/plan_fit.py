@@ -27,8 +27,8 @@ _SHOWN = 8
               help="A name, `this` (measured), or NAME=24GB,1TB/s,165TFLOP/s.")  # fmt: skip
 @output_options
 def command(
-    model: str | None, params: float | None, kind: str, device: str, explain: bool, as_json: bool, plot: Path | None,
-    **setup: Any,
+    model: str | None, params: float | None, kind: str | None, device: str, explain: bool, as_json: bool,
+    plot: Path | None, **setup: Any,
 ) -> None:  # fmt: skip
     """The cheapest changes that make a training run fit on a device, ranked, each with its cost in time.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError, units
-from .plan_options import FLOPS, output_options
+from .plan_options import FLOPS, WholeNumber, output_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..plan import LawFit
     from ..plan.fitting import Interval
 
+_QUIET_SECONDS = 5.0  # between lines of progress
 _BUDGETS = (1e19, 1e21, 5.76e23)
 _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a = β/(α+β)"}
 
@@ -25,8 +26,10 @@ _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a =
 @click.option("--data", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
               help="Runs: columns for parameters, loss, and tokens or flops.")  # fmt: skip
 @click.option("--method", type=click.Choice(["huber", "nnls", "both"]), default="both", show_default=True)
-@click.option("--drop-highest", type=click.IntRange(0), default=0, metavar="N", help="Leave out the N highest losses.")
-@click.option("--bootstrap", type=click.IntRange(0, 5000), default=200, show_default=True, metavar="N",
+@click.option(
+    "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
+)
+@click.option("--bootstrap", type=WholeNumber(0, 5000), default=200, show_default=True, metavar="N",
               help="Resampled fits behind the intervals.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the resampling.")
 @click.option("--at", "budgets", type=FLOPS, multiple=True, metavar="C", help="Budgets to predict for. Repeatable.")
@@ -50,28 +53,61 @@ def command(
             raise UsageError("--plot draws a fit; give the runs with --data")
         _published(budgets or _BUDGETS, explain, as_json)
         return
-    from ..plan.fitting import fit_law
+    from ..plan.fitting import believed, fit_law
     from ..plan.runs import read_runs
 
     runs = read_runs(data).without_highest(drop_highest)
     methods = ("huber", "nnls") if method == "both" else (method,)
-    fits = [fit_law(runs, each, bootstrap=bootstrap, seed=seed) for each in methods]  # type: ignore[arg-type]
+    say = _progress(len(runs))
+    fits = [fit_law(runs, each, bootstrap=bootstrap, seed=seed, progress=say) for each in methods]  # type: ignore[arg-type]
+    best, why = believed(fits)
     at = budgets or (max(runs.flops), 10 * max(runs.flops))
     if as_json:
         from ._console import emit_json
 
-        emit_json({"runs": len(runs), "fits": [_fit_json(fit, at) for fit in fits]})
+        emit_json(
+            {
+                "runs": len(runs),
+                "fits": [_fit_json(fit, at) for fit in fits],
+                "believe": {"method": best.method, "why": why},
+            }
+        )
     else:
         from ._console import output
 
         for fit in fits:
             _print_fit(fit, at, output())
+        output().print(f"believe {best.method}: {why}", style="bold", highlight=False)
         if explain:
             _explain(output())
     if plot is not None:
         from ..plan.pictures import draw_law
 
-        draw_law(fits[0], plot)
+        draw_law(best, plot)
+
+
+def _progress(runs: int) -> Callable[[str], None]:
+    """Says on standard error what takes long, and of how many runs what is."""
+    import time
+
+    from ..plan.fitting import MOST_RUNS
+    from ._console import messages
+
+    if runs > MOST_RUNS:
+        messages().print(
+            f"{runs:,} runs: the law is fitted to all; starting points, intervals (narrowed by the root of the ratio)"
+            f" and cross-validation are of {MOST_RUNS:,} drawn at random",
+            style="dim",
+        )
+    spoke = time.monotonic()
+
+    def say(what: str) -> None:
+        nonlocal spoke
+        if time.monotonic() - spoke > _QUIET_SECONDS:
+            spoke = time.monotonic()
+            messages().print(what, style="dim")
+
+    return say
 
 
 def _published(budgets: tuple[float, ...], explain: bool, as_json: bool) -> None:
@@ -160,7 +196,7 @@ def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> Non
         held = fit.held_out
         console.print(
             f"left out: the {held.runs} runs above {held.least_flops:.3g} FLOPs are predicted {held.bias:+.2%} on"
-            f" average, {held.rms:.2%} root mean square",
+            f" average, {held.rms:.2%} root mean square; cross-validated over {held.folds} folds, {held.ahead_rms:.2%}",
             style="dim",
         )
     console.print()
@@ -179,6 +215,8 @@ def _explain(console: Console) -> None:
         "nnls: for each (α, β) the non-negative E, A, B of least relative squares; Nelder-Mead over (α, β)",
         "N optimal = G (C/6)^(β/(α+β)), G = (αA/βB)^(1/(α+β)); D = C/(6N). Hoffmann et al. 2022, eq. 4",
         "intervals: 2.5% to 97.5% of fits to runs drawn with replacement",
+        "believe: of the fits whose constants are identified the one with the least error in cross-validation: the"
+        " tenths of the runs from 60% of them on, by compute, each predicted by a fit to all runs of less compute",
     ):
         console.print(line, style="dim")
 

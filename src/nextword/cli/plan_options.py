@@ -37,9 +37,45 @@ class Quantity(click.ParamType[float]):
         return self.parse(str(value), param.opts[0] if param else self.name)
 
 
+class WholeNumber(click.ParamType[int]):
+    """A whole number within limits, written as counts are anywhere in plans: 8192, 8k, 1e9, 1_000."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        what = param.opts[0] if param else self.name
+        if isinstance(value, int):
+            number = float(value)
+        else:
+            text = str(value).strip()
+            number = 0.0 if text == "0" else units.parse_count(text, what)
+        if number != int(number) or not self.least <= number <= self.most:
+            raise UsageError(f"{what} {str(value).strip()!r} takes a whole number from {self.least:,} to {self.most:,}")
+        return int(number)
+
+
 COUNT = Quantity("COUNT", units.parse_count)
 FLOPS = Quantity("FLOPS", units.parse_flops)
 MONEY = Quantity("MONEY", units.parse_money)
+
+
+def _targets(context: click.Context, option: click.Parameter, names: str | None) -> tuple[str, ...]:
+    """Names of matrices from a list with commas."""
+    if names is None:
+        return ()
+    from ..plan.shapes import LORA_TARGETS
+
+    found = tuple(dict.fromkeys(name.strip().lower() for name in names.split(",")))
+    for name in found:
+        if name not in (*LORA_TARGETS, "all"):
+            known = ", ".join((*LORA_TARGETS, "all"))
+            raise UsageError(
+                f"--lora-targets: {name!r} is no matrix's name.{closest(name, LORA_TARGETS)} Known: {known}"
+            )
+    return found
 
 
 def duration_in(unit: str) -> Quantity:
@@ -56,8 +92,8 @@ model_argument = stack(
     click.argument("model", required=False),
     click.option("--params", type=COUNT, metavar="N", help="Instead of MODEL: about N parameters, as in 1B."),
     click.option(
-        "--kind", type=click.Choice(["transformer", "rnn", "lstm", "gru"]), default="transformer", show_default=True,
-        help="What --params builds.",
+        "--kind", type=click.Choice(["transformer", "rnn", "lstm", "gru"]), default=None,
+        help="What --params builds. Default: transformer.",
     ),
 )  # fmt: skip
 output_options = stack(
@@ -67,11 +103,11 @@ output_options = stack(
                  help="Draw the plan (.svg, .png, .pdf); needs nextword[plot]."),
 )  # fmt: skip
 batch_option = click.option(
-    "--batch", type=click.IntRange(1, MOST_SEQUENCES), default=1, show_default=True, metavar="N",
+    "--batch", type=WholeNumber(1, MOST_SEQUENCES), default=1, show_default=True, metavar="N",
     help="Sequences a device holds at a time.",
 )  # fmt: skip
 context_option = click.option(
-    "--context", type=click.IntRange(1, LONGEST_CONTEXT), default=None, metavar="TOKENS",
+    "--context", type=WholeNumber(1, LONGEST_CONTEXT), default=None, metavar="TOKENS",
     help="Tokens a sequence; default: the model's own, 8,192 at most.",
 )  # fmt: skip
 
@@ -92,10 +128,12 @@ training_options = stack(
                  help="chunked never holds all logits."),
     click.option("--shard", type=click.Choice(["none", "ddp", "zero1", "zero2", "fsdp"]), default="none",
                  show_default=True, help="How --devices share weights, gradients and states."),
-    click.option("--devices", type=click.IntRange(1, 1 << 20), default=1, show_default=True, metavar="N"),
-    click.option("--lora", type=click.IntRange(0, 1 << 16), default=0, metavar="RANK",
-                 help="Train adapters of this rank beside every matrix of the layers (queries, keys and values are one,"
-                 " gate and up are one); the rest is frozen."),
+    click.option("--devices", type=WholeNumber(1, 1 << 20), default=1, show_default=True, metavar="N"),
+    click.option("--lora", type=WholeNumber(0, 1 << 16), default=0, metavar="RANK",
+                 help="Train adapters of this rank; the rest is frozen. Default: beside every matrix of the layers as"
+                 " nextword train has them (queries, keys and values are one, gate and up are one)."),
+    click.option("--lora-targets", default=None, metavar="NAMES", callback=_targets,
+                 help="Adapters for these matrices, each by itself as PEFT has them: q,k,v,o,gate,up,down or all."),
     click.option("--base", type=click.Choice(["fp32", "bf16", "int8", "nf4"]), default="bf16", show_default=True,
                  help="How --lora keeps the frozen weights."),
 )  # fmt: skip
@@ -109,16 +147,19 @@ class Target:
     spec: ModelSpec
     stored_bytes: float | None = None
     note: str = ""
+    expert_bits: float | None = None  # where `stored_bytes` has experts in fewer bits than the rest
 
 
-def target(model: str | None, params: float | None, kind: str) -> Target:
+def target(model: str | None, params: float | None, kind: str | None) -> Target:
     """The model from MODEL or --params. Raises UsageError that says what may be given."""
     if (model is None) == (params is None):
         raise UsageError(
             "give either MODEL (a name, a folder, a .gguf file, a config.json) or --params, such as --params 1B"
         )
     if params is not None:
-        return _designed(params, kind)  # type: ignore[arg-type]
+        return _designed(params, kind or "transformer")  # type: ignore[arg-type]
+    if kind is not None:
+        raise UsageError(f"--kind {kind} says what --params builds; {model} is of the kind that it is. Leave one out")
     assert model is not None
     path = Path(model).expanduser()
     if path.suffix.lower() == ".json" or (path.is_dir() and not list(path.glob("*.gguf"))):
@@ -138,6 +179,7 @@ def _from_json(path: Path) -> Target:
     """A Hugging Face config.json, a run's configuration of nextword, or a ModelSpec as plain data."""
     from ..plan.configs import spec_from_config, spec_from_dict
     from ..plan.design import FORMAT, RunConfig
+    from ..plan.serving import published_bytes
     from ..weights.json_file import read_json
 
     if not path.exists() and path.name != "config.json":
@@ -148,17 +190,27 @@ def _from_json(path: Path) -> Target:
     if "kind" in data and "model_type" not in data:
         return Target(str(path), spec_from_dict(data, str(path)))
     stored = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) if path.name == "config.json" else 0
-    return Target(str(path), spec_from_config(data, str(path)), stored or None)
+    spec = spec_from_config(data, str(path))
+    return Target(str(path), spec, stored) if stored else _published(str(path), spec, published_bytes(data, spec))
+
+
+def _published(name: str, spec: ModelSpec, stored: float | None) -> Target:
+    """A model whose weights are not here, of which is known how they are published."""
+    from ..plan.serving import BITS
+
+    if stored is None:
+        return Target(name, spec)
+    return Target(name, spec, stored, "experts in MXFP4, the rest in bf16", BITS["mxfp4"])
 
 
 def _from_weights(model: str, path: Path) -> Target:
-    from ..plan.known import known_models, known_spec
+    from ..plan.known import known_bytes, known_models, known_spec
     from ..weights.catalogue import cache_folder, cached_file, find, is_cached
 
     entry = find(model)
     here = cached_file(entry, cache_folder()) if entry and is_cached(entry, cache_folder()) else None
     if here is None and (spec := known_spec(model)) is not None:
-        return Target(model, spec)
+        return _published(model, spec, known_bytes(model))
     if here is None:
         here = _existing(model, path, (*known_models(),))
     from ..plan.configs import spec_from_gguf_metadata
@@ -209,4 +261,4 @@ def find_devices(names: str) -> list[Device]:
         take = 3 if "=" in pieces[0] else 1
         found.append(find_device(",".join(pieces[:take])))
         pieces = pieces[take:]
-    return found
+    return list(dict.fromkeys(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..base import units
+from ..base import UsageError, units
 from .plan_options import (
     COUNT,
     MONEY,
@@ -42,12 +42,10 @@ _ADAPTING = 10e6  # tokens; adapters learn from some thousands of examples
 @click.option("--price", type=MONEY, default=None, metavar="$", help="Of a device for an hour.")
 @output_options
 def command(
-    model: str | None, params: float | None, kind: str, device: str, tokens: float | None, mfu: float,
+    model: str | None, params: float | None, kind: str | None, device: str, tokens: float | None, mfu: float,
     price: float | None, explain: bool, as_json: bool, plot: Path | None, **setup: Any,
 ) -> None:  # fmt: skip
-    """Memory of a training run line by line, its FLOPs, days and price.
-
-    The rule of thumb ("20 times the model") stands beside the sum, with the reason for the difference.
+    """Memory of a training run line by line, its FLOPs, days and price, and rules of thumb beside them.
 
     \b
     Examples:
@@ -84,6 +82,8 @@ def training(about: Target, setup: dict[str, Any], on: Device) -> Training:
     """The options of `training_options` as a Training."""
     from ..plan.training import Training
 
+    if setup["lora_targets"] and not setup["lora"]:
+        raise UsageError("--lora-targets says which matrices --lora adapts; give a rank, such as --lora 16")
     return Training(
         **{key: value for key, value in setup.items() if key not in ("context", "loss", "precision")},
         precision=setup["precision"] or ("fp32" if on.peak == on.peak_fp32 else "mixed"),
@@ -103,7 +103,8 @@ def setup_line(run: Training) -> str:
     if run.devices > 1:
         said.append(f"{run.devices:,} devices, {'no sharding' if run.shard == 'none' else run.shard}")
     if run.lora:
-        said.append(f"LoRA of rank {run.lora} on {run.base}")
+        beside = f" beside {', '.join(run.lora_targets)}" if run.lora_targets else ""
+        said.append(f"LoRA of rank {run.lora}{beside} on {run.base}")
     return ", ".join(said)
 
 
@@ -111,7 +112,7 @@ def _print(
     about: Target, run: Training, memory: Memory, price: Cost, on: Device, tokens_by_rule: bool, console: Console
 ) -> None:
     from ..plan.remedies import limits
-    from ..plan.training import rules_of_thumb, why_rules_differ
+    from ..plan.training import rules_of_thumb
     from .plan_tables import describe, parts_table, plain_table, shown
 
     console.print(describe(about))
@@ -135,10 +136,9 @@ def _print(
     table = plain_table("", "", "")
     table.show_header = False
     table.title, table.title_justify, table.title_style = "rules of thumb", "left", "bold"
-    for rule in rules_of_thumb(about.spec):
+    for rule in rules_of_thumb(about.spec, run.devices):
         table.add_row(f"  {rule.name}", shown(rule.value, rule.unit), f"{rule.value / memory.total:.2f} of the sum")
     console.print(table)
-    console.print(why_rules_differ(about.spec, run, memory), style="dim")
 
 
 def _compute_table(price: Cost, tokens_by_rule: bool, on: Device, run: Training) -> Any:
@@ -151,7 +151,10 @@ def _compute_table(price: Cost, tokens_by_rule: bool, on: Device, run: Training)
     table.title, table.title_justify, table.title_style = "compute", "left", "bold"
     table.add_row("  tokens", tokens)
     table.add_row("  exact", f"{counted.total:.4g} FLOPs, {counted.per_token:.4g} a token of the model's own")
-    table.add_row("  6 N D", f"{counted.rule.value:.4g} FLOPs, {counted.rule.value / counted.total:.1%} of the exact")
+    table.add_row(
+        f"  {counted.rule.name}",
+        f"{counted.rule.value:.4g} FLOPs, {counted.rule.value / counted.total:.1%} of the exact",
+    )
     mfu = price.seconds.inputs["mfu"]
     peak = units.format_flops(on.speed(run.precision)).replace("FLOPs", "FLOP/s")
     devices = f"{run.devices:,} x {on.name}" if run.devices > 1 else on.name
@@ -173,14 +176,14 @@ def _explain(about: Target, run: Training, memory: Memory, price: Cost, console:
     explain("FLOPs", (*price.flops.parts, price.flops.rule), console)
     money = (price.money,) if price.money else ()
     explain("time", (price.seconds, price.device_hours, *money), console)
-    explain("rules of thumb", rules_of_thumb(about.spec), console)
+    explain("rules of thumb", rules_of_thumb(about.spec, run.devices), console)
 
 
 def _json(about: Target, run: Training, memory: Memory, price: Cost, on: Device, tokens: float) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..plan.remedies import limits
-    from ..plan.training import rules_of_thumb, saved_parts, why_rules_differ
+    from ..plan.training import rules_of_thumb, saved_parts
     from .plan_tables import device_json, figures_json, quantity, target_json
 
     batch, context = limits(about.spec, run, on)
@@ -205,6 +208,5 @@ def _json(about: Target, run: Training, memory: Memory, price: Cost, on: Device,
         "time": price.seconds.to_dict(),
         "device_hours": price.device_hours.to_dict(),
         "price": price.money.to_dict() if price.money else None,
-        "rules_of_thumb": figures_json(rules_of_thumb(about.spec)),
-        "why_they_differ": why_rules_differ(about.spec, run, memory),
+        "rules_of_thumb": figures_json(rules_of_thumb(about.spec, run.devices)),
     }

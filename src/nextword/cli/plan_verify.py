@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..base import units
+from .plan_options import WholeNumber
 
 if TYPE_CHECKING:
     from ..train.ledger import Entry
 
 
 @click.command(name="verify")
-@click.option("--last", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Runs to show.")
+@click.option("--last", type=WholeNumber(1, 1 << 20), default=20, show_default=True, metavar="N", help="Runs to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with units.")
 def command(last: int, as_json: bool) -> None:
     """Predicted beside measured, run after run on this machine, and what that changes in the next plan.
 
-    `nextword train` adds a line when a run ends. The corrections are medians over the last eight runs of a kind: bytes
-    added to the formula, the share of the peak that was reached, and a factor on the predicted loss.
+    `nextword train` adds a line when a run ends. Corrections come from the last eight like runs: of the same kind and
+    precision, 300 steps at least, up to four times larger or smaller. Bytes added to the formula and the share of the
+    peak are their medians; the loss is corrected by three like runs on the same text and more. nextword runs forget
+    takes a run out.
     """
     from ..train import ledger
 
@@ -46,11 +49,17 @@ def command(last: int, as_json: bool) -> None:
     console = output()
     console.print(table)
     console.print("\noff by: predicted / measured - 1, of the plan as it stood before the run", style="dim")
-    for kind, learnt in _learnt(here).items():
+    for learnt in _learnt(here):
         console.print(
-            f"the next {kind}: {learnt['memory_bytes'] / 1e6:+,.0f} MB on the formula, {learnt['share_of_peak']:.1%} of"
-            f" the measured peak, {learnt['loss_factor']:.3f} times the law's loss (from {learnt['runs']} runs)"
+            f"the next {learnt['kind']} ({learnt['precision']}) of about {units.format_count(learnt['parameters'])} on"
+            f" the text of {learnt['run']}: {learnt['memory_bytes'] / 1e6:+,.0f} MB on the formula,"
+            f" {_share(learnt['share_of_peak'])}, {learnt['loss_factor']:.3f} times the law's loss"
+            f" ({learnt['loss_low']:.3f} to {learnt['loss_high']:.3f}: {learnt['loss_interval_is']})"
         )
+
+
+def _share(share: float | None) -> str:
+    return "no share of the peak known" if share is None else f"{share:.1%} of the measured peak"
 
 
 def _row(entry: Entry) -> dict[str, object]:
@@ -59,16 +68,25 @@ def _row(entry: Entry) -> dict[str, object]:
     return asdict(entry) | {"units": {"memory": "bytes", "seconds": "s", "bits": "bits/byte", "peak": "FLOP/s"}}
 
 
-def _learnt(here: list[Entry]) -> dict[str, dict[str, float]]:
+def _learnt(here: list[Entry]) -> list[dict[str, Any]]:
+    """What a run like the last one of each text, kind and precision would be corrected by."""
     from ..train import ledger
 
-    found = {}
-    for kind, precision in dict.fromkeys((entry.kind, entry.precision) for entry in here):
-        known = ledger.correction(here, kind, precision)
-        found[f"{kind} ({precision})"] = {
+    found = []
+    for last in {(entry.kind, entry.precision, entry.data): entry for entry in here}.values():
+        known = ledger.correction(here, last.kind, last.precision, last.data, last.parameters, last.tokens)
+        found.append({
+            "kind": last.kind,
+            "precision": last.precision,
+            "data": last.data,
+            "parameters": last.parameters,
+            "run": last.run.rsplit("/", 1)[-1],
             "runs": known.runs,
             "memory_bytes": known.memory,
-            "share_of_peak": known.share or 0.0,
-            "loss_factor": known.loss,
-        }
+            "share_of_peak": known.share,
+            "loss_factor": known.loss.factor,
+            "loss_low": known.loss.low,
+            "loss_high": known.loss.high,
+            "loss_interval_is": known.loss.basis,
+        })  # fmt: skip
     return found

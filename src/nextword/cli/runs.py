@@ -19,7 +19,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group(name="runs", cls=Suggesting)
 def command() -> None:
-    """Training runs: list, show, compare, resume, export.
+    """Training runs: list, show, compare, resume, export, forget.
 
     \b
     Examples:
@@ -235,6 +235,20 @@ def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> N
 
     written = export_run(run, out, step, dtype, force)
     messages().print(f"wrote {written}")
+
+
+@command.command(name="forget")
+@click.argument("run", type=click.Path(), required=False)
+@click.option("--all", "every", is_flag=True, help="Every run.")
+def forget(run: str | None, every: bool) -> None:
+    """Take a run out of the ledger, so that it corrects no plan any more. Its folder stays, or may be gone already."""
+    from ..train import ledger
+    from ._console import messages
+
+    if (run is None) != every:
+        raise UsageError("give the folder of a run whose entries the ledger should forget, or --all")
+    count = ledger.forget(run)
+    messages().print(f"{count:,} {'entry' if count == 1 else 'entries'} taken out of {ledger.path()}")
 
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:

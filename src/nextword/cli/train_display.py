@@ -30,6 +30,10 @@ def shape_line(session: Session) -> str:
     return f"{spec.kind}: {spec.layers} layers, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
 
 
+def _threads(count: int) -> str:
+    return f"{count} {'thread' if count == 1 else 'threads'}"
+
+
 def print_plan(session: Session) -> None:
     """What is going to happen, on standard output."""
     run, data, plan = session.run, session.data, session.record.prediction
@@ -45,14 +49,14 @@ def print_plan(session: Session) -> None:
     table.add_row("  tokens", f"{run.tokens:,}: {run.steps:,} steps of {run.batch:,} x {run.context:,};"
                   f" {epochs:.2f} epochs, {run.tokens / count.total:.1f} a parameter")  # fmt: skip
     table.add_row("  learning", f"{run.optimizer}, {run.learning_rate:g} to {run.final_learning_rate:g} {run.schedule}"
-                  f", {run.precision}, {session.record.threads} threads")  # fmt: skip
+                  f", {run.precision}, {_threads(session.record.threads)}")  # fmt: skip
     if plan is not None:
         table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {rate(plan.tokens_per_second)} tokens/s,"
                       f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip
         table.add_row("  memory", units.format_bytes(plan.memory))
         if not session.record.origin:
-            table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}),"
-                          f" {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
+            table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}:"
+                          f" {plan.interval_is or 'assumed'}), {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
     table.add_row("  folder", str(session.folder))
     output().print(table)
     output().print()
@@ -81,6 +85,8 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     console.print(table)
     if measured.error is not None:
         console.print(f"\n±: standard error over {measured.clusters:,} {measured.over}")
+    if measured.peak:
+        console.print(f"\nthe peak: {measured.peak / 1e9:,.0f} GFLOP/s, {measured.peak_is}", style="dim")
     console.print(
         f"\nmaking batches took {measured.data_share:.2%} of the time. The model is in {folder}:"
         f' nextword complete --model {folder} "..."'

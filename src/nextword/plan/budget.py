@@ -24,6 +24,13 @@ from .training import Memory, duration, training_memory
 FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
 MANY_EPOCHS = 4  # up to so many a repeated token is worth almost a fresh one (2305.16264, §6)
 LEAST_FLOPS, MOST_FLOPS = 1e9, 1e32  # beyond them no law says anything
+LEAST_TOKENS, MOST_TOKENS = 1e3, 1e16  # at hand, or to be trained on: from a page or two to more than all text there is
+MOST_USE = 1e18  # tokens read and written in use: a billion people's for years
+EPOCHS_FITTED, MOST_EPOCHS = (
+    500,
+    10_000,
+)  # of the runs behind the law of repeated data (2305.16264, appendix A); refused
+RATIO_TRIED, MOST_RATIO = 10_000, 1e6  # tokens a parameter (Sardana et al. 2024, 2401.00448, §4); refused
 _SLACK = 1.02
 
 
@@ -103,11 +110,13 @@ def plan_budget(
             f"a budget of {compute:.3g} FLOPs: plans are made from {LEAST_FLOPS:g} to {MOST_FLOPS:g}."
             " A minute of one core is about 1e12, GPT-3 was 3e23"
         )
+    _check_tokens(tokens_available, inference_tokens)
     best = optimum(compute, chosen)
     short = tokens_available is not None and tokens_available < best.tokens
     limited = best_when_limited(compute, tokens_available) if tokens_available and short else None
     plain = data_limited(best.parameters, best.tokens, tokens_available) if tokens_available and short else None
     aware = inference_aware(best, inference_tokens, chosen) if inference_tokens else None
+    _check_reach(limited, aware)
     choice = _choose(best, chosen, limited, aware)
     warnings = [*_range_warning(compute), *_data_warnings(best, limited, plain), *_use_warnings(best, aware)]
     model, run = None, None
@@ -148,6 +157,31 @@ def plan_budget(
         devices=devices,
         warnings=tuple(warnings),
     )
+
+
+def _check_tokens(available: float | None, use: float | None) -> None:
+    for option, value, least, most in (
+        ("--tokens-available", available, LEAST_TOKENS, MOST_TOKENS),
+        ("--inference-tokens", use, LEAST_TOKENS, MOST_USE),
+    ):
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"{option} {value:g}: plans are made from {least:g} to {most:g} tokens")
+
+
+def _check_reach(limited: DataLimited | None, aware: InferenceAware | None) -> None:
+    """Refuse what lies so far outside the runs behind a law that its numbers mean nothing."""
+    if limited is not None and limited.epochs > MOST_EPOCHS:
+        raise UsageError(
+            f"--tokens-available {limited.unique:g}: this budget would see them {limited.epochs:,.0f} times; the law of"
+            f" repeated data was fitted up to {EPOCHS_FITTED} and says nothing beyond {MOST_EPOCHS:,}. Give a smaller"
+            " budget, or more tokens"
+        )
+    if aware is not None and (aware.tokens > MOST_TOKENS or aware.tokens / aware.parameters > MOST_RATIO):
+        raise UsageError(
+            f"--inference-tokens: that much use asks for {format_count(aware.parameters)} parameters on"
+            f" {format_count(aware.tokens)} tokens; plans are made up to {MOST_TOKENS:g} tokens and {MOST_RATIO:,.0f} a"
+            " parameter. Give fewer, or a larger budget"
+        )
 
 
 def _run(
@@ -207,6 +241,11 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
         f" {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters for"
         f" {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
     ]
+    if limited.epochs > EPOCHS_FITTED:
+        said.append(
+            f"{limited.epochs:,.0f} epochs are beyond the {EPOCHS_FITTED} that the law of repeated data was fitted up"
+            " to: the loss is extrapolated, and real runs overfit"
+        )
     if limited.epochs > MANY_EPOCHS:
         said.append(
             f"beyond {MANY_EPOCHS} epochs repeated tokens lose their worth quickly: more data, or less compute, is"
@@ -218,12 +257,19 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
 def _use_warnings(best: Optimum, aware: InferenceAware | None) -> list[str]:
     if aware is None or aware.parameters > best.parameters / _SLACK:
         return []
+    said = []
+    if aware.tokens / aware.parameters > RATIO_TRIED:
+        said.append(
+            f"{aware.tokens / aware.parameters:,.0f} tokens a parameter are beyond the {RATIO_TRIED:,} that were tried"
+            " (Sardana et al. 2024): sizes and losses are extrapolated"
+        )
     return [
+        *said,
         f"much use to come: {format_count(aware.parameters)} parameters on {format_count(aware.tokens)} tokens reach"
         f" the same loss {aware.loss:.3f}; training takes {format_flops(aware.training)}"
         f" ({aware.training / best.budget - 1:.0%} above the budget), use {format_flops(aware.inference)},"
         f" together {aware.saved / (aware.total + aware.saved):.0%} less than with the compute-optimal model"
-        " (Sardana et al. 2024)"
+        " (Sardana et al. 2024)",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from ..base import UsageError
 from ..spec import ModelSpec
 from .counts import parameters
 from .figure import Figure, figure, total
+from .held import adapters
 
 Recompute = Literal["none", "selective", "full"]
 Masked = Literal["computed", "skipped"]
@@ -16,6 +18,11 @@ Masked = Literal["computed", "skipped"]
 _MATRICES = "every weight multiplies once a token; the input look-up does not (Kaplan et al. 2020, 2001.08361, §2.1)"
 _ATTENTION = "scores and weighted values (Chowdhery et al. 2022, 2204.02311, appendix B)"
 _BACKWARD = "the backward pass has two products for each of the forward pass"
+_FROZEN = (
+    "frozen weights: the gradient by a layer's input, none by its weights: half of the backward pass (Kaplan et al."
+    " 2020, 2001.08361, §2.1; Hu et al. 2021, 2106.09685, §4.2)"
+)
+_ADAPTERS = "low-rank adapters (Hu et al. 2021, 2106.09685): trained, so 2 forward and 4 backward"
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Flops:
     parts: tuple[Figure, ...]
     tokens: float
     context: int
-    rule: Figure  # 6 N D (2 N D without the backward pass)
+    rule: Figure  # 6 N D; 2 N D without the backward pass; 4 N D where the weights are frozen
 
     @property
     def total(self) -> float:
@@ -50,13 +57,15 @@ def flops(
     backward: bool = True,
     recompute: Recompute = "none",
     masked: Masked = "computed",
-    frozen: bool = False,
+    lora: int = 0,
+    lora_targets: tuple[str, ...] = (),
 ) -> Flops:
     """FLOPs of a pass over `tokens` tokens (default: one sequence) in sequences of `context`.
 
     `masked` says whether the attention kernel computes the masked half and what lies outside a window
-    ("computed", the convention of PaLM's MFU and of torch's FlopCounterMode) or skips it. `frozen` leaves
-    out the weights' gradients, as for LoRA. Raises UsageError for sizes below one.
+    ("computed", the convention of PaLM's MFU and of torch's FlopCounterMode) or skips it. With adapters of rank
+    `lora` the weights are frozen: 4 FLOPs a weight and token instead of 6, and 6 for the adapters' own.
+    Raises UsageError for sizes below one.
     """
     context = spec.context if context is None else context
     tokens = context if tokens is None else tokens
@@ -72,8 +81,7 @@ def flops(
             figure("forward, attention", "FLOPs", "2 * pairs * heads_width * tokens / context", source, **sums)
         )
     if backward:
-        times = 1 if frozen else 2
-        why = "frozen weights: only the gradient that goes on (LoRA)" if frozen else _BACKWARD
+        times, why = (1, _FROZEN) if lora else (2, _BACKWARD)
         inputs = {"times": times, "weights": weights, "tokens": tokens}
         parts.append(figure("backward, matrices", "FLOPs", "times * 2 * weights * tokens", why, **inputs))
         if pairs:
@@ -81,11 +89,13 @@ def flops(
             parts.append(figure("backward, attention", "FLOPs", formula, _BACKWARD, **sums))
         if recompute == "full":
             parts.append(_recomputed(spec, weights, sums))
-    every = parameters(spec).active
-    name, formula = ("6 N D", "6 * N * D") if backward else ("2 N D", "2 * N * D")
-    rule = figure(
-        name, "FLOPs", formula, "Kaplan et al. 2020, 2001.08361, §2.1; N active parameters", N=every, D=tokens
-    )
+        if lora:
+            trained = sum(each.active * math.prod(each.shape) for each in adapters(spec, lora, lora_targets))
+            parts.append(figure("adapters", "FLOPs", "6 * adapters * tokens", _ADAPTERS, adapters=trained,
+                                tokens=tokens))  # fmt: skip
+    times = 2 if not backward else 4 if lora else 6
+    source = "Kaplan et al. 2020, 2001.08361, §2.1; N active parameters" + ("; they are frozen" if lora else "")
+    rule = figure(f"{times} N D", "FLOPs", f"{times} * N * D", source, N=parameters(spec).active, D=tokens)
     return Flops(tuple(parts), tokens, context, rule)
 
 

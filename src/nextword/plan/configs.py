@@ -90,6 +90,12 @@ def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> Mo
     return checked(_FAMILIES[kind](Reader(config, name)), name)
 
 
+def experts_in_4_bits(config: Mapping[str, Any]) -> bool:
+    """Whether the published weights keep the experts' matrices in MXFP4 and the rest in bf16, as gpt-oss does."""
+    how = config.get("quantization_config")
+    return isinstance(how, Mapping) and how.get("quant_method") == "mxfp4"
+
+
 def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
     """The ModelSpec that `to_dict` made plain. Raises UsageError that names the key; `name` is the file's."""
     read, kind = Reader(data, name), data.get("kind")
@@ -442,6 +448,24 @@ def _qwen3_moe(read: Reader) -> ModelSpec:
     )
 
 
+def _gpt_oss(read: Reader) -> ModelSpec:
+    """OpenAI's gpt-oss (2508.10925): every second layer has a window, every head a sink, every matrix a bias."""
+    layers = read.count("num_hidden_layers", 36, most=LARGEST["layers"])
+    experts = ExpertsSpec(
+        count=read.count("num_local_experts", 128),
+        active=read.count("num_experts_per_tok", 4),
+        width=read.count("intermediate_size"),
+        bias=True,
+    )
+    bias = read.flag("attention_bias", True)
+    return _llama_like(
+        read, kv_heads=read.count("num_key_value_heads", 8), head_width=read.count("head_dim", 64), experts=experts,
+        attention_bias=bias, attention_out_bias=bias, attention_sinks=True, norm_eps=read.number("rms_norm_eps", 1e-5),
+        context=read.count("max_position_embeddings", 131_072), rope=_rope(read, 150_000.0),
+        windows=_windows(read, layers, read.count("sliding_window", 128), lambda layer: layer % 2 == 0),
+    )  # fmt: skip
+
+
 def _deepseek(read: Reader) -> ModelSpec:
     latent = LatentSpec(
         kv_rank=read.count("kv_lora_rank", 512),
@@ -482,6 +506,7 @@ _FAMILIES: dict[str, Callable[[Reader], ModelSpec]] = {
     "mixtral": _mixtral,
     "qwen2_moe": _qwen2_moe,
     "qwen3_moe": _qwen3_moe,
+    "gpt_oss": _gpt_oss,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
 }

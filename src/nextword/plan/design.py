@@ -26,6 +26,7 @@ _VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _EMBEDDING_SHARE = 0.2
 _LARGEST_FILE = 1 << 24  # bytes of a configuration
 _CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # up to so many parameters
+_TILED, _SHARDED = 1e8, 1e9  # parameters from which widths are coarser
 _MOST_RATE = 3e-3
 _FEWEST_STEPS = 1000  # updates matter more than smooth gradients while budgets are small (docs/decisions.md)
 
@@ -132,6 +133,8 @@ def check_lora(rank: int, model: ModelSpec) -> None:
 def shape_for(count: float, vocabulary: int | None = None, context: int | None = None) -> ModelSpec:
     """A model in Llama's layout with about `count` parameters: head of 64, gated MLP of 8/3 the width.
 
+    A width is a multiple of the head's; of 128 from 100 million parameters, so that matrices divide into tiles; of 8
+    heads from a billion, so that 8 devices share them, with keys and values of 8 and an MLP of a multiple of 256.
     Width over layers grows slowly with size, from 32 at a million to 120 at 7 billion; loss hardly depends on it
     (Kaplan et al. 2020, figure 5). The embedding takes a fifth of the parameters at most.
     """
@@ -144,7 +147,8 @@ def shape_for(count: float, vocabulary: int | None = None, context: int | None =
     if context is None:
         context = next((tokens for most, tokens in _CONTEXTS if count < most), 8192)
     head = 128 if count > 3e9 else 64 if about >= 192 else 32 if about >= 64 else 16
-    widths = {max(1, round(about * stretch / head)) * head for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)}
+    step = 8 * head if count >= _SHARDED else max(128, head) if count >= _TILED else head
+    widths = {max(1, round(about * stretch / step)) * step for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)}
     shapes = [_with_width(count, width, head, vocabulary, context) for width in sorted(widths)]
     return min(shapes, key=lambda spec: _distance(spec, count, aspect))
 
@@ -167,18 +171,18 @@ def _distance(spec: ModelSpec, count: float, aspect: float) -> float:
 
 
 def _with_width(count: float, width: int, head: int, vocabulary: int, context: int) -> ModelSpec:
-    heads = width // head
+    heads, inner = width // head, 256 if count >= _SHARDED else 16
     spec = ModelSpec(
         kind="transformer",
         vocabulary=vocabulary,
         width=width,
         layers=1,
         context=context,
-        tied=count < 1e9,
+        tied=count < _SHARDED,
         heads=heads,
-        kv_heads=8 if count >= 1e9 and heads % 8 == 0 else heads,
+        kv_heads=8 if count >= _SHARDED else heads,
         head_width=head,
-        mlp_width=max(1, round(width * 8 / 3 / 16)) * 16,
+        mlp_width=max(1, round(width * 8 / 3 / inner)) * inner,
     )
     one, two = parameters(spec).total, parameters(replace(spec, layers=2)).total
     return replace(spec, layers=max(1, 1 + round((count - one) / (two - one))))

@@ -24,6 +24,8 @@ FAR = 6  # times the median error, from which a run is called an outlier
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
 STARTS = 24  # of the grid's best that are followed to the end
+MOST_RUNS = 2000  # that starting points and resampled fits are made of, drawn at random from more
+CUTS = (0.6, 0.7, 0.8, 0.9)  # shares of the runs, by compute, from which cross-validation predicts the next tenth
 NAMES = ("E", "A", "B", "alpha", "beta")
 
 
@@ -40,12 +42,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a law fitted without the largest budgets predicts them. Errors are shares of the loss."""
+    """How a law fitted without the largest budgets predicts them. Errors are shares of the loss.
+
+    `ahead_rms` is cross-validated: of every tenth of the runs from CUTS on, predicted from those of less compute.
+    """
 
     runs: int
     least_flops: float
     bias: float  # mean of predicted / measured - 1
     rms: float
+    folds: int
+    ahead_runs: int
+    ahead_rms: float
 
 
 @dataclass(frozen=True)
@@ -84,23 +92,62 @@ def power_of_size(law: Law) -> float:
 
 
 def fit_law(
-    runs: Runs, method: Method = "huber", *, bootstrap: int = 200, hold_out: bool = True, seed: int = 0
+    runs: Runs,
+    method: Method = "huber",
+    *,
+    bootstrap: int = 200,
+    hold_out: bool = True,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> LawFit:
     """Fit a law to `runs`.
 
     "huber" minimises the sum of Huber losses between log-sum-exp and log L (Hoffmann et al. 2022, eq. 3);
     "nnls" solves E, A, B by non-negative least squares of relative errors for each (α, β) and searches the two.
-    `bootstrap` refits to that many resampled sets of runs. Raises UsageError where the runs cannot tell the
-    constants apart.
+    `bootstrap` refits to that many resampled sets of runs. `progress` hears of what is under way. Raises UsageError
+    where the runs cannot tell the constants apart.
     """
+    say = progress or (lambda what: None)
     _check(runs)
+    say(f"{method}: fitting {len(runs):,} runs")
     point = _fit(runs, method, None)
     found = _law(point)
-    draws = tuple(_bootstrap(runs, method, point, bootstrap, seed))
-    fitted = LawFit(found, method, runs, _terms(runs, point, method), draws, None, {})
+    draws = []
+    for number, draw in enumerate(_bootstrap(runs, method, point, bootstrap, seed), 1):
+        draws.append(draw)
+        say(f"{method}: {number:,} of {bootstrap:,} resampled fits")
+    fitted = LawFit(found, method, runs, _terms(runs, point, method), tuple(draws), None, {})
     unidentified = _unidentified(runs, point) or _wide(fitted)
-    held = _hold_out(runs, method) if hold_out else None
-    return LawFit(found, method, runs, fitted.terms, draws, held, unidentified)
+    held = _hold_out(runs, method, point) if hold_out else None
+    return LawFit(found, method, runs, fitted.terms, fitted.draws, held, unidentified)
+
+
+def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
+    """Which of several fits to the same runs to believe, and why.
+
+    The one that predicts the runs of most compute best from those of less, among those whose constants the runs pin
+    down; an optimum follows from these alone.
+    """
+    identified = [fit for fit in fits if not fit.unidentified]
+
+    def ahead(fit: LawFit) -> float:
+        return fit.held_out.ahead_rms if fit.held_out is not None else math.inf
+
+    best = min(identified or fits, key=ahead)
+    names = ", ".join(fit.method for fit in fits if fit.unidentified)
+    if best.held_out is None:
+        return (
+            best,
+            f"too few runs to try it on others{f'; {names} has constants that are not identified' * bool(names)}",
+        )
+    errors = ", ".join(f"{fit.method} {ahead(fit):.2%}" for fit in fits)
+    why = (
+        f"predicted from the runs of less compute, {best.held_out.ahead_runs} runs in {best.held_out.folds} folds are"
+        f" off by (root mean square): {errors}"
+    )
+    if not identified:
+        return best, f"{why}; no fit identifies all constants, so that none gives an optimum"
+    return best, why + (f"; not identified by these runs: constants of {names}" if names else "")
 
 
 def objective(runs: Runs, law: Law) -> float:
@@ -134,7 +181,17 @@ Point = Sequence[float]
 
 
 def _fit(runs: Runs, method: Method, start: Point | None) -> Point:
-    return _fit_huber(runs, start) if method == "huber" else _fit_nnls(runs, start)
+    """From `start` alone, or from the best starting points, which a sample of many runs shows as well as all."""
+    fit = _fit_huber if method == "huber" else _fit_nnls
+    if start is None and len(runs) > MOST_RUNS:
+        start = fit(_sample(runs), None)
+    return fit(runs, start)
+
+
+def _sample(runs: Runs) -> Runs:
+    import random
+
+    return runs.take(random.Random(0).sample(range(len(runs)), MOST_RUNS))
 
 
 def _law(point: Point, name: str = "fitted", source: str = "fitted to the runs given") -> Law:
@@ -216,7 +273,9 @@ def _fit_nnls(runs: Runs, start: Point | None) -> Point:
 
     def solve(powers: Vector) -> tuple[Vector, float]:
         columns = np.stack([np.ones_like(n), np.exp(-powers[0] * (n - n0)), np.exp(-powers[1] * (d - d0))], 1)
-        factors, residual = nnls(columns * weight[:, None], np.ones_like(n))
+        # a triangle of four rows has the same solution and residual as all rows, of which nnls would make a square
+        whole: Any = np.linalg.qr(np.column_stack([columns * weight[:, None], np.ones_like(n)]), mode="r")
+        factors, residual = nnls(whole[:, :3], whole[:, 3])
         return factors, float(residual)
 
     def value(powers: Vector) -> float:
@@ -238,12 +297,21 @@ def _fit_nnls(runs: Runs, start: Point | None) -> Point:
 
 
 def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) -> Iterator[Law]:
+    """Fits to runs drawn with replacement: as many as there are, or MOST_RUNS of more.
+
+    Fewer than there are spread more, by the root of the ratio; the fits are drawn in by it (m out of n bootstrap,
+    Bickel, Götze and van Zwet 1997).
+    """
     import random
 
-    draw = random.Random(seed)
+    draw, size = random.Random(seed), min(len(runs), MOST_RUNS)
+    nearer = math.sqrt(size / len(runs))
     for _ in range(count):
-        rows = [draw.randrange(len(runs)) for _ in range(len(runs))]
-        yield _law(_fit(runs.take(rows), method, point), "bootstrap")
+        rows = [draw.randrange(len(runs)) for _ in range(size)]
+        found = _fit(runs.take(rows), method, point)
+        if nearer < 1:
+            found = [middle + nearer * (value - middle) for middle, value in zip(point, found, strict=True)]
+        yield _law(found, "bootstrap")
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -254,19 +322,35 @@ def _interval(values: Sequence[float]) -> Interval:
     return Interval(ordered[round(0.025 * last)], ordered[round(0.975 * last)])
 
 
-def _hold_out(runs: Runs, method: Method, share: float = 0.1) -> HeldOut | None:
-    """Leave out the tenth of the runs with the most compute, and predict it."""
+def _hold_out(runs: Runs, method: Method, point: Point) -> HeldOut | None:
+    """Leave out the runs of most compute, a tenth after the other, and predict them by fits to those of less."""
+    if len(runs) > MOST_RUNS:
+        return _hold_out(_sample(runs), method, point)
     order = sorted(range(len(runs)), key=lambda row: runs.flops[row])
-    cut = len(runs) - max(1, round(share * len(runs)))
-    kept, left = runs.take(order[:cut]), runs.take(order[cut:])
+    folds = [errors for cut in CUTS if (errors := _ahead(runs, order, method, point, cut))]
+    if not folds:
+        return None
+    last = folds[-1]  # where fewer runs are enough, more are
+    each = [error for errors in folds for error in errors]
+    least = min(runs.flops[row] for row in order[len(order) - len(last) :])
+    return HeldOut(len(last), least, sum(last) / len(last), _rms(last), len(folds), len(each), _rms(each))
+
+
+def _ahead(runs: Runs, order: Sequence[int], method: Method, point: Point, cut: float) -> list[float]:
+    """predicted / measured - 1 of the tenth of the runs after `cut`, by a fit to those before; empty if too few."""
+    left = len(runs) - max(1, round((1 - cut) * len(runs)))
+    right = len(runs) - round((0.9 - cut) * len(runs))
+    kept, asked = runs.take(order[:left]), runs.take(order[left:right])
     try:
         _check(kept)
     except UsageError:
-        return None
-    law = _law(_fit(kept, method, None))
-    errors = [law.loss(n, d) / loss - 1 for n, d, loss in zip(left.parameters, left.tokens, left.losses, strict=True)]
-    rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
-    return HeldOut(len(left), min(left.flops), sum(errors) / len(errors), rms)
+        return []
+    law = _law(_fit(kept, method, point))
+    return [law.loss(n, d) / loss - 1 for n, d, loss in zip(asked.parameters, asked.tokens, asked.losses, strict=True)]
+
+
+def _rms(errors: Sequence[float]) -> float:
+    return math.sqrt(sum(error**2 for error in errors) / len(errors))
 
 
 def _check(runs: Runs) -> None:
@@ -305,7 +389,7 @@ def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
             problems |= dict.fromkeys(names, "its term is below 0.01% of the loss in every run")
     slopes = np.stack([shares[0], shares[1], shares[2], -shares[1] * n, -shares[2] * d], 1)
     sizes = np.linalg.norm(slopes, axis=0)
-    _, strengths, directions = np.linalg.svd(slopes / np.where(sizes > 0, sizes, 1))
+    _, strengths, directions = np.linalg.svd(slopes / np.where(sizes > 0, sizes, 1), full_matrices=False)
     if strengths[-1] < 1e-5 * strengths[0]:
         mixed = [name for name, part in zip(NAMES, directions[-1], strict=True) if abs(part) > 0.3]
         reason = f"{', '.join(mixed)} can change together without changing any prediction: vary size and data apart"

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError, atomic_write, read_regular
+from ..base import RunError, UsageError, atomic_write
 from ..base.cores import cores
 from ..base.errors import closest
 from ..base.units import parse_bandwidth, parse_bytes, parse_flop_rate
@@ -25,6 +25,7 @@ OWN = "Give your own as NAME=MEMORY,BANDWIDTH,SPEED, such as mine=24GB,1TB/s,165
 _TF32 = 0.5  # float32 products as TF32, relative to bf16, on NVIDIA since Ampere and AMD CDNA 3
 _CPU_RUNTIME = 0.3e9  # bytes; torch's libraries and Python, measured on Linux
 _CACHE_FILE = "this-machine.json"
+_SPEEDS = ("bandwidth", "peak", "peak_fp32")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Device:
 def device(name: str, cache_folder: Path | None = None) -> Device:
     """A device by name, "this", "measure", or NAME=MEMORY,BANDWIDTH,SPEED.
 
-    "this" is measured in about a second and remembered in `cache_folder`, if one is given; "measure" does it anew.
+    "this" is measured in about a second and remembered in `cache_folder`, if one is given; "measure" does it anew and
+    keeps the larger speeds: what else runs on the machine makes a measurement too small, never too large.
     Raises UsageError that names the nearest ones for a name it does not know.
     """
     wanted = name.strip().lower()
@@ -114,16 +116,26 @@ def _own(text: str) -> Device:
 def _this(cache_folder: Path | None, anew: bool) -> Device:
     stored = cache_folder / _CACHE_FILE if cache_folder else None
     machine = {"processor": platform.processor() or platform.machine(), "cores": cores(), "node": platform.node()}
-    if stored is not None and not anew:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(read_regular(stored, 1 << 20))
-            if known["machine"] == machine:
-                return Device(**known["device"])
+    known = _remembered(stored, machine)
+    if known is not None and not anew:
+        return known
     measured = _measure()
+    if known is not None:
+        speeds = {name: max(getattr(known, name), getattr(measured, name)) for name in _SPEEDS}
+        measured = replace(measured, **speeds)
     if stored is not None:
         with suppress(OSError), atomic_write(stored) as file:  # a cache that cannot be written is no failure
             json.dump({"machine": machine, "device": asdict(measured)}, file, indent=2)
     return measured
+
+
+def _remembered(stored: Path | None, machine: dict[str, Any]) -> Device | None:
+    if stored is not None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(stored.read_text(encoding="utf-8"))
+            if known["machine"] == machine:
+                return Device(**known["device"])
+    return None
 
 
 def _measure() -> Device:

@@ -9,7 +9,7 @@ from typing import Literal
 from ..base import UsageError
 from ..spec import ModelSpec
 from .figure import Figure, figure
-from .shapes import TensorShape, tensors
+from .shapes import TensorShape, separate, tensors
 
 Optimizer = Literal["adamw", "adam8bit", "adafactor", "muon", "lion", "momentum", "sgd"]
 Precision = Literal["fp32", "mixed", "amp", "bf16"]
@@ -82,33 +82,38 @@ def states(
     shard: Shard = "none",
     devices: int = 1,
     lora: int = 0,
+    lora_targets: tuple[str, ...] = (),
     base: str = "bf16",
 ) -> States:
     """Bytes of weights, gradients and optimizer states a device.
 
-    `lora` is the rank of adapters on every matrix of the layers (0: all parameters are trained), `base` how the
-    frozen weights are kept. Raises UsageError for sizes that make no sense.
+    `lora` is the rank of adapters (0: all parameters are trained) on the matrices that `lora_targets` names (none: on
+    every matrix of the layers), `base` how the frozen weights are kept. Raises UsageError for sizes that make no sense.
     """
     if devices < 1 or lora < 0:
         raise UsageError(f"training needs at least one device and a rank of 0 or more, not {devices} and {lora}")
     shapes = [tensor for tensor in tensors(spec) if tensor.copies]
-    trained = adapters(spec, lora) if lora else shapes
+    trained = adapters(spec, lora, lora_targets) if lora else shapes
     parts = _states(trained, optimizer, PRECISIONS[precision], shard, devices)
     if lora:
         parts.insert(0, _frozen(shapes, base, shard, devices))
+        if shard != "fsdp" and BASES[base][0] == 4:
+            parts.append(_frozen_copies(shapes, PRECISIONS[precision]))
     if shard == "fsdp" and devices > 1:
         parts.append(_gathered(spec, shapes, PRECISIONS[precision], BASES[base][0] if lora else 0))
     return States(tuple(part for part in parts if part.value), sum(tensor.numbers for tensor in trained))
 
 
-def adapters(spec: ModelSpec, rank: int) -> list[TensorShape]:
-    """LoRA's pairs of narrow matrices, r x in and out x r, for every matrix of the layers (Hu et al., 2106.09685).
+def adapters(spec: ModelSpec, rank: int, targets: tuple[str, ...] = ()) -> list[TensorShape]:
+    """LoRA's pairs of narrow matrices, r x in and out x r, one for each matrix (Hu et al., 2106.09685).
 
-    The matrices are nextword's: queries, keys and values are one, gate and up are one, so that a pair serves all
-    of them. Beside the separate matrices of transformers the same rank is more: Llama 3 8B, rank 16, 41.9 M for 35.7 M.
+    Without `targets` the matrices are nextword's, all of the layers: queries, keys and values are one, gate and up
+    are one, so that a pair serves all of them. `targets` names separate matrices (LORA_TARGETS, or "all"), as PEFT
+    adapts them: Llama 3 8B, rank 16, is 35.7 M without and 41.9 M with "all". Raises UsageError for a rank above a
+    matrix's and for matrices that the model has not.
     """
     pairs = []
-    for tensor in tensors(spec):
+    for tensor in separate(spec, targets) if targets else tensors(spec):
         if tensor.is_matrix and tensor.part not in (*_ENDS, "router"):
             rows, columns = tensor.shape
             if rank > min(rows, columns):
@@ -169,6 +174,13 @@ def _frozen(shapes: list[TensorShape], base: str, shard: Shard, devices: int) ->
     over = devices if shard == "fsdp" else 1
     formula = "parameters * bytes_each / devices"
     return figure("frozen weights", "bytes", formula, meaning, parameters=count, bytes_each=width, devices=over)
+
+
+def _frozen_copies(shapes: list[TensorShape], widths: Widths) -> Figure:
+    count = sum(tensor.numbers for tensor in shapes if tensor.is_matrix)
+    source = "torch.autocast casts frozen weights for each product; the backward pass keeps the copies"
+    inputs = {"matrices": count, "bytes_each": widths.copy}
+    return figure("16-bit copies of frozen weights", "bytes", "matrices * bytes_each", source, **inputs)
 
 
 def _gathered(spec: ModelSpec, shapes: list[TensorShape], widths: Widths, base: float) -> Figure:

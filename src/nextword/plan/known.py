@@ -9,6 +9,7 @@ from typing import Any
 
 from ..spec import ModelSpec
 from .configs import spec_from_config
+from .serving import published_bytes
 
 
 def known_models() -> tuple[str, ...]:
@@ -20,6 +21,12 @@ def known_spec(name: str) -> ModelSpec | None:
     """The shape of a well-known model, in any case of letters; None for others."""
     config = _configs().get(name.lower())
     return spec_from_config(config) if config else None
+
+
+def known_bytes(name: str) -> float | None:
+    """Bytes of its published weights, where they are neither bf16 throughout nor float32: experts in MXFP4."""
+    config = _configs().get(name.lower())
+    return published_bytes(config, spec_from_config(config)) if config else None
 
 
 @cache

@@ -58,8 +58,9 @@ EPOCH = Law(
     "epoch", 1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024, 2404.10102: Chinchilla's runs refitted"
 )
 DATA_LIMITED = Law(
-    "muennighoff", 1.869, 521.0, 1488.0, 0.3526596, 0.3526596, "Muennighoff et al. 2023, 2305.16264: C4, repeated data"
-)
+    "muennighoff", math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), 0.3526596, 0.3526596,
+    "Muennighoff et al. 2023, 2305.16264, appendix B, unrounded: C4, repeated data",
+)  # fmt: skip
 # Bits a byte of text, D in bytes: twelve runs of this trainer on one core (docs/decisions.md), 6% root mean square.
 SMALL = Law("small", 0.821, 31.95, 833.0, 0.343, 0.485, "12 runs of 68 k to 1.9 M parameters on 1 to 9 MB of speeches")
 LAWS: dict[str, Law] = {law.name: law for law in (EPOCH, UNROUNDED, HOFFMANN)}

@@ -35,12 +35,12 @@ def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited
     """
     if min(parameters, tokens, unique) <= 0:
         raise UsageError("the law of repeated data needs parameters and tokens above 0")
-    worth = _worth(tokens, min(unique, tokens), REPEATED_TOKENS)
+    fresh_worth = worth(tokens, min(unique, tokens))
     enough = min(_optimal_parameters(min(unique, tokens)), parameters)
-    effective = _worth(parameters, enough, REPEATED_PARAMETERS)
-    loss = DATA_LIMITED.loss(effective, worth)
+    effective = worth(parameters, enough, REPEATED_PARAMETERS)
+    loss = DATA_LIMITED.loss(effective, fresh_worth)
     fresh = DATA_LIMITED.loss(parameters, tokens)
-    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), worth, loss, fresh)
+    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), fresh_worth, loss, fresh)
 
 
 def best_when_limited(budget: float, unique: float) -> DataLimited:
@@ -56,7 +56,8 @@ def best_when_limited(budget: float, unique: float) -> DataLimited:
     return data_limited(size, budget / (6 * size), unique)
 
 
-def _worth(used: float, unique: float, decay: float) -> float:
+def worth(used: float, unique: float, decay: float = REPEATED_TOKENS) -> float:
+    """What `used` are worth, of which only `unique` are different (at most as many): eq. 5, `decay` is R*."""
     return unique + unique * decay * -math.expm1(-(used / unique - 1) / decay)
 
 
@@ -73,16 +74,16 @@ def limited_figures(found: DataLimited) -> tuple[Figure, ...]:
     unique = min(found.unique, found.tokens)
     enough = min(_optimal_parameters(unique), found.parameters)
     formula = "{0} + {0} * R * (1 - exp(-({1} / {0} - 1) / R))"
-    worth = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique, D=found.tokens,
-                   R=REPEATED_TOKENS)  # fmt: skip
+    counted = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique,
+                     D=found.tokens, R=REPEATED_TOKENS)  # fmt: skip
     size = figure("parameters that count", "parameters", formula.format("enough", "N"), source, enough=enough,
                   N=found.parameters, R=REPEATED_PARAMETERS)  # fmt: skip
     return (
         figure("epochs", "", "D / U", "tokens seen over different ones", D=found.tokens, U=unique),
-        worth,
+        counted,
         size,
         figure("loss", "nats/token", "E + A / N ** alpha + B / D ** beta", law.source, E=law.E, A=law.A, B=law.B,
-               alpha=law.alpha, beta=law.beta, N=size.value, D=worth.value),
+               alpha=law.alpha, beta=law.beta, N=size.value, D=counted.value),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..base import UsageError, read_text
 
 _LARGEST = 64 << 20  # bytes of a CSV file
+_RANGES = {"parameters": (1.0, 1e18), "tokens": (1.0, 1e21), "flops": (1.0, 1e40), "loss": (1e-4, 1e4)}  # of any run
 _COLUMNS = {  # what a column may be called, letters and digits alone
     "parameters": ("n", "params", "parameters", "modelsize", "size", "nparams"),
     "tokens": ("d", "tokens", "trainingtokens", "ntokens", "data"),
@@ -34,6 +35,9 @@ class Runs:
         for name, values in (("parameters", self.parameters), ("tokens", self.tokens), ("loss", self.losses)):
             if bad := [value for value in values if not 0 < value < math.inf]:
                 raise UsageError(f"a run has {name} {bad[0]}; it takes a number above 0")
+            least, most = _RANGES[name]
+            if bad := [value for value in values if not least <= value <= most]:
+                raise UsageError(f"a run has {name} {bad[0]:g}; it takes {least:g} to {most:g}")
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -103,6 +107,12 @@ def _row(row: list[str], line: int, where: dict[str, int], path: Path) -> tuple[
             raise UsageError(f"{path}, line {line}: {kind} {text!r} must be above 0")
         return value
 
-    size = cell("parameters")
-    tokens = cell("tokens") if "tokens" in where else cell("flops") / (6 * size)
-    return size, tokens, cell("loss")
+    def checked(kind: str, value: float) -> float:
+        least, most = _RANGES[kind]
+        if not least <= value <= most:
+            raise UsageError(f"{path}, line {line}: {kind} {value:g} is no run's; they have {least:g} to {most:g}")
+        return value
+
+    size = checked("parameters", cell("parameters"))
+    tokens = cell("tokens") if "tokens" in where else checked("flops", cell("flops")) / (6 * size)
+    return size, checked("tokens", tokens), checked("loss", cell("loss"))

@@ -52,6 +52,7 @@ def activations(
     recompute: Recompute = "none",
     kernel: Kernel = "flash",
     fused: bool = False,
+    adapted: bool = False,
 ) -> Activations:
     """Bytes kept for `batch` sequences of `context` tokens, without the logits.
 
@@ -59,12 +60,13 @@ def activations(
     forms again what costs no weight matrix: norms, rotary positions, the MLP's inner product and the scores a
     "plain" kernel keeps; "full" keeps each layer's input and forms one layer at a time. `fused` is training with
     nextword's compiled kernels, on a CPU: in float32 they keep no norm's output, no gated product and no second copy
-    of queries and keys, with 16-bit products only no norm's normalised form.
+    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters beside
+    their matrices, which the kernels for products leave to torch.
     """
     if batch < 1 or context < 1:
         raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")
     sizes = {"tokens": batch * context, "a": width_bytes}
-    kernels = _Kernels(norms=fused and spec.norm == "rms", products=fused and width_bytes == 4)
+    kernels = _Kernels(norms=fused and spec.norm == "rms", products=fused and width_bytes == 4 and not adapted)
     last = _final_norm(spec, sizes, kernels)
     if spec.kind != "transformer":
         return Activations((_recurrent(spec, sizes), *last))

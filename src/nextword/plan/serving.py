@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..base import UsageError
 from ..spec import ModelSpec
 from .compute import flops
+from .configs import experts_in_4_bits
 from .counts import parameters
 from .figure import Figure, figure
 from .hardware import Device
@@ -14,10 +18,10 @@ from .search import largest
 from .shapes import expert_layers, tensors
 from .training import Memory
 
-# bits a number, scales included; GGUF's by the layout of its blocks
+# bits a number, scales included; GGUF's by the layout of its blocks; MXFP4: 4 bits and an 8-bit scale for 32 (OCP 2023)
 BITS: dict[str, float] = {
     "fp32": 32, "bf16": 16, "q8_0": 8.5, "int8": 8, "fp8": 8, "q6_k": 6.5625, "q5_k": 5.5, "q4_1": 5, "q4_k": 4.5,
-    "q4_0": 4.5, "nf4": 4.127, "q3_k": 3.4375, "q2_k": 2.625,
+    "q4_0": 4.5, "mxfp4": 4.25, "nf4": 4.127, "q3_k": 3.4375, "q2_k": 2.625,
 }  # fmt: skip
 PREFILL_MFU = 0.5  # assumed share of the peak in long prompts
 PROMPT_CHUNK = 2048  # prompt tokens computed at a time, as servers do
@@ -36,6 +40,7 @@ class Serving:
     precision: str = "bf16"
     cache: str = "bf16"
     weight_bytes: float | None = None
+    expert_bits: float | None = None  # of the experts' matrices, where `weight_bytes` keeps the rest in bf16
     runtime: float = 0.6e9
 
     def __post_init__(self) -> None:
@@ -52,6 +57,17 @@ def weight_bytes(spec: ModelSpec, precision: str) -> Figure:
     source = "bits a number, scales of the blocks included; norms kept wider are not counted apart"
     inputs = {"parameters": count, "bits": BITS[precision]}
     return figure("weights", "bytes", "ceil(parameters * bits / 8)", source, **inputs)
+
+
+def published_bytes(config: Mapping[str, Any], spec: ModelSpec) -> float | None:
+    """Bytes of weights whose experts' matrices are in MXFP4 and whose other numbers in bf16 (gpt-oss, 2508.10925).
+
+    None where the model's configuration does not say that they are.
+    """
+    if not experts_in_4_bits(config):
+        return None
+    inner = sum(tensor.numbers for tensor in tensors(spec) if tensor.part == "experts" and tensor.is_matrix)
+    return (inner * BITS["mxfp4"] + (parameters(spec).total - inner) * BITS["bf16"]) / 8
 
 
 def cache_bytes(spec: ModelSpec, batch: int, context: int, cache: str = "bf16") -> Figure:
@@ -105,7 +121,7 @@ class Speed:
 def speed(spec: ModelSpec, use: Serving, on: Device) -> Speed:
     """How fast `on` can generate at most, and read a prompt at the assumed share of its peak."""
     stored = serving_memory(spec, use).part("weights")
-    weights = _read(spec, use.batch, stored)
+    weights = _read(spec, use.batch, stored, use.expert_bits)
     cache = cache_bytes(spec, use.batch, use.context, use.cache)
     by_bandwidth = figure(
         "decode", "tokens/s", "batch * bandwidth / (weights_read + cache_read)", _ROOF, batch=use.batch,
@@ -126,7 +142,7 @@ def speed(spec: ModelSpec, use: Serving, on: Device) -> Speed:
     return Speed(slower, "bandwidth" if bandwidth_first else "arithmetic", prefill, first)
 
 
-def _read(spec: ModelSpec, batch: int, stored: float) -> Figure:
+def _read(spec: ModelSpec, batch: int, stored: float, expert_bits: float | None = None) -> Figure:
     """Bytes of weights read for one token of each sequence: rows of the input table aside, experts as drawn."""
     counted = parameters(spec)
     idle = 0 if spec.tied else counted.part("embedding")
@@ -137,10 +153,14 @@ def _read(spec: ModelSpec, batch: int, stored: float) -> Figure:
         routed = sum(tensor.numbers for tensor in shape)
         untouched = (1 - spec.experts.active / spec.experts.count) ** batch  # of even routing
         routed *= untouched if expert_layers(spec) else 0
+    source = "look-up tables give a row a token; the experts that no token of the batch is sent to rest"
+    if expert_bits is not None:
+        formula = "stored - looked_up * 2 - idle_experts * expert_bits / 8"
+        inputs = {"looked_up": idle, "idle_experts": routed, "expert_bits": expert_bits}
+        return figure("weights read", "bytes", formula, source, stored=stored, **inputs)
     return figure(
         "weights read", "bytes", "stored * (1 - (looked_up + idle_experts) / parameters)",
-        "look-up tables give a row a token; the experts that no token of the batch is sent to rest", stored=stored,
-        looked_up=idle, idle_experts=routed, parameters=counted.total,
+        source, stored=stored, looked_up=idle, idle_experts=routed, parameters=counted.total,
     )  # fmt: skip
 
 
@@ -152,6 +172,13 @@ class Fit:
     needed: float
     largest_batch: int
     longest_context: int
+    shared: float  # of the bytes needed, those that several devices share among them
+
+    @property
+    def devices_needed(self) -> int | None:
+        """Devices that hold it, all but their runtime split evenly; None if the runtime alone fills one."""
+        room = self.device.memory - (self.needed - self.shared)
+        return math.ceil(self.shared / room) if room > 0 else None
 
     @property
     def fits(self) -> bool:
@@ -170,9 +197,11 @@ def fit_on(spec: ModelSpec, use: Serving, on: Device) -> Fit:
     def fits(**change: int) -> bool:
         return serving_memory(spec, replace(use, **change)).total <= on.memory  # type: ignore[arg-type]
 
+    memory = serving_memory(spec, use)
     return Fit(
         device=on,
-        needed=serving_memory(spec, use).total,
+        needed=memory.total,
+        shared=memory.total - memory.part("runtime"),
         largest_batch=largest(lambda batch: fits(batch=batch), 1 << 20),
         longest_context=largest(lambda context: fits(context=context), LONGEST),
     )

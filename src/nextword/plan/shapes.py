@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..base import UsageError
 from ..spec import ModelSpec
 
 Part = Literal["embedding", "positions", "attention", "MLP", "router", "experts", "recurrent", "norms", "head"]
 PARTS: tuple[Part, ...] = (
     "embedding", "positions", "attention", "MLP", "router", "experts", "recurrent", "norms", "head",
 )  # fmt: skip
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}  # matrices of a cell, each once for the input and once for the state
 
 
@@ -44,6 +46,37 @@ def tensors(spec: ModelSpec) -> tuple[TensorShape, ...]:
     """All tensors of a model of `spec`. A head tied to the embedding is listed with no copies of its own."""
     blocks = _transformer(spec) if spec.kind == "transformer" else _recurrent(spec)
     return (*_ends(spec), *blocks)
+
+
+def separate(spec: ModelSpec, names: tuple[str, ...]) -> tuple[TensorShape, ...]:
+    """The layers' matrices of those `names` (of LORA_TARGETS, or "all"), each by itself, as transformers stores them.
+
+    Raises UsageError for names that are unknown or that no matrix of the model has.
+    """
+    found = [(name, tensor) for tensor in tensors(spec) if tensor.is_matrix for name, tensor in _apart(spec, tensor)]
+    known = tuple(dict.fromkeys(name for name, _ in found))
+    for name in names:
+        if name != "all" and name not in known:
+            raise UsageError(
+                f"the model has no matrix called {name!r} to adapt; it has {', '.join(known) or 'none by these names'}"
+            )
+    return tuple(tensor for name, tensor in found if name in names or "all" in names)
+
+
+def _apart(spec: ModelSpec, tensor: TensorShape) -> Iterator[tuple[str, TensorShape]]:
+    """The separate matrices that `tensor` joins, by their names in LORA_TARGETS."""
+    rows, columns = tensor.shape
+    name = tensor.name.removeprefix("shared ").removeprefix("expert ")
+    heads, kv_heads = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
+    parts: dict[str, dict[str, int]] = {
+        "queries, keys, values": {"q": heads, "k": kv_heads, "v": kv_heads},
+        "attention out": {"o": rows},
+        "gate and up": {"gate": rows // 2, "up": rows // 2},
+        "up": {"up": rows},
+        "down": {"down": rows},
+    }
+    for each, width in parts.get(name, {}).items():
+        yield each, replace(tensor, name=f"{tensor.name}: {each}", shape=(width, columns))
 
 
 def expert_layers(spec: ModelSpec) -> int:
@@ -101,6 +134,8 @@ def _attention(spec: ModelSpec) -> Iterator[TensorShape]:
         yield _vector("attention", "queries, keys, values, bias", rows, spec.layers)
     if spec.attention_out_bias:
         yield _vector("attention", "attention out, bias", spec.width, spec.layers)
+    if spec.attention_sinks:
+        yield _vector("attention", "attention sinks", spec.heads, spec.layers)
     if spec.qk_norm == "head":
         yield from _norm(spec, "query and key norms", spec.head_width, 2 * spec.layers)
     if spec.qk_norm == "full":
@@ -148,9 +183,13 @@ def _experts(spec: ModelSpec) -> Iterator[TensorShape]:
     experts, layers = spec.experts, expert_layers(spec)
     assert experts is not None
     yield _matrix("router", "router", experts.count, spec.width, layers)
+    if experts.bias:
+        yield _vector("router", "router, bias", experts.count, layers)
     if experts.correction_bias:
         yield _vector("router", "router correction", experts.count, layers)
-    yield from _mlp(spec, "experts", "expert ", experts.width, layers * experts.count, layers * experts.active, False)
+    yield from _mlp(
+        spec, "experts", "expert ", experts.width, layers * experts.count, layers * experts.active, experts.bias
+    )
     shared = layers * experts.shared
     width = experts.shared_width or experts.width
     if shared:

@@ -20,7 +20,6 @@ MFU = 0.40
 MFU_SOURCE = (
     "assumed: Llama 3 405B reached 38-43% (2407.21783, table 4), PaLM 46% (2204.02311), nanoGPT's GPT-2 about 30%"
 )
-RULE = "a course's rule: 4 bytes to store and 'about 20x' to train"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Training:
     shard: Shard = "none"
     devices: int = 1
     lora: int = 0
+    lora_targets: tuple[str, ...] = ()
     base: str = "bf16"
     fused: bool = False  # by nextword's compiled kernels, on a CPU: they keep fewer activations
     runtime: float = RUNTIME
@@ -70,12 +70,12 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     """Bytes a device needs at its peak: gradients of the step before are still there when the loss is computed."""
     kept = states(
         spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.devices, lora=run.lora,
-        base=run.base,
+        lora_targets=run.lora_targets, base=run.base,
     )  # fmt: skip
     width = PRECISIONS[run.precision].compute
     saved = activations(
         spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
-        fused=run.fused and not run.lora,
+        fused=run.fused, adapted=run.lora > 0,
     ).parts  # fmt: skip
     formula = " + ".join(f"part_{number}" for number in range(len(saved)))
     each = {f"part_{number}": part.value for number, part in enumerate(saved)}
@@ -97,7 +97,7 @@ def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:
     width = PRECISIONS[run.precision].compute
     return activations(
         spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
-        fused=run.fused and not run.lora,
+        fused=run.fused, adapted=run.lora > 0,
     ).parts  # fmt: skip
 
 
@@ -145,7 +145,8 @@ def cost(
     """
     if not 0 < mfu <= 1:
         raise UsageError(f"the share of the peak (--mfu) lies between 0 and 1, not {mfu}")
-    counted = flops(spec, run.context, tokens, recompute=run.recompute, frozen=run.lora > 0)
+    counted = flops(spec, run.context, tokens, recompute=run.recompute, lora=run.lora,
+                    lora_targets=run.lora_targets)  # fmt: skip
     seconds = duration(counted.total, run.devices, peak, mfu)
     hours = figure("device hours", "h", "devices * seconds / 3600", "", devices=run.devices, seconds=seconds.value)
     money = None
@@ -160,27 +161,24 @@ def duration(work: float, devices: int, peak: float, mfu: float = MFU) -> Figure
     return figure("time", "s", formula, f"MFU {MFU_SOURCE}", flops=work, devices=devices, peak=peak, mfu=mfu)
 
 
-def rules_of_thumb(spec: ModelSpec) -> tuple[Figure, ...]:
-    """Bytes by the course's rule as quoted, as its own table adds up, and of Adam's states alone."""
+def rules_of_thumb(spec: ModelSpec, devices: int = 1) -> tuple[Figure, ...]:
+    """Bytes by what people multiply the parameters with; with several `devices`, two accounts of ZeRO's stage 2."""
     count = {"parameters": parameters(spec).total}
-    table = "the course's table: 4 weights + 4 gradients + 8 Adam + 8 activations and temporaries"
+    table = "float32 weights 4, gradients 4, Adam 8, and 8 for activations, which really grow with batch x context"
     states_only = "ZeRO, 1910.02054, §3.1: weights, gradients and Adam's states, no activations"
-    return (
-        figure("to store, float32", "bytes", "parameters * 4", RULE, **count),
-        figure("20 times the model, as quoted", "bytes", "20 * 4 * parameters", RULE, **count),
+    rules = [
+        figure("to store, float32", "bytes", "parameters * 4", "4 bytes a float32 number", **count),
         figure("24 bytes a parameter", "bytes", "(4 + 4 + 8 + 8) * parameters", table, **count),
         figure("16 bytes a parameter", "bytes", "(4 + 4 + 8) * parameters", states_only, **count),
-    )
-
-
-def why_rules_differ(spec: ModelSpec, run: Training, memory: Memory) -> str:
-    """In words: what the rule of 20 says, and what of it depends on the run."""
-    count = parameters(spec).total
-    moving = sum(memory.part(name) for name in ("activations", "logits", "working space", "fragmentation"))
-    fixed = memory.total - moving - memory.part("runtime")
-    return (
-        "The rule's table adds 4 + 4 + 8 + 8 = 24 bytes a parameter, 6 times the 4 bytes of storage. '20 times' reads"
-        " its 20 extra bytes a parameter as a factor. The 8 bytes for activations are no property of the parameters:"
-        f" they grow with batch x context. Here weights, gradients and states take {fixed / count:.1f} bytes a"
-        f" parameter, and {run.batch} x {run.context:,} tokens at once take {moving / count:.1f} more."
-    )
+    ]
+    if devices > 1:
+        paper = (
+            "Rajbhandari et al. 2020, 1910.02054, §5: 16-bit weights whole; gradients, master weights and Adam shared"
+        )
+        code = "DeepSpeed's estimate_zero2_model_states_mem_needs, a device, without offloading"
+        inputs = {**count, "devices": devices}
+        rules += [
+            figure("ZeRO stage 2, paper", "bytes", "2 * parameters + 14 * parameters / devices", paper, **inputs),
+            figure("ZeRO stage 2, DeepSpeed", "bytes", "4 * parameters + 16 * parameters / devices", code, **inputs),
+        ]
+    return tuple(rules)

@@ -27,6 +27,7 @@ from .folder import resume_command
 FORMAT = "nextword-checkpoint/1"
 _STATE = "state.json"
 _MOST_BYTES = 16_000_000  # of state.json
+_FILE_BYTES = 64 << 20  # of tensors in a file, unless one alone is larger
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,19 @@ def _write(tensors: dict[str, Any], folder: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save_shards(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), _files(tensors), save_distributed=True)
+        save_shards(tensors, storage_writer=writer)
+
+
+def _files(tensors: dict[str, Any]) -> dict[str, int]:
+    """The file, from 1, that each tensor goes to: the writer holds a file twice in memory before it is on disk."""
+    found, number, size = {}, 1, 0
+    for name, tensor in tensors.items():
+        more = tensor.nbytes if isinstance(tensor, Tensor) else 0
+        if size and size + more > _FILE_BYTES:
+            number, size = number + 1, 0
+        found[name], size = number, size + more
+    return found
 
 
 def _seal(folder: Path, step: int, progress: dict[str, Any], configuration: dict[str, Any]) -> None:

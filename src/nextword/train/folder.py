@@ -45,12 +45,13 @@ class Prediction:
     tokens_per_second: Figure
     share_of_peak: Figure
     nats_per_token: Figure
-    low: Figure  # of the loss, nats a token, 95%
+    low: Figure  # of the loss, nats a token; `interval_is` says what interval
     high: Figure
     bits_per_byte: Figure
     formula_memory: Figure = 0.0  # without this machine's corrections
     law_bits: Figure = 0.0
     memory_parts: dict[str, Figure] = field(default_factory=dict)
+    interval_is: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Measured:
     clusters: int = 0  # that it is over
     over: str = "documents"
     steps: int = 0  # that were done; 0 in a report of an older version
+    peak: Figure = 0.0  # FLOP/s of one device that `share_of_peak` refers to
+    peak_is: str = ""  # what was measured for it
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class RunRecord:
     prediction: Prediction | None
     threads: Annotated[int, Within(least=1)]
     device: str
-    peak: Positive  # FLOP/s of the device
+    peak: Positive  # FLOP/s of one device, in the products of the run's precision
     options: dict[str, Any] = field(default_factory=dict)
     origin: str = ""  # the model that fine-tuning began from
     created: str = ""

@@ -18,7 +18,7 @@ from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_
 from ..plan.budget import FITTED_FROM
 from ..plan.design import SMALLEST, recurrent_for
 from ..plan.laws import SMALL, Law, law
-from ..plan.limits import best_when_limited
+from ..plan.limits import best_when_limited, worth
 from ..plan.search import largest
 from ..plan.training import training_memory
 from ..spec import Kind, ModelSpec, Positive
@@ -176,7 +176,9 @@ def predict(
     entries: Sequence[ledger.Entry] = (), data: str = "",
 ) -> Prediction:  # fmt: skip
     """Memory, time and loss of a run: formulas, corrected by what this machine's past runs measured."""
-    known = ledger.correction(entries, run.model.kind, run.precision, data)
+    known = ledger.correction(
+        entries, run.model.kind, run.precision, data, parameters(run.model).total, run.tokens
+    )  # fmt: skip
     setup = Training(
         batch=run.micro_batch, context=run.context, optimizer=run.optimizer, precision=run.precision,
         recompute=run.recompute, chunked_loss=True, shard=run.shard if run.devices > 1 else "none",
@@ -184,49 +186,36 @@ def predict(
         fused=native.available() and not torch.cuda.is_available(),
     )  # fmt: skip
     memory = training_memory(run.model, setup)
-    work = flops(run.model, run.context, run.tokens).total
+    work = flops(run.model, run.context, run.tokens, lora=run.lora).total
     share = known.share or FIRST_SHARE
     seconds = work / (run.devices * device.peak_fp32 * share)
     if timed is not None:
         seconds = run.steps * timed.step(run)
-    law_bits, low, high = small_loss(run.model, run.tokens, unique_tokens, bytes_per_token)
-    bits = law_bits * known.loss
-    spread = 0.05 if known.runs else 0.15  # of runs on other text and shapes; corrected ones lie nearer
-    nats = bits * math.log(2) * bytes_per_token
+    law_bits = small_loss(run.model, run.tokens, unique_tokens, bytes_per_token)
+    law_nats = law_bits * math.log(2) * bytes_per_token
     return Prediction(
         memory=memory.total + known.memory,
         seconds=seconds,
         tokens_per_second=run.tokens / seconds,
         share_of_peak=share_of_peak(run, seconds / run.steps, device.peak_fp32),
-        nats_per_token=nats,
-        low=nats * (low / law_bits) * (1 - spread),
-        high=nats * (high / law_bits) * (1 + spread),
-        bits_per_byte=bits,
+        nats_per_token=law_nats * known.loss.factor,
+        low=law_nats * known.loss.low,
+        high=law_nats * known.loss.high,
+        interval_is=known.loss.basis,
+        bits_per_byte=law_bits * known.loss.factor,
         formula_memory=memory.total,
         law_bits=law_bits,
         memory_parts={part.name: part.value for part in memory.parts},
     )
 
 
-def small_loss(
-    spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_token: float
-) -> tuple[float, float, float]:
-    """Bits a byte that the law of small runs predicts, and an interval of its own.
+def small_loss(spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_token: float) -> float:
+    """Bits a byte that the law of small runs predicts, at most those of a guess.
 
     The law is of bytes, so that tokenizers compare; repeated text counts less (Muennighoff et al. 2023, eq. 5).
     """
-    seen = worth(tokens, unique_tokens) * bytes_per_token
-    bits = SMALL.loss(parameters(spec).total, seen)
-    most = math.log2(spec.vocabulary) / bytes_per_token  # a guess
-    return min(bits, most), min(bits, most), min(bits, most)
-
-
-def worth(tokens: float, unique: float) -> float:
-    """Fresh tokens that `tokens` drawn from `unique` different ones are worth (2305.16264, eq. 5: R* = 15.39)."""
-    if tokens <= unique:
-        return tokens
-    repeats = tokens / unique - 1
-    return unique + unique * 15.387756 * (1 - math.exp(-repeats / 15.387756))
+    seen = worth(tokens, min(unique_tokens, tokens)) * bytes_per_token
+    return min(SMALL.loss(parameters(spec).total, seen), math.log2(spec.vocabulary) / bytes_per_token)
 
 
 def probe(run: RunConfig, device: torch.device, threads: int | None, peak: float) -> StepTime:

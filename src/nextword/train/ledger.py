@@ -1,8 +1,13 @@
-"""What was predicted and what was measured, run after run on this machine; and what that teaches the next plan."""
+"""What was predicted and what was measured, run after run on this machine; and what that teaches the next plan.
+
+A run teaches only plans that it resembles: of the same kind and precision, at most `SIMILAR` times larger or smaller,
+and for the loss on the same text. Runs under `LEAST_STEPS` steps teach nothing.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,10 +16,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..base import read_text
+from ..base import UsageError, atomic_write, read_text
 
 VARIABLE = "NEXTWORD_LEDGER"
-_SAME_DATA_LAST = 8  # entries that corrections look back on
+_MOST_BYTES = 64 << 20  # of the ledger
+LEAST_STEPS = 300  # shorter runs are mostly warm-up
+SIMILAR = 4.0  # times: parameters, and tokens seen, of runs that a correction may come from
+LEAST_RUNS = 3  # for a spread
+ASSUMED = 0.15  # share of the loss on either side, where no runs say better
+_LEAST_SPREAD = 0.01  # runs that only repeat one another say nothing of another size
+_LAST = 8  # entries that corrections look back on
+_STUDENT_T = {2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646}  # 97.5%, by degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -43,21 +55,42 @@ class Entry:
     predicted_bits: float
     measured_bits: float
     id: str = ""  # of the run, which is resumed under the same; older entries have none
+    steps: int = 0  # unknown of runs before this was kept
 
     @property
     def key(self) -> tuple[str, str]:
         """What only entries of one run share: a copied folder is another run."""
-        return (self.id or self.when, self.run)
+        return (self.id, self.run)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A factor on the law's loss, and the factors between which such runs would fall."""
+
+    factor: float = 1.0
+    low: float = 1 - ASSUMED
+    high: float = 1 + ASSUMED
+    runs: int = 0
+
+    @property
+    def basis(self) -> str:
+        """Where the interval comes from, in words."""
+        if self.runs:
+            return f"95% by {self.runs} like runs on this text"
+        return f"±{ASSUMED:.0%} assumed: fewer than {LEAST_RUNS} like runs on this text"
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What past runs change in a plan: added bytes, the share of the peak reached, a factor on the loss."""
+    """What past runs change in a plan: added bytes, the share of the peak reached, a factor on the loss.
+
+    `runs` are those behind memory and share, which do not depend on the text.
+    """
 
     runs: int = 0
     memory: float = 0.0
     share: float | None = None
-    loss: float = 1.0
+    loss: Loss = Loss()
 
 
 def path() -> Path:
@@ -88,7 +121,7 @@ def read(place: Path | None = None) -> list[Entry]:
     """The last entry of each run, oldest first; lines that are not whole are left out."""
     found: dict[tuple[str, str], Entry] = {}
     with suppress(OSError):
-        for line in read_text(place or path(), 64 << 20).splitlines():
+        for line in read_text(place or path(), _MOST_BYTES).splitlines():
             with suppress(ValueError, TypeError):
                 entry = Entry(**json.loads(line))
                 found.pop(entry.key, None)
@@ -96,23 +129,64 @@ def read(place: Path | None = None) -> list[Entry]:
     return list(found.values())
 
 
-def correction(entries: Iterable[Entry], kind: str, precision: str, data: str = "") -> Correction:
-    """What this machine's runs of the same kind teach; loss from runs on the same data where there are any."""
-    here = [e for e in entries if e.machine == machine()][-64:]
-    alike = [e for e in here if e.kind == kind and e.precision == precision][-_SAME_DATA_LAST:]
-    on_data = [e for e in here if e.data == data] or here
-    same_kind = [e for e in on_data if e.kind == kind] or on_data
-    if not here:
-        return Correction()
-    memory = [e.measured_memory - e.formula_memory for e in (alike or here)]
+def forget(run: str | None = None, place: Path | None = None) -> int:
+    """Take a run's entries out of the ledger, by its folder, or all of them; how many lines there were.
+
+    Lines that are not whole stay, unless all go. Raises UsageError for a run that has no entry.
+    """
+    place = place or path()
+    lines = read_text(place, _MOST_BYTES).splitlines() if place.exists() else []
+    kept = [] if run is None else [line for line in lines if _folder(line) != str(Path(run).resolve())]
+    if run is not None and len(kept) == len(lines):
+        raise UsageError(f"the ledger {place} has no entry of {run}; nextword plan verify lists those it has")
+    if len(kept) < len(lines):
+        with atomic_write(place) as file:
+            file.writelines(f"{line}\n" for line in kept)
+    return len(lines) - len(kept)
+
+
+def _folder(line: str) -> str | None:
+    with suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(line)["run"])
+    return None
+
+
+def correction(
+    entries: Iterable[Entry], kind: str, precision: str, data: str = "", parameters: float | None = None,
+    tokens: float | None = None,
+) -> Correction:  # fmt: skip
+    """What this machine's runs that resemble a plan teach it. Without `parameters` and `tokens` any size will do."""
+
+    def similar(entry: Entry) -> bool:
+        sizes = ((entry.parameters, parameters), (entry.tokens, tokens))
+        return all(wanted is None or 1 / SIMILAR <= size / wanted <= SIMILAR for size, wanted in sizes)
+
+    latest = {entry.key: entry for entry in entries if entry.machine == machine()}
+    like = [e for e in latest.values() if e.kind == kind and e.steps >= LEAST_STEPS and similar(e)]
+    alike = [e for e in like if e.precision == precision][-_LAST:]
     shares = [e.flops_per_token * e.tokens / e.measured_seconds / e.peak for e in alike if e.measured_seconds > 0]
-    factors = [e.measured_bits / e.law_bits for e in same_kind[-_SAME_DATA_LAST:] if e.law_bits > 0]
+    shares = [share for share in shares if share <= 1]  # beyond: the peak was measured beside a neighbour
     return Correction(
         runs=len(alike),
-        memory=statistics.median(memory),
+        memory=statistics.median(e.measured_memory - e.formula_memory for e in alike) if alike else 0.0,
         share=statistics.median(shares) if shares else None,
-        loss=statistics.median(factors) if factors else 1.0,
+        loss=loss_factor([e.measured_bits / e.law_bits for e in like if e.data == data and e.law_bits > 0][-_LAST:]),
     )
+
+
+def loss_factor(factors: Sequence[float]) -> Loss:
+    """measured / predicted of past runs → the factor for the next one and its 95% prediction interval.
+
+    The logarithms are taken as normal: mean ± t(n - 1) s sqrt(1 + 1/n) (Student's t; Hahn and Meeker 1991, §4.7). Fewer
+    than `LEAST_RUNS` correct nothing.
+    """
+    count = len(factors)
+    if count < LEAST_RUNS:
+        return Loss()
+    logs = [math.log(factor) for factor in factors]
+    mean, spread = statistics.fmean(logs), max(statistics.stdev(logs), _LEAST_SPREAD)
+    reach = _STUDENT_T[count - 1] * spread * math.sqrt(1 + 1 / count)
+    return Loss(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach), count)
 
 
 def errors(entries: Sequence[Entry]) -> list[tuple[Entry, float, float, float]]:

@@ -23,7 +23,16 @@ class LoRALinear(Layer):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + SCALE * F.linear(F.linear(x, self.down), self.up)
+        """The sum of the frozen product begins at the adapter's, so that both are rounded once, together.
+
+        In 16 bits `base(x) + adapter` would round twice, and the second time drop most of what is small beside
+        base(x): training and its losses would be of another model than the merged one.
+        """
+        learnt = SCALE * F.linear(F.linear(x, self.down), self.up)
+        if self.base.bias is not None:
+            learnt = learnt + self.base.bias
+        flat = torch.addmm(learnt.flatten(0, -2), x.flatten(0, -2), self.base.weight.t())
+        return flat.view(learnt.shape)
 
     @torch.no_grad()
     def merged(self) -> Linear:

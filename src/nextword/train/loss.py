@@ -23,7 +23,8 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dt
     products are made in it (bfloat16); softmax and sums stay float32.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    loss: Tensor = _ChunkedLoss.apply(flat, weight, targets.reshape(-1), dtype)  # type: ignore[no-untyped-call]
+    by = tuple(torch.is_grad_enabled() and each.requires_grad for each in (hidden, weight))
+    loss: Tensor = _ChunkedLoss.apply(flat, weight, targets.reshape(-1), dtype, by)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -45,22 +46,25 @@ def single_losses(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None) -> Tensor:
-        wanted = hidden.requires_grad or weight.requires_grad
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None, by: tuple[bool, bool]
+    ) -> Tensor:
+        """`by`: whether gradients by `hidden` and by `weight` are wanted; a frozen weight's would be as large as it."""
         with torch.autocast(hidden.device.type, enabled=False):
             left, matrix = (hidden, weight) if dtype is None else (hidden.to(dtype), weight.to(dtype))
             if left.dtype != matrix.dtype:
                 left = left.to(matrix.dtype)
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            to_hidden = torch.empty_like(left) if wanted else None
+            to_hidden = torch.empty_like(left) if by[0] else None
             to_weight: Tensor | None = None
             for start in range(0, left.shape[0], CHUNK):
                 part = slice(start, start + CHUNK)
                 logits = left[part] @ matrix.t()  # (chunk, vocabulary)
-                losses, gradient = _softmax_minus_one_hot(logits, targets[part], wanted)
+                losses, gradient = _softmax_minus_one_hot(logits, targets[part], any(by))
                 loss += losses.sum()
                 if to_hidden is not None and gradient is not None:
                     torch.mm(gradient, matrix, out=to_hidden[part])
+                if by[1] and gradient is not None:
                     to_weight = (
                         gradient.t() @ left[part]
                         if to_weight is None
@@ -70,14 +74,15 @@ class _ChunkedLoss(torch.autograd.Function):
                     )
                     if to_weight.dtype != torch.float32 and weight.dtype == torch.float32:
                         to_weight = to_weight.float()  # sums of many chunks stay exact
-        if to_hidden is not None and to_weight is not None:
-            ctx.save_for_backward(to_hidden.to(hidden.dtype), to_weight.to(weight.dtype))
+        made = ((to_hidden, hidden), (to_weight, weight))
+        ctx.save_for_backward(*(None if each is None else each.to(of.dtype) for each, of in made))
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight = ctx.saved_tensors
-        return to_hidden * gradients[0], to_weight * gradients[0], None, None
+        scaled = (None if each is None else each * gradients[0] for each in (to_hidden, to_weight))
+        return *scaled, None, None, None
 
 
 def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ import torch
 
 from ..base.cores import check_threads, cores
 from ..plan import RunConfig, flops
+from .lora import add_adapters
 from .loss import IGNORED
 from .module import HALF, Placed, Training, new_model
 from .optimizers import make_optimizer
@@ -73,6 +74,8 @@ def _seconds(matrix: torch.Tensor) -> float:
 
 def _time(run: RunConfig, device: torch.device, threads: int, seconds: float) -> StepTime:
     model = new_model(run).to(device)
+    if run.lora:
+        add_adapters(model, run.lora, run.seed)
     training = Training(model, run.precision)
     optimizer = make_optimizer(model, run)
     tokens = torch.randint(run.model.vocabulary, (run.micro_batch, run.context + 1), device=device)
@@ -103,7 +106,8 @@ def _finish(device: torch.device) -> None:
 
 def share_of_peak(run: RunConfig, step_seconds: float, peak: float) -> float:
     """Exact FLOPs of a step over what `peak` FLOP/s of all devices would have done in its time."""
-    return flops(run.model, run.context).per_token * run.batch * run.context / step_seconds / (peak * run.devices)
+    work = flops(run.model, run.context, lora=run.lora).per_token * run.batch * run.context
+    return work / step_seconds / (peak * run.devices)
 
 
 __all__ = ["HALF", "StepTime", "half_pays", "share_of_peak", "time_steps"]

@@ -52,6 +52,7 @@ from .guard import Action
 from .lora import add_adapters, merge_adapters
 from .memory import keep_freed_memory
 from .module import new_model
+from .peak import Peak, measured_peak
 from .probe import StepTime, half_pays
 from .trainer import Observer, Options, Outcome, Silent, Trainer, last_step
 
@@ -224,6 +225,8 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
         data = _prepare(request, sources, cache, given, name, say, spec.vocabulary)
         run = _configure(request, replace(spec, vocabulary=data.vocabulary), data, here, process, entries)
     run = replace(run, precision=_precision(request, device), shard=_shard(request, process))
+    peak = measured_peak(device, run.precision, cache)
+    here = replace(here, peak=peak.flops, peak_fp32=peak.flops)  # from here on the run's own products count
     first_guess = launch.predict(run, here, None, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
     _check_memory(first_guess, run, device)
     _check_text(run, data, process)
@@ -469,7 +472,7 @@ def _fine_tune(request: Request, spec: ModelSpec, data: Dataset, here: Device, p
     context = min(request.context or 512, spec.context, max(32, data.train.tokens // 16))
     work = launch.compute(request.budget, here, launch.FIRST_SHARE)
     tokens = request.budget.tokens or (None if work else float(data.train.tokens))
-    work = work or flops(spec, context).per_token * (tokens or 1)
+    work = work or flops(spec, context, lora=request.lora).per_token * (tokens or 1)
     rate = _LORA_RATE if request.lora else _FINE_TUNING_RATE
     rows = math.ceil(max(_FINE_TUNING_ROWS / process.world, request.changes.get("micro_batch", 1))) * process.world
     changes = {"learning_rate": rate, "final_learning_rate": rate / 10, "batch": rows, **request.changes}
@@ -664,13 +667,14 @@ def write_model(model: Any, session: Session) -> None:
 def _measured(outcome: Outcome, session: Session) -> Measured:
     record, heldout = session.record, outcome.heldout
     assert heldout is not None
-    work = flops(record.run.model, record.run.context, outcome.tokens).total
+    run, peak = record.run, _peak(session, outcome)
+    work = flops(run.model, run.context, outcome.tokens, lora=run.lora).total
     return Measured(
         memory=outcome.peak_bytes,
         seconds=outcome.seconds,
         tokens=outcome.tokens,
         tokens_per_second=outcome.tokens / outcome.seconds,
-        share_of_peak=work / outcome.seconds / (record.peak * record.run.devices),
+        share_of_peak=work / outcome.seconds / (peak.flops * run.devices),
         data_share=outcome.data_seconds / outcome.seconds,
         train_loss=outcome.loss,
         nats_per_token=heldout.nats_per_token,
@@ -680,7 +684,21 @@ def _measured(outcome: Outcome, session: Session) -> Measured:
         clusters=heldout.clusters,
         over=heldout.over,
         steps=outcome.steps,
+        peak=peak.flops,
+        peak_is=peak.what,
     )
+
+
+def _peak(session: Session, outcome: Outcome) -> Peak:
+    """What the device was measured to do; measured again where the run did more."""
+    from ..weights.catalogue import cache_folder
+
+    run = session.run
+    peak = measured_peak(session.device, run.precision, cache_folder())
+    work = flops(run.model, run.context, outcome.tokens, lora=run.lora).total
+    if work / outcome.seconds <= peak.flops * run.devices:
+        return peak
+    return measured_peak(session.device, run.precision, cache_folder(), anew=True)
 
 
 def _remember(session: Session, measured: Measured) -> None:
@@ -698,6 +716,7 @@ def _remember(session: Session, measured: Measured) -> None:
             measured_memory=measured.memory, predicted_seconds=predicted.seconds, measured_seconds=measured.seconds,
             law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
             id=record.id,
+            steps=run.steps,
         )
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import MOST, HeldOutLoss, evaluate, heldout_windows
 from .folder import append_line, differences, resume_command, writing
 from .guard import Action, Guard
+from .lora import merge_adapters
 from .memory import PeakMemory
 from .module import Placed, Training, new_model, place, prepare
 from .optimizers import make_optimizer
@@ -248,6 +249,8 @@ class Trainer:
                 self._now_and_then(end)
             interrupted = self.stopping and self.progress.step < end
             self._save_if_new()
+        if self.run.lora and self.run.shard != "fsdp":
+            merge_adapters(self.model)  # the loss at the end is of the model that is written
         heldout = None if interrupted else self._evaluate()
         done, sound = self.progress, list(self.guard.losses)[-_LAST_STEPS:]
         return Outcome(
