@@ -6,8 +6,11 @@ import sys
 from .cli import main
 
 if __name__ == "__main__":
+    one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
+    if one_of_many:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what fails is said in one line of our own
     code = main()
-    if os.environ.get("WORLD_SIZE", "1") != "1" and "torch.distributed" in sys.modules:
+    if one_of_many and "torch.distributed" in sys.modules:
         from .train.distributed import leave
 
         leave(code)

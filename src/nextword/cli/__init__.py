@@ -150,6 +150,8 @@ def _report(error: BaseException) -> int:
     from ._faults import explain
 
     message, code = explain(error)
+    if _is_said_by_another(error):
+        return code
     with suppress(OSError):  # nobody may listen on stderr
         print(f"nextword: {message}", file=sys.stderr, flush=True)
     try:
@@ -157,6 +159,13 @@ def _report(error: BaseException) -> int:
     except OSError:
         _drop_output()
     return code
+
+
+def _is_said_by_another(error: BaseException) -> bool:
+    """torchrun starts one command line many times: what is wrong with it is said by the first process alone."""
+    import click
+
+    return isinstance(error, click.ClickException) and os.environ.get("RANK", "0") != "0"
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

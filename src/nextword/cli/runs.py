@@ -193,14 +193,22 @@ def resume(
       nextword runs resume runs/transformer-1.20M --guard skip
       nextword runs resume runs/transformer-1.20M --steps 20000
     """
+    from ..train.distributed import one_voice
+    from .train_options import options_named
+
+    with one_voice(), options_named(click_context):
+        _resume(run, data, restart, device, as_json, wishes)
+
+
+def _resume(
+    run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, wishes: dict[str, Any]
+) -> None:
     from ..train.changes import Change
     from ..train.folder import RunRecord, read_report
     from ._console import messages
     from .train import emit, finish
-    from .train_options import options_named
 
-    with options_named(click_context):
-        change = Change(**wishes)
+    change = Change(**wishes)
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and record.ended(ended, change):
         messages().print(f"{run} has ended after {record.current.steps:,} steps: nothing to do."

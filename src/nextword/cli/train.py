@@ -93,9 +93,14 @@ def command(
     """
     if not data:
         raise UsageError("give the text to train on: files, folders or hf:owner/name, such as: nextword train books/")
-    check_options(click_context)
-    with options_named(click_context):
-        request = _request(data, wishes)
+    from ..train.distributed import one_voice
+
+    with one_voice(), options_named(click_context):
+        check_options(click_context)
+        _train(_request(data, wishes), sample, tensorboard, dry_run, as_json)
+
+
+def _train(request: Request, sample: str | None, tensorboard: bool, dry_run: bool, as_json: bool) -> None:
     from ..train import session as sessions
     from ..weights.catalogue import cache_folder
     from ._console import messages
@@ -104,8 +109,7 @@ def command(
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
-    with options_named(click_context):
-        session = sessions.start(request, cache_folder(), say)
+    session = sessions.start(request, cache_folder(), say)
     if session.process.first and not as_json:
         print_plan(session)
     if dry_run:

@@ -6,20 +6,27 @@ Start many with torchrun: `torchrun --nproc-per-node 2 -m nextword train ...`. W
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..base import UsageError
+from ..base import NextwordError, RunError, UsageError
 
 _PATIENCE = timedelta(minutes=10)  # for a process that does not answer
+_groups = count()  # that this process has joined; the same number on every process
+_SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its own
 
 
 @dataclass(frozen=True)
@@ -61,16 +68,119 @@ def choose_device(name: str, process: Process) -> torch.device:
 
 
 @contextmanager
-def joined(process: Process, device: torch.device) -> Iterator[None]:
-    """The processes joined in one group while the block runs: NCCL between GPUs, gloo between CPUs."""
+def joined(process: Process, device: torch.device, then: str = "") -> Iterator[None]:
+    """The processes joined in one group while the block runs: NCCL between GPUs, gloo between CPUs.
+
+    Raises RunError if another process is lost meanwhile, which says what to do `then`.
+    """
     if process.world == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend, store = "nccl" if device.type == "cuda" else "gloo", _store()
+    store.set(_key(f"process-{process.rank}"), f"{socket.gethostname()} {os.getpid()}")
+    name = _key(f"group-{next(_groups)}")  # of its own: the addresses of a group before are no use
+    group = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=group, rank=process.rank, world_size=process.world, timeout=_PATIENCE)
     try:
-        yield
+        with one_voice(then):  # before the others lose their connections to this process
+            yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice(then: str = "") -> Iterator[None]:
+    """Where several processes fail, the first to notice says why; the others end without a word.
+
+    An error of the connections becomes a RunError that names the process that is gone, and what to do `then`.
+    """
+    try:
+        yield
+    except Exception as error:
+        process = this_process()
+        if process.world == 1:
+            raise
+        if not _speaks_first():
+            raise SystemExit(1) from None
+        if isinstance(error, RuntimeError) and not isinstance(error, NextwordError):
+            raise _explained(error, process, then) from error
+        raise
+
+
+def _explained(error: RuntimeError, process: Process, then: str) -> RuntimeError:
+    """`error` itself unless another process has ended, or it is one of the connections."""
+    about_connections = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    end = time.monotonic() + (_SECONDS_TO_DIE if about_connections else 0.0)
+    while not (lost := _lost(process)) and time.monotonic() < end:
+        time.sleep(0.01)
+    then = then and f"; {then}"
+    if lost:
+        return RunError(f"{', '.join(f'rank {rank} ended ({cause})' for rank, cause in lost.items())}{then}")
+    if about_connections:
+        return RunError(f"the processes lost touch with each other ({str(error).splitlines()[0]}){then}")
+    return error
+
+
+def _lost(process: Process) -> dict[int, str]:
+    """The other processes on this machine that have ended, by rank, and how."""
+    store, lost = _store(), {}
+    for rank in range(process.world):
+        key = _key(f"process-{rank}")
+        if rank != process.rank and store.check([key]):
+            host, number = store.get(key).decode().split()
+            if host == socket.gethostname() and (cause := _end_of(int(number))):
+                lost[rank] = cause
+    return lost
+
+
+def _end_of(number: int) -> str:
+    """How process `number` ended; "" while it runs. How is known only until its parent has asked (proc(5), stat)."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "" if _runs(number) else "killed, or it crashed"
+    if state[0] not in "ZX":
+        return ""
+    code = int(state[49])
+    return f"killed by signal {code & 127}" if code & 127 else f"exit code {code >> 8}"
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@cache
+def _speaks_first() -> bool:
+    """Whether no other process of the job has said yet why it ends."""
+    if not _outlived() and not _store.cache_info().currsize:
+        return True  # nobody to ask: the processes have not met
+    try:
+        return bool(_store().add(_key("spoken"), 1) == 1)
+    except RuntimeError:  # the process that kept it has ended
+        return True
+
+
+@cache
+def _store() -> Any:
+    """What the processes tell each other by name: torchrun's own store, or else one that the first process keeps."""
+    rank, place = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    first = rank == 0 and not _outlived()
+    return dist.TCPStore(*place, is_master=first, wait_for_workers=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
+
+
+def _outlived() -> bool:
+    """Whether the store is torchrun's, which outlives the processes that it starts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _key(name: str) -> str:
+    return f"nextword/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 def share(model: nn.Module, shard: str, process: Process, device: torch.device) -> nn.Module:

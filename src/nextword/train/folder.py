@@ -228,8 +228,10 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def resume_command(folder: Path, options: str = "") -> str:
-    """The command line that goes on with a run."""
-    return f"nextword runs resume {shlex.quote(str(folder))}{options and ' ' + options}"
+    """The command line that goes on with a run, with as many processes as torchrun has started here."""
+    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    program = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 2)} -m nextword" if many else "nextword"
+    return f"{program} runs resume {shlex.quote(str(folder))}{options and ' ' + options}"
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class Session:
 
 
 def start(request: Request, cache: Path, say: Say) -> Session:
-    """Prepare the data, choose the model and the steps, predict, and write run.json. Every process calls it."""
+    """Prepare the data, choose the model and the steps, and predict. Every process calls it; nothing is written."""
     process = this_process()
     device = choose_device(request.device, process)
     with joined(process, device):
@@ -189,24 +189,10 @@ def _prepared_again(folder: Path, record: RunRecord, sources: Sequence[str], say
 
 
 def _on_first(process: Process, device: torch.device, work: Callable[[], Session]) -> Session:
-    """`work` on the first process; the others open what it wrote, or fail with it."""
-    if process.world == 1:
-        return work()
-    found: tuple[str | None, str] = (None, "")
-    made = None
-    if process.first:
-        try:
-            made = work()
-            found = (str(made.folder), "")
-        except Exception as error:
-            from_first((None, str(error)), process)
-            raise
-    found = from_first(found, process)
-    if found[0] is None:
-        raise RunError(f"the first process could not start: {found[1]}")
-    if made is None:
-        made = resume(Path(found[0]), device=str(device))
-    return made
+    """`work` on the first process; the others go on with its record. If it fails there, `joined` ends them all."""
+    made = work() if process.first else None
+    folder, record = from_first((made.folder, made.record) if made else None, process)
+    return made or Session(folder, record, open_dataset(record.data), process, device)
 
 
 def _start(request: Request, cache: Path, say: Say, process: Process, device: torch.device) -> Session:
@@ -518,7 +504,7 @@ def train(
     folder, process = session.folder, session.process
     if session.device.type == "cpu":
         keep_freed_memory()
-    with joined(process, session.device):
+    with joined(process, session.device, f"go on: {resume_command(folder)}"):
         trainer = _trainer(session, observer)
         fresh = process.first and not (folder / "run.json").exists()
         if fresh:

@@ -1,0 +1,99 @@
+"""The README's torchrun lines, started as they are written there, on little text and for a few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nextword"]
+SMALL = ["--params", "20k", "--context", "16", "--batch", "4", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("own")
+    return os.environ | {"NEXTWORD_CACHE": str(folder / "cache"), "NEXTWORD_LEDGER": str(folder / "ledger.jsonl")}
+
+
+@pytest.fixture(autouse=True)
+def books(tmp_path: Path) -> Path:
+    draw, folder = random.Random(0), tmp_path / "books"
+    folder.mkdir()
+    for number in range(25):
+        (folder / f"{number}.txt").write_text(" ".join(draw.choices(["a", "king", "went", "to", "the"], k=300)) + ".\n")
+    return folder
+
+
+def torchrun(place: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TORCHRUN, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def steps_of(run: Path) -> list[int]:
+    return [row["step"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+
+
+def said(output: str) -> list[str]:
+    """The lines that are ours to end with."""
+    return [line for line in output.splitlines() if line.startswith("nextword: ")]
+
+
+@pytest.mark.parametrize("shard", [[], ["--shard", "fsdp"]], ids=["ddp", "fsdp"])
+def test_two_processes_train_from_text_to_a_model(
+    shard: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = torchrun(tmp_path, environment, "train", "books/", *SMALL, "--steps", "3", *shard, "--out", "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert steps_of(tmp_path / "run") == [0, 1, 2]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["run"]["training"]["devices"] == 2
+    assert record["run"]["training"]["shard"] == (shard[1] if shard else "ddp")
+    assert (tmp_path / "run" / "report.json").exists()
+    assert done.stdout.count("the plan") == 1
+
+
+def test_a_killed_process_is_named_in_one_line_and_the_line_it_gives_resumes_the_run(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    start = [*TORCHRUN, "train", "books/", *SMALL, "--steps", "400", "--checkpoint-every", "10", "--out", "run"]
+    with subprocess.Popen(
+        start, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as job:
+        while job.poll() is None and not list(run.glob("checkpoints/step-*")):
+            time.sleep(0.01)
+        second = max(map(int, Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()))
+        os.kill(second, signal.SIGKILL)
+        _, err = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert len(said(err)) == 1
+    assert "rank 1 ended (killed" in said(err)[0]
+    assert said(err)[0].endswith("torchrun --nproc-per-node 2 -m nextword runs resume run")
+    assert len(steps_of(run)) < 400
+    done = torchrun(tmp_path, environment, "runs", "resume", "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(set(steps_of(run))) == list(range(400))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["train", "nosuch", "--steps", "3"], "no such file"),
+        (["train", "books/", "--steps", "three"], "not a valid integer"),
+    ],
+)
+def test_what_is_wrong_is_said_once(
+    arguments: list[str], wanted: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = torchrun(tmp_path, environment, *arguments)
+    assert done.returncode == 1
+    assert [wanted in line for line in said(done.stderr)] == [True]
