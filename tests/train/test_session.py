@@ -157,19 +157,20 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_does_not_count_among_tho
     assert names(folder) == ["damaged-step-00000009", "step-00000007"]
 
 
+@pytest.mark.parametrize("stage", ["_write", "_seal"])
 def test_the_last_sound_checkpoint_stays_until_the_next_one_is_found_whole(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(tmp_path / "run", data)
     edit(folder, lambda run: run["options"].update(keep=1))
     go_on(folder, until=5)
-    write = checkpoint._write
+    before = getattr(checkpoint, stage)
 
-    def cut(tensors: dict[str, Any], place: Path) -> None:
-        write(tensors, place)
-        damage(place)
+    def cut(*arguments: Any) -> None:
+        before(*arguments)
+        damage(next(each for each in arguments if isinstance(each, Path)))
 
-    monkeypatch.setattr(checkpoint, "_write", cut)
+    monkeypatch.setattr(checkpoint, stage, cut)
     with pytest.raises(RunError, match="could not be written"):
         go_on(folder)
     assert names(folder) == ["step-00000005"]
@@ -302,6 +303,18 @@ def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
     assert "from step 8 on: --guard skip, --steps 10" in " ".join(command(capsys, "runs", "show", folder)[1].split())
     shown = json.loads(command(capsys, "runs", "show", folder, "--json")[1])
     assert shown["changes"] == [{"step": 8, "guard": "skip", "steps": 10}]
+
+
+def test_a_change_asked_for_before_the_step_of_the_same_one_is_in_force_from_there(
+    data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    go_on(folder, until=7, learning_rate_scale=0.5)
+    train(resume(folder, change=Change(learning_rate_scale=0.5), restart=True), until=3)
+    assert [each.step for each in RunRecord.read(folder).changes] == [5, 0]
+    planned = RunRecord.read(folder).run
+    assert [row["learning_rate"] for row in rows(folder)] == [0.5 * learning_rate(planned, step) for step in range(3)]
 
 
 # ---- the guard

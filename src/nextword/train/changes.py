@@ -53,10 +53,10 @@ class Change:
         """The settings that it sets, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None and name != "step"}
 
-    def beyond(self, settings: Settings) -> Change:
-        """Only what differs from `settings`."""
-        same = {name: None for name, value in self.values().items() if getattr(settings, name) == value}
-        return replace(self, **same)  # type: ignore[arg-type]
+    def beyond(self, *settings: Settings) -> Change:
+        """Only what differs from one of `settings`."""
+        new = [name for name, value in self.values().items() if any(getattr(each, name) != value for each in settings)]
+        return Change(self.step, **{name: getattr(self, name) for name in new})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

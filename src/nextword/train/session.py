@@ -602,7 +602,8 @@ def _trained(trainer: Trainer, session: Session, until: int | None) -> Outcome:
 def _take_on(session: Session, trainer: Trainer, step: int) -> None:
     """Put what the session changes, from `step` on, into run.json and into the trainer."""
     record = session.record
-    change = replace(session.change.beyond(record.settings.after(record.changes)), step=step)
+    now, later = record.settings.after(record.changes, step), record.settings.after(record.changes)
+    change = replace(session.change, step=step).beyond(now, later)
     if not change.values():
         return
     if change.steps is not None and change.steps < step:
