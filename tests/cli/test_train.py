@@ -414,3 +414,39 @@ def test_compare_context_prints_every_number_with_its_interval_at_any_width(
     found = json.loads(run(capsys, *asked, "--json")[1])
     assert found["plan"]["text_steps"] == 2
     assert found["kinds"][0]["tasks"][0]["accuracy"].keys() == {"mean", "error", "freedom", "margin"}
+
+
+def test_fine_tuning_tells_the_loss_that_it_began_from(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "train", str(text), *SMALL, "--out", "base")[0] == 0
+    small = ["--precision", "fp32", "--threads", "1", "--batch", "4", "--steps", "5"]
+    code, out, err = run(capsys, "train", str(text), *small, "--from", "base", "--lora", "2", "--out", "tuned")
+    assert code == 0, err
+    base, tuned = (json.loads(Path(name, "report.json").read_text())["measured"] for name in ("base", "tuned"))
+    assert base["nats_before"] is None
+    assert tuned["nats_before"] == pytest.approx(base["nats_per_token"], abs=1e-4)
+    rows = [json.loads(line) for line in Path("tuned", "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0
+    assert rows[0]["heldout"]["nats_per_token"] == tuned["nats_before"]
+    assert f"{tuned['nats_before']:.4f}" in out
+
+
+def test_a_shortened_run_has_ended_and_is_not_resumed(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextword.train import deadline
+    from nextword.train import session as sessions
+
+    monkeypatch.setattr(deadline.Deadline, "cut", lambda self, step, steps, elapsed: (5, 12, 8) if step == 5 else None)
+    options = sessions._options
+    monkeypatch.setattr(sessions, "_options", lambda *given: options(*given) | {"seconds": 60.0})
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--out", "run")
+    assert code == 0, err
+    assert "The run now ends after 8 steps" in " ".join(err.split())
+    assert len(losses(tmp_path / "run")) == 8
+    assert not (tmp_path / "ledger.jsonl").exists()
+    code, _, err = run(capsys, "runs", "resume", "run")
+    assert code == 0
+    assert "nothing to do" in err
+    code, _, err = run(capsys, "runs", "resume", "run", "--steps", "10")
+    assert code == 0, err
+    assert len(losses(tmp_path / "run")) == 10

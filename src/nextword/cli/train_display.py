@@ -80,6 +80,8 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
         off = f"{expected / found - 1:+.1%}" if known and found else ""
         error = f" ± {measured.error:.4f}" if key == "nats_per_token" and measured.error is not None else ""
         table.add_row(name, show(expected) if known else "", show(found) + error, off)
+    if measured.nats_before is not None:
+        table.add_row("held-out loss before training", "", f"{measured.nats_before:.4f}", "")
     console = output()
     console.print()
     console.print(table)
@@ -99,6 +101,7 @@ class Display:
     def __init__(self, session: Session, sample: str | None = None, tensorboard: bool = False) -> None:
         self.session, self.prompt = session, sample
         self.live = session.process.first and messages().is_terminal and not messages().is_dumb_terminal
+        self.steps = session.run.steps
         self.loss: float | None = None
         self.heldout: float | None = None
         self.began, self.spoke, self.first_step = time.perf_counter(), time.perf_counter(), -1
@@ -114,7 +117,7 @@ class Display:
                 console=messages(), transient=True,
             )  # fmt: skip
             self._progress.start()
-            self._task = self._progress.add_task("step 0", total=self.session.run.steps, status="")
+            self._task = self._progress.add_task("step 0", total=self.steps, status="")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -132,19 +135,19 @@ class Display:
             self.events.write(step.step, loss=step.loss, learning_rate=step.learning_rate, norm=step.gradient_norm)
         now = time.perf_counter()
         if self._progress is not None:
-            total = self.session.run.steps
             self._progress.update(
-                self._task, completed=step.step + 1, description=f"step {step.step + 1:,}/{total:,}",
+                self._task, total=self.steps, completed=step.step + 1,
+                description=f"step {step.step + 1:,}/{self.steps:,}",
                 status=self._status(step, now),
             )  # fmt: skip
         elif self.session.process.first and now - self.spoke > _QUIET_SECONDS:
             self.spoke = now
-            messages().print(f"step {step.step + 1:,}/{self.session.run.steps:,}: {self._status(step, now)}")
+            messages().print(f"step {step.step + 1:,}/{self.steps:,}: {self._status(step, now)}")
 
     def _status(self, step: Step, now: float) -> str:
         done = step.step + 1 - self.first_step
         a_step = (now - self.began) / done
-        left = a_step * (self.session.run.steps - step.step - 1)
+        left = a_step * (self.steps - step.step - 1)
         said = [f"loss {self.loss:.3f}"]
         if self.heldout is not None:
             said.append(f"held out {self.heldout:.3f}")
@@ -168,6 +171,10 @@ class Display:
 
     def saved(self, step: int, folder: Path) -> None:
         """Checkpoints are silent."""
+
+    def shortened(self, steps: int) -> None:
+        """The run has `steps` steps now."""
+        self.steps = steps
 
     def said(self, message: str) -> None:
         """A remark of the trainer."""

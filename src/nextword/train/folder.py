@@ -72,6 +72,8 @@ class Measured:
     clusters: int = 0  # that it is over
     over: str = "documents"
     steps: int = 0  # that were done; 0 in a report of an older version
+    shortened: bool = False  # to end in time
+    nats_before: Figure | None = None  # on the same held-out text before the first step of fine-tuning
     peak: Figure = 0.0  # FLOP/s of one device that `share_of_peak` refers to
     peak_is: str = ""  # what was measured for it
 
@@ -114,7 +116,9 @@ class RunRecord:
     def ended(self, measured: Measured | None, change: Change = NOTHING) -> bool:
         """Whether `measured`, of the run's report, is of all its steps, and would be with `change`."""
         steps = change.steps or self.current.steps
-        return measured is not None and (measured.steps or self.run.steps) >= steps
+        if measured is None:
+            return False
+        return (measured.steps or self.run.steps) >= steps or (measured.shortened and steps == self.run.steps)
 
     def write(self, folder: Path) -> None:
         """Write it to `folder`/run.json."""

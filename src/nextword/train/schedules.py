@@ -7,8 +7,8 @@ import math
 from ..plan import RunConfig
 
 
-def learning_rate(run: RunConfig, step: int) -> float:
-    """The rate of step `step`, counted from 0."""
+def learning_rate(run: RunConfig, step: float) -> float:
+    """The rate of step `step`, counted from 0; between two steps where a run was shortened (deadline.py)."""
     if run.schedule == "cosine":
         return cosine(step, run.steps, run.warmup_steps, run.learning_rate, run.final_learning_rate)
     if run.schedule == "wsd":
@@ -17,7 +17,7 @@ def learning_rate(run: RunConfig, step: int) -> float:
     return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
 
 
-def cosine(step: int, steps: int, warmup: int, most: float, least: float) -> float:
+def cosine(step: float, steps: int, warmup: int, most: float, least: float) -> float:
     """Linear warm-up, then half a cosine from `most` to `least` (Loshchilov and Hutter 2016, 1608.03983, eq. 5)."""
     if step < warmup:
         return most * (step + 1) / (warmup + 1)
@@ -27,7 +27,7 @@ def cosine(step: int, steps: int, warmup: int, most: float, least: float) -> flo
     return least + 0.5 * (1 + math.cos(math.pi * done)) * (most - least)
 
 
-def warmup_stable_decay(step: int, steps: int, warmup: int, decay_share: float, floor: float) -> float:
+def warmup_stable_decay(step: float, steps: int, warmup: int, decay_share: float, floor: float) -> float:
     """The factor of a rate that rises, stays, and falls linearly to `floor` over the last `decay_share` of the steps.
 
     Hu et al. 2024, MiniCPM, 2404.06395, section 4.1.

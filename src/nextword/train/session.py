@@ -36,6 +36,7 @@ from ..text import Tokenizer, tokenizer_from_folder
 from . import compiling, launch, ledger
 from .changes import NOTHING, Change
 from .distributed import Process, choose_device, from_first, joined, this_process, wait
+from .evaluate import MOST
 from .folder import (
     Measured,
     Prediction,
@@ -54,7 +55,7 @@ from .memory import keep_freed_memory
 from .module import new_model
 from .peak import Peak, measured_peak
 from .probe import StepTime, half_pays
-from .trainer import Observer, Options, Outcome, Silent, Trainer, last_step
+from .trainer import Observer, Options, Outcome, Silent, Trainer, last_step, read_metrics
 
 Say = Callable[[str], None]
 OWN = ("bpe", "bytes", "characters")
@@ -66,6 +67,7 @@ _CHECKPOINTS = 10  # in a run, at least
 _EVALUATIONS = 10
 _SAMPLES = 4  # completions shown in the course of a run
 _FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
+_FINE_TUNED_MOST = 20_000  # held-out tokens: of a large model's, 200,000 would take minutes
 _FINE_TUNING_ROWS = 8  # a step
 
 
@@ -327,7 +329,9 @@ def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[s
         if request.evaluate_every is None
         else request.evaluate_every,
         "sample_every": max(1, run.steps // _SAMPLES),
+        "evaluate_tokens": MOST if request.start_from is None else _FINE_TUNED_MOST,
         "compile": request.compile,
+        "seconds": request.budget.seconds,
     }
 
 
@@ -569,7 +573,7 @@ def _finish(session: Session, outcome: Outcome) -> Measured | None:
         return None
     with writing(session.folder, f"go on: {resume_command(session.folder)}"):
         write_model(plain, session)
-        if outcome.heldout is None or outcome.steps < session.run.steps:
+        if outcome.heldout is None or not outcome.complete:
             return None
         measured = _measured(outcome, session)
         write_report(session.folder, session.record.expected, measured)
@@ -671,9 +675,19 @@ def _measured(outcome: Outcome, session: Session) -> Measured:
         clusters=heldout.clusters,
         over=heldout.over,
         steps=outcome.steps,
+        shortened=outcome.shortened,
+        nats_before=_loss_before(session),
         peak=peak.flops,
         peak_is=peak.what,
     )
+
+
+def _loss_before(session: Session) -> float | None:
+    """The held-out loss that fine-tuning began from, which its first session measured."""
+    if not session.record.origin:
+        return None
+    first = (row["heldout"] for row in read_metrics(session.folder) if "heldout" in row and row["step"] == 0)
+    return next((loss["nats_per_token"] for loss in first), None)
 
 
 def _peak(session: Session, outcome: Outcome) -> Peak:
@@ -690,7 +704,7 @@ def _peak(session: Session, outcome: Outcome) -> Peak:
 
 def _remember(session: Session, measured: Measured) -> None:
     record, predicted = session.record, session.record.expected
-    if predicted is None or record.origin:
+    if predicted is None or record.origin or measured.shortened:
         return
     run = record.run
     ledger.append(

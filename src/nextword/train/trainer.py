@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from ..base import RunError, UsageError, read_text
 from ..base.cores import check_threads
 from ..base.fields import Within, check_fields
+from ..base.units import format_seconds
 from ..data import Dataset, Windows
 from ..plan import RunConfig
+from ..spec import Positive
 from . import checkpoint as checkpoints
 from . import compiling
 from .changes import Change, Settings
+from .deadline import LATE, Cut, Deadline, last_step_of, place_in_schedule
 from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import MOST, HeldOutLoss, evaluate, heldout_windows
 from .folder import append_line, differences, resume_command, writing
@@ -52,6 +55,7 @@ class Options:
     sample_every: Whole = 0
     guard: Action = "stop"
     compile: bool = False
+    seconds: Positive | None = None  # of training that were asked for: a run that would end far later is shortened
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,6 +83,7 @@ class Observer(Protocol):
     def stepped(self, step: Step) -> None: ...
     def evaluated(self, step: int, loss: HeldOutLoss) -> None: ...
     def saved(self, step: int, folder: Path) -> None: ...
+    def shortened(self, steps: int) -> None: ...
     def said(self, message: str) -> None: ...
     def sample(self, step: int, model: nn.Module) -> None: ...
 
@@ -88,7 +93,7 @@ class Silent:
 
     def stepped(self, *what: Any, **named: Any) -> None: ...
 
-    evaluated = saved = said = sample = stepped
+    evaluated = saved = shortened = said = sample = stepped
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ class Outcome:
     peak_bytes: int
     threads: int
     interrupted: bool
+    complete: bool  # all steps of the run are done, or all that a shortened one has
+    shortened: bool  # to end in time
 
 
 @dataclass
@@ -119,6 +126,7 @@ class Progress:
     tokens: int = 0
     memory: int = 0  # bytes at most, of all sessions
     guard: list[float] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)  # by which the run was shortened, to end in time
 
 
 class Trainer:
@@ -148,6 +156,7 @@ class Trainer:
         self._make, self.origin = make, origin
         self._restored = False
         self.interrupts, self.stopping = _Interrupts(), False
+        self.deadline = Deadline(options.seconds)
 
     def _check(self) -> None:
         run, world = self.run, self.process.world
@@ -171,9 +180,18 @@ class Trainer:
         with joined(self.process, self.device):
             if not self._restored:
                 self.restore()
-            end = self.begun.after(self.changes).steps
             with compiling.explained() if self.options.compile else nullcontext():
-                return self._loop(min(until or end, end))
+                return self._loop(until or self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, as it is planned by now."""
+        return last_step_of(self.begun.after(self.changes).steps, self._cuts)
+
+    @property
+    def _cuts(self) -> list[Cut]:
+        """The cuts in force: none where a number of steps was asked for when the run was resumed."""
+        return self.progress.cuts if self.begun.after(self.changes).steps == self.run.steps else []
 
     def restore(self) -> int:
         """Build the model, with the weights of the newest checkpoint if there is one; the step that comes next.
@@ -185,7 +203,8 @@ class Trainer:
         self._restored = True
         self._settings()
         if step := self.progress.step:
-            self.observer.said(f"resumed from step {step:,} of {self.begun.after(self.changes).steps:,}")
+            self.observer.said(f"resumed from step {step:,} of {self.steps:,}")
+            self.observer.shortened(self.steps)
         return self.progress.step
 
     def _newest(self) -> checkpoints.Checkpoint | None:
@@ -237,15 +256,20 @@ class Trainer:
     def _root(self) -> Path:
         return self.options.folder / "checkpoints"
 
-    def _loop(self, end: int) -> Outcome:
-        interrupted = False
+    def _loop(self, until: int) -> Outcome:
+        interrupted, end = False, min(until, self.steps)
         with PeakMemory(self.device) as self._peak, self.interrupts:
+            if self.origin and self.progress.step == 0:
+                self._evaluate()  # what fine-tuning begins from
             while self.progress.step < end and not self.stopping:
                 step = self._step()
                 self._write(_plain(step))
                 if step.action == "stop":
                     raise RunError(self._ways_on(step))
                 self.observer.stepped(step)
+                if step.action != "rewind":
+                    self._keep_deadline()
+                end = min(until, self.steps)
                 self._now_and_then(end)
             interrupted = self.stopping and self.progress.step < end
             self._save_if_new()
@@ -256,8 +280,26 @@ class Trainer:
         return Outcome(
             self.model, done.step, done.seconds, done.data_seconds, done.tokens,
             sum(sound) / len(sound) if sound else math.nan, heldout, max(done.memory, self._peak.bytes),
-            torch.get_num_threads(), interrupted,
+            torch.get_num_threads(), interrupted, done.step >= self.steps, bool(self._cuts),
         )  # fmt: skip
+
+    def _keep_deadline(self) -> None:
+        """Shorten a run that would end late. The checkpoint that tells of it is written before the next step."""
+        done, settings = self.progress, self.begun.after(self.changes)
+        if self.options.seconds is None or settings.steps != self.run.steps:
+            return
+        elapsed = total([done.seconds], self.process, self.device)[0] / self.process.world  # the same on every process
+        cut = self.deadline.cut(done.step, self.steps, elapsed)
+        if cut is None:
+            return
+        done.cuts = [*done.cuts, cut]
+        self._save_if_new()
+        self.observer.shortened(self.steps)
+        self.observer.said(
+            f"step {done.step:,}: training is slower than planned, and {cut[1]:,} steps would take more than {LATE:g}"
+            f" times the {format_seconds(self.options.seconds)} asked for. The run now ends after {cut[2]:,} steps,"
+            " and the learning rate decays over those that are left"
+        )
 
     def _step(self) -> Step:
         began = time.perf_counter()
@@ -265,7 +307,7 @@ class Trainer:
         run = self.run if settings.steps == self.run.steps else replace(self.run, steps=settings.steps)
         batch = place(self._batch(position), self.device)
         data_seconds = time.perf_counter() - began
-        rate = learning_rate(run, self.progress.step) * settings.learning_rate_scale
+        rate = learning_rate(run, place_in_schedule(self.progress.step, self._cuts)) * settings.learning_rate_scale
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if run.dropout:

@@ -1,0 +1,65 @@
+"""A run that would end late is shortened, so that its learning rate still falls to the end and it ends about in time.
+
+Each cut is kept in the checkpoint that is written with it: (step, steps before, steps after). The learning rate is a
+function of the step and the cuts, so that a run that goes on from that checkpoint is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+LATE = 1.2  # times the time asked for: a run that would end later is shortened
+_AIM = 1.15  # times the time asked for, where a shortened run ends, so that the next slow step does not cut it again
+_FEWEST, _RECENT = 3, 20  # steps whose pace is the pace
+_COOLDOWN = 0.05  # of the steps done: the fewest that a cut leaves for the learning rate to fall
+_WORTH_IT = 0.95  # of the steps that are left, at most, are left by a cut
+
+Cut = Sequence[int]  # step, steps before, steps after
+
+
+def last_step_of(steps: int, cuts: Sequence[Cut]) -> int:
+    """How many steps a run of `steps` has after its cuts."""
+    return cuts[-1][2] if cuts else steps
+
+
+def place_in_schedule(step: int, cuts: Sequence[Cut]) -> float:
+    """The step of the run as it was planned whose learning rate `step` has: the rest of a schedule is squeezed.
+
+    The step of a cut keeps its own rate, the last step gets the rate of what was the last step, and those between lie
+    evenly between.
+    """
+    place = float(step)
+    for start, before, after in reversed(cuts):
+        if place >= after - 1:
+            place = before - 1.0
+        elif place > start:
+            place = start + (place - start) * (before - 1 - start) / (after - 1 - start)
+    return place
+
+
+class Deadline:
+    """Watches the pace of a run that is to take about `seconds` of training; None watches nothing."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._elapsed: deque[float] = deque(maxlen=_RECENT + 1)
+
+    def cut(self, step: int, steps: int, elapsed: float) -> Cut | None:
+        """The cut to make after `step` of `steps`, `elapsed` seconds of training since the run began, if it is late."""
+        if self.seconds is None:
+            return None
+        self._elapsed.append(elapsed)
+        if len(self._elapsed) <= _FEWEST:
+            return None
+        pace = (self._elapsed[-1] - self._elapsed[0]) / (len(self._elapsed) - 1)
+        left = steps - step
+        if left < 1 or elapsed + left * pace <= LATE * self.seconds:
+            return None
+        room = int((_AIM * self.seconds - elapsed) / pace)
+        fewer = max(1, math.ceil(_COOLDOWN * step), room)
+        if fewer > _WORTH_IT * left:
+            return None
+        self._elapsed.clear()
+        return (step, steps, step + fewer)
