@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..base import NextwordError, RunError, UsageError
 
 _PATIENCE = timedelta(minutes=10)  # for a process that does not answer
+WHILE_PREPARING = timedelta(days=7)  # for the first process, which tokenizes the text
 _groups = count()  # that this process has joined; the same number on every process
 _SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its own
 
@@ -50,6 +51,11 @@ def this_process() -> Process:
     return Process(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
+def processes_here() -> int:
+    """Processes of the run on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def choose_device(name: str, process: Process) -> torch.device:
     """ "auto" is the process's GPU if there is one, else the CPU. Raises UsageError for one that cannot be used."""
     if name == "auto":
@@ -68,9 +74,12 @@ def choose_device(name: str, process: Process) -> torch.device:
 
 
 @contextmanager
-def joined(process: Process, device: torch.device, then: str = "") -> Iterator[None]:
+def joined(
+    process: Process, device: torch.device, then: str = "", patience: timedelta = _PATIENCE
+) -> Iterator[None]:  # fmt: skip
     """The processes joined in one group while the block runs: NCCL between GPUs, gloo between CPUs.
 
+    One waits for an answer of another for as long as `patience`.
     Raises RunError if another process is lost meanwhile, which says what to do `then`.
     """
     if process.world == 1 or dist.is_initialized():
@@ -80,7 +89,7 @@ def joined(process: Process, device: torch.device, then: str = "") -> Iterator[N
     store.set(_key(f"process-{process.rank}"), f"{socket.gethostname()} {os.getpid()}")
     name = _key(f"group-{next(_groups)}")  # of its own: the addresses of a group before are no use
     group = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=group, rank=process.rank, world_size=process.world, timeout=_PATIENCE)
+    dist.init_process_group(backend, store=group, rank=process.rank, world_size=process.world, timeout=patience)
     try:
         with one_voice(then):  # before the others lose their connections to this process
             yield

@@ -26,6 +26,7 @@ from . import ledger
 from .folder import Prediction
 from .probe import StepTime, share_of_peak, time_steps
 
+RUNS = Path("runs")  # where runs are written for want of --out
 FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
 _MOST_TOKENS_AT_ONCE = 8192  # of a CPU's micro-batch: more is no faster and takes memory
 _TIMED_SECONDS = 1.0  # that a micro-batch may take, so that timing some takes a few
@@ -237,7 +238,7 @@ def _micro_flops(run: RunConfig) -> float:
     return flops(run.model, run.context).per_token * run.context * run.micro_batch
 
 
-def default_folder(run: RunConfig, root: Path = Path("runs")) -> Path:
+def default_folder(run: RunConfig, root: Path = RUNS) -> Path:
     """runs/transformer-1.2M, or -2, -3 … behind it where that is taken."""
     from ..base.units import format_count
 

@@ -35,7 +35,7 @@ from ..spec import Kind, ModelSpec, Positive
 from ..text import Tokenizer, tokenizer_from_folder
 from . import compiling, launch, ledger
 from .changes import NOTHING, Change
-from .distributed import Process, choose_device, from_first, joined, this_process, wait
+from .distributed import WHILE_PREPARING, Process, choose_device, from_first, joined, processes_here, this_process, wait
 from .evaluate import MOST
 from .folder import (
     Measured,
@@ -139,7 +139,7 @@ def start(request: Request, cache: Path, say: Say) -> Session:
     """Prepare the data, choose the model and the steps, and predict. Every process calls it; nothing is written."""
     process = this_process()
     device = choose_device(request.device, process)
-    with joined(process, device):
+    with joined(process, device, patience=WHILE_PREPARING):
         return _on_first(process, device, lambda: _start(request, cache, say, process, device))
 
 
@@ -238,7 +238,7 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
 
 def _check_request(request: Request, process: Process, device: torch.device) -> None:
     """Refuse what can be told from the request alone, before the text is read. Raises UsageError."""
-    check_writable(request.out or Path("runs"), "--out", folder=True)
+    check_writable(request.out or launch.RUNS, "--out", folder=True)
     if request.out is not None:
         _check_free(request.out)
     launch.check_batch(request.changes.get("batch"), request.changes.get("micro_batch"), process.world)
@@ -303,7 +303,7 @@ def _check_free(folder: Path) -> None:
 
 def _check_memory(prediction: Prediction, run: RunConfig, device: torch.device) -> None:
     """Refuse a run that the machine's free memory does not hold, before it is taken."""
-    free, needed = free_memory(), prediction.memory * run.devices
+    free, needed = free_memory(), prediction.memory * processes_here()
     if device.type == "cpu" and free is not None and needed > free:
         raise UsageError(f"the run needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {_ways_out(run)}")
 
