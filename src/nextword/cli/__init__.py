@@ -38,8 +38,11 @@ def _run(arguments: list[str]) -> int:
     _prepare_streams()
     import click
 
+    from . import _console
     from ._app import COMPLETION_VARIABLE, PROGRAM, app
 
+    _console.output.cache_clear()  # a console belongs to the command, whose streams it holds
+    _console.messages.cache_clear()
     if instruction := os.environ.get(COMPLETION_VARIABLE):
         from click.shell_completion import shell_complete
 
