@@ -30,7 +30,7 @@ from ..data import (
 )
 from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
-from ..plan.design import Context, check_lora
+from ..plan.design import SMALLEST, Context, check_lora
 from ..spec import Kind, ModelSpec, Positive
 from ..text import Tokenizer, tokenizer_from_folder
 from . import compiling, launch, ledger
@@ -198,52 +198,67 @@ def _on_first(process: Process, device: torch.device, work: Callable[[], Session
 
 
 def _start(request: Request, cache: Path, say: Say, process: Process, device: torch.device) -> Session:
-    _check_request(request, process, device)
+    planned = _check_request(request, process, device)
     sources = _find_sources(request, say)
     here = plan_device("this", cache)
     say(f"this machine: {here.peak_fp32 / 1e9:.0f} GFLOP/s, {here.bandwidth / 1e9:.0f} GB/s (measured)")
     entries = ledger.read()
-    if request.start_from is not None:
-        model, tokenizer = _load(request.start_from)
-        check_lora(request.lora, model.spec)
-        data = _prepare(request, sources, cache, tokenizer, request.start_from, say)
-        run = _fine_tune(request, model.spec, data, here, process)
-    else:
-        spec, given, name = _shape(request, sources, here, entries)
-        data = _prepare(request, sources, cache, given, name, say, spec.vocabulary)
-        run = _configure(request, replace(spec, vocabulary=data.vocabulary), data, here, process, entries)
-    run = replace(run, precision=_precision(request, device), shard=_shard(request, process))
+    data, run = _data_and_run(request, sources, cache, here, entries, process, say)
+    run = replace(run, precision=_precision(request, device, planned), shard=_shard(request, run, process))
     peak = measured_peak(device, run.precision, cache)
     here = replace(here, peak=peak.flops, peak_fp32=peak.flops)  # from here on the run's own products count
-    first_guess = launch.predict(run, here, None, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
-    _check_memory(first_guess, run, device)
+
+    def predicted(timed: StepTime | None) -> Prediction:
+        return launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
+
+    _check_memory(predicted(None), run, device)
     _check_text(run, data, process)
     say("timing some steps")
     own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are shared out among processes
     timed = launch.probe(run, device, request.threads or own_threads, here.peak_fp32)
     run = _refit(request, run, timed, data, here)
-    threads = request.threads or timed.threads
-    prediction = launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
+    prediction = predicted(timed)
     if request.start_from is not None:  # no law says how far open weights are from this text
         prediction = replace(prediction, nats_per_token=math.nan, low=math.nan, high=math.nan, bits_per_byte=math.nan)
     folder = request.out or launch.default_folder(run)
     _check_free(folder)
     record = RunRecord(
         run=run, data=str(data.folder.resolve()), fingerprint=data.fingerprint, sources=tuple(map(str, request.data)),
-        prediction=prediction, threads=threads, device=request.device, peak=here.peak_fp32,
+        prediction=prediction, threads=request.threads or timed.threads, device=request.device, peak=here.peak_fp32,
         options=_options(request, run, timed), origin=request.start_from or "", preparation=_preparation(request),
     )  # fmt: skip
     return Session(folder, record, data, process, device)
 
 
-def _check_request(request: Request, process: Process, device: torch.device) -> None:
-    """Refuse what can be told from the request alone, before the text is read. Raises UsageError."""
+def _data_and_run(
+    request: Request, sources: Sources, cache: Path, here: Device, entries: list[ledger.Entry], process: Process,
+    say: Say,
+) -> tuple[Dataset, RunConfig]:  # fmt: skip
+    """The text as tokens, and the run on them: of open weights, of a planned run, or of a model that suits both."""
+    if request.start_from is not None:
+        model, tokenizer = _load(request.start_from)
+        check_lora(request.lora, model.spec)
+        data = _prepare(request, sources, cache, tokenizer, request.start_from, say)
+        return data, _fine_tune(request, model.spec, data, here, process)
+    spec, given, name = _shape(request, sources, here, entries)
+    data = _prepare(request, sources, cache, given, name, say, spec.vocabulary)
+    return data, _configure(request, replace(spec, vocabulary=data.vocabulary), data, here, process, entries)
+
+
+def _check_request(request: Request, process: Process, device: torch.device) -> RunConfig | None:
+    """Refuse what can be told from the request alone, before the text is read; the planned run, if one is given.
+
+    Raises UsageError.
+    """
     check_writable(request.out or launch.RUNS, "--out", folder=True)
     if request.out is not None:
         _check_free(request.out)
-    launch.check_batch(request.changes.get("batch"), request.changes.get("micro_batch"), process.world)
+    planned = RunConfig.read(request.config) if request.config is not None else None
+    batch = planned.batch if planned is not None else request.changes.get("batch")
+    launch.check_batch(batch, request.changes.get("micro_batch"), process.world)
     if request.compile:
-        compiling.check(device, _precision(request, device))
+        compiling.check(device, _precision(request, device, planned))
+    return planned
 
 
 def _check_text(run: RunConfig, data: Dataset, process: Process) -> None:
@@ -373,7 +388,7 @@ def _choose_shape(
     def shape(bytes_per_token: float) -> ModelSpec:
         count = request.count
         if work is None:
-            count = count or (request.budget.tokens or unique / bytes_per_token) / 20
+            count = count or max(SMALLEST, (request.budget.tokens or unique / bytes_per_token) / 20)
         return launch.choose_shape(
             work or 1.0, unique, bytes_per_token, request.kind, request.match, count, request.context
         )
@@ -472,16 +487,22 @@ def _fine_tune(request: Request, spec: ModelSpec, data: Dataset, here: Device, p
     return replace(run, model=spec, context=context, lora=request.lora)
 
 
-def _precision(request: Request, device: torch.device) -> Any:
+def _precision(request: Request, device: torch.device, planned: RunConfig | None = None) -> Any:
+    """What was asked for, or what a planned run has, or what is faster here."""
     if request.precision != "auto":
         return request.precision
+    if planned is not None:
+        return planned.precision
     return "amp" if half_pays(device) else "fp32"
 
 
-def _shard(request: Request, process: Process) -> Any:
+def _shard(request: Request, run: RunConfig, process: Process) -> Any:
     if process.world == 1:
         return "none"
-    return "ddp" if request.shard == "none" else request.shard
+    shard = next((asked for asked in (request.shard, run.shard) if asked != "none"), "ddp")
+    if shard not in ("ddp", "fsdp"):
+        raise UsageError(f"--shard {shard} can be planned but not run; give --shard ddp or --shard fsdp")
+    return shard
 
 
 def _refit(request: Request, run: RunConfig, timed: StepTime, data: Dataset, here: Device) -> RunConfig:
