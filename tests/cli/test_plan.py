@@ -270,9 +270,7 @@ def test_gpt_oss_is_as_large_as_it_is_published(run: Plan, tmp_path: Path) -> No
      (("--lora-targets", "v, Q ,v"), 16 * 32 * (4096 + 4096 + 4096 + 1024)),
      (("--lora-targets", "all"), 41_943_040)],
 )  # fmt: skip
-def test_adapters_stand_beside_the_matrices_that_are_named(
-    run: Plan, targets: tuple[str, ...], adapted: int
-) -> None:
+def test_adapters_stand_beside_the_matrices_that_are_named(run: Plan, targets: tuple[str, ...], adapted: int) -> None:
     """41,943,040 is PEFT's count for Llama 3 8B, rank 16, all linear layers; q and v alone are 6,815,744."""
     parts = run("train", "llama-3-8b", "--lora", "16", *targets, "--json").data["memory"]["parts"]
     assert next(part["value"] for part in parts if part["name"] == "gradients") == 2 * adapted
