@@ -75,6 +75,36 @@ def test_text_becomes_a_model_with_its_plan_beside_what_was_measured(
     code, out, _ = run(capsys, "plan", "verify", "--json")
     assert code == 0
     assert json.loads(out)["runs"][0]["tokens"] == 12 * 4 * 16
+    assert json.loads(out)["corrections"][0]["loss_interval_is"].startswith("±15% assumed")
+
+
+def test_a_forgotten_run_is_no_longer_in_the_ledger(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
+    code, _, err = run(capsys, "runs", "forget", "run")
+    assert (code, err.startswith("1 entry taken out of")) == (0, True)
+    assert json.loads(run(capsys, "plan", "verify", "--json")[1])["runs"] == []
+    code, _, err = run(capsys, "runs", "forget", "run")
+    assert (code, "has no entry of run" in err) == (2, True)
+    code, _, err = run(capsys, "runs", "forget")
+    assert (code, "--all" in err) == (2, True)
+    assert run(capsys, "runs", "forget", "--all")[0] == 0
+
+
+def test_a_fine_tuned_run_counts_frozen_weights_as_they_are_computed_and_names_its_peak(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nextword.plan import RunConfig, flops
+
+    assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
+    tuned = ("train", str(text), *SMALL, "--from", "run", "--lora", "2", "--threads", "1", "--out", "tuned")
+    code, out, err = run(capsys, *tuned)
+    assert code == 0, err
+    assert re.search(r"1 thread *\n", out)
+    assert re.search(r"the peak: [\d,]+ GFLOP/s, (float32|bfloat16) products, measured on this CPU", out)
+    measured = json.loads((tmp_path / "tuned" / "report.json").read_text())["measured"]
+    config = RunConfig.from_dict(json.loads((tmp_path / "tuned" / "run.json").read_text())["run"])
+    work = flops(config.model, config.context, measured["tokens"], lora=2).total
+    assert measured["share_of_peak"] == pytest.approx(work / measured["seconds"] / measured["peak"])
 
 
 def test_the_folder_opens_in_transformers_with_equal_logits(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nextword import plan
-from nextword.plan import hardware
+from nextword.plan import RunConfig, hardware
 from nextword.train import peak as peaks
-from nextword.train.peak import measured_peak
+from nextword.train import session
+from nextword.train.peak import Peak, measured_peak
 
 CPU = torch.device("cpu")
 
@@ -48,6 +50,25 @@ def test_measuring_this_machine_again_keeps_the_larger_speeds(tmp_path: Path, mo
     again = plan.device("measure", tmp_path)
     assert (again.peak, again.bandwidth) == (2e12, 3e9)
     assert plan.device("this", tmp_path) == again
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, [False]), (1e-6, [False, True])])
+def test_a_run_that_beats_its_peak_has_it_measured_again(
+    seconds: float, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunConfig(model=plan.shape_for(1e5), tokens=0, context=64, batch=1, micro_batch=1, accumulation=1, steps=1,
+                    learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=1, precision="amp")  # fmt: skip
+    asked: list[bool] = []
+
+    def measure(device: torch.device, precision: str, cache: Path, anew: bool = False) -> Peak:
+        asked.append(anew)
+        return Peak(1e12, precision)
+
+    monkeypatch.setattr(session, "measured_peak", measure)
+    asking = SimpleNamespace(run=run, device=CPU)
+    found = session._peak(asking, SimpleNamespace(tokens=64, seconds=seconds))  # type: ignore[arg-type]
+    assert asked == expected
+    assert found.what == "amp"
 
 
 def test_a_damaged_file_of_speeds_is_measured_anew(tmp_path: Path) -> None:

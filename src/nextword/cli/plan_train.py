@@ -80,13 +80,15 @@ def command(
 
 def training(about: Target, setup: dict[str, Any], on: Device) -> Training:
     """The options of `training_options` as a Training."""
-    from ..plan.training import Training
+    from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, Training
 
+    on_cpu = on.peak == on.peak_fp32
     if setup["lora_targets"] and not setup["lora"]:
         raise UsageError("--lora-targets says which matrices --lora adapts; give a rank, such as --lora 16")
     return Training(
         **{key: value for key, value in setup.items() if key not in ("context", "loss", "precision")},
-        precision=setup["precision"] or ("fp32" if on.peak == on.peak_fp32 else "mixed"),
+        precision=setup["precision"] or ("fp32" if on_cpu else "mixed"),
+        fragmentation=CPU_FRAGMENTATION if on_cpu else FRAGMENTATION,
         context=context_of(about.spec, setup["context"]),
         chunked_loss=setup["loss"] == "chunked",
         runtime=on.runtime,

@@ -20,7 +20,7 @@ from ..plan.design import SMALLEST, recurrent_for
 from ..plan.laws import SMALL, Law, law
 from ..plan.limits import best_when_limited, worth
 from ..plan.search import largest
-from ..plan.training import training_memory
+from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
 from ..spec import Kind, ModelSpec, Positive
 from . import ledger
 from .folder import Prediction
@@ -180,11 +180,12 @@ def predict(
     known = ledger.correction(
         entries, run.model.kind, run.precision, data, parameters(run.model).total, run.tokens
     )  # fmt: skip
+    on_cpu = not torch.cuda.is_available()
     setup = Training(
         batch=run.micro_batch, context=run.context, optimizer=run.optimizer, precision=run.precision,
         recompute=run.recompute, chunked_loss=True, shard=run.shard if run.devices > 1 else "none",
-        devices=run.devices, lora=run.lora, base="fp32", runtime=device.runtime, fragmentation=0.0,
-        fused=native.available() and not torch.cuda.is_available(),
+        devices=run.devices, lora=run.lora, base="fp32", runtime=device.runtime,
+        fragmentation=CPU_FRAGMENTATION if on_cpu else FRAGMENTATION, fused=native.available() and on_cpu,
     )  # fmt: skip
     memory = training_memory(run.model, setup)
     work = flops(run.model, run.context, run.tokens, lora=run.lora).total

@@ -662,8 +662,12 @@ def _whole(model: nn.Module, session: Session) -> nn.Module:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = get_model_state_dict(model, options=options)
         model = new_model(session.run)
+        if session.run.lora:
+            add_adapters(model, session.run.lora, session.run.seed)  # the tensors have their names
         if session.process.first:
-            model.load_state_dict(tensors, strict=False)
+            missing, unknown = model.load_state_dict(tensors, strict=False)  # a tied head is there as the embedding
+            assert not unknown
+            assert set(missing) <= {"head.weight"}
     if session.run.lora:
         merge_adapters(model)
     return model.eval()
