@@ -97,3 +97,20 @@ def test_what_is_wrong_is_said_once(
     done = torchrun(tmp_path, environment, *arguments)
     assert done.returncode == 1
     assert [wanted in line for line in said(done.stderr)] == [True]
+
+
+def test_adapters_trained_in_shards_are_written_beside_the_weights_that_they_adapt(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    from safetensors.torch import load_file
+
+    begun = [sys.executable, "-m", "nextword", "train", "books/", *SMALL, "--steps", "1", "--out", "base"]
+    subprocess.run(begun, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    done = torchrun(
+        tmp_path, environment, "train", "books/", "--from", "base", "--lora", "2", "--shard", "fsdp", "--steps", "2",
+        "--batch", "4", "--precision", "fp32", "--learning-rate", "1e-4", "--out", "tuned",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    base, tuned = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "tuned"))
+    changes = {name: float((tuned[name] - tensor).abs().max()) for name, tensor in base.items()}
+    assert 0 < max(changes.values()) < 1e-3
