@@ -16,6 +16,7 @@ from types import ModuleType
 import click
 import pytest
 
+from nextword.base import UsageError
 from nextword.cli import _console, main
 from nextword.cli._app import app
 
@@ -141,7 +142,7 @@ def test_a_command_that_is_not_there_is_noticed(place: Path) -> None:
         "nextword plan train --batch many",
         "nextword runs go",
     ):
-        with pytest.raises((AssertionError, click.ClickException)):
+        with pytest.raises((AssertionError, click.ClickException, UsageError)):
             parse(tuple(wrong.split()))
 
 

@@ -31,7 +31,7 @@ class Sample:
         ({"share": 1}, "share 1: give a finite number at least 0 and below 1"),
         ({"share": 10**400}, "share 1000"),
         ({"share": False}, "share False: give a finite number"),
-        ({"share": 0, "count": 1001}, "count 1001: give a whole number from 1 to 1,000 or nothing"),
+        ({"share": 0, "count": 1001}, "count 1001: give a whole number from 1 to 1,000"),
         ({"share": 0, "count": 2.0}, "count 2.0: give a whole number"),
         ({"share": 0, "names": ("a", 3)}, "names ('a', 3): give a list, each text"),
         ({"share": 0, "names": "ab"}, "names 'ab': give a list"),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nextword.cli._pictures import bar, heat, next_picture, probability_table
 from nextword.generate.display import percent, rows, visible
-from nextword.generate.results import Alternative, Completion, NextTokens, Step
+from nextword.generate.results import Alternative, Completion, NextTokens, Step, Timings
 from nextword.generate.sampling import Sampling
 
 TEXTS = (" the", "\n", "日本", "a" * 40, " fish")
@@ -156,7 +156,7 @@ def _completion(temperature: float) -> Completion:
         Step(0, place, each.id, each.text, each.text, math.log(each.probability), each.drawn, listed)
         for place, each in enumerate(listed)
     )
-    return Completion("p", (1,), "text", steps, "length")
+    return Completion("p", (1,), "text", steps, "length", 0, 0, Timings(1, 0.0, len(steps), 0.0))
 
 
 def test_the_table_has_a_row_a_step_with_both_probabilities():
@@ -191,5 +191,5 @@ def test_the_table_fits_its_width_and_loses_no_alternative(width):
 
 
 def test_a_table_without_steps_is_its_heading():
-    empty = Completion("p", (1,), "", (), "length")
+    empty = Completion("p", (1,), "", (), "length", 0, 0, Timings(1, 0.0, 0, 0.0))
     assert len(probability_table(empty, Sampling(), 80).plain.splitlines()) == 2

@@ -127,8 +127,10 @@ def _wanted(value: Any, hint: Any) -> str:
 
 
 def _wanted_of_several(value: Any, kinds: list[Any]) -> str:
-    found = [_wanted(value, kind) for kind in kinds]
-    return "" if "" in found else " or ".join(found)
+    found = {kind: _wanted(value, kind) for kind in kinds}
+    if "" in found.values():
+        return ""
+    return " or ".join(wanted for kind, wanted in found.items() if get_args(kind)[0] is not type(None))
 
 
 def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:

@@ -85,7 +85,8 @@ def save(
     except BaseException as error:  # torch's own CheckpointException is no Exception
         shutil.rmtree(working, ignore_errors=True)
         cause = _cause(error)
-        if isinstance(cause, KeyboardInterrupt | SystemExit):
+        lost = process.world > 1 and isinstance(cause, RuntimeError)  # another process: `joined` says which
+        if lost or isinstance(cause, KeyboardInterrupt | SystemExit):
             raise cause from None
         raise RunError(
             f"{final}: the checkpoint could not be written ({_reason(cause)}); {_kept(root)}. Free some space,"
