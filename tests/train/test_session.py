@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-import resource
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from kill_me import run_of
 from safetensors.numpy import load_file
 
+from full_disk import full_disk
 from nextword.base import RunError
 from nextword.cli import _console, main
 from nextword.data import Dataset
@@ -103,17 +102,6 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     data = json.loads((folder / "run.json").read_text())
     change(data)
     (folder / "run.json").write_text(json.dumps(data))
-
-
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """No file grows beyond `most` bytes: the system itself refuses, in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ---- damaged checkpoints

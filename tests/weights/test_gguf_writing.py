@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import nextword
+from full_disk import full_disk
 from llama_cpp_server import llama_cpp
 from nextword.base import RunError, UsageError
 from nextword.data import train_tokenizer
@@ -238,13 +238,8 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
 ) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("there")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # the system refuses to write more into one file
-    try:
-        with pytest.raises(RunError, match=r"a\.gguf could not be written") as failed:
-            write_gguf(path, model, tokenizer, force=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(room), pytest.raises(RunError, match=r"a\.gguf could not be written") as failed:
+        write_gguf(path, model, tokenizer, force=True)
     assert "\n" not in str(failed.value)
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.gguf", "there")]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import nextword
+from full_disk import full_disk
 from nextword.base import RunError, UsageError
 from nextword.weights import convert, model_folder, open_source
 
@@ -173,14 +173,9 @@ def test_a_folder_that_appears_meanwhile_is_kept(
 
 @pytest.mark.parametrize("name", ["model", "model.gguf"])
 @pytest.mark.parametrize("room", [100, 5_000, 20_000])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    name: str, room: int, tiny_model: Model, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    source = tiny_model()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # the system refuses to write more into one file
-    with pytest.raises(RunError, match=rf"{name} could not .*\((file too large|the disk may be full)\)") as failed:
+def test_a_full_disk_is_one_line_and_leaves_nothing(name: str, room: int, tiny_model: Model, tmp_path: Path) -> None:
+    source, said = tiny_model(), rf"{name} could not .*\((file too large|the disk may be full)\)"
+    with full_disk(room), pytest.raises(RunError, match=said) as failed:
         convert(source, tmp_path / name)
     assert "\n" not in str(failed.value)
     assert not list(tmp_path.iterdir())
