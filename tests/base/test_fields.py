@@ -60,7 +60,7 @@ def test_plain_data_becomes_the_dataclass_with_lists_as_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [({}, "share is missing"), ({"share": 0, "sahre": 1}, "'sahre' is no setting")]
+    ("data", "said"), [({}, "share is missing"), ({"share": 0, "sahre": 1}, "'sahre' is not a setting")]
 )
 def test_a_missing_or_unknown_name_in_plain_data_is_said(data: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -94,7 +94,7 @@ def test_every_setting_has_a_case() -> None:
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda data: data["training"].update(stepz=3), "'stepz' is no setting"),
+        (lambda data: data["training"].update(stepz=3), "'stepz' is not a setting"),
         (lambda data: data["training"].pop("steps"), "steps is missing"),
         (lambda data: data.update(training=[1, 2]), "an object 'training'"),
         (lambda data: data.update(model="small"), "an object 'model'"),

@@ -218,10 +218,10 @@ def test_tokens_follow_from_flops(tmp_path: Path) -> None:
         ("N,D,loss\n1e9,2e10\n", "line 2: loss '' is not a number"),
         ("N,D,loss\n1e9,2e10,nan\n", "line 2: loss 'nan' must be above 0"),
         ("N,D,loss\n1e9,2e10,inf\n", "line 2: loss 'inf' must be above 0"),
-        ("N,D,loss\n1e308,1e308,3\n", r"line 2: parameters 1e\+308 is no run's; they have 1 to 1e\+18"),
-        ("N,D,loss\n1e9,1e30,3\n", r"line 2: tokens 1e\+30 is no run's"),
-        ("N,C,loss\n1e9,1e300,3\n", r"line 2: flops 1e\+300 is no run's"),
-        ("N,D,loss\n1e9,2e10,1e-300\n", "line 2: loss 1e-300 is no run's"),
+        ("N,D,loss\n1e308,1e308,3\n", r"line 2: parameters 1e\+308 is out of range; runs have 1 to 1e\+18"),
+        ("N,D,loss\n1e9,1e30,3\n", r"line 2: tokens 1e\+30 is out of range"),
+        ("N,C,loss\n1e9,1e300,3\n", r"line 2: flops 1e\+300 is out of range"),
+        ("N,D,loss\n1e9,2e10,1e-300\n", "line 2: loss 1e-300 is out of range"),
     ],
 )
 def test_broken_tables_are_refused_by_line(tmp_path: Path, text: str, said: str) -> None:

@@ -94,7 +94,7 @@ def test_a_batch_left_to_the_planner_is_a_multiple_of_the_micro_batch_asked_for(
         ({"batch": 0}, 1, "batch 0: give a whole number at least 1"),
         ({"micro_batch": "4"}, 1, "micro_batch '4': give"),
         ({"steps": 0}, 1, "steps 0: give"),
-        ({"batches": 3}, 1, "'batches' is no setting"),
+        ({"batches": 3}, 1, "'batches' is not a setting"),
     ],
 )
 def test_rows_that_cannot_be_shared_out_as_asked_are_refused(changes: dict[str, Any], world: int, wanted: str) -> None:

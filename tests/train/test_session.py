@@ -469,7 +469,7 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
         (lambda run: run.update(sources="text"), "sources 'text': give a list"),
         (lambda run: run.update(data=None), "data None: give text"),
         (lambda run: run.pop("fingerprint"), "fingerprint is missing"),
-        (lambda run: run.update(colour="red"), "'colour' is no setting"),
+        (lambda run: run.update(colour="red"), "'colour' is not a setting"),
         (lambda run: run.update(run=[]), "format"),
         (lambda run: run["prediction"].pop("seconds"), "prediction.seconds is missing"),
         (lambda run: run["prediction"].update(memory_parts=[1]), "prediction.memory_parts (1,): give an object"),
@@ -480,7 +480,7 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
         (lambda run: run["options"].update(keep=0), "options.keep 0: give a whole number at least 1"),
         (lambda run: run["options"].update(checkpoint_every=1.5), "options.checkpoint_every 1.5: give a whole number"),
         (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number at least 0"),
-        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "'changes.batch' is no setting"),
+        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "'changes.batch' is not a setting"),
         (lambda run: run.update(changes=7), "changes 7: give a list"),
     ],
 )

@@ -70,7 +70,7 @@ def check_fields(instance: Any) -> None:
 def check_field(owner: type, name: str, value: Any) -> None:
     """Raise FieldError unless `value` is what the field `name` of the dataclass `owner` wants."""
     if name not in _hints(owner):
-        raise UsageError(f"{printable(name, 40)!r} is no setting of a {owner.__name__}")
+        raise UsageError(f"{printable(name, 40)!r} is not a setting of {owner.__name__}")
     if wanted := _wanted(value, _hints(owner)[name]):
         raise FieldError(name, value, wanted)
 
@@ -85,7 +85,7 @@ def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
         raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
     known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [str(name) for name in data if name not in known]:
-        raise UsageError(f"{prefix + printable(unknown[0], 40)!r} is no setting of a {kind.__name__}")
+        raise UsageError(f"{prefix + printable(unknown[0], 40)!r} is not a setting of {kind.__name__}")
     if missing := [name for name, each in known.items() if name not in data and _needed(each)]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
     try:

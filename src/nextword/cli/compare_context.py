@@ -9,7 +9,7 @@ import click
 
 from ..base import UsageError
 from ._options import PICTURE
-from .plan_options import COUNT, duration_in
+from .plan_options import COUNT, VOCABULARY, WholeNumber, duration_in
 
 if TYPE_CHECKING:
     from ..train.context_study import Study
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.argument("data", nargs=-1)
 @click.option("--minutes", type=duration_in("min"), default="10", show_default=True, metavar="TIME", help="In all.")
 @click.option("--params", "count", type=COUNT, default="600k", show_default=True, metavar="N", help="Of every kind.")
-@click.option("--context", type=click.IntRange(8, 4096), default=256, show_default=True, metavar="TOKENS")
-@click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True, metavar="V")
+@click.option("--context", type=WholeNumber(8, 4096), default=256, show_default=True, metavar="TOKENS")
+@click.option("--vocabulary", type=VOCABULARY, default=2048, show_default=True, metavar="V")
 @click.option("--kinds", default="transformer,lstm,gru,rnn", show_default=True, metavar="LIST")
 @click.option("--quick", is_flag=True, help="The smallest tasks alone.")
 @click.option("--widths", is_flag=True, help="Also how wide each must be to recall more pairs: as long again.")

@@ -53,11 +53,15 @@ class WholeNumber(click.ParamType[int]):
             text = str(value).strip()
             number = 0.0 if text == "0" else units.parse_count(text, what)
         if number != int(number) or not self.least <= number <= self.most:
-            raise UsageError(f"{what} {str(value).strip()!r} takes a whole number from {self.least:,} to {self.most:,}")
+            raise UsageError(f"{what} {str(value).strip()}: give a whole number from {self.least:,} to {self.most:,}")
         return int(number)
 
 
 COUNT = Quantity("COUNT", units.parse_count)
+STEPS = WholeNumber(1, 1 << 40)
+ROWS = WholeNumber(1, MOST_SEQUENCES)
+TOKENS = WholeNumber(2, LONGEST_CONTEXT)
+VOCABULARY = WholeNumber(257, 1 << 20)  # of a byte-level tokenizer: every byte and the end of the text
 FLOPS = Quantity("FLOPS", units.parse_flops)
 MONEY = Quantity("MONEY", units.parse_money)
 
@@ -72,9 +76,7 @@ def _targets(context: click.Context, option: click.Parameter, names: str | None)
     for name in found:
         if name not in (*LORA_TARGETS, "all"):
             known = ", ".join((*LORA_TARGETS, "all"))
-            raise UsageError(
-                f"--lora-targets: {name!r} is no matrix's name.{closest(name, LORA_TARGETS)} Known: {known}"
-            )
+            raise UsageError(f"--lora-targets: {name!r} is not a matrix.{closest(name, LORA_TARGETS)} Known: {known}")
     return found
 
 

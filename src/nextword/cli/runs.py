@@ -10,6 +10,7 @@ import click
 from ..base import UsageError, units
 from ._app import Suggesting
 from ._options import OUTPUT_MODEL, PICTURE
+from .plan_options import STEPS
 
 if TYPE_CHECKING:
     from ..train.folder import Measured, RunRecord
@@ -168,10 +169,10 @@ def _print_compared(
 @click.argument("run", type=_FOLDER)
 @click.argument("data", nargs=-1)
 @click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default=None,
-              help="What to do from now on about a loss that is no number, or that leaps.")  # fmt: skip
+              help="What to do from now on about a NaN loss or a loss spike.")  # fmt: skip
 @click.option("--learning-rate-scale", type=float, default=None, metavar="FACTOR",
               help="From now on this times the planned learning rate: 0.5. A later one replaces it.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), default=None, metavar="N",
+@click.option("--steps", type=STEPS, default=None, metavar="N",
               help="Of the whole run, to make it longer or shorter.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="From now on.")
 @click.option("--restart", is_flag=True, help="Begin anew. What the run has made so far is moved aside.")

@@ -9,7 +9,7 @@ import click
 
 from ..base import UsageError
 from ._options import OUTPUT_FOLDER
-from .plan_options import COUNT, FLOPS, duration_in
+from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, VOCABULARY, duration_in
 from .train_options import check_options, options_named, processes
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--match", type=click.Choice(["params", "flops"]), default="params", show_default=True,
               help="A recurrent net takes the transformer's number of parameters, or its FLOPs a token.")  # fmt: skip
 @click.option("--params", "count", type=COUNT, default=None, metavar="N", help="Parameters. Default: compute-optimal.")
-@click.option("--context", type=click.IntRange(2), default=None, metavar="TOKENS")
+@click.option("--context", type=TOKENS, default=None, metavar="TOKENS")
 @click.option("--tokenizer", default="bpe", show_default=True, metavar="NAME",
               help="bpe, bytes, characters (made for the text), or a model whose tokenizer is taken.")  # fmt: skip
-@click.option("--vocabulary", type=int, default=None, metavar="V", help="Tokens of a bpe tokenizer.")
+@click.option("--vocabulary", type=VOCABULARY, default=None, metavar="V", help="Tokens of a bpe tokenizer.")
 @click.option("--from", "start_from", default=None, metavar="MODEL", help="Fine-tune open weights.")
 @click.option("--lora", type=click.IntRange(1), default=None, metavar="RANK", help="Of adapters; with --from.")
-@click.option("--batch", type=click.IntRange(1), default=None, metavar="ROWS", help="Sequences a step.")
-@click.option("--micro-batch", type=click.IntRange(1), default=None, metavar="ROWS", help="Sequences at a time.")
-@click.option("--steps", type=click.IntRange(1), default=None, metavar="N")
+@click.option("--batch", type=ROWS, default=None, metavar="ROWS", help="Sequences a step.")
+@click.option("--micro-batch", type=ROWS, default=None, metavar="ROWS", help="Sequences at a time.")
+@click.option("--steps", type=STEPS, default=None, metavar="N")
 @click.option("--learning-rate", type=float, default=None, metavar="RATE", help="At its highest; it ends at a tenth.")
 @click.option("--schedule", type=click.Choice(["cosine", "wsd", "constant"]), default=None)
 @click.option("--optimizer", type=click.Choice(["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]), default=None)
@@ -56,7 +56,7 @@ _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "d
 @click.option("--recompute", type=click.Choice(["none", "full"]), default=None, help="Less memory, more time.")
 @click.option("--shard", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Under torchrun. Default: ddp.")
 @click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default="stop", show_default=True,
-              help="What to do about a loss that is no number, or that leaps.")  # fmt: skip
+              help="What to do about a NaN loss or a loss spike.")  # fmt: skip
 @click.option("--holdout", type=float, default=0.05, show_default=True, metavar="SHARE", help="Of the text.")
 @click.option("--column", default=None, metavar="NAME", help="Of the text in .jsonl and .parquet.")
 @click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of text files: latin-1, ...")

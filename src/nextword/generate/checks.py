@@ -42,7 +42,9 @@ def known(settings: Iterable[str], names: Iterable[str]) -> None:
     names = list(names)
     for setting in settings:
         if setting not in names:
-            raise UsageError(f"there is no setting {setting!r}.{closest(setting, names)} There are: {', '.join(names)}")
+            raise UsageError(
+                f"there is not a setting {setting!r}.{closest(setting, names)} There are: {', '.join(names)}"
+            )
 
 
 def shown(value: Any) -> str:

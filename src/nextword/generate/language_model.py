@@ -93,7 +93,7 @@ class LanguageModel:
         truncate: str | None = None,
         **sampling: Any,
     ) -> list[Completion]:
-        """Finish several prompts, `n` times each, as one batch; results stand in the order of the prompts.
+        """Finish several prompts, `n` times each, as one batch; results are in the order of the prompts.
 
         With a seed, a completion depends on its prompt, the seed and its number among the `n` alone: not on the other
         prompts, nor on its place among them. Without one, each prompt gets its own.

@@ -125,7 +125,7 @@ def check_lora(rank: int, model: ModelSpec) -> None:
     if not rank:
         return
     if model.kind != "transformer":
-        raise UsageError(f"adapters stand beside the matrices of a transformer's layers; train this {model.kind} whole")
+        raise UsageError(f"LoRA adapts the matrices of a transformer's layers; train this {model.kind} whole")
     if rank > model.width:
         raise FieldError("lora", rank, f"at most the model's width, {model.width:,}")
 

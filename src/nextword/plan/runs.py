@@ -110,7 +110,7 @@ def _row(row: list[str], line: int, where: dict[str, int], path: Path) -> tuple[
     def checked(kind: str, value: float) -> float:
         least, most = _RANGES[kind]
         if not least <= value <= most:
-            raise UsageError(f"{path}, line {line}: {kind} {value:g} is no run's; they have {least:g} to {most:g}")
+            raise UsageError(f"{path}, line {line}: {kind} {value:g} is out of range; runs have {least:g} to {most:g}")
         return value
 
     size = checked("parameters", cell("parameters"))

@@ -45,7 +45,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
     """Freeze `model` and put adapters of `rank` beside every matrix of its layers. Raises UsageError if it has none."""
     blocks = getattr(model, "blocks", None)
     if blocks is None:
-        raise UsageError("adapters stand beside the matrices of a transformer's layers; train this model whole")
+        raise UsageError("LoRA adapts the matrices of a transformer's layers; train this model whole")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -418,7 +418,7 @@ def _say_of_data(data: Dataset, request: Request, vocabulary: int, say: Say) -> 
     """What is not as one would expect."""
     found, share = data.manifest, data.heldout_share
     if found.duplicates:
-        say(f"{found.duplicates:,} of {found.pieces:,} texts occur more than once; none stands on both sides")
+        say(f"{found.duplicates:,} of {found.pieces:,} texts occur more than once; none is on both sides")
     if found.broken:
         say(f"skipped {found.broken:,} broken {'row or file' if found.broken == 1 else 'rows or files'}")
     if not 1 / _FAR_OFF < share / request.holdout < _FAR_OFF:
