@@ -20,7 +20,7 @@ from nextword.plan import RunConfig, Training, flops
 from nextword.plan.training import training_memory
 from nextword.spec import ModelSpec
 from nextword.train import checkpoint, module
-from nextword.train.evaluate import evaluate
+from nextword.train.evaluate import MOST, evaluate, heldout_windows
 from nextword.train.lora import LoRALinear, add_adapters, merge_adapters
 from nextword.train.module import Placed, new_model
 from nextword.train.trainer import Options, Trainer
@@ -158,7 +158,7 @@ def test_the_held_out_loss_of_a_run_is_of_the_merged_model(data: Dataset, tmp_pa
     outcome = Trainer(run, data, Options(tmp_path, "cpu", 1, guard="skip"), make=lambda begun: adapted(run)).train()
     assert not any(isinstance(part, LoRALinear) for part in outcome.model.modules())
     assert outcome.heldout is not None
-    tokens = outcome.heldout.tokens
-    written = evaluate(module.Training(outcome.model, "amp"), data.heldout, run.context, 4, tokens, CPU)
+    windows = heldout_windows(data.heldout, run, MOST)
+    written = evaluate(module.Training(outcome.model, "amp"), windows, run.micro_batch, CPU)
     assert outcome.heldout.nats_per_token == written.nats_per_token
     assert math.isfinite(written.nats_per_token)
