@@ -510,7 +510,7 @@ WRONG = {
     "no share of the peak": (("train", "gpt2", "--mfu", "0"), ("--mfu", "between 0 and 1")),
     "more than the peak": (("budget", "--flops", "1e20", "--mfu", "1.5"), ("--mfu", "between 0 and 1")),
     "sharding alone": (("train", "gpt2", "--shard", "fsdp"), ("--devices 8",)),
-    "batch of a half": (("deploy", "gpt2", "--batch", "1.5"), ("--batch '1.5'", "whole number from 1 to")),
+    "batch of a half": (("deploy", "gpt2", "--batch", "1.5"), ("--batch 1.5", "whole number from 1 to")),
     "batch of words": (("deploy", "gpt2", "--batch", "many"), ("--batch 'many'", "20k", "1.3e9")),
     "kind of a model that is there": (("train", "gpt2", "--kind", "lstm"), ("--kind lstm", "--params", "gpt2")),
     "matrices without a rank": (("train", "gpt2", "--lora-targets", "q"), ("--lora 16",)),

@@ -71,7 +71,7 @@ GROWING = (
     "ns.x|tojson|tojson|string ~ '\"'",
     "[ns.x, ns.x]",
     "ns.x|list + ns.x|list",
-    "ns.x|regex_replace('a', 'aa')",
+    r"ns.x|regex_replace('(a+)', '\\1\\1')",
     "{'a': ns.x, 'b': ns.x}",
 )
 

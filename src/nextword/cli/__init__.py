@@ -153,7 +153,7 @@ def _report(error: BaseException) -> int:
     from ._faults import explain
 
     message, code = explain(error)
-    if _is_said_by_another(error):
+    if _is_said_by_another():
         return code
     with suppress(OSError):  # nobody may listen on stderr
         print(f"nextword: {message}", file=sys.stderr, flush=True)
@@ -164,11 +164,12 @@ def _report(error: BaseException) -> int:
     return code
 
 
-def _is_said_by_another(error: BaseException) -> bool:
-    """torchrun starts one command line many times: what is wrong with it is said by the first process alone."""
-    import click
+def _is_said_by_another() -> bool:
+    """torchrun starts one command line many times: what is wrong with it is said by the first process alone.
 
-    return isinstance(error, click.ClickException) and os.environ.get("RANK", "0") != "0"
+    Once the processes know of each other, `one_voice` decides which of them speaks.
+    """
+    return os.environ.get("RANK", "0") != "0" and "nextword.train.distributed" not in sys.modules
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
