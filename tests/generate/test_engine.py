@@ -119,7 +119,7 @@ def test_a_seeded_completion_does_not_depend_on_its_place_in_the_batch(engine: E
 
 
 def test_equal_prompts_without_a_seed_get_one_each(engine: Engine) -> None:
-    generation = engine.stream([[7]] * 4, Sampling(), Limits(12))
+    generation = engine.stream([[7]] * 4, Sampling(temperature=1e6), Limits(12))  # so hot that no two are alike
     found = by_choice(generation)
     assert len(set(generation.seeds)) == 4
     assert len({tuple(step.id for step in found[choice]) for choice in range(4)}) == 4
