@@ -90,6 +90,22 @@ def test_a_file_is_not_replaced_by_a_folder(tiny_model: Model, tmp_path: Path) -
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
 
 
+def test_ctrl_c_during_the_exchange_waits_until_the_new_model_is_there(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace = convert(tiny_model(), tmp_path / "out"), os.replace
+
+    def pressed(source: Path, target: Path) -> None:
+        if Path(target).parent == out:
+            signal.raise_signal(signal.SIGINT)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tiny_model("lstm"), out, force=True)
+    assert open_source(out).spec.kind == "lstm"
+
+
 @pytest.mark.parametrize("moment", range(7))
 def test_cut_off_at_any_moment_the_old_or_the_new_model_opens_or_neither(
     moment: int, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,8 @@ import fcntl
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +71,8 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     """A folder to write a model into, whose files are put in `out` if the block ends well.
 
     A new `out` appears whole or not at all. With `force`, the files of a model that is there are replaced, and
-    nothing else is touched; interrupted, `out` holds the old model, the new one, or none that can be opened.
+    nothing else is touched. Ctrl-C and SIGTERM wait for the exchange, which is a few renames; a process that is killed
+    in the middle of it leaves a folder that says so when it is opened.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file. Choose another folder, or a name that ends in .gguf")
@@ -189,13 +192,31 @@ def _replace_files(made: Path, out: Path) -> None:
     for name in old | new:
         if (out / name).is_dir() and not (out / name).is_symlink():
             raise UsageError(f"{out / name} is a folder where a model has a file. Choose another folder")
-    (out / CONFIG).unlink(missing_ok=True)
-    _flush_to_disk(out)
-    for name in new - {CONFIG}:
-        os.replace(made / name, out / name)
-    for name in old - new:
-        (out / name).unlink(missing_ok=True)
-    os.replace(made / CONFIG, out / CONFIG)
+    with _signals_deferred():
+        (out / CONFIG).unlink(missing_ok=True)
+        _flush_to_disk(out)
+        for name in new - {CONFIG}:
+            os.replace(made / name, out / name)
+        for name in old - new:
+            (out / name).unlink(missing_ok=True)
+        os.replace(made / CONFIG, out / CONFIG)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect after the block. Only the main thread can hold them back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    met: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: met.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if met:
+        signal.raise_signal(met[0])
 
 
 def _flush_to_disk(path: Path) -> None:
