@@ -3,7 +3,7 @@
 from .display import printable
 from .errors import NextwordError, RunError, UsageError
 from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, read_text, usual_mode
-from .locks import locked
+from .locks import locked, try_lock
 from .memory import free_memory
 from .pictures import check_picture, figure_class, save_picture
 
@@ -23,5 +23,6 @@ __all__ = [
     "read_regular",
     "read_text",
     "save_picture",
+    "try_lock",
     "usual_mode",
 ]

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""One process at a time: advisory locks that end with the process, however it ends."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of the file `path`, which ends with the process, however that ends.
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder; False if another process holds the lock.
 
-    `waiting` is called where another process holds it, before this one waits. Where a file system or an operating
-    system knows no such locks, there is none.
+    Where the file system or the operating system has no such locks, every caller gets one.
     """
     try:
         import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of the file `path`. `waiting` is called if another process holds it, before this one waits."""
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
+            import fcntl
+
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks: go on without
         yield

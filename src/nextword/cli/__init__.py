@@ -108,7 +108,7 @@ def _plain_terminal() -> bool:
 
 
 def _replace_closed_streams() -> None:
-    """Stand in for standard streams that the caller closed, which Python shows as None.
+    """Replace standard streams that the caller closed, which Python shows as None.
 
     Input is empty, messages go nowhere, and output fails when something is written, as for cat or ls. The stand-ins
     take the closed descriptors, in order, so that no file opened later gets them.

@@ -4,7 +4,6 @@ from .documents import Document, Faults, Sources, check_encoding, find_sources, 
 from .order import permute
 from .packing import best_fit
 from .shards import Dataset, measure_bytes_per_token, open_dataset, prepare, prepare_in
-from .splitting import check_share
 from .streams import IGNORED, TokenStream
 from .tokenizer_training import save_tokenizer, train_tokenizer
 from .windows import Batch, Windows
@@ -20,7 +19,6 @@ __all__ = [
     "Windows",
     "best_fit",
     "check_encoding",
-    "check_share",
     "find_sources",
     "measure_bytes_per_token",
     "open_dataset",

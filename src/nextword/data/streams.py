@@ -5,7 +5,7 @@ token is learnt as well. What is predicted is d1 behind E, …, dn behind dn-1, 
 In the stream the E behind dn is the one that the next document begins with, so one token between two documents is both;
 where documents are kept apart (packed rows, masks within documents) the target behind dn is E without being read.
 
-Where parts of a document are held out, each side has gaps. What stands on each side of a gap are two segments: nothing
+Where parts of a document are held out, both sides have gaps. The text on each side of a gap is its own segment: nothing
 is predicted across it, and nothing looks across it where documents are kept apart. No E is put there: the document does
 not end.
 """

@@ -573,7 +573,7 @@ def _gguf_fraction(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> fl
 
 
 def _check_whole_heads(metadata: Mapping[str, Any], architecture: str, spec: ModelSpec) -> None:
-    """Refuse a file whose heads rotate in part, except a GPT-NeoX: in others the rows would stand in another order."""
+    """Refuse a file whose heads rotate in part, except a GPT-NeoX: in others the rows are in another order."""
     key, width = f"{architecture}.rope.dimension_count", spec.head_width
     if spec.position == "rotary" and architecture != "gptneox" and metadata.get(key, width) != width:
         raise UsageError(f"{key} is {metadata[key]!r}; it must be {width}, the width of a head")

@@ -82,7 +82,7 @@ def save(
             for old in stored(root)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         wait(process)
-    except BaseException as error:  # torch's own CheckpointException is no Exception
+    except BaseException as error:  # torch's own CheckpointException is not an Exception
         shutil.rmtree(working, ignore_errors=True)
         cause = _cause(error)
         lost = process.world > 1 and isinstance(cause, RuntimeError)  # another process: `joined` says which

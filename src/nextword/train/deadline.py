@@ -1,7 +1,7 @@
 """A run that would end late is shortened, so that its learning rate still falls to the end and it ends about in time.
 
 Each cut is kept in the checkpoint that is written with it: (step, steps before, steps after). The learning rate is a
-function of the step and the cuts, so that a run that goes on from that checkpoint is the same to the bit.
+function of the step and the cuts, so that a run resumed from that checkpoint is bit-exact.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 from safetensors import SafetensorError
 
-from ..base import RunError, UsageError, atomic_write, read_regular
+from ..base import RunError, UsageError, atomic_write, read_regular, try_lock
 from ..base.fields import Within, from_plain
 from ..plan import RunConfig
 from ..spec import Positive
@@ -179,7 +179,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not _lock(descriptor):
+        if not try_lock(descriptor):
             raise UsageError(f"{folder}: another process is training this run; wait until it ends, or stop it")
         yield
     finally:
@@ -190,22 +190,9 @@ def is_held(folder: Path) -> bool:
     """Whether a process trains there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        return not _lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open folder, if nobody has. The system takes the lock away when the process ends, however it does."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # a system or a disk without such locks
-        return True
-    return True
 
 
 def sweep(folder: Path) -> None:

@@ -35,7 +35,7 @@ _SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is evaluation and checkpoin
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may cost: one of the three, or none. Raises UsageError for what is no finite number above 0."""
+    """What a run may cost: one of the three, or none. Raises UsageError for anything but a finite number above 0."""
 
     seconds: Positive | None = None
     flops: Positive | None = None

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..base import UsageError, atomic_write, read_text
+from ..base.cores import cores
 
 VARIABLE = "NEXTWORD_LEDGER"
 _MOST_BYTES = 64 << 20  # of the ledger
@@ -104,8 +105,7 @@ def path() -> Path:
 
 def machine() -> str:
     """A name for this machine: its processor, cores and host."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{platform.machine()}, {cores} cores, {platform.node()}"
+    return f"{platform.machine()}, {cores()} cores, {platform.node()}"
 
 
 def append(entry: Entry, place: Path | None = None) -> None:

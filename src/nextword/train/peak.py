@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..base import atomic_write
+from ..base.cores import cores
 from ..plan import Device
 from ..plan import device as plan_device
 from .module import HALF
@@ -51,9 +52,8 @@ def _product_speed(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of several square products, with every core of a CPU."""
     width = _WIDTHS.get(device.type, 2048)
     threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        torch.set_num_threads(max(threads, cores))
+        torch.set_num_threads(max(threads, cores()))
         left = torch.randn(width, width, device=device).to(dtype)
         best, end = float("inf"), time.perf_counter() + _SECONDS
         while best == float("inf") or time.perf_counter() < end:

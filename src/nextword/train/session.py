@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,6 @@ from ..data import (
     Sources,
     Windows,
     check_encoding,
-    check_share,
     find_sources,
     measure_bytes_per_token,
     open_dataset,
@@ -85,7 +84,7 @@ class Request:
     count: Positive | None = None  # parameters
     config: Path | None = None
     tokenizer: str = "bpe"  # or bytes, characters, a model's name or folder
-    vocabulary: Annotated[int, Within(257, 1 << 20)] | None = None  # of a bpe tokenizer: its bytes and an end, at least
+    vocabulary: Annotated[int, Within(_FEWEST_IDS, _MOST_IDS)] | None = None  # of a bpe tokenizer
     context: Context | None = None
     holdout: Annotated[float, Within(above=0, below=0.9)] = 0.05
     skip_bad: bool = False
@@ -270,7 +269,6 @@ def _check_text(run: RunConfig, data: Dataset, process: Process) -> None:
 
 def _find_sources(request: Request, say: Say) -> Sources:
     """The files to train on. What contradicts itself is refused before any of it is read."""
-    check_share(request.holdout)
     sources = find_sources(request.data, check_encoding(request.encoding))
     if said := sources.skipped_line():
         say(said)
@@ -298,7 +296,7 @@ def _check_vocabulary(request: Request, wanted: int, sources: Sources) -> None:
             f"--vocabulary is the size of a bpe tokenizer; leave it out with --tokenizer {request.tokenizer}"
         )
     most = max(1024, min(_MOST_IDS, sources.bytes // _BYTES_AN_ID))
-    if not _FEWEST_IDS <= wanted <= most:
+    if wanted > most:
         raise UsageError(
             f"--vocabulary {wanted}: for this text between {_FEWEST_IDS} (every byte and the end of the text) and"
             f" {most:,} (one token for every {_BYTES_AN_ID} bytes of text)"
@@ -745,8 +743,3 @@ def _remember(session: Session, measured: Measured) -> None:
             steps=run.steps,
         )
     )  # fmt: skip
-
-
-def report_dict(prediction: Prediction | None, measured: Measured) -> dict[str, Any]:
-    """Both as plain data."""
-    return {"predicted": asdict(prediction) if prediction else None, "measured": asdict(measured)}

@@ -6,7 +6,6 @@ holds locked. The lock dies with the process, so that the next writer knows whic
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..base import RunError, UsageError, read_regular
+from ..base import RunError, UsageError, read_regular, try_lock
 from .json_file import read_json
 
 CONFIG = "config.json"
@@ -154,12 +153,9 @@ def _locked(working: Path) -> int | None:
         lock = os.open(working, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(working)):
+    with suppress(FileNotFoundError):
+        if try_lock(lock) and os.path.samestat(os.fstat(lock), os.stat(working)):
             return lock
-    except (BlockingIOError, FileNotFoundError):
-        pass
     os.close(lock)
     return None
 
