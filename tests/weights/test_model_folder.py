@@ -101,8 +101,12 @@ def test_ctrl_c_during_the_exchange_waits_until_the_new_model_is_there(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", pressed)
-    with pytest.raises(KeyboardInterrupt):
-        convert(tiny_model("lstm"), out, force=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may itself run with SIGINT ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            convert(tiny_model("lstm"), out, force=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert open_source(out).spec.kind == "lstm"
 
 
