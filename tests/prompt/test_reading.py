@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nextword.base import UsageError
 from nextword.prompt.reading import read_rows
+from nextword.prompt.task import row_digests
 
 ROWS = ({"text": "a joy", "label": "good"}, {"text": 'so "slow",\nand cold', "label": "bad"})
 
@@ -155,3 +156,9 @@ def test_what_cannot_be_read_is_told_with_its_reason(tmp_path: Path) -> None:
     for name, text in (("rows.csv", "text\nna\u00efve\n"), ("rows.jsonl", '{"text": "na\u00efve"}')):
         with pytest.raises(UsageError, match="not UTF-8 text"):
             read_rows(written(tmp_path, name, text, "latin-1"))
+
+
+def test_a_row_has_one_digest_wherever_it_stands_and_the_second_of_two_equal_ones_its_own() -> None:
+    first, second = row_digests([{"a": 1, "b": "x"}, {"a": 2}]), row_digests([{"a": 2}, {"b": "x", "a": 1}])
+    assert (first[0], first[1]) == (second[1], second[0])
+    assert len(set(row_digests([{"a": 1}, {"a": 1}, {"a": "1"}]))) == 3

@@ -26,6 +26,7 @@ class Answer:
     gold: int | str | Sequence[int] | Sequence[str] = 0
     prediction: int | str = 0
     values: Mapping[str, float] = ()  # type: ignore[assignment]
+    choice_scores: tuple[float, ...] = ()  # of each choice, as `prediction` was chosen by: the highest is taken
 
     @property
     def logprobs(self) -> list[float]:
@@ -39,7 +40,8 @@ class Answer:
     def choosing(self, scores: Sequence[float], name: str) -> Answer:
         """The answer when the choice of highest score is taken."""
         best = int(np.argmax(scores))
-        return replace(self, prediction=best, values={**dict(self.values), name: float(self.right(best))})
+        values = {**dict(self.values), name: float(self.right(best))}
+        return replace(self, prediction=best, values=values, choice_scores=tuple(map(float, scores)))
 
 
 def scores_of(answer: Answer, measure: str, premise: Sequence[float] = ()) -> list[float]:

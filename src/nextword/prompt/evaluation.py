@@ -87,6 +87,7 @@ class Collected:
     notes: Notes
     seconds: float
     read: int  # tokens that went through a model this time
+    same_shots: bool = True  # a draw is one set for all items; not those of lm-eval's mode, nor the nearest ones
 
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -185,6 +186,7 @@ class Evaluation:
         return Collected(
             self.task, self.items, tuple(cells), self.measure, tuple(costs), self.notes,
             time.perf_counter() - began, sum(asker.work.forwarded for asker in self.askers),
+            not self.design.per_item and self.design.select != "similar",
         )  # fmt: skip
 
     def _cells(self, asker: Asker, questions: list[Question], seen: Seen) -> Iterator[Cell]:

@@ -12,7 +12,7 @@ from ..base.errors import closest
 from . import filters, metrics
 from .harness_data import Splits
 from .harness_form import Fields, HarnessForm, overridden
-from .task import Filter, Generation, Item, Metric, Output, Task
+from .task import Filter, Generation, Item, Metric, Output, Task, row_digests
 
 SHOT_SEED = 1234  # of the harness's own draws
 _LARGEST = 5_000_000  # bytes of a task file
@@ -81,8 +81,8 @@ def load_harness_task(path: Path) -> Task:
     task = Task(
         name=str(given.get("task") or path.stem),
         output=output,
-        items=tuple(_item(scored, n, row, group) for n, row in enumerate(rows)),
-        pool=tuple(_item(pool_split, n, row, None) for n, row in enumerate(pool_rows)),
+        items=_items(scored, rows, group),
+        pool=_items(pool_split, pool_rows, group),
         form=form,
         metrics=_metrics(given, output),
         filters=_filters(given),
@@ -238,8 +238,12 @@ def _form(given: Mapping[str, Any], config: Mapping[str, Any], output: Output, r
     return HarnessForm(output, frozenset(rows[0]), item, example, str(given.get("description") or ""))
 
 
-def _item(split: str, index: int, row: dict[str, Any], group: Any) -> Item:
-    return Item(split, index, row, str(row[group]) if isinstance(group, str) and group in row else None)
+def _items(split: str, rows: Sequence[dict[str, Any]], group: Any) -> tuple[Item, ...]:
+    """The rows of a split; those with the same value in the column `group` are not independent."""
+    return tuple(
+        Item(split, n, row, str(row[group]) if isinstance(group, str) and group in row else None, digest)
+        for n, (row, digest) in enumerate(zip(rows, row_digests(rows), strict=True))
+    )
 
 
 def _metrics(given: Mapping[str, Any], output: Output) -> tuple[Metric, ...]:

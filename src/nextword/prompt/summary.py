@@ -32,6 +32,16 @@ Choice = tuple[str, str, int, str]  # model, form, shots, variant
 
 
 @dataclass(frozen=True)
+class DrawScore:
+    """What one draw of shots in one order scored, over all items."""
+
+    draw: int
+    order: int
+    score: float
+    shots: float  # that stood in the prompts, as a mean: fewer than asked for where whole shots were dropped
+
+
+@dataclass(frozen=True)
 class Line:
     """One way of asking, over all its draws and orders."""
 
@@ -45,6 +55,18 @@ class Line:
     spread: Spread | None  # None where there was one draw in one order
     metrics: Mapping[str, float] = field(default_factory=dict)
     scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (draws, orders, items)
+    one_set: bool = False  # one set of shots served all items: its score is not that of other sets
+    per_draw: tuple[DrawScore, ...] = ()
+
+    @property
+    def draws(self) -> int:
+        """Sets of shots."""
+        return len(self.scores)
+
+    @property
+    def effective_shots(self) -> float:
+        """Shots that stood in the prompts, as a mean."""
+        return float(np.mean([each.shots for each in self.per_draw])) if self.per_draw else float(self.shots)
 
     @property
     def name(self) -> str:
@@ -116,7 +138,9 @@ def summarise(collected: Collected, seed: int = 0, power: float | None = None) -
     by_choice: dict[Choice, list[Cell]] = {}
     for cell in collected.cells:
         by_choice.setdefault(cell.condition.choice, []).append(cell)
-    lines = tuple(_line(choice, cells, groups if grouped else None) for choice, cells in by_choice.items())
+    lines = tuple(
+        _line(choice, cells, groups if grouped else None, collected.same_shots) for choice, cells in by_choice.items()
+    )
     several = (len({line.model for line in lines}) > 1, len({line.form for line in lines}) > 1)
     comparisons = _comparisons(lines, groups if grouped else None, several)
     return Result(
@@ -137,7 +161,7 @@ def summarise(collected: Collected, seed: int = 0, power: float | None = None) -
     )
 
 
-def _line(choice: Choice, cells: Sequence[Cell], groups: Sequence[str] | None) -> Line:
+def _line(choice: Choice, cells: Sequence[Cell], groups: Sequence[str] | None, same_shots: bool) -> Line:
     cube = _cube(cells)
     own = spread(cube) if len(cells) > 1 else None
     found = estimate(cube.mean((0, 1)), groups)
@@ -147,6 +171,14 @@ def _line(choice: Choice, cells: Sequence[Cell], groups: Sequence[str] | None) -
         model, form, shots, variant, found if own is None else own.widened(found), float(means.min()),
         float(means.max()), own, _averaged(cells),
         tuple(tuple(tuple(map(float, items)) for items in orders) for orders in cube),
+        one_set=same_shots and shots > 0 and len(cube) == 1,
+        per_draw=tuple(
+            DrawScore(
+                cell.condition.draw, cell.condition.order, float(cell.scores.mean()),
+                float(np.mean([answer.shots for answer in cell.answers])),
+            )
+            for cell in cells
+        ),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..base import UsageError
 from ..base.errors import closest
 from .reading import Rows, read_rows
-from .task import Filter, Generation, Item, Metric, Row, Task
+from .task import Filter, Generation, Item, Metric, Row, Task, row_digests
 from .template import ANSWER, SEPARATOR, Template
 
 MOST_LABELS = 26  # different answers that are still taken for labels
@@ -123,9 +123,9 @@ def table_task(path: Path, settings: TableSettings) -> Task:
         others = None
     words, labels = _labels(settings, data, others, answer, path)
     form = TableForm(template, answer, labels, words, settings.separator, settings.description)
-    items = [_item("test", n, row, settings.group, path) for n, row in enumerate(data.rows)]
+    items = _items("test", data, settings.group, path)
     if others is not None:
-        pool = [_item("shots", n, row, None, path) for n, row in enumerate(others.rows)]
+        pool = _items("shots", others, None, path)
     else:
         items, pool = hold_back(items, settings.seed)
     output = "multiple_choice" if labels else "generate_until"
@@ -147,10 +147,14 @@ def hold_back(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]
     )
 
 
-def _item(split: str, index: int, row: dict[str, Any], group: str | None, path: Path) -> Item:
-    if group is not None and group not in row:
-        raise UsageError(f"{path}: there is no column {group!r} to group by.{closest(group, row)}")
-    return Item(split, index, row, None if group is None else _text(row[group]))
+def _items(split: str, data: Rows, group: str | None, path: Path) -> list[Item]:
+    lacking = next((row for row in data.rows if group is not None and group not in row), None)
+    if lacking is not None:
+        raise UsageError(f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)}")
+    return [
+        Item(split, n, row, None if group is None else _text(row[group]), digest)
+        for n, (row, digest) in enumerate(zip(data.rows, row_digests(data.rows), strict=True))
+    ]
 
 
 def _answer_column(settings: TableSettings, data: Rows, path: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -19,11 +22,23 @@ class Item:
     index: int
     values: Row
     group: str | None = None  # items that share it are not independent of each other
+    digest: str = ""  # of the row as it was read (`row_digests`): what pairs the same rows of two evaluations
 
     @property
     def place(self) -> tuple[str, int]:
         """What no other row of the data has."""
         return self.split, self.index
+
+
+def row_digests(rows: Sequence[Row]) -> list[str]:
+    """A hash of each row's content, the same wherever the row stands; the second of two equal rows has its own."""
+    seen: Counter[str] = Counter()
+    digests = []
+    for row in rows:
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+        seen[text] += 1
+        digests.append(hashlib.sha256(f"{seen[text]} {text}".encode()).hexdigest()[:24])
+    return digests
 
 
 class Form(Protocol):
