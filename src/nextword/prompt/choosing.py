@@ -1,20 +1,27 @@
-"""The best of several ways of asking, with a score that the choice did not inflate."""
+"""The best of several ways of asking, with a score that the choice did not inflate.
+
+The choice is made on half of the items and a quarter of the draws of shots, the score is that on the others. A quarter:
+5 draws leave 4, and an interval over fewer holds too seldom. Simulated (5 ways of equal mean, 5 draws, 120 items, an sd
+between draws of .5 and 1 logit) it holds the chosen way's mean 96 and 94 times in 100; choosing on 2 draws and
+measuring on 3, with Student's interval, 94 and 90; measuring on the draws that chose, 61 and 26.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .errorbars import Estimate, estimate, spread
-from .lines import Line, full_name, several
+from .errorbars import Errors, Estimate, errors_of, estimate, is_share, spread
+from .lines import ENOUGH_DRAWS, Line, full_name, several
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best way of asking: chosen on half of the draws and items, measured on the others."""
+    """The best way of asking: chosen on some of the draws and items, measured on the others."""
 
     name: str
     honest: Estimate  # on the items and draws that did not choose it
@@ -28,8 +35,7 @@ class Chosen:
 def choose(lines: Sequence[Line], groups: Sequence[str], seed: int) -> Chosen | None:
     """Halves are drawn by group, so that no group stands in both. None where there is nothing to choose or to halve.
 
-    A line with one draw is chosen and measured on that one, other items. The draws' own variance is not freed of the
-    noise of the items, which few draws cannot tell from it (2 to 3 of 5 would hold too seldom).
+    A line with one draw of shots is chosen and measured on that one, over different items.
     """
     eligible = [line for line in lines if line.variant != "random labels"]
     names = sorted(set(groups))
@@ -38,7 +44,7 @@ def choose(lines: Sequence[Line], groups: Sequence[str], seed: int) -> Chosen | 
     half = set(random.Random(f"halves {seed}").sample(names, len(names) // 2))
     first = np.array([group in half for group in groups])
     cubes = [np.array(line.scores) for line in eligible]
-    sides = [_halved(len(cube), seed) for cube in cubes]
+    sides = [_parted(len(cube), seed) for cube in cubes]
     best = int(np.argmax([cube[on][:, :, first].mean() for cube, (on, _) in zip(cubes, sides, strict=True)]))
     line, (chosen_on, measured_on) = eligible[best], sides[best]
     honest = honest_estimate(cubes[best][measured_on][:, :, ~first], [group for group in groups if group not in half])
@@ -47,11 +53,11 @@ def choose(lines: Sequence[Line], groups: Sequence[str], seed: int) -> Chosen | 
     return replace(found, sentence=_sentence(found, line))
 
 
-def _halved(draws: int, seed: int) -> tuple[list[int], list[int]]:
-    """Draws to choose on, and the others, of which there is one more if their number is odd."""
+def _parted(draws: int, seed: int) -> tuple[list[int], list[int]]:
+    """Draws to choose on, and the others."""
     if draws == 1:
         return [0], [0]
-    chosen = sorted(random.Random(f"draws {seed}").sample(range(draws), draws // 2))
+    chosen = sorted(random.Random(f"draws {seed}").sample(range(draws), max(1, draws // 4)))
     return chosen, [number for number in range(draws) if number not in chosen]
 
 
@@ -61,21 +67,37 @@ def honest_estimate(cube: np.ndarray, groups: Sequence[str]) -> Estimate:
     if cube.shape[0] * cube.shape[1] == 1:
         return found
     own = spread(cube)
-    return replace(own, of_draws=own.seen).widened(found)
+    # few draws cannot tell their own variance from the noise of items, so that it is taken with it
+    errors = replace(errors_of(found.count, found.standard_error, found.freedom, own, cube.shape), of_draws=own.seen)
+    low, high = _interval(found.value, errors, is_share(cube))
+    return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
+
+
+def _interval(mean: float, errors: Errors, share: bool) -> tuple[float, float]:
+    """Student's; that of a share on the scale of log odds, where draws of shots that move it by as much do so alike."""
+    if not share:
+        return mean - errors.half(), mean + errors.half()
+    inside = min(max(mean, 0.5 / errors.count), 1 - 0.5 / errors.count)
+    middle, half = math.log(inside / (1 - inside)), errors.half() / (inside * (1 - inside))
+    return _share(middle - half), _share(middle + half)
+
+
+def _share(odds: float) -> float:
+    return 0.5 * (1 + math.tanh(odds / 2))
 
 
 def _sentence(found: Chosen, line: Line) -> str:
     honest = found.honest
-    sets = f" and {found.draws_chosen_on} of its draws of shots" if line.draws > 1 else ""
+    sets = f" and {found.draws_chosen_on} of its {line.draws} draws of shots" if line.draws > 1 else ""
     score = f"{honest.value:.3f} [{honest.low:.3f}, {honest.high:.3f}]"
     limits = ""
     if line.one_set:
-        limits = " That holds for this set only: use --draws 5 or more"
+        limits = f". That holds for this set only: use --draws {ENOUGH_DRAWS} or more"
     elif line.draws > 1 and found.draws == 1:
-        limits = " The interval is that of one draw, for other items only: use --draws 5 or more"
+        limits = f". The interval covers other items, not other draws of shots: use --draws {ENOUGH_DRAWS} or more"
     elif 1 < line.draws < 4:
-        limits = f" {found.draws} draws make a wide interval: use --draws 5 or more"
+        limits = f". An interval over {found.draws} draws holds too seldom: use --draws {ENOUGH_DRAWS} or more"
     return (
         f"best of {found.alternatives}: {found.name}. Chosen on one half of the items{sets}, it scores {score} on the"
-        f" other{'s' if sets else ''} ({found.optimistic:.3f} on all, which is optimistic).{limits}"
+        f" other{'s' if sets else ''} ({found.optimistic:.3f} on all, which is optimistic){limits}"
     )
