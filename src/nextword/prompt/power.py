@@ -73,16 +73,16 @@ def _visible(errors: Errors, level: float) -> float:
 def needed(power: Power, difference: float) -> Needed:
     """Items, and draws, that tell `difference` four times in five. Where neither is given, it takes more of both."""
     errors, size = power.errors, abs(difference)
-    items = _least(lambda n: power.shows(size, n, errors.draws), 2, _MOST)
+    items = _least(lambda n: power.shows(size, n, errors.draws), errors.count, _MOST)
     draws = None
     if errors.draws_freedom and errors.unit == "draws of shots":
-        draws = _least(lambda n: power.shows(size, errors.count, n), 2, _MOST_DRAWS)
+        draws = _least(lambda n: power.shows(size, errors.count, n), errors.draws, _MOST_DRAWS)
     return Needed(items, draws)
 
 
-def _least(shows: Callable[[int], bool], low: int, most: int) -> int | None:
-    """The least number from `low` on that shows, by doubling and halving."""
-    high = low
+def _least(shows: Callable[[int], bool], there: int, most: int) -> int | None:
+    """The least number that shows, near those that are `there`: what they show is never said to take more."""
+    low, high = 1, there
     while not shows(high):
         if high >= most:
             return None
