@@ -27,7 +27,7 @@ class Compared:
     sentence: str
     primary: bool = True  # of what the user named; else with a baseline nobody asked for
     level: float = LEVEL  # .05 over the comparisons of the family
-    visible: float = float("inf")  # the smallest difference it tells four times in five; above 1 where none
+    visible: float | None = None  # the smallest difference it tells four times in five
     groups: int | None = None  # that the error is clustered by
     note: str = ""  # which rows of two stored evaluations were compared
 

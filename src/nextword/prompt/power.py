@@ -49,13 +49,14 @@ def power_of(found: Comparison) -> Power:
     return Power(found.errors, found.level, changed)
 
 
-def visible(power: Power) -> float:
-    """The smallest difference that is told four times in five, at the items and draws there are; above 1 if none."""
+def visible(power: Power) -> float | None:
+    """The smallest difference that is told four times in five, at the items and draws there are; None if none is."""
     if power.changed is None:
-        return _visible(power.errors, power.level)
+        found = _visible(power.errors, power.level)
+        return found if math.isfinite(found) else None
     low, high = 0.0, 1.0
     if not power.shows(high, power.errors.count, 1):
-        return math.inf
+        return None
     while high - low > 1e-4:
         middle = (low + high) / 2
         low, high = (low, middle) if power.shows(middle, power.errors.count, 1) else (middle, high)
@@ -130,7 +131,7 @@ def power_sentence(power: Power, difference: float) -> str:
     """What would tell `difference`, and what the items and draws there are do tell."""
     errors, smallest = power.errors, visible(power)
     sets = f" and {errors.draws} {errors.unit}" if errors.draws_freedom else ""
-    shown = f"one of {smallest:.3f}" if smallest <= 1 else "none"
+    shown = "none" if smallest is None else f"one of {smallest:.3f}"
     return (
         f"if the true difference is {difference:g}, {would_tell(power, difference)}. These {errors.count:,} items{sets}"
         f" tell {shown} four times in five"
@@ -142,7 +143,7 @@ class Planned:
     """What a comparison can show, before anything is asked, under assumptions that `sentence` states."""
 
     difference: float
-    visible: float
+    visible: float | None  # None where nothing is told
     items: int | None  # that show `difference`
     changed: float  # share of items that change, assumed
     between: float  # standard deviation between draws of shots of the difference, assumed
