@@ -142,13 +142,14 @@ def test_a_difference_that_is_not_told_always_takes_more_items_than_there_were(c
 
 
 def test_a_plan_states_its_guesses_and_its_level() -> None:
-    plain, several = planned_power(0.1, 150, None, 1, 1), planned_power(0.1, 150, None, 5, 3)
+    plain, several = planned_power(0.15, 150, None, 1, 1), planned_power(0.15, 150, None, 5, 3)
     assert plain.items is not None
     assert plain.items < several.items
     assert several.level == pytest.approx(0.05 / 3)
     assert "20% of the items change" in plain.sentence
-    assert "standard deviation of 0.03 between draws" in several.sentence
+    assert "standard deviation of 0.05 between draws" in several.sentence
     assert "draws" not in plain.sentence
-    grouped = planned_power(0.1, 150, 30, 1, 1)
+    assert planned_power(0.1, 5, None, 1, 1).visible is None  # 5 changes, all one way, have p .0625
+    grouped = planned_power(0.15, 150, 30, 1, 1)
     assert grouped.items > 4 * plain.items
     assert "30 groups" in grouped.sentence

@@ -126,7 +126,8 @@ def print_result(result: Result, name: str | None, as_json: bool) -> None:
     if result.power:
         console.print(result.power)
     for requirement in result.requirements:
-        console.print(requirement.sentence)
+        if requirement.outcome == "met":  # the others stand on standard error, by `end_with`
+            console.print(requirement.sentence)
     read = f"{result.read:,} tokens read" if result.read else "every answer was in the store"
     kept = "" if name is None else f"; kept as {name!r}"
     messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")

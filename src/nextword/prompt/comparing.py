@@ -30,6 +30,7 @@ class Comparison:
     worse: int
     count: int
     draws: int
+    shares: bool  # both scores lie in [0, 1]
     errors: Errors  # what `standard_error` is made of
 
 
@@ -63,7 +64,7 @@ def compare(
         low, high = max(-1.0, low), min(1.0, high)
     return Comparison(
         mean, errors.total, low, high, p, test, interval, level, float((gaps != 0).mean()), better, worse, count,
-        gaps.shape[0], errors,
+        gaps.shape[0], bounded, errors,
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Power:
     errors: Errors
     level: float = LEVEL
     changed: float | None = None
+    most: float = math.inf  # that a difference can be
 
     def shows(self, difference: float, items: float, draws: float) -> bool:
         """Whether a true `difference` would be told four times in five."""
@@ -46,14 +47,14 @@ class Power:
 def power_of(found: Comparison) -> Power:
     """The power of a comparison that was made. Items change as they did, one more of two more counted as changed."""
     changed = (found.better + found.worse + 1) / (found.count + 2) if found.test == MCNEMAR else None
-    return Power(found.errors, found.level, changed)
+    return Power(found.errors, found.level, changed, 1.0 if found.shares else math.inf)
 
 
 def visible(power: Power) -> float | None:
     """The smallest difference that is told four times in five, at the items and draws there are; None if none is."""
     if power.changed is None:
         found = _visible(power.errors, power.level)
-        return found if math.isfinite(found) else None
+        return found if math.isfinite(found) and found <= power.most else None
     low, high = 0.0, 1.0
     if not power.shows(high, power.errors.count, 1):
         return None
@@ -154,7 +155,7 @@ class Planned:
 
 def planned_power(
     difference: float, items: int, groups: int | None, draws: int, comparisons: int,
-    changed: float = 0.2, between: float = 0.03,
+    changed: float = 0.2, between: float = 0.05,
 ) -> Planned:  # fmt: skip
     """What `items` in so many `groups`, with `draws` sets of shots, would show, at .05 over all `comparisons`.
 
@@ -166,7 +167,7 @@ def planned_power(
     of_draws = between / math.sqrt(draws) if draws > 1 else 0.0
     error = math.sqrt(changed - difference**2) / math.sqrt(units)
     errors = Errors(items, error, units - 1, draws, of_draws, of_draws, draws - 1)
-    power = Power(errors, level, None if groups is not None or draws > 1 else changed)
+    power = Power(errors, level, None if groups is not None or draws > 1 else changed, 1.0)
     assumed = [f"{changed:.0%} of the items change"]
     if draws > 1:
         assumed.append(f"the difference has a standard deviation of {between:g} between draws of shots")
