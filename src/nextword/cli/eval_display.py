@@ -12,6 +12,7 @@ from ._console import emit_json, is_terminal, messages, output
 from .plan_tables import plain_table
 
 if TYPE_CHECKING:
+    from ..prompt.comparisons import Family
     from ..prompt.evaluation import Collected, Cost, Evaluation
     from ..prompt.power import Planned
     from ..prompt.requirements import Requirement
@@ -115,9 +116,7 @@ def print_result(result: Result, name: str | None, as_json: bool) -> None:
         console.print()
         for each in result.comparisons:
             console.print(each.sentence)
-        for family in result.families:
-            if family.comparisons > 1:
-                console.print(family.sentence, style="dim")
+        print_families(result.families)
     for line in result.lines:
         if line.orders_test is not None:
             console.print(f"{_full_name(line, result)}: {line.orders_test.sentence}", style="dim")
@@ -141,6 +140,13 @@ def _more(line: Line) -> str:
 def _full_name(line: Line, result: Result) -> str:
     several = [len({getattr(each, name) for each in result.lines}) > 1 for name in ("model", "form")]
     return ", ".join([line.model] * several[0] + [line.form] * several[1] + [line.name])
+
+
+def print_families(found: Sequence[Family]) -> None:
+    """How comparisons were corrected, where there were several."""
+    for family in found:
+        if family.comparisons > 1:
+            output().print(family.sentence, style="dim")
 
 
 def end_with(requirements: Sequence[Requirement]) -> None:
@@ -183,6 +189,8 @@ def _spread(line: Line) -> str:
 
 def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
     """Two evaluations of the store."""
+    from ..prompt.comparisons import families
+
     if as_json:
         from dataclasses import asdict
 
@@ -190,6 +198,7 @@ def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
         return
     for each in compared:
         output().print(each.sentence)
+    print_families(families(compared))
 
 
 def print_list(store: Store, as_json: bool) -> None:

@@ -145,6 +145,11 @@ class Evaluation:
             )
         return self._prepared[number]
 
+    @property
+    def same_shots(self) -> bool:
+        """Whether a draw is one set of shots for all items."""
+        return not self.design.per_item and self.design.select != "similar"
+
     def conditions(self) -> list[Condition]:
         """All conditions there will be, corrections included."""
         found: list[Condition] = []
@@ -196,7 +201,7 @@ class Evaluation:
         return Collected(
             self.task, self.items, tuple(cells), self.measure, tuple(costs), self.notes,
             time.perf_counter() - began, sum(asker.work.forwarded for asker in self.askers),
-            not self.design.per_item and self.design.select != "similar", self.settings.calibrate,
+            self.same_shots, self.settings.calibrate,
         )  # fmt: skip
 
     def _cells(self, asker: Asker, questions: list[Question], seen: Seen) -> Iterator[Cell]:

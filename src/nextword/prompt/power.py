@@ -155,12 +155,13 @@ class Planned:
 
 def planned_power(
     difference: float, items: int, groups: int | None, draws: int, comparisons: int,
-    changed: float = 0.2, between: float = 0.05,
+    one_set: bool = False, changed: float = 0.2, between: float = 0.05,
 ) -> Planned:  # fmt: skip
     """What `items` in so many `groups`, with `draws` sets of shots, would show, at .05 over all `comparisons`.
 
     `changed` is the share of items whose score changes and `between` the standard deviation of the difference between
-    draws: both are guesses, so they are said. Items of a group are taken to change together.
+    draws: both are guesses, so they are said. Items of a group are taken to change together. `one_set`: the one draw
+    serves all items.
     """
     changed, level = max(changed, difference), LEVEL / max(1, comparisons)
     units = groups if groups is not None else items
@@ -171,9 +172,15 @@ def planned_power(
     assumed = [f"{changed:.0%} of the items change"]
     if draws > 1:
         assumed.append(f"the difference has a standard deviation of {between:g} between draws of shots")
+    if one_set:
+        assumed.append("only this one set of shots is meant")
     if groups is not None:
         assumed.append(f"items of a group change together ({groups:,} groups)")
-    together = f"{comparisons} comparison{'s' * (comparisons != 1)} corrected together"
+    together = (
+        ("no comparison yet", "one comparison")[comparisons]
+        if comparisons < 2
+        else (f"{comparisons} comparisons corrected together")
+    )
     sentence = f"{power_sentence(power, difference)}. Assumed: {', '.join(assumed)}; {together}"
     least = needed(power, difference).items
     return Planned(difference, visible(power), least, changed, between, comparisons, level, sentence)

@@ -118,9 +118,9 @@ def planned(evaluation: Evaluation, asks: Sequence[Ask], difference: float) -> P
     choices = list(dict.fromkeys(condition.choice for condition in conditions))
     pairs = pairs_of(choices, _baselines(choices, evaluation.settings.calibrate), pairs_asked(asks))
     clusters, draws = len(set(groups)), 1 + max(condition.draw for condition in conditions)
-    return planned_power(
-        difference, len(groups), clusters if clusters < len(groups) else None, draws, sum(pairs.values())
-    )
+    one_set = draws == 1 and max(evaluation.design.shots) > 0 and evaluation.same_shots
+    grouped = clusters if clusters < len(groups) else None
+    return planned_power(difference, len(groups), grouped, draws, sum(pairs.values()), one_set)
 
 
 def _groups(items: Sequence[Item]) -> list[str]:
