@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from nextword.prompt.comparing import compare
 from nextword.prompt.errorbars import (
+    Errors,
     clustered_error,
     estimate,
     majority_accuracy,
@@ -133,6 +134,12 @@ def test_an_interval_over_draws_of_few_groups_holds() -> None:
 def test_groups_that_are_all_right_do_not_prove_that_all_others_would_be() -> None:
     found = estimate(np.ones(30), [str(n // 5) for n in range(30)])
     assert (found.low, found.high) == pytest.approx(wilson(6, 6))
+
+
+def test_three_items_or_one_group_have_no_more_freedom_than_that_however_many_the_draws() -> None:
+    assert Errors(3, 0.2, 2, 5, 0.0, 0.01, 4).freedom == pytest.approx(2, abs=0.01)
+    assert Errors(40, 0.0, 0, 5, 0.1, 0.1, 4).freedom == 0  # one group says nothing of others
+    assert Errors(400, 0.01, 399, 5, 0.1, 0.1, 4).freedom == pytest.approx(4, abs=0.2)
 
 
 def test_the_majority_is_that_of_what_was_seen() -> None:

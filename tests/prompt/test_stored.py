@@ -71,7 +71,7 @@ def test_other_data_other_metrics_and_old_results_are_refused_by_name() -> None:
         return one, Kept("other", 0.0, other.result | changed)
 
     apart = kept("other", collected({(0,): right(0.6, 1, 1, 20)}, rows=list(range(19, 39))))
-    with pytest.raises(UsageError, match=r"'one' and 'other' share 1 rows.*paired by their content"):
+    with pytest.raises(UsageError, match=r"'one' and 'other' share 1 row,.*paired by their content"):
         compare_kept(pair()[0], apart)
     with pytest.raises(UsageError, match="'one' measured accuracy and 'other' exact_match"):
         compare_kept(*pair(metric="exact_match"))

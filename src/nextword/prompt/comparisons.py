@@ -131,15 +131,16 @@ def _family_sentence(primary: bool, count: int) -> str:
 
 def verdict(after: str, before: str, found: Comparison, p: float) -> str:
     """Better, worse, or cannot be told, in a sentence without its full stop. `p` is corrected."""
+    items = f"{found.count:,} item{'s' * (found.count != 1)}"
     gap = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {p_text(p)}"
     if p < LEVEL:
         word = "better" if found.difference > 0 else "worse"
         return f"{after} is {word} than {before}: {gap}"
     if found.difference == 0:
         changed = f"{found.changed_share:.0%} changed"
-        return f"{after} and {before} scored the same on these {found.count:,} items ({changed})"
+        return f"{after} and {before} scored the same on these {items} ({changed})"
     return (
-        f"{after} against {before} cannot be told at {found.count:,} items: {gap}. If that is the true difference,"
+        f"{after} against {before} cannot be told at {items}: {gap}. If that is the true difference,"
         f" {would_tell(power_of(found), found.difference)}"
     )
 

@@ -126,13 +126,11 @@ class Errors:
 
         The draws count as they were seen: two that happen to agree do not show that others would.
         """
-        if self.draws_freedom == 0:
+        if self.draws_freedom == 0 or self.items_freedom <= 0 or not math.isfinite(self.total):
             return self.items_freedom
-        parts = self.of_items**4 / self.items_freedom if self.items_freedom > 0 else 0.0
-        parts += self.seen**4 / self.draws_freedom
-        if parts == 0 or not math.isfinite(self.total):
-            return self.items_freedom
-        return max(self.draws_freedom, self.total**4 / parts)
+        parts = self.of_items**4 / self.items_freedom + self.seen**4 / self.draws_freedom
+        least = min(self.items_freedom, self.draws_freedom)
+        return max(least, self.total**4 / parts) if parts else least
 
     def half(self, level: float = LEVEL) -> float:
         """Half the width of Student's interval."""

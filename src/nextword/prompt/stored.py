@@ -23,9 +23,10 @@ def compare_kept(first: Kept, second: Kept) -> list[Compared]:
     places = [_places(kept) for kept in (first, second)]
     shared = [digest for digest in places[0] if digest in places[1]]
     if len(shared) < 2:
+        rows = f"{len(shared)} row{'s' * (len(shared) != 1)}"
         raise UsageError(
-            f"{first.name!r} and {second.name!r} share {len(shared)} rows, and a comparison takes at least 2. Rows are"
-            " paired by their content: compare evaluations of the same data"
+            f"{first.name!r} and {second.name!r} share {rows}, and a comparison takes at least 2. Rows are paired by"
+            " their content: compare evaluations of the same data"
         )
     if first.result["metric"] != second.result["metric"]:
         raise UsageError(
