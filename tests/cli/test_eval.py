@@ -57,6 +57,52 @@ def test_a_table_becomes_scores_comparisons_a_page_and_files(
     assert len(list((tmp_path / "files").rglob("samples_*.jsonl"))) == 6
 
 
+def test_what_is_required_is_judged_after_all_is_written_and_ends_in_code_1(
+    reviews: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--limit", "10"]
+    code, out, err = run(capsys, *asked, "--require", "2 shots > 0.999", "--at-least", "0", "--report", "page.html")
+    assert code == 1
+    assert "accuracy over 10 items" in out
+    assert "--at-least 0: met" in out
+    assert (tmp_path / "page.html").exists()
+    failures = [line for line in err.splitlines() if line.startswith("2 shots > 0.999: ")]
+    assert len(failures) == 1
+    assert "--at-least" not in err
+    code, out, _ = run(capsys, *asked, "--require", "2 shots > 0.999", "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["requirements"][0]["outcome"] in ("undecided", "not met")
+    assert run(capsys, "--compare", found["name"], found["name"])[0] == 0  # it was kept
+    assert run(capsys, *asked, "--at-least", "0")[0] == 0
+
+
+def test_a_name_that_no_line_will_have_is_refused_before_anything_is_asked(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--limit", "10", "--store", "own.sqlite"]
+    code, out, err = run(capsys, *asked, "--require", "3 shots > 0 shots")
+    assert (code, out) == (2, "")
+    assert "there will be no line '3 shots'. Did you mean" in err
+    assert "'2 shots, random labels'" in err
+    assert json.loads(run(capsys, *asked, "--json")[1])["read"] > 0
+
+
+def test_power_is_told_before_the_work_with_what_it_assumes(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,1,2", "--power", "0.2", "--dry-run"]
+    told = " ".join(run(capsys, *asked)[1].split())
+    assert "if the true difference is 0.2, about" in told
+    assert "Assumed: 20% of the items change" in told
+    assert "2 comparisons corrected together" in told
+    power = json.loads(run(capsys, *asked, "--json")[1])["power"]
+    assert power["level"] == 0.025
+    required = json.loads(run(capsys, *asked, "--json", "--require", "2 shots > 1 shot")[1])["power"]
+    assert required["comparisons"] == 3
+    assert required["items"] > power["items"]
+
+
 def test_json_says_all_of_it_and_a_second_run_reads_nothing(
     reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

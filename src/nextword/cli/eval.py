@@ -83,6 +83,10 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations of the store, item by item.")
 @click.option("--list", "as_list", is_flag=True, help="List the tasks that come with nextword, and kept evaluations.")
 @click.option("--power", type=float, metavar="DIFFERENCE", help="Also say how many items would show this difference.")
+@click.option("--require", multiple=True, metavar="'A > B'",
+              help="Exit with 1 unless line A scores more than line B, or a number: 4 shots > 0 shots.")  # fmt: skip
+@click.option("--at-least", type=float, metavar="SCORE",
+              help="Exit with 1 unless the intervals of all lines lie at or above this score.")  # fmt: skip
 @click.option("--skip-bad", is_flag=True, help="Leave out broken rows, and tell which.")
 @click.option("--dtype", default="auto", metavar="TYPE", help="auto (as stored where that is fast), float32, ...")
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
@@ -127,7 +131,8 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
-    from ..prompt.summary import summarise
+    from ..prompt.requirements import asks_of, names_of
+    from ..prompt.summary import planned, summarise
     from . import eval_display as display
 
     first = next(iter(forms.values()))
@@ -135,11 +140,12 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     design, settings = _design(options, shots), _settings(options, first, shots)
     models = [load_model(name, options["dtype"], options["device"]) for name in options["models"] or (DEFAULT_MODEL,)]
     evaluation = Evaluation(forms, models, design, settings, store)
+    asks = asks_of(options["require"], options["at_least"], names_of([each.choice for each in evaluation.conditions()]))
     if options["dry_run"]:
-        display.print_cost(evaluation, options["as_json"])
+        display.print_cost(evaluation, options["as_json"], None if power is None else planned(evaluation, asks, power))
         return
     collected = display.run(evaluation)
-    result = summarise(collected, design.seed, power)
+    result = summarise(collected, design.seed, power, asks)
     name = options["name"] or _name(evaluation)
     with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
         files.callback(store.keep, name, result.to_dict())
@@ -152,6 +158,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
 
             files.callback(write_report, options["report"], collected, result, {each.name: each for each in models})
         display.print_result(result, None if options["no_store"] else name, options["as_json"])
+    display.end_with(result.requirements)
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:

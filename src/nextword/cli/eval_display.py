@@ -12,7 +12,10 @@ from ._console import emit_json, is_terminal, messages, output
 from .plan_tables import plain_table
 
 if TYPE_CHECKING:
+    from ..prompt.comparisons import Family
     from ..prompt.evaluation import Collected, Cost, Evaluation
+    from ..prompt.power import Planned
+    from ..prompt.requirements import Requirement
     from ..prompt.store import Store
     from ..prompt.summary import Compared, Line, Result
 
@@ -67,8 +70,8 @@ def note_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def print_cost(evaluation: Evaluation, as_json: bool) -> None:
-    """What an evaluation would take, and one whole prompt."""
+def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = None) -> None:
+    """What an evaluation would take, what it could show (`power`), and one whole prompt."""
     costs = {model.name: evaluation.cost(number) for number, model in enumerate(evaluation.models)}
     longest = max(evaluation.questions(0), key=lambda question: question.shots)
     if as_json:
@@ -79,6 +82,7 @@ def print_cost(evaluation: Evaluation, as_json: bool) -> None:
             "items": len(evaluation.items), "costs": {name: asdict(cost) for name, cost in costs.items()},
             "units": {"tokens": "tokens read", "seconds": "s"}, "notes": note_lines(evaluation),
             "prompt": request.context, "continuations": [each.continuation for each in longest.asked],
+            "power": None if power is None else asdict(power),
         })  # fmt: skip
         return
     console = output()
@@ -86,6 +90,8 @@ def print_cost(evaluation: Evaluation, as_json: bool) -> None:
         console.print(_cost_line(name, cost, evaluation))
     for line in note_lines(evaluation):
         messages().print(line, style="yellow")
+    if power is not None:
+        console.print(power.sentence)
     console.print(f"\none prompt, with {longest.shots} shots:", style="bold")
     console.print(longest.asked[0].context, soft_wrap=True)
     following = ", ".join(repr(each.continuation) for each in longest.asked)
@@ -110,14 +116,17 @@ def print_result(result: Result, name: str | None, as_json: bool) -> None:
         console.print()
         for each in result.comparisons:
             console.print(each.sentence)
+        print_families(result.families)
+    for line in result.lines:
+        if line.orders_test is not None:
+            console.print(f"{_full_name(line, result)}: {line.orders_test.sentence}", style="dim")
     if result.chosen is not None:
-        chosen = result.chosen
-        console.print(
-            f"\nbest of {chosen.alternatives}: {chosen.name}. Chosen on one half of the items, it scores"
-            f" {_interval(chosen.honest)} on the other ({chosen.optimistic:.3f} on all, which is optimistic)."
-        )
+        console.print(f"\n{result.chosen.sentence}")
     if result.power:
         console.print(result.power)
+    for requirement in result.requirements:
+        if requirement.outcome == "met":  # the others stand on standard error, by `end_with`
+            console.print(requirement.sentence)
     read = f"{result.read:,} tokens read" if result.read else "every answer was in the store"
     kept = "" if name is None else f"; kept as {name!r}"
     messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")
@@ -133,8 +142,20 @@ def _full_name(line: Line, result: Result) -> str:
     return ", ".join([line.model] * several[0] + [line.form] * several[1] + [line.name])
 
 
-def _interval(estimate: Any) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def print_families(found: Sequence[Family]) -> None:
+    """How comparisons were corrected, where there were several."""
+    for family in found:
+        if family.comparisons > 1:
+            output().print(family.sentence, style="dim")
+
+
+def end_with(requirements: Sequence[Requirement]) -> None:
+    """Exit with code 1, and a line on standard error for each requirement that is not shown to be met."""
+    unmet = [each for each in requirements if each.outcome != "met"]
+    for each in unmet:
+        messages().print(each.sentence, style="red", soft_wrap=True)
+    if unmet:
+        raise SystemExit(1)
 
 
 def _table(result: Result) -> Any:
@@ -168,6 +189,8 @@ def _spread(line: Line) -> str:
 
 def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
     """Two evaluations of the store."""
+    from ..prompt.comparisons import families
+
     if as_json:
         from dataclasses import asdict
 
@@ -175,6 +198,7 @@ def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
         return
     for each in compared:
         output().print(each.sentence)
+    print_families(families(compared))
 
 
 def print_list(store: Store, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Error bars: intervals, paired comparisons, spread and power, for scores of many items.
+"""Error bars: estimates, their intervals, and what their errors are made of, for scores of many items.
 
 Miller 2024, "Adding Error Bars to Evals" (2411.00640), is the guide; equations are its own where it is cited.
 """
@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.05  # two-sided; intervals hold 95%
-POWER = 0.8
-_DRAWS = 20_000  # of a permutation test that cannot be counted out
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,12 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
     With `groups` the error is clustered (Miller eq. 4), as if the groups had been drawn, not the items.
     """
     count, mean = len(scores), float(np.mean(scores))
+    binary = is_binary(scores)
     if groups is not None:
         error, clusters = clustered_error(scores, groups)
+        if binary and mean in (0, 1):  # no group differs yet: as many items as there are groups
+            return Estimate(mean, error, *wilson(round(mean * clusters), clusters), count, clusters - 1)
         return _around(mean, error, clusters - 1, count, scores)
-    binary = bool(np.isin(scores, (0.0, 1.0)).all())
     if binary:
         low, high = wilson(round(mean * count), count)
         return Estimate(mean, math.sqrt(mean * (1 - mean) / max(1, count - 1)), low, high, count, count - 1)
@@ -51,9 +51,19 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
 def _around(mean: float, error: float, freedom: int, count: int, scores: np.ndarray) -> Estimate:
     """Student's interval, cut where scores that are shares cannot be."""
     half = student(freedom) * error if freedom > 0 else math.inf
-    within = bool(len(scores)) and float(np.min(scores)) >= 0 and float(np.max(scores)) <= 1
+    within = is_share(scores)
     low, high = (max(0.0, mean - half), min(1.0, mean + half)) if within else (mean - half, mean + half)
     return Estimate(mean, error, low, high, count, freedom)
+
+
+def is_binary(scores: np.ndarray) -> bool:
+    """Whether all are 0 or 1."""
+    return bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def is_share(scores: np.ndarray) -> bool:
+    """Whether all lie in [0, 1]."""
+    return bool(scores.size) and float(np.min(scores)) >= 0 and float(np.max(scores)) <= 1
 
 
 def student(freedom: float, level: float = LEVEL) -> float:
@@ -93,139 +103,61 @@ def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, i
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two ways of asking the same items: second less first. `p` is that of `test`."""
+class Errors:
+    """What the standard error of a mean is made of: items, and draws of shots (or orders of one draw)."""
 
-    difference: float
-    standard_error: float  # paired; of items and draws
-    of_items: float  # the part of it that more items would make smaller
-    of_draws: float  # the part of it that more draws of shots would make smaller
-    low: float
-    high: float
-    p: float
-    test: str
-    changed_share: float  # of the items whose score differs
-    better: int  # items that scored more the second time
-    worse: int
-    count: int
-    draws: int
+    count: int  # items
+    of_items: float  # what more items would make smaller
+    items_freedom: int
+    draws: int = 1
+    of_draws: float = 0.0  # what more draws would make smaller
+    seen: float = 0.0  # as `of_draws`, with the noise of items still in it
+    draws_freedom: int = 0  # degrees of `seen`; 0 where there was one draw in one order
+    unit: str = "draws of shots"
 
+    @property
+    def total(self) -> float:
+        """The standard error."""
+        return math.hypot(self.of_items, self.of_draws)
 
-def compare(after: np.ndarray, before: np.ndarray, groups: Sequence[str] | None = None) -> Comparison:
-    """Compare scores (draws, orders, items), or (items,), item by item: what items and draws share cancels (eq. 7).
+    @property
+    def freedom(self) -> float:
+        """Its degrees of freedom (Satterthwaite 1946).
 
-    One side may have a single draw (no shots) against several. One draw of 0/1 scores: McNemar's exact test; of
-    others: a permutation test that swaps each pair. With `groups` or several draws: Student's t on the whole error.
-    """
-    gaps = _cube(after) - _cube(before)  # (draws, orders, items)
-    mean_gaps = gaps.mean((0, 1))
-    own = spread(gaps) if gaps.shape[0] * gaps.shape[1] > 1 else None
-    of_items, freedom = _paired_error(mean_gaps, groups)
-    of_draws = own.of_draws if own is not None else 0.0
-    error = math.hypot(of_items, of_draws)
-    whole = satterthwaite(error, of_items, freedom, own)
-    half = student(whole) * error if whole > 0 else math.inf
-    mean, (better, worse) = float(mean_gaps.mean()), (int((mean_gaps > 0).sum()), int((mean_gaps < 0).sum()))
-    if groups is not None or own is not None:
-        p, test = _student_p(mean, error, whole), "Student's t" + (", clustered" if groups is not None else "")
-    elif all(bool(np.isin(scores, (0.0, 1.0)).all()) for scores in (after, before)):
-        p, test = mcnemar(better, worse), "McNemar's exact test"
-    else:
-        p, test = permutation(mean_gaps), "paired permutation test"
-    count = gaps.shape[2]
-    return Comparison(
-        mean, error, of_items, of_draws, mean - half, mean + half, p, test, float((gaps != 0).mean()), better, worse,
-        count, gaps.shape[0],
-    )  # fmt: skip
+        The draws count as they were seen: two that happen to agree do not show that others would.
+        """
+        if self.draws_freedom == 0 or self.items_freedom <= 0 or not math.isfinite(self.total):
+            return self.items_freedom
+        parts = self.of_items**4 / self.items_freedom + self.seen**4 / self.draws_freedom
+        least = min(self.items_freedom, self.draws_freedom)
+        return max(least, self.total**4 / parts) if parts else least
 
+    def half(self, level: float = LEVEL) -> float:
+        """Half the width of Student's interval."""
+        return student(self.freedom, level) * self.total if self.freedom > 0 else math.inf
 
-def _cube(scores: np.ndarray) -> np.ndarray:
-    return scores if scores.ndim == 3 else scores[None, None]
-
-
-def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None) -> tuple[float, int]:
-    """Standard error of the mean gap over items, and its degrees of freedom."""
-    if groups is not None:
-        error, clusters = clustered_error(gaps, groups)
-        return error, clusters - 1
-    if len(gaps) < 2:
-        return math.inf, 0
-    return float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))), len(gaps) - 1
+    def scaled(self, items: float, draws: float) -> Errors:
+        """What it would be with so many items and draws of the same kind."""
+        more, sets = items / self.count, draws / self.draws
+        noise = max(0.0, self.seen**2 - self.of_draws**2) / more
+        return replace(
+            self,
+            count=math.ceil(items),
+            of_items=self.of_items / math.sqrt(more),
+            items_freedom=math.floor(self.items_freedom * more),
+            draws=math.ceil(draws),
+            of_draws=self.of_draws / math.sqrt(sets),
+            seen=math.sqrt((self.of_draws**2 + noise) / sets),
+            draws_freedom=math.ceil(draws) - 1 if self.draws_freedom else 0,
+        )
 
 
-def satterthwaite(error: float, of_items: float, freedom: float, own: Spread | None) -> float:
-    """Degrees of freedom of an error of items (which has `freedom`) and draws (Satterthwaite 1946).
-
-    The draws count as they were seen: two that happen to agree do not show that others would.
-    """
-    if own is None or own.freedom == 0:
-        return freedom
-    parts = (of_items**4 / freedom if freedom > 0 else 0.0) + own.seen**4 / own.freedom
-    if parts == 0 or not math.isfinite(error):
-        return freedom
-    return max(own.freedom, error**4 / parts)
-
-
-def _student_p(mean: float, error: float, freedom: float) -> float:
-    from scipy import stats
-
-    if error == 0 or freedom <= 0:
-        return 1.0 if mean == 0 or freedom <= 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, freedom))
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """Exact two-sided p that `better` and `worse` are tosses of a fair coin (McNemar 1947)."""
-    from scipy import stats
-
-    if better + worse == 0:
-        return 1.0
-    return float(stats.binomtest(better, better + worse, 0.5).pvalue)
-
-
-def permutation(gaps: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p of the mean gap when each pair may as well be the other way round.
-
-    All 2^n ways where at most 15 gaps are not zero, else 20,000 drawn ones (counting the observed one).
-    """
-    moved = np.abs(gaps[gaps != 0])
-    observed = abs(float(gaps.sum()))
-    slack = 1e-9 * max(1.0, float(moved.sum()))
-    if len(moved) <= 15:
-        signs = 1 - 2 * ((np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1)
-        return float((np.abs(signs @ moved) >= observed - slack).mean())
-    generator = np.random.default_rng(seed)
-    extreme = 0
-    for _ in range(_DRAWS // 1000):
-        signs = 1 - 2 * generator.integers(0, 2, (1000, len(moved)))
-        extreme += int((np.abs(signs @ moved) >= observed - slack).sum())
-    return (extreme + 1) / (_DRAWS + 1)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """p-values corrected so that any false alarm among all is rare (Holm 1979)."""
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=lambda n: ps[n])):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))
-        corrected[place] = highest
-    return corrected
-
-
-def items_needed(difference: float, changed_share: float, level: float = LEVEL, power: float = POWER) -> int:
-    """Items that show `difference` with probability `power`, where `changed_share` of them change (Miller eq. 9).
-
-    The variance of a paired gap of -1, 0 or 1 is changed_share - difference²; .22 and .08 give 262.
-    """
-    z = normal(level) + normal(2 * (1 - power))
-    variance = max(changed_share, abs(difference)) - difference**2
-    return math.ceil(z * z * variance / difference**2)
-
-
-def visible_difference(count: int, changed_share: float, level: float = LEVEL, power: float = POWER) -> float:
-    """The smallest difference that `count` items show with probability `power` (Miller eq. 10, variance at most
-    `changed_share`): 200 items of which 22% change show .0929.
-    """
-    return (normal(level) + normal(2 * (1 - power))) * math.sqrt(changed_share / count)
+def errors_of(count: int, of_items: float, items_freedom: int, own: Spread | None, shape: tuple[int, ...]) -> Errors:
+    """From an error of items and the spread over the draws and orders of a cube of that `shape`, if there is one."""
+    if own is None:
+        return Errors(count, of_items, items_freedom)
+    draws, unit = (shape[0], "draws of shots") if shape[0] > 1 else (shape[1], "orders")
+    return Errors(count, of_items, items_freedom, draws, own.of_draws, own.seen, own.freedom, unit)
 
 
 @dataclass(frozen=True)
@@ -243,13 +175,12 @@ class Spread:
 
     def widened(self, found: Estimate) -> Estimate:
         """`found`, as an estimate over other draws of shots as well."""
-        error = math.hypot(found.standard_error, self.of_draws)
-        freedom = satterthwaite(error, found.standard_error, found.freedom, self)
-        half = student(freedom) * error if freedom > 0 else math.inf
+        errors = errors_of(found.count, found.standard_error, found.freedom, self, (self.freedom + 1, 1))
+        half = errors.half()
         low, high = found.value - half, found.value + half
         if found.low >= 0 and found.high <= 1:
             low, high = max(0.0, low), min(1.0, high)
-        return replace(found, standard_error=error, low=min(low, found.low), high=max(high, found.high))
+        return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
 
 
 def spread(cube: np.ndarray) -> Spread:
@@ -286,29 +217,3 @@ def majority_accuracy(seen: Sequence[Any], gold: Sequence[Any]) -> float:
     """Accuracy on `gold` of always answering what is most frequent in `seen`."""
     best = Counter(seen).most_common(1)[0][0]
     return float(np.mean([each == best for each in gold]))
-
-
-def verdict(after: str, before: str, found: Comparison, p: float, level: float = LEVEL) -> str:
-    """Better, worse, or cannot be told, in a sentence."""
-    gap = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {_p(p)}"
-    if p < level:
-        word = "better" if found.difference > 0 else "worse"
-        return f"{after} is {word} than {before}: {gap}"
-    if found.difference == 0:
-        changed = f"{found.changed_share:.0%} changed"
-        return f"{after} and {before} scored the same on these {found.count:,} items ({changed})"
-    return f"{after} against {before} cannot be told at {found.count:,} items: {gap}. {_what_would_tell(found)}"
-
-
-def _what_would_tell(found: Comparison) -> str:
-    """More items, or more draws where these are what the error is made of."""
-    visible = abs(found.difference) / (normal() + normal(2 * (1 - POWER)))  # an error that shows it four times in five
-    if visible <= found.of_draws:
-        draws = math.ceil(found.draws * found.of_draws**2 / (visible**2 / 2))
-        return f"If that is the true difference, some {draws:,} draws of shots would tell; more items alone would not"
-    needed = math.ceil(found.count * found.of_items**2 / (visible**2 - found.of_draws**2))
-    return f"If that is the true difference, about {max(needed, found.count + 1):,} items would tell"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -88,6 +88,7 @@ class Collected:
     seconds: float
     read: int  # tokens that went through a model this time
     same_shots: bool = True  # a draw is one set for all items; not those of lm-eval's mode, nor the nearest ones
+    calibrate: tuple[str, ...] = ()  # the corrections that were asked for
 
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -144,6 +145,20 @@ class Evaluation:
             )
         return self._prepared[number]
 
+    @property
+    def same_shots(self) -> bool:
+        """Whether a draw is one set of shots for all items."""
+        return not self.design.per_item and self.design.select != "similar"
+
+    def conditions(self) -> list[Condition]:
+        """All conditions there will be, corrections included."""
+        found: list[Condition] = []
+        for number in range(len(self.models)):
+            for trial in {question.trial.condition: question.trial for question in self.questions(number)}.values():
+                ways = self._ways(trial) if trial.condition.variant == "plain" else ()
+                found += [trial.condition, *(replace(trial.condition, variant=way) for way in ways)]
+        return found
+
     def cost(self, number: int = 0, timed: bool = True) -> Cost:
         """What model `number` has to do, and, if `timed`, how long it takes here, at speeds measured now."""
         questions, asker = self.questions(number), self.askers[number]
@@ -186,7 +201,7 @@ class Evaluation:
         return Collected(
             self.task, self.items, tuple(cells), self.measure, tuple(costs), self.notes,
             time.perf_counter() - began, sum(asker.work.forwarded for asker in self.askers),
-            not self.design.per_item and self.design.select != "similar",
+            self.same_shots, self.settings.calibrate,
         )  # fmt: skip
 
     def _cells(self, asker: Asker, questions: list[Question], seen: Seen) -> Iterator[Cell]:

@@ -54,11 +54,7 @@ def _lead(result: Result) -> str:
     majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
     chosen = ""
     if result.chosen is not None:
-        honest = result.chosen.honest
-        chosen = (
-            f" Best of {result.chosen.alternatives} ways of asking: <b>{escape(result.chosen.name)}</b>, chosen on one"
-            f" half of the items, {honest.value:.3f} [{honest.low:.3f}, {honest.high:.3f}] on the other."
-        )
+        chosen = f" {escape(result.chosen.sentence)}"
     return f"{result.items:,} items{groups}.{majority}{chosen}"
 
 

@@ -1,0 +1,103 @@
+"""The best of several ways of asking, with a score that the choice did not inflate.
+
+The choice is made on half of the items and a quarter of the draws of shots, the score is that on the others. A quarter:
+5 draws leave 4, and an interval over fewer holds too seldom. Simulated (5 ways of equal mean, 5 draws, 120 items, an sd
+between draws of .5 and 1 logit) it holds the chosen way's mean 96 and 94 times in 100; choosing on 2 draws and
+measuring on 3, with Student's interval, 94 and 90; measuring on the draws that chose, 61 and 26.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .errorbars import Errors, Estimate, errors_of, estimate, is_share, spread
+from .lines import ENOUGH_DRAWS, Line, full_name, several
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best way of asking: chosen on some of the draws and items, measured on the others."""
+
+    name: str
+    honest: Estimate  # on the items and draws that did not choose it
+    optimistic: float  # on all items and draws, the choosing ones included
+    alternatives: int
+    draws_chosen_on: int = 1
+    draws: int = 1  # that `honest` is over
+    sentence: str = ""
+
+
+def choose(lines: Sequence[Line], groups: Sequence[str], seed: int) -> Chosen | None:
+    """Halves are drawn by group, so that no group stands in both. None where there is nothing to choose or to halve.
+
+    A line with one draw of shots is chosen and measured on that one, over different items.
+    """
+    eligible = [line for line in lines if line.variant != "random labels"]
+    names = sorted(set(groups))
+    if len(eligible) < 2 or len(names) < 4:
+        return None
+    half = set(random.Random(f"halves {seed}").sample(names, len(names) // 2))
+    first = np.array([group in half for group in groups])
+    cubes = [np.array(line.scores) for line in eligible]
+    sides = [_parted(len(cube), seed) for cube in cubes]
+    best = int(np.argmax([cube[on][:, :, first].mean() for cube, (on, _) in zip(cubes, sides, strict=True)]))
+    line, (chosen_on, measured_on) = eligible[best], sides[best]
+    honest = honest_estimate(cubes[best][measured_on][:, :, ~first], [group for group in groups if group not in half])
+    name = full_name(line.model, line.form, line.name, several([each.choice for each in lines]))
+    found = Chosen(name, honest, float(cubes[best].mean()), len(eligible), len(chosen_on), len(measured_on))
+    return replace(found, sentence=_sentence(found, line))
+
+
+def _parted(draws: int, seed: int) -> tuple[list[int], list[int]]:
+    """Draws to choose on, and the others."""
+    if draws == 1:
+        return [0], [0]
+    chosen = sorted(random.Random(f"draws {seed}").sample(range(draws), max(1, draws // 4)))
+    return chosen, [number for number in range(draws) if number not in chosen]
+
+
+def honest_estimate(cube: np.ndarray, groups: Sequence[str]) -> Estimate:
+    """The mean of scores (draws, orders, items), over other items and, where there are several, other draws."""
+    found = estimate(cube.mean((0, 1)), groups if len(set(groups)) < len(groups) else None)
+    if cube.shape[0] * cube.shape[1] == 1:
+        return found
+    own = spread(cube)
+    # few draws cannot tell their own variance from the noise of items, so that it is taken with it
+    errors = replace(errors_of(found.count, found.standard_error, found.freedom, own, cube.shape), of_draws=own.seen)
+    low, high = _interval(found.value, errors, is_share(cube))
+    return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
+
+
+def _interval(mean: float, errors: Errors, share: bool) -> tuple[float, float]:
+    """Student's; that of a share on the scale of log odds, where draws of shots that move it by as much do so alike."""
+    if not share:
+        return mean - errors.half(), mean + errors.half()
+    inside = min(max(mean, 0.5 / errors.count), 1 - 0.5 / errors.count)
+    middle, half = math.log(inside / (1 - inside)), errors.half() / (inside * (1 - inside))
+    return _share(middle - half), _share(middle + half)
+
+
+def _share(odds: float) -> float:
+    return 0.5 * (1 + math.tanh(odds / 2))
+
+
+def _sentence(found: Chosen, line: Line) -> str:
+    honest = found.honest
+    sets = f" and {found.draws_chosen_on} of its {line.draws} draws of shots" if line.draws > 1 else ""
+    score = f"{honest.value:.3f} [{honest.low:.3f}, {honest.high:.3f}]"
+    limits = ""
+    if line.one_set:
+        limits = f". That holds for this set only: use --draws {ENOUGH_DRAWS} or more"
+    elif line.draws > 1 and found.draws == 1:
+        limits = f". The interval covers other items, not other draws of shots: use --draws {ENOUGH_DRAWS} or more"
+    elif 1 < line.draws < 4:
+        limits = f". An interval over {found.draws} draws holds too seldom: use --draws {ENOUGH_DRAWS} or more"
+    return (
+        f"best of {found.alternatives}: {found.name}. Chosen on one half of the items{sets}, it scores {score} on the"
+        f" other{'s' if sets else ''} ({found.optimistic:.3f} on all, which is optimistic){limits}"
+    )

@@ -1,0 +1,153 @@
+"""Which ways of asking are compared, in what families, and what is said of each pair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .comparing import Comparison, compare, p_text
+from .errorbars import LEVEL
+from .lines import ENOUGH_DRAWS, Choice, Line, full_name, several
+from .power import power_of, visible, would_tell
+
+Pair = tuple[Choice, Choice]  # before, after
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two ways of asking the same items. `p` and the interval are corrected for the comparisons of its family."""
+
+    before: str
+    after: str
+    comparison: Comparison  # its interval is at `level`
+    p: float  # times the comparisons of the family (Bonferroni), at most 1
+    sentence: str
+    primary: bool = True  # of what the user named; else with a baseline nobody asked for
+    level: float = LEVEL  # .05 over the comparisons of the family
+    visible: float | None = None  # the smallest difference it tells four times in five
+    groups: int | None = None  # that the error is clustered by
+    note: str = ""  # which rows of two stored evaluations were compared
+
+    @property
+    def better(self) -> bool | None:
+        """Whether `after` scores more; None where it cannot be told."""
+        return None if self.p >= LEVEL else self.comparison.difference > 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons that are corrected together."""
+
+    primary: bool
+    comparisons: int
+    level: float
+    sentence: str
+
+
+def pairs_of(choices: Sequence[Choice], baselines: Container[Choice], asked: Sequence[Pair] = ()) -> dict[Pair, bool]:
+    """The pairs that are compared, before and after, and whether each is of the primary family.
+
+    More shots with the fewest, corrections with none, further forms and models with the first at the same shots, and
+    what is `asked` beside these; a baseline is named by asking for it.
+    """
+    pairs: dict[Pair, bool] = {}
+    first_model, first_form, *_ = choices[0]
+    for choice in choices:
+        model, form, shots, variant = choice
+        plain = variant == "plain"
+        fewest = min(count for *names, count, _ in choices if names == [model, form])
+        others: list[Choice] = [(model, form, fewest if plain else shots, "plain")]
+        if plain:
+            others += [(model, first_form, shots, variant), (first_model, form, shots, variant)]
+        for other in others:
+            if other in choices and other != choice:
+                pairs[other, choice] = not (other in baselines or choice in baselines)
+    for before, after in asked:
+        pairs[(after, before) if (after, before) in pairs else (before, after)] = True
+    return pairs
+
+
+def compare_pairs(
+    pairs: Mapping[Pair, bool], lines: Sequence[Line], groups: Sequence[str] | None
+) -> tuple[Compared, ...]:
+    """All pairs, each corrected for those of its family."""
+    by_choice, sizes = {line.choice: line for line in lines}, Counter(pairs.values())
+    differ = several(list(by_choice))
+    found = []
+    for (before, after), primary in pairs.items():
+        sides = [by_choice[choice] for choice in (before, after)]
+        names: list[Side] = [
+            (full_name(each.model, each.form, each.name, differ), each.one_set, each.draws) for each in sides
+        ]
+        scores = paired(np.array(sides[1].scores), np.array(sides[0].scores))
+        found.append(compared(names[0], names[1], scores, groups, primary, sizes[primary]))
+    return tuple(found)
+
+
+Side = tuple[str, bool, int]  # name, whether it is one set of shots, draws
+
+
+def compared(
+    before: Side, after: Side, scores: tuple[np.ndarray, np.ndarray], groups: Sequence[str] | None, primary: bool,
+    family: int, note: str = "",
+) -> Compared:  # fmt: skip
+    """One comparison of a family of so many; `scores` are those of after and before."""
+    level = LEVEL / family
+    found = compare(*scores, groups, level)
+    p = min(1.0, family * found.p)
+    return Compared(
+        before[0], after[0], found, p, verdict(after[0], before[0], found, p) + _limits(before, after) + note, primary,
+        level, visible(power_of(found)), None if groups is None else len(set(groups)), note,
+    )  # fmt: skip
+
+
+def paired(after: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (draws, orders, items), averaged over what only one of them has more than one of."""
+    for axis in (0, 1):
+        if 1 not in (after.shape[axis], before.shape[axis]) and after.shape[axis] != before.shape[axis]:
+            after, before = after.mean(axis, keepdims=True), before.mean(axis, keepdims=True)
+    return after, before
+
+
+def families(found: Sequence[Compared]) -> tuple[Family, ...]:
+    """The families of comparisons, and how each is corrected, in words."""
+    counts = {primary: sum(each.primary is primary for each in found) for primary in (True, False)}
+    return tuple(
+        Family(primary, count, LEVEL / count, _family_sentence(primary, count))
+        for primary, count in counts.items()
+        if count
+    )
+
+
+def _family_sentence(primary: bool, count: int) -> str:
+    what = f"{count} comparison{'s' * (count != 1)}" + " with baselines" * (not primary)
+    if count == 1:
+        return f"{what}: no correction, an interval of 95%"
+    return f"{what}: p-values and intervals corrected together (Bonferroni, {1 - LEVEL / count:.1%} each)"
+
+
+def verdict(after: str, before: str, found: Comparison, p: float) -> str:
+    """Better, worse, or cannot be told, in a sentence without its full stop. `p` is corrected."""
+    items = f"{found.count:,} item{'s' * (found.count != 1)}"
+    gap = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {p_text(p)}"
+    if p < LEVEL:
+        word = "better" if found.difference > 0 else "worse"
+        return f"{after} is {word} than {before}: {gap}"
+    if found.difference == 0:
+        changed = f"{found.changed_share:.0%} changed"
+        return f"{after} and {before} scored the same on these {items} ({changed})"
+    return (
+        f"{after} against {before} cannot be told at {items}: {gap}. If that is the true difference,"
+        f" {would_tell(power_of(found), found.difference)}"
+    )
+
+
+def _limits(*sides: Side) -> str:
+    """What a verdict does not hold for, where a side has one set of shots or few."""
+    if any(one_set for _, one_set, _ in sides):
+        return f". Another set may score differently: use --draws {ENOUGH_DRAWS} or more"
+    few = [draws for *_, draws in sides if 1 < draws < ENOUGH_DRAWS]
+    return f". From {min(few)} draws of shots; use {ENOUGH_DRAWS} or more" if few else ""

@@ -1,0 +1,130 @@
+"""One way of asking and what it scored, over all its draws of shots and their orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+
+from .comparing import OrdersTest, cochran
+from .errorbars import Estimate, Spread, estimate, spread
+from .evaluation import Cell
+
+ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 88 times in 100 (sd between draws 1 logit)
+Choice = tuple[str, str, int, str]  # model, form, shots, variant
+
+
+@dataclass(frozen=True)
+class DrawScore:
+    """What one draw of shots in one order scored, over all items."""
+
+    draw: int
+    order: int
+    score: float
+    shots: float  # that stood in the prompts, as a mean: fewer than asked for where whole shots were dropped
+
+
+@dataclass(frozen=True)
+class Line:
+    """One way of asking, over all its draws and orders."""
+
+    model: str
+    form: str
+    shots: int
+    variant: str
+    score: Estimate
+    lowest: float  # of any draw and order
+    highest: float
+    spread: Spread | None  # None where there was one draw in one order
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (draws, orders, items)
+    one_set: bool = False  # one set of shots served all items: its score is not that of other sets
+    per_draw: tuple[DrawScore, ...] = ()
+    caveat: str = ""  # what keeps the score from being that of any such shots, in words
+    interval_covers: str = "other items"  # what the interval of `score` generalises to
+    baseline: bool = False  # nobody asked for it: shots with random labels, calibrated zero-shot
+    orders_test: OrdersTest | None = None  # of right and wrong in two or more orders
+
+    @property
+    def draws(self) -> int:
+        """Sets of shots."""
+        return len(self.scores)
+
+    @property
+    def effective_shots(self) -> float:
+        """Shots that stood in the prompts, as a mean."""
+        return float(np.mean([each.shots for each in self.per_draw])) if self.per_draw else float(self.shots)
+
+    @property
+    def choice(self) -> Choice:
+        """What of it a user chooses."""
+        return self.model, self.form, self.shots, self.variant
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others, in words."""
+        return line_name(self.shots, self.variant, self.one_set)
+
+
+def line_name(shots: int, variant: str, one_set: bool) -> str:
+    """As "4 shots, batch"; one set of shots is never called by the number alone."""
+    words = f"{'this one set of ' * one_set}{shots} shot{'s' * (shots != 1)}"
+    return words if variant == "plain" else f"{words}, {variant}"
+
+
+def several(choices: Sequence[Choice]) -> tuple[bool, bool]:
+    """Whether models differ, and whether forms do."""
+    return len({model for model, *_ in choices}) > 1, len({form for _, form, *_ in choices}) > 1
+
+
+def full_name(model: str, form: str, name: str, differ: tuple[bool, bool]) -> str:
+    """A line's name, with model and form where these differ."""
+    return ", ".join([model] * differ[0] + [form] * differ[1] + [name])
+
+
+def line_of(
+    choice: Choice, cells: Sequence[Cell], groups: Sequence[str] | None, same_shots: bool, baseline: bool
+) -> Line:
+    """The line of a choice's cells. `groups` of the items, where some share one."""
+    cube = _cube(cells)
+    own = spread(cube) if len(cells) > 1 else None
+    found, means = estimate(cube.mean((0, 1)), groups), cube.mean(2)
+    model, form, shots, variant = choice
+    one_set = same_shots and shots > 0 and len(cube) == 1
+    return Line(
+        model, form, shots, variant, found if own is None else own.widened(found), float(means.min()),
+        float(means.max()), own, _averaged(cells),
+        tuple(tuple(tuple(map(float, items)) for items in orders) for orders in cube),
+        one_set=one_set, per_draw=tuple(map(_draw_score, cells)), caveat=_caveat(len(cube), one_set),
+        interval_covers=_covers(*cube.shape[:2]), baseline=baseline,
+        orders_test=cochran(cube) if groups is None else None,
+    )  # fmt: skip
+
+
+def _draw_score(cell: Cell) -> DrawScore:
+    shots = float(np.mean([answer.shots for answer in cell.answers]))
+    return DrawScore(cell.condition.draw, cell.condition.order, float(cell.scores.mean()), shots)
+
+
+def _cube(cells: Sequence[Cell]) -> np.ndarray:
+    """Scores as (draws, orders, items)."""
+    in_order = sorted(cells, key=lambda cell: (cell.condition.draw, cell.condition.order))
+    draws = [list(found) for _, found in groupby(in_order, key=lambda cell: cell.condition.draw)]
+    return np.array([[cell.scores for cell in found] for found in draws])
+
+
+def _averaged(cells: Sequence[Cell]) -> dict[str, float]:
+    return {name: float(np.mean([cell.metrics[name] for cell in cells])) for name in cells[0].metrics}
+
+
+def _caveat(draws: int, one_set: bool) -> str:
+    if one_set:
+        return "with this one set of shots"
+    return f"from {draws} draws of shots; use {ENOUGH_DRAWS} or more" if 1 < draws < ENOUGH_DRAWS else ""
+
+
+def _covers(draws: int, orders: int) -> str:
+    more = "draws of shots" if draws > 1 else "orders" if orders > 1 else ""
+    return f"other items and other {more}" if more else "other items"

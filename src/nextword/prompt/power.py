@@ -1,0 +1,186 @@
+"""How small a difference a comparison shows, and how many items or draws of shots would show a given one.
+
+Everything comes from the comparison's own error (items, groups, draws), its own degrees of freedom and its own level,
+so that "these items show .1" and "more items alone would not" cannot both be said of one difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .comparing import MCNEMAR, Comparison
+from .errorbars import LEVEL, Errors, student
+
+POWER = 0.8  # four times in five
+_MOST = 1_000_000  # items; beyond, nobody would ask them
+_MOST_DRAWS = 1_000
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What shows a difference four times in five: so many items at these draws, or so many draws at these items."""
+
+    items: int | None  # None where more items alone would not
+    draws: int | None  # None where there are no draws, or more of them alone would not
+
+
+@dataclass(frozen=True)
+class Power:
+    """A comparison as far as its power goes. `changed` is the share of items that change, for McNemar's test only."""
+
+    errors: Errors
+    level: float = LEVEL
+    changed: float | None = None
+    most: float = math.inf  # that a difference can be
+
+    def shows(self, difference: float, items: float, draws: float) -> bool:
+        """Whether a true `difference` would be told four times in five."""
+        if self.changed is not None:
+            return mcnemar_power(math.ceil(items), difference, self.changed, self.level) >= POWER
+        return _visible(self.errors.scaled(items, draws), self.level) <= difference
+
+
+def power_of(found: Comparison) -> Power:
+    """The power of a comparison that was made. Items change as they did, one more of two more counted as changed."""
+    changed = (found.better + found.worse + 1) / (found.count + 2) if found.test == MCNEMAR else None
+    return Power(found.errors, found.level, changed, 1.0 if found.shares else math.inf)
+
+
+def visible(power: Power) -> float | None:
+    """The smallest difference that is told four times in five, at the items and draws there are; None if none is."""
+    if power.changed is None:
+        found = _visible(power.errors, power.level)
+        return found if math.isfinite(found) and found <= power.most else None
+    low, high = 0.0, 1.0
+    if not power.shows(high, power.errors.count, 1):
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power.shows(middle, power.errors.count, 1) else (middle, high)
+    return high
+
+
+def _visible(errors: Errors, level: float) -> float:
+    """(t of the level + t of the power) times the error (Miller eq. 10, with Student's quantiles)."""
+    freedom = errors.freedom
+    if freedom <= 0:
+        return math.inf
+    return (student(freedom, level) + student(freedom, 2 * (1 - POWER))) * errors.total
+
+
+def needed(power: Power, difference: float) -> Needed:
+    """Items, and draws, that tell `difference` four times in five. Where neither is given, it takes more of both."""
+    errors, size = power.errors, abs(difference)
+    items = _least(lambda n: power.shows(size, n, errors.draws), errors.count, _MOST)
+    draws = None
+    if errors.draws_freedom and errors.unit == "draws of shots":
+        draws = _least(lambda n: power.shows(size, errors.count, n), errors.draws, _MOST_DRAWS)
+    return Needed(items, draws)
+
+
+def _least(shows: Callable[[int], bool], there: int, most: int) -> int | None:
+    """The least number that shows, near those that are `there`: what they show is never said to take more."""
+    low, high = 1, there
+    while not shows(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
+
+
+def mcnemar_power(count: int, difference: float, changed: float, level: float = LEVEL) -> float:
+    """Probability that McNemar's exact test tells a true `difference` the right way round, over `count` items.
+
+    The number of changed items is binomial (`changed`, at least `difference`), and so is how many of them are better:
+    exact, and below the normal approximation where few items change.
+    """
+    from scipy import stats
+
+    changed = min(1.0, max(changed, difference))
+    if count < 1 or changed == 0:
+        return 0.0
+    middle, width = count * changed, 8 * math.sqrt(count * changed * (1 - changed)) + 8
+    pairs = np.arange(max(0, math.floor(middle - width)), min(count, math.ceil(middle + width)) + 1)
+    # the most of the rarer kind that is told: twice their probability by a fair coin stays below the level
+    rarer = stats.binom.ppf(level / 2, pairs, 0.5) - 1
+    told = stats.binom.cdf(rarer, pairs, (1 - difference / changed) / 2)
+    return float((stats.binom.pmf(pairs, count, changed) * told).sum())
+
+
+def would_tell(power: Power, difference: float) -> str:
+    """What would tell a difference, in words: items, or draws where these are what the error is made of."""
+    found, unit = needed(power, difference), power.errors.unit
+    if found.items is not None:
+        return f"about {found.items:,} items would tell"
+    if unit == "orders":
+        return "more orders or other sets of shots would tell; more items alone would not"
+    if found.draws is not None:
+        return f"some {found.draws:,} draws of shots would tell; more items alone would not"
+    if power.errors.draws_freedom:
+        return "it takes more items and more draws of shots"
+    return f"more than {_MOST:,} items would tell"
+
+
+def power_sentence(power: Power, difference: float) -> str:
+    """What would tell `difference`, and what the items and draws there are do tell."""
+    errors, smallest = power.errors, visible(power)
+    sets = f" and {errors.draws} {errors.unit}" if errors.draws_freedom else ""
+    shown = "none" if smallest is None else f"one of {smallest:.3f}"
+    return (
+        f"if the true difference is {difference:g}, {would_tell(power, difference)}. These {errors.count:,} items{sets}"
+        f" tell {shown} four times in five"
+    )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a comparison can show, before anything is asked, under assumptions that `sentence` states."""
+
+    difference: float
+    visible: float | None  # None where nothing is told
+    items: int | None  # that show `difference`
+    changed: float  # share of items that change, assumed
+    between: float  # standard deviation between draws of shots of the difference, assumed
+    comparisons: int
+    level: float
+    sentence: str
+
+
+def planned_power(
+    difference: float, items: int, groups: int | None, draws: int, comparisons: int,
+    one_set: bool = False, changed: float = 0.2, between: float = 0.05,
+) -> Planned:  # fmt: skip
+    """What `items` in so many `groups`, with `draws` sets of shots, would show, at .05 over all `comparisons`.
+
+    `changed` is the share of items whose score changes and `between` the standard deviation of the difference between
+    draws: both are guesses, so they are said. Items of a group are taken to change together. `one_set`: the one draw
+    serves all items.
+    """
+    changed, level = max(changed, difference), LEVEL / max(1, comparisons)
+    units = groups if groups is not None else items
+    of_draws = between / math.sqrt(draws) if draws > 1 else 0.0
+    error = math.sqrt(changed - difference**2) / math.sqrt(units)
+    errors = Errors(items, error, units - 1, draws, of_draws, of_draws, draws - 1)
+    power = Power(errors, level, None if groups is not None or draws > 1 else changed, 1.0)
+    assumed = [f"{changed:.0%} of the items change"]
+    if draws > 1:
+        assumed.append(f"the difference has a standard deviation of {between:g} between draws of shots")
+    if one_set:
+        assumed.append("only this one set of shots is meant")
+    if groups is not None:
+        assumed.append(f"items of a group change together ({groups:,} groups)")
+    together = (
+        ("no comparison yet", "one comparison")[comparisons]
+        if comparisons < 2
+        else (f"{comparisons} comparisons corrected together")
+    )
+    sentence = f"{power_sentence(power, difference)}. Assumed: {', '.join(assumed)}; {together}"
+    least = needed(power, difference).items
+    return Planned(difference, visible(power), least, changed, between, comparisons, level, sentence)
