@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,17 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a list of whole numbers. Write it as 0,1,4", param, ctx)
 
 
-@click.command(name="eval")
+class Recorded(click.Command):
+    """Keeps the command line as it was typed, so that a result can say how it was made."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        typed = shlex.join(["nextword", str(info_name), *args])
+        context = super().make_context(info_name, args, *rest, **extra)
+        context.meta["typed"] = typed
+        return context
+
+
+@click.command(name="eval", cls=Recorded)
 @click.argument("task", required=False)
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", shell_complete=complete_model,
@@ -127,6 +139,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
+    from ..prompt.provenance import provenance
     from ..prompt.summary import summarise
     from . import eval_display as display
 
@@ -139,7 +152,8 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         display.print_cost(evaluation, options["as_json"])
         return
     collected = display.run(evaluation)
-    result = summarise(collected, design.seed, power)
+    made = provenance(evaluation, click.get_current_context().meta["typed"])
+    result = replace(summarise(collected, design.seed, power), provenance=made)
     name = options["name"] or _name(evaluation)
     with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
         files.callback(store.keep, name, result.to_dict())
@@ -182,8 +196,6 @@ def _table(options: dict[str, Any], separator: str | None, description: str | No
 
 
 def _with_length(task: Any, most: int | None) -> Any:
-    from dataclasses import replace
-
     if most is None:
         return task
     if most < 1:

@@ -25,6 +25,7 @@ from .errorbars import (
     visible_difference,
 )
 from .evaluation import Cell, Collected, Cost, Notes
+from .provenance import Provenance
 from .store import Kept
 
 LEVEL = 0.05
@@ -114,6 +115,7 @@ class Result:
     seconds: float
     read: int
     places: tuple[str, ...]
+    provenance: Provenance | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
