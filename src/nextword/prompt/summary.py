@@ -70,6 +70,13 @@ class Line:
         return float(np.mean([each.shots for each in self.per_draw])) if self.per_draw else float(self.shots)
 
     @property
+    def caveat(self) -> str:
+        """What the line's shots do not allow to say; empty where they do."""
+        if 1 < self.draws < 5:
+            return f"from {self.draws} draws of shots; use 5 or more"
+        return "from one set of shots; use 5 draws or more" if self.one_set else ""
+
+    @property
     def name(self) -> str:
         """What tells it from the others, in words."""
         words = f"{self.shots} shot{'s' * (self.shots != 1)}"
@@ -85,6 +92,7 @@ class Compared:
     comparison: Comparison
     p: float
     sentence: str
+    primary: bool = True  # of what the user named; else with a baseline nobody asked for
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,204 @@
+"""The report's tables and lists: scores, comparisons, confusion matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from .evaluation import Cell, Collected
+from .summary import Chosen, Compared, Line, Result
+
+_MOST_LABELS = 26  # in a confusion matrix
+_SHADES = 9  # classes s1 ... s9 of page.css
+
+
+def lead(result: Result) -> str:
+    """One line: how much was asked, and the best way of asking."""
+    groups = f" in {result.groups:,} groups" if result.groups else ""
+    majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
+    return f"{result.items:,} items{groups}.{majority}{_chosen(result.chosen)}"
+
+
+def _chosen(chosen: Chosen | None) -> str:
+    if chosen is None:
+        return ""
+    honest = chosen.honest
+    return (
+        f" Best of {chosen.alternatives} ways of asking: <b>{escape(chosen.name)}</b>, chosen on one half of the items,"
+        f" {honest.value:.3f} [{honest.low:.3f}, {honest.high:.3f}] on the other."
+    )
+
+
+def table(result: Result) -> str:
+    """A row for each way of asking, and under it, folded, one for each draw and order."""
+    several = [len({getattr(line, name) for line in result.lines}) > 1 for name in ("model", "form")]
+    heads = [name for name, shown in zip(("model", "template"), several, strict=True) if shown]
+    names = list(dict.fromkeys(name for line in result.lines for name in line.metrics))
+    names = names if len(names) > 1 else []
+    drawn = any(line.spread for line in result.lines)
+    heads += ["shots", result.metric, "95% interval"]
+    heads += ["lowest to highest", "sd of draws", "sd of orders", "sd of items"] if drawn else []
+    rows = []
+    for line in result.lines:
+        cells = [escape(value) for value, shown in zip((line.model, line.form), several, strict=True) if shown]
+        cells += [_name(line), f"{line.score.value:.3f}", f"{line.score.low:.3f} to {line.score.high:.3f}"]
+        cells += _spread(line) if drawn else []
+        cells += [f"{line.metrics[name]:.4g}" if name in line.metrics else "" for name in names]
+        kind = "" if line.variant == "plain" else ' class="variant"'
+        rows.append(f"<tr{kind}>{cells_of(cells)}</tr>" + _draws(line, len(cells), result.metric))
+    return scrolling("scores", grid([*heads, *names], rows)) + (_SPREADS if drawn else "")
+
+
+_SPREADS = (
+    '<p class="notes">Lowest to highest: of any draw of shots and order. sd of draws, of orders: standard deviation of'
+    " the score between draws of shots, and between orders of one draw, without the noise of the items; sd of items:"
+    " between the items, each averaged over draws and orders.</p>"
+)
+
+
+def _name(line: Line) -> str:
+    remarks = [line.caveat] if line.caveat else []
+    if line.effective_shots < line.shots:
+        remarks.append(f"{line.effective_shots:.3g} shots fitted the context, as a mean")
+    return escape(line.name) + "".join(f"<small>{escape(remark)}</small>" for remark in remarks)
+
+
+def _spread(line: Line) -> list[str]:
+    spread = line.spread
+    if spread is None:
+        return [""] * 4
+    return [
+        f"{line.lowest:.3f} to {line.highest:.3f}",
+        *(f"{s:.3f}" for s in (spread.draws, spread.orders, spread.items)),
+    ]
+
+
+def _draws(line: Line, columns: int, metric: str) -> str:
+    if len(line.per_draw) < 2:
+        return ""
+    rows = [
+        f"<tr>{cells_of([str(each.draw + 1), str(each.order + 1), f'{each.score:.3f}', f'{each.shots:.3g}'])}</tr>"
+        for each in sorted(line.per_draw, key=lambda each: (each.draw, each.order))
+    ]
+    return (
+        f'<tr class="draws"><td colspan="{columns}"><details><summary>each draw and order of {escape(line.name)}'
+        f"</summary>{grid(['draw', 'order', metric, 'shots in the prompt'], rows)}</details></td></tr>"
+    )
+
+
+def grid(heads: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of finished rows."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def cells_of(cells: Sequence[str]) -> str:
+    """A row's cells, of finished HTML."""
+    return "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def scrolling(what: str, inside: str) -> str:
+    """A box that scrolls sideways on its own, by keyboard too, so that a wide table does not widen the page."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{what}">{inside}</div>'
+
+
+def comparisons(result: Result) -> str:
+    """A sentence for each comparison: those that were asked for, then those with baselines."""
+    primary = [each for each in result.comparisons if each.primary]
+    others = [each for each in result.comparisons if not each.primary]
+    listed = _sentences(primary)
+    if others:
+        listed += f"<h3>With baselines that nobody asked for</h3>{_sentences(others)}"
+    return listed + (f"<p>{escape(result.power)}</p>" if result.power else "")
+
+
+def _sentences(compared: Sequence[Compared]) -> str:
+    return '<ul class="sentences">' + "".join(f"<li>{escape(each.sentence)}</li>" for each in compared) + "</ul>"
+
+
+def confusions(collected: Collected) -> str:
+    """Right answers against the model's, summed over all draws and orders of a way of asking."""
+    if collected.task.output != "multiple_choice":
+        return ""
+    by_choice: dict[Any, list[Cell]] = {}
+    for cell in collected.cells:
+        by_choice.setdefault(cell.condition.choice, []).append(cell)
+    several = [len({choice[place] for choice in by_choice}) > 1 for place in (0, 1)]
+    figures = "".join(_confusion(cells, several) for cells in by_choice.values())
+    if not figures:
+        return ""
+    return (
+        "<section><h2>Right answers and the model's</h2><p class='notes'>Counts of answers, summed over all draws and"
+        " orders of a way of asking; in brackets the share of the row, which is of one right answer.</p>"
+        f'<div class="confusions">{figures}</div></section>'
+    )
+
+
+def _confusion(cells: Sequence[Cell], several: Sequence[bool]) -> str:
+    answers = [answer for cell in cells for answer in cell.answers]
+    labels = list(answers[0].choices)
+    if len(labels) > _MOST_LABELS or any(list(answer.choices) != labels for answer in answers):
+        return ""
+    counts = np.zeros((len(labels), len(labels)), int)
+    for answer in answers:
+        if isinstance(answer.gold, int) and answer.gold >= 0:
+            counts[answer.gold, int(answer.prediction)] += 1
+    rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(labels))
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    inside = (
+        f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
+        f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+    name = _confusion_name(cells, several)
+    return (
+        f'<figure class="confusion"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
+    )
+
+
+def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
+    total = int(counts.sum())
+    cells = []
+    for number, count in enumerate(map(int, counts)):
+        share = count / total if total else 0.0
+        kind = f"{'hit' if number == right else 'miss'} s{round(share * _SHADES)}"
+        cells.append(f'<td class="{kind}">{count:,}{f" <small>({share:.0%})</small>" if total else ""}</td>')
+    return f'<tr><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>'
+
+
+def _confusion_name(cells: Sequence[Cell], several: Sequence[bool]) -> str:
+    condition = cells[0].condition
+    name = [condition.model] * several[0] + [condition.form] * several[1]
+    name.append(f"{condition.shots} shot{'s' * (condition.shots != 1)}")
+    name += [condition.variant] * (condition.variant != "plain")
+    draws, orders = (len({getattr(cell.condition, of) for cell in cells}) for of in ("draw", "order"))
+    several_times = [f"{n} {word}" for n, word in ((draws, "draws"), (orders, "orders")) if n > 1]
+    summed = f"{' × '.join(several_times)} of {len(cells[0].answers):,} items" if several_times else ""
+    return ", ".join(name) + (f" ({summed})" if summed else "")
+
+
+def notes(result: Result) -> str:
+    """Warnings about the data and the prompts."""
+    found = result.notes
+    lines = list(found.reading[:20])
+    if len(found.reading) > 20:
+        lines.append(f"... and {len(found.reading) - 20} more such rows")
+    if found.repeated:
+        lines.append(f"{found.repeated} scored items say the same as an example that shots are drawn from")
+    lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in found.apart]
+    if found.short_of_shots:
+        lines.append(f"{found.short_of_shots} prompts lost whole shots to fit the context")
+    return "".join(f"<li>{escape(line)}</li>" for line in lines)
+
+
+def left_out(shown: int, left: int) -> str:
+    """Which items the examples lack, and why."""
+    if not left:
+        return ""
+    return (
+        f'<p class="notice"><b>{shown:,} of {shown + left:,} items are shown</b>, the same under every condition: a'
+        f" page with all answers would be too large for a browser, so that {left:,} items, drawn at random, are left"
+        " out here. All numbers above are of all items; <code>--out FOLDER</code> writes every answer to files.</p>"
+    )
