@@ -17,7 +17,12 @@ Scale = Callable[[float], float]
 
 
 def curve(result: Result) -> str:
-    """Scores against shots with their intervals: a line for each model and template, and for each variant of it."""
+    """Scores against shots with their intervals: a line for each model and template, and for each variant of it.
+
+    Nothing for a single score.
+    """
+    if len(result.lines) == 1:
+        return ""
     shots = sorted({line.shots for line in result.lines})
     low, high = _range(result)
     series, tracks = _series(result), _tracks(result)
@@ -141,7 +146,7 @@ def _series_name(result: Result, series: Series) -> str:
 def _whiskers(result: Result) -> str:
     """What an interval holds for, and how it is obtained."""
     clustered = ", clustered by group" if result.groups else ""
-    parts = ["Whiskers are 95% intervals."]
+    parts = ["Whiskers are 95% intervals." if len(result.lines) > 1 else "The interval is a 95% interval."]
     if any(line.spread is not None for line in result.lines):
         parts.append(
             "With several draws of shots they hold for other items and other draws: Student's t on the error of both"

@@ -34,24 +34,35 @@ def _chosen(chosen: Chosen | None) -> str:
 
 def table(result: Result) -> str:
     """A row for each way of asking, and under it, folded, one for each draw and order."""
-    several = [len({getattr(line, name) for line in result.lines}) > 1 for name in ("model", "form")]
-    heads = [name for name, shown in zip(("model", "template"), several, strict=True) if shown]
-    names = list(dict.fromkeys(name for line in result.lines for name in line.metrics))
-    names = names if len(names) > 1 else []
-    drawn = any(line.spread for line in result.lines)
-    heads += ["shots", result.metric, "95% interval"]
-    heads += ["lowest to highest", "sd of draws", "sd of orders", "sd of items"] if drawn else []
+    columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
     rows = []
-    for line in result.lines:
-        cells = [escape(value) for value, shown in zip((line.model, line.form), several, strict=True) if shown]
-        cells += [_name(line), f"{line.score.value:.3f}", f"{line.score.low:.3f} to {line.score.high:.3f}"]
-        cells += _spread(line) if drawn else []
-        cells += [f"{line.metrics[name]:.4g}" if name in line.metrics else "" for name in names]
+    for number, line in enumerate(result.lines):
         kind = "" if line.variant == "plain" else ' class="variant"'
-        rows.append(f"<tr{kind}>{cells_of(cells)}</tr>" + _draws(line, len(cells), result.metric))
-    return scrolling("scores", grid([*heads, *names], rows)) + (_SPREADS if drawn else "")
+        rows.append(f"<tr{kind}>{cells_of([cells[number] for cells in columns.values()])}</tr>")
+        rows.append(_draws(line, len(columns), result.metric))
+    return scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
 
 
+def _columns(result: Result) -> dict[str, Sequence[str]]:
+    """Cells by the head of their column; a column that says nothing is empty."""
+    lines = result.lines
+    several = [len({getattr(line, name) for line in lines}) > 1 for name in ("model", "form")]
+    metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
+    return {
+        "model": [escape(line.model) * several[0] for line in lines],
+        "template": [escape(line.form) * several[1] for line in lines],
+        "shots": [_name(line) for line in lines],
+        escape(result.metric): [f"{line.score.value:.3f}" for line in lines],
+        "95% interval": [f"{line.score.low:.3f} to {line.score.high:.3f}" for line in lines],
+        **dict(zip(_SPREAD, zip(*map(_spread, lines), strict=True), strict=True)),
+        **{
+            escape(name).replace(",", ",<wbr>"): [f"{line.metrics[name]:.4g}" if name in line.metrics else "" for line in lines]
+            for name in metrics if len(metrics) > 1
+        },
+    }  # fmt: skip
+
+
+_SPREAD = ("lowest to highest", "sd of draws", "sd of orders", "sd of items")
 _SPREADS = (
     '<p class="notes">Lowest to highest: of any draw of shots and order. sd of draws, of orders: standard deviation of'
     " the score between draws of shots, and between orders of one draw, without the noise of the items; sd of items:"
@@ -66,14 +77,13 @@ def _name(line: Line) -> str:
     return escape(line.name) + "".join(f"<small>{escape(remark)}</small>" for remark in remarks)
 
 
-def _spread(line: Line) -> list[str]:
+def _spread(line: Line) -> tuple[str, ...]:
     spread = line.spread
     if spread is None:
-        return [""] * 4
-    return [
-        f"{line.lowest:.3f} to {line.highest:.3f}",
-        *(f"{s:.3f}" for s in (spread.draws, spread.orders, spread.items)),
-    ]
+        return ("",) * len(_SPREAD)
+    draws = f"{spread.draws:.3f}" if len(line.scores) > 1 else ""
+    orders = f"{spread.orders:.3f}" if len(line.scores[0]) > 1 else ""
+    return f"{line.lowest:.3f} to {line.highest:.3f}", draws, orders, f"{spread.items:.3f}"
 
 
 def _draws(line: Line, columns: int, metric: str) -> str:
@@ -85,13 +95,13 @@ def _draws(line: Line, columns: int, metric: str) -> str:
     ]
     return (
         f'<tr class="draws"><td colspan="{columns}"><details><summary>each draw and order of {escape(line.name)}'
-        f"</summary>{grid(['draw', 'order', metric, 'shots in the prompt'], rows)}</details></td></tr>"
+        f"</summary>{grid(['draw', 'order', escape(metric), 'shots in the prompt'], rows)}</details></td></tr>"
     )
 
 
 def grid(heads: Sequence[str], rows: Iterable[str]) -> str:
-    """A table of finished rows."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    """A table of finished heads and rows."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
@@ -107,12 +117,15 @@ def scrolling(what: str, inside: str) -> str:
 
 def comparisons(result: Result) -> str:
     """A sentence for each comparison: those that were asked for, then those with baselines."""
+    if not result.comparisons:
+        return ""
     primary = [each for each in result.comparisons if each.primary]
     others = [each for each in result.comparisons if not each.primary]
-    listed = _sentences(primary)
+    listed = _sentences(primary) if primary else ""
     if others:
         listed += f"<h3>With baselines that nobody asked for</h3>{_sentences(others)}"
-    return listed + (f"<p>{escape(result.power)}</p>" if result.power else "")
+    power = f"<p>{escape(result.power)}</p>" if result.power else ""
+    return f"<section><h2>Comparisons</h2>{listed}{power}</section>"
 
 
 def _sentences(compared: Sequence[Compared]) -> str:

@@ -45,9 +45,19 @@ def _command(command: str | None) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    """Names and values; texts that stand in prompts are shown with their line breaks."""
-    rows = []
-    for name, value in facts.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        rows.append(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(text)}</dd>")
+    """Names and values."""
+    rows = [
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_text(value))}</dd>" for name, value in facts.items()
+    ]
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def _text(value: Any) -> str:
+    """Texts as they stand, but in quotes where a reader would not see their ends; lists parted by commas."""
+    if value is None or value == [] or value == ():
+        return "none"
+    if isinstance(value, list | tuple) and all(isinstance(each, str | int) for each in value):
+        return ", ".join(map(_text, value))
+    if isinstance(value, str) and value and value == value.strip():
+        return value
+    return json.dumps(value, ensure_ascii=False)

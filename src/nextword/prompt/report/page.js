@@ -29,7 +29,7 @@ function bar(share, kind) {
 
 /** Each choice with a bar: p, or the score that the choice was taken by and p beside it. */
 function bars(answer) {
-  const box = element("div", "bars"), own = shares(answer.logprobs);
+  const box = element("div", answer.by ? "bars by" : "bars"), own = shares(answer.logprobs);
   const [low, high] = answer.range ?? [0, 1];
   if (answer.by) box.append(element("i", "", "choice"), element("i", "", answer.by), element("i", "", "the model's own p"));
   answer.choices.forEach((choice, number) => {
@@ -53,10 +53,14 @@ function numbers(answer) {
   return [bits, "ln p " + logprob.toFixed(2), tokens + " tokens", bytes + " bytes", words + " words"].join(", ");
 }
 
-/** What one condition asked, and what was said. */
-function body(answer) {
+function prompt(answer) {
+  const spans = answer.prompt.map((id) => Object.assign(element("span", "", answer.tokens[id]), { title: "token " + id }));
+  return textBox("prompt of " + answer.id, spans);
+}
+
+/** What was said to a prompt, and how likely. */
+function said(answer) {
   const parts = [];
-  if (!ROLLING) parts.push(textBox("prompt of " + answer.id, answer.prompt.map((id) => Object.assign(element("span", "", answer.tokens[id]), { title: "token " + id }))));
   if (answer.choices) parts.push(bars(answer));
   else if (answer.written) for (const text of answer.written) parts.push(textBox("what the model wrote", [element("b", "", "wrote: "), text]));
   else parts.push(element("p", "head", (ROLLING ? "" : isRight(answer) ? "greedy decoding writes the right answer; " : "greedy decoding writes something else; ") + numbers(answer)));
@@ -78,11 +82,11 @@ function head(answer) {
   return made;
 }
 
-function side(answer) {
+function side(answer, asked) {
   const made = element("div", "side"), line = element("div", "head");
   line.append(element("span", "", answer.condition));
   line.append(...(ROLLING ? [] : verdict(answer)));
-  made.append(line, ...body(answer));
+  made.append(line, ...(asked ? [prompt(answer)] : []), ...said(answer));
   return made;
 }
 
@@ -91,12 +95,16 @@ function card([answer, other]) {
   item.append(head(answer));
   if (ROLLING) item.append(textBox("text of " + answer.id, answer.gold));
   if (other) {
-    const pair = element("div", "pair");
-    pair.append(side(answer), side(other));
+    const pair = element("div", "pair"), differ = !ROLLING && promptOf(answer) !== promptOf(other);
+    pair.append(side(answer, differ), side(other, differ));
+    if (!ROLLING && !differ) item.append(prompt(answer));
     item.append(pair);
   } else {
-    if (!ROLLING) item.firstChild.append(element("span", "", answer.shots + (answer.shots === 1 ? " shot" : " shots")), ...verdict(answer));
-    item.append(...body(answer));
+    if (!ROLLING) {
+      item.firstChild.append(element("span", "", answer.shots + (answer.shots === 1 ? " shot" : " shots")), ...verdict(answer));
+      item.append(prompt(answer));
+    }
+    item.append(...said(answer));
   }
   return item;
 }
