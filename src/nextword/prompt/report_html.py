@@ -56,7 +56,7 @@ def _columns(result: Result) -> dict[str, Sequence[str]]:
         "95% interval": [f"{line.score.low:.3f} to {line.score.high:.3f}" for line in lines],
         **dict(zip(_SPREAD, zip(*map(_spread, lines), strict=True), strict=True)),
         **{
-            escape(name).replace(",", ",<wbr>"): [f"{line.metrics[name]:.4g}" if name in line.metrics else "" for line in lines]
+            escape(name).replace(",", ",<wbr>"): [_metric(line, name) for line in lines]
             for name in metrics if len(metrics) > 1
         },
     }  # fmt: skip
@@ -68,6 +68,10 @@ _SPREADS = (
     " the score between draws of shots, and between orders of one draw, without the noise of the items; sd of items:"
     " between the items, each averaged over draws and orders.</p>"
 )
+
+
+def _metric(line: Line, name: str) -> str:
+    return f"{line.metrics[name]:.4g}" if name in line.metrics else ""
 
 
 def _name(line: Line) -> str:
