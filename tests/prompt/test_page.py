@@ -379,3 +379,11 @@ def test_a_browser_shows_the_examples_of_a_hostile_page(
     assert len(re.findall(r'<li class="example', found)) == 6
     assert "right answer: &lt;!-- &lt;script&gt;" in found
     assert ">6 of 6 items<" in found
+
+
+def test_a_page_of_one_item_whose_interval_has_no_end_is_drawn(model: LanguageModel, reviews: Path) -> None:
+    free = table_task(reviews, TableSettings(FORM, free=True))
+    free = replace(free, generation=replace(free.generation, max_tokens=2))
+    text = shown(run(free, model, shots=(0, 1), draws=2, limit=1), model)
+    assert "<svg" in text
+    assert not re.search(r'="[^"]*(nan|inf)[^"]*"', text.split("<svg")[1].split("</svg>")[0])

@@ -43,7 +43,7 @@ def report_page(collected: Collected, result: Result, models: dict[str, Language
         "legend": legend(result),
         "table": report_html.table(result),
         "comparisons": report_html.comparisons(result),
-        "confusion": report_html.confusions(collected),
+        "confusion": report_html.confusions(collected, result),
         "notes": report_html.notes(result),
         "provenance": how_measured(result.provenance),
         "left_out": report_html.left_out(len(data["items"]), data["left_out"]),

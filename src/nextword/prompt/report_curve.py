@@ -121,6 +121,8 @@ def _mark(variant: str, x: float, y: float) -> str:
 
 def legend(result: Result) -> str:
     """What colours, marks, lines and whiskers mean, for those that are there."""
+    if len(result.lines) == 1:
+        return f'<p class="notes">{_whiskers(result)}</p>'
     several = _series(result) if len(_series(result)) > 1 else []
     keys = [(f"c{number % _COLOURS}", "●", _series_name(result, each)) for number, each in enumerate(several)]
     marks = list(dict.fromkeys(line.variant for line in result.lines))

@@ -59,7 +59,10 @@ def embedded_json(data: dict[str, Any]) -> str:
 def condition_name(cell: Cell, models: dict[str, LanguageModel]) -> str:
     """A cell's name among the others."""
     condition = cell.condition
-    name = [condition.model] * (len(models) > 1) + [condition.form, f"{condition.shots} shots"]
+    name = [condition.model] * (len(models) > 1) + [
+        condition.form,
+        f"{condition.shots} shot{'s' * (condition.shots != 1)}",
+    ]
     name += [f"draw {condition.draw + 1}", f"order {condition.order + 1}"] if condition.shots else []
     return ", ".join(name + [condition.variant] * (condition.variant != "plain"))
 

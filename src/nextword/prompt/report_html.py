@@ -136,7 +136,7 @@ def _sentences(compared: Sequence[Compared]) -> str:
     return '<ul class="sentences">' + "".join(f"<li>{escape(each.sentence)}</li>" for each in compared) + "</ul>"
 
 
-def confusions(collected: Collected) -> str:
+def confusions(collected: Collected, result: Result) -> str:
     """Right answers against the model's, summed over all draws and orders of a way of asking."""
     if collected.task.output != "multiple_choice":
         return ""
@@ -144,7 +144,11 @@ def confusions(collected: Collected) -> str:
     for cell in collected.cells:
         by_choice.setdefault(cell.condition.choice, []).append(cell)
     several = [len({choice[place] for choice in by_choice}) > 1 for place in (0, 1)]
-    figures = "".join(_confusion(cells, several) for cells in by_choice.values())
+    names = {(line.model, line.form, line.shots, line.variant): line.name for line in result.lines}
+    figures = "".join(
+        _confusion(cells, ", ".join([choice[0]] * several[0] + [choice[1]] * several[1] + [names[choice]]))
+        for choice, cells in by_choice.items()
+    )
     if not figures:
         return ""
     return (
@@ -154,7 +158,7 @@ def confusions(collected: Collected) -> str:
     )
 
 
-def _confusion(cells: Sequence[Cell], several: Sequence[bool]) -> str:
+def _confusion(cells: Sequence[Cell], name: str) -> str:
     answers = [answer for cell in cells for answer in cell.answers]
     labels = list(answers[0].choices)
     if len(labels) > _MOST_LABELS or any(list(answer.choices) != labels for answer in answers):
@@ -169,7 +173,9 @@ def _confusion(cells: Sequence[Cell], several: Sequence[bool]) -> str:
         f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
         f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
     )
-    name = _confusion_name(cells, several)
+    name += _summed(cells)
+    if left := len(answers) - int(counts.sum()):
+        name += f"; {left:,} answers to items without one right choice are not counted"
     return (
         f'<figure class="confusion"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
     )
@@ -185,15 +191,11 @@ def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
     return f'<tr><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>'
 
 
-def _confusion_name(cells: Sequence[Cell], several: Sequence[bool]) -> str:
-    condition = cells[0].condition
-    name = [condition.model] * several[0] + [condition.form] * several[1]
-    name.append(f"{condition.shots} shot{'s' * (condition.shots != 1)}")
-    name += [condition.variant] * (condition.variant != "plain")
+def _summed(cells: Sequence[Cell]) -> str:
+    """How many draws and orders of the items are counted together."""
     draws, orders = (len({getattr(cell.condition, of) for cell in cells}) for of in ("draw", "order"))
-    several_times = [f"{n} {word}" for n, word in ((draws, "draws"), (orders, "orders")) if n > 1]
-    summed = f"{' × '.join(several_times)} of {len(cells[0].answers):,} items" if several_times else ""
-    return ", ".join(name) + (f" ({summed})" if summed else "")
+    several = [f"{count} {word}" for count, word in ((draws, "draws"), (orders, "orders")) if count > 1]
+    return f" ({' × '.join(several)} of {len(cells[0].answers):,} items)" if several else ""
 
 
 def notes(result: Result) -> str:

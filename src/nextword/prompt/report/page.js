@@ -47,10 +47,12 @@ function bars(answer) {
   return box;
 }
 
+const counted = (count, unit) => count + " " + unit + (count === 1 ? "" : "s");
+
 function numbers(answer) {
   const [logprob, tokens, bytes, words] = answer.numbers;
   const bits = (-logprob / Math.max(1, bytes) / Math.LN2).toFixed(3) + " bits per byte";
-  return [bits, "ln p " + logprob.toFixed(2), tokens + " tokens", bytes + " bytes", words + " words"].join(", ");
+  return [bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
 }
 
 function prompt(answer) {
@@ -101,7 +103,7 @@ function card([answer, other]) {
     item.append(pair);
   } else {
     if (!ROLLING) {
-      item.firstChild.append(element("span", "", answer.shots + (answer.shots === 1 ? " shot" : " shots")), ...verdict(answer));
+      item.firstChild.append(element("span", "", counted(answer.shots, "shot")), ...verdict(answer));
       item.append(prompt(answer));
     }
     item.append(...said(answer));
