@@ -131,7 +131,7 @@ def _asked(
 
 
 def _number(value: float) -> float:
-    return round(max(_LEAST, float(value)), 3)
+    return float(f"{max(_LEAST, float(value)):.5g}")  # a small score after calibration keeps its order
 
 
 def _forms(collected: Collected, places: Sequence[int]) -> dict[str, Any]:

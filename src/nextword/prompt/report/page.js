@@ -39,7 +39,7 @@ function bars(answer) {
     box.append(element("span", kind, choice + (mark ? " (" + mark + ")" : "")));
     if (answer.by) {
       const cell = element("div", "scored");
-      cell.append(bar((answer.scores[number] - low) / (high - low || 1), kind), element("span", "", answer.scores[number].toFixed(3)));
+      cell.append(bar((answer.scores[number] - low) / (high - low || 1), kind), element("span", "", String(Number(answer.scores[number].toPrecision(3)))));
       box.append(cell);
     } else box.append(bar(own[number], kind));
     box.append(element("span", "", p));
