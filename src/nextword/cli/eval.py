@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +33,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a list of whole numbers. Write it as 0,1,4", param, ctx)
 
 
-class Recorded(click.Command):
-    """Keeps the command line as it was typed, so that a result can say how it was made."""
-
-    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
-        typed = shlex.join(["nextword", str(info_name), *args])
-        context = super().make_context(info_name, args, *rest, **extra)
-        context.meta["typed"] = typed
-        return context
-
-
-@click.command(name="eval", cls=Recorded)
+@click.command(name="eval")
 @click.argument("task", required=False)
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", shell_complete=complete_model,
@@ -152,7 +141,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         display.print_cost(evaluation, options["as_json"])
         return
     collected = display.run(evaluation)
-    made = provenance(evaluation, click.get_current_context().meta["typed"])
+    made = provenance(evaluation, click.get_current_context().meta["command line"])
     result = replace(summarise(collected, design.seed, power), provenance=made)
     name = options["name"] or _name(evaluation)
     with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
