@@ -114,6 +114,9 @@ def test_the_files_hold_the_numbers_that_are_printed(
             own = [sample[metric] for sample in draw["samples"]]
             assert np.mean(own) == pytest.approx(draw["scores"][f"{metric},{chain}"])
             assert draw["scores"][f"{metric}_stderr,{chain}"] == pytest.approx(np.std(own, ddof=1) / np.sqrt(len(own)))
+            for name in {"acc", metric} if not calibrated else ():
+                mean = np.mean([sample[name] for sample in draw["samples"]])
+                assert draw["scores"][f"{name},none"] == pytest.approx(mean)
             if calibrated:
                 chosen = [
                     int(np.argmax([float(score) for score, _ in each["filtered_resps"]])) for each in draw["samples"]

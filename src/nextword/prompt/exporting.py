@@ -20,7 +20,7 @@ from . import filters
 from .answers import Answer
 from .evaluation import Calibrate, Cell, Collected
 from .harness_form import HarnessForm
-from .metrics import f1, golds, matthews, shares
+from .metrics import aggregate, f1, golds, matthews, shares
 from .task import Task
 
 _NAMES = {
@@ -218,7 +218,8 @@ def _over_items(collected: Collected, cell: Cell, samples: list[dict[str, Any]])
         pairs = {name: [sample[name] for sample in samples] for name in _OVER_PAIRS if name in samples[0]}
         found = {"acc": float(cell.scores.mean())} | {name: _OVER_PAIRS[name](each) for name, each in pairs.items()}
         return {f"{name},{calibration}": value for name, value in found.items()}
-    found = {name if "," in name else f"{name},none": value for name, value in cell.metrics.items()}
+    own = aggregate(collected.task, cell.answers)  # of the likeliest choice, as the harness has it
+    found = {name if "," in name else f"{name},none": value for name, value in own.items()}
     if collected.task.output == "multiple_choice":
         found |= {f"{_NAMES[collected.measure]},none": float(cell.scores.mean())}
     return found
