@@ -87,11 +87,14 @@ def test_provenance_names_model_rows_form_and_shots(reviews: Path, tiny_model: C
     assert (record.file, record.precision, record.device) == (folder.name, "float32", "cpu")
     with opened(None) as store:
         assert record.weights == store.hash_of(folder)
+    assert record.chat_template is model.tokenizer.chat_template is None
     (form,) = made.forms
     assert form.parts["template"] == FORM
     assert (form.parts["separator"], form.parts["description"]) == ("\n--\n", "Judge.")
     assert form.parts["labels"] == ["negative", "positive"]
     assert (made.task.source, made.task.rows) == ("reviews.csv", 8)
+    assert [metric["name"] for metric in made.task.metrics] == ["acc"]
+    assert [chain["steps"] for chain in made.task.filters] == [[["take_first", {}]]]
     drawn = {(each.variant, each.shots, each.draw, each.order): each.places for each in made.shots}
     assert set(drawn) == {("plain", 2, n, m) for n in (0, 1) for m in (0, 1)} | {
         ("random labels", 2, n, 0) for n in (0, 1)

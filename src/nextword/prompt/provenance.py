@@ -31,6 +31,7 @@ class ModelRecord:
     weights: str  # SHA-256
     precision: str
     device: str
+    chat_template: str | None  # its own, whether or not the prompts use it
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class TaskRecord:
     rows_hash: str
     pool: int  # rows that shots are drawn from
     pool_hash: str
-    metrics: tuple[str, ...]
-    filters: tuple[str, ...]
+    metrics: tuple[Mapping[str, Any], ...]
+    filters: tuple[Mapping[str, Any], ...]
     generation: Mapping[str, Any] | None  # where the model writes its answer
 
 
@@ -105,8 +106,7 @@ def provenance(evaluation: Evaluation, command: str | None = None) -> Provenance
 def _task(task: Task, items: Sequence[Item]) -> TaskRecord:
     return TaskRecord(
         task.name, Path(task.source).name, task.output, len(items), _rows_hash(items), len(task.pool),
-        _rows_hash(task.pool), tuple(metric.name for metric in task.metrics),
-        tuple(chain.name for chain in task.filters),
+        _rows_hash(task.pool), tuple(map(_plain, task.metrics)), tuple(map(_plain, task.filters)),
         asdict(task.generation) if task.output == "generate_until" else None,
     )  # fmt: skip
 
@@ -145,6 +145,7 @@ def _model(asker: Asker) -> ModelRecord:
     return ModelRecord(
         loaded.name, loaded.path.name, asker.store.hash_of(loaded.path), loaded.precision,
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        loaded.tokenizer.chat_template,
     )  # fmt: skip
 
 
