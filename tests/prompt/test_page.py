@@ -186,6 +186,19 @@ def test_the_curve_has_a_legend_and_says_what_its_whiskers_are(collected: Collec
     assert 'class="c0"' not in legend  # one model in one form needs no colours
 
 
+def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, reviews: Path) -> None:
+    forms = {name: table_task(reviews, TableSettings(f"{name}: {{text}} {{label}}")) for name in ("plain", "<odd>")}
+    with opened(None) as store:
+        collected = Evaluation(forms, [model], Design((0, 1), draws=2, limit=4), Settings(), store).run()
+    text = shown(collected, model)
+    legend = re.findall(r'class="key (c\d)" aria-hidden="true">.</span> (.*?)</li>', text)
+    assert legend == [("c0", "plain"), ("c1", "&lt;odd&gt;")]
+    for colour, name in legend:
+        drawn = re.findall(rf'<g class="{colour}(?: variant)?">(.*?)</g></g>', text)
+        assert drawn
+        assert all(f", {name}, " in marks for marks in drawn)
+
+
 def test_each_draw_and_order_has_its_row_and_few_draws_a_caveat(collected: Collected, model: LanguageModel) -> None:
     text = shown(collected, model)
     line = next(each for each in summarise(collected).lines if (each.shots, each.variant) == (2, "plain"))
