@@ -6,16 +6,25 @@ tests/oracles/harness/make_samples.py ran the harness with its random model; her
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from nextword import load
 from nextword.prompt import filters, metrics
-from nextword.prompt.answers import Answer, answer_choice
-from nextword.prompt.exporting import _samples
+from nextword.prompt.answers import MEASURES, Answer, answer_choice
+from nextword.prompt.evaluation import Evaluation, Settings
+from nextword.prompt.exporting import _NAMES, _samples, write_harness_results
 from nextword.prompt.harness import load_harness_task
-from nextword.prompt.task import Encoded, Item, Likelihood, Task, requests
+from nextword.prompt.store import opened
+from nextword.prompt.summary import summarise
+from nextword.prompt.table import TableSettings, table_task
+from nextword.prompt.task import Encoded, Item, Likelihood, Metric, Task, requests
+from nextword.prompt.trials import Design
 
 MADE: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "oracles/harness/samples.json").read_text(encoding="utf-8")
@@ -72,3 +81,48 @@ def test_a_sample_is_written_as_the_harness_writes_it(name: str, tmp_path: Path)
 @pytest.mark.parametrize(("text", "count"), [("one two", 2), (" one\n\ntwo ", 4), ("", 1), ("one\u00a0two", 2)])
 def test_words_are_counted_as_the_harness_counts_them(text: str, count: int) -> None:
     assert metrics.words(text) == count
+
+
+@pytest.mark.parametrize("measure", ["auto", *MEASURES])
+def test_the_files_hold_the_numbers_that_are_printed(
+    measure: Any, reviews: Path, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also those of calibrated conditions, and of ways to score that the task's own metrics do not name."""
+    task = replace(
+        table_task(reviews, TableSettings("Text: {text}\nMood: {label}")), metrics=(Metric("acc"), Metric("mcc"))
+    )
+    model, settings = (
+        load(str(tiny_model())),
+        Settings(measure, "Mood:" if measure == "pmi" else None, ("contextual", "batch")),
+    )
+    with opened(None) as store:
+        collected = Evaluation({"form": task}, [model], Design((0, 2), draws=2, limit=12), settings, store).run()
+    printed = {(line.shots, line.variant): line for line in summarise(collected).lines}
+    files: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for path in write_harness_results(tmp_path, collected):
+        if path.name.startswith("results_"):
+            results = json.loads(path.read_text())
+            samples = [json.loads(row) for row in next(path.parent.glob("samples_*")).read_text().splitlines()]
+            condition = results["n-shot"]["reviews"], results["config"]["variant"]
+            files.setdefault(condition, []).append({"scores": results["results"]["reviews"], "samples": samples})
+    assert set(files) == set(printed)
+    for (shots, variant), draws in files.items():
+        calibrated = variant in ("contextual", "batch")
+        chain = variant if calibrated else "none"
+        metric = "acc" if calibrated else _NAMES["raw" if measure == "auto" else measure]
+        means = [draw["scores"][f"{metric},{chain}"] for draw in draws]
+        assert np.mean(means) == pytest.approx(printed[shots, variant].score.value)
+        for draw in draws:
+            assert {sample["filter"] for sample in draw["samples"]} == {chain}
+            own = [sample[metric] for sample in draw["samples"]]
+            assert np.mean(own) == pytest.approx(draw["scores"][f"{metric},{chain}"])
+            assert draw["scores"][f"{metric}_stderr,{chain}"] == pytest.approx(np.std(own, ddof=1) / np.sqrt(len(own)))
+            for name in {"acc", metric} if not calibrated else ():
+                mean = np.mean([sample[name] for sample in draw["samples"]])
+                assert draw["scores"][f"{name},none"] == pytest.approx(mean)
+            if calibrated:
+                chosen = [
+                    int(np.argmax([float(score) for score, _ in each["filtered_resps"]])) for each in draw["samples"]
+                ]
+                assert chosen == [sample["mcc"][1] for sample in draw["samples"]]
+                assert not any(key.endswith(",none") for key in draw["scores"])

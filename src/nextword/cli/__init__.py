@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     _replace_closed_streams()
     _prepare_streams()
+    import shlex
+
     import click
 
     from . import _console
@@ -47,9 +49,11 @@ def _run(arguments: list[str]) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(app, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    typed = shlex.join([PROGRAM, *arguments])  # before click takes the list apart
     try:
         # Not app.main(): it would turn a closed pipe and Ctrl-C into codes of its own.
         with app.make_context(PROGRAM, arguments, color=False if _plain_terminal() else None) as context:
+            context.meta["command line"] = typed
             app.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
+    from ..prompt.provenance import provenance
     from ..prompt.requirements import asks_of, names_of
     from ..prompt.summary import planned, summarise
     from . import eval_display as display
@@ -145,7 +147,8 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         display.print_cost(evaluation, options["as_json"], None if power is None else planned(evaluation, asks, power))
         return
     collected = display.run(evaluation)
-    result = summarise(collected, design.seed, power, asks)
+    made = provenance(evaluation, click.get_current_context().meta["command line"])
+    result = replace(summarise(collected, design.seed, power, asks), provenance=made)
     name = options["name"] or _name(evaluation)
     with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
         files.callback(store.keep, name, result.to_dict())

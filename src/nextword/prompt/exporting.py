@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,12 +18,16 @@ from ..base import RunError
 from ..base.files import atomic_write
 from . import filters
 from .answers import Answer
-from .evaluation import Cell, Collected
+from .evaluation import Calibrate, Cell, Collected
 from .harness_form import HarnessForm
-from .metrics import golds, shares
+from .metrics import aggregate, f1, golds, matthews, shares
 from .task import Task
 
-_NAMES = {"raw": "acc", "chars": "acc_norm", "bytes": "acc_bytes", "pmi": "acc_mutual_info"}
+_NAMES = {
+    "raw": "acc", "chars": "acc_norm", "bytes": "acc_bytes", "pmi": "acc_mutual_info", "tokens": "acc_tokens",
+    "constrained": "acc_constrained",
+}  # fmt: skip
+_OVER_PAIRS = {"f1": f1, "mcc": matthews}  # of (right, chosen), over all items
 
 
 def write_harness_results(folder: Path, collected: Collected) -> list[Path]:
@@ -36,7 +40,10 @@ def write_harness_results(folder: Path, collected: Collected) -> list[Path]:
         if condition.variant != "plain":
             name += "-" + condition.variant.replace(" ", "-")
         below = folder / _safe(condition.model) / _safe(condition.form) / name
-        samples = [sample for answer in cell.answers for sample in _samples(collected.task, answer)]
+        samples = [
+            sample for answer in cell.answers
+            for sample in _samples(collected.task, answer, collected.measure, _calibration(cell))
+        ]  # fmt: skip
         lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
         results = json.dumps(_results(collected, cell, samples), indent=2, ensure_ascii=False, default=str)
         files = {
@@ -58,9 +65,21 @@ def _safe(name: str) -> str:
     return re.sub(r"[\"<>:/|\\?*\[\] ]+", "__", name)
 
 
-def _metrics(task: Task, answer: Answer) -> dict[str, dict[str, Any]]:
-    """What each filter's answer scored, by filter and then metric."""
+def _calibration(cell: Cell) -> str | None:
+    """The correction that a condition's choices come from; None for the model's own."""
+    return cell.condition.variant if cell.condition.variant in get_args(Calibrate) else None
+
+
+def _metrics(task: Task, answer: Answer, measure: str | None, calibration: str | None) -> dict[str, dict[str, Any]]:
+    """What each filter's answer scored, by filter and then metric: the task's own, and the one that is printed.
+
+    A calibrated choice stands under its calibration as the filter: what the task's metrics say of the model's own
+    likelihoods is another condition's.
+    """
     wanted = [metric.name for metric in task.metrics]
+    if calibration is not None:
+        pair = (golds(answer) or [-1])[0], int(answer.prediction)
+        return {calibration: {"acc": answer.values["score"]} | {name: pair for name in _OVER_PAIRS if name in wanted}}
     if task.output == "generate_until":
         found: dict[str, dict[str, Any]] = {}
         for name, value in answer.values.items():
@@ -73,6 +92,7 @@ def _metrics(task: Task, answer: Answer) -> dict[str, dict[str, Any]]:
             _NAMES[measure]: answer.values[measure] for measure in _NAMES if measure in answer.values
         }
         known |= _of_choices(answer)
+        wanted += [_NAMES[measure]] if measure is not None and _NAMES[measure] not in wanted else []
     elif task.output == "loglikelihood":
         known = {"perplexity": answer.values["logprob"], "acc": int(answer.values["acc"])}
     else:
@@ -92,7 +112,9 @@ def _of_choices(answer: Answer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _samples(task: Task, answer: Answer) -> Iterator[dict[str, Any]]:
+def _samples(
+    task: Task, answer: Answer, measure: str | None = None, calibration: str | None = None
+) -> Iterator[dict[str, Any]]:
     """One record a chain of filters: keys and kinds as the harness has them, numbers of answers as texts."""
     row = dict(answer.item.values)
     target = task.form.target(row) if isinstance(task.form, HarnessForm) else answer.gold
@@ -106,8 +128,13 @@ def _samples(task: Task, answer: Answer) -> Iterator[dict[str, Any]]:
         arguments = [(request.context, request.continuation) for request in answer.requests]
         responses = [[(found.logprob, found.greedy)] for found in answer.likelihoods]
     chains = {chain.name: chain for chain in task.filters}
-    for name, metrics in _metrics(task, answer).items():
-        if task.output == "generate_until" and name in chains:
+    for name, metrics in _metrics(task, answer, measure, calibration).items():
+        filtered: list[Any]
+        if calibration is not None:
+            filtered = [
+                (score, found.greedy) for score, found in zip(answer.choice_scores, answer.likelihoods, strict=True)
+            ]
+        elif task.output == "generate_until" and name in chains:
             filtered = [filters.apply(chains[name], list(answer.written), row)]
         else:
             filtered = [each[0] for each in responses]
@@ -152,10 +179,11 @@ def _hash(text: str) -> str:
 def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) -> dict[str, Any]:
     task, name = collected.task, collected.task.name
     scores: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(cell.answers)}
-    for key, value in cell.metrics.items():
+    over = _over_items(collected, cell, samples)
+    for key, value in over.items():
         metric, _, chain = key.partition(",")
-        scores[f"{metric},{chain or 'none'}"] = value
-        scores[f"{metric}_stderr,{chain or 'none'}"] = _error(metric, chain or "none", samples)
+        scores[key] = value
+        scores[f"{metric}_stderr,{chain}"] = _error(metric, chain, samples)
     metadata = task.harness.get("metadata")
     version = metadata.get("version", "Yaml") if isinstance(metadata, dict) else "Yaml"
     return {
@@ -164,7 +192,10 @@ def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) ->
         "configs": {name: {**task.harness, "num_fewshot": cell.condition.shots}},
         "versions": {name: version},
         "n-shot": {name: cell.condition.shots},
-        "higher_is_better": {name: {metric.name: metric.higher_is_better for metric in task.metrics}},
+        "higher_is_better": {
+            name: dict.fromkeys((key.partition(",")[0] for key in over), True)
+            | {metric.name: metric.higher_is_better for metric in task.metrics}
+        },
         "n-samples": {name: {"original": len(task.items), "effective": len(cell.answers)}},
         "config": {
             "model": "nextword",
@@ -178,6 +209,20 @@ def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) ->
         "task_hashes": {name: _hash("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))},
         "total_evaluation_time_seconds": str(collected.seconds),
     }  # fmt: skip
+
+
+def _over_items(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) -> dict[str, float]:
+    """Every metric over all items, as "metric,filter": the task's own, and the one that is printed."""
+    calibration = _calibration(cell)
+    if calibration is not None:
+        pairs = {name: [sample[name] for sample in samples] for name in _OVER_PAIRS if name in samples[0]}
+        found = {"acc": float(cell.scores.mean())} | {name: _OVER_PAIRS[name](each) for name, each in pairs.items()}
+        return {f"{name},{calibration}": value for name, value in found.items()}
+    own = aggregate(collected.task, cell.answers)  # of the likeliest choice, as the harness has it
+    found = {name if "," in name else f"{name},none": value for name, value in own.items()}
+    if collected.task.output == "multiple_choice":
+        found |= {f"{_NAMES[collected.measure]},none": float(cell.scores.mean())}
+    return found
 
 
 def _error(metric: str, chain: str, samples: list[dict[str, Any]]) -> float | str:

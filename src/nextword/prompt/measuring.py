@@ -9,6 +9,7 @@ from pathlib import Path
 from ..generate import LanguageModel, load
 from .evaluation import Evaluation, Progress, Settings
 from .opening import Templates, open_task
+from .provenance import provenance
 from .store import opened
 from .summary import Result, summarise
 from .table import TableSettings
@@ -46,5 +47,6 @@ def evaluate(
     given = [model] if isinstance(model, str | LanguageModel) else list(model)
     models = [each if isinstance(each, LanguageModel) else load(each) for each in given]
     with opened(store) as kept:
-        collected = Evaluation(forms, models, plan, settings or Settings(), kept).run(progress)
-    return summarise(collected, plan.seed)
+        evaluation = Evaluation(forms, models, plan, settings or Settings(), kept)
+        collected, made = evaluation.run(progress), provenance(evaluation)
+    return replace(summarise(collected, plan.seed), provenance=made)

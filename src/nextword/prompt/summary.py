@@ -12,6 +12,7 @@ from .errorbars import majority_accuracy
 from .evaluation import Cell, Collected, Cost, Evaluation, Notes
 from .lines import Choice, DrawScore, Line, line_of
 from .power import Planned, planned_power, power_of, power_sentence
+from .provenance import Provenance
 from .requirements import Ask, Requirement, judge, pairs_asked
 from .stored import compare_kept
 from .task import Item
@@ -48,6 +49,7 @@ class Result:
     rows: tuple[AskedRow, ...]  # in the order of the scores
     families: tuple[Family, ...] = ()  # how the comparisons are corrected
     requirements: tuple[Requirement, ...] = ()
+    provenance: Provenance | None = None
 
     def draws_table(self) -> list[dict[str, Any]]:
         """A flat row a draw and order, for pandas or polars; `effective_shots` stood in the prompts, as a mean."""

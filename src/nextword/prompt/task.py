@@ -37,7 +37,7 @@ def row_digests(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
         seen[text] += 1
-        digests.append(hashlib.sha256(f"{seen[text]} {text}".encode()).hexdigest()[:24])
+        digests.append(hashlib.sha256(f"{seen[text]} {text}".encode("utf-8", "surrogatepass")).hexdigest()[:24])
     return digests
 
 

@@ -1,13 +1,8 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 25;
+const ROLLING = data.output === "loglikelihood_rolling";
 let shown = PAGE;
-
-const golds = (answer) => (Array.isArray(answer.gold) ? answer.gold : [answer.gold]);
-const word = (answer, gold) => (answer.choices ? answer.choices[gold] ?? "none of them" : String(gold));
-const right = (answer) => answer.score >= 0.5;
-const words = (answer, tokens) => answer.prompt.map((id) => tokens[id]).join("");
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -16,55 +11,137 @@ function element(name, className, text) {
   return made;
 }
 
-function card(answer, tokens) {
-  const item = element("li", right(answer) ? "example" : "example wrong");
-  const head = element("div", "head");
-  head.append(element("span", "", answer.id), element("span", "", answer.shots + " shots"));
-  if (answer.group) head.append(element("span", "", "group " + answer.group));
-  head.append(element("b", "", "right: " + golds(answer).map((gold) => word(answer, gold)).join(" / ")));
-  head.append(element("b", "", "said: " + (answer.choices ? word(answer, answer.said) : answer.said)));
-  const prompt = element("div", "prompt");
-  for (const id of answer.prompt) prompt.append(Object.assign(element("span", "", tokens[id]), { title: "token " + id }));
-  item.append(head, prompt);
-  if (answer.choices) {
-    const bars = element("div", "bars");
-    answer.choices.forEach((choice, number) => {
-      const kind = golds(answer).includes(number) ? " gold" : number === answer.said ? " said" : "";
-      const bar = element("div", "bar" + kind);
-      bar.style.width = 100 * answer.shares[number] + "%";
-      bars.append(element("span", "", choice), bar);
-      bars.append(element("span", "", (100 * answer.shares[number]).toFixed(1) + "%  ln p " + answer.logprobs[number].toFixed(2)));
-    });
-    item.append(bars);
-  } else if (answer.written) {
-    item.append(element("div", "prompt", answer.written.join("\n---\n")));
+/** A box of text that the keyboard can scroll. */
+function textBox(label, children) {
+  const box = element("div", "prompt");
+  box.tabIndex = 0;
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", label);
+  box.append(...children);
+  return box;
+}
+
+function bar(share, kind) {
+  const made = element("div", "bar" + kind);
+  made.style.width = 100 * Math.min(1, Math.max(0, share)) + "%";
+  return made;
+}
+
+/** Each choice with a bar: p, or the score that the choice was taken by and p beside it. */
+function bars(answer) {
+  const box = element("div", answer.by ? "bars by" : "bars"), own = shares(answer.logprobs);
+  const [low, high] = answer.range ?? [0, 1];
+  if (answer.by) box.append(element("i", "", "choice"), element("i", "", answer.by), element("i", "", "the model's own p"));
+  answer.choices.forEach((choice, number) => {
+    const kind = answer.gold.includes(number) ? " gold" : number === answer.said ? " said" : "";
+    const mark = [answer.gold.includes(number) ? "right" : "", number === answer.said ? "chosen" : ""].filter(Boolean).join(", ");
+    const p = (100 * own[number]).toFixed(1) + "%, ln p " + answer.logprobs[number].toFixed(2);
+    box.append(element("span", kind, choice + (mark ? " (" + mark + ")" : "")));
+    if (answer.by) {
+      const cell = element("div", "scored");
+      cell.append(bar((answer.scores[number] - low) / (high - low || 1), kind), element("span", "", String(Number(answer.scores[number].toPrecision(3)))));
+      box.append(cell);
+    } else box.append(bar(own[number], kind));
+    box.append(element("span", "", p));
+  });
+  return box;
+}
+
+const counted = (count, unit) => count + " " + unit + (count === 1 ? "" : "s");
+
+function numbers(answer) {
+  const [logprob, tokens, bytes, words] = answer.numbers;
+  const bits = (-logprob / Math.max(1, bytes) / Math.LN2).toFixed(3) + " bits per byte";
+  return [bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
+}
+
+function prompt(answer) {
+  const spans = answer.prompt.map((id) => Object.assign(element("span", "", answer.tokens[id]), { title: "token " + id }));
+  return textBox("prompt of " + answer.id, spans);
+}
+
+/** What was said to a prompt, and how likely. */
+function said(answer) {
+  const parts = [];
+  if (answer.choices) parts.push(bars(answer));
+  else if (answer.written) for (const text of answer.written) parts.push(textBox("what the model wrote", [element("b", "", "wrote: "), text]));
+  else parts.push(element("p", "head", (ROLLING ? "" : isRight(answer) ? "greedy decoding writes the right answer; " : "greedy decoding writes something else; ") + numbers(answer)));
+  return parts;
+}
+
+function verdict(answer) {
+  const said = answer.choices ? wordOf(answer, answer.said) : answer.written ? answer.said : null;
+  const made = element("b", isRight(answer) ? "right" : "wrong", isRight(answer) ? "right" : "wrong");
+  if (said === null) return [made];
+  return [made, element("span", "", "said: " + said), ...(answer.score % 1 ? [element("span", "", "score " + answer.score)] : [])];
+}
+
+function head(answer) {
+  const made = element("div", "head");
+  made.append(element("span", "", answer.id));
+  if (answer.group) made.append(element("span", "", "group " + answer.group));
+  if (!ROLLING) made.append(element("b", "", "right answer: " + golds(answer).join(" / ")));
+  return made;
+}
+
+function side(answer, asked) {
+  const made = element("div", "side"), line = element("div", "head");
+  line.append(element("span", "", answer.condition));
+  line.append(...(ROLLING ? [] : verdict(answer)));
+  made.append(line, ...(asked ? [prompt(answer)] : []), ...said(answer));
+  return made;
+}
+
+function card([answer, other]) {
+  const item = element("li", ROLLING ? "example plain" : isRight(answer) ? "example" : "example wrong");
+  item.append(head(answer));
+  if (ROLLING) item.append(textBox("text of " + answer.id, answer.gold));
+  if (other) {
+    const pair = element("div", "pair"), differ = !ROLLING && promptOf(answer) !== promptOf(other);
+    pair.append(side(answer, differ), side(other, differ));
+    if (!ROLLING && !differ) item.append(prompt(answer));
+    item.append(pair);
+  } else {
+    if (!ROLLING) {
+      item.firstChild.append(element("span", "", counted(answer.shots, "shot")), ...verdict(answer));
+      item.append(prompt(answer));
+    }
+    item.append(...said(answer));
   }
-  requestAnimationFrame(() => { prompt.scrollTop = prompt.scrollHeight; });
   return item;
 }
 
-function chosen() {
-  const condition = data.conditions[at("condition").value];
-  const tokens = data.tokens[condition.model];
-  const which = at("which").value, gold = at("gold").value, text = at("text").value.toLowerCase();
-  return [condition.answers.filter((answer) =>
-    (which !== "wrong" || !right(answer)) && (which !== "right" || right(answer)) &&
-    (which !== "close" || (answer.shares && Math.max(...answer.shares) < 0.6)) &&
-    (!gold || golds(answer).some((each) => word(answer, each) === gold)) &&
-    (!text || words(answer, tokens).toLowerCase().includes(text))), tokens, condition.answers.length];
-}
-
 function draw() {
-  const [answers, tokens, all] = chosen();
-  at("examples").replaceChildren(...answers.slice(0, shown).map((answer) => card(answer, tokens)));
-  at("count").textContent = answers.length + " of " + all;
-  at("more").hidden = answers.length <= shown;
+  const beside = at("beside").value;
+  for (const option of at("which").options) option.disabled = !beside && ["changed", "lost", "won"].includes(option.value);
+  if (at("which").selectedOptions[0]?.disabled) at("which").value = "all";
+  const found = chosen(data, {
+    condition: Number(at("condition").value), beside: beside === "" ? null : Number(beside),
+    which: at("which").value, gold: at("gold").value, text: at("text").value,
+  });
+  at("examples").replaceChildren(...found.slice(0, shown).map(card));
+  for (const box of at("examples").querySelectorAll(".prompt")) if (!ROLLING) box.scrollTop = box.scrollHeight; // to the question
+  at("count").textContent = found.length + " of " + data.items.length + " items";
+  at("more").hidden = found.length <= shown;
 }
 
-data.conditions.forEach((condition, number) => at("condition").append(new Option(condition.name, number)));
-const labels = new Set(data.conditions.flatMap((condition) => condition.answers.flatMap((answer) => (answer.choices ? golds(answer).map((gold) => word(answer, gold)) : []))));
-if (labels.size <= 30) for (const label of [...labels].sort()) at("gold").append(new Option(label, label));
+data.conditions.forEach((condition, number) => {
+  for (const list of ["condition", "beside"]) at(list).append(new Option(condition.name, number));
+});
+for (const label of labels(data)) at("gold").append(new Option(label, label));
+at("beside").closest("label").hidden = data.conditions.length < 2;
+at("gold").closest("label").hidden = at("gold").options.length < 2;
+at("which").closest("label").hidden = ROLLING;
+if (data.output !== "multiple_choice") for (const option of [...at("which").options]) if (option.value === "close") option.remove();
 at("filters").addEventListener("input", () => { shown = PAGE; draw(); });
 at("filters").addEventListener("submit", (event) => event.preventDefault());
 at("more").addEventListener("click", () => { shown += 4 * PAGE; draw(); });
+at("copy")?.addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(at("command").textContent);
+    at("copy").textContent = "copied";
+  } catch {
+    getSelection().selectAllChildren(at("command")); // where the clipboard is closed: Ctrl-C copies it
+  }
+});
 draw();

@@ -1,0 +1,176 @@
+"""How an evaluation was made: enough to run it again, and to see what another one did differently."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import __version__
+from .task import Item, Task, row_digests
+from .template import Template
+
+if TYPE_CHECKING:
+    from .asking import Asker
+    from .evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One of the models. `file` is the name of its file or folder, without the folders above it."""
+
+    name: str
+    file: str
+    weights: str  # SHA-256
+    precision: str
+    device: str
+    chat_template: str | None  # its own, whether or not the prompts use it
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What was asked. The hashes are of the rows in their order, each by its own hash."""
+
+    name: str
+    source: str  # name of the file
+    output: str
+    rows: int  # that were scored
+    rows_hash: str
+    pool: int  # rows that shots are drawn from
+    pool_hash: str
+    metrics: tuple[Mapping[str, Any], ...]
+    filters: tuple[Mapping[str, Any], ...]
+    generation: Mapping[str, Any] | None  # where the model writes its answer
+
+
+@dataclass(frozen=True)
+class FormRecord:
+    """How rows become prompts: a template with its separator, description and labels, or a task file's fields."""
+
+    name: str
+    digest: str  # differs wherever a prompt would
+    parts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ShotsRecord:
+    """The shots of one draw in one order, as they stand in the prompt: splits and row numbers, from 0 on."""
+
+    form: str
+    shots: int
+    variant: str
+    draw: int
+    order: int
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How an evaluation was made. `design` and `scoring` have the fields of `Design` and `Settings`."""
+
+    made: str  # UTC, ISO 8601
+    version: str  # of nextword
+    command: str | None  # as it was typed; None from Python
+    design: Mapping[str, Any]
+    scoring: Mapping[str, Any]
+    task: TaskRecord
+    forms: tuple[FormRecord, ...]
+    models: tuple[ModelRecord, ...]
+    shots: tuple[ShotsRecord, ...]  # none where each item has shots of its own
+    machine: Mapping[str, Any]
+
+
+def provenance(evaluation: Evaluation, command: str | None = None) -> Provenance:
+    """How `evaluation` is made, by `command` where it was typed."""
+    return Provenance(
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        command=command,
+        design=_plain(evaluation.design),
+        scoring=_plain(evaluation.settings) | {"measure": evaluation.measure},
+        task=_task(evaluation.task, evaluation.items),
+        forms=tuple(_form(name, task) for name, task in evaluation.forms.items()),
+        models=tuple(_model(asker) for asker in evaluation.askers),
+        shots=_shots(evaluation),
+        machine=_machine(),
+    )
+
+
+def _task(task: Task, items: Sequence[Item]) -> TaskRecord:
+    return TaskRecord(
+        task.name, Path(task.source).name, task.output, len(items), _rows_hash(items), len(task.pool),
+        _rows_hash(task.pool), tuple(map(_plain, task.metrics)), tuple(map(_plain, task.filters)),
+        asdict(task.generation) if task.output == "generate_until" else None,
+    )  # fmt: skip
+
+
+def _rows_hash(items: Sequence[Item]) -> str:
+    own = row_digests([item.values for item in items])  # of a task that was made by hand
+    return _hash(" ".join(item.digest or digest for item, digest in zip(items, own, strict=True)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _form(name: str, task: Task) -> FormRecord:
+    return FormRecord(name, _hash(task.form.key), _plain(task.form) if is_dataclass(task.form) else {})
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as what JSON can hold; a template as its text."""
+    if isinstance(value, Template):
+        return value.source
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _model(asker: Asker) -> ModelRecord:
+    loaded = asker.model.loaded
+    device = loaded.model.device
+    return ModelRecord(
+        loaded.name, loaded.path.name, asker.store.hash_of(loaded.path), loaded.precision,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        loaded.tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def _shots(evaluation: Evaluation) -> tuple[ShotsRecord, ...]:
+    trials = {question.trial.condition: question.trial for question in evaluation.questions(0)}
+    return tuple(
+        ShotsRecord(
+            condition.form, condition.shots, condition.variant, condition.draw, condition.order,
+            tuple(f"{shot.split} {shot.index}" for shot in trial.shots[None]),
+        )
+        for condition, trial in trials.items() if trial.shots.get(None)
+    )  # fmt: skip
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
+        "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    """The processor's name: Linux tells it in a file, others to Python."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
