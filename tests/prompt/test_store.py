@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import RunError, UsageError
-from nextword.prompt.store import opened
+from nextword.prompt.store import default_name, opened
 from nextword.prompt.task import Encoded, Generation, Likelihood
 
 IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
@@ -194,24 +194,24 @@ def test_a_full_disk_is_told_and_keeps_what_was_stored(tmp_path: Path) -> None:
         assert store.likelihoods("model", [Encoded((1,), (0,))])
 
 
-def test_a_second_evaluation_of_one_task_does_not_overwrite_the_first() -> None:
+def test_an_evaluation_is_called_by_its_task_its_time_and_its_content() -> None:
     began = time.mktime((2026, 11, 24, 18, 13, 5, 0, 0, -1))
-    with opened(None) as store:
-        first = store.keep(None, {"task": "my reviews/2", "n": 1}, began)
-        second = store.keep(None, {"task": "my reviews/2", "n": 2}, began)
-        assert re.fullmatch(r"my-reviews-2-20261124-1813-[0-9a-f]{6}", first)
-        assert first[:-6] == second[:-6]
-        assert [(kept.name, kept.result["n"]) for kept in store.evaluations()] == [(first, 1), (second, 2)]
-        assert store.keep(None, {"task": "my reviews/2", "n": 2}, began).startswith(second)
+    one, two = (default_name({"task": "my reviews/2", "n": n}, began) for n in (1, 2))
+    assert re.fullmatch(r"my-reviews-2-20261124-1813-[0-9a-f]{6}", one)
+    assert one[:-6] == two[:-6]
+    assert one != two
+    assert default_name({"task": "/"}, began).startswith("evaluation-2026")
 
 
 def test_a_name_that_was_taken_meanwhile_loses_neither_evaluation() -> None:
     with opened(None) as store:
         store.check_free("mine")
-        assert store.keep("mine", {"task": "t", "n": 1}) == "mine"
-        assert store.keep("mine", {"task": "t", "n": 2}).startswith("t-20")
-        assert [kept.result["n"] for kept in store.evaluations()] == [1, 2]
-        with pytest.raises(UsageError, match="nextword eval runs remove mine$"):
+        names = [store.keep("mine", {"n": n}) for n in (1, 2, 2)]
+        assert names[0] == "mine"
+        assert len(set(names)) == 3
+        assert all(name.startswith("mine-") for name in names[1:])
+        assert [(kept.name, kept.result["n"]) for kept in store.evaluations()] == list(zip(names, (1, 2, 2), strict=True))
+        with pytest.raises(UsageError, match=r"nextword eval runs remove mine$"):
             store.check_free("mine")
         for wrong in ("", "  ", "last", "last~2", "-x", "x" * 101):
             with pytest.raises(UsageError, match="cannot be a name"):
@@ -224,13 +224,25 @@ def test_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path: Path) -> N
     def evaluate(number: int) -> str:
         with opened(path) as store:
             gate.wait()
-            return store.keep("one" if number < 3 else None, {"task": "t", "n": number}, 0)
+            return store.keep("one" if number < 3 else f"t-{number}", {"n": number})
 
     with ThreadPoolExecutor(6) as pool:
         names = list(pool.map(evaluate, range(6)))
     with opened(path) as store:
         assert {kept.name: kept.result["n"] for kept in store.evaluations()} == {n: k for k, n in enumerate(names)}
     assert names[:3].count("one") == 1
+
+
+def test_evaluations_of_an_older_file_are_still_there(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("create table evaluations (name text primary key, made real not null, result text not null)")
+        old.execute("""insert into evaluations values ('sentiment/smollm2', 1.0, '{"task": "sentiment"}')""")
+    old.close()
+    with opened(path) as store:
+        store.keep("new", {"task": "sentiment"})
+        assert store.names() == ["sentiment/smollm2", "new"]
+        assert store.evaluation("sentiment").result == {"task": "sentiment"}
 
 
 def test_the_beginning_of_a_name_or_its_place_from_the_last_is_enough() -> None:

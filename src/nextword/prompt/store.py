@@ -111,17 +111,13 @@ class Store:
                 f" {name}"
             )
 
-    def keep(self, name: str | None, result: dict[str, Any], began: float | None = None) -> str:
-        """Keep a finished evaluation, and return the name it got; none is ever overwritten.
+    def keep(self, name: str, result: dict[str, Any]) -> str:
+        """Keep a finished evaluation and return the name it got: `name`, with a hash where another has taken that.
 
-        Without a `name`, or where another has taken it meanwhile, that is the task, the local time when it `began`
-        (seconds since 1970; now) and the hash of its content.
+        None is ever overwritten.
         """
         text = json.dumps(result)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        task = re.sub(r"[^\w.]+", "-", str(result.get("task", ""))).strip("-")[:_LONGEST_NAME] or "evaluation"
-        stem = f"{task}-{time.strftime('%Y%m%d-%H%M', time.localtime(began))}"
-        for called in ([name] if name else []) + [f"{stem}-{digest[:digits]}" for digits in (6, 64)]:
+        for called in (name, f"{name}-{_digest(text)[:6]}", f"{name}-{_digest(text)}"):
             row = (called, time.time(), text)
             added = self._connection.execute("insert or ignore into evaluations values (?, ?, ?)", row).rowcount
             self.commit()
@@ -197,6 +193,17 @@ class Store:
         self._waiting[key] = value, greedy
         if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
             self.commit()
+
+
+def default_name(result: dict[str, Any], began: float) -> str:
+    """What an evaluation is called: its task, the local time when it `began` (seconds since 1970), a hash of it."""
+    task = re.sub(r"[^\w.]+", "-", str(result["task"])).strip("-")[: _LONGEST_NAME // 2] or "evaluation"
+    when = time.strftime("%Y%m%d-%H%M", time.localtime(began))
+    return f"{task}-{when}-{_digest(json.dumps(result))[:6]}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _key(model: str, *what: object) -> bytes:

@@ -57,6 +57,9 @@ class Line:
     scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (draws, orders, items)
     one_set: bool = False  # one set of shots served all items: its score is not that of other sets
     per_draw: tuple[DrawScore, ...] = ()
+    caveat: str = ""  # what keeps the score from being that of any such shots, in words
+    baseline: bool = False  # nobody asked for it
+    orders_test: Any = None
 
     @property
     def draws(self) -> int:
@@ -84,6 +87,8 @@ class Compared:
     comparison: Comparison
     p: float
     sentence: str
+    primary: bool = True  # of what the user named
+    level: float = LEVEL  # of its p and interval, corrected
 
 
 @dataclass(frozen=True)
