@@ -95,15 +95,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def takes_arguments(command: click.Command) -> bool:
+    """Whether a group is a command of its own too, as `eval TASK` beside `eval runs`."""
+    return any(isinstance(parameter, click.Argument) for parameter in command.params)
+
+
 def parse(words: tuple[str, ...]) -> None:
     """Let click read a command line to its end, values and files included, and start nothing."""
     command, name, rest = app, "nextword", list(words[1:])
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        if takes_arguments(command) and rest[0] not in command.commands:
+            break
         name = rest.pop(0)
         found = command.get_command(click.Context(command), name)
         assert found is not None, f"there is no command {name!r} in: {' '.join(words)}"
         command = found
-    if isinstance(command, click.Group):
+    if isinstance(command, click.Group) and not takes_arguments(command):
         assert all(each in ("--help", "--version") for each in rest), words
         return
     arguments = [each for each in rest if each != "--help"]
