@@ -45,9 +45,15 @@ class FittingTable(Table):
             if widths[place] < needed[place]:
                 _shorten(column, widths[place], "..." if options.ascii_only else "…")
         yield from Table.__rich_console__(shown, console, options)
-        left_out = [str(column.header) for place, column in enumerate(self.columns) if place not in kept]
-        if any(left_out):
-            yield Text(f"not shown, for want of room: {', '.join(dict.fromkeys(filter(None, left_out)))}", style="dim")
+        if left_out := [head for place, head in enumerate(self._heads()) if head and place not in kept]:
+            yield Text(f"not shown, for want of room: {', '.join(left_out)}", style="dim")
+
+    def _heads(self) -> list[str]:
+        """The columns' heads; one that several have, such as "95%", behind that of the column before it."""
+        heads = [str(column.header) for column in self.columns]
+        return [
+            f"{heads[place - 1]} {head}" if head and heads.count(head) > 1 else head for place, head in enumerate(heads)
+        ]
 
     def _is_name(self, place: int) -> bool:
         return place in self.names and self.columns[place].no_wrap

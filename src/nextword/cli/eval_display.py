@@ -166,8 +166,7 @@ def _interval(estimate: Any) -> str:
 
 
 def _span(low: float, high: float, dash: str) -> str:
-    """An interval in one word, which no table breaks."""
-    return f"{low:.3f}\N{NO-BREAK SPACE}{dash}\N{NO-BREAK SPACE}{high:.3f}"
+    return f"{low:.3f} {dash} {high:.3f}"
 
 
 def _table(result: Result, console: Console) -> Any:

@@ -61,7 +61,7 @@ def plain_table(
     table = FittingTable(least, names)
     for number, name in enumerate(columns):
         justify: Any = "right" if right and number >= left else "left"
-        table.add_column(name, justify=justify, no_wrap=number not in wraps)
+        table.add_column(name, justify=justify, no_wrap=number not in wraps, overflow="fold")
     return table
 
 
