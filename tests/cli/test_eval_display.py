@@ -91,14 +91,14 @@ def test_baselines_are_compared_apart_from_what_was_asked_for(
         for sentence, primary in (("one", True), ("random", False), ("two", True))
     ]
     lines = shown(result(line(0), comparisons=tuple(named)), capsys, monkeypatch)
-    at = lines.index("one")
+    at = lines.index("- one")
     assert lines[at : at + 6] == [
-        "one",
-        "two",
+        "- one",
+        "- two",
         "p and intervals are corrected for these 2 comparisons (Bonferroni): each interval is at 97.5%",
         "",
         "with baselines that were not asked for:",
-        "random",
+        "- random",
     ]
 
 

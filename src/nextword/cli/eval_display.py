@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,8 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_d
         console.print(footnote)
     if show_draws:
         _print_draws(result, console)
+    if result.comparisons:
+        console.print()
     _print_comparisons(result.comparisons, console)
     if result.chosen is not None:
         chosen = result.chosen
@@ -237,15 +240,23 @@ def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> Non
     for family, heading in ((asked, ""), (baselines, "\nwith baselines that were not asked for:")):
         if not family:
             continue
-        console.print(heading, style="dim")
+        if heading:
+            console.print(heading, style="dim")
         for each in family:
-            console.print(each.sentence)
+            _print_point(each.sentence, console)
         if len(family) > 1 and family[0].level < _LEVEL:
             console.print(
                 f"p and intervals are corrected for these {len(family)} comparisons (Bonferroni): each interval is at"
                 f" {1 - family[0].level:.1%}",
                 style="dim",
             )
+
+
+def _print_point(sentence: str, console: Console) -> None:
+    """A sentence behind a dash, its further lines under its first."""
+    lines = textwrap.wrap(sentence, console.width, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
+                          break_on_hyphens=False)  # fmt: skip
+    console.print("\n".join(lines))
 
 
 def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
@@ -255,8 +266,7 @@ def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
 
         emit_json([asdict(each) for each in compared])
         return
-    for each in compared:
-        output().print(each.sentence)
+    _print_comparisons(compared, output())
 
 
 def print_list(as_json: bool) -> None:
