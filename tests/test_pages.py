@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
@@ -95,15 +96,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def takes_arguments(command: click.Command) -> bool:
+    """Whether a group is a command of its own too, as `eval TASK` beside `eval runs`."""
+    return any(isinstance(parameter, click.Argument) for parameter in command.params)
+
+
 def parse(words: tuple[str, ...]) -> None:
     """Let click read a command line to its end, values and files included, and start nothing."""
     command, name, rest = app, "nextword", list(words[1:])
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        if takes_arguments(command) and rest[0] not in command.commands:
+            break
         name = rest.pop(0)
         found = command.get_command(click.Context(command), name)
         assert found is not None, f"there is no command {name!r} in: {' '.join(words)}"
         command = found
-    if isinstance(command, click.Group):
+    if isinstance(command, click.Group) and not takes_arguments(command):
         assert all(each in ("--help", "--version") for each in rest), words
         return
     arguments = [each for each in rest if each != "--help"]
@@ -201,6 +209,54 @@ def test_a_slow_output_is_of_a_command_that_its_page_shows() -> None:
     for block in slow:
         assert block.shown.strip()
         assert (block.page.name, tuple(_split(block.command))) in BLOCKS
+
+
+EVALUATIONS = [block for page in PAGES for block in OUTPUTS.blocks(page) if block.command.startswith("nextword eval ")]
+
+
+def differences(shown: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """Each comparison of an evaluation's output: the difference it states, and that of the scores in the table."""
+    table, _, rest = shown.partition("\n\n")
+    rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
+    scores = {row[0]: float(row[1]) for row in rows if len(row) > 2}
+    said, found = " ".join(rest.split()), {}
+    for one in scores:
+        for other in scores:
+            verdict = (
+                rf"(?:is better than|is worse than|against) {re.escape(other)}(?: cannot be told at [\d,]+ items)?"
+            )
+            if stated := re.search(rf"(?<!of ){re.escape(one)} {verdict}: ([+-]\d\.\d+)", said):
+                found[one, other] = float(stated[1]), scores[one] - scores[other]
+    return found
+
+
+def undisclosed(block: Any, text: str) -> list[str]:
+    """Decimal numbers of the prose in a block's section that the block does not show."""
+    before, after = text[: block.start], text[block.end :]
+    section = before[before.rfind("\n## ") :] + after[: after.find("\n## ")]
+    prose = re.sub(r"```.*?```|<!--.*?-->|\(.*?\)", "", section, flags=re.DOTALL)
+    return [number for number in re.findall(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)", prose) if number not in block.shown]
+
+
+@pytest.mark.parametrize("block", EVALUATIONS, ids=lambda block: block.page.name)
+def test_the_figures_of_an_evaluation_are_those_of_one_run(block: Any) -> None:
+    found = differences(block.shown)
+    assert len(found) > 1
+    for stated, computed in found.values():
+        assert stated == pytest.approx(computed, abs=0.0011)
+    assert undisclosed(block, TEXTS[block.page.name]) == []
+
+
+def test_a_figure_of_another_run_is_noticed() -> None:
+    block = EVALUATIONS[0]
+    one, other = next(iter(differences(block.shown)))
+    row = re.compile(rf"^({re.escape(one)}\s{{2,}})\d\.\d+", re.MULTILINE)
+    stated, computed = differences(row.sub(r"\g<1>0.111", block.shown))[one, other]
+    assert stated != pytest.approx(computed, abs=0.0011)
+    text = TEXTS[block.page.name]
+    assert undisclosed(block, f"{text[: block.end]}```\nFour shots score 0.1234 (v1.2).\n{text[block.end :]}") == [
+        "0.1234"
+    ]
 
 
 def test_a_stale_output_is_noticed_and_a_last_digit_is_not() -> None:

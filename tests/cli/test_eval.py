@@ -112,12 +112,88 @@ def test_json_says_all_of_it_and_a_second_run_reads_nothing(
     assert first["read"] > 0
     assert again["read"] == 0
     assert first["lines"] == again["lines"]
-    listed = json.loads(run(capsys, "--list", "--json")[1])
-    assert [each["name"] for each in listed["evaluations"]] == [first["name"]]
-    assert "sentiment" in listed["tasks"]
-    code, out, _ = run(capsys, "--compare", first["name"], first["name"])
+    assert "sentiment" in json.loads(run(capsys, "--list", "--json")[1])["tasks"]
+    code, out, _ = run(capsys, "--compare", first["name"], "last")
     assert code == 0
     assert "scored the same" in out
+
+
+def test_a_second_evaluation_of_a_task_stands_beside_the_first(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,1", "--limit", "8"]
+    _, shown, err = run(capsys, *asked)
+    again = json.loads(run(capsys, *asked, "--json")[1])
+    listed = json.loads(run(capsys, "runs", "list", "--json")[1])
+    assert [each["name"] for each in listed][1] == again["name"]
+    assert repr(listed[0]["name"]) in err
+    assert listed[0]["items"] == 8
+    assert listed[0]["models"] == [again["lines"][0]["model"]]
+    assert listed[0]["best"]["score"] == max(line["score"]["value"] for line in again["lines"] if not line["baseline"])
+    assert run(capsys, "runs", "show", "last~1")[1] == shown
+    kept = json.loads(run(capsys, "runs", "show", again["name"], "--json")[1])
+    assert {name: kept[name] for name in again} == again
+    code, _, err = run(capsys, "runs", "remove", "last")
+    assert (code, err) == (0, f"removed {again['name']}; the answers stay in the store\n")
+    assert [each["name"] for each in json.loads(run(capsys, "runs", "list", "--json")[1])] == [listed[0]["name"]]
+    assert json.loads(run(capsys, *asked, "--json")[1])["read"] == 0
+
+
+def test_a_name_that_is_taken_is_refused_before_the_work(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0", "--limit", "8", "--name", "mine"]
+    assert "kept as 'mine'" in run(capsys, *asked)[2]
+    monkeypatch.setattr("nextword.cli.eval.load_model", None)  # whoever begins the work fails otherwise
+    code, out, err = run(capsys, *asked)
+    assert (code, out) == (2, "")
+    assert "an evaluation 'mine' is kept already" in err
+    assert "nextword eval runs remove mine" in err
+
+
+def test_an_evaluation_of_another_version_is_listed_and_cannot_break_what_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nextword.prompt.store import opened
+
+    with opened(tmp_path / "old") as store:
+        store.keep("sentiment/smollm2", {"task": "sentiment", "items": 200, "lines": [{"model": "m"}]})
+    assert "sentiment/smollm2" in run(capsys, "runs", "list", "--store", "old")[1]
+    code, out, err = run(capsys, "runs", "show", "last", "--store", "old")
+    assert (code, out) == (2, "")
+    assert "kept by another version of nextword" in err
+    assert run(capsys, "runs", "show", "last", "--store", "none")[0] == 2
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("eval se", {"sentiment"}),
+        ("eval r", {"runs"}),
+        ("eval runs ", {"list", "show", "remove"}),
+        ("eval sentiment --show", {"--show-draws"}),
+        ("eval runs show --sh", {"--show-draws"}),
+    ],
+)
+def test_the_shell_completes_tasks_options_and_runs(words: str, offered: set[str]) -> None:
+    from click.shell_completion import ShellComplete
+
+    from nextword.cli._app import app
+
+    *before, typed = words.split(" ")
+    found = ShellComplete(app, {}, "nextword", "_NEXTWORD_COMPLETE").get_completions(before, typed)
+    assert {each.value for each in found} == offered
+
+
+def test_help_shows_every_option_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    from nextword.cli.eval import command
+
+    out = run(capsys, "--help")[1]
+    assert out.startswith("Usage: nextword eval [OPTIONS] [TASK]\n")
+    for parameter in command.params:
+        assert parameter.opts[0] in out or parameter.name == "task"
+    assert run(capsys, "runs", "list", "--help")[1].startswith("Usage: nextword eval runs list [OPTIONS]\n")
 
 
 def test_a_dry_run_shows_the_cost_and_one_prompt_and_keeps_nothing(
@@ -129,7 +205,7 @@ def test_a_dry_run_shows_the_cost_and_one_prompt_and_keeps_nothing(
     assert out.count("Mood:") == 3
     assert "' positive'" in out
     assert json.loads(run(capsys, *asked, "--json")[1])["costs"]
-    assert json.loads(run(capsys, "--list", "--json")[1])["evaluations"] == []
+    assert json.loads(run(capsys, "runs", "list", "--json")[1]) == []
 
 
 def test_templates_models_and_orders_make_a_grid(

@@ -17,13 +17,15 @@ from nextword.cli._options import OutputPath
 INPUTS = {
     "complete file", "next file", "eval shots_from", "plan laws data", "train config", "runs list root",
     "runs show run", "runs compare runs", "runs resume run", "runs export run", "runs forget run",
+    "eval runs list path", "eval runs show path", "eval runs remove path",
 }  # fmt: skip
 
 
 def commands(command: click.Command = app, name: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command of the program with its name."""
-    if not isinstance(command, click.Group):
+    """Every command of the program with its name, groups included that are commands of their own."""
+    if command.params:
         yield name, command
+    if not isinstance(command, click.Group):
         return
     context = click.Context(command)
     for child in command.list_commands(context):
@@ -118,6 +120,7 @@ def test_an_evaluation_is_printed_and_kept_when_its_page_cannot_be_written(
     assert "accuracy over 8 items" in out
     assert "the report could not be written (No space left on device)" in err
     assert list(Path("files").rglob("results_*.json"))
+    assert "accuracy over 8 items" in run(capsys, "eval", "runs", "show", "last")[1]
     assert "every answer was in the store" in run(capsys, *asked)[2]
 
 

@@ -1,100 +1,228 @@
-"""Every table at 60 and at 80 columns: no line is longer, and no word or number is broken."""
+"""Every table at 40, 60 and 80 columns: no line is longer, no number or interval is broken, no column goes unsaid."""
 
 from __future__ import annotations
 
+import ast
 import io
 import random
-from collections.abc import Iterator
-from functools import partial
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import nextword
 from nextword.cli import _console, main
+from nextword.cli._table import FittingTable
 from nextword.cli.plan_tables import plain_table
 
 WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
     f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28}\n" for n in (1e6, 4e6, 2e7, 1e8) for d in (1e8, 5e8, 3e9, 2e10)
 )
+EVAL = ("eval", "{reviews}", "--model", "{model}", "--draws", "2", "--limit", "20")
+FORM = ("--template", "{text}: {label}")
+# What prints a table: its command line, and the functions whose tables it shows
 VERBS = {
-    "the list of models": ("models", "list"),
-    "a model's card": ("models", "show", "{model}", "--tensors"),
-    "a deployment": ("plan", "deploy", "deepseek-v3", "--device", "h100"),
-    "a deployment on many": ("plan", "deploy", "llama-3-8b", "--device", "h100,t4,mi300x"),
-    "a training": ("plan", "train", "llama-3-8b", "--device", "h100", "--price", "2.5"),
-    "what would make it fit": ("plan", "fit", "llama-3-70b", "--device", "rtx4090"),
-    "a budget": ("plan", "budget", "--flops", "1e21", "--device", "h100"),
-    "the laws": ("plan", "laws"),
-    "a fitted law": ("plan", "laws", "--data", "{csv}", "--bootstrap", "20"),
-    "the runs": ("runs", "list", "{runs}"),
-    "a run": ("runs", "show", "{run}"),
-    "two runs": ("runs", "compare", "{run}", "{other}"),
-    "what was predicted": ("plan", "verify"),
-    "an evaluation": ("eval", "{csv_of_reviews}", "--template", "{text}: {label}", "--shots", "0,2", "--model",
-                      "{model}", "--draws", "2", "--limit", "20"),
-    "the tasks": ("eval", "--list"),
+    "the list of models": (("models", "list"), {"models._print_list"}),
+    "a model's card": (("models", "show", "{model}", "--tensors"),
+                       {"_model_card._parts_table", "_model_card._kinds_table", "_model_card._tensor_table"}),
+    "a deployment": (("plan", "deploy", "deepseek-v3", "--device", "h100"),
+                     {"plan_deploy._print", "plan_tables.parts_table"}),
+    "a deployment on many": (("plan", "deploy", "llama-3-8b", "--device", "h100,t4,mi300x"), {"plan_deploy._print"}),
+    "a training": (("plan", "train", "llama-3-8b", "--device", "h100", "--price", "2.5"),
+                   {"plan_train._print", "plan_train._compute_table", "plan_tables.parts_table"}),
+    "what would make it fit": (("plan", "fit", "--params", "1B", "--device", "rtx4090", "--batch", "16"),
+                               {"plan_fit._table"}),
+    "a budget": (("plan", "budget", "--flops", "1e21", "--device", "h100"),
+                 {"plan_budget._print", "plan_budget._print_model"}),
+    "the laws": (("plan", "laws"), {"plan_laws._published"}),
+    "a fitted law": (("plan", "laws", "--data", "{csv}", "--bootstrap", "4"), {"plan_laws._print_fit"}),
+    "what was predicted": (("plan", "verify"), {"plan_verify.command"}),
+    "a plan of a run": (("train", "{text}", "--params", "20k", "--context", "16", "--steps", "3", "--batch", "4",
+                         "--precision", "fp32", "--threads", "1", "--dry-run"), {"train_display.print_plan"}),
+    "the runs": (("runs", "list", "{runs}"), {"runs.list_runs"}),
+    "a run": (("runs", "show", "{run}"), {"runs._print_run", "train_display.print_report"}),
+    "two runs": (("runs", "compare", "{run}", "{other}"), {"runs._print_compared"}),
+    "a study of context": (("compare-context", "{text}"), {"compare_context._table"}),
+    "an evaluation": ((*EVAL, *FORM, "--shots", "0,2"), {"eval_display._table"}),
+    "an evaluation of one set of shots": ((*EVAL, *FORM, "--shots", "0,2", "--draws", "1"), {"eval_display._table"}),
+    "an evaluation's draws": ((*EVAL, *FORM, "--shots", "0,2", "--orders", "2", "--show-draws"),
+                              {"eval_display._table", "eval_display._print_draws"}),
+    "a grid of models and templates": ((*EVAL, "--model", "{second}", "--template", "{form},{another}", "--shots",
+                                        "0,2", "--show-draws"), {"eval_display._table", "eval_display._print_draws"}),
+    "a kept evaluation": (("eval", "runs", "show", "kept", "--show-draws"),
+                          {"eval_display._table", "eval_display._print_draws"}),
+    "the kept evaluations": (("eval", "runs", "list"), {"eval_display.print_runs"}),
+    "the tasks": (("eval", "--list"), {"eval_display.print_list"}),
 }  # fmt: skip
+ELSEWHERE = {"eval_display.print_provenance"}  # tested below
+REACHED: list[tuple[str, int, Any]] = []  # file, line and table of each call of plain_table
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: object, reviews: Path) -> Iterator[dict[str, str]]:
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: Path) -> Iterator[dict[str, str]]:
     """What the verbs' arguments stand for; two runs are trained, a machine is measured once."""
+    from nextword.plan import fitting
     from nextword.train import launch, probe
 
     root = tmp_path_factory.mktemp("tables")
     draw, text = random.Random(0), root / "text.txt"
     text.write_text("\n".join(" ".join(draw.choices("a king went to the river".split(), k=300)) for _ in range(40)))  # noqa: SIM905
     (root / "fit.csv").write_text(RUNS)
+    (root / "a-form-with-a-name.txt").write_text("{text}: {label}\n")
+    (root / "b.txt").write_text("Is it good? {text}\nAnswer: {label}\n")
     runs = {"run": root / "runs" / "a-transformer-with-a-long-name", "other": root / "runs" / "an-lstm"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "time_steps", partial(probe.time_steps, seconds=0.2))
+        measured = cache(lambda *given: probe.time_steps(*given, seconds=0.2))  # the same at every width
+        patch.setattr(launch, "time_steps", lambda *given, **_: measured(*given))
         for name, value in (("CACHE", root / "cache"), ("LEDGER", root / "ledger.jsonl"), ("STORE", root / "store")):
             patch.setenv(f"NEXTWORD_{name}", str(value))
         for (_, folder), kind in zip(runs.items(), ("transformer", "lstm"), strict=True):
             given = ["train", str(text), "--model", kind, "--params", "20k", "--context", "16", "--steps", "3",
                      "--batch", "4", "--precision", "fp32", "--threads", "1", "--out", str(folder)]  # fmt: skip
             assert main(given) == 0
-        yield {
+        patch.setattr(fitting, "fit_law", by_method(fitting.fit_law))
+        patch.setattr("nextword.train.context_study.study", lambda *_, **__: study())
+        patch.setattr("nextword.data.prepare_in", lambda *_, **__: None)
+        patch.setattr("nextword.cli._table.FittingTable.__init__", recorded(FittingTable.__init__))
+        found = {
             **{name: str(folder) for name, folder in runs.items()},
             "runs": str(root / "runs"),
             "csv": str(root / "fit.csv"),
-            "csv_of_reviews": str(reviews),
-            "model": str(tiny_model()),  # type: ignore[operator]
+            "text": str(text),
+            "cache": str(root / "cache"),
+            "reviews": str(reviews),
+            "form": str(root / "a-form-with-a-name.txt"),
+            "another": str(root / "b.txt"),
+            "model": str(tiny_model()),
+            "second": str(tiny_model(seed=1)),
         }
+        assert main([*filled(EVAL, found), *FORM, "--shots", "0,2", "--orders", "2", "--name", "kept"]) == 0
+        yield found
+
+
+def by_method(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Fits once with each method."""
+    fits: dict[str, Any] = {}
+    return lambda runs, method, **given: fits.get(method) or fits.setdefault(method, fit(runs, method, **given))
+
+
+def recorded(made: Callable[..., None]) -> Callable[..., None]:
+    """FittingTable's constructor, which tells from where plain_table was called."""
+
+    def make(table: Any, *given: Any) -> None:
+        caller = sys._getframe(2)  # behind plain_table
+        REACHED.append((Path(caller.f_code.co_filename).stem, caller.f_lineno, table))
+        made(table, *given)
+
+    return make
+
+
+def study() -> Any:
+    """A study of context with numbers as wide as they come."""
+    from nextword.train.context_study import KINDS, KindResult, Mean, Plan, Study
+    from nextword.train.context_tasks import TaskResult
+    from nextword.train.estimates import Estimate
+
+    wide, speed = Estimate(12.345, 0.1, 5, 0.255), Estimate(123_456.7, 9.0, 5, 12_345.6)
+    share, means = Estimate(0.995, 0.01, 5, 0.015), tuple(Mean(at, wide) for at in (1, 16, 128))
+    tasks = tuple(TaskResult("recall", size, share, (1.0,), wide, 2.3, 0.1, 1e-3, 300) for size in (4, 16))
+    kinds = tuple(
+        KindResult(kind, 600_000, 128, 1e-3, wide, (12.3,), Estimate(-1.0, 0.1, 5, 0.2), None, means, means, means, 16,
+                   tasks, {1: 1e3, 256: 1e5}, {"1 x 256": speed, "2 x 4096": speed}, wide)
+        for kind in KINDS
+    )  # fmt: skip
+    behind = {kind: Estimate(0.1, 0.01, 5, 0.02) for kind in KINDS[1:]}
+    return Study(256, 1_000_000, Plan(300, 300, {"recall": (4, 16)}, 4096), (1e-3,), (0, 1, 2), 0.95, kinds, behind)
+
+
+def filled(arguments: Sequence[str], places: dict[str, str]) -> list[str]:
+    found = list(arguments)
+    for name, place in places.items():
+        if name not in ("text", "label") or "{text}: {label}" not in found:
+            found = [each.replace(f"{{{name}}}", place) for each in found]
+    return found
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_table_fits_the_terminal_and_breaks_no_word(
+def test_a_table_fits_the_terminal_and_breaks_nothing(
     verb: str, places: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = list(VERBS[verb])
-    for name, place in places.items():
-        arguments = [each.replace(f"{{{name}}}", place) for each in arguments]
+    arguments, functions = VERBS[verb]
+    REACHED.clear()
 
     def printed(width: int) -> str:
         monkeypatch.setenv("COLUMNS", str(width))
-        _console.output.cache_clear()
-        _console.messages.cache_clear()
-        assert main(arguments) == 0
+        assert main(filled(arguments, places)) == 0
         return capsys.readouterr().out
 
     whole = words(printed(WIDE)) | words("not shown, for want of room:")
-    for width in (60, 80):
+    for width in (40, 60, 80):
+        before = len(REACHED)
         narrow = printed(width)
         assert max(map(len, narrow.splitlines())) <= width
-        broken = {word for word in words(narrow) - whole if not is_of_a_path(word, places)}
-        assert broken == set()
+        assert {word for word in words(narrow) - whole if not is_shortened(word, whole, places)} == set()
+        assert not re.search(r"^ *[─●○][─●○ ]*$", narrow, re.MULTILINE)  # a curve is not broken either
+        for _, _, table in REACHED[before:]:
+            assert broken(table, narrow) == []
+    for function in functions:
+        module, _, name = function.partition(".")
+        lines = {line for file, line, _ in REACHED if file == module}
+        assert all(lines & set(call) for call in CALLS[function]), (
+            f"{function} prints a table that {name} does not show"
+        )
+
+
+def _calls() -> dict[str, list[range]]:
+    """The calls of plain_table in the command line's source: their lines, by file and function."""
+    found: dict[str, list[range]] = {}
+    for path in Path(_console.__file__).parent.glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                for call in ast.walk(function):
+                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "plain_table":
+                        lines = range(call.lineno, (call.end_lineno or call.lineno) + 1)
+                        found.setdefault(f"{path.stem}.{function.name}", []).append(lines)
+    return found
+
+
+CALLS = _calls()
+
+
+def test_no_table_of_the_product_escapes_these_tests() -> None:
+    assert set(CALLS) == set().union(*(functions for _, functions in VERBS.values())) | ELSEWHERE
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(nextword.__file__).parent.rglob("*.py"))
+    assert len(re.findall(r"\bplain_table\(", source)) == 1 + sum(map(len, CALLS.values()))  # and its definition
+    assert source.count("FittingTable(") == 2  # its definition, and plain_table
+
+
+def broken(table: Any, shown: str) -> list[str]:
+    """Columns of numbers and intervals that are neither shown with every cell on one line, nor named as left out."""
+    left_out = " ".join(shown.split()).partition("not shown, for want of room:")[2]
+    lines, found = shown.splitlines(), []
+    for place, column in enumerate(table.columns):
+        head = table._heads()[place] if table.show_header else ""
+        whole = all(any(str(cell) in line for line in lines) for cell in column.cells)
+        if column.no_wrap and place not in table.names and not whole and head not in left_out:
+            found.append(head)
+    return found
 
 
 def words(text: str) -> set[str]:
     return {word.strip(",") for word in text.split() if any(map(str.isalnum, word))}
 
 
-def is_of_a_path(word: str, places: dict[str, str]) -> bool:
-    """Only a path that is longer than the terminal goes on in the next line, or is cut."""
-    plain = word.strip(":")
-    return ("/" in word and word.endswith("…")) or any(plain.removesuffix("…") in path for path in places.values())
+def is_shortened(word: str, whole: set[str], places: dict[str, str]) -> bool:
+    """A name whose middle is left out and of which eight characters are left; a path that goes on in the next line."""
+    if "…" in word:
+        head, _, tail = word.partition("…")
+        return len(word) >= 8 and any(each.startswith(head) and each.endswith(tail) for each in whole)
+    return any(word.strip(":") in path for path in places.values())
 
 
 def test_the_least_columns_go_first_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +239,46 @@ def test_the_least_columns_go_first_and_are_named(monkeypatch: pytest.MonkeyPatc
     assert shown(45).split()[:6] == ["name", "one", "three", "a" * 10, "1" * 10, "3" * 10]
     assert shown(33).split()[:2] == ["name", "a" * 10]
     assert "".join(shown(33).split()).endswith("room:one,two,three")
-    assert shown(9).split()[1] == "a" * 8 + "…"
+    assert shown(9).split()[1] == "aaaa…aaaa"
+
+
+def test_names_are_shortened_before_numbers_go_and_numbers_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        console = _console._console(io.StringIO())
+        table = plain_table("model", "shots", "one", "two", left=2, names=(0, 1))
+        table.add_row("smollm2-135m-instruct", "4 shots, random labels", "0.123456", "0.12 – 0.34")
+        with console.capture() as captured:
+            console.print(table)
+        return [line.rstrip() for line in captured.get().splitlines()]
+
+    assert shown(68)[1] == "smollm2-135m-instruct  4 shots, random labels  0.123456  0.12 – 0.34"
+    assert shown(57)[1:] == [
+        "smollm2…instruct  4 shots, random   0.123456  0.12 – 0.34",
+        "                  labels",
+    ]
+    for width in range(12, 80):
+        lines = shown(width)
+        assert max(map(len, lines)) <= width
+        told = " ".join(" ".join(lines).split())
+        assert ("0.12 – 0.34" in told) != ("two" in told.partition("room:")[2])
+        assert ("0.123456" in told) != ("one" in told.partition("room:")[2])
+
+
+def test_where_a_kept_evaluation_comes_from_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextword.cli.eval_display import print_provenance
+
+    model = SimpleNamespace(name="smollm2", precision="float32", device="cpu", weights="0123456789abcdef" * 4)
+    made = SimpleNamespace(
+        made="2026-11-24T18:13:00+00:00", version="1.0", command="nextword eval sentiment --shots 0,4", models=[model]
+    )
+    monkeypatch.setenv("COLUMNS", "60")
+    _console.output.cache_clear()
+    print_provenance(made)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 60
+    assert {"2026-11-24T18:13:00+00:00,", "nextword eval sentiment --shots 0,4", "0123456789abcdef..."} <= {
+        *out.split(), *(line.partition("command")[2].strip() for line in out.splitlines())
+    }  # fmt: skip

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import RunError, UsageError
-from nextword.prompt.store import opened
+from nextword.prompt.store import default_name, opened
 from nextword.prompt.task import Encoded, Generation, Likelihood
 
 IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
@@ -190,17 +194,89 @@ def test_a_full_disk_is_told_and_keeps_what_was_stored(tmp_path: Path) -> None:
         assert store.likelihoods("model", [Encoded((1,), (0,))])
 
 
-def test_evaluations_are_kept_by_name_and_a_wrong_name_offers_those_near_it() -> None:
+def test_an_evaluation_is_called_by_its_task_its_time_and_its_content() -> None:
+    began = time.mktime((2026, 11, 24, 18, 13, 5, 0, 0, -1))
+    one, two = (default_name({"task": "my reviews/2", "n": n}, began) for n in (1, 2))
+    assert re.fullmatch(r"my-reviews-2-20261124-1813-[0-9a-f]{6}", one)
+    assert one[:-6] == two[:-6]
+    assert one != two
+    assert default_name({"task": "/"}, began).startswith("evaluation-2026")
+
+
+def test_a_name_that_was_taken_meanwhile_loses_neither_evaluation() -> None:
     with opened(None) as store:
-        store.keep("shots-4", {"n": 1})
-        store.keep("shots-8", {"n": 2})
-        store.keep("shots-4", {"n": 3})
-        assert [(kept.name, kept.result) for kept in store.evaluations()] == [
-            ("shots-8", {"n": 2}),
-            ("shots-4", {"n": 3}),
-        ]
-        with pytest.raises(UsageError, match=r"no evaluation 'shot-8'.*Did you mean shots-8"):
-            store.evaluation("shot-8")
+        store.check_free("mine")
+        names = [store.keep("mine", {"n": n}) for n in (1, 2, 2)]
+        assert names[0] == "mine"
+        assert len(set(names)) == 3
+        assert all(name.startswith("mine-") for name in names[1:])
+        assert [kept.name for kept in store.evaluations()] == names
+        assert [kept.result["n"] for kept in store.evaluations()] == [1, 2, 2]
+        with pytest.raises(UsageError, match=r"nextword eval runs remove mine$"):
+            store.check_free("mine")
+        for wrong in ("", "  ", "last", "last~2", "-x", "x" * 101):
+            with pytest.raises(UsageError, match="cannot be a name"):
+                store.check_free(wrong)
+
+
+def test_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path, gate = tmp_path / "answers.sqlite", threading.Barrier(6)
+
+    def evaluate(number: int) -> str:
+        with opened(path) as store:
+            gate.wait()
+            return store.keep("one" if number < 3 else f"t-{number}", {"n": number})
+
+    with ThreadPoolExecutor(6) as pool:
+        names = list(pool.map(evaluate, range(6)))
+    with opened(path) as store:
+        assert {kept.name: kept.result["n"] for kept in store.evaluations()} == {n: k for k, n in enumerate(names)}
+    assert names[:3].count("one") == 1
+
+
+def test_evaluations_of_an_older_file_are_still_there(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("create table evaluations (name text primary key, made real not null, result text not null)")
+        old.execute("""insert into evaluations values ('sentiment/smollm2', 1.0, '{"task": "sentiment"}')""")
+    old.close()
+    with opened(path) as store:
+        store.keep("new", {"task": "sentiment"})
+        assert store.names() == ["sentiment/smollm2", "new"]
+        assert store.evaluation("sentiment").result == {"task": "sentiment"}
+
+
+def test_the_beginning_of_a_name_or_its_place_from_the_last_is_enough() -> None:
+    with opened(None) as store:
+        with pytest.raises(UsageError, match="there is none yet"):
+            store.evaluation("last")
+        for name in ("shots-4", "shots-8", "mine", "min"):
+            store.keep(name, {"n": name})
+        given = {"shots-8": "shots-8", "shots-4": "shots-4", "min": "min", "last": "min", "last~1": "mine"}
+        assert {name: store.evaluation(name).name for name in given} == given
+        assert store.evaluation("last~0").name == "min"
+        for wrong, said in (
+            ("shots", r"begins the names of 2 evaluations \(shots-4, shots-8\)"),
+            ("last~4", "4 evaluations are kept"),
+            ("shot-8", r"no evaluation 'shot-8'.*Did you mean shots-8"),
+            ("", "no evaluation ''"),
+        ):
+            with pytest.raises(UsageError, match=said):
+                store.evaluation(wrong)
+
+
+def test_removing_takes_all_that_are_named_or_none_and_leaves_the_answers() -> None:
+    request = Encoded((1,), (2,))
+    with opened(None) as store:
+        store.put_likelihood("model", request, Likelihood((-1.0,), False))
+        for name in ("one", "two", "three", "four"):
+            store.keep(name, {"n": name})
+        with pytest.raises(UsageError, match="no evaluation 'nine'"):
+            store.remove(["one", "nine"])
+        assert store.names() == ["one", "two", "three", "four"]
+        assert store.remove(["last", "last~1", "four", "o"]) == ["four", "three", "one"]
+        assert store.names() == ["two"]
+        assert store.likelihoods("model", [request])
 
 
 def test_a_model_s_hash_changes_with_any_of_its_files_and_is_not_computed_twice(tmp_path: Path) -> None:

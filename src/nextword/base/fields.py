@@ -96,6 +96,29 @@ def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
     return made
 
 
+def rebuilt(hint: Any, data: Any) -> Any:
+    """What was of type `hint` before `dataclasses.asdict` and JSON, dataclasses inside it included.
+
+    Fields that the dataclass does not have today are left out. Raises TypeError or ValueError where one that it needs
+    is missing or of another shape.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return rebuilt(args[0], data)
+    if origin in (Union, types.UnionType):
+        kind = next((each for each in args if each is not type(None)), None)
+        return None if data is None else rebuilt(kind, data)
+    if origin is tuple:
+        kinds = args[:1] * len(data) if args[-1] is Ellipsis else args
+        return tuple(rebuilt(kind, each) for kind, each in zip(kinds, data, strict=True))
+    if isinstance(data, Mapping) and dataclasses.is_dataclass(hint):
+        known = _hints(hint)  # type: ignore[arg-type]
+        return hint(**{name: rebuilt(known[name], value) for name, value in data.items() if name in known})  # type: ignore[operator]
+    if isinstance(data, Mapping) and origin is not None and len(args) == 2:
+        return {name: rebuilt(args[1], value) for name, value in data.items()}
+    return data
+
+
 @cache
 def _hints(owner: type) -> dict[str, Any]:
     """The annotations of a dataclass's fields, by name."""

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len, set_cell_size
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -21,30 +23,40 @@ _NARROWEST = 8  # characters that are left of a name
 class FittingTable(Table):
     """A table without lines, whose columns at the places `least` go where the console is too narrow, first ones first.
 
-    Where even the others do not fit, the first column, which holds names, is cut.
+    Where even the others do not fit, the columns at the places `names` go on in the next line, words that are too
+    long shortened in their middle; then further columns go, from the last.
     """
 
-    def __init__(self, least: Sequence[tuple[int, ...]] = ()) -> None:
+    def __init__(self, least: Sequence[tuple[int, ...]] = (), names: Sequence[int] = (0,)) -> None:
         super().__init__(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-        self.least = least
+        self.least, self.names = least, names
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        needed = [self._needed(console, options, column) for column in self.columns]
-        kept = list(range(len(self.columns)))
-        for group in self.least:
-            if _sum(needed, kept) <= options.max_width:
-                break
-            kept = [place for place in kept if place not in group]
+        needed = {place: self._needed(console, options, column) for place, column in enumerate(self.columns)}
+        narrow = {place: min(width, _NARROWEST) for place, width in needed.items() if self._is_name(place)}
+        kept = _fitting(needed, self.least, options.max_width)
+        kept = _fitting(kept | {place: narrow[place] for place in narrow if place in kept},
+                        [(place,) for place in sorted(kept, reverse=True)[:-1]], options.max_width)  # fmt: skip
+        widths = _widened(kept, needed, options.max_width)
         shown = copy(self)
         shown.columns = [copy(self.columns[place]) for place in kept]
-        for number, column in enumerate(shown.columns):
+        for number, (place, column) in enumerate(zip(kept, shown.columns, strict=True)):
             column._index = number
-        if (excess := _sum(needed, kept) - options.max_width) > 0:
-            shown.columns[0].max_width = max(_NARROWEST, needed[0] - excess)
-        left_out = [str(self.columns[place].header) for place in range(len(self.columns)) if place not in kept]
-        if any(left_out):
-            shown.caption, shown.caption_justify, shown.caption_style = _remark(left_out), "left", "dim"
+            if widths[place] < needed[place]:
+                _shorten(column, widths[place], "..." if options.ascii_only else "…")
         yield from Table.__rich_console__(shown, console, options)
+        if left_out := [head for place, head in enumerate(self._heads()) if head and place not in kept]:
+            yield Text(f"not shown, for want of room: {', '.join(left_out)}", style="dim")
+
+    def _heads(self) -> list[str]:
+        """The columns' heads; one that several have, such as "95%", behind that of the column before it."""
+        heads = [str(column.header) for column in self.columns]
+        return [
+            f"{heads[place - 1]} {head}" if head and heads.count(head) > 1 else head for place, head in enumerate(heads)
+        ]
+
+    def _is_name(self, place: int) -> bool:
+        return place in self.names and self.columns[place].no_wrap
 
     def _needed(self, console: Console, options: ConsoleOptions, column: Column) -> int:
         """Characters without which the column would be broken: its longest cell, or its longest word if it wraps."""
@@ -55,9 +67,45 @@ class FittingTable(Table):
         return min(max((each.minimum for each in measured), default=0), _LONGEST_WORD)
 
 
-def _sum(needed: Sequence[int], kept: Sequence[int]) -> int:
-    return sum(needed[place] for place in kept) + _GAP * (len(kept) - 1)
+def _fitting(widths: dict[int, int], groups: Sequence[tuple[int, ...]], room: int) -> dict[int, int]:
+    """Columns with their widths, without as many of the first `groups` as it takes to fit."""
+    kept = dict(widths)
+    for group in groups:
+        if _sum(kept) <= room:
+            break
+        kept = {place: width for place, width in kept.items() if place not in group}
+    return kept
 
 
-def _remark(left_out: Sequence[str]) -> str:
-    return f"not shown, for want of room: {', '.join(dict.fromkeys(filter(None, left_out)))}"
+def _widened(kept: dict[int, int], needed: dict[int, int], room: int) -> dict[int, int]:
+    """The room that is left, given to the narrowest of the columns that need more."""
+    widths = dict(kept)
+    for _ in range(room - _sum(kept)):
+        short = [place for place in widths if widths[place] < needed[place]]
+        if not short:
+            break
+        widths[min(short, key=widths.__getitem__)] += 1
+    return widths
+
+
+def _shorten(column: Column, width: int, mark: str) -> None:
+    """Let a column of names go on in the next line."""
+    column.no_wrap, column.width = False, width
+    column.header = _shortened(str(column.header), width, mark)
+    column._cells = [_shortened(cell, width, mark) if isinstance(cell, str) else cell for cell in column._cells]
+
+
+def _shortened(text: str, width: int, mark: str) -> str:
+    """`text` with the middle of each word left out that is longer than `width`."""
+    return " ".join(
+        word if cell_len(word) <= width else _cut(word, width - len(mark), mark) for word in text.split(" ")
+    )
+
+
+def _cut(word: str, width: int, mark: str) -> str:
+    head = set_cell_size(word, width // 2)
+    return head + mark + set_cell_size(word[::-1], width - cell_len(head))[::-1]
+
+
+def _sum(widths: dict[int, int]) -> int:
+    return sum(widths.values()) + _GAP * (len(widths) - 1)

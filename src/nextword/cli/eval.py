@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import click
 from ..base import UsageError
 from ._names import complete_model
 from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
+from .eval_runs import Measuring, complete_task, runs
 
 if TYPE_CHECKING:
-    from ..prompt.evaluation import Evaluation, Settings
+    from ..prompt.evaluation import Settings
     from ..prompt.store import Store
+    from ..prompt.summary import Result
     from ..prompt.trials import Design
 
 _MEASURES = ("auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained")
@@ -33,8 +36,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a list of whole numbers. Write it as 0,1,4", param, ctx)
 
 
-@click.command(name="eval")
-@click.argument("task", required=False)
+@click.group(name="eval", cls=Measuring, invoke_without_command=True)
+@click.argument("task", required=False, shell_complete=complete_task)
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", shell_complete=complete_model,
     help=f"A model; repeat it to compare several. [default: {DEFAULT_MODEL}]",
@@ -76,13 +79,11 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write a page to look at.")
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER",
               help="Write results_*.json and samples_*.jsonl as lm-evaluation-harness does.")  # fmt: skip
-@click.option(
-    "--name", metavar="NAME", help="What the evaluation is called in the store. [default: made from the task]"
-)
+@click.option("--name", metavar="NAME", help="What it is called in the store. [default: its task, the time and a hash]")
 @click.option("--store", type=OUTPUT_FILE, metavar="FILE", help="Where answers are kept. [default: the cache]")
 @click.option("--no-store", is_flag=True, help="Keep nothing and look nothing up.")
-@click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations of the store, item by item.")
-@click.option("--list", "as_list", is_flag=True, help="List the tasks that come with nextword, and kept evaluations.")
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two kept evaluations, item by item.")
+@click.option("--list", "as_list", is_flag=True, help="List the tasks that come with nextword.")
 @click.option("--power", type=float, metavar="DIFFERENCE", help="Also say how many items would show this difference.")
 @click.option("--require", multiple=True, metavar="'A > B'",
               help="Exit with 1 unless line A scores more than line B, or a number: 4 shots > 0 shots.")  # fmt: skip
@@ -91,8 +92,10 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--skip-bad", is_flag=True, help="Leave out broken rows, and tell which.")
 @click.option("--dtype", default="auto", metavar="TYPE", help="auto (as stored where that is fast), float32, ...")
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
+@click.option("--show-draws", is_flag=True, help="Also print a row for each draw and order.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(task: str | None, **options: Any) -> None:
+@click.pass_context
+def command(click_context: click.Context, /, task: str | None, **options: Any) -> None:
     """Measure TASK's prompts: are four shots really better than none?
 
     TASK is a task of nextword's own (--list), a task file of lm-evaluation-harness (.yaml), or rows (.csv, .jsonl, ...)
@@ -103,7 +106,10 @@ def command(task: str | None, **options: Any) -> None:
     nextword eval reviews.csv --template "Review: {text}\\nSentiment: {label}" --shots 0,4,8 --report out.html
     nextword eval sentiment --template a.txt,b.txt --orders 4
     nextword eval my_task.yaml --compat lm-eval --out results/
+    nextword eval runs list
     """
+    if click_context.invoked_subcommand is not None:
+        return
     from ..prompt.store import default_path, opened
 
     path = None if options["no_store"] else options["store"] or default_path()
@@ -111,7 +117,7 @@ def command(task: str | None, **options: Any) -> None:
         if options["as_list"]:
             from .eval_display import print_list
 
-            print_list(store, options["as_json"])
+            print_list(options["as_json"])
         elif options["compare"]:
             _compare(store, options["compare"], options["as_json"])
         elif task is None:
@@ -123,6 +129,8 @@ def command(task: str | None, **options: Any) -> None:
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     from ..prompt.opening import Templates, open_task, read_templates
 
+    if options["name"] is not None:
+        store.check_free(options["name"])
     power = options["power"]
     if power is not None and not 0 < power < 1:
         raise UsageError(f"--power is {power}; it takes a difference between 0 and 1, as 0.05")
@@ -134,6 +142,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
     from ..prompt.provenance import provenance
     from ..prompt.requirements import asks_of, names_of
+    from ..prompt.store import default_name
     from ..prompt.summary import planned, summarise
     from . import eval_display as display
 
@@ -146,12 +155,13 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     if options["dry_run"]:
         display.print_cost(evaluation, options["as_json"], None if power is None else planned(evaluation, asks, power))
         return
+    began = time.time()
     collected = display.run(evaluation)
     made = provenance(evaluation, click.get_current_context().meta["command line"])
     result = replace(summarise(collected, design.seed, power, asks), provenance=made)
-    name = options["name"] or _name(evaluation)
+    name = options["name"] or default_name(result.to_dict(), began)
     with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
-        files.callback(store.keep, name, result.to_dict())
+        files.callback(_keep, store, name, result)
         if options["out"]:
             from ..prompt.exporting import write_harness_results
 
@@ -160,8 +170,16 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
             from ..prompt.page import write_report
 
             files.callback(write_report, options["report"], collected, result, {each.name: each for each in models})
-        display.print_result(result, None if options["no_store"] else name, options["as_json"])
+        kept = None if options["no_store"] else name
+        display.print_result(result, kept, options["as_json"], options["show_draws"])
     display.end_with(result.requirements)
+
+
+def _keep(store: Store, name: str, result: Result) -> None:
+    from ._console import messages
+
+    if (kept := store.keep(name, result.to_dict())) != name:
+        messages().print(f"another evaluation has taken the name {name!r} meanwhile; this one is kept as {kept!r}")
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:
@@ -221,6 +239,4 @@ def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Set
     return Settings(options["measure"], options["premise"], ways, options["beyond"])
 
 
-def _name(evaluation: Evaluation) -> str:
-    """The task and the model; a later evaluation of the same takes its place."""
-    return f"{evaluation.task.name}/{evaluation.models[0].name}"
+command.add_command(runs)

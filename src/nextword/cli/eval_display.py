@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..base import units
-from ._console import emit_json, is_terminal, messages, output
+from ..base import UsageError, units
+from ._console import draws_unicode, emit_json, is_terminal, messages, output
 from .plan_tables import plain_table
 
 if TYPE_CHECKING:
-    from ..prompt.comparisons import Family
+    from rich.console import Console
+
     from ..prompt.evaluation import Collected, Cost, Evaluation
     from ..prompt.power import Planned
     from ..prompt.requirements import Requirement
-    from ..prompt.store import Store
+    from ..prompt.store import Kept, Store
     from ..prompt.summary import Compared, Line, Result
 
 
@@ -98,28 +101,27 @@ def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = No
     console.print(f"and what may follow it: {following}", style="dim")
 
 
-def print_result(result: Result, name: str | None, as_json: bool) -> None:
-    """The table, the comparisons, and the answer in a sentence."""
+def print_result(result: Result, name: str | None, as_json: bool = False, show_draws: bool = False) -> None:
+    """The tables, the comparisons, and the answer in a sentence: of a fresh result or of a kept one."""
     if as_json:
         emit_json({"name": name, **result.to_dict()})
         return
     console = output()
     clustered = f", in {result.groups} groups" if result.groups else ""
     console.print(f"{result.task}: {result.metric} over {result.items:,} items{clustered}", style="bold")
-    console.print(_table(result))
+    console.print(_table(result, console))
     for line in result.lines:
         if line.variant == "plain" and _more(line):
             console.print(f"{_full_name(line, result)}: {_more(line)}", style="dim")
     if result.majority is not None:
         console.print(f"always the most frequent label: {result.majority:.3f}", style="dim")
+    for footnote in _footnotes(result):
+        console.print(footnote)
+    if show_draws:
+        _print_draws(result, console)
     if result.comparisons:
         console.print()
-        for each in result.comparisons:
-            console.print(each.sentence)
-        print_families(result.families)
-    for line in result.lines:
-        if line.orders_test is not None:
-            console.print(f"{_full_name(line, result)}: {line.orders_test.sentence}", style="dim")
+    _print_comparisons(result.comparisons, console)
     if result.chosen is not None:
         console.print(f"\n{result.chosen.sentence}")
     if result.power:
@@ -132,21 +134,36 @@ def print_result(result: Result, name: str | None, as_json: bool) -> None:
     messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")
 
 
+def print_provenance(made: Any) -> None:
+    """When, with what and by which command a kept evaluation was made."""
+    table = plain_table("", "", right=False)
+    table.show_header = False
+    table.add_row("made", f"{made.made}, nextword {made.version}")
+    if made.command is not None:
+        table.add_row("command", made.command)
+    for model in made.models:
+        table.add_row("model", f"{model.name}, {model.precision} on {model.device}, SHA-256 {model.weights[:16]}...")
+    output().print()
+    output().print(table)
+
+
 def _more(line: Line) -> str:
     """The task's other metrics, where it has several."""
     return ", ".join(f"{name} {value:.4g}" for name, value in line.metrics.items()) if len(line.metrics) > 1 else ""
 
 
 def _full_name(line: Line, result: Result) -> str:
+    return ", ".join([*_differing(line, result), line.name])
+
+
+def _heads(result: Result) -> list[str]:
+    """Heads of the columns that tell the lines' models and templates apart, where these differ."""
     several = [len({getattr(each, name) for each in result.lines}) > 1 for name in ("model", "form")]
-    return ", ".join([line.model] * several[0] + [line.form] * several[1] + [line.name])
+    return ["model"] * several[0] + ["template"] * several[1]
 
 
-def print_families(found: Sequence[Family]) -> None:
-    """How comparisons were corrected, where there were several."""
-    for family in found:
-        if family.comparisons > 1:
-            output().print(family.sentence, style="dim")
+def _differing(line: Line, result: Result) -> list[str]:
+    return [line.model if head == "model" else line.form for head in _heads(result)]
 
 
 def end_with(requirements: Sequence[Requirement]) -> None:
@@ -158,20 +175,31 @@ def end_with(requirements: Sequence[Requirement]) -> None:
         raise SystemExit(1)
 
 
-def _table(result: Result) -> Any:
-    several = [len({getattr(line, name) for line in result.lines}) > 1 for name in ("model", "form")]
-    heads = [name for name, shown in zip(("model", "template"), several, strict=True) if shown]
-    table = plain_table(*heads, "shots", result.metric, "95% interval", "", "draws and orders", left=len(heads) + 1,
-                        least=((len(heads) + 3,), (len(heads) + 4,)))  # fmt: skip
+def _span(low: float, high: float, dash: str) -> str:
+    return f"{low:.3f} {dash} {high:.3f}"
+
+
+def _table(result: Result, console: Console) -> Any:
+    heads, dash = _heads(result), "–" if draws_unicode(console) else "-"
+    first = len(heads)
+    table = plain_table(*heads, "shots", result.metric, "95% interval", "", "draws and orders", left=first + 1,
+                        least=((first + 3,), (first + 4,)), names=range(first + 1))  # fmt: skip
     low = min(line.score.low for line in result.lines)
     high = max(line.score.high for line in result.lines)
     for line in result.lines:
-        names = [value for value, shown in zip((line.model, line.form), several, strict=True) if shown]
+        spread = "" if line.spread is None else _span(line.lowest, line.highest, dash)
         table.add_row(
-            *names, line.name, f"{line.score.value:.3f}", f"{line.score.low:.3f} to {line.score.high:.3f}",
-            _whisker(line, low, high), _spread(line), style="" if line.variant == "plain" else "dim",
+            *_differing(line, result), line.name + _effective(line), f"{line.score.value:.3f}",
+            _span(line.score.low, line.score.high, dash), _whisker(line, low, high), spread,
+            style="" if line.variant == "plain" else "dim",
         )  # fmt: skip
     return table
+
+
+def _effective(line: Line) -> str:
+    """How many shots stood in the prompts, where some were dropped."""
+    found = math.floor(100 * line.effective_shots + 1e-6) / 100
+    return f" ({found:g} in the prompts)" if found < line.shots else ""
 
 
 def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
@@ -183,42 +211,113 @@ def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
     return "".join(marks)
 
 
-def _spread(line: Line) -> str:
-    return "" if line.spread is None else f"{line.lowest:.3f} to {line.highest:.3f}"
+def _footnotes(result: Result) -> list[str]:
+    """What keeps scores of the table from being what they seem, and whether orders differ."""
+    notes: dict[str, list[str]] = {}
+    for line in result.lines:
+        if line.caveat:
+            notes.setdefault(line.caveat, []).append(f"{line.score.value:.3f}")
+    caveats = [
+        f"{', '.join(dict.fromkeys(scores))} {'is' if len(set(scores)) == 1 else 'are'} {caveat}"
+        for caveat, scores in notes.items()
+    ]
+    tests = [f"{_full_name(line, result)}: {line.orders_test.sentence}" for line in result.lines if line.orders_test]
+    return caveats + tests
+
+
+def _print_draws(result: Result, console: Console) -> None:
+    """A row for each draw of shots in each order."""
+    heads = _heads(result)
+    lines = [line for line in result.lines if line.shots and line.per_draw]
+    dropped = any(_effective(line) for line in lines)
+    table = plain_table(*heads, "shots", "draw", "order", result.metric, *["in the prompts"] * dropped,
+                        left=len(heads) + 1, names=range(len(heads) + 1))  # fmt: skip
+    for line in lines:
+        for each in line.per_draw:
+            numbers = [str(each.draw + 1), str(each.order + 1), f"{each.score:.3f}", *[f"{each.shots:.2f}"] * dropped]
+            table.add_row(*_differing(line, result), line.name, *numbers)
+    if lines:
+        console.print()
+        console.print(table)
+
+
+def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> None:
+    """Those that were asked for, then those with baselines, and how each of these families is corrected."""
+    from ..prompt.comparisons import families
+
+    for family in families(comparisons):
+        if not family.primary:
+            console.print("\nwith baselines that were not asked for:", style="dim")
+        for each in comparisons:
+            if each.primary is family.primary:
+                _print_point(each.sentence, console)
+        if family.comparisons > 1:
+            console.print(family.sentence, style="dim")
+
+
+def _print_point(sentence: str, console: Console) -> None:
+    """A sentence behind a dash, its further lines under its first."""
+    lines = textwrap.wrap(sentence, console.width, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
+                          break_on_hyphens=False)  # fmt: skip
+    console.print("\n".join(lines))
 
 
 def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
     """Two evaluations of the store."""
-    from ..prompt.comparisons import families
 
     if as_json:
         from dataclasses import asdict
 
         emit_json([asdict(each) for each in compared])
         return
-    for each in compared:
-        output().print(each.sentence)
-    print_families(families(compared))
+    _print_comparisons(compared, output())
 
 
-def print_list(store: Store, as_json: bool) -> None:
-    """Tasks that come with nextword, and evaluations that were kept."""
+def print_list(as_json: bool) -> None:
+    """Tasks that come with nextword."""
     from ..prompt.shipped import shipped_tasks
 
-    kept = store.evaluations()
     if as_json:
-        emit_json({
-            "tasks": shipped_tasks(),
-            "evaluations": [{"name": each.name, "made": each.made, "task": each.result["task"]} for each in kept],
-        })  # fmt: skip
+        emit_json({"tasks": shipped_tasks()})
         return
     table = plain_table("task", "what it asks", left=2, wraps=(1,))
     for name, summary in shipped_tasks().items():
         table.add_row(name, summary)
     output().print(table)
-    if kept:
-        table = plain_table("evaluation", "made", "items", left=2, least=((1,),))
-        for each in kept:
-            made = datetime.fromtimestamp(each.made).strftime("%Y-%m-%d %H:%M")
-            table.add_row(each.name, made, f"{each.result['items']:,}")
-        output().print(table)
+    messages().print("\nevaluations that are kept: nextword eval runs list", style="dim")
+
+
+def print_runs(store: Store, as_json: bool) -> None:
+    """Evaluations that are kept, the newest last."""
+    rows = [_run_row(kept) for kept in store.evaluations()]
+    if as_json:
+        emit_json(rows)
+        return
+    if not rows:
+        messages().print(f"no evaluation is kept in {store.path} yet. Begin one: nextword eval sentiment --limit 50")
+        return
+    table = plain_table("name", "finished", "task", "items", "models", "best", "with", left=3,
+                        least=((2,), (4,), (3,), (6,), (1,), (5,)))  # fmt: skip
+    table.columns[4].justify = table.columns[6].justify = "left"
+    for row in rows:
+        made = datetime.fromtimestamp(row["finished"]).strftime("%Y-%m-%d %H:%M")
+        best = ("", "") if row["best"] is None else (f"{row['best']['score']:.3f}", row["best"]["name"])
+        table.add_row(row["name"], made, row["task"], f"{row['items']:,}", ", ".join(row["models"]), *best)
+    output().print(table)
+
+
+def _run_row(kept: Kept) -> dict[str, Any]:
+    """An evaluation in short; without its best line where another version kept it in another form."""
+    from ..prompt.kept import result_of
+
+    try:
+        result = result_of(kept)
+    except UsageError:
+        return {"name": kept.name, "finished": kept.made, "task": str(kept.result.get("task", "")),
+                "items": int(kept.result.get("items", 0)), "models": [], "best": None}  # fmt: skip
+    best = max((line for line in result.lines if not line.baseline), key=lambda line: line.score.value)
+    return {
+        "name": kept.name, "finished": kept.made, "task": result.task, "items": result.items,
+        "models": list(dict.fromkeys(line.model for line in result.lines)),
+        "best": {"name": best.name, "model": best.model, "template": best.form, "score": best.score.value},
+    }  # fmt: skip

@@ -46,21 +46,22 @@ def plain_table(
     left: int = 1,
     wraps: Sequence[int] | None = None,
     least: Sequence[tuple[int, ...]] = (),
+    names: Sequence[int] = (0,),
 ) -> Table:
     """A table without lines; the first `left` columns are on the left, the others on the right.
 
     Columns at the places `wraps` hold text and go on in the next line; without `right`, all but the first do. Others
     are never broken: where the console is too narrow, the groups of columns in `least` are left out, the first of
-    them first, and named below the table.
+    them first, and named below the table. Only if that is too little, those at the places `names` are shortened.
     """
     from ._table import FittingTable
 
     if wraps is None:
         wraps = () if right else range(1, len(columns))
-    table = FittingTable(least)
+    table = FittingTable(least, names)
     for number, name in enumerate(columns):
         justify: Any = "right" if right and number >= left else "left"
-        table.add_column(name, justify=justify, no_wrap=number not in wraps)
+        table.add_column(name, justify=justify, no_wrap=number not in wraps, overflow="fold")
     return table
 
 

@@ -294,8 +294,9 @@ def _measured(folder: Path, record: RunRecord) -> Measured | None:
 
 def _terminal_curve(folders: list[Path]) -> str:
     from ..train.pictures import terminal_curve
+    from ._console import output
 
-    return terminal_curve(folders)
+    return terminal_curve(folders, output().width)
 
 
 def _number(value: float | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 import time
 from array import array
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError, open_regular
+from ..base import RunError, UsageError, open_regular, printable
 from ..base.errors import closest
 from ..weights.catalogue import cache_folder
 from .task import Encoded, Generation, Ids, Likelihood
@@ -30,6 +31,8 @@ create table if not exists evaluations (name text primary key, made real not nul
 _TABLES = {"answers", "weights", "evaluations"}
 _VERSION = 1
 _SECONDS_BETWEEN_COMMITS = 1.0
+_LAST = re.compile(r"last(?:~(\d{1,9}))?")
+_LONGEST_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Kept:
     """A finished evaluation in the store."""
 
     name: str
-    made: float  # seconds since 1970
+    made: float  # when it ended, in seconds since 1970
     result: dict[str, Any]
 
 
@@ -95,25 +98,80 @@ class Store:
         self.commit()
         return found
 
-    def keep(self, name: str, result: dict[str, Any]) -> None:
-        """Keep a finished evaluation under `name`, in place of one that had it."""
-        row = (name, time.time(), json.dumps(result))
-        self._connection.execute("insert or replace into evaluations values (?, ?, ?)", row)
+    def check_free(self, name: str) -> None:
+        """Raise UsageError for a name that an evaluation has already, or that none can have."""
+        if not name.strip() or len(name) > _LONGEST_NAME or _LAST.fullmatch(name) or name.startswith("-"):
+            raise UsageError(
+                f"--name {printable(name, 40)!r} cannot be a name: give up to {_LONGEST_NAME} characters that do not"
+                " begin with a dash, other than last and last~1"
+            )
+        if name in self.names():
+            raise UsageError(
+                f"an evaluation {name!r} is kept already. Give another --name, or remove it: nextword eval runs remove"
+                f" {name}"
+            )
+
+    def keep(self, name: str, result: dict[str, Any]) -> str:
+        """Keep a finished evaluation and return the name it got: `name`, with a hash where another has taken that.
+
+        None is ever overwritten.
+        """
+        text = json.dumps(result)
+        for called in (name, f"{name}-{_digest(text)[:6]}", f"{name}-{_digest(text)}"):
+            row = (called, time.time(), text)
+            added = self._connection.execute("insert or ignore into evaluations values (?, ?, ?)", row).rowcount
+            self.commit()
+            if added:
+                break
+        return called
+
+    def remove(self, names: Sequence[str]) -> list[str]:
+        """Remove evaluations by the names that `evaluation` takes, and return their whole names; answers stay.
+
+        Raises UsageError, and removes none, if one of the names is not there.
+        """
+        whole = list(dict.fromkeys(map(self.whole_name, names)))
+        self._connection.executemany("delete from evaluations where name = ?", [(name,) for name in whole])
         self.commit()
+        return whole
 
     def evaluation(self, name: str) -> Kept:
-        """A kept evaluation. Raises UsageError for a name that is not there."""
-        row = self._connection.execute("select * from evaluations where name = ?", (name,)).fetchone()
-        if row is None:
-            names = [kept.name for kept in self.evaluations()]
-            raise UsageError(
-                f"no evaluation {name!r} is kept in {self.path}.{closest(name, names)} See: nextword eval --list"
-            )
-        return Kept(row[0], row[1], json.loads(row[2]))
+        """A kept evaluation, by its name, the beginning of its name, `last`, or `last~1` for the one before.
+
+        Raises UsageError for a name that is not there, or begins several.
+        """
+        query = "select name, made, result from evaluations where name = ?"
+        found, made, result = self._connection.execute(query, (self.whole_name(name),)).fetchone()
+        return Kept(found, made, json.loads(result))
+
+    def whole_name(self, name: str) -> str:
+        """The name of a kept evaluation; `name` as `evaluation` takes it, with its errors."""
+        names = self.names()
+        if name in names:
+            return name
+        if not names:
+            raise UsageError(f"no evaluation {name!r} is kept in {self.path}: there is none yet")
+        if counted := _LAST.fullmatch(name):
+            back = int(counted[1] or 0)
+            if back >= len(names):
+                raise UsageError(f"{name}: {len(names):,} evaluations are kept in {self.path}")
+            return names[-1 - back]
+        begun = [each for each in names if name and each.startswith(name)]
+        if len(begun) > 1:
+            several = ", ".join(begun[-3:]) + (", ..." if len(begun) > 3 else "")
+            raise UsageError(f"{name!r} begins the names of {len(begun):,} evaluations ({several}); give more of it")
+        if not begun:
+            near = closest(name, names)
+            raise UsageError(f"no evaluation {name!r} is kept in {self.path}.{near} See: nextword eval runs list")
+        return begun[0]
+
+    def names(self) -> list[str]:
+        """Of all evaluations that are kept, the newest last."""
+        return [name for (name,) in self._connection.execute("select name from evaluations order by made, rowid")]
 
     def evaluations(self) -> list[Kept]:
         """All that are kept, the newest last."""
-        rows = self._connection.execute("select * from evaluations order by made")
+        rows = self._connection.execute("select name, made, result from evaluations order by made, rowid")
         return [Kept(name, made, json.loads(result)) for name, made, result in rows]
 
     def commit(self) -> None:
@@ -135,6 +193,17 @@ class Store:
         self._waiting[key] = value, greedy
         if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
             self.commit()
+
+
+def default_name(result: dict[str, Any], began: float) -> str:
+    """What an evaluation is called: its task, the local time when it `began` (seconds since 1970), a hash of it."""
+    task = re.sub(r"[^\w.]+", "-", str(result["task"])).strip("-")[: _LONGEST_NAME // 2] or "evaluation"
+    when = time.strftime("%Y%m%d-%H%M", time.localtime(began))
+    return f"{task}-{when}-{_digest(json.dumps(result))[:6]}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _key(model: str, *what: object) -> bytes:

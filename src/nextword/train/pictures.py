@@ -12,6 +12,7 @@ from .trainer import read_metrics
 
 _COLOURS = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
+_NARROWEST = 16  # of its cells
 _MARKS = "●○▲△■□"
 
 
@@ -73,8 +74,8 @@ def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
     return found
 
 
-def terminal_curve(folders: Sequence[Path]) -> str:
-    """The running means as characters, one mark a run."""
+def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
+    """The running means as characters, one mark a run, in lines of up to `width` characters."""
     curves = [(tokens, smoothed(losses)) for tokens, losses, _, _ in map(curve, folders) if losses]
     if not curves:
         return "no steps yet"
@@ -82,15 +83,16 @@ def terminal_curve(folders: Sequence[Path]) -> str:
     shown = [loss for (_, losses), n in zip(curves, skip, strict=True) for loss in losses[n - 1 :] if loss == loss]
     low, high = min(shown), max(shown)
     most = max(tokens[-1] for tokens, _ in curves)
-    grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+    wide = max(_NARROWEST, min(_WIDTH, width - 9))  # behind the axis
+    grid = [[" "] * wide for _ in range(_HEIGHT)]
     for number, (tokens, losses) in enumerate(curves):
         for place, loss in zip(tokens, losses, strict=True):
             if loss == loss and loss <= high:
                 row = round((high - loss) / max(high - low, 1e-9) * (_HEIGHT - 1))
-                grid[row][min(_WIDTH - 1, int(place / most * (_WIDTH - 1)))] = _MARKS[number % len(_MARKS)]
+                grid[row][min(wide - 1, int(place / most * (wide - 1)))] = _MARKS[number % len(_MARKS)]
     lines = [f"{high - (high - low) * row / (_HEIGHT - 1):7.3f} ┤{''.join(cells)}" for row, cells in enumerate(grid)]
     legend = "   ".join(f"{_MARKS[n % len(_MARKS)]} {folder.name}" for n, folder in enumerate(folders))
-    return "\n".join([*lines, f"{'':8}└{'─' * _WIDTH}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])
+    return "\n".join([*lines, f"{'':8}└{'─' * wide}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])
 
 
 def draw_study(found: Any, path: Path) -> None:

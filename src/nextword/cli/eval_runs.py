@@ -1,0 +1,133 @@
+"""nextword eval runs: list, show and remove the evaluations that are kept; and how `eval` comes to have a verb."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._app import Suggesting
+
+if TYPE_CHECKING:
+    from ..prompt.store import Store
+
+_SECTIONS = {  # the options of `eval` by what they are about; those in no section come last
+    "What is asked": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from", "description",
+                      "separator", "system", "chat_template", "limit", "skip_bad"),
+    "Which shots": ("draws", "orders", "select", "seed", "overflow", "beyond", "compat"),
+    "How answers are scored": ("measure", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
+    "What the numbers say": ("power", "require", "at_least", "show_draws"),
+    "What is written": ("dry_run", "report", "out", "as_json"),
+    "What is kept": ("name", "store", "no_store", "compare", "as_list"),
+    "Where it runs": ("dtype", "device"),
+}  # fmt: skip
+
+
+class Measuring(Suggesting):
+    """A command that measures, and a group where the first word is one of its commands: `eval TASK`, `eval runs`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands:
+            return super().parse_args(ctx, ["", *args])  # "" stands for the task, and the command begins behind it
+        ctx.allow_interspersed_args, ctx.allow_extra_args = True, False
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = ctx.command is self  # its commands ask as well, to put the argument into their usage
+        return super().get_params(ctx) if own else []
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return click.Command.collect_usage_pieces(self, ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx) if each.opts[0][0] == "-"}
+        listed = {name for names in _SECTIONS.values() for name in names}
+        for title, names in (*_SECTIONS.items(), ("Other options", [name for name in records if name not in listed])):
+            if rows := [record for name in names if (record := records.get(name)) is not None]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        self.format_commands(ctx, formatter)
+
+
+_store_option = click.option(
+    "--store", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Where evaluations are kept. [default: the cache]",
+)  # fmt: skip
+
+
+def _opened(path: Path | None) -> AbstractContextManager[Store]:
+    from ..prompt.store import default_path, opened
+
+    return opened(path or default_path())
+
+
+@click.group(name="runs", cls=Suggesting)
+def runs() -> None:
+    """Evaluations that are kept: list, show, remove.
+
+    NAME is a name of the list, as much of its beginning as no other has, or last, last~1, ... for the newest.
+
+    \b
+    Examples:
+      nextword eval runs list
+      nextword eval runs show last
+      nextword eval runs remove last~1
+    """
+
+
+@runs.command(name="list")
+@_store_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_runs(path: Path | None, as_json: bool) -> None:
+    """The evaluations that are kept, the newest last."""
+    from .eval_display import print_runs
+
+    with _opened(path) as store:
+        print_runs(store, as_json)
+
+
+@runs.command(name="show")
+@click.argument("name")
+@_store_option
+@click.option("--show-draws", is_flag=True, help="Also a row for each draw and order.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
+    """What an evaluation found, as it was printed when it ended."""
+    from ..prompt.kept import result_of
+    from ._console import emit_json
+    from .eval_display import print_provenance, print_result
+
+    with _opened(path) as store:
+        kept = store.evaluation(name)
+    if as_json:
+        emit_json({"name": kept.name, "finished": kept.made, **kept.result})
+        return
+    result = result_of(kept)
+    print_result(result, kept.name, show_draws=show_draws)
+    if made := getattr(result, "provenance", None):
+        print_provenance(made)
+
+
+@runs.command(name="remove")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@_store_option
+def remove(names: tuple[str, ...], path: Path | None) -> None:
+    """Remove evaluations. The answers behind them stay in the store: measuring again asks nothing anew."""
+    from ._console import messages
+
+    with _opened(path) as store:
+        removed = store.remove(names)
+    messages().print(f"removed {', '.join(removed)}; the answers stay in the store")
+
+
+def complete_task(context: click.Context, parameter: click.Parameter, typed: str) -> list[Any]:
+    """Names of shipped tasks and of eval's commands that begin as typed; files where none does."""
+    from click.shell_completion import CompletionItem
+
+    from ..prompt.shipped import shipped_tasks
+
+    known = {**shipped_tasks(), "runs": runs.get_short_help_str()}
+    found = [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(typed)]
+    return found or [CompletionItem(typed, type="file")]
