@@ -144,10 +144,10 @@ def test_similar_shots_are_each_items_nearest(task: Task, model: LanguageModel) 
     assert all(len(set(shots)) == 2 for shots in chosen)
 
 
-def test_prompts_beyond_the_context_are_refused_or_lose_whole_shots(task: Task, model: LanguageModel) -> None:
+def test_prompts_longer_than_the_context_are_refused_or_lose_whole_shots(task: Task, model: LanguageModel) -> None:
     if model.spec.kind != "transformer":
         pytest.skip("a recurrent net has no limit")
-    large, drop = replace(task, pool=task.pool * 4), Settings(beyond="drop")
+    large, drop = replace(task, pool=task.pool * 4), Settings(overflow="drop-shots")
     with opened(None) as store:
         with pytest.raises(UsageError, match=r"4 of 4 prompts are longer than the model's context of 512 tokens"):
             run(large, model, store, shots=(30,), draws=1, limit=4, baselines=False)

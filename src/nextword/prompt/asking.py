@@ -14,7 +14,7 @@ from .metrics import words
 from .scoring import Scorer, Work, common, encode, windows
 from .store import Store
 from .task import Encoded, Generation, Ids, Item, Likelihood, Request, Task
-from .trials import Beyond, Trial
+from .trials import Overflow, Trial
 
 Seen = Callable[[int], None]  # is told of tokens that were read since the last time
 
@@ -41,7 +41,7 @@ class Preparation:
 
     questions: list[Question] = field(default_factory=list)
     longest: int = 0  # tokens of the longest prompt with its answer
-    beyond: int = 0  # prompts that lost shots to fit
+    shortened: int = 0  # prompts that lost shots to fit
     apart: list[Encoded] = field(default_factory=list)  # whose answer begins inside a token of the prompt
 
 
@@ -58,16 +58,16 @@ class Asker:
         """What was read so far."""
         return self.scorer.work
 
-    def prepare(self, trials: Sequence[Trial], items: Sequence[Item], beyond: Beyond) -> Preparation:
+    def prepare(self, trials: Sequence[Trial], items: Sequence[Item], overflow: Overflow) -> Preparation:
         """Render and tokenize everything. Raises UsageError where a prompt does not fit and no shots may be dropped."""
         made = Preparation()
         misfits: list[tuple[int, Question]] = []
         for trial in trials:
             for item in items:
-                question, longest = self._fitted(trial, item, beyond)
+                question, longest = self._fitted(trial, item, overflow)
                 made.questions.append(question)
                 made.longest = max(made.longest, longest)
-                made.beyond += question.dropped > 0
+                made.shortened += question.dropped > 0
                 made.apart += [each for each in question.encoded if each.apart]
                 if self._limit(trial.task) is not None and longest > self._limit(trial.task):  # type: ignore[operator]
                     misfits.append((longest, question))
@@ -76,17 +76,17 @@ class Asker:
             raise UsageError(
                 f"{len(misfits)} of {len(made.questions)} prompts are longer than the model's context of"
                 f" {self.model.spec.context} tokens (the longest: {longest}, with {worst.shots} shots). Use fewer"
-                " shots, or --beyond drop, which leaves out whole shots and tells how many"
+                " shots, or --overflow drop-shots, which leaves out whole shots and tells how many"
             )
         return made
 
-    def _fitted(self, trial: Trial, item: Item, beyond: Beyond) -> tuple[Question, int]:
+    def _fitted(self, trial: Trial, item: Item, overflow: Overflow) -> tuple[Question, int]:
         limit, most = self._limit(trial.task), len(trial.shots_of(item))
         for dropped in range(most + 1):
             asked = trial.requests(item, dropped)
             encoded = self._encode(trial.task, asked)
             longest = max(len(each.context) + len(each.continuation) for each in encoded)
-            if beyond == "refuse" or limit is None or longest <= limit:
+            if overflow == "error" or limit is None or longest <= limit:
                 break
         return Question(trial, item, tuple(asked), tuple(encoded), dropped), longest
 

@@ -20,7 +20,7 @@ from .scoring import encode
 from .shots import embed, nearest, repeated
 from .store import Store
 from .task import Encoded, Item, Task
-from .trials import Beyond, Condition, Design, Neighbours, Place, Trial, content_free, scored_items, trials_of
+from .trials import Condition, Design, Neighbours, Overflow, Place, Trial, content_free, scored_items, trials_of
 
 Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]
 Calibrate = Literal["contextual", "batch"]
@@ -34,7 +34,7 @@ class Settings:
     measure: Measure = "auto"
     premise: str | None = None  # of pointwise mutual information; None takes the template's last words
     calibrate: tuple[Calibrate, ...] = ()
-    beyond: Beyond = "refuse"
+    overflow: Overflow = "error"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Evaluation:
                 trial for name, task in self.forms.items()
                 for trial in trials_of(task, asker.model.name, name, self.design, self.items, self._near(asker, task))
             ]  # fmt: skip
-            made = asker.prepare(trials, self.items, self.settings.beyond)
+            made = asker.prepare(trials, self.items, self.settings.overflow)
             self._prepared[number] = made.questions
             apart = {(each.context[-1], each.continuation[0]) for each in made.apart}
             shown = tuple(
@@ -140,7 +140,7 @@ class Evaluation:
                 for last, first in sorted(apart)
             )
             self.notes = replace(
-                self.notes, apart=self.notes.apart + shown, short_of_shots=self.notes.short_of_shots + made.beyond
+                self.notes, apart=self.notes.apart + shown, short_of_shots=self.notes.short_of_shots + made.shortened
             )
         return self._prepared[number]
 

@@ -11,7 +11,7 @@ from ..base import UsageError
 from .shots import Select, draw, reorder, with_random_answers
 from .task import Item, Request, Task, requests
 
-Beyond = Literal["refuse", "drop"]
+Overflow = Literal["error", "drop-shots"]
 Place = tuple[str, int]
 
 
