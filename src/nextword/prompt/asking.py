@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..base import UsageError
-from ..generate import LanguageModel
+from ..generate import Completion, LanguageModel
 from ..generate.engine import tokens_to_read as tokens_of_prompts
 from .answers import Answer, answer_choice
 from .metrics import words
@@ -188,10 +188,7 @@ class Asker:
     ) -> Iterator[tuple[Ids, list[str]]]:
         repeats = _drawn(generation)
         for batch in _batches(prompts, generation):
-            completions = self.model.complete_all(
-                batch, n=repeats, max_tokens=generation.max_tokens, stop=generation.until, seed=seed,
-                temperature=generation.temperature, top_p=generation.top_p, top_k=generation.top_k,
-            )  # fmt: skip
+            completions = self.complete(batch, generation, seed, generation.max_tokens)
             read = tokens_of_prompts(batch)
             self.work.forwarded += read
             for number, prompt in enumerate(batch):
@@ -199,6 +196,13 @@ class Asker:
                 yield prompt, written * (generation.repeats // repeats)
             if seen is not None:
                 seen(read)
+
+    def complete(self, batch: Sequence[Ids], generation: Generation, seed: int, most: int) -> list[Completion]:
+        """What is written behind each prompt of a batch, in `most` tokens."""
+        return self.model.complete_all(
+            batch, n=_drawn(generation), max_tokens=most, stop=generation.until, seed=seed,
+            temperature=generation.temperature, top_p=generation.top_p, top_k=generation.top_k,
+        )  # fmt: skip
 
 
 _WRITTEN_AT_ONCE = 16
@@ -211,9 +215,13 @@ def _drawn(generation: Generation) -> int:
     return generation.repeats if generation.temperature > 0 else 1
 
 
+def _batch_size(generation: Generation) -> int:
+    return max(1, _WRITTEN_AT_ONCE // _drawn(generation))
+
+
 def _batches(prompts: Sequence[Ids], generation: Generation) -> list[list[Ids]]:
     """Prompts that are written behind together, those that share a beginning side by side."""
-    in_order, size = sorted(prompts), max(1, _WRITTEN_AT_ONCE // _drawn(generation))
+    in_order, size = sorted(prompts), _batch_size(generation)
     return [in_order[start : start + size] for start in range(0, len(in_order), size)]
 
 
@@ -251,7 +259,7 @@ def likelihood_of_texts(questions: Sequence[Question], found: Mapping[Encoded, L
 def seconds_for(asker: Asker, missing: Sequence[Encoded], writes: Generation | None) -> float:
     """How long the model takes here for what is missing, from a part of that very work, timed.
 
-    Where it writes, every answer is taken to have all the tokens that it may have: most take less.
+    Where it writes, that is an upper bound: answers that go on in that part are taken to go on to the limit.
     """
     if not missing:
         return 0.0
@@ -275,14 +283,18 @@ def _seconds_to_score(asker: Asker, missing: Sequence[Encoded]) -> float:
 
 
 def _seconds_to_write(asker: Asker, missing: Sequence[Encoded], generation: Generation) -> float:
-    """From the first tokens behind one batch of the prompts, after a short one that is not timed."""
-    batches = _batches([each.context for each in missing], generation)
-    batch = batches[len(batches) // 2]
-    asker.model.complete_all(batch[:1], max_tokens=1, temperature=0.0)
-    steps = min(_TIMED_STEPS, generation.max_tokens)
-    timings = asker.model.complete_all(batch, n=_drawn(generation), max_tokens=steps, temperature=0.0)[0].timings
-    reading = timings.prefill_seconds * asker.tokens(missing, generation) / tokens_of_prompts(batch)
-    return reading + timings.decode_seconds * tokens_to_write(missing, generation) / timings.generated_tokens
+    """From the first tokens behind a batch of prompts of every kind, after a short one that is not timed.
+
+    An answer that has not ended by then is taken to be as long as it may be.
+    """
+    in_order, size = sorted(each.context for each in missing), _batch_size(generation)
+    batch = in_order[:: max(1, len(in_order) // size)][:size]
+    asker.complete(batch[:1], generation, 0, 1)
+    made = asker.complete(batch, generation, 0, min(_TIMED_STEPS, generation.max_tokens))
+    timings = made[0].timings
+    reading = timings.prefill_seconds / tokens_of_prompts(batch) * asker.tokens(missing, generation)
+    lengths = [generation.max_tokens if each.finish == "length" else len(each.ids) for each in made]
+    return reading + timings.decode_seconds / timings.generated_tokens * sum(lengths) * len(missing) / len(batch)
 
 
 def tokens_to_write(missing: Sequence[Encoded], generation: Generation) -> int:
