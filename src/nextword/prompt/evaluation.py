@@ -203,7 +203,7 @@ class Evaluation:
         """Ask everything that the store does not know."""
         began = time.perf_counter()
         costs = [self.cost(number, timed=False) for number in range(len(self.models))]
-        total, done = sum(cost.tokens for cost in costs), 0
+        total, done = sum(cost.tokens for cost in costs), sum(cost.embedded for cost in costs)
 
         def seen(tokens: int) -> None:
             nonlocal done

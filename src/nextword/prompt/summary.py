@@ -39,6 +39,7 @@ class DrawScore:
     order: int
     score: float
     shots: float  # that stood in the prompts, as a mean: fewer than asked for where whole shots were dropped
+    fewest_shots: int = 0  # in any of its prompts
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,13 @@ class Line:
     scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (draws, orders, items)
     one_set: bool = False  # one set of shots served all items: its score is not that of other sets
     per_draw: tuple[DrawScore, ...] = ()
+    effective_shots: float = 0.0  # that stood in the prompts, as a mean over draws, orders and items
+    fewest_shots: int = 0  # in any prompt
 
     @property
     def draws(self) -> int:
         """Sets of shots."""
         return len(self.scores)
-
-    @property
-    def effective_shots(self) -> float:
-        """Shots that stood in the prompts, as a mean."""
-        return float(np.mean([each.shots for each in self.per_draw])) if self.per_draw else float(self.shots)
 
     @property
     def name(self) -> str:
@@ -175,10 +173,12 @@ def _line(choice: Choice, cells: Sequence[Cell], groups: Sequence[str] | None, s
         per_draw=tuple(
             DrawScore(
                 cell.condition.draw, cell.condition.order, float(cell.scores.mean()),
-                float(np.mean([answer.shots for answer in cell.answers])),
+                float(np.mean([answer.shots for answer in cell.answers])), min(answer.shots for answer in cell.answers),
             )
             for cell in cells
         ),
+        effective_shots=float(np.mean([answer.shots for cell in cells for answer in cell.answers])),
+        fewest_shots=min(answer.shots for cell in cells for answer in cell.answers),
     )  # fmt: skip
 
 
