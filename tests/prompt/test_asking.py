@@ -163,6 +163,11 @@ def test_the_cost_is_right_for_several_models_and_forms_and_a_store_that_knows_a
     assert first.read > 0
 
 
+def test_one_model_is_not_compared_with_itself(task: Task, transformer: LanguageModel) -> None:
+    with opened(None) as store, pytest.raises(UsageError, match="two of the models are the same"):
+        Evaluation({"form": task}, [transformer, transformer], Design(), Settings(), store)
+
+
 @pytest.mark.parametrize("mode", ["pmi", "free answers, drawn", "similar shots"])
 def test_progress_ends_at_the_tokens_that_were_said(
     mode: str, task: Task, transformer: LanguageModel, file: Callable[..., Task]
@@ -389,6 +394,8 @@ def test_a_measure_that_was_asked_for_chooses_what_acc_and_f1_measure(
     in_its_mode = plain(run(asked, transformer, Settings("chars"), shots=(0,), limit=30, per_item=True), 0)
     likeliest = [int(np.argmax(answer.logprobs)) == answer.gold for answer in in_its_mode.answers]
     assert in_its_mode.metrics["acc"] == np.mean(likeliest)  # as the harness has it
+    pmi = plain(run(asked, transformer, Settings("pmi"), shots=(0,), limit=30, per_item=True), 0)
+    assert pmi.metrics["acc_mutual_info"] == pmi.scores.mean()
 
 
 @pytest.mark.parametrize("mode", ["pmi", "free answers, drawn"])

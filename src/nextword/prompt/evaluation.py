@@ -132,6 +132,8 @@ class Evaluation:
         self.items = scored_items(self.task, design)
         self.measure = measure_of(self.task, settings)
         self.askers = [Asker(model, store) for model in models]
+        if len({asker.key for asker in self.askers}) < len(models):
+            raise UsageError("two of the models are the same, and would give the same answers. Name each once")
         self._prepared: dict[int, Preparation] = {}
         self.notes = Notes(
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),
@@ -233,10 +235,13 @@ class Evaluation:
                 yield self._calibrated(way, questions, own, made, found)
 
     def _cell(self, condition: Condition, task: Task, answers: tuple[Answer, ...]) -> Cell:
-        metrics, asked_for = aggregate(task, answers), self.settings.measure != "auto"
-        if asked_for and not self.design.per_item:
-            return Cell(condition, answers, {**metrics, **of_the_choice(task, answers)}, of_the_choice=True)
-        return Cell(condition, answers, metrics)
+        metrics, chosen = aggregate(task, answers), of_the_choice(task, answers) if answers[0].choices else {}
+        if self.settings.measure == "auto":
+            return Cell(condition, answers, metrics)
+        if self.design.per_item:  # the harness's names keep their meaning, and what was asked for has its own
+            own = {name: chosen["acc"] for name, measure in MEASURE_OF.items() if measure == self.measure}
+            return Cell(condition, answers, {**metrics, **own})
+        return Cell(condition, answers, {**metrics, **chosen}, of_the_choice=True)
 
     def _answers(
         self, asker: Asker, questions: Sequence[Question], found: Mapping[Encoded, Likelihood], seen: Seen
