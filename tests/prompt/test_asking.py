@@ -117,6 +117,7 @@ def modes(table: Task, file: Callable[..., Task]) -> dict[str, Mode]:
             {"limit": 3},
         ),
         "free answers": (short, Settings(), few),
+        "free answers behind one set of shots": (short, Settings(), {**few, "shots": (2,), "draws": 1}),
         "free answers, drawn": (
             replace(short, generation=replace(short.generation, temperature=1.0, repeats=3)), Settings(), few,
         ),
@@ -125,7 +126,8 @@ def modes(table: Task, file: Callable[..., Task]) -> dict[str, Mode]:
 
 NAMES = (
     "choices, with baselines", "pmi", "acc_mutual_info", "acc_mutual_info as lm-eval has it", "calibrated",
-    "similar shots", "dropped shots", "the right text", "whole texts", "free answers", "free answers, drawn",
+    "similar shots", "dropped shots", "the right text", "whole texts", "free answers",
+    "free answers behind one set of shots", "free answers, drawn",
 )  # fmt: skip
 
 
