@@ -29,7 +29,7 @@ def line(shots: int, draws: int = 1, variant: str = "plain", stood: float | None
     )
     return Line(
         "tiny", "form", shots, variant, estimate(cube.mean((0, 1))), float(cube.mean(2).min()),
-        float(cube.mean(2).max()), spread(cube) if draws > 1 else None, {}, (((0.0,),),), per_draw=per_draw,
+        float(cube.mean(2).max()), spread(cube) if draws > 1 else None, {}, (((0.0,),),), per_draw=per_draw, effective_shots=stood,
         **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_baselines_are_compared_apart_from_what_was_asked_for(
     assert lines[at : at + 6] == [
         "- one",
         "- two",
-        "p and intervals are corrected for these 2 comparisons (Bonferroni): each interval is at 97.5%",
+        "2 comparisons: p-values and intervals corrected together (Bonferroni, 97.5% each)",
         "",
         "with baselines that were not asked for:",
         "- random",

@@ -15,7 +15,7 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.generate import LanguageModel
 from nextword.models import Model, Tree, build
-from nextword.prompt.scoring import Scorer, encode, windows
+from nextword.prompt.scoring import Scorer, encode, tokens_to_read, windows
 from nextword.prompt.task import Encoded, Request
 from nextword.spec import ModelSpec
 
@@ -54,6 +54,7 @@ def check(model: Model, requests: list[Encoded], at_once: int) -> Scorer:
         logprob, greedy = alone(model, request)
         assert found.logprob == pytest.approx(logprob, abs=1e-4)
         assert (found.greedy, len(found.logprobs)) == (greedy, len(request.continuation))
+    assert scorer.work.forwarded == tokens_to_read(requests, model, at_once)
     return scorer
 
 

@@ -65,11 +65,13 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of every draw.")
 @click.option("--score", "measure", type=click.Choice(_MEASURES), default="auto", show_default=True,
               help="ln p of a choice: raw, over its length, less that after a premise, token by token.")  # fmt: skip
-@click.option("--premise", metavar="TEXT", help="What pmi compares with. [default: the template's last words]")
+@click.option(
+    "--premise", metavar="TEXT", help="What pmi compares with, behind the shots. [default: the template's last words]"
+)
 @click.option("--calibrate", metavar="contextual,batch", help="Also show the scores after these corrections.")
 @click.option("--no-baselines", is_flag=True, help="Leave out shots with random labels and calibrated zero-shot.")
-@click.option("--beyond", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
-              help="Prompts longer than the context: refuse them, or drop whole shots.")  # fmt: skip
+@click.option("--overflow", type=click.Choice(["error", "drop-shots"]), default="error", show_default=True,
+              help="Prompts longer than the context: stop with an error, or drop whole shots.")  # fmt: skip
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
 @click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
 @click.option(
@@ -236,7 +238,8 @@ def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Set
     for way in ways:
         if way not in ("contextual", "batch"):
             raise UsageError(f"--calibrate {way!r} is not known. Use contextual, batch or both")
-    return Settings(options["measure"], options["premise"], ways, options["beyond"])
+    premise = None if options["premise"] is None else _unescape(options["premise"])
+    return Settings(options["measure"], premise, ways, options["overflow"])
 
 
 command.add_command(runs)

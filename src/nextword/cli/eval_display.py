@@ -46,9 +46,10 @@ def run(evaluation: Evaluation) -> Collected:
 
 def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
     kept = f", {cost.known:,} of them in the store" if cost.known else ""
-    shared = f" ({cost.alone / cost.tokens:.1f}x as many without sharing)" if cost.tokens else ""
+    shared = f" ({cost.alone / cost.tokens:.1f}x as many without sharing)" if cost.alone > cost.tokens else ""
+    shared += f", {cost.embedded:,} of them read by now to find similar shots" if cost.embedded else ""
     writes = f", up to {cost.written:,} tokens written" if cost.written else ""
-    took = f", about {units.format_seconds(cost.seconds)}" if cost.tokens else ""
+    took = f", {'up to' * bool(cost.written) or 'about'} {units.format_seconds(cost.seconds)}" if cost.seconds else ""
     context = f" of {cost.context:,}" if cost.context is not None else ""
     return (
         f"{model}: {len(evaluation.items):,} items, {cost.requests:,} requests{kept}; {cost.tokens:,} tokens to read"

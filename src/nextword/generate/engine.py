@@ -89,8 +89,8 @@ class Engine:
         one after the other: on a CPU that is as fast as padding them, and takes no memory for the padding.
         """
         distinct = list(dict.fromkeys(prompts))
-        shared = _shared(distinct) if len(distinct) > 1 else 0
-        if shared >= LEAST_SHARED:
+        shared = _shared(distinct)
+        if shared:
             _, before = self._read(distinct[0][:shared], room)
             read = [self._read(prompt[shared:], room, before.select([0])) for prompt in distinct]
         else:
@@ -153,8 +153,17 @@ class Engine:
         return np.array(logprobs, np.float64), ranks
 
 
+def tokens_to_read(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that `Engine.prefill` puts through the model for these prompts."""
+    distinct = list(dict.fromkeys(prompts))
+    return sum(map(len, distinct)) - _shared(distinct) * (len(distinct) - 1)
+
+
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all prompts begin with, short of the whole of any."""
+    """Tokens that all prompts begin with, short of the whole of any; 0 where reading them once would not pay."""
+    if len(prompts) < 2:
+        return 0
     first, last = min(prompts), max(prompts)  # in sorted order, all others share what these two do
     most = min(map(len, prompts)) - 1
-    return next((n for n, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
+    shared = next((n for n, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
+    return shared if shared >= LEAST_SHARED else 0

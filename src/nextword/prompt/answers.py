@@ -89,7 +89,7 @@ def answer_choice(
     task: Task, item: Item, shots: int, asked: Sequence[Request], encoded: Sequence[Encoded],
     found: Sequence[Likelihood], measure: str, premise: Sequence[float] = (),
 ) -> Answer:  # fmt: skip
-    """An answer among choices. `values` has every measure that needs no more than these likelihoods."""
+    """An answer among choices. `values` has every measure; pmi only with `premise`, ln p of each choice behind it."""
     answer = Answer(
         item, shots, tuple(asked), tuple(encoded), tuple(found),
         choices=tuple(task.form.choices(item.values)), gold=task.form.gold(item.values), values={},

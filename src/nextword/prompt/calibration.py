@@ -8,6 +8,8 @@ import numpy as np
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 
+_FLOAT = 600.0  # e^-600 is a number with all its digits
+
 Probabilities = np.ndarray  # (items, labels)
 
 
@@ -29,12 +31,18 @@ def contextual(probabilities: np.ndarray, content_free: Sequence[Sequence[float]
 
 
 def batch(logprobs: np.ndarray, divide: bool = False) -> np.ndarray:
-    """Scores after batch calibration: ln p less its mean over the items (Zhou et al. 2023, 2309.17249, eq. 4).
+    """Scores after batch calibration: the label probabilities less their mean over the items (2309.17249).
 
-    With `divide`, label probabilities divided by their mean. It reads all items at once, but none of their labels.
+    With `divide`, over their mean; with two labels the choices are the same. It reads all items at once, but none of
+    their answers (Zhou et al. 2023). A row whose differences are too small for a float is scaled up: only their order
+    counts.
     """
-    if divide:
-        probabilities = label_probabilities(logprobs)
-        return np.asarray(probabilities / probabilities.mean(0))
     own = logprobs - np.logaddexp.reduce(logprobs, axis=-1, keepdims=True)
-    return np.asarray(own - own.mean(0))
+    mean = np.logaddexp.reduce(own, axis=0) - np.log(len(own))
+    if divide:
+        return np.asarray(np.exp(own - mean))
+    usual = int(mean.argmax())  # near 1 where labels differ by many nats: its difference is that of all others
+    own, mean = np.delete(own, usual, 1), np.delete(mean, usual)
+    scale = np.minimum(0.0, np.maximum(own, mean).max(1, initial=-np.inf, keepdims=True) + _FLOAT)
+    others = np.exp(own - scale) - np.exp(mean - scale)
+    return np.insert(others, usual, -others.sum(1), axis=1)

@@ -13,18 +13,16 @@ from ..base import UsageError
 from ..generate import LanguageModel
 from . import calibration
 from .answers import Answer
-from .asking import Asker, Question, Seen, seconds_for, tokens_to_read
+from .asking import Asker, Preparation, Question, Seen, choices, likelihood_of_texts, seconds_for, tokens_to_write
 from .filters import apply
-from .metrics import aggregate, score_text
-from .scoring import encode
+from .metrics import MEASURE_OF, aggregate, of_the_choice, score_text
 from .shots import embed, nearest, repeated
 from .store import Store
-from .task import Encoded, Item, Task
-from .trials import Beyond, Condition, Design, Neighbours, Place, Trial, content_free, scored_items, trials_of
+from .task import Encoded, Generation, Item, Likelihood, Task
+from .trials import Condition, Design, Neighbours, Overflow, Trial, content_free, scored_items, trials_of
 
 Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]
 Calibrate = Literal["contextual", "batch"]
-MEASURE_OF_METRIC = {"acc": "raw", "acc_norm": "chars", "acc_bytes": "bytes", "acc_mutual_info": "pmi"}
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,21 @@ class Settings:
     measure: Measure = "auto"
     premise: str | None = None  # of pointwise mutual information; None takes the template's last words
     calibrate: tuple[Calibrate, ...] = ()
-    beyond: Beyond = "refuse"
+    overflow: Overflow = "error"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition and its answers, in the order of the items. `metrics` are the task's own, over all items."""
+    """One condition and its answers, in the order of the items. `metrics` are the task's own, over all items.
+
+    With `of_the_choice` acc, f1 and mcc are those of what was chosen (`Answer.prediction`, `values["score"]`): after a
+    calibration, or by the measure that a user asked for. Without, they are the harness's: of the likeliest choice.
+    """
 
     condition: Condition
     answers: tuple[Answer, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    of_the_choice: bool = False
 
     @property
     def scores(self) -> np.ndarray:
@@ -53,7 +56,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an evaluation takes: tokens read, tokens read without sharing (`alone`), the most that is written."""
+    """What an evaluation takes: tokens read, tokens read without sharing (`alone`), the most that is written.
+
+    Of `tokens`, `embedded` were read already: to find similar shots, without which no prompt is known.
+    """
 
     requests: int
     tokens: int
@@ -63,6 +69,7 @@ class Cost:
     context: int | None
     seconds: float  # at speeds measured on this machine; 0 if none were
     known: int = 0  # requests that the store answers
+    embedded: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,14 @@ def measure_of(task: Task, settings: Settings) -> str:
     """The way of choosing that a task's first metric means, or that a user asked for."""
     if settings.measure != "auto":
         return settings.measure
-    return MEASURE_OF_METRIC.get(task.metrics[0].name, "raw") if task.metrics else "raw"
+    return MEASURE_OF.get(task.metrics[0].name, "raw") if task.metrics else "raw"
+
+
+def needs_premise(task: Task, settings: Settings) -> bool:
+    """Whether the measure, or a metric of the task, compares a choice with itself behind a premise."""
+    if task.output != "multiple_choice":
+        return False
+    return "pmi" in {measure_of(task, settings), *(MEASURE_OF.get(metric.name) for metric in task.metrics)}
 
 
 class Evaluation:
@@ -119,13 +133,19 @@ class Evaluation:
         self.items = scored_items(self.task, design)
         self.measure = measure_of(self.task, settings)
         self.askers = [Asker(model, store) for model in models]
-        self._prepared: dict[int, list[Question]] = {}
+        if len({asker.key for asker in self.askers}) < len(models):
+            raise UsageError("two of the models are the same, and would give the same answers. Name each once")
+        self._prepared: dict[int, Preparation] = {}
         self.notes = Notes(
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),
             len(repeated(self.task)) if max(design.shots) else 0,
         )
 
     def questions(self, number: int) -> list[Question]:
+        """What model `number` is asked of every item under every condition."""
+        return self.prepared(number).questions
+
+    def prepared(self, number: int) -> Preparation:
         """All that model `number` is asked, rendered and tokenized once."""
         if number not in self._prepared:
             asker = self.askers[number]
@@ -133,15 +153,21 @@ class Evaluation:
                 trial for name, task in self.forms.items()
                 for trial in trials_of(task, asker.model.name, name, self.design, self.items, self._near(asker, task))
             ]  # fmt: skip
-            made = asker.prepare(trials, self.items, self.settings.beyond)
-            self._prepared[number] = made.questions
+            embedded = asker.work.forwarded
+            made = asker.prepare(
+                trials, self.items, self.settings.overflow, self.settings.premise,
+                needs_premise(self.task, self.settings),
+            )  # fmt: skip
+            made.embedded = embedded
+            self._add_content_free(asker, made)
+            self._prepared[number] = made
             apart = {(each.context[-1], each.continuation[0]) for each in made.apart}
             shown = tuple(
                 (asker.model.tokenizer.token_text(last), asker.model.tokenizer.token_text(first))
                 for last, first in sorted(apart)
             )
             self.notes = replace(
-                self.notes, apart=self.notes.apart + shown, short_of_shots=self.notes.short_of_shots + made.beyond
+                self.notes, apart=self.notes.apart + shown, short_of_shots=self.notes.short_of_shots + made.shortened
             )
         return self._prepared[number]
 
@@ -155,39 +181,45 @@ class Evaluation:
         found: list[Condition] = []
         for number in range(len(self.models)):
             for trial in {question.trial.condition: question.trial for question in self.questions(number)}.values():
-                ways = self._ways(trial) if trial.condition.variant == "plain" else ()
-                found += [trial.condition, *(replace(trial.condition, variant=way) for way in ways)]
+                found += [trial.condition, *(replace(trial.condition, variant=way) for way in self._ways(trial))]
         return found
+
+    def _add_content_free(self, asker: Asker, made: Preparation) -> None:
+        """The labels behind inputs without content, with the shots that stand in the prompts of each condition."""
+        trials = {(question.trial.condition, question.dropped): question.trial for question in made.questions}
+        for key, trial in trials.items():
+            if "contextual" in self._ways(trial):
+                empty = [content_free(trial.task, self.items[0], text) for text in calibration.CONTENT_FREE]
+                made.content_free[key] = [
+                    tuple(asker.encode(trial.task, trial.requests(item, key[1]))) for item in empty
+                ]
+
+    @property
+    def _writes(self) -> Generation | None:
+        return self.task.generation if self.task.output == "generate_until" else None
 
     def cost(self, number: int = 0, timed: bool = True) -> Cost:
         """What model `number` has to do, and, if `timed`, how long it takes here, at speeds measured now."""
-        questions, asker = self.questions(number), self.askers[number]
-        encoded = list(dict.fromkeys(each for question in questions for each in question.encoded))
-        writes = self.task.output == "generate_until"
-        known = (
-            self.store.texts(asker.key, [each.context for each in encoded], self.task.generation, self.design.seed)
-            if writes
-            else self.store.likelihoods(asker.key, encoded)
-        )
-        left = [each for place, each in enumerate(encoded) if place not in known]
-        tokens = tokens_to_read(left)
-        written = len(left) * self.task.generation.max_tokens * self.task.generation.repeats if writes else 0
+        made, asker, writes = self.prepared(number), self.askers[number], self._writes
+        asked = made.requests()
+        missing = asker.missing(asked, writes, self.design.seed)
         return Cost(
-            requests=len(encoded),
-            tokens=tokens,
-            alone=sum(map(_size, left)),
-            written=written,
-            longest=max(map(_size, encoded)),
+            requests=len(asked),
+            tokens=made.embedded + asker.tokens(missing, writes),
+            alone=made.embedded + sum(map(_read_alone, missing)),
+            written=0 if writes is None else tokens_to_write(missing, writes),
+            longest=max(question.longest for question in made.questions),
             context=asker.model.engine.model.longest,
-            seconds=seconds_for(asker.model, tokens, written) if timed else 0.0,
-            known=len(known),
+            seconds=seconds_for(asker, missing, writes) if timed else 0.0,
+            known=len(asked) - len(missing),
+            embedded=made.embedded,
         )
 
     def run(self, progress: Progress | None = None) -> Collected:
         """Ask everything that the store does not know."""
         began = time.perf_counter()
         costs = [self.cost(number, timed=False) for number in range(len(self.models))]
-        total, done = sum(cost.tokens for cost in costs), 0
+        total, done = sum(cost.tokens for cost in costs), sum(cost.embedded for cost in costs)
 
         def seen(tokens: int) -> None:
             nonlocal done
@@ -197,34 +229,44 @@ class Evaluation:
 
         cells: list[Cell] = []
         for number, asker in enumerate(self.askers):
-            cells += self._cells(asker, self.questions(number), seen)
+            cells += self._cells(asker, self.prepared(number), seen)
         return Collected(
             self.task, self.items, tuple(cells), self.measure, tuple(costs), self.notes,
             time.perf_counter() - began, sum(asker.work.forwarded for asker in self.askers),
             self.same_shots, self.settings.calibrate,
         )  # fmt: skip
 
-    def _cells(self, asker: Asker, questions: list[Question], seen: Seen) -> Iterator[Cell]:
-        answers = self._answers(asker, questions, seen)
-        by_condition: dict[Condition, list[Answer]] = {}
-        for question, answer in zip(questions, answers, strict=True):
-            by_condition.setdefault(question.trial.condition, []).append(answer)
-        trials = {question.trial.condition: question.trial for question in questions}
-        for condition, found in by_condition.items():
-            cell = Cell(condition, tuple(found), aggregate(trials[condition].task, found))
-            yield cell
-            if condition.variant == "plain":
-                yield from self._calibrated(asker, trials[condition], cell)
+    def _cells(self, asker: Asker, made: Preparation, seen: Seen) -> Iterator[Cell]:
+        found = {} if self._writes else asker.likelihoods(made.requests(), seen)
+        answers = self._answers(asker, made.questions, found, seen)
+        by_condition: dict[Condition, list[tuple[Question, Answer]]] = {}
+        for question, answer in zip(made.questions, answers, strict=True):
+            by_condition.setdefault(question.trial.condition, []).append((question, answer))
+        for condition, pairs in by_condition.items():
+            questions, own = zip(*pairs, strict=True)
+            yield self._cell(condition, questions[0].trial.task, own)
+            for way in self._ways(questions[0].trial):
+                yield self._calibrated(way, questions, own, made, found)
 
-    def _answers(self, asker: Asker, questions: list[Question], seen: Seen) -> list[Answer]:
+    def _cell(self, condition: Condition, task: Task, answers: tuple[Answer, ...]) -> Cell:
+        metrics, chosen = aggregate(task, answers), of_the_choice(task, answers) if answers[0].choices else {}
+        if self.settings.measure == "auto":
+            return Cell(condition, answers, metrics)
+        if self.design.per_item:  # the harness's names keep their meaning, and what was asked for has its own
+            own = {name: chosen["acc"] for name, measure in MEASURE_OF.items() if measure == self.measure}
+            return Cell(condition, answers, {**metrics, **own})
+        return Cell(condition, answers, {**metrics, **chosen}, of_the_choice=True)
+
+    def _answers(
+        self, asker: Asker, questions: Sequence[Question], found: Mapping[Encoded, Likelihood], seen: Seen
+    ) -> list[Answer]:
         if self.task.output == "multiple_choice":
-            premise = self.settings.premise if self.settings.premise is not None else premise_of(self.task)
-            return asker.choices(questions, self.measure, premise, seen)
+            return choices(questions, found, self.measure)
         if self.task.output == "generate_until":
             return self._written(asker, questions, seen)
-        return asker.likelihood_of_texts(questions, seen)
+        return likelihood_of_texts(questions, found)
 
-    def _written(self, asker: Asker, questions: list[Question], seen: Seen) -> list[Answer]:
+    def _written(self, asker: Asker, questions: Sequence[Question], seen: Seen) -> list[Answer]:
         prompts = [question.encoded[0].context for question in questions]
         texts = asker.texts(prompts, self.task.generation, self.design.seed, seen)
         answers = []
@@ -247,22 +289,35 @@ class Evaluation:
             )  # fmt: skip
         return answers
 
-    def _calibrated(self, asker: Asker, trial: Trial, cell: Cell) -> Iterator[Cell]:
-        """The same likelihoods after each correction that was asked for."""
-        for way in self._ways(trial):
-            logprobs = np.array([answer.logprobs for answer in cell.answers])
-            if way == "batch":
-                scores = calibration.batch(logprobs)
-            else:
-                scores = calibration.contextual(
-                    calibration.label_probabilities(logprobs), self._content_free(asker, trial)
-                )
-            answers = [answer.choosing(list(row), "score") for answer, row in zip(cell.answers, scores, strict=True)]
-            yield Cell(replace(cell.condition, variant=way), tuple(answers))
+    def _calibrated(
+        self, way: Calibrate, questions: Sequence[Question], plain: Sequence[Answer], made: Preparation,
+        found: Mapping[Encoded, Likelihood],
+    ) -> Cell:  # fmt: skip
+        """The same likelihoods after a correction."""
+        condition, task = questions[0].trial.condition, questions[0].trial.task
+        logprobs = np.array([answer.logprobs for answer in plain])
+        if way == "batch":
+            scores = calibration.batch(logprobs)
+        else:
+            shares = calibration.label_probabilities(logprobs)
+            free = {
+                dropped: [[float(np.exp(found[each].logprob)) for each in row] for row in rows]
+                for (own, dropped), rows in made.content_free.items() if own == condition
+            }  # fmt: skip
+            scores = np.vstack(
+                [
+                    calibration.contextual(share[None], free[question.dropped])
+                    for share, question in zip(shares, questions, strict=True)
+                ]
+            )
+        answers = tuple(answer.choosing(list(row), "score") for answer, row in zip(plain, scores, strict=True))
+        return Cell(replace(condition, variant=way), answers, of_the_choice(task, answers), of_the_choice=True)
 
     def _ways(self, trial: Trial) -> tuple[Calibrate, ...]:
         """The corrections that were asked for; calibrated zero-shot also as a baseline, where there are labels."""
         asked, task = self.settings.calibrate, trial.task
+        if trial.condition.variant != "plain":
+            return ()
         if asked or trial.condition.shots or not self.design.baselines or task.output != "multiple_choice":
             return asked
         try:
@@ -270,16 +325,6 @@ class Evaluation:
         except UsageError:
             return ()
         return ("contextual",) if _same_labels(task) else ()
-
-    def _content_free(self, asker: Asker, trial: Trial) -> list[list[float]]:
-        """The labels' probabilities behind each input without content, shots before it."""
-        rows = []
-        for text in calibration.CONTENT_FREE:
-            empty = content_free(trial.task, self.items[0], text)
-            encoded = [encode(request, asker.model.tokenizer) for request in trial.requests(_standing(empty, trial))]
-            found = asker.likelihoods(encoded)
-            rows.append([float(np.exp(found[each].logprob)) for each in encoded])
-        return rows
 
     def _near(self, asker: Asker, task: Task) -> Neighbours | None:
         """For --select similar: each item's nearest in the pool, by the model's own states of their questions."""
@@ -289,7 +334,9 @@ class Evaluation:
 
         def vectors(items: Sequence[Item]) -> np.ndarray:
             texts = [task.form.asks(item.values)[0][0] for item in items]
-            return embed(asker.model.engine.model, [tuple(asker.model.encode(text)) for text in texts])
+            encoded = [tuple(asker.model.encode(text)) for text in texts]
+            asker.work.forwarded += sum(map(len, encoded))
+            return embed(asker.model.engine.model, encoded)
 
         pool = [item for item in task.pool if item.place not in {each.place for each in self.items}]
         if most > len(pool):
@@ -304,33 +351,24 @@ def _same_labels(task: Task) -> bool:
     return all(list(task.form.choices(item.values)) == first for item in task.items)
 
 
-def _size(request: Encoded) -> int:
-    return len(request.context) + len(request.continuation)
-
-
-def _standing(item: Item, trial: Trial) -> Item:
-    """An item whose shots can be looked up."""
-    if None in trial.shots:
-        return item
-    first: Place = next(place for place in trial.shots if place is not None)
-    return replace(item, split=first[0], index=first[1])
-
-
-def premise_of(task: Task) -> str:
-    """What a template says between its last gap and the answer: the domain, for pointwise mutual information."""
-    template = getattr(task.form, "template", None)
-    if template is None:
-        return ""
-    return str(template.parts[2 * template.names.index("output")]).strip()
+def _read_alone(request: Encoded) -> int:
+    """Tokens that are read for one request: the last of an answer is only predicted."""
+    return len(request.context) + max(0, len(request.continuation) - 1)
 
 
 def _check(task: Task, design: Design, settings: Settings) -> None:
     if settings.calibrate and task.output != "multiple_choice":
         raise UsageError("--calibrate corrects the choice among labels; this task has no labels")
-    if settings.calibrate and design.select == "similar" and "contextual" in settings.calibrate:
+    if settings.calibrate and not _same_labels(task):
+        raise UsageError(f"{task.name}: its choices differ from item to item, so that there are no labels to calibrate")
+    if "contextual" in settings.calibrate and max(design.shots) and (design.select == "similar" or design.per_item):
         raise UsageError("contextual calibration needs one set of shots for all items. Use --calibrate batch")
     if settings.measure != "auto" and task.output != "multiple_choice":
         raise UsageError(f"--score {settings.measure} chooses among labels; this task has none")
+    if settings.premise is not None and not needs_premise(task, settings):
+        raise UsageError("--premise is what pmi compares with, and nothing here does. Add --score pmi")
+    if settings.premise is not None and design.per_item:
+        raise UsageError("--compat lm-eval compares a choice with itself behind nothing. Leave out --premise")
     if max(design.shots) and task.output == "loglikelihood_rolling":
         raise UsageError(f"{task.name} measures the likelihood of whole texts, which takes no shots. Use --shots 0")
     if max(design.shots) > len(task.pool):

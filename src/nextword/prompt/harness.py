@@ -12,7 +12,7 @@ from ..base.errors import closest
 from . import filters, metrics
 from .harness_data import Splits
 from .harness_form import Fields, HarnessForm, overridden
-from .task import Filter, Generation, Item, Metric, Output, Task, row_digests
+from .task import Filter, Generation, Item, Metric, Output, Request, Task, row_digests
 
 SHOT_SEED = 1234  # of the harness's own draws
 _LARGEST = 5_000_000  # bytes of a task file
@@ -120,6 +120,14 @@ def draws(task: Task, count: int) -> list[list[Item]]:
             left = generator.sample([shot for shot in pool if shot.values != item.values], count)
         found.append(left)
     return found
+
+
+def unconditional(task: Task, item: Item) -> list[Request]:
+    """What acc_mutual_info compares with there: each choice behind nothing, even if choices stand in the questions."""
+    if not isinstance(task.form, HarnessForm):
+        return [Request("", continuation) for _, continuation in task.form.asks(item.values)]
+    delimiter = task.form.item.target_delimiter
+    return [Request("", f"{delimiter}{choice}") for choice in task.form.choices(item.values)]
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = (), read: dict[Path, Any] | None = None) -> dict[str, Any]:

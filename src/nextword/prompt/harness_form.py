@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..base import UsageError
-from .jinja import fill
+from .jinja import fill, last_words
 from .task import Output, Row
 
 Field = str | int | list[Any] | dict[str, Any] | None
@@ -36,12 +36,20 @@ class HarnessForm:
     item: Fields
     example: Fields
     description: str = ""
-    premise: str = ""  # acc_mutual_info compares with the choice after nothing
 
     @property
     def key(self) -> str:
         """All that changes a prompt."""
         return json.dumps([self.output, repr(self.item), repr(self.example), self.description])
+
+    @property
+    def premise(self) -> str:
+        """What doc_to_text says behind its last gap, and gen_prefix; nothing where they are a column or a number."""
+        text, prefix = self.item.text, self.item.prefix or ""
+        if prefix in self.columns or "{{" in prefix:
+            return last_words(prefix)
+        own = last_words(text) if isinstance(text, str) and text not in self.columns else ""
+        return own + self._prefixed(own, prefix, self.item.target_delimiter)
 
     def opening(self, row: Row) -> str:
         """The description, a column or a template."""

@@ -57,6 +57,12 @@ def fill(source: str, row: Mapping[str, Any]) -> str:
         ) from None
 
 
+def last_words(source: str) -> str:
+    """What a template says behind its last gap, without the white space there; nothing where it has no gap."""
+    parts = re.split(r"\}\}|%\}|#\}", source)
+    return parts[-1].lstrip() if len(parts) > 1 else ""
+
+
 def _line(error: BaseException) -> str:
     """What is wrong, on one line of bounded length: a message can hold the row."""
     return " ".join(str(error).split())[:200]

@@ -24,6 +24,7 @@ class DrawScore:
     order: int
     score: float
     shots: float  # that stood in the prompts, as a mean: fewer than asked for where whole shots were dropped
+    fewest_shots: int = 0  # in any of its prompts
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,13 @@ class Line:
     interval_covers: str = "other items"  # what the interval of `score` generalises to
     baseline: bool = False  # nobody asked for it: shots with random labels, calibrated zero-shot
     orders_test: OrdersTest | None = None  # of right and wrong in two or more orders
+    effective_shots: float = 0.0  # that stood in the prompts, as a mean over draws, orders and items
+    fewest_shots: int = 0  # in any prompt
 
     @property
     def draws(self) -> int:
         """Sets of shots."""
         return len(self.scores)
-
-    @property
-    def effective_shots(self) -> float:
-        """Shots that stood in the prompts, as a mean."""
-        return float(np.mean([each.shots for each in self.per_draw])) if self.per_draw else float(self.shots)
 
     @property
     def choice(self) -> Choice:
@@ -100,12 +98,16 @@ def line_of(
         one_set=one_set, per_draw=tuple(map(_draw_score, cells)), caveat=_caveat(len(cube), one_set),
         interval_covers=_covers(*cube.shape[:2]), baseline=baseline,
         orders_test=cochran(cube) if groups is None else None,
+        effective_shots=float(np.mean([answer.shots for cell in cells for answer in cell.answers])),
+        fewest_shots=min(answer.shots for cell in cells for answer in cell.answers),
     )  # fmt: skip
 
 
 def _draw_score(cell: Cell) -> DrawScore:
-    shots = float(np.mean([answer.shots for answer in cell.answers]))
-    return DrawScore(cell.condition.draw, cell.condition.order, float(cell.scores.mean()), shots)
+    shots = [answer.shots for answer in cell.answers]
+    return DrawScore(
+        cell.condition.draw, cell.condition.order, float(cell.scores.mean()), float(np.mean(shots)), min(shots)
+    )
 
 
 def _cube(cells: Sequence[Cell]) -> np.ndarray:

@@ -40,7 +40,7 @@ AGGREGATION = {  # what a metric's values make over all items, where that is not
     "bits_per_byte": "bits_per_byte",
 }  # fmt: skip
 _EXACT = {"ignore_case", "ignore_punctuation", "ignore_numbers", "regexes_to_ignore"}
-_MEASURE = {"acc": "raw", "acc_norm": "chars", "acc_bytes": "bytes", "acc_mutual_info": "pmi"}
+MEASURE_OF = {"acc": "raw", "acc_norm": "chars", "acc_bytes": "bytes", "acc_mutual_info": "pmi"}  # how it chooses
 
 
 def check(metric: Metric, output: Output) -> None:
@@ -87,6 +87,17 @@ def aggregate(task: Task, answers: Sequence[Answer]) -> dict[str, float]:
     return {metric.name: _over_all(metric.name, task.output, answers) for metric in task.metrics}
 
 
+def of_the_choice(task: Task, answers: Sequence[Answer]) -> dict[str, float]:
+    """Accuracy of what was chosen, and those of the task's metrics that a choice alone has: its F1, its correlation.
+
+    `aggregate` takes the likeliest choice for these, as the harness does; here it is the one that a user's measure or
+    a calibration chose.
+    """
+    pairs = [(first_gold(answer), int(answer.prediction)) for answer in answers]
+    named = {metric.name: _OF_PAIRS[metric.name](pairs) for metric in task.metrics if metric.name in _OF_PAIRS}
+    return {"acc": _mean(answers, "score"), **named}
+
+
 def _mean(answers: Sequence[Answer], name: str) -> float:
     return float(np.mean([answer.values[name] for answer in answers]))
 
@@ -98,20 +109,24 @@ def _over_all(name: str, output: Output, answers: Sequence[Answer]) -> float:
         total = sum(answer.values["logprob"] for answer in answers)
         units = sum(answer.values["words" if name == "word_perplexity" else "bytes"] for answer in answers)
         return -total / units / math.log(2) if name == "bits_per_byte" else math.exp(-total / units)
-    if name in _MEASURE:
-        return _mean(answers, _MEASURE[name])
+    if name in MEASURE_OF:
+        return _mean(answers, MEASURE_OF[name])
     if name == "exact_match":  # the right choice would be written by greedy decoding
         return float(np.mean([any(answer.likelihoods[n].greedy for n in golds(answer)) for answer in answers]))
     if name == "brier_score":
         return float(np.mean([_brier(answer) for answer in answers]))
-    pairs = [((golds(answer) or [-1])[0], int(np.argmax(answer.logprobs))) for answer in answers]
-    return f1(pairs) if name == "f1" else matthews(pairs)
+    return _OF_PAIRS[name]([(first_gold(answer), int(np.argmax(answer.logprobs))) for answer in answers])
 
 
 def golds(answer: Answer) -> list[int]:
     """The right choices' indices; none where the right answer is none of the choices (-1)."""
     gold = answer.gold if isinstance(answer.gold, list | tuple) else [answer.gold]
     return [each for each in gold if isinstance(each, int) and each >= 0]
+
+
+def first_gold(answer: Answer) -> int:
+    """The first of the right choices; -1 where there is none."""
+    return (golds(answer) or [-1])[0]
 
 
 def shares(answer: Answer) -> list[float]:
@@ -151,3 +166,6 @@ def matthews(pairs: Sequence[tuple[int, int]]) -> float:
 
     spread = covariance(gold, gold) * covariance(predicted, predicted)
     return covariance(gold, predicted) / math.sqrt(spread) if spread > 0 else 0.0
+
+
+_OF_PAIRS = {"f1": f1, "mcc": matthews}  # from (gold, predicted)

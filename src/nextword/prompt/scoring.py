@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base import UsageError
-from ..models import Model, Tree
+from ..models import Model, Recurrent, Tree
 from ..text import Tokenizer
 from .task import Encoded, Ids, Likelihood, Request
 
@@ -83,32 +83,25 @@ class Scorer:
     ) -> list[Likelihood]:
         """The likelihoods, in the order of `requests`; `seen` is told each as soon as it is known."""
         found: dict[int, Likelihood] = {}
-        for number, likelihood in self._stream(requests):
+        for number, likelihood in self.stream(requests):
             found[number] = likelihood
             if seen is not None:
                 seen(number, likelihood)
         return [found[number] for number in range(len(requests))]
 
     @torch.inference_mode()
-    def _stream(self, requests: Sequence[Encoded]) -> Iterator[tuple[int, Likelihood]]:
+    def stream(self, requests: Sequence[Encoded]) -> Iterator[tuple[int, Likelihood]]:
+        """Each request's number and likelihood as soon as it is known, in the order of their texts."""
         self._check(requests)
-        order = sorted(range(len(requests)), key=lambda n: requests[n].context + requests[n].continuation)
-        texts = [requests[n].context + requests[n].continuation[:-1] for n in order]  # what is read
-        first = [len(requests[n].context) - 1 for n in order]  # where what is read begins to be of interest
+        order = _sorted(requests)
+        texts, first = _texts([requests[n] for n in order])
         self.work.alone += sum(map(len, texts))
         state = self.model.new_state(1)
-        held: Ids = ()  # the tokens that the state has seen
         partial: dict[int, list[tuple[float, bool]]] = {}  # tokens of a text longer than one pass, already scored
-        place = 0
-        while place < len(order):
-            wanted = first[place] + len(partial.get(place, ()))
-            held = held[: state.back(min(common(held, texts[place]), wanted))]
-            branch = _Branches(texts, first, place, len(held), self.at_once)
+        for branch in _passes(texts, first, self.at_once, state.back):
             self.work.forwarded += len(branch.tree)
             hidden = self.model.read_tree(branch.tree, state, branch.keep)
-            held = held + tuple(branch.tree.tokens[node] for node in branch.keep)
             yield from self._finished(requests, order, branch, hidden, partial)
-            place = branch.end
 
     def _finished(
         self, requests: Sequence[Encoded], order: Sequence[int], branch: _Branches, hidden: Tensor,
@@ -156,6 +149,65 @@ class Scorer:
                 raise UsageError(
                     f"a prompt has {size} tokens; the model's context holds {longest}. Use fewer or shorter shots"
                 )
+
+
+def tokens_to_read(requests: Sequence[Encoded], model: Model[Any], at_once: int) -> int:
+    """Tokens that `model` reads for these requests, `at_once` at a time: the passes of a Scorer, without the model."""
+    texts, first = _texts([requests[n] for n in _sorted(requests)])
+    state = _Places(anywhere=not isinstance(model, Recurrent))
+    read = 0
+    for branch in _passes(texts, first, at_once, state.back):
+        read += len(branch.tree)
+        state.move(len(branch.keep))
+    return read
+
+
+class _Places:
+    """How many tokens a state has seen, and to where it can return: see `State.back`."""
+
+    def __init__(self, anywhere: bool) -> None:
+        self.length, self.anywhere = 0, anywhere
+        self.past: list[int] = []  # what a recurrent net can return to
+
+    def move(self, count: int) -> None:
+        if count:
+            self.past.append(self.length)
+        self.length += count
+
+    def back(self, length: int) -> int:
+        if self.anywhere:
+            self.length = min(self.length, length)
+        while self.length > length:
+            self.length = self.past.pop()
+        return self.length
+
+
+def _sorted(requests: Sequence[Encoded]) -> list[int]:
+    """The requests' numbers in the order of their texts, in which they are read."""
+    return sorted(range(len(requests)), key=lambda n: requests[n].context + requests[n].continuation)
+
+
+def _texts(requests: Sequence[Encoded]) -> tuple[list[Ids], list[int]]:
+    """What is read of each request, and where what is read begins to be of interest."""
+    return (
+        [request.context + request.continuation[:-1] for request in requests],
+        [len(request.context) - 1 for request in requests],
+    )
+
+
+def _passes(
+    texts: Sequence[Ids], first: Sequence[int], at_once: int, back: Callable[[int], int]
+) -> Iterator[_Branches]:
+    """The trees to read, one after the other, each from where `back`, the state's own, could return to."""
+    held: Ids = ()  # the tokens that the state has seen
+    place = done = 0  # `done`: tokens already scored of a text longer than one pass
+    while place < len(texts):
+        held = held[: back(min(common(held, texts[place]), first[place] + done))]
+        branch = _Branches(texts, first, place, len(held), at_once)
+        yield branch  # and read it
+        held = held + tuple(branch.tree.tokens[node] for node in branch.keep)
+        done = max(0, len(held) - first[place]) if branch.end == place else 0
+        place = branch.end
 
 
 class _Branches:

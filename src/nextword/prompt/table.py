@@ -47,6 +47,11 @@ class TableForm:
             ]
         )
 
+    @property
+    def premise(self) -> str:
+        """The template's last words."""
+        return self.template.last_words
+
     def opening(self, row: Row) -> str:
         """The description."""
         return self.description

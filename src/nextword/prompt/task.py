@@ -48,6 +48,10 @@ class Form(Protocol):
     def key(self) -> str:
         """A text that differs wherever the form does."""
 
+    @property
+    def premise(self) -> str:
+        """What a question says behind its last gap: the part of it that asks for an answer, whatever the row."""
+
     def opening(self, row: Row) -> str:
         """What stands before the shots of this row's prompt."""
 
@@ -151,5 +155,15 @@ class Likelihood:
 
 def requests(task: Task, shots: Sequence[Item], item: Item) -> list[Request]:
     """What the model is asked of one item: a request a choice, or a single one."""
-    before = task.form.opening(item.values) + "".join(task.form.shot(shot.values) for shot in shots)
+    before = _before(task, shots, item)
     return [Request(before + question, continuation) for question, continuation in task.form.asks(item.values)]
+
+
+def premises(task: Task, shots: Sequence[Item], item: Item, premise: str) -> list[Request]:
+    """The same with `premise` in place of the question: how probable the choices are before anything is asked."""
+    before = _before(task, shots, item)
+    return [Request(before + premise, continuation) for _, continuation in task.form.asks(item.values)]
+
+
+def _before(task: Task, shots: Sequence[Item], item: Item) -> str:
+    return task.form.opening(item.values) + "".join(task.form.shot(shot.values) for shot in shots)

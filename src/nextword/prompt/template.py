@@ -75,6 +75,11 @@ class Template:
         before = self.parts[2 * self.names.index(ANSWER)]
         return before[len(before.rstrip(" ")) :]
 
+    @property
+    def last_words(self) -> str:
+        """What stands between the last gap and the answer, without the spaces before it."""
+        return self.parts[2 * self.names.index(ANSWER)].lstrip().rstrip(" ")
+
     def question(self, values: Shot) -> str:
         """The template up to its answer, filled; what the model is to continue."""
         return self._fill(values, self.parts[: 2 * self.names.index(ANSWER) + 1]).rstrip(" ")

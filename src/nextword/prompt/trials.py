@@ -9,9 +9,9 @@ from typing import Literal
 
 from ..base import UsageError
 from .shots import Select, draw, reorder, with_random_answers
-from .task import Item, Request, Task, requests
+from .task import Item, Request, Task, premises, requests
 
-Beyond = Literal["refuse", "drop"]
+Overflow = Literal["error", "drop-shots"]
 Place = tuple[str, int]
 
 
@@ -60,6 +60,7 @@ class Trial:
     condition: Condition
     task: Task
     shots: Mapping[Place | None, tuple[Item, ...]]
+    per_item: bool = False  # see Design
 
     def shots_of(self, item: Item) -> tuple[Item, ...]:
         """The shots in this item's prompt."""
@@ -68,6 +69,18 @@ class Trial:
     def requests(self, item: Item, dropped: int = 0) -> list[Request]:
         """What the model is asked of `item`, with its first `dropped` shots left out."""
         return requests(self.task, self.shots_of(item)[dropped:], item)
+
+    def premises(self, item: Item, premise: str | None = None, dropped: int = 0) -> list[Request]:
+        """What pointwise mutual information compares with: each choice behind the same shots and `premise`.
+
+        None takes the form's own. In lm-evaluation-harness's mode it is each choice behind nothing, as there.
+        """
+        if self.per_item:
+            from .harness import unconditional
+
+            return unconditional(self.task, item)
+        text = self.task.form.premise if premise is None else premise
+        return premises(self.task, self.shots_of(item)[dropped:], item, text)
 
 
 Neighbours = Mapping[Place, tuple[Item, ...]]  # of each item, all that may be its shots, the nearest last
@@ -79,12 +92,12 @@ def trials_of(
     """Every condition of one task on one model. A count of shots above 0 is drawn `draws` times in `orders` orders."""
     for count in design.shots:
         if count == 0:
-            yield Trial(Condition(model, form, 0), task, {None: ()})
+            yield Trial(Condition(model, form, 0), task, {None: ()}, design.per_item)
         elif design.per_item:
             from .harness import draws
 
             found = dict(zip((item.place for item in task.items), map(tuple, draws(task, count)), strict=True))
-            yield Trial(Condition(model, form, count), task, {item.place: found[item.place] for item in items})
+            yield Trial(Condition(model, form, count), task, {item.place: found[item.place] for item in items}, True)
         elif neighbours is not None:
             for order in range(design.orders):
                 near: dict[Place | None, tuple[Item, ...]] = {
