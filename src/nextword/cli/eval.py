@@ -15,6 +15,7 @@ from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
 if TYPE_CHECKING:
     from ..prompt.evaluation import Evaluation, Settings
     from ..prompt.store import Store
+    from ..prompt.table import TableSettings
     from ..prompt.trials import Design
 
 _MEASURES = ("auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained")
@@ -116,15 +117,13 @@ def command(task: str | None, **options: Any) -> None:
 
 
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
-    from ..prompt.opening import Templates, open_task, read_templates
+    from ..prompt.opening import open_task, read_templates
 
     power = options["power"]
     if power is not None and not 0 < power < 1:
         raise UsageError(f"--power is {power}; it takes a difference between 0 and 1, as 0.05")
     sources = read_templates([part for text in options["templates"] for part in _parts(text)])
-    separator = None if options["separator"] is None else _unescape(options["separator"])
-    description = None if options["description"] is None else _unescape(options["description"])
-    forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
+    forms = open_task(task, sources, _table(options))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
     from ..prompt.summary import summarise
@@ -170,14 +169,18 @@ def _unescape(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _table(options: dict[str, Any], separator: str | None, description: str | None) -> Any:
+def _table(options: dict[str, Any]) -> TableSettings:
+    """What the options say of the rows, or in place of what a task file says."""
     from ..prompt.table import TableSettings
 
-    given: dict[str, Any] = {} if separator is None else {"separator": separator}
-    labels = tuple(options["labels"].split(",")) if options["labels"] else ()
+    separator, description = (
+        None if options[name] is None else _unescape(options[name]) for name in ("separator", "description")
+    )
     return TableSettings(
-        "", options["answer"], labels, options["free"], options["group"], description=description or "",
-        shots_from=options["shots_from"], skip_bad=options["skip_bad"], seed=options["seed"], **given,
+        answer=options["answer"], labels=tuple(options["labels"].split(",")) if options["labels"] else (),
+        free=options["free"], group=options["group"], shots_from=options["shots_from"], skip_bad=options["skip_bad"],
+        seed=options["seed"], shots=max(options["shots"] or (0,)) > 0, compat=options["compat"] == "lm-eval",
+        separator=separator, description=description,
     )  # fmt: skip
 
 

@@ -170,7 +170,7 @@ def _confusion(cell: Cell, labels: list[str]) -> str:
 
 def _notes(result: Result) -> str:
     notes = result.notes
-    lines = list(notes.reading[:20])
+    lines = [*notes.warnings, *notes.reading[:20]]
     if notes.repeated:
         lines.append(f"{notes.repeated} scored items say the same as an example that shots are drawn from")
     lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in notes.apart]
