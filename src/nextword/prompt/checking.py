@@ -43,10 +43,14 @@ def never_right(form: Form, items: Sequence[Item]) -> int:
 def _fault(form: Form, row: Row, shots: bool, answers: bool) -> str:
     """Why a row cannot be scored (or be a shot); '' where it can."""
     try:
+        if answers and (fault := _wrong_answer(form, row)):
+            return fault
         form.shot(row) if shots else form.asks(row)
-        return _wrong_answer(form, row) if answers else ""
     except UsageError as error:
         return str(error)
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be rendered ({type(error).__name__}: {error})"
+    return ""
 
 
 def _wrong_answer(form: Form, row: Row) -> str:

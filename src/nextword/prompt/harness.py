@@ -326,12 +326,11 @@ def _generated(given: Mapping[str, Any]) -> Generation:
 
 
 def _try(task: Task, path: Path) -> None:
-    """Render the first row of each kind, so that a fault is told before a model is loaded."""
+    """Render the first row, so that a fault of the form is told as one of the task file."""
     try:
         task.form.asks(task.items[0].values)
         if task.output != "loglikelihood_rolling":
             task.form.gold(task.items[0].values)
-            task.form.shot(task.pool[0].values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:

@@ -104,21 +104,31 @@ def checked(task: Task, settings: TableSettings) -> Task:
 
     lm-evaluation-harness scores an answer that is none of the choices 0: in its mode that is told, and done as well.
     """
-    form = task.form
     if settings.compat:
-        wrong = never_right(form, task.items) if task.output == "multiple_choice" else 0
-        told = (
-            f"{wrong} of {len(task.items)} items have an answer that is none of their choices: lm-evaluation-harness"
-            " scores them 0, and so does --compat lm-eval",
-        )
-        return replace(task, warnings=(*task.warnings, *told[: bool(wrong)]))
+        return _as_the_harness(task)
+    form, pool = task.form, list(task.pool)
     items, notes = sound_rows(form, task.items, _where(task, task.items, settings), settings.skip_bad)
-    pool, more = list(task.pool), tuple[str, ...]()
-    if pool and task.output != "loglikelihood_rolling":
+    if _takes_shots(task):
         as_scored = not isinstance(form, HarnessForm) or form.shots_answer_alike
         where = _where(task, pool, settings)
         pool, more = sound_rows(form, pool, where, settings.skip_bad, shots=True, answers=as_scored)
-    return replace(task, items=tuple(items), pool=tuple(pool), notes=tuple(dict.fromkeys((*task.notes, *notes, *more))))
+        notes = tuple(dict.fromkeys((*notes, *more)))  # once where the pool is what is scored
+    return replace(task, items=tuple(items), pool=tuple(pool), notes=(*task.notes, *notes))
+
+
+def _as_the_harness(task: Task) -> Task:
+    if _takes_shots(task):  # a fault of the form is told before a model is loaded
+        sound_rows(task.form, task.pool[:1], task.source, skip_bad=False, shots=True, answers=False)
+    wrong = never_right(task.form, task.items) if task.output == "multiple_choice" else 0
+    told = (
+        f"{wrong} of {len(task.items)} items have an answer that is none of their choices: lm-evaluation-harness"
+        " scores them 0, and so does --compat lm-eval"
+    )
+    return replace(task, warnings=(*task.warnings, *[told] * bool(wrong)))
+
+
+def _takes_shots(task: Task) -> bool:
+    return bool(task.pool) and task.output != "loglikelihood_rolling"
 
 
 def _where(task: Task, items: Sequence[Item], settings: TableSettings) -> str:
