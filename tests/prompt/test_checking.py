@@ -96,7 +96,7 @@ def test_two_spaces_before_an_answer_are_told(free: bool, tmp_path: Path) -> Non
 
 
 def test_a_delimiter_that_ends_in_a_space_and_a_choice_that_begins_with_one_are_two_spaces(tmp_path: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "doc_to_choice": [" a", "b"],
         "doc_to_target": "{{[' a', 'b'].index(' ' ~ label) if label == 'a' else 1}}",
     }
@@ -104,7 +104,7 @@ def test_a_delimiter_that_ends_in_a_space_and_a_choice_that_begins_with_one_are_
     assert [warning[:45] for warning in task.warnings] == ["20 of 20 items have two spaces before an answ"]
     (task,) = open_task(file_of(tmp_path, **changes, target_delimiter=""), {}).values()
     assert task.warnings == ()
-    free = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": " {{label}}"}
+    free: dict[str, Any] = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": " {{label}}"}
     (task,) = open_task(file_of(tmp_path, **free), {}).values()
     assert "two spaces before an answer" in task.warnings[0]
     (task,) = open_task(file_of(tmp_path, **{**free, "output_type": "loglikelihood"}), {}).values()
