@@ -45,15 +45,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--template", "templates", multiple=True, metavar="TEXT|FILES",
               help="Form with {columns}; files parted by commas, or repeat it, to compare several.")  # fmt: skip
 @click.option(
-    "--answer", metavar="COLUMN", help="Column that holds the right answer. [default: output, label, answer ...]"
+    "--answer", metavar="COLUMN", help="A table's column with the right answer. [default: output, label, answer ...]"
 )
-@click.option("--labels", metavar="A,B", help="The labels; 0=negative says what a raw one is called in the prompt.")
-@click.option("--free", is_flag=True, help="The model writes its answer; it does not choose.")
+@click.option("--labels", metavar="A,B", help="All choices; 0=negative says what one is called in the prompt.")
+@click.option("--free", is_flag=True, help="The model writes its answer, compared by exact match.")
 @click.option("--shots-from", type=click.Path(path_type=Path), metavar="FILE",
-              help="Rows to take shots from. [default: a fifth of the rows, then not scored]")  # fmt: skip
+              help="Rows to take shots from. [default: the task's; of a table a fifth, then not scored]")  # fmt: skip
 @click.option("--group", metavar="COLUMN", help="Rows that share it are not independent: errors are clustered by it.")
-@click.option("--description", default=None, metavar="TEXT", help="Stands before everything.")
-@click.option("--separator", default=None, metavar="TEXT", help="Stands between shots. [default: \\n\\n]")
+@click.option(
+    "--description", default=None, metavar="TEXT", help="Stands before everything, in place of the task's own."
+)
+@click.option(
+    "--separator", default=None, metavar="TEXT", help="Stands between shots. [default: the task's own, or \\n\\n]"
+)
 @click.option("--draws", "--seeds", "draws", type=int, default=5, show_default=True, metavar="N",
               help="Sets of shots, each drawn anew.")  # fmt: skip
 @click.option("--orders", type=int, default=1, show_default=True, metavar="N", help="Orders of each set.")
@@ -70,7 +74,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
 @click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
 @click.option(
-    "--compat", type=click.Choice(["lm-eval"]), help="Draw shots for each item as lm-evaluation-harness does."
+    "--compat", type=click.Choice(["lm-eval"]), help="Run a task file as lm-evaluation-harness does, unchanged."
 )
 @click.option("--dry-run", is_flag=True, help="Say what it takes, and show one prompt; ask nothing.")
 @click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write a page to look at.")
@@ -84,7 +88,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations of the store, item by item.")
 @click.option("--list", "as_list", is_flag=True, help="List the tasks that come with nextword, and kept evaluations.")
 @click.option("--power", type=float, metavar="DIFFERENCE", help="Also say how many items would show this difference.")
-@click.option("--skip-bad", is_flag=True, help="Leave out broken rows, and tell which.")
+@click.option("--skip-bad", is_flag=True, help="Leave out broken rows and rows whose answer is no choice; tell which.")
 @click.option("--dtype", default="auto", metavar="TYPE", help="auto (as stored where that is fast), float32, ...")
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -31,7 +31,7 @@ def sound_rows(
         note = f"{where}: {len(bad)} of {len(items)} rows are left out. The first is {first}"
         return [item for item in items if item.place not in left], (note,)
     many = f" ({len(bad)} of {len(items)} rows are like this)" if len(bad) > 1 else ""
-    fix = "No row is left" if len(bad) == len(items) else "Mend it, or leave such rows out with --skip-bad"
+    fix = "No row would be left" if len(bad) == len(items) else "Mend it, or leave such rows out with --skip-bad"
     raise UsageError(f"{where}, {first}{many}. {fix}")
 
 
@@ -154,8 +154,8 @@ def warnings_of_shots(prompts: Iterable[tuple[Item, Sequence[Item]]]) -> tuple[s
     found = []
     if own:
         found.append(
-            f"{len(own)} items stand, with their answers, among the shots of their own prompts. Give other shots with"
-            " --shots-from, or name a fewshot_split in the task file"
+            f"{len(own)} items stand, with their answers, among the shots of their own prompts. Take shots from other"
+            " rows: name a fewshot_split in the task file, or use --shots-from without --compat"
         )
     if related - own:
         found.append(
