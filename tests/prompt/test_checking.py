@@ -40,7 +40,7 @@ def lines(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 def table(folder: Path, template: str, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> Task:
     """The task of a template as it is typed on a command line; no rows are kept for shots."""
     path = lines(folder, "rows.jsonl", rows)
-    given = TableSettings(**{"shots": False, **settings})
+    given = TableSettings(**{"hold_back": False, **settings})
     (task,) = open_task(str(path), read_templates([template]), given).values()
     return task
 

@@ -332,3 +332,27 @@ def test_shots_whose_answer_is_made_otherwise_need_be_none_of_the_choices(tmp_pa
     config = {"doc_to_target": "{{'think: ' ~ q}}"}
     (task,) = open_task(file_of(tmp_path, pool=[{"q": "x", "topic": 1, "a": None}], fewshot_config=config), {}).values()
     assert task.form.shot(task.pool[0].values) == "Q x\nA: think: x\n\n"
+
+
+@pytest.mark.parametrize("kind", ["table", "file"])
+def test_what_one_of_several_templates_cannot_ask_none_of_them_does(kind: str, tmp_path: Path) -> None:
+    rows = [{**row, "topic": None if n % 5 == 3 else row["topic"]} for n, row in enumerate(ROWS)]
+    name = file_of(tmp_path, rows, description="") if kind == "file" else str(lines(tmp_path, "r.jsonl", rows))
+    templates = {"plain": "{q}: {output}", "wide": "{q} on {topic}: {output}"}
+    answer = {"answer": "a"} if kind == "table" else {}
+    with pytest.raises(UsageError, match=r"row 4: there is no 'topic', which the template asks for \("):
+        open_task(name, templates, TableSettings(**answer, hold_back=False))  # type: ignore[arg-type]
+    plain, wide = open_task(name, templates, TableSettings(**answer, skip_bad=True)).values()  # type: ignore[arg-type]
+    for one, other in ((plain.items, wide.items), (plain.pool, wide.pool)):
+        assert [item.place for item in one] == [item.place for item in other]
+    scored = {item.place for item in plain.items}
+    assert scored.isdisjoint(item.place for item in plain.pool)
+    assert all(item.index % 5 != 3 for item in plain.items)
+    assert len(plain.items) + len(plain.pool) == (16 if kind == "table" else 16 + 6)
+
+
+def test_a_template_s_shots_are_checked_even_where_the_file_s_own_need_no_choice(tmp_path: Path) -> None:
+    pool = [{"q": "x", "topic": 1, "a": None}]
+    path = file_of(tmp_path, pool=pool, fewshot_config={"doc_to_target": "{{'think: ' ~ q}}"})
+    with pytest.raises(UsageError, match="train, row 1: there is no answer"):
+        open_task(path, {"t": "{q}: {output}"})

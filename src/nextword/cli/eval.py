@@ -183,7 +183,7 @@ def _table(options: dict[str, Any]) -> TableSettings:
     return TableSettings(
         answer=options["answer"], labels=tuple(options["labels"].split(",")) if options["labels"] else (),
         free=options["free"], group=options["group"], shots_from=options["shots_from"], skip_bad=options["skip_bad"],
-        seed=options["seed"], shots=max(options["shots"] or (0,)) > 0, compat=options["compat"] == "lm-eval",
+        seed=options["seed"], hold_back=max(options["shots"] or (0,)) > 0, compat=options["compat"] == "lm-eval",
         separator=separator, description=description,
     )  # fmt: skip
 

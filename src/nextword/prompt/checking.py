@@ -3,15 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError, printable
+from .reading import SUFFIXES
 from .task import Form, Item, Row, Task
 
 if TYPE_CHECKING:
-    from .table import TableForm
+    from .table import TableForm, TableSettings
 
 _LONGEST = 60  # characters shown of an answer, and of a choice
+_MOST_SHOWN = 8  # choices
+
+
+def checked(task: Task, settings: TableSettings) -> Task:
+    """The task without the rows that cannot be scored or shown, if they may be left out; else refused.
+
+    lm-evaluation-harness scores an answer that is none of the choices 0: in its mode that is told, and done as well.
+    """
+    if settings.compat:
+        return _as_the_harness(task)
+    form, pool = task.form, list(task.pool)
+    items, notes = sound_rows(form, task.items, _where(task, task.items, settings), settings.skip_bad)
+    if _takes_shots(task):
+        as_scored = getattr(form, "shots_answer_alike", True)
+        where = _where(task, pool, settings)
+        pool, more = sound_rows(form, pool, where, settings.skip_bad, shots=True, answers=as_scored)
+        notes = tuple(dict.fromkeys((*notes, *more)))  # once where the pool is what is scored
+    return replace(task, items=tuple(items), pool=tuple(pool), notes=(*task.notes, *notes))
+
+
+def _as_the_harness(task: Task) -> Task:
+    if _takes_shots(task):  # a fault of the form is told before a model is loaded
+        sound_rows(task.form, task.pool[:1], task.source, skip_bad=False, shots=True, answers=False)
+    wrong = (
+        sum(bool(_wrong_answer(task.form, item.values)) for item in task.items)
+        if task.output == "multiple_choice"
+        else 0
+    )
+    told = (
+        f"{wrong} of {len(task.items)} items have an answer that is none of their choices: lm-evaluation-harness"
+        " scores them 0, and so does --compat lm-eval"
+    )
+    return replace(task, warnings=(*task.warnings, *[told] * bool(wrong)))
+
+
+def _takes_shots(task: Task) -> bool:
+    return bool(task.pool) and task.output != "loglikelihood_rolling"
+
+
+def _where(task: Task, items: Sequence[Item], settings: TableSettings) -> str:
+    """The file that items stand in."""
+    if items and items[0].split == "shots" and settings.shots_from is not None:
+        return str(settings.shots_from)
+    is_table = Path(task.source).suffix in SUFFIXES
+    return task.source if is_table or not items else f"{task.source}, {items[0].split}"
 
 
 def sound_rows(
@@ -35,11 +83,6 @@ def sound_rows(
     raise UsageError(f"{where}, {first}{many}. {fix}")
 
 
-def never_right(form: Form, items: Sequence[Item]) -> int:
-    """How many items have an answer that is none of their choices."""
-    return sum(bool(_wrong_answer(form, item.values)) for item in items)
-
-
 def _fault(form: Form, row: Row, shots: bool, answers: bool) -> str:
     """Why a row cannot be scored (or be a shot); '' where it can."""
     try:
@@ -61,11 +104,15 @@ def _wrong_answer(form: Form, row: Row) -> str:
     if not choices or any(isinstance(each, int) and 0 <= each < len(choices) for each in right):
         return ""
     named = " that --labels names" if getattr(form, "words", None) else ""
-    return f"the answer {_short(target)} is none of the choices{named}: {', '.join(map(_short, choices))}"
+    return f"the answer {_short(target)} is none of the choices{named}: {_listed(choices)}"
 
 
 def _short(value: Any) -> str:
     return printable(repr(value), _LONGEST)
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return ", ".join([*map(_short, choices[:_MOST_SHOWN]), *["..."] * (len(choices) > _MOST_SHOWN)])
 
 
 def warnings_of(task: Task, refuse: bool = True) -> tuple[str, ...]:
@@ -133,7 +180,7 @@ def _of_choices(task: Task, refuse: bool) -> list[str]:
         same += different < len(choices)
         alike += len({" ".join(choice.split()).casefold() for choice in choices}) < different
     if same == len(task.items) and refuse:
-        shown = ", ".join(_short(choice) for choice in task.form.choices(task.items[0].values))
+        shown = _listed(task.form.choices(task.items[0].values))
         raise UsageError(f"{task.name}: two choices are the same in every item ({shown}); name each of them once")
     found = []
     if same:

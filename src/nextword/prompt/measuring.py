@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..generate import LanguageModel, load
+from .checking import checked
 from .evaluation import Evaluation, Progress, Settings
-from .opening import checked, open_task
+from .opening import open_task
 from .store import opened
 from .summary import Result, summarise
 from .table import TableSettings
@@ -40,7 +41,7 @@ def evaluate(
     """
     wanted = shots if shots is not None else design.shots if design is not None else (0,)
     rows = replace(
-        table or TableSettings(), shots=max(wanted, default=0) > 0, compat=design is not None and design.per_item
+        table or TableSettings(), hold_back=max(wanted, default=0) > 0, compat=design is not None and design.per_item
     )
     forms = {task.name: checked(task, rows)} if isinstance(task, Task) else open_task(str(task), templates or {}, rows)
     first = next(iter(forms.values()))

@@ -9,12 +9,12 @@ from typing import Any
 
 from ..base import UsageError, read_text
 from ..base.errors import closest
-from .checking import never_right, sound_rows, warnings_of
+from .checking import checked, warnings_of
 from .harness_form import HarnessForm
 from .reading import SUFFIXES
 from .shipped import shipped_path, shipped_tasks
-from .table import WRITTEN, TableForm, TableSettings, table_task, text_of, words_of
-from .task import Form, Item, Row, Task
+from .table import WRITTEN, TableForm, TableSettings, table_task, words_of
+from .task import Form, Row, Task
 from .template import ANSWER, SEPARATOR, Template
 
 TASK_FILES = (".yaml", ".yml")
@@ -59,14 +59,28 @@ def open_task(name: str, templates: Mapping[str, str], settings: TableSettings |
                 f"{path}: how do its rows become prompts? Give --template 'Review: {{text}}\\nSentiment: {{label}}',"
                 " with columns in braces"
             )
-        return {form: table_task(path, replace(settings, template=source)) for form, source in templates.items()}
+        forms = {form: table_task(path, replace(settings, template=source)) for form, source in templates.items()}
+        return _of_the_same_rows(forms)
     if settings.answer is not None:
         raise UsageError(f"--answer is for tables: the task file of {name} says where the answer is (doc_to_target)")
     task = _task_file(name, path, settings)
     task = _freed(checked(_relabelled(_described(task, settings), settings), settings), settings)
     if not templates:
         return {task.name: replace(task, warnings=(*task.warnings, *warnings_of(task, not settings.compat)))}
-    return {form: with_template(task, source, settings) for form, source in templates.items()}
+    return _of_the_same_rows({form: with_template(task, source, settings) for form, source in templates.items()})
+
+
+def _of_the_same_rows(forms: Mapping[str, Task]) -> dict[str, Task]:
+    """The forms with the rows that none of them left out: what one cannot ask, none does."""
+    common = set.intersection(*({item.place for item in (*task.items, *task.pool)} for task in forms.values()))
+    return {
+        name: replace(
+            task,
+            items=tuple(item for item in task.items if item.place in common),
+            pool=tuple(item for item in task.pool if item.place in common),
+        )
+        for name, task in forms.items()
+    }
 
 
 def _check_unchanged(name: str, given: Sequence[str], is_table: bool) -> None:
@@ -97,45 +111,6 @@ def _task_file(name: str, path: Path, settings: TableSettings) -> Task:
     if task.output == "loglikelihood_rolling" and refused:
         raise UsageError(f"{task.name} measures the likelihood of whole texts; {refused[0]} has no meaning for it")
     return task
-
-
-def checked(task: Task, settings: TableSettings) -> Task:
-    """The task without the rows that cannot be scored or shown, if they may be left out; else refused.
-
-    lm-evaluation-harness scores an answer that is none of the choices 0: in its mode that is told, and done as well.
-    """
-    if settings.compat:
-        return _as_the_harness(task)
-    form, pool = task.form, list(task.pool)
-    items, notes = sound_rows(form, task.items, _where(task, task.items, settings), settings.skip_bad)
-    if _takes_shots(task):
-        as_scored = not isinstance(form, HarnessForm) or form.shots_answer_alike
-        where = _where(task, pool, settings)
-        pool, more = sound_rows(form, pool, where, settings.skip_bad, shots=True, answers=as_scored)
-        notes = tuple(dict.fromkeys((*notes, *more)))  # once where the pool is what is scored
-    return replace(task, items=tuple(items), pool=tuple(pool), notes=(*task.notes, *notes))
-
-
-def _as_the_harness(task: Task) -> Task:
-    if _takes_shots(task):  # a fault of the form is told before a model is loaded
-        sound_rows(task.form, task.pool[:1], task.source, skip_bad=False, shots=True, answers=False)
-    wrong = never_right(task.form, task.items) if task.output == "multiple_choice" else 0
-    told = (
-        f"{wrong} of {len(task.items)} items have an answer that is none of their choices: lm-evaluation-harness"
-        " scores them 0, and so does --compat lm-eval"
-    )
-    return replace(task, warnings=(*task.warnings, *[told] * bool(wrong)))
-
-
-def _takes_shots(task: Task) -> bool:
-    return bool(task.pool) and task.output != "loglikelihood_rolling"
-
-
-def _where(task: Task, items: Sequence[Item], settings: TableSettings) -> str:
-    """The file that items stand in."""
-    if items and items[0].split == "shots" and settings.shots_from is not None:
-        return str(settings.shots_from)
-    return ", ".join(filter(None, (task.source, items[0].split if items else "")))
 
 
 def _described(task: Task, settings: TableSettings) -> Task:
@@ -217,9 +192,6 @@ class OverTaskForm(TableForm):
         first = gold if isinstance(gold, int | str) else gold[0]
         return self.labels[first] if isinstance(first, int) else first
 
-    def _texts(self, row: Row) -> dict[str, str]:
-        return {**{name: text_of(value) for name, value in row.items()}, ANSWER: self._answer(row)}
-
 
 def with_template(task: Task, source: str, settings: TableSettings | None = None) -> Task:
     """The task asked in another form. Its template has the task's columns, and {output} for the answer.
@@ -242,5 +214,5 @@ def with_template(task: Task, source: str, settings: TableSettings | None = None
             )
     separator = SEPARATOR if settings.separator is None else settings.separator
     form = OverTaskForm(template, ANSWER, labels, {}, separator, settings.description or "", own=task.form)
-    made = replace(task, form=form, harness={})
+    made = checked(replace(task, form=form, harness={}), settings)
     return replace(made, warnings=(*task.warnings, *warnings_of(made)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..base import UsageError
 from ..base.errors import closest
-from .checking import sound_rows, warnings_of
+from .checking import checked, warnings_of
 from .reading import Rows, read_rows
 from .task import Filter, Generation, Item, Metric, Row, Task, row_digests
 from .template import ANSWER, SEPARATOR, Template
@@ -88,13 +88,14 @@ class TableForm:
         return {**row, self.answer: raw.get(self.labels[choice], self.labels[choice])}
 
     def _texts(self, row: Row) -> dict[str, str]:
-        for name in dict.fromkeys((*self.template.names, self.answer)):
-            if name != ANSWER or self.answer == ANSWER:
+        for name in self.template.names:
+            if name != ANSWER:
                 self._check(row, name)
         return {**{name: text_of(value) for name, value in row.items()}, ANSWER: self._answer(row)}
 
     def _answer(self, row: Row) -> str:
         """The answer as it is written in a prompt."""
+        self._check(row, self.answer)
         answer = text_of(row[self.answer])
         return self.words.get(answer, answer)
 
@@ -126,7 +127,7 @@ class TableSettings:
     skip_bad: bool = False
     seed: int = 0
     generation: Generation = _SHORT  # of free answers
-    shots: bool = True  # whether any are wanted: a table without shots_from then keeps rows for them
+    hold_back: bool = True  # whether a table without shots_from keeps rows for shots: where any are wanted
     compat: bool = False  # the task as lm-evaluation-harness runs it
 
     def __post_init__(self) -> None:
@@ -172,21 +173,28 @@ def table_task(path: Path, settings: TableSettings) -> Task:
         template, answer, labels, words, SEPARATOR if settings.separator is None else settings.separator,
         settings.description or "",
     )  # fmt: skip
-    items, notes = sound_rows(form, items_of("test", data.rows, settings.group), str(path), settings.skip_bad)
-    notes, warnings, pool = (*data.broken, *notes), list[str](), list[Item]()
+    items, pool, notes = items_of("test", data.rows, settings.group), tuple[Item, ...](), data.broken
     if others is not None:
-        shots = items_of("shots", others.rows, settings.group)
-        pool, more = sound_rows(form, shots, str(settings.shots_from), settings.skip_bad, shots=True)
-        notes = (*notes, *others.broken, *more)
-    elif settings.shots:
-        items, pool = hold_back(items, settings.seed)
-        told = f"{len(pool)} of {len(items) + len(pool)} rows are kept for shots and not scored"
-        warnings += [f"{told}; give --shots-from to score all"] * bool(pool)
+        pool, notes = items_of("shots", others.rows, settings.group), (*notes, *others.broken)
     task = Task(
-        name=path.stem, items=tuple(items), pool=tuple(pool), form=form, generation=settings.generation,
-        source=str(path), notes=notes, **(_CHOSEN if labels else WRITTEN),
+        name=path.stem, items=items, pool=pool, form=form, generation=settings.generation, source=str(path),
+        notes=notes, **(_CHOSEN if labels else WRITTEN),
     )  # fmt: skip
-    return replace(task, warnings=(*warnings, *warnings_of(task)))
+    task, told = checked(task, settings), list[str]()
+    if others is None and settings.hold_back:
+        kept = {item.place for item in hold_back(items, settings.seed)[1]}  # of all rows: whatever was left out
+        task = _kept_for_shots(task, kept)
+        rows = f"{len(task.pool)} of {len(task.items) + len(task.pool)} rows are kept for shots and not scored"
+        told = [f"{rows}; give --shots-from to score all"] * bool(task.pool)
+    return replace(task, warnings=(*told, *warnings_of(task)))
+
+
+def _kept_for_shots(task: Task, kept: Collection[tuple[str, int]]) -> Task:
+    return replace(
+        task,
+        items=tuple(item for item in task.items if item.place not in kept),
+        pool=tuple(item for item in task.items if item.place in kept),
+    )
 
 
 def read_shots(path: Path, scored: Sequence[Path], skip_bad: bool) -> Rows:
