@@ -36,13 +36,12 @@ def checked(task: Task, settings: TableSettings) -> Task:
 
 
 def _as_the_harness(task: Task) -> Task:
-    if _takes_shots(task):  # a fault of the form is told before a model is loaded
-        sound_rows(task.form, task.pool[:1], task.source, skip_bad=False, shots=True, answers=False)
-    wrong = (
-        sum(bool(_wrong_answer(task.form, item.values)) for item in task.items)
-        if task.output == "multiple_choice"
-        else 0
-    )
+    form = task.form
+    for shot in task.pool[: int(_takes_shots(task))]:  # a fault of the form is told before a model is loaded
+        if fault := _fault(form, shot.values, shots=True, answers=False):
+            raise UsageError(f"{task.source}, {shot.split}, row 1: {fault}")
+    chosen = task.items if task.output == "multiple_choice" else ()
+    wrong = sum(bool(_wrong_answer(form, item.values)) for item in chosen)
     told = (
         f"{wrong} of {len(task.items)} items have an answer that is none of their choices: lm-evaluation-harness"
         " scores them 0, and so does --compat lm-eval"
