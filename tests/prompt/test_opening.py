@@ -356,3 +356,9 @@ def test_a_template_s_shots_are_checked_even_where_the_file_s_own_need_no_choice
     path = file_of(tmp_path, pool=pool, fewshot_config={"doc_to_target": "{{'think: ' ~ q}}"})
     with pytest.raises(UsageError, match="train, row 1: there is no answer"):
         open_task(path, {"t": "{q}: {output}"})
+
+
+def test_shots_that_cannot_be_rendered_are_told_in_the_harness_s_mode_too(tmp_path: Path) -> None:
+    path = file_of(tmp_path, pool=[{"other": 1}])
+    with pytest.raises(UsageError, match=r"t\.yaml, train, row 1: .*There is: other$"):
+        open_task(path, {}, TableSettings(compat=True))
