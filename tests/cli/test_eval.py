@@ -233,7 +233,8 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}"], "how do its rows become prompts?"),
         (["{reviews}", "--template", "{txt} {label}"], "There is: text, label, shop"),
         (["{reviews}", "--template", "{text}"], "{output}"),
-        (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "also holds 'negative'"),
+        (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "'neutral' is nowhere in column"),
+        (["{reviews}", "--template", FORM, "--labels", "positive"], "row 1: the answer 'negative' is none of"),
         (["{reviews}", "--template", FORM, "--answer", "mood"], "there is no column 'mood'"),
         (["{reviews}", "--template", FORM, "--shots-from", "{reviews}"], "in their own prompts"),
         (["{reviews}", "--template", FORM, "--shots", "0,x"], "0,1,4"),
@@ -269,6 +270,33 @@ def test_broken_rows_are_named_by_their_line_and_left_out_when_asked(
     code, _, err = run(capsys, *asked, "--skip-bad")
     assert code == 0, err
     assert "line 8" in err
+
+
+def test_rows_that_are_not_scored_are_told_on_the_terminal_in_json_and_on_the_page(
+    reviews: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "12 of 60 rows are kept for shots and not scored"
+    asked = [str(reviews), "-m", model, "--template", FORM, "--limit", "5", "--report", "page.html", "--json"]
+    code, out, err = run(capsys, *asked, "--shots", "1", "--draws", "1")
+    assert code == 0, err
+    assert told in " ".join(err.split())
+    assert told in json.loads(out)["notes"]["warnings"][0]
+    assert told in (tmp_path / "page.html").read_text()
+    assert all(told not in part for part in run(capsys, *asked, "--shots", "0")[1:])
+
+
+def test_options_of_tables_change_a_task_file_s_prompts_too(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["sentiment", "-m", model, "--shots", "0", "--limit", "3", "--dry-run", "--json"]
+    code, out, err = run(capsys, *asked, "--description", "Judge.\\n", "--labels", "negative=bad,positive=good")
+    assert code == 0, err
+    assert json.loads(out)["prompt"].startswith("Judge.\nReview: ")
+    assert json.loads(out)["continuations"] == [" bad", " good"]
+    code, _, err = run(capsys, *asked, "--answer", "label")
+    assert code == 2
+    assert "--answer is for tables" in err
+    code, _, err = run(capsys, *asked, "--description", "Judge.", "--compat", "lm-eval")
+    assert code == 2
+    assert "--description would change it" in " ".join(err.split())
 
 
 def test_ctrl_c_keeps_the_answers_so_far(reviews: Path, smollm2_path: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def line(shots: int, draws: int = 1, variant: str = "plain", stood: float | None
     )
     return Line(
         "tiny", "form", shots, variant, estimate(cube.mean((0, 1))), float(cube.mean(2).min()),
-        float(cube.mean(2).max()), spread(cube) if draws > 1 else None, {}, (((0.0,),),), per_draw=per_draw, effective_shots=stood,
+        float(cube.mean(2).max()), spread(cube) if draws > 1 else None, {}, (((0.0,),),), per_draw=per_draw,
+        effective_shots=stood,
         **more,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -122,8 +122,14 @@ REFUSED: dict[str, tuple[TableSettings, str]] = {
     "no place for the answer": (TableSettings("Text: {text}"), GAP),
     "two places for the answer": (TableSettings("{label} {text} {output}{output}"), GAP),
     "a lone brace": (TableSettings("{text} { {label}"), "lone '{' at character 8"),
-    "a label without a name": (TableSettings(FORM, labels=("0=no",)), "column 'label' also holds '1'"),
-    "a name without a label": (TableSettings(FORM, labels=("0", "1", "2=maybe")), "label '2' is nowhere in column"),
+    "a label without a name": (
+        TableSettings(FORM, labels=("0=no",)),
+        "row 2: the answer 1 is none of the choices that --labels names: 'no' (10 of 20 rows are like this)",
+    ),
+    "a name without a label": (
+        TableSettings(FORM, labels=("0", "1", "2=maybe")),
+        "--labels: '2' is nowhere in column 'label' of",
+    ),
     "one name for two labels": (TableSettings(FORM, labels=("0=no", "1=no")), "two labels by the same word"),
 }
 
@@ -158,7 +164,7 @@ def test_the_scored_file_is_no_file_of_shots_by_whatever_name(name: str, tmp_pat
 def test_a_row_without_an_answer_is_named_and_does_not_become_a_label(label: str | None, tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(10)]
     rows[6] = {"text": "text 6", "label": label}  # type: ignore[dict-item]
-    with pytest.raises(UsageError, match="row 7 has no 'label'"):
+    with pytest.raises(UsageError, match="row 7: there is no 'label'"):
         table_task(file_of(tmp_path, rows), TableSettings(FORM))
 
 
@@ -196,5 +202,5 @@ def test_shots_without_a_column_or_with_a_new_label_are_told_by_their_file(tmp_p
     with pytest.raises(UsageError, match=r"bare\.jsonl: the template asks for \{output\}\..*There is: text, answer"):
         table_task(path, TableSettings(form, shots_from=bare))
     new = file_of(tmp_path, [{"text": "x", "output": "c"}], "new.jsonl")
-    with pytest.raises(UsageError, match="also holds 'c'"):
+    with pytest.raises(UsageError, match=r"new\.jsonl, row 1: the answer 'c' is none of .*: 'a', 'b'"):
         table_task(path, TableSettings(form, labels=("a", "b"), shots_from=new))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..prompt.evaluation import Settings
     from ..prompt.store import Store
     from ..prompt.summary import Result
+    from ..prompt.table import TableSettings
     from ..prompt.trials import Design
 
 _MEASURES = ("auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained")
@@ -48,15 +49,19 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--template", "templates", multiple=True, metavar="TEXT|FILES",
               help="Form with {columns}; files parted by commas, or repeat it, to compare several.")  # fmt: skip
 @click.option(
-    "--answer", metavar="COLUMN", help="Column that holds the right answer. [default: output, label, answer ...]"
+    "--answer", metavar="COLUMN", help="A table's column with the right answer. [default: output, label, answer ...]"
 )
-@click.option("--labels", metavar="A,B", help="The labels; 0=negative says what a raw one is called in the prompt.")
-@click.option("--free", is_flag=True, help="The model writes its answer; it does not choose.")
+@click.option("--labels", metavar="A,B", help="All choices; 0=negative says what one is called in the prompt.")
+@click.option("--free", is_flag=True, help="The model writes its answer, compared by exact match.")
 @click.option("--shots-from", type=click.Path(path_type=Path), metavar="FILE",
-              help="Rows to take shots from. [default: a fifth of the rows, then not scored]")  # fmt: skip
+              help="Rows to take shots from. [default: the task's; of a table a fifth, then not scored]")  # fmt: skip
 @click.option("--group", metavar="COLUMN", help="Rows that share it are not independent: errors are clustered by it.")
-@click.option("--description", default=None, metavar="TEXT", help="Stands before everything.")
-@click.option("--separator", default=None, metavar="TEXT", help="Stands between shots. [default: \\n\\n]")
+@click.option(
+    "--description", default=None, metavar="TEXT", help="Stands before everything, in place of the task's own."
+)
+@click.option(
+    "--separator", default=None, metavar="TEXT", help="Stands between shots. [default: the task's own, or \\n\\n]"
+)
 @click.option("--draws", "--seeds", "draws", type=int, default=5, show_default=True, metavar="N",
               help="Sets of shots, each drawn anew.")  # fmt: skip
 @click.option("--orders", type=int, default=1, show_default=True, metavar="N", help="Orders of each set.")
@@ -75,7 +80,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
 @click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
 @click.option(
-    "--compat", type=click.Choice(["lm-eval"]), help="Draw shots for each item as lm-evaluation-harness does."
+    "--compat", type=click.Choice(["lm-eval"]), help="Run a task file as lm-evaluation-harness does, unchanged."
 )
 @click.option("--dry-run", is_flag=True, help="Say what it takes, and show one prompt; ask nothing.")
 @click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write a page to look at.")
@@ -91,7 +96,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
               help="Exit with 1 unless line A scores more than line B, or a number: 4 shots > 0 shots.")  # fmt: skip
 @click.option("--at-least", type=float, metavar="SCORE",
               help="Exit with 1 unless the intervals of all lines lie at or above this score.")  # fmt: skip
-@click.option("--skip-bad", is_flag=True, help="Leave out broken rows, and tell which.")
+@click.option("--skip-bad", is_flag=True, help="Leave out broken rows and rows whose answer is no choice; tell which.")
 @click.option("--dtype", default="auto", metavar="TYPE", help="auto (as stored where that is fast), float32, ...")
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
 @click.option("--show-draws", is_flag=True, help="Also print a row for each draw and order.")
@@ -129,7 +134,7 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
 
 
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
-    from ..prompt.opening import Templates, open_task, read_templates
+    from ..prompt.opening import open_task, read_templates
 
     if options["name"] is not None:
         store.check_free(options["name"])
@@ -137,9 +142,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     if power is not None and not 0 < power < 1:
         raise UsageError(f"--power is {power}; it takes a difference between 0 and 1, as 0.05")
     sources = read_templates([part for text in options["templates"] for part in _parts(text)])
-    separator = None if options["separator"] is None else _unescape(options["separator"])
-    description = None if options["description"] is None else _unescape(options["description"])
-    forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
+    forms = open_task(task, sources, _table(options))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
     from ..prompt.provenance import provenance
@@ -200,14 +203,18 @@ def _unescape(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _table(options: dict[str, Any], separator: str | None, description: str | None) -> Any:
+def _table(options: dict[str, Any]) -> TableSettings:
+    """What the options say of the rows, or in place of what a task file says."""
     from ..prompt.table import TableSettings
 
-    given: dict[str, Any] = {} if separator is None else {"separator": separator}
-    labels = tuple(options["labels"].split(",")) if options["labels"] else ()
+    separator, description = (
+        None if options[name] is None else _unescape(options[name]) for name in ("separator", "description")
+    )
     return TableSettings(
-        "", options["answer"], labels, options["free"], options["group"], description=description or "",
-        shots_from=options["shots_from"], skip_bad=options["skip_bad"], seed=options["seed"], **given,
+        answer=options["answer"], labels=tuple(options["labels"].split(",")) if options["labels"] else (),
+        free=options["free"], group=options["group"], shots_from=options["shots_from"], skip_bad=options["skip_bad"],
+        seed=options["seed"], hold_back=max(options["shots"] or (0,)) > 0, compat=options["compat"] == "lm-eval",
+        separator=separator, description=description,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
 
 def note_lines(evaluation: Evaluation) -> list[str]:
     """Warnings about the data and the prompts."""
-    notes, lines = evaluation.notes, list(evaluation.notes.reading[:5])
+    notes, lines = evaluation.notes, [*evaluation.notes.warnings, *evaluation.notes.reading[:5]]
     if len(notes.reading) > 5:
         lines.append(f"... and {len(notes.reading) - 5} more such rows")
     if notes.repeated:

@@ -14,12 +14,13 @@ from ..generate import LanguageModel
 from . import calibration
 from .answers import Answer
 from .asking import Asker, Preparation, Question, Seen, choices, likelihood_of_texts, seconds_for, tokens_to_write
+from .checking import warnings_of_shots
 from .filters import apply
 from .metrics import MEASURE_OF, aggregate, of_the_choice, score_text
 from .shots import embed, nearest, repeated
 from .store import Store
 from .task import Encoded, Generation, Item, Likelihood, Task
-from .trials import Condition, Design, Neighbours, Overflow, Trial, content_free, scored_items, trials_of
+from .trials import Condition, Design, Neighbours, Overflow, Trial, content_free, scored_items, told, trials_of
 
 Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]
 Calibrate = Literal["contextual", "batch"]
@@ -80,6 +81,7 @@ class Notes:
     repeated: int = 0  # scored items that say the same as one of the pool
     apart: tuple[tuple[str, str], ...] = ()  # answers that do not begin a token: end of prompt and answer, as tokens
     short_of_shots: int = 0  # prompts that lost shots to fit
+    warnings: tuple[str, ...] = ()  # of the task (Task.warnings) and of what stands among shots
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Evaluation:
         self.notes = Notes(
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),
             len(repeated(self.task)) if max(design.shots) else 0,
+            warnings=tuple(dict.fromkeys(each for task in self.forms.values() for each in told(task, design))),
         )
 
     def questions(self, number: int) -> list[Question]:
@@ -166,9 +169,11 @@ class Evaluation:
                 (asker.model.tokenizer.token_text(last), asker.model.tokenizer.token_text(first))
                 for last, first in sorted(apart)
             )
+            of_shots = warnings_of_shots((each.item, each.trial.shots_of(each.item)) for each in made.questions)
             self.notes = replace(
-                self.notes, apart=self.notes.apart + shown, short_of_shots=self.notes.short_of_shots + made.shortened
-            )
+                self.notes, apart=self.notes.apart + shown, short_of_shots=self.notes.short_of_shots + made.shortened,
+                warnings=tuple(dict.fromkeys((*self.notes.warnings, *of_shots))),
+            )  # fmt: skip
         return self._prepared[number]
 
     @property

@@ -10,9 +10,10 @@ from typing import Any, get_args
 from ..base import UsageError, read_text
 from ..base.errors import closest
 from . import filters, metrics
-from .harness_data import Splits
+from .harness_data import Splits, typed
 from .harness_form import Fields, HarnessForm, overridden
-from .task import Filter, Generation, Item, Metric, Output, Request, Task, row_digests
+from .table import TableSettings, check_group, items_of, read_shots
+from .task import Filter, Generation, Item, Metric, Output, Request, Task
 
 SHOT_SEED = 1234  # of the harness's own draws
 _LARGEST = 5_000_000  # bytes of a task file
@@ -56,18 +57,21 @@ _SHOT_FIELDS = {
 }  # fmt: skip
 
 
-def load_harness_task(path: Path) -> Task:
-    """Read a task file and its data.
+def load_harness_task(path: Path, settings: TableSettings | None = None) -> Task:
+    """Read a task file and its data, with the separator, the groups and the shots of `settings` in place of its own.
 
     Raises UsageError for what cannot be run, by name: Python functions, unknown keys, metrics and filters, data that
     is not in local files.
     """
+    settings = settings or TableSettings()
     given = read_yaml(path)
     _check_keys(given, path)
     output: Output = given.get("output_type", "generate_until")
     if output not in get_args(Output):
         raise UsageError(f"{path}: output_type {output!r} is not known. There is: {', '.join(get_args(Output))}")
-    splits = Splits(given, path)
+    if settings.separator is not None:
+        given = _parted_by(settings.separator, given)
+    splits = Splits(given, path, settings.skip_bad)
     scored = given.get("test_split") or given.get("validation_split") or given.get("training_split")
     if not scored:
         raise UsageError(f"{path}: it names no split to score. Say test_split: test")
@@ -75,14 +79,18 @@ def load_harness_task(path: Path) -> Task:
     if "process_docs" in config:
         raise UsageError(f"{path}: fewshot_config.process_docs is not run: {_CODE['process_docs']}")
     rows = splits.read(scored)
-    pool_split, pool_rows = _pool(given, config, splits, scored)
+    if settings.shots_from is not None:
+        pool_split, pool_rows = "shots", _given_shots(settings.shots_from, splits, scored)
+    else:
+        pool_split, pool_rows = _pool(given, config, splits, scored)
     form = _form(given, config, output, rows)
-    group = (given.get("metadata") or {}).get("group") if isinstance(given.get("metadata"), dict) else None
+    group = settings.group or _group(given)
+    check_group(settings.group, rows, path)
     task = Task(
         name=str(given.get("task") or path.stem),
         output=output,
-        items=_items(scored, rows, group),
-        pool=_items(pool_split, pool_rows, group),
+        items=items_of(scored, rows, group),
+        pool=items_of(pool_split, pool_rows, group),
         form=form,
         metrics=_metrics(given, output),
         filters=_filters(given),
@@ -246,12 +254,24 @@ def _form(given: Mapping[str, Any], config: Mapping[str, Any], output: Output, r
     return HarnessForm(output, frozenset(rows[0]), item, example, str(given.get("description") or ""))
 
 
-def _items(split: str, rows: Sequence[dict[str, Any]], group: Any) -> tuple[Item, ...]:
-    """The rows of a split; those with the same value in the column `group` are not independent."""
-    return tuple(
-        Item(split, n, row, str(row[group]) if isinstance(group, str) and group in row else None, digest)
-        for n, (row, digest) in enumerate(zip(rows, row_digests(rows), strict=True))
-    )
+def _parted_by(separator: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with another separator between its shots, wherever it names one."""
+    config = {k: v for k, v in (given.get("fewshot_config") or {}).items() if k != "fewshot_delimiter"}
+    return {**given, "fewshot_delimiter": separator, "fewshot_config": config}
+
+
+def _given_shots(path: Path, splits: Splits, scored: str) -> list[dict[str, Any]]:
+    """The rows of --shots-from, a CSV file's with the types that the harness's reader would give them."""
+    found = read_shots(path, splits.paths(scored), splits.skip_bad)
+    splits.notes += found.broken
+    return typed(found.rows) if path.suffix in (".csv", ".tsv") else list(found.rows)
+
+
+def _group(given: Mapping[str, Any]) -> str | None:
+    """The column that a file names under metadata for rows that are not independent."""
+    metadata = given.get("metadata")
+    group = metadata.get("group") if isinstance(metadata, dict) else None
+    return group if isinstance(group, str) else None
 
 
 def _metrics(given: Mapping[str, Any], output: Output) -> tuple[Metric, ...]:
@@ -314,12 +334,11 @@ def _generated(given: Mapping[str, Any]) -> Generation:
 
 
 def _try(task: Task, path: Path) -> None:
-    """Render the first row of each kind, so that a fault is told before a model is loaded."""
+    """Render the first row, so that a fault of the form is told as one of the task file."""
     try:
         task.form.asks(task.items[0].values)
         if task.output != "loglikelihood_rolling":
             task.form.gold(task.items[0].values)
-            task.form.shot(task.pool[0].values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:

@@ -23,7 +23,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[ T]\d\d(?::\d\d(?::\d\d(?:\.\d+)?)?)?Z?)
 class Splits:
     """Reads a split when it is asked for, and once. `notes` says where the harness would read something else."""
 
-    def __init__(self, given: Mapping[str, Any], path: Path) -> None:
+    def __init__(self, given: Mapping[str, Any], path: Path, skip_bad: bool = False) -> None:
         reader, options = given.get("dataset_path"), dict(given.get("dataset_kwargs") or {})
         files = options.pop("data_files", None)
         if reader not in READERS or not files:
@@ -38,7 +38,7 @@ class Splits:
                 raise UsageError(
                     f"{path}: dataset_kwargs has {str(name)!r}, which is not read. There is: data_files, sep"
                 )
-        self.path, self.reader, self.notes = path, reader, list[str]()
+        self.path, self.reader, self.skip_bad, self.notes = path, reader, skip_bad, list[str]()
         self.files: dict[str, Any] = files if isinstance(files, dict) else {"train": files}
         self._found: dict[str, list[dict[str, Any]]] = {}
 
@@ -54,15 +54,18 @@ class Splits:
         return self._found[split]
 
     def _rows(self, split: str) -> list[dict[str, Any]]:
-        named = self.files[split]
-        names = named if isinstance(named, list) else [named]
-        rows = [row for name in names for file in self._named(str(name)) for row in self._file(file)]
+        rows = [row for file in self.paths(split) for row in self._file(file)]
         columns = list(dict.fromkeys(column for row in rows for column in row))
         whole = {name: [row.get(name) for row in rows] for name in columns}
         if self.reader == "json":
             whole = {name: unified(values) for name, values in whole.items()}
             self._note_dates(split, whole)
         return [{name: whole[name][number] for name in columns} for number in range(len(rows))]
+
+    def paths(self, split: str) -> list[Path]:
+        """The files of a split."""
+        named = self.files[split]
+        return [file for name in (named if isinstance(named, list) else [named]) for file in self._named(str(name))]
 
     def _named(self, name: str) -> list[Path]:
         """Files beside the task file, or from where one stands; a pattern names several."""
@@ -80,7 +83,9 @@ class Splits:
                 f"{self.path}: {file.name} is not read with {self.separator!r} between its fields: .csv has commas,"
                 " .tsv has tabs. Convert the file"
             )
-        rows = list(read_rows(file).rows)
+        found = read_rows(file, self.skip_bad)
+        self.notes += found.broken
+        rows = list(found.rows)
         return typed(rows) if self.reader == "csv" else rows
 
     def _note_dates(self, split: str, columns: Mapping[str, Sequence[Any]]) -> None:

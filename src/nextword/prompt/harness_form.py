@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..base import UsageError
@@ -36,11 +36,20 @@ class HarnessForm:
     item: Fields
     example: Fields
     description: str = ""
+    said: str | None = None  # stands, as it is, in place of the description
+    words: Mapping[str, str] = field(default_factory=dict)  # what choices are called instead
+    bare: bool = False  # spaces around a right text do not count
 
     @property
     def key(self) -> str:
         """All that changes a prompt."""
-        return json.dumps([self.output, repr(self.item), repr(self.example), self.description])
+        changed = [self.said, sorted(self.words.items())] if self.said is not None or self.words else []
+        return json.dumps([self.output, repr(self.item), repr(self.example), self.description, *changed])
+
+    @property
+    def delimiter(self) -> str:
+        """What stands between a question and its answer; a prefix has it before itself."""
+        return "" if self.item.prefix else self.item.target_delimiter
 
     @property
     def premise(self) -> str:
@@ -52,7 +61,9 @@ class HarnessForm:
         return own + self._prefixed(own, prefix, self.item.target_delimiter)
 
     def opening(self, row: Row) -> str:
-        """The description, a column or a template."""
+        """The description: a text that was given in its place, else a column or a template."""
+        if self.said is not None:
+            return self.said
         return str(row[self.description]) if self.description in row else self._fill(self.description, row)
 
     def shot(self, row: Row) -> str:
@@ -69,6 +80,7 @@ class HarnessForm:
         if answer is None or answer == "":  # a row without an answer; that of a choice may be empty
             return question + self._prefixed(question, prefix, fields.target_delimiter)
         written = str(_at(choices, answer)) if choices and isinstance(answer, int) else str(answer)
+        written = self.words.get(written, written)
         between = fields.target_delimiter if not prefix or _apart(question, prefix) else ""
         return question + between + _joined(prefix, written) + fields.shot_delimiter
 
@@ -92,7 +104,7 @@ class HarnessForm:
         """The choices as they are written; none where the model writes freely."""
         if self.output != "multiple_choice":
             return []
-        found = [str(choice) for choice in self._choices(self.item, row)]
+        found = [self.words.get(str(choice), str(choice)) for choice in self._choices(self.item, row)]
         if not found:
             raise UsageError(f"doc_to_choice {self.item.choice!r} gives no choices for a row")
         return found
@@ -101,9 +113,9 @@ class HarnessForm:
         """Index of the right choice (-1 where it is none of them), or the right text."""
         text, target = self._text(self.item, row), self._target(self.item, row)
         if self.output != "multiple_choice":
-            if self.item.choice is not None and isinstance(target, int):
-                return str(_at(self._choices(self.item, row), target))
-            return [str(each) for each in target] if isinstance(target, list) else str(target)
+            if isinstance(target, list):
+                return [self._right_text(each, row) for each in target]
+            return self._right_text(target, row)
         choices = self._choices(self.item, row)
         found: Any = text if isinstance(text, int) else target
         if isinstance(found, list):
@@ -114,9 +126,27 @@ class HarnessForm:
         """doc_to_target as it is: an index, a text, or several."""
         return self._target(self.item, row)
 
+    @property
+    def shots_answer_alike(self) -> bool:
+        """Whether an example's answer is made as a scored one's."""
+        return (self.example.target, self.example.choice) == (self.item.target, self.item.choice)
+
+    def shot_choices(self, row: Row) -> tuple[str, ...]:
+        """The choices of an example, by the names that the file gives them."""
+        return tuple(map(str, self._choices(self.example, row)))
+
+    def asks_of_choices(self, row: Row) -> bool:
+        """Whether each choice is a question of its own, and the answer the same for all."""
+        return isinstance(self._text(self.item, row), int)
+
     def with_answer(self, row: Row, choice: int) -> Row:
         """The row with another answer, however the template makes it of the row."""
         return _Answered(row, choice)
+
+    def _right_text(self, gold: Any, row: Row) -> str:
+        chosen = self.item.choice is not None and isinstance(gold, int)
+        text = str(_at(self._choices(self.item, row), gold) if chosen else gold)
+        return text.strip() if self.bare else text
 
     def _index(self, gold: Any, choices: Sequence[str]) -> int:
         if isinstance(gold, int):

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..generate import LanguageModel, load
+from .checking import checked
 from .evaluation import Evaluation, Progress, Settings
-from .opening import Templates, open_task
+from .opening import open_task
 from .provenance import provenance
 from .store import opened
 from .summary import Result, summarise
@@ -31,16 +32,19 @@ def evaluate(
 ) -> Result:
     """Measure a task's prompts on one or several models.
 
-    `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name, and `table`
-    for the rest), or a Task. `design` says draws, orders, limits (`shots` stands in for its own); `settings` how
-    answers are scored. With `store`, a file, answers are kept and an interrupted call goes on; without it nothing is.
+    `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name), or a Task.
+    `table` says how rows become a task, or what is said in place of a task file's own. `design` says draws, orders,
+    limits (`shots` stands in for its own); `settings` how answers are scored. With `store`, a file, answers are kept
+    and an interrupted call goes on; without it nothing is.
     `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or polars.
 
     Raises UsageError for what cannot be asked, RunError where the disk is full.
     """
-    forms = (
-        {task.name: task} if isinstance(task, Task) else open_task(str(task), Templates(dict(templates or {})), table)
+    wanted = shots if shots is not None else design.shots if design is not None else (0,)
+    rows = replace(
+        table or TableSettings(), hold_back=max(wanted, default=0) > 0, compat=design is not None and design.per_item
     )
+    forms = {task.name: checked(task, rows)} if isinstance(task, Task) else open_task(str(task), templates or {}, rows)
     first = next(iter(forms.values()))
     counts = tuple(shots) if shots is not None else design.shots if design is not None else (first.shots,)
     plan = replace(design or Design(), shots=counts)

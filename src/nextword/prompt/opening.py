@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..base import UsageError, read_text
 from ..base.errors import closest
+from .checking import checked, warnings_of
+from .harness_form import HarnessForm
 from .reading import SUFFIXES
 from .shipped import shipped_path, shipped_tasks
-from .table import TableForm, TableSettings, table_task
-from .task import Item, Task
+from .table import WRITTEN, TableForm, TableSettings, table_task, words_of
+from .task import Form, Row, Task
 from .template import ANSWER, SEPARATOR, Template
 
 TASK_FILES = (".yaml", ".yml")
-
-
-@dataclass(frozen=True)
-class Templates:
-    """Forms that a user gives, by name, and how they are filled."""
-
-    sources: dict[str, str]
-    separator: str | None = None
-    description: str | None = None
 
 
 def read_templates(given: Sequence[str]) -> dict[str, str]:
@@ -49,52 +43,168 @@ def read_templates(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def open_task(name: str, templates: Templates, table: TableSettings | None = None) -> dict[str, Task]:
+def open_task(name: str, templates: Mapping[str, str], settings: TableSettings | None = None) -> dict[str, Task]:
     """The task's forms by name. Raises UsageError for an unknown name, and whatever reading it does.
 
-    A file of rows needs a template (in `templates`; `table` says the rest); a task file has its own form, which given
-    templates replace.
+    A file of rows needs a template (in `templates`, by name); a task file has its own form, which given templates
+    replace. `settings` says the rest; what has no meaning for this task is refused by its option's name.
     """
-    path = Path(name)
-    if path.suffix in SUFFIXES:
-        if not templates.sources:
+    path, settings = Path(name), settings or TableSettings()
+    is_table = path.suffix in SUFFIXES
+    if settings.compat:
+        _check_unchanged(name, [*["--template"] * bool(templates), *settings.given], is_table)
+    if is_table:
+        if not templates:
             raise UsageError(
                 f"{path}: how do its rows become prompts? Give --template 'Review: {{text}}\\nSentiment: {{label}}',"
                 " with columns in braces"
             )
-        settings = table or TableSettings("")
-        return {
-            form: table_task(path, replace(settings, template=source)) for form, source in templates.sources.items()
-        }
-    task = _task_file(name, path)
-    if not templates.sources:
-        return {task.name: task}
-    return {form: with_template(task, source, templates) for form, source in templates.sources.items()}
+        forms = {form: table_task(path, replace(settings, template=source)) for form, source in templates.items()}
+        return _of_the_same_rows(forms)
+    if settings.answer is not None:
+        raise UsageError(f"--answer is for tables: the task file of {name} says where the answer is (doc_to_target)")
+    task = _task_file(name, path, settings)
+    task = _freed(checked(_relabelled(_described(task, settings), settings), settings), settings)
+    if not templates:
+        return {task.name: replace(task, warnings=(*task.warnings, *warnings_of(task, not settings.compat)))}
+    return _of_the_same_rows({form: with_template(task, source, settings) for form, source in templates.items()})
 
 
-def _task_file(name: str, path: Path) -> Task:
+def _of_the_same_rows(forms: Mapping[str, Task]) -> dict[str, Task]:
+    """The forms with the rows that none of them left out: what one cannot ask, none does."""
+    common = set.intersection(*({item.place for item in (*task.items, *task.pool)} for task in forms.values()))
+    return {
+        name: replace(
+            task,
+            items=tuple(item for item in task.items if item.place in common),
+            pool=tuple(item for item in task.pool if item.place in common),
+        )
+        for name, task in forms.items()
+    }
+
+
+def _check_unchanged(name: str, given: Sequence[str], is_table: bool) -> None:
+    if is_table:
+        raise UsageError(f"--compat lm-eval runs task files (.yaml) as lm-evaluation-harness does; {name} is a table")
+    if given:
+        raise UsageError(
+            f"--compat lm-eval runs {name} as lm-evaluation-harness does, and {' and '.join(given)} would change it:"
+            " the results would no longer be the harness's. Leave out one or the other"
+        )
+
+
+def _task_file(name: str, path: Path, settings: TableSettings) -> Task:
     from .harness import load_harness_task
 
     if path.suffix in TASK_FILES:
         if not path.is_file():
             raise UsageError(f"{path}: there is no such file")
-        return load_harness_task(path)
-    if name not in shipped_tasks():
+        task = load_harness_task(path, settings)
+    elif name in shipped_tasks():
+        task = load_harness_task(shipped_path(name), settings)
+    else:
         raise UsageError(
             f"there is no task {name!r}.{closest(name, shipped_tasks())} A task is a .yaml file, rows in"
             f" {', '.join(SUFFIXES)}, or one of: {', '.join(shipped_tasks())}"
         )
-    return load_harness_task(shipped_path(name))
+    refused = [each for each in settings.given if each not in ("--group", "--skip-bad")]
+    if task.output == "loglikelihood_rolling" and refused:
+        raise UsageError(f"{task.name} measures the likelihood of whole texts; {refused[0]} has no meaning for it")
+    return task
 
 
-def with_template(task: Task, source: str, templates: Templates) -> Task:
+def _described(task: Task, settings: TableSettings) -> Task:
+    """The task with another description."""
+    if settings.description is None:
+        return task
+    form = replace(_harness_form(task), said=settings.description)
+    return replace(task, form=form, harness={**task.harness, "description": settings.description})
+
+
+def _relabelled(task: Task, settings: TableSettings) -> Task:
+    """The task with other words for its choices. Raises UsageError where they are not one set."""
+    if not settings.labels:
+        return task
+    form = _harness_form(task)
+    if task.output != "multiple_choice":
+        raise UsageError(f"--labels: {task.name} has no choices that could be called something else")
+    if form.asks_of_choices(task.items[0].values):
+        raise UsageError(f"--labels: the choices of {task.name} are whole questions, not what follows one")
+    choices = _one_set(task, "and --labels names one set of choices")
+    if any(form.shot_choices(item.values) != choices for item in task.pool):
+        raise UsageError(f"--labels: the shots of {task.name} have choices of their own")
+    words = words_of(settings.labels, choices, f"the choices of {task.name}")
+    if unnamed := [choice for choice in choices if choice not in words]:
+        raise UsageError(f"--labels does not name {unnamed[0]!r}, a choice of {task.name}; add it as it is")
+    form = replace(form, words=words)
+    return replace(task, form=form, harness={**task.harness, "doc_to_choice": [words[choice] for choice in choices]})
+
+
+def _freed(task: Task, settings: TableSettings) -> Task:
+    """The task with its answer written by the model; one that is so already stays as it is."""
+    if not settings.free or task.output == "generate_until":
+        return task
+    form = _harness_form(task)
+    if task.output == "multiple_choice" and form.asks_of_choices(task.items[0].values):
+        raise UsageError(f"--free: the choices of {task.name} are whole questions; there is nothing to write")
+    replaced = ("generation_kwargs", "metric_list", "filter_list", "repeats")
+    harness = {key: value for key, value in task.harness.items() if key not in replaced}
+    return replace(
+        task, form=replace(form, output="generate_until", bare=True), generation=settings.generation,
+        harness={**harness, "output_type": "generate_until"}, **WRITTEN,
+    )  # fmt: skip
+
+
+def _harness_form(task: Task) -> HarnessForm:
+    assert isinstance(task.form, HarnessForm)  # all task files have it
+    return task.form
+
+
+def _one_set(task: Task, why: str) -> tuple[str, ...]:
+    """The choices that all items have. Raises UsageError where they differ."""
+    choices = tuple(task.form.choices(task.items[0].values))
+    for item in task.items:
+        if tuple(task.form.choices(item.values)) != choices:
+            raise UsageError(f"{task.name}: its choices differ from item to item, {why}")
+    return choices
+
+
+@dataclass(frozen=True)
+class OverTaskForm(TableForm):
+    """A template over a task file: its own form says what is right, and how that is called."""
+
+    own: Form = field(kw_only=True)
+
+    def gold(self, row: Row) -> int | str | Sequence[int] | Sequence[str]:
+        """That of the task's own form."""
+        return self.own.gold(row)
+
+    def target(self, row: Row) -> Any:
+        """That of the task's own form."""
+        return self.own.target(row)
+
+    def with_answer(self, row: Row, choice: int) -> Row:
+        """The row with another choice, for the task's own form."""
+        return self.own.with_answer(row, choice)
+
+    def _answer(self, row: Row) -> str:
+        gold = self.own.gold(row)
+        first = gold if isinstance(gold, int | str) else gold[0]
+        return self.labels[first] if isinstance(first, int) else first
+
+
+def with_template(task: Task, source: str, settings: TableSettings | None = None) -> Task:
     """The task asked in another form. Its template has the task's columns, and {output} for the answer.
 
     Raises UsageError where choices differ from item to item: they cannot be one template's labels.
     """
-    labels = tuple(task.form.choices(task.items[0].values))
-    if any(tuple(task.form.choices(item.values)) != labels for item in task.items):
-        raise UsageError(f"{task.name}: its choices differ from item to item, and --template has one set of labels")
+    settings = settings or TableSettings()
+    if task.output not in ("multiple_choice", "generate_until"):
+        raise UsageError(
+            f"--template asks for a choice or a written answer; {task.name} measures how likely a text is"
+            + (", unless --free is given" if task.output == "loglikelihood" else "")
+        )
+    labels = _one_set(task, "and --template has one set of labels")
     template = Template.parse(source)
     for column in set(template.names) - {ANSWER}:
         if column not in task.items[0].values:
@@ -102,16 +212,7 @@ def with_template(task: Task, source: str, templates: Templates) -> Task:
             raise UsageError(
                 f"the template asks for {{{column}}}.{closest(column, names)} There is: {', '.join(names)}"
             )
-    separator = SEPARATOR if templates.separator is None else templates.separator
-    form = TableForm(template, ANSWER, labels, {}, separator, templates.description or "")
-    return replace(
-        task, form=form, items=tuple(_answered(task, item) for item in task.items),
-        pool=tuple(_answered(task, item) for item in task.pool), harness={},
-    )  # fmt: skip
-
-
-def _answered(task: Task, item: Item) -> Item:
-    """The item with its answer as a column."""
-    gold, choices = task.form.gold(item.values), task.form.choices(item.values)
-    first = gold[0] if isinstance(gold, list | tuple) else gold
-    return replace(item, values={**item.values, ANSWER: choices[first] if isinstance(first, int) else str(first)})
+    separator = SEPARATOR if settings.separator is None else settings.separator
+    form = OverTaskForm(template, ANSWER, labels, {}, separator, settings.description or "", own=task.form)
+    made = checked(replace(task, form=form, harness={}), settings)
+    return replace(made, warnings=(*task.warnings, *warnings_of(made)))

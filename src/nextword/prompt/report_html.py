@@ -192,7 +192,7 @@ def _summed(cells: Sequence[Cell]) -> str:
 def notes(result: Result) -> str:
     """Warnings about the data and the prompts."""
     found = result.notes
-    lines = list(found.reading[:20])
+    lines = [*found.warnings, *found.reading[:20]]
     if len(found.reading) > 20:
         lines.append(f"... and {len(found.reading) - 20} more such rows")
     if found.repeated:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..base import UsageError
 from ..base.errors import closest
+from .checking import checked, warnings_of
 from .reading import Rows, read_rows
 from .task import Filter, Generation, Item, Metric, Row, Task, row_digests
 from .template import ANSWER, SEPARATOR, Template
@@ -60,6 +60,11 @@ class TableForm:
         """The whole template, and what parts it from the next."""
         return self.template.example(self._texts(row)) + self.separator
 
+    @property
+    def delimiter(self) -> str:
+        """The spaces before the answer."""
+        return self.template.delimiter
+
     def asks(self, row: Row) -> list[tuple[str, str]]:
         """The template up to its answer, and every label."""
         question = self.template.question(self._texts(row))
@@ -71,10 +76,16 @@ class TableForm:
         """The labels, in words."""
         return self.labels
 
-    def gold(self, row: Row) -> int | str:
-        """The label's number, or the answer's text."""
+    def gold(self, row: Row) -> int | str | Sequence[int] | Sequence[str]:
+        """The label's number (-1 where it is none of them), or the answer's text."""
         answer = self._texts(row)[ANSWER]
-        return self.labels.index(answer) if self.labels else answer
+        if not self.labels:
+            return answer.strip()  # as what the model writes is stripped before the two are compared
+        return self.labels.index(answer) if answer in self.labels else -1
+
+    def target(self, row: Row) -> Any:
+        """What the answer's column holds."""
+        return row.get(self.answer)
 
     def with_answer(self, row: Row, choice: int) -> Row:
         """The row with another label."""
@@ -82,30 +93,70 @@ class TableForm:
         return {**row, self.answer: raw.get(self.labels[choice], self.labels[choice])}
 
     def _texts(self, row: Row) -> dict[str, str]:
-        texts = {name: _text(value) for name, value in row.items()}
-        answer = texts.get(self.answer, "")
-        return {**texts, ANSWER: self.words.get(answer, answer)}
+        for name in self.template.names:
+            if name != ANSWER:
+                self._check(row, name)
+        return {**{name: text_of(value) for name, value in row.items()}, ANSWER: self._answer(row)}
+
+    def _answer(self, row: Row) -> str:
+        """The answer as it is written in a prompt."""
+        self._check(row, self.answer)
+        answer = text_of(row[self.answer])
+        return self.words.get(answer, answer)
+
+    def _check(self, row: Row, name: str) -> None:
+        """A question may be an empty text, an answer may not."""
+        if row.get(name) is None or (name == self.answer and not text_of(row[name]).strip()):
+            raise UsageError(f"there is no {name!r}, which the template asks for")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class TableSettings:
-    """How a file becomes a task."""
+    """How rows become a task: all that a user says of a table, or in place of what a task file says.
 
-    template: str
+    None leaves what is the task's own. Raises UsageError for what excludes each other.
+    """
+
+    template: str = ""
     answer: str | None = None  # column; None takes the usual one
-    labels: tuple[str, ...] = ()  # "raw=word" or "word"; () takes those of the data
+    labels: tuple[str, ...] = ()  # "raw=word" or "raw"; () takes those of the data
     free: bool = False  # the model writes its answer
     group: str | None = None  # column of what is not independent
-    separator: str = SEPARATOR
-    description: str = ""
+    separator: str | None = None  # a table's own is SEPARATOR
+    description: str | None = None  # as it stands: neither Jinja nor a column's name
     shots_from: Path | None = None
     skip_bad: bool = False
     seed: int = 0
-    generation: Generation = _SHORT
+    generation: Generation = _SHORT  # of free answers
+    hold_back: bool = True  # whether a table without shots_from keeps rows for shots: where any are wanted
+    compat: bool = False  # the task as lm-evaluation-harness runs it
+
+    def __post_init__(self) -> None:
+        if self.labels and self.free:
+            raise UsageError("--labels names the choices, and with --free there are none. Use one of them")
+
+    @property
+    def given(self) -> list[str]:
+        """The options that change a task, of those that were given."""
+        options = {
+            "--description": self.description is not None, "--separator": self.separator is not None,
+            "--labels": bool(self.labels), "--answer": self.answer is not None, "--free": self.free,
+            "--group": self.group is not None, "--shots-from": self.shots_from is not None,
+            "--skip-bad": self.skip_bad,
+        }  # fmt: skip
+        return [name for name, is_given in options.items() if is_given]
+
+
+WRITTEN: dict[str, Any] = {  # of a task whose answer the model writes, where no file says otherwise
+    "output": "generate_until",
+    "metrics": (Metric("exact_match", options={"ignore_case": True}),),
+    "filters": (Filter("strip", (("remove_whitespace", {}), ("take_first", {}))),),
+}
+_CHOSEN: dict[str, Any] = {"output": "multiple_choice", "metrics": (Metric("acc"),), "filters": (Filter("none"),)}
 
 
 def table_task(path: Path, settings: TableSettings) -> Task:
@@ -114,32 +165,48 @@ def table_task(path: Path, settings: TableSettings) -> Task:
     Raises UsageError for broken rows, a missing column, an unknown label, shots from the scored file.
     """
     data = read_rows(path, settings.skip_bad)
-    notes = list(data.broken)
     answer = _answer_column(settings, data, path)
     template = Template.parse(settings.template, answer)
     _check_columns(template, data, answer, path)
+    check_group(settings.group, data.rows, path)
+    others = None
     if settings.shots_from is not None:
-        if settings.shots_from.resolve() == path.resolve():
-            raise UsageError(f"--shots-from is the scored file {path}: its examples would stand in their own prompts")
-        others = read_rows(settings.shots_from, settings.skip_bad)
+        others = read_shots(settings.shots_from, [path], settings.skip_bad)
         _check_columns(template, others, answer, settings.shots_from)
-        notes += others.broken
-    else:
-        others = None
     words, labels = _labels(settings, data, others, answer, path)
-    form = TableForm(template, answer, labels, words, settings.separator, settings.description)
-    items = _items("test", data, settings.group, path)
-    if others is not None:
-        pool = _items("shots", others, None, path)
-    else:
-        items, pool = hold_back(items, settings.seed)
-    output = "multiple_choice" if labels else "generate_until"
-    return Task(
-        name=path.stem, output=output, items=tuple(items), pool=tuple(pool), form=form,  # type: ignore[arg-type]
-        metrics=(Metric("acc"),) if labels else (Metric("exact_match", options={"ignore_case": True}),),
-        filters=(Filter("none") if labels else Filter("strip", (("remove_whitespace", {}), ("take_first", {}))),),
-        generation=settings.generation, source=str(path), notes=tuple(notes),
+    form = TableForm(
+        template, answer, labels, words, SEPARATOR if settings.separator is None else settings.separator,
+        settings.description or "",
     )  # fmt: skip
+    items, pool, notes = items_of("test", data.rows, settings.group), tuple[Item, ...](), data.broken
+    if others is not None:
+        pool, notes = items_of("shots", others.rows, settings.group), (*notes, *others.broken)
+    task = Task(
+        name=path.stem, items=items, pool=pool, form=form, generation=settings.generation, source=str(path),
+        notes=notes, **(_CHOSEN if labels else WRITTEN),
+    )  # fmt: skip
+    task, told = checked(task, settings), list[str]()
+    if others is None and settings.hold_back:
+        kept = {item.place for item in hold_back(items, settings.seed)[1]}  # of all rows: whatever was left out
+        task = _kept_for_shots(task, kept)
+        rows = f"{len(task.pool)} of {len(task.items) + len(task.pool)} rows are kept for shots and not scored"
+        told = [f"{rows}; give --shots-from to score all"] * bool(task.pool)
+    return replace(task, warnings=(*told, *warnings_of(task)))
+
+
+def _kept_for_shots(task: Task, kept: Collection[tuple[str, int]]) -> Task:
+    return replace(
+        task,
+        items=tuple(item for item in task.items if item.place not in kept),
+        pool=tuple(item for item in task.items if item.place in kept),
+    )
+
+
+def read_shots(path: Path, scored: Sequence[Path], skip_bad: bool) -> Rows:
+    """The rows of --shots-from. Raises UsageError where it is one of the scored files, or cannot be read."""
+    if path.resolve() in {each.resolve() for each in scored}:
+        raise UsageError(f"--shots-from is the scored file {path}: its examples would stand in their own prompts")
+    return read_rows(path, skip_bad)
 
 
 def hold_back(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
@@ -152,14 +219,19 @@ def hold_back(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]
     )
 
 
-def _items(split: str, data: Rows, group: str | None, path: Path) -> list[Item]:
-    lacking = next((row for row in data.rows if group is not None and group not in row), None)
+def items_of(split: str, rows: Sequence[Row], group: str | None) -> tuple[Item, ...]:
+    """Rows as items; those with the same value in the column `group` are not independent."""
+    return tuple(
+        Item(split, n, row, text_of(row[group]) if group is not None and group in row else None, digest)
+        for n, (row, digest) in enumerate(zip(rows, row_digests(rows), strict=True))
+    )
+
+
+def check_group(group: str | None, rows: Sequence[Row], path: Path) -> None:
+    """Raises UsageError where a row lacks the column to group by."""
+    lacking = next((row for row in rows if group is not None and group not in row), None)
     if lacking is not None:
         raise UsageError(f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)}")
-    return [
-        Item(split, n, row, None if group is None else _text(row[group]), digest)
-        for n, (row, digest) in enumerate(zip(data.rows, row_digests(data.rows), strict=True))
-    ]
 
 
 def _answer_column(settings: TableSettings, data: Rows, path: Path) -> str:
@@ -184,24 +256,13 @@ def _first_usual(data: Rows) -> str:
 
 
 def _check_columns(template: Template, data: Rows, answer: str, path: Path) -> None:
-    """Every row has what the template asks for."""
+    """The data has what the template asks for."""
     for name in dict.fromkeys((*template.names, answer)):
-        if name == ANSWER != answer:
-            continue
-        if name not in data.columns:
+        if name not in data.columns and not name == ANSWER != answer:
             raise UsageError(
                 f"{path}: the template asks for {{{name}}}.{closest(name, data.columns)}"
                 f" There is: {', '.join(data.columns)}"
             )
-        lacking = next((number for number, row in enumerate(data.rows, 1) if _lacks(row, name, answer)), None)
-        if lacking is not None:
-            raise UsageError(f"{path}: row {lacking} has no {name!r}, which the template asks for")
-
-
-def _lacks(row: Row, name: str, answer: str) -> bool:
-    """Whether a row has nothing in a column: a question may be an empty text, an answer may not."""
-    value = row.get(name)
-    return value is None or (name == answer and not _text(value).strip())
 
 
 def _labels(
@@ -210,26 +271,30 @@ def _labels(
     """What each raw label is called, and the labels in words; none where the answer is free text."""
     if settings.free:
         return {}, ()
-    there = Counter(_text(row[answer]) for row in (*data.rows, *(others.rows if others else ())))
-    if not settings.labels:
-        if len(there) > MOST_LABELS:
-            return {}, ()
-        if len(there) < 2:
-            raise UsageError(f"{path}: every row has the answer {next(iter(there))!r}; there is nothing to tell apart")
-        return {}, tuple(sorted(there))
-    words = {}
-    for label in settings.labels:
-        raw, _, word = label.partition("=")
-        words[raw] = word or raw
-    unknown = [label for label in there if label not in words]
-    if unknown:
-        shown = ", ".join(repr(label) for label in unknown[:5])
-        raise UsageError(f"{path}: column {answer!r} also holds {shown}, which --labels does not name")
-    missing = [label for label in words if label not in there]
-    if missing:
-        raise UsageError(
-            f"{path}: the label {missing[0]!r} is nowhere in column {answer!r}, which has {list(there)[:5]}"
-        )
-    if len(set(words.values())) < len(words):
-        raise UsageError("--labels calls two labels by the same word")
-    return words, tuple(words.values())
+    answers = (row.get(answer) for row in (*data.rows, *(others.rows if others else ())))
+    there = dict.fromkeys(text_of(value) for value in answers if value is not None and text_of(value).strip())
+    if settings.labels:
+        words = words_of(settings.labels, list(there), f"column {answer!r} of {path}")
+        return words, tuple(words.values())
+    if len(there) > MOST_LABELS:
+        return {}, ()
+    if len(there) < 2:
+        raise UsageError(f"{path}: every row has the answer {next(iter(there), '')!r}; there is nothing to tell apart")
+    return {}, tuple(sorted(there))
+
+
+def words_of(labels: Sequence[str], there: Sequence[str], where: str) -> dict[str, str]:
+    """What each label is called, from "raw=word", or "raw" for one that keeps its name.
+
+    Raises UsageError for a label that is not `there` (in `where`), and for two of one name.
+    """
+    pairs = [(raw, word or raw) for raw, _, word in (label.partition("=") for label in labels)]
+    for raw, _ in pairs:
+        if raw not in there:
+            raise UsageError(
+                f"--labels: {raw!r} is nowhere in {where}, which has {list(there)[:5]}."
+                f"{closest(raw, there)} To rename one, write {there[0] if there else 'raw'}=word"
+            )
+    if len({word for _, word in pairs}) < len(pairs) or len(dict(pairs)) < len(pairs):
+        raise UsageError("--labels calls two labels by the same word, or names one twice")
+    return dict(pairs)

@@ -52,6 +52,10 @@ class Form(Protocol):
     def premise(self) -> str:
         """What a question says behind its last gap: the part of it that asks for an answer, whatever the row."""
 
+    @property
+    def delimiter(self) -> str:
+        """What stands between a question and its answer."""
+
     def opening(self, row: Row) -> str:
         """What stands before the shots of this row's prompt."""
 
@@ -70,6 +74,9 @@ class Form(Protocol):
 
     def gold(self, row: Row) -> int | str | Sequence[int] | Sequence[str]:
         """The right choice's index, or the right text; several where each of them is right."""
+
+    def target(self, row: Row) -> Any:
+        """The answer as the data or the task file has it: an index, a text, or several; None where there is none."""
 
     def with_answer(self, row: Row, choice: int) -> Row:
         """The row with another choice as its answer: for shots with random labels."""
@@ -120,6 +127,7 @@ class Task:
     shots: int = 0  # the number that its author meant
     source: str = ""  # where it was read
     notes: tuple[str, ...] = ()  # what reading it should tell the user (skipped rows, ...)
+    warnings: tuple[str, ...] = ()  # what is likely not meant, or not known (rows kept from scoring, two spaces, ...)
     harness: Mapping[str, Any] = field(default_factory=dict)  # the lm-evaluation-harness file, resolved, if it is one
 
 

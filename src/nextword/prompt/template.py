@@ -70,10 +70,14 @@ class Template:
         return self.parts[1::2]
 
     @property
+    def before(self) -> str:
+        """What stands between the answer and the gap before it."""
+        return self.parts[2 * self.names.index(ANSWER)]
+
+    @property
     def delimiter(self) -> str:
         """The spaces before the answer."""
-        before = self.parts[2 * self.names.index(ANSWER)]
-        return before[len(before.rstrip(" ")) :]
+        return self.before[len(self.before.rstrip(" ")) :]
 
     @property
     def last_words(self) -> str:

@@ -134,10 +134,7 @@ def scored_items(task: Task, design: Design) -> tuple[Item, ...]:
     A limit takes a seeded sample, so that a file sorted by label does not mislead. For per-item draws
     (lm-evaluation-harness) it takes the first ones, as that does.
     """
-    used: set[Place] = set()
-    if not design.per_item and {item.place for item in task.items} & {item.place for item in task.pool}:
-        for number in range(_draws(design)):
-            used |= {shot.place for shot in draw(task, max(design.shots), _blind(design.select), design.seed, number)}
+    used = _drawn(task, design)
     left = [item for item in task.items if item.place not in used]
     if not left:
         raise UsageError(f"{task.name}: all of its {len(task.items)} examples are shots; none is left to be scored")
@@ -147,6 +144,23 @@ def scored_items(task: Task, design: Design) -> tuple[Item, ...]:
         return tuple(left[: design.limit])
     chosen = set(random.Random(f"items {design.seed}").sample(range(len(left)), design.limit))
     return tuple(item for place, item in enumerate(left) if place in chosen)
+
+
+def told(task: Task, design: Design) -> tuple[str, ...]:
+    """The task's warnings, and how many of its rows are not scored because they are shots."""
+    if not (drawn := len(_drawn(task, design))):
+        return task.warnings
+    rows = f"{drawn} of {len(task.items)} rows are shots in some draw and not scored"
+    return *task.warnings, f"{rows}; give --shots-from to score all"
+
+
+def _drawn(task: Task, design: Design) -> set[Place]:
+    """Rows to be scored that are shots in some draw, where a task takes its shots from what it scores."""
+    places = {item.place for item in task.items}
+    if design.per_item or places.isdisjoint(item.place for item in task.pool):
+        return set()
+    drawn = (draw(task, max(design.shots), _blind(design.select), design.seed, n) for n in range(_draws(design)))
+    return {shot.place for shots in drawn for shot in shots} & places
 
 
 def content_free(task: Task, item: Item, text: str) -> Item:
