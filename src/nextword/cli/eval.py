@@ -66,6 +66,9 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--no-baselines", is_flag=True, help="Leave out shots with random labels and calibrated zero-shot.")
 @click.option("--beyond", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
               help="Prompts longer than the context: refuse them, or drop whole shots.")  # fmt: skip
+@click.option("--chat-template", type=click.Choice(["off", "on", "both"]), metavar="off|on|both",
+              help="Prompt by the model's chat template, shots as turns; both: also raw.  [default: off]")  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System message of the chat; turns the chat template on.")
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
 @click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
 @click.option(
@@ -208,7 +211,9 @@ def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Set
     for way in ways:
         if way not in ("contextual", "batch"):
             raise UsageError(f"--calibrate {way!r} is not known. Use contextual, batch or both")
-    return Settings(options["measure"], options["premise"], ways, options["beyond"])
+    return Settings(
+        options["measure"], options["premise"], ways, options["beyond"], options["chat_template"], options["system"]
+    )
 
 
 def _name(evaluation: Evaluation) -> str:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from ..base import UsageError
 from ..generate import LanguageModel
 from .answers import Answer, answer_choice
+from .chatting import encode_chat
 from .metrics import words
 from .scoring import Scorer, Work, common, encode, windows
 from .store import Store
@@ -83,8 +84,7 @@ class Asker:
     def _fitted(self, trial: Trial, item: Item, beyond: Beyond) -> tuple[Question, int]:
         limit, most = self._limit(trial.task), len(trial.shots_of(item))
         for dropped in range(most + 1):
-            asked = trial.requests(item, dropped)
-            encoded = self._encode(trial.task, asked)
+            asked, encoded = self.encode(trial.task, trial.requests(item, dropped))
             longest = max(len(each.context) + len(each.continuation) for each in encoded)
             if beyond == "refuse" or limit is None or longest <= limit:
                 break
@@ -96,6 +96,10 @@ class Asker:
         if longest is None or task.output == "loglikelihood_rolling":
             return None
         return longest - task.generation.max_tokens if task.output == "generate_until" else longest
+
+    def encode(self, task: Task, asked: Sequence[Request]) -> tuple[Sequence[Request], list[Encoded]]:
+        """Requests, a chat's with the text that this model's template makes of it, and their tokens."""
+        return encode_chat(asked, self.model.tokenizer) if task.chat else (asked, self._encode(task, asked))
 
     def _encode(self, task: Task, asked: Sequence[Request]) -> list[Encoded]:
         if task.output == "generate_until":

@@ -14,9 +14,9 @@ from ..generate import LanguageModel
 from . import calibration
 from .answers import Answer
 from .asking import Asker, Question, Seen, seconds_for, tokens_to_read
+from .chatting import ChatTemplate, chat_forms
 from .filters import apply
 from .metrics import aggregate, score_text
-from .scoring import encode
 from .shots import embed, nearest, repeated
 from .store import Store
 from .task import Encoded, Item, Task
@@ -35,6 +35,17 @@ class Settings:
     premise: str | None = None  # of pointwise mutual information; None takes the template's last words
     calibrate: tuple[Calibrate, ...] = ()
     beyond: Beyond = "refuse"
+    chat_template: ChatTemplate | None = None  # None: "on" where there is a system message, "off" without one
+    system: str | None = None  # message, in front of the task's description
+
+    def __post_init__(self) -> None:
+        if self.chat_template == "off" and self.system is not None:
+            raise UsageError("--system is a message of the chat template, which --chat-template off leaves out")
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """Whether prompts are the model's chat template, filled, or raw text, or each in turn."""
+        return self.chat_template or ("off" if self.system is None else "on")
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class Notes:
     repeated: int = 0  # scored items that say the same as one of the pool
     apart: tuple[tuple[str, str], ...] = ()  # answers that do not begin a token: end of prompt and answer, as tokens
     short_of_shots: int = 0  # prompts that lost shots to fit
+    chat: tuple[str, ...] = ()  # models measured without the chat template that they have, in words
 
 
 @dataclass(frozen=True)
@@ -112,9 +124,11 @@ class Evaluation:
         store: Store,
     ) -> None:
         """`forms` are the same task in several forms, by name. Raises UsageError for what cannot be asked."""
-        self.forms, self.models, self.design, self.settings, self.store = dict(forms), models, design, settings, store
+        self.forms = chat_forms(forms, settings.chat, settings.system or "")
+        self.models, self.design, self.settings, self.store = models, design, settings, store
         self.task = next(iter(self.forms.values()))
         _check(self.task, design, settings)
+        _check_chat(self.task, models, settings)
         self.items = scored_items(self.task, design)
         self.measure = measure_of(self.task, settings)
         self.askers = [Asker(model, store) for model in models]
@@ -122,6 +136,7 @@ class Evaluation:
         self.notes = Notes(
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),
             len(repeated(self.task)) if max(design.shots) else 0,
+            chat=_left_out(self.task, models, settings),
         )
 
     def questions(self, number: int) -> list[Question]:
@@ -261,7 +276,7 @@ class Evaluation:
         rows = []
         for text in calibration.CONTENT_FREE:
             empty = content_free(trial.task, self.items[0], text)
-            encoded = [encode(request, asker.model.tokenizer) for request in trial.requests(_standing(empty, trial))]
+            _, encoded = asker.encode(trial.task, trial.requests(_standing(empty, trial)))
             found = asker.likelihoods(encoded)
             rows.append([float(np.exp(found[each].logprob)) for each in encoded])
         return rows
@@ -323,3 +338,29 @@ def _check(task: Task, design: Design, settings: Settings) -> None:
             f"{max(design.shots)} shots cannot be drawn from {len(task.pool)} examples. Ask for fewer, or give more"
             " with --shots-from"
         )
+
+
+def _check_chat(task: Task, models: Sequence[LanguageModel], settings: Settings) -> None:
+    """Raises UsageError for a task or a model that cannot be asked as a chat."""
+    if settings.chat == "off":
+        return
+    if task.output == "loglikelihood_rolling":
+        raise UsageError(
+            f"{task.name} measures the likelihood of whole texts, which are no chat. Use --chat-template off"
+        )
+    if measure_of(task, settings) == "pmi":
+        raise UsageError("pmi compares with a premise, which is no chat. Use another --score, or --chat-template off")
+    for model in models:
+        if model.tokenizer.chat_template is None:
+            raise UsageError(f"{model.name} has no chat template. Use --chat-template off, or another model")
+
+
+def _left_out(task: Task, models: Sequence[LanguageModel], settings: Settings) -> tuple[str, ...]:
+    """What to tell of models that have a chat template and are measured without it."""
+    if settings.chat != "off" or task.output == "loglikelihood_rolling":
+        return ()
+    return tuple(
+        f"{model.name} has a chat template and is measured without it; --chat-template both measures both ways"
+        for model in models
+        if model.tokenizer.chat_template is not None
+    )

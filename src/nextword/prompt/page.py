@@ -174,6 +174,7 @@ def _notes(result: Result) -> str:
     if notes.repeated:
         lines.append(f"{notes.repeated} scored items say the same as an example that shots are drawn from")
     lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in notes.apart]
+    lines += notes.chat
     if notes.short_of_shots:
         lines.append(f"{notes.short_of_shots} prompts lost whole shots to fit the context")
     return "".join(f"<li>{escape(line)}</li>" for line in lines)

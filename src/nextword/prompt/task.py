@@ -61,6 +61,16 @@ class Form(Protocol):
         probability is asked.
         """
 
+    @property
+    def delimiter(self) -> str:
+        """What parts the shots, and a system message from the opening."""
+
+    def turn(self, row: Row) -> tuple[str, str | None]:
+        """The row as an example in a chat: what the user says, and the answer, None where there is none."""
+
+    def turns(self, row: Row) -> Sequence[tuple[str, str, str]]:
+        """`asks` in a chat: what the user says, what the answer is begun with (mostly nothing), how it goes on."""
+
     def choices(self, row: Row) -> Sequence[str]:
         """The answers to choose from, bare; none where the model writes freely."""
 
@@ -102,6 +112,13 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """That a task is asked through a model's chat template, after this system message."""
+
+    system: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """What is asked, of which rows, and how answers are scored."""
 
@@ -117,14 +134,27 @@ class Task:
     source: str = ""  # where it was read
     notes: tuple[str, ...] = ()  # what reading it should tell the user (skipped rows, ...)
     harness: Mapping[str, Any] = field(default_factory=dict)  # the lm-evaluation-harness file, resolved, if it is one
+    chat: Chat | None = None  # None: its text is the prompt, raw
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str  # system, user or assistant; an assistant's at the end is begun, and the model goes on
+    content: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """A text and what may follow it: the question put to a model is how probable that is."""
+    """A text and what may follow it: the question put to a model is how probable that is.
+
+    `messages` are a chat, of which each model's own template makes the text.
+    """
 
     context: str
     continuation: str
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

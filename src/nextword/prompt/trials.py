@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..base import UsageError
+from .chatting import chat_requests
 from .shots import Select, draw, reorder, with_random_answers
 from .task import Item, Request, Task, requests
 
@@ -67,7 +68,8 @@ class Trial:
 
     def requests(self, item: Item, dropped: int = 0) -> list[Request]:
         """What the model is asked of `item`, with its first `dropped` shots left out."""
-        return requests(self.task, self.shots_of(item)[dropped:], item)
+        ask = chat_requests if self.task.chat else requests
+        return ask(self.task, self.shots_of(item)[dropped:], item)
 
 
 Neighbours = Mapping[Place, tuple[Item, ...]]  # of each item, all that may be its shots, the nearest last
