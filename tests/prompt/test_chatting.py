@@ -146,8 +146,7 @@ def test_what_prompts_share_is_read_once(task: Task, model: LanguageModel) -> No
     with opened(None) as store:
         evaluation = Evaluation({"form": task}, [model], Design((2,), 1, limit=6, baselines=False), settings, store)
         cost, collected = evaluation.cost(timed=False), evaluation.run()
-    assert collected.read == cost.tokens
-    assert cost.alone > 2 * cost.tokens
+    assert collected.read < 1.02 * cost.tokens < 0.3 * cost.alone  # a token or two again where a pass ends in a choice
 
 
 @pytest.mark.parametrize(
