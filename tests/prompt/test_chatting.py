@@ -144,9 +144,9 @@ def test_a_row_that_spells_the_end_of_a_turn_ends_none(model: LanguageModel, tmp
 def test_what_prompts_share_is_read_once(task: Task, model: LanguageModel) -> None:
     settings = Settings(chat_template="on")
     with opened(None) as store:
-        evaluation = Evaluation({"form": task}, [model], Design((2,), 1, limit=6, baselines=False), settings, store)
+        evaluation = Evaluation({"form": task}, [model], Design((2,), 1, limit=4, baselines=False), settings, store)
         cost, collected = evaluation.cost(timed=False), evaluation.run()
-    assert collected.read < 1.02 * cost.tokens < 0.3 * cost.alone  # a token or two again where a pass ends in a choice
+    assert collected.read == cost.tokens < 0.3 * cost.alone
 
 
 @pytest.mark.parametrize(
