@@ -16,7 +16,7 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.generate import LanguageModel
 from nextword.prompt import evaluate
-from nextword.prompt.chatting import chat_requests, encode_chat
+from nextword.prompt.chatting import chat_requests, encode_chat, show_chat
 from nextword.prompt.evaluation import Collected, Evaluation, Settings
 from nextword.prompt.harness import draws, load_harness_task
 from nextword.prompt.scoring import begun
@@ -187,7 +187,8 @@ def test_free_answers_in_a_chat_stop_at_the_end_of_the_turn(reviews: Path, model
 
 def test_an_answer_that_is_begun_is_left_open(model: LanguageModel) -> None:
     messages = (Message("user", "Say it."), Message("assistant", "It is: "))
-    (shown,), (encoded,) = encode_chat([Request("", "so", messages)], model.tokenizer)
+    asked = [Request("", "so", messages)]
+    (shown,), (encoded,) = show_chat(asked, model.tokenizer), encode_chat(asked, model.tokenizer)
     assert shown.context == "[user] Say it.<|endoftext|>[assistant] It is: "
     assert (*encoded.context, *encoded.continuation) == tuple(model.encode(shown.context + "so", special=True))
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from ..base import UsageError
 from ..generate import LanguageModel
 from .answers import Answer, answer_choice
-from .chatting import encode_chat
+from .chatting import encode_chat, show_chat
 from .metrics import words
 from .scoring import Scorer, Work, common, encode, windows
 from .store import Store
@@ -84,11 +84,12 @@ class Asker:
     def _fitted(self, trial: Trial, item: Item, beyond: Beyond) -> tuple[Question, int]:
         limit, most = self._limit(trial.task), len(trial.shots_of(item))
         for dropped in range(most + 1):
-            asked, encoded = self.encode(trial.task, trial.requests(item, dropped))
+            asked = trial.requests(item, dropped)
+            encoded = self.encode(trial.task, asked)
             longest = max(len(each.context) + len(each.continuation) for each in encoded)
             if beyond == "refuse" or limit is None or longest <= limit:
                 break
-        return Question(trial, item, tuple(asked), tuple(encoded), dropped), longest
+        return Question(trial, item, tuple(show_chat(asked, self.model.tokenizer)), tuple(encoded), dropped), longest
 
     def _limit(self, task: Task) -> int | None:
         """Tokens that a prompt and its answer may have together; None where there is no limit."""
@@ -97,11 +98,10 @@ class Asker:
             return None
         return longest - task.generation.max_tokens if task.output == "generate_until" else longest
 
-    def encode(self, task: Task, asked: Sequence[Request]) -> tuple[Sequence[Request], list[Encoded]]:
-        """Requests, a chat's with the text that this model's template makes of it, and their tokens."""
-        return encode_chat(asked, self.model.tokenizer) if task.chat else (asked, self._encode(task, asked))
-
-    def _encode(self, task: Task, asked: Sequence[Request]) -> list[Encoded]:
+    def encode(self, task: Task, asked: Sequence[Request]) -> list[Encoded]:
+        """Requests in tokens; a whole text as pieces that fit the context."""
+        if task.chat is not None:
+            return encode_chat(asked, self.model.tokenizer)
         if task.output == "generate_until":
             return [Encoded(tuple(self.model.encode(request.context)), ()) for request in asked]
         if task.output == "loglikelihood_rolling":

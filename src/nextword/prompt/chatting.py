@@ -57,26 +57,37 @@ def _turn(task: Task, shot: Item) -> Iterator[Message]:
         yield Message("assistant", answer)
 
 
-def encode_chat(asked: Sequence[Request], tokenizer: Tokenizer) -> tuple[list[Request], list[Encoded]]:
-    """Chat requests with their text, as the model's template writes it, and their tokens.
+def encode_chat(asked: Sequence[Request], tokenizer: Tokenizer) -> list[Encoded]:
+    """Chat requests in tokens, as the model's template writes them.
 
     Only the template makes control tokens: "<|im_end|>" in a message or a choice is text. A request whose
     continuation is empty is one to write on from. Raises UsageError for what the template refuses.
     """
+    contents, contexts = _rendered(asked, tokenizer)
+    return [
+        encode(Request(context, contents.hide(request.continuation)), tokenizer, contents.encode)
+        if request.continuation
+        else Encoded(begun(contents.encode(context), tokenizer), ())
+        for request, context in zip(asked, contexts, strict=True)
+    ]
+
+
+def show_chat(asked: Sequence[Request], tokenizer: Tokenizer) -> list[Request]:
+    """Chat requests with the text that the model reads as their context; others as they are."""
+    if not any(request.messages for request in asked):
+        return list(asked)
+    contents, contexts = _rendered(asked, tokenizer)
+    return [replace(one, context=contents.show(context)) for one, context in zip(asked, contexts, strict=True)]
+
+
+def _rendered(asked: Sequence[Request], tokenizer: Tokenizer) -> tuple[Contents, list[str]]:
+    """Each request's messages as text, in which contents are hidden."""
     contents = Contents(tokenizer, [each for one in asked for each in _texts(one)])
-    rendered: dict[tuple[Message, ...], str] = {}  # choices of one question share their messages
-    shown, encoded = [], []
+    found: dict[tuple[Message, ...], str] = {}  # choices of one question share their messages
     for request in asked:
-        if request.messages not in rendered:
-            rendered[request.messages] = _render(request.messages, contents.hide, tokenizer)
-        context = rendered[request.messages]
-        shown.append(replace(request, context=contents.show(context)))
-        if not request.continuation:
-            encoded.append(Encoded(begun(contents.encode(context), tokenizer), ()))
-            continue
-        hidden = Request(context, contents.hide(request.continuation))
-        encoded.append(encode(hidden, tokenizer, contents.encode))
-    return shown, encoded
+        if request.messages not in found:
+            found[request.messages] = _render(request.messages, contents.hide, tokenizer)
+    return contents, [found[request.messages] for request in asked]
 
 
 def _texts(request: Request) -> Iterator[str]:

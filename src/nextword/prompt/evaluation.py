@@ -276,7 +276,7 @@ class Evaluation:
         rows = []
         for text in calibration.CONTENT_FREE:
             empty = content_free(trial.task, self.items[0], text)
-            _, encoded = asker.encode(trial.task, trial.requests(_standing(empty, trial)))
+            encoded = asker.encode(trial.task, trial.requests(_standing(empty, trial)))
             found = asker.likelihoods(encoded)
             rows.append([float(np.exp(found[each].logprob)) for each in encoded])
         return rows
