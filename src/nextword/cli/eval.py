@@ -69,6 +69,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--chat-template", type=click.Choice(["off", "on", "both"]), metavar="off|on|both",
               help="Prompt by the model's chat template, shots as turns; both: also raw.  [default: off]")  # fmt: skip
 @click.option("--system", metavar="TEXT", help="System message of the chat; turns the chat template on.")
+@click.option("--scorer", metavar="NAME|regex:PATTERN",
+              help="Score written answers: exact, contains, number (the last), f1, regex:PATTERN.")  # fmt: skip
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
 @click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
 @click.option(
@@ -129,6 +131,10 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     description = None if options["description"] is None else _unescape(options["description"])
     forms = open_task(task, Templates(sources, separator, description), _table(options, separator, description))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
+    if options["scorer"] is not None:
+        from ..prompt.scorers import scored_by
+
+        forms = scored_by(forms, options["scorer"], options["compat"] is not None)
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
     from ..prompt.summary import summarise
     from . import eval_display as display

@@ -234,7 +234,7 @@ class Evaluation:
             for chain in task.filters:
                 left = apply(chain, texts[prompt], row)
                 for metric in task.metrics:
-                    value = score_text(metric, gold, left)
+                    value = score_text(metric, gold, left, row)
                     values[f"{metric.name},{chain.name}"] = value
                     first = (value, left) if first is None else first
             assert first is not None

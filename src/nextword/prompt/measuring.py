@@ -9,6 +9,7 @@ from pathlib import Path
 from ..generate import LanguageModel, load
 from .evaluation import Evaluation, Progress, Settings
 from .opening import Templates, open_task
+from .scorers import ScorerFunction, scored_by
 from .store import opened
 from .summary import Result, summarise
 from .table import TableSettings
@@ -25,6 +26,7 @@ def evaluate(
     design: Design | None = None,
     settings: Settings | None = None,
     table: TableSettings | None = None,
+    scorer: str | ScorerFunction | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -32,14 +34,18 @@ def evaluate(
 
     `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name, and `table`
     for the rest), or a Task. `design` says draws, orders, limits (`shots` stands in for its own); `settings` how
-    answers are scored. With `store`, a file, answers are kept and an interrupted call goes on; without it nothing is.
-    `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or polars.
+    choices are scored; `scorer` how free answers are: a name of `scorers.NAMES`, or a function of the answer, the gold
+    answer and the row that gives 0 to 1. With `store`, a file, answers are kept and an interrupted call goes on;
+    without it nothing is. `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or
+    polars.
 
     Raises UsageError for what cannot be asked, RunError where the disk is full.
     """
     forms = (
         {task.name: task} if isinstance(task, Task) else open_task(str(task), Templates(dict(templates or {})), table)
     )
+    if scorer is not None:
+        forms = scored_by(forms, scorer, design is not None and design.per_item)
     first = next(iter(forms.values()))
     counts = tuple(shots) if shots is not None else design.shots if design is not None else (first.shots,)
     plan = replace(design or Design(), shots=counts)

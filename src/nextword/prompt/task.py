@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -83,12 +83,16 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """One number over the items; `options` are its own (exact_match's ignore_case ...)."""
+    """One number over the items; `options` are its own (exact_match's ignore_case ...).
+
+    `function` scores a free answer from 0 to 1 by itself: of the answer, the gold one or a list of them, and the row.
+    """
 
     name: str
     aggregation: str = "mean"
     higher_is_better: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[[str, Any, Row], float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
