@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,15 +56,7 @@ def test_messages_are_the_harness_s_own_with_shots_as_turns(name: str, count: in
 
 @pytest.fixture(scope="module", params=["transformer", "lstm"])
 def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> LanguageModel:
-    return with_template(tiny_model(request.param), TEMPLATE)
-
-
-def with_template(raw: Path, template: str) -> LanguageModel:
-    folder = raw.with_name(raw.name + "-chat")
-    if not folder.exists():
-        shutil.copytree(raw, folder)
-        (folder / "chat_template.jinja").write_text(template)
-    return load(str(folder))
+    return load(str(tiny_model(request.param, chat_template=TEMPLATE)))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +156,7 @@ def test_calibrations_measures_and_selections_work_in_a_chat(
 
 
 def test_a_chat_too_long_for_the_context_loses_whole_turns(task: Task, tiny_model: Callable[..., Path]) -> None:
-    model = with_template(tiny_model("transformer"), TEMPLATE)
+    model = load(str(tiny_model(chat_template=TEMPLATE)))
     dropping = Settings(chat_template="on", beyond="drop")
     collected = run(task, model, dropping, shots=(11,), draws=1, limit=2, baselines=False)
     for answer in collected.cells[0].answers:

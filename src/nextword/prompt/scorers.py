@@ -42,7 +42,8 @@ def with_scorer(task: Task, scorer: str | ScorerFunction) -> Task:
     """
     name, options, function = _named(scorer) if isinstance(scorer, str) else _given(scorer)
     if task.output != "generate_until":
-        does = "chooses among labels (--free lets it write)" if task.output == "multiple_choice" else "writes nothing"
+        hint = "" if task.harness else " (--free lets it write)"
+        does = f"chooses among labels{hint}" if task.output == "multiple_choice" else "writes nothing"
         raise UsageError(f"--scorer {name} scores what a model writes; in {task.name} it {does}")
     if name == "number":
         _check_numbers(task)
