@@ -84,12 +84,12 @@ class Asker:
     def _fitted(self, trial: Trial, item: Item, beyond: Beyond) -> tuple[Question, int]:
         limit, most = self._limit(trial.task), len(trial.shots_of(item))
         for dropped in range(most + 1):
-            asked = trial.requests(item, dropped)
+            asked = show_chat(trial.requests(item, dropped), self.model.tokenizer)
             encoded = self.encode(trial.task, asked)
             longest = max(len(each.context) + len(each.continuation) for each in encoded)
             if beyond == "refuse" or limit is None or longest <= limit:
                 break
-        return Question(trial, item, tuple(show_chat(asked, self.model.tokenizer)), tuple(encoded), dropped), longest
+        return Question(trial, item, tuple(asked), tuple(encoded), dropped), longest
 
     def _limit(self, task: Task) -> int | None:
         """Tokens that a prompt and its answer may have together; None where there is no limit."""

@@ -81,11 +81,13 @@ def show_chat(asked: Sequence[Request], tokenizer: Tokenizer) -> list[Request]:
 
 
 def _rendered(asked: Sequence[Request], tokenizer: Tokenizer) -> tuple[Contents, list[str]]:
-    """Each request's messages as text, in which contents are hidden."""
+    """Each request's messages as text, in which contents are hidden; one that is shown has it, if nothing is hidden."""
     contents = Contents(tokenizer, [each for one in asked for each in _texts(one)])
     found: dict[tuple[Message, ...], str] = {}  # choices of one question share their messages
     for request in asked:
-        if request.messages not in found:
+        if request.context and not contents.hides:
+            found[request.messages] = request.context
+        elif request.messages not in found:
             found[request.messages] = _render(request.messages, contents.hide, tokenizer)
     return contents, [found[request.messages] for request in asked]
 

@@ -23,6 +23,11 @@ class Contents:
         unused = (chr(code) for code in _MARKS if not any(chr(code) in text for text in texts))
         self._marks: Mapping[str, str] = dict(zip(found, unused, strict=False))  # of each name
 
+    @property
+    def hides(self) -> bool:
+        """Whether any text has a name to hide."""
+        return bool(self._marks)
+
     def hide(self, text: str) -> str:
         """The text as a template may have it."""
         names = self._tokenizer.control_names
