@@ -57,7 +57,7 @@ REVIEWS = ("good", "bad", "fine food", "awful", "a joy", "a bore", "never again"
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A folder with a model small enough to evaluate in no time: bytes as tokens, two layers, weights by `seed`."""
 
-    def write(kind: str = "transformer", seed: int = 0) -> Path:
+    def write(kind: str = "transformer", seed: int = 0, chat_template: str = "") -> Path:
         import torch
 
         from nextword.data import train_tokenizer
@@ -73,6 +73,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             torch.nn.init.normal_(parameter, std=0.4)
         folder = tmp_path_factory.mktemp("models") / f"{kind}-{seed}"
         write_model(folder, model, train_tokenizer(["x"], "bytes"))
+        if chat_template:  # <|endoftext|> is its one control token, and ends a turn
+            (folder / "chat_template.jinja").write_text(chat_template)
         return folder
 
     return write

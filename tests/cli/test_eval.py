@@ -196,6 +196,48 @@ def test_help_shows_every_option_under_a_heading(capsys: pytest.CaptureFixture[s
     assert run(capsys, "runs", "list", "--help")[1].startswith("Usage: nextword eval runs list [OPTIONS]\n")
 
 
+TALK = "{% for message in messages %}<{{ message.role }}>{{ message.content }}<|endoftext|>{% endfor %}<assistant>"
+
+
+def test_a_chat_template_stands_beside_raw_text_and_a_system_message_begins_it(
+    reviews: Path, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks = str(tiny_model(chat_template=TALK))
+    asked = (str(reviews), "-m", talks, "--template", FORM, "--shots", "0", "--limit", "4", "--no-store", "--json")
+    code, out, err = run(capsys, *asked, "--chat-template", "both")
+    assert code == 0, err
+    assert "is measured without it" not in err
+    assert [line["form"] for line in json.loads(out)["lines"] if line["variant"] == "plain"] == ["raw", "chat"]
+    assert any("chat" in each["after"] and "raw" in each["before"] for each in json.loads(out)["comparisons"])
+    code, out, err = run(capsys, *asked, "--system", "Be brief.", "--dry-run")
+    assert json.loads(out)["prompt"].startswith("<system>Be brief.<|endoftext|><user>Text: ")
+    code, out, err = run(capsys, *asked)
+    assert "has a chat template and is measured without it" in " ".join(err.split())
+    assert "--chat-template both" in json.loads(out)["notes"]["chat"][0]
+
+
+def test_a_scorer_names_the_metric_of_what_a_model_writes(
+    reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = (
+        str(reviews),
+        "-m",
+        model,
+        "--template",
+        FORM,
+        "--free",
+        "--shots",
+        "0",
+        "--limit",
+        "3",
+        "--max-tokens",
+        "4",
+    )
+    code, out, err = run(capsys, *free, "--no-store", "--scorer", "contains")
+    assert code == 0, err
+    assert "contains over 3 items" in out
+
+
 def test_a_dry_run_shows_the_cost_and_one_prompt_and_keeps_nothing(
     reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +285,14 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}", "--template", FORM, "--calibrate", "both"], "contextual, batch or both"),
         (["{reviews}", "--template", FORM, "--draws", "0"], "at least 1"),
         (["{reviews}", "--template", FORM, "--power", "3"], "between 0 and 1"),
+        (["{reviews}", "--template", FORM, "--chat-template", "on"], "has no chat template"),
+        (
+            ["{reviews}", "--template", FORM, "--chat-template", "off", "--system", "x"],
+            "--chat-template off leaves out",
+        ),
+        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--free lets it write"),
+        (["{reviews}", "--template", FORM, "--free", "--scorer", "f2"], "There is: exact, contains"),
+        (["arithmetic", "--compat", "lm-eval", "--scorer", "f1"], "Leave out --scorer"),
         (["--compare", "a", "b"], "no evaluation 'a' is kept"),
         ([], "which task?"),
     ],

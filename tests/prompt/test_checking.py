@@ -167,9 +167,9 @@ def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_
     assert none.items == 20
     assert none.notes.warnings == ()
     assert one.rows == more.rows
-    assert len(one.places) == 16
+    assert len(one.rows) == 16
     assert one.notes.warnings == more.notes.warnings == (HELD_BACK,)
-    assert other.places != one.places
+    assert other.rows != one.rows
 
 
 def test_rows_that_are_shots_of_a_task_that_has_no_others_are_told(model: LanguageModel, tmp_path: Path) -> None:

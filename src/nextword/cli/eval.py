@@ -77,6 +77,11 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--no-baselines", is_flag=True, help="Leave out shots with random labels and calibrated zero-shot.")
 @click.option("--overflow", type=click.Choice(["error", "drop-shots"]), default="error", show_default=True,
               help="Prompts longer than the context: stop with an error, or drop whole shots.")  # fmt: skip
+@click.option("--chat-template", type=click.Choice(["off", "on", "both"]), metavar="off|on|both",
+              help="Prompt by the model's chat template, shots as turns; both: also raw.  [default: off]")  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System message of the chat; turns the chat template on.")
+@click.option("--scorer", metavar="NAME|regex:PATTERN",
+              help="Score written answers: exact, contains, number (the last), f1, regex:PATTERN.")  # fmt: skip
 @click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
 @click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
 @click.option(
@@ -144,6 +149,10 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     sources = read_templates([part for text in options["templates"] for part in _parts(text)])
     forms = open_task(task, sources, _table(options))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
+    if options["scorer"] is not None:
+        from ..prompt.scorers import scored_by
+
+        forms = scored_by(forms, options["scorer"], options["compat"] is not None)
     from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
     from ..prompt.provenance import provenance
     from ..prompt.requirements import asks_of, names_of
@@ -246,7 +255,7 @@ def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Set
         if way not in ("contextual", "batch"):
             raise UsageError(f"--calibrate {way!r} is not known. Use contextual, batch or both")
     premise = None if options["premise"] is None else _unescape(options["premise"])
-    return Settings(options["measure"], premise, ways, options["overflow"])
+    return Settings(options["measure"], premise, ways, options["overflow"], options["chat_template"], options["system"])
 
 
 command.add_command(runs)

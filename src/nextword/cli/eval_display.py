@@ -69,6 +69,7 @@ def note_lines(evaluation: Evaluation) -> list[str]:
             f"an answer does not begin with a token of its own: the prompt ends in {last!r}, and together they become"
             f" {first!r} .... Let the template end before a space or a newline"
         )
+    lines += notes.chat
     if notes.short_of_shots:
         lines.append(f"{notes.short_of_shots} prompts were longer than the context and lost whole shots")
     return lines

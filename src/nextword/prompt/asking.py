@@ -10,6 +10,7 @@ from ..base import UsageError
 from ..generate import Completion, LanguageModel
 from ..generate.engine import tokens_to_read as tokens_of_prompts
 from .answers import Answer, answer_choice
+from .chatting import encode_chat, show_chat
 from .metrics import words
 from .scoring import Scorer, Work, encode, tokens_to_read, windows
 from .store import Store
@@ -108,7 +109,7 @@ class Asker:
     ) -> Question:
         limit, most = self._limit(trial.task), len(trial.shots_of(item))
         for dropped in range(most + 1):
-            asked = trial.requests(item, dropped)
+            asked = show_chat(trial.requests(item, dropped), self.model.tokenizer)
             premises = self.encode(trial.task, trial.premises(item, premise, dropped)) if with_premises else []
             question = Question(
                 trial, item, tuple(asked), tuple(self.encode(trial.task, asked)), dropped, tuple(premises)
@@ -126,6 +127,8 @@ class Asker:
 
     def encode(self, task: Task, asked: Sequence[Request]) -> list[Encoded]:
         """Requests in tokens; a whole text as pieces that fit the context."""
+        if task.chat is not None:
+            return encode_chat(asked, self.model.tokenizer)
         if task.output == "generate_until":
             return [Encoded(tuple(self.model.encode(request.context)), ()) for request in asked]
         if task.output == "loglikelihood_rolling":

@@ -14,6 +14,7 @@ from ..generate import LanguageModel
 from . import calibration
 from .answers import Answer
 from .asking import Asker, Preparation, Question, Seen, choices, likelihood_of_texts, seconds_for, tokens_to_write
+from .chatting import ChatTemplate, chat_forms
 from .checking import warnings_of_shots
 from .filters import apply
 from .metrics import MEASURE_OF, aggregate, of_the_choice, score_text
@@ -34,6 +35,17 @@ class Settings:
     premise: str | None = None  # of pointwise mutual information; None takes the template's last words
     calibrate: tuple[Calibrate, ...] = ()
     overflow: Overflow = "error"
+    chat_template: ChatTemplate | None = None  # None: "on" where there is a system message, "off" without one
+    system: str | None = None  # message, in front of the task's description
+
+    def __post_init__(self) -> None:
+        if self.chat_template == "off" and self.system is not None:
+            raise UsageError("--system is a message of the chat template, which --chat-template off leaves out")
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """Whether prompts are the model's chat template, filled, or raw text, or each in turn."""
+        return self.chat_template or ("off" if self.system is None else "on")
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Notes:
     apart: tuple[tuple[str, str], ...] = ()  # answers that do not begin a token: end of prompt and answer, as tokens
     short_of_shots: int = 0  # prompts that lost shots to fit
     warnings: tuple[str, ...] = ()  # of the task (Task.warnings) and of what stands among shots
+    chat: tuple[str, ...] = ()  # models measured without the chat template that they have, in words
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,11 @@ class Evaluation:
         store: Store,
     ) -> None:
         """`forms` are the same task in several forms, by name. Raises UsageError for what cannot be asked."""
-        self.forms, self.models, self.design, self.settings, self.store = dict(forms), models, design, settings, store
+        self.forms = chat_forms(forms, settings.chat, settings.system or "")
+        self.models, self.design, self.settings, self.store = models, design, settings, store
         self.task = next(iter(self.forms.values()))
         _check(self.task, design, settings)
+        _check_chat(self.task, models, settings)
         self.items = scored_items(self.task, design)
         self.measure = measure_of(self.task, settings)
         self.askers = [Asker(model, store) for model in models]
@@ -142,6 +157,7 @@ class Evaluation:
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),
             len(repeated(self.task)) if max(design.shots) else 0,
             warnings=tuple(dict.fromkeys(each for task in self.forms.values() for each in told(task, design))),
+            chat=_left_out(self.task, models, settings),
         )
 
     def questions(self, number: int) -> list[Question]:
@@ -281,7 +297,7 @@ class Evaluation:
             for chain in task.filters:
                 left = apply(chain, texts[prompt], row)
                 for metric in task.metrics:
-                    value = score_text(metric, gold, left)
+                    value = score_text(metric, gold, left, row)
                     values[f"{metric.name},{chain.name}"] = value
                     first = (value, left) if first is None else first
             assert first is not None
@@ -381,3 +397,27 @@ def _check(task: Task, design: Design, settings: Settings) -> None:
             f"{max(design.shots)} shots cannot be drawn from {len(task.pool)} examples. Ask for fewer, or give more"
             " with --shots-from"
         )
+
+
+def _check_chat(task: Task, models: Sequence[LanguageModel], settings: Settings) -> None:
+    """Raises UsageError for a task or a model that cannot be asked as a chat."""
+    if settings.chat == "off":
+        return
+    if task.output == "loglikelihood_rolling":
+        raise UsageError(
+            f"{task.name} measures the likelihood of whole texts, which are no chat. Use --chat-template off"
+        )
+    for model in models:
+        if model.tokenizer.chat_template is None:
+            raise UsageError(f"{model.name} has no chat template. Use --chat-template off, or another model")
+
+
+def _left_out(task: Task, models: Sequence[LanguageModel], settings: Settings) -> tuple[str, ...]:
+    """What to tell of models that have a chat template and are measured without it."""
+    if settings.chat != "off" or task.output == "loglikelihood_rolling":
+        return ()
+    return tuple(
+        f"{model.name} has a chat template and is measured without it; --chat-template both measures both ways"
+        for model in models
+        if model.tokenizer.chat_template is not None
+    )

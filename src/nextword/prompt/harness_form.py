@@ -69,6 +69,15 @@ class HarnessForm:
     def shot(self, row: Row) -> str:
         """Question, delimiter, answer, delimiter."""
         fields = self.example
+        question, prefix, answer = self._example(row)
+        if answer is None:
+            return question + self._prefixed(question, prefix, fields.target_delimiter)
+        between = fields.target_delimiter if not prefix or _apart(question, prefix) else ""
+        return question + between + joined(prefix, answer) + fields.shot_delimiter
+
+    def _example(self, row: Row) -> tuple[str, str, str | None]:
+        """Question, what the answer begins with, and the answer: None for a row without one; a choice may be empty."""
+        fields = self.example
         question = self._text(fields, row)
         choices = self._choices(fields, row)
         if isinstance(question, int):  # the choices stand in the question
@@ -77,12 +86,35 @@ class HarnessForm:
         if isinstance(answer, list):
             answer = answer[0] if answer else ""
         prefix = self._prefix(fields, row)
-        if answer is None or answer == "":  # a row without an answer; that of a choice may be empty
-            return question + self._prefixed(question, prefix, fields.target_delimiter)
+        if answer is None or answer == "":
+            return question, prefix, None
         written = str(_at(choices, answer)) if choices and isinstance(answer, int) else str(answer)
-        written = self.words.get(written, written)
-        between = fields.target_delimiter if not prefix or _apart(question, prefix) else ""
-        return question + between + _joined(prefix, written) + fields.shot_delimiter
+        return question, prefix, self.words.get(written, written)
+
+    @property
+    def separator(self) -> str:
+        """What stands between shots."""
+        return self.item.shot_delimiter
+
+    def turn(self, row: Row) -> tuple[str, str | None]:
+        """Question and answer, with what the answer begins with."""
+        question, prefix, answer = self._example(row)
+        return question, (prefix or None) if answer is None else joined(prefix, answer)
+
+    def turns(self, row: Row) -> list[tuple[str, str, str]]:
+        """Question, what the answer begins with, and how it goes on: bare, where nothing was begun."""
+        fields = self.item
+        text, prefix = self._text(fields, row), self._prefix(fields, row)
+        begun = fields.prefix is not None and fields.prefix[-1:].strip() != ""  # as it is written, before it is filled
+        between = fields.target_delimiter if begun else ""
+        if isinstance(text, int):
+            after = between + str(self._target(fields, row))
+            return [(each, prefix, after) for each in self.choices(row)]
+        if self.output == "generate_until":
+            return [(text, prefix, "")]
+        if self.output == "loglikelihood":
+            return [(text, prefix, str(self._target(fields, row)))]
+        return [(text, prefix, between + choice) for choice in self.choices(row)]
 
     def asks(self, row: Row) -> list[tuple[str, str]]:
         """Question and continuation for every choice."""
@@ -249,10 +281,11 @@ def _apart(before: str, after: str) -> bool:
     return before != "" and not (before[-1].isspace() or after[:1].isspace())
 
 
-def _joined(prefix: str, text: str) -> str:
+def joined(prefix: str, text: str, delimiter: str = " ") -> str:
+    """Both, and the delimiter between them where neither brings a space of its own."""
     if not prefix or not text:
         return prefix or text
-    return prefix + (" " if _apart(prefix, text) else "") + text
+    return prefix + (delimiter if _apart(prefix, text) else "") + text
 
 
 def overridden(fields: Fields, changes: Mapping[str, Any]) -> Fields:

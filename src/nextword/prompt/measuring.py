@@ -11,6 +11,7 @@ from .checking import checked
 from .evaluation import Evaluation, Progress, Settings
 from .opening import open_task
 from .provenance import provenance
+from .scorers import ScorerFunction, scored_by
 from .store import opened
 from .summary import Result, summarise
 from .table import TableSettings
@@ -27,6 +28,7 @@ def evaluate(
     design: Design | None = None,
     settings: Settings | None = None,
     table: TableSettings | None = None,
+    scorer: str | ScorerFunction | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -34,8 +36,9 @@ def evaluate(
 
     `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name), or a Task.
     `table` says how rows become a task, or what is said in place of a task file's own. `design` says draws, orders,
-    limits (`shots` stands in for its own); `settings` how answers are scored. With `store`, a file, answers are kept
-    and an interrupted call goes on; without it nothing is.
+    limits (`shots` stands in for its own); `settings` how choices are scored; `scorer` how free answers are: a name of
+    `scorers.NAMES`, or a function of the answer, the gold answer and the row that gives 0 to 1. With `store`, a file,
+    answers are kept and an interrupted call goes on; without it nothing is.
     `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or polars.
 
     Raises UsageError for what cannot be asked, RunError where the disk is full.
@@ -45,6 +48,8 @@ def evaluate(
         table or TableSettings(), hold_back=max(wanted, default=0) > 0, compat=design is not None and design.per_item
     )
     forms = {task.name: checked(task, rows)} if isinstance(task, Task) else open_task(str(task), templates or {}, rows)
+    if scorer is not None:
+        forms = scored_by(forms, scorer, design is not None and design.per_item)
     first = next(iter(forms.values()))
     counts = tuple(shots) if shots is not None else design.shots if design is not None else (first.shots,)
     plan = replace(design or Design(), shots=counts)

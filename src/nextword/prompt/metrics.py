@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base import UsageError
 from ..base.errors import closest
-from .task import Metric, Output, Task
+from .task import Metric, Output, Row, Task
 
 if TYPE_CHECKING:
     from .answers import Answer
@@ -59,10 +59,12 @@ def check(metric: Metric, output: Output) -> None:
             raise UsageError(f"metric {metric.name!r}: {pattern!r} is not a regular expression ({error})") from None
 
 
-def score_text(metric: Metric, gold: Any, answer: Any) -> float:
-    """1.0 where the answer is the gold text, or any of several."""
+def score_text(metric: Metric, gold: Any, answer: Any, row: Row | None = None) -> float:
+    """1.0 where the answer is the gold text, or any of several; or what the metric's own function says of it."""
     golds = list(gold) if isinstance(gold, list | tuple) else [gold]
     answers = answer if isinstance(answer, list | tuple) else [answer]
+    if metric.function is not None:
+        return metric.function(answers[0], gold if isinstance(gold, str) else golds, row or {})
     return float(any(_plain(metric, each) == _plain(metric, right) for each in answers[:1] for right in golds))
 
 

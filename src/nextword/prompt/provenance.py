@@ -121,7 +121,9 @@ def _hash(text: str) -> str:
 
 
 def _form(name: str, task: Task) -> FormRecord:
-    return FormRecord(name, _hash(task.form.key), _plain(task.form) if is_dataclass(task.form) else {})
+    parts = _plain(task.form) if is_dataclass(task.form) else {}
+    chat = {} if task.chat is None else {"chat": _plain(task.chat)}
+    return FormRecord(name, _hash(task.form.key + repr(task.chat)), parts | chat)
 
 
 def _plain(value: Any) -> Any:
@@ -129,7 +131,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Template):
         return value.source
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.repr}
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, set | frozenset):

@@ -198,6 +198,7 @@ def notes(result: Result) -> str:
     if found.repeated:
         lines.append(f"{found.repeated} scored items say the same as an example that shots are drawn from")
     lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in found.apart]
+    lines += found.chat
     if found.short_of_shots:
         lines.append(f"{found.short_of_shots} prompts lost whole shots to fit the context")
     return "".join(f"<li>{escape(line)}</li>" for line in lines)

@@ -32,12 +32,13 @@ class Work:
     alone: int = 0
 
 
-def encode(request: Request, tokenizer: Tokenizer) -> Encoded:
+def encode(request: Request, tokenizer: Tokenizer, tokens: Callable[[str], list[int]] | None = None) -> Encoded:
     """Tokens of a request. Spaces that end the context belong to the continuation, whose tokens begin with one.
 
-    The whole text is tokenized, and cut after as many tokens as the context alone has. Raises UsageError for an empty
-    continuation.
+    The whole text is tokenized (by `tokens`, or else as plain text), and cut after as many tokens as the context alone
+    has. Raises UsageError for an empty continuation.
     """
+    tokens = tokens or tokenizer.encode
     context, continuation = request.context, request.continuation
     bare = context.rstrip()
     if context:
@@ -48,12 +49,18 @@ def encode(request: Request, tokenizer: Tokenizer) -> Encoded:
     if not context:
         if start is None:
             raise UsageError("the prompt is empty and the model has no token that begins a text. Give it some text")
-        return Encoded((start,), tuple(tokenizer.encode(continuation)))
-    head, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
+        return Encoded((start,), tuple(tokens(continuation)))
+    head, whole = tokens(context), tokens(context + continuation)
     apart = whole[: len(head)] != head
     cut = min(len(head), len(whole) - 1)
-    front = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
-    return Encoded((*front, *whole[:cut]), tuple(whole[cut:]), apart)
+    return Encoded(begun(whole[:cut], tokenizer), tuple(whole[cut:]), apart)
+
+
+def begun(tokens: Sequence[int], tokenizer: Tokenizer) -> Ids:
+    """A text's tokens behind the one that begins texts, where the model expects it and no chat template wrote it."""
+    if not tokenizer.adds_bos or tokenizer.bos_id is None or tokenizer.bos_id in tokens[:1]:
+        return tuple(tokens)
+    return (tokenizer.bos_id, *tokens)
 
 
 def windows(tokens: Sequence[int], start: int, context: int) -> list[Encoded]:

@@ -72,6 +72,16 @@ class TableForm:
             return [(question, "")]
         return [(question, self.template.delimiter + label) for label in self.labels]
 
+    def turn(self, row: Row) -> tuple[str, str]:
+        """The template up to its answer, and from there on."""
+        texts = self._texts(row)
+        return self.template.question(texts), self.template.answer(texts)
+
+    def turns(self, row: Row) -> list[tuple[str, str, str]]:
+        """The template up to its answer, and every label, bare."""
+        question = self.template.question(self._texts(row))
+        return [(question, "", label) for label in self.labels or ("",)]
+
     def choices(self, row: Row) -> tuple[str, ...]:
         """The labels, in words."""
         return self.labels

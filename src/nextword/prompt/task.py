@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -69,6 +69,16 @@ class Form(Protocol):
         probability is asked.
         """
 
+    @property
+    def separator(self) -> str:
+        """What parts the shots, and a system message from the opening."""
+
+    def turn(self, row: Row) -> tuple[str, str | None]:
+        """The row as an example in a chat: what the user says, and the answer, None where there is none."""
+
+    def turns(self, row: Row) -> Sequence[tuple[str, str, str]]:
+        """`asks` in a chat: what the user says, what the answer is begun with (mostly nothing), how it goes on."""
+
     def choices(self, row: Row) -> Sequence[str]:
         """The answers to choose from, bare; none where the model writes freely."""
 
@@ -84,12 +94,16 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """One number over the items; `options` are its own (exact_match's ignore_case ...)."""
+    """One number over the items; `options` are its own (exact_match's ignore_case ...).
+
+    `function` scores a free answer from 0 to 1 by itself: of the answer, the gold one or a list of them, and the row.
+    """
 
     name: str
     aggregation: str = "mean"
     higher_is_better: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[[str, Any, Row], float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,13 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """That a task is asked through a model's chat template, after this system message."""
+
+    system: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """What is asked, of which rows, and how answers are scored."""
 
@@ -129,14 +150,27 @@ class Task:
     notes: tuple[str, ...] = ()  # what reading it should tell the user (skipped rows, ...)
     warnings: tuple[str, ...] = ()  # what is likely not meant, or not known (rows kept from scoring, two spaces, ...)
     harness: Mapping[str, Any] = field(default_factory=dict)  # the lm-evaluation-harness file, resolved, if it is one
+    chat: Chat | None = None  # None: its text is the prompt, raw
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str  # system, user or assistant; an assistant's at the end is begun, and the model goes on
+    content: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """A text and what may follow it: the question put to a model is how probable that is."""
+    """A text and what may follow it: the question put to a model is how probable that is.
+
+    `messages` are a chat, of which each model's own template makes the text.
+    """
 
     context: str
     continuation: str
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,10 @@ class Template:
         """The whole template, filled, answer included."""
         return self._fill(values, self.parts)
 
+    def answer(self, values: Shot) -> str:
+        """The template from its answer on, filled, without spaces around: what an assistant says in a chat."""
+        return self._fill(values, ("", *self.parts[2 * self.names.index(ANSWER) + 1 :])).strip()
+
     def _fill(self, values: Shot, parts: Sequence[str]) -> str:
         filled = []
         for place, part in enumerate(parts):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..base import UsageError
+from .chatting import chat_requests
 from .shots import Select, draw, reorder, with_random_answers
 from .task import Item, Request, Task, premises, requests
 
@@ -68,7 +69,8 @@ class Trial:
 
     def requests(self, item: Item, dropped: int = 0) -> list[Request]:
         """What the model is asked of `item`, with its first `dropped` shots left out."""
-        return requests(self.task, self.shots_of(item)[dropped:], item)
+        ask = chat_requests if self.task.chat else requests
+        return ask(self.task, self.shots_of(item)[dropped:], item)
 
     def premises(self, item: Item, premise: str | None = None, dropped: int = 0) -> list[Request]:
         """What pointwise mutual information compares with: each choice behind the same shots and `premise`.
@@ -80,7 +82,8 @@ class Trial:
 
             return unconditional(self.task, item)
         text = self.task.form.premise if premise is None else premise
-        return premises(self.task, self.shots_of(item)[dropped:], item, text)
+        ask = chat_requests if self.task.chat else premises
+        return ask(self.task, self.shots_of(item)[dropped:], item, text)
 
 
 Neighbours = Mapping[Place, tuple[Item, ...]]  # of each item, all that may be its shots, the nearest last

@@ -1,8 +1,9 @@
 """Text in, tokens out and back: tokenizers, chat templates, incremental detokenizing."""
 
 from .chat import render_chat
+from .contents import Contents
 from .folder import tokenizer_from_folder
 from .gguf import tokenizer_from_gguf
 from .tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "render_chat", "tokenizer_from_folder", "tokenizer_from_gguf"]
+__all__ = ["Contents", "StreamDecoder", "Tokenizer", "render_chat", "tokenizer_from_folder", "tokenizer_from_gguf"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..base import UsageError
@@ -143,6 +145,12 @@ class Tokenizer:
         """The id of a token given as its vocabulary spells it, such as "<|im_end|>"."""
         id: int | None = self._engine.token_to_id(token)
         return id
+
+    @cached_property
+    def control_names(self) -> re.Pattern[str] | None:
+        """Finds what the control tokens are called ("<|im_end|>") in a text; None where there are none."""
+        names = sorted(filter(None, map(self.token_text, self.special.control)), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names))) if names else None
 
     def to_json(self) -> str:
         """The text of a tokenizer.json, which the tokenizers library and transformers open.
