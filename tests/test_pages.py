@@ -218,7 +218,7 @@ def differences(shown: str) -> dict[tuple[str, str], tuple[float, float]]:
     """Each comparison of an evaluation's output: the difference it states, and that of the scores in the table."""
     table, _, rest = shown.partition("\n\n")
     rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
-    scores = {row[0]: float(row[1]) for row in rows if len(row) > 2}
+    scores = {row[0]: float(row[1].rstrip("*")) for row in rows if len(row) > 2}
     said, found = " ".join(rest.split()), {}
     for one in scores:
         for other in scores:

@@ -55,10 +55,12 @@ def test_what_keeps_a_score_from_being_that_of_any_shots_is_a_footnote(
     single = line(4, one_set=True, caveat="with this one set of shots")
     few = [line(shots, 2, caveat="from 2 draws of shots; use 5 or more") for shots in (1, 3)]
     lines = shown(result(line(0), single, *few), capsys, monkeypatch)
-    assert f"{single.score.value:.3f} is with this one set of shots" in lines
-    scores = ", ".join(f"{each.score.value:.3f}" for each in few)
-    assert f"{scores} are from 2 draws of shots; use 5 or more" in lines
-    assert not any("with this one set" in each for each in shown(result(line(0)), capsys, monkeypatch))
+    assert "* with this one set of shots" in lines
+    assert "** from 2 draws of shots; use 5 or more" in lines
+    table = "\n".join(lines)
+    assert f" {single.score.value:.3f}* " in table
+    assert all(f" {each.score.value:.3f}** " in table for each in few)
+    assert not any("*" in each for each in shown(result(line(0)), capsys, monkeypatch))
 
 
 @pytest.mark.parametrize(

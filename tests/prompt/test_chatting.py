@@ -207,7 +207,6 @@ def test_what_has_no_chat_form_is_refused_in_one_line(
     plain = load(str(tiny_model("transformer")))
     for refused, reason, settings, models in (
         (task, f"{plain.name} has no chat template", Settings(chat_template="both"), [model, plain]),
-        (task, "pmi compares with a premise", Settings(measure="pmi", system="x"), [model]),
         (replace(task, output="loglikelihood_rolling"), "whole texts", Settings(chat_template="on"), [model]),
     ):
         with opened(None) as store, pytest.raises(UsageError, match=reason) as told:

@@ -188,10 +188,13 @@ def _table(result: Result, console: Console) -> Any:
                         least=((first + 3,), (first + 4,)), names=range(first + 1))  # fmt: skip
     low = min(line.score.low for line in result.lines)
     high = max(line.score.high for line in result.lines)
+    marks = _caveats(result)
+    wide = max(map(len, marks.values()), default=0)
     for line in result.lines:
+        score = f"{line.score.value:.3f}{marks.get(line.caveat, ''):{wide}}"
         spread = "" if line.spread is None else _span(line.lowest, line.highest, dash)
         table.add_row(
-            *_differing(line, result), line.name + _effective(line), f"{line.score.value:.3f}",
+            *_differing(line, result), line.name + _effective(line), score,
             _span(line.score.low, line.score.high, dash), _whisker(line, low, high), spread,
             style="" if line.variant == "plain" else "dim",
         )  # fmt: skip
@@ -213,16 +216,15 @@ def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
     return "".join(marks)
 
 
+def _caveats(result: Result) -> dict[str, str]:
+    """What keeps scores from being those of any such shots, each with the mark that stands behind them."""
+    found = dict.fromkeys(line.caveat for line in result.lines if line.caveat)
+    return {caveat: "*" * (number + 1) for number, caveat in enumerate(found)}
+
+
 def _footnotes(result: Result) -> list[str]:
-    """What keeps scores of the table from being what they seem, and whether orders differ."""
-    notes: dict[str, list[str]] = {}
-    for line in result.lines:
-        if line.caveat:
-            notes.setdefault(line.caveat, []).append(f"{line.score.value:.3f}")
-    caveats = [
-        f"{', '.join(dict.fromkeys(scores))} {'is' if len(set(scores)) == 1 else 'are'} {caveat}"
-        for caveat, scores in notes.items()
-    ]
+    """The caveats behind their marks, and whether orders differ."""
+    caveats = [f"{mark} {caveat}" for caveat, mark in _caveats(result).items()]
     tests = [f"{_full_name(line, result)}: {line.orders_test.sentence}" for line in result.lines if line.orders_test]
     return caveats + tests
 

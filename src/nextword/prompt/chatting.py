@@ -41,9 +41,10 @@ def chat_requests(task: Task, shots: Sequence[Item], item: Item, premise: str | 
     return [
         Request(
             "", continuation,
-            (*before, Message("user", question if premise is None else premise), *([Message("assistant", given)] if given else ())),
+            (*before, Message("user", asked), *([Message("assistant", given)] if given else ())),
         )
         for question, given, continuation in task.form.turns(item.values)
+        for asked in [question if premise is None else premise]
     ]  # fmt: skip
 
 

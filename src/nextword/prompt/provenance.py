@@ -121,7 +121,7 @@ def _hash(text: str) -> str:
 
 
 def _form(name: str, task: Task) -> FormRecord:
-    parts = _plain(task.form) if is_dataclass(task.form) else {}
+    parts: dict[str, Any] = _plain(task.form) if is_dataclass(task.form) else {}
     chat = {} if task.chat is None else {"chat": _plain(task.chat)}
     return FormRecord(name, _hash(task.form.key + repr(task.chat)), parts | chat)
 
