@@ -222,9 +222,7 @@ def differences(shown: str) -> dict[tuple[str, str], tuple[float, float]]:
     said, found = " ".join(rest.split()), {}
     for one in scores:
         for other in scores:
-            verdict = (
-                rf"(?:is better than|is worse than|against) {re.escape(other)}(?: cannot be told at [\d,]+ items)?"
-            )
+            verdict = rf"(?:is better than|is worse than|and) {re.escape(other)}(?: \([\d,]+ items\))?"
             if stated := re.search(rf"(?<!of ){re.escape(one)} {verdict}: ([+-]\d\.\d+)", said):
                 found[one, other] = float(stated[1]), scores[one] - scores[other]
     return found

@@ -15,8 +15,8 @@ from nextword.cli import _console
 from nextword.cli.eval_display import print_result
 from nextword.prompt.errorbars import estimate, spread
 from nextword.prompt.evaluation import Notes
-from nextword.prompt.kept import result_of
 from nextword.prompt.store import Kept
+from nextword.prompt.stored import result_of
 from nextword.prompt.summary import Line, Result
 
 
@@ -100,15 +100,15 @@ def test_baselines_are_compared_apart_from_what_was_asked_for(
         "- two",
         "2 comparisons: p-values and intervals corrected together (Bonferroni, 97.5% each)",
         "",
-        "with baselines that were not asked for:",
+        "baselines, corrected separately:",
         "- random",
     ]
 
 
 def test_the_test_of_orders_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tested = replace(line(4), orders_test=SimpleNamespace(sentence="the 4 orders cannot be told apart"))
+    tested = replace(line(4), orders_test=SimpleNamespace(sentence="the 4 orders do not differ significantly"))
     lines = shown(result(line(0), tested), capsys, monkeypatch)
-    assert "4 shots: the 4 orders cannot be told apart" in lines
+    assert "4 shots: the 4 orders do not differ significantly" in lines
 
 
 def test_a_kept_result_comes_back_whole_and_one_of_another_version_is_refused() -> None:

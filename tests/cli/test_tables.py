@@ -161,7 +161,7 @@ def test_a_table_fits_the_terminal_and_breaks_nothing(
         assert main(filled(arguments, places)) == 0
         return capsys.readouterr().out
 
-    whole = words(printed(WIDE)) | words("not shown, for want of room:")
+    whole = words(printed(WIDE)) | words("left out (narrow terminal):")
     for width in (40, 60, 80):
         before = len(REACHED)
         narrow = printed(width)
@@ -203,7 +203,7 @@ def test_no_table_of_the_product_escapes_these_tests() -> None:
 
 def broken(table: Any, shown: str) -> list[str]:
     """Columns of numbers and intervals that are neither shown with every cell on one line, nor named as left out."""
-    left_out = " ".join(shown.split()).partition("not shown, for want of room:")[2]
+    left_out = " ".join(shown.split()).partition("left out (narrow terminal):")[2]
     lines, found = shown.splitlines(), []
     for place, column in enumerate(table.columns):
         head = table._heads()[place] if table.show_header else ""

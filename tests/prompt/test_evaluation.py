@@ -20,7 +20,8 @@ from nextword.prompt.evaluation import Collected, Evaluation, Settings
 from nextword.prompt.exporting import write_harness_results
 from nextword.prompt.page import write_report
 from nextword.prompt.store import Store, opened
-from nextword.prompt.summary import compare_kept, summarise
+from nextword.prompt.stored import compare_kept
+from nextword.prompt.summary import summarise
 from nextword.prompt.table import TableSettings, table_task
 from nextword.prompt.task import Generation, Task
 from nextword.prompt.trials import Design

@@ -1,4 +1,4 @@
-"""What would tell a difference, against simulated tests of that very size and Miller's published cases (2411.00640)."""
+"""What detects a difference, against simulated tests of that very size and Miller's published cases (2411.00640)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nextword.prompt.power import (
     power_of,
     power_sentence,
     visible,
-    would_tell,
+    what_is_needed,
 )
 
 
@@ -87,7 +87,7 @@ def test_the_draws_said_to_be_needed_tell_four_times_in_five_where_more_items_wo
     power = Power(over_draws(300, 3, between, 0.3, 0.3))
     found = needed(power, 0.1)
     assert found.items is None
-    assert "more items alone would not" in would_tell(power, 0.1)
+    assert "more items alone would not help" in what_is_needed(power, 0.1)
     told = 0
     for _ in range(300):
         gaps = 0.1 + draw.normal(0, between, (found.draws, 1, 1)) + draw.normal(0, 0.3, 300)
@@ -126,7 +126,7 @@ def test_what_these_items_tell_is_never_said_to_take_more(
         assert found.items <= count
     else:
         assert found.items is None or found.items > count
-    assert ("more items alone would not" in power_sentence(power, difference)) <= (found.items is None)
+    assert ("more items alone would not help" in power_sentence(power, difference)) <= (found.items is None)
 
 
 @pytest.mark.parametrize("count", [30, 60, 200])

@@ -76,10 +76,10 @@ def test_other_data_other_metrics_and_old_results_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="'one' measured accuracy and 'other' exact_match"):
         compare_kept(*pair(metric="exact_match"))
     old = Kept("other", 0.0, {"places": ["test 0"], "task": "quiz"})
-    with pytest.raises(UsageError, match=r"'other' was kept by an older version.*Run it again: its answers are in"):
+    with pytest.raises(UsageError, match=r"'other' was kept by another version.*Run the same evaluation again"):
         compare_kept(pair()[0], old)
     nameless = [row | {"digest": ""} for row in pair()[1].result["rows"]]
-    with pytest.raises(UsageError, match="'other' was kept by an older version"):
+    with pytest.raises(UsageError, match="'other' was kept without its rows' content"):
         compare_kept(*pair(rows=nameless))
     with pytest.raises(UsageError, match="have no line with the same shots and variant"):
         compare_kept(pair()[0], kept("other", collected({(4,): right(0.6, 5, 1, 20)})))

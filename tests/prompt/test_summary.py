@@ -133,7 +133,7 @@ def test_power_is_that_of_each_comparison_s_own_error_and_level() -> None:
     grouped = summarise(collected(cells, [str(n // 10) for n in range(120)]), power=0.1)
     corrected = summarise(collected({**cells, (8,): right(0.6, 5, 1, 120, seed=5)}), power=0.1)
     assert loose.power is not None
-    assert loose.power.startswith("4 shots against 0 shots: if the true difference is 0.1, ")
+    assert loose.power.startswith("4 shots against 0 shots: to detect a true difference of 0.1 in 80% of runs, ")
     assert "120 items and 5 draws of shots" in loose.power
     found = [each.comparisons[0].visible for each in (loose, grouped, corrected)]
     assert found[0] < found[2]

@@ -46,7 +46,7 @@ class FittingTable(Table):
                 _shorten(column, widths[place], "..." if options.ascii_only else "…")
         yield from Table.__rich_console__(shown, console, options)
         if left_out := [head for place, head in enumerate(self._heads()) if head and place not in kept]:
-            yield Text(f"not shown, for want of room: {', '.join(left_out)}", style="dim")
+            yield Text(f"left out (narrow terminal): {', '.join(left_out)}", style="dim")
 
     def _heads(self) -> list[str]:
         """The columns' heads; one that several have, such as "95%", behind that of the column before it."""

@@ -197,7 +197,7 @@ def _keep(store: Store, name: str, result: Result) -> None:
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:
-    from ..prompt.summary import compare_kept
+    from ..prompt.stored import compare_kept
     from .eval_display import print_compared
 
     print_compared(compare_kept(*(store.evaluation(name) for name in names)), as_json)

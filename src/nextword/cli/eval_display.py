@@ -251,7 +251,7 @@ def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> Non
 
     for family in families(comparisons):
         if not family.primary:
-            console.print("\nwith baselines that were not asked for:", style="dim")
+            console.print("\nbaselines, corrected separately:", style="dim")
         for each in comparisons:
             if each.primary is family.primary:
                 _print_point(each.sentence, console)
@@ -312,7 +312,7 @@ def print_runs(store: Store, as_json: bool) -> None:
 
 def _run_row(kept: Kept) -> dict[str, Any]:
     """An evaluation in short; without its best line where another version kept it in another form."""
-    from ..prompt.kept import result_of
+    from ..prompt.stored import result_of
 
     try:
         result = result_of(kept)

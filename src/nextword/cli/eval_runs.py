@@ -95,7 +95,7 @@ def list_runs(path: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
     """What an evaluation found, as it was printed when it ended."""
-    from ..prompt.kept import result_of
+    from ..prompt.stored import result_of
     from ._console import emit_json
     from .eval_display import print_provenance, print_result
 

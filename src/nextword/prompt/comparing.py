@@ -167,8 +167,8 @@ def cochran(cube: np.ndarray) -> OrdersTest | None:
     statistics = np.where(changed > 0, above / np.where(changed > 0, changed, 1), 0.0)
     p = min(1.0, draws * float(stats.chi2.sf(statistics, orders - 1).min()))
     several = f", the smallest of {draws} draws times {draws}" if draws > 1 else ""
-    told = "score differently" if p < LEVEL else "cannot be told apart"
-    sentence = f"the {orders} orders {told}: Cochran's Q {statistics.max():.2f}, p {p_text(p)}{several}"
+    verdict = "score differently" if p < LEVEL else "do not differ significantly"
+    sentence = f"the {orders} orders {verdict}: Cochran's Q {statistics.max():.2f}, p {p_text(p)}{several}"
     return OrdersTest("Cochran's Q", tuple(map(float, statistics)), orders - 1, p, sentence)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from .comparing import Comparison, compare, p_text
 from .errorbars import LEVEL
 from .lines import ENOUGH_DRAWS, Choice, Line, full_name, several
-from .power import power_of, visible, would_tell
+from .power import power_of, visible, what_is_needed
 
 Pair = tuple[Choice, Choice]  # before, after
 
@@ -33,7 +33,7 @@ class Compared:
 
     @property
     def better(self) -> bool | None:
-        """Whether `after` scores more; None where it cannot be told."""
+        """Whether `after` scores more; None where the difference is not significant."""
         return None if self.p >= LEVEL else self.comparison.difference > 0
 
 
@@ -130,7 +130,7 @@ def _family_sentence(primary: bool, count: int) -> str:
 
 
 def verdict(after: str, before: str, found: Comparison, p: float) -> str:
-    """Better, worse, or cannot be told, in a sentence without its full stop. `p` is corrected."""
+    """Better, worse, or no significant difference, in a sentence without its full stop. `p` is corrected."""
     items = f"{found.count:,} item{'s' * (found.count != 1)}"
     gap = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {p_text(p)}"
     if p < LEVEL:
@@ -140,8 +140,8 @@ def verdict(after: str, before: str, found: Comparison, p: float) -> str:
         changed = f"{found.changed_share:.0%} changed"
         return f"{after} and {before} scored the same on these {items} ({changed})"
     return (
-        f"{after} against {before} cannot be told at {items}: {gap}. If that is the true difference,"
-        f" {would_tell(power_of(found), found.difference)}"
+        f"no significant difference between {after} and {before} ({items}): {gap}. To detect a true difference of this"
+        f" size, {what_is_needed(power_of(found), found.difference)}"
     )
 
 

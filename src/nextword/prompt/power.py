@@ -114,28 +114,28 @@ def mcnemar_power(count: int, difference: float, changed: float, level: float = 
     return float((stats.binom.pmf(pairs, count, changed) * told).sum())
 
 
-def would_tell(power: Power, difference: float) -> str:
-    """What would tell a difference, in words: items, or draws where these are what the error is made of."""
+def what_is_needed(power: Power, difference: float) -> str:
+    """How many items detect a difference four times in five, or draws, where these make the error; in words."""
     found, unit = needed(power, difference), power.errors.unit
     if found.items is not None:
-        return f"about {found.items:,} items would tell"
+        return f"about {found.items:,} items are needed"
     if unit == "orders":
-        return "more orders or other sets of shots would tell; more items alone would not"
+        return "more orders or other sets of shots are needed; more items alone would not help"
     if found.draws is not None:
-        return f"some {found.draws:,} draws of shots would tell; more items alone would not"
+        return f"about {found.draws:,} draws of shots are needed; more items alone would not help"
     if power.errors.draws_freedom:
-        return "it takes more items and more draws of shots"
-    return f"more than {_MOST:,} items would tell"
+        return "more items and more draws of shots are needed"
+    return f"more than {_MOST:,} items are needed"
 
 
 def power_sentence(power: Power, difference: float) -> str:
-    """What would tell `difference`, and what the items and draws there are do tell."""
+    """What detects `difference`, and the smallest one that the items and draws there are detect."""
     errors, smallest = power.errors, visible(power)
     sets = f" and {errors.draws} {errors.unit}" if errors.draws_freedom else ""
     shown = "none" if smallest is None else f"one of {smallest:.3f}"
     return (
-        f"if the true difference is {difference:g}, {would_tell(power, difference)}. These {errors.count:,} items{sets}"
-        f" tell {shown} four times in five"
+        f"to detect a true difference of {difference:g} in 80% of runs, {what_is_needed(power, difference)}. These"
+        f" {errors.count:,} items{sets} detect {shown}"
     )
 
 

@@ -15,7 +15,7 @@ from .comparing import p_text
 from .comparisons import Compared, Pair
 from .errorbars import errors_of, estimate
 from .lines import Choice, Line, full_name, line_name, several
-from .power import Power, power_of, would_tell
+from .power import Power, power_of, what_is_needed
 
 Outcome = Literal["met", "not met", "undecided"]
 
@@ -120,7 +120,7 @@ def _by_comparison(text: str, found: Compared, way: int, caveats: set[str]) -> R
     outcome: Outcome = "undecided" if found.better is None else "met" if found.better == (way > 0) else "not met"
     more = ""
     if outcome == "undecided" and each.difference:
-        more = f". If that is the true difference, {would_tell(power_of(each), each.difference)}"
+        more = f". To detect a true difference of this size, {what_is_needed(power_of(each), each.difference)}"
     return Requirement(text, outcome, _said(text, outcome, gap, caveats) + more)
 
 
@@ -132,7 +132,7 @@ def _by_interval(
     name = full_name(line.model, line.form, line.name, differ)
     more = ""
     if outcome == "undecided" and score.value != least:
-        more = f". If {score.value:.3f} is the true score, {would_tell(_power(line, groups), score.value - least)}"
+        more = f". If {score.value:.3f} is the true score, {what_is_needed(_power(line, groups), score.value - least)}"
     gap = f"{name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
     return Requirement(text, outcome, _said(text, outcome, gap, {line.caveat} - {""}) + more)
 

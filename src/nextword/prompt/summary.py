@@ -14,10 +14,9 @@ from .lines import Choice, DrawScore, Line, line_of
 from .power import Planned, planned_power, power_of, power_sentence
 from .provenance import Provenance
 from .requirements import Ask, Requirement, judge, pairs_asked
-from .stored import compare_kept
 from .task import Item
 
-__all__ = ["Chosen", "Compared", "DrawScore", "Line", "Result", "compare_kept", "summarise"]
+__all__ = ["Chosen", "Compared", "DrawScore", "Line", "Result", "summarise"]
 
 
 @dataclass(frozen=True)
