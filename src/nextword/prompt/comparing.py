@@ -72,12 +72,13 @@ def _cube(scores: np.ndarray) -> np.ndarray:
     return scores if scores.ndim == 3 else scores[None, None]
 
 
-def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool) -> tuple[float, int]:
+def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool) -> tuple[float, float]:
     """Standard error of the mean gap over items, and its degrees of freedom.
 
     Where no gap of shares differs from another, others still might: the error is then that of Agresti & Min at no
     change, 1 / (n + 2), with groups in the place of items.
     """
+    size: float
     if groups is not None:
         error, size = clustered_error(gaps, groups)
     elif len(gaps) < 2:
