@@ -96,20 +96,18 @@ def _agreeing(low: float, high: float, mean: float, told: bool) -> tuple[float, 
 
 
 def _student_p(mean: float, errors: Errors) -> float:
-    from scipy import stats
+    from scipy import special
 
     if errors.total == 0 or errors.freedom <= 0:
         return 1.0 if mean == 0 or errors.freedom <= 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / errors.total, errors.freedom))
+    return float(2 * special.stdtr(errors.freedom, -abs(mean) / errors.total))
 
 
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided p that `better` and `worse` are tosses of a fair coin (McNemar 1947)."""
-    from scipy import stats
+    from scipy import special
 
-    if better + worse == 0:
-        return 1.0
-    return float(stats.binomtest(better, better + worse, 0.5).pvalue)
+    return min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def agresti_min(better: int, worse: int, count: int, level: float = LEVEL) -> tuple[float, float]:

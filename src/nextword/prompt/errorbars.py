@@ -65,9 +65,9 @@ def is_share(scores: np.ndarray) -> bool:
 
 def student(freedom: float, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
-    from scipy import stats
+    from scipy import special
 
-    return float(stats.t.ppf(1 - level / 2, freedom))
+    return float(special.stdtrit(freedom, 1 - level / 2))  # as stats.t.ppf, a hundred times as fast
 
 
 def normal(level: float = LEVEL) -> float:
