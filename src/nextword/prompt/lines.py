@@ -12,7 +12,7 @@ from .comparing import OrdersTest, cochran
 from .errorbars import Estimate, Spread, estimate, is_share, spread
 from .evaluation import Cell
 
-ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 88 times in 100 (sd between draws 1 logit)
+ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 90 times in 100 (sd between draws 1 logit)
 Choice = tuple[str, str, int, str]  # model, form, shots, variant
 
 
