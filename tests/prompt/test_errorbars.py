@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import expit
 from statsmodels.api import OLS
 from statsmodels.stats.proportion import proportion_confint
 
@@ -28,7 +30,9 @@ def test_clusters_widen_the_error_as_published() -> None:
     assert scores.mean() == pytest.approx(0.588235, abs=1e-6)
     assert np.std(scores, ddof=1) / math.sqrt(len(scores)) == pytest.approx(0.123038, abs=1e-6)
     error, clusters = clustered_error(scores, names)
-    assert (error, clusters) == (pytest.approx(0.177262, abs=1e-6), 6)
+    assert error == pytest.approx(0.177262, abs=1e-6)
+    assert clusters == pytest.approx(17**2 / (3 * 9 + 2 * 4 + 16))  # Kish's effective number of 6 unequal ones
+    assert clustered_error(scores[:9], names[:9])[1] == 3
     assert estimate(scores, names).standard_error == pytest.approx(error)
     # the sandwich of a regression on a constant divides each item's own square by n², Miller's by n(n - 1)
     clusters_only = OLS(scores, np.ones(17)).fit(
@@ -44,6 +48,7 @@ def test_wilson_is_scipy_s_and_the_published_interval() -> None:
         oracle = stats.binomtest(right, count).proportion_ci(method="wilson")
         assert wilson(right, count) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
         assert wilson(right, count) == pytest.approx(proportion_confint(right, count, method="wilson"), abs=1e-12)
+    assert (wilson(60, 60)[1], wilson(0, 60)[0]) == (1, 0)  # not a rounding error below 1: it may be required
 
 
 def test_intervals_hold_the_truth_95_times_in_100() -> None:
@@ -129,6 +134,30 @@ def test_an_interval_over_draws_of_few_groups_holds() -> None:
         alarms += compare(cube, np.full(120, 0.6), names).p < 0.05
     assert held / 600 == pytest.approx(0.95, abs=0.03)
     assert alarms / 600 == pytest.approx(0.05, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.95])
+def test_intervals_of_shares_hold_near_their_ends_too_over_draws(share: float) -> None:
+    """Also that what they show to lie above a number, which `--at-least` calls met, seldom lies below it."""
+    draw, runs, between = np.random.default_rng(17), 600, 1.0
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    middle = brentq(lambda m: expit(m + nodes * np.hypot(1, between)) @ weights / weights.sum() - share, 0, 9)
+    chances = expit(middle + draw.normal(0, 1, (runs, 1, 1, 60)) + draw.normal(0, between, (runs, 5, 1, 1)))
+    cubes = (draw.random(chances.shape) < chances).astype(float)
+    found = [spread(cube).widened(estimate(cube.mean((0, 1))), True) for cube in cubes]
+    above = np.mean([each.low > share for each in found])
+    assert above < 0.06  # .1 with Student's interval of the share itself, at .95
+    assert above + np.mean([each.high < share for each in found]) < 0.075
+    assert all(0 <= each.low <= each.value <= each.high <= 1 for each in found)
+
+
+def test_groups_of_unequal_sizes_hold_as_equal_ones_do() -> None:
+    draw, sizes = np.random.default_rng(18), np.array([60, 40, 30, 20, 10, 10, 10, 5, 5, 5, 5])
+    names = np.repeat(np.arange(len(sizes)), sizes).astype(str)
+    own = draw.beta(3, 1, (500, len(sizes)))  # mean .75; a group's items are right together
+    scores = (draw.random((500, sizes.sum())) < own.repeat(sizes, axis=1)).astype(float)
+    found = [estimate(each, names) for each in scores]
+    assert np.mean([each.low <= 0.75 <= each.high for each in found]) > 0.92
 
 
 def test_groups_that_are_all_right_do_not_prove_that_all_others_would_be() -> None:

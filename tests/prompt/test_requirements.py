@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from scipy import stats
 from test_summary import Cells, collected, right
 
 from nextword.base import UsageError
+from nextword.prompt.errorbars import wilson
 from nextword.prompt.requirements import Requirement, asks_of, names_of
 from nextword.prompt.summary import summarise
 
@@ -111,3 +115,35 @@ def test_names_tell_forms_and_models_apart_and_may_hold_a_greater_than() -> None
     assert list(names) == ["a > b, 4 shots", "c, 4 shots"]
     (ask,) = asks_of(["a > b, 4 shots > c, 4 shots"], None, names)
     assert (ask.after, ask.before) == tuple(choices)
+
+
+@pytest.mark.parametrize(
+    ("right_ones", "count", "least"), [(57, 60, 0.9), (48, 60, 0.75), (59, 60, 0.92), (45, 60, 0.8), (20, 20, 0.9)]
+)
+def test_the_items_said_to_decide_a_score_do_so_four_times_in_five(right_ones: int, count: int, least: float) -> None:
+    scores = np.repeat([1.0, 0.0], [right_ones, count - right_ones])[None, None]
+    (found,) = judged(at_least=least, cells={(0,): scores})
+    assert found.outcome == "undecided"
+    said = re.search(r"about ([\d,]+) items are needed", found.sentence)
+    assert said is not None
+    more, share = int(said[1].replace(",", "")), right_ones / count
+    assert more > count
+    bounds = np.array([wilson(n, more) for n in range(more + 1)])
+    told = bounds[:, 0] >= least if share > least else bounds[:, 1] < least
+    chance = float(stats.binom.pmf(np.arange(more + 1), more, share)[told].sum())
+    assert chance == pytest.approx(1 if share == 1 else 0.8, abs=0.05)
+
+
+def test_a_score_of_draws_that_is_undecided_takes_more_than_there_are() -> None:
+    for share in (0.8, 0.9, 0.97, 1.0):
+        scores = right(share, 5, 1, 40)
+        line = summarise(collected({(4,): scores})).lines[0].score
+        for least in np.linspace(line.low + 1e-6, min(line.high, 0.9999), 5):
+            (found,) = judged(at_least=float(least), cells={(4,): scores})
+            said = re.search(r"about ([\d,]+) items are needed", found.sentence)
+            assert said is None or int(said[1].replace(",", "")) > 40
+
+
+def test_all_right_may_be_required() -> None:
+    assert judged(at_least=1.0, cells={(0,): np.ones((1, 1, 60))})[0].outcome == "undecided"
+    assert judged(at_least=1.0, cells={(0,): right(0.9, 1, 1, 60)})[0].outcome == "not met"

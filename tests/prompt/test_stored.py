@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from test_summary import collected, right
 
 from nextword.base import UsageError
+from nextword.prompt.comparing import compare
+from nextword.prompt.comparisons import paired
 from nextword.prompt.evaluation import Collected
 from nextword.prompt.store import Kept
 from nextword.prompt.stored import compare_kept
@@ -108,3 +111,30 @@ def test_a_stored_baseline_takes_nothing_from_what_was_named() -> None:
     cells = {(0,): right(0.5, 1, 1, 60), (4,): right(0.7, 5, 1, 60), (4, "random labels"): right(0.5, 5, 1, 60)}
     found = compare_kept(kept("a", collected(cells)), kept("b", collected(cells)))
     assert [(each.primary, each.level) for each in found] == [(True, 0.025), (True, 0.025), (False, 0.05)]
+
+
+def test_other_numbers_of_draws_keep_the_error_that_draws_add() -> None:
+    draw, runs, alarms = np.random.default_rng(5), 300, 0
+    for _ in range(runs):
+        own = draw.normal(0, 1, 80)
+        sides = [
+            (draw.random((draws, 1, 80)) < expit(own + draw.normal(0, 0.7, (draws, 1, 1)))).astype(float)
+            for draws in (5, 10)
+        ]
+        alarms += compare(*paired(*sides)).p < 0.05
+    assert alarms / runs < 0.09  # .46 where the draws of each were averaged first
+    one, other = (kept(name, collected({(4,): right(0.6, n, 1, 40)})) for name, n in (("a", 5), ("b", 8)))
+    (found,) = compare_kept(one, other)
+    assert found.comparison.draws == 5
+    assert found.sentence.endswith("Compared over the first 5 draws of shots of both")
+    (alone,) = compare_kept(one, kept("b", collected({(4,): right(0.6, 1, 1, 40)})))
+    assert alone.note == ""
+
+
+def test_orders_of_other_numbers_are_averaged_only_where_draws_carry_their_error() -> None:
+    cube = np.random.default_rng(6).random((4, 3, 20))
+    many, few = paired(cube, cube[:, :2])
+    assert (many.shape, few.shape) == ((4, 1, 20), (4, 1, 20))
+    many, few = paired(cube[:1], cube[:1, :2])
+    assert np.array_equal(many, few)
+    assert many.shape == (1, 2, 20)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nextword.base.fields import rebuilt
 from nextword.prompt.answers import Answer
 from nextword.prompt.comparisons import pairs_of
 from nextword.prompt.evaluation import Cell, Collected, Notes
-from nextword.prompt.summary import summarise
+from nextword.prompt.summary import Result, summarise
 from nextword.prompt.task import Item, Task, row_digests
 from nextword.prompt.trials import Condition
 
@@ -158,3 +161,12 @@ def test_orders_are_tested_where_items_are_independent() -> None:
     assert free[1].orders_test is not None
     assert free[1].orders_test.freedom == 2
     assert summarise(collected(cells, [str(n // 3) for n in range(60)])).lines[1].orders_test is None
+
+
+@pytest.mark.parametrize(("items", "groups"), [(1, None), (1, ["a"]), (9, ["a"] * 9)])
+def test_what_cannot_be_known_is_null_in_json_and_kept_as_endless(items: int, groups: list[str] | None) -> None:
+    cells = {(0,): right(0.5, 1, 1, items) - 1.5, (4,): right(0.6, 5, 1, items)}
+    result = summarise(collected(cells, groups), power=0.1)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["lines"][0]["score"]["low"] is None
+    assert rebuilt(Result, json.loads(json.dumps(asdict(result)))) == result  # as the store has it
+    assert result.lines[0].score.low == -math.inf

@@ -96,6 +96,17 @@ def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
     return made
 
 
+def finite(value: Any) -> Any:
+    """Plain data for JSON, which lacks infinities and NaN: these become None."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
 def rebuilt(hint: Any, data: Any) -> Any:
     """What was of type `hint` before `dataclasses.asdict` and JSON, dataclasses inside it included.
 

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..base import printable
+from ..base.fields import finite
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -88,15 +89,5 @@ def emit_json_line(value: Any) -> None:
 
 def _json(value: Any, indent: int | None = None) -> str:
     """JSON with what a terminal could obey as escapes, which read back as the same text."""
-    text = json.dumps(_finite(value), ensure_ascii=False, indent=indent)
+    text = json.dumps(finite(value), ensure_ascii=False, indent=indent)
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +192,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
 def _keep(store: Store, name: str, result: Result) -> None:
     from ._console import messages
 
-    if (kept := store.keep(name, result.to_dict())) != name:
+    if (kept := store.keep(name, asdict(result))) != name:
         messages().print(f"another evaluation has taken the name {name!r} meanwhile; this one is kept as {kept!r}")
 
 

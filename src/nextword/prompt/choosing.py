@@ -8,14 +8,13 @@ measuring on 3, with Student's interval, 94 and 90; measuring on the draws that 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .errorbars import Errors, Estimate, errors_of, estimate, is_share, spread
+from .errorbars import Estimate, errors_of, estimate, is_share, spread
 from .lines import ENOUGH_DRAWS, Line, full_name, several
 
 
@@ -69,21 +68,8 @@ def honest_estimate(cube: np.ndarray, groups: Sequence[str]) -> Estimate:
     own = spread(cube)
     # few draws cannot tell their own variance from the noise of items, so that it is taken with it
     errors = replace(errors_of(found.count, found.standard_error, found.freedom, own, cube.shape), of_draws=own.seen)
-    low, high = _interval(found.value, errors, is_share(cube))
+    low, high = errors.interval(found.value, is_share(cube))
     return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
-
-
-def _interval(mean: float, errors: Errors, share: bool) -> tuple[float, float]:
-    """Student's; that of a share on the scale of log odds, where draws of shots that move it by as much do so alike."""
-    if not share:
-        return mean - errors.half(), mean + errors.half()
-    inside = min(max(mean, 0.5 / errors.count), 1 - 0.5 / errors.count)
-    middle, half = math.log(inside / (1 - inside)), errors.half() / (inside * (1 - inside))
-    return _share(middle - half), _share(middle + half)
-
-
-def _share(odds: float) -> float:
-    return 0.5 * (1 + math.tanh(odds / 2))
 
 
 def _sentence(found: Chosen, line: Line) -> str:

@@ -72,12 +72,13 @@ def _cube(scores: np.ndarray) -> np.ndarray:
     return scores if scores.ndim == 3 else scores[None, None]
 
 
-def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool) -> tuple[float, int]:
+def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool) -> tuple[float, float]:
     """Standard error of the mean gap over items, and its degrees of freedom.
 
     Where no gap of shares differs from another, others still might: the error is then that of Agresti & Min at no
     change, 1 / (n + 2), with groups in the place of items.
     """
+    size: float
     if groups is not None:
         error, size = clustered_error(gaps, groups)
     elif len(gaps) < 2:
@@ -95,20 +96,18 @@ def _agreeing(low: float, high: float, mean: float, told: bool) -> tuple[float, 
 
 
 def _student_p(mean: float, errors: Errors) -> float:
-    from scipy import stats
+    from scipy import special
 
     if errors.total == 0 or errors.freedom <= 0:
         return 1.0 if mean == 0 or errors.freedom <= 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / errors.total, errors.freedom))
+    return float(2 * special.stdtr(errors.freedom, -abs(mean) / errors.total))
 
 
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided p that `better` and `worse` are tosses of a fair coin (McNemar 1947)."""
-    from scipy import stats
+    from scipy import special
 
-    if better + worse == 0:
-        return 1.0
-    return float(stats.binomtest(better, better + worse, 0.5).pvalue)
+    return min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def agresti_min(better: int, worse: int, count: int, level: float = LEVEL) -> tuple[float, float]:

@@ -105,11 +105,23 @@ def compared(
 
 
 def paired(after: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (draws, orders, items), averaged over what only one of them has more than one of."""
-    for axis in (0, 1):
-        if 1 not in (after.shape[axis], before.shape[axis]) and after.shape[axis] != before.shape[axis]:
-            after, before = after.mean(axis, keepdims=True), before.mean(axis, keepdims=True)
-    return after, before
+    """Scores (draws, orders, items) that can be subtracted: as many draws as both have, unless one has a single one.
+
+    Draws of different numbers are never averaged first: the difference would lose the error that draws add. Orders are,
+    where there are several draws to carry their error.
+    """
+    after, before = _as_many(after, before, 0)
+    several = max(len(after), len(before)) > 1
+    if several and 1 not in (after.shape[1], before.shape[1]) and after.shape[1] != before.shape[1]:
+        return after.mean(1, keepdims=True), before.mean(1, keepdims=True)
+    return _as_many(after, before, 1)
+
+
+def _as_many(after: np.ndarray, before: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    least = min(after.shape[axis], before.shape[axis])
+    if least == 1:
+        return after, before
+    return after.take(range(least), axis), before.take(range(least), axis)
 
 
 def families(found: Sequence[Compared]) -> tuple[Family, ...]:

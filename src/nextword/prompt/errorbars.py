@@ -25,7 +25,7 @@ class Estimate:
     low: float
     high: float
     count: int
-    freedom: int  # degrees of `standard_error`
+    freedom: float  # degrees of `standard_error`
 
 
 def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimate:
@@ -39,7 +39,7 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
     if groups is not None:
         error, clusters = clustered_error(scores, groups)
         if binary and mean in (0, 1):  # no group differs yet: as many items as there are groups
-            return Estimate(mean, error, *wilson(round(mean * clusters), clusters), count, clusters - 1)
+            return Estimate(mean, error, *wilson(mean * clusters, clusters), count, clusters - 1)
         return _around(mean, error, clusters - 1, count, scores)
     if binary:
         low, high = wilson(round(mean * count), count)
@@ -48,11 +48,8 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
     return _around(mean, error, count - 1, count, scores)
 
 
-def _around(mean: float, error: float, freedom: int, count: int, scores: np.ndarray) -> Estimate:
-    """Student's interval, cut where scores that are shares cannot be."""
-    half = student(freedom) * error if freedom > 0 else math.inf
-    within = is_share(scores)
-    low, high = (max(0.0, mean - half), min(1.0, mean + half)) if within else (mean - half, mean + half)
+def _around(mean: float, error: float, freedom: float, count: int, scores: np.ndarray) -> Estimate:
+    low, high = Errors(count, error, freedom).interval(mean, is_share(scores))
     return Estimate(mean, error, low, high, count, freedom)
 
 
@@ -68,9 +65,9 @@ def is_share(scores: np.ndarray) -> bool:
 
 def student(freedom: float, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
-    from scipy import stats
+    from scipy import special
 
-    return float(stats.t.ppf(1 - level / 2, freedom))
+    return float(special.stdtrit(freedom, 1 - level / 2))  # as stats.t.ppf, a hundred times as fast
 
 
 def normal(level: float = LEVEL) -> float:
@@ -80,26 +77,27 @@ def normal(level: float = LEVEL) -> float:
     return float(special.ndtri(1 - level / 2))
 
 
-def wilson(right: int, count: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(right: float, count: float, level: float = LEVEL) -> tuple[float, float]:
     """Interval of a share (Wilson 1927): 17 of 20 gives .640 to .948."""
     z, share = normal(level), right / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return (max(0.0, middle - half) if right else 0.0), (min(1.0, middle + half) if right != count else 1.0)
 
 
-def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, int]:
-    """Standard error of the mean of items that come in groups, and the number of groups.
+def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
+    """Standard error of the mean of items that come in groups, and the effective number of groups.
 
     √(s²/n + Σ_g Σ_{i≠j in g} (s_i - mean)(s_j - mean) / n²): what items of a group have in common is added to the
-    error of independent items (Miller eq. 4).
+    error of independent items (Miller eq. 4). A few large groups make most of that error, so that unequal ones count
+    for fewer: n² / Σ n_g² (Kish 1965), their number where all are of one size.
     """
-    _, number = np.unique(np.asarray(groups), return_inverse=True)
+    _, number, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     gaps, count = scores - np.mean(scores), len(scores)
     sums = np.bincount(number, weights=gaps)
     together = float((sums**2).sum() - (gaps**2).sum())
     alone = float((gaps**2).sum()) / max(1, count - 1) / count
-    return math.sqrt(max(0.0, alone + together / count**2)), len(sums)
+    return math.sqrt(max(0.0, alone + together / count**2)), count**2 / float((sizes**2).sum())
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Errors:
 
     count: int  # items
     of_items: float  # what more items would make smaller
-    items_freedom: int
+    items_freedom: float
     draws: int = 1
     of_draws: float = 0.0  # what more draws would make smaller
     seen: float = 0.0  # as `of_draws`, with the noise of items still in it
@@ -136,6 +134,16 @@ class Errors:
         """Half the width of Student's interval."""
         return student(self.freedom, level) * self.total if self.freedom > 0 else math.inf
 
+    def interval(self, mean: float, share: bool, level: float = LEVEL) -> tuple[float, float]:
+        """Student's around `mean`; that of a share on the scale of log odds, where it keeps its form near 0 and 1."""
+        half = self.half(level)
+        if not share:
+            return mean - half, mean + half
+        if not 0 < mean < 1:  # all alike
+            return (0.0, 1.0) if math.isinf(half) else (mean, mean)
+        middle, half = log_odds(mean), half / (mean * (1 - mean))
+        return _share(middle - half), _share(middle + half)
+
     def scaled(self, items: float, draws: float) -> Errors:
         """What it would be with so many items and draws of the same kind."""
         more, sets = items / self.count, draws / self.draws
@@ -144,7 +152,7 @@ class Errors:
             self,
             count=math.ceil(items),
             of_items=self.of_items / math.sqrt(more),
-            items_freedom=math.floor(self.items_freedom * more),
+            items_freedom=self.items_freedom * more,
             draws=math.ceil(draws),
             of_draws=self.of_draws / math.sqrt(sets),
             seen=math.sqrt((self.of_draws**2 + noise) / sets),
@@ -152,7 +160,16 @@ class Errors:
         )
 
 
-def errors_of(count: int, of_items: float, items_freedom: int, own: Spread | None, shape: tuple[int, ...]) -> Errors:
+def log_odds(share: float) -> float:
+    """ln of share / (1 - share), for 0 < share < 1."""
+    return math.log(share / (1 - share))
+
+
+def _share(odds: float) -> float:
+    return 0.5 * (1 + math.tanh(odds / 2))
+
+
+def errors_of(count: int, of_items: float, items_freedom: float, own: Spread | None, shape: tuple[int, ...]) -> Errors:
     """From an error of items and the spread over the draws and orders of a cube of that `shape`, if there is one."""
     if own is None:
         return Errors(count, of_items, items_freedom)
@@ -173,13 +190,10 @@ class Spread:
     seen: float  # as `of_draws`, with the noise of items still in it
     freedom: int  # degrees of `seen`
 
-    def widened(self, found: Estimate) -> Estimate:
-        """`found`, as an estimate over other draws of shots as well."""
+    def widened(self, found: Estimate, share: bool = False) -> Estimate:
+        """`found`, as an estimate over other draws of shots as well; `share`: of scores that lie in [0, 1]."""
         errors = errors_of(found.count, found.standard_error, found.freedom, self, (self.freedom + 1, 1))
-        half = errors.half()
-        low, high = found.value - half, found.value + half
-        if found.low >= 0 and found.high <= 1:
-            low, high = max(0.0, low), min(1.0, high)
+        low, high = errors.interval(found.value, share)
         return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
 
 

@@ -9,10 +9,10 @@ from itertools import groupby
 import numpy as np
 
 from .comparing import OrdersTest, cochran
-from .errorbars import Estimate, Spread, estimate, spread
+from .errorbars import Estimate, Spread, estimate, is_share, spread
 from .evaluation import Cell
 
-ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 88 times in 100 (sd between draws 1 logit)
+ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 90 times in 100 (sd between draws 1 logit)
 Choice = tuple[str, str, int, str]  # model, form, shots, variant
 
 
@@ -92,8 +92,8 @@ def line_of(
     model, form, shots, variant = choice
     one_set = same_shots and shots > 0 and len(cube) == 1
     return Line(
-        model, form, shots, variant, found if own is None else own.widened(found), float(means.min()),
-        float(means.max()), own, _averaged(cells),
+        model, form, shots, variant, found if own is None else own.widened(found, is_share(cube)),
+        float(means.min()), float(means.max()), own, _averaged(cells),
         tuple(tuple(tuple(map(float, items)) for items in orders) for orders in cube),
         one_set=one_set, per_draw=tuple(map(_draw_score, cells)), caveat=_caveat(len(cube), one_set),
         interval_covers=_covers(*cube.shape[:2]), baseline=baseline,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .comparing import MCNEMAR, Comparison
-from .errorbars import LEVEL, Errors, student
+from .errorbars import LEVEL, Errors, normal, student
 
 POWER = 0.8  # four times in five
 _MOST = 1_000_000  # items; beyond, nobody would ask them
@@ -114,11 +114,26 @@ def mcnemar_power(count: int, difference: float, changed: float, level: float = 
     return float((stats.binom.pmf(pairs, count, changed) * told).sum())
 
 
+def items_of_share(share: float, other: float, level: float = LEVEL) -> float:
+    """Items whose Wilson interval leaves out `other` four times in five where `share` is the true one.
+
+    ((z of the level √(other (1 - other)) + z of the power √(share (1 - share))) / (share - other))², as in Fleiss 1981,
+    section 2.2: Wilson's interval holds what the test of one share does not reject.
+    """
+    under, true = (math.sqrt(each * (1 - each)) for each in (other, share))
+    return float(((normal(level) * under + normal(2 * (1 - POWER)) * true) / (share - other)) ** 2)
+
+
+def items_needed(count: int) -> str:
+    """In words."""
+    return f"about {count:,} items are needed"
+
+
 def what_is_needed(power: Power, difference: float) -> str:
     """How many items detect a difference four times in five, or draws, where these make the error; in words."""
     found, unit = needed(power, difference), power.errors.unit
     if found.items is not None:
-        return f"about {found.items:,} items are needed"
+        return items_needed(found.items)
     if unit == "orders":
         return "more orders or other sets of shots are needed; more items alone would not help"
     if found.draws is not None:

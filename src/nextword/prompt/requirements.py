@@ -13,9 +13,9 @@ from ..base import UsageError
 from ..base.errors import closest
 from .comparing import p_text
 from .comparisons import Compared, Pair
-from .errorbars import errors_of, estimate
+from .errorbars import errors_of, estimate, is_binary, is_share, log_odds
 from .lines import Choice, Line, full_name, line_name, several
-from .power import Power, power_of, what_is_needed
+from .power import Power, items_needed, items_of_share, power_of, what_is_needed
 
 Outcome = Literal["met", "not met", "undecided"]
 
@@ -132,16 +132,23 @@ def _by_interval(
     name = full_name(line.model, line.form, line.name, differ)
     more = ""
     if outcome == "undecided" and score.value != least:
-        more = f". If {score.value:.3f} is the true score, {what_is_needed(_power(line, groups), score.value - least)}"
+        more = f". If {score.value:.3f} is the true score, {_what_decides(line, least, groups)}"
     gap = f"{name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
     return Requirement(text, outcome, _said(text, outcome, gap, {line.caveat} - {""}) + more)
 
 
-def _power(line: Line, groups: Sequence[str] | None) -> Power:
-    """What tells a line's score from a number."""
+def _what_decides(line: Line, least: float, groups: Sequence[str] | None) -> str:
+    """What tells a line's score from a number, in words: on the scale of its interval."""
     cube = np.array(line.scores)
-    alone = estimate(cube.mean((0, 1)), groups)
-    return Power(errors_of(alone.count, alone.standard_error, alone.freedom, line.spread, cube.shape))
+    scores = cube.mean((0, 1))
+    alone = estimate(scores, groups)
+    power = Power(errors_of(alone.count, alone.standard_error, alone.freedom, line.spread, cube.shape))
+    if not (is_share(cube) and 0 < least < 1):
+        return what_is_needed(power, alone.value - least)
+    if alone.value in (0, 1) or (groups is None and is_binary(scores)):  # Wilson's, over items or over groups
+        each = alone.count / (alone.freedom + 1)
+        return items_needed(math.ceil(each * items_of_share(alone.value, least)))
+    return what_is_needed(power, (log_odds(alone.value) - log_odds(least)) * alone.value * (1 - alone.value))
 
 
 def _said(text: str, outcome: Outcome, gap: str, caveats: set[str]) -> str:

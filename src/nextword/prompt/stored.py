@@ -54,7 +54,7 @@ def compare_kept(first: Kept, second: Kept) -> list[Compared]:
         compared(
             _side(first.name, a), _side(second.name, b),
             paired(np.array(b.scores)[:, :, at[1]], np.array(a.scores)[:, :, at[0]]),
-            groups, is_primary, primary.count(is_primary), note,
+            groups, is_primary, primary.count(is_primary), note + _draws_note(a, b),
         )
         for (a, b), is_primary in zip(pairs, primary, strict=True)
     ]  # fmt: skip
@@ -104,6 +104,11 @@ def _note(first: Named, second: Named, shared: int) -> str:
     if asked == [shared, shared]:
         return ""
     return f". Compared over the {shared:,} rows both asked, of {asked[0]:,} and {asked[1]:,}"
+
+
+def _draws_note(first: Line, second: Line) -> str:
+    fewer, more = sorted((first.draws, second.draws))
+    return f". Compared over the first {fewer} draws of shots of both" if 1 < fewer < more else ""
 
 
 def _side(name: str, line: Line) -> Side:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..base.fields import finite
 from .choosing import Chosen, choose
 from .comparisons import Compared, Family, compare_pairs, families, pairs_of
 from .errorbars import majority_accuracy
@@ -62,8 +63,9 @@ class Result:
         ]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
+        """All of it, for JSON: what has no end (an error from one item) is None."""
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
     def table(self) -> list[dict[str, Any]]:
         """A flat row a way of asking, for pandas or polars: `pandas.DataFrame(result.table())`."""
