@@ -11,6 +11,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from itertools import permutations
 from pathlib import Path
@@ -27,6 +28,7 @@ from nextword.prompt.evaluation import Cell, Collected, Evaluation, Notes, Setti
 from nextword.prompt.page import report_page, write_report
 from nextword.prompt.provenance import provenance
 from nextword.prompt.report_data import embedded, embedded_json
+from nextword.prompt.requirements import asks_of, names_of
 from nextword.prompt.store import opened
 from nextword.prompt.summary import summarise
 from nextword.prompt.table import TableSettings, table_task
@@ -35,6 +37,7 @@ from nextword.prompt.trials import Condition, Design
 
 FORM = "Text: {text}\nMood: {label}"
 SCRIPT = Path(page.__file__).parent / "report/examples.js"
+STYLE = (SCRIPT.parent / "page.css").read_text(encoding="utf-8")
 
 
 class Elements(HTMLParser):
@@ -138,6 +141,33 @@ def test_hostile_labels_and_texts_leave_the_page_whole(model: LanguageModel, tmp
     assert "&lt;!-- &lt;script&gt;" in text.split('<script type="application/json"')[0]
 
 
+def test_text_and_marks_stand_out_in_both_themes() -> None:
+    """WCAG 2.2: a ratio of 4.5 for text, and 3 for marks and the borders of controls."""
+    themes = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", STYLE)]
+    assert len(themes) == 2
+    for colours in themes:
+        for ground in ("paper", "card"):
+            for name in ("ink", "soft", "good", "bad", "c0", "c1", "c2", "c3", "c4", "c5"):
+                least = 3 if name.startswith("c") else 4.5
+                assert contrast(colours[name], colours[ground]) >= least, (name, ground)
+        assert contrast(colours["ink"], colours["token"]) >= 4.5
+    assert "opacity" not in STYLE  # it would pale what was measured here
+    assert "border: 1px solid var(--soft)" in re.findall(r"select, input, button \{(.*?)\}", STYLE)[0]
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours as #rgb or #rrggbb (WCAG 2.2, "contrast ratio")."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def test_only_the_pages_own_style_and_script_may_run(collected: Collected, model: LanguageModel) -> None:
     text = shown(collected, model)
     found = Elements(text)
@@ -197,6 +227,39 @@ def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, 
         drawn = re.findall(rf'<g class="{colour}(?: variant)?">(.*?)</g></g>', text)
         assert drawn
         assert all(f", {name}, " in marks for marks in drawn)
+
+
+def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: LanguageModel) -> None:
+    """Requirements with their outcomes, how comparisons are corrected, the orders' test and a line for each power."""
+    names = names_of([cell.condition.choice for cell in collected.cells])
+    asks = asks_of(["2 shots > 0 shots", "0 shots > 0.01"], 0.99, names)
+    result = summarise(collected, power=0.05, asks=asks)
+    text = report_page(collected, result, {model.name: model})
+    listed = text.split("<h2>Requirements</h2>")[1].split("</section>")[0]
+    met = [each.outcome == "met" for each in result.requirements]
+    assert {True, False} == set(met)
+    assert f"{sum(met)} of {len(met)} are met" in listed
+    assert re.findall(r"<li>(.*?)</li>", listed) == [escape(each.sentence) for each in result.requirements]
+    assert len(result.families) == 2
+    tested = [line for line in result.lines if line.orders_test]
+    assert tested
+    for said in (
+        *(family.sentence for family in result.families),
+        *(f"{line.name}: {line.orders_test.sentence}" for line in tested if line.orders_test),
+        *(result.power or "").splitlines(),
+        *(result.chosen.sentence for _ in (1,) if result.chosen),
+    ):
+        assert re.search(f"<(li|p)[^>]*>{re.escape(escape(said))}</", text), said
+    assert "Requirements" not in shown(collected, model)
+
+
+def test_shots_that_were_dropped_are_told_in_the_terminals_words(collected: Collected, model: LanguageModel) -> None:
+    result = summarise(collected)
+    *others, last = result.lines
+    short = replace(last, effective_shots=1.4567, fewest_shots=1)
+    text = report_page(collected, replace(result, lines=(*others, short)), {model.name: model})
+    assert "<small>1.45 in the prompts, 1 at least</small>" in text
+    assert text.count("in the prompts") == 1
 
 
 def test_each_draw_and_order_has_its_row_and_few_draws_a_caveat(collected: Collected, model: LanguageModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -194,17 +193,11 @@ def _table(result: Result, console: Console) -> Any:
         score = f"{line.score.value:.3f}{marks.get(line.caveat, ''):{wide}}"
         spread = "" if line.spread is None else _span(line.lowest, line.highest, dash)
         table.add_row(
-            *_differing(line, result), line.name + _effective(line), score,
+            *_differing(line, result), line.name + (f" ({line.shots_left})" if line.shots_left else ""), score,
             _span(line.score.low, line.score.high, dash), _whisker(line, low, high), spread,
             style="" if line.variant == "plain" else "dim",
         )  # fmt: skip
     return table
-
-
-def _effective(line: Line) -> str:
-    """How many shots stood in the prompts, where some were dropped."""
-    found = math.floor(100 * line.effective_shots + 1e-6) / 100
-    return f" ({found:g} in the prompts)" if found < line.shots else ""
 
 
 def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
@@ -233,7 +226,7 @@ def _print_draws(result: Result, console: Console) -> None:
     """A row for each draw of shots in each order."""
     heads = _heads(result)
     lines = [line for line in result.lines if line.shots and line.per_draw]
-    dropped = any(_effective(line) for line in lines)
+    dropped = any(line.shots_left for line in lines)
     table = plain_table(*heads, "shots", "draw", "order", result.metric, *["in the prompts"] * dropped,
                         left=len(heads) + 1, names=range(len(heads) + 1))  # fmt: skip
     for line in lines:

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 
 from .evaluation import Cell, Collected
-from .summary import Compared, Line, Result
+from .lines import full_name, several
+from .summary import Line, Result
 
 _MOST_LABELS = 26  # in a confusion matrix
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
 def lead(result: Result) -> str:
-    """One line: how much was asked, and the best way of asking."""
+    """How much was asked, and the best way of asking."""
     groups = f" in {result.groups:,} groups" if result.groups else ""
     majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
-    chosen = "" if result.chosen is None else f" {escape(result.chosen.sentence)}"
-    return f"{result.items:,} items{groups}.{majority}{chosen}"
+    chosen = "" if result.chosen is None else f"<p>{escape(result.chosen.sentence)}</p>"
+    return f"<p>{result.items:,} items{groups}.{majority}</p>{chosen}"
 
 
 def table(result: Result) -> str:
@@ -31,7 +32,17 @@ def table(result: Result) -> str:
         kind = "" if line.variant == "plain" else ' class="variant"'
         rows.append(f"<tr{kind}>{cells_of([cells[number] for cells in columns.values()])}</tr>")
         rows.append(_draws(line, len(columns), result.metric))
-    return scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
+    inside = scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
+    return inside + "".join(f'<p class="notes">{escape(each)}</p>' for each in _orders_tests(result))
+
+
+def _orders_tests(result: Result) -> list[str]:
+    """Whether right and wrong depend on the order of the shots, for each line that was tested."""
+    differ = several([line.choice for line in result.lines])
+    return [
+        f"{full_name(line.model, line.form, line.name, differ)}: {line.orders_test.sentence}"
+        for line in result.lines if line.orders_test
+    ]  # fmt: skip
 
 
 def _columns(result: Result) -> dict[str, Sequence[str]]:
@@ -67,8 +78,8 @@ def _metric(line: Line, name: str) -> str:
 
 def _name(line: Line) -> str:
     remarks = [line.caveat] if line.caveat else []
-    if line.effective_shots < line.shots:
-        remarks.append(f"{line.effective_shots:.3g} shots fitted the context, as a mean")
+    if left := line.shots_left:
+        remarks.append(f"{left}, {line.fewest_shots} at least")
     return escape(line.name) + "".join(f"<small>{escape(remark)}</small>" for remark in remarks)
 
 
@@ -111,20 +122,32 @@ def scrolling(what: str, inside: str) -> str:
 
 
 def comparisons(result: Result) -> str:
-    """A sentence for each comparison: those that were asked for, then those with baselines."""
+    """A sentence for each comparison: those that were asked for, then those with baselines; what would show more."""
     if not result.comparisons:
         return ""
-    primary = [each for each in result.comparisons if each.primary]
-    others = [each for each in result.comparisons if not each.primary]
-    listed = _sentences(primary) if primary else ""
-    if others:
-        listed += f"<h3>With baselines that nobody asked for</h3>{_sentences(others)}"
-    power = f"<p>{escape(result.power)}</p>" if result.power else ""
-    return f"<section><h2>Comparisons</h2>{listed}{power}</section>"
+    listed = ""
+    for family in result.families:
+        compared = [each.sentence for each in result.comparisons if each.primary is family.primary]
+        head = "" if family.primary else "<h3>With baselines that nobody asked for</h3>"
+        listed += f'{head}{_sentences(compared)}<p class="notes">{escape(family.sentence)}</p>'
+    if result.power:
+        listed += f"<h3>What would show a given difference</h3>{_sentences(result.power.splitlines())}"
+    return f"<section><h2>Comparisons</h2>{listed}</section>"
 
 
-def _sentences(compared: Sequence[Compared]) -> str:
-    return '<ul class="sentences">' + "".join(f"<li>{escape(each.sentence)}</li>" for each in compared) + "</ul>"
+def requirements(result: Result) -> str:
+    """What was required, and whether it is met."""
+    asked = result.requirements
+    if not asked:
+        return ""
+    met = sum(each.outcome == "met" for each in asked)
+    counted = f'<p class="notes">{met} of {len(asked)} are met.</p>'
+    listed = _sentences([each.sentence for each in asked])
+    return f"<section><h2>Requirements</h2>{counted}{listed}</section>"
+
+
+def _sentences(sentences: Iterable[str]) -> str:
+    return '<ul class="sentences">' + "".join(f"<li>{escape(each)}</li>" for each in sentences) + "</ul>"
 
 
 def confusions(collected: Collected, result: Result) -> str:
