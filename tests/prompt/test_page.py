@@ -200,7 +200,24 @@ def test_confusion_matrices_count_all_draws_and_orders(collected: Collected, mod
         pairs = Counter((answer.gold, answer.prediction) for answer in answers)
         assert counts == [pairs[gold, said] for gold in (0, 1) for said in (0, 1)]
         shares = [int(share) for share in re.findall(r"\((\d+)%\)", figure)]
-        assert shares[0] + shares[1] == pytest.approx(100, abs=1)
+        rows = [counts[:2], counts[2:]]
+        assert shares == [round(100 * count / sum(row)) for row in rows for count in row if count]
+
+
+def test_a_wide_confusion_matrix_numbers_its_columns_and_names_them_in_its_rows(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    names = [f"a label of many words, number {n} of them" for n in range(7)] + ["x" * 90]
+    rows = [{"text": f"text {n}", "label": names[n % 8]} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}"))
+    text = shown(run(task, model, shots=(0,), limit=8), model)
+    figure = text.split('<figure class="confusion numbered">')[1].split("</figure>")[0]
+    heads = re.findall(r'<th scope="col"><abbr title="(.*?)">(\d)</abbr></th>', figure)
+    assert heads == [(name, str(number + 1)) for number, name in enumerate(sorted(names))]
+    named = re.findall(r'<th scope="row"[^>]*>(.*?)</th>', figure)
+    assert named[0] == f"1: {names[0]}"
+    assert all(len(name) < 80 for name in named)
 
 
 def test_the_curve_has_a_legend_and_says_what_its_whiskers_are(collected: Collected, model: LanguageModel) -> None:

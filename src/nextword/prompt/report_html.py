@@ -13,6 +13,8 @@ from .lines import full_name, several
 from .summary import Line, Result
 
 _MOST_LABELS = 26  # in a confusion matrix
+_MOST_NAMED, _LONGEST_NAME = 6, 16  # labels, and characters of one, that heads of columns have room for
+_LONGEST_SHOWN = 60  # characters of a label
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
@@ -181,8 +183,13 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     for answer in answers:
         if isinstance(answer.gold, int) and answer.gold >= 0:
             counts[answer.gold, int(answer.prediction)] += 1
-    rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(labels))
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    numbered = len(labels) > _MOST_NAMED or max(map(len, labels)) > _LONGEST_NAME
+    names = [f"{number}: {label}" if numbered else label for number, label in enumerate(labels, 1)]
+    rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(names))
+    head = "".join(
+        f'<th scope="col">{f"""<abbr title="{escape(label)}">{number}</abbr>""" if numbered else escape(label)}</th>'
+        for number, label in enumerate(labels, 1)
+    )
     inside = (
         f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
         f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -190,9 +197,7 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     name += _summed(cells)
     if left := len(answers) - int(counts.sum()):
         name += f"; {left:,} answers to items without one right choice are not counted"
-    return (
-        f'<figure class="confusion"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
-    )
+    return f'<figure class="confusion{" numbered" * numbered}"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
 
 
 def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
@@ -201,8 +206,9 @@ def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
     for number, count in enumerate(map(int, counts)):
         share = count / total if total else 0.0
         kind = f"{'hit' if number == right else 'miss'} s{round(share * _SHADES)}"
-        cells.append(f'<td class="{kind}">{count:,}{f" <small>({share:.0%})</small>" if total else ""}</td>')
-    return f'<tr><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>'
+        cells.append(f'<td class="{kind}">{count:,}{f" <small>({share:.0%})</small>" if count else ""}</td>')
+    shown = label if len(label) <= _LONGEST_SHOWN else label[: _LONGEST_SHOWN - 1] + "…"
+    return f'<tr><th scope="row">{escape(shown)}</th>{"".join(cells)}</tr>'
 
 
 def _summed(cells: Sequence[Cell]) -> str:

@@ -52,7 +52,7 @@ const counted = (count, unit) => count + " " + unit + (count === 1 ? "" : "s");
 function numbers(answer) {
   const [logprob, tokens, bytes, words] = answer.numbers;
   const bits = (-logprob / Math.max(1, bytes) / Math.LN2).toFixed(3) + " bits per byte";
-  return [bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
+  return [...(ROLLING ? ["ln p a byte " + (logprob / Math.max(1, bytes)).toFixed(3)] : []), bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
 }
 
 function prompt(answer) {
