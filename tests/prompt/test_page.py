@@ -479,6 +479,28 @@ def test_a_browser_shows_the_examples_of_a_hostile_page(
     assert ">6 of 6 items<" in found
 
 
+def test_a_browser_tells_control_tokens_from_text_that_looks_like_them(
+    browser: Callable[[str], str], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    chat = load(str(tiny_model(chat_template="{% for m in messages %}<|endoftext|>{{ m.content }}{% endfor %}")))
+    rows = [{"text": f"a <|endoftext|> b {n}", "label": "no" if n % 2 else "yes"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}"))
+    with opened(None) as store:
+        made = Evaluation({"form": task}, [chat], Design((0,), limit=3), Settings(chat_template="on"), store).run()
+    found = browser(shown(made, chat))
+    marked = re.findall(r'<span class="control" title="control token \d+">(.*?)</span>', found)
+    assert marked == ["&lt;|endoftext|&gt;"] * 3
+    assert found.count("&lt;|endoftext|&gt;</span>") == 3
+    assert re.search(r'id="printed"[^>]*>0 shots: 3 of 3 items<', found)
+
+
+def test_conditions_are_named_as_their_lines_are(collected: Collected, model: LanguageModel) -> None:
+    names = [each["name"] for each in embedded(collected, {model.name: model})["conditions"]]
+    assert len(set(names)) == len(collected.cells)
+    assert {"0 shots", "0 shots, contextual", "2 shots, batch, draw 2, order 1"} <= set(names)
+
+
 def test_a_page_of_one_item_whose_interval_has_no_end_is_drawn(model: LanguageModel, reviews: Path) -> None:
     free = table_task(reviews, TableSettings(FORM, free=True))
     free = replace(free, generation=replace(free.generation, max_tokens=2))

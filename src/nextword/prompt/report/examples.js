@@ -11,7 +11,7 @@ function answerOf(data, number, place) {
   const column = (name) => (asked[name] ? asked[name][place] : undefined);
   return {
     id, group, condition: condition.name, shots: asked.shots[place], score: condition.score[place], said: condition.said[place],
-    prompt: [...asked.prefix, ...model.tails[asked.tails[place]]], tokens: model.tokens,
+    prompt: [...asked.prefix, ...model.tails[asked.tails[place]]], tokens: model.tokens, control: model.control,
     choices: data.output === "multiple_choice" ? form.choices[form.choices.length === 1 ? 0 : place] : null,
     gold: form.gold[place], logprobs: column("logprobs"), written: column("written"), numbers: column("numbers"),
     by: condition.by, range: condition.range, scores: condition.scores ? condition.scores[place] : undefined,

@@ -14,7 +14,6 @@ function element(name, className, text) {
 /** A box of text that the keyboard can scroll. */
 function textBox(label, children) {
   const box = element("div", "prompt");
-  box.tabIndex = 0;
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
   box.append(...children);
@@ -56,7 +55,11 @@ function numbers(answer) {
 }
 
 function prompt(answer) {
-  const spans = answer.prompt.map((id) => Object.assign(element("span", "", answer.tokens[id]), { title: "token " + id }));
+  const control = new Set(answer.control);
+  const spans = answer.prompt.map((id) => {
+    const isControl = control.has(id);
+    return Object.assign(element("span", isControl ? "control" : "", answer.tokens[id]), { title: (isControl ? "control token " : "token ") + id });
+  });
   return textBox("prompt of " + answer.id, spans);
 }
 
@@ -120,8 +123,13 @@ function draw() {
     which: at("which").value, gold: at("gold").value, text: at("text").value,
   });
   at("examples").replaceChildren(...found.slice(0, shown).map(card));
-  for (const box of at("examples").querySelectorAll(".prompt")) if (!ROLLING) box.scrollTop = box.scrollHeight; // to the question
+  for (const box of at("examples").querySelectorAll(".prompt")) {
+    if (box.scrollHeight > box.clientHeight) box.tabIndex = 0; // no stop for the keyboard where nothing scrolls
+    if (!ROLLING) box.scrollTop = box.scrollHeight; // to the question
+  }
   at("count").textContent = found.length + " of " + data.items.length + " items";
+  const names = [at("condition"), at("beside")].filter((list) => list.value !== "").map((list) => list.selectedOptions[0].text);
+  at("printed").textContent = names.join(" beside ") + ": " + Math.min(shown, found.length) + " of " + data.items.length + " items";
   at("more").hidden = found.length <= shown;
 }
 
