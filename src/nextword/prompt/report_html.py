@@ -197,7 +197,8 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     name += _summed(cells)
     if left := len(answers) - int(counts.sum()):
         name += f"; {left:,} answers to items without one right choice are not counted"
-    return f'<figure class="confusion{" numbered" * numbered}"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
+        f'<figure class="confusion{" numbered" * numbered}"><figcaption>{escape(name)}</figcaption>'
+        f"{scrolling(escape(name), inside)}</figure>"
 
 
 def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
