@@ -186,10 +186,11 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     numbered = len(labels) > _MOST_NAMED or max(map(len, labels)) > _LONGEST_NAME
     names = [f"{number}: {label}" if numbered else label for number, label in enumerate(labels, 1)]
     rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(names))
-    head = "".join(
-        f'<th scope="col">{f"""<abbr title="{escape(label)}">{number}</abbr>""" if numbered else escape(label)}</th>'
+    short = [
+        f'<abbr title="{escape(label)}">{number}</abbr>' if numbered else escape(label)
         for number, label in enumerate(labels, 1)
-    )
+    ]
+    head = "".join(f'<th scope="col">{each}</th>' for each in short)
     inside = (
         f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
         f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -197,8 +198,8 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     name += _summed(cells)
     if left := len(answers) - int(counts.sum()):
         name += f"; {left:,} answers to items without one right choice are not counted"
-        f'<figure class="confusion{" numbered" * numbered}"><figcaption>{escape(name)}</figcaption>'
-        f"{scrolling(escape(name), inside)}</figure>"
+    kind = "confusion" + " numbered" * numbered
+    return f'<figure class="{kind}"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
 
 
 def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
