@@ -13,7 +13,7 @@ from .lines import full_name, several
 from .summary import Line, Result
 
 _MOST_LABELS = 26  # in a confusion matrix
-_MOST_NAMED, _LONGEST_NAME = 6, 16  # labels, and characters of one, that heads of columns have room for
+_MOST_NAMED, _LONGEST_NAMES = 6, 60  # labels, and their characters together, that heads of columns have room for
 _LONGEST_SHOWN = 60  # characters of a label
 _SHADES = 9  # classes s1 ... s9 of page.css
 
@@ -183,7 +183,7 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     for answer in answers:
         if isinstance(answer.gold, int) and answer.gold >= 0:
             counts[answer.gold, int(answer.prediction)] += 1
-    numbered = len(labels) > _MOST_NAMED or max(map(len, labels)) > _LONGEST_NAME
+    numbered = len(labels) > _MOST_NAMED or sum(map(len, labels)) > _LONGEST_NAMES
     names = [f"{number}: {label}" if numbered else label for number, label in enumerate(labels, 1)]
     rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(names))
     short = [

@@ -35,7 +35,9 @@ function bars(answer) {
     const kind = answer.gold.includes(number) ? " gold" : number === answer.said ? " said" : "";
     const mark = [answer.gold.includes(number) ? "right" : "", number === answer.said ? "chosen" : ""].filter(Boolean).join(", ");
     const p = (100 * own[number]).toFixed(1) + "%, ln p " + answer.logprobs[number].toFixed(2);
-    box.append(element("span", kind, choice + (mark ? " (" + mark + ")" : "")));
+    const name = element("span", kind);
+    name.append(element("bdi", "", choice), mark ? " (" + mark + ")" : "");
+    box.append(name);
     if (answer.by) {
       const cell = element("div", "scored");
       cell.append(bar((answer.scores[number] - low) / (high - low || 1), kind), element("span", "", String(Number(answer.scores[number].toPrecision(3)))));
