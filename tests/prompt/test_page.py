@@ -447,6 +447,29 @@ def test_filters_find_a_text_and_a_right_answer(collected: Collected, model: Lan
     assert found[2] == ["negative", "positive"]
 
 
+def test_a_prompt_reads_as_it_was_written_where_tokens_are_parts_of_characters(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    texts = ["日本語のレビュー", "שלום עולם", "a 😀 b", "é\ufeffè", "plain"]
+    rows = [{"text": text, "label": "no" if n % 2 else "yes"} for n, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}", hold_back=False))
+    made = run(task, model, shots=(0,))
+    data = embedded(made, {model.name: model})
+    filters = "{condition: 0, beside: null, which: 'all', gold: '', text: 'レビ'}"
+    prompts, spans, found = node(
+        "[data.items.map((_, n) => e.promptOf(e.answerOf(data, 0, n))),"
+        " data.items.map((_, n) => e.pieces(e.answerOf(data, 0, n)).map((piece) => piece.ids)),"
+        f" e.chosen(data, {filters}).length]",
+        data, tmp_path,
+    )  # fmt: skip
+    assert prompts == [f"{text}:" for text in texts]
+    for place, ids in enumerate(spans):
+        assert [token for piece in ids for token in piece] == prompt_of(data, 0, place)
+    assert [len(ids) for ids in spans[0]] == [3] * 8 + [1]
+    assert found == 1
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Callable[[str], str]:
     """The page as a browser has it after its script ran."""
@@ -493,6 +516,20 @@ def test_a_browser_tells_control_tokens_from_text_that_looks_like_them(
     assert marked == ["&lt;|endoftext|&gt;"] * 3
     assert found.count("&lt;|endoftext|&gt;</span>") == 3
     assert re.search(r'id="printed"[^>]*>0 shots: 3 of 3 items<', found)
+
+
+def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
+    browser: Callable[[str], str], collected: Collected, model: LanguageModel
+) -> None:
+    first, *others = collected.cells
+    answers = tuple(replace(answer, values={"score": n / 20}) for n, answer in enumerate(first.answers))
+    graded = replace(collected, cells=(replace(first, answers=answers), *others))
+    found = browser(report_page(graded, summarise(collected), {model.name: model}))
+    assert re.findall(r'<b class="(\w+)">score ([\d.]+)</b>', found) == [
+        ("right" if n >= 10 else "wrong", f"{n / 20:g}") for n in range(15)
+    ]
+    assert not re.search(r">(right|wrong)<", found)
+    assert ">score below .5<" in found
 
 
 def test_conditions_are_named_as_their_lines_are(collected: Collected, model: LanguageModel) -> None:

@@ -157,6 +157,14 @@ def _forms(collected: Collected, places: Sequence[int]) -> dict[str, Any]:
     return forms
 
 
+def _token(found: bytes) -> str | list[int]:
+    """A token's text; its bytes where it holds parts of characters, which the page joins with its neighbours'."""
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        return list(found)
+
+
 def _model(
     model: LanguageModel, prompts: Sequence[_Prompts], tails: dict[Ids, int], cells: Sequence[Cell]
 ) -> dict[str, Any]:
@@ -165,6 +173,6 @@ def _model(
     ids = {token for text in (*tails, *prefixes) for token in text}
     return {
         "tails": list(tails),
-        "tokens": {token: model.tokenizer.token_text(token) for token in sorted(ids)},
+        "tokens": {token: _token(model.tokenizer.token_bytes(token)) for token in sorted(ids)},
         "control": sorted(ids & model.tokenizer.special.control),
     }

@@ -1,6 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 25;
+const GRADED = data.output !== "loglikelihood_rolling" && data.conditions.some(({ score }) => score.some((each) => each !== 0 && each !== 1));
 const ROLLING = data.output === "loglikelihood_rolling";
 let shown = PAGE;
 
@@ -58,9 +59,9 @@ function numbers(answer) {
 
 function prompt(answer) {
   const control = new Set(answer.control);
-  const spans = answer.prompt.map((id) => {
-    const isControl = control.has(id);
-    return Object.assign(element("span", isControl ? "control" : "", answer.tokens[id]), { title: (isControl ? "control token " : "token ") + id });
+  const spans = pieces(answer).map(({ ids, text }) => {
+    const isControl = control.has(ids[0]), kind = (isControl ? "control " : "") + "token" + (ids.length > 1 ? "s " : " ");
+    return Object.assign(element("span", isControl ? "control" : "", text), { title: kind + ids.join(", ") });
   });
   return textBox("prompt of " + answer.id, spans);
 }
@@ -76,9 +77,9 @@ function said(answer) {
 
 function verdict(answer) {
   const said = answer.choices ? wordOf(answer, answer.said) : answer.written ? answer.said : null;
-  const made = element("b", isRight(answer) ? "right" : "wrong", isRight(answer) ? "right" : "wrong");
-  if (said === null) return [made];
-  return [made, element("span", "", "said: " + said), ...(answer.score % 1 ? [element("span", "", "score " + answer.score)] : [])];
+  const kind = isRight(answer) ? "right" : "wrong";
+  const made = element("b", kind, GRADED ? "score " + answer.score : kind);
+  return said === null ? [made] : [made, element("span", "", "said: " + said)];
 }
 
 function head(answer) {
@@ -142,6 +143,7 @@ for (const label of labels(data)) at("gold").append(new Option(label, label));
 at("beside").closest("label").hidden = data.conditions.length < 2;
 at("gold").closest("label").hidden = at("gold").options.length < 2;
 at("which").closest("label").hidden = ROLLING;
+if (GRADED) for (const option of at("which").options) option.text = option.text.replace("right", "score of .5 or more").replace("wrong", "score below .5");
 if (data.output !== "multiple_choice") for (const option of [...at("which").options]) if (option.value === "close") option.remove();
 at("filters").addEventListener("input", () => { shown = PAGE; draw(); });
 at("filters").addEventListener("submit", (event) => event.preventDefault());
