@@ -270,6 +270,15 @@ def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: L
     assert "Requirements" not in shown(collected, model)
 
 
+def test_the_pages_notes_are_those_of_the_terminal(collected: Collected, model: LanguageModel) -> None:
+    notes = Notes(("row <3>",) * 3, 2, (("a", " b"),), 4, ("warned",), ("no chat",))
+    text = report_page(collected, replace(summarise(collected), notes=notes), {model.name: model})
+    listed = re.findall(r"<li>(.*?)</li>", text.split('<ul class="notes">')[1].split("</ul>")[0])
+    assert listed == [escape(each) for each in notes.sentences(20, 20)]
+    assert any("Let the template end before a space" in each for each in listed)
+    assert len(listed) == 8
+
+
 def test_shots_that_were_dropped_are_told_in_the_terminals_words(collected: Collected, model: LanguageModel) -> None:
     result = summarise(collected)
     *others, last = result.lines

@@ -58,20 +58,7 @@ def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
 
 def note_lines(evaluation: Evaluation) -> list[str]:
     """Warnings about the data and the prompts."""
-    notes, lines = evaluation.notes, [*evaluation.notes.warnings, *evaluation.notes.reading[:5]]
-    if len(notes.reading) > 5:
-        lines.append(f"... and {len(notes.reading) - 5} more such rows")
-    if notes.repeated:
-        lines.append(f"{notes.repeated} scored items say the same as an example that shots are drawn from")
-    for last, first in notes.apart[:3]:
-        lines.append(
-            f"an answer does not begin with a token of its own: the prompt ends in {last!r}, and together they become"
-            f" {first!r} .... Let the template end before a space or a newline"
-        )
-    lines += notes.chat
-    if notes.short_of_shots:
-        lines.append(f"{notes.short_of_shots} prompts were longer than the context and lost whole shots")
-    return lines
+    return evaluation.notes.sentences(rows=5, apart=3)
 
 
 def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = None) -> None:

@@ -15,6 +15,7 @@ from .summary import Line, Result
 _MOST_LABELS = 26  # in a confusion matrix
 _MOST_NAMED, _LONGEST_NAMES = 6, 60  # labels, and their characters together, that heads of columns have room for
 _LONGEST_SHOWN = 60  # characters of a label
+_MOST_NOTES = 20  # on rows, and on answers that do not begin a token
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
@@ -222,16 +223,7 @@ def _summed(cells: Sequence[Cell]) -> str:
 
 def notes(result: Result) -> str:
     """Warnings about the data and the prompts."""
-    found = result.notes
-    lines = [*found.warnings, *found.reading[:20]]
-    if len(found.reading) > 20:
-        lines.append(f"... and {len(found.reading) - 20} more such rows")
-    if found.repeated:
-        lines.append(f"{found.repeated} scored items say the same as an example that shots are drawn from")
-    lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in found.apart]
-    lines += found.chat
-    if found.short_of_shots:
-        lines.append(f"{found.short_of_shots} prompts lost whole shots to fit the context")
+    lines = result.notes.sentences(_MOST_NOTES, _MOST_NOTES)
     return "".join(f"<li>{escape(line)}</li>" for line in lines)
 
 
