@@ -30,11 +30,11 @@ def lead(result: Result) -> str:
 def table(result: Result) -> str:
     """A row for each way of asking, and under it, folded, one for each draw and order."""
     columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
-    rows = []
+    rows, differ = [], several([line.choice for line in result.lines])
     for number, line in enumerate(result.lines):
         kind = "" if line.variant == "plain" else ' class="variant"'
         rows.append(f"<tr{kind}>{cells_of([cells[number] for cells in columns.values()])}</tr>")
-        rows.append(_draws(line, len(columns), result.metric))
+        rows.append(_draws(line, full_name(*line.choice[:2], line.name, differ), len(columns), result.metric))
     inside = scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
     return inside + "".join(f'<p class="notes">{escape(each)}</p>' for each in _orders_tests(result))
 
@@ -95,7 +95,7 @@ def _spread(line: Line) -> tuple[str, ...]:
     return f"{line.lowest:.3f} to {line.highest:.3f}", draws, orders, f"{spread.items:.3f}"
 
 
-def _draws(line: Line, columns: int, metric: str) -> str:
+def _draws(line: Line, name: str, columns: int, metric: str) -> str:
     if len(line.per_draw) < 2:
         return ""
     rows = [
@@ -103,7 +103,7 @@ def _draws(line: Line, columns: int, metric: str) -> str:
         for each in sorted(line.per_draw, key=lambda each: (each.draw, each.order))
     ]
     return (
-        f'<tr class="draws"><td colspan="{columns}"><details><summary>each draw and order of {escape(line.name)}'
+        f'<tr class="draws"><td colspan="{columns}"><details><summary>each draw and order of {escape(name)}'
         f"</summary>{grid(['draw', 'order', escape(metric), 'shots in the prompt'], rows)}</details></td></tr>"
     )
 
