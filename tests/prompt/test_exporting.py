@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nextword import load
+from nextword.cli import main
 from nextword.prompt import filters, metrics
 from nextword.prompt.answers import MEASURES, Answer, answer_choice
 from nextword.prompt.evaluation import Evaluation, Settings
@@ -81,6 +82,35 @@ def test_a_sample_is_written_as_the_harness_writes_it(name: str, tmp_path: Path)
 @pytest.mark.parametrize(("text", "count"), [("one two", 2), (" one\n\ntwo ", 4), ("", 1), ("one\u00a0two", 2)])
 def test_words_are_counted_as_the_harness_counts_them(text: str, count: int) -> None:
     assert metrics.words(text) == count
+
+
+@pytest.mark.parametrize("told", ['Say {{q}} {% raw %}{% endraw %} {# "no" #} \\n é\n', "{{", "q", "Plain.\n"])
+def test_the_files_tell_the_length_and_the_description_that_were_really_used(
+    told: str, tmp_path: Path, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A description is literal: whoever runs the exported configuration gets the same words, not Jinja of them."""
+    rows = [{"q": f"{n} and 1", "a": str(n)} for n in range(6)]
+    (tmp_path / "rows.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "task": "t", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "rows.json"}},
+        "test_split": "test", "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}",
+        "generation_kwargs": {"until": ["\n"], "max_new_tokens": 90},
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("task.yaml").write_text(json.dumps(config))
+    asked = ["eval", "task.yaml", "-m", str(tiny_model()), "--shots", "0", "--limit", "2", "--no-store", "--out", "out",
+             "--max-tokens", "3", "--description", told]  # fmt: skip
+    assert main(asked) == 0
+    sample = json.loads(next(Path("out").rglob("samples_*")).read_text().splitlines()[0])
+    arguments = sample["arguments"]["gen_args_0"]
+    assert arguments["arg_1"] == {"until": ["\n"], "max_gen_toks": 3}
+    exported = json.loads(next(Path("out").rglob("results_*")).read_text())["configs"]["t"]
+    assert exported["generation_kwargs"] == arguments["arg_1"]
+    exported.pop("num_fewshot")
+    Path("again.yaml").write_text(json.dumps(exported))
+    task = load_harness_task(Path("again.yaml"))
+    assert task.generation.max_tokens == 3
+    assert requests(task, [], task.items[sample["doc_id"]])[0].context == arguments["arg_0"]
 
 
 @pytest.mark.parametrize("measure", ["auto", *MEASURES])

@@ -11,6 +11,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from itertools import permutations
 from pathlib import Path
@@ -27,6 +28,7 @@ from nextword.prompt.evaluation import Cell, Collected, Evaluation, Notes, Setti
 from nextword.prompt.page import report_page, write_report
 from nextword.prompt.provenance import provenance
 from nextword.prompt.report_data import embedded, embedded_json
+from nextword.prompt.requirements import asks_of, names_of
 from nextword.prompt.store import opened
 from nextword.prompt.summary import summarise
 from nextword.prompt.table import TableSettings, table_task
@@ -35,6 +37,7 @@ from nextword.prompt.trials import Condition, Design
 
 FORM = "Text: {text}\nMood: {label}"
 SCRIPT = Path(page.__file__).parent / "report/examples.js"
+STYLE = (SCRIPT.parent / "page.css").read_text(encoding="utf-8")
 
 
 class Elements(HTMLParser):
@@ -138,6 +141,33 @@ def test_hostile_labels_and_texts_leave_the_page_whole(model: LanguageModel, tmp
     assert "&lt;!-- &lt;script&gt;" in text.split('<script type="application/json"')[0]
 
 
+def test_text_and_marks_stand_out_in_both_themes() -> None:
+    """WCAG 2.2: a ratio of 4.5 for text, and 3 for marks and the borders of controls."""
+    themes = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", STYLE)]
+    assert len(themes) == 2
+    for colours in themes:
+        for ground in ("paper", "card"):
+            for name in ("ink", "soft", "good", "bad", "c0", "c1", "c2", "c3", "c4", "c5"):
+                least = 3 if name.startswith("c") else 4.5
+                assert contrast(colours[name], colours[ground]) >= least, (name, ground)
+        assert contrast(colours["ink"], colours["token"]) >= 4.5
+    assert "opacity" not in STYLE  # it would pale what was measured here
+    assert "border: 1px solid var(--soft)" in re.findall(r"select, input, button \{(.*?)\}", STYLE)[0]
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours as #rgb or #rrggbb (WCAG 2.2, "contrast ratio")."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def test_only_the_pages_own_style_and_script_may_run(collected: Collected, model: LanguageModel) -> None:
     text = shown(collected, model)
     found = Elements(text)
@@ -170,7 +200,24 @@ def test_confusion_matrices_count_all_draws_and_orders(collected: Collected, mod
         pairs = Counter((answer.gold, answer.prediction) for answer in answers)
         assert counts == [pairs[gold, said] for gold in (0, 1) for said in (0, 1)]
         shares = [int(share) for share in re.findall(r"\((\d+)%\)", figure)]
-        assert shares[0] + shares[1] == pytest.approx(100, abs=1)
+        rows = [counts[:2], counts[2:]]
+        assert shares == [round(100 * count / sum(row)) for row in rows for count in row if count]
+
+
+def test_a_wide_confusion_matrix_numbers_its_columns_and_names_them_in_its_rows(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    names = [f"a label of many words, number {n} of them" for n in range(7)] + ["x" * 90]
+    rows = [{"text": f"text {n}", "label": names[n % 8]} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}"))
+    text = shown(run(task, model, shots=(0,), limit=8), model)
+    figure = text.split('<figure class="confusion numbered">')[1].split("</figure>")[0]
+    heads = re.findall(r'<th scope="col"><abbr title="(.*?)">(\d)</abbr></th>', figure)
+    assert heads == [(name, str(number + 1)) for number, name in enumerate(sorted(names))]
+    named = re.findall(r'<th scope="row"[^>]*>(.*?)</th>', figure)
+    assert named[0] == f"1: {names[0]}"
+    assert all(len(name) < 80 for name in named)
 
 
 def test_the_curve_has_a_legend_and_says_what_its_whiskers_are(collected: Collected, model: LanguageModel) -> None:
@@ -197,6 +244,48 @@ def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, 
         drawn = re.findall(rf'<g class="{colour}(?: variant)?">(.*?)</g></g>', text)
         assert drawn
         assert all(f", {name}, " in marks for marks in drawn)
+
+
+def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: LanguageModel) -> None:
+    """Requirements with their outcomes, how comparisons are corrected, the orders' test and a line for each power."""
+    names = names_of([cell.condition.choice for cell in collected.cells])
+    asks = asks_of(["2 shots > 0 shots", "0 shots > 0.01"], 0.99, names)
+    result = summarise(collected, power=0.05, asks=asks)
+    text = report_page(collected, result, {model.name: model})
+    listed = text.split("<h2>Requirements</h2>")[1].split("</section>")[0]
+    met = [each.outcome == "met" for each in result.requirements]
+    assert {True, False} == set(met)
+    assert f"{sum(met)} of {len(met)} are met" in listed
+    assert re.findall(r"<li>(.*?)</li>", listed) == [escape(each.sentence) for each in result.requirements]
+    assert len(result.families) == 2
+    tested = [line for line in result.lines if line.orders_test]
+    assert tested
+    for said in (
+        *(family.sentence for family in result.families),
+        *(f"{line.name}: {line.orders_test.sentence}" for line in tested if line.orders_test),
+        *(result.power or "").splitlines(),
+        *(result.chosen.sentence for _ in (1,) if result.chosen),
+    ):
+        assert re.search(f"<(li|p)[^>]*>{re.escape(escape(said))}</", text), said
+    assert "Requirements" not in shown(collected, model)
+
+
+def test_the_pages_notes_are_those_of_the_terminal(collected: Collected, model: LanguageModel) -> None:
+    notes = Notes(("row <3>",) * 3, 2, (("a", " b"),), 4, ("warned",), ("no chat",))
+    text = report_page(collected, replace(summarise(collected), notes=notes), {model.name: model})
+    listed = re.findall(r"<li>(.*?)</li>", text.split('<ul class="notes">')[1].split("</ul>")[0])
+    assert listed == [escape(each) for each in notes.sentences(20, 20)]
+    assert any("Let the template end before a space" in each for each in listed)
+    assert len(listed) == 8
+
+
+def test_shots_that_were_dropped_are_told_in_the_terminals_words(collected: Collected, model: LanguageModel) -> None:
+    result = summarise(collected)
+    *others, last = result.lines
+    short = replace(last, effective_shots=1.4567, fewest_shots=1)
+    text = report_page(collected, replace(result, lines=(*others, short)), {model.name: model})
+    assert "<small>1.45 in the prompts, 1 at least</small>" in text
+    assert text.count("in the prompts") == 1
 
 
 def test_each_draw_and_order_has_its_row_and_few_draws_a_caveat(collected: Collected, model: LanguageModel) -> None:
@@ -367,6 +456,29 @@ def test_filters_find_a_text_and_a_right_answer(collected: Collected, model: Lan
     assert found[2] == ["negative", "positive"]
 
 
+def test_a_prompt_reads_as_it_was_written_where_tokens_are_parts_of_characters(
+    model: LanguageModel, tmp_path: Path
+) -> None:
+    texts = ["日本語のレビュー", "שלום עולם", "a 😀 b", "é\ufeffè", "plain"]
+    rows = [{"text": text, "label": "no" if n % 2 else "yes"} for n, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}", hold_back=False))
+    made = run(task, model, shots=(0,))
+    data = embedded(made, {model.name: model})
+    filters = "{condition: 0, beside: null, which: 'all', gold: '', text: 'レビ'}"
+    prompts, spans, found = node(
+        "[data.items.map((_, n) => e.promptOf(e.answerOf(data, 0, n))),"
+        " data.items.map((_, n) => e.pieces(e.answerOf(data, 0, n)).map((piece) => piece.ids)),"
+        f" e.chosen(data, {filters}).length]",
+        data, tmp_path,
+    )  # fmt: skip
+    assert prompts == [f"{text}:" for text in texts]
+    for place, ids in enumerate(spans):
+        assert [token for piece in ids for token in piece] == prompt_of(data, 0, place)
+    assert [len(ids) for ids in spans[0]] == [3] * 8 + [1]
+    assert found == 1
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Callable[[str], str]:
     """The page as a browser has it after its script ran."""
@@ -397,6 +509,42 @@ def test_a_browser_shows_the_examples_of_a_hostile_page(
     assert len(re.findall(r'<li class="example', found)) == 6
     assert "right answer: &lt;!-- &lt;script&gt;" in found
     assert ">6 of 6 items<" in found
+
+
+def test_a_browser_tells_control_tokens_from_text_that_looks_like_them(
+    browser: Callable[[str], str], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    chat = load(str(tiny_model(chat_template="{% for m in messages %}<|endoftext|>{{ m.content }}{% endfor %}")))
+    rows = [{"text": f"a <|endoftext|> b {n}", "label": "no" if n % 2 else "yes"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}"))
+    with opened(None) as store:
+        made = Evaluation({"form": task}, [chat], Design((0,), limit=3), Settings(chat_template="on"), store).run()
+    found = browser(shown(made, chat))
+    marked = re.findall(r'<span class="control" title="control token \d+">(.*?)</span>', found)
+    assert marked == ["&lt;|endoftext|&gt;"] * 3
+    assert found.count("&lt;|endoftext|&gt;</span>") == 3
+    assert re.search(r'id="printed"[^>]*>0 shots: 3 of 3 items<', found)
+
+
+def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
+    browser: Callable[[str], str], collected: Collected, model: LanguageModel
+) -> None:
+    first, *others = collected.cells
+    answers = tuple(replace(answer, values={"score": n / 20}) for n, answer in enumerate(first.answers))
+    graded = replace(collected, cells=(replace(first, answers=answers), *others))
+    found = browser(report_page(graded, summarise(collected), {model.name: model}))
+    assert re.findall(r'<b class="(\w+)">score ([\d.]+)</b>', found) == [
+        ("right" if n >= 10 else "wrong", f"{n / 20:g}") for n in range(15)
+    ]
+    assert not re.search(r">(right|wrong)<", found)
+    assert ">score below .5<" in found
+
+
+def test_conditions_are_named_as_their_lines_are(collected: Collected, model: LanguageModel) -> None:
+    names = [each["name"] for each in embedded(collected, {model.name: model})["conditions"]]
+    assert len(set(names)) == len(collected.cells)
+    assert {"0 shots", "0 shots, contextual", "2 shots, batch, draw 2, order 1"} <= set(names)
 
 
 def test_a_page_of_one_item_whose_interval_has_no_end_is_drawn(model: LanguageModel, reviews: Path) -> None:

@@ -55,6 +55,23 @@ def test_the_command_that_is_told_gives_the_same_scores_again(
     assert {**again["provenance"], "made": ""} == {**first["provenance"], "made": ""}
 
 
+@pytest.mark.parametrize("name", [["--name", "mine"], ["--name=mine"]])
+def test_the_command_that_is_told_works_again_where_the_evaluation_was_named(
+    name: list[str], measured: Callable[[list[str]], dict[str, Any]], reviews: Path, tiny_model: Callable[..., Path]
+) -> None:
+    first = measured([
+        "eval", str(reviews), "-m", str(tiny_model()), *name, "--template", FORM, "--shots", "0", "--limit", "5",
+        "--description", "a --name mine", "--json", "--store", f"{len(name)}.sqlite",
+    ])  # fmt: skip
+    assert first["name"] == "mine"
+    command = shlex.split(first["provenance"]["command"])
+    assert not {"--name", "mine", "--name=mine"} & set(command)
+    assert "a --name mine" in command
+    again = measured(command[1:])
+    assert again["name"] != "mine"
+    assert [line["scores"] for line in again["lines"]] == [line["scores"] for line in first["lines"]]
+
+
 def test_the_store_keeps_how_an_evaluation_was_made(
     measured: Callable[[list[str]], dict[str, Any]], reviews: Path, tiny_model: Callable[..., Path]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -171,7 +172,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         return
     began = time.time()
     collected = display.run(evaluation)
-    made = provenance(evaluation, click.get_current_context().meta["command line"])
+    made = provenance(evaluation, _unnamed(click.get_current_context().meta["command line"]))
     result = replace(summarise(collected, design.seed, power, asks), provenance=made)
     name = options["name"] or default_name(result.to_dict(), began)
     with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
@@ -187,6 +188,17 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         kept = None if options["no_store"] else name
         display.print_result(result, kept, options["as_json"], options["show_draws"])
     display.end_with(result.requirements)
+
+
+def _unnamed(command: str) -> str:
+    """A command line without --name: run again, it would be refused, since the name is taken."""
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        if word == "--name":
+            next(words, None)
+        elif not word.startswith("--name="):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _keep(store: Store, name: str, result: Result) -> None:
@@ -228,13 +240,13 @@ def _table(options: dict[str, Any]) -> TableSettings:
 
 
 def _with_length(task: Any, most: int | None) -> Any:
-    from dataclasses import replace
+    from ..prompt.opening import with_length
 
     if most is None:
         return task
     if most < 1:
         raise UsageError(f"--max-tokens is {most}; it takes a whole number of at least 1")
-    return replace(task, generation=replace(task.generation, max_tokens=most))
+    return with_length(task, most)
 
 
 def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:

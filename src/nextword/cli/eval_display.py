@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -59,20 +58,7 @@ def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
 
 def note_lines(evaluation: Evaluation) -> list[str]:
     """Warnings about the data and the prompts."""
-    notes, lines = evaluation.notes, [*evaluation.notes.warnings, *evaluation.notes.reading[:5]]
-    if len(notes.reading) > 5:
-        lines.append(f"... and {len(notes.reading) - 5} more such rows")
-    if notes.repeated:
-        lines.append(f"{notes.repeated} scored items say the same as an example that shots are drawn from")
-    for last, first in notes.apart[:3]:
-        lines.append(
-            f"an answer does not begin with a token of its own: the prompt ends in {last!r}, and together they become"
-            f" {first!r} .... Let the template end before a space or a newline"
-        )
-    lines += notes.chat
-    if notes.short_of_shots:
-        lines.append(f"{notes.short_of_shots} prompts were longer than the context and lost whole shots")
-    return lines
+    return evaluation.notes.sentences(rows=5, apart=3)
 
 
 def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = None) -> None:
@@ -194,17 +180,11 @@ def _table(result: Result, console: Console) -> Any:
         score = f"{line.score.value:.3f}{marks.get(line.caveat, ''):{wide}}"
         spread = "" if line.spread is None else _span(line.lowest, line.highest, dash)
         table.add_row(
-            *_differing(line, result), line.name + _effective(line), score,
+            *_differing(line, result), line.name + (f" ({line.shots_left})" if line.shots_left else ""), score,
             _span(line.score.low, line.score.high, dash), _whisker(line, low, high), spread,
             style="" if line.variant == "plain" else "dim",
         )  # fmt: skip
     return table
-
-
-def _effective(line: Line) -> str:
-    """How many shots stood in the prompts, where some were dropped."""
-    found = math.floor(100 * line.effective_shots + 1e-6) / 100
-    return f" ({found:g} in the prompts)" if found < line.shots else ""
 
 
 def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
@@ -233,7 +213,7 @@ def _print_draws(result: Result, console: Console) -> None:
     """A row for each draw of shots in each order."""
     heads = _heads(result)
     lines = [line for line in result.lines if line.shots and line.per_draw]
-    dropped = any(_effective(line) for line in lines)
+    dropped = any(line.shots_left for line in lines)
     table = plain_table(*heads, "shots", "draw", "order", result.metric, *["in the prompts"] * dropped,
                         left=len(heads) + 1, names=range(len(heads) + 1))  # fmt: skip
     for line in lines:

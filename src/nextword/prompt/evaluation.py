@@ -96,6 +96,23 @@ class Notes:
     warnings: tuple[str, ...] = ()  # of the task (Task.warnings) and of what stands among shots
     chat: tuple[str, ...] = ()  # models measured without the chat template that they have, in words
 
+    def sentences(self, rows: int, apart: int) -> list[str]:
+        """All of it in words: so many of the notes on rows, and of the answers that do not begin a token."""
+        lines = [*self.warnings, *self.reading[:rows]]
+        if len(self.reading) > rows:
+            lines.append(f"... and {len(self.reading) - rows} more such rows")
+        if self.repeated:
+            lines.append(f"{self.repeated} scored items say the same as an example that shots are drawn from")
+        for last, first in self.apart[:apart]:
+            lines.append(
+                f"an answer does not begin with a token of its own: the prompt ends in {last!r}, and together they"
+                f" become {first!r} .... Let the template end before a space or a newline"
+            )
+        lines += self.chat
+        if self.short_of_shots:
+            lines.append(f"{self.short_of_shots} prompts were longer than the context and lost whole shots")
+        return lines
+
 
 @dataclass(frozen=True)
 class Collected:

@@ -50,7 +50,7 @@ _NAMES = {dict: "a mapping", list: "a list", int: "a whole number", str: "a text
 _OF_SHOTS = ("sampler", "split", "samples", "fewshot_indices", "doc_to_text", "doc_to_target",
              "doc_to_choice", "gen_prefix", "target_delimiter", "fewshot_delimiter")  # fmt: skip
 _OF_METRICS = ("metric", "aggregation", "higher_is_better", "hf_evaluate", "weight_by_size")
-_OF_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first there is counts
+OF_LENGTH = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first there is counts
 _SHOT_FIELDS = {
     "doc_to_text": "text", "doc_to_target": "target", "doc_to_choice": "choice", "gen_prefix": "prefix",
     "target_delimiter": "target_delimiter", "fewshot_delimiter": "shot_delimiter",
@@ -314,7 +314,7 @@ def _generation(given: Mapping[str, Any]) -> Generation:
 def _generated(given: Mapping[str, Any]) -> Generation:
     options = dict(given.get("generation_kwargs") or {})
     until = options.pop("until", None) or [given.get("fewshot_delimiter", "\n\n")]
-    lengths = [options.pop(name, None) for name in _OF_LENGTH]
+    lengths = [options.pop(name, None) for name in OF_LENGTH]
     sampled = bool(options.pop("do_sample", True)) and float(options.get("temperature", 0.0)) > 0
     made = Generation(
         until=tuple(text for text in ([until] if isinstance(until, str) else until) if text),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -55,6 +56,11 @@ def fill(source: str, row: Mapping[str, Any]) -> str:
         raise UsageError(
             f"the template {_short(source)} fails on a row ({type(error).__name__}: {_line(error)})"
         ) from None
+
+
+def literal(text: str) -> str:
+    """A template that says `text` as it stands, whatever looks like Jinja in it."""
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
 
 
 def last_words(source: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -59,6 +60,12 @@ class Line:
     def choice(self) -> Choice:
         """What of it a user chooses."""
         return self.model, self.form, self.shots, self.variant
+
+    @property
+    def shots_left(self) -> str:
+        """How many shots stood in the prompts, as a mean that is never rounded up; "" where all did."""
+        found = math.floor(100 * self.effective_shots + 1e-6) / 100
+        return f"{found:g} in the prompts" if found < self.shots else ""
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from ..base import UsageError, read_text
 from ..base.errors import closest
 from .checking import checked, warnings_of
 from .harness_form import HarnessForm
+from .jinja import literal
 from .reading import SUFFIXES
 from .shipped import shipped_path, shipped_tasks
 from .table import WRITTEN, TableForm, TableSettings, table_task, words_of
@@ -117,8 +118,21 @@ def _described(task: Task, settings: TableSettings) -> Task:
     """The task with another description."""
     if settings.description is None:
         return task
-    form = replace(_harness_form(task), said=settings.description)
-    return replace(task, form=form, harness={**task.harness, "description": settings.description})
+    said = settings.description
+    form = replace(_harness_form(task), said=said)
+    written = literal(said) if "{" in said or said in form.columns else said  # lm-evaluation-harness fills it
+    return replace(task, form=form, harness={**task.harness, "description": written})
+
+
+def with_length(task: Task, most: int) -> Task:
+    """The task with answers of at most `most` tokens, as its file would say it."""
+    from .harness import OF_LENGTH
+
+    harness = task.harness
+    if harness and task.output == "generate_until":
+        given = {key: value for key, value in (harness.get("generation_kwargs") or {}).items() if key not in OF_LENGTH}
+        harness = {**harness, "generation_kwargs": {**given, "max_gen_toks": most}}
+    return replace(task, generation=replace(task.generation, max_tokens=most), harness=harness)
 
 
 def _relabelled(task: Task, settings: TableSettings) -> Task:

@@ -42,6 +42,7 @@ def report_page(collected: Collected, result: Result, models: dict[str, Language
         "curve": curve(result),
         "legend": legend(result),
         "table": report_html.table(result),
+        "requirements": report_html.requirements(result),
         "comparisons": report_html.comparisons(result),
         "confusion": report_html.confusions(collected, result),
         "notes": report_html.notes(result),

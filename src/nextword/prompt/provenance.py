@@ -77,7 +77,7 @@ class Provenance:
 
     made: str  # UTC, ISO 8601
     version: str  # of nextword
-    command: str | None  # as it was typed; None from Python
+    command: str | None  # as it was typed, but without --name, which is taken; None from Python
     design: Mapping[str, Any]
     scoring: Mapping[str, Any]
     task: TaskRecord

@@ -10,8 +10,10 @@ from typing import Any, get_args
 from ..generate import LanguageModel
 from .answers import Answer
 from .evaluation import Calibrate, Cell, Collected
+from .lines import full_name, line_name, several
 from .scoring import common
 from .task import Ids
+from .trials import Condition
 
 MOST_NUMBERS = 4_000_000  # on a page, some 5 bytes each; beyond them a sample of the items is shown
 _LEAST = -9999.0  # stands for the logarithm of 0, which JSON has no word for
@@ -28,10 +30,11 @@ def embedded(collected: Collected, models: dict[str, LanguageModel]) -> dict[str
     places = _places(collected, prompts)
     tails: dict[str, dict[Ids, int]] = {name: {} for name in models}
     conditions: list[dict[str, Any]] = []
+    names = condition_names([cell.condition for cell in collected.cells])
     base = 0  # the condition whose likelihoods the calibrated ones after it share
     for number, cell in enumerate(collected.cells):
         answers = [cell.answers[place] for place in places]
-        condition = {"name": condition_name(cell, models), **_verdicts(answers), **_chosen_by(cell, collected.measure)}
+        condition = {"name": names[number], **_verdicts(answers), **_chosen_by(cell, collected.measure)}
         if cell.condition.variant in get_args(Calibrate):
             condition["base"] = base
         else:
@@ -56,15 +59,18 @@ def embedded_json(data: dict[str, Any]) -> str:
     return text
 
 
-def condition_name(cell: Cell, models: dict[str, LanguageModel]) -> str:
-    """A cell's name among the others."""
-    condition = cell.condition
-    name = [condition.model] * (len(models) > 1) + [
-        condition.form,
-        f"{condition.shots} shot{'s' * (condition.shots != 1)}",
-    ]
-    name += [f"draw {condition.draw + 1}", f"order {condition.order + 1}"] if condition.shots else []
-    return ", ".join(name + [condition.variant] * (condition.variant != "plain"))
+def condition_names(conditions: Sequence[Condition]) -> list[str]:
+    """Each condition's name: that of its line, and its draw and order where there are several."""
+    differ, orders = several([each.choice for each in conditions]), any(each.order for each in conditions)
+    draws = any(each.draw for each in conditions)
+    return [
+        ", ".join([
+            full_name(each.model, each.form, line_name(each.shots, each.variant, False), differ),
+            *[f"draw {each.draw + 1}"] * (draws and each.shots > 0),
+            *[f"order {each.order + 1}"] * (orders and each.shots > 0),
+        ])
+        for each in conditions
+    ]  # fmt: skip
 
 
 class _Prompts:
@@ -151,10 +157,22 @@ def _forms(collected: Collected, places: Sequence[int]) -> dict[str, Any]:
     return forms
 
 
+def _token(found: bytes) -> str | list[int]:
+    """A token's text; its bytes where it holds parts of characters, which the page joins with its neighbours'."""
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        return list(found)
+
+
 def _model(
     model: LanguageModel, prompts: Sequence[_Prompts], tails: dict[Ids, int], cells: Sequence[Cell]
 ) -> dict[str, Any]:
-    """The endings that conditions refer to, and each token's text."""
+    """The endings that conditions refer to, each token's text, and which of them no text produces."""
     prefixes = [asked.prefix for asked, cell in zip(prompts, cells, strict=True) if cell.condition.model == model.name]
     ids = {token for text in (*tails, *prefixes) for token in text}
-    return {"tails": list(tails), "tokens": {token: model.tokenizer.token_text(token) for token in sorted(ids)}}
+    return {
+        "tails": list(tails),
+        "tokens": {token: _token(model.tokenizer.token_bytes(token)) for token in sorted(ids)},
+        "control": sorted(ids & model.tokenizer.special.control),
+    }

@@ -9,29 +9,43 @@ from typing import Any
 import numpy as np
 
 from .evaluation import Cell, Collected
-from .summary import Compared, Line, Result
+from .lines import full_name, several
+from .summary import Line, Result
 
 _MOST_LABELS = 26  # in a confusion matrix
+_MOST_NAMED, _LONGEST_NAMES = 6, 60  # labels, and their characters together, that heads of columns have room for
+_LONGEST_SHOWN = 60  # characters of a label
+_MOST_NOTES = 20  # on rows, and on answers that do not begin a token
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
 def lead(result: Result) -> str:
-    """One line: how much was asked, and the best way of asking."""
+    """How much was asked, and the best way of asking."""
     groups = f" in {result.groups:,} groups" if result.groups else ""
     majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
-    chosen = "" if result.chosen is None else f" {escape(result.chosen.sentence)}"
-    return f"{result.items:,} items{groups}.{majority}{chosen}"
+    chosen = "" if result.chosen is None else f"<p>{escape(result.chosen.sentence)}</p>"
+    return f"<p>{result.items:,} items{groups}.{majority}</p>{chosen}"
 
 
 def table(result: Result) -> str:
     """A row for each way of asking, and under it, folded, one for each draw and order."""
     columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
-    rows = []
+    rows, differ = [], several([line.choice for line in result.lines])
     for number, line in enumerate(result.lines):
         kind = "" if line.variant == "plain" else ' class="variant"'
         rows.append(f"<tr{kind}>{cells_of([cells[number] for cells in columns.values()])}</tr>")
-        rows.append(_draws(line, len(columns), result.metric))
-    return scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
+        rows.append(_draws(line, full_name(*line.choice[:2], line.name, differ), len(columns), result.metric))
+    inside = scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
+    return inside + "".join(f'<p class="notes">{escape(each)}</p>' for each in _orders_tests(result))
+
+
+def _orders_tests(result: Result) -> list[str]:
+    """Whether right and wrong depend on the order of the shots, for each line that was tested."""
+    differ = several([line.choice for line in result.lines])
+    return [
+        f"{full_name(line.model, line.form, line.name, differ)}: {line.orders_test.sentence}"
+        for line in result.lines if line.orders_test
+    ]  # fmt: skip
 
 
 def _columns(result: Result) -> dict[str, Sequence[str]]:
@@ -67,8 +81,8 @@ def _metric(line: Line, name: str) -> str:
 
 def _name(line: Line) -> str:
     remarks = [line.caveat] if line.caveat else []
-    if line.effective_shots < line.shots:
-        remarks.append(f"{line.effective_shots:.3g} shots fitted the context, as a mean")
+    if left := line.shots_left:
+        remarks.append(f"{left}, {line.fewest_shots} at least")
     return escape(line.name) + "".join(f"<small>{escape(remark)}</small>" for remark in remarks)
 
 
@@ -81,7 +95,7 @@ def _spread(line: Line) -> tuple[str, ...]:
     return f"{line.lowest:.3f} to {line.highest:.3f}", draws, orders, f"{spread.items:.3f}"
 
 
-def _draws(line: Line, columns: int, metric: str) -> str:
+def _draws(line: Line, name: str, columns: int, metric: str) -> str:
     if len(line.per_draw) < 2:
         return ""
     rows = [
@@ -89,7 +103,7 @@ def _draws(line: Line, columns: int, metric: str) -> str:
         for each in sorted(line.per_draw, key=lambda each: (each.draw, each.order))
     ]
     return (
-        f'<tr class="draws"><td colspan="{columns}"><details><summary>each draw and order of {escape(line.name)}'
+        f'<tr class="draws"><td colspan="{columns}"><details><summary>each draw and order of {escape(name)}'
         f"</summary>{grid(['draw', 'order', escape(metric), 'shots in the prompt'], rows)}</details></td></tr>"
     )
 
@@ -111,20 +125,32 @@ def scrolling(what: str, inside: str) -> str:
 
 
 def comparisons(result: Result) -> str:
-    """A sentence for each comparison: those that were asked for, then those with baselines."""
+    """A sentence for each comparison: those that were asked for, then those with baselines; what would show more."""
     if not result.comparisons:
         return ""
-    primary = [each for each in result.comparisons if each.primary]
-    others = [each for each in result.comparisons if not each.primary]
-    listed = _sentences(primary) if primary else ""
-    if others:
-        listed += f"<h3>With baselines that nobody asked for</h3>{_sentences(others)}"
-    power = f"<p>{escape(result.power)}</p>" if result.power else ""
-    return f"<section><h2>Comparisons</h2>{listed}{power}</section>"
+    listed = ""
+    for family in result.families:
+        compared = [each.sentence for each in result.comparisons if each.primary is family.primary]
+        head = "" if family.primary else "<h3>With baselines that nobody asked for</h3>"
+        listed += f'{head}{_sentences(compared)}<p class="notes">{escape(family.sentence)}</p>'
+    if result.power:
+        listed += f"<h3>What would show a given difference</h3>{_sentences(result.power.splitlines())}"
+    return f"<section><h2>Comparisons</h2>{listed}</section>"
 
 
-def _sentences(compared: Sequence[Compared]) -> str:
-    return '<ul class="sentences">' + "".join(f"<li>{escape(each.sentence)}</li>" for each in compared) + "</ul>"
+def requirements(result: Result) -> str:
+    """What was required, and whether it is met."""
+    asked = result.requirements
+    if not asked:
+        return ""
+    met = sum(each.outcome == "met" for each in asked)
+    counted = f'<p class="notes">{met} of {len(asked)} are met.</p>'
+    listed = _sentences([each.sentence for each in asked])
+    return f"<section><h2>Requirements</h2>{counted}{listed}</section>"
+
+
+def _sentences(sentences: Iterable[str]) -> str:
+    return '<ul class="sentences">' + "".join(f"<li>{escape(each)}</li>" for each in sentences) + "</ul>"
 
 
 def confusions(collected: Collected, result: Result) -> str:
@@ -158,8 +184,14 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     for answer in answers:
         if isinstance(answer.gold, int) and answer.gold >= 0:
             counts[answer.gold, int(answer.prediction)] += 1
-    rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(labels))
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    numbered = len(labels) > _MOST_NAMED or sum(map(len, labels)) > _LONGEST_NAMES
+    names = [f"{number}: {label}" if numbered else label for number, label in enumerate(labels, 1)]
+    rows = "".join(_confusion_row(label, number, counts[number]) for number, label in enumerate(names))
+    short = [
+        f'<abbr title="{escape(label)}">{number}</abbr>' if numbered else escape(label)
+        for number, label in enumerate(labels, 1)
+    ]
+    head = "".join(f'<th scope="col">{each}</th>' for each in short)
     inside = (
         f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
         f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
@@ -167,9 +199,8 @@ def _confusion(cells: Sequence[Cell], name: str) -> str:
     name += _summed(cells)
     if left := len(answers) - int(counts.sum()):
         name += f"; {left:,} answers to items without one right choice are not counted"
-    return (
-        f'<figure class="confusion"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
-    )
+    kind = "confusion" + " numbered" * numbered
+    return f'<figure class="{kind}"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
 
 
 def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
@@ -178,8 +209,9 @@ def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
     for number, count in enumerate(map(int, counts)):
         share = count / total if total else 0.0
         kind = f"{'hit' if number == right else 'miss'} s{round(share * _SHADES)}"
-        cells.append(f'<td class="{kind}">{count:,}{f" <small>({share:.0%})</small>" if total else ""}</td>')
-    return f'<tr><th scope="row">{escape(label)}</th>{"".join(cells)}</tr>'
+        cells.append(f'<td class="{kind}">{count:,}{f" <small>({share:.0%})</small>" if count else ""}</td>')
+    shown = label if len(label) <= _LONGEST_SHOWN else label[: _LONGEST_SHOWN - 1] + "…"
+    return f'<tr><th scope="row">{escape(shown)}</th>{"".join(cells)}</tr>'
 
 
 def _summed(cells: Sequence[Cell]) -> str:
@@ -191,16 +223,7 @@ def _summed(cells: Sequence[Cell]) -> str:
 
 def notes(result: Result) -> str:
     """Warnings about the data and the prompts."""
-    found = result.notes
-    lines = [*found.warnings, *found.reading[:20]]
-    if len(found.reading) > 20:
-        lines.append(f"... and {len(found.reading) - 20} more such rows")
-    if found.repeated:
-        lines.append(f"{found.repeated} scored items say the same as an example that shots are drawn from")
-    lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in found.apart]
-    lines += found.chat
-    if found.short_of_shots:
-        lines.append(f"{found.short_of_shots} prompts lost whole shots to fit the context")
+    lines = result.notes.sentences(_MOST_NOTES, _MOST_NOTES)
     return "".join(f"<li>{escape(line)}</li>" for line in lines)
 
 

@@ -20,7 +20,7 @@ def how_measured(made: Provenance | None) -> str:
     parts.append(_facts({"made": f"{made.made} (UTC)", "nextword": made.version, **made.machine}))
     parts += [f"<h3>Model</h3>{_facts(asdict(model))}" for model in made.models]
     parts.append(f"<h3>Task</h3>{_facts(asdict(made.task))}")
-    parts += [f"<h3>Form of the prompt: {escape(form.name)}</h3>{_facts(form.parts)}" for form in made.forms]
+    parts += [f"<h3>Form of the prompt: {escape(form.name)}</h3>{_facts(_given(form.parts))}" for form in made.forms]
     parts.append(f"<h3>Conditions</h3>{_facts(made.design)}<h3>Scoring</h3>{_facts(made.scoring)}")
     if made.shots:
         parts.append(f"<details><summary>The shots of every draw</summary>{_shots(made.shots)}</details>")
@@ -42,6 +42,11 @@ def _command(command: str | None) -> str:
         f'<pre class="command" id="command" tabindex="0">{escape(command)}</pre>'
         '<button type="button" id="copy">copy the command</button>'
     )
+
+
+def _given(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a form that say something."""
+    return {name: value for name, value in parts.items() if value not in (None, "", False, (), [], {})}
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ function answerOf(data, number, place) {
   const column = (name) => (asked[name] ? asked[name][place] : undefined);
   return {
     id, group, condition: condition.name, shots: asked.shots[place], score: condition.score[place], said: condition.said[place],
-    prompt: [...asked.prefix, ...model.tails[asked.tails[place]]], tokens: model.tokens,
+    prompt: [...asked.prefix, ...model.tails[asked.tails[place]]], tokens: model.tokens, control: model.control,
     choices: data.output === "multiple_choice" ? form.choices[form.choices.length === 1 ? 0 : place] : null,
     gold: form.gold[place], logprobs: column("logprobs"), written: column("written"), numbers: column("numbers"),
     by: condition.by, range: condition.range, scores: condition.scores ? condition.scores[place] : undefined,
@@ -21,7 +21,42 @@ function answerOf(data, number, place) {
 const isRight = (answer) => answer.score >= 0.5;
 const wordOf = (answer, gold) => (answer.choices ? answer.choices[gold] ?? "none of them" : String(gold));
 const golds = (answer) => answer.gold.map((gold) => wordOf(answer, gold));
-const promptOf = (answer) => answer.prompt.map((id) => answer.tokens[id]).join("");
+const UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
+const WHOLE = new TextDecoder("utf-8", { ignoreBOM: true, fatal: true });
+
+function isWhole(bytes) {
+  try {
+    WHOLE.decode(Uint8Array.from(bytes));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The prompt as pieces of text with their tokens: one token each, or those that only together make characters. */
+function pieces(answer) {
+  const found = [];
+  let ids = [], bytes = [];
+  const end = () => {
+    if (ids.length) found.push({ ids, text: UTF8.decode(Uint8Array.from(bytes)) });
+    [ids, bytes] = [[], []];
+  };
+  for (const id of answer.prompt) {
+    const token = answer.tokens[id];
+    if (typeof token === "string") {
+      end();
+      found.push({ ids: [id], text: token });
+    } else {
+      ids.push(id);
+      bytes.push(...token); // of a part of a character
+      if (isWhole(bytes)) end();
+    }
+  }
+  end();
+  return found;
+}
+
+const promptOf = (answer) => pieces(answer).map((piece) => piece.text).join("");
 
 /** p of each choice among the choices, from ln p. */
 function shares(logprobs) {
@@ -62,4 +97,4 @@ function labels(data) {
   return found.size <= 30 ? [...found].sort() : [];
 }
 
-if (typeof module !== "undefined") module.exports = { answerOf, chosen, golds, isRight, labels, promptOf, shares };
+if (typeof module !== "undefined") module.exports = { answerOf, chosen, golds, isRight, labels, pieces, promptOf, shares };

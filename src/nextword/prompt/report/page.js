@@ -1,6 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 25;
+const GRADED = data.output !== "loglikelihood_rolling" && data.conditions.some(({ score }) => score.some((each) => each !== 0 && each !== 1));
 const ROLLING = data.output === "loglikelihood_rolling";
 let shown = PAGE;
 
@@ -14,7 +15,6 @@ function element(name, className, text) {
 /** A box of text that the keyboard can scroll. */
 function textBox(label, children) {
   const box = element("div", "prompt");
-  box.tabIndex = 0;
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", label);
   box.append(...children);
@@ -36,7 +36,9 @@ function bars(answer) {
     const kind = answer.gold.includes(number) ? " gold" : number === answer.said ? " said" : "";
     const mark = [answer.gold.includes(number) ? "right" : "", number === answer.said ? "chosen" : ""].filter(Boolean).join(", ");
     const p = (100 * own[number]).toFixed(1) + "%, ln p " + answer.logprobs[number].toFixed(2);
-    box.append(element("span", kind, choice + (mark ? " (" + mark + ")" : "")));
+    const name = element("span", kind);
+    name.append(element("bdi", "", choice), mark ? " (" + mark + ")" : "");
+    box.append(name);
     if (answer.by) {
       const cell = element("div", "scored");
       cell.append(bar((answer.scores[number] - low) / (high - low || 1), kind), element("span", "", String(Number(answer.scores[number].toPrecision(3)))));
@@ -52,11 +54,15 @@ const counted = (count, unit) => count + " " + unit + (count === 1 ? "" : "s");
 function numbers(answer) {
   const [logprob, tokens, bytes, words] = answer.numbers;
   const bits = (-logprob / Math.max(1, bytes) / Math.LN2).toFixed(3) + " bits per byte";
-  return [bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
+  return [...(ROLLING ? ["ln p a byte " + (logprob / Math.max(1, bytes)).toFixed(3)] : []), bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
 }
 
 function prompt(answer) {
-  const spans = answer.prompt.map((id) => Object.assign(element("span", "", answer.tokens[id]), { title: "token " + id }));
+  const control = new Set(answer.control);
+  const spans = pieces(answer).map(({ ids, text }) => {
+    const isControl = control.has(ids[0]), kind = (isControl ? "control " : "") + "token" + (ids.length > 1 ? "s " : " ");
+    return Object.assign(element("span", isControl ? "control" : "", text), { title: kind + ids.join(", ") });
+  });
   return textBox("prompt of " + answer.id, spans);
 }
 
@@ -71,9 +77,9 @@ function said(answer) {
 
 function verdict(answer) {
   const said = answer.choices ? wordOf(answer, answer.said) : answer.written ? answer.said : null;
-  const made = element("b", isRight(answer) ? "right" : "wrong", isRight(answer) ? "right" : "wrong");
-  if (said === null) return [made];
-  return [made, element("span", "", "said: " + said), ...(answer.score % 1 ? [element("span", "", "score " + answer.score)] : [])];
+  const kind = isRight(answer) ? "right" : "wrong";
+  const made = element("b", kind, GRADED ? "score " + answer.score : kind);
+  return said === null ? [made] : [made, element("span", "", "said: " + said)];
 }
 
 function head(answer) {
@@ -120,8 +126,13 @@ function draw() {
     which: at("which").value, gold: at("gold").value, text: at("text").value,
   });
   at("examples").replaceChildren(...found.slice(0, shown).map(card));
-  for (const box of at("examples").querySelectorAll(".prompt")) if (!ROLLING) box.scrollTop = box.scrollHeight; // to the question
+  for (const box of at("examples").querySelectorAll(".prompt")) {
+    if (box.scrollHeight > box.clientHeight) box.tabIndex = 0; // no stop for the keyboard where nothing scrolls
+    if (!ROLLING) box.scrollTop = box.scrollHeight; // to the question
+  }
   at("count").textContent = found.length + " of " + data.items.length + " items";
+  const names = [at("condition"), at("beside")].filter((list) => list.value !== "").map((list) => list.selectedOptions[0].text);
+  at("printed").textContent = names.join(" beside ") + ": " + Math.min(shown, found.length) + " of " + data.items.length + " items";
   at("more").hidden = found.length <= shown;
 }
 
@@ -132,6 +143,7 @@ for (const label of labels(data)) at("gold").append(new Option(label, label));
 at("beside").closest("label").hidden = data.conditions.length < 2;
 at("gold").closest("label").hidden = at("gold").options.length < 2;
 at("which").closest("label").hidden = ROLLING;
+if (GRADED) for (const option of at("which").options) option.text = option.text.replace("right", "score of .5 or more").replace("wrong", "score below .5");
 if (data.output !== "multiple_choice") for (const option of [...at("which").options]) if (option.value === "close") option.remove();
 at("filters").addEventListener("input", () => { shown = PAGE; draw(); });
 at("filters").addEventListener("submit", (event) => event.preventDefault());
