@@ -93,7 +93,7 @@ def test_power_is_told_before_the_work_with_what_it_assumes(
 ) -> None:
     asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,1,2", "--power", "0.2", "--dry-run"]
     told = " ".join(run(capsys, *asked)[1].split())
-    assert "if the true difference is 0.2, about" in told
+    assert "to detect a true difference of 0.2 in 80% of runs, about" in told
     assert "Assumed: 20% of the items change" in told
     assert "2 comparisons corrected together" in told
     power = json.loads(run(capsys, *asked, "--json")[1])["power"]

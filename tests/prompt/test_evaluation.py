@@ -169,7 +169,7 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
     for line in result.lines:
         assert line.score.low <= line.score.value <= line.score.high
         assert line.score.value == pytest.approx(np.mean(line.scores))
-    assert "if the true difference is 0.1, " in str(result.power)
+    assert "to detect a true difference of 0.1 in 80% of runs, " in str(result.power)
     written = write_harness_results(tmp_path / "out", collected)
     samples = [path for path in written if path.name.startswith("samples_")]
     rows = [json.loads(line) for line in samples[0].read_text().splitlines()]

@@ -16,10 +16,11 @@ from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
 from .eval_runs import Measuring, complete_task, runs
 
 if TYPE_CHECKING:
-    from ..prompt.evaluation import Settings
+    from ..prompt.settings import Settings
     from ..prompt.store import Store
     from ..prompt.summary import Result
     from ..prompt.table import TableSettings
+    from ..prompt.task import Task
     from ..prompt.trials import Design
 
 _MEASURES = ("auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained")
@@ -162,7 +163,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
 
     first = next(iter(forms.values()))
     shots = options["shots"] if options["shots"] is not None else (first.shots,)
-    design, settings = _design(options, shots), _settings(options, first, shots)
+    design, settings = _design(options, shots), _settings(options)
     models = [load_model(name, options["dtype"], options["device"]) for name in options["models"] or (DEFAULT_MODEL,)]
     evaluation = Evaluation(forms, models, design, settings, store)
     asks = asks_of(options["require"], options["at_least"], names_of([each.choice for each in evaluation.conditions()]))
@@ -227,9 +228,7 @@ def _table(options: dict[str, Any]) -> TableSettings:
     )  # fmt: skip
 
 
-def _with_length(task: Any, most: int | None) -> Any:
-    from dataclasses import replace
-
+def _with_length(task: Task, most: int | None) -> Task:
     if most is None:
         return task
     if most < 1:
@@ -247,8 +246,8 @@ def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
     )  # fmt: skip
 
 
-def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Settings:
-    from ..prompt.evaluation import Settings
+def _settings(options: dict[str, Any]) -> Settings:
+    from ..prompt.settings import Settings
 
     ways = tuple(options["calibrate"].split(",")) if options["calibrate"] else ()
     for way in ways:

@@ -16,8 +16,10 @@ from .plan_tables import plain_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..prompt.evaluation import Collected, Cost, Evaluation
+    from ..prompt.collected import Collected, Cost
+    from ..prompt.evaluation import Evaluation
     from ..prompt.power import Planned
+    from ..prompt.provenance import Provenance
     from ..prompt.requirements import Requirement
     from ..prompt.store import Kept, Store
     from ..prompt.summary import Compared, Line, Result
@@ -31,7 +33,7 @@ def run(evaluation: Evaluation) -> Collected:
     costs = [evaluation.cost(number) for number in range(len(evaluation.models))]
     for model, cost in zip(evaluation.models, costs, strict=True):
         console.print(_cost_line(model.name, cost, evaluation), style="dim")
-    for line in note_lines(evaluation):
+    for line in evaluation.notes.lines(_NOTES):
         console.print(line, style="yellow")
     if not is_terminal(sys.stderr):
         return evaluation.run()
@@ -57,22 +59,7 @@ def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
     )
 
 
-def note_lines(evaluation: Evaluation) -> list[str]:
-    """Warnings about the data and the prompts."""
-    notes, lines = evaluation.notes, [*evaluation.notes.warnings, *evaluation.notes.reading[:5]]
-    if len(notes.reading) > 5:
-        lines.append(f"... and {len(notes.reading) - 5} more such rows")
-    if notes.repeated:
-        lines.append(f"{notes.repeated} scored items say the same as an example that shots are drawn from")
-    for last, first in notes.apart[:3]:
-        lines.append(
-            f"an answer does not begin with a token of its own: the prompt ends in {last!r}, and together they become"
-            f" {first!r} .... Let the template end before a space or a newline"
-        )
-    lines += notes.chat
-    if notes.short_of_shots:
-        lines.append(f"{notes.short_of_shots} prompts were longer than the context and lost whole shots")
-    return lines
+_NOTES = 5  # lines of a kind
 
 
 def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = None) -> None:
@@ -85,7 +72,7 @@ def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = No
         request = longest.asked[0]
         emit_json({
             "items": len(evaluation.items), "costs": {name: asdict(cost) for name, cost in costs.items()},
-            "units": {"tokens": "tokens read", "seconds": "s"}, "notes": note_lines(evaluation),
+            "units": {"tokens": "tokens read", "seconds": "s"}, "notes": evaluation.notes.lines(_NOTES),
             "prompt": request.context, "continuations": [each.continuation for each in longest.asked],
             "power": None if power is None else asdict(power),
         })  # fmt: skip
@@ -93,7 +80,7 @@ def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = No
     console = output()
     for name, cost in costs.items():
         console.print(_cost_line(name, cost, evaluation))
-    for line in note_lines(evaluation):
+    for line in evaluation.notes.lines(_NOTES):
         messages().print(line, style="yellow")
     if power is not None:
         console.print(power.sentence)
@@ -136,7 +123,7 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_d
     messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")
 
 
-def print_provenance(made: Any) -> None:
+def print_provenance(made: Provenance) -> None:
     """When, with what and by which command a kept evaluation was made."""
     table = plain_table("", "", right=False)
     table.show_header = False
@@ -159,9 +146,10 @@ def _full_name(line: Line, result: Result) -> str:
 
 
 def _heads(result: Result) -> list[str]:
-    """Heads of the columns that tell the lines' models and templates apart, where these differ."""
-    several = [len({getattr(each, name) for each in result.lines}) > 1 for name in ("model", "form")]
-    return ["model"] * several[0] + ["template"] * several[1]
+    """Heads of the columns for models and templates, where lines differ in these."""
+    from ..prompt.lines import prefixes, several
+
+    return prefixes("model", "template", several(each.choice for each in result.lines))
 
 
 def _differing(line: Line, result: Result) -> list[str]:
@@ -267,8 +255,7 @@ def _print_point(sentence: str, console: Console) -> None:
 
 
 def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
-    """Two evaluations of the store."""
-
+    """The comparisons of two evaluations of the store."""
     if as_json:
         from dataclasses import asdict
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SECTIONS = {  # the options of `eval` by what they are about; those in no section come last
     "What is asked": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from", "description",
                       "separator", "system", "chat_template", "limit", "skip_bad"),
-    "Which shots": ("draws", "orders", "select", "seed", "overflow", "beyond", "compat"),
+    "Which shots": ("draws", "orders", "select", "seed", "overflow", "compat"),
     "How answers are scored": ("measure", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
     "What the numbers say": ("power", "require", "at_least", "show_draws"),
     "What is written": ("dry_run", "report", "out", "as_json"),
@@ -106,8 +106,8 @@ def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
         return
     result = result_of(kept)
     print_result(result, kept.name, show_draws=show_draws)
-    if made := getattr(result, "provenance", None):
-        print_provenance(made)
+    if result.provenance is not None:
+        print_provenance(result.provenance)
 
 
 @runs.command(name="remove")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .errorbars import Errors, Estimate, errors_of, estimate, is_share, spread
+from .errorbars import Errors, Estimate, errors_of, estimate, is_share, spread, with_interval
 from .lines import ENOUGH_DRAWS, Line, full_name, several
 
 
@@ -89,7 +89,7 @@ def _share(odds: float) -> float:
 def _sentence(found: Chosen, line: Line) -> str:
     honest = found.honest
     sets = f" and {found.draws_chosen_on} of its {line.draws} draws of shots" if line.draws > 1 else ""
-    score = f"{honest.value:.3f} [{honest.low:.3f}, {honest.high:.3f}]"
+    score = with_interval(honest.value, honest.low, honest.high)
     limits = ""
     if line.one_set:
         limits = f". That holds for this set only: use --draws {ENOUGH_DRAWS} or more"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .comparing import Comparison, compare, p_text
-from .errorbars import LEVEL
+from .errorbars import LEVEL, with_interval
 from .lines import ENOUGH_DRAWS, Choice, Line, full_name, several
 from .power import power_of, visible, what_is_needed
 
@@ -132,7 +132,7 @@ def _family_sentence(primary: bool, count: int) -> str:
 def verdict(after: str, before: str, found: Comparison, p: float) -> str:
     """Better, worse, or no significant difference, in a sentence without its full stop. `p` is corrected."""
     items = f"{found.count:,} item{'s' * (found.count != 1)}"
-    gap = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {p_text(p)}"
+    gap = f"{with_interval(found.difference, found.low, found.high, '+')}, p {p_text(p)}"
     if p < LEVEL:
         word = "better" if found.difference > 0 else "worse"
         return f"{after} is {word} than {before}: {gap}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
+from .collected import Cell
 from .comparing import OrdersTest, cochran
 from .errorbars import Estimate, Spread, estimate, spread
-from .evaluation import Cell
 
 ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 88 times in 100 (sd between draws 1 logit)
 Choice = tuple[str, str, int, str]  # model, form, shots, variant
@@ -72,14 +73,20 @@ def line_name(shots: int, variant: str, one_set: bool) -> str:
     return words if variant == "plain" else f"{words}, {variant}"
 
 
-def several(choices: Sequence[Choice]) -> tuple[bool, bool]:
-    """Whether models differ, and whether forms do."""
+def several(choices: Iterable[Sequence[Any]]) -> tuple[bool, bool]:
+    """Whether models differ, and whether forms do: the first two of each choice."""
+    choices = list(choices)
     return len({model for model, *_ in choices}) > 1, len({form for _, form, *_ in choices}) > 1
+
+
+def prefixes(model: str, form: str, differ: tuple[bool, bool]) -> list[str]:
+    """Model and form, each only where lines differ in it."""
+    return [model] * differ[0] + [form] * differ[1]
 
 
 def full_name(model: str, form: str, name: str, differ: tuple[bool, bool]) -> str:
     """A line's name, with model and form where these differ."""
-    return ", ".join([model] * differ[0] + [form] * differ[1] + [name])
+    return ", ".join([*prefixes(model, form, differ), name])
 
 
 def line_of(

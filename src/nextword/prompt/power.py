@@ -18,6 +18,8 @@ from .errorbars import LEVEL, Errors, student
 POWER = 0.8  # four times in five
 _MOST = 1_000_000  # items; beyond, nobody would ask them
 _MOST_DRAWS = 1_000
+_CHANGED = 0.2  # share of items whose score changes, assumed before the run
+_BETWEEN = 0.05  # standard deviation of a difference between draws of shots, assumed before the run
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,10 @@ def power_sentence(power: Power, difference: float) -> str:
     """What detects `difference`, and the smallest one that the items and draws there are detect."""
     errors, smallest = power.errors, visible(power)
     sets = f" and {errors.draws} {errors.unit}" if errors.draws_freedom else ""
-    shown = "none" if smallest is None else f"one of {smallest:.3f}"
+    shown = "cannot detect any difference" if smallest is None else f"can detect one of {smallest:.3f} or more"
     return (
         f"to detect a true difference of {difference:g} in 80% of runs, {what_is_needed(power, difference)}. These"
-        f" {errors.count:,} items{sets} detect {shown}"
+        f" {errors.count:,} items{sets} {shown}"
     )
 
 
@@ -154,24 +156,22 @@ class Planned:
 
 
 def planned_power(
-    difference: float, items: int, groups: int | None, draws: int, comparisons: int,
-    one_set: bool = False, changed: float = 0.2, between: float = 0.05,
-) -> Planned:  # fmt: skip
+    difference: float, items: int, groups: int | None, draws: int, comparisons: int, one_set: bool = False
+) -> Planned:
     """What `items` in so many `groups`, with `draws` sets of shots, would show, at .05 over all `comparisons`.
 
-    `changed` is the share of items whose score changes and `between` the standard deviation of the difference between
-    draws: both are guesses, so they are said. Items of a group are taken to change together. `one_set`: the one draw
-    serves all items.
+    The share of items whose score changes and the standard deviation of the difference between draws are guesses, so
+    the sentence states them. Items of a group are taken to change together. `one_set`: the one draw serves all items.
     """
-    changed, level = max(changed, difference), LEVEL / max(1, comparisons)
+    changed, level = max(_CHANGED, difference), LEVEL / max(1, comparisons)
     units = groups if groups is not None else items
-    of_draws = between / math.sqrt(draws) if draws > 1 else 0.0
+    of_draws = _BETWEEN / math.sqrt(draws) if draws > 1 else 0.0
     error = math.sqrt(changed - difference**2) / math.sqrt(units)
     errors = Errors(items, error, units - 1, draws, of_draws, of_draws, draws - 1)
     power = Power(errors, level, None if groups is not None or draws > 1 else changed, 1.0)
     assumed = [f"{changed:.0%} of the items change"]
     if draws > 1:
-        assumed.append(f"the difference has a standard deviation of {between:g} between draws of shots")
+        assumed.append(f"the difference has a standard deviation of {_BETWEEN:g} between draws of shots")
     if one_set:
         assumed.append("only this one set of shots is meant")
     if groups is not None:
@@ -183,4 +183,4 @@ def planned_power(
     )
     sentence = f"{power_sentence(power, difference)}. Assumed: {', '.join(assumed)}; {together}"
     least = needed(power, difference).items
-    return Planned(difference, visible(power), least, changed, between, comparisons, level, sentence)
+    return Planned(difference, visible(power), least, changed, _BETWEEN, comparisons, level, sentence)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
-from .evaluation import Cell, Collected
+from .collected import Cell, Collected
+from .lines import Choice, full_name, several
 from .summary import Compared, Line, Result
 
 _MOST_LABELS = 26  # in a confusion matrix
+_MOST_NOTES = 20  # of a kind
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
@@ -37,11 +38,11 @@ def table(result: Result) -> str:
 def _columns(result: Result) -> dict[str, Sequence[str]]:
     """Cells by the head of their column; a column that says nothing is empty."""
     lines = result.lines
-    several = [len({getattr(line, name) for line in lines}) > 1 for name in ("model", "form")]
+    models, forms = several(line.choice for line in lines)
     metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
     return {
-        "model": [escape(line.model) * several[0] for line in lines],
-        "template": [escape(line.form) * several[1] for line in lines],
+        "model": [escape(line.model) * models for line in lines],
+        "template": [escape(line.form) * forms for line in lines],
         "shots": [_name(line) for line in lines],
         escape(result.metric): [f"{line.score.value:.3f}" for line in lines],
         "95% interval": [f"{line.score.low:.3f} to {line.score.high:.3f}" for line in lines],
@@ -131,15 +132,12 @@ def confusions(collected: Collected, result: Result) -> str:
     """Right answers against the model's, summed over all draws and orders of a way of asking."""
     if collected.task.output != "multiple_choice":
         return ""
-    by_choice: dict[Any, list[Cell]] = {}
+    by_choice: dict[Choice, list[Cell]] = {}
     for cell in collected.cells:
         by_choice.setdefault(cell.condition.choice, []).append(cell)
-    several = [len({choice[place] for choice in by_choice}) > 1 for place in (0, 1)]
-    names = {(line.model, line.form, line.shots, line.variant): line.name for line in result.lines}
-    figures = "".join(
-        _confusion(cells, ", ".join([choice[0]] * several[0] + [choice[1]] * several[1] + [names[choice]]))
-        for choice, cells in by_choice.items()
-    )
+    differ = several(by_choice)
+    names = {line.choice: full_name(line.model, line.form, line.name, differ) for line in result.lines}
+    figures = "".join(_confusion(cells, names[choice]) for choice, cells in by_choice.items())
     if not figures:
         return ""
     return (
@@ -191,17 +189,7 @@ def _summed(cells: Sequence[Cell]) -> str:
 
 def notes(result: Result) -> str:
     """Warnings about the data and the prompts."""
-    found = result.notes
-    lines = [*found.warnings, *found.reading[:20]]
-    if len(found.reading) > 20:
-        lines.append(f"... and {len(found.reading) - 20} more such rows")
-    if found.repeated:
-        lines.append(f"{found.repeated} scored items say the same as an example that shots are drawn from")
-    lines += [f"an answer begins inside a token: {last!r} and then {first!r}" for last, first in found.apart]
-    lines += found.chat
-    if found.short_of_shots:
-        lines.append(f"{found.short_of_shots} prompts lost whole shots to fit the context")
-    return "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return "".join(f"<li>{escape(line)}</li>" for line in result.notes.lines(_MOST_NOTES))
 
 
 def left_out(shown: int, left: int) -> str:

@@ -13,7 +13,7 @@ from ..base import UsageError
 from ..base.errors import closest
 from .comparing import p_text
 from .comparisons import Compared, Pair
-from .errorbars import errors_of, estimate
+from .errorbars import errors_of, estimate, with_interval
 from .lines import Choice, Line, full_name, line_name, several
 from .power import Power, power_of, what_is_needed
 
@@ -116,7 +116,7 @@ def judge(
 def _by_comparison(text: str, found: Compared, way: int, caveats: set[str]) -> Requirement:
     each = found.comparison
     low, high = sorted((way * each.low, way * each.high))
-    gap = f"{way * each.difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p_text(found.p)}"
+    gap = f"{with_interval(way * each.difference, low, high, '+')}, p {p_text(found.p)}"
     outcome: Outcome = "undecided" if found.better is None else "met" if found.better == (way > 0) else "not met"
     more = ""
     if outcome == "undecided" and each.difference:
@@ -133,7 +133,7 @@ def _by_interval(
     more = ""
     if outcome == "undecided" and score.value != least:
         more = f". If {score.value:.3f} is the true score, {what_is_needed(_power(line, groups), score.value - least)}"
-    gap = f"{name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    gap = f"{name} {with_interval(score.value, score.low, score.high)}"
     return Requirement(text, outcome, _said(text, outcome, gap, {line.caveat} - {""}) + more)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from ..base import RunError, UsageError, open_regular, printable
 from ..base.errors import closest
 from ..weights.catalogue import cache_folder
-from .task import Encoded, Generation, Ids, Likelihood
+from .task import Encoded, Generation, Ids, Likelihood, text_digest
 
 _SCHEMA = """
 create table if not exists answers (key blob primary key, value blob not null, greedy integer) without rowid;
@@ -117,7 +117,7 @@ class Store:
         None is ever overwritten.
         """
         text = json.dumps(result)
-        for called in (name, f"{name}-{_digest(text)[:6]}", f"{name}-{_digest(text)}"):
+        for called in (name, f"{name}-{text_digest(text)[:6]}", f"{name}-{text_digest(text)}"):
             row = (called, time.time(), text)
             added = self._connection.execute("insert or ignore into evaluations values (?, ?, ?)", row).rowcount
             self.commit()
@@ -199,11 +199,7 @@ def default_name(result: dict[str, Any], began: float) -> str:
     """What an evaluation is called: its task, the local time when it `began` (seconds since 1970), a hash of it."""
     task = re.sub(r"[^\w.]+", "-", str(result["task"])).strip("-")[: _LONGEST_NAME // 2] or "evaluation"
     when = time.strftime("%Y%m%d-%H%M", time.localtime(began))
-    return f"{task}-{when}-{_digest(json.dumps(result))[:6]}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f"{task}-{when}-{text_digest(json.dumps(result))[:6]}"
 
 
 def _key(model: str, *what: object) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 from ..base import UsageError
 from ..base.fields import rebuilt
 from .comparisons import Compared, Side, compared, paired
-from .lines import Line
+from .lines import Line, prefixes, several
 from .store import Kept
 from .summary import AskedRow, Result
 
@@ -89,10 +89,8 @@ def _group(row: AskedRow) -> str:
 def _pairs(first: Named, second: Named) -> list[tuple[Line, Line]]:
     """Lines of the same shots and variant; of the same model or form where both sides have several."""
     lines = [result.lines for _, result in (first, second)]
-    several = [
-        name for name in ("model", "form") if all(len({getattr(line, name) for line in each}) > 1 for each in lines)
-    ]
-    keys = ("shots", "variant", *several)
+    models, forms = (all(both) for both in zip(*(several(line.choice for line in each) for each in lines), strict=True))
+    keys = ("shots", "variant", *prefixes("model", "form", (models, forms)))
     pairs = [(a, b) for a in lines[0] for b in lines[1] if all(getattr(a, key) == getattr(b, key) for key in keys)]
     if not pairs:
         raise UsageError(f"{first[0]!r} and {second[0]!r} have no line with the same {' and '.join(keys)}")

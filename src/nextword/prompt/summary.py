@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .choosing import Chosen, choose
+from .collected import Cell, Collected, Cost, Notes
 from .comparisons import Compared, Family, compare_pairs, families, pairs_of
 from .errorbars import majority_accuracy
-from .evaluation import Cell, Collected, Cost, Evaluation, Notes
+from .evaluation import Evaluation
 from .lines import Choice, DrawScore, Line, line_of
 from .power import Planned, planned_power, power_of, power_sentence
 from .provenance import Provenance
@@ -107,7 +108,7 @@ def summarise(collected: Collected, seed: int = 0, power: float | None = None, a
         notes=collected.notes,
         seconds=collected.seconds,
         read=collected.read,
-        rows=tuple(AskedRow(item.digest, f"{item.split} {item.index}", item.group) for item in collected.items),
+        rows=tuple(AskedRow(item.digest, item.label, item.group) for item in collected.items),
         families=families(comparisons),
         requirements=judge(asks, lines, dict(zip(pairs, comparisons, strict=True)), shared),
     )
@@ -126,7 +127,7 @@ def planned(evaluation: Evaluation, asks: Sequence[Ask], difference: float) -> P
 
 def _groups(items: Sequence[Item]) -> list[str]:
     """What each item is independent of the others by: its group, or else itself."""
-    return [f"{item.split} {item.index}" if item.group is None else f"group {item.group}" for item in items]
+    return [item.label if item.group is None else f"group {item.group}" for item in items]
 
 
 def _baselines(choices: Iterable[Choice], calibrate: Sequence[str]) -> set[Choice]:
