@@ -294,7 +294,7 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}", "--template", FORM, "--free", "--scorer", "f2"], "There is: exact, contains"),
         (["arithmetic", "--compat", "lm-eval", "--scorer", "f1"], "Leave out --scorer"),
         (["--compare", "a", "b"], "no evaluation 'a' is kept"),
-        ([], "which task?"),
+        ([], "no task given"),
     ],
 )
 def test_bad_input_gets_one_line_that_names_the_fix(
