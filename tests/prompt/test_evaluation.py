@@ -218,6 +218,6 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
         logprobs.append(total)
     sizes = [len(text.encode()) for text in texts]
     line = result.lines[0]
-    assert result.metric == "ln p a byte"
+    assert result.metric == "ln p per byte"
     assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
     assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)

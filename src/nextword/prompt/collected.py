@@ -1,4 +1,4 @@
-"""What an evaluation costs, and what it collects: the answers of every condition, before statistics."""
+"""What an evaluation costs, and the answers it collects, before statistics."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .trials import Condition
 class Cell:
     """One condition and its answers, in the order of the items. `metrics` are the task's own, over all items.
 
-    With `of_the_choice` acc, f1 and mcc are those of what was chosen (`Answer.prediction`, `values["score"]`): after a
-    calibration, or by the measure that a user asked for. Without, they are the harness's: of the likeliest choice.
+    With `of_the_choice` acc, f1 and mcc are those of the choice made (`Answer.prediction`, `values["score"]`): after a
+    calibration, or by the measure that the user asked for. Otherwise they are the harness's: of the likeliest choice.
     """
 
     condition: Condition
@@ -40,9 +40,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an evaluation takes: tokens read, tokens read without sharing (`alone`), the most that is written.
+    """What an evaluation costs: tokens to read, the same without prefix sharing (`alone`), tokens to generate at most.
 
-    Of `tokens`, `embedded` were read already: to find similar shots, without which no prompt is known.
+    Of `tokens`, `embedded` were read already, to find similar shots: without these no prompt is known.
     """
 
     requests: int
@@ -51,21 +51,23 @@ class Cost:
     written: int
     longest: int  # tokens of the longest prompt with its answer
     context: int | None
-    seconds: float  # at speeds measured on this machine; 0 if none were
+    seconds: float  # s, at speeds measured on this machine; 0 if not measured
     known: int = 0  # requests that the store answers
     embedded: int = 0
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What a user should know of the data and the prompts."""
+    """What a user should know about the data and the prompts."""
 
     reading: tuple[str, ...] = ()
-    repeated: int = 0  # scored items that say the same as one of the pool
-    apart: tuple[tuple[str, str], ...] = ()  # answers that do not begin a token: end of prompt and answer, as tokens
+    repeated: int = 0  # scored items whose text an example in the pool repeats
+    apart: tuple[
+        tuple[str, str], ...
+    ] = ()  # answers off a token boundary: the prompt's last token and the answer's first
     short_of_shots: int = 0  # prompts that lost shots to fit
-    warnings: tuple[str, ...] = ()  # of the task (Task.warnings) and of what stands among shots
-    chat: tuple[str, ...] = ()  # models measured without the chat template that they have, in words
+    warnings: tuple[str, ...] = ()  # about the task (Task.warnings) and about its shots
+    chat: tuple[str, ...] = ()  # about models whose chat template is not used
 
     def lines(self, most: int) -> list[str]:
         """All of it in words, with at most so many of the rows that could not be read and of the split tokens."""
@@ -96,6 +98,6 @@ class Collected:
     costs: tuple[Cost, ...]
     notes: Notes
     seconds: float
-    read: int  # tokens that went through a model this time
-    same_shots: bool = True  # a draw is one set for all items; not those of lm-eval's mode, nor the nearest ones
+    read: int  # tokens read by the models in this run
+    same_shots: bool = True  # a draw is one set for all items; not so in lm-eval mode and with --select similar
     calibrate: tuple[str, ...] = ()  # the corrections that were asked for

@@ -1,4 +1,4 @@
-"""Evaluates prompts: every condition of a grid on every item, each answer kept as it comes."""
+"""Runs an evaluation: every condition of a grid on every item, each answer stored as it arrives."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
 class Evaluation:
-    """A grid on its way: `cost()` before the work, `run()` for the work."""
+    """A grid of conditions: `cost()` before the run, `run()` for the answers."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Evaluation:
         settings: Settings,
         store: Store,
     ) -> None:
-        """`forms` are the same task in several forms, by name. Raises UsageError for what cannot be asked."""
+        """`forms` are the same task with several templates, by name. Raises UsageError for what cannot be run."""
         self.forms = chat_forms(forms, settings.chat, settings.system or "")
         self.models, self.design, self.settings, self.store = models, design, settings, store
         self.task = next(iter(self.forms.values()))
@@ -62,7 +62,7 @@ class Evaluation:
         self.measure = measure_of(self.task, settings)
         self.askers = [Asker(model, store) for model in models]
         if len({asker.key for asker in self.askers}) < len(models):
-            raise UsageError("two of the models are the same, and would give the same answers. Name each once")
+            raise UsageError("two of the models are the same and would give the same answers. Name each model once")
         self._prepared: dict[int, Preparation] = {}
         self.notes = Notes(
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),

@@ -1,4 +1,4 @@
-"""One way of asking and what it scored, over all its draws of shots and their orders."""
+"""The score of one configuration over all its draws of shots and their orders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .collected import Cell
 from .comparing import OrdersTest, cochran
 from .errorbars import Estimate, Spread, estimate, spread
 
-ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 88 times in 100 (sd between draws 1 logit)
+ENOUGH_DRAWS = 5  # with fewer, intervals undercover: with 2, 88% instead of 95% (sd between draws 1 logit)
 Choice = tuple[str, str, int, str]  # model, form, shots, variant
 
 
@@ -24,13 +24,13 @@ class DrawScore:
     draw: int
     order: int
     score: float
-    shots: float  # that stood in the prompts, as a mean: fewer than asked for where whole shots were dropped
+    shots: float  # in the prompts, on average: fewer than requested if whole shots were dropped
     fewest_shots: int = 0  # in any of its prompts
 
 
 @dataclass(frozen=True)
 class Line:
-    """One way of asking, over all its draws and orders."""
+    """One configuration (model, template, shots, variant), over all its draws and orders."""
 
     model: str
     form: str
@@ -42,13 +42,13 @@ class Line:
     spread: Spread | None  # None where there was one draw in one order
     metrics: Mapping[str, float] = field(default_factory=dict)
     scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (draws, orders, items)
-    one_set: bool = False  # one set of shots served all items: its score is not that of other sets
+    one_set: bool = False  # one set of shots served all items: another set may score differently
     per_draw: tuple[DrawScore, ...] = ()
-    caveat: str = ""  # what keeps the score from being that of any such shots, in words
+    caveat: str = ""  # why the score may not hold for other shots, in words
     interval_covers: str = "other items"  # what the interval of `score` generalises to
-    baseline: bool = False  # nobody asked for it: shots with random labels, calibrated zero-shot
+    baseline: bool = False  # added by default: shots with random labels, calibrated zero-shot
     orders_test: OrdersTest | None = None  # of right and wrong in two or more orders
-    effective_shots: float = 0.0  # that stood in the prompts, as a mean over draws, orders and items
+    effective_shots: float = 0.0  # in the prompts, averaged over draws, orders and items
     fewest_shots: int = 0  # in any prompt
 
     @property
@@ -58,17 +58,17 @@ class Line:
 
     @property
     def choice(self) -> Choice:
-        """What of it a user chooses."""
+        """The part of it that a user chooses."""
         return self.model, self.form, self.shots, self.variant
 
     @property
     def name(self) -> str:
-        """What tells it from the others, in words."""
+        """Its name among the others."""
         return line_name(self.shots, self.variant, self.one_set)
 
 
 def line_name(shots: int, variant: str, one_set: bool) -> str:
-    """As "4 shots, batch"; one set of shots is never called by the number alone."""
+    """As "4 shots, batch"; a single set of shots is never called "4 shots"."""
     words = f"{'this one set of ' * one_set}{shots} shot{'s' * (shots != 1)}"
     return words if variant == "plain" else f"{words}, {variant}"
 

@@ -1,4 +1,4 @@
-"""How an evaluation was made: enough to run it again, and to see what another one did differently."""
+"""How an evaluation was made: enough to run it again, and to see how another one differed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Provenance:
 
 
 def provenance(evaluation: Evaluation, command: str | None = None) -> Provenance:
-    """How `evaluation` is made, by `command` where it was typed."""
+    """How `evaluation` is made; `command` is the command line, if there was one."""
     return Provenance(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,

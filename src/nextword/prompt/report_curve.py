@@ -147,17 +147,17 @@ def _series_name(result: Result, series: Series) -> str:
 
 
 def _whiskers(result: Result) -> str:
-    """What an interval holds for, and how it is obtained."""
+    """What an interval generalises to, and how it is computed."""
     clustered = ", clustered by group" if result.groups else ""
     parts = ["Whiskers are 95% intervals." if len(result.lines) > 1 else "The interval is a 95% interval."]
     if any(line.spread is not None for line in result.lines):
         parts.append(
-            "With several draws of shots they hold for other items and other draws: Student's t on the error of both"
+            "With several draws of shots they generalise to other items and other draws: Student's t on both errors"
             f" (components of variance, Satterthwaite's degrees of freedom{clustered})."
         )
     if any(line.spread is None for line in result.lines):
         scores = {score for line in result.lines for draw in line.scores for order in draw for score in order}
         wilson = scores <= {0.0, 1.0} and not result.groups
         way = "Wilson's interval" if wilson else f"Student's t{clustered}"
-        parts.append(f"With one set of prompts they hold for other items, with the same prompts: {way}.")
+        parts.append(f"With one set of prompts they generalise to other items with the same prompts: {way}.")
     return " ".join(parts)

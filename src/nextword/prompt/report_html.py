@@ -17,7 +17,7 @@ _SHADES = 9  # classes s1 ... s9 of page.css
 
 
 def lead(result: Result) -> str:
-    """One line: how much was asked, and the best way of asking."""
+    """One line: how many items, and the best configuration."""
     groups = f" in {result.groups:,} groups" if result.groups else ""
     majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
     chosen = "" if result.chosen is None else f" {escape(result.chosen.sentence)}"
@@ -25,7 +25,7 @@ def lead(result: Result) -> str:
 
 
 def table(result: Result) -> str:
-    """A row for each way of asking, and under it, folded, one for each draw and order."""
+    """A row for each configuration, with a folded table of its draws and orders."""
     columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
     rows = []
     for number, line in enumerate(result.lines):
@@ -69,7 +69,7 @@ def _metric(line: Line, name: str) -> str:
 def _name(line: Line) -> str:
     remarks = [line.caveat] if line.caveat else []
     if line.effective_shots < line.shots:
-        remarks.append(f"{line.effective_shots:.3g} shots fitted the context, as a mean")
+        remarks.append(f"{line.effective_shots:.3g} shots fitted the context on average")
     return escape(line.name) + "".join(f"<small>{escape(remark)}</small>" for remark in remarks)
 
 
@@ -119,7 +119,7 @@ def comparisons(result: Result) -> str:
     others = [each for each in result.comparisons if not each.primary]
     listed = _sentences(primary) if primary else ""
     if others:
-        listed += f"<h3>With baselines that nobody asked for</h3>{_sentences(others)}"
+        listed += f"<h3>With baselines</h3>{_sentences(others)}"
     power = f"<p>{escape(result.power)}</p>" if result.power else ""
     return f"<section><h2>Comparisons</h2>{listed}{power}</section>"
 
@@ -129,7 +129,7 @@ def _sentences(compared: Sequence[Compared]) -> str:
 
 
 def confusions(collected: Collected, result: Result) -> str:
-    """Right answers against the model's, summed over all draws and orders of a way of asking."""
+    """Right answers against the model's, summed over all draws and orders of a configuration."""
     if collected.task.output != "multiple_choice":
         return ""
     by_choice: dict[Choice, list[Cell]] = {}
@@ -142,7 +142,7 @@ def confusions(collected: Collected, result: Result) -> str:
         return ""
     return (
         "<section><h2>Right answers and the model's</h2><p class='notes'>Counts of answers, summed over all draws and"
-        " orders of a way of asking; in brackets the share of the row, which is of one right answer.</p>"
+        " orders of a configuration; in brackets the share of the row, i.e. of one right answer.</p>"
         f'<div class="confusions">{figures}</div></section>'
     )
 

@@ -22,10 +22,10 @@ Outcome = Literal["met", "not met", "undecided"]
 
 @dataclass(frozen=True)
 class Ask:
-    """One requirement: `after` scores more than another way of asking, or at least a number."""
+    """One requirement: `after` scores more than another configuration, or at least a number."""
 
     text: str
-    after: Choice | None  # None: every way of asking that the user named
+    after: Choice | None  # None: every configuration that the user named
     before: Choice | float
 
 
@@ -53,7 +53,7 @@ def asks_of(require: Sequence[str], at_least: float | None, names: Mapping[str, 
     found = [_ask(text, names) for text in require]
     if at_least is not None:
         if not math.isfinite(at_least):
-            raise UsageError(f"--at-least is {at_least}; it takes a number, as 0.9")
+            raise UsageError(f"--at-least is {at_least}; it must be a number, such as 0.9")
         found.append(Ask(f"--at-least {at_least:g}", None, at_least))
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""How the answers of an evaluation are scored, and what a task or a model cannot be asked."""
+"""How answers are scored, and the checks that a task, a model and the settings fit together."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.chat_template == "off" and self.system is not None:
-            raise UsageError("--system is a message of the chat template, which --chat-template off leaves out")
+            raise UsageError("--system needs the chat template. Leave out --chat-template off")
 
     @property
     def chat(self) -> ChatTemplate:
-        """Whether prompts are the model's chat template, filled, or raw text, or each in turn."""
+        """Whether prompts use the model's chat template, raw text, or both."""
         return self.chat_template or ("off" if self.system is None else "on")
 
 
 def measure_of(task: Task, settings: Settings) -> str:
-    """The way of choosing that a task's first metric means, or that a user asked for."""
+    """The measure that a user asked for, or else that of the task's first metric."""
     if settings.measure != "auto":
         return settings.measure
     return MEASURE_OF.get(task.metrics[0].name, "raw") if task.metrics else "raw"
 
 
 def needs_premise(task: Task, settings: Settings) -> bool:
-    """Whether the measure, or a metric of the task, compares a choice with itself behind a premise."""
+    """Whether the measure, or a metric of the task, compares each choice with itself after a premise."""
     if task.output != "multiple_choice":
         return False
     return "pmi" in {measure_of(task, settings), *(MEASURE_OF.get(metric.name) for metric in task.metrics)}
@@ -59,20 +59,21 @@ def same_labels(task: Task) -> bool:
 
 
 def check_settings(task: Task, design: Design, settings: Settings) -> None:
+    """Raise UsageError where the design or the settings do not fit the task."""
     if settings.calibrate and task.output != "multiple_choice":
-        raise UsageError("--calibrate corrects the choice among labels; this task has no labels")
+        raise UsageError("--calibrate needs a choice among labels; this task has none")
     if settings.calibrate and not same_labels(task):
-        raise UsageError(f"{task.name}: its choices differ from item to item, so that there are no labels to calibrate")
+        raise UsageError(f"{task.name}: its choices differ from item to item, so there are no labels to calibrate")
     if "contextual" in settings.calibrate and max(design.shots) and (design.select == "similar" or design.per_item):
         raise UsageError("contextual calibration needs one set of shots for all items. Use --calibrate batch")
     if settings.measure != "auto" and task.output != "multiple_choice":
-        raise UsageError(f"--score {settings.measure} chooses among labels; this task has none")
+        raise UsageError(f"--score {settings.measure} needs a choice among labels; this task has none")
     if settings.premise is not None and not needs_premise(task, settings):
-        raise UsageError("--premise is what pmi compares with, and nothing here does. Add --score pmi")
+        raise UsageError("--premise is only used by pmi. Add --score pmi")
     if settings.premise is not None and design.per_item:
-        raise UsageError("--compat lm-eval compares a choice with itself behind nothing. Leave out --premise")
+        raise UsageError("--compat lm-eval uses an empty premise. Leave out --premise")
     if max(design.shots) and task.output == "loglikelihood_rolling":
-        raise UsageError(f"{task.name} measures the likelihood of whole texts, which takes no shots. Use --shots 0")
+        raise UsageError(f"{task.name} measures the likelihood of whole texts and takes no shots. Use --shots 0")
     if max(design.shots) > len(task.pool):
         raise UsageError(
             f"{max(design.shots)} shots cannot be drawn from {len(task.pool)} examples. Ask for fewer, or give more"
@@ -81,12 +82,12 @@ def check_settings(task: Task, design: Design, settings: Settings) -> None:
 
 
 def check_chat(task: Task, models: Sequence[LanguageModel], settings: Settings) -> None:
-    """Raises UsageError for a task or a model that cannot be asked as a chat."""
+    """Raise UsageError for a task or a model that cannot be prompted as a chat."""
     if settings.chat == "off":
         return
     if task.output == "loglikelihood_rolling":
         raise UsageError(
-            f"{task.name} measures the likelihood of whole texts, which are no chat. Use --chat-template off"
+            f"{task.name} measures the likelihood of whole texts, which cannot be a chat. Use --chat-template off"
         )
     for model in models:
         if model.tokenizer.chat_template is None:
@@ -94,11 +95,11 @@ def check_chat(task: Task, models: Sequence[LanguageModel], settings: Settings) 
 
 
 def unused_chat_templates(task: Task, models: Sequence[LanguageModel], settings: Settings) -> tuple[str, ...]:
-    """What to tell of models that have a chat template and are measured without it."""
+    """Notes on models that have a chat template and are prompted without it."""
     if settings.chat != "off" or task.output == "loglikelihood_rolling":
         return ()
     return tuple(
-        f"{model.name} has a chat template and is measured without it; --chat-template both measures both ways"
+        f"{model.name} has a chat template but is prompted with raw text; --chat-template both compares the two"
         for model in models
         if model.tokenizer.chat_template is not None
     )
