@@ -210,7 +210,7 @@ def test_choices_and_the_harness_s_mode_have_no_scorer(task: Task, reviews: Path
         with_scorer(labels, "f1")
     with pytest.raises(UsageError, match="generates nothing"):
         with_scorer(replace(labels, output="loglikelihood"), "f1")
-    with pytest.raises(UsageError, match="as the task file says"):
+    with pytest.raises(UsageError, match="uses the task file's metrics"):
         evaluate(task, shots=[0], design=Design(per_item=True), scorer="f1")
 
 
