@@ -93,7 +93,7 @@ def test_power_is_told_before_the_work_with_what_it_assumes(
 ) -> None:
     asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,1,2", "--power", "0.2", "--dry-run"]
     told = " ".join(run(capsys, *asked)[1].split())
-    assert "if the true difference is 0.2, about" in told
+    assert "to detect a true difference of 0.2 in 80% of runs, about" in told
     assert "Assumed: 20% of the items change" in told
     assert "2 comparisons corrected together" in told
     power = json.loads(run(capsys, *asked, "--json")[1])["power"]
@@ -143,11 +143,11 @@ def test_a_name_that_is_taken_is_refused_before_the_work(
     reviews: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0", "--limit", "8", "--name", "mine"]
-    assert "kept as 'mine'" in run(capsys, *asked)[2]
+    assert "stored as 'mine'" in run(capsys, *asked)[2]
     monkeypatch.setattr("nextword.cli.eval.load_model", None)  # whoever begins the work fails otherwise
     code, out, err = run(capsys, *asked)
     assert (code, out) == (2, "")
-    assert "an evaluation 'mine' is kept already" in err
+    assert "an evaluation 'mine' exists already" in err
     assert "nextword eval runs remove mine" in err
 
 
@@ -161,7 +161,7 @@ def test_an_evaluation_of_another_version_is_listed_and_cannot_break_what_is_sho
     assert "sentiment/smollm2" in run(capsys, "runs", "list", "--store", "old")[1]
     code, out, err = run(capsys, "runs", "show", "last", "--store", "old")
     assert (code, out) == (2, "")
-    assert "kept by another version of nextword" in err
+    assert "stored by another version of nextword" in err
     assert run(capsys, "runs", "show", "last", "--store", "none")[0] == 2
     assert not (tmp_path / "none").exists()
 
@@ -212,7 +212,7 @@ def test_a_chat_template_stands_beside_raw_text_and_a_system_message_begins_it(
     code, out, err = run(capsys, *asked, "--system", "Be brief.", "--dry-run")
     assert json.loads(out)["prompt"].startswith("<system>Be brief.<|endoftext|><user>Text: ")
     code, out, err = run(capsys, *asked)
-    assert "has a chat template and is measured without it" in " ".join(err.split())
+    assert "has a chat template but is prompted with raw text" in " ".join(err.split())
     assert "--chat-template both" in json.loads(out)["notes"]["chat"][0]
 
 
@@ -272,13 +272,13 @@ def test_templates_models_and_orders_make_a_grid(
     [
         (["none.csv", "--template", FORM], "none.csv: cannot be read"),
         (["sentimnt"], "Did you mean sentiment"),
-        (["{reviews}"], "how do its rows become prompts?"),
+        (["{reviews}"], "a table needs a template"),
         (["{reviews}", "--template", "{txt} {label}"], "There is: text, label, shop"),
         (["{reviews}", "--template", "{text}"], "{output}"),
-        (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "'neutral' is nowhere in column"),
+        (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "'neutral' does not occur in column"),
         (["{reviews}", "--template", FORM, "--labels", "positive"], "row 1: the answer 'negative' is none of"),
         (["{reviews}", "--template", FORM, "--answer", "mood"], "there is no column 'mood'"),
-        (["{reviews}", "--template", FORM, "--shots-from", "{reviews}"], "in their own prompts"),
+        (["{reviews}", "--template", FORM, "--shots-from", "{reviews}"], "among their own shots"),
         (["{reviews}", "--template", FORM, "--shots", "0,x"], "0,1,4"),
         (["{reviews}", "--template", FORM, "--shots", "-1"], "from 0 on"),
         (["{reviews}", "--template", FORM, "--shots", "99"], "99 shots cannot be drawn"),
@@ -288,13 +288,13 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}", "--template", FORM, "--chat-template", "on"], "has no chat template"),
         (
             ["{reviews}", "--template", FORM, "--chat-template", "off", "--system", "x"],
-            "--chat-template off leaves out",
+            "--system needs the chat template",
         ),
-        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--free lets it write"),
+        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--free lets it generate"),
         (["{reviews}", "--template", FORM, "--free", "--scorer", "f2"], "There is: exact, contains"),
         (["arithmetic", "--compat", "lm-eval", "--scorer", "f1"], "Leave out --scorer"),
-        (["--compare", "a", "b"], "no evaluation 'a' is kept"),
-        ([], "which task?"),
+        (["--compare", "a", "b"], "no evaluation 'a' in"),
+        ([], "no task given"),
     ],
 )
 def test_bad_input_gets_one_line_that_names_the_fix(
@@ -325,7 +325,7 @@ def test_broken_rows_are_named_by_their_line_and_left_out_when_asked(
 def test_rows_that_are_not_scored_are_told_on_the_terminal_in_json_and_on_the_page(
     reviews: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = "12 of 60 rows are kept for shots and not scored"
+    told = "12 of 60 rows are reserved for shots and not scored"
     asked = [str(reviews), "-m", model, "--template", FORM, "--limit", "5", "--report", "page.html", "--json"]
     code, out, err = run(capsys, *asked, "--shots", "1", "--draws", "1")
     assert code == 0, err
@@ -346,7 +346,7 @@ def test_options_of_tables_change_a_task_file_s_prompts_too(model: str, capsys: 
     assert "--answer is for tables" in err
     code, _, err = run(capsys, *asked, "--description", "Judge.", "--compat", "lm-eval")
     assert code == 2
-    assert "--description would change it" in " ".join(err.split())
+    assert "--description would change that" in " ".join(err.split())
 
 
 def test_ctrl_c_keeps_the_answers_so_far(reviews: Path, smollm2_path: Path, tmp_path: Path) -> None:

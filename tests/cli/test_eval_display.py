@@ -98,7 +98,7 @@ def test_baselines_are_compared_apart_from_what_was_asked_for(
     assert lines[at : at + 6] == [
         "- one",
         "- two",
-        "2 comparisons: p-values and intervals corrected together (Bonferroni, 97.5% each)",
+        "2 comparisons: p-values and intervals corrected together (Bonferroni; 97.5% intervals)",
         "",
         "baselines, corrected separately:",
         "- random",
@@ -117,7 +117,7 @@ def test_a_kept_result_comes_back_whole_and_one_of_another_version_is_refused() 
     assert result_of(Kept("name", 0.0, plain)) == made
     assert result_of(Kept("name", 0.0, plain | {"later": 1})) == made
     del plain["lines"][0]["score"]["low"]
-    with pytest.raises(UsageError, match=r"'name' was kept by another version of nextword.*'low'.*Run the same"):
+    with pytest.raises(UsageError, match=r"'name' was stored by another version of nextword.*'low'.*Run it again"):
         result_of(Kept("name", 0.0, plain))
     with pytest.raises(UsageError, match="another version"):
         result_of(Kept("name", 0.0, asdict(made) | {"lines": 3}))

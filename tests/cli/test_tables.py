@@ -238,7 +238,7 @@ def test_the_least_columns_go_first_and_are_named(monkeypatch: pytest.MonkeyPatc
     assert shown(46).split() == ["name", "one", "two", "three", "a" * 10, "1" * 10, "2" * 10, "3" * 10]
     assert shown(45).split()[:6] == ["name", "one", "three", "a" * 10, "1" * 10, "3" * 10]
     assert shown(33).split()[:2] == ["name", "a" * 10]
-    assert "".join(shown(33).split()).endswith("room:one,two,three")
+    assert "".join(shown(33).split()).endswith("terminal):one,two,three")
     assert shown(9).split()[1] == "aaaa…aaaa"
 
 
@@ -261,8 +261,8 @@ def test_names_are_shortened_before_numbers_go_and_numbers_are_never_cut(monkeyp
         lines = shown(width)
         assert max(map(len, lines)) <= width
         told = " ".join(" ".join(lines).split())
-        assert ("0.12 – 0.34" in told) != ("two" in told.partition("room:")[2])
-        assert ("0.123456" in told) != ("one" in told.partition("room:")[2])
+        assert ("0.12 – 0.34" in told) != ("two" in told.partition("terminal):")[2])
+        assert ("0.123456" in told) != ("one" in told.partition("terminal):")[2])
 
 
 def test_where_a_kept_evaluation_comes_from_is_told(

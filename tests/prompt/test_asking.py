@@ -295,10 +295,10 @@ def test_the_premise_of_a_template_is_its_last_words(template: str, premise: str
 def test_a_premise_that_nothing_compares_with_is_refused(
     task: Task, transformer: LanguageModel, file: Callable[..., Task]
 ) -> None:
-    with pytest.raises(UsageError, match="--premise is what pmi compares with"):
+    with pytest.raises(UsageError, match="--premise is only used by pmi"):
         run(task, transformer, Settings("chars", premise="It is"), shots=(0,))
     asked = file(**CHOOSES, metric_list=[{"metric": "acc_mutual_info"}])
-    with pytest.raises(UsageError, match="behind nothing"):
+    with pytest.raises(UsageError, match="an empty premise"):
         run(asked, transformer, Settings(premise="It is"), shots=(0,), per_item=True)
 
 

@@ -195,7 +195,7 @@ def test_a_template_that_begins_the_text_itself_begins_it_once(model: LanguageMo
 def test_a_model_measured_without_its_template_is_told(
     task: Task, model: LanguageModel, tiny_model: Callable[..., Path]
 ) -> None:
-    said = f"{model.name} has a chat template and is measured without it; --chat-template both measures both ways"
+    said = f"{model.name} has a chat template but is prompted with raw text; --chat-template both compares the two"
     assert run(task, model, Settings(), limit=2).notes.chat == (said,)
     assert run(task, model, Settings(chat_template="both"), limit=2).notes.chat == ()
     assert run(task, load(str(tiny_model("transformer"))), Settings(), limit=2).notes.chat == ()
@@ -212,7 +212,7 @@ def test_what_has_no_chat_form_is_refused_in_one_line(
         with opened(None) as store, pytest.raises(UsageError, match=reason) as told:
             Evaluation({"form": refused}, models, Design(), settings, store)
         assert "\n" not in str(told.value)
-    with pytest.raises(UsageError, match="--chat-template off leaves out"):
+    with pytest.raises(UsageError, match="--system needs the chat template"):
         Settings(chat_template="off", system="x")
 
 

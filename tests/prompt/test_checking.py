@@ -22,7 +22,7 @@ from nextword.prompt.task import Task
 from nextword.prompt.trials import Design
 
 ROWS = [{"text": f"text {n}", "label": "ab"[n % 2], "shop": n // 4} for n in range(20)]
-HELD_BACK = "4 of 20 rows are kept for shots and not scored; give --shots-from to score all"
+HELD_BACK = "4 of 20 rows are reserved for shots and not scored; use --shots-from to score all"
 FORM = "{text}: {label}"
 
 
@@ -38,7 +38,7 @@ def lines(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def table(folder: Path, template: str, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> Task:
-    """The task of a template as it is typed on a command line; no rows are kept for shots."""
+    """The task of a template as it is typed on a command line; no rows are reserved for shots."""
     path = lines(folder, "rows.jsonl", rows)
     given = TableSettings(**{"hold_back": False, **settings})
     (task,) = open_task(str(path), read_templates([template]), given).values()
@@ -67,9 +67,9 @@ def told(task: Task, model: LanguageModel, **design: Any) -> tuple[str, ...]:
 @pytest.mark.parametrize("end", ["\\n", "\n"])
 def test_a_template_that_ends_in_a_newline_is_told_however_it_is_typed(end: str, tmp_path: Path) -> None:
     (warning,) = table(tmp_path, FORM + end).warnings
-    assert r"ends in a newline ('{text}: {label}\n'), so that '\n\n\n' stands between shots" in warning
+    assert r"ends in a newline ('{text}: {label}\n'), so shots are separated by '\n\n\n'" in warning
     (warning,) = table(tmp_path, FORM + end, separator="").warnings
-    assert r"so that '\n' stands between shots" in warning
+    assert r"so shots are separated by '\n'" in warning
 
 
 def test_the_newline_that_ends_a_template_file_is_no_part_of_it_and_a_second_one_is_told(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_newline_that_ends_a_template_file_is_no_part_of_it_and_a_second_one
 
 def test_a_newline_right_before_the_answer_is_told(tmp_path: Path) -> None:
     (warning,) = table(tmp_path, "{text}\\n{label}").warnings
-    assert "prompts end in a newline, and the answer begins a line" in warning
+    assert "so prompts end in a newline" in warning
 
 
 def test_a_template_over_a_task_is_looked_at_as_well() -> None:
@@ -135,7 +135,7 @@ def test_shots_of_an_item_s_own_group_are_counted(model: LanguageModel, tmp_path
     )
     task = table(tmp_path, FORM, group="shop", shots_from=shots)
     (warning,) = told(task, model, shots=(0, 2), draws=1)
-    assert warning.startswith("4 items have a shot of their own group in a prompt")
+    assert warning.startswith("4 items have a shot of their own group")
     assert "--shots-from" in warning
     assert told(task, model, shots=(0,)) == ()
     assert told(table(tmp_path, FORM, shots_from=shots), model, shots=(2,)) == ()
@@ -147,7 +147,7 @@ def test_rows_among_their_own_shots_in_the_harness_s_mode_are_counted(model: Lan
     (warning,) = told(task, model, shots=(0, 5), per_item=True, baselines=False, draws=1)
     assert 0 < own < 20
     assert int(warning.split()[0]) == own
-    assert "among the shots of their own prompts" in warning
+    assert "among their own shots" in warning
     (task,) = open_task(file_of(tmp_path, fewshot_split="test"), {}, TableSettings(compat=True)).values()
     assert told(task, model, shots=(5,), per_item=True, baselines=False, draws=1) == ()
 
@@ -175,5 +175,5 @@ def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_
 def test_rows_that_are_shots_of_a_task_that_has_no_others_are_told(model: LanguageModel, tmp_path: Path) -> None:
     (task,) = open_task(file_of(tmp_path), {}).values()
     (warning,) = told(task, model, shots=(0, 3), draws=1)
-    assert warning == "3 of 20 rows are shots in some draw and not scored; give --shots-from to score all"
+    assert warning == "3 of 20 rows are shots in some draw and are not scored; use --shots-from to score all"
     assert told(task, model, shots=(0,)) == ()

@@ -55,7 +55,7 @@ def test_a_choice_from_few_draws_says_what_its_interval_does_not_cover() -> None
         return found.sentence
 
     assert "not other draws of shots: use --draws 5 or more" in best(2)
-    assert "over 2 draws holds too seldom" in best(3)
+    assert "over 2 draws is too narrow too often" in best(3)
     assert "use --draws" not in best(5)
     assert "best of 2: this one set of 4 shots" in best(1, one_set=True)
-    assert "holds for this set only" in best(1, one_set=True)
+    assert "holds for this set of shots only" in best(1, one_set=True)

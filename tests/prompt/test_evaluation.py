@@ -169,7 +169,7 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
     for line in result.lines:
         assert line.score.low <= line.score.value <= line.score.high
         assert line.score.value == pytest.approx(np.mean(line.scores))
-    assert "if the true difference is 0.1, " in str(result.power)
+    assert "to detect a true difference of 0.1 in 80% of runs, " in str(result.power)
     written = write_harness_results(tmp_path / "out", collected)
     samples = [path for path in written if path.name.startswith("samples_")]
     rows = [json.loads(line) for line in samples[0].read_text().splitlines()]
@@ -218,6 +218,6 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
         logprobs.append(total)
     sizes = [len(text.encode()) for text in texts]
     line = result.lines[0]
-    assert result.metric == "ln p a byte"
+    assert result.metric == "ln p per byte"
     assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
     assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)

@@ -200,7 +200,7 @@ def test_a_csv_file_of_shots_has_the_types_that_the_task_s_own_file_would_have(t
 
 
 def test_the_scored_file_of_a_task_is_no_file_of_shots(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="would stand in their own prompts"):
+    with pytest.raises(UsageError, match="would be among their own shots"):
         open_task(file_of(tmp_path), {}, TableSettings(shots_from=tmp_path / "." / "rows.jsonl"))
 
 
@@ -208,17 +208,17 @@ EACH_A_QUESTION = {"doc_to_text": "a", "doc_to_choice": ["x", "y"], "doc_to_targ
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"doc_to_choice": "{{[q, topic]}}"}, {"labels": ("a", "b")}, "differ from item to item, and --labels"),
     ({}, {"labels": ("no=bad",)}, "--labels does not name 'yes', a choice of t"),
-    ({}, {"labels": ("no", "yess=good")}, "--labels: 'yess' is nowhere in the choices of t"),
-    ({}, {"labels": ("no=x", "yes=x")}, "two labels by the same word"),
+    ({}, {"labels": ("no", "yess=good")}, "--labels: 'yess' does not occur in the choices of t"),
+    ({}, {"labels": ("no=x", "yes=x")}, "the same word for two labels"),
     ({"fewshot_config": {"doc_to_choice": ["nein", "ja"]}}, {"labels": ("no", "yes=x")}, "have choices of their own"),
     (EACH_A_QUESTION, {"labels": ("x=a", "y=b")}, "--labels: the choices of t are whole questions"),
     (EACH_A_QUESTION, {"free": True}, "--free: the choices of t are whole questions"),
     ({"output_type": "generate_until"}, {"labels": ("no", "yes=x")}, "--labels: t has no choices"),
     ({"output_type": "loglikelihood"}, {"labels": ("no", "yes=x")}, "--labels: t has no choices"),
-    ({"output_type": "loglikelihood_rolling"}, {"free": True}, "--free has no meaning for it"),
-    ({"output_type": "loglikelihood_rolling"}, {"separator": "x"}, "--separator has no meaning for it"),
-    ({"output_type": "loglikelihood_rolling"}, {"description": "x"}, "--description has no meaning for it"),
-    ({"output_type": "loglikelihood_rolling"}, {"labels": ("no",)}, "--labels has no meaning for it"),
+    ({"output_type": "loglikelihood_rolling"}, {"free": True}, "--free does not apply to it"),
+    ({"output_type": "loglikelihood_rolling"}, {"separator": "x"}, "--separator does not apply to it"),
+    ({"output_type": "loglikelihood_rolling"}, {"description": "x"}, "--description does not apply to it"),
+    ({"output_type": "loglikelihood_rolling"}, {"labels": ("no",)}, "--labels does not apply to it"),
     ({"output_type": "loglikelihood_rolling"}, {"shots_from": Path("x")}, "x: cannot be read"),
 ]  # fmt: skip
 
@@ -234,14 +234,14 @@ def test_what_has_no_meaning_for_a_task_is_refused_by_name(
 
 
 def test_words_for_choices_and_a_free_answer_exclude_each_other_everywhere() -> None:
-    with pytest.raises(UsageError, match="--labels names the choices, and with --free there are none"):
+    with pytest.raises(UsageError, match="--labels names choices, and --free has none"):
         TableSettings("{text}: {label}", labels=("a", "b"), free=True)
 
 
 @pytest.mark.parametrize("output", ["loglikelihood", "loglikelihood_rolling"])
 def test_a_template_is_refused_where_only_a_text_s_likelihood_is_measured(output: str, tmp_path: Path) -> None:
     path = file_of(tmp_path, output_type=output, doc_to_choice=None, doc_to_target="answer")
-    with pytest.raises(UsageError, match="--template asks for a choice or a written answer"):
+    with pytest.raises(UsageError, match="--template needs a choice or a generated answer"):
         open_task(path, {"t": "{q}: {output}"})
     if output == "loglikelihood":
         (task,) = open_task(path, {"t": "{q}: {output}"}, TableSettings(free=True)).values()
@@ -257,12 +257,12 @@ def test_a_template_is_refused_where_only_a_text_s_likelihood_is_measured(output
 )  # fmt: skip
 def test_nothing_may_change_a_task_that_is_run_as_the_harness_runs_it(given: dict[str, Any], tmp_path: Path) -> None:
     settings = TableSettings(**given, compat=True)
-    with pytest.raises(UsageError, match=rf"--compat lm-eval runs .* {settings.given[0]} would change it"):
+    with pytest.raises(UsageError, match=rf"--compat lm-eval runs .* {settings.given[0]} would change that"):
         open_task(file_of(tmp_path), {}, settings)
 
 
 def test_the_harness_s_mode_takes_no_template_and_no_table(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--template would change it"):
+    with pytest.raises(UsageError, match="--template would change that"):
         open_task(file_of(tmp_path), {"t": "{q} {output}"}, TableSettings(compat=True))
     with pytest.raises(UsageError, match=r"--compat lm-eval runs task files .*rows\.jsonl is a table"):
         open_task(str(tmp_path / "rows.jsonl"), {"t": "{q} {output}"}, TableSettings(compat=True))
@@ -286,9 +286,9 @@ def test_an_answer_that_is_none_of_the_choices_is_refused_with_its_row_and_the_c
         open_task(file_of(tmp_path, BAD), {})
     assert "t.yaml, test, row 7: the answer 2 is none of the choices: 'no', 'yes'" in str(refused.value)
     assert "--skip-bad" in str(refused.value)
-    with pytest.raises(UsageError, match=r"t\.yaml, train, row 1: the answer 2 .* \(2 of 6 rows are like this\)"):
+    with pytest.raises(UsageError, match=r"t\.yaml, train, row 1: the answer 2 .* \(2 of 6 rows are affected\)"):
         open_task(file_of(tmp_path, pool=[{**POOL[0], "a": 2}, {**POOL[1], "a": 2}, *POOL[2:]]), {})
-    with pytest.raises(UsageError, match="row 7: there is no answer"):
+    with pytest.raises(UsageError, match="row 7: it has no answer"):
         open_task(file_of(tmp_path, [*ROWS[:6], {**ROWS[6], "a": None}, *ROWS[7:]]), {})
 
 
@@ -298,10 +298,10 @@ def test_rows_whose_answer_is_none_of_the_choices_are_left_out_when_asked_and_co
     assert [item.index for item in task.items] == [*range(6), *range(7, 20)]
     assert len(task.pool) == 6
     assert [note.partition(": ")[2] for note in task.notes] == [
-        "1 of 20 rows are left out. The first is row 7: the answer 2 is none of the choices: 'no', 'yes'",
-        "1 of 7 rows are left out. The first is row 7: the answer 'maybe' is none of the choices: 'no', 'yes'",
+        "1 of 20 rows are skipped. The first is row 7: the answer 2 is none of the choices: 'no', 'yes'",
+        "1 of 7 rows are skipped. The first is row 7: the answer 'maybe' is none of the choices: 'no', 'yes'",
     ]
-    with pytest.raises(UsageError, match=r"row 1: .*'five'.* \(20 of 20 rows are like this\)\. No row would be left"):
+    with pytest.raises(UsageError, match=r"row 1: .*'five'.* \(20 of 20 rows are affected\)\. No row would be left"):
         open_task(file_of(tmp_path, doc_to_target="five"), {}, TableSettings(skip_bad=True))
 
 
@@ -354,7 +354,7 @@ def test_what_one_of_several_templates_cannot_ask_none_of_them_does(kind: str, t
 def test_a_template_s_shots_are_checked_even_where_the_file_s_own_need_no_choice(tmp_path: Path) -> None:
     pool = [{"q": "x", "topic": 1, "a": None}]
     path = file_of(tmp_path, pool=pool, fewshot_config={"doc_to_target": "{{'think: ' ~ q}}"})
-    with pytest.raises(UsageError, match="train, row 1: there is no answer"):
+    with pytest.raises(UsageError, match="train, row 1: it has no answer"):
         open_task(path, {"t": "{q}: {output}"})
 
 

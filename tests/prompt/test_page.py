@@ -274,8 +274,8 @@ def test_the_pages_notes_are_those_of_the_terminal(collected: Collected, model: 
     notes = Notes(("row <3>",) * 3, 2, (("a", " b"),), 4, ("warned",), ("no chat",))
     text = report_page(collected, replace(summarise(collected), notes=notes), {model.name: model})
     listed = re.findall(r"<li>(.*?)</li>", text.split('<ul class="notes">')[1].split("</ul>")[0])
-    assert listed == [escape(each) for each in notes.sentences(20, 20)]
-    assert any("Let the template end before a space" in each for each in listed)
+    assert listed == [escape(each) for each in notes.lines(20)]
+    assert any("End the template before a space" in each for each in listed)
     assert len(listed) == 8
 
 

@@ -149,7 +149,7 @@ def test_a_plan_states_its_guesses_and_its_level() -> None:
     assert "20% of the items change" in plain.sentence
     assert "standard deviation of 0.05 between draws" in several.sentence
     assert "draws" not in plain.sentence
-    assert "only this one set of shots is meant" in planned_power(0.1, 150, None, 1, 1, one_set=True).sentence
+    assert "conclusions are about this one set of shots" in planned_power(0.1, 150, None, 1, 1, one_set=True).sentence
     assert planned_power(0.1, 5, None, 1, 1).visible is None  # 5 changes, all one way, have p .0625
     grouped = planned_power(0.15, 150, 30, 1, 1)
     assert grouped.items > 4 * plain.items

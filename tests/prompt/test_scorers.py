@@ -173,7 +173,7 @@ def test_a_pattern_s_group_or_whole_match_is_the_answer(task: Task) -> None:
 
 def test_a_pattern_that_would_search_for_years_is_stopped(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "_SECONDS", 0.05)
-    with pytest.raises(UsageError, match=r"takes more than 0\.05 s to search one answer") as told:
+    with pytest.raises(UsageError, match=r"took more than 0\.05 s on one answer") as told:
         scored(task, "regex:(a+)+$", "a" * 60 + "!", "a")
     assert "\n" not in str(told.value)
     assert scored(task, "regex:(a+)+$", "aaa", "aaa") == 1
@@ -206,17 +206,17 @@ def test_an_unknown_scorer_is_refused_in_one_line(scorer: str, said: str, task: 
 
 def test_choices_and_the_harness_s_mode_have_no_scorer(task: Task, reviews: Path) -> None:
     labels = table_task(reviews, TableSettings("{text}: {label}"))
-    with pytest.raises(UsageError, match="reviews it chooses among labels"):
+    with pytest.raises(UsageError, match="reviews the model chooses among labels"):
         with_scorer(labels, "f1")
-    with pytest.raises(UsageError, match="writes nothing"):
+    with pytest.raises(UsageError, match="generates nothing"):
         with_scorer(replace(labels, output="loglikelihood"), "f1")
-    with pytest.raises(UsageError, match="as the task file says"):
+    with pytest.raises(UsageError, match="uses the task file's metrics"):
         evaluate(task, shots=[0], design=Design(per_item=True), scorer="f1")
 
 
 def test_a_gold_answer_without_a_number_is_refused_before_anything_is_asked(task: Task) -> None:
     words = replace(task, items=tuple(replace(item, values={**item.values, "answer": "ten"}) for item in task.items))
-    with pytest.raises(UsageError, match="the right answer of row 1, 'ten', holds no number"):
+    with pytest.raises(UsageError, match="the right answer of row 1, 'ten', contains no number"):
         with_scorer(words, "number")
 
 

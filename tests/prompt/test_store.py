@@ -152,7 +152,7 @@ def test_a_file_that_is_no_store_is_refused_in_one_line_and_left_alone(content: 
         warnings.simplefilter("error")
         with pytest.raises(UsageError) as refused, opened(path):
             pass
-    assert f"{path}: cannot be used as a store of answers" in str(refused.value)
+    assert f"{path}: cannot be used as a store" in str(refused.value)
     assert "--store" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert path.read_bytes() == content
@@ -164,7 +164,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
         other.execute("create table questions (question text, answer text)")
     other.close()
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="cannot be used as a store of answers"), opened(path):
+    with pytest.raises(UsageError, match="cannot be used as a store"), opened(path):
         pass
     assert path.read_bytes() == before
 
@@ -172,7 +172,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
 def test_a_folder_or_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path, tmp_path / "file" / "answers.sqlite"):
-        with pytest.raises(UsageError, match="cannot be used as a store of answers"), opened(path):
+        with pytest.raises(UsageError, match="cannot be used as a store"), opened(path):
             pass
 
 
@@ -187,7 +187,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_stored(tmp_path: Path) -> None:
             for number in range(1, 5000):
                 store.put_likelihood("model", Encoded((1,), (number,)), Likelihood((-1.0,), False))
 
-    with pytest.raises(RunError, match="make room") as full:
+    with pytest.raises(RunError, match="free some space") as full:
         fill()
     assert "\n" not in str(full.value)
     with opened(path) as store:
@@ -215,7 +215,7 @@ def test_a_name_that_was_taken_meanwhile_loses_neither_evaluation() -> None:
         with pytest.raises(UsageError, match=r"nextword eval runs remove mine$"):
             store.check_free("mine")
         for wrong in ("", "  ", "last", "last~2", "-x", "x" * 101):
-            with pytest.raises(UsageError, match="cannot be a name"):
+            with pytest.raises(UsageError, match="is not a valid name"):
                 store.check_free(wrong)
 
 
@@ -248,7 +248,7 @@ def test_evaluations_of_an_older_file_are_still_there(tmp_path: Path) -> None:
 
 def test_the_beginning_of_a_name_or_its_place_from_the_last_is_enough() -> None:
     with opened(None) as store:
-        with pytest.raises(UsageError, match="there is none yet"):
+        with pytest.raises(UsageError, match="there are none yet"):
             store.evaluation("last")
         for name in ("shots-4", "shots-8", "mine", "min"):
             store.keep(name, {"n": name})
@@ -256,8 +256,8 @@ def test_the_beginning_of_a_name_or_its_place_from_the_last_is_enough() -> None:
         assert {name: store.evaluation(name).name for name in given} == given
         assert store.evaluation("last~0").name == "min"
         for wrong, said in (
-            ("shots", r"begins the names of 2 evaluations \(shots-4, shots-8\)"),
-            ("last~4", "4 evaluations are kept"),
+            ("shots", r"matches 2 evaluations \(shots-4, shots-8\)"),
+            ("last~4", "holds only 4 evaluations"),
             ("shot-8", r"no evaluation 'shot-8'.*Did you mean shots-8"),
             ("", "no evaluation ''"),
         ):

@@ -64,7 +64,7 @@ def test_rows_that_only_one_asked_are_left_out_and_told() -> None:
     other = kept("other", collected({(0,): right(0.6, 1, 1, 50, seed=1)}, rows=list(range(20, 70))))
     (found,) = compare_kept(one, other)
     assert found.comparison.count == 40
-    assert found.note.endswith("over the 40 rows both asked, of 60 and 50")
+    assert found.note.endswith("over the 40 rows that both scored, of 60 and 50")
     assert found.sentence.endswith(found.note)
 
 
@@ -74,15 +74,15 @@ def test_other_data_other_metrics_and_old_results_are_refused_by_name() -> None:
         return one, Kept("other", 0.0, other.result | changed)
 
     apart = kept("other", collected({(0,): right(0.6, 1, 1, 20)}, rows=list(range(19, 39))))
-    with pytest.raises(UsageError, match=r"'one' and 'other' share 1 row,.*paired by their content"):
+    with pytest.raises(UsageError, match=r"'one' and 'other' share 1 row;.*paired by their content"):
         compare_kept(pair()[0], apart)
     with pytest.raises(UsageError, match="'one' measured accuracy and 'other' exact_match"):
         compare_kept(*pair(metric="exact_match"))
     old = Kept("other", 0.0, {"places": ["test 0"], "task": "quiz"})
-    with pytest.raises(UsageError, match=r"'other' was kept by another version.*Run the same evaluation again"):
+    with pytest.raises(UsageError, match=r"'other' was stored by another version.*Run it again"):
         compare_kept(pair()[0], old)
     nameless = [row | {"digest": ""} for row in pair()[1].result["rows"]]
-    with pytest.raises(UsageError, match="'other' was kept without its rows' content"):
+    with pytest.raises(UsageError, match="'other' was stored without digests of its rows"):
         compare_kept(*pair(rows=nameless))
     with pytest.raises(UsageError, match="have no line with the same shots and variant"):
         compare_kept(pair()[0], kept("other", collected({(4,): right(0.6, 5, 1, 20)})))

@@ -110,7 +110,7 @@ def test_p_and_interval_are_corrected_for_what_the_user_named_and_baselines_apar
         assert (each.p < 0.05) == (not each.comparison.low <= 0 <= each.comparison.high)
     assert [(each.primary, each.comparisons) for each in named.families] == [(True, 3), (False, 1)]
     assert named.families[0].sentence == (
-        "3 comparisons: p-values and intervals corrected together (Bonferroni, 98.3% each)"
+        "3 comparisons: p-values and intervals corrected together (Bonferroni; 98.3% intervals)"
     )
     assert "with baselines" in named.families[1].sentence
 

@@ -124,13 +124,13 @@ REFUSED: dict[str, tuple[TableSettings, str]] = {
     "a lone brace": (TableSettings("{text} { {label}"), "lone '{' at character 8"),
     "a label without a name": (
         TableSettings(FORM, labels=("0=no",)),
-        "row 2: the answer 1 is none of the choices that --labels names: 'no' (10 of 20 rows are like this)",
+        "row 2: the answer 1 is none of the choices that --labels names: 'no' (10 of 20 rows are affected)",
     ),
     "a name without a label": (
         TableSettings(FORM, labels=("0", "1", "2=maybe")),
-        "--labels: '2' is nowhere in column 'label' of",
+        "--labels: '2' does not occur in column 'label' of",
     ),
-    "one name for two labels": (TableSettings(FORM, labels=("0=no", "1=no")), "two labels by the same word"),
+    "one name for two labels": (TableSettings(FORM, labels=("0=no", "1=no")), "the same word for two labels"),
 }
 
 
@@ -156,7 +156,7 @@ def test_the_scored_file_is_no_file_of_shots_by_whatever_name(name: str, tmp_pat
     folder.mkdir()
     path = file_of(folder, ROWS)
     (folder / "link.jsonl").symlink_to(path)
-    with pytest.raises(UsageError, match="would stand in their own prompts"):
+    with pytest.raises(UsageError, match="would be among their own shots"):
         table_task(path, TableSettings(FORM, shots_from=folder / name))
 
 
@@ -176,7 +176,7 @@ def test_a_question_may_be_empty(tmp_path: Path) -> None:
 
 def test_one_answer_for_all_rows_is_nothing_to_tell_apart(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "a"} for n in range(10)]
-    with pytest.raises(UsageError, match="nothing to tell apart"):
+    with pytest.raises(UsageError, match="nothing to choose between"):
         table_task(file_of(tmp_path, rows), TableSettings(FORM))
 
 

@@ -17,17 +17,18 @@ from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
 from .eval_runs import Measuring, complete_task, runs
 
 if TYPE_CHECKING:
-    from ..prompt.evaluation import Settings
+    from ..prompt.settings import Settings
     from ..prompt.store import Store
     from ..prompt.summary import Result
     from ..prompt.table import TableSettings
+    from ..prompt.task import Task
     from ..prompt.trials import Design
 
 _MEASURES = ("auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained")
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers, parted by commas."""
+    """Comma-separated whole numbers."""
 
     name = "numbers"
 
@@ -42,81 +43,95 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.argument("task", required=False, shell_complete=complete_task)
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", shell_complete=complete_model,
-    help=f"A model; repeat it to compare several. [default: {DEFAULT_MODEL}]",
+    help=f"Model to evaluate; repeat it to compare several.  [default: {DEFAULT_MODEL}]",
 )  # fmt: skip
 @click.option(
-    "--shots", type=Numbers(), metavar="0,1,4", help="Examples before the question.  [default: the task's own]"
+    "--shots", type=Numbers(), metavar="0,1,4", help="Numbers of few-shot examples.  [default: the task's own]"
 )
 @click.option("--template", "templates", multiple=True, metavar="TEXT|FILES",
-              help="Form with {columns}; files parted by commas, or repeat it, to compare several.")  # fmt: skip
-@click.option(
-    "--answer", metavar="COLUMN", help="A table's column with the right answer. [default: output, label, answer ...]"
-)
-@click.option("--labels", metavar="A,B", help="All choices; 0=negative says what one is called in the prompt.")
-@click.option("--free", is_flag=True, help="The model writes its answer, compared by exact match.")
+              help="Prompt template with {columns}, or comma-separated files; repeat it to compare "
+                   "several.")  # fmt: skip
+@click.option("--answer", metavar="COLUMN", help="Column with the right answer.  [default: output, label, answer, ...]")
+@click.option("--labels", metavar="A,B", help="All choices; 0=negative renames one in the prompt.")
+@click.option("--free", is_flag=True, help="Let the model generate its answer; scored by exact match.")
 @click.option("--shots-from", type=click.Path(path_type=Path), metavar="FILE",
-              help="Rows to take shots from. [default: the task's; of a table a fifth, then not scored]")  # fmt: skip
-@click.option("--group", metavar="COLUMN", help="Rows that share it are not independent: errors are clustered by it.")
+              help="File of few-shot examples.  [default: the task's; for a table, a fifth of its rows]")  # fmt: skip
 @click.option(
-    "--description", default=None, metavar="TEXT", help="Stands before everything, in place of the task's own."
+    "--group",
+    metavar="COLUMN",
+    help="Column by which standard errors are clustered (rows that share it are not independent).",
 )
+@click.option("--description", default=None, metavar="TEXT", help="Text before the shots.  [default: the task's own]")
 @click.option(
-    "--separator", default=None, metavar="TEXT", help="Stands between shots. [default: the task's own, or \\n\\n]"
+    "--separator", default=None, metavar="TEXT", help="Text between shots.  [default: the task's own, or \\n\\n]"
 )
 @click.option("--draws", "--seeds", "draws", type=int, default=5, show_default=True, metavar="N",
-              help="Sets of shots, each drawn anew.")  # fmt: skip
+              help="Random sets of shots.")  # fmt: skip
 @click.option("--orders", type=int, default=1, show_default=True, metavar="N", help="Orders of each set.")
 @click.option("--select", type=click.Choice(["random", "balanced", "first", "similar"]), default="random",
-              show_default=True, help="similar: the nearest to each item, by the model itself.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of every draw.")
+              show_default=True, help="How shots are chosen; similar: those nearest to each item in the model's own "
+                                      "states.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of the draws.")
 @click.option("--score", "measure", type=click.Choice(_MEASURES), default="auto", show_default=True,
-              help="ln p of a choice: raw, over its length, less that after a premise, token by token.")  # fmt: skip
+              help="How a choice is scored: ln p as it is, per character, byte or token, minus ln p "
+                   "after a premise, or by constrained decoding.")  # fmt: skip
 @click.option(
-    "--premise", metavar="TEXT", help="What pmi compares with, behind the shots. [default: the template's last words]"
+    "--premise", metavar="TEXT", help="Prompt without the question, for pmi.  [default: the template's last words]"
 )
-@click.option("--calibrate", metavar="contextual,batch", help="Also show the scores after these corrections.")
-@click.option("--no-baselines", is_flag=True, help="Leave out shots with random labels and calibrated zero-shot.")
+@click.option("--calibrate", metavar="contextual,batch", help="Also score with these calibration methods.")
+@click.option(
+    "--no-baselines", is_flag=True, help="Skip the baselines: shots with random labels, calibrated zero-shot."
+)
 @click.option("--overflow", type=click.Choice(["error", "drop-shots"]), default="error", show_default=True,
-              help="Prompts longer than the context: stop with an error, or drop whole shots.")  # fmt: skip
+              help="If a prompt is longer than the context: stop with an error, or drop whole shots.")  # fmt: skip
 @click.option("--chat-template", type=click.Choice(["off", "on", "both"]), metavar="off|on|both",
-              help="Prompt by the model's chat template, shots as turns; both: also raw.  [default: off]")  # fmt: skip
-@click.option("--system", metavar="TEXT", help="System message of the chat; turns the chat template on.")
+              help="Use the model's chat template, with shots as turns; both: compare it with raw "
+                   "text.  [default: off]")  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System message; turns the chat template on.")
 @click.option("--scorer", metavar="NAME|regex:PATTERN",
-              help="Score written answers: exact, contains, number (the last), f1, regex:PATTERN.")  # fmt: skip
-@click.option("--max-tokens", type=int, metavar="N", help="Tokens that an answer may have.")
-@click.option("--limit", type=int, metavar="N", help="Score a sample of N items.")
-@click.option(
-    "--compat", type=click.Choice(["lm-eval"]), help="Run a task file as lm-evaluation-harness does, unchanged."
-)
-@click.option("--dry-run", is_flag=True, help="Say what it takes, and show one prompt; ask nothing.")
-@click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write a page to look at.")
+              help="How generated answers are scored: exact, contains, number (the last), f1, "
+                   "regex:PATTERN.")  # fmt: skip
+@click.option("--max-tokens", type=int, metavar="N", help="Longest generated answer, in tokens.")
+@click.option("--limit", type=int, metavar="N", help="Score a random sample of N items.")
+@click.option("--compat", type=click.Choice(["lm-eval"]), help="Run a task file exactly as lm-evaluation-harness does.")
+@click.option("--dry-run", is_flag=True, help="Print the cost and one prompt; don't run the model.")
+@click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write an HTML report.")
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER",
-              help="Write results_*.json and samples_*.jsonl as lm-evaluation-harness does.")  # fmt: skip
-@click.option("--name", metavar="NAME", help="What it is called in the store. [default: its task, the time and a hash]")
-@click.option("--store", type=OUTPUT_FILE, metavar="FILE", help="Where answers are kept. [default: the cache]")
-@click.option("--no-store", is_flag=True, help="Keep nothing and look nothing up.")
-@click.option("--compare", nargs=2, metavar="A B", help="Compare two kept evaluations, item by item.")
+              help="Write results_*.json and samples_*.jsonl in lm-evaluation-harness's format.")  # fmt: skip
+@click.option("--name", metavar="NAME", help="Name in the store.  [default: task, time and a hash]")
+@click.option(
+    "--store", type=OUTPUT_FILE, metavar="FILE", help="Database of answers and evaluations.  [default: in the cache]"
+)
+@click.option("--no-store", is_flag=True, help="Neither read nor write the store.")
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two stored evaluations item by item.")
 @click.option("--list", "as_list", is_flag=True, help="List the tasks that come with nextword.")
-@click.option("--power", type=float, metavar="DIFFERENCE", help="Also say how many items would show this difference.")
+@click.option(
+    "--power", type=float, metavar="DIFFERENCE", help="Also print how many items it takes to detect this difference."
+)
 @click.option("--require", multiple=True, metavar="'A > B'",
-              help="Exit with 1 unless line A scores more than line B, or a number: 4 shots > 0 shots.")  # fmt: skip
+              help="Exit with code 1 unless A scores significantly higher than B (a line or a "
+                   "number): '4 shots > 0 shots'.")  # fmt: skip
 @click.option("--at-least", type=float, metavar="SCORE",
-              help="Exit with 1 unless the intervals of all lines lie at or above this score.")  # fmt: skip
-@click.option("--skip-bad", is_flag=True, help="Leave out broken rows and rows whose answer is no choice; tell which.")
-@click.option("--dtype", default="auto", metavar="TYPE", help="auto (as stored where that is fast), float32, ...")
+              help="Exit with code 1 unless every line's interval lies at or above this score.")  # fmt: skip
+@click.option(
+    "--skip-bad", is_flag=True, help="Skip invalid rows and rows whose answer is not a choice, and report them."
+)
+@click.option(
+    "--dtype", default="auto", metavar="TYPE", help="Type of the weights: auto (as stored, if fast), float32, ..."
+)
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
 @click.option("--show-draws", is_flag=True, help="Also print a row for each draw and order.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def command(click_context: click.Context, /, task: str | None, **options: Any) -> None:
-    """Measure TASK's prompts: are four shots really better than none?
+    """Evaluate prompts on real models: are four shots really better than none?
 
-    TASK is a task of nextword's own (--list), a task file of lm-evaluation-harness (.yaml), or rows (.csv, .jsonl, ...)
+    TASK is a built-in task (--list), an lm-evaluation-harness task file (.yaml), or a table of rows (.csv, .jsonl, ...)
     with a --template.
 
     \b
     nextword eval sentiment --shots 0,1,4 --limit 200
-    nextword eval reviews.csv --template "Review: {text}\\nSentiment: {label}" --shots 0,4,8 --report out.html
+    nextword eval reviews.csv --template "{text}\\nSentiment: {label}" --shots 0,4
     nextword eval sentiment --template a.txt,b.txt --orders 4
     nextword eval my_task.yaml --compat lm-eval --out results/
     nextword eval runs list
@@ -134,7 +149,7 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
         elif options["compare"]:
             _compare(store, options["compare"], options["as_json"])
         elif task is None:
-            raise UsageError("which task? Name a file, or one of those that come with nextword: nextword eval --list")
+            raise UsageError("no task given. Name a file or a built-in task; list these with: nextword eval --list")
         else:
             _evaluate(task, store, options)
 
@@ -146,7 +161,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         store.check_free(options["name"])
     power = options["power"]
     if power is not None and not 0 < power < 1:
-        raise UsageError(f"--power is {power}; it takes a difference between 0 and 1, as 0.05")
+        raise UsageError(f"--power is {power}; it must be a difference between 0 and 1, such as 0.05")
     sources = read_templates([part for text in options["templates"] for part in _parts(text)])
     forms = open_task(task, sources, _table(options))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
@@ -154,7 +169,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         from ..prompt.scorers import scored_by
 
         forms = scored_by(forms, options["scorer"], options["compat"] is not None)
-    from ..prompt.evaluation import Evaluation  # brings torch: not before the task is known
+    from ..prompt.evaluation import Evaluation  # imports torch: only once the task is known
     from ..prompt.provenance import provenance
     from ..prompt.requirements import asks_of, names_of
     from ..prompt.store import default_name
@@ -163,7 +178,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
 
     first = next(iter(forms.values()))
     shots = options["shots"] if options["shots"] is not None else (first.shots,)
-    design, settings = _design(options, shots), _settings(options, first, shots)
+    design, settings = _design(options, shots), _settings(options)
     models = [load_model(name, options["dtype"], options["device"]) for name in options["models"] or (DEFAULT_MODEL,)]
     evaluation = Evaluation(forms, models, design, settings, store)
     asks = asks_of(options["require"], options["at_least"], names_of([each.choice for each in evaluation.conditions()]))
@@ -175,7 +190,7 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     made = provenance(evaluation, _unnamed(click.get_current_context().meta["command line"]))
     result = replace(summarise(collected, design.seed, power, asks), provenance=made)
     name = options["name"] or default_name(result.to_dict(), began)
-    with ExitStack() as files:  # after the printing, each is tried whatever becomes of it and of the others
+    with ExitStack() as files:  # run after printing, each even if another fails
         files.callback(_keep, store, name, result)
         if options["out"]:
             from ..prompt.exporting import write_harness_results
@@ -205,7 +220,9 @@ def _keep(store: Store, name: str, result: Result) -> None:
     from ._console import messages
 
     if (kept := store.keep(name, asdict(result))) != name:
-        messages().print(f"another evaluation has taken the name {name!r} meanwhile; this one is kept as {kept!r}")
+        messages().print(
+            f"another evaluation has taken the name {name!r} in the meantime; this one is stored as {kept!r}"
+        )
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:
@@ -216,7 +233,7 @@ def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:
 
 
 def _parts(text: str) -> list[str]:
-    """A template text as it stands, or files parted by commas."""
+    """A template's text, or comma-separated files."""
     return [text] if "{" in text else text.split(",")
 
 
@@ -225,7 +242,7 @@ def _unescape(text: str) -> str:
 
 
 def _table(options: dict[str, Any]) -> TableSettings:
-    """What the options say of the rows, or in place of what a task file says."""
+    """The options about rows and prompts, which override those of a task file."""
     from ..prompt.table import TableSettings
 
     separator, description = (
@@ -239,13 +256,13 @@ def _table(options: dict[str, Any]) -> TableSettings:
     )  # fmt: skip
 
 
-def _with_length(task: Any, most: int | None) -> Any:
+def _with_length(task: Task, most: int | None) -> Task:
     from ..prompt.opening import with_length
 
     if most is None:
         return task
     if most < 1:
-        raise UsageError(f"--max-tokens is {most}; it takes a whole number of at least 1")
+        raise UsageError(f"--max-tokens is {most}; it must be a whole number of at least 1")
     return with_length(task, most)
 
 
@@ -259,8 +276,8 @@ def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
     )  # fmt: skip
 
 
-def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Settings:
-    from ..prompt.evaluation import Settings
+def _settings(options: dict[str, Any]) -> Settings:
+    from ..prompt.settings import Settings
 
     ways = tuple(options["calibrate"].split(",")) if options["calibrate"] else ()
     for way in ways:

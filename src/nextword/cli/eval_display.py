@@ -1,4 +1,4 @@
-"""An evaluation on the terminal: its cost before, a bar while it runs, and what it found."""
+"""An evaluation on the terminal: its cost before the run, a progress bar, and its results."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from .plan_tables import plain_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..prompt.evaluation import Collected, Cost, Evaluation
+    from ..prompt.collected import Collected, Cost
+    from ..prompt.evaluation import Evaluation
     from ..prompt.power import Planned
+    from ..prompt.provenance import Provenance
     from ..prompt.requirements import Requirement
     from ..prompt.store import Kept, Store
     from ..prompt.summary import Compared, Line, Result
 
 
 def run(evaluation: Evaluation) -> Collected:
-    """Run it, with what it takes said before and a bar with the time left, both on standard error."""
+    """Run it, after printing its cost, with a progress bar; both on standard error."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = messages()
     costs = [evaluation.cost(number) for number in range(len(evaluation.models))]
     for model, cost in zip(evaluation.models, costs, strict=True):
         console.print(_cost_line(model.name, cost, evaluation), style="dim")
-    for line in note_lines(evaluation):
+    for line in evaluation.notes.lines(_NOTES):
         console.print(line, style="yellow")
     if not is_terminal(sys.stderr):
         return evaluation.run()
@@ -44,25 +46,23 @@ def run(evaluation: Evaluation) -> Collected:
 
 
 def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
-    kept = f", {cost.known:,} of them in the store" if cost.known else ""
-    shared = f" ({cost.alone / cost.tokens:.1f}x as many without sharing)" if cost.alone > cost.tokens else ""
-    shared += f", {cost.embedded:,} of them read by now to find similar shots" if cost.embedded else ""
-    writes = f", up to {cost.written:,} tokens written" if cost.written else ""
+    kept = f", {cost.known:,} already in the store" if cost.known else ""
+    shared = f" ({cost.alone / cost.tokens:.1f}x as many without prefix sharing)" if cost.alone > cost.tokens else ""
+    shared += f", {cost.embedded:,} of them already read to find similar shots" if cost.embedded else ""
+    writes = f", up to {cost.written:,} tokens to generate" if cost.written else ""
     took = f", {'up to' * bool(cost.written) or 'about'} {units.format_seconds(cost.seconds)}" if cost.seconds else ""
     context = f" of {cost.context:,}" if cost.context is not None else ""
     return (
         f"{model}: {len(evaluation.items):,} items, {cost.requests:,} requests{kept}; {cost.tokens:,} tokens to read"
-        f"{shared}{writes}{took}; the longest prompt has {cost.longest:,}{context} tokens"
+        f"{shared}{writes}{took}; longest prompt {cost.longest:,}{context} tokens"
     )
 
 
-def note_lines(evaluation: Evaluation) -> list[str]:
-    """Warnings about the data and the prompts."""
-    return evaluation.notes.sentences(rows=5, apart=3)
+_NOTES = 5  # lines of a kind
 
 
 def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = None) -> None:
-    """What an evaluation would take, what it could show (`power`), and one whole prompt."""
+    """What an evaluation would cost, what it could detect (`power`), and one whole prompt."""
     costs = {model.name: evaluation.cost(number) for number, model in enumerate(evaluation.models)}
     longest = max(evaluation.questions(0), key=lambda question: question.shots)
     if as_json:
@@ -71,7 +71,7 @@ def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = No
         request = longest.asked[0]
         emit_json({
             "items": len(evaluation.items), "costs": {name: asdict(cost) for name, cost in costs.items()},
-            "units": {"tokens": "tokens read", "seconds": "s"}, "notes": note_lines(evaluation),
+            "units": {"tokens": "tokens read", "seconds": "s"}, "notes": evaluation.notes.lines(_NOTES),
             "prompt": request.context, "continuations": [each.continuation for each in longest.asked],
             "power": None if power is None else asdict(power),
         })  # fmt: skip
@@ -79,18 +79,18 @@ def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = No
     console = output()
     for name, cost in costs.items():
         console.print(_cost_line(name, cost, evaluation))
-    for line in note_lines(evaluation):
+    for line in evaluation.notes.lines(_NOTES):
         messages().print(line, style="yellow")
     if power is not None:
         console.print(power.sentence)
-    console.print(f"\none prompt, with {longest.shots} shots:", style="bold")
+    console.print(f"\none prompt, with {longest.shots} shot{'s' * (longest.shots != 1)}:", style="bold")
     console.print(longest.asked[0].context, soft_wrap=True)
     following = ", ".join(repr(each.continuation) for each in longest.asked)
-    console.print(f"and what may follow it: {following}", style="dim")
+    console.print(f"possible continuations: {following}", style="dim")
 
 
 def print_result(result: Result, name: str | None, as_json: bool = False, show_draws: bool = False) -> None:
-    """The tables, the comparisons, and the answer in a sentence: of a fresh result or of a kept one."""
+    """The tables, the comparisons and the conclusions of a new or a stored result."""
     if as_json:
         emit_json({"name": name, **result.to_dict()})
         return
@@ -115,15 +115,15 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_d
     if result.power:
         console.print(result.power)
     for requirement in result.requirements:
-        if requirement.outcome == "met":  # the others stand on standard error, by `end_with`
+        if requirement.outcome == "met":  # `end_with` prints the others on standard error
             console.print(requirement.sentence)
     read = f"{result.read:,} tokens read" if result.read else "every answer was in the store"
-    kept = "" if name is None else f"; kept as {name!r}"
+    kept = "" if name is None else f"; stored as {name!r}"
     messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")
 
 
-def print_provenance(made: Any) -> None:
-    """When, with what and by which command a kept evaluation was made."""
+def print_provenance(made: Provenance) -> None:
+    """When, with what and by which command a stored evaluation was made."""
     table = plain_table("", "", right=False)
     table.show_header = False
     table.add_row("made", f"{made.made}, nextword {made.version}")
@@ -145,9 +145,10 @@ def _full_name(line: Line, result: Result) -> str:
 
 
 def _heads(result: Result) -> list[str]:
-    """Heads of the columns that tell the lines' models and templates apart, where these differ."""
-    several = [len({getattr(each, name) for each in result.lines}) > 1 for name in ("model", "form")]
-    return ["model"] * several[0] + ["template"] * several[1]
+    """Heads of the columns for models and templates, where lines differ in these."""
+    from ..prompt.lines import prefixes, several
+
+    return prefixes("model", "template", several(each.choice for each in result.lines))
 
 
 def _differing(line: Line, result: Result) -> list[str]:
@@ -155,7 +156,7 @@ def _differing(line: Line, result: Result) -> list[str]:
 
 
 def end_with(requirements: Sequence[Requirement]) -> None:
-    """Exit with code 1, and a line on standard error for each requirement that is not shown to be met."""
+    """Exit with code 1, and a line on standard error for each requirement that is not met."""
     unmet = [each for each in requirements if each.outcome != "met"]
     for each in unmet:
         messages().print(each.sentence, style="red", soft_wrap=True)
@@ -197,13 +198,13 @@ def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
 
 
 def _caveats(result: Result) -> dict[str, str]:
-    """What keeps scores from being those of any such shots, each with the mark that stands behind them."""
+    """Why scores may not hold for other shots, each reason with its footnote mark."""
     found = dict.fromkeys(line.caveat for line in result.lines if line.caveat)
     return {caveat: "*" * (number + 1) for number, caveat in enumerate(found)}
 
 
 def _footnotes(result: Result) -> list[str]:
-    """The caveats behind their marks, and whether orders differ."""
+    """The caveats after their marks, and whether orders differ."""
     caveats = [f"{mark} {caveat}" for caveat, mark in _caveats(result).items()]
     tests = [f"{_full_name(line, result)}: {line.orders_test.sentence}" for line in result.lines if line.orders_test]
     return caveats + tests
@@ -226,7 +227,7 @@ def _print_draws(result: Result, console: Console) -> None:
 
 
 def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> None:
-    """Those that were asked for, then those with baselines, and how each of these families is corrected."""
+    """The requested ones, then those with baselines, and how each family is corrected."""
     from ..prompt.comparisons import families
 
     for family in families(comparisons):
@@ -240,15 +241,14 @@ def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> Non
 
 
 def _print_point(sentence: str, console: Console) -> None:
-    """A sentence behind a dash, its further lines under its first."""
+    """A sentence as a list item, with a hanging indent."""
     lines = textwrap.wrap(sentence, console.width, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
                           break_on_hyphens=False)  # fmt: skip
     console.print("\n".join(lines))
 
 
 def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
-    """Two evaluations of the store."""
-
+    """The comparisons of two evaluations of the store."""
     if as_json:
         from dataclasses import asdict
 
@@ -264,21 +264,21 @@ def print_list(as_json: bool) -> None:
     if as_json:
         emit_json({"tasks": shipped_tasks()})
         return
-    table = plain_table("task", "what it asks", left=2, wraps=(1,))
+    table = plain_table("task", "description", left=2, wraps=(1,))
     for name, summary in shipped_tasks().items():
         table.add_row(name, summary)
     output().print(table)
-    messages().print("\nevaluations that are kept: nextword eval runs list", style="dim")
+    messages().print("\nstored evaluations: nextword eval runs list", style="dim")
 
 
 def print_runs(store: Store, as_json: bool) -> None:
-    """Evaluations that are kept, the newest last."""
+    """Stored evaluations, newest last."""
     rows = [_run_row(kept) for kept in store.evaluations()]
     if as_json:
         emit_json(rows)
         return
     if not rows:
-        messages().print(f"no evaluation is kept in {store.path} yet. Begin one: nextword eval sentiment --limit 50")
+        messages().print(f"no evaluations in {store.path} yet. Start one: nextword eval sentiment --limit 50")
         return
     table = plain_table("name", "finished", "task", "items", "models", "best", "with", left=3,
                         least=((2,), (4,), (3,), (6,), (1,), (5,)))  # fmt: skip
@@ -291,7 +291,7 @@ def print_runs(store: Store, as_json: bool) -> None:
 
 
 def _run_row(kept: Kept) -> dict[str, Any]:
-    """An evaluation in short; without its best line where another version kept it in another form."""
+    """A summary of an evaluation; without its best line if another version stored it in another form."""
     from ..prompt.stored import result_of
 
     try:

@@ -1,4 +1,4 @@
-"""nextword eval runs: list, show and remove the evaluations that are kept; and how `eval` comes to have a verb."""
+"""nextword eval runs: list, show and remove stored evaluations; and the class that gives `eval` this subcommand."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from ._app import Suggesting
 if TYPE_CHECKING:
     from ..prompt.store import Store
 
-_SECTIONS = {  # the options of `eval` by what they are about; those in no section come last
-    "What is asked": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from", "description",
-                      "separator", "system", "chat_template", "limit", "skip_bad"),
-    "Which shots": ("draws", "orders", "select", "seed", "overflow", "beyond", "compat"),
-    "How answers are scored": ("measure", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
-    "What the numbers say": ("power", "require", "at_least", "show_draws"),
-    "What is written": ("dry_run", "report", "out", "as_json"),
-    "What is kept": ("name", "store", "no_store", "compare", "as_list"),
-    "Where it runs": ("dtype", "device"),
+_SECTIONS = {  # the options of `eval` as its help groups them; those in no section come last
+    "Task and prompts": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from",
+                         "description", "separator", "system", "chat_template", "limit", "skip_bad", "as_list"),
+    "Few-shot examples": ("draws", "orders", "select", "seed", "overflow", "compat"),
+    "Scoring": ("measure", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
+    "Statistics": ("power", "require", "at_least", "show_draws"),
+    "Output": ("dry_run", "report", "out", "as_json"),
+    "Store": ("name", "store", "no_store", "compare"),
+    "Model": ("dtype", "device"),
 }  # fmt: skip
 
 
 class Measuring(Suggesting):
-    """A command that measures, and a group where the first word is one of its commands: `eval TASK`, `eval runs`."""
+    """A command with an argument that is also a group, if the first word is a subcommand: `eval TASK`, `eval runs`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] in self.commands:
-            return super().parse_args(ctx, ["", *args])  # "" stands for the task, and the command begins behind it
+            return super().parse_args(ctx, ["", *args])  # "" stands for the task; the subcommand follows
         ctx.allow_interspersed_args, ctx.allow_extra_args = True, False
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        own = ctx.command is self  # its commands ask as well, to put the argument into their usage
+        own = ctx.command is self  # subcommands ask too, to show the argument in their usage
         return super().get_params(ctx) if own else []
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -53,7 +53,7 @@ class Measuring(Suggesting):
 
 _store_option = click.option(
     "--store", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Where evaluations are kept. [default: the cache]",
+    help="Database of stored evaluations.  [default: in the cache]",
 )  # fmt: skip
 
 
@@ -65,9 +65,9 @@ def _opened(path: Path | None) -> AbstractContextManager[Store]:
 
 @click.group(name="runs", cls=Suggesting)
 def runs() -> None:
-    """Evaluations that are kept: list, show, remove.
+    """List, show and remove stored evaluations.
 
-    NAME is a name of the list, as much of its beginning as no other has, or last, last~1, ... for the newest.
+    NAME is a name from the list, a unique prefix of one, or last, last~1, ... for the newest ones.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def runs() -> None:
 @_store_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_runs(path: Path | None, as_json: bool) -> None:
-    """The evaluations that are kept, the newest last."""
+    """List the stored evaluations, newest last."""
     from .eval_display import print_runs
 
     with _opened(path) as store:
@@ -91,10 +91,10 @@ def list_runs(path: Path | None, as_json: bool) -> None:
 @runs.command(name="show")
 @click.argument("name")
 @_store_option
-@click.option("--show-draws", is_flag=True, help="Also a row for each draw and order.")
+@click.option("--show-draws", is_flag=True, help="Also print a row for each draw and order.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
-    """What an evaluation found, as it was printed when it ended."""
+    """Show an evaluation as it was printed when it ended."""
     from ..prompt.stored import result_of
     from ._console import emit_json
     from .eval_display import print_provenance, print_result
@@ -106,15 +106,15 @@ def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
         return
     result = result_of(kept)
     print_result(result, kept.name, show_draws=show_draws)
-    if made := getattr(result, "provenance", None):
-        print_provenance(made)
+    if result.provenance is not None:
+        print_provenance(result.provenance)
 
 
 @runs.command(name="remove")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @_store_option
 def remove(names: tuple[str, ...], path: Path | None) -> None:
-    """Remove evaluations. The answers behind them stay in the store: measuring again asks nothing anew."""
+    """Remove evaluations. Their answers stay in the store, so running one again needs no model calls."""
     from ._console import messages
 
     with _opened(path) as store:
@@ -123,7 +123,7 @@ def remove(names: tuple[str, ...], path: Path | None) -> None:
 
 
 def complete_task(context: click.Context, parameter: click.Parameter, typed: str) -> list[Any]:
-    """Names of shipped tasks and of eval's commands that begin as typed; files where none does."""
+    """Names of shipped tasks and subcommands that start with `typed`; files if none does."""
     from click.shell_completion import CompletionItem
 
     from ..prompt.shipped import shipped_tasks

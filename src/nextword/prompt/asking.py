@@ -100,7 +100,7 @@ class Asker:
             raise UsageError(
                 f"{len(misfits)} of {len(made.questions)} prompts are longer than the model's context of"
                 f" {self.model.spec.context} tokens (the longest: {worst.longest}, with {worst.shots} shots). Use fewer"
-                " shots, or --overflow drop-shots, which leaves out whole shots and tells how many"
+                " shots, or --overflow drop-shots, which drops whole shots and reports how many"
             )
         return made
 

@@ -30,17 +30,14 @@ def contextual(probabilities: np.ndarray, content_free: Sequence[Sequence[float]
     return np.asarray(shares / (mean / mean.sum()))
 
 
-def batch(logprobs: np.ndarray, divide: bool = False) -> np.ndarray:
+def batch(logprobs: np.ndarray) -> np.ndarray:
     """Scores after batch calibration: the label probabilities less their mean over the items (2309.17249).
 
-    With `divide`, over their mean; with two labels the choices are the same. It reads all items at once, but none of
-    their answers (Zhou et al. 2023). A row whose differences are too small for a float is scaled up: only their order
-    counts.
+    It reads all items at once, but none of their answers (Zhou et al. 2023). A row whose differences are too small for
+    a float is scaled up: only their order counts.
     """
     own = logprobs - np.logaddexp.reduce(logprobs, axis=-1, keepdims=True)
     mean = np.logaddexp.reduce(own, axis=0) - np.log(len(own))
-    if divide:
-        return np.asarray(np.exp(own - mean))
     usual = int(mean.argmax())  # near 1 where labels differ by many nats: its difference is that of all others
     own, mean = np.delete(own, usual, 1), np.delete(mean, usual)
     scale = np.minimum(0.0, np.maximum(own, mean).max(1, initial=-np.inf, keepdims=True) + _FLOAT)

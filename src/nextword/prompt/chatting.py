@@ -114,7 +114,7 @@ def _up_to(text: str, answer: str, tokenizer: Tokenizer) -> str:
     bare = answer.strip()
     start = text.rfind(bare)
     if start < 0:
-        raise UsageError(f"the chat template of {tokenizer.name} does not show what an answer is begun with ({bare!r})")
+        raise UsageError(f"the chat template of {tokenizer.name} does not render the beginning of an answer ({bare!r})")
     whole = answer.lstrip()
     kept = whole if text.startswith(whole, start) else bare  # a template may take the spaces around it away
     return text[: start + len(kept)]

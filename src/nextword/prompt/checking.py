@@ -1,4 +1,4 @@
-"""What may be wrong with a task's rows, form and shots: refused, left out, or told."""
+"""What may be wrong with a task's rows, form and shots: refused, skipped, or reported."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MOST_SHOWN = 8  # choices
 
 
 def checked(task: Task, settings: TableSettings) -> Task:
-    """The task without the rows that cannot be scored or shown, if they may be left out; else refused.
+    """The task without invalid rows if these may be skipped; else they are refused.
 
-    lm-evaluation-harness scores an answer that is none of the choices 0: in its mode that is told, and done as well.
+    lm-evaluation-harness scores an answer that is none of the choices 0: in its mode we do the same, with a warning.
     """
     if settings.compat:
         return _as_the_harness(task)
@@ -37,7 +37,7 @@ def checked(task: Task, settings: TableSettings) -> Task:
 
 def _as_the_harness(task: Task) -> Task:
     form = task.form
-    for shot in task.pool[: int(_takes_shots(task))]:  # a fault of the form is told before a model is loaded
+    for shot in task.pool[: int(_takes_shots(task))]:  # report a fault of the form before a model is loaded
         if fault := _fault(form, shot.values, shots=True, answers=False):
             raise UsageError(f"{task.source}, {shot.split}, row 1: {fault}")
     chosen = task.items if task.output == "multiple_choice" else ()
@@ -64,7 +64,7 @@ def _where(task: Task, items: Sequence[Item], settings: TableSettings) -> str:
 def sound_rows(
     form: Form, items: Sequence[Item], where: str, skip_bad: bool, shots: bool = False, answers: bool = True
 ) -> tuple[list[Item], tuple[str, ...]]:
-    """The items that can be scored (or stand as `shots`), and a note on those left out.
+    """The items that can be scored (or stand as `shots`), and a note on those skipped.
 
     With `answers` a row must have an answer, and that must be one of its choices. Raises UsageError for the first bad
     row of the file `where`, unless `skip_bad`, and where no row is left.
@@ -75,15 +75,15 @@ def sound_rows(
     first = f"row {bad[0][0].index + 1}: {bad[0][1]}"
     if skip_bad and len(bad) < len(items):
         left = {item.place for item, _ in bad}
-        note = f"{where}: {len(bad)} of {len(items)} rows are left out. The first is {first}"
+        note = f"{where}: {len(bad)} of {len(items)} rows are skipped. The first is {first}"
         return [item for item in items if item.place not in left], (note,)
-    many = f" ({len(bad)} of {len(items)} rows are like this)" if len(bad) > 1 else ""
-    fix = "No row would be left" if len(bad) == len(items) else "Mend it, or leave such rows out with --skip-bad"
+    many = f" ({len(bad)} of {len(items)} rows are affected)" if len(bad) > 1 else ""
+    fix = "No row would be left" if len(bad) == len(items) else "Fix the rows, or skip them with --skip-bad"
     raise UsageError(f"{where}, {first}{many}. {fix}")
 
 
 def _fault(form: Form, row: Row, shots: bool, answers: bool) -> str:
-    """Why a row cannot be scored (or be a shot); '' where it can."""
+    """Why a row cannot be scored (or be a shot); '' if it can."""
     try:
         if answers and (fault := _wrong_answer(form, row)):
             return fault
@@ -98,7 +98,7 @@ def _fault(form: Form, row: Row, shots: bool, answers: bool) -> str:
 def _wrong_answer(form: Form, row: Row) -> str:
     choices, gold, target = form.choices(row), form.gold(row), form.target(row)
     if target is None:
-        return "there is no answer"
+        return "it has no answer"
     right = gold if isinstance(gold, list | tuple) else [gold]
     if not choices or any(isinstance(each, int) and 0 <= each < len(choices) for each in right):
         return ""
@@ -115,7 +115,7 @@ def _listed(choices: Sequence[str]) -> str:
 
 
 def warnings_of(task: Task, refuse: bool = True) -> tuple[str, ...]:
-    """What in its form and choices is likely not meant.
+    """What in its form and choices is probably a mistake.
 
     Raises UsageError, if `refuse`, where two choices are the same in every item.
     """
@@ -135,13 +135,13 @@ def _of_template(task: Task) -> list[str]:
     if template.parts[-1].endswith("\n"):
         between = template.parts[-1] + form.separator
         found.append(
-            f"the template ends in a newline ({shown}), so that {_short(between)} stands between shots. Leave it out:"
-            " the separator is added anyway"
+            f"the template ends in a newline ({shown}), so shots are separated by {_short(between)}. Remove it: the"
+            " separator is added anyway"
         )
     if template.before.endswith("\n"):
         found.append(
-            f"the template has a newline right before its answer ({shown}): prompts end in a newline, and the answer"
-            " begins a line. Put the answer behind a word, as in 'Answer: {output}', unless that is meant"
+            f"the template has a newline right before its answer ({shown}), so prompts end in a newline. Unless this is"
+            " intended, put the answer after a word, as in 'Answer: {output}'"
         )
     return found
 
@@ -152,7 +152,7 @@ def _of_spaces(task: Task) -> list[str]:
         return []
     return [
         f"{double} of {len(task.items)} items have two spaces before an answer: the prompt's delimiter ends in a space"
-        " and the answer begins with one, or the template has two. The model has rarely seen that; leave one out"
+        " and the answer begins with one, or the template has two. This is rare in training text: remove one"
     ]
 
 
@@ -180,7 +180,7 @@ def _of_choices(task: Task, refuse: bool) -> list[str]:
         alike += len({" ".join(choice.split()).casefold() for choice in choices}) < different
     if same == len(task.items) and refuse:
         shown = _listed(task.form.choices(task.items[0].values))
-        raise UsageError(f"{task.name}: two choices are the same in every item ({shown}); name each of them once")
+        raise UsageError(f"{task.name}: two choices are the same in every item ({shown}). Name each choice once")
     found = []
     if same:
         found.append(f"{same} of {len(task.items)} items have two choices that are the same; only one can be right")
@@ -190,7 +190,7 @@ def _of_choices(task: Task, refuse: bool) -> list[str]:
 
 
 def warnings_of_shots(prompts: Iterable[tuple[Item, Sequence[Item]]]) -> tuple[str, ...]:
-    """What the shots of `prompts` (each an item and its shots) give away: the item itself, and its group."""
+    """Warnings where the shots of `prompts` (pairs of item and shots) leak the item itself or its group."""
     own, related = set(), set()
     for item, shots in prompts:
         if any(shot.place == item.place or shot.values == item.values for shot in shots):
@@ -200,12 +200,12 @@ def warnings_of_shots(prompts: Iterable[tuple[Item, Sequence[Item]]]) -> tuple[s
     found = []
     if own:
         found.append(
-            f"{len(own)} items stand, with their answers, among the shots of their own prompts. Take shots from other"
-            " rows: name a fewshot_split in the task file, or use --shots-from without --compat"
+            f"{len(own)} items are, with their answers, among their own shots. Take shots from other rows: name"
+            " a fewshot_split in the task file, or use --shots-from without --compat"
         )
     if related - own:
         found.append(
-            f"{len(related)} items have a shot of their own group in a prompt, which may help as other shots would not."
-            " Give shots of other groups with --shots-from"
+            f"{len(related)} items have a shot of their own group, which may help more than other shots would. Take"
+            " shots from other groups with --shots-from"
         )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Two ways of asking the same items, compared item by item: the test, the interval, and tests of orders."""
+"""Two configurations on the same items, compared item by item: the test, the interval, and tests of orders."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from .errorbars import LEVEL, Errors, clustered_error, errors_of, is_binary, is_share, normal, spread
 
-_DRAWS = 20_000  # of a permutation test that cannot be counted out
+_DRAWS = 20_000  # of a permutation test with too many permutations to enumerate
 MCNEMAR = "McNemar's exact test"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways of asking the same items: second less first. `p` is that of `test`, for this comparison alone."""
+    """Two configurations on the same items: second less first. `p` is that of `test`, for this comparison alone."""
 
     difference: float
     standard_error: float  # paired; of items and draws
@@ -24,7 +24,7 @@ class Comparison:
     p: float
     test: str
     interval: str
-    level: float  # of the interval, which holds the truth 1 - level of times; it holds 0 where p is not below it
+    level: float  # 1 - coverage of the interval, which holds 0 unless p is below it
     changed_share: float  # of the items whose score differs
     better: int  # items that scored more the second time
     worse: int
@@ -88,9 +88,9 @@ def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool)
     return (1 / (size + 2) if bounded and error == 0 else error), size - 1
 
 
-def _agreeing(low: float, high: float, mean: float, told: bool) -> tuple[float, float]:
-    """The interval, holding 0 unless the test tells the two apart."""
-    if not told:
+def _agreeing(low: float, high: float, mean: float, significant: bool) -> tuple[float, float]:
+    """The interval, holding 0 unless the difference is significant."""
+    if not significant:
         return min(low, 0.0), max(high, 0.0)
     return (max(low, 0.0), high) if mean > 0 else (low, min(high, 0.0))
 

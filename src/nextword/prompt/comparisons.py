@@ -1,4 +1,4 @@
-"""Which ways of asking are compared, in what families, and what is said of each pair."""
+"""Which configurations are compared, in what families, and the sentence about each pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .comparing import Comparison, compare, p_text
-from .errorbars import LEVEL
+from .errorbars import LEVEL, with_interval
 from .lines import ENOUGH_DRAWS, Choice, Line, full_name, several
 from .power import power_of, visible, what_is_needed
 
@@ -18,16 +18,16 @@ Pair = tuple[Choice, Choice]  # before, after
 
 @dataclass(frozen=True)
 class Compared:
-    """Two ways of asking the same items. `p` and the interval are corrected for the comparisons of its family."""
+    """Two configurations on the same items. `p` and the interval are corrected for the comparisons of its family."""
 
     before: str
     after: str
     comparison: Comparison  # its interval is at `level`
     p: float  # times the comparisons of the family (Bonferroni), at most 1
     sentence: str
-    primary: bool = True  # of what the user named; else with a baseline nobody asked for
+    primary: bool = True  # between what the user named; else with a default baseline
     level: float = LEVEL  # .05 over the comparisons of the family
-    visible: float | None = None  # the smallest difference it tells four times in five
+    visible: float | None = None  # the smallest difference it detects with 80% power
     groups: int | None = None  # that the error is clustered by
     note: str = ""  # which rows of two stored evaluations were compared
 
@@ -51,7 +51,7 @@ def pairs_of(choices: Sequence[Choice], baselines: Container[Choice], asked: Seq
     """The pairs that are compared, before and after, and whether each is of the primary family.
 
     More shots with the fewest, corrections with none, further forms and models with the first at the same shots, and
-    what is `asked` beside these; a baseline is named by asking for it.
+    what is `asked` beside these; a baseline in `asked` counts as named.
     """
     pairs: dict[Pair, bool] = {}
     first_model, first_form, *_ = choices[0]
@@ -137,14 +137,14 @@ def families(found: Sequence[Compared]) -> tuple[Family, ...]:
 def _family_sentence(primary: bool, count: int) -> str:
     what = f"{count} comparison{'s' * (count != 1)}" + " with baselines" * (not primary)
     if count == 1:
-        return f"{what}: no correction, an interval of 95%"
-    return f"{what}: p-values and intervals corrected together (Bonferroni, {1 - LEVEL / count:.1%} each)"
+        return f"{what}: no correction, 95% interval"
+    return f"{what}: p-values and intervals corrected together (Bonferroni; {1 - LEVEL / count:.1%} intervals)"
 
 
 def verdict(after: str, before: str, found: Comparison, p: float) -> str:
-    """Better, worse, or no significant difference, in a sentence without its full stop. `p` is corrected."""
+    """Better, worse, or no significant difference: a sentence without a full stop. `p` is corrected."""
     items = f"{found.count:,} item{'s' * (found.count != 1)}"
-    gap = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {p_text(p)}"
+    gap = f"{with_interval(found.difference, found.low, found.high, '+')}, p {p_text(p)}"
     if p < LEVEL:
         word = "better" if found.difference > 0 else "worse"
         return f"{after} is {word} than {before}: {gap}"
@@ -158,7 +158,7 @@ def verdict(after: str, before: str, found: Comparison, p: float) -> str:
 
 
 def _limits(*sides: Side) -> str:
-    """What a verdict does not hold for, where a side has one set of shots or few."""
+    """A reservation, if a side has one set of shots or few."""
     if any(one_set for _, one_set, _ in sides):
         return f". Another set may score differently: use --draws {ENOUGH_DRAWS} or more"
     few = [draws for *_, draws in sides if 1 < draws < ENOUGH_DRAWS]

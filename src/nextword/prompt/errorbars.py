@@ -48,6 +48,11 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
     return _around(mean, error, count - 1, count, scores)
 
 
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """As "0.912 [0.861, 0.948]"; with the `sign` "+", as differences are written, "+0.012 [-0.003, +0.027]"."""
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
 def _around(mean: float, error: float, freedom: float, count: int, scores: np.ndarray) -> Estimate:
     low, high = Errors(count, error, freedom).interval(mean, is_share(scores))
     return Estimate(mean, error, low, high, count, freedom)

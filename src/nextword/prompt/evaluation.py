@@ -1,11 +1,10 @@
-"""Evaluates prompts: every condition of a grid on every item, each answer kept as it comes."""
+"""Runs an evaluation: every condition of a grid on every item, each answer stored as it arrives."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,141 +13,36 @@ from ..generate import LanguageModel
 from . import calibration
 from .answers import Answer
 from .asking import Asker, Preparation, Question, Seen, choices, likelihood_of_texts, seconds_for, tokens_to_write
-from .chatting import ChatTemplate, chat_forms
+from .chatting import chat_forms
 from .checking import warnings_of_shots
+from .collected import Cell, Collected, Cost, Notes
 from .filters import apply
 from .metrics import MEASURE_OF, aggregate, of_the_choice, score_text
+from .settings import (
+    Calibrate,
+    Measure,
+    Settings,
+    check_chat,
+    check_settings,
+    measure_of,
+    needs_premise,
+    same_labels,
+    unused_chat_templates,
+)  # fmt: skip
 from .shots import embed, nearest, repeated
 from .store import Store
 from .task import Encoded, Generation, Item, Likelihood, Task
-from .trials import Condition, Design, Neighbours, Overflow, Trial, content_free, scored_items, told, trials_of
+from .trials import Condition, Design, Neighbours, Trial, content_free, scored_items, told, trials_of
 
-Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]
-Calibrate = Literal["contextual", "batch"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How answers are scored. `measure` "auto" is what the task's first metric says."""
-
-    measure: Measure = "auto"
-    premise: str | None = None  # of pointwise mutual information; None takes the template's last words
-    calibrate: tuple[Calibrate, ...] = ()
-    overflow: Overflow = "error"
-    chat_template: ChatTemplate | None = None  # None: "on" where there is a system message, "off" without one
-    system: str | None = None  # message, in front of the task's description
-
-    def __post_init__(self) -> None:
-        if self.chat_template == "off" and self.system is not None:
-            raise UsageError("--system is a message of the chat template, which --chat-template off leaves out")
-
-    @property
-    def chat(self) -> ChatTemplate:
-        """Whether prompts are the model's chat template, filled, or raw text, or each in turn."""
-        return self.chat_template or ("off" if self.system is None else "on")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One condition and its answers, in the order of the items. `metrics` are the task's own, over all items.
-
-    With `of_the_choice` acc, f1 and mcc are those of what was chosen (`Answer.prediction`, `values["score"]`): after a
-    calibration, or by the measure that a user asked for. Without, they are the harness's: of the likeliest choice.
-    """
-
-    condition: Condition
-    answers: tuple[Answer, ...]
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    of_the_choice: bool = False
-
-    @property
-    def scores(self) -> np.ndarray:
-        """The score of every item, (items,)."""
-        return np.array([answer.values["score"] for answer in self.answers])
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What an evaluation takes: tokens read, tokens read without sharing (`alone`), the most that is written.
-
-    Of `tokens`, `embedded` were read already: to find similar shots, without which no prompt is known.
-    """
-
-    requests: int
-    tokens: int
-    alone: int
-    written: int
-    longest: int  # tokens of the longest prompt with its answer
-    context: int | None
-    seconds: float  # at speeds measured on this machine; 0 if none were
-    known: int = 0  # requests that the store answers
-    embedded: int = 0
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What a user should know of the data and the prompts."""
-
-    reading: tuple[str, ...] = ()
-    repeated: int = 0  # scored items that say the same as one of the pool
-    apart: tuple[tuple[str, str], ...] = ()  # answers that do not begin a token: end of prompt and answer, as tokens
-    short_of_shots: int = 0  # prompts that lost shots to fit
-    warnings: tuple[str, ...] = ()  # of the task (Task.warnings) and of what stands among shots
-    chat: tuple[str, ...] = ()  # models measured without the chat template that they have, in words
-
-    def sentences(self, rows: int, apart: int) -> list[str]:
-        """All of it in words: so many of the notes on rows, and of the answers that do not begin a token."""
-        lines = [*self.warnings, *self.reading[:rows]]
-        if len(self.reading) > rows:
-            lines.append(f"... and {len(self.reading) - rows} more such rows")
-        if self.repeated:
-            lines.append(f"{self.repeated} scored items say the same as an example that shots are drawn from")
-        for last, first in self.apart[:apart]:
-            lines.append(
-                f"an answer does not begin with a token of its own: the prompt ends in {last!r}, and together they"
-                f" become {first!r} .... Let the template end before a space or a newline"
-            )
-        lines += self.chat
-        if self.short_of_shots:
-            lines.append(f"{self.short_of_shots} prompts were longer than the context and lost whole shots")
-        return lines
-
-
-@dataclass(frozen=True)
-class Collected:
-    """All answers of an evaluation, before statistics."""
-
-    task: Task
-    items: tuple[Item, ...]
-    cells: tuple[Cell, ...]
-    measure: str
-    costs: tuple[Cost, ...]
-    notes: Notes
-    seconds: float
-    read: int  # tokens that went through a model this time
-    same_shots: bool = True  # a draw is one set for all items; not those of lm-eval's mode, nor the nearest ones
-    calibrate: tuple[str, ...] = ()  # the corrections that were asked for
-
+__all__ = [
+    "Calibrate", "Cell", "Collected", "Cost", "Evaluation", "Measure", "Notes", "Progress", "Settings",
+]  # fmt: skip
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
-def measure_of(task: Task, settings: Settings) -> str:
-    """The way of choosing that a task's first metric means, or that a user asked for."""
-    if settings.measure != "auto":
-        return settings.measure
-    return MEASURE_OF.get(task.metrics[0].name, "raw") if task.metrics else "raw"
-
-
-def needs_premise(task: Task, settings: Settings) -> bool:
-    """Whether the measure, or a metric of the task, compares a choice with itself behind a premise."""
-    if task.output != "multiple_choice":
-        return False
-    return "pmi" in {measure_of(task, settings), *(MEASURE_OF.get(metric.name) for metric in task.metrics)}
-
-
 class Evaluation:
-    """A grid on its way: `cost()` before the work, `run()` for the work."""
+    """A grid of conditions: `cost()` before the run, `run()` for the answers."""
 
     def __init__(
         self,
@@ -158,23 +52,23 @@ class Evaluation:
         settings: Settings,
         store: Store,
     ) -> None:
-        """`forms` are the same task in several forms, by name. Raises UsageError for what cannot be asked."""
+        """`forms` are the same task with several templates, by name. Raises UsageError for what cannot be run."""
         self.forms = chat_forms(forms, settings.chat, settings.system or "")
         self.models, self.design, self.settings, self.store = models, design, settings, store
         self.task = next(iter(self.forms.values()))
-        _check(self.task, design, settings)
-        _check_chat(self.task, models, settings)
+        check_settings(self.task, design, settings)
+        check_chat(self.task, models, settings)
         self.items = scored_items(self.task, design)
         self.measure = measure_of(self.task, settings)
         self.askers = [Asker(model, store) for model in models]
         if len({asker.key for asker in self.askers}) < len(models):
-            raise UsageError("two of the models are the same, and would give the same answers. Name each once")
+            raise UsageError("two of the models are the same and would give the same answers. Name each model once")
         self._prepared: dict[int, Preparation] = {}
         self.notes = Notes(
             tuple(dict.fromkeys(note for task in self.forms.values() for note in task.notes)),
             len(repeated(self.task)) if max(design.shots) else 0,
             warnings=tuple(dict.fromkeys(each for task in self.forms.values() for each in told(task, design))),
-            chat=_left_out(self.task, models, settings),
+            chat=unused_chat_templates(self.task, models, settings),
         )
 
     def questions(self, number: int) -> list[Question]:
@@ -362,7 +256,7 @@ class Evaluation:
             content_free(task, self.items[0], "")
         except UsageError:
             return ()
-        return ("contextual",) if _same_labels(task) else ()
+        return ("contextual",) if same_labels(task) else ()
 
     def _near(self, asker: Asker, task: Task) -> Neighbours | None:
         """For --select similar: each item's nearest in the pool, by the model's own states of their questions."""
@@ -383,58 +277,6 @@ class Evaluation:
         return {item.place: tuple(pool[n] for n in row) for item, row in zip(self.items, found, strict=True)}
 
 
-def _same_labels(task: Task) -> bool:
-    """Whether all items have the same choices."""
-    first = list(task.form.choices(task.items[0].values))
-    return all(list(task.form.choices(item.values)) == first for item in task.items)
-
-
 def _read_alone(request: Encoded) -> int:
     """Tokens that are read for one request: the last of an answer is only predicted."""
     return len(request.context) + max(0, len(request.continuation) - 1)
-
-
-def _check(task: Task, design: Design, settings: Settings) -> None:
-    if settings.calibrate and task.output != "multiple_choice":
-        raise UsageError("--calibrate corrects the choice among labels; this task has no labels")
-    if settings.calibrate and not _same_labels(task):
-        raise UsageError(f"{task.name}: its choices differ from item to item, so that there are no labels to calibrate")
-    if "contextual" in settings.calibrate and max(design.shots) and (design.select == "similar" or design.per_item):
-        raise UsageError("contextual calibration needs one set of shots for all items. Use --calibrate batch")
-    if settings.measure != "auto" and task.output != "multiple_choice":
-        raise UsageError(f"--score {settings.measure} chooses among labels; this task has none")
-    if settings.premise is not None and not needs_premise(task, settings):
-        raise UsageError("--premise is what pmi compares with, and nothing here does. Add --score pmi")
-    if settings.premise is not None and design.per_item:
-        raise UsageError("--compat lm-eval compares a choice with itself behind nothing. Leave out --premise")
-    if max(design.shots) and task.output == "loglikelihood_rolling":
-        raise UsageError(f"{task.name} measures the likelihood of whole texts, which takes no shots. Use --shots 0")
-    if max(design.shots) > len(task.pool):
-        raise UsageError(
-            f"{max(design.shots)} shots cannot be drawn from {len(task.pool)} examples. Ask for fewer, or give more"
-            " with --shots-from"
-        )
-
-
-def _check_chat(task: Task, models: Sequence[LanguageModel], settings: Settings) -> None:
-    """Raises UsageError for a task or a model that cannot be asked as a chat."""
-    if settings.chat == "off":
-        return
-    if task.output == "loglikelihood_rolling":
-        raise UsageError(
-            f"{task.name} measures the likelihood of whole texts, which are no chat. Use --chat-template off"
-        )
-    for model in models:
-        if model.tokenizer.chat_template is None:
-            raise UsageError(f"{model.name} has no chat template. Use --chat-template off, or another model")
-
-
-def _left_out(task: Task, models: Sequence[LanguageModel], settings: Settings) -> tuple[str, ...]:
-    """What to tell of models that have a chat template and are measured without it."""
-    if settings.chat != "off" or task.output == "loglikelihood_rolling":
-        return ()
-    return tuple(
-        f"{model.name} has a chat template and is measured without it; --chat-template both measures both ways"
-        for model in models
-        if model.tokenizer.chat_template is not None
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -10,7 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +17,14 @@ from ..base import RunError
 from ..base.files import atomic_write
 from . import filters
 from .answers import Answer
-from .evaluation import Calibrate, Cell, Collected
+from .collected import Cell, Collected
 from .harness_form import HarnessForm
-from .metrics import aggregate, f1, golds, matthews, shares
-from .task import Task
+from .metrics import MEASURE_OF, OF_PAIRS, aggregate, first_gold, golds, shares
+from .task import Task, text_digest
 
-_NAMES = {
-    "raw": "acc", "chars": "acc_norm", "bytes": "acc_bytes", "pmi": "acc_mutual_info", "tokens": "acc_tokens",
-    "constrained": "acc_constrained",
-}  # fmt: skip
-_OVER_PAIRS = {"f1": f1, "mcc": matthews}  # of (right, chosen), over all items
+# each measure's own metric; those of "tokens" and "constrained" the harness does not have
+_NAMES = {measure: name for name, measure in MEASURE_OF.items()}
+_NAMES |= {"tokens": "acc_tokens", "constrained": "acc_constrained"}
 
 
 def write_harness_results(folder: Path, collected: Collected) -> list[Path]:
@@ -42,7 +39,7 @@ def write_harness_results(folder: Path, collected: Collected) -> list[Path]:
         below = folder / _safe(condition.model) / _safe(condition.form) / name
         samples = [
             sample for answer in cell.answers
-            for sample in _samples(collected.task, answer, collected.measure, _calibration(cell))
+            for sample in _samples(collected.task, answer, collected.measure, cell.calibration)
         ]  # fmt: skip
         lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
         results = json.dumps(_results(collected, cell, samples), indent=2, ensure_ascii=False, default=str)
@@ -65,11 +62,6 @@ def _safe(name: str) -> str:
     return re.sub(r"[\"<>:/|\\?*\[\] ]+", "__", name)
 
 
-def _calibration(cell: Cell) -> str | None:
-    """The correction that a condition's choices come from; None for the model's own."""
-    return cell.condition.variant if cell.condition.variant in get_args(Calibrate) else None
-
-
 def _metrics(task: Task, answer: Answer, measure: str | None, calibration: str | None) -> dict[str, dict[str, Any]]:
     """What each filter's answer scored, by filter and then metric: the task's own, and the one that is printed.
 
@@ -78,8 +70,8 @@ def _metrics(task: Task, answer: Answer, measure: str | None, calibration: str |
     """
     wanted = [metric.name for metric in task.metrics]
     if calibration is not None:
-        pair = (golds(answer) or [-1])[0], int(answer.prediction)
-        return {calibration: {"acc": answer.values["score"]} | {name: pair for name in _OVER_PAIRS if name in wanted}}
+        pair = first_gold(answer), int(answer.prediction)
+        return {calibration: {"acc": answer.values["score"]} | {name: pair for name in OF_PAIRS if name in wanted}}
     if task.output == "generate_until":
         found: dict[str, dict[str, Any]] = {}
         for name, value in answer.values.items():
@@ -104,11 +96,10 @@ def _metrics(task: Task, answer: Answer, measure: str | None, calibration: str |
 
 def _of_choices(answer: Answer) -> dict[str, Any]:
     """What the metrics over all items take of one: the right choice and the likeliest, or the choices' shares."""
-    gold = golds(answer)
-    first, best = (gold or [-1])[0], int(np.argmax(answer.logprobs))
+    first, best = first_gold(answer), int(np.argmax(answer.logprobs))
     return {
         "f1": (first, best), "mcc": (first, best), "brier_score": (first, shares(answer)),
-        "exact_match": int(any(answer.likelihoods[number].greedy for number in gold)),
+        "exact_match": int(any(answer.likelihoods[number].greedy for number in golds(answer))),
     }  # fmt: skip
 
 
@@ -149,9 +140,9 @@ def _samples(
             "filtered_resps": _texts(filtered),
             "filter": name,
             "metrics": list(metrics),
-            "doc_hash": _hash(json.dumps(row, indent=2, default=str, ensure_ascii=False)),
-            "prompt_hash": _hash(str(arguments[0][0])),
-            "target_hash": _hash(str(target)),
+            "doc_hash": text_digest(json.dumps(row, indent=2, default=str, ensure_ascii=False)),
+            "prompt_hash": text_digest(str(arguments[0][0])),
+            "target_hash": text_digest(str(target)),
             **metrics,
         }
 
@@ -170,10 +161,6 @@ def _generation(task: Task) -> dict[str, Any]:
 def _texts(values: Any) -> Any:
     """Lists of anything as lists of texts."""
     return [_texts(value) for value in values] if isinstance(values, list | tuple) else str(values)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -206,17 +193,19 @@ def _results(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) ->
         "model_source": "nextword",
         "model_name": cell.condition.model,
         "model_name_sanitized": _safe(cell.condition.model),
-        "task_hashes": {name: _hash("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))},
+        "task_hashes": {
+            name: text_digest("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))
+        },
         "total_evaluation_time_seconds": str(collected.seconds),
     }  # fmt: skip
 
 
 def _over_items(collected: Collected, cell: Cell, samples: list[dict[str, Any]]) -> dict[str, float]:
     """Every metric over all items, as "metric,filter": the task's own, and the one that is printed."""
-    calibration = _calibration(cell)
+    calibration = cell.calibration
     if calibration is not None:
-        pairs = {name: [sample[name] for sample in samples] for name in _OVER_PAIRS if name in samples[0]}
-        found = {"acc": float(cell.scores.mean())} | {name: _OVER_PAIRS[name](each) for name, each in pairs.items()}
+        pairs = {name: [sample[name] for sample in samples] for name in OF_PAIRS if name in samples[0]}
+        found = {"acc": float(cell.scores.mean())} | {name: OF_PAIRS[name](each) for name, each in pairs.items()}
         return {f"{name},{calibration}": value for name, value in found.items()}
     own = aggregate(collected.task, cell.answers)  # of the likeliest choice, as the harness has it
     found = {name if "," in name else f"{name},none": value for name, value in own.items()}

@@ -1,19 +1,20 @@
-"""One way of asking and what it scored, over all its draws of shots and their orders."""
+"""The score of one configuration over all its draws of shots and their orders."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
+from .collected import Cell
 from .comparing import OrdersTest, cochran
 from .errorbars import Estimate, Spread, estimate, is_share, spread
-from .evaluation import Cell
 
-ENOUGH_DRAWS = 5  # below, intervals over draws hold too seldom: of 2, 90 times in 100 (sd between draws 1 logit)
+ENOUGH_DRAWS = 5  # with fewer, intervals undercover: with 2, 90% instead of 95% (sd between draws 1 logit)
 Choice = tuple[str, str, int, str]  # model, form, shots, variant
 
 
@@ -24,13 +25,13 @@ class DrawScore:
     draw: int
     order: int
     score: float
-    shots: float  # that stood in the prompts, as a mean: fewer than asked for where whole shots were dropped
+    shots: float  # in the prompts, on average: fewer than requested if whole shots were dropped
     fewest_shots: int = 0  # in any of its prompts
 
 
 @dataclass(frozen=True)
 class Line:
-    """One way of asking, over all its draws and orders."""
+    """One configuration (model, template, shots, variant), over all its draws and orders."""
 
     model: str
     form: str
@@ -42,13 +43,13 @@ class Line:
     spread: Spread | None  # None where there was one draw in one order
     metrics: Mapping[str, float] = field(default_factory=dict)
     scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (draws, orders, items)
-    one_set: bool = False  # one set of shots served all items: its score is not that of other sets
+    one_set: bool = False  # one set of shots served all items: another set may score differently
     per_draw: tuple[DrawScore, ...] = ()
-    caveat: str = ""  # what keeps the score from being that of any such shots, in words
+    caveat: str = ""  # why the score may not hold for other shots, in words
     interval_covers: str = "other items"  # what the interval of `score` generalises to
-    baseline: bool = False  # nobody asked for it: shots with random labels, calibrated zero-shot
+    baseline: bool = False  # added by default: shots with random labels, calibrated zero-shot
     orders_test: OrdersTest | None = None  # of right and wrong in two or more orders
-    effective_shots: float = 0.0  # that stood in the prompts, as a mean over draws, orders and items
+    effective_shots: float = 0.0  # in the prompts, averaged over draws, orders and items
     fewest_shots: int = 0  # in any prompt
 
     @property
@@ -58,7 +59,7 @@ class Line:
 
     @property
     def choice(self) -> Choice:
-        """What of it a user chooses."""
+        """The part of it that a user chooses."""
         return self.model, self.form, self.shots, self.variant
 
     @property
@@ -69,24 +70,30 @@ class Line:
 
     @property
     def name(self) -> str:
-        """What tells it from the others, in words."""
+        """Its name among the others."""
         return line_name(self.shots, self.variant, self.one_set)
 
 
 def line_name(shots: int, variant: str, one_set: bool) -> str:
-    """As "4 shots, batch"; one set of shots is never called by the number alone."""
+    """As "4 shots, batch"; a single set of shots is never called "4 shots"."""
     words = f"{'this one set of ' * one_set}{shots} shot{'s' * (shots != 1)}"
     return words if variant == "plain" else f"{words}, {variant}"
 
 
-def several(choices: Sequence[Choice]) -> tuple[bool, bool]:
-    """Whether models differ, and whether forms do."""
+def several(choices: Iterable[Sequence[Any]]) -> tuple[bool, bool]:
+    """Whether models differ, and whether forms do: the first two of each choice."""
+    choices = list(choices)
     return len({model for model, *_ in choices}) > 1, len({form for _, form, *_ in choices}) > 1
+
+
+def prefixes(model: str, form: str, differ: tuple[bool, bool]) -> list[str]:
+    """Model and form, each only where lines differ in it."""
+    return [model] * differ[0] + [form] * differ[1]
 
 
 def full_name(model: str, form: str, name: str, differ: tuple[bool, bool]) -> str:
     """A line's name, with model and form where these differ."""
-    return ", ".join([model] * differ[0] + [form] * differ[1] + [name])
+    return ", ".join([*prefixes(model, form, differ), name])
 
 
 def line_of(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ..generate import LanguageModel, load
 from .checking import checked
-from .evaluation import Evaluation, Progress, Settings
+from .evaluation import Evaluation, Progress
 from .opening import open_task
 from .provenance import provenance
 from .scorers import ScorerFunction, scored_by
+from .settings import Settings
 from .store import opened
 from .summary import Result, summarise
 from .table import TableSettings

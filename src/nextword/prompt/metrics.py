@@ -96,7 +96,7 @@ def of_the_choice(task: Task, answers: Sequence[Answer]) -> dict[str, float]:
     a calibration chose.
     """
     pairs = [(first_gold(answer), int(answer.prediction)) for answer in answers]
-    named = {metric.name: _OF_PAIRS[metric.name](pairs) for metric in task.metrics if metric.name in _OF_PAIRS}
+    named = {metric.name: OF_PAIRS[metric.name](pairs) for metric in task.metrics if metric.name in OF_PAIRS}
     return {"acc": _mean(answers, "score"), **named}
 
 
@@ -117,7 +117,7 @@ def _over_all(name: str, output: Output, answers: Sequence[Answer]) -> float:
         return float(np.mean([any(answer.likelihoods[n].greedy for n in golds(answer)) for answer in answers]))
     if name == "brier_score":
         return float(np.mean([_brier(answer) for answer in answers]))
-    return _OF_PAIRS[name]([(first_gold(answer), int(np.argmax(answer.logprobs))) for answer in answers])
+    return OF_PAIRS[name]([(first_gold(answer), int(np.argmax(answer.logprobs))) for answer in answers])
 
 
 def golds(answer: Answer) -> list[int]:
@@ -170,4 +170,4 @@ def matthews(pairs: Sequence[tuple[int, int]]) -> float:
     return covariance(gold, predicted) / math.sqrt(spread) if spread > 0 else 0.0
 
 
-_OF_PAIRS = {"f1": f1, "mcc": matthews}  # from (gold, predicted)
+OF_PAIRS = {"f1": f1, "mcc": matthews}  # from (gold, predicted)

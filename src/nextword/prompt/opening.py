@@ -1,4 +1,4 @@
-"""What a user names as a task, as one or more forms of it: a file of rows, a task file, or a task of nextword's own."""
+"""A task by its name, with one or more forms: a table of rows, a task file, or a built-in task."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def read_templates(given: Sequence[str]) -> dict[str, str]:
                 name, source = path.stem, read_text(path, 1 << 20).removesuffix("\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(
-                    f"template {text!r} is no file that can be read ({error}), and no text with gaps such as {{input}}"
+                    f"template {text!r} is neither a readable file ({error}) nor a text with gaps such as {{input}}"
                 ) from None
         if name in found:
-            raise UsageError(f"two templates are called {name!r}; rename a file")
+            raise UsageError(f"two templates have the name {name!r}; rename a file")
         found[name] = source
     return found
 
@@ -57,13 +57,13 @@ def open_task(name: str, templates: Mapping[str, str], settings: TableSettings |
     if is_table:
         if not templates:
             raise UsageError(
-                f"{path}: how do its rows become prompts? Give --template 'Review: {{text}}\\nSentiment: {{label}}',"
-                " with columns in braces"
+                f"{path}: a table needs a template, such as --template 'Review: {{text}}\\nSentiment: {{label}}',"
+                " with column names in braces"
             )
         forms = {form: table_task(path, replace(settings, template=source)) for form, source in templates.items()}
         return _of_the_same_rows(forms)
     if settings.answer is not None:
-        raise UsageError(f"--answer is for tables: the task file of {name} says where the answer is (doc_to_target)")
+        raise UsageError(f"--answer is for tables: in {name}, doc_to_target gives the answer")
     task = _task_file(name, path, settings)
     task = _freed(checked(_relabelled(_described(task, settings), settings), settings), settings)
     if not templates:
@@ -72,7 +72,7 @@ def open_task(name: str, templates: Mapping[str, str], settings: TableSettings |
 
 
 def _of_the_same_rows(forms: Mapping[str, Task]) -> dict[str, Task]:
-    """The forms with the rows that none of them left out: what one cannot ask, none does."""
+    """The forms with the rows that all of them can use, so that all are scored on the same items."""
     common = set.intersection(*({item.place for item in (*task.items, *task.pool)} for task in forms.values()))
     return {
         name: replace(
@@ -89,8 +89,8 @@ def _check_unchanged(name: str, given: Sequence[str], is_table: bool) -> None:
         raise UsageError(f"--compat lm-eval runs task files (.yaml) as lm-evaluation-harness does; {name} is a table")
     if given:
         raise UsageError(
-            f"--compat lm-eval runs {name} as lm-evaluation-harness does, and {' and '.join(given)} would change it:"
-            " the results would no longer be the harness's. Leave out one or the other"
+            f"--compat lm-eval runs {name} as lm-evaluation-harness does, and {' and '.join(given)} would change that."
+            " Leave out one or the other"
         )
 
 
@@ -99,18 +99,18 @@ def _task_file(name: str, path: Path, settings: TableSettings) -> Task:
 
     if path.suffix in TASK_FILES:
         if not path.is_file():
-            raise UsageError(f"{path}: there is no such file")
+            raise UsageError(f"{path}: no such file")
         task = load_harness_task(path, settings)
     elif name in shipped_tasks():
         task = load_harness_task(shipped_path(name), settings)
     else:
         raise UsageError(
-            f"there is no task {name!r}.{closest(name, shipped_tasks())} A task is a .yaml file, rows in"
-            f" {', '.join(SUFFIXES)}, or one of: {', '.join(shipped_tasks())}"
+            f"there is no task {name!r}.{closest(name, shipped_tasks())} A task is a .yaml file, a table ("
+            f"{', '.join(SUFFIXES)}), or one of: {', '.join(shipped_tasks())}"
         )
     refused = [each for each in settings.given if each not in ("--group", "--skip-bad")]
     if task.output == "loglikelihood_rolling" and refused:
-        raise UsageError(f"{task.name} measures the likelihood of whole texts; {refused[0]} has no meaning for it")
+        raise UsageError(f"{task.name} measures the likelihood of whole texts; {refused[0]} does not apply to it")
     return task
 
 
@@ -141,9 +141,9 @@ def _relabelled(task: Task, settings: TableSettings) -> Task:
         return task
     form = _harness_form(task)
     if task.output != "multiple_choice":
-        raise UsageError(f"--labels: {task.name} has no choices that could be called something else")
+        raise UsageError(f"--labels: {task.name} has no choices")
     if form.asks_of_choices(task.items[0].values):
-        raise UsageError(f"--labels: the choices of {task.name} are whole questions, not what follows one")
+        raise UsageError(f"--labels: the choices of {task.name} are whole questions, not answers")
     choices = _one_set(task, "and --labels names one set of choices")
     if any(form.shot_choices(item.values) != choices for item in task.pool):
         raise UsageError(f"--labels: the shots of {task.name} have choices of their own")
@@ -155,12 +155,12 @@ def _relabelled(task: Task, settings: TableSettings) -> Task:
 
 
 def _freed(task: Task, settings: TableSettings) -> Task:
-    """The task with its answer written by the model; one that is so already stays as it is."""
+    """The task with its answer generated by the model; unchanged if it already is."""
     if not settings.free or task.output == "generate_until":
         return task
     form = _harness_form(task)
     if task.output == "multiple_choice" and form.asks_of_choices(task.items[0].values):
-        raise UsageError(f"--free: the choices of {task.name} are whole questions; there is nothing to write")
+        raise UsageError(f"--free: the choices of {task.name} are whole questions; there is no answer to generate")
     replaced = ("generation_kwargs", "metric_list", "filter_list", "repeats")
     harness = {key: value for key, value in task.harness.items() if key not in replaced}
     return replace(
@@ -215,7 +215,7 @@ def with_template(task: Task, source: str, settings: TableSettings | None = None
     settings = settings or TableSettings()
     if task.output not in ("multiple_choice", "generate_until"):
         raise UsageError(
-            f"--template asks for a choice or a written answer; {task.name} measures how likely a text is"
+            f"--template needs a choice or a generated answer; {task.name} measures how likely a text is"
             + (", unless --free is given" if task.output == "loglikelihood" else "")
         )
     labels = _one_set(task, "and --template has one set of labels")

@@ -12,7 +12,7 @@ from ..base import RunError
 from ..base.files import atomic_write
 from ..generate import LanguageModel
 from . import report_html
-from .evaluation import Collected
+from .collected import Collected
 from .report_curve import curve, legend
 from .report_data import embedded, embedded_json
 from .report_provenance import how_measured

@@ -1,7 +1,7 @@
-"""How small a difference a comparison shows, and how many items or draws of shots would show a given one.
+"""How small a difference a comparison detects, and how many items or draws of shots detect a given one.
 
 Everything comes from the comparison's own error (items, groups, draws), its own degrees of freedom and its own level,
-so that "these items show .1" and "more items alone would not" cannot both be said of one difference.
+so "these items detect .1" and "more items alone would not help" are never both printed for one difference.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import numpy as np
 from .comparing import MCNEMAR, Comparison
 from .errorbars import LEVEL, Errors, normal, student
 
-POWER = 0.8  # four times in five
-_MOST = 1_000_000  # items; beyond, nobody would ask them
+POWER = 0.8  # probability of detecting a true difference
+_MOST = 1_000_000  # items
 _MOST_DRAWS = 1_000
+_CHANGED = 0.2  # share of items whose score changes, assumed before the run
+_BETWEEN = 0.05  # standard deviation of a difference between draws of shots, assumed before the run
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What shows a difference four times in five: so many items at these draws, or so many draws at these items."""
+    """What detects a difference with 80% power: so many items at these draws, or so many draws at these items."""
 
     items: int | None  # None where more items alone would not
     draws: int | None  # None where there are no draws, or more of them alone would not
@@ -38,20 +40,20 @@ class Power:
     most: float = math.inf  # that a difference can be
 
     def shows(self, difference: float, items: float, draws: float) -> bool:
-        """Whether a true `difference` would be told four times in five."""
+        """Whether a true `difference` would be detected with 80% power."""
         if self.changed is not None:
             return mcnemar_power(math.ceil(items), difference, self.changed, self.level) >= POWER
         return _visible(self.errors.scaled(items, draws), self.level) <= difference
 
 
 def power_of(found: Comparison) -> Power:
-    """The power of a comparison that was made. Items change as they did, one more of two more counted as changed."""
+    """The power of a finished comparison, at its share of changed items (with one of two more counted as changed)."""
     changed = (found.better + found.worse + 1) / (found.count + 2) if found.test == MCNEMAR else None
     return Power(found.errors, found.level, changed, 1.0 if found.shares else math.inf)
 
 
 def visible(power: Power) -> float | None:
-    """The smallest difference that is told four times in five, at the items and draws there are; None if none is."""
+    """The smallest difference detected with 80% power, at the present items and draws; None if there is none."""
     if power.changed is None:
         found = _visible(power.errors, power.level)
         return found if math.isfinite(found) and found <= power.most else None
@@ -73,7 +75,7 @@ def _visible(errors: Errors, level: float) -> float:
 
 
 def needed(power: Power, difference: float) -> Needed:
-    """Items, and draws, that tell `difference` four times in five. Where neither is given, it takes more of both."""
+    """Items, and draws, that detect `difference` with 80% power. If both are None, it takes more of both."""
     errors, size = power.errors, abs(difference)
     items = _least(lambda n: power.shows(size, n, errors.draws), errors.count, _MOST)
     draws = None
@@ -83,7 +85,7 @@ def needed(power: Power, difference: float) -> Needed:
 
 
 def _least(shows: Callable[[int], bool], there: int, most: int) -> int | None:
-    """The least number that shows, near those that are `there`: what they show is never said to take more."""
+    """The least number that shows it, starting from those that are `there`: these are never said to be too few."""
     low, high = 1, there
     while not shows(high):
         if high >= most:
@@ -96,10 +98,10 @@ def _least(shows: Callable[[int], bool], there: int, most: int) -> int | None:
 
 
 def mcnemar_power(count: int, difference: float, changed: float, level: float = LEVEL) -> float:
-    """Probability that McNemar's exact test tells a true `difference` the right way round, over `count` items.
+    """Probability that McNemar's exact test detects a true `difference`, with the right sign, over `count` items.
 
     The number of changed items is binomial (`changed`, at least `difference`), and so is how many of them are better:
-    exact, and below the normal approximation where few items change.
+    exact, and below the normal approximation when few items change.
     """
     from scipy import stats
 
@@ -108,10 +110,10 @@ def mcnemar_power(count: int, difference: float, changed: float, level: float = 
         return 0.0
     middle, width = count * changed, 8 * math.sqrt(count * changed * (1 - changed)) + 8
     pairs = np.arange(max(0, math.floor(middle - width)), min(count, math.ceil(middle + width)) + 1)
-    # the most of the rarer kind that is told: twice their probability by a fair coin stays below the level
+    # the most of the rarer kind that is significant: twice its probability by a fair coin stays below the level
     rarer = stats.binom.ppf(level / 2, pairs, 0.5) - 1
-    told = stats.binom.cdf(rarer, pairs, (1 - difference / changed) / 2)
-    return float((stats.binom.pmf(pairs, count, changed) * told).sum())
+    detected = stats.binom.cdf(rarer, pairs, (1 - difference / changed) / 2)
+    return float((stats.binom.pmf(pairs, count, changed) * detected).sum())
 
 
 def items_of_share(share: float, other: float, level: float = LEVEL) -> float:
@@ -130,7 +132,7 @@ def items_needed(count: int) -> str:
 
 
 def what_is_needed(power: Power, difference: float) -> str:
-    """How many items detect a difference four times in five, or draws, where these make the error; in words."""
+    """How many items detect a difference with 80% power, or how many draws if these dominate the error; in words."""
     found, unit = needed(power, difference), power.errors.unit
     if found.items is not None:
         return items_needed(found.items)
@@ -144,22 +146,22 @@ def what_is_needed(power: Power, difference: float) -> str:
 
 
 def power_sentence(power: Power, difference: float) -> str:
-    """What detects `difference`, and the smallest one that the items and draws there are detect."""
+    """What detects `difference`, and the smallest one that the present items and draws detect."""
     errors, smallest = power.errors, visible(power)
     sets = f" and {errors.draws} {errors.unit}" if errors.draws_freedom else ""
-    shown = "none" if smallest is None else f"one of {smallest:.3f}"
+    shown = "cannot detect any difference" if smallest is None else f"can detect one of {smallest:.3f} or more"
     return (
         f"to detect a true difference of {difference:g} in 80% of runs, {what_is_needed(power, difference)}. These"
-        f" {errors.count:,} items{sets} detect {shown}"
+        f" {errors.count:,} items{sets} {shown}"
     )
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a comparison can show, before anything is asked, under assumptions that `sentence` states."""
+    """What a comparison can detect, before the run, under assumptions that `sentence` states."""
 
     difference: float
-    visible: float | None  # None where nothing is told
+    visible: float | None  # None if nothing is detected
     items: int | None  # that show `difference`
     changed: float  # share of items that change, assumed
     between: float  # standard deviation between draws of shots of the difference, assumed
@@ -169,26 +171,24 @@ class Planned:
 
 
 def planned_power(
-    difference: float, items: int, groups: int | None, draws: int, comparisons: int,
-    one_set: bool = False, changed: float = 0.2, between: float = 0.05,
-) -> Planned:  # fmt: skip
-    """What `items` in so many `groups`, with `draws` sets of shots, would show, at .05 over all `comparisons`.
+    difference: float, items: int, groups: int | None, draws: int, comparisons: int, one_set: bool = False
+) -> Planned:
+    """What `items` in so many `groups`, with `draws` sets of shots, would detect, at .05 over all `comparisons`.
 
-    `changed` is the share of items whose score changes and `between` the standard deviation of the difference between
-    draws: both are guesses, so they are said. Items of a group are taken to change together. `one_set`: the one draw
-    serves all items.
+    The share of items whose score changes and the standard deviation of the difference between draws are guesses, so
+    the sentence states them. Items of a group are taken to change together. `one_set`: the one draw serves all items.
     """
-    changed, level = max(changed, difference), LEVEL / max(1, comparisons)
+    changed, level = max(_CHANGED, difference), LEVEL / max(1, comparisons)
     units = groups if groups is not None else items
-    of_draws = between / math.sqrt(draws) if draws > 1 else 0.0
+    of_draws = _BETWEEN / math.sqrt(draws) if draws > 1 else 0.0
     error = math.sqrt(changed - difference**2) / math.sqrt(units)
     errors = Errors(items, error, units - 1, draws, of_draws, of_draws, draws - 1)
     power = Power(errors, level, None if groups is not None or draws > 1 else changed, 1.0)
     assumed = [f"{changed:.0%} of the items change"]
     if draws > 1:
-        assumed.append(f"the difference has a standard deviation of {between:g} between draws of shots")
+        assumed.append(f"the difference has a standard deviation of {_BETWEEN:g} between draws of shots")
     if one_set:
-        assumed.append("only this one set of shots is meant")
+        assumed.append("conclusions are about this one set of shots")
     if groups is not None:
         assumed.append(f"items of a group change together ({groups:,} groups)")
     together = (
@@ -198,4 +198,4 @@ def planned_power(
     )
     sentence = f"{power_sentence(power, difference)}. Assumed: {', '.join(assumed)}; {together}"
     least = needed(power, difference).items
-    return Planned(difference, visible(power), least, changed, between, comparisons, level, sentence)
+    return Planned(difference, visible(power), least, changed, _BETWEEN, comparisons, level, sentence)

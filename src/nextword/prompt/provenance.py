@@ -1,8 +1,7 @@
-"""How an evaluation was made: enough to run it again, and to see what another one did differently."""
+"""How an evaluation was made: enough to run it again, and to see how another one differed."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
-from .task import Item, Task, row_digests
+from .task import Item, Task, row_digests, text_digest
 from .template import Template
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Provenance:
 
 
 def provenance(evaluation: Evaluation, command: str | None = None) -> Provenance:
-    """How `evaluation` is made, by `command` where it was typed."""
+    """How `evaluation` is made; `command` is the command line, if there was one."""
     return Provenance(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -113,17 +112,13 @@ def _task(task: Task, items: Sequence[Item]) -> TaskRecord:
 
 def _rows_hash(items: Sequence[Item]) -> str:
     own = row_digests([item.values for item in items])  # of a task that was made by hand
-    return _hash(" ".join(item.digest or digest for item, digest in zip(items, own, strict=True)))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_digest(" ".join(item.digest or digest for item, digest in zip(items, own, strict=True)))
 
 
 def _form(name: str, task: Task) -> FormRecord:
     parts: dict[str, Any] = _plain(task.form) if is_dataclass(task.form) else {}
     chat = {} if task.chat is None else {"chat": _plain(task.chat)}
-    return FormRecord(name, _hash(task.form.key + repr(task.chat)), parts | chat)
+    return FormRecord(name, text_digest(task.form.key + repr(task.chat)), parts | chat)
 
 
 def _plain(value: Any) -> Any:
@@ -156,7 +151,7 @@ def _shots(evaluation: Evaluation) -> tuple[ShotsRecord, ...]:
     return tuple(
         ShotsRecord(
             condition.form, condition.shots, condition.variant, condition.draw, condition.order,
-            tuple(f"{shot.split} {shot.index}" for shot in trial.shots[None]),
+            tuple(shot.label for shot in trial.shots[None]),
         )
         for condition, trial in trials.items() if trial.shots.get(None)
     )  # fmt: skip

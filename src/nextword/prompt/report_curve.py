@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
+from .errorbars import with_interval
+from .lines import prefixes, several
 from .summary import Line, Result
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 52, 14, 588, 270
@@ -95,7 +97,7 @@ def _majority(result: Result, y: Scale) -> list[str]:
 
 def _point(line: Line, x: float, y: Scale) -> str:
     score = line.score
-    said = f"{line.model}, {line.form}, {line.name}: {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    said = f"{line.model}, {line.form}, {line.name}: {with_interval(score.value, score.low, score.high)}"
     said += f", {line.caveat}" if line.caveat else ""
     kind = "hollow" if line.caveat or line.one_set else "mark"
     return (
@@ -123,8 +125,8 @@ def legend(result: Result) -> str:
     """What colours, marks, lines and whiskers mean, for those that are there."""
     if len(result.lines) == 1:
         return f'<p class="notes">{_whiskers(result)}</p>'
-    several = _series(result) if len(_series(result)) > 1 else []
-    keys = [(f"c{number % _COLOURS}", "●", _series_name(result, each)) for number, each in enumerate(several)]
+    series = _series(result) if len(_series(result)) > 1 else []
+    keys = [(f"c{number % _COLOURS}", "●", _series_name(result, each)) for number, each in enumerate(series)]
     marks = list(dict.fromkeys(line.variant for line in result.lines))
     if len(marks) > 1:
         names = {"plain": "as the model answers", "random labels": "shots with random labels"}
@@ -141,19 +143,18 @@ def legend(result: Result) -> str:
 
 
 def _series_name(result: Result, series: Series) -> str:
-    several = [len({each[place] for each in _series(result)}) > 1 for place in (0, 1)]
-    return ", ".join(part for part, shown in zip(series, several, strict=True) if shown)
+    return ", ".join(prefixes(*series, several(_series(result))))
 
 
 def _whiskers(result: Result) -> str:
-    """What an interval holds for, and how it is obtained."""
+    """What an interval generalises to, and how it is computed."""
     clustered = ", clustered by group" if result.groups else ""
     several = len(result.lines) > 1
     parts = ["Whiskers are 95% intervals."] if several else []
     held = "they hold" if several else "the interval holds"
     if any(line.spread is not None for line in result.lines):
         parts.append(
-            f"With several draws of shots {held} for other items and other draws: Student's t on the error of both"
+            f"With several draws of shots {held} for other items and other draws: Student's t on both errors"
             f" (components of variance, Satterthwaite's degrees of freedom{clustered})."
         )
     if any(line.spread is None for line in result.lines):

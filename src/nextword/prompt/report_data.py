@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from ..generate import LanguageModel
 from .answers import Answer
-from .evaluation import Calibrate, Cell, Collected
+from .collected import Cell, Collected
 from .lines import full_name, line_name, several
 from .scoring import common
 from .task import Ids
@@ -35,7 +35,7 @@ def embedded(collected: Collected, models: dict[str, LanguageModel]) -> dict[str
     for number, cell in enumerate(collected.cells):
         answers = [cell.answers[place] for place in places]
         condition = {"name": names[number], **_verdicts(answers), **_chosen_by(cell, collected.measure)}
-        if cell.condition.variant in get_args(Calibrate):
+        if cell.calibration is not None:
             condition["base"] = base
         else:
             base = number
@@ -43,7 +43,7 @@ def embedded(collected: Collected, models: dict[str, LanguageModel]) -> dict[str
         conditions.append(condition)
     return {
         "output": collected.task.output,
-        "items": [[f"{item.split} {item.index}", item.group] for item in (collected.items[n] for n in places)],
+        "items": [[item.label, item.group] for item in (collected.items[n] for n in places)],
         "left_out": len(collected.items) - len(places),
         "conditions": conditions,
         "forms": _forms(collected, places),

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
-from .evaluation import Cell, Collected
-from .lines import full_name, several
+from .collected import Cell, Collected
+from .lines import Choice, full_name, several
 from .summary import Line, Result
 
 _MOST_LABELS = 26  # in a confusion matrix
 _MOST_NAMED, _LONGEST_NAMES = 6, 60  # labels, and their characters together, that heads of columns have room for
 _LONGEST_SHOWN = 60  # characters of a label
-_MOST_NOTES = 20  # on rows, and on answers that do not begin a token
+_MOST_NOTES = 20  # of a kind
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
 def lead(result: Result) -> str:
-    """How much was asked, and the best way of asking."""
+    """How many items, and the best configuration."""
     groups = f" in {result.groups:,} groups" if result.groups else ""
     majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
     chosen = "" if result.chosen is None else f"<p>{escape(result.chosen.sentence)}</p>"
@@ -28,7 +27,7 @@ def lead(result: Result) -> str:
 
 
 def table(result: Result) -> str:
-    """A row for each way of asking, and under it, folded, one for each draw and order."""
+    """A row for each configuration, with a folded table of its draws and orders."""
     columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
     rows, differ = [], several([line.choice for line in result.lines])
     for number, line in enumerate(result.lines):
@@ -51,11 +50,11 @@ def _orders_tests(result: Result) -> list[str]:
 def _columns(result: Result) -> dict[str, Sequence[str]]:
     """Cells by the head of their column; a column that says nothing is empty."""
     lines = result.lines
-    several = [len({getattr(line, name) for line in lines}) > 1 for name in ("model", "form")]
+    models, forms = several(line.choice for line in lines)
     metrics = list(dict.fromkeys(name for line in lines for name in line.metrics))
     return {
-        "model": [escape(line.model) * several[0] for line in lines],
-        "template": [escape(line.form) * several[1] for line in lines],
+        "model": [escape(line.model) * models for line in lines],
+        "template": [escape(line.form) * forms for line in lines],
         "shots": [_name(line) for line in lines],
         escape(result.metric): [f"{line.score.value:.3f}" for line in lines],
         "95% interval": [f"{line.score.low:.3f} to {line.score.high:.3f}" for line in lines],
@@ -131,10 +130,10 @@ def comparisons(result: Result) -> str:
     listed = ""
     for family in result.families:
         compared = [each.sentence for each in result.comparisons if each.primary is family.primary]
-        head = "" if family.primary else "<h3>With baselines that nobody asked for</h3>"
+        head = "" if family.primary else "<h3>With baselines</h3>"
         listed += f'{head}{_sentences(compared)}<p class="notes">{escape(family.sentence)}</p>'
     if result.power:
-        listed += f"<h3>What would show a given difference</h3>{_sentences(result.power.splitlines())}"
+        listed += f"<h3>Power</h3>{_sentences(result.power.splitlines())}"
     return f"<section><h2>Comparisons</h2>{listed}</section>"
 
 
@@ -154,23 +153,20 @@ def _sentences(sentences: Iterable[str]) -> str:
 
 
 def confusions(collected: Collected, result: Result) -> str:
-    """Right answers against the model's, summed over all draws and orders of a way of asking."""
+    """Right answers against the model's, summed over all draws and orders of a configuration."""
     if collected.task.output != "multiple_choice":
         return ""
-    by_choice: dict[Any, list[Cell]] = {}
+    by_choice: dict[Choice, list[Cell]] = {}
     for cell in collected.cells:
         by_choice.setdefault(cell.condition.choice, []).append(cell)
-    several = [len({choice[place] for choice in by_choice}) > 1 for place in (0, 1)]
-    names = {(line.model, line.form, line.shots, line.variant): line.name for line in result.lines}
-    figures = "".join(
-        _confusion(cells, ", ".join([choice[0]] * several[0] + [choice[1]] * several[1] + [names[choice]]))
-        for choice, cells in by_choice.items()
-    )
+    differ = several(by_choice)
+    names = {line.choice: full_name(line.model, line.form, line.name, differ) for line in result.lines}
+    figures = "".join(_confusion(cells, names[choice]) for choice, cells in by_choice.items())
     if not figures:
         return ""
     return (
         "<section><h2>Right answers and the model's</h2><p class='notes'>Counts of answers, summed over all draws and"
-        " orders of a way of asking; in brackets the share of the row, which is of one right answer.</p>"
+        " orders of a configuration; in brackets the share of the row, i.e. of one right answer.</p>"
         f'<div class="confusions">{figures}</div></section>'
     )
 
@@ -223,8 +219,7 @@ def _summed(cells: Sequence[Cell]) -> str:
 
 def notes(result: Result) -> str:
     """Warnings about the data and the prompts."""
-    lines = result.notes.sentences(_MOST_NOTES, _MOST_NOTES)
-    return "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return "".join(f"<li>{escape(line)}</li>" for line in result.notes.lines(_MOST_NOTES))
 
 
 def left_out(shown: int, left: int) -> str:

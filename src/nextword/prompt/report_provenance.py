@@ -1,4 +1,4 @@
-"""The report's section on how it was all measured."""
+"""The report's section on how everything was measured."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Texts as they stand, but in quotes where a reader would not see their ends; lists parted by commas."""
+    """Texts as they stand, but in quotes where a reader would not see their ends; lists separated by commas."""
     if value is None or value == [] or value == ():
         return "none"
     if isinstance(value, list | tuple) and all(isinstance(each, str | int) for each in value):

@@ -13,7 +13,7 @@ from ..base import UsageError
 from ..base.errors import closest
 from .comparing import p_text
 from .comparisons import Compared, Pair
-from .errorbars import errors_of, estimate, is_binary, is_share, log_odds
+from .errorbars import errors_of, estimate, is_binary, is_share, log_odds, with_interval
 from .lines import Choice, Line, full_name, line_name, several
 from .power import Power, items_needed, items_of_share, power_of, what_is_needed
 
@@ -22,10 +22,10 @@ Outcome = Literal["met", "not met", "undecided"]
 
 @dataclass(frozen=True)
 class Ask:
-    """One requirement: `after` scores more than another way of asking, or at least a number."""
+    """One requirement: `after` scores more than another configuration, or at least a number."""
 
     text: str
-    after: Choice | None  # None: every way of asking that the user named
+    after: Choice | None  # None: every configuration that the user named
     before: Choice | float
 
 
@@ -53,7 +53,7 @@ def asks_of(require: Sequence[str], at_least: float | None, names: Mapping[str, 
     found = [_ask(text, names) for text in require]
     if at_least is not None:
         if not math.isfinite(at_least):
-            raise UsageError(f"--at-least is {at_least}; it takes a number, as 0.9")
+            raise UsageError(f"--at-least is {at_least}; it must be a number, such as 0.9")
         found.append(Ask(f"--at-least {at_least:g}", None, at_least))
     return tuple(found)
 
@@ -116,7 +116,7 @@ def judge(
 def _by_comparison(text: str, found: Compared, way: int, caveats: set[str]) -> Requirement:
     each = found.comparison
     low, high = sorted((way * each.low, way * each.high))
-    gap = f"{way * each.difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p_text(found.p)}"
+    gap = f"{with_interval(way * each.difference, low, high, '+')}, p {p_text(found.p)}"
     outcome: Outcome = "undecided" if found.better is None else "met" if found.better == (way > 0) else "not met"
     more = ""
     if outcome == "undecided" and each.difference:
@@ -133,7 +133,7 @@ def _by_interval(
     more = ""
     if outcome == "undecided" and score.value != least:
         more = f". If {score.value:.3f} is the true score, {_what_decides(line, least, groups)}"
-    gap = f"{name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+    gap = f"{name} {with_interval(score.value, score.low, score.high)}"
     return Requirement(text, outcome, _said(text, outcome, gap, {line.caveat} - {""}) + more)
 
 

@@ -1,4 +1,4 @@
-"""How right a free answer is: from the same text to a number that is found in it, or a function of one's own."""
+"""Scorers of generated answers: by text, number, words or pattern, or by a function of the user's own."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def with_scorer(task: Task, scorer: str | ScorerFunction) -> Task:
     """
     name, options, function = _named(scorer) if isinstance(scorer, str) else _given(scorer)
     if task.output != "generate_until":
-        hint = "" if task.harness else " (--free lets it write)"
-        does = f"chooses among labels{hint}" if task.output == "multiple_choice" else "writes nothing"
-        raise UsageError(f"--scorer {name} scores what a model writes; in {task.name} it {does}")
+        hint = "" if task.harness else " (--free lets it generate)"
+        does = f"chooses among labels{hint}" if task.output == "multiple_choice" else "generates nothing"
+        raise UsageError(f"--scorer {name} is for generated answers; in {task.name} the model {does}")
     if name == "number":
         _check_numbers(task)
     harness = {key: value for key, value in task.harness.items() if key != "filter_list"}
@@ -57,7 +57,7 @@ def with_scorer(task: Task, scorer: str | ScorerFunction) -> Task:
 def scored_by(forms: Mapping[str, Task], scorer: str | ScorerFunction, as_harness: bool) -> dict[str, Task]:
     """`with_scorer` of every form. lm-evaluation-harness's mode (`as_harness`) has its files' own metrics alone."""
     if as_harness:
-        raise UsageError("--compat lm-eval scores as the task file says. Leave out --scorer")
+        raise UsageError("--compat lm-eval uses the task file's metrics. Leave out --scorer")
     return {name: with_scorer(task, scorer) for name, task in forms.items()}
 
 
@@ -91,7 +91,9 @@ def _given(function: ScorerFunction) -> tuple[str, dict[str, Any], ScorerFunctio
         except (TypeError, ValueError):
             number = math.nan
         if not 0 <= number <= 1:
-            raise UsageError(f"the scorer {name} gave {value!r:.80} for {answer!r:.80}; it takes a number from 0 to 1")
+            raise UsageError(
+                f"the scorer {name} gave {value!r:.80} for {answer!r:.80}; it must return a number from 0 to 1"
+            )
         return number
 
     return name, {}, score
@@ -146,7 +148,7 @@ def _check_numbers(task: Task) -> None:
         gold = task.form.gold(item.values)
         if all(last_number(str(each)) is None for each in _golds(gold)):  # type: ignore[arg-type]
             raise UsageError(
-                f"--scorer number: the right answer of row {item.index + 1}, {gold!r:.80}, holds no number"
+                f"--scorer number: the right answer of row {item.index + 1}, {gold!r:.80}, contains no number"
             )
 
 
@@ -174,10 +176,10 @@ def _found_by(source: str) -> Callable[[str, str], float]:
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--scorer regex: {source!r} is not a regular expression ({error})") from None
     if not source:
-        raise UsageError("--scorer regex: has no pattern. Write it behind the colon, as in 'regex:answer is (.*)'")
+        raise UsageError("--scorer regex: has no pattern. Write it after the colon, as in 'regex:answer is (.*)'")
 
     def score(answer: str, gold: str) -> float:
-        with _time_limit(_SECONDS, f"--scorer regex: {source!r} takes more than {_SECONDS:g} s to search one answer"):
+        with _time_limit(_SECONDS, f"--scorer regex: {source!r} took more than {_SECONDS:g} s on one answer"):
             match = pattern.search(answer)
         found = None if match is None else match[1 if pattern.groups else 0]
         return 0.0 if found is None else exact(found, gold)
@@ -194,7 +196,7 @@ def _time_limit(seconds: float, message: str) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise UsageError(f"{message}. Write it without a repeat inside a repeat")
+        raise UsageError(f"{message}. Avoid nested repeats")
 
     handler = signal.signal(signal.SIGALRM, stop)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)

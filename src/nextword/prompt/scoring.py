@@ -26,10 +26,9 @@ _ROWS = 64  # logits formed at a time: 64 x 50,000 numbers are 13 MB
 
 @dataclass
 class Work:
-    """What scoring took: tokens through the model, and what it would have been without sharing."""
+    """What scoring took: tokens through the model."""
 
     forwarded: int = 0
-    alone: int = 0
 
 
 def encode(request: Request, tokenizer: Tokenizer, tokens: Callable[[str], list[int]] | None = None) -> Encoded:
@@ -102,7 +101,6 @@ class Scorer:
         self._check(requests)
         order = _sorted(requests)
         texts, first = _texts([requests[n] for n in order])
-        self.work.alone += sum(map(len, texts))
         state = self.model.new_state(1)
         partial: dict[int, list[tuple[float, bool]]] = {}  # tokens of a text longer than one pass, already scored
         for branch in _passes(texts, first, self.at_once, state.back):

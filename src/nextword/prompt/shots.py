@@ -7,7 +7,7 @@ all items, but for `similar`, which picks for each item the pool's nearest.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -71,14 +71,12 @@ def with_random_answers(task: Task, shots: Sequence[Item], seed: int, number: in
 
 
 @torch.inference_mode()
-def embed(model: Model[Any], texts: Sequence[Ids], seen: Callable[[], None] | None = None) -> Vectors:
+def embed(model: Model[Any], texts: Sequence[Ids]) -> Vectors:
     """Each text as the mean of the model's last hidden states over its tokens, scaled to length one."""
     rows = []
     for text in texts:
         hidden = model.hidden(torch.tensor([text], device=model.device))[0].float().mean(0)
         rows.append((hidden / hidden.norm()).numpy(force=True))
-        if seen is not None:
-            seen()
     return np.stack(rows)
 
 

@@ -1,7 +1,7 @@
-"""What models answered, kept from run to run: an interrupted evaluation goes on, a changed template asks anew.
+"""Answers of models, kept between runs: an interrupted evaluation resumes, a new template asks what changed.
 
-One SQLite file. An answer's key is a hash of the model's weights, its precision, the token ids asked, and how:
-never the name of a task or a template, which may change behind their backs.
+One SQLite file. An answer's key is a hash of the model's weights, its precision, the token ids and the sampling
+settings, never the name of a task or a template, whose content may change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from ..base import RunError, UsageError, open_regular, printable
 from ..base.errors import closest
 from ..weights.catalogue import cache_folder
-from .task import Encoded, Generation, Ids, Likelihood
+from .task import Encoded, Generation, Ids, Likelihood, text_digest
 
 _SCHEMA = """
 create table if not exists answers (key blob primary key, value blob not null, greedy integer) without rowid;
@@ -102,12 +102,12 @@ class Store:
         """Raise UsageError for a name that an evaluation has already, or that none can have."""
         if not name.strip() or len(name) > _LONGEST_NAME or _LAST.fullmatch(name) or name.startswith("-"):
             raise UsageError(
-                f"--name {printable(name, 40)!r} cannot be a name: give up to {_LONGEST_NAME} characters that do not"
-                " begin with a dash, other than last and last~1"
+                f"--name {printable(name, 40)!r} is not a valid name: use at most {_LONGEST_NAME} characters, no"
+                " leading dash, and not last or last~1"
             )
         if name in self.names():
             raise UsageError(
-                f"an evaluation {name!r} is kept already. Give another --name, or remove it: nextword eval runs remove"
+                f"an evaluation {name!r} exists already. Give another --name, or remove it: nextword eval runs remove"
                 f" {name}"
             )
 
@@ -117,7 +117,7 @@ class Store:
         None is ever overwritten.
         """
         text = json.dumps(result)
-        for called in (name, f"{name}-{_digest(text)[:6]}", f"{name}-{_digest(text)}"):
+        for called in (name, f"{name}-{text_digest(text)[:6]}", f"{name}-{text_digest(text)}"):
             row = (called, time.time(), text)
             added = self._connection.execute("insert or ignore into evaluations values (?, ?, ?)", row).rowcount
             self.commit()
@@ -150,19 +150,19 @@ class Store:
         if name in names:
             return name
         if not names:
-            raise UsageError(f"no evaluation {name!r} is kept in {self.path}: there is none yet")
+            raise UsageError(f"no evaluation {name!r} in {self.path}: there are none yet")
         if counted := _LAST.fullmatch(name):
             back = int(counted[1] or 0)
             if back >= len(names):
-                raise UsageError(f"{name}: {len(names):,} evaluations are kept in {self.path}")
+                raise UsageError(f"{name}: {self.path} holds only {len(names):,} evaluation{'s' * (len(names) != 1)}")
             return names[-1 - back]
         begun = [each for each in names if name and each.startswith(name)]
         if len(begun) > 1:
             several = ", ".join(begun[-3:]) + (", ..." if len(begun) > 3 else "")
-            raise UsageError(f"{name!r} begins the names of {len(begun):,} evaluations ({several}); give more of it")
+            raise UsageError(f"{name!r} matches {len(begun):,} evaluations ({several}); type more of the name")
         if not begun:
             near = closest(name, names)
-            raise UsageError(f"no evaluation {name!r} is kept in {self.path}.{near} See: nextword eval runs list")
+            raise UsageError(f"no evaluation {name!r} in {self.path}.{near} See: nextword eval runs list")
         return begun[0]
 
     def names(self) -> list[str]:
@@ -199,11 +199,7 @@ def default_name(result: dict[str, Any], began: float) -> str:
     """What an evaluation is called: its task, the local time when it `began` (seconds since 1970), a hash of it."""
     task = re.sub(r"[^\w.]+", "-", str(result["task"])).strip("-")[: _LONGEST_NAME // 2] or "evaluation"
     when = time.strftime("%Y%m%d-%H%M", time.localtime(began))
-    return f"{task}-{when}-{_digest(json.dumps(result))[:6]}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f"{task}-{when}-{text_digest(json.dumps(result))[:6]}"
 
 
 def _key(model: str, *what: object) -> bytes:
@@ -243,8 +239,8 @@ def _connect(where: str) -> sqlite3.Connection:
 def opened(path: Path | None) -> Iterator[Store]:
     """The store at `path`, made where there is none; in memory if None.
 
-    What was put is written even if work is cut off. Raises UsageError for a file that is no store, RunError where
-    the disk is full.
+    Pending answers are written even if the run is interrupted. Raises UsageError for a file that is not a store,
+    RunError if the disk is full.
     """
     where = ":memory:" if path is None else str(path)
     try:
@@ -252,18 +248,16 @@ def opened(path: Path | None) -> Iterator[Store]:
             path.parent.mkdir(parents=True, exist_ok=True)
         connection = _connect(where)
     except (OSError, sqlite3.Error) as error:
-        raise UsageError(
-            f"{where}: cannot be used as a store of answers ({error}). Name another with --store"
-        ) from None
+        raise UsageError(f"{where}: cannot be used as a store ({error}). Choose another with --store") from None
     store = Store(connection, Path(where))
     try:
         yield store
         store.commit()
     except sqlite3.Error as error:
         raise RunError(
-            f"{where}: {error}. What was stored before is kept; make room and run the same command again"
+            f"{where}: {error}. Earlier answers are kept; free some space and run the same command again"
         ) from error
     finally:
-        with suppress(sqlite3.Error):  # already told, or something else is
+        with suppress(sqlite3.Error):  # reported already, or another error is being raised
             store.commit()
         connection.close()

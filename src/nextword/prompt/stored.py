@@ -1,4 +1,4 @@
-"""Evaluations out of the store, and two of them compared: rows are paired by their content, never by their place."""
+"""Evaluations from the store, and the comparison of two: rows are paired by content, never by position."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from ..base import UsageError
 from ..base.fields import rebuilt
 from .comparisons import Compared, Side, compared, paired
-from .lines import Line
+from .lines import Line, prefixes, several
 from .store import Kept
 from .summary import AskedRow, Result
 
@@ -20,18 +20,18 @@ def result_of(kept: Kept) -> Result:
         found = rebuilt(Result, kept.result)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"{kept.name!r} was kept by another version of nextword, which this one cannot show ({error}). Run the same"
-            " evaluation again: its answers are in the store"
+            f"{kept.name!r} was stored by another version of nextword and cannot be read by this one ({error}). Run it"
+            " again: its answers are in the store"
         ) from None
     assert isinstance(found, Result)
     return found
 
 
 def compare_kept(first: Kept, second: Kept) -> list[Compared]:
-    """Two kept evaluations, line by line, over the rows that both asked, clustered where either was.
+    """Two kept evaluations, line by line, over the rows that both scored, clustered if either was.
 
     Raises UsageError where they share fewer than two rows, measure different things, group their rows differently, have
-    no way of asking in common, or were kept before rows had digests.
+    no configuration in common, or were kept before rows had digests.
     """
     sides = (first.name, result_of(first)), (second.name, result_of(second))
     places = [_places(*side) for side in sides]
@@ -39,7 +39,7 @@ def compare_kept(first: Kept, second: Kept) -> list[Compared]:
     if len(shared) < 2:
         rows = f"{len(shared)} row{'s' * (len(shared) != 1)}"
         raise UsageError(
-            f"{first.name!r} and {second.name!r} share {rows}, and a comparison takes at least 2. Rows are paired by"
+            f"{first.name!r} and {second.name!r} share {rows}; a comparison needs at least 2. Rows are paired by"
             " their content: compare evaluations of the same data"
         )
     metrics = [result.metric for _, result in sides]
@@ -63,7 +63,7 @@ def compare_kept(first: Kept, second: Kept) -> list[Compared]:
 def _places(name: str, result: Result) -> dict[str, int]:
     """The column of each row's scores, by the row's digest."""
     if not result.rows or not all(row.digest for row in result.rows):
-        raise UsageError(f"{name!r} was kept without its rows' content. Run it again: its answers are in the store")
+        raise UsageError(f"{name!r} was stored without digests of its rows. Run it again: its answers are in the store")
     return {row.digest: number for number, row in enumerate(result.rows)}
 
 
@@ -76,8 +76,8 @@ def _groups(first: Named, second: Named, at: list[list[int]]) -> list[str] | Non
     ]
     if len(found) == 2 and not len(set(zip(*found, strict=True))) == len(set(found[0])) == len(set(found[1])):
         raise UsageError(
-            f"{first[0]!r} and {second[0]!r} group the same rows differently, so that there is no one error to"
-            " compare them by. Run one of them again with the other's --group"
+            f"{first[0]!r} and {second[0]!r} group the same rows differently, so there is no common standard"
+            " error. Run one of them again with the other's --group"
         )
     return found[0] if found and len(set(found[0])) < len(found[0]) else None
 
@@ -89,10 +89,8 @@ def _group(row: AskedRow) -> str:
 def _pairs(first: Named, second: Named) -> list[tuple[Line, Line]]:
     """Lines of the same shots and variant; of the same model or form where both sides have several."""
     lines = [result.lines for _, result in (first, second)]
-    several = [
-        name for name in ("model", "form") if all(len({getattr(line, name) for line in each}) > 1 for each in lines)
-    ]
-    keys = ("shots", "variant", *several)
+    models, forms = (all(both) for both in zip(*(several(line.choice for line in each) for each in lines), strict=True))
+    keys = ("shots", "variant", *prefixes("model", "form", (models, forms)))
     pairs = [(a, b) for a in lines[0] for b in lines[1] if all(getattr(a, key) == getattr(b, key) for key in keys)]
     if not pairs:
         raise UsageError(f"{first[0]!r} and {second[0]!r} have no line with the same {' and '.join(keys)}")
@@ -103,7 +101,7 @@ def _note(first: Named, second: Named, shared: int) -> str:
     asked = [len(result.rows) for _, result in (first, second)]
     if asked == [shared, shared]:
         return ""
-    return f". Compared over the {shared:,} rows both asked, of {asked[0]:,} and {asked[1]:,}"
+    return f". Compared over the {shared:,} rows that both scored, of {asked[0]:,} and {asked[1]:,}"
 
 
 def _draws_note(first: Line, second: Line) -> str:

@@ -1,4 +1,4 @@
-"""Answers → numbers with error bars: what each way of asking scored, and which differences are real."""
+"""Answers → numbers with error bars: what each configuration scored, and which differences are real."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from ..base.fields import finite
 from .choosing import Chosen, choose
+from .collected import Cell, Collected, Cost, Notes
 from .comparisons import Compared, Family, compare_pairs, families, pairs_of
 from .errorbars import majority_accuracy
-from .evaluation import Cell, Collected, Cost, Evaluation, Notes
+from .evaluation import Evaluation
 from .lines import Choice, DrawScore, Line, line_of
 from .power import Planned, planned_power, power_of, power_sentence
 from .provenance import Provenance
@@ -52,7 +53,7 @@ class Result:
     provenance: Provenance | None = None
 
     def draws_table(self) -> list[dict[str, Any]]:
-        """A flat row a draw and order, for pandas or polars; `effective_shots` stood in the prompts, as a mean."""
+        """A flat row per draw and order, for pandas or polars; `effective_shots` is the mean number in the prompts."""
         return [
             {
                 "task": self.task, "model": line.model, "form": line.form, "shots": line.shots, "variant": line.variant,
@@ -68,7 +69,7 @@ class Result:
         return found
 
     def table(self) -> list[dict[str, Any]]:
-        """A flat row a way of asking, for pandas or polars: `pandas.DataFrame(result.table())`."""
+        """A flat row per configuration, for pandas or polars: `pandas.DataFrame(result.table())`."""
         return [
             {
                 "task": self.task, "model": line.model, "form": line.form, "shots": line.shots, "variant": line.variant,
@@ -80,9 +81,9 @@ class Result:
 
 
 def summarise(collected: Collected, seed: int = 0, power: float | None = None, asks: Sequence[Ask] = ()) -> Result:
-    """The numbers of an evaluation. `power` asks how many items would show that difference; `asks` are judged.
+    """The statistics of an evaluation. `power` is a difference to detect; `asks` are requirements to judge.
 
-    Raises UsageError for an ask whose line is not there.
+    Raises UsageError for an ask whose line is missing.
     """
     groups = _groups(collected.items)
     by_choice: dict[Choice, list[Cell]] = {}
@@ -109,14 +110,14 @@ def summarise(collected: Collected, seed: int = 0, power: float | None = None, a
         notes=collected.notes,
         seconds=collected.seconds,
         read=collected.read,
-        rows=tuple(AskedRow(item.digest, f"{item.split} {item.index}", item.group) for item in collected.items),
+        rows=tuple(AskedRow(item.digest, item.label, item.group) for item in collected.items),
         families=families(comparisons),
         requirements=judge(asks, lines, dict(zip(pairs, comparisons, strict=True)), shared),
     )
 
 
 def planned(evaluation: Evaluation, asks: Sequence[Ask], difference: float) -> Planned:
-    """What the evaluation could show of `difference`, before anything is asked, under assumptions that are said."""
+    """Whether the evaluation could detect `difference`, before the run, under assumptions that are stated."""
     conditions, groups = evaluation.conditions(), _groups(evaluation.items)
     choices = list(dict.fromkeys(condition.choice for condition in conditions))
     pairs = pairs_of(choices, _baselines(choices, evaluation.settings.calibrate), pairs_asked(asks))
@@ -127,12 +128,12 @@ def planned(evaluation: Evaluation, asks: Sequence[Ask], difference: float) -> P
 
 
 def _groups(items: Sequence[Item]) -> list[str]:
-    """What each item is independent of the others by: its group, or else itself."""
-    return [f"{item.split} {item.index}" if item.group is None else f"group {item.group}" for item in items]
+    """The unit that is independent of the others: each item's group, or else the item itself."""
+    return [item.label if item.group is None else f"group {item.group}" for item in items]
 
 
 def _baselines(choices: Iterable[Choice], calibrate: Sequence[str]) -> set[Choice]:
-    """What nobody asked for: shots with random labels, calibrated zero-shot."""
+    """The default baselines: shots with random labels, calibrated zero-shot."""
     return {choice for choice in choices if choice[3] not in ("plain", *calibrate)}
 
 
@@ -141,7 +142,7 @@ def _metric(collected: Collected) -> str:
     if collected.task.output in ("multiple_choice", "loglikelihood"):
         return "accuracy"
     if collected.task.output == "loglikelihood_rolling":
-        return "ln p a byte"
+        return "ln p per byte"
     return collected.task.metrics[0].name if collected.task.metrics else "score"
 
 
@@ -157,7 +158,7 @@ def _majority(collected: Collected) -> float | None:
 
 
 def _power(difference: float | None, comparisons: Sequence[Compared]) -> str | None:
-    """What would show `difference`, a line for each comparison of what the user named."""
+    """What would detect `difference`, a line for each comparison between what the user named."""
     if difference is None or not comparisons:
         return None
     shown = [each for each in comparisons if each.primary] or comparisons

@@ -147,7 +147,7 @@ class TableSettings:
 
     def __post_init__(self) -> None:
         if self.labels and self.free:
-            raise UsageError("--labels names the choices, and with --free there are none. Use one of them")
+            raise UsageError("--labels names choices, and --free has none. Use one of them")
 
     @property
     def given(self) -> list[str]:
@@ -199,8 +199,8 @@ def table_task(path: Path, settings: TableSettings) -> Task:
     if others is None and settings.hold_back:
         kept = {item.place for item in hold_back(items, settings.seed)[1]}  # of all rows: whatever was left out
         task = _kept_for_shots(task, kept)
-        rows = f"{len(task.pool)} of {len(task.items) + len(task.pool)} rows are kept for shots and not scored"
-        told = [f"{rows}; give --shots-from to score all"] * bool(task.pool)
+        rows = f"{len(task.pool)} of {len(task.items) + len(task.pool)} rows are reserved for shots and not scored"
+        told = [f"{rows}; use --shots-from to score all"] * bool(task.pool)
     return replace(task, warnings=(*told, *warnings_of(task)))
 
 
@@ -215,7 +215,7 @@ def _kept_for_shots(task: Task, kept: Collection[tuple[str, int]]) -> Task:
 def read_shots(path: Path, scored: Sequence[Path], skip_bad: bool) -> Rows:
     """The rows of --shots-from. Raises UsageError where it is one of the scored files, or cannot be read."""
     if path.resolve() in {each.resolve() for each in scored}:
-        raise UsageError(f"--shots-from is the scored file {path}: its examples would stand in their own prompts")
+        raise UsageError(f"--shots-from is the scored file {path}: items would be among their own shots")
     return read_rows(path, skip_bad)
 
 
@@ -257,7 +257,7 @@ def _answer_column(settings: TableSettings, data: Rows, path: Path) -> str:
         if name in data.columns and name not in gaps[: gaps.index(ANSWER) if gaps else 0]:
             return name
     raise UsageError(
-        f"{path}: which column holds the answer? Name it with --answer. There is: {', '.join(data.columns)}"
+        f"{path}: the column with the answer is not known. Name it with --answer. There is: {', '.join(data.columns)}"
     )
 
 
@@ -289,7 +289,9 @@ def _labels(
     if len(there) > MOST_LABELS:
         return {}, ()
     if len(there) < 2:
-        raise UsageError(f"{path}: every row has the answer {next(iter(there), '')!r}; there is nothing to tell apart")
+        raise UsageError(
+            f"{path}: every row has the answer {next(iter(there), '')!r}; there is nothing to choose between"
+        )
     return {}, tuple(sorted(there))
 
 
@@ -302,9 +304,9 @@ def words_of(labels: Sequence[str], there: Sequence[str], where: str) -> dict[st
     for raw, _ in pairs:
         if raw not in there:
             raise UsageError(
-                f"--labels: {raw!r} is nowhere in {where}, which has {list(there)[:5]}."
+                f"--labels: {raw!r} does not occur in {where}, which has {list(there)[:5]}."
                 f"{closest(raw, there)} To rename one, write {there[0] if there else 'raw'}=word"
             )
     if len({word for _, word in pairs}) < len(pairs) or len(dict(pairs)) < len(pairs):
-        raise UsageError("--labels calls two labels by the same word, or names one twice")
+        raise UsageError("--labels has the same word for two labels, or names one twice")
     return dict(pairs)

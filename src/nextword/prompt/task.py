@@ -29,6 +29,11 @@ class Item:
         """What no other row of the data has."""
         return self.split, self.index
 
+    @property
+    def label(self) -> str:
+        """Its place in words: split and row number, from 0 on."""
+        return f"{self.split} {self.index}"
+
 
 def row_digests(rows: Sequence[Row]) -> list[str]:
     """A hash of each row's content, the same wherever the row stands; the second of two equal rows has its own."""
@@ -37,8 +42,13 @@ def row_digests(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
         seen[text] += 1
-        digests.append(hashlib.sha256(f"{seen[text]} {text}".encode("utf-8", "surrogatepass")).hexdigest()[:24])
+        digests.append(text_digest(f"{seen[text]} {text}")[:24])
     return digests
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hexadecimal; half of a surrogate pair, which a row may hold, is encoded too."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Form(Protocol):

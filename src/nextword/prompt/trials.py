@@ -18,7 +18,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of asking: what a user may choose (model, form, shots), and what chance does (draw, order)."""
+    """One cell of the grid: what a user may choose (model, form, shots), and what chance does (draw, order)."""
 
     model: str
     form: str
@@ -153,8 +153,8 @@ def told(task: Task, design: Design) -> tuple[str, ...]:
     """The task's warnings, and how many of its rows are not scored because they are shots."""
     if not (drawn := len(_drawn(task, design))):
         return task.warnings
-    rows = f"{drawn} of {len(task.items)} rows are shots in some draw and not scored"
-    return *task.warnings, f"{rows}; give --shots-from to score all"
+    rows = f"{drawn} of {len(task.items)} rows are shots in some draw and are not scored"
+    return *task.warnings, f"{rows}; use --shots-from to score all"
 
 
 def _drawn(task: Task, design: Design) -> set[Place]:
