@@ -152,4 +152,5 @@ def test_draws_that_answer_the_opposite_of_each_other_do_not_prove_their_mean() 
     cube = np.array([[right], [1 - right]])
     found = spread(cube).widened(estimate(cube.mean((0, 1))))
     assert found.standard_error == pytest.approx(0.1)  # of draws alone: sd .1414 over the root of 2
-    assert found.low < 0.1 and found.high > 0.9
+    assert found.low < 0.1
+    assert found.high > 0.9

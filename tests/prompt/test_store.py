@@ -257,7 +257,7 @@ def test_the_beginning_of_a_name_or_its_place_from_the_last_is_enough() -> None:
         assert store.evaluation("last~0").name == "min"
         for wrong, said in (
             ("shots", r"begins the names of 2 evaluations \(shots-4, shots-8\)"),
-            ("last~4", "4 evaluations are kept"),
+            ("last~4", "only 4 evaluations kept"),
             ("shot-8", r"no evaluation 'shot-8'.*Did you mean shots-8"),
             ("", "no evaluation ''"),
         ):

@@ -108,3 +108,9 @@ def test_a_stored_baseline_takes_nothing_from_what_was_named() -> None:
     cells = {(0,): right(0.5, 1, 1, 60), (4,): right(0.7, 5, 1, 60), (4, "random labels"): right(0.5, 5, 1, 60)}
     found = compare_kept(kept("a", collected(cells)), kept("b", collected(cells)))
     assert [(each.primary, each.level) for each in found] == [(True, 0.025), (True, 0.025), (False, 0.05)]
+
+
+def test_an_evaluation_is_not_compared_with_itself() -> None:
+    one = kept("one", collected({(0,): right(0.6, 1, 1, 60)}))
+    with pytest.raises(UsageError, match="--compare names 'one' twice"):
+        compare_kept(one, one)

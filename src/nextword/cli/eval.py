@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..base import UsageError
 from ._names import complete_model
@@ -122,6 +123,7 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
     """
     if click_context.invoked_subcommand is not None:
         return
+    _check_together(click_context, task)
     from ..prompt.store import default_path, opened
 
     path = None if options["no_store"] else options["store"] or default_path()
@@ -165,12 +167,17 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     design, settings = _design(options, shots), _settings(options, first, shots)
     models = [load_model(name, options["dtype"], options["device"]) for name in options["models"] or (DEFAULT_MODEL,)]
     evaluation = Evaluation(forms, models, design, settings, store)
-    asks = asks_of(options["require"], options["at_least"], names_of([each.choice for each in evaluation.conditions()]))
+    names = names_of([each.choice for each in evaluation.conditions()])
+    asks = asks_of(options["require"], options["at_least"], names, first.output != "loglikelihood_rolling")
     if options["dry_run"]:
         display.print_cost(evaluation, options["as_json"], None if power is None else planned(evaluation, asks, power))
         return
     began = time.time()
-    collected = display.run(evaluation)
+    try:
+        collected = display.run(evaluation)
+    except KeyboardInterrupt:
+        display.say_interrupted(kept=not options["no_store"])
+        raise
     made = provenance(evaluation, click.get_current_context().meta["command line"])
     result = replace(summarise(collected, design.seed, power, asks), provenance=made)
     name = options["name"] or default_name(result.to_dict(), began)
@@ -187,6 +194,29 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
         kept = None if options["no_store"] else name
         display.print_result(result, kept, options["as_json"], options["show_draws"])
     display.end_with(result.requirements)
+
+
+def _check_together(context: click.Context, task: str | None) -> None:
+    """Raises UsageError for an option that would do nothing beside another one."""
+    typed = [
+        each.opts[0]
+        for each in context.command.params
+        if isinstance(each, click.Option)
+        and context.get_parameter_source(str(each.name)) is ParameterSource.COMMANDLINE
+    ]
+    for option, only, why in (
+        ("--compare", ("--store", "--json"), "it compares two kept evaluations, and measures nothing"),
+        ("--list", ("--json",), "it lists tasks, and measures nothing"),
+    ):
+        others = [*[str(task)] * (task is not None), *(each for each in typed if each not in (option, *only))]
+        if option in typed and others:
+            raise UsageError(f"{option} cannot be used with {', '.join(others)}: {why}")
+    for option, refused, why in (
+        ("--no-store", ("--store", "--name"), "nothing is kept"),
+        ("--compat", ("--draws", "--orders", "--select"), "lm-evaluation-harness draws shots anew for every item"),
+    ):
+        if option in typed and (others := [each for each in typed if each in refused]):
+            raise UsageError(f"{option} cannot be used with {', '.join(others)}: {why}")
 
 
 def _keep(store: Store, name: str, result: Result) -> None:
@@ -214,13 +244,13 @@ def _unescape(text: str) -> str:
 
 def _table(options: dict[str, Any]) -> TableSettings:
     """What the options say of the rows, or in place of what a task file says."""
-    from ..prompt.table import TableSettings
+    from ..prompt.table import TableSettings, labels_of
 
     separator, description = (
         None if options[name] is None else _unescape(options[name]) for name in ("separator", "description")
     )
     return TableSettings(
-        answer=options["answer"], labels=tuple(options["labels"].split(",")) if options["labels"] else (),
+        answer=options["answer"], labels=labels_of(options["labels"] or ""),
         free=options["free"], group=options["group"], shots_from=options["shots_from"], skip_bad=options["skip_bad"],
         seed=options["seed"], hold_back=max(options["shots"] or (0,)) > 0, compat=options["compat"] == "lm-eval",
         separator=separator, description=description,
@@ -232,6 +262,8 @@ def _with_length(task: Any, most: int | None) -> Any:
 
     if most is None:
         return task
+    if task.output != "generate_until":
+        raise UsageError(f"--max-tokens: the model writes no answer in {task.name}. Add --free, or leave it out")
     if most < 1:
         raise UsageError(f"--max-tokens is {most}; it takes a whole number of at least 1")
     return replace(task, generation=replace(task.generation, max_tokens=most))

@@ -33,11 +33,12 @@ class Chosen:
 
 
 def choose(lines: Sequence[Line], groups: Sequence[str], seed: int) -> Chosen | None:
-    """Halves are drawn by group, so that no group stands in both. None where there is nothing to choose or to halve.
+    """Halves are drawn by group, so that no group stands in both. None where the user named fewer
+    than two ways, or there is nothing to halve.
 
     A line with one draw of shots is chosen and measured on that one, over different items.
     """
-    eligible = [line for line in lines if line.variant != "random labels"]
+    eligible = [line for line in lines if not line.baseline]
     names = sorted(set(groups))
     if len(eligible) < 2 or len(names) < 4:
         return None

@@ -154,7 +154,7 @@ class Store:
         if counted := _LAST.fullmatch(name):
             back = int(counted[1] or 0)
             if back >= len(names):
-                raise UsageError(f"{name}: {len(names):,} evaluations are kept in {self.path}")
+                raise UsageError(f"{name}: only {len(names):,} evaluation{'s' * (len(names) != 1)} kept in {self.path}")
             return names[-1 - back]
         begun = [each for each in names if name and each.startswith(name)]
         if len(begun) > 1:

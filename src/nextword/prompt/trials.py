@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..base import UsageError
 from .chatting import chat_requests
+from .checking import warnings_of_copies
 from .shots import Select, draw, reorder, with_random_answers
 from .task import Item, Request, Task, premises, requests
 
@@ -150,11 +151,12 @@ def scored_items(task: Task, design: Design) -> tuple[Item, ...]:
 
 
 def told(task: Task, design: Design) -> tuple[str, ...]:
-    """The task's warnings, and how many of its rows are not scored because they are shots."""
-    if not (drawn := len(_drawn(task, design))):
-        return task.warnings
-    rows = f"{drawn} of {len(task.items)} rows are shots in some draw and not scored"
-    return *task.warnings, f"{rows}; give --shots-from to score all"
+    """The task's warnings, how many of its rows are not scored because they are shots, and how many are copies."""
+    found = [*task.warnings, *warnings_of_copies(task, scored_items(task, design))]
+    if drawn := len(_drawn(task, design)):
+        rows = f"{drawn} of {len(task.items)} rows are shots in some draw and not scored"
+        found.append(f"{rows}; give --shots-from to score all")
+    return tuple(found)
 
 
 def _drawn(task: Task, design: Design) -> set[Place]:
