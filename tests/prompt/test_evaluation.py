@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
     for line in result.lines:
         assert line.score.low <= line.score.value <= line.score.high
         assert line.score.value == pytest.approx(np.mean(line.scores))
-    assert "if the true difference is 0.1, " in str(result.power)
+    assert "to detect a true difference of 0.1 in " in str(result.power)
     written = write_harness_results(tmp_path / "out", collected)
     samples = [path for path in written if path.name.startswith("samples_")]
     rows = [json.loads(line) for line in samples[0].read_text().splitlines()]
@@ -221,3 +222,20 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
     assert result.metric == "ln p a byte"
     assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
     assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "given", [{"measure": "foo"}, {"overflow": "x"}, {"chat_template": "yes"}, {"calibrate": ("a",)}]
+)
+def test_a_setting_that_is_not_known_is_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"is not known\. Known: "):
+        Settings(**given)
+
+
+def test_what_python_gives_is_checked_as_the_command_line_s_is() -> None:
+    with pytest.raises(UsageError, match="--calibrate names batch twice"):
+        Settings(calibrate=("batch", "batch"))
+    with pytest.raises(UsageError, match="--select 'best' is not known"):
+        Design(select="best")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="which model"):
+        evaluate("sentiment", [], shots=[0])

@@ -282,10 +282,7 @@ def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
 def _settings(options: dict[str, Any], task: Any, shots: tuple[int, ...]) -> Settings:
     from ..prompt.evaluation import Settings
 
-    ways = tuple(options["calibrate"].split(",")) if options["calibrate"] else ()
-    for way in ways:
-        if way not in ("contextual", "batch"):
-            raise UsageError(f"--calibrate {way!r} is not known. Use contextual, batch or both")
+    ways = () if options["calibrate"] is None else tuple(options["calibrate"].split(","))
     premise = None if options["premise"] is None else _unescape(options["premise"])
     return Settings(options["measure"], premise, ways, options["overflow"], options["chat_template"], options["system"])
 

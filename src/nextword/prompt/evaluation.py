@@ -21,7 +21,18 @@ from .metrics import MEASURE_OF, aggregate, of_the_choice, score_text
 from .shots import embed, nearest, repeated
 from .store import Store
 from .task import Encoded, Generation, Item, Likelihood, Task
-from .trials import Condition, Design, Neighbours, Overflow, Trial, content_free, scored_items, told, trials_of
+from .trials import (
+    Condition,
+    Design,
+    Neighbours,
+    Overflow,
+    Trial,
+    check_word,
+    content_free,
+    scored_items,
+    told,
+    trials_of,
+)
 
 Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]
 Calibrate = Literal["contextual", "batch"]
@@ -29,7 +40,10 @@ Calibrate = Literal["contextual", "batch"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are scored. `measure` "auto" is what the task's first metric says."""
+    """How answers are scored. `measure` "auto" is what the task's first metric says.
+
+    Raises UsageError for a word that none of them knows, and for what excludes each other.
+    """
 
     measure: Measure = "auto"
     premise: str | None = None  # of pointwise mutual information; None takes the template's last words
@@ -39,6 +53,13 @@ class Settings:
     system: str | None = None  # message, in front of the task's description
 
     def __post_init__(self) -> None:
+        check_word("--score", self.measure, Measure)
+        check_word("--overflow", self.overflow, Overflow)
+        check_word("--chat-template", self.chat, ChatTemplate)
+        for way in self.calibrate:
+            check_word("--calibrate", way, Calibrate)
+            if self.calibrate.count(way) > 1:
+                raise UsageError(f"--calibrate names {way} twice; name it once")
         if self.chat_template == "off" and self.system is not None:
             raise UsageError("--system is a message of the chat template, which --chat-template off leaves out")
 

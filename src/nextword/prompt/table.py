@@ -244,7 +244,10 @@ def check_group(group: str | None, rows: Sequence[Row], path: Path) -> None:
     """Raises UsageError where a row lacks the column to group by."""
     lacking = next((row for row in rows if group is not None and group not in row), None)
     if lacking is not None:
-        raise UsageError(f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)}")
+        raise UsageError(
+            f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)} There is:"
+            f" {', '.join(lacking)}"
+        )
 
 
 def _answer_column(settings: TableSettings, data: Rows, path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from ..base import UsageError
 from .chatting import chat_requests
@@ -15,6 +15,12 @@ from .task import Item, Request, Task, premises, requests
 
 Overflow = Literal["error", "drop-shots"]
 Place = tuple[str, int]
+
+
+def check_word(option: str, value: object, known: Any) -> None:
+    """Raises UsageError for a value that is none of the words of the Literal `known`."""
+    if value not in get_args(known):
+        raise UsageError(f"{option} {value!r} is not known. Known: {', '.join(get_args(known))}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Design:
     per_item: bool = False  # lm-evaluation-harness's own draws, anew for each item
 
     def __post_init__(self) -> None:
+        check_word("--select", self.select, Select)
         for name, value, least in (("draws", self.draws, 1), ("orders", self.orders, 1), ("limit", self.limit, 1)):
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}; it takes a whole number of at least {least}")
