@@ -217,8 +217,9 @@ EVALUATIONS = [block for page in PAGES for block in OUTPUTS.blocks(page) if bloc
 def differences(shown: str) -> dict[tuple[str, str], tuple[float, float]]:
     """Each comparison of an evaluation's output: the difference it states, and that of the scores in the table."""
     table, _, rest = shown.partition("\n\n")
-    rows = (re.split(r"\s{2,}", line) for line in table.splitlines()[2:])
-    scores = {row[0]: float(row[1].rstrip("*")) for row in rows if len(row) > 2}
+    _, heads, *rows = (re.split(r"\s{2,}", line) for line in table.splitlines())
+    at = heads.index("accuracy")
+    scores = {", ".join(row[:at]): float(row[at].rstrip("*")) for row in rows if len(row) > at + 1}
     said, found = " ".join(rest.split()), {}
     for one in scores:
         for other in scores:
@@ -252,7 +253,7 @@ def test_a_figure_of_another_run_is_noticed() -> None:
     stated, computed = differences(row.sub(r"\g<1>0.111", block.shown))[one, other]
     assert stated != pytest.approx(computed, abs=0.0011)
     text = TEXTS[block.page.name]
-    assert undisclosed(block, f"{text[: block.end]}```\nFour shots score 0.1234 (v1.2).\n{text[block.end :]}") == [
+    assert undisclosed(block, f"{text[: block.end]}```\nFour shots score 0.1234 (v1.2).\n{text[block.end + 4 :]}") == [
         "0.1234"
     ]
 

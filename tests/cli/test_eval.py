@@ -73,7 +73,7 @@ def test_what_is_required_is_judged_after_all_is_written_and_ends_in_code_1(
     assert code == 1
     found = json.loads(out)
     assert found["requirements"][0]["outcome"] in ("undecided", "not met")
-    assert run(capsys, "--compare", found["name"], found["name"])[0] == 0  # it was kept
+    assert run(capsys, "runs", "show", found["name"])[0] == 0  # it was kept
     assert run(capsys, *asked, "--at-least", "0")[0] == 0
 
 
@@ -282,7 +282,9 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}", "--template", FORM, "--shots", "0,x"], "0,1,4"),
         (["{reviews}", "--template", FORM, "--shots", "-1"], "from 0 on"),
         (["{reviews}", "--template", FORM, "--shots", "99"], "99 shots cannot be drawn"),
-        (["{reviews}", "--template", FORM, "--calibrate", "both"], "contextual, batch or both"),
+        (["{reviews}", "--template", FORM, "--calibrate", "both"], "Known: contextual, batch"),
+        (["{reviews}", "--template", FORM, "--calibrate", ""], "--calibrate '' is not known"),
+        (["{reviews}", "--template", FORM, "--calibrate", "batch,batch"], "names batch twice"),
         (["{reviews}", "--template", FORM, "--draws", "0"], "at least 1"),
         (["{reviews}", "--template", FORM, "--power", "3"], "between 0 and 1"),
         (["{reviews}", "--template", FORM, "--chat-template", "on"], "has no chat template"),
@@ -295,13 +297,24 @@ def test_templates_models_and_orders_make_a_grid(
         (["arithmetic", "--compat", "lm-eval", "--scorer", "f1"], "Leave out --scorer"),
         (["--compare", "a", "b"], "no evaluation 'a' in"),
         ([], "no task given"),
+        (["--compare", "a", "b", "--shots", "4", "--no-store"], "--compare cannot be used with --shots, --no-store"),
+        (["--compare", "a", "b", "sentiment"], "--compare cannot be used with sentiment"),
+        (["--list", "sentiment"], "--list cannot be used with sentiment"),
+        (
+            ["sentiment", "--compat", "lm-eval", "--draws", "3", "--orders", "2", "--select", "first"],
+            "--compat cannot be used with --draws, --orders, --select: lm-evaluation-harness draws shots anew",
+        ),
+        (["sentiment", "--max-tokens", "4"], "the model writes no answer in sentiment"),
+        (["sentiment", "--at-least", "95", "--shots", "0"], "95 decides nothing"),
     ],
 )
 def test_bad_input_gets_one_line_that_names_the_fix(
     arguments: list[str], said: str, reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [argument.replace("{reviews}", str(reviews)) for argument in arguments]
-    code, out, err = run(capsys, *given, *(["-m", model, "--limit", "4"] if given[:1] != ["--compare"] else []))
+    code, out, err = run(
+        capsys, *given, *(["-m", model, "--limit", "4"] if given[:1] not in (["--compare"], ["--list"]) else [])
+    )
     assert code == 2
     assert out == ""
     assert said in " ".join(err.split())
@@ -365,6 +378,7 @@ def test_ctrl_c_keeps_the_answers_so_far(reviews: Path, smollm2_path: Path, tmp_
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert "interrupted; the answers so far are in the store" in " ".join(err.split())
     from nextword.prompt.store import opened
 
     with opened(tmp_path / "store") as store:

@@ -121,3 +121,15 @@ def test_a_kept_result_comes_back_whole_and_one_of_another_version_is_refused() 
         result_of(Kept("name", 0.0, plain))
     with pytest.raises(UsageError, match="another version"):
         result_of(Kept("name", 0.0, asdict(made) | {"lines": 3}))
+
+
+def test_baselines_alone_are_no_second_family_and_a_column_without_numbers_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = SimpleNamespace(sentence="calibrated", primary=False, level=0.05)
+    lines = shown(result(line(0), comparisons=(alone,)), capsys, monkeypatch)
+    at = lines.index("baselines:")
+    assert lines[at - 1 : at + 2] == ["", "baselines:", "- calibrated"]
+    assert lines[at - 2] != ""
+    assert "draws and orders" not in "\n".join(lines)
+    assert "draws and orders" in "\n".join(shown(result(line(0), line(4, 3)), capsys, monkeypatch))

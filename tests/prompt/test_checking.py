@@ -13,6 +13,7 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.generate import LanguageModel
 from nextword.prompt import evaluate
+from nextword.prompt.checking import warnings_of_copies
 from nextword.prompt.evaluation import Evaluation, Settings
 from nextword.prompt.harness import draws
 from nextword.prompt.opening import open_task, read_templates
@@ -177,3 +178,23 @@ def test_rows_that_are_shots_of_a_task_that_has_no_others_are_told(model: Langua
     (warning,) = told(task, model, shots=(0, 3), draws=1)
     assert warning == "3 of 20 rows are shots in some draw and are not scored; use --shots-from to score all"
     assert told(task, model, shots=(0,)) == ()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_items_that_ask_the_same_are_told_unless_a_group_holds_them(
+    written: bool, model: LanguageModel, tmp_path: Path
+) -> None:
+    rows = [{**row, "text": f"text {n // 2}"} for n, row in enumerate(ROWS[:16])]
+    (warning,) = told(table(tmp_path, FORM, rows, free=written), model, baselines=False)
+    assert warning.startswith("16 of 16 items ask the same as another, but count as independent")
+    assert told(table(tmp_path, FORM, rows, free=written, group="shop"), model, baselines=False) == ()
+
+
+def test_whole_texts_that_are_the_same_are_told_and_different_ones_are_not(tmp_path: Path) -> None:
+    for texts, copies in ((["one", "two", "three"], 0), (["one", "two", "one"], 2)):
+        rows = [{"text": text} for text in texts]
+        path = file_of(tmp_path, rows, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}",
+                       doc_to_choice=None)  # fmt: skip
+        (task,) = open_task(path, {}).values()
+        assert len(warnings_of_copies(task, task.items)) == (copies > 0)
+        assert all(f"{copies} of 3 items" in each for each in warnings_of_copies(task, task.items))

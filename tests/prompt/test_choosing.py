@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -59,3 +61,12 @@ def test_a_choice_from_few_draws_says_what_its_interval_does_not_cover() -> None
     assert "use --draws" not in best(5)
     assert "best of 2: this one set of 4 shots" in best(1, one_set=True)
     assert "holds for this set of shots only" in best(1, one_set=True)
+
+
+def test_a_baseline_that_nobody_asked_for_is_not_the_best() -> None:
+    good, bad = np.ones((1, 1, 40)), np.zeros((1, 1, 40))
+    groups = list(map(str, range(40)))
+    assert choose([line(bad, 0), replace(line(good, 0), variant="contextual", baseline=True)], groups, 0) is None
+    found = choose([line(bad, 0), replace(line(good, 0), variant="contextual")], groups, 0)
+    assert found is not None
+    assert found.name == "0 shots, contextual"

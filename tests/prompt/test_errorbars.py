@@ -173,3 +173,13 @@ def test_three_items_or_one_group_have_no_more_freedom_than_that_however_many_th
 
 def test_the_majority_is_that_of_what_was_seen() -> None:
     assert majority_accuracy(["a", "a", "b"], ["a", "b", "b", "b"]) == 0.25
+
+
+def test_draws_that_answer_the_opposite_of_each_other_do_not_prove_their_mean() -> None:
+    """Two draws that each give one label always: every item is right in one of them, and .4 and .6 are far apart."""
+    right = np.array([1.0] * 8 + [0.0] * 12)
+    cube = np.array([[right], [1 - right]])
+    found = spread(cube).widened(estimate(cube.mean((0, 1))))
+    assert found.standard_error == pytest.approx(0.1)  # of draws alone: sd .1414 over the root of 2
+    assert found.low < 0.1
+    assert found.high > 0.9

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,3 +222,20 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
     assert result.metric == "ln p per byte"
     assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
     assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "given", [{"measure": "foo"}, {"overflow": "x"}, {"chat_template": "yes"}, {"calibrate": ("a",)}]
+)
+def test_a_setting_that_is_not_known_is_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"is not known\. Known: "):
+        Settings(**given)
+
+
+def test_what_python_gives_is_checked_as_the_command_line_s_is() -> None:
+    with pytest.raises(UsageError, match="--calibrate names batch twice"):
+        Settings(calibrate=("batch", "batch"))
+    with pytest.raises(UsageError, match="--select 'best' is not known"):
+        Design(select="best")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="which model"):
+        evaluate("sentiment", [], shots=[0])

@@ -109,6 +109,14 @@ def test_what_no_line_will_be_called_is_refused_before_the_work(text: str, said:
         asks_of([text], None, names)
 
 
+def test_a_number_that_no_share_can_be_is_refused_and_a_likelihood_may_be_any() -> None:
+    names = names_of([("model", "form", 0, "plain")])
+    for require, at_least in ((["0 shots > 90"], None), ([], 95.0), ([], -0.5)):
+        with pytest.raises(UsageError, match=r"between 0 and 1, so that .* decides nothing"):
+            asks_of(require, at_least, names)
+    assert asks_of([], -1.5, names, shares=False)[0].before == -1.5
+
+
 def test_names_tell_forms_and_models_apart_and_may_hold_a_greater_than() -> None:
     choices = [("model", form, 4, "plain") for form in ("a > b", "c")]
     names = names_of(choices)

@@ -138,3 +138,9 @@ def test_orders_of_other_numbers_are_averaged_only_where_draws_carry_their_error
     many, few = paired(cube[:1], cube[:1, :2])
     assert np.array_equal(many, few)
     assert many.shape == (1, 2, 20)
+
+
+def test_an_evaluation_is_not_compared_with_itself() -> None:
+    one = kept("one", collected({(0,): right(0.6, 1, 1, 60)}))
+    with pytest.raises(UsageError, match="--compare names 'one' twice"):
+        compare_kept(one, one)

@@ -144,6 +144,11 @@ def test_power_is_that_of_each_comparison_s_own_error_and_level() -> None:
     assert len(corrected.power.splitlines()) == 2  # type: ignore[union-attr]
 
 
+def test_power_without_a_comparison_says_what_to_name() -> None:
+    found = summarise(collected({(0,): right(0.6, 1, 1, 40)}), power=0.1).power
+    assert found == "--power speaks of comparisons, and there is none here: name several --shots, --template or --model"
+
+
 def test_a_draw_and_order_has_a_row_of_its_own() -> None:
     cube = right(0.7, 3, 2, 40)
     rows = summarise(collected({(0,): right(0.5, 1, 1, 40), (4,): cube})).draws_table()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nextword.base import UsageError
 from nextword.prompt.shots import repeated
-from nextword.prompt.table import TableSettings, hold_back, table_task
+from nextword.prompt.table import TableSettings, hold_back, labels_of, table_task
 from nextword.prompt.task import Item, Task, requests
 
 FORM = "Text: {text}\nMood: {label}"
@@ -164,7 +164,7 @@ def test_the_scored_file_is_no_file_of_shots_by_whatever_name(name: str, tmp_pat
 def test_a_row_without_an_answer_is_named_and_does_not_become_a_label(label: str | None, tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(10)]
     rows[6] = {"text": "text 6", "label": label}  # type: ignore[dict-item]
-    with pytest.raises(UsageError, match="row 7: there is no 'label'"):
+    with pytest.raises(UsageError, match=r"row 7: (there is no|the answer in) 'label'"):
         table_task(file_of(tmp_path, rows), TableSettings(FORM))
 
 
@@ -204,3 +204,23 @@ def test_shots_without_a_column_or_with_a_new_label_are_told_by_their_file(tmp_p
     new = file_of(tmp_path, [{"text": "x", "output": "c"}], "new.jsonl")
     with pytest.raises(UsageError, match=r"new\.jsonl, row 1: the answer 'c' is none of .*: 'a', 'b'"):
         table_task(path, TableSettings(form, labels=("a", "b"), shots_from=new))
+
+
+def test_a_label_that_holds_a_comma_is_quoted_and_the_message_shows_how(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": ("bad, awful", 'so "good"')[n % 2]} for n in range(10)]
+    with pytest.raises(UsageError, match=r'To rename one, write "bad, awful"=word'):
+        table_task(file_of(tmp_path, rows), TableSettings(FORM, labels=labels_of("bad, awful=bad")))
+    labels = labels_of('"bad, awful"=bad, "so ""good"""=good')
+    task = table_task(file_of(tmp_path, rows), TableSettings(FORM, labels=labels))
+    assert list(task.form.choices(task.items[0].values)) == ["bad", "good"]
+
+
+def test_labels_on_two_lines_are_refused() -> None:
+    with pytest.raises(UsageError, match="--labels cannot be read"):
+        labels_of("a\nb,c")
+
+
+def test_a_column_may_be_called_by_any_letters(tmp_path: Path) -> None:
+    rows = [{"texte": f"t {n}", "étiquette": "ab"[n % 2]} for n in range(10)]
+    task = table_task(file_of(tmp_path, rows), TableSettings("{texte} {étiquette}", answer="étiquette"))
+    assert requests(task, [], task.items[0])[0].context.startswith("t ")

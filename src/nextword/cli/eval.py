@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..base import UsageError
 from ._names import complete_model
@@ -138,6 +139,7 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
     """
     if click_context.invoked_subcommand is not None:
         return
+    _check_together(click_context, task)
     from ..prompt.store import default_path, opened
 
     path = None if options["no_store"] else options["store"] or default_path()
@@ -181,12 +183,17 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     design, settings = _design(options, shots), _settings(options)
     models = [load_model(name, options["dtype"], options["device"]) for name in options["models"] or (DEFAULT_MODEL,)]
     evaluation = Evaluation(forms, models, design, settings, store)
-    asks = asks_of(options["require"], options["at_least"], names_of([each.choice for each in evaluation.conditions()]))
+    names = names_of([each.choice for each in evaluation.conditions()])
+    asks = asks_of(options["require"], options["at_least"], names, first.output != "loglikelihood_rolling")
     if options["dry_run"]:
         display.print_cost(evaluation, options["as_json"], None if power is None else planned(evaluation, asks, power))
         return
     began = time.time()
-    collected = display.run(evaluation)
+    try:
+        collected = display.run(evaluation)
+    except KeyboardInterrupt:
+        display.say_interrupted(kept=not options["no_store"])
+        raise
     made = provenance(evaluation, _unnamed(click.get_current_context().meta["command line"]))
     result = replace(summarise(collected, design.seed, power, asks), provenance=made)
     name = options["name"] or default_name(result.to_dict(), began)
@@ -216,6 +223,29 @@ def _unnamed(command: str) -> str:
     return shlex.join(kept)
 
 
+def _check_together(context: click.Context, task: str | None) -> None:
+    """Raises UsageError for an option that would do nothing beside another one."""
+    typed = [
+        each.opts[0]
+        for each in context.command.params
+        if isinstance(each, click.Option)
+        and context.get_parameter_source(str(each.name)) is ParameterSource.COMMANDLINE
+    ]
+    for option, only, why in (
+        ("--compare", ("--store", "--json"), "it compares two kept evaluations, and measures nothing"),
+        ("--list", ("--json",), "it lists tasks, and measures nothing"),
+    ):
+        others = [*[str(task)] * (task is not None), *(each for each in typed if each not in (option, *only))]
+        if option in typed and others:
+            raise UsageError(f"{option} cannot be used with {', '.join(others)}: {why}")
+    for option, refused, why in (
+        ("--no-store", ("--store", "--name"), "nothing is kept"),
+        ("--compat", ("--draws", "--orders", "--select"), "lm-evaluation-harness draws shots anew for every item"),
+    ):
+        if option in typed and (others := [each for each in typed if each in refused]):
+            raise UsageError(f"{option} cannot be used with {', '.join(others)}: {why}")
+
+
 def _keep(store: Store, name: str, result: Result) -> None:
     from ._console import messages
 
@@ -243,13 +273,13 @@ def _unescape(text: str) -> str:
 
 def _table(options: dict[str, Any]) -> TableSettings:
     """The options about rows and prompts, which override those of a task file."""
-    from ..prompt.table import TableSettings
+    from ..prompt.table import TableSettings, labels_of
 
     separator, description = (
         None if options[name] is None else _unescape(options[name]) for name in ("separator", "description")
     )
     return TableSettings(
-        answer=options["answer"], labels=tuple(options["labels"].split(",")) if options["labels"] else (),
+        answer=options["answer"], labels=labels_of(options["labels"] or ""),
         free=options["free"], group=options["group"], shots_from=options["shots_from"], skip_bad=options["skip_bad"],
         seed=options["seed"], hold_back=max(options["shots"] or (0,)) > 0, compat=options["compat"] == "lm-eval",
         separator=separator, description=description,
@@ -261,6 +291,8 @@ def _with_length(task: Task, most: int | None) -> Task:
 
     if most is None:
         return task
+    if task.output != "generate_until":
+        raise UsageError(f"--max-tokens: the model writes no answer in {task.name}. Add --free, or leave it out")
     if most < 1:
         raise UsageError(f"--max-tokens is {most}; it must be a whole number of at least 1")
     return with_length(task, most)
@@ -279,10 +311,7 @@ def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
 def _settings(options: dict[str, Any]) -> Settings:
     from ..prompt.settings import Settings
 
-    ways = tuple(options["calibrate"].split(",")) if options["calibrate"] else ()
-    for way in ways:
-        if way not in ("contextual", "batch"):
-            raise UsageError(f"--calibrate {way!r} is not known. Use contextual, batch or both")
+    ways = () if options["calibrate"] is None else tuple(options["calibrate"].split(","))
     premise = None if options["premise"] is None else _unescape(options["premise"])
     return Settings(options["measure"], premise, ways, options["overflow"], options["chat_template"], options["system"])
 

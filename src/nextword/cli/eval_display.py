@@ -45,6 +45,14 @@ def run(evaluation: Evaluation) -> Collected:
         return evaluation.run(lambda done, total: bar.update(shown, completed=done, total=max(1, total)))
 
 
+def say_interrupted(kept: bool) -> None:
+    """What becomes of the answers so far."""
+    more = (
+        "the answers so far are in the store, and the same command asks only the others" if kept else "nothing is kept"
+    )
+    messages().print(f"interrupted; {more}")
+
+
 def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
     kept = f", {cost.known:,} already in the store" if cost.known else ""
     shared = f" ({cost.alone / cost.tokens:.1f}x as many without prefix sharing)" if cost.alone > cost.tokens else ""
@@ -171,8 +179,10 @@ def _span(low: float, high: float, dash: str) -> str:
 def _table(result: Result, console: Console) -> Any:
     heads, dash = _heads(result), "–" if draws_unicode(console) else "-"
     first = len(heads)
-    table = plain_table(*heads, "shots", result.metric, "95% interval", "", "draws and orders", left=first + 1,
-                        least=((first + 3,), (first + 4,)), names=range(first + 1))  # fmt: skip
+    spreads = ["draws and orders"] * any(line.spread is not None for line in result.lines)
+    least = [(first + 3,), *[(first + 4,)] * len(spreads)]
+    table = plain_table(*heads, "shots", result.metric, "95% interval", "", *spreads, left=first + 1, least=least,
+                        names=range(first + 1))  # fmt: skip
     low = min(line.score.low for line in result.lines)
     high = max(line.score.high for line in result.lines)
     marks = _caveats(result)
@@ -182,7 +192,7 @@ def _table(result: Result, console: Console) -> Any:
         spread = "" if line.spread is None else _span(line.lowest, line.highest, dash)
         table.add_row(
             *_differing(line, result), line.name + (f" ({line.shots_left})" if line.shots_left else ""), score,
-            _span(line.score.low, line.score.high, dash), _whisker(line, low, high), spread,
+            _span(line.score.low, line.score.high, dash), _whisker(line, low, high), *[spread] * len(spreads),
             style="" if line.variant == "plain" else "dim",
         )  # fmt: skip
     return table
@@ -230,9 +240,11 @@ def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> Non
     """The requested ones, then those with baselines, and how each family is corrected."""
     from ..prompt.comparisons import families
 
-    for family in families(comparisons):
+    for number, family in enumerate(families(comparisons)):
+        if number:
+            console.print()
         if not family.primary:
-            console.print("\nbaselines, corrected separately:", style="dim")
+            console.print(f"baselines{', corrected separately' * (number > 0)}:", style="dim")
         for each in comparisons:
             if each.primary is family.primary:
                 _print_point(each.sentence, console)

@@ -189,6 +189,24 @@ def _of_choices(task: Task, refuse: bool) -> list[str]:
     return found
 
 
+def warnings_of_copies(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
+    """How many scored items ask the same as another, in no group with it: they count as independent, and are not."""
+    if task.output == "loglikelihood_rolling":
+        asked = [str(task.form.target(item.values)) for item in items]
+    else:
+        asked = [str(list(task.form.asks(item.values))) for item in items]
+    units = dict[str, set[str]]()
+    for text, item in zip(asked, items, strict=True):
+        units.setdefault(text, set()).add(str(item.place) if item.group is None else item.group)
+    copies = sum(len(units[text]) > 1 for text in asked)
+    if not copies:
+        return ()
+    return (
+        f"{copies} of {len(items)} items ask the same as another, but count as independent: intervals are too narrow."
+        " Leave out the copies, or give --group a column whose value they share",
+    )
+
+
 def warnings_of_shots(prompts: Iterable[tuple[Item, Sequence[Item]]]) -> tuple[str, ...]:
     """Warnings where the shots of `prompts` (pairs of item and shots) leak the item itself or its group."""
     own, related = set(), set()

@@ -33,12 +33,12 @@ class Chosen:
 
 
 def choose(lines: Sequence[Line], groups: Sequence[str], seed: int) -> Chosen | None:
-    """The best line; None if there is nothing to choose from or too little to halve.
+    """The best line; None if the user named fewer than two, or there is too little to halve.
 
     Halves are drawn by group, so that no group is in both. A line with one draw is chosen and measured on that draw,
     over different items.
     """
-    eligible = [line for line in lines if line.variant != "random labels"]
+    eligible = [line for line in lines if not line.baseline]
     names = sorted(set(groups))
     if len(eligible) < 2 or len(names) < 4:
         return None

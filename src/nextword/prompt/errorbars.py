@@ -120,8 +120,8 @@ class Errors:
 
     @property
     def total(self) -> float:
-        """The standard error."""
-        return math.hypot(self.of_items, self.of_draws)
+        """The standard error: no less than the draws alone show, however alike the items' means over them are."""
+        return max(math.hypot(self.of_items, self.of_draws), self.seen)
 
     @property
     def freedom(self) -> float:

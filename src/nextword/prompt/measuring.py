@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..base import UsageError
 from ..generate import LanguageModel, load
 from .checking import checked
 from .evaluation import Evaluation, Progress
@@ -55,6 +56,8 @@ def evaluate(
     counts = tuple(shots) if shots is not None else design.shots if design is not None else (first.shots,)
     plan = replace(design or Design(), shots=counts)
     given = [model] if isinstance(model, str | LanguageModel) else list(model)
+    if not given:
+        raise UsageError("which model? Name at least one")
     models = [each if isinstance(each, LanguageModel) else load(each) for each in given]
     with opened(store) as kept:
         evaluation = Evaluation(forms, models, plan, settings or Settings(), kept)

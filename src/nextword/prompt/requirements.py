@@ -48,13 +48,21 @@ def names_of(choices: Sequence[Choice]) -> dict[str, Choice]:
     }
 
 
-def asks_of(require: Sequence[str], at_least: float | None, names: Mapping[str, Choice]) -> tuple[Ask, ...]:
-    """`--require` and `--at-least` as asks. Raises UsageError for a name that no line will have."""
+def asks_of(
+    require: Sequence[str], at_least: float | None, names: Mapping[str, Choice], shares: bool = True
+) -> tuple[Ask, ...]:
+    """`--require` and `--at-least` as asks.
+
+    Raises UsageError for a name that no line will have, and, where scores are `shares`, for a number that none can be.
+    """
     found = [_ask(text, names) for text in require]
     if at_least is not None:
         if not math.isfinite(at_least):
             raise UsageError(f"--at-least is {at_least}; it must be a number, such as 0.9")
         found.append(Ask(f"--at-least {at_least:g}", None, at_least))
+    for ask in found:
+        if shares and isinstance(ask.before, float) and not 0 <= ask.before <= 1:
+            raise UsageError(f"{ask.text}: scores lie between 0 and 1, so that {ask.before:g} decides nothing")
     return tuple(found)
 
 

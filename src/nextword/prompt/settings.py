@@ -11,7 +11,7 @@ from ..generate import LanguageModel
 from .chatting import ChatTemplate
 from .metrics import MEASURE_OF
 from .task import Task
-from .trials import Design, Overflow
+from .trials import Design, Overflow, check_word
 
 Measure = Literal["auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained"]
 Calibrate = Literal["contextual", "batch"]
@@ -19,7 +19,10 @@ Calibrate = Literal["contextual", "batch"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are scored. `measure` "auto" is what the task's first metric says."""
+    """How answers are scored. `measure` "auto" is what the task's first metric says.
+
+    Raises UsageError for an unknown word, and for settings that exclude each other.
+    """
 
     measure: Measure = "auto"
     premise: str | None = None  # of pointwise mutual information; None takes the template's last words
@@ -29,6 +32,13 @@ class Settings:
     system: str | None = None  # message, in front of the task's description
 
     def __post_init__(self) -> None:
+        check_word("--score", self.measure, Measure)
+        check_word("--overflow", self.overflow, Overflow)
+        check_word("--chat-template", self.chat, ChatTemplate)
+        for way in self.calibrate:
+            check_word("--calibrate", way, Calibrate)
+            if self.calibrate.count(way) > 1:
+                raise UsageError(f"--calibrate names {way} twice; name it once")
         if self.chat_template == "off" and self.system is not None:
             raise UsageError("--system needs the chat template. Leave out --chat-template off")
 

@@ -33,6 +33,8 @@ def compare_kept(first: Kept, second: Kept) -> list[Compared]:
     Raises UsageError where they share fewer than two rows, measure different things, group their rows differently, have
     no configuration in common, or were kept before rows had digests.
     """
+    if first.name == second.name:
+        raise UsageError(f"--compare names {first.name!r} twice; name two evaluations")
     sides = (first.name, result_of(first)), (second.name, result_of(second))
     places = [_places(*side) for side in sides]
     shared = [digest for digest in places[0] if digest in places[1]]

@@ -159,8 +159,10 @@ def _majority(collected: Collected) -> float | None:
 
 def _power(difference: float | None, comparisons: Sequence[Compared]) -> str | None:
     """What would detect `difference`, a line for each comparison between what the user named."""
-    if difference is None or not comparisons:
+    if difference is None:
         return None
+    if not comparisons:
+        return "--power speaks of comparisons, and there is none here: name several --shots, --template or --model"
     shown = [each for each in comparisons if each.primary] or comparisons
     return "\n".join(
         f"{each.after} against {each.before}: {power_sentence(power_of(each.comparison), difference)}" for each in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Collection, Mapping, Sequence
@@ -116,8 +117,10 @@ class TableForm:
 
     def _check(self, row: Row, name: str) -> None:
         """A question may be an empty text, an answer may not."""
-        if row.get(name) is None or (name == self.answer and not text_of(row[name]).strip()):
+        if row.get(name) is None:
             raise UsageError(f"there is no {name!r}, which the template asks for")
+        if name == self.answer and not text_of(row[name]).strip():
+            raise UsageError(f"the answer in {name!r} is empty")
 
 
 def text_of(value: Any) -> str:
@@ -241,7 +244,10 @@ def check_group(group: str | None, rows: Sequence[Row], path: Path) -> None:
     """Raises UsageError where a row lacks the column to group by."""
     lacking = next((row for row in rows if group is not None and group not in row), None)
     if lacking is not None:
-        raise UsageError(f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)}")
+        raise UsageError(
+            f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)} There is:"
+            f" {', '.join(lacking)}"
+        )
 
 
 def _answer_column(settings: TableSettings, data: Rows, path: Path) -> str:
@@ -295,6 +301,24 @@ def _labels(
     return {}, tuple(sorted(there))
 
 
+def labels_of(text: str) -> tuple[str, ...]:
+    """Labels parted by commas; one that holds a comma stands in double quotes: '"good, fine"=good,bad'.
+
+    Raises UsageError for text that is not one line of that.
+    """
+    try:
+        return tuple(next(csv.reader([text], skipinitialspace=True), ()))
+    except csv.Error as error:
+        raise UsageError(
+            f"--labels cannot be read ({error}). Write it as A,B, with a comma of a label's own quoted"
+        ) from None
+
+
+def _typed(label: str) -> str:
+    """A label as `labels_of` reads it."""
+    return '"{}"'.format(label.replace('"', '""')) if set(label) & set(',"\n') or label != label.strip() else label
+
+
 def words_of(labels: Sequence[str], there: Sequence[str], where: str) -> dict[str, str]:
     """What each label is called, from "raw=word", or "raw" for one that keeps its name.
 
@@ -305,7 +329,7 @@ def words_of(labels: Sequence[str], there: Sequence[str], where: str) -> dict[st
         if raw not in there:
             raise UsageError(
                 f"--labels: {raw!r} does not occur in {where}, which has {list(there)[:5]}."
-                f"{closest(raw, there)} To rename one, write {there[0] if there else 'raw'}=word"
+                f"{closest(raw, there)} To rename one, write {_typed(there[0] if there else 'raw')}=word"
             )
     if len({word for _, word in pairs}) < len(pairs) or len(dict(pairs)) < len(pairs):
         raise UsageError("--labels has the same word for two labels, or names one twice")

@@ -16,7 +16,7 @@ from ..base.errors import closest
 
 ANSWER = "output"
 SEPARATOR = "\n\n"
-_GAP = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}|[{}]")
+_GAP = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}|[{}]")
 
 Shot = Mapping[str, str]
 

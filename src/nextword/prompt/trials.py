@@ -5,15 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from ..base import UsageError
 from .chatting import chat_requests
+from .checking import warnings_of_copies
 from .shots import Select, draw, reorder, with_random_answers
 from .task import Item, Request, Task, premises, requests
 
 Overflow = Literal["error", "drop-shots"]
 Place = tuple[str, int]
+
+
+def check_word(option: str, value: object, known: Any) -> None:
+    """Raises UsageError for a value that is none of the words of the Literal `known`."""
+    if value not in get_args(known):
+        raise UsageError(f"{option} {value!r} is not known. Known: {', '.join(get_args(known))}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Design:
     per_item: bool = False  # lm-evaluation-harness's own draws, anew for each item
 
     def __post_init__(self) -> None:
+        check_word("--select", self.select, Select)
         for name, value, least in (("draws", self.draws, 1), ("orders", self.orders, 1), ("limit", self.limit, 1)):
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}; it takes a whole number of at least {least}")
@@ -150,11 +158,12 @@ def scored_items(task: Task, design: Design) -> tuple[Item, ...]:
 
 
 def told(task: Task, design: Design) -> tuple[str, ...]:
-    """The task's warnings, and how many of its rows are not scored because they are shots."""
-    if not (drawn := len(_drawn(task, design))):
-        return task.warnings
-    rows = f"{drawn} of {len(task.items)} rows are shots in some draw and are not scored"
-    return *task.warnings, f"{rows}; use --shots-from to score all"
+    """The task's warnings, how many of its rows are not scored because they are shots, and how many are copies."""
+    found = [*task.warnings, *warnings_of_copies(task, scored_items(task, design))]
+    if drawn := len(_drawn(task, design)):
+        rows = f"{drawn} of {len(task.items)} rows are shots in some draw and are not scored"
+        found.append(f"{rows}; use --shots-from to score all")
+    return tuple(found)
 
 
 def _drawn(task: Task, design: Design) -> set[Place]:
