@@ -15,7 +15,7 @@ from pathlib import Path
 
 PICTURE = Path(__file__).resolve().parent / "pictures" / "eval.png"
 COMMAND = "eval sentiment --shots 0,1,4 --limit 200 --dtype float32 --report"
-_WIDE, _HIGH = 900, 1455  # CSS pixels: a README is some 850 wide; down to the end of the comparisons
+_WIDE, _HIGH = 900, 1455  # CSS pixels: a README is about 850 wide; the height ends after the comparisons
 _SCALE = 1.5
 _COLOURS = 32
 

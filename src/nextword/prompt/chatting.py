@@ -34,7 +34,7 @@ def chat_forms(forms: Mapping[str, Task], how: ChatTemplate, system: str) -> dic
 def chat_requests(task: Task, shots: Sequence[Item], item: Item, premise: str | None = None) -> list[Request]:
     """What the model is asked of one item in a chat: a request a choice, or a single one.
 
-    A `premise` stands in place of the question, for pointwise mutual information.
+    A `premise` replaces the question, for pointwise mutual information.
     """
     assert task.chat is not None
     before = [*_opening(task, item), *(message for shot in shots for message in _turn(task, shot))]

@@ -54,7 +54,7 @@ def _takes_shots(task: Task) -> bool:
 
 
 def _where(task: Task, items: Sequence[Item], settings: TableSettings) -> str:
-    """The file that items stand in."""
+    """The file that the items come from."""
     if items and items[0].split == "shots" and settings.shots_from is not None:
         return str(settings.shots_from)
     is_table = Path(task.source).suffix in SUFFIXES
@@ -64,7 +64,7 @@ def _where(task: Task, items: Sequence[Item], settings: TableSettings) -> str:
 def sound_rows(
     form: Form, items: Sequence[Item], where: str, skip_bad: bool, shots: bool = False, answers: bool = True
 ) -> tuple[list[Item], tuple[str, ...]]:
-    """The items that can be scored (or stand as `shots`), and a note on those skipped.
+    """The items that can be scored (or used as `shots`), and a note on those skipped.
 
     With `answers` a row must have an answer, and that must be one of its choices. Raises UsageError for the first bad
     row of the file `where`, unless `skip_bad`, and where no row is left.

@@ -117,7 +117,7 @@ class Evaluation:
         return found
 
     def _add_content_free(self, asker: Asker, made: Preparation) -> None:
-        """The labels behind inputs without content, with the shots that stand in the prompts of each condition."""
+        """The labels after content-free inputs, with the shots that each condition has in its prompts."""
         trials = {(question.trial.condition, question.dropped): question.trial for question in made.questions}
         for key, trial in trials.items():
             if "contextual" in self._ways(trial):

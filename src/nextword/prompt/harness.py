@@ -131,7 +131,7 @@ def draws(task: Task, count: int) -> list[list[Item]]:
 
 
 def unconditional(task: Task, item: Item) -> list[Request]:
-    """What acc_mutual_info compares with there: each choice behind nothing, even if choices stand in the questions."""
+    """What the harness's acc_mutual_info compares with: each choice after an empty context."""
     if not isinstance(task.form, HarnessForm):
         return [Request("", continuation) for _, continuation in task.form.asks(item.values)]
     delimiter = task.form.item.target_delimiter

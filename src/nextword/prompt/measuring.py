@@ -38,7 +38,7 @@ def evaluate(
 
     `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name), or a Task.
     `table` says how rows become a task, or what is said in place of a task file's own. `design` says draws, orders,
-    limits (`shots` stands in for its own); `settings` how choices are scored; `scorer` how free answers are: a name of
+    limits (`shots` overrides its own); `settings` how choices are scored; `scorer` how free answers are: a name of
     `scorers.NAMES`, or a function of the answer, the gold answer and the row that gives 0 to 1. With `store`, a file,
     answers are kept and an interrupted call goes on; without it nothing is.
     `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or polars.
