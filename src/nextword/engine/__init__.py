@@ -1,0 +1,1 @@
+"""Requests → scheduler → forward → sampling → tokens: everything that produces or scores tokens."""
