@@ -18,7 +18,7 @@ from .spec import ModelSpec
 
 if TYPE_CHECKING:
     from . import plan
-    from .generate import LanguageModel, Sampling, load
+    from .engine import LanguageModel, Sampling, load
 
 # Read by torch's OpenMP when it is loaded: how long its threads wait for each other by spinning. Its own choice is
 # milliseconds, which burns the time of the thread that works as soon as another program wants a core: docs/decisions.md
@@ -27,7 +27,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 __version__ = "0.1.0"
 
-_HOMES = {"LanguageModel": "generate", "Sampling": "generate", "load": "generate"}
+_HOMES = {"LanguageModel": "engine", "Sampling": "engine", "load": "engine"}
 
 __all__ = [
     "LanguageModel",

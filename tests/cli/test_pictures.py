@@ -12,9 +12,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from nextword.cli._pictures import bar, heat, next_picture, probability_table
-from nextword.generate.display import percent, rows, visible
-from nextword.generate.results import Alternative, Completion, NextTokens, Step, Timings
-from nextword.generate.sampling import Sampling
+from nextword.engine.display import percent, rows, visible
+from nextword.engine.results import Alternative, Completion, NextTokens, Step, Timings
+from nextword.engine.sampling import Sampling
 
 TEXTS = (" the", "\n", "日本", "a" * 40, " fish")
 LOGITS = (4.0, 3.0, 2.0, 1.0, 0.0)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from nextword.generate import Engine, Limits, Sampling
-from nextword.generate.sampling import choose
+from nextword.engine import Engine, Limits, Sampling
+from nextword.engine.sampling import choose
 from nextword.models import Recurrent, RecurrentState, build
 from nextword.plan import parameters
 from nextword.spec import Kind, ModelSpec

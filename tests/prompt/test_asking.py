@@ -15,7 +15,7 @@ import torch
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.prompt.evaluation import Calibrate, Cell, Collected, Evaluation, Settings
 from nextword.prompt.harness import load_harness_task
 from nextword.prompt.store import opened

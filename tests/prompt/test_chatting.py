@@ -13,7 +13,7 @@ import torch
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.prompt import evaluate
 from nextword.prompt.chatting import chat_requests, encode_chat, show_chat
 from nextword.prompt.evaluation import Collected, Evaluation, Settings

@@ -11,7 +11,7 @@ import pytest
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.prompt import evaluate
 from nextword.prompt.checking import warnings_of_copies
 from nextword.prompt.evaluation import Evaluation, Settings

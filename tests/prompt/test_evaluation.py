@@ -14,7 +14,7 @@ import torch
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.prompt import evaluate
 from nextword.prompt.answers import MEASURES
 from nextword.prompt.evaluation import Collected, Evaluation, Settings

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from nextword import load
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.prompt import page, report_data
 from nextword.prompt.answers import Answer
 from nextword.prompt.evaluation import Cell, Collected, Evaluation, Notes, Settings

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.prompt import evaluate, scorers
 from nextword.prompt.evaluation import Evaluation, Settings
 from nextword.prompt.exporting import write_harness_results

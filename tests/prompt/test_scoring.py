@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.generate import LanguageModel
+from nextword.engine import LanguageModel
 from nextword.models import Model, Tree, build
 from nextword.prompt.scoring import Scorer, encode, tokens_to_read, windows
 from nextword.prompt.task import Encoded, Request

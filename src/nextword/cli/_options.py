@@ -14,7 +14,7 @@ from ..base import UsageError, check_picture, check_writable, read_regular
 from ._names import complete_model
 
 if TYPE_CHECKING:
-    from ..generate import LanguageModel
+    from ..engine import LanguageModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -189,6 +189,6 @@ def _decode(data: bytes, where: str) -> str:
 
 def load_model(model: str, dtype: str, device: str) -> LanguageModel:
     """Load the model of `model_options`."""
-    from ..generate import load
+    from ..engine import load
 
     return load(model, dtype, device)  # type: ignore[arg-type]

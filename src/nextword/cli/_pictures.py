@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from ..generate.display import Row, bits, label, mass, percent, rows, visible
-from ..generate.results import Alternative, Completion, NextTokens, Step
-from ..generate.sampling import Sampling
+from ..engine.display import Row, bits, label, mass, percent, rows, visible
+from ..engine.results import Alternative, Completion, NextTokens, Step
+from ..engine.sampling import Sampling
 from ._console import draws_unicode, output
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"

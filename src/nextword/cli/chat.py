@@ -16,7 +16,7 @@ from ._faults import explain
 from ._options import load_model, model_options, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..generate import Generation, LanguageModel
+    from ..engine import Generation, LanguageModel
 
 HELP = """\
 /help            this page
@@ -60,7 +60,7 @@ class Conversation:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
     def _stream(self, prompt: str) -> Generation:
-        from ..generate import PromptTooLong
+        from ..engine import PromptTooLong
 
         try:
             return self.model.stream(self.model.encode(prompt, special=True), **self.settings)
@@ -89,7 +89,7 @@ def command(system: str | None, max_tokens: int, temperature: float, **options: 
     nextword chat --system "Answer in one sentence." -t 0.3
     echo "What is a token?" | nextword chat
     """
-    from ..generate import Limits, Sampling
+    from ..engine import Limits, Sampling
 
     settings = {"temperature": temperature, **sampling_settings(options)}
     Sampling(**settings)
@@ -171,7 +171,7 @@ def _command(conversation: Conversation, line: str) -> None:
 
 
 def _set(conversation: Conversation, rest: str) -> None:
-    from ..generate import Limits, Sampling
+    from ..engine import Limits, Sampling
 
     key, _, text = rest.partition(" ")
     key = key.replace("-", "_")

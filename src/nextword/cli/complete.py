@@ -13,7 +13,7 @@ from ._console import as_shown
 from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..generate import Completion, Generation, LanguageModel, Sampling
+    from ..engine import Completion, Generation, LanguageModel, Sampling
 
 DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 
@@ -77,7 +77,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     nextword complete --shot "great! => positive" --shot "a waste => negative" \\
         --template "Review: {input}\\nSentiment: {output}" "terrible"
     """
-    from ..generate import Sampling
+    from ..engine import Sampling
 
     if options["alternatives"] < 0:
         raise UsageError(f"--probabilities is {options['alternatives']}; it takes a whole number of at least 1")
@@ -85,7 +85,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     settings = {"temperature": temperature, **sampling_settings(options)}
     stop = tuple(_unescape(text) for text in options["stop"])
     sampling = Sampling(**settings)  # settings are checked before a model is loaded
-    from ..generate import Limits  # brings torch
+    from ..engine import Limits  # brings torch
 
     Limits(options["max_tokens"], stop, options["truncate"])
     if options["count"] < 1:
@@ -115,7 +115,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
 
 
 def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Generation:
-    from ..generate import PromptTooLong
+    from ..engine import PromptTooLong
 
     try:
         return model.stream(text, **settings)
@@ -142,7 +142,7 @@ def _unescape(text: str) -> str:
 def _report(
     model: LanguageModel, prompt: str, generation: Generation, sampling: Sampling, options: dict[str, Any]
 ) -> None:
-    from ..generate import gather
+    from ..engine import gather
 
     completions = [gather(prompt, generation, choice) for choice in range(generation.n)]
     if options["as_json"]:

@@ -50,7 +50,7 @@ def command(prompt: str | None, file: str | None, temperatures: str, **options: 
 
         print_next(distributions)
     if plot is not None:
-        from ..generate.figures import plot_next
+        from ..engine.figures import plot_next
 
         plot_next(distributions, plot)
 

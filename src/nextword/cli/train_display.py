@@ -182,7 +182,7 @@ class Display:
 
     def sample(self, step: int, model: nn.Module) -> None:
         """Complete a prompt with the model as it is."""
-        from ..generate import Engine, Limits, Sampling
+        from ..engine import Engine, Limits, Sampling
 
         tokenizer = self.session.tokenizer()
         prompt = tokenizer.encode(self.prompt) if self.prompt else [min(tokenizer.stop_ids, default=0)]

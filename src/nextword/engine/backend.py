@@ -16,7 +16,7 @@ class Batch:
     """The tokens of one step. Tokens of a sequence stand next to each other, at consecutive positions.
 
     tokens, positions, sequences: (tokens,): id, position in its sequence, and row of `page_tables`.
-    page_tables: (sequences, pages) int32: page `j` of a row holds positions `j * page_size` onwards; -1 where there is none.
+    page_tables: (sequences, pages) int32: page `j` of a row holds positions `j * page_size` onwards; -1: none.
     logit_rows: (rows,): tokens (indices into `tokens`) whose next token is to be sampled.
     score_rows, targets: (scores,): tokens after which a known token follows, and that token.
     """

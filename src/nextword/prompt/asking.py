@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..base import UsageError
-from ..generate import Completion, LanguageModel
-from ..generate.engine import tokens_to_read as tokens_of_prompts
+from ..engine import Completion, LanguageModel
+from ..engine.engine import tokens_to_read as tokens_of_prompts
 from .answers import Answer, answer_choice
 from .chatting import encode_chat, show_chat
 from .metrics import words

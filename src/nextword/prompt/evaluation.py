@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..base import UsageError
-from ..generate import LanguageModel
+from ..engine import LanguageModel
 from . import calibration
 from .answers import Answer
 from .asking import Asker, Preparation, Question, Seen, choices, likelihood_of_texts, seconds_for, tokens_to_write

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..base import UsageError
-from ..generate import LanguageModel, load
+from ..engine import LanguageModel, load
 from .checking import checked
 from .evaluation import Evaluation, Progress
 from .opening import open_task

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..base import RunError
 from ..base.files import atomic_write
-from ..generate import LanguageModel
+from ..engine import LanguageModel
 from . import report_html
 from .collected import Collected
 from .report_curve import curve, legend

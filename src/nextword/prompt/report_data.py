@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from ..generate import LanguageModel
+from ..engine import LanguageModel
 from .answers import Answer
 from .collected import Cell, Collected
 from .lines import full_name, line_name, several

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..base import UsageError
-from ..generate import LanguageModel
+from ..engine import LanguageModel
 from .chatting import ChatTemplate
 from .metrics import MEASURE_OF
 from .task import Task

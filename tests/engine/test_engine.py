@@ -14,8 +14,8 @@ import torch
 
 from nextword import native
 from nextword.base import RunError, UsageError
-from nextword.generate import Engine, Generation, Limits, Sampling, Step
-from nextword.generate.sampling import Distribution, choose, log_softmax
+from nextword.engine import Engine, Generation, Limits, Sampling, Step
+from nextword.engine.sampling import Distribution, choose, log_softmax
 from nextword.models import Transformer, build
 from nextword.spec import ModelSpec
 
@@ -220,7 +220,7 @@ def test_steps_carry_the_probabilities_under_the_model_and_as_drawn(engine: Engi
 def forced(engine: Engine, text: str, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Steps of a completion that the sampler is made to draw as `text`."""
     ids = iter(text.encode("latin-1"))
-    monkeypatch.setattr("nextword.generate.generation.choose", lambda *_: (next(ids), 1.0))
+    monkeypatch.setattr("nextword.engine.generation.choose", lambda *_: (next(ids), 1.0))
     return list(engine.stream([[65]], Sampling(), limits))
 
 
@@ -272,7 +272,7 @@ def test_a_prompt_beyond_the_context_is_cut_on_the_left_when_asked(engine: Engin
 
 
 def test_a_batch_beyond_memory_is_refused_before_it_is_taken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextword.generate.engine.free_memory", lambda: 1_000_000)
+    monkeypatch.setattr("nextword.engine.engine.free_memory", lambda: 1_000_000)
     with pytest.raises(RunError, match="fewer completions"):
         next(engine.stream([[1]] * 500, Sampling(), Limits(4)))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from nextword.base import RunError, UsageError
-from nextword.generate.sampling import Distribution, Sampling, adjust, choose, log_softmax, uniform
+from nextword.engine.sampling import Distribution, Sampling, adjust, choose, log_softmax, uniform
 
 LOGITS = np.array([3.0, 2.0, 1.0])
 
@@ -62,7 +62,7 @@ def test_tokens_with_infinitely_low_logits_are_never_drawn_at_any_temperature() 
 
 
 def test_temperature_zero_is_greedy_and_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextword.generate.sampling.uniform", lambda *_: pytest.fail("a number was drawn"))
+    monkeypatch.setattr("nextword.engine.sampling.uniform", lambda *_: pytest.fail("a number was drawn"))
     assert choose(np.array([1.0, 5.0, 5.0, 2.0]), Sampling(temperature=0), 0, 0, 0) == (1, 1.0)
 
 

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 
 import nextword
 from nextword.base import UsageError
-from nextword.generate.sampling import Distribution, Sampling, uniform
+from nextword.engine.sampling import Distribution, Sampling, uniform
 
 PROMPTS = [
     "The capital of France is",

@@ -8,8 +8,8 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from nextword.base import RunError, UsageError
-from nextword.generate.figures import next_figure, plot_next
-from nextword.generate.results import Alternative, NextTokens
+from nextword.engine.figures import next_figure, plot_next
+from nextword.engine.results import Alternative, NextTokens
 
 TWO = [
     NextTokens(
