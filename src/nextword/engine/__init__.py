@@ -1,6 +1,6 @@
-"""Logits → next token: sampling, the engine that runs many sequences, and probabilities to look at.
+"""Requests → scheduler → forward → sampling → tokens: everything that produces or scores tokens.
 
-Names are imported on first use: results and sampling need no torch.
+Names are imported on first use: settings and results need no model.
 """
 
 from __future__ import annotations
@@ -10,51 +10,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine import Engine, PromptTooLong
-    from .generation import Generation, Limits
-    from .language_model import LanguageModel, gather, load
-    from .results import Alternative, Completion, NextTokens, ScoredText, Step, Timings, TokenLogprob
-    from .sampling import Distribution, Sampling
+    from .handles import CompletionHandle, LogitsHandle, ScoreHandle
+    from .language_model import LanguageModel, load
+    from .request import LogitsRequest, Request, ScoreRequest, StopConfig
+    from .results import Alternative, Completion, NextTokens, Score, ScoredText, Step, Timings, TokenLogprob
+    from .sampling import Sampling
+    from .structure import Structure
+    from .worker import Worker
 
 _HOMES = {
-    "Engine": "engine",
-    "PromptTooLong": "engine",
-    "Generation": "generation",
-    "Limits": "generation",
-    "LanguageModel": "language_model",
-    "gather": "language_model",
-    "load": "language_model",
-    "Alternative": "results",
-    "Completion": "results",
-    "NextTokens": "results",
-    "ScoredText": "results",
-    "Step": "results",
-    "Timings": "results",
-    "TokenLogprob": "results",
-    "Distribution": "sampling",
-    "Sampling": "sampling",
+    "engine": ("Engine", "PromptTooLong"),
+    "handles": ("CompletionHandle", "LogitsHandle", "ScoreHandle"),
+    "language_model": ("LanguageModel", "load"),
+    "request": ("LogitsRequest", "Request", "ScoreRequest", "StopConfig"),
+    "results": ("Alternative", "Completion", "NextTokens", "Score", "ScoredText", "Step", "Timings", "TokenLogprob"),
+    "sampling": ("Sampling",),
+    "structure": ("Structure",),
+    "worker": ("Worker",),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Alternative",
     "Completion",
-    "Distribution",
+    "CompletionHandle",
     "Engine",
-    "Generation",
     "LanguageModel",
-    "Limits",
+    "LogitsHandle",
+    "LogitsRequest",
     "NextTokens",
     "PromptTooLong",
+    "Request",
     "Sampling",
+    "Score",
+    "ScoreHandle",
+    "ScoreRequest",
     "ScoredText",
     "Step",
+    "StopConfig",
+    "Structure",
     "Timings",
     "TokenLogprob",
-    "gather",
+    "Worker",
     "load",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,23 +1,38 @@
-"""The engine: many sequences through one model. It keeps nothing of a call: that is `Generation`'s."""
+"""The engine: requests come and go at any step; each step runs one batch of all that are under way.
+
+    submit(request) → handle;   step(): schedule → forward → sample or score → tokens on the handles
+
+Everything that belongs to a request is on its handle. What a request gives does not depend on what else is running.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Tokens
+from itertools import accumulate
+from typing import Any, TypeVar, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..base import RunError, UsageError, free_memory
-from ..models import Model, State
+from ..base import RunError, UsageError
+from ..base.units import format_bytes
 from ..text import Tokenizer
-from .generation import Generation, Limits
-from .results import Alternative
-from .sampling import Distribution, Floats, Sampling, log_softmax
+from .backend import Backend, Batch, Output
+from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
+from .pages import PagePool
+from .request import AnyRequest, LogitsRequest, Request, ScoreRequest
+from .results import Score
+from .sampling import Draw, Floats, sample
+from .scheduler import Chunk, Scheduler
+from .sequence import Prompt, Sample, Scored, Sequence
+from .structure import Grammars
+from .worker import stepping, working
 
-CHUNK = 1024  # prompt tokens forwarded at a time, so that memory does not grow with the prompt
-LEAST_SHARED = 16  # tokens that several prompts must begin with for reading them once to pay
+MAX_SEQUENCES = 64  # that run at a time
+CACHE_BYTES = 2**30  # of keys and values, unless one whole context takes more
+
+AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
 
 class PromptTooLong(UsageError):
@@ -31,139 +46,297 @@ class PromptTooLong(UsageError):
 
 
 class Engine:
-    """Runs prompts through a model.
+    """Runs requests through one model.
 
-    `model` is anything `nextword.models` builds; the engine knows no architecture by name.
+    `cache_bytes` bounds the memory of keys, values and states of all sequences, those of the prefix cache included.
+    By default 1 GiB, more where one sequence of the whole context needs more, and never more than half of what is
+    free. `step_tokens` bounds a step: smaller, and decoding waits less while others' prompts are read.
     """
 
-    def __init__(self, model: Model[Any], tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
-
-    def stream(
+    def __init__(
         self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling | None = None,
-        limits: Limits | None = None,
-        alternatives: int = 0,
-        n: int = 1,
-    ) -> Generation:
-        """Complete every prompt (token ids) `n` times; gives each token as soon as it is drawn.
+        backend: Backend,
+        tokenizer: Tokenizer,
+        cache_bytes: int | None = None,
+        step_tokens: int | None = None,
+        max_sequences: int = MAX_SEQUENCES,
+    ) -> None:
+        self.backend, self.tokenizer = backend, tokenizer
+        self.cache_bytes = _cache_bytes(backend, cache_bytes)
+        self.tokens_read = 0  # of prompts and texts to score, without those that the prefix cache held
+        self.wake: Callable[[], None] | None = None  # a worker's: called when there is something to do
+        self._pool = PagePool(self.cache_bytes // backend.page_bytes, backend.page_size, backend.rewindable)
+        self._scheduler = Scheduler(self._pool, backend.copy_page, step_tokens or backend.step_tokens, max_sequences)
+        self._grammars = Grammars(tokenizer)
+        self._allocated = False
+        self._mail = threading.Lock()  # guards what other threads leave for the next step
+        self._submitted: list[Sequence] = []
+        self._cancelled: list[Handle] = []
 
-        All are decoded as one batch; equal prompts are read once. A completion depends on its prompt, its seed and its
-        number among the `n`, and on nothing else in the batch. Without a seed each prompt gets a fresh one. With
-        `alternatives` K, every step carries the K likeliest tokens. Raises UsageError for a prompt that is empty or
-        beyond the context.
+    # ---- what users call
+
+    @overload
+    def submit(self, request: Request) -> CompletionHandle: ...
+    @overload
+    def submit(self, request: ScoreRequest) -> ScoreHandle: ...
+    @overload
+    def submit(self, request: LogitsRequest) -> LogitsHandle: ...
+    def submit(self, request: AnyRequest) -> Handle:
+        """Take a request; from the next step on it runs with all others. Callable from any thread.
+
+        Raises UsageError for one that can never run: an empty prompt, one beyond the context or beyond the memory.
         """
-        sampling, limits = sampling or Sampling(), limits or Limits()
-        fitted = [self._fit(prompt, limits) for prompt in prompts]
-        return Generation(self, fitted, n, sampling, limits, alternatives)
+        sequences = self._sequences(request)
+        handle = sequences[0].handle
+        handle.opened(sequences)
+        sequences[0].followers = sequences[1:]
+        with self._mail:
+            self._submitted.append(sequences[0])
+        if self.wake is not None:
+            self.wake()
+        return handle
 
-    def _fit(self, prompt: Sequence[int], limits: Limits | None = None) -> tuple[int, ...]:
+    def step(self) -> bool:
+        """Run one step; False where nothing is left to do. Handles do it for those who wait for them."""
+        with stepping():
+            self._collect_mail()
+            chunks = self._scheduler.schedule()
+            if chunks:
+                self._run(chunks)
+            return bool(chunks)
+
+    def advance(self, handle: Handle) -> None:
+        """Come nearer to the end of a request: by a step, or by waiting for the worker to take one."""
+        if working():
+            handle.wait_for_change(1.0)
+        elif not self.step() and not handle.done:
+            raise AssertionError("a request waits and nothing runs")
+
+    def drop(self, handle: Handle) -> None:
+        """End the sequences of a cancelled request, now or before the worker's next step."""
+        with self._mail:
+            self._cancelled.append(handle)
+        if self.wake is not None:
+            self.wake()
+        if not working():
+            with stepping():
+                self._collect_mail()
+
+    def complete(self, requests: Iterable[Request]) -> list[CompletionHandle]:
+        """Run several requests to their end."""
+        return self._together([self.submit(request) for request in requests])
+
+    def score(self, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
+        """Log-probabilities of the continuations of each request."""
+        return [handle.scores for handle in self._together([self.submit(request) for request in requests])]
+
+    def logits(self, prompt: Tokens[int]) -> Floats:
+        """Raw logits of the token after `prompt`, float64 (vocabulary,)."""
+        return self.submit(LogitsRequest(tuple(prompt))).wait().logits.astype(np.float64)
+
+    def _together(self, handles: list[AnyHandle]) -> list[AnyHandle]:
+        try:
+            return [handle.wait() for handle in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    # ---- requests as sequences
+
+    def _sequences(self, request: AnyRequest) -> list[Any]:
+        """A request's sequences: the first one runs alone until the others can share what it has read."""
+        if isinstance(request, ScoreRequest):
+            scores = ScoreHandle(self, self._checked(request))
+            longer = [n for n, tokens in enumerate(request.continuations) if n == 0 or len(tokens) > 1]
+            return [Scored(scores, number) for number in longer]
+        prompt = self._fit(request)
+        if isinstance(request, LogitsRequest):
+            return [Prompt(LogitsHandle(self, request), prompt)]
+        for token in request.sampling.logit_bias:
+            if token >= self.backend.vocabulary:
+                last = self.backend.vocabulary - 1
+                raise UsageError(f"logit_bias names token {token}; the vocabulary has ids 0 to {last}")
+        matchers = [self._grammars.matcher(request.structure) if request.structure else None for _ in range(request.n)]
+        handle = CompletionHandle(self, request, prompt, self.backend.context)
+        return [Sample(handle, number, self.tokenizer, matcher) for number, matcher in enumerate(matchers)]
+
+    def _fit(self, request: Request | LogitsRequest) -> tuple[int, ...]:
         """The prompt as it will be read: refused if it leaves no room for a token, or cut where that was asked."""
-        context = self.model.longest
+        prompt, context = tuple(request.prompt), self.backend.context
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to continue. Give at least one token")
-        if context is None or len(prompt) < context:
-            return tuple(prompt)
-        if limits is None:
-            raise PromptTooLong(len(prompt), context)
-        if limits.truncate == "left":
-            keep = max(context - limits.max_tokens, context // 2)
-            return tuple(prompt[-keep:])
-        raise PromptTooLong(len(prompt), context, "Shorten it, or cut its beginning with truncate='left'")
+        if isinstance(request, LogitsRequest):
+            if context is not None and len(prompt) > context:
+                raise PromptTooLong(len(prompt), context)
+            self._check_memory(len(prompt), "the prompt", "Shorten it")
+            return prompt
+        if context is not None and len(prompt) >= context:
+            if request.truncate != "left":
+                raise PromptTooLong(len(prompt), context, "Shorten it, or cut its beginning with truncate='left'")
+            prompt = prompt[-max(context - request.stop.max_tokens, context // 2) :]
+        most = len(prompt) + request.stop.max_tokens
+        most = most if context is None else min(context, most)
+        self._check_memory(most, "the prompt and its completion", "Shorten the prompt, or ask for fewer tokens")
+        return prompt
 
-    def check_memory(self, rows: int, room: int) -> None:
-        """Refuse a batch whose states (twice, while they are put together) cannot be held."""
-        needed = 2 * rows * self.model.state_bytes(room)
-        free = free_memory()
-        if self.model.device.type == "cpu" and free is not None and needed > free:
-            raise RunError(
-                f"{rows} sequences of {room} tokens need {needed / 1e9:.1f} GB of cache, and {free / 1e9:.1f} GB are"
-                " free. Ask for fewer completions at once or fewer tokens"
+    def _checked(self, request: ScoreRequest) -> ScoreRequest:
+        context, longest = self.backend.context, max(map(len, request.continuations))
+        if not request.context or not all(request.continuations):
+            raise UsageError("a text to score is empty: it takes a context and continuations of at least one token")
+        size = len(request.context) + longest - 1
+        if context is not None and size > context:
+            raise UsageError(f"the text has {size + 1} tokens; the model's context holds {context}. Shorten it")
+        self._check_memory(size, "the text", "Shorten it")
+        return request
+
+    def _check_memory(self, tokens: int, what: str, way_out: str) -> None:
+        size, snapshots = self._pool.size, 0 if self._pool.rewindable else 2
+        needed = -(-tokens // size) + snapshots
+        if needed > self._pool.count:
+            raise UsageError(
+                f"{what} may have {tokens} tokens and need {format_bytes(needed * self.backend.page_bytes)} of cache; it"
+                f" has {format_bytes(self.cache_bytes)}. {way_out}, or give the cache more"
             )
 
-    def prefill(self, prompts: Sequence[tuple[int, ...]], room: int = 0) -> tuple[Tensor, State]:
-        """Read the prompts: logits of the next token (batch, vocabulary), and a state with `room` tokens a row.
+    # ---- one step
 
-        Equal prompts are computed once, and so is what all of them begin with. Prompts of different lengths are read
-        one after the other: on a CPU that is as fast as padding them, and takes no memory for the padding.
-        """
-        distinct = list(dict.fromkeys(prompts))
-        shared = _shared(distinct)
-        if shared:
-            _, before = self._read(distinct[0][:shared], room)
-            read = [self._read(prompt[shared:], room, before.select([0])) for prompt in distinct]
-        else:
-            read = [self._read(prompt, room) for prompt in distinct]
-        if len(prompts) == 1:
-            return read[0]
-        rows = [distinct.index(prompt) for prompt in prompts]
-        logits = torch.cat([read[row][0] for row in rows])
-        states = [read[row][1] for row in rows]
-        return logits, type(states[0]).stack(states)
+    def _collect_mail(self) -> None:
+        with self._mail:
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+        if submitted and not self._allocated:
+            self.backend.allocate(self._pool.count)
+            self._allocated = True
+        for sequence in submitted:
+            self._scheduler.add(sequence)
+        for handle in cancelled:
+            self._end_all(handle)
 
-    def _read(self, prompt: tuple[int, ...], room: int, state: State | None = None) -> tuple[Tensor, State]:
-        if state is None:
-            state = self.model.new_state(1, room)
-        hidden = None
-        for start in range(0, len(prompt), CHUNK):
-            chunk = torch.tensor([prompt[start : start + CHUNK]], device=self.model.device)
-            hidden = self.model.hidden(chunk, state)
-        assert hidden is not None
-        return self.model.logits(hidden[:, -1]), state
+    def _run(self, chunks: list[Chunk]) -> None:
+        try:
+            output = self.backend.forward(_batch(chunks))
+        except BaseException as error:
+            self._roll_back(chunks, error)
+            return
+        row = score = 0
+        drawing: list[tuple[Chunk, int]] = []  # chunks that end in a draw, and the first row of their logits
+        for chunk in chunks:
+            sequence = chunk.sequence
+            self.tokens_read += 0 if sequence.decoding else len(chunk.tokens)
+            rows = len(sequence.logit_positions(chunk.start, chunk.end))
+            if isinstance(sequence, Sample) and rows:
+                drawing.append((chunk, row))
+            else:
+                score = self._keep(chunk, output, row, score)
+            row += rows
+        self._draw(drawing, output)
 
-    def alternatives(
-        self, raw: np.ndarray, adjusted: np.ndarray, sampling: Sampling, count: int
-    ) -> tuple[Alternative, ...]:
-        """The `count` likeliest tokens of one position, by the model's own probability."""
-        own = np.exp(log_softmax(raw))
-        top = np.argsort(-own, kind="stable")[:count]
-        drawn = np.zeros_like(own)
-        if sampling.greedy:
-            drawn[int(np.argmax(adjusted))] = 1.0
-        else:
-            ids, probabilities = Distribution(adjusted, sampling).probabilities()
-            drawn[ids] = probabilities
-        return tuple(
-            Alternative(int(i), self.tokenizer.token_text(int(i)), float(own[i]), float(drawn[i])) for i in top
-        )
+    def _keep(self, chunk: Chunk, output: Output, row: int, score: int) -> int:
+        """Take a chunk after which nothing is drawn; returns the number of the next score."""
+        sequence = chunk.sequence
+        self._scheduler.advance(chunk, len(chunk.tokens))
+        for target in sequence.targets(chunk.start, chunk.end):
+            sequence.handle.scored(target, float(output.logprobs[score]), int(output.ranks[score]))
+            score += 1
+        if sequence.computed == len(sequence.tokens):
+            if isinstance(sequence, Prompt):
+                sequence.handle.logits = output.logits[row].copy()
+            self._end(sequence)
+        return score
 
-    @torch.inference_mode()
-    def next_logits(self, prompt: Sequence[int]) -> Floats:
-        """Raw logits of the token after `prompt`, float64 (vocabulary,)."""
-        fitted = self._fit(prompt)
-        return self.prefill([fitted])[0][0].double().numpy(force=True)
+    def _draw(self, drawing: list[tuple[Chunk, int]], output: Output) -> None:
+        """Draw a token from each chunk's first row, and go on along its draft while that is what is drawn."""
+        for chunk, _ in drawing:
+            chunk.sequence.handle.prompt_was_read()
+        place = 0
+        while drawing:
+            draws = sample(output.logits[[row + place for _, row in drawing]], [c.sequence.row() for c, _ in drawing])
+            drawing = [
+                (chunk, row)
+                for (chunk, row), draw in zip(drawing, draws, strict=True)
+                if not chunk.sequence.handle.done and self._take(chunk, place, draw)
+            ]
+            place += 1
 
-    @torch.inference_mode()
-    def score(self, tokens: Sequence[int]) -> tuple[Floats, list[int]]:
-        """ln p of tokens[1:] given those before each, float64, and each one's rank (1 is the likeliest)."""
-        context = self.model.longest
-        if context is not None and len(tokens) > context:
-            raise UsageError(f"the text has {len(tokens)} tokens; the model's context holds {context}. Shorten it")
-        state = self.model.new_state(1, len(tokens))
-        logprobs: list[float] = []
-        ranks: list[int] = []
-        for start in range(0, len(tokens) - 1, CHUNK):
-            chunk = torch.tensor([tokens[start : min(start + CHUNK, len(tokens) - 1)]], device=self.model.device)
-            logits = self.model.logits(self.model.hidden(chunk, state)[0])
-            targets = torch.tensor(tokens[start + 1 : start + 1 + chunk.shape[1]], device=self.model.device)
-            own = logits.gather(1, targets[:, None])
-            logprobs += (own[:, 0].double() - logits.double().logsumexp(-1)).tolist()
-            ranks += ((logits > own).sum(-1) + 1).tolist()
-        return np.array(logprobs, np.float64), ranks
+    def _take(self, chunk: Chunk, place: int, draw: Draw | RunError) -> bool:
+        """Give the token drawn from row `place` of a chunk to its sequence; whether the next row stands behind it."""
+        sequence, handle = chunk.sequence, chunk.sequence.handle
+        if isinstance(draw, RunError):
+            handle.error = draw
+            self._end_all(handle)
+            return False
+        step = sequence.accept(draw)
+        computed = len(chunk.tokens) - chunk.drafted + place
+        if place < chunk.drafted and chunk.tokens[computed] == draw.token and step.finish is None:
+            handle.drew(step)
+            return True
+        handle.drafted, handle.accepted = handle.drafted + chunk.drafted, handle.accepted + place
+        self._scheduler.advance(chunk, computed)
+        if step.finish is not None:
+            self._end(sequence)
+        self._follow(sequence)
+        handle.drew(step)
+        return False
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        self._follow(sequence)
+        sequence.handle.closed(sequence)
+
+    def _follow(self, sequence: Sequence) -> None:
+        """Let those run that waited for what the sequence has read."""
+        self._scheduler.add_first(sequence.followers)
+        sequence.followers = []
+
+    def _end_all(self, handle: Handle) -> None:
+        """End a request that was cancelled or failed."""
+        for sequence in handle.sequences:
+            self._scheduler.remove(sequence)
+            handle.closed(sequence)
+
+    def _roll_back(self, chunks: list[Chunk], error: BaseException) -> None:
+        """After a step that failed: nothing of it counts. An interrupted step may be run again."""
+        for chunk in reversed(chunks):
+            self._scheduler.preempt(chunk.sequence, keep=False)
+        if not isinstance(error, Exception):
+            raise error
+        for handle in {chunk.sequence.handle for chunk in chunks}:
+            handle.error = error
+            self._end_all(handle)
 
 
-def tokens_to_read(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that `Engine.prefill` puts through the model for these prompts."""
-    distinct = list(dict.fromkeys(prompts))
-    return sum(map(len, distinct)) - _shared(distinct) * (len(distinct) - 1)
+def _batch(chunks: list[Chunk]) -> Batch:
+    """The chunks of a step as a backend takes them."""
+    lengths = [len(chunk.tokens) for chunk in chunks]
+    offsets = [end - chunk.end for chunk, end in zip(chunks, accumulate(lengths), strict=True)]  # row of position 0
+    spans = [(chunk.sequence, offset, chunk.start, chunk.end) for chunk, offset in zip(chunks, offsets, strict=True)]
+    targets = [(offset, target) for sequence, offset, *span in spans for target in sequence.targets(*span)]
+    tables = np.full((len(chunks), max(len(chunk.sequence.pages) for chunk in chunks)), -1, np.int32)
+    for row, chunk in enumerate(chunks):
+        tables[row, : len(chunk.sequence.pages)] = [page.number for page in chunk.sequence.pages]
+    return Batch(
+        tokens=np.array([token for chunk in chunks for token in chunk.tokens], np.int64),
+        positions=np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]),
+        sequences=np.repeat(np.arange(len(chunks)), lengths),
+        page_tables=tables,
+        logit_rows=np.array(
+            [o + at for sequence, o, *span in spans for at in sequence.logit_positions(*span)], np.int64
+        ),
+        score_rows=np.array([offset + target.position for offset, target in targets], np.int64),
+        targets=np.array([target.token for _, target in targets], np.int64),
+    )
 
 
-def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all prompts begin with, short of the whole of any; 0 where reading them once would not pay."""
-    if len(prompts) < 2:
-        return 0
-    first, last = min(prompts), max(prompts)  # in sorted order, all others share what these two do
-    most = min(map(len, prompts)) - 1
-    shared = next((n for n, (a, b) in enumerate(zip(first[:most], last, strict=False)) if a != b), most)
-    return shared if shared >= LEAST_SHARED else 0
+def _cache_bytes(backend: Backend, wanted: int | None) -> int:
+    """Bytes for pages: as asked, or the default that `Engine` describes."""
+    free = backend.device_memory
+    if wanted is None:
+        context = backend.context or 0
+        wanted = max(CACHE_BYTES, -(-context // backend.page_size) * backend.page_bytes)
+        wanted = wanted if free is None else min(wanted, free // 2)
+    elif free is not None and wanted > free:
+        raise UsageError(f"a cache of {format_bytes(wanted)} was asked for; {format_bytes(free)} of memory are free")
+    if wanted < backend.page_bytes:
+        raise RunError(f"the cache takes at least {format_bytes(backend.page_bytes)}, one page; free memory first")
+    return wanted

@@ -11,17 +11,22 @@ from typing import Any
 import numpy as np
 
 from ..base import UsageError
+from ..models.backend import TorchBackend
 from ..spec import ModelSpec
 from ..weights import Dtype, Loaded
 from ..weights import load as load_weights
 from ..weights.catalogue import DEFAULT_MODEL
 from .checks import known, shown, whole
 from .engine import Engine
-from .generation import Generation, Limits
+from .handles import CompletionHandle
+from .request import Request, ScoreRequest, StopConfig
 from .results import Alternative, Completion, NextTokens, ScoredText, TokenLogprob
 from .sampling import Distribution, Sampling, adjust, log_softmax
 
 Prompt = str | Sequence[int]  # text, or token ids
+
+_OF_STOP = ("max_tokens", "stop")
+_OF_REQUEST = ("n", "top_logprobs", "truncate", "structure", "speculate")
 
 
 class LanguageModel:
@@ -35,7 +40,7 @@ class LanguageModel:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.name, self.tokenizer = loaded.name, loaded.tokenizer
-        self.engine = Engine(loaded.model, loaded.tokenizer)
+        self.engine = Engine(TorchBackend(loaded.model), loaded.tokenizer)
 
     @property
     def spec(self) -> ModelSpec:
@@ -59,22 +64,13 @@ class LanguageModel:
             return [bos, *ids]
         return ids
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        n: int = 1,
-        max_tokens: int = 128,
-        stop: str | Sequence[str] = (),
-        alternatives: int = 0,
-        truncate: str | None = None,
-        **sampling: Any,
-    ) -> Generation:
-        """Iterate over the tokens of a completion as they are drawn; `n` completions run as one batch.
+    def stream(self, prompt: Prompt, **settings: Any) -> CompletionHandle:
+        """Iterate over the tokens of a completion as they are drawn; the `n` samples of a prompt run side by side.
 
-        The seed, the timings and the prompt as it was read are attributes of what is returned.
+        Settings besides those of `Sampling`: n, max_tokens, stop, top_logprobs, truncate ("left"), structure (a
+        `Structure`), speculate. The seed, the timings and the prompt as it was read are attributes of what is returned.
         """
-        return self._generate([self._ids(prompt)], n, max_tokens, stop, alternatives, truncate, sampling)
+        return self.engine.submit(self.request(prompt, **settings))
 
     def complete(self, prompt: Prompt, **settings: Any) -> Completion:
         """Finish one prompt. Takes what `stream` takes, except `n`."""
@@ -82,18 +78,8 @@ class LanguageModel:
             raise UsageError("complete finishes a prompt once and takes no n. Use: complete_all([prompt], n=...)")
         return self.complete_all([prompt], **settings)[0]
 
-    def complete_all(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        n: int = 1,
-        max_tokens: int = 128,
-        stop: str | Sequence[str] = (),
-        alternatives: int = 0,
-        truncate: str | None = None,
-        **sampling: Any,
-    ) -> list[Completion]:
-        """Finish several prompts, `n` times each, as one batch; results are in the order of the prompts.
+    def complete_all(self, prompts: Sequence[Prompt], **settings: Any) -> list[Completion]:
+        """Finish several prompts, `n` times each, side by side; results are in the order of the prompts.
 
         With a seed, a completion depends on its prompt, the seed and its number among the `n` alone: not on the other
         prompts, nor on its place among them. Without one, each prompt gets its own.
@@ -101,29 +87,25 @@ class LanguageModel:
         if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
             raise UsageError(f"prompts is {shown(prompts)}; it takes a list of prompts. For one there is: complete")
         prompts = list(prompts)
-        ids = [self._ids(prompt) for prompt in prompts]
-        generation = self._generate(ids, n, max_tokens, stop, alternatives, truncate, sampling)
-        for _ in generation:
-            pass
-        texts = [self._text(prompt, read) for prompt, read in zip(prompts, ids, strict=True) for _ in range(n)]
-        return [gather(text, generation, choice) for choice, text in enumerate(texts)]
+        handles = self.engine.complete([self.request(prompt, **settings) for prompt in prompts])
+        completions: list[Completion] = []
+        for prompt, handle in zip(prompts, handles, strict=True):
+            completions += handle.completions(self._text(prompt), len(completions))
+        return completions
 
-    def _generate(
-        self,
-        prompts: list[list[int]],
-        n: int,
-        max_tokens: int,
-        stop: Any,
-        alternatives: int,
-        truncate: str | None,
-        sampling: dict[str, Any],
-    ) -> Generation:
-        n, alternatives = whole("n", n, 1), whole("alternatives", alternatives, 0)
+    def request(self, prompt: Prompt, **settings: Any) -> Request:
+        """What `stream` submits to the engine. Raises UsageError for a setting that does not fit."""
+        own = {name: settings.pop(name) for name in (*_OF_REQUEST, *_OF_STOP) if name in settings}
+        stop = own.get("stop", ())
         if not isinstance(stop, str | Sequence) or isinstance(stop, bytes):
             raise UsageError(f"stop is {shown(stop)}; it takes a text or a list of texts")
-        limits = Limits(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), truncate)
-        own = ("n", "max_tokens", "stop", "alternatives", "truncate")
-        return self.engine.stream(prompts, _sampling(sampling, own), limits, alternatives, n)
+        stops = StopConfig(
+            own.get("max_tokens", StopConfig.max_tokens), (stop,) if isinstance(stop, str) else tuple(stop)
+        )
+        sampling = _sampling(settings, (*_OF_REQUEST, *_OF_STOP))
+        return Request(
+            tuple(self._ids(prompt)), sampling, stops, **{name: own[name] for name in _OF_REQUEST if name in own}
+        )
 
     def _ids(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids. Raises UsageError for what is neither text nor ids of this vocabulary."""
@@ -139,8 +121,8 @@ class LanguageModel:
             whole("a token id of the prompt", token, 0, self.spec.vocabulary - 1)
         return ids
 
-    def _text(self, prompt: Prompt, ids: list[int]) -> str:
-        return prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+    def _text(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
 
     def next_tokens(self, prompt: Prompt, temperature: float = 1.0, top: int = 10, **sampling: Any) -> NextTokens:
         """The distribution of the next token at one temperature; see `next_tokens_at` for several."""
@@ -155,8 +137,8 @@ class LanguageModel:
             raise UsageError(f"temperatures is {shown(temperatures)}; it takes a list of numbers")
         settings = [_sampling({**sampling, "temperature": each}, ("top",)) for each in temperatures]
         ids = self._ids(prompt)
-        text = self._text(prompt, ids)
-        raw = self.engine.next_logits(ids)
+        text = self._text(prompt)
+        raw = self.engine.logits(ids)
         return [self._distribution(text, raw, adjust(raw, each, ids, ()), each, top) for each in settings]
 
     def _distribution(
@@ -185,30 +167,21 @@ class LanguageModel:
         ids = self._ids(text)
         if not ids:
             raise UsageError("the text is empty: there is nothing to score. Give at least one token")
-        logprobs, ranks = self.engine.score(ids)
         first = TokenLogprob(ids[0], self.tokenizer.token_text(ids[0]), None, None)
+        if len(ids) == 1:
+            return ScoredText(self._text(text), (first,))
+        [[score]] = self.engine.score([ScoreRequest((ids[0],), (tuple(ids[1:]),))])
         rest = [
-            TokenLogprob(token, self.tokenizer.token_text(token), float(value), rank)
-            for token, value, rank in zip(ids[1:], logprobs, ranks, strict=True)
+            TokenLogprob(token, self.tokenizer.token_text(token), logprob, rank)
+            for token, logprob, rank in zip(ids[1:], score.logprobs, score.ranks, strict=True)
         ]
-        return ScoredText(self._text(text, ids), (first, *rest))
+        return ScoredText(self._text(text), (first, *rest))
 
 
 def _sampling(settings: dict[str, Any], others: tuple[str, ...]) -> Sampling:
     """Keywords of a method as a `Sampling`; `others` are those it takes besides."""
     known(settings, (*(item.name for item in fields(Sampling)), *others))
     return Sampling(**settings)
-
-
-def gather(prompt: str, generation: Generation, choice: int = 0) -> Completion:
-    """The completion `choice` of a generation that has ended; `prompt` is its text."""
-    steps, place = tuple(generation.steps[choice]), choice // generation.n
-    finish = generation.finish_reasons[choice]
-    if finish is None:
-        raise ValueError("the completion has not finished")
-    text = "".join(step.text for step in steps)
-    read, seed = generation.prompts[place], generation.seeds[place]
-    return Completion(prompt, read, text, steps, finish, choice, seed, generation.timings)
 
 
 def load(name: str | PathLike[str] = DEFAULT_MODEL, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
@@ -222,6 +195,3 @@ def load(name: str | PathLike[str] = DEFAULT_MODEL, dtype: Dtype = "auto", devic
         if not isinstance(value, str):
             raise UsageError(f"{what} is {shown(value)}; it takes a str{' or a path' * (what == 'name')}")
     return LanguageModel(load_weights(name, dtype, device))
-
-
-__all__ = ["LanguageModel", "gather", "load"]

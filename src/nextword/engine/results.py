@@ -45,16 +45,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of wall time, and tokens a second; `decode` counts all sequences of the batch."""
+    """Seconds of wall time, and tokens a second; `decode` counts all samples of the request.
+
+    `cached_tokens` of the prompt were found in the prefix cache. `accepted_tokens` of the `drafted_tokens` that
+    speculative decoding guessed were those that the model then drew.
+    """
 
     prompt_tokens: int
     prefill_seconds: float
     generated_tokens: int
     decode_seconds: float
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -65,7 +72,7 @@ class Timings:
 class Completion:
     """One finished prompt. `text` does not repeat the prompt and ends before the stop string, if one ended it.
 
-    `prompt_ids` are as they were read, after any cut. `seed` repeats it; `timings` are those of its whole batch.
+    `prompt_ids` are as they were read, after any cut. `seed` repeats it; `timings` are those of its whole request.
     """
 
     prompt: str
@@ -108,6 +115,19 @@ class NextTokens:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable the model holds a continuation: ln p and rank (1 is the likeliest) of each of its tokens."""
+
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+    @property
+    def logprob(self) -> float:
+        """Sum over the tokens, in nats."""
+        return sum(self.logprobs)
 
 
 @dataclass(frozen=True)

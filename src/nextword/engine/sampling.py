@@ -290,3 +290,63 @@ def choose(
     distribution = Distribution(logits, sampling)
     token = distribution.pick(uniform(seed, sample, position))
     return token, distribution.probability(token)
+
+
+# ---- temporary, until the vectorized sampler lands
+@dataclass(frozen=True)
+class SampleRow:
+    sampling: Sampling
+    uniform: float
+    prompt: Sequence[int]
+    generated: Sequence[int]
+    allowed: NDArray[np.uint32] | None = None
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    id: int
+    probability: float
+    drawn: float
+
+
+@dataclass(frozen=True)
+class Draw:
+    token: int
+    drawn: float
+    logprob: float
+    top: tuple[Candidate, ...] = ()
+
+
+class Uniforms:
+    def __init__(self, seed: int, sample: int) -> None:
+        self.key = (seed, sample)
+
+    def at(self, position: int) -> float:
+        return uniform(*self.key, position)
+
+
+def sample(logits: NDArray[np.float32], rows: Sequence[SampleRow]) -> list[Draw | RunError]:
+    draws: list[Draw | RunError] = []
+    for raw, row in zip(logits, rows, strict=True):
+        try:
+            z = adjust(raw, row.sampling, row.prompt, row.generated)
+            if row.allowed is not None:
+                bits = np.unpackbits(row.allowed.view(np.uint8), bitorder="little")[: z.size]
+                z = np.where(bits, z, -np.inf)
+            if row.sampling.greedy:
+                _check_finite(z)
+                token, drawn = int(np.argmax(z)), 1.0
+            else:
+                distribution = Distribution(z, row.sampling)
+                token = distribution.pick(row.uniform)
+                drawn = distribution.probability(token)
+            own = log_softmax(raw)
+            top = tuple(
+                Candidate(int(i), float(np.exp(own[i])), 0.0)
+                for i in np.argsort(-own, kind="stable")[: row.top_logprobs]
+            )
+            draws.append(Draw(token, drawn, float(own[token]), top))
+        except RunError as error:
+            draws.append(error)
+    return draws

@@ -1,0 +1,194 @@
+"""What comes of a request: tokens as they are drawn, scores, logits, timings, and the way to cancel it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from threading import Condition
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .request import AnyRequest, LogitsRequest, Request, ScoreRequest, Tokens
+from .results import Completion, FinishReason, Score, Step, Timings
+from .sampling import fresh_seed
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .sequence import Sequence, Target
+
+
+class Handle:
+    """A request under way. `prompt_tokens` of it were read or found in the prefix cache (`cached_tokens`)."""
+
+    request: AnyRequest
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = Condition()
+        self._sequences: dict[Sequence, None] = {}  # that have not ended, in their order
+        self._begun = self._read = self._ended = 0.0
+        self.prompt_tokens = self.cached_tokens = 0
+        self.cancelled = False
+        self.error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come of it."""
+        return not self._sequences
+
+    def cancel(self) -> None:
+        """End it where it is, and give its memory back. May be called at any time and from any thread."""
+        self.cancelled = True
+        self._engine.drop(self)
+
+    def wait(self) -> Self:
+        """Run the engine until the request is done. Raises what went wrong with it."""
+        while not self.done:
+            self._engine.advance(self)
+        if self.error is not None:
+            raise self.error
+        return self
+
+    # ---- told by the engine
+
+    def started(self, sequence: Sequence, cached: int) -> None:
+        self._begun = self._begun or time.perf_counter()
+
+    def opened(self, sequences: list[Sequence]) -> None:
+        self._sequences = dict.fromkeys(sequences)
+
+    def closed(self, sequence: Sequence) -> None:
+        self._sequences.pop(sequence, None)
+        self._ended = time.perf_counter()
+        self.notify()
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Those that have not ended."""
+        return tuple(self._sequences)
+
+    def notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_for_change(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait(seconds)
+
+
+class CompletionHandle(Handle, Iterator[Step]):
+    """A completion under way: an iterator over its tokens, each as soon as it is drawn.
+
+    `prompt` is what is read, after any cut, and `seed` what its tokens are drawn with. `steps` are those drawn so far,
+    a list for each of the `n` samples.
+    """
+
+    request: Request
+
+    def __init__(self, engine: Engine, request: Request, prompt: Tokens, context: int | None) -> None:
+        super().__init__(engine)
+        self.request, self.prompt, self.context, self.n = request, prompt, context, request.n
+        self.seed = fresh_seed() if request.sampling.seed is None else request.sampling.seed
+        self.steps: list[list[Step]] = [[] for _ in range(request.n)]
+        self.drafted = self.accepted = 0
+        self._new: deque[Step] = deque()
+
+    def __next__(self) -> Step:
+        while not self._new:
+            if self.error is not None:
+                raise self.error
+            if self.done:
+                raise StopIteration
+            self._engine.advance(self)
+        return self._new.popleft()
+
+    def close(self) -> None:
+        """The same as `cancel`, for a generator's users."""
+        self.cancel()
+
+    @property
+    def finish_reasons(self) -> tuple[FinishReason | None, ...]:
+        """Why each sample ended; None for one that has not."""
+        return tuple(steps[-1].finish if steps else None for steps in self.steps)
+
+    @property
+    def timings(self) -> Timings:
+        """Wall time of reading the prompt and of drawing all samples, so far."""
+        generated = sum(map(len, self.steps))
+        return Timings(
+            prompt_tokens=self.prompt_tokens,
+            prefill_seconds=max(0.0, self._read - self._begun),
+            generated_tokens=generated,
+            decode_seconds=max(0.0, self._ended - self._read) if generated else 0.0,
+            cached_tokens=self.cached_tokens,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
+        )
+
+    def completions(self, prompt: str, first: int = 0) -> list[Completion]:
+        """The samples of a request that is done, numbered from `first`; `prompt` is its text."""
+        timings = self.timings
+        return [
+            Completion(
+                prompt, self.prompt, "".join(step.text for step in steps), tuple(steps), _finished(steps),
+                first + sample, self.seed, timings,
+            )
+            for sample, steps in enumerate(self.steps)
+        ]  # fmt: skip
+
+    def started(self, sequence: Sequence, cached: int) -> None:
+        super().started(sequence, cached)
+        if not self.prompt_tokens:
+            self.prompt_tokens, self.cached_tokens = len(self.prompt), cached
+
+    def prompt_was_read(self) -> None:
+        self._read = self._read or time.perf_counter()
+
+    def drew(self, step: Step) -> None:
+        self._ended = time.perf_counter()
+        self.steps[step.choice].append(step)
+        self._new.append(step)
+        self.notify()
+
+
+class ScoreHandle(Handle):
+    """Continuations being scored."""
+
+    request: ScoreRequest
+
+    def __init__(self, engine: Engine, request: ScoreRequest) -> None:
+        super().__init__(engine)
+        self.request = request
+        self._logprobs = [np.zeros(len(continuation)) for continuation in request.continuations]
+        self._ranks = [np.zeros(len(continuation), np.int64) for continuation in request.continuations]
+
+    def scored(self, target: Target, logprob: float, rank: int) -> None:
+        self._logprobs[target.continuation][target.place] = logprob
+        self._ranks[target.continuation][target.place] = rank
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """One for each continuation, once the request is done."""
+        pairs = zip(self._logprobs, self._ranks, strict=True)
+        return tuple(Score(tuple(logprobs.tolist()), tuple(ranks.tolist())) for logprobs, ranks in pairs)
+
+
+class LogitsHandle(Handle):
+    """A prompt being read for the logits behind it."""
+
+    request: LogitsRequest
+
+    def __init__(self, engine: Engine, request: LogitsRequest) -> None:
+        super().__init__(engine)
+        self.request = request
+        self.logits: NDArray[np.float32] = np.empty(0, np.float32)  # (vocabulary,) once the request is done
+
+
+def _finished(steps: list[Step]) -> FinishReason:
+    finish = steps[-1].finish if steps else None
+    if finish is None:
+        raise ValueError("the completion has not finished")
+    return finish

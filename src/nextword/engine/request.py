@@ -1,0 +1,74 @@
+"""What can be asked of the engine. Requests are values: what comes of one is on its handle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..base import UsageError
+from .checks import shown, whole
+from .sampling import Sampling
+from .structure import Structure
+
+Tokens = tuple[int, ...]
+
+DRAFTED = 8  # tokens that prompt lookup drafts a step where only `True` is said
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When a completion ends. Raises UsageError for values that make no sense."""
+
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()  # it ends before the first of these texts
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
+        for stop in self.stop:
+            if not isinstance(stop, str):
+                raise UsageError(f"a stop string is {shown(stop)}; it takes text")
+            if not stop:
+                raise UsageError("a stop string is empty; it would end every completion before its first token")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Complete `prompt` (token ids) `n` times.
+
+    A completion depends on its prompt, the seed and its number among the `n`, and on nothing else that the engine
+    does meanwhile. `truncate="left"` cuts the beginning of a prompt that does not fit. `top_logprobs` asks for that
+    many of the likeliest tokens at every position. `speculate` drafts up to so many tokens a step by prompt lookup
+    (Saxena 2023, "Prompt lookup decoding"): the same tokens in fewer steps where a text repeats itself.
+    """
+
+    prompt: Tokens
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: StopConfig = field(default_factory=StopConfig)
+    n: int = 1
+    top_logprobs: int = 0
+    truncate: str | None = None
+    structure: Structure | None = None
+    speculate: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"n": 1, "top_logprobs": 0, "speculate": 0}.items():
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.truncate not in (None, "left"):
+            raise UsageError(f"truncate is {shown(self.truncate)}; it takes 'left'")
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """How probable the model holds each of `continuations` behind `context`; none of them may be empty."""
+
+    context: Tokens
+    continuations: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True)
+class LogitsRequest:
+    """The raw logits of the token after `prompt`."""
+
+    prompt: Tokens
+
+
+AnyRequest = Request | ScoreRequest | LogitsRequest

@@ -1,0 +1,70 @@
+"""The one thread of a process that steps engines: the caller's own, or a worker's for servers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+_STEPPING = threading.RLock()  # kernels share one pool of threads: two steps at once would only be in each other's way
+_worker: Worker | None = None
+
+
+@contextmanager
+def stepping() -> Iterator[None]:
+    """Be the one thread that steps an engine, or changes what it runs, for a while."""
+    assert _worker is None or _worker.is_current, "a worker steps the engines of this process: wait for the handle"
+    with _STEPPING:
+        yield
+
+
+def working() -> bool:
+    """Whether a worker steps the engines of this process, and the calling thread is another one."""
+    return _worker is not None and not _worker.is_current
+
+
+class Worker:
+    """A thread that steps engines whenever there is something to do. There may be one a process.
+
+    Use it as a context manager. While it runs, handles of its engines may be waited for in any thread.
+    """
+
+    def __init__(self, *engines: Engine) -> None:
+        self._engines = list(engines)
+        self._thread = threading.Thread(target=self._work, name="nextword-engine", daemon=True)
+        self._wake = threading.Event()
+        self._stopped = False
+
+    @property
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def __enter__(self) -> Self:
+        global _worker
+        with _STEPPING:
+            assert _worker is None, "there is one engine thread a process, and it is running"
+            _worker = self
+        for engine in self._engines:
+            engine.wake = self._wake.set
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _worker
+        self._stopped = True
+        self._wake.set()
+        self._thread.join()
+        for engine in self._engines:
+            engine.wake = None
+        _worker = None
+
+    def _work(self) -> None:
+        while not self._stopped:
+            self._wake.clear()
+            busy = [engine.step() for engine in self._engines]  # one step each in turn
+            if not any(busy):
+                self._wake.wait()
