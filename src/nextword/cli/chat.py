@@ -16,7 +16,7 @@ from ._faults import explain
 from ._options import load_model, model_options, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..engine import Generation, LanguageModel
+    from ..engine import LanguageModel, Stream
 
 HELP = """\
 /help            this page
@@ -56,10 +56,11 @@ class Conversation:
                     said.append(text)
                     yield text
         finally:
+            steps.close()
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
-    def _stream(self, prompt: str) -> Generation:
+    def _stream(self, prompt: str) -> Stream:
         from ..engine import PromptTooLong
 
         try:
@@ -89,11 +90,11 @@ def command(system: str | None, max_tokens: int, temperature: float, **options: 
     nextword chat --system "Answer in one sentence." -t 0.3
     echo "What is a token?" | nextword chat
     """
-    from ..engine import Limits, Sampling
+    from ..engine import Sampling, StopConfig
 
     settings = {"temperature": temperature, **sampling_settings(options)}
     Sampling(**settings)
-    Limits(max_tokens)
+    StopConfig(max_tokens)
     model = load_model(options["model"], options["dtype"], options["device"])
     if model.tokenizer.chat_template is None:
         raise UsageError(f"model {model.name!r} has no chat template. Use: nextword complete")
@@ -171,7 +172,7 @@ def _command(conversation: Conversation, line: str) -> None:
 
 
 def _set(conversation: Conversation, rest: str) -> None:
-    from ..engine import Limits, Sampling
+    from ..engine import Sampling, StopConfig
 
     key, _, text = rest.partition(" ")
     key = key.replace("-", "_")
@@ -186,6 +187,6 @@ def _set(conversation: Conversation, rest: str) -> None:
             f"{key} takes a {'whole ' if whole else ''}number, as in: /set {key} {1 if whole else 0.7}"
         ) from None
     changed = conversation.settings | {key: value}
-    Limits(changed["max_tokens"])
+    StopConfig(changed["max_tokens"])
     Sampling(**{name: setting for name, setting in changed.items() if name != "max_tokens"})
     conversation.settings = changed

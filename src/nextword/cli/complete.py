@@ -13,7 +13,7 @@ from ._console import as_shown
 from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..engine import Completion, Generation, LanguageModel, Sampling
+    from ..engine import Completion, LanguageModel, Sampling, Stream
 
 DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 
@@ -54,6 +54,16 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 @click.option("--separator", default="\\n\\n", show_default=True, metavar="TEXT", help="What stands between examples.")
 @click.option("--show-prompt", is_flag=True, help="Print the prompt, token by token, to standard error first.")
 @click.option("--truncate", type=click.Choice(["left"]), help="Cut the beginning of a prompt beyond the context.")
+@click.option("--json-schema", metavar="FILE", help="Write JSON that is valid under the JSON schema in FILE.")
+@click.option("--regex", metavar="PATTERN", help="Write a text that PATTERN matches as a whole.")
+@click.option("--choices", metavar="A,B,...", help="Write one of these texts.")
+@click.option(
+    "--speculate",
+    type=int,
+    default=0,
+    metavar="K",
+    help="Guess up to K tokens a step from what the text repeats: the same tokens, in fewer steps.",
+)
 @click.option(
     "--probabilities",
     "alternatives",
@@ -77,7 +87,8 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     nextword complete --shot "great! => positive" --shot "a waste => negative" \\
         --template "Review: {input}\\nSentiment: {output}" "terrible"
     """
-    from ..engine import Sampling
+    from ..engine import Sampling, StopConfig
+    from ._structure import structure_from_options
 
     if options["alternatives"] < 0:
         raise UsageError(f"--probabilities is {options['alternatives']}; it takes a whole number of at least 1")
@@ -85,9 +96,8 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     settings = {"temperature": temperature, **sampling_settings(options)}
     stop = tuple(_unescape(text) for text in options["stop"])
     sampling = Sampling(**settings)  # settings are checked before a model is loaded
-    from ..engine import Limits  # brings torch
-
-    Limits(options["max_tokens"], stop, options["truncate"])
+    StopConfig(options["max_tokens"], stop)
+    structure = structure_from_options(options["json_schema"], options["regex"], options["choices"])
     if options["count"] < 1:
         raise UsageError(f"-n is {options['count']}; it takes a whole number of at least 1")
     text = _build_prompt(read_prompt(prompt, file), options)
@@ -99,22 +109,24 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
         "max_tokens": options["max_tokens"],
         "stop": stop,
         "truncate": options["truncate"],
-        "alternatives": options["alternatives"],
+        "top_logprobs": options["alternatives"],
+        "structure": structure,
+        "speculate": options["speculate"],
     }
-    generation = _stream(model, text, request | settings)
+    completion = _stream(model, text, request | settings)
     live = options["count"] == 1 and not options["as_json"]
     if live:
         _echo_prompt(text)
-    for step in generation:
+    for step in completion:
         if live:
             sys.stdout.write(as_shown(step.text))
             sys.stdout.flush()
     if live:
         sys.stdout.write("\n")
-    _report(model, text, generation, sampling, options)
+    _report(model, completion.completions(text), sampling, options)
 
 
-def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Generation:
+def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Stream:
     from ..engine import PromptTooLong
 
     try:
@@ -140,11 +152,8 @@ def _unescape(text: str) -> str:
 
 
 def _report(
-    model: LanguageModel, prompt: str, generation: Generation, sampling: Sampling, options: dict[str, Any]
+    model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]
 ) -> None:
-    from ..engine import gather
-
-    completions = [gather(prompt, generation, choice) for choice in range(generation.n)]
     if options["as_json"]:
         from ._console import emit_json
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine import Engine, PromptTooLong
-    from .handles import CompletionHandle, LogitsHandle, ScoreHandle
+    from .handles import CompletionHandle, LogitsHandle, ScoreHandle, Stream
     from .language_model import LanguageModel, load
     from .request import LogitsRequest, Request, ScoreRequest, StopConfig
     from .results import Alternative, Completion, NextTokens, Score, ScoredText, Step, Timings, TokenLogprob
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "engine": ("Engine", "PromptTooLong"),
-    "handles": ("CompletionHandle", "LogitsHandle", "ScoreHandle"),
+    "handles": ("CompletionHandle", "LogitsHandle", "ScoreHandle", "Stream"),
     "language_model": ("LanguageModel", "load"),
     "request": ("LogitsRequest", "Request", "ScoreRequest", "StopConfig"),
     "results": ("Alternative", "Completion", "NextTokens", "Score", "ScoredText", "Step", "Timings", "TokenLogprob"),
@@ -48,6 +48,7 @@ __all__ = [
     "ScoredText",
     "Step",
     "StopConfig",
+    "Stream",
     "Structure",
     "Timings",
     "TokenLogprob",

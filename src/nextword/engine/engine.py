@@ -7,9 +7,10 @@ Everything that belongs to a request is on its handle. What a request gives does
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Tokens
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, TypeVar, overload
 
@@ -65,13 +66,12 @@ class Engine:
         self.cache_bytes = _cache_bytes(backend, cache_bytes)
         self.tokens_read = 0  # of prompts and texts to score, without those that the prefix cache held
         self.wake: Callable[[], None] | None = None  # a worker's: called when there is something to do
-        self._pool = PagePool(self.cache_bytes // backend.page_bytes, backend.page_size, backend.rewindable)
-        self._scheduler = Scheduler(self._pool, backend.copy_page, step_tokens or backend.step_tokens, max_sequences)
+        self._limits = (step_tokens or backend.step_tokens, max_sequences)
+        self._new_scheduler()
         self._grammars = Grammars(tokenizer)
         self._allocated = False
-        self._mail = threading.Lock()  # guards what other threads leave for the next step
-        self._submitted: list[Sequence] = []
-        self._cancelled: list[Handle] = []
+        self._submitted: deque[Sequence] = deque()  # what any thread leaves for the next step
+        self._cancelled: deque[Handle] = deque()
 
     # ---- what users call
 
@@ -90,19 +90,19 @@ class Engine:
         handle = sequences[0].handle
         handle.opened(sequences)
         sequences[0].followers = sequences[1:]
-        with self._mail:
-            self._submitted.append(sequences[0])
-        if self.wake is not None:
-            self.wake()
+        self._submitted.append(sequences[0])
+        self._wake_worker()
         return handle
 
     def step(self) -> bool:
         """Run one step; False where nothing is left to do. Handles do it for those who wait for them."""
         with stepping():
-            self._collect_mail()
-            chunks = self._scheduler.schedule()
-            if chunks:
-                self._run(chunks)
+            with self._whole():
+                self._collect()
+                chunks = self._scheduler.schedule()
+            if chunks and (output := self._forward(chunks)) is not None:
+                with self._whole():
+                    self._apply(chunks, output)
             return bool(chunks)
 
     def advance(self, handle: Handle) -> None:
@@ -112,15 +112,13 @@ class Engine:
         elif not self.step() and not handle.done:
             raise AssertionError("a request waits and nothing runs")
 
-    def drop(self, handle: Handle) -> None:
-        """End the sequences of a cancelled request, now or before the worker's next step."""
-        with self._mail:
-            self._cancelled.append(handle)
-        if self.wake is not None:
-            self.wake()
-        if not working():
+    def drop(self, handle: Handle, now: bool = True) -> None:
+        """End the sequences of a cancelled request: `now`, or before the next step if a worker takes it."""
+        self._cancelled.append(handle)
+        self._wake_worker()
+        if now and not working():
             with stepping():
-                self._collect_mail()
+                self._collect()
 
     def complete(self, requests: Iterable[Request]) -> list[CompletionHandle]:
         """Run several requests to their end."""
@@ -141,6 +139,12 @@ class Engine:
             for handle in handles:
                 handle.cancel()
             raise
+
+    def _new_scheduler(self) -> None:
+        self._pool = PagePool(
+            self.cache_bytes // self.backend.page_bytes, self.backend.page_size, self.backend.rewindable
+        )
+        self._scheduler = Scheduler(self._pool, self.backend.copy_page, *self._limits)
 
     # ---- requests as sequences
 
@@ -194,31 +198,58 @@ class Engine:
         size, snapshots = self._pool.size, 0 if self._pool.rewindable else 2
         needed = -(-tokens // size) + snapshots
         if needed > self._pool.count:
+            need, have = format_bytes(needed * self.backend.page_bytes), format_bytes(self.cache_bytes)
             raise UsageError(
-                f"{what} may have {tokens} tokens and need {format_bytes(needed * self.backend.page_bytes)} of cache; it"
-                f" has {format_bytes(self.cache_bytes)}. {way_out}, or give the cache more"
+                f"{what} may have {tokens} tokens, which need {need} of cache; there are {have}. {way_out}, or give the"
+                " cache more"
             )
 
     # ---- one step
 
-    def _collect_mail(self) -> None:
-        with self._mail:
-            submitted, self._submitted = self._submitted, []
-            cancelled, self._cancelled = self._cancelled, []
-        if submitted and not self._allocated:
+    def _collect(self) -> None:
+        """Take what was submitted and cancelled since the last step."""
+        if self._submitted and not self._allocated:
             self.backend.allocate(self._pool.count)
             self._allocated = True
-        for sequence in submitted:
-            self._scheduler.add(sequence)
-        for handle in cancelled:
-            self._end_all(handle)
+        while self._submitted:
+            self._scheduler.add(self._submitted.popleft())
+        while self._cancelled:
+            self._end_all(self._cancelled.popleft())
 
-    def _run(self, chunks: list[Chunk]) -> None:
+    def _wake_worker(self) -> None:
+        if self.wake is not None:
+            self.wake()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is done here is done to its end: an interrupt or a mistake in between ends all requests."""
         try:
-            output = self.backend.forward(_batch(chunks))
+            yield
         except BaseException as error:
-            self._roll_back(chunks, error)
-            return
+            sequences = [*self._scheduler.running, *self._scheduler.waiting]
+            self._new_scheduler()
+            for handle in dict.fromkeys(sequence.handle for sequence in sequences):
+                handle.ended_by(error)
+            raise
+
+    def _forward(self, chunks: list[Chunk]) -> Output | None:
+        """Run the model. A failure ends the requests of this step; after an interrupt it can be taken again."""
+        try:
+            return self.backend.forward(_batch(chunks))
+        except BaseException as error:
+            with self._whole():
+                for chunk in reversed(chunks):  # what was computed before is there, unless it was written over
+                    self._scheduler.preempt(chunk.sequence, keep=self._pool.rewindable)
+                if isinstance(error, Exception):
+                    for handle in dict.fromkeys(chunk.sequence.handle for chunk in chunks):
+                        handle.error = error
+                        self._end_all(handle)
+            if not isinstance(error, Exception):
+                raise
+            return None
+
+    def _apply(self, chunks: list[Chunk], output: Output) -> None:
+        """Give each sequence what the step computed for it."""
         row = score = 0
         drawing: list[tuple[Chunk, int]] = []  # chunks that end in a draw, and the first row of their logits
         for chunk in chunks:
@@ -294,16 +325,6 @@ class Engine:
         for sequence in handle.sequences:
             self._scheduler.remove(sequence)
             handle.closed(sequence)
-
-    def _roll_back(self, chunks: list[Chunk], error: BaseException) -> None:
-        """After a step that failed: nothing of it counts. An interrupted step may be run again."""
-        for chunk in reversed(chunks):
-            self._scheduler.preempt(chunk.sequence, keep=False)
-        if not isinstance(error, Exception):
-            raise error
-        for handle in {chunk.sequence.handle for chunk in chunks}:
-            handle.error = error
-            self._end_all(handle)
 
 
 def _batch(chunks: list[Chunk]) -> Batch:

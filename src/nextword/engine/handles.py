@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from threading import Condition
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,12 @@ class Handle:
         self.cancelled = True
         self._engine.drop(self)
 
+    def abandon(self) -> None:
+        """The same before the next step, without waiting for anything."""
+        if not self.done:
+            self.cancelled = True
+            self._engine.drop(self, now=False)
+
     def wait(self) -> Self:
         """Run the engine until the request is done. Raises what went wrong with it."""
         while not self.done:
@@ -69,6 +75,13 @@ class Handle:
     def sequences(self) -> tuple[Sequence, ...]:
         """Those that have not ended."""
         return tuple(self._sequences)
+
+    def ended_by(self, error: BaseException) -> None:
+        """The engine lost all that was under way."""
+        self.error = error if isinstance(error, Exception) else None
+        self.cancelled = self.error is None
+        self._sequences.clear()
+        self.notify()
 
     def notify(self) -> None:
         with self._changed:
@@ -104,10 +117,6 @@ class CompletionHandle(Handle, Iterator[Step]):
                 raise StopIteration
             self._engine.advance(self)
         return self._new.popleft()
-
-    def close(self) -> None:
-        """The same as `cancel`, for a generator's users."""
-        self.cancel()
 
     @property
     def finish_reasons(self) -> tuple[FinishReason | None, ...]:
@@ -152,6 +161,29 @@ class CompletionHandle(Handle, Iterator[Step]):
         self.steps[step.choice].append(step)
         self._new.append(step)
         self.notify()
+
+
+class Stream(Iterator[Step]):
+    """A completion's tokens for a loop that may be left: the request ends when this is closed or no longer used.
+
+    All that a `CompletionHandle` has can be read here.
+    """
+
+    def __init__(self, handle: CompletionHandle) -> None:
+        self.handle = handle
+
+    def __next__(self) -> Step:
+        return next(self.handle)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.handle, name)
+
+    def close(self) -> None:
+        """End the completion where it is, and give its memory back."""
+        self.handle.cancel()
+
+    def __del__(self) -> None:
+        self.handle.abandon()
 
 
 class ScoreHandle(Handle):

@@ -18,7 +18,7 @@ from ..weights import load as load_weights
 from ..weights.catalogue import DEFAULT_MODEL
 from .checks import known, shown, whole
 from .engine import Engine
-from .handles import CompletionHandle
+from .handles import Stream
 from .request import Request, ScoreRequest, StopConfig
 from .results import Alternative, Completion, NextTokens, ScoredText, TokenLogprob
 from .sampling import Distribution, Sampling, adjust, log_softmax
@@ -64,13 +64,13 @@ class LanguageModel:
             return [bos, *ids]
         return ids
 
-    def stream(self, prompt: Prompt, **settings: Any) -> CompletionHandle:
+    def stream(self, prompt: Prompt, **settings: Any) -> Stream:
         """Iterate over the tokens of a completion as they are drawn; the `n` samples of a prompt run side by side.
 
         Settings besides those of `Sampling`: n, max_tokens, stop, top_logprobs, truncate ("left"), structure (a
         `Structure`), speculate. The seed, the timings and the prompt as it was read are attributes of what is returned.
         """
-        return self.engine.submit(self.request(prompt, **settings))
+        return Stream(self.engine.submit(self.request(prompt, **settings)))
 
     def complete(self, prompt: Prompt, **settings: Any) -> Completion:
         """Finish one prompt. Takes what `stream` takes, except `n`."""
