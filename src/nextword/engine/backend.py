@@ -42,6 +42,10 @@ class Output:
     logprobs: NDArray[np.float64]
     ranks: Ids
 
+    def part(self, rows: slice, scores: slice) -> Output:
+        """Some of the rows and scores."""
+        return Output(self.logits[rows], self.logprobs[scores], self.ranks[scores])
+
 
 class Backend(Protocol):
     """Runs a model over pages of memory.

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base import RunError, UsageError
 from ..base.units import format_bytes
@@ -44,6 +46,15 @@ class PromptTooLong(UsageError):
             f"the prompt has {tokens} tokens; the model's context holds {context}, at least one of them for the answer"
         )
         super().__init__(f"{self.fact}. {ways_out}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A sample whose next tokens are drawn from the rows of the logits from `row` on, one more for each draft."""
+
+    chunk: Chunk
+    sample: Sample
+    row: int
 
 
 class Engine:
@@ -131,6 +142,16 @@ class Engine:
     def logits(self, prompt: Tokens[int]) -> Floats:
         """Raw logits of the token after `prompt`, float64 (vocabulary,)."""
         return self.submit(LogitsRequest(tuple(prompt))).wait().logits.astype(np.float64)
+
+    @property
+    def pages_used(self) -> int:
+        """Pages that requests under way hold; those of the prefix cache are not counted."""
+        return self._pool.used
+
+    @property
+    def sequences_under_way(self) -> int:
+        """Sequences that run or wait."""
+        return len(self._scheduler.running) + len(self._scheduler.waiting)
 
     def _together(self, handles: list[AnyHandle]) -> list[AnyHandle]:
         try:
@@ -251,62 +272,53 @@ class Engine:
     def _apply(self, chunks: list[Chunk], output: Output) -> None:
         """Give each sequence what the step computed for it."""
         row = score = 0
-        drawing: list[tuple[Chunk, int]] = []  # chunks that end in a draw, and the first row of their logits
+        drawing: list[Drawing] = []
         for chunk in chunks:
             sequence = chunk.sequence
             self.tokens_read += 0 if sequence.decoding else len(chunk.tokens)
             rows = len(sequence.logit_positions(chunk.start, chunk.end))
+            scores = len(sequence.targets(chunk.start, chunk.end))
             if isinstance(sequence, Sample) and rows:
-                drawing.append((chunk, row))
+                drawing.append(Drawing(chunk, sequence, row))
             else:
-                score = self._keep(chunk, output, row, score)
-            row += rows
-        self._draw(drawing, output)
+                sequence.receive(chunk.start, output.part(slice(row, row + rows), slice(score, score + scores)))
+                self._scheduler.advance(chunk, len(chunk.tokens))
+                if sequence.computed == len(sequence.tokens):
+                    self._end(sequence)
+            row, score = row + rows, score + scores
+        self._draw(drawing, output.logits)
 
-    def _keep(self, chunk: Chunk, output: Output, row: int, score: int) -> int:
-        """Take a chunk after which nothing is drawn; returns the number of the next score."""
-        sequence = chunk.sequence
-        self._scheduler.advance(chunk, len(chunk.tokens))
-        for target in sequence.targets(chunk.start, chunk.end):
-            sequence.handle.scored(target, float(output.logprobs[score]), int(output.ranks[score]))
-            score += 1
-        if sequence.computed == len(sequence.tokens):
-            if isinstance(sequence, Prompt):
-                sequence.handle.logits = output.logits[row].copy()
-            self._end(sequence)
-        return score
-
-    def _draw(self, drawing: list[tuple[Chunk, int]], output: Output) -> None:
-        """Draw a token from each chunk's first row, and go on along its draft while that is what is drawn."""
-        for chunk, _ in drawing:
-            chunk.sequence.handle.prompt_was_read()
+    def _draw(self, drawing: list[Drawing], logits: NDArray[np.float32]) -> None:
+        """Draw a token from each first row, and go on along the drafts while they are what is drawn."""
+        for entry in drawing:
+            entry.sample.handle.prompt_was_read()
         place = 0
         while drawing:
-            draws = sample(output.logits[[row + place for _, row in drawing]], [c.sequence.row() for c, _ in drawing])
+            draws = sample(logits[[entry.row + place for entry in drawing]], [entry.sample.row() for entry in drawing])
             drawing = [
-                (chunk, row)
-                for (chunk, row), draw in zip(drawing, draws, strict=True)
-                if not chunk.sequence.handle.done and self._take(chunk, place, draw)
+                entry
+                for entry, draw in zip(drawing, draws, strict=True)
+                if not entry.sample.handle.done and self._take(entry, place, draw)
             ]
             place += 1
 
-    def _take(self, chunk: Chunk, place: int, draw: Draw | RunError) -> bool:
-        """Give the token drawn from row `place` of a chunk to its sequence; whether the next row stands behind it."""
-        sequence, handle = chunk.sequence, chunk.sequence.handle
+    def _take(self, entry: Drawing, place: int, draw: Draw | RunError) -> bool:
+        """Give a sample the token drawn from its row `place`; whether the next row, of a draft, stands behind it."""
+        chunk, handle = entry.chunk, entry.sample.handle
         if isinstance(draw, RunError):
             handle.error = draw
             self._end_all(handle)
             return False
-        step = sequence.accept(draw)
+        step = entry.sample.accept(draw)
         computed = len(chunk.tokens) - chunk.drafted + place
         if place < chunk.drafted and chunk.tokens[computed] == draw.token and step.finish is None:
             handle.drew(step)
             return True
         handle.drafted, handle.accepted = handle.drafted + chunk.drafted, handle.accepted + place
         self._scheduler.advance(chunk, computed)
+        self._follow(entry.sample)
         if step.finish is not None:
-            self._end(sequence)
-        self._follow(sequence)
+            self._end(entry.sample)
         handle.drew(step)
         return False
 

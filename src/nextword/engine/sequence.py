@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..text import Tokenizer
+from .backend import Output
 from .pages import Page
 from .results import Alternative, FinishReason, Step
 from .sampling import Draw, SampleRow, Uniforms
@@ -72,6 +73,9 @@ class Sequence:
         """The tokens to be scored that are predicted at the positions from `start` to `end`."""
         return []
 
+    def receive(self, start: int, output: Output) -> None:
+        """What came of `logit_positions` and of `targets` of a chunk from `start` on."""
+
 
 class Prompt(Sequence):
     """A prompt of which the raw logits of the next token are wanted."""
@@ -80,6 +84,10 @@ class Prompt(Sequence):
 
     def __init__(self, handle: LogitsHandle, tokens: Tokens[int]) -> None:
         super().__init__(handle, tokens, len(tokens) - 1)
+
+    def receive(self, start: int, output: Output) -> None:
+        for row in output.logits:
+            self.handle.logits = row.copy()
 
 
 class Scored(Sequence):
@@ -106,6 +114,11 @@ class Scored(Sequence):
 
     def targets(self, start: int, end: int) -> list[Target]:
         return [target for target in self._targets if start <= target.position < end]
+
+    def receive(self, start: int, output: Output) -> None:
+        targets = self.targets(start, start + len(self.tokens))[: len(output.ranks)]
+        for target, logprob, rank in zip(targets, output.logprobs.tolist(), output.ranks.tolist(), strict=True):
+            self.handle.scored(target, logprob, rank)
 
 
 class Sample(Sequence):
@@ -229,7 +242,8 @@ class PromptLookup:
         for size in range(self.LONGEST, self.SHORTEST - 1, -1):
             start = self._followed.get(tuple(self._tokens[-size:]))
             if start is not None:
-                return self._tokens[start : start + most]
+                period = len(self._tokens) - start  # a text that repeats itself goes on doing so
+                return [self._tokens[start + place % period] for place in range(most)]
         return []
 
 
