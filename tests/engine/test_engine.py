@@ -1,4 +1,4 @@
-"""The engine: greedy and sampled completions against a loop that recomputes everything, and how a completion ends."""
+"""The engine over real models: completions against a loop that recomputes everything, and how a completion ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ import pytest
 import torch
 
 from nextword import native
-from nextword.base import RunError, UsageError
-from nextword.engine import Engine, Generation, Limits, Sampling, Step
-from nextword.engine.sampling import Distribution, choose, log_softmax
+from nextword.base import UsageError
+from nextword.engine import (
+    CompletionHandle,
+    Engine,
+    LogitsRequest,
+    Request,
+    Sampling,
+    ScoreRequest,
+    Step,
+    StopConfig,
+    Stream,
+)
+from nextword.engine.sampling import Draw, SampleRow, Uniforms, log_softmax, sample
 from nextword.models import Transformer, build
+from nextword.models.backend import TorchBackend
 from nextword.spec import ModelSpec
 
 SPEC = ModelSpec("transformer", 256, 32, 3, 64, heads=4, kv_heads=2, head_width=8, mlp_width=48, windows=(0, 9, 0))
@@ -66,52 +77,49 @@ def model() -> Transformer:
 
 @pytest.fixture
 def engine(model: Transformer) -> Engine:
-    return Engine(model, ByteTokenizer())  # type: ignore[arg-type]
+    return new_engine(model)
+
+
+def new_engine(model: Transformer) -> Engine:
+    return Engine(TorchBackend(model), ByteTokenizer())  # type: ignore[arg-type]
+
+
+def complete(engine: Engine, prompt: Sequence[int], sampling: Sampling, tokens: int = 12, **more: Any) -> list[Step]:
+    return engine.submit(Request(tuple(prompt), sampling, StopConfig(tokens), **more)).wait().steps[0]
+
+
+def ids_of(handle: CompletionHandle) -> list[list[int]]:
+    return [[step.id for step in steps] for steps in handle.steps]
 
 
 @torch.inference_mode()
 def slow_completion(model: Transformer, prompt: Sequence[int], count: int, sampling: Sampling) -> list[int]:
     """Oracle: no cache and no batch; the whole text is read again for every token."""
-    tokens = list(prompt)
+    tokens, uniforms = list(prompt), Uniforms(sampling.seed or 0, 0)
     for _ in range(count):
-        logits = model(torch.tensor([tokens]))[0][0, -1].numpy()
-        tokens.append(choose(logits, sampling, sampling.seed or 0, 0, len(tokens))[0])
+        logits = model.logits(model.hidden(torch.tensor([tokens])))[0, -1:].numpy()
+        row = SampleRow(sampling, 0.0 if sampling.greedy else uniforms.at(len(tokens)), prompt, tokens[len(prompt) :])
+        draw = sample(logits, [row])[0]
+        assert isinstance(draw, Draw)
+        tokens.append(draw.token)
     return tokens[len(prompt) :]
 
 
-def by_choice(steps: Any) -> dict[int, list[Step]]:
-    found: dict[int, list[Step]] = {}
-    for step in steps:
-        found.setdefault(step.choice, []).append(step)
-    return found
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
-def test_a_batch_of_uneven_prompts_equals_each_prompt_alone_without_a_cache(
+def test_uneven_prompts_side_by_side_equal_each_alone_without_a_cache(
     engine: Engine, model: Transformer, temperature: float
 ) -> None:
     prompts = [[72, 101], [5] * 17, [1, 2, 3, 4, 5, 6, 7], [72, 101]]
     sampling = Sampling(temperature=temperature, seed=11, logit_bias={0: -1e9})
-    found = by_choice(engine.stream(prompts, sampling, Limits(20)))
-    free = Sampling(temperature=temperature, seed=11)
-    for choice, prompt in enumerate(prompts):
-        ids = [step.id for step in found[choice]]
-        assert ids == slow_completion(model, prompt, 20, free)
+    handles = engine.complete(Request(tuple(prompt), sampling, StopConfig(20)) for prompt in prompts)
+    for prompt, handle in zip(prompts, handles, strict=True):
+        assert ids_of(handle) == [slow_completion(model, prompt, 20, sampling)]
 
 
-def test_seeded_completions_do_not_depend_on_what_else_is_in_the_batch(engine: Engine) -> None:
-    settings = Sampling(seed=5, temperature=1.5)
-    alone = [step.id for step in engine.stream([[9, 8]], settings, Limits(30))]
-    among = by_choice(engine.stream([[9, 8], [1], [2, 2, 2]], settings, Limits(30)))[0]
-    assert [step.id for step in among] == alone
-
-
-def test_a_seeded_completion_does_not_depend_on_its_place_in_the_batch(engine: Engine) -> None:
+def test_a_seeded_completion_depends_on_nothing_that_runs_beside_it(engine: Engine) -> None:
     def texts(prompts: list[list[int]]) -> dict[tuple[int, ...], list[list[int]]]:
-        generation = engine.stream(prompts, Sampling(seed=5, temperature=1.5), Limits(30), n=2)
-        found = by_choice(generation)
-        each = [[[step.id for step in found[2 * place + k]] for k in range(2)] for place in range(len(prompts))]
-        return dict(zip(generation.prompts, each, strict=True))
+        requests = [Request(tuple(p), Sampling(seed=5, temperature=1.5), StopConfig(30), n=2) for p in prompts]
+        return {handle.prompt: ids_of(handle) for handle in engine.complete(requests)}
 
     prompts = [[9, 8], [1], [2, 2, 2]]
     assert texts(prompts) == texts(prompts[::-1])
@@ -119,15 +127,14 @@ def test_a_seeded_completion_does_not_depend_on_its_place_in_the_batch(engine: E
 
 
 def test_equal_prompts_without_a_seed_get_one_each(engine: Engine) -> None:
-    generation = engine.stream([[7]] * 4, Sampling(temperature=1e6), Limits(12))  # so hot that no two are alike
-    found = by_choice(generation)
-    assert len(set(generation.seeds)) == 4
-    assert len({tuple(step.id for step in found[choice]) for choice in range(4)}) == 4
+    handles = engine.complete([Request((7,), Sampling(temperature=1e6), StopConfig(12))] * 4)  # no two are alike
+    assert len({handle.seed for handle in handles}) == 4
+    assert len({tuple(ids_of(handle)[0]) for handle in handles}) == 4
 
 
-def test_interleaved_generations_keep_their_own_seed_and_figures(engine: Engine) -> None:
-    def started(seed: int) -> Generation:
-        return engine.stream([[7, seed]], Sampling(seed=seed), Limits(10 + seed))
+def test_interleaved_completions_keep_their_own_seed_and_figures(engine: Engine) -> None:
+    def started(seed: int) -> CompletionHandle:
+        return engine.submit(Request((7, seed), Sampling(seed=seed), StopConfig(10 + seed)))
 
     alone = [[step.id for step in started(seed)] for seed in range(3)]
     running = [started(seed) for seed in range(3)]
@@ -136,31 +143,42 @@ def test_interleaved_generations_keep_their_own_seed_and_figures(engine: Engine)
         for place, step in steps:
             among[place].append(step.id)
     assert among == alone
-    assert [each.seeds for each in running] == [(0,), (1,), (2,)]
-    assert [each.prompts for each in running] == [((7, 0),), ((7, 1),), ((7, 2),)]
+    assert [each.seed for each in running] == [0, 1, 2]
+    assert [each.prompt for each in running] == [(7, 0), (7, 1), (7, 2)]
     assert [each.timings.generated_tokens for each in running] == [len(ids) for ids in alone]
 
 
-def test_a_generation_that_is_closed_ends_and_keeps_what_it_drew(engine: Engine) -> None:
-    generation = engine.stream([[7]], Sampling(seed=0, logit_bias={0: -1e9}), Limits(12))
-    first = [next(generation), next(generation)]
-    generation.close()
-    assert list(generation) == []
-    assert generation.steps == [first]
-    assert generation.finish_reasons == (None,)
+def test_a_stream_that_is_closed_ends_and_keeps_what_it_drew(engine: Engine) -> None:
+    stream = Stream(engine.submit(Request((7,), Sampling(seed=0, logit_bias={0: -1e9}), StopConfig(12))))
+    first = [next(stream), next(stream)]
+    stream.close()
+    assert list(stream) == []
+    assert stream.steps == [first]
+    assert stream.finish_reasons == (None,)
+    assert engine.pages_used == 0
+
+
+def test_a_stream_that_is_left_and_forgotten_takes_no_more_steps(engine: Engine) -> None:
+    for step in Stream(engine.submit(Request((7,), Sampling(seed=0, logit_bias={0: -1e9}), StopConfig(30)))):
+        if step.position == 4:
+            break
+    del step
+    assert not engine.step()
+    assert engine.pages_used == 0
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_threads_get_to_the_bit_what_each_would_get_alone(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, compiled: bool
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
     if not compiled:
         monkeypatch.setattr("nextword.native.available", lambda: False)
         monkeypatch.setattr("nextword.native.library.available", lambda: False)
+    engine = new_engine(model)
 
-    def run(seed: int) -> list[Step]:
+    def run(seed: int) -> list[int]:
         prompt = [seed + 1] * (50 if seed % 2 else 3)  # read with all of torch's threads, or with one
-        return list(engine.stream([prompt], Sampling(seed=seed, logit_bias={0: -1e9}), Limits(12)))
+        return [step.id for step in complete(engine, prompt, Sampling(seed=seed, logit_bias={0: -1e9}))]
 
     alone = [run(seed) for seed in range(4)]
     with two_threads(), ThreadPoolExecutor(4) as pool:
@@ -168,29 +186,30 @@ def test_threads_get_to_the_bit_what_each_would_get_alone(
             assert list(pool.map(run, range(4))) == alone
 
 
-def test_a_forward_pass_leaves_the_thread_counts_of_other_threads_alone(engine: Engine) -> None:
+def test_a_step_leaves_the_thread_counts_of_other_threads_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch.set_num_threads inside a pass would be what threads that begin meanwhile keep for ever."""
+    seen: list[int] = []
+    logits = Transformer.logits
+
+    def look(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:
+        thread = Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return logits(model, hidden)
+
+    monkeypatch.setattr(Transformer, "logits", look)
     with two_threads():
-        generation = engine.stream([[1]], Sampling(seed=0), Limits(3))
-        seen: list[int] = []
-
-        def look(*_: Any) -> None:
-            thread = Thread(target=lambda: seen.append(torch.get_num_threads()))
-            thread.start()
-            thread.join()
-
-        hook = engine.model.norm.register_forward_hook(look)
-        list(generation)
-        hook.remove()
+        complete(engine, [1], Sampling(seed=0), 3)
         assert seen
         assert set(seen) == {2}
         assert torch.get_num_threads() == 2
 
 
-def test_choices_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> None:
+def test_samples_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> None:
     def run() -> list[list[int]]:
-        found = by_choice(engine.stream([[7]], Sampling(seed=1), Limits(12), n=4))
-        return [[step.id for step in found[choice]] for choice in range(4)]
+        return ids_of(engine.submit(Request((7,), Sampling(seed=1), StopConfig(12), n=4)).wait())
 
     first = run()
     assert first == run()
@@ -198,30 +217,30 @@ def test_choices_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> No
 
 
 def test_an_unseeded_run_reports_the_seed_that_repeats_it(engine: Engine) -> None:
-    first = engine.stream([[7, 7]], Sampling(), Limits(10))
-    ids = [step.id for step in first]
-    assert ids == [step.id for step in engine.stream([[7, 7]], Sampling(seed=first.seeds[0]), Limits(10))]
+    first = engine.submit(Request((7, 7), stop=StopConfig(10))).wait()
+    assert [step.id for step in complete(engine, [7, 7], Sampling(seed=first.seed), 10)] == ids_of(first)[0]
 
 
 def test_steps_carry_the_probabilities_under_the_model_and_as_drawn(engine: Engine, model: Transformer) -> None:
-    sampling = Sampling(temperature=0.7, top_k=5, seed=2)
     tokens = [3, 4, 5]
-    for step in engine.stream([tokens], sampling, Limits(6), alternatives=3):
+    for step in complete(engine, tokens, Sampling(temperature=0.7, top_k=5, seed=2), 6, top_logprobs=3):
         with torch.inference_mode():
-            logits = model(torch.tensor([tokens]))[0][0, -1].numpy()
+            logits = model.logits(model.hidden(torch.tensor([tokens])))[0, -1].numpy()
         own = log_softmax(logits)
+        likeliest = np.argsort(-own, kind="stable")
+        weights = np.exp(own[likeliest[:5]] / 0.7)
         assert step.logprob == pytest.approx(own[step.id], abs=1e-4)
-        assert step.drawn == pytest.approx(Distribution(logits, sampling).probability(step.id), rel=1e-3)
-        assert [a.id for a in step.alternatives] == np.argsort(-own, kind="stable")[:3].tolist()
+        assert step.drawn == pytest.approx(weights[likeliest[:5] == step.id][0] / weights.sum(), rel=1e-3)
+        assert [a.id for a in step.alternatives] == likeliest[:3].tolist()
         assert step.alternatives[0].drawn >= step.alternatives[0].probability
         tokens.append(step.id)
 
 
-def forced(engine: Engine, text: str, limits: Limits, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+def forced(engine: Engine, text: str, stop: StopConfig, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Steps of a completion that the sampler is made to draw as `text`."""
     ids = iter(text.encode("latin-1"))
-    monkeypatch.setattr("nextword.engine.generation.choose", lambda *_: (next(ids), 1.0))
-    return list(engine.stream([[65]], Sampling(), limits))
+    monkeypatch.setattr("nextword.engine.engine.sample", lambda *_: [Draw(next(ids), 1.0, 0.0, ())])
+    return engine.submit(Request((65,), stop=stop)).wait().steps[0]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +260,7 @@ def forced(engine: Engine, text: str, limits: Limits, monkeypatch: pytest.Monkey
 def test_completions_end_at_stop_strings_end_of_text_or_length(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, drawn: str, stop: tuple[str, ...], text: str, finish: str
 ) -> None:
-    steps = forced(engine, drawn, Limits(9, stop), monkeypatch)
+    steps = forced(engine, drawn, StopConfig(9, stop), monkeypatch)
     assert "".join(step.text for step in steps) == text
     assert steps[-1].finish == finish
     assert all(step.finish is None for step in steps[:-1])
@@ -250,49 +269,50 @@ def test_completions_end_at_stop_strings_end_of_text_or_length(
 def test_text_that_may_begin_a_stop_string_is_held_back_until_it_is_clear(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = forced(engine, "abcabd\0", Limits(20, ("abd",)), monkeypatch)
+    steps = forced(engine, "abcabd\0", StopConfig(20, ("abd",)), monkeypatch)
     assert [step.text for step in steps] == ["", "", "abc", "", "", ""]
 
 
 def test_a_completion_ends_where_the_context_does(engine: Engine) -> None:
-    steps = list(engine.stream([[1] * 60], Sampling(seed=0, logit_bias={0: -1e9}), Limits(100)))
+    steps = complete(engine, [1] * 60, Sampling(seed=0, logit_bias={0: -1e9}), 100)
     assert (len(steps), steps[-1].finish) == (4, "context")
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(engine: Engine) -> None:
     with pytest.raises(UsageError, match=r"64 tokens.*context holds 64"):
-        engine.stream([[1] * 64])
+        engine.submit(Request((1,) * 64))
 
 
 def test_a_prompt_beyond_the_context_is_cut_on_the_left_when_asked(engine: Engine) -> None:
     long = [1] * 80 + [2] * 40
-    cut = [step.id for step in engine.stream([long], Sampling(temperature=0), Limits(8, truncate="left"))]
-    kept = [step.id for step in engine.stream([long[-56:]], Sampling(temperature=0), Limits(8))]
-    assert cut == kept
+    cut = complete(engine, long, Sampling(temperature=0), 8, truncate="left")
+    assert [step.id for step in cut] == [step.id for step in complete(engine, long[-56:], Sampling(temperature=0), 8)]
 
 
-def test_a_batch_beyond_memory_is_refused_before_it_is_taken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextword.engine.engine.free_memory", lambda: 1_000_000)
-    with pytest.raises(RunError, match="fewer completions"):
-        next(engine.stream([[1]] * 500, Sampling(), Limits(4)))
-
-
-def test_an_empty_prompt_is_refused(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    "request_", [Request(()), LogitsRequest(()), ScoreRequest((), ((1,),)), ScoreRequest((1,), ((),))]
+)
+def test_nothing_to_read_is_refused(engine: Engine, request_: Any) -> None:
     with pytest.raises(UsageError, match="empty"):
-        engine.stream([[]])
+        engine.submit(request_)
 
 
-@pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"stop": ("",)}, {"truncate": "right"}])
+def test_a_bias_for_a_token_that_is_not_there_is_refused(engine: Engine) -> None:
+    with pytest.raises(UsageError, match=r"token 256; the vocabulary has ids 0 to 255"):
+        engine.submit(Request((1,), Sampling(logit_bias={256: 1.0})))
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"stop": ("",)}])
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(limits)).split("_")[0]):
-        Limits(**limits)
+        StopConfig(**limits)
 
 
 def test_scores_of_a_text_equal_its_logits_read_at_once(engine: Engine, model: Transformer) -> None:
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    scores, ranks = engine.score(tokens)
+    [[score]] = engine.score([ScoreRequest((tokens[0],), (tuple(tokens[1:]),))])
     with torch.inference_mode():
-        own = log_softmax(model(torch.tensor([tokens]))[0][0].numpy())
+        own = log_softmax(model.logits(model.hidden(torch.tensor([tokens])))[0].numpy())
     expected = [own[place, token] for place, token in enumerate(tokens[1:])]
-    np.testing.assert_allclose(scores, expected, atol=1e-4)
-    assert ranks == [int((own[place] > own[place, token]).sum()) + 1 for place, token in enumerate(tokens[1:])]
+    np.testing.assert_allclose(score.logprobs, expected, atol=1e-4)
+    assert list(score.ranks) == [int((own[p] > own[p, token]).sum()) + 1 for p, token in enumerate(tokens[1:])]

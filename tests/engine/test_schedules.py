@@ -41,7 +41,9 @@ def random_request(rng: random.Random, beginning: list[int], number: int) -> Any
     if kind < 0.6:
         sampling = Sampling(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
         stop = StopConfig(rng.randrange(1, 20), stop=("ab",))
-        return Request(prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3]))
+        return Request(
+            prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3])
+        )
     if kind < 0.9:
         continuations = [tuple(rng.choices(range(10), k=rng.randrange(1, 5))) for _ in range(rng.randrange(1, 4))]
         return ScoreRequest(prompt, tuple(continuations))
@@ -63,8 +65,8 @@ def test_every_request_of_a_random_schedule_gives_what_it_gives_alone(
     for number in range(14):
         try:
             handles.append(engine.submit(random_request(rng, beginning, number)))
-        except UsageError as error:
-            assert "cache" in str(error)
+        except UsageError:  # it could never fit
+            assert pages < 40
         for _ in range(rng.randrange(3)):
             engine.step()
         if handles and rng.random() < 0.2:
@@ -121,7 +123,7 @@ def test_requests_that_begin_alike_share_what_they_begin_with(rewindable: bool) 
 
 def test_the_beginning_of_a_page_is_shared_by_copying_it() -> None:
     engine = fake_engine(FakeBackend(page_size=16, step_tokens=64))
-    prefix = tuple(range(10)) + (3, 1)
+    prefix = (*range(10), 3, 1)
     engine.score([ScoreRequest((*prefix, n), ((1, 2),)) for n in range(5)])
     assert engine.tokens_read == 12 + 5 * 2
 
@@ -156,7 +158,7 @@ def test_a_request_that_can_never_fit_is_refused_with_both_numbers() -> None:
     engine = fake_engine(FakeBackend(page_size=4), pages=5)
     with pytest.raises(UsageError, match=r"25 tokens, which need 70 bytes of cache; there are 50 bytes"):
         engine.submit(Request((1,) * 5, stop=StopConfig(20)))
-    with pytest.raises(UsageError, match="60 bytes.*50 bytes"):
+    with pytest.raises(UsageError, match=r"60 bytes.*50 bytes"):
         engine.submit(ScoreRequest((1,) * 20, ((2, 3),)))
 
 

@@ -65,6 +65,13 @@ class Worker:
     def _work(self) -> None:
         while not self._stopped:
             self._wake.clear()
-            busy = [engine.step() for engine in self._engines]  # one step each in turn
+            busy = [self._step(engine) for engine in self._engines]  # one step each in turn
             if not any(busy):
                 self._wake.wait()
+
+    @staticmethod
+    def _step(engine: Engine) -> bool:
+        try:
+            return engine.step()
+        except Exception:  # those who wait for its requests are told
+            return True
