@@ -177,7 +177,7 @@ AVX2 static void mix_avx2(const float *shares, const float *values, int64_t coun
     for (; i < width; i += 8) mix_columns(shares, values + i, count, width, 1, y + i);
 }
 
-// Four queries at once, two in a vector of sixteen lanes: each number goes through the same operations as above.
+// Vectors of sixteen lanes, and four queries at once: each number goes through the same operations as above.
 
 INLINE VNNI __m512 add_pairs(__m512 a, __m512 b) {  // what _mm256_hadd_ps does
     return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
@@ -197,6 +197,43 @@ INLINE VNNI void store_two(const __m512 *v, float scale, float *one, float *othe
 INLINE VNNI __m512 two_halves(const float *low, const float *high) {
     __m512d both = _mm512_castpd256_pd512(_mm256_castps_pd(_mm256_loadu_ps(low)));
     return _mm512_castpd_ps(_mm512_insertf64x4(both, _mm256_castps_pd(_mm256_loadu_ps(high)), 1));
+}
+
+// exp8 for sixteen numbers
+INLINE VNNI __m512 exp16(__m512 x) {
+    x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    __m512i power = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+    return _mm512_mul_ps(p, _mm512_castsi512_ps(power));
+}
+
+// As shares_avx2: the sum takes eight shares at a time.
+VNNI static float shares_avx512(float *scores, int64_t count, float largest) {
+    __m256 total = _mm256_setzero_ps();
+    const __m512 offset = _mm512_set1_ps(largest);
+    int64_t p = 0;
+    for (; p + 16 <= count; p += 16) {
+        __m512 share = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + p), offset));
+        __m512d halves = _mm512_castps_pd(share);
+        total = _mm256_add_ps(total, _mm512_castps512_ps256(share));
+        total = _mm256_add_ps(total, _mm256_castpd_ps(_mm512_extractf64x4_pd(halves, 1)));
+        _mm512_storeu_ps(scores + p, share);
+    }
+    for (; p < count; p += 8) {
+        __m256 share = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + p), _mm256_set1_ps(largest)));
+        total = _mm256_add_ps(total, share);
+        _mm256_storeu_ps(scores + p, share);
+    }
+    return add_lanes(total);
 }
 
 VNNI static void scores_of_four(const reader *r, const float *keys, int64_t start, int64_t count, int64_t width, float scale) {
@@ -273,7 +310,7 @@ static void share(int level, const reader *r, const attention *a) {
 #if NW_X86
     if (level) {
         *largest = largest_avx2(scores + start, count);
-        *sum = shares_avx2(scores + start, count, *largest);
+        *sum = (level == LEVEL_VNNI ? shares_avx512 : shares_avx2)(scores + start, count, *largest);
         return;
     }
 #endif
