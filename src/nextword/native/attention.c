@@ -10,7 +10,7 @@
 #include "vectors.h"
 
 #define PIECE 256
-#define RUN 32       // keys or values that stay in the first-level cache while every query passes
+#define RUN 64       // keys or values that stay in the first-level cache while every query passes
 #define BLOCK 16     // tokens that share the reading of a piece
 #define TOGETHER 48  // queries whose scores a thread keeps at a time
 
