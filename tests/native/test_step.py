@@ -1,4 +1,4 @@
-"""One compiled step through a model against the same layers written out in float64, on every instruction set."""
+"""A compiled pass through the layers against the same layers in float64, on every instruction set."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,8 @@ SPECS = {
     "olmo": replace(LLAMA, norm_place="after", qk_norm="full"),
     "long window": replace(LLAMA, windows=(300, 0)),
 }  # fmt: skip
-LENGTHS = [0, 700, 7, 256]
-CAPACITY = 768
+CAPACITY, PAGE = 768, 64
+PLACES = [(0, 0), (1, 700), (2, 7), *((3, position) for position in range(240, 270)), (4, 256)]  # sequence, position
 
 
 @pytest.fixture(params=native.LEVELS)
@@ -172,54 +173,57 @@ def one_row(
     return x, written
 
 
-def cache(spec: ModelSpec, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-    shape = (batch, spec.kv_heads, CAPACITY, spec.head_width)
+def stored(spec: ModelSpec, sequences: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Keys and values of every layer, (sequences, kv_heads, CAPACITY, head_width)."""
+    shape = (sequences, spec.kv_heads, CAPACITY, spec.head_width)
     return (
         [random(*shape, seed=200 + layer) for layer in range(spec.layers)],
         [random(*shape, seed=300 + layer) for layer in range(spec.layers)],
     )
 
 
+def pool_of(spec: ModelSpec, keys: list[Tensor], values: list[Tensor]) -> native.Pool:
+    """The same in pages, those of a sequence one after the other."""
+    shape = (-1, spec.kv_heads, CAPACITY // PAGE, PAGE, spec.head_width)
+    pages = [
+        [part.view(shape).transpose(1, 2).flatten(0, 1).contiguous() for part in layers] for layers in (keys, values)
+    ]
+    return native.Pool(spec, *pages)
+
+
+def placed(*places: tuple[int, int]) -> native.Placement:
+    sequences, positions = np.array(places).T.copy()
+    tables = np.arange((sequences.max() + 1) * (CAPACITY // PAGE), dtype=np.int32)
+    return native.Placement(positions, sequences, tables.reshape(-1, CAPACITY // PAGE))
+
+
 @pytest.mark.parametrize("name", SPECS)
-def test_a_step_computes_what_the_formulas_say(instructions: str, name: str) -> None:
+def test_a_pass_computes_what_the_formulas_say(instructions: str, name: str) -> None:
     spec = SPECS[name]
     weights, rope = layers(spec), (tables(spec, spec.head_width), tables(spec, 4))
-    keys, values = cache(spec, len(LENGTHS))
-    before = [(k.clone(), v.clone()) for k, v in zip(keys, values, strict=True)]
-    x = random(len(LENGTHS), spec.width, seed=1)
-    y = native.Step(spec, weights).run(x, rope, keys, values, LENGTHS)
-    for row, position in enumerate(LENGTHS):
-        old = [(k[row], v[row]) for k, v in before]
-        expected, written = one_row(spec, weights, x[row], rope, old, position)
-        torch.testing.assert_close(y[row].double(), expected, atol=3e-5, rtol=1e-5)
-        for layer, (key, value) in enumerate(written):
-            torch.testing.assert_close(keys[layer][row, :, position].double(), key, atol=2e-5, rtol=1e-5)
-            torch.testing.assert_close(values[layer][row, :, position].double(), value, atol=2e-5, rtol=1e-5)
-            keys[layer][row, :, position] = before[layer][0][row, :, position]
-            values[layer][row, :, position] = before[layer][1][row, :, position]
-    for layer, (k, v) in enumerate(before):  # and nothing else was written
-        assert torch.equal(keys[layer], k)
-        assert torch.equal(values[layer], v)
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_row_gets_the_same_bits_alone_and_among_others(packed: bool) -> None:
-    weights, rope = layers(LLAMA, packed), (tables(LLAMA, 16), tables(LLAMA, 16))
-    step, (keys, values) = native.Step(LLAMA, weights), cache(LLAMA, len(LENGTHS))
-    x = random(len(LENGTHS), LLAMA.width, seed=1)
-    together = step.run(x, rope, keys, values, LENGTHS)
-    for row, position in enumerate(LENGTHS):
-        mine = [[part[row : row + 1].contiguous() for part in held] for held in (keys, values)]
-        assert torch.equal(step.run(x[row : row + 1], rope, mine[0], mine[1], [position]), together[row : row + 1])
+    keys, values = stored(spec, 5)
+    pool = pool_of(spec, keys, values)
+    x = random(len(PLACES), spec.width, seed=1)
+    y = native.Program(spec, weights).forward(x, rope, pool, placed(*PLACES))
+    for token, (sequence, position) in enumerate(PLACES):
+        old = [(k[sequence], v[sequence]) for k, v in zip(keys, values, strict=True)]
+        expected, written = one_row(spec, weights, x[token], rope, old, position)
+        torch.testing.assert_close(y[token].double(), expected, atol=5e-5, rtol=1e-5)
+        for layer, (key, value) in enumerate(written):  # which the next token of the chunk reads
+            keys[layer][sequence, :, position], values[layer][sequence, :, position] = key, value
+    expected_pool = pool_of(spec, keys, values)
+    for got, wanted in zip((*pool.keys, *pool.values), (*expected_pool.keys, *expected_pool.values), strict=True):
+        torch.testing.assert_close(got, wanted, atol=3e-5, rtol=1e-5)
+        assert (got != wanted).sum() <= len(PLACES) * spec.kv_heads * spec.head_width  # nothing else was written
 
 
 def test_packed_layers_equal_the_formulas_with_rounded_activations(instructions: str) -> None:
     weights = layers(LLAMA, packed=True)
-    rope, (keys, values) = (tables(LLAMA, 16), None), cache(LLAMA, 1)
-    before = [(k[0].clone(), v[0].clone()) for k, v in zip(keys, values, strict=True)]
+    rope, (keys, values) = (tables(LLAMA, 16), None), stored(LLAMA, 1)
     x = random(1, LLAMA.width, seed=1)
-    expected, _ = one_row(LLAMA, weights, x[0], rope, before, 9)
-    y = native.Step(LLAMA, weights).run(x, rope, keys, values, [9])
+    old = [(k[0], v[0]) for k, v in zip(keys, values, strict=True)]
+    expected, _ = one_row(LLAMA, weights, x[0], rope, old, 9)
+    y = native.Program(LLAMA, weights).forward(x, rope, pool_of(LLAMA, keys, values), placed((0, 9)))
     # an activation between two integers may go the other way in float32: 1/254 of its block's largest
     torch.testing.assert_close(y[0].double(), expected, atol=5e-3, rtol=0)
 
@@ -237,54 +241,89 @@ def test_precise_packed_layers_equal_the_formulas_in_float64(instructions: str) 
         )
         for layer in weights
     ]
-    rope, (keys, values) = (tables(LLAMA, 16), None), cache(LLAMA, 1)
-    before = [(k[0].clone(), v[0].clone()) for k, v in zip(keys, values, strict=True)]
+    rope, (keys, values) = (tables(LLAMA, 16), None), stored(LLAMA, 1)
     x = random(1, LLAMA.width, seed=1)
-    expected, _ = one_row(LLAMA, floats, x[0], rope, before, 9)
-    y = native.Step(LLAMA, weights).run(x, rope, keys, values, [9])
+    old = [(k[0], v[0]) for k, v in zip(keys, values, strict=True)]
+    expected, _ = one_row(LLAMA, floats, x[0], rope, old, 9)
+    y = native.Program(LLAMA, weights).forward(x, rope, pool_of(LLAMA, keys, values), placed((0, 9)))
     torch.testing.assert_close(y[0].double(), expected, atol=1e-3, rtol=0)
 
 
-def test_a_nan_stays_in_its_own_row() -> None:
-    keys, values = cache(LLAMA, 2)
-    x = random(2, LLAMA.width, seed=1)
-    x[0, 3] = float("nan")
-    y = native.Step(LLAMA, layers(LLAMA)).run(x, (None, None), keys, values, [300, 300])
-    assert y[0].isnan().all()
-    assert y[1].isfinite().all()
+def test_a_nan_stays_in_its_own_sequence_and_behind_itself(instructions: str) -> None:
+    places = [*((0, position) for position in range(300, 306)), (1, 300)]
+    x = random(len(places), LLAMA.width, seed=1)
+    x[3, 3] = float("nan")
+    pool = pool_of(LLAMA, *stored(LLAMA, 2))
+    y = native.Program(LLAMA, layers(LLAMA)).forward(x, (None, None), pool, placed(*places))
+    assert y[3:6].isnan().all()
+    assert y[[0, 1, 2, 6]].isfinite().all()
 
 
-def test_a_copied_step_reads_the_copied_weights() -> None:
+def test_a_copied_program_reads_the_copied_weights() -> None:
     weights = layers(LLAMA, packed=True)
-    step, x = native.Step(LLAMA, weights), random(1, LLAMA.width, seed=1)
-    keys, values = cache(LLAMA, 1)
-    expected = step.run(x, (None, None), keys, values, [5])
-    other = copy.deepcopy(step)
+    program, x = native.Program(LLAMA, weights), random(1, LLAMA.width, seed=1)
+    rest = ((None, None), pool_of(LLAMA, *stored(LLAMA, 1)), placed((0, 5)))
+    expected = program.forward(x, *rest)
+    other = copy.deepcopy(program)
     for layer in weights:
         assert isinstance(layer.down.weight, native.PackedMatrix)
         layer.down.weight.data.zero_()
-    assert torch.equal(other.run(x, (None, None), keys, values, [5]), expected)
-    assert not torch.equal(step.run(x, (None, None), keys, values, [5]), expected)
+    assert torch.equal(other.forward(x, *rest), expected)
+    assert not torch.equal(program.forward(x, *rest), expected)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_read() -> None:
-    step, x = native.Step(LLAMA, layers(LLAMA)), torch.zeros(1, LLAMA.width)
-    keys, values = cache(LLAMA, 1)
-    for length in (-1, CAPACITY):
-        with pytest.raises(ValueError, match="leave no room"):
-            step.run(x, (None, None), keys, values, [length])
-    with pytest.raises(ValueError, match="layers"):
-        step.run(x, (None, None), keys[:1], values, [0])
-    with pytest.raises(ValueError, match="weight"):
-        step.run(x, (None, None), keys, [values[0], values[1][:, :1]], [0])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positions": np.array([-1])}, "position"),
+        ({"positions": np.array([CAPACITY])}, "position"),
+        ({"positions": np.array([5], np.int32)}, "int64"),
+        ({"positions": np.arange(4)[::2]}, "contiguous|tokens"),
+        ({"positions": np.array([], np.int64)}, "at least one"),
+        ({"sequences": np.array([1])}, "sequence"),
+        ({"sequences": np.array([-1])}, "sequence"),
+        ({"sequences": np.array([0, 0])}, "sequence numbers"),
+        ({"page_tables": np.array([[12] * 12], np.int32)}, "page outside"),
+        ({"page_tables": np.array([[-1] * 12], np.int32)}, "page outside"),
+        ({"page_tables": np.arange(12)[None]}, "int32"),
+        ({"page_tables": np.zeros((12, 1), np.int32).T[:, ::2]}, "contiguous"),
+        ({"page_tables": np.zeros((0, 12), np.int32)}, "sequence"),
+    ],
+)
+def test_a_placement_that_leaves_the_pool_is_refused(change: dict[str, np.ndarray], message: str) -> None:
+    program, pool = native.Program(LLAMA, layers(LLAMA)), pool_of(LLAMA, *stored(LLAMA, 1))
+    with pytest.raises(ValueError, match=message):
+        program.forward(torch.zeros(1, LLAMA.width), (None, None), pool, replace(placed((0, 5)), **change))
+
+
+def test_pages_that_no_token_needs_may_be_missing() -> None:
+    program, pool = native.Program(LLAMA, layers(LLAMA)), pool_of(LLAMA, *stored(LLAMA, 1))
+    tables, x = np.array([[3, 1, *[-1] * 10]], np.int32), random(1, LLAMA.width, seed=1)
+    y = program.forward(x, (None, None), pool, replace(placed((0, 2 * PAGE - 1)), page_tables=tables))
+    assert y.isfinite().all()
+    with pytest.raises(ValueError, match="page outside"):
+        program.forward(x, (None, None), pool, replace(placed((0, 2 * PAGE)), page_tables=tables))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    good, (keys, values) = layers(LLAMA), stored(LLAMA, 1)
+    program, pool, x = native.Program(LLAMA, good), pool_of(LLAMA, keys, values), torch.zeros(1, LLAMA.width)
     with pytest.raises(ValueError, match="does not fit"):
-        step.run(torch.zeros(2, LLAMA.width), (None, None), keys, values, [0])
+        program.forward(torch.zeros(2, LLAMA.width), (None, None), pool, placed((0, 5)))
     short = tables(LLAMA, 16)
     assert short is not None
     with pytest.raises(ValueError, match="rotary"):
-        step.run(x, ((short[0][:5], short[1][:5]), None), keys, values, [5])
-    good = layers(LLAMA)
-    with pytest.raises(ValueError, match="weight"):
-        native.Step(LLAMA, [replace(good[0], out=good[0].up), good[1]])
+        program.forward(x, ((short[0][:5], short[1][:5]), None), pool, placed((0, 5)))
+    other = replace(LLAMA, kv_heads=6)
+    with pytest.raises(ValueError, match="another model"):
+        program.forward(x, (None, None), pool_of(other, *stored(other, 1)), placed((0, 5)))
     with pytest.raises(ValueError, match="layers"):
-        native.Step(LLAMA, good[:1])
+        native.Pool(LLAMA, keys[:1], values)
+    with pytest.raises(ValueError, match="weight"):
+        native.Pool(LLAMA, keys, [values[0], values[1][:, :1]])
+    with pytest.raises(ValueError, match="multiple of 8"):
+        native.Pool(LLAMA, [part[:, :, :12] for part in keys], values)
+    with pytest.raises(ValueError, match="weight"):
+        native.Program(LLAMA, [replace(good[0], out=good[0].up), good[1]])
+    with pytest.raises(ValueError, match="layers"):
+        native.Program(LLAMA, good[:1])

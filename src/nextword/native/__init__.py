@@ -1,4 +1,4 @@
-"""Compiled kernels for the CPU: quantized and float matrices times vectors, and one token through a whole model.
+"""Compiled kernels for the CPU: quantized and float matrices times vectors, and tokens through a whole model.
 
 They are optional. `available()` says whether they were built and run here; without them torch alone computes.
 """
@@ -6,7 +6,7 @@ They are optional. `available()` says whether they were built and run here; with
 from .library import LEVELS, available, level, limit, set_threads, threads_for
 from .operations import linear, rms_norm, silu_product
 from .packed import Kind, PackedMatrix
-from .step import LayerWeights, MatrixWeights, NormWeights, Step, Tables
+from .step import LayerWeights, MatrixWeights, NormWeights, Placement, Pool, Program, Tables
 
 __all__ = [
     "LEVELS",
@@ -15,7 +15,9 @@ __all__ = [
     "MatrixWeights",
     "NormWeights",
     "PackedMatrix",
-    "Step",
+    "Placement",
+    "Pool",
+    "Program",
     "Tables",
     "available",
     "level",

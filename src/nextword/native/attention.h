@@ -1,18 +1,26 @@
-// Attention of one new token in each row over those stored and itself.
+// Attention of any mix of tokens over the pages of their sequences.
 #pragma once
 #include <stdint.h>
 
+// Where the tokens of one call stand. Page j of a row of `page_tables` holds positions j * page_size onwards.
 typedef struct {
-    float *qkv;                  // (batch, heads + 2 kv, width): queries, keys, values; turned in place
+    const int64_t *positions, *sequences;  // (tokens,): position in the sequence, row of page_tables
+    const int32_t *page_tables;            // (sequences, table_width)
+    int64_t tokens, table_width, page_size;
+} placement;
+
+typedef struct {
+    float *qkv;                  // (tokens, heads + 2 kv, width): queries, keys, values; turned in place
     const float *cosine, *sine;  // (positions, rotary), see models/rotary.py: sine carries its sign; NULL: none turn
     int64_t rotary;              // leading numbers of a head that turn
-    float *keys, *values;        // (batch, kv, capacity, width)
-    const int64_t *lengths;      // (batch,) tokens stored before this one, and so its position
-    int64_t batch, heads, kv, width, capacity;
-    int64_t window;  // how many of the last tokens are looked at; 0: all
+    float *keys, *values;        // (pages, kv, page_size, width); page_size is a multiple of eight
+    const placement *at;
+    int64_t heads, kv, width;
+    int64_t window;        // how many of the last tokens are looked at; 0: all
     float scale, softcap;  // scores are cap * tanh(score / cap); 0: no cap
-    float *y;  // (batch, heads * width)
+    float *y;              // (tokens, heads * width)
 } attention;
 
-// Stores key and value behind each row's length and attends. Returns 0, or 1 when memory is short.
+// Stores the key and the value of every token in its page, then lets every token attend to positions 0 to its own.
+// Returns 0, or 1 when memory is short.
 int attend(const attention *a);

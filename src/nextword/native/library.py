@@ -37,7 +37,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_turn": (None, [c_void_p, c_void_p, c_int]),
     "nw_turn_back": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
-    "nw_step": (c_int, [c_void_p, c_void_p, c_void_p]),
+    "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 
 

@@ -1,7 +1,8 @@
-"""One new token in each row through all layers of a transformer, in one call of the compiled kernels.
+"""Any mix of prompt chunks and decoding sequences through all layers of a transformer, in one call of the kernels.
 
-It computes what models/transformer.py says, layer by layer; what it saves is everything between the products. The
-structures mirror those of matrix.h, vectors.h and step.c.
+It computes what models/transformer.py says, layer by layer, with keys and values in pages. What a token gets is the
+same bits whatever other tokens are in the call, how its sequence was cut into calls, where its pages lie and how
+many threads work. The structures mirror those of matrix.h, vectors.h, attention.h and step.c.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from ctypes import Structure, addressof, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..spec import ModelSpec
@@ -108,21 +111,61 @@ class _Table(Structure):
     _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("rotary", c_int64))
 
 
-class _State(Structure):
+class _Placement(Structure):
     _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("lengths", c_void_p),
-        ("batch", c_int64),
-        ("capacity", c_int64),
-        ("tables", _Table * 2),
+        ("positions", c_void_p),
+        ("sequences", c_void_p),
+        ("page_tables", c_void_p),
+        ("tokens", c_int64),
+        ("table_width", c_int64),
+        ("page_size", c_int64),
     )
+
+
+class _State(Structure):
+    _fields_ = (("at", _Placement), ("keys", c_void_p), ("values", c_void_p), ("tables", _Table * 2))
 
 
 Tables = tuple[Tensor, Tensor]  # cos and signed sin, (positions, rotary_width): see models/rotary.py
 
 
-class Step:
+@dataclass(frozen=True)
+class Placement:
+    """Where the tokens of one call stand; contiguous arrays.
+
+    positions, sequences: (tokens,) position in its sequence, and row of `page_tables`, of each token.
+    page_tables: (sequences, pages) page `j` of a row holds positions `j * page_size` onwards.
+    """
+
+    positions: NDArray[np.int64]
+    sequences: NDArray[np.int64]
+    page_tables: NDArray[np.int32]
+
+
+class Pool:
+    """The pages of all layers, every shape checked once. Keeps the tensors it was given alive, at their addresses.
+
+    `keys` and `values`: a tensor a layer, (pages, kv_heads, page_size, head_width). Raises ValueError for shapes
+    that do not fit, or a page size that is no multiple of eight.
+    """
+
+    def __init__(self, spec: ModelSpec, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        if not len(keys) == len(values) == spec.layers:
+            raise ValueError(f"keys of {len(keys)} and values of {len(values)} layers for a model of {spec.layers}")
+        self.pages, _, self.page_size, _ = self.shape = (
+            keys[0].shape[0], spec.kv_heads, keys[0].shape[-2], spec.head_width
+        )  # fmt: skip
+        if self.page_size < 8 or self.page_size % 8:
+            raise ValueError(f"pages of {self.page_size} tokens: give a multiple of 8")
+        for stored in (*keys, *values):
+            check_weight(stored, *self.shape)
+        self.keys, self.values = tuple(keys), tuple(values)
+        pointers = c_void_p * spec.layers
+        self.key_pointers = pointers(*(stored.data_ptr() for stored in keys))
+        self.value_pointers = pointers(*(stored.data_ptr() for stored in values))
+
+
+class Program:
     """All layers of a model, every shape checked once. Keeps the weights it was given alive, at their addresses."""
 
     def __init__(self, spec: ModelSpec, layers: Sequence[LayerWeights]) -> None:
@@ -148,46 +191,55 @@ class Step:
             each=addressof(self._each),
         )
 
-    def __reduce__(self) -> tuple[type[Step], tuple[object, ...]]:
-        return Step, (self.spec, self.layers)  # a copy reads the copied weights
+    def __reduce__(self) -> tuple[type[Program], tuple[object, ...]]:
+        return Program, (self.spec, self.layers)  # a copy reads the copied weights
 
-    def run(
-        self,
-        x: Tensor,
-        tables: tuple[Tables | None, Tables | None],
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
-        lengths: Sequence[int],
+    def forward(
+        self, x: Tensor, tables: tuple[Tables | None, Tables | None], pool: Pool, placement: Placement
     ) -> Tensor:
-        """What the last layer leaves, (batch, width), for the embedded tokens `x` (batch, width).
+        """What the last layer leaves, (tokens, width), for the embedded tokens `x` (tokens, width).
 
-        A row's token stands at position `lengths[row]`, where its key and value are stored in every layer's
-        `keys` and `values` (batch, kv_heads, capacity, head_width). `tables` turn layers without and
-        with a window; None turns nothing. Raises ValueError for shapes that do not fit.
+        Every token's key and value are stored in its page of `pool`; then it attends to positions 0 to its own,
+        which are stored already or are other tokens of this call. `tables` turn layers without and with a window;
+        None turns nothing. Raises ValueError for what does not fit, before anything is written.
         """
-        spec, batch, capacity = self.spec, len(lengths), keys[0].shape[2]
-        y = rows_of(x, spec.width).clone()
-        shape = (batch, spec.kv_heads, capacity, spec.head_width)
-        if y.shape != (batch, spec.width) or not len(keys) == len(values) == spec.layers:
-            raise ValueError(f"{tuple(x.shape)} does not fit {batch} rows, or the cache has {len(keys)} layers")
-        for stored in (*keys, *values):
-            check_weight(stored, *shape)
-        if not 0 <= min(lengths) <= max(lengths) < capacity:
-            raise ValueError(f"lengths {list(lengths)} leave no room in a cache of {capacity}")
-        state = _State(batch=batch, capacity=capacity)
-        for place, table in enumerate(tables):
+        y = rows_of(x, self.spec.width).clone()
+        if y.shape != (len(placement.positions), self.spec.width) or not len(y):
+            raise ValueError(f"{tuple(x.shape)} does not fit {len(placement.positions)} tokens, at least one")
+        if pool.shape[1::2] != (self.spec.kv_heads, self.spec.head_width) or len(pool.keys) != self.spec.layers:
+            raise ValueError(f"a pool of {len(pool.keys)} layers and shape {pool.shape} belongs to another model")
+        state = _State(at=_placement(placement, pool))
+        state.keys, state.values = addressof(pool.key_pointers), addressof(pool.value_pointers)
+        last = int(placement.positions.max())
+        for index, table in enumerate(tables):
             if table is not None:
-                state.tables[place] = _table(table, spec.head_width, max(lengths))
-        pointers = c_void_p * spec.layers
-        held = (
-            pointers(*(stored.data_ptr() for stored in keys)),
-            pointers(*(stored.data_ptr() for stored in values)),
-            (c_int64 * batch)(*lengths),
-        )
-        state.keys, state.values, state.lengths = (addressof(part) for part in held)
-        if loaded().nw_step(addressof(self._model), addressof(state), y.data_ptr()):
-            raise MemoryError(f"no memory for a step of {batch} rows")
+                state.tables[index] = _table(table, self.spec.head_width, last)
+        if loaded().nw_forward(addressof(self._model), addressof(state), y.data_ptr()):
+            raise MemoryError(f"no memory for a step of {len(y)} tokens")
         return y
+
+
+def _placement(placement: Placement, pool: Pool) -> _Placement:
+    """Checked: every page that is written or read is one of the pool's."""
+    positions, sequences, tables = placement.positions, placement.sequences, placement.page_tables
+    for array, dtype, dimensions in ((positions, np.int64, 1), (sequences, np.int64, 1), (tables, np.int32, 2)):
+        if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
+            raise ValueError(f"takes a contiguous {np.dtype(dtype)} array, not {array.dtype} {array.shape}")
+    if len(positions) != len(sequences):
+        raise ValueError(f"{len(positions)} positions for {len(sequences)} sequence numbers")
+    rows, width = tables.shape
+    if not 0 <= sequences.min() <= sequences.max() < rows:
+        raise ValueError(f"a sequence number outside the {rows} rows of the page table")
+    if not 0 <= positions.min() <= positions.max() < width * pool.page_size:
+        raise ValueError(f"a position outside the {width} pages of {pool.page_size} tokens in the page table")
+    pages = np.zeros(rows, np.int64)  # that a sequence reads or writes
+    np.maximum.at(pages, sequences, positions // pool.page_size + 1)
+    page_ids = tables[np.arange(width) < pages[:, None]]
+    if not 0 <= page_ids.min() <= page_ids.max() < pool.pages:
+        raise ValueError(f"a page outside the pool of {pool.pages}: {page_ids.min()} to {page_ids.max()}")
+    return _Placement(
+        positions.ctypes.data, sequences.ctypes.data, tables.ctypes.data, len(positions), width, pool.page_size
+    )
 
 
 def _matrix(matrix: MatrixWeights, rows: int, width: int) -> _Matrix:

@@ -11,7 +11,7 @@
 typedef struct {
     const norm *n;
     const float *x;
-    int64_t rows, width, rows_a_chunk;
+    int64_t rows, stride, parts, width, rows_a_chunk;  // `parts` times `width` of a row's `stride` numbers
     int rms;
     float eps, *y;
 } norm_job;
@@ -37,22 +37,37 @@ static float mean(const float *x, int64_t width) {
     return sum / (float)width;
 }
 
+static void norm_row(const norm_job *job, const float *x, float *y) {
+    const float *weight = job->n->weight, *bias = job->n->bias;
+    const int64_t width = job->width;
+    const float middle = job->rms ? 0 : mean(x, width);
+    const float factor = 1.0f / sqrtf(sum_of_squares(x, width, middle) / (float)width + job->eps);
+    for (int64_t i = 0; i < width; i++) y[i] = (x[i] - middle) * factor * weight[i];
+    for (int64_t i = 0; bias && i < width; i++) y[i] += bias[i];
+}
+
 static void norm_chunk(void *pointer, int64_t chunk) {
     const norm_job *job = pointer;
-    const float *weight = job->n->weight, *bias = job->n->bias;
-    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = row + job->rows_a_chunk;
-    for (; row < end && row < job->rows; row++) {
-        const float *x = job->x + row * width;
-        float *y = job->y + row * width, middle = job->rms ? 0 : mean(x, width);
-        float factor = 1.0f / sqrtf(sum_of_squares(x, width, middle) / (float)width + job->eps);
-        for (int64_t i = 0; i < width; i++) y[i] = (x[i] - middle) * factor * weight[i];
-        for (int64_t i = 0; bias && i < width; i++) y[i] += bias[i];
-    }
+    int64_t row = chunk * job->rows_a_chunk, end = row + job->rows_a_chunk;
+    for (; row < end && row < job->rows; row++)
+        for (int64_t part = 0; part < job->parts; part++) {
+            const int64_t from = row * job->stride + part * job->width;
+            norm_row(job, job->x + from, job->y + from);
+        }
+}
+
+static void share_norms(norm_job *job) {
+    job->rows_a_chunk = CHUNK_NUMBERS / (job->parts * job->width) + 1;
+    pool_run(norm_chunk, job, (job->rows + job->rows_a_chunk - 1) / job->rows_a_chunk);
 }
 
 void normalise(const norm *n, int rms, float eps, const float *x, int64_t rows, int64_t width, float *y) {
-    norm_job job = {n, x, rows, width, CHUNK_NUMBERS / width + 1, rms, eps, y};
-    pool_run(norm_chunk, &job, (rows + job.rows_a_chunk - 1) / job.rows_a_chunk);
+    share_norms(&(norm_job){n, x, rows, width, 1, width, 0, rms, eps, y});
+}
+
+void normalise_parts(const norm *n, int rms, float eps, float *x, int64_t rows, int64_t stride, int64_t parts,
+                     int64_t width) {
+    share_norms(&(norm_job){n, x, rows, stride, parts, width, 0, rms, eps, x});
 }
 
 EXPORT void nw_rms_norm(const float *x, const float *weight, int64_t rows, int64_t width, float eps, float *y) {

@@ -11,6 +11,10 @@ typedef enum { SILU = 0, GELU = 1, GELU_TANH = 2 } activation_function;
 // y = x / sqrt(mean(x^2) + eps) * weight, or with `rms` 0 the LayerNorm; rows of `width`. y may be x.
 void normalise(const norm *n, int rms, float eps, const float *x, int64_t rows, int64_t width, float *y);
 
+// The same in place for the first `parts` times `width` numbers of rows that are `stride` numbers apart.
+void normalise_parts(const norm *n, int rms, float eps, float *x, int64_t rows, int64_t stride, int64_t parts,
+                     int64_t width);
+
 // y = f(x), or with `gated` f(x[:, :width]) * x[:, width:]; x (rows, width or 2 width), y (rows, width) elsewhere.
 void activate(activation_function f, int gated, const float *x, int64_t rows, int64_t width, float *y);
 
