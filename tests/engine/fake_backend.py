@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nextword.engine.backend import Batch, Output
+from nextword.backend import Batch, Output
 
 VOCABULARY = 11
 

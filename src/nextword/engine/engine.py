@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..base import RunError, UsageError
 from ..base.units import format_bytes
 from ..text import Tokenizer
-from .backend import Backend, Batch, Output
+from ..backend import Backend, Batch, Output
 from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from .pages import PagePool
 from .request import AnyRequest, LogitsRequest, Request, ScoreRequest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..text import Tokenizer
-from .backend import Output
+from ..backend import Output
 from .pages import Page
 from .results import Alternative, FinishReason, Step
 from .sampling import Draw, SampleRow, Uniforms

@@ -1,14 +1,12 @@
 """A ModelSpec made of torch modules.
 
-A `Model` has a `spec`, `forward(tokens, state=None) -> (logits, state)`, and its two halves
-`hidden(tokens, state)` and `logits(hidden)`, for callers that want the logits of a few positions only.
+A `Model` has a `spec`, `forward(tokens) -> logits`, and its two halves `hidden(tokens)` and `logits(hidden)`, for
+callers that want the logits of a few positions only. `backend.TorchBackend` runs one behind the engine.
 """
 
 from .building import build
-from .cache import KVCache
-from .model import Model, State
+from .model import Model
 from .recurrent import Recurrent, RecurrentState
 from .transformer import Transformer
-from .tree import Tree
 
-__all__ = ["KVCache", "Model", "Recurrent", "RecurrentState", "State", "Transformer", "Tree", "build"]
+__all__ = ["Model", "Recurrent", "RecurrentState", "Transformer", "build"]

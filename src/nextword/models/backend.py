@@ -1,48 +1,103 @@
-"""Temporary: recomputes every sequence at every step. The paged backend replaces it."""
+"""torch models behind the engine: any device, over pages of keys and values or of recurrent states."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from .. import native
 from ..base import free_memory
+from ..backend import Batch, Output
+from .layers import Linear
+from .model import Model
+from .paged import CompiledPages, EagerPages, StatePages
+from .recurrent import Recurrent
+from .transformer import Transformer
+
+LOGITS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # rows of scores whose logits are formed together
+STEP_TOKENS = {"cpu": 256, "cuda": 4096}
+
+
+class Pages(Protocol):
+    """Memory in pages, and how a model's hidden vectors are computed over it."""
+
+    page_size: int
+    page_bytes: int
+    rewindable: bool
+
+    def allocate(self, pages: int) -> None: ...
+    def copy_page(self, source: int, target: int) -> None: ...
+    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """What `logits` reads, (tokens, width)."""
 
 
 class TorchBackend:
-    def __init__(self, model: Any) -> None:
+    """See `nextword.backend.Backend`. How layers are computed is decided once, here.
+
+    On a CPU in float32 with the compiled kernels, and only there, a row's result is the same bits whatever else is in
+    the batch.
+    """
+
+    def __init__(self, model: Model) -> None:
         self.model = model
+        self.pages: Pages = _pages(model)
         self.vocabulary, self.context = model.spec.vocabulary, model.longest
-        self.page_size, self.page_bytes, self.rewindable = 16, 1000, True
-        self.device_memory, self.step_tokens = free_memory(), 256
+        self.page_size, self.page_bytes = self.pages.page_size, self.pages.page_bytes
+        self.rewindable = self.pages.rewindable
+        self.step_tokens = STEP_TOKENS.get(model.device.type, 1024)
+        self.allocate, self.copy_page = self.pages.allocate, self.pages.copy_page
 
-    def allocate(self, pages: int) -> None:
-        self.memory = np.full((pages, self.page_size), -1, np.int64)
-
-    def copy_page(self, source: int, target: int) -> None:
-        self.memory[target] = self.memory[source]
+    @property
+    def device_memory(self) -> int | None:
+        device = self.model.device
+        if device.type == "cuda":
+            return int(torch.cuda.mem_get_info(device)[0])
+        return free_memory() if device.type == "cpu" else None
 
     @torch.inference_mode()
-    def forward(self, batch: Any) -> Any:
-        from ..engine.backend import Output
+    def forward(self, batch: Batch) -> Output:
+        tokens = torch.from_numpy(batch.tokens).to(self.model.device)
+        with native.threads_for(len(tokens)):
+            hidden = self.pages.hidden(tokens, batch)
+            logits = self._logits(hidden[torch.from_numpy(batch.logit_rows)])
+            return Output(logits.numpy(force=True), *self._scores(hidden, batch))
 
-        size = self.page_size
-        for token, position, sequence in zip(batch.tokens, batch.positions, batch.sequences, strict=True):
-            self.memory[batch.page_tables[sequence, position // size], position % size] = token
-        rows: list[Any] = [None] * len(batch.tokens)
-        for sequence in np.unique(batch.sequences):
-            where = np.flatnonzero(batch.sequences == sequence)
-            last = batch.positions[where[-1]]
-            tokens = self.memory[batch.page_tables[sequence, : last // size + 1]].ravel()[: last + 1]
-            logits = self.model.logits(self.model.hidden(torch.from_numpy(tokens)[None].to(self.model.device)))[0]
-            for row in where:
-                rows[row] = logits[batch.positions[row]]
-        empty = torch.empty(0, self.vocabulary)
-        scored = torch.stack([rows[row] for row in batch.score_rows]).double() if len(batch.score_rows) else empty
-        own = scored.gather(1, torch.from_numpy(batch.targets)[:, None]) if len(scored) else scored[:, :1]
-        return Output(
-            torch.stack([rows[row] for row in batch.logit_rows]).float().numpy(force=True) if len(batch.logit_rows) else empty.numpy(),
-            (own[:, 0] - scored.logsumexp(-1)).numpy(force=True) if len(scored) else np.empty(0),
-            ((scored > own).sum(-1) + 1).numpy(force=True) if len(scored) else np.empty(0, np.int64),
-        )
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits (rows, vocabulary); by the compiled product, whatever the number of rows, where layers are."""
+        head = self.model.head
+        if not isinstance(self.pages, CompiledPages) or not isinstance(head, Linear) or not len(hidden):
+            return self.model.logits(hidden)
+        logits = native.linear(hidden, head.weight)
+        logits = logits if head.bias is None else logits + head.bias
+        cap = self.model.spec.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap is not None else logits
+
+    def _scores(self, hidden: Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """ln p and rank of each target, formed a few rows at a time."""
+        rows, row_of = np.unique(batch.score_rows, return_inverse=True)
+        logprobs, ranks = np.zeros(len(row_of)), np.zeros(len(row_of), np.int64)
+        at_once = LOGITS_AT_ONCE.get(hidden.device.type, 64)
+        for start in range(0, len(rows), at_once):
+            logits = self._logits(hidden[torch.from_numpy(rows[start : start + at_once])])
+            here = np.flatnonzero((row_of >= start) & (row_of < start + at_once))
+            index = torch.from_numpy(row_of[here] - start).to(logits.device)
+            targets = torch.from_numpy(batch.targets[here]).to(logits.device)[:, None]
+            total = (logits - logits.amax(1, keepdim=True)).double().exp().sum(1).log() + logits.amax(1)
+            own = logits[index].gather(1, targets)
+            logprobs[here] = (own[:, 0].double() - total[index]).numpy(force=True)
+            before = (logits[index] > own).sum(1)
+            ids = torch.arange(logits.shape[1], device=logits.device)
+            ties = ((logits[index] == own) & (ids < targets)).sum(1)
+            ranks[here] = (1 + before + ties).numpy(force=True)
+        return logprobs, ranks
+
+
+def _pages(model: Model) -> Pages:
+    if isinstance(model, Recurrent):
+        return StatePages(model)
+    assert isinstance(model, Transformer)
+    program = model.program()
+    return EagerPages(model) if program is None else CompiledPages(model, program)

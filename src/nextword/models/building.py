@@ -11,7 +11,7 @@ from .recurrent import Recurrent
 from .transformer import Transformer
 
 
-def build(spec: ModelSpec) -> Model[Any]:
+def build(spec: ModelSpec) -> Model:
     """The torch module for `spec`, its parameters freshly initialised. Raises UsageError for what is not built."""
     if spec.kind != "transformer":
         return Recurrent(spec)

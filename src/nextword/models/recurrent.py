@@ -14,7 +14,6 @@ from .. import native
 from ..spec import ModelSpec
 from .layers import Embedding, Linear
 from .model import Model
-from .tree import Tree
 
 FLAT = 0.5  # largest standard deviation of the first logits
 
@@ -31,7 +30,6 @@ class RecurrentState:
         self.hidden = torch.zeros(spec.layers, batch, spec.width, dtype=dtype, device=device)
         self.cell = torch.zeros_like(self.hidden) if spec.kind == "lstm" else None
         self.lengths = [0] * batch
-        self.past: list[RecurrentState] = []  # what it was wherever a tree was read from
 
     @staticmethod
     def bytes_a_row(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -39,47 +37,24 @@ class RecurrentState:
         return (2 if spec.kind == "lstm" else 1) * spec.layers * spec.width * dtype.itemsize
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all rows."""
-        return self.hidden.nbytes + (self.cell.nbytes if self.cell is not None else 0)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is carried, each (layers, batch, width)."""
+        return (self.hidden,) if self.cell is None else (self.hidden, self.cell)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Count `counts[row]` tokens more as seen."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def move_to(self, other: RecurrentState) -> None:
-        """Become `other`, and remember what this was."""
-        self.past.append(_state(self.hidden, self.cell, self.lengths))
-        self.hidden, self.cell, self.lengths = other.hidden, other.cell, other.lengths
-
-    def back(self, length: int) -> int:
-        """Become what this was after at most `length` tokens; see `State.back`."""
-        while self.lengths[0] > length:
-            before = self.past.pop()
-            self.hidden, self.cell, self.lengths = before.hidden, before.cell, before.lengths
-        return self.lengths[0]
-
     def select(self, rows: Sequence[int]) -> RecurrentState:
-        """The given rows as a state of their own; see `State.select`."""
+        """A state of the given rows, in that order; a row may be taken several times."""
         index = torch.tensor(rows, device=self.hidden.device)
         cell = None if self.cell is None else self.cell.index_select(1, index)
         return _state(self.hidden.index_select(1, index), cell, [self.lengths[row] for row in rows])
 
-    @classmethod
-    def stack(cls, states: Sequence[RecurrentState]) -> RecurrentState:
-        """One state whose rows are those of `states`, in order."""
-        cells = [state.cell for state in states if state.cell is not None]
-        return _state(
-            torch.cat([state.hidden for state in states], 1),
-            torch.cat(cells, 1) if cells else None,
-            [length for state in states for length in state.lengths],
-        )
-
     def clear(self, rows: Tensor) -> None:
         """Set the rows where `rows` (batch,) is True back to what they were before any token."""
-        for tensor in (self.hidden, self.cell):
-            if tensor is not None:
-                tensor.masked_fill_(rows[:, None], 0.0)
+        for tensor in self.tensors:
+            tensor.masked_fill_(rows[:, None], 0.0)
 
     def detach(self) -> RecurrentState:
         """The same numbers, through which no gradient flows back: where back-propagation through time is cut."""
@@ -88,7 +63,7 @@ class RecurrentState:
 
 def _state(hidden: Tensor, cell: Tensor | None, lengths: list[int]) -> RecurrentState:
     made = object.__new__(RecurrentState)
-    made.hidden, made.cell, made.lengths, made.past = hidden, cell, lengths, []
+    made.hidden, made.cell, made.lengths = hidden, cell, lengths
     return made
 
 
@@ -128,7 +103,7 @@ class _GRU(_Initialised, nn.GRU):
 _CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
 
 
-class Recurrent(Model[RecurrentState]):
+class Recurrent(Model):
     """An embedding, `spec.layers` recurrent layers as wide as it, and a head. Of any kind in "rnn", "lstm", "gru".
 
     `dropout` is the share of features dropped between embedding, layers and head while training, never along time
@@ -174,13 +149,9 @@ class Recurrent(Model[RecurrentState]):
     def dropout(self, share: float) -> None:
         self.recurrent.dropout = share
 
-    def new_state(self, batch: int, capacity: int = 0) -> RecurrentState:
-        """A state of zeros for `batch` sequences; it needs no room for tokens."""
+    def new_state(self, batch: int) -> RecurrentState:
+        """A state of zeros for `batch` sequences."""
         return RecurrentState(self.spec, batch, self.dtype, self.device)
-
-    def state_bytes(self, positions: int) -> int:
-        """Bytes of one sequence's state, whatever its length."""
-        return RecurrentState.bytes_a_row(self.spec, self.dtype)
 
     def hidden(
         self,
@@ -191,7 +162,8 @@ class Recurrent(Model[RecurrentState]):
     ) -> Tensor:
         """The last layer's output at every token, (batch, time, width); see `Model.hidden`.
 
-        `documents` (batch, time) numbers the documents packed in a row: each begins with a state of zeros, but for
+        Each row continues `state`, which moves on in place; without one each row begins a text. Rows may be padded at
+        the end; `lengths` then says how many tokens of each row are real. `documents` (batch, time) numbers the documents packed in a row: each begins with a state of zeros, but for
         the first, which continues the row's. Rows so packed cannot be padded besides.
         """
         batch, time = tokens.shape
@@ -208,24 +180,6 @@ class Recurrent(Model[RecurrentState]):
             state.hidden, state.cell = after if isinstance(after, tuple) else (after, None)
             state.advance([time] * batch if lengths is None else lengths)
         return F.dropout(x, self.dropout, self.training)
-
-    def read_tree(self, tree: Tree, state: RecurrentState, keep: Sequence[int] = ()) -> Tensor:
-        """See `Model.read_tree`: level by level, the unforked branches of a level as rows of a batch."""
-        found = torch.empty(len(tree), self.spec.width, dtype=self.dtype, device=self.device)
-        after: dict[int, RecurrentState] = {-1: state.select([0])}
-        for level in tree.chains(keep[-1:]):
-            lengths = [len(chain) for chain in level]
-            tokens = torch.zeros(len(level), max(lengths), dtype=torch.long)
-            for row, chain in enumerate(level):
-                tokens[row, : len(chain)] = torch.tensor([tree.tokens[node] for node in chain])
-            rows = RecurrentState.stack([after[tree.parents[chain[0]]] for chain in level])
-            out = self.hidden(tokens.to(self.device), rows, lengths)
-            for row, chain in enumerate(level):
-                found[chain] = out[row, : len(chain)]
-                after[chain[-1]] = rows.select([row])
-        if keep:
-            state.move_to(after[keep[-1]])
-        return found
 
     def _padded(self, x: Tensor, before: RecurrentState, lengths: Sequence[int]) -> tuple[Tensor, Any]:
         """Rows of different lengths: each one's state is that after its last real token."""

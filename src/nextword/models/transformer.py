@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,46 +12,32 @@ from torch.utils.checkpoint import checkpoint
 from .. import native
 from ..spec import ModelSpec, RopeSpec
 from . import fused
-from .cache import KVCache
 from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast, plain
 from .model import Model
 from .rotary import rotate, tables
-from .tree import Tree
 
 
 class Where:
-    """Where the tokens of one forward pass stand, worked out once and read by every layer.
+    """Where the tokens of a text stand, worked out once and read by every layer.
 
-    `lengths` are the tokens each row has behind it. Rows of one length need no mask when nothing or
-    only one token is new; else `mask` (batch, 1, time, longest) says which keys a query may see. With
-    `documents` (batch, time), numbers of the documents packed in a row, none looks into another document.
+    With `documents` (batch, time), numbers of the documents packed in a row, none looks into another document.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], time: int, device: torch.device, documents: Tensor | None = None
-    ) -> None:
-        self.documents = documents
-        self.start, self.time, self.device = max(lengths), time, device
-        self.end = self.start + time
-        self.even = min(lengths) == self.start
-        if self.even:
-            self.positions = torch.arange(self.start, self.end, device=device)[None]  # (1, time)
-        else:
-            behind = torch.tensor(lengths, device=device)
-            self.positions = behind[:, None] + torch.arange(time, device=device)  # (batch, time)
+    def __init__(self, time: int, device: torch.device, documents: Tensor | None = None) -> None:
+        self.time, self.documents = time, documents
+        self.positions = torch.arange(time, device=device)[None]  # (1, time)
         self._masks: dict[int, Tensor] = {}
 
-    def plain(self, window: int) -> bool:
-        """Whether causal order alone, without a mask, says what is seen."""
-        if self.documents is not None:
-            return False
-        return self.even and (self.start == 0 or self.time == 1) and (not window or self.end <= window)
+    def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What each token takes from those before it, (batch, heads, time, head_width)."""
+        causal = self.documents is None and (not attention.window or self.time <= attention.window)
+        mask = None if causal and attention.softcap is None else self._mask(attention.window)
+        return attention.attend(queries, keys, values, mask)
 
-    def mask(self, window: int) -> Tensor:
+    def _mask(self, window: int) -> Tensor:
         """True where a query may look: keys not after it and, with a window, less than `window` before it."""
         if window not in self._masks:
-            keys = torch.arange(self.end, device=self.device)
-            distance = self.positions[:, None, :, None] - keys  # (batch or 1, 1, time, end)
+            distance = self.positions[:, None, :, None] - self.positions[0]  # (1, 1, time, time)
             seen = distance >= 0
             if window:
                 seen = seen & (distance < window)
@@ -62,25 +47,15 @@ class Where:
         return self._masks[window]
 
 
-class WhereInTree(Where):
-    """Where the nodes of a tree stand behind one row of `length` tokens: each sees those and its own path."""
+class Context(Protocol):
+    """What tokens are computed in: a text of their own (`Where`), or behind pages (`paged.PagedAttention`)."""
 
-    def __init__(self, length: int, tree: Tree, device: torch.device) -> None:
-        super().__init__([length], len(tree), device)
-        self.even = False
-        self.positions = self.start + torch.tensor([tree.depths], device=device)  # (1, nodes)
-        self._path = torch.from_numpy(tree.ancestry).to(device)
+    @property
+    def positions(self) -> Tensor:
+        """(1 or batch, time)"""
 
-    def mask(self, window: int) -> Tensor:
-        """True where a node may look, (1, 1, nodes, length + nodes)."""
-        if window not in self._masks:
-            behind = torch.arange(self.start, device=self.device)
-            seen = torch.cat((behind.expand(self.time, -1) >= 0, self._path), 1)
-            if window:
-                places = torch.cat((behind, self.positions[0]))
-                seen = seen & (self.positions[0, :, None] - places < window)
-            self._masks[window] = seen[None, None]
-        return self._masks[window]
+    def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What each token takes from those that it may see, (batch, heads, time, head_width)."""
 
 
 class Attention(Layer):
@@ -100,18 +75,15 @@ class Attention(Layer):
             self.query_norm = Norm(spec, each[0] * spec.head_width)
             self.key_norm = Norm(spec, each[1] * spec.head_width)
 
-    def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
-        return self.out(self.mix(self.qkv(x), where, rope, cache))
+    def forward(self, x: Tensor, where: Context, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        return self.out(self.mix(self.qkv(x), where, rope))
 
-    def mix(self, qkv: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def mix(self, qkv: Tensor, where: Context, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """What `out` reads, from what the layer made of its input; `qkv` may be written over."""
         batch, time, _ = qkv.shape
         parts = self._parts(qkv.view(batch, time, -1, self.head_width), rope)
         queries, keys, values = (part.transpose(1, 2) for part in parts)
-        if cache is not None:
-            keys, values = cache.write(self.layer, keys, values)  # (batch, kv_heads, all positions, head_width)
-        mixed = self._attend(queries, keys, values, where)
-        return mixed.transpose(1, 2).reshape(batch, time, -1)
+        return where.attend(self, queries, keys, values).transpose(1, 2).reshape(batch, time, -1)
 
     def _parts(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
         """Queries, keys and values (batch, time, heads of each, head_width) where they stand."""
@@ -132,37 +104,32 @@ class Attention(Layer):
             return torch.cat((queries, keys), 2)
         return torch.cat((self.query_norm(queries), self.key_norm(keys)), 2)
 
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
-        """(batch, heads, time, head_width) of values, weighted by how well each key answers each query."""
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """(batch, heads, time, head_width) of values, weighted by how well each key answers each query.
+
+        `mask` is True where a query may look; without one, each looks at the keys up to its own.
+        """
         if self.softcap is not None:
-            return self._attend_capped(queries, keys, values, where)
-        plain = where.plain(self.window)
-        if where.time == 1 and queries.is_cpu:
-            # One query a head: the heads of a group stand as rows before the key head they share, so that
-            # its keys are read once and never copied out to every head.
-            batch, heads, _, width = queries.shape
-            grouped = queries.reshape(batch, self.kv_heads, -1, width)
-            mask = None if plain else where.mask(self.window)
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scale)
-            return mixed.reshape(batch, heads, 1, width)
+            assert mask is not None
+            return self._attend_capped(queries, keys, values, mask)
         return F.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            attn_mask=None if plain else where.mask(self.window),
-            is_causal=plain and where.time > 1,
+            attn_mask=mask,
+            is_causal=mask is None and queries.shape[2] > 1,
             scale=self.scale,
             enable_gqa=self.heads != self.kv_heads,
         )
 
-    def _attend_capped(self, queries: Tensor, keys: Tensor, values: Tensor, where: Where) -> Tensor:
+    def _attend_capped(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Gemma 2: scores pass through cap * tanh(score / cap), which no fused kernel on CPU offers."""
         assert self.softcap is not None
         group = self.heads // self.kv_heads
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
         scores = (queries @ keys.transpose(-1, -2)) * self.scale
         scores = self.softcap * torch.tanh(scores / self.softcap)
-        scores = scores.masked_fill(~where.mask(self.window), float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf"))
         return scores.float().softmax(-1).to(values.dtype) @ values
 
 
@@ -211,10 +178,10 @@ class Block(Layer):
         self.mlp = MLP(spec)
         self.mlp_post_norm = Norm(spec, spec.width) if after else nn.Identity()
 
-    def forward(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, where: Context, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         if self._fusible(x):
-            return self._fused(x, where, rope, cache)
-        attended = self.attention_post_norm(self.attention(self.attention_norm(x), where, rope, cache))
+            return self._fused(x, where, rope)
+        attended = self.attention_post_norm(self.attention(self.attention_norm(x), where, rope))
         if self.parallel:
             return x + self._drop(attended) + self._drop(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
         x = x + self._drop(attended)
@@ -238,12 +205,12 @@ class Block(Layer):
             and mlp.fusible(x)
         )
 
-    def _fused(self, x: Tensor, where: Where, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def _fused(self, x: Tensor, where: Context, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         attention, norm, mlp_norm = self.attention, self.attention_norm, self.mlp_norm
         assert isinstance(norm, Norm)
         assert isinstance(mlp_norm, Norm)
         qkv, x = fused.normed_linear(x, norm.weight, norm.eps, attention.qkv.weight, attention.qkv.bias)
-        x = fused.linear_added(attention.mix(qkv, where, rope, cache), attention.out.weight, x)
+        x = fused.linear_added(attention.mix(qkv, where, rope), attention.out.weight, x)
         return fused.gated_mlp(x, mlp_norm.weight, mlp_norm.eps, self.mlp.up.weight, self.mlp.down.weight)
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -274,7 +241,7 @@ def _held(norm: nn.Module) -> native.NormWeights | None:
     return norm.held() if isinstance(norm, Norm) else None
 
 
-class Transformer(Model[KVCache]):
+class Transformer(Model):
     """A decoder-only transformer. See `Model` for what every model offers."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -295,65 +262,40 @@ class Transformer(Model[KVCache]):
     def device(self) -> torch.device:
         return self.norm.weight.device
 
-    def new_state(self, batch: int, capacity: int = 0) -> KVCache:
-        """An empty cache for `batch` sequences with room for `capacity` tokens each."""
-        return KVCache(self.spec, batch, capacity, self.dtype, self.device)
-
-    def state_bytes(self, positions: int) -> int:
-        """Bytes of one sequence's keys and values after `positions` tokens."""
-        return KVCache.bytes_a_row(self.spec, positions, self.dtype)
-
     @property
     def longest(self) -> int:
         """Tokens a sequence may have: the context."""
         return self.spec.context
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        state: KVCache | None = None,
-        lengths: Sequence[int] | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """What `logits` reads: the last layer's normed output, (batch, time, width). Moves `state` on in place.
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """What `logits` reads: the last layer's normed output, (batch, time, width).
 
         `documents` (batch, time) numbers the documents packed in a row, which then do not see each other.
         """
         with native.threads_for(tokens.numel()):
-            return self._hidden(tokens, state, lengths, documents)
+            return self.hidden_over(tokens, Where(tokens.shape[1], tokens.device, documents))
 
-    def _hidden(
-        self, tokens: Tensor, state: KVCache | None, lengths: Sequence[int] | None, documents: Tensor | None
-    ) -> Tensor:
-        batch, time = tokens.shape
-        where = Where(state.lengths if state is not None else [0] * batch, time, tokens.device, documents)
-        x = self._read(tokens, where, state)
-        if state is not None:
-            state.advance(lengths if lengths is not None else [time] * batch)
+    def hidden_over(self, tokens: Tensor, where: Context) -> Tensor:
+        """The same in any context."""
+        x = self.embed(tokens, where.positions)
+        rope = self._rope(self.spec.rope, where, x.dtype)
+        local = self._rope(self.spec.local_rope, where, x.dtype) if self.spec.local_rope else rope
+        for layer, block in enumerate(self.blocks):
+            turning = local if self.spec.window(layer) else rope
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, where, turning, use_reentrant=False)
+            else:
+                x = block(x, where, turning)
         return self.norm(x)
 
-    def read_tree(self, tree: Tree, state: KVCache, keep: Sequence[int] = ()) -> Tensor:
-        """See `Model.read_tree`: one row holds all nodes, and a mask lets each see its own path."""
-        tokens = torch.tensor([tree.tokens], device=self.device)
-        with native.threads_for(len(tree)):
-            x = self.norm(self._read(tokens, WhereInTree(state.lengths[0], tree, self.device), state))
-        state.keep(keep)
-        return x[0]
-
-    def _read(self, tokens: Tensor, where: Where, state: KVCache | None) -> Tensor:
-        """What the last layer gives, before the last norm. Keys and values are written behind the state."""
-        if state is not None:
-            state.reserve(where.end)
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What the first layer reads, (batch, time, width); `positions` (1 or batch, time)."""
         x = self.embedding(tokens)  # (batch, time, width)
         if self.spec.embedding_scale is not None:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
         if self.positions is not None:
-            x = x + self.positions(where.positions)
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        if where.time == 1 and state is not None and fast(x) and (step := self._compiled(state)) is not None:
-            return self._step_through(step, x[:, 0], state)[:, None]
-        return self._layer_by_layer(x, where, state)
+            x = x + self.positions(positions)
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., vocabulary) from `hidden` (..., width)."""
@@ -362,49 +304,34 @@ class Transformer(Model[KVCache]):
         cap = self.spec.logit_softcap
         return cap * torch.tanh(logits / cap) if cap is not None else logits
 
-    def _layer_by_layer(self, x: Tensor, where: Where, state: KVCache | None) -> Tensor:
-        rope = self._rope(self.spec.rope, where, x.dtype)
-        local = self._rope(self.spec.local_rope, where, x.dtype) if self.spec.local_rope else rope
-        for layer, block in enumerate(self.blocks):
-            turning = local if self.spec.window(layer) else rope
-            if self.recompute and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, where, turning, state, use_reentrant=False)
-            else:
-                x = block(x, where, turning, state)
-        return x
+    def program(self) -> native.Program | None:
+        """The layers as the compiled kernels run them; None where these do not compute, or know a layer no more."""
+        here = self.device.type == "cpu" and self.dtype == torch.float32 and native.available()
+        if not here or type(self.norm) is not Norm or type(self.head) not in (Linear, PackedLinear):
+            return None
+        if not all(type(module) in _KNOWN for module in self.blocks.modules()):
+            return None
+        return native.Program(self.spec, [block.held() for block in self.blocks if isinstance(block, Block)])
 
-    def _compiled(self, state: KVCache) -> native.Step | None:
-        """The layers as compiled kernels run them, or None where one was replaced by what they do not know.
-
-        The state keeps it: the next sequence looks at the weights anew, which may have been replaced meanwhile.
-        """
-        if state.step is None:
-            blocks = [block for block in self.blocks if isinstance(block, Block)]
-            if all(type(part) in _KNOWN for part in self.blocks.modules()):
-                state.step = native.Step(self.spec, [block.held() for block in blocks])
-        return state.step
-
-    def _step_through(self, step: native.Step, x: Tensor, state: KVCache) -> Tensor:
-        """`_layer_by_layer` for one new token in each row, x (batch, width), in one compiled call."""
-        rope = self._table(self.spec.rope, state.capacity, x.device)
-        local = self._table(self.spec.local_rope, state.capacity, x.device) if self.spec.local_rope else rope
-        return step.run(x, (rope, local), state.keys, state.values, state.lengths)
+    def rope_tables(self, positions: int) -> tuple[native.Tables | None, native.Tables | None]:
+        """What the compiled layers turn by, without and with a window: tables of at least `positions` positions."""
+        rope = self._table(self.spec.rope, positions, self.device)
+        return rope, self._table(self.spec.local_rope, positions, self.device) if self.spec.local_rope else rope
 
     def _apply(self, *arguments: Any, **options: Any) -> Self:  # every move to another device passes here
         self._tables.clear()
         super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
         return self
 
-    def _rope(self, rope: RopeSpec, where: Where, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    def _rope(self, rope: RopeSpec, where: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """cos and sin at the tokens' positions, each (1 or batch, time, 1, rotary_width)."""
-        table = self._table(rope, where.end, where.device)
+        last = where.time if isinstance(where, Where) else int(where.positions.max()) + 1
+        table = self._table(rope, last, where.positions.device)
         if table is None:
             return None
-        rows = slice(where.start, where.end) if where.even else where.positions
-        cosine, sine = (part[rows].to(dtype) for part in table)
-        if where.even:
-            return cosine[None, :, None], sine[None, :, None]
-        return cosine[:, :, None], sine[:, :, None]
+        rows = slice(0, last) if isinstance(where, Where) else where.positions[0]
+        cosine, sine = (part[rows].to(dtype)[None, :, None] for part in table)
+        return cosine, sine
 
     def _table(self, rope: RopeSpec, positions: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """float32 cos and signed sin of at least `positions` positions, (positions, rotary_width)."""

@@ -55,7 +55,7 @@ def convert(
 
 
 def write_model(
-    out: Path | str, model: Model[Any], tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
+    out: Path | str, model: Model, tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
 ) -> Path:
     """Write a model in memory and its tokenizer as `out`: a GGUF file by its ending, else a safetensors folder.
 
@@ -128,7 +128,7 @@ def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], Non
         progress((done + 1) / len(wanted))
 
 
-def _tensors_of(model: Model[Any], family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _tensors_of(model: Model, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """`_tensors` of a model in memory."""
     parameters = dict(model.named_parameters())
     entries = family.entries(model.spec)

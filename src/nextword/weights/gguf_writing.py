@@ -46,7 +46,7 @@ class _Stored:
 
 
 def write_gguf(
-    out: Path | str, model: Model[Any], tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
+    out: Path | str, model: Model, tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
 ) -> Path:
     """Write a Llama, Qwen2, Qwen3 or GPT-2 layout and its byte-level tokenizer as `out`, whole or not at all.
 
@@ -112,7 +112,7 @@ def _gpt2(spec: ModelSpec) -> dict[str, Any]:
 _ARCHITECTURES = {"llama": _llama, "qwen2": _llama, "qwen3": _llama, "gpt2": _gpt2}
 
 
-def _tensors(model: Model[Any], architecture: str, dtype: str) -> Iterator[_Stored]:
+def _tensors(model: Model, architecture: str, dtype: str) -> Iterator[_Stored]:
     """Every tensor as llama.cpp names, orders and stores it."""
     from gguf import GGMLQuantizationType as Type
 

@@ -28,7 +28,7 @@ class Loaded:
 
     name: str
     path: Path
-    model: Model[Any]
+    model: Model
     tokenizer: Tokenizer
     precision: str
 
@@ -61,7 +61,7 @@ def load(name: str, dtype: Dtype = "auto", device: str = "auto") -> Loaded:
     return Loaded(name, path, model, source.tokenizer(), _precision(model))
 
 
-def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> Model[Any]:
+def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> Model:
     """The model of an opened source, without its tokenizer; see `load`."""
     where = _device(device)
     packed, floating = _choose(source, dtype, where)
@@ -113,7 +113,7 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
 
 
 def _fill(
-    model: Model[Any], source: Source, entry: Entry, packed: bool, floating: torch.dtype, device: torch.device
+    model: Model, source: Source, entry: Entry, packed: bool, floating: torch.dtype, device: torch.device
 ) -> None:
     """Read one entry and put it into the model."""
     module_name, _, parameter = entry.ours.rpartition(".")
@@ -131,7 +131,7 @@ def _fill(
     _assign(module, parameter, values)
 
 
-def _fill_packed(model: Model[Any], name: str, module: nn.Module, source: Source, entry: Entry) -> None:
+def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, entry: Entry) -> None:
     kinds = {native_kind(source.kind(piece)) for piece in entry.pieces}
     width = entry.shape[1]
     kind = kinds.pop() if len(kinds) == 1 else None
@@ -155,7 +155,7 @@ def _assign(module: nn.Module, name: str, values: Tensor) -> None:
     setattr(module, name, nn.Parameter(values, requires_grad=False))
 
 
-def _precision(model: Model[Any]) -> str:
+def _precision(model: Model) -> str:
     kinds = [m.matrix.kind for m in model.modules() if isinstance(m, (PackedLinear, PackedEmbedding))]
     if not kinds:
         return str(model.dtype).removeprefix("torch.")

@@ -1,0 +1,168 @@
+"""Keys, values and states in pages, and a model's hidden vectors computed over them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import native
+from ..backend import Batch
+from .recurrent import Recurrent, RecurrentState
+from .transformer import Attention, Transformer
+
+PAGE_SIZE = 32  # tokens; see docs/decisions.md
+STATE_PAGE_SIZE = 8  # a recurrent state is small beside the keys and values of a token
+
+
+class KeyValuePages:
+    """Keys and values of every layer, (pages, kv_heads, page_size, head_width) each."""
+
+    rewindable = True
+
+    def __init__(self, model: Transformer, page_size: int = PAGE_SIZE) -> None:
+        spec = model.spec
+        self.model, self.page_size = model, page_size
+        self.shape = (spec.kv_heads, page_size, spec.head_width)
+        self.page_bytes = 2 * spec.layers * math.prod(self.shape) * model.dtype.itemsize
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def allocate(self, pages: int) -> None:
+        model = self.model
+        shape = (pages, *self.shape)
+        self.keys = [zeros(shape, model.dtype, model.device) for _ in range(model.spec.layers)]
+        self.values = [zeros(shape, model.dtype, model.device) for _ in range(model.spec.layers)]
+
+    def copy_page(self, source: int, target: int) -> None:
+        for tensor in (*self.keys, *self.values):
+            tensor[target] = tensor[source]
+
+
+class CompiledPages(KeyValuePages):
+    """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
+
+    def __init__(self, model: Transformer, program: native.Program) -> None:
+        super().__init__(model)
+        self.program = program
+
+    def allocate(self, pages: int) -> None:
+        super().allocate(pages)
+        self.pool = native.Pool(self.model.spec, self.keys, self.values)
+
+    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
+        model, positions = self.model, torch.from_numpy(batch.positions)
+        x = model.embed(tokens[None], positions[None])[0]
+        tables = model.rope_tables(int(batch.positions.max()) + 1)
+        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        return model.norm(self.program.forward(x, tables, self.pool, placement))
+
+
+class EagerPages(KeyValuePages):
+    """Layer by layer in torch, on any device."""
+
+    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
+        return self.model.hidden_over(tokens[None], PagedAttention(self, batch))[0]
+
+
+class PagedAttention:
+    """Attention of one step over pages: of whole chunks one by one, of decoding sequences together."""
+
+    def __init__(self, pages: EagerPages, batch: Batch) -> None:
+        device = pages.model.device
+        self._pages, size = pages, pages.page_size
+        self.positions = torch.from_numpy(batch.positions).to(device)[None]  # (1, tokens)
+        self._page_of = torch.from_numpy(batch.page_tables[batch.sequences, batch.positions // size]).long().to(device)
+        self._place_of = torch.from_numpy(batch.positions % size).to(device)
+        self._groups: list[tuple[Tensor, Tensor, Tensor]] = []  # rows (n, time), tables (n, pages), positions (n, time)
+        counts = np.bincount(batch.sequences, minlength=len(batch.page_tables))
+        starts = np.cumsum(counts) - counts
+        decoding = np.flatnonzero(counts == 1)
+        for group in [*([decoding] if len(decoding) else []), *([n] for n in np.flatnonzero(counts > 1))]:
+            rows = starts[group][:, None] + np.arange(counts[group[0]])
+            positions = batch.positions[rows]
+            tables = batch.page_tables[group][:, : int(positions.max()) // size + 1].clip(min=0)
+            moved = (torch.from_numpy(array).long().to(device) for array in (rows, tables, positions))
+            self._groups.append(tuple(moved))  # type: ignore[arg-type]
+
+    def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(1, heads, tokens, head_width), the new keys and values (1, kv_heads, tokens, head_width) being stored."""
+        stored = (self._pages.keys[attention.layer], self._pages.values[attention.layer])
+        for pages, new in zip(stored, (keys, values), strict=True):
+            pages[self._page_of, :, self._place_of] = new[0].transpose(0, 1)
+        mixed = torch.empty_like(queries)
+        for rows, tables, positions in self._groups:
+            seen_keys, seen_values = (pages[tables].transpose(1, 2).flatten(2, 3) for pages in stored)
+            mask = self._mask(positions, seen_keys.shape[2], attention.window)
+            part = attention.attend(queries[0, :, rows].transpose(0, 1), seen_keys, seen_values, mask)
+            mixed[0, :, rows] = part.transpose(0, 1)
+        return mixed
+
+    @staticmethod
+    def _mask(positions: Tensor, keys: int, window: int) -> Tensor:
+        """True where a query may look, (n, 1, time, keys)."""
+        distance = positions[:, None, :, None] - torch.arange(keys, device=positions.device)
+        return (distance >= 0) & (distance < window) if window else distance >= 0
+
+
+class StatePages:
+    """States of a recurrent network, each after the last token written to its page."""
+
+    rewindable = False
+
+    def __init__(self, model: Recurrent, page_size: int = STATE_PAGE_SIZE) -> None:
+        self.model, self.page_size = model, page_size
+        self.page_bytes = RecurrentState.bytes_a_row(model.spec, model.dtype)
+
+    def allocate(self, pages: int) -> None:
+        self.state = RecurrentState(self.model.spec, pages, self.model.dtype, self.model.device)
+
+    def copy_page(self, source: int, target: int) -> None:
+        for tensor in self.state.tensors:
+            tensor[:, target] = tensor[:, source]
+
+    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Page by page: what each sequence has in its first page of the step side by side, then in its second, ..."""
+        x = torch.empty(len(tokens), self.model.spec.width, dtype=self.model.dtype, device=tokens.device)
+        for rows, lengths, sources, targets in self._spans(batch):
+            padded = tokens[torch.from_numpy(rows).to(tokens.device)]
+            state = self.state.select(np.maximum(sources, 0).tolist())
+            state.clear(torch.from_numpy(sources < 0).to(tokens.device))
+            out = self.model.hidden(padded, state, lengths.tolist())
+            for row, length in enumerate(lengths):
+                x[rows[row, :length]] = out[row, :length]
+            for tensor, new in zip(self.state.tensors, state.tensors, strict=True):
+                tensor[:, targets] = new
+        return x
+
+    def _spans(self, batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]]:
+        """Of each round: tokens (sequences, time) padded at the end, how many, and the pages before and after."""
+        page = batch.positions // self.page_size
+        borders = np.flatnonzero(np.diff(batch.sequences, prepend=-1) | np.diff(page, prepend=-1))
+        rounds: list[list[tuple[int, int]]] = []
+        for start, end in zip(borders, [*borders[1:], len(page)], strict=True):
+            first = np.searchsorted(batch.sequences, batch.sequences[start])
+            number = int(page[start] - page[first])
+            rounds += [[]] * (number + 1 - len(rounds))
+            rounds[number] = [*rounds[number], (int(start), int(end))]
+        return [self._round(batch, spans) for spans in rounds]
+
+    def _round(
+        self, batch: Batch, spans: list[tuple[int, int]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+        starts = np.array([start for start, _ in spans])
+        lengths = np.array([end - start for start, end in spans])
+        rows = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+        tables, positions = batch.page_tables[batch.sequences[starts]], batch.positions[starts]
+        every = np.arange(len(spans))
+        sources = np.where(positions > 0, tables[every, (positions - 1) // self.page_size], -1)
+        return rows, lengths, sources, tables[every, positions // self.page_size].tolist()
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take memory only when written to, on a CPU: the system hands out untouched pages as zeros."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
