@@ -64,8 +64,11 @@ class Backend(Protocol):
     page_size: int
     page_bytes: int
     rewindable: bool
-    device_memory: int | None  # bytes free where the pages are; None where it cannot be known
     step_tokens: int  # tokens a step at the most, unless the user asks otherwise
+
+    @property
+    def device_memory(self) -> int | None:
+        """Bytes free where the pages are; None where it cannot be known."""
 
     def allocate(self, pages: int) -> None:
         """Provide pages 0 to `pages` - 1, once. Raises RunError where there is no such memory."""

@@ -18,10 +18,10 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import Backend, Batch, Output
 from ..base import RunError, UsageError
 from ..base.units import format_bytes
 from ..text import Tokenizer
-from ..backend import Backend, Batch, Output
 from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from .pages import PagePool
 from .request import AnyRequest, LogitsRequest, Request, ScoreRequest
@@ -98,7 +98,7 @@ class Engine:
         Raises UsageError for one that can never run: an empty prompt, one beyond the context or beyond the memory.
         """
         sequences = self._sequences(request)
-        handle = sequences[0].handle
+        handle: Handle = sequences[0].handle
         handle.opened(sequences)
         sequences[0].followers = sequences[1:]
         self._submitted.append(sequences[0])

@@ -6,8 +6,8 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..text import Tokenizer
 from ..backend import Output
+from ..text import Tokenizer
 from .pages import Page
 from .results import Alternative, FinishReason, Step
 from .sampling import Draw, SampleRow, Uniforms

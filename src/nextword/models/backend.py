@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import native
-from ..base import free_memory
 from ..backend import Batch, Output
+from ..base import free_memory
 from .layers import Linear
 from .model import Model
 from .paged import CompiledPages, EagerPages, StatePages

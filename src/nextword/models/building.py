@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..base import UsageError
 from ..spec import ModelSpec
 from .model import Model

@@ -80,12 +80,12 @@ class PagedAttention:
         counts = np.bincount(batch.sequences, minlength=len(batch.page_tables))
         starts = np.cumsum(counts) - counts
         decoding = np.flatnonzero(counts == 1)
-        for group in [*([decoding] if len(decoding) else []), *([n] for n in np.flatnonzero(counts > 1))]:
+        chunks = [np.array([row]) for row in np.flatnonzero(counts > 1)]
+        for group in [decoding, *chunks] if len(decoding) else chunks:
             rows = starts[group][:, None] + np.arange(counts[group[0]])
             positions = batch.positions[rows]
             tables = batch.page_tables[group][:, : int(positions.max()) // size + 1].clip(min=0)
-            moved = (torch.from_numpy(array).long().to(device) for array in (rows, tables, positions))
-            self._groups.append(tuple(moved))  # type: ignore[arg-type]
+            self._groups.append((_moved(rows, device), _moved(tables, device), _moved(positions, device)))
 
     def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(1, heads, tokens, head_width), the new keys and values (1, kv_heads, tokens, head_width) being stored."""
@@ -166,3 +166,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def _moved(indices: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(indices).long().to(device)

@@ -163,8 +163,9 @@ class Recurrent(Model):
         """The last layer's output at every token, (batch, time, width); see `Model.hidden`.
 
         Each row continues `state`, which moves on in place; without one each row begins a text. Rows may be padded at
-        the end; `lengths` then says how many tokens of each row are real. `documents` (batch, time) numbers the documents packed in a row: each begins with a state of zeros, but for
-        the first, which continues the row's. Rows so packed cannot be padded besides.
+        the end; `lengths` then says how many tokens of each row are real. `documents` (batch, time) numbers the
+        documents packed in a row: each begins with a state of zeros, but for the first, which continues the row's.
+        Rows so packed cannot be padded besides.
         """
         batch, time = tokens.shape
         before = state if state is not None else self.new_state(batch)

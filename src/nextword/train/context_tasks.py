@@ -206,7 +206,7 @@ def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(run, step)
         inputs, targets = make(size, generator)
-        loss = F.cross_entropy(model(inputs)[0].flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -218,7 +218,7 @@ def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed:
 def _answers(model: Any, task: str, size: int, seed: int) -> tuple[Values, Values]:
     """Of the examples that `seed` makes: share of answers right and loss an answer, (1, rows)."""
     inputs, targets = TASKS[task][0](size, torch.Generator().manual_seed(seed), _CHECKED)
-    logits, asked = model(inputs)[0], targets != IGNORED
+    logits, asked = model(inputs), targets != IGNORED
     losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     count = asked.sum(1).double()
     right = ((logits.argmax(-1) == targets) & asked).sum(1).double() / count
