@@ -296,7 +296,7 @@ def test_transforms_of_functions_and_autocast_compute_by_torch() -> None:
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        logits, _ = torch.func.functional_call(model, parameters, (tokens[None],))
+        logits = torch.func.functional_call(model, parameters, (tokens[None],))
         return logits.pow(2).mean()
 
     tokens = torch.arange(16).view(2, 8)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from paged import Paged
 
+from nextword.models.backend import TorchBackend
 from nextword.weights import load_model, open_source
 
 transformers = pytest.importorskip("transformers")
@@ -98,33 +100,29 @@ def test_logits_equal_transformers(pair: tuple[Any, Any], batch: int) -> None:
     tokens = tokens_of(batch, 50)
     expected = theirs(tokens).logits
     assert expected.std() > 0.1  # a flat output would agree with anything
-    torch.testing.assert_close(ours(tokens)[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("compiled", [True, False])
 @torch.inference_mode()
-def test_logits_with_a_cache_equal_transformers(pair: tuple[Any, Any], batch: int) -> None:
+def test_logits_of_sequences_that_grow_side_by_side_over_pages_equal_transformers(
+    pair: tuple[Any, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs, ours = pair
-    tokens = tokens_of(batch, 50)
-    state = ours.new_state(batch)
-    pieces = [tokens[:, :9], tokens[:, 9:10], tokens[:, 10:24], *tokens[:, 24:].split(1, dim=1)]
-    logits = torch.cat([ours(piece, state)[0] for piece in pieces], 1)
-    torch.testing.assert_close(logits, theirs(tokens).logits, atol=1e-4, rtol=0)
-
-
-@torch.inference_mode()
-def test_padded_rows_equal_transformers_and_go_on_from_their_own_length(pair: tuple[Any, Any]) -> None:
-    theirs, ours = pair
-    lengths = [20, 5, 13, 1]
-    tokens, more = tokens_of(4, 20), tokens_of(4, 3)
-    state = ours.new_state(4)
-    first, _ = ours(tokens, state, lengths)
-    then = torch.cat([ours(column, state)[0] for column in more.split(1, dim=1)], 1)
-    for row, length in enumerate(lengths):
-        whole = torch.cat((tokens[row, :length], more[row]))[None]
-        expected = theirs(whole).logits[0]
-        torch.testing.assert_close(first[row, :length], expected[:length], atol=1e-4, rtol=0)
-        torch.testing.assert_close(then[row], expected[length:], atol=1e-4, rtol=0)
+    if not compiled:
+        monkeypatch.setattr("nextword.native.available", lambda: False)
+    paged, tokens = Paged(TorchBackend(ours)), tokens_of(3, 50).tolist()
+    # chunks and single tokens in one step, one sequence later than the others, pages full and not
+    ends = [(9, 1, 0), (10, 2, 0), (24, 40, 33), *((25 + n, 41 + n, 34 + n) for n in range(9)), (50, 50, 50)]
+    begins = [(0, 0, 0), *ends]
+    logits: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
+    for begin, end in zip(begins, ends, strict=False):
+        pieces = {n: tokens[n][begin[n] : end[n]] for n in range(3) if end[n] > begin[n]}
+        for number, part in paged.read(pieces).items():
+            logits[number].append(part)
+    expected = theirs(torch.tensor(tokens)).logits
+    found = torch.stack([torch.cat(parts) for parts in logits.values()])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
@@ -137,14 +135,14 @@ def test_left_padded_transformers_batch_equals_ours(pair: tuple[Any, Any]) -> No
     attention[1, :5] = 0
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     expected = theirs(padded, attention_mask=attention, position_ids=positions).logits[1, 5:]
-    torch.testing.assert_close(ours(tokens[1:, 5:])[0][0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours(tokens[1:, 5:])[0], expected, atol=1e-4, rtol=0)
 
 
 def test_gradients_equal_transformers(pair: tuple[Any, Any]) -> None:
     theirs, ours = pair
     tokens = tokens_of(2, 20)
     losses = []
-    for logits in (theirs(tokens).logits, ours.requires_grad_(True)(tokens)[0]):
+    for logits in (theirs(tokens).logits, ours.requires_grad_(True)(tokens)):
         losses.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
         losses[-1].backward()
     norms = []

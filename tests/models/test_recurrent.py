@@ -9,11 +9,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from paged import Paged
 from torch import nn
 
-from nextword.engine import Engine, Limits, Sampling
+from nextword.engine import Engine, Request, Sampling, ScoreRequest, StopConfig
 from nextword.engine.sampling import choose
-from nextword.models import Recurrent, RecurrentState, build
+from nextword.models import Recurrent, build
+from nextword.models.backend import TorchBackend
 from nextword.plan import parameters
 from nextword.spec import Kind, ModelSpec
 
@@ -60,26 +62,22 @@ def test_token_by_token_equals_the_whole_sequence_at_once(model: Recurrent) -> N
     tokens = tokens_of(3, 20)
     state = model.new_state(3)
     pieces = [tokens[:, :7], *tokens[:, 7:].split(1, dim=1)]
-    stepped = torch.cat([model(piece, state)[0] for piece in pieces], 1)
+    stepped = torch.cat([model.logits(model.hidden(piece, state)) for piece in pieces], 1)
     expected = plain_logits(model, tokens)
     assert expected.std() > 0.05  # a flat output would agree with anything
     torch.testing.assert_close(stepped, expected, **TIGHT)
-    torch.testing.assert_close(model(tokens)[0], expected, **TIGHT)
-    assert state.lengths == [20, 20, 20]
+    torch.testing.assert_close(model(tokens), expected, **TIGHT)
 
 
 @torch.inference_mode()
-def test_padded_rows_go_on_from_their_own_last_token(model: Recurrent) -> None:
-    lengths = [12, 1, 7]
-    tokens, more = tokens_of(3, 12), tokens_of(3, 4)
-    state = model.new_state(3)
-    first, _ = model(tokens, state, lengths)
-    then, _ = model(more, state)
+def test_sequences_that_grow_side_by_side_over_pages_go_on_from_their_own_last_token(model: Recurrent) -> None:
+    tokens, lengths = tokens_of(3, 40), (12, 1, 29)
+    paged = Paged(TorchBackend(model))
+    first = paged.read({row: tokens[row, :length].tolist() for row, length in enumerate(lengths)})
+    then = [paged.read({row: [int(tokens[row, lengths[row] + step])] for row in range(3)}) for step in range(9)]
     for row, length in enumerate(lengths):
-        expected = plain_logits(model, torch.cat((tokens[row, :length], more[row]))[None])[0]
-        torch.testing.assert_close(first[row, :length], expected[:length], **TIGHT)
-        torch.testing.assert_close(then[row], expected[length:], **TIGHT)
-    assert state.lengths == [16, 5, 11]
+        found = torch.cat([first[row], *(step[row] for step in then)])
+        torch.testing.assert_close(found, plain_logits(model, tokens[row : row + 1, : length + 9])[0], **TIGHT)
 
 
 @torch.inference_mode()
@@ -87,9 +85,9 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
     before, tokens, after = tokens_of(2, 3), tokens_of(2, 10), tokens_of(2, 2)
     documents = torch.tensor([[0] * 4 + [1] * 6, [7] * 2 + [8] + [9] * 7])
     state = model.new_state(2)
-    model(before, state)
+    model.hidden(before, state)
     found = model.logits(model.hidden(tokens, state, documents=documents))
-    went_on, _ = model(after, state)
+    went_on = model.logits(model.hidden(after, state))
     for row, bounds in enumerate(([0, 4, 10], [0, 2, 3, 10])):
         for start, end in itertools.pairwise(bounds):
             text = tokens[row, start:end] if start else torch.cat((before[row], tokens[row, :end]))
@@ -99,29 +97,14 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
         torch.testing.assert_close(went_on[row], expected, **TIGHT)
 
 
-@torch.inference_mode()
-def test_rows_of_states_are_taken_and_put_together_in_order(model: Recurrent) -> None:
-    tokens, more = tokens_of(3, 5), tokens_of(3, 1)
-    together = model.new_state(3)
-    model(tokens, together)
-    alone = [model.new_state(1) for _ in range(3)]
-    for row, state in enumerate(alone):
-        model(tokens[row : row + 1], state)
-    expected, _ = model(more[[2, 0, 2]], together.select([2, 0, 2]))
-    stacked = RecurrentState.stack([alone[2], alone[0], alone[2]])
-    torch.testing.assert_close(model(more[[2, 0, 2]], stacked)[0], expected, **TIGHT)
-    assert stacked.nbytes == 3 * model.state_bytes(10**9)
-
-
 def test_gradients_end_where_a_state_was_detached(model: Recurrent) -> None:
     model.requires_grad_(True)
     state = model.new_state(1)
-    model(tokens_of(1, 4), state)
+    model.hidden(tokens_of(1, 4), state)
     kept = state.detach()
     assert state.hidden.requires_grad
     assert not kept.hidden.requires_grad
     assert torch.equal(kept.hidden, state.hidden)
-    assert kept.lengths == [4]
 
 
 class ByteDecoder:
@@ -145,28 +128,27 @@ class NumberTokenizer:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_of_uneven_prompts_equals_each_prompt_alone_beyond_the_context(
-    model: Recurrent, temperature: float
-) -> None:
-    engine = Engine(model, NumberTokenizer())  # type: ignore[arg-type]
-    prompts = [[7, 9], [3] * 40, [1, 2, 3, 4, 5], [7, 9]]
+def test_uneven_prompts_side_by_side_equal_each_alone_beyond_the_context(model: Recurrent, temperature: float) -> None:
+    engine = Engine(TorchBackend(model), NumberTokenizer())  # type: ignore[arg-type]
+    prompts = [(7, 9), (3,) * 40, (1, 2, 3, 4, 5), (7, 9)]
     sampling = Sampling(temperature=temperature, seed=3)
-    steps = list(engine.stream(prompts, sampling, Limits(25)))
-    for choice, prompt in enumerate(prompts):
-        ids = [step.id for step in steps if step.choice == choice]
+    handles = engine.complete([Request(prompt, sampling, StopConfig(25)) for prompt in prompts])
+    for prompt, handle in zip(prompts, handles, strict=True):
         tokens = list(prompt)
         for _ in range(25):
             logits = plain_logits(model, torch.tensor([tokens]))[0, -1].numpy()
             tokens.append(choose(logits, sampling, 3, 0, len(tokens))[0])
-        assert ids == tokens[len(prompt) :]
-    assert {step.finish for step in steps} == {None, "length"}  # a context of 16 ends nothing
+        assert [step.id for step in handle.steps[0]] == tokens[len(prompt) :]
+        assert handle.finish_reasons == ("length",)  # a context of 16 ends nothing
 
 
 def test_a_text_of_any_length_is_scored(model: Recurrent) -> None:
-    tokens = tokens_of(1, 30)[0].tolist()
-    scores, _ = Engine(model, NumberTokenizer()).score(tokens)  # type: ignore[arg-type]
+    tokens = tuple(tokens_of(1, 30)[0].tolist())
+    engine = Engine(TorchBackend(model), NumberTokenizer())  # type: ignore[arg-type]
+    [[score]] = engine.score([ScoreRequest(tokens[:1], (tokens[1:],))])
     own = plain_logits(model, torch.tensor([tokens]))[0].double().log_softmax(-1)
-    np.testing.assert_allclose(scores, [own[place, token] for place, token in enumerate(tokens[1:])], atol=1e-5)
+    expected = [own[place, token] for place, token in enumerate(tokens[1:])]
+    np.testing.assert_allclose(score.logprobs, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +181,7 @@ def test_an_lstm_begins_with_its_forget_gates_open() -> None:
 def test_dropout_works_in_training_alone(model: Recurrent) -> None:
     tokens = tokens_of(2, 9)
     model.dropout = 0.5
-    quiet = model.eval()(tokens)[0]
-    assert torch.equal(model(tokens)[0], quiet)
+    quiet = model.eval()(tokens)
+    assert torch.equal(model(tokens), quiet)
     torch.manual_seed(1)
-    assert not torch.allclose(model.train()(tokens)[0], model(tokens)[0])
+    assert not torch.allclose(model.train()(tokens), model(tokens))
