@@ -9,10 +9,10 @@ import pytest
 from fake_backend import FakeBackend, FakeTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedules import result, run_schedule
 
 from nextword.base import UsageError
-from nextword.engine import Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
-from nextword.engine.handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
+from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
 from nextword.engine.request import AnyRequest
 
 
@@ -20,34 +20,9 @@ def fake_engine(backend: FakeBackend, pages: int = 1000, **limits: int) -> Engin
     return Engine(backend, FakeTokenizer(), cache_bytes=pages * backend.page_bytes, **limits)  # type: ignore[arg-type]
 
 
-def result(handle: Handle) -> Any:
-    """All that a request gives, to the last bit."""
-    if isinstance(handle, CompletionHandle):
-        return handle.steps
-    if isinstance(handle, ScoreHandle):
-        return handle.scores
-    assert isinstance(handle, LogitsHandle)
-    return handle.logits.tolist()
-
-
 def alone(request: AnyRequest, like: FakeBackend) -> Any:
     backend = FakeBackend(like.rewindable, page_size=64, context=like.context, step_tokens=64)
     return result(fake_engine(backend).submit(request).wait())
-
-
-def random_request(rng: random.Random, beginning: list[int], number: int) -> AnyRequest:
-    prompt = (*beginning[: rng.randrange(len(beginning))], *(rng.randrange(3) for _ in range(rng.randrange(1, 6))))
-    kind = rng.random()
-    if kind < 0.6:
-        sampling = Sampling(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
-        stop = StopConfig(rng.randrange(1, 20), stop=("ab",))
-        return Request(
-            prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3])
-        )
-    if kind < 0.9:
-        continuations = [tuple(rng.choices(range(10), k=rng.randrange(1, 5))) for _ in range(rng.randrange(1, 4))]
-        return ScoreRequest(prompt, tuple(continuations))
-    return LogitsRequest(prompt)
 
 
 @settings(max_examples=150)
@@ -60,20 +35,7 @@ def test_every_request_of_a_random_schedule_gives_what_it_gives_alone(
     backend = FakeBackend(rewindable, page_size, context=context, step_tokens=rng.choice([1, 3, 8, 16]))
     pages = rng.choice([60, 90, 300]) // page_size + 5
     engine = fake_engine(backend, pages, max_sequences=rng.choice([1, 3, 8]))
-    beginning = rng.choices(range(10), k=30)
-    handles: list[Handle] = []
-    for number in range(14):
-        try:
-            handles.append(engine.submit(random_request(rng, beginning, number)))
-        except UsageError:  # it could never fit
-            assert pages < 40
-        for _ in range(rng.randrange(3)):
-            engine.step()
-        if handles and rng.random() < 0.2:
-            rng.choice(handles).cancel()
-    while engine.step():
-        pass
-    for handle in handles:
+    for handle in run_schedule(engine, rng, vocabulary=10):
         assert handle.done
         if not handle.cancelled:
             assert result(handle) == alone(handle.request, backend)

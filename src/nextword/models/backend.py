@@ -13,7 +13,7 @@ from ..backend import Batch, Output
 from ..base import free_memory
 from .layers import Linear
 from .model import Model
-from .paged import CompiledPages, EagerPages, StatePages
+from .paged import PAGE_SIZE, STATE_PAGE_SIZE, CompiledPages, EagerPages, StatePages
 from .recurrent import Recurrent
 from .transformer import Transformer
 
@@ -35,15 +35,15 @@ class Pages(Protocol):
 
 
 class TorchBackend:
-    """See `nextword.backend.Backend`. How layers are computed is decided once, here.
+    """See `nextword.backend.Backend`. How layers are computed is decided once, here. `page_size` is in tokens.
 
     On a CPU in float32 with the compiled kernels, and only there, a row's result is the same bits whatever else is in
     the batch.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, page_size: int | None = None) -> None:
         self.model = model
-        self.pages: Pages = _pages(model)
+        self.pages: Pages = _pages(model, page_size)
         self.vocabulary, self.context = model.spec.vocabulary, model.longest
         self.page_size, self.page_bytes = self.pages.page_size, self.pages.page_bytes
         self.rewindable = self.pages.rewindable
@@ -95,9 +95,9 @@ class TorchBackend:
         return logprobs, ranks
 
 
-def _pages(model: Model) -> Pages:
+def _pages(model: Model, page_size: int | None) -> Pages:
     if isinstance(model, Recurrent):
-        return StatePages(model)
+        return StatePages(model, page_size or STATE_PAGE_SIZE)
     assert isinstance(model, Transformer)
-    program = model.program()
-    return EagerPages(model) if program is None else CompiledPages(model, program)
+    program, size = model.program(), page_size or PAGE_SIZE
+    return EagerPages(model, size) if program is None else CompiledPages(model, program, size)

@@ -44,8 +44,8 @@ class KeyValuePages:
 class CompiledPages(KeyValuePages):
     """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
 
-    def __init__(self, model: Transformer, program: native.Program) -> None:
-        super().__init__(model)
+    def __init__(self, model: Transformer, program: native.Program, page_size: int = PAGE_SIZE) -> None:
+        super().__init__(model, page_size)
         self.program = program
 
     def allocate(self, pages: int) -> None:
