@@ -22,7 +22,7 @@ MODEL = "smollm2-135m-instruct"
 
 def ours(dtype: str, windows: list[list[int]]) -> float:
     model = nextword.load(MODEL, dtype=dtype)  # type: ignore[arg-type]
-    return -float(np.mean(np.concatenate([model.engine.score(window)[0] for window in windows])))
+    return -float(np.mean([token.logprob for window in windows for token in model.logprobs(window).tokens[1:]]))
 
 
 def llama_cpp(windows: list[list[int]]) -> float:
