@@ -13,7 +13,7 @@ from ..base import free_memory
 from ..backend import Batch, Output
 from .layers import Linear
 from .model import Model
-from .paged import CompiledPages, EagerPages, StatePages
+from .paged import CompiledPages, CompiledStatePages, EagerPages, StatePages
 from .recurrent import Recurrent
 from .transformer import Transformer
 
@@ -68,7 +68,7 @@ class TorchBackend:
     def _logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (rows, vocabulary); by the compiled product, whatever the number of rows, where layers are."""
         head = self.model.head
-        if not isinstance(self.pages, CompiledPages) or not isinstance(head, Linear) or not len(hidden):
+        if not isinstance(self.pages, CompiledPages | CompiledStatePages) or not isinstance(head, Linear) or not len(hidden):
             return self.model.logits(hidden)
         logits = native.linear(hidden, head.weight)
         logits = logits if head.bias is None else logits + head.bias
@@ -97,7 +97,8 @@ class TorchBackend:
 
 def _pages(model: Model) -> Pages:
     if isinstance(model, Recurrent):
-        return StatePages(model)
+        network = model.program()
+        return StatePages(model) if network is None else CompiledStatePages(model, network)
     assert isinstance(model, Transformer)
     program = model.program()
     return EagerPages(model) if program is None else CompiledPages(model, program)
