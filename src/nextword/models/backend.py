@@ -67,8 +67,8 @@ class TorchBackend:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (rows, vocabulary); by the compiled product, whatever the number of rows, where layers are."""
-        head = self.model.head
-        if not isinstance(self.pages, CompiledPages | CompiledStatePages) or not isinstance(head, Linear) or not len(hidden):
+        head, compiled = self.model.head, isinstance(self.pages, CompiledPages | CompiledStatePages)
+        if not compiled or not isinstance(head, Linear) or not len(hidden):
             return self.model.logits(hidden)
         logits = native.linear(hidden, head.weight)
         logits = logits if head.bias is None else logits + head.bias

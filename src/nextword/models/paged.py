@@ -169,9 +169,9 @@ class CompiledStatePages(StatePages):
         self.program = program
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        x, placement = self.model.embedding(tokens), native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
         with native.threads_for(len(batch.page_tables)):  # a product over a token of each sequence at a time
-            return self.program.forward(x, self.state.tensors, self.page_size, placement)
+            return self.program.forward(self.model.embedding(tokens), self.state.tensors, self.page_size, placement)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
