@@ -22,7 +22,7 @@ from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 
-MODULES: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+MODULES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 LENGTHS = (45, 20, 8, 1)
 Step = list[tuple[int, int, int]]  # sequence, first position, end of the tokens that one call takes
 
@@ -46,7 +46,7 @@ def instructions(request: pytest.FixtureRequest) -> str:
 
 def module_of(kind: str, width: int, layers: int, bias: bool = True) -> nn.RNNBase:
     torch.manual_seed(width + layers)
-    module = MODULES[kind](width, width, layers, bias=bias, batch_first=True)
+    module: nn.RNNBase = MODULES[kind](width, width, layers, bias=bias, batch_first=True)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=width**-0.5)
     return module.requires_grad_(False)
