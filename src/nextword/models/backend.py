@@ -13,7 +13,7 @@ from ..backend import Batch, Output
 from ..base import free_memory
 from .layers import Linear
 from .model import Model
-from .paged import PAGE_SIZE, STATE_PAGE_SIZE, CompiledPages, EagerPages, StatePages
+from .paged import PAGE_SIZE, STATE_PAGE_SIZE, CompiledPages, CompiledStatePages, EagerPages, StatePages
 from .recurrent import Recurrent
 from .transformer import Transformer
 
@@ -67,8 +67,8 @@ class TorchBackend:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (rows, vocabulary); by the compiled product, whatever the number of rows, where layers are."""
-        head = self.model.head
-        if not isinstance(self.pages, CompiledPages) or not isinstance(head, Linear) or not len(hidden):
+        head, compiled = self.model.head, isinstance(self.pages, CompiledPages | CompiledStatePages)
+        if not compiled or not isinstance(head, Linear) or not len(hidden):
             return self.model.logits(hidden)
         logits = native.linear(hidden, head.weight)
         logits = logits if head.bias is None else logits + head.bias
@@ -97,7 +97,8 @@ class TorchBackend:
 
 def _pages(model: Model, page_size: int | None) -> Pages:
     if isinstance(model, Recurrent):
-        return StatePages(model, page_size or STATE_PAGE_SIZE)
+        network, size = model.program(), page_size or STATE_PAGE_SIZE
+        return StatePages(model, size) if network is None else CompiledStatePages(model, network, size)
     assert isinstance(model, Transformer)
     program, size = model.program(), page_size or PAGE_SIZE
     return EagerPages(model, size) if program is None else CompiledPages(model, program, size)

@@ -108,7 +108,7 @@ class PagedAttention:
 
 
 class StatePages:
-    """States of a recurrent network, each after the last token written to its page."""
+    """States of a recurrent network, each after the last token written to its page, and torch's modules over them."""
 
     rewindable = False
 
@@ -159,6 +159,19 @@ class StatePages:
         every = np.arange(len(spans))
         sources = np.where(positions > 0, tables[every, (positions - 1) // self.page_size], -1)
         return rows, lengths, sources, tables[every, positions // self.page_size].tolist()
+
+
+class CompiledStatePages(StatePages):
+    """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
+
+    def __init__(self, model: Recurrent, program: native.RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
+        super().__init__(model, page_size)
+        self.program = program
+
+    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
+        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        with native.threads_for(len(batch.page_tables)):  # a product over a token of each sequence at a time
+            return self.program.forward(self.model.embedding(tokens), self.state.tensors, self.page_size, placement)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 from .. import native
 from ..spec import ModelSpec
-from .layers import Embedding, Linear
+from .layers import Embedding, Linear, plain
 from .model import Model
 
 FLAT = 0.5  # largest standard deviation of the first logits
@@ -202,6 +202,14 @@ class Recurrent(Model):
         out, after = self.recurrent(pack_sequence(pieces, enforce_sorted=False), _carried(fresh))
         kept: Any = tuple(part[:, last] for part in after) if isinstance(after, tuple) else after[:, last]
         return torch.cat(unpack_sequence(out)).view(batch, time, width), kept
+
+    def program(self) -> native.RecurrentProgram | None:
+        """The layers as the compiled kernels run them; None where these do not compute, or know the module no more."""
+        here = self.device.type == "cpu" and self.dtype == torch.float32 and native.available()
+        if not here or not plain(self.recurrent, _CELLS[self.spec.kind]):
+            return None
+        layers = [native.RecurrentWeights(*map(torch.detach, weights)) for weights in self.recurrent.all_weights]
+        return native.RecurrentProgram(self.spec.kind, self.spec.width, layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., vocabulary) from `hidden` (..., width)."""

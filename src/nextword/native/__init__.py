@@ -6,6 +6,7 @@ They are optional. `available()` says whether they were built and run here; with
 from .library import LEVELS, available, level, limit, set_threads, threads_for
 from .operations import linear, rms_norm, silu_product
 from .packed import Kind, PackedMatrix
+from .recurrent import RecurrentProgram, RecurrentWeights
 from .step import LayerWeights, MatrixWeights, NormWeights, Placement, Pool, Program, Tables
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "Placement",
     "Pool",
     "Program",
+    "RecurrentProgram",
+    "RecurrentWeights",
     "Tables",
     "available",
     "level",

@@ -38,6 +38,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_turn_back": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
+    "nw_recur": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 
 
