@@ -39,10 +39,10 @@ _stack = threading.Lock()
 
 @dataclass(frozen=True)
 class Structure:
-    """What a completion's text must be, as a whole; exactly one of the four is given.
+    r"""What a completion's text must be, as a whole; exactly one of the four is given.
 
     json_schema: JSON that is valid under this schema (a JSON object, or its text), on one line.
-    regex: a text that the whole of this regular expression matches (Rust's syntax, no look-around).
+    regex: a text that the whole of this regular expression matches (Rust's syntax, no look-around; \d is 0 to 9).
     choices: one of these texts.
     grammar: a text of this grammar in llguidance's dialect of Lark.
 
@@ -76,7 +76,7 @@ class Structure:
         if self.json_schema is not None:
             start = f"start: %json {self.json_schema}"
         elif self.regex is not None:
-            start = f"start: /{regex_to_lark(self.regex, '')}/"
+            start = f"start: /{regex_to_lark(self.regex, 'd')}/"
         elif self.choices is not None:
             start = f"start: /{'|'.join(map(_literal, self.choices))}/"
         else:
