@@ -215,6 +215,12 @@ def test_ids_without_a_token_and_control_tokens_are_never_allowed() -> None:
     assert narrow.mask().size == 4
 
 
+def test_not_even_a_grammar_that_names_ids_allows_those_without_a_token() -> None:
+    grammars = Grammars(Letters("a", "b", stops=False), 30)
+    matcher = grammars.matcher(Structure(grammar='start: ("a" | <[2-29]>)*'))
+    assert allowed(matcher) == {1, 2}
+
+
 def test_without_a_stop_token_a_text_ends_where_nothing_can_follow() -> None:
     letters = Letters("a", "b", stops=False)
     handle = engine(letters, 32).submit(request(Structure(regex="a{1,3}b"))).wait()
