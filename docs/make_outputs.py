@@ -13,7 +13,7 @@ A code block shows a command's output where the page says so:
 
 Lines of "..." stand for output left out: such a block is compared piece by piece and never rewritten. Digits may differ
 by one in their last place, and bars by their length, since other processors round otherwise; nothing else may.
-Commands run in an empty folder with a `runs.csv`; evaluations do not use the store.
+Commands run in a folder with `runs.csv` and the `person.json` of structured-output.md; evaluations use no store.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _RUNS = ROOT / "tests" / "oracles" / "epoch_chinchilla.csv"
+_STRUCTURES = ROOT / "docs" / "structured-output.md"
 _MARKED = re.compile(
     r"^<!-- (?P<kind>output|slow output of (?P<date>[\d-]+)): (?P<command>nextword .*) -->\n+```\n", re.M
 )
@@ -72,8 +73,15 @@ def blocks(page: Path) -> Iterator[Block]:
 def output_of(command: str) -> str:
     """What a command prints, errors included where it fails, without spaces at line ends. Run once each."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "runs.csv").write_bytes(_RUNS.read_bytes())
+        write_files(Path(folder))
         return _output_in(Path(folder), command)
+
+
+def write_files(folder: Path) -> None:
+    """The files that commands of the pages read."""
+    (folder / "runs.csv").write_bytes(_RUNS.read_bytes())
+    page = _STRUCTURES.read_text(encoding="utf-8")
+    (folder / "person.json").write_text(page.split("```json\n")[1].split("```")[0], encoding="utf-8")
 
 
 def _output_in(folder: Path, command: str) -> str:

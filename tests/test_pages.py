@@ -92,7 +92,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("{text}: {output}\n")
     (tmp_path / "reviews.csv").write_text("text,label\ngood,positive\nbad,negative\n")
-    (tmp_path / "runs.csv").write_bytes((ROOT / "tests" / "oracles" / "epoch_chinchilla.csv").read_bytes())
+    OUTPUTS.write_files(tmp_path)
     return tmp_path
 
 

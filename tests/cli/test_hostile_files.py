@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "show a model": ("config.json", ("models", "show", "{folder}")),
     "show a GGUF file": ("model.gguf", ("models", "show", "{}")),
     "complete a file": ("prompt.txt", ("complete", "-f", "{}")),
+    "complete under a schema": ("schema.json", ("complete", "--json-schema", "{}", "Hi")),
     "complete with a folder": ("config.json", ("complete", "--model", "{folder}", "Hi")),
     "complete with a GGUF file": ("model.gguf", ("complete", "--model", "{}", "Hi")),
     "show a run": ("run.json", ("runs", "show", "{folder}")),

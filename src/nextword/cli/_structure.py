@@ -1,1 +1,57 @@
-def structure_from_options(a, b, c): return None
+"""--json-schema, --regex and --choices → what a completion must be."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ..base import UsageError, read_text
+
+if TYPE_CHECKING:
+    from ..engine import Structure
+
+_LARGEST_SCHEMA = 1 << 20  # bytes of a schema's file
+
+
+def structure_from_options(json_schema: str | None, regex: str | None, choices: str | None) -> Structure | None:
+    """The structure that one of the options asks for, None without any. `json_schema` is the name of a file.
+
+    Raises UsageError for two of them, for a file that is no schema and for what cannot be followed.
+    """
+    options = {"--json-schema": json_schema, "--regex": regex, "--choices": choices}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other. Give one of them")
+    if not given:
+        return None
+    from ..engine import Structure
+
+    if json_schema is not None:
+        schema = _read(json_schema)
+        try:
+            return Structure(json_schema=schema)
+        except UsageError as error:
+            raise UsageError(f"{json_schema}: {error}") from None
+    return Structure(regex=regex, choices=None if choices is None else _split(choices))
+
+
+def _read(file: str) -> str:
+    try:
+        return read_text(file, _LARGEST_SCHEMA)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 text (byte {error.start}). A JSON schema is JSON") from None
+    except OSError as error:
+        raise UsageError(f"JSON schema {file}: {error.strerror}") from None
+
+
+def _split(choices: str) -> tuple[str, ...]:
+    """Texts between commas, spaces included; or a JSON array of texts, which may hold commas themselves."""
+    if not choices.startswith("["):
+        return tuple(choices.split(","))
+    try:
+        texts = json.loads(choices)
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f'--choices {choices!r} begins with [ but is not a JSON array. Write \'["one, two", "three"]\''
+        ) from None
+    return tuple(texts)

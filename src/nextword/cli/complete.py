@@ -55,8 +55,8 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 @click.option("--show-prompt", is_flag=True, help="Print the prompt, token by token, to standard error first.")
 @click.option("--truncate", type=click.Choice(["left"]), help="Cut the beginning of a prompt beyond the context.")
 @click.option("--json-schema", metavar="FILE", help="Write JSON that is valid under the JSON schema in FILE.")
-@click.option("--regex", metavar="PATTERN", help="Write a text that PATTERN matches as a whole.")
-@click.option("--choices", metavar="A,B,...", help="Write one of these texts.")
+@click.option("--regex", metavar="PATTERN", help="Write a text that PATTERN (Rust's syntax) matches as a whole.")
+@click.option("--choices", metavar="A,B,...", help="Write one of these texts; with commas in them: a JSON array.")
 @click.option(
     "--speculate",
     type=int,
@@ -86,6 +86,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     echo "Once upon a time" | nextword complete -t 0.7 -n 3
     nextword complete --shot "great! => positive" --shot "a waste => negative" \\
         --template "Review: {input}\\nSentiment: {output}" "terrible"
+    nextword complete --greedy --choices " positive, negative" "This film bored me. Its review is"
     """
     from ..engine import Sampling, StopConfig
     from ._structure import structure_from_options
@@ -124,6 +125,8 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     if live:
         sys.stdout.write("\n")
     _report(model, completion.completions(text), sampling, options)
+    if structure is not None:
+        _tell_cut(completion.completions(text))
 
 
 def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Stream:
@@ -151,9 +154,7 @@ def _unescape(text: str) -> str:
     return text.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
 
 
-def _report(
-    model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]
-) -> None:
+def _report(model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]) -> None:
     if options["as_json"]:
         from ._console import emit_json
 
@@ -179,7 +180,7 @@ def _as_json(
         "max_tokens": options["max_tokens"],
         "stop": options["stop"],
         "n": options["count"],
-        "truncate": options["truncate"],
+        **{name: options[name] for name in ("truncate", "json_schema", "regex", "choices", "speculate")},
     }
     return {
         "model": model.name,
@@ -204,6 +205,15 @@ def _as_json(
             "decode_tokens_per_second": timings.decode_tokens_per_second,
         },
     }
+
+
+def _tell_cut(completions: list[Completion]) -> None:
+    """Say on standard error which completions ended before their structure was whole."""
+    limits = {"length": "--max-tokens allows no more tokens", "context": "the model's context is full"}
+    for completion in completions:
+        if completion.finish in limits:
+            which = f"completion {completion.choice + 1}" if len(completions) > 1 else "the text"
+            click.echo(f"nextword: {which} is not whole: {limits[completion.finish]}", err=True)
 
 
 def _show_prompt(model: LanguageModel, prompt: str) -> None:

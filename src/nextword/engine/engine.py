@@ -79,7 +79,7 @@ class Engine:
         self.wake: Callable[[], None] | None = None  # a worker's: called when there is something to do
         self._limits = (step_tokens or backend.step_tokens, max_sequences)
         self._new_scheduler()
-        self._grammars = Grammars(tokenizer)
+        self._grammars = Grammars(tokenizer, backend.vocabulary)
         self._allocated = False
         self._submitted: deque[Sequence] = deque()  # what any thread leaves for the next step
         self._cancelled: deque[Handle] = deque()
@@ -182,7 +182,7 @@ class Engine:
             if token >= self.backend.vocabulary:
                 last = self.backend.vocabulary - 1
                 raise UsageError(f"logit_bias names token {token}; the vocabulary has ids 0 to {last}")
-        matchers = [self._grammars.matcher(request.structure) if request.structure else None for _ in range(request.n)]
+        matchers = self._grammars.matchers(request.structure, request.n)
         handle = CompletionHandle(self, request, prompt, self.backend.context)
         return [Sample(handle, number, self.tokenizer, matcher) for number, matcher in enumerate(matchers)]
 
@@ -305,6 +305,7 @@ class Engine:
     def _take(self, entry: Drawing, place: int, draw: Draw | RunError) -> bool:
         """Give a sample the token drawn from its row `place`; whether the next row, of a draft, stands behind it."""
         chunk, handle = entry.chunk, entry.sample.handle
+        draw = entry.sample.fault or draw
         if isinstance(draw, RunError):
             handle.error = draw
             self._end_all(handle)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..backend import Output
+from ..base import RunError
 from ..text import Tokenizer
 from .pages import Page
 from .results import Alternative, FinishReason, Step
@@ -142,6 +143,11 @@ class Sample(Sequence):
     @property
     def generated(self) -> list[int]:
         return self.tokens[self.prompt_length :]
+
+    @property
+    def fault(self) -> RunError | None:
+        """Why no token can be drawn, where the structure cannot be continued."""
+        return None if self.matcher is None else self.matcher.error
 
     @property
     def decoding(self) -> bool:
