@@ -121,7 +121,7 @@ def test_the_folder_opens_in_transformers_with_equal_logits(
     assert tokens("the queen went to the river", add_special_tokens=False).input_ids == ids
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits
-        found = ours.engine.model(torch.tensor([ids]))[0]
+        found = ours.loaded.model(torch.tensor([ids]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

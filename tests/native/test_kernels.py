@@ -248,13 +248,13 @@ def test_without_the_kernels_a_packed_matrix_says_so(monkeypatch: pytest.MonkeyP
 def test_without_the_kernels_torch_alone_runs_the_model(monkeypatch: pytest.MonkeyPatch, smollm2_path: Path) -> None:
     ids = [504, 2575, 282, 260]
     loaded = nextword.load(str(smollm2_path), dtype="float32")
-    expected = loaded.complete(ids, temperature=0, max_tokens=5).ids, loaded.engine.next_logits(ids)
+    expected = loaded.complete(ids, temperature=0, max_tokens=5).ids, loaded.engine.logits(ids)
     del loaded
     monkeypatch.setattr(native.library, "library", lambda: None)
     plain = nextword.load(str(smollm2_path))
-    assert not [part for part in plain.engine.model.modules() if isinstance(part, PackedLinear)]
+    assert not [part for part in plain.loaded.model.modules() if isinstance(part, PackedLinear)]
     assert plain.complete(ids, temperature=0, max_tokens=5).ids == expected[0]
-    np.testing.assert_allclose(plain.engine.next_logits(ids), expected[1], atol=1e-3)
+    np.testing.assert_allclose(plain.engine.logits(ids), expected[1], atol=1e-3)
 
 
 def test_threads_of_python_may_multiply_at_once() -> None:

@@ -218,19 +218,19 @@ def _theirs(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_adapters_begin_at_the_model_they_adapt_and_merge_into_what_they_learnt() -> None:
     model = new_model(RUN)
     tokens = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(0))
-    before = model(tokens)[0].detach()
+    before = model(tokens).detach()
     add_adapters(model, 4, seed=0)
-    torch.testing.assert_close(model(tokens)[0], before)
+    torch.testing.assert_close(model(tokens), before)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 4 * SPEC.layers
     assert all(name.endswith((".down", ".up")) for name in trained)
     for name, p in model.named_parameters():
         if name.endswith(".up"):
             torch.nn.init.normal_(p, std=0.1)
-    learnt = model(tokens)[0].detach()
+    learnt = model(tokens).detach()
     assert not torch.allclose(learnt, before, atol=1e-3)
     merge_adapters(model)
-    torch.testing.assert_close(model(tokens)[0].detach(), learnt, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(tokens).detach(), learnt, rtol=1e-4, atol=1e-5)
     assert not any("base" in name for name, _ in model.named_parameters())
 
 

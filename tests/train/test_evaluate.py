@@ -42,7 +42,7 @@ def measured(stream: TokenStream, most: int = 10**9, **changes: Any) -> Any:
 def loss_alone(tokens: list[int]) -> tuple[float, int]:
     """Summed loss of one document that is read by itself: its mark, its tokens, its end. By torch's cross-entropy."""
     whole = torch.tensor([[END, *tokens, END]])
-    logits = new_model(RUN)(whole[:, :-1])[0]
+    logits = new_model(RUN)(whole[:, :-1])
     return float(F.cross_entropy(logits.flatten(0, 1), whole[0, 1:], reduction="sum")), len(tokens) + 1
 
 

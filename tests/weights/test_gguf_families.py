@@ -195,13 +195,13 @@ def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_that_does(arc
     tokens = torch.randint(1, 256, (2, 40), generator=torch.Generator().manual_seed(1))
     expected = theirs(tokens).logits
     ours = load_model(open_source(path), "float32", "cpu")
-    torch.testing.assert_close(ours(tokens)[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
 
     folder = convert(path, tmp_path / "folder")
     reopened = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.testing.assert_close(reopened(tokens).logits, expected, atol=1e-4, rtol=0)
     again = load_model(open_source(folder), "float32", "cpu")
-    torch.testing.assert_close(again(tokens)[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(again(tokens), expected, atol=1e-4, rtol=0)
 
 
 def llama(**settings: Any) -> Any:
@@ -253,12 +253,12 @@ def test_positions_that_the_file_stretches_as_llama_3_are_stretched(factor: floa
     tokens = torch.randint(1, 256, (2, 120), generator=torch.Generator().manual_seed(1))
     write_gguf(tmp_path / "tiny.gguf", "llama", theirs, NORMS_BEFORE, {"rope_freqs.weight": divisors(factor)})
     ours = load_model(open_source(tmp_path / "tiny.gguf"), "float32", "cpu")
-    torch.testing.assert_close(ours(tokens)[0], theirs(tokens).logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
     plain = llama()
     write_gguf(tmp_path / "plain.gguf", "llama", plain, NORMS_BEFORE, {"rope_freqs.weight": np.ones(8, np.float32)})
     ours = load_model(open_source(tmp_path / "plain.gguf"), "float32", "cpu")
-    torch.testing.assert_close(ours(tokens)[0], plain(tokens).logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours(tokens), plain(tokens).logits, atol=1e-4, rtol=0)
     assert (plain(tokens).logits - theirs(tokens).logits).abs().max() > 1e-2  # the factors matter
 
 

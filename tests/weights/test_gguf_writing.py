@@ -45,11 +45,11 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Model[Any]:
+def model(tokenizer: Tokenizer) -> Model:
     return made(LLAMA, tokenizer.vocabulary)
 
 
-def made(spec: ModelSpec, vocabulary: int) -> Model[Any]:
+def made(spec: ModelSpec, vocabulary: int) -> Model:
     """A random model whose every parameter matters."""
     torch.manual_seed(0)
     model = build(replace(spec, vocabulary=vocabulary))
@@ -62,11 +62,11 @@ def made(spec: ModelSpec, vocabulary: int) -> Model[Any]:
 
 
 @torch.no_grad()
-def logits(model: Model[Any], ids: list[int]) -> torch.Tensor:
-    return model(torch.tensor([ids]))[0][0]
+def logits(model: Model, ids: list[int]) -> torch.Tensor:
+    return model(torch.tensor([ids]))[0]
 
 
-def loss(model: Model[Any], ids: list[int]) -> float:
+def loss(model: Model, ids: list[int]) -> float:
     return torch.nn.functional.cross_entropy(logits(model, ids)[:-1], torch.tensor(ids[1:])).item()
 
 
@@ -78,7 +78,7 @@ def test_it_reads_back_with_equal_spec_ids_and_logits(layout: str, tokenizer: To
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert again.encode(text) == ids
-        torch.testing.assert_close(logits(again.engine.model, ids), logits(model, ids), rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits(again.loaded.model, ids), logits(model, ids), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -111,12 +111,12 @@ def test_llama_cpp_cuts_predicts_and_completes_as_nextword_does(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 1e-2), ("q8_0", 1e-2)])
 def test_smaller_types_change_the_loss_little(
-    dtype: str, tolerance: float, model: Model[Any], tokenizer: Tokenizer, tmp_path: Path
+    dtype: str, tolerance: float, model: Model, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     path = write_gguf(tmp_path / "model.gguf", model, tokenizer, dtype)
     again = nextword.load(str(path), dtype="float32")
     ids = torch.randint(0, tokenizer.vocabulary, (100,), generator=torch.Generator().manual_seed(0)).tolist()
-    assert loss(again.engine.model, ids) == pytest.approx(loss(model, ids), rel=tolerance)
+    assert loss(again.loaded.model, ids) == pytest.approx(loss(model, ids), rel=tolerance)
     kinds = {tensor.kind for tensor in GGUFFile.open(path).tensors.values()}
     assert kinds == {"f32", {"float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}[dtype]}
 
@@ -128,7 +128,7 @@ def test_rows_that_no_q8_0_block_divides_are_float16(tokenizer: Tokenizer, tmp_p
     assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("f16", "q8_0")
     ids = tokenizer.encode(TEXTS[0])
     again = nextword.load(str(path), dtype="float32")
-    assert loss(again.engine.model, ids) == pytest.approx(loss(model, ids), rel=1e-2)
+    assert loss(again.loaded.model, ids) == pytest.approx(loss(model, ids), rel=1e-2)
 
 
 def test_a_vocabulary_of_bytes_reads_back_in_both(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_ids_beyond_the_tokenizer_are_written_as_unused(tokenizer: Tokenizer, tm
     again = nextword.load(str(path), dtype="float32")
     ids = tokenizer.encode(TEXTS[1])
     assert again.encode(TEXTS[1]) == ids
-    torch.testing.assert_close(logits(again.engine.model, ids), logits(model, ids), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(again.loaded.model, ids), logits(model, ids), rtol=0, atol=1e-4)
     with llama_cpp(path) as ask:
         assert ask("/tokenize", {"content": TEXTS[1]})["tokens"] == ids
 
@@ -196,7 +196,7 @@ def test_a_model_the_file_cannot_say_all_of_is_refused(
 
 
 def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(
-    model: Model[Any], tokenizer: Tokenizer, tmp_path: Path
+    model: Model, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"no tokenizer of this kind.*Hugging Face folder"):
         write_gguf(tmp_path / "a.gguf", model, train_tokenizer(["abc"], "characters"))
@@ -212,14 +212,14 @@ def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_packed_matrices_are_refused(model: Model[Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_packed_matrices_are_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf", model, tokenizer, "q8_0")
-    packed = nextword.load(str(path), dtype="auto").engine.model
+    packed = nextword.load(str(path), dtype="auto").loaded.model
     with pytest.raises(UsageError, match=r"packed.*float32"):
         write_gguf(tmp_path / "b.gguf", packed, tokenizer)
 
 
-def test_what_stands_there_is_replaced_only_when_asked(model: Model[Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_what_stands_there_is_replaced_only_when_asked(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("there")
     with pytest.raises(UsageError, match="already there"):
@@ -234,7 +234,7 @@ def test_what_stands_there_is_replaced_only_when_asked(model: Model[Any], tokeni
 
 @pytest.mark.parametrize("room", [1000, 50_000, 200_000])
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
-    room: int, model: Model[Any], tokenizer: Tokenizer, tmp_path: Path
+    room: int, model: Model, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("there")
@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(
-    model: Model[Any], tokenizer: Tokenizer, tmp_path: Path
+    model: Model, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("there")
     with pytest.raises(RunError, match="could not be written") as failed:

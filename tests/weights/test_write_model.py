@@ -55,7 +55,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return tokenizer_from_folder(folder)
 
 
-def model_of(spec: ModelSpec) -> Model[Any]:
+def model_of(spec: ModelSpec) -> Model:
     torch.manual_seed(4)
     model = build(spec).eval()
     for parameter in model.parameters():  # norms and biases start at one and zero, which would hide a mix-up
@@ -76,7 +76,7 @@ def test_a_written_model_loads_with_equal_logits(name: str, tmp_path: Path, toke
     assert json.loads((folder / "config.json").read_text())["model_type"] == name.removesuffix(" untied")
     assert loaded.spec == model.spec
     assert loaded.tokenizer.encode("Once upon") == tokenizer.encode("Once upon")
-    assert torch.equal(loaded.loaded.model(tokens_of(30))[0], model(tokens_of(30))[0])
+    assert torch.equal(loaded.loaded.model(tokens_of(30)), model(tokens_of(30)))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -88,7 +88,7 @@ def test_a_written_transformer_equals_itself_in_transformers(name: str, tmp_path
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = theirs(tokens_of(30)).logits
     assert expected.std() > 0.1
-    torch.testing.assert_close(model(tokens_of(30))[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(tokens_of(30)), expected, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
@@ -101,7 +101,7 @@ def test_torchs_own_lstm_reads_the_tensors_as_they_are(tmp_path: Path, tokenizer
     lstm.load_state_dict({name[10:]: value for name, value in held.items() if name.startswith("recurrent.")})
     hidden, _ = lstm(held["embedding.weight"][tokens_of(30)])
     expected = hidden @ held["embedding.weight"].t() + held["head.bias"]
-    torch.testing.assert_close(model(tokens_of(30))[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(tokens_of(30)), expected, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

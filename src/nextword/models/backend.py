@@ -48,7 +48,7 @@ class TorchBackend:
         self.page_size, self.page_bytes = self.pages.page_size, self.pages.page_bytes
         self.rewindable = self.pages.rewindable
         self.step_tokens = STEP_TOKENS.get(model.device.type, 1024)
-        self.allocate, self.copy_page = self.pages.allocate, self.pages.copy_page
+        self.copy_page = self.pages.copy_page
 
     @property
     def device_memory(self) -> int | None:
@@ -56,6 +56,10 @@ class TorchBackend:
         if device.type == "cuda":
             return int(torch.cuda.mem_get_info(device)[0])
         return free_memory() if device.type == "cpu" else None
+
+    def allocate(self, pages: int) -> None:
+        with torch.inference_mode(False):  # what is made inside that mode could not be written to outside of it
+            self.pages.allocate(pages)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Output:
