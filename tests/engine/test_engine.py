@@ -191,15 +191,15 @@ def test_a_step_leaves_the_thread_counts_of_other_threads_alone(
 ) -> None:
     """torch.set_num_threads inside a pass would be what threads that begin meanwhile keep for ever."""
     seen: list[int] = []
-    logits = Transformer.logits
+    logits = TorchBackend._logits
 
-    def look(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:
+    def look(backend: TorchBackend, hidden: torch.Tensor) -> torch.Tensor:
         thread = Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        return logits(model, hidden)
+        return logits(backend, hidden)
 
-    monkeypatch.setattr(Transformer, "logits", look)
+    monkeypatch.setattr(TorchBackend, "_logits", look)
     with two_threads():
         complete(engine, [1], Sampling(seed=0), 3)
         assert seen
