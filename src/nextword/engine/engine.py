@@ -26,7 +26,7 @@ from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from .pages import PagePool
 from .request import AnyRequest, LogitsRequest, Request, ScoreRequest
 from .results import Score
-from .sampling import Draw, Floats, sample
+from .sampler import Draw, Floats, sample
 from .scheduler import Chunk, Scheduler
 from .sequence import Prompt, Sample, Scored, Sequence
 from .structure import Grammars

@@ -10,7 +10,7 @@ from ..text import Tokenizer
 from ..backend import Output
 from .pages import Page
 from .results import Alternative, FinishReason, Step
-from .sampling import Draw, SampleRow, Uniforms
+from .sampler import Draw, SampleRow, Uniforms
 
 if TYPE_CHECKING:
     from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
