@@ -294,7 +294,8 @@ class Engine:
             entry.sample.handle.prompt_was_read()
         place = 0
         while drawing:
-            draws = sample(logits[[entry.row + place for entry in drawing]], [entry.sample.row() for entry in drawing])
+            at = [entry.row + place for entry in drawing]
+            draws = sample(logits, [entry.sample.row() for entry in drawing], at)
             drawing = [
                 entry
                 for entry, draw in zip(drawing, draws, strict=True)

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,22 +80,25 @@ class Uniforms:
 
 
 def sample(
-    logits: NDArray[np.float32] | Sequence[NDArray[np.float32]], rows: Sequence[SampleRow]
+    logits: NDArray[np.float32], rows: Sequence[SampleRow], at: Sequence[int] | None = None
 ) -> list[Draw | RunError]:
-    """Draw a token from each row of `logits`, (rows, vocabulary), or as many rows.
+    """Draw a token for each of `rows` from `logits` (·, vocabulary): from its row `at[i]`, or from row i.
 
     What a row gives depends on nothing but itself, to the bit. One whose logits hold NaN or no finite value gives a
     RunError in its place.
     """
-    compiled = [native.available() and _is_usual(row.sampling) for row in rows]
+    places = range(len(rows)) if at is None else at
+    if not native.available():
+        return [_sample_row(logits[place], row) for place, row in zip(places, rows, strict=True)]
+    usual = [_is_usual(row.sampling) for row in rows]
+    if all(usual):
+        return _sample_compiled(logits, rows, places)
     together = iter(
-        _sample_compiled(
-            [np.ascontiguousarray(logits[index]) for index, usual in enumerate(compiled) if usual],
-            [row for row, usual in zip(rows, compiled, strict=True) if usual],
-        )
+        _sample_compiled(logits, list(compress(rows, usual)), list(compress(places, usual))) if any(usual) else ()
     )
     return [
-        next(together) if usual else _sample_row(logits[index], rows[index]) for index, usual in enumerate(compiled)
+        next(together) if compiled else _sample_row(logits[place], row)
+        for compiled, place, row in zip(usual, places, rows, strict=True)
     ]
 
 
@@ -180,7 +184,8 @@ class Distribution:
 
     def _weight(self, z: Floats) -> Floats:
         with np.errstate(over="ignore", under="ignore"):  # subtracted before dividing: exact at any temperature
-            return np.exp((z - self._largest) / self._temperature)
+            weights: Floats = np.exp((z - self._largest) / self._temperature)
+        return weights
 
     def _apply(self, step: str) -> bool:
         """Take one step of `Sampling.order`; False if it needs more tokens than are sorted."""
@@ -225,10 +230,15 @@ class Distribution:
 
 def _is_usual(sampling: Sampling) -> bool:
     """Whether the kernels take it: temperature, top_k, top_p and min_p, those that do anything, in this order."""
-    if sampling.greedy or sampling.order == ORDER:
-        return sampling.greedy or sampling.typical_p == 1
+    if sampling.order == ORDER or sampling.greedy:
+        return sampling.typical_p == 1 or sampling.greedy
     steps = [step for step in sampling.order if getattr(sampling, step) != getattr(Sampling, step)]
     return "typical_p" not in steps and steps == sorted(steps, key=ORDER.index)
+
+
+def _changes(row: SampleRow) -> bool:
+    """Whether the token is drawn from other logits than the model's own."""
+    return row.allowed is not None or not row.sampling.neutral_logits
 
 
 def _drawn_from(raw: Logits, row: SampleRow) -> Logits:
@@ -261,25 +271,30 @@ def _likeliest(logits: Logits, count: int) -> list[int]:
     return [int(id) for id in ids[np.argsort(-logits[ids], kind="stable")][:count]]
 
 
-def _sample_compiled(logits: Sequence[Logits], rows: Sequence[SampleRow]) -> list[Draw | RunError]:
-    """Draw a token for each row with the compiled kernels."""
-    if not rows:
-        return []
-    drawn_from = [_drawn_from(raw, row) for raw, row in zip(logits, rows, strict=True)]
-    settings = np.array([_settings(row, raw.size) for raw, row in zip(logits, rows, strict=True)], kernels.SETTINGS)
-    results, top_ids = kernels.draw(
-        logits, [None if z is raw else z for raw, z in zip(logits, drawn_from, strict=True)], settings
-    )
+def _sample_compiled(
+    logits: NDArray[np.float32], rows: Sequence[SampleRow], places: Sequence[int]
+) -> list[Draw | RunError]:
+    """Draw a token for each of `rows` with the compiled kernels."""
+    raw = np.ascontiguousarray(logits)
+    adjusted = [
+        _drawn_from(raw[place], row) if _changes(row) else None for row, place in zip(rows, places, strict=True)
+    ]
+    settings = np.array([_settings(row, raw.shape[1]) for row in rows], kernels.SETTINGS)
+    results, top_ids = kernels.draw(raw, places, adjusted, settings)
+    logprobs = raw[places, results["token"]] - results["own_largest"] - results["own_log_sum"]
     draws: list[Draw | RunError] = []
-    for index, (finite, token, drawn, _, largest, log_sum, *_) in enumerate(results.tolist()):
+    for index, (row, logprob, (finite, token, drawn, *_)) in enumerate(
+        zip(rows, logprobs.tolist(), results.tolist(), strict=True)
+    ):
         if not finite:
             draws.append(_not_finite())
             continue
-        raw, row = logits[index], rows[index]
         top: tuple[Candidate, ...] = ()
         if row.top_logprobs:
-            top = _candidates(raw, drawn_from[index], row, top_ids[index, : row.top_logprobs], results[index])
-        draws.append(Draw(token, drawn, float(raw[token]) - largest - log_sum, top))
+            own, other = raw[places[index]], adjusted[index]
+            z = own if other is None else other
+            top = _candidates(own, z, row, top_ids[index, : row.top_logprobs], results[index])
+        draws.append(Draw(token, drawn, logprob, top))
     return draws
 
 

@@ -148,7 +148,6 @@ typedef struct {
     edge token;
     double mass;  // of it and all before it
     int64_t count;
-    int reached;  // 0: it is the last there is
 } place;
 
 static int reached(const goal *g, double mass, int64_t count) {
@@ -205,34 +204,37 @@ static void walk(ranking *r, int64_t count, const goal *g, place *p) {
         count = kept;
     }
     sort(r, count);
-    for (int64_t i = 0; i < count && !p->reached; i++) {
+    for (int64_t i = 0; i < count; i++) {  // rounding may leave the tokens a little short of what their band reached
         p->mass += r->weights[i], p->count++;
         p->token = (edge){r->logits[i], r->ids[i]};
-        p->reached = reached(g, p->mass, p->count);
+        if (reached(g, p->mass, p->count)) return;
     }
 }
 
 // The first token at which the goal is reached, of those before `end`; or the last of them.
 static place find(ranking *r, goal g, edge end) {
     static const double depths[] = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 707};  // a token weighs e^-depth; beyond, 0
-    place p = {{r->largest, 0}, 0, 0, 0};
-    double high = INFINITY;
+    place p = {{r->largest, 0}, 0, 0};
+    double high = INFINITY, last_low = 0, last_high = 0;
     for (size_t band = 0; band < sizeof depths / sizeof *depths && high > end.logit; band++) {
         double low = larger(r->largest - depths[band] * r->temperature, -DBL_MAX);
         low = larger(low, end.logit);
         const int64_t count = low < high ? collect(r, low, high, end) : 0;
-        high = smaller(low, high);
-        if (!count) continue;
-        const double mass = weigh(r, count);
-        if (reached(&g, p.mass + mass, p.count + count)) {
-            walk(r, count, &g, &p);
-            p.reached = 1;  // by the whole band, though rounding may have left its tokens a little short
-            return p;
+        if (count) {
+            const double mass = weigh(r, count);
+            if (reached(&g, p.mass + mass, p.count + count)) {
+                walk(r, count, &g, &p);
+                return p;
+            }
+            p.mass += mass, p.count += count, last_low = low, last_high = high;
         }
-        p.mass += mass, p.count += count, p.token.logit = INFINITY;
-        for (int64_t i = 0; i < count; i++)
-            if (r->logits[i] <= p.token.logit) p.token = (edge){r->logits[i], r->ids[i]};
+        high = smaller(low, high);
     }
+    if (g.of == END) return p;
+    const int64_t count = collect(r, last_low, last_high, end);
+    p.token.logit = INFINITY;
+    for (int64_t i = 0; i < count; i++)  // in the order of the ids: of the lowest logit the highest
+        if (r->logits[i] <= p.token.logit) p.token = (edge){r->logits[i], r->ids[i]};
     return p;
 }
 

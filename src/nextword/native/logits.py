@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..base import RunError
 from .library import loaded
@@ -39,27 +39,30 @@ RESULTS = np.dtype(
 
 
 def draw(
-    raw: Sequence[Logits], adjusted: Sequence[Logits | None], settings: NDArray[np.void]
+    logits: NDArray[np.float32], places: Sequence[int], adjusted: Sequence[Logits | None], settings: NDArray[np.void]
 ) -> tuple[NDArray[np.void], NDArray[np.int32]]:
-    """Draw a token from each row: RESULTS (rows,), and the ids of its `top` likeliest, in no order, -1 where none is.
+    """Draw tokens from rows of `logits` (·, vocabulary), the model's own: RESULTS (rows,) and the ids (rows, ·) of each
+    row's `top` likeliest, in no order, -1 where there are no more.
 
-    `raw`: the model's own logits, each (vocabulary,) float32. `adjusted`: what is drawn from where that is not the
-    same, float32 or float64. `settings`: SETTINGS (rows,).
+    `places`: which rows. `adjusted`: what is drawn from instead, float32 or float64, where that is not the same.
+    `settings`: SETTINGS (rows,).
     """
-    width, rows = len(raw[0]), len(raw)
-    addresses = np.array(
-        [
-            (_address(own, width), 0 if other is None else _address(other, width), _is_wide(other))
-            for own, other in zip(raw, adjusted, strict=True)
-        ],
-        _LOGITS,
-    )
-    if settings.dtype != SETTINGS or settings.shape != (rows,) or any(own.dtype != np.float32 for own in raw):
-        raise ValueError("settings do not fit the rows, or these are not float32")
-    results = np.zeros(rows, RESULTS)
-    top_ids = np.empty((rows, max(1, settings["top"].max())), np.int32)
+    _check(logits, np.float32)
+    count, (total, width) = len(places), logits.shape
+    addresses = np.zeros(count, _LOGITS)
+    if settings.dtype != SETTINGS or settings.shape != (count,) or not all(0 <= place < total for place in places):
+        raise ValueError(f"settings {settings.shape} or places {places} do not fit {total} rows")
+    addresses["raw"] = logits.ctypes.data + np.asarray(places, np.int64) * logits.strides[0]
+    for index, row in enumerate(adjusted):
+        if row is not None:
+            _check(row, row.dtype)
+            if row.shape != (width,):
+                raise ValueError(f"takes rows of {width} logits, not {row.shape}")
+            addresses[index] = (addresses["raw"][index], row.ctypes.data, row.dtype == np.float64)
+    results = np.zeros(count, RESULTS)
+    top_ids = np.empty((count, max(1, settings["top"].max())), np.int32)
     loaded().nw_draw(
-        addresses.ctypes.data, settings.ctypes.data, rows, width, results.ctypes.data, top_ids.ctypes.data,
+        addresses.ctypes.data, settings.ctypes.data, count, width, results.ctypes.data, top_ids.ctypes.data,
         top_ids.shape[1],
     )  # fmt: skip
     if (results["finite"] < 0).any():
@@ -67,12 +70,7 @@ def draw(
     return results, top_ids
 
 
-def _is_wide(row: Logits | None) -> bool:
-    return row is not None and row.dtype == np.float64
-
-
-def _address(row: Logits, width: int) -> int:
-    """Where a row begins. Raises ValueError for one whose memory is not what the kernels read."""
-    if row.dtype not in (np.float32, np.float64) or row.shape != (width,) or not row.flags.c_contiguous:
-        raise ValueError(f"takes contiguous rows of {width} floats, not {row.dtype} {row.shape}")
-    return int(row.__array_interface__["data"][0])
+def _check(logits: Logits, dtype: DTypeLike) -> None:
+    """Raise ValueError for logits whose memory is not what the kernels read."""
+    if logits.dtype != dtype or logits.dtype not in (np.float32, np.float64) or not logits.flags.c_contiguous:
+        raise ValueError(f"takes contiguous float32, or float64 where adjusted, not {logits.dtype}")

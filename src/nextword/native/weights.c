@@ -5,9 +5,10 @@
 #define LANES 8  // sums side by side: the compiler makes vectors of them
 #define STRETCH 2048  // numbers that are summed before they are added to the whole: keeps rounding small
 
-// e^x for x <= 0, within about one unit in the last place; 0 below -708; NaN stays NaN.
+// e^x for x <= 0, within about one unit in the last place, and e^-708 below: next to 1, nothing. NaN stays NaN.
 ALWAYS double exp_down(double x) {
-    const double magic = 0x1.8p52;  // adding it rounds to a whole number, which the lowest bits then hold
+    x = x < -708.0 ? -708.0 : x;
+    const double magic = 0x1.8p52 + 1023;  // added, it rounds to the whole number that the lowest bits then hold
     const double shifted = x * 0x1.71547652b82fep0 + magic, n = shifted - magic;
     const double r = x - n * 0x1.62e42feep-1 - n * 0x1.a39ef35793c76p-33;  // ln 2 in two: the first product is exact
     // (e^r - 1 - r) / r^2 by Remez, which makes e^r within 4e-18 for |r| < ln 2 / 2. In pairs: fewer steps wait.
@@ -19,12 +20,11 @@ ALWAYS double exp_down(double x) {
     const double e = 0x1.ad7f6f0799ee2p-26 * r + 0x1.28ad72cc30daap-22;
     const double p = (e * q + (d * s + c)) * q + (b * s + a);
     uint64_t bits;
-    double power;
+    double power;  // 2^n: the lowest bits are its exponent
     memcpy(&bits, &shifted, 8);
-    bits = (bits + 1023) << 52;
+    bits <<= 52;
     memcpy(&power, &bits, 8);
-    const double result = (p * s + r + 1.0) * power;
-    return x < -708.0 ? 0.0 : result;
+    return (p * s + r + 1.0) * power;
 }
 
 ALWAYS double sum_of(const void *z, int wide, int64_t width, double largest, double scale) {
@@ -74,7 +74,8 @@ static double peaks_portable(const void *z, int wide, int64_t width, double *pea
 
 #if NW_X86
 AVX2 static double sum_avx2(const void *z, int wide, int64_t width, double largest, double scale) {
-    return wide ? sum_of(z, 1, width, largest, scale) : sum_of(z, 0, width, largest, scale);
+    if (wide) return sum_of(z, 1, width, largest, scale);
+    return scale == 1 ? sum_of(z, 0, width, largest, 1) : sum_of(z, 0, width, largest, scale);
 }
 
 AVX2 static double weights_avx2(const double *z, int64_t count, double largest, double scale, double *w) {
