@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,8 @@ def test_the_kernels_refuse_memory_that_they_would_read_wrongly() -> None:
     ):
         with pytest.raises(ValueError):
             kernels.draw(logits, places, [adjusted], settings)  # type: ignore[arg-type]
+
+
+def test_the_engine_and_its_sampler_need_no_torch() -> None:
+    code = "import sys, nextword.engine.engine, nextword.engine.sampler, nextword.native as n; n.available()"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)
