@@ -25,7 +25,7 @@ from nextword.engine import (
     StopConfig,
     Stream,
 )
-from nextword.engine.sampling import Draw, SampleRow, Uniforms, log_softmax, sample
+from nextword.engine.sampler import Draw, SampleRow, Uniforms, log_softmax, sample
 from nextword.models import Transformer, build
 from nextword.models.backend import TorchBackend
 from nextword.spec import ModelSpec

@@ -1,4 +1,4 @@
-"""Sampling, case for case: closed forms, a plain re-statement as oracle, and draws that are counted."""
+"""Sampling, case for case: closed forms, a plain restatement as oracle, and draws that are counted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from ways import way  # noqa: F401
 
 from nextword.base import RunError, UsageError
-from nextword.engine.sampling import Distribution, Sampling, adjust, choose, log_softmax, uniform
+from nextword.engine.sampler import Distribution, Draw, SampleRow, Uniforms, adjust, log_softmax, sample
+from nextword.engine.sampling import Sampling
 
-LOGITS = np.array([3.0, 2.0, 1.0])
+LOGITS = np.array([3.0, 2.0, 1.0], np.float32)
+EVERY_WAY = pytest.mark.usefixtures("way")
 
 # softmax([3, 2, 1] / T), from the closed form to eight places
 TABLE = {
@@ -27,28 +30,39 @@ TABLE = {
 }
 
 
-def kept(logits: object, **settings: object) -> list[int]:
-    return Distribution(np.asarray(logits, float), Sampling(**settings)).probabilities()[0].tolist()  # type: ignore[arg-type]
+def drawn(logits: object, sampling: Sampling, uniform: float = 0.5, top: int = 0) -> Draw:
+    """A token drawn from one row of logits."""
+    [draw] = sample(np.array([logits], np.float32), [SampleRow(sampling, uniform, (), (), None, top)])
+    if isinstance(draw, RunError):
+        raise draw
+    return draw
 
 
 def probabilities(logits: object, **settings: object) -> np.ndarray:
-    """Probability of every token, in id order."""
-    z = np.asarray(logits, float)
-    ids, values = Distribution(z, Sampling(**settings)).probabilities()  # type: ignore[arg-type]
-    full = np.zeros(z.size)
-    full[ids] = values
+    """Probability with which each token is drawn, in id order."""
+    size = np.size(logits)  # type: ignore[arg-type]
+    top = drawn(logits, Sampling(**settings), top=size).top  # type: ignore[arg-type]
+    full = np.full(size, np.nan)
+    full[[candidate.id for candidate in top]] = [candidate.drawn for candidate in top]
     return full
 
 
+def kept(logits: object, **settings: object) -> list[int]:
+    return np.flatnonzero(probabilities(logits, **settings)).tolist()
+
+
+@EVERY_WAY
 @pytest.mark.parametrize("temperature", TABLE)
 def test_temperature_gives_the_published_probabilities(temperature: float) -> None:
     np.testing.assert_allclose(probabilities(LOGITS, temperature=temperature), TABLE[temperature], atol=5e-9)
 
 
+@EVERY_WAY
 def test_a_huge_temperature_is_nearly_uniform() -> None:
     np.testing.assert_allclose(probabilities(LOGITS, temperature=1e6), 1 / 3, atol=3.4e-7)
 
 
+@EVERY_WAY
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324, 1e-38])
 def test_a_tiny_temperature_is_one_hot_without_a_warning(temperature: float) -> None:
     with warnings.catch_warnings():
@@ -56,14 +70,17 @@ def test_a_tiny_temperature_is_one_hot_without_a_warning(temperature: float) -> 
         np.testing.assert_array_equal(probabilities(LOGITS, temperature=temperature), [1, 0, 0])
 
 
+@EVERY_WAY
 def test_tokens_with_infinitely_low_logits_are_never_drawn_at_any_temperature() -> None:
-    p = probabilities([3.0, -np.inf, 1.0], temperature=1e300)
-    np.testing.assert_allclose(p, [0.5, 0, 0.5])
+    np.testing.assert_allclose(probabilities([3.0, -np.inf, 1.0], temperature=1e300), [0.5, 0, 0.5])
 
 
-def test_temperature_zero_is_greedy_and_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nextword.engine.sampling.uniform", lambda *_: pytest.fail("a number was drawn"))
-    assert choose(np.array([1.0, 5.0, 5.0, 2.0]), Sampling(temperature=0), 0, 0, 0) == (1, 1.0)
+@EVERY_WAY
+def test_temperature_zero_is_greedy_and_draws_nothing() -> None:
+    for uniform in (0.0, 0.5, 1 - 2**-53):
+        draw = drawn([1.0, 5.0, 5.0, 2.0], Sampling(temperature=0), uniform, top=2)
+        assert (draw.token, draw.drawn) == (1, 1.0)
+        assert [(candidate.id, candidate.drawn) for candidate in draw.top] == [(1, 1.0), (2, 0.0)]
 
 
 @pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf, -math.inf])
@@ -93,11 +110,13 @@ def test_a_setting_outside_its_range_is_refused_by_name(settings: dict[str, obje
         Sampling(**settings)  # type: ignore[arg-type]
 
 
+@EVERY_WAY
 def test_temperature_comes_before_top_p_unless_asked_otherwise() -> None:
     assert kept(LOGITS, top_p=0.8, temperature=0.5) == [0]
     assert kept(LOGITS, top_p=0.8, temperature=0.5, order=("top_p", "temperature")) == [0, 1]
 
 
+@EVERY_WAY
 @pytest.mark.parametrize(("temperature", "first", "last"), [(0.5, 2, 4), (1.0, 4, 4), (2.0, 5, 4)])
 def test_min_p_depends_on_the_order(temperature: float, first: int, last: int) -> None:
     z = np.log([0.5, 0.25, 0.15, 0.07, 0.03])
@@ -105,26 +124,38 @@ def test_min_p_depends_on_the_order(temperature: float, first: int, last: int) -
     assert len(kept(z, min_p=0.1, temperature=temperature, order=("min_p", "temperature"))) == last
 
 
+@EVERY_WAY
 def test_top_k_keeps_exactly_k_and_breaks_ties_by_id() -> None:
     assert kept([1.0, 1.0, 1.0, 0.0], top_k=2) == [0, 1]
     assert kept([0.0, 1.0, 1.0, 1.0], top_k=2) == [1, 2]
+    assert kept(np.zeros(3000), top_k=2999) == list(range(2999))
 
 
+@EVERY_WAY
 def test_top_p_of_one_changes_nothing_bit_for_bit() -> None:
     z = np.random.default_rng(0).normal(size=1000) * 4
     np.testing.assert_array_equal(probabilities(z, top_p=1.0), probabilities(z))
 
 
+@EVERY_WAY
 def test_top_p_of_zero_still_keeps_the_likeliest_token() -> None:
     assert kept(LOGITS, top_p=0.0) == [0]
 
 
+@EVERY_WAY
 def test_typical_p_keeps_the_tokens_nearest_to_the_entropy() -> None:
     p = np.array([0.4, 0.3, 0.2, 0.1])
     entropy = -(p * np.log(p)).sum()  # 1.2799; surprises .916 1.204 1.609 2.303
     nearest = int(np.argmin(np.abs(-np.log(p) - entropy)))
     assert kept(np.log(p), typical_p=0.25) == [nearest]
     assert kept(np.log(p), typical_p=0.45) == [1, 2]
+
+
+@EVERY_WAY
+def test_what_typical_p_leaves_is_weighed_against_its_own_likeliest_token() -> None:
+    z = np.log([0.4, 0.3, 0.2, 0.1])
+    order = ("typical_p", "temperature", "min_p")  # token 0 goes first, and is not what min_p compares with
+    assert kept(z, typical_p=0.45, temperature=1e-6, min_p=0.9, order=order) == [1]
 
 
 def test_penalties_and_bias_act_on_raw_logits() -> None:
@@ -141,14 +172,6 @@ def test_penalties_and_bias_act_on_raw_logits() -> None:
 def test_a_bias_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="token 9"):
         adjust(LOGITS, Sampling(logit_bias={9: 1.0}), [], [])
-
-
-def test_logits_with_nan_are_refused_and_not_sampled() -> None:
-    for logits in ([1.0, np.nan], [np.inf, 1.0], [-np.inf, -np.inf]):
-        with pytest.raises(RunError, match="NaN"):
-            Distribution(np.array(logits), Sampling())
-        with pytest.raises(RunError, match="NaN"):
-            choose(np.array(logits), Sampling(temperature=0), 0, 0, 0)
 
 
 def restated(z: np.ndarray, top_k: int, top_p: float, min_p: float, temperature: float) -> np.ndarray:
@@ -170,35 +193,26 @@ def restated(z: np.ndarray, top_k: int, top_p: float, min_p: float, temperature:
     return p
 
 
-@given(
-    seed=st.integers(0, 2**32),
-    size=st.integers(1, 400),
-    spread=st.sampled_from([0.0, 0.3, 4.0, 40.0]),
-    top_k=st.integers(0, 50),
-    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01]),
-    min_p=st.sampled_from([0.0, 0.01, 0.3]),
-    temperature=st.sampled_from([0.2, 1.0, 3.0]),
-)
-def test_truncations_equal_the_plain_restatement(
-    seed: int, size: int, spread: float, top_k: int, top_p: float, min_p: float, temperature: float
-) -> None:
-    z = np.round(np.random.default_rng(seed).normal(size=size) * spread, 2)
-    p = probabilities(z, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
-    np.testing.assert_allclose(p, restated(z, top_k, top_p, min_p, temperature), atol=1e-12)
+@EVERY_WAY
+@pytest.mark.parametrize("seed", range(60))
+def test_truncations_equal_the_plain_restatement(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    z = np.round(rng.normal(size=rng.integers(1, 400)) * rng.choice([0.0, 0.3, 4.0, 40.0]), 2).astype(np.float32)
+    settings = {
+        "top_k": int(rng.choice([0, 0, rng.integers(1, 50)])),
+        "top_p": float(rng.choice([1.0, 0.999, 0.9, 0.5, 0.01])),
+        "min_p": float(rng.choice([0.0, 0.01, 0.3])),
+        "temperature": float(rng.choice([0.2, 1.0, 3.0])),
+    }
+    expected = restated(z.astype(float), **settings)  # type: ignore[arg-type]
+    np.testing.assert_allclose(probabilities(z, **settings), expected, atol=1e-12)
 
 
-@given(seed=st.integers(0, 2**32), u=st.floats(0, 1, exclude_max=True), temperature=st.floats(0.05, 20))
-def test_a_draw_from_the_sorted_head_equals_a_draw_from_the_whole_order(
-    seed: int, u: float, temperature: float
-) -> None:
-    z = np.random.default_rng(seed).normal(size=5000) * 6
-    settings = Sampling(temperature=temperature)
-    lazy, whole = Distribution(z, settings), Distribution(z, settings)
-    ids, _ = whole.probabilities()
-    weights = np.exp((z[ids] - z.max()) / temperature)
-    place = int(np.searchsorted(np.cumsum(weights), u * whole.total, side="right"))
-    picked = lazy.pick(u)
-    assert picked == ids[min(place, ids.size - 1)] or abs(np.cumsum(weights)[place] / whole.total - u) < 1e-12
+def test_a_whole_distribution_is_all_that_can_be_drawn_likeliest_first() -> None:
+    z = np.random.default_rng(1).normal(size=5000) * 6
+    ids, p = Distribution(z, Sampling(temperature=2), whole=True).probabilities()
+    np.testing.assert_array_equal(ids, np.argsort(-z, kind="stable"))
+    np.testing.assert_allclose(p, np.exp(z[ids] / 2) / np.exp(z / 2).sum(), rtol=1e-12)
 
 
 @given(st.floats(0.1, 5), st.floats(0.1, 5))
@@ -217,26 +231,60 @@ def test_log_softmax_sums_to_one_far_from_zero() -> None:
 
 
 def test_a_draw_depends_on_seed_choice_and_position_and_nothing_else() -> None:
-    numbers = {uniform(s, c, p) for s in range(4) for c in range(4) for p in range(64)}
+    numbers = {Uniforms(s, c).at(p) for s in range(4) for c in range(4) for p in range(64)}
     assert len(numbers) == 4 * 4 * 64
-    assert uniform(7, 3, 100) == uniform(7, 3, 100)
     assert all(0 <= u < 1 and (u * 2**53).is_integer() for u in numbers)
 
 
+def test_random_numbers_do_not_depend_on_the_order_in_which_positions_are_asked_for() -> None:
+    def alone(position: int) -> float:
+        """The definition: the first word of Philox keyed by (seed, sample), counter = position."""
+        key, counter = np.array([2**64 - 1, 3], np.uint64), np.array([position, 0, 0, 0], np.uint64)
+        return float(np.random.Philox(key=key, counter=counter).random_raw() >> 11) * 2.0**-53
+
+    uniforms = Uniforms(2**64 - 1, 3)
+    for position in (0, 1, 255, 256, 257, 5, 100_000, 256, 511):
+        assert uniforms.at(position) == alone(position)
+
+
 def test_random_numbers_of_neighbouring_positions_are_uniform_and_independent() -> None:
-    u = np.array([uniform(0, 0, p) for p in range(20_000)])
+    uniforms = Uniforms(0, 0)
+    u = np.array([uniforms.at(p) for p in range(20_000)])
     assert chisquare(np.histogram(u, 100, (0, 1))[0]).pvalue > 1e-4
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_draws_fit_the_softmax_and_would_not_fit_a_temperature_5_percent_off(temperature: float) -> None:
+    z = (np.random.default_rng(2).normal(size=(1, 20)) * 3).astype(np.float32)
+    sampling, uniforms, count = Sampling(temperature=temperature), Uniforms(17, 0), 40_000
+    rows = [SampleRow(sampling, uniforms.at(position), (), ()) for position in range(count)]
+    tokens = [draw.token for draw in sample(z, rows, [0] * count) if isinstance(draw, Draw)]
+    hits = np.bincount(tokens, minlength=z.size)
+
+    def fit(heat: float) -> float:
+        weights = np.exp((z[0].astype(float) - z.max()) / heat)
+        expected = weights / weights.sum() * count
+        bins = np.where(expected >= 5, np.arange(z.size), np.argmax(expected))  # the rare ones join the likeliest
+        observed, wanted = np.bincount(bins, hits), np.bincount(bins, expected)
+        return float(chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue)
+
+    assert fit(temperature) > 1e-4
+    assert fit(temperature * 1.05) < 1e-4
+
+
 def test_the_tail_is_drawn_as_often_as_its_probability_says() -> None:
-    z = np.full(262_145, 0.0)
-    z[0] = 20.5
-    distribution = Distribution(z.astype(np.float32), Sampling())
-    hits = sum(distribution.pick(uniform(0, 0, position)) != 0 for position in range(100_000))
-    assert 13 <= hits <= 56  # 32.8 expected
+    z = np.zeros((1, 262_145), np.float32)
+    z[0, 7] = 20.5
+    uniforms, most = Uniforms(0, 0), 1 / (1 + 262_144 * math.exp(-20.5)) - 1e-9  # of the head's cumulative probability
+    numbers = [u for position in range(100_000) if (u := uniforms.at(position)) >= most]  # below, it is the head
+    rows = [SampleRow(Sampling(), u, (), ()) for u in [0.0, most, *numbers]]
+    tokens = [draw.token for draw in sample(z, rows, [0] * len(rows)) if isinstance(draw, Draw)]
+    assert tokens[:2] == [7, 7]
+    assert 13 <= sum(token != 7 for token in tokens) <= 56  # 32.8 expected
 
 
+@EVERY_WAY
 def test_a_token_of_no_probability_is_never_drawn() -> None:
-    distribution = Distribution(np.array([0.0, -2000.0, -np.inf]), Sampling())
-    assert {distribution.pick(u) for u in (0.0, 0.5, 1 - 2**-53)} == {0}
+    for u in (0.0, 0.5, 1 - 2**-53):
+        assert drawn([0.0, -2000.0, -np.inf], Sampling(), u).token == 0

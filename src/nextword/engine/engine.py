@@ -26,7 +26,7 @@ from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from .pages import PagePool
 from .request import AnyRequest, LogitsRequest, Request, ScoreRequest
 from .results import Score
-from .sampling import Draw, Floats, sample
+from .sampler import Draw, Floats, sample
 from .scheduler import Chunk, Scheduler
 from .sequence import Prompt, Sample, Scored, Sequence
 from .structure import Grammars
@@ -294,7 +294,8 @@ class Engine:
             entry.sample.handle.prompt_was_read()
         place = 0
         while drawing:
-            draws = sample(logits[[entry.row + place for entry in drawing]], [entry.sample.row() for entry in drawing])
+            at = [entry.row + place for entry in drawing]
+            draws = sample(logits, [entry.sample.row() for entry in drawing], at)
             drawing = [
                 entry
                 for entry, draw in zip(drawing, draws, strict=True)

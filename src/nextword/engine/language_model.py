@@ -21,7 +21,8 @@ from .engine import Engine
 from .handles import Stream
 from .request import Request, ScoreRequest, StopConfig
 from .results import Alternative, Completion, NextTokens, ScoredText, TokenLogprob
-from .sampling import Distribution, Sampling, adjust, log_softmax
+from .sampler import Distribution, adjust, log_softmax
+from .sampling import Sampling
 
 Prompt = str | Sequence[int]  # text, or token ids
 
@@ -145,7 +146,7 @@ class LanguageModel:
         self, text: str, raw: np.ndarray, adjusted: np.ndarray, sampling: Sampling, top: int
     ) -> NextTokens:
         own = np.exp(log_softmax(raw))
-        ids, probabilities = Distribution(adjusted, sampling).probabilities()
+        ids, probabilities = Distribution(adjusted, sampling, whole=True).probabilities()
         shown = tuple(
             Alternative(int(token), self.tokenizer.token_text(int(token)), float(own[token]), float(p))
             for token, p in zip(ids[:top], probabilities[:top], strict=True)

@@ -11,7 +11,7 @@ from ..base import RunError
 from ..text import Tokenizer
 from .pages import Page
 from .results import Alternative, FinishReason, Step
-from .sampling import Draw, SampleRow, Uniforms
+from .sampler import Draw, SampleRow, Uniforms
 
 if TYPE_CHECKING:
     from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle

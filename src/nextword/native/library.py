@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_float, c_int, c_int64, c_void_p
@@ -37,6 +39,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_turn": (None, [c_void_p, c_void_p, c_int]),
     "nw_turn_back": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
+    "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
     "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
     "nw_recur": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
@@ -134,6 +137,8 @@ def _thread_setter() -> Callable[[int], object]:
 
 def _cores() -> int:
     """This process's cores, or fewer if torch was told so (OMP_NUM_THREADS, torch.set_num_threads)."""
-    import torch
-
-    return min(cores(), torch.get_num_threads())
+    torch = sys.modules.get("torch")  # not imported for this alone
+    if torch is not None:
+        return min(cores(), int(torch.get_num_threads()))
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(told)) if told.isdecimal() else cores()

@@ -19,5 +19,5 @@ void pool_share(chunk_function work, void *job, int64_t chunks, int threads);
 
 // Memory that this thread keeps for its next call: grows, is never zeroed, and is freed when the thread ends.
 // NULL when memory is short.
-typedef enum { FOR_ACTIVATIONS, FOR_ATTENTION, FOR_STEP, SCRATCH_KINDS } scratch_kind;
+typedef enum { FOR_ACTIVATIONS, FOR_ATTENTION, FOR_STEP, FOR_SAMPLING, SCRATCH_KINDS } scratch_kind;
 void *scratch(scratch_kind kind, size_t bytes);
