@@ -312,9 +312,10 @@ def _windows(data: Dataset, start: int, tokens: int, context: int, most: int | N
 def token_losses(model: Any, windows: Tensor, state: Any = None) -> Tensor:
     """−ln p of every target of `windows` (rows, context + 1), float32 (rows, context)."""
     found, rows_at_once = [], max(1, _AT_ONCE // windows.shape[1])
+    carried = {} if state is None else {"state": state}
     for start in range(0, len(windows), rows_at_once):
         rows = windows[start : start + rows_at_once]
-        logits = model.logits(model.hidden(rows[:, :-1].contiguous(), state))
+        logits = model.logits(model.hidden(rows[:, :-1].contiguous(), **carried))
         found.append(F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1))
     return torch.cat(found)
 

@@ -92,9 +92,10 @@ class Training(nn.Module):
         With `each` the loss of every target instead, flat, 0 where it is ignored, and without gradients.
         """
         model: Any = self.model
-        extra = {} if batch.documents is None else {"documents": batch.documents}
+        given = {"state": state, "documents": batch.documents}
+        extra = {name: value for name, value in given.items() if value is not None}
         with torch.autocast(batch.inputs.device.type, dtype=self.product_type, enabled=self.product_type is not None):
-            hidden = model.hidden(batch.inputs, state, **extra)
+            hidden = model.hidden(batch.inputs, **extra)
             spec: ModelSpec = model.spec
             if spec.head_bias or spec.logit_softcap is not None or not isinstance(model.head, nn.Linear):
                 return summed_loss_of_logits(model.logits(hidden), batch.targets, "none" if each else "sum")
