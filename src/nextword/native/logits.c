@@ -8,6 +8,7 @@
 // nor the other rows change a bit.
 #include <float.h>
 #include <math.h>
+#include <pthread.h>
 
 #include "pool.h"
 #include "weights.h"
@@ -79,46 +80,51 @@ static int64_t likeliest(const ranking *r) {
     return i;
 }
 
-static int before(edge token, edge end) {
-    return (token.logit > end.logit) | ((token.logit == end.logit) & (token.id < end.id));
-}
-
-// Append the tokens of the group at `start` to the `count` collected: those before `end` from `low` to below `high`.
-ALWAYS int64_t collect_group(const ranking *r, int64_t start, double low, double high, edge end, int64_t count) {
+// Append the tokens of the group at `start` from `low` to below `high` to the `count` collected.
+ALWAYS int64_t collect_group(const ranking *r, int64_t start, double low, double high, int64_t count) {
     for (int64_t i = start; i < start + GROUP && i < r->width; i++) {
         const double logit = logit_at(r->z, r->wide, i);
         r->logits[count] = logit;
         r->ids[count] = (int32_t)i;
-        count += (logit >= low) & (logit < high) & before((edge){logit, i}, end);
+        count += (logit >= low) & (logit < high);
     }
     return count;
 }
 
 #if NW_X86
+static uint64_t set_bits[256];  // of each byte: the numbers of its set bits, a byte each, the lowest first
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void find_set_bits(void) {
+    for (int byte = 0; byte < 256; byte++)
+        for (int bit = 0, found = 0; bit < 8; bit++)
+            if (byte >> bit & 1) set_bits[byte] |= (uint64_t)bit << 8 * found++;
+}
+
 // The smallest float that is not below x: what a float is compared with in place of x.
 static float float_up(double x) {
     const float f = (float)x;
     return f < x ? nextafterf(f, INFINITY) : f;
 }
 
-// The same for all of a row of float32 but a last group that is not whole.
-AVX2 static int64_t collect_avx2(const ranking *r, double low, double high, edge end) {
-    const float *z = r->z;
+// The same for all groups of a row of float32 but a last one that is not whole. Writes up to 8 numbers too many.
+AVX2 static int64_t collect_avx2(const ranking *r, double low, double high) {
     const __m256 floor = _mm256_set1_ps(float_up(low)), ceiling = _mm256_set1_ps(float_up(high));
+    const __m256i steps = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     int64_t count = 0;
     for (int64_t start = 0; start + GROUP <= r->width; start += GROUP) {
         if (r->peaks[start / GROUP] < low) continue;
-        unsigned found = 0;
-        for (int i = 0; i < GROUP; i += 8) {
-            const __m256 v = _mm256_loadu_ps(z + start + i);
+        for (int64_t i = start; i < start + GROUP; i += 8) {
+            const __m256 v = _mm256_loadu_ps((const float *)r->z + i);
             const __m256 in = _mm256_and_ps(_mm256_cmp_ps(v, floor, _CMP_GE_OQ), _mm256_cmp_ps(v, ceiling, _CMP_LT_OQ));
-            found |= (unsigned)_mm256_movemask_ps(in) << i;
-        }
-        for (; found; found &= found - 1) {
-            const int64_t i = start + __builtin_ctz(found);
-            r->logits[count] = z[i];
-            r->ids[count] = (int32_t)i;
-            count += before((edge){z[i], i}, end);
+            const int found = _mm256_movemask_ps(in);
+            const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)&set_bits[found]));
+            const __m256 packed = _mm256_permutevar8x32_ps(v, order);
+            _mm256_storeu_pd(r->logits + count, _mm256_cvtps_pd(_mm256_castps256_ps128(packed)));
+            _mm256_storeu_pd(r->logits + count + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(packed, 1)));
+            const __m256i ids = _mm256_add_epi32(_mm256_set1_epi32((int)i), _mm256_permutevar8x32_epi32(steps, order));
+            _mm256_storeu_si256((__m256i *)(r->ids + count), ids);
+            count += __builtin_popcount((unsigned)found);
         }
     }
     return count;
@@ -127,16 +133,22 @@ AVX2 static int64_t collect_avx2(const ranking *r, double low, double high, edge
 
 // The tokens before `end` whose logit is at least `low` and below `high`; returns how many.
 static int64_t collect(const ranking *r, double low, double high, edge end) {
-    int64_t count = 0, start = 0;
+    int64_t count = 0, start = 0, kept = 0;
 #if NW_X86
     if (!r->wide && nw_level()) {
-        count = collect_avx2(r, low, high, end);
+        count = collect_avx2(r, low, high);
         start = r->width / GROUP * GROUP;
     }
 #endif
     for (; start < r->width; start += GROUP)
-        if (r->peaks[start / GROUP] >= low) count = collect_group(r, start, low, high, end, count);
-    return count;
+        if (r->peaks[start / GROUP] >= low) count = collect_group(r, start, low, high, count);
+    if (low > end.logit) return count;
+    for (int64_t i = 0; i < count; i++) {
+        const double logit = r->logits[kept] = r->logits[i];
+        const int32_t id = r->ids[kept] = r->ids[i];
+        kept += (logit > end.logit) | ((logit == end.logit) & (id < end.id));
+    }
+    return kept;
 }
 
 typedef struct {
@@ -163,11 +175,11 @@ static void keep(ranking *r, int64_t to, int64_t from) {
     r->logits[to] = r->logits[from], r->weights[to] = r->weights[from], r->ids[to] = r->ids[from];
 }
 
-// Go to the bin of the `count` tokens collected that reaches the goal, and leave its tokens alone; returns how many.
-static int64_t narrow(ranking *r, int64_t count, const goal *g, place *p) {
-    double masses[BINS] = {0}, top = -INFINITY, bottom = INFINITY;
+// Go to the bin of the `count` tokens collected, whose logits are from `bottom` to `top`, that reaches the goal, and
+// leave its tokens alone; returns how many.
+static int64_t narrow(ranking *r, int64_t count, double bottom, double top, const goal *g, place *p) {
+    double masses[BINS] = {0};
     int64_t counts[BINS] = {0}, kept = 0;
-    for (int64_t i = 0; i < count; i++) top = larger(top, r->logits[i]), bottom = smaller(bottom, r->logits[i]);
     const double step = smaller(BINS / smaller(top - bottom, DBL_MAX), DBL_MAX);
 #define BIN(i) ((int)smaller((top - r->logits[i]) * step, BINS - 1))
     int last = 0, bin = 0;
@@ -197,10 +209,14 @@ static void sort(ranking *r, int64_t count) {
 }
 
 // Walk through the `count` tokens collected, of which one reaches the goal, unless the last is the last of all.
-static void walk(ranking *r, int64_t count, const goal *g, place *p) {
-    while (count > SHORT) {
-        const int64_t kept = narrow(r, count, g, p);
-        if (kept == count) break;
+static void walk(ranking *r, int64_t count, double bottom, double top, const goal *g, place *p) {
+    for (int exact = 0; count > SHORT; exact = 1) {
+        if (exact) {
+            bottom = INFINITY, top = -INFINITY;
+            for (int64_t i = 0; i < count; i++) bottom = smaller(r->logits[i], bottom), top = larger(r->logits[i], top);
+        }
+        const int64_t kept = narrow(r, count, bottom, top, g, p);
+        if (exact && kept == count) break;  // equal logits, in the order of their ids
         count = kept;
     }
     sort(r, count);
@@ -213,7 +229,8 @@ static void walk(ranking *r, int64_t count, const goal *g, place *p) {
 
 // The first token at which the goal is reached, of those before `end`; or the last of them.
 static place find(ranking *r, goal g, edge end) {
-    static const double depths[] = {1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 707};  // a token weighs e^-depth; beyond, 0
+    // how deep the bands go, in temperatures below the largest logit; beyond the last nothing has any weight
+    static const double depths[] = {1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 64, 128, 707};
     place p = {{r->largest, 0}, 0, 0};
     double high = INFINITY, last_low = 0, last_high = 0;
     for (size_t band = 0; band < sizeof depths / sizeof *depths && high > end.logit; band++) {
@@ -223,7 +240,7 @@ static place find(ranking *r, goal g, edge end) {
         if (count) {
             const double mass = weigh(r, count);
             if (reached(&g, p.mass + mass, p.count + count)) {
-                walk(r, count, &g, &p);
+                walk(r, count, low, smaller(high, r->largest), &g, &p);
                 return p;
             }
             p.mass += mass, p.count += count, last_low = low, last_high = high;
@@ -288,12 +305,12 @@ static void draw_row(void *pointer, int64_t row) {
     const logit_row *logits = &job->rows[row];
     const draw_settings *s = &job->settings[row];
     draw_result *result = &job->results[row];
-    const size_t width = (size_t)job->width, groups = width / GROUP + 1;
-    double *memory = scratch(FOR_SAMPLING, (2 * width + groups) * sizeof(double) + width * sizeof(int32_t));
+    const size_t room = (size_t)job->width + 8, groups = room / GROUP + 1;
+    double *memory = scratch(FOR_SAMPLING, (2 * room + groups) * sizeof(double) + room * sizeof(int32_t));
     result->finite = memory ? 0 : -1;
     if (!memory) return;
     ranking r = {.width = job->width, .temperature = 1, .scale = 1};
-    r.logits = memory, r.weights = memory + width, r.peaks = memory + 2 * width, r.ids = (int32_t *)(r.peaks + groups);
+    r.logits = memory, r.weights = memory + room, r.peaks = memory + 2 * room, r.ids = (int32_t *)(r.peaks + groups);
     rank_row(&r, logits->raw, 0);
     const double own = isfinite(r.largest) ? total_of(&r) : NAN;
     if (isnan(own)) return;  // one logit was
@@ -315,6 +332,9 @@ static void draw_row(void *pointer, int64_t row) {
 // Draw a token from each row of logits, `width` of them; `top_ids` is (rows, most).
 EXPORT void nw_draw(const logit_row *logits, const draw_settings *settings, int64_t rows, int64_t width,
                     draw_result *results, int32_t *top_ids, int64_t most) {
+#if NW_X86
+    pthread_once(&once, find_set_bits);
+#endif
     draw_job job = {logits, settings, results, top_ids, most, width};
     pool_run(draw_row, &job, rows);
 }
