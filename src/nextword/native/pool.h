@@ -13,6 +13,9 @@ typedef void (*chunk_function)(void *job, int64_t chunk);
 // thread; callers take turns.
 void pool_run(chunk_function work, void *job, int64_t chunks);
 
+// How many threads that is at most.
+int nw_threads(void);
+
 // The same on `threads` of torch's own threads (on the pool's where torch does not use GNU OpenMP), whatever the
 // pool was told: training alternates with torch's operations from threads that the pool knows nothing of.
 void pool_share(chunk_function work, void *job, int64_t chunks, int threads);

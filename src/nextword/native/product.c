@@ -96,11 +96,14 @@ AVX2 static void quantize_row_avx2(const float *x, int64_t blocks, int32_t facto
 }
 #endif
 
-// Vectors are multiplied in tiles of 4, then of 2 and 1. The activations of a tile lie together,
-// those of its vectors side by side for each block.
+// Vectors are multiplied in tiles of 4, and what is left over in one more, or for VNNI in tiles of 2 and 1.
+// The activations of a tile lie together, those of its vectors side by side for each block.
 #define MOST 4
 
-static inline int64_t tile_size(int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+static int64_t tile_size(int64_t left) {
+    if (left >= 4) return 4;
+    return left == 3 && nw_level() == LEVEL_VNNI ? 2 : left;
+}
 
 typedef struct {
     const matrix *m;
@@ -202,46 +205,11 @@ INLINE AVX2 void store_avx2(const product_job *job, int64_t group, int64_t at, _
     _mm256_storeu_ps(y, job->add ? _mm256_add_ps(_mm256_loadu_ps(y), sums) : sums);
 }
 
+#include "product_avx2.h"
+
 // The dot products of `deep` groups of eight rows with one block of activations, exact in int32.
 #define DOT(NAME, TARGET) \
     INLINE TARGET void NAME(__m256i (*w)[8], const activation *a, const int precise, const int deep, __m256i *dot)
-
-// Eight products of at most 2 * 15 * 127 are summed in int16: 30,480 fits.
-INLINE AVX2 __m256i short_sums(const __m256i *w, const int8_t *q) {
-    __m256i sum = _mm256_maddubs_epi16(w[0], BROADCAST(q));
-    for (int j = 1; j < 8; j++) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], BROADCAST(q + 4 * j)));
-    return sum;
-}
-
-DOT(dot_q4_avx2, AVX2) {
-    for (int g = 0; g < deep; g++) {
-        dot[g] = _mm256_madd_epi16(short_sums(w[g], a->q), _mm256_set1_epi16(precise ? 254 : 1));
-        if (!precise) continue;
-        __m256i fine = _mm256_madd_epi16(short_sums(w[g], a->fine), _mm256_set1_epi16(1));
-        dot[g] = _mm256_add_epi32(dot[g], fine);
-    }
-}
-
-DOT(dot_q4_0_avx2, AVX2) {
-    dot_q4_avx2(w, a, precise, deep, dot);
-    for (int g = 0; g < deep; g++) dot[g] = _mm256_add_epi32(dot[g], BROADCAST(&a->offset));
-}
-
-// |w| times the activation with w's sign: 2 * 128 * 127 fits in int16 once, so each product is widened.
-INLINE AVX2 __m256i signed_product(__m256i w, const int8_t *q, int16_t factor) {
-    __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(BROADCAST(q), w));
-    return _mm256_madd_epi16(product, _mm256_set1_epi16(factor));
-}
-
-DOT(dot_q8_avx2, AVX2) {
-    for (int g = 0; g < deep; g++) {
-        dot[g] = _mm256_setzero_si256();
-        for (int j = 0; j < 8; j++) {
-            dot[g] = _mm256_add_epi32(dot[g], signed_product(w[g][j], a->q + 4 * j, precise ? 254 : 1));
-            if (precise) dot[g] = _mm256_add_epi32(dot[g], signed_product(w[g][j], a->fine + 4 * j, 1));
-        }
-    }
-}
 
 // One group alone is summed in two halves, which do not wait for each other; two groups, or terms, are two as it is.
 DOT(dot_vnni, VNNI) {
@@ -275,10 +243,6 @@ INLINE AVX2 void nibbles_of(const uint8_t *bytes, __m256i *w) {
         w[j] = _mm256_and_si256(both, _mm256_set1_epi8(15));
         w[4 + j] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
     }
-}
-
-INLINE AVX2 void bytes_of(const uint8_t *bytes, __m256i *w) {
-    for (int j = 0; j < 8; j++) w[j] = LOAD(bytes + 32 * j);
 }
 
 INLINE AVX2 void unsigned_bytes_of(const uint8_t *bytes, __m256i *w) {
@@ -339,9 +303,6 @@ INLINE AVX2 void unsigned_bytes_of(const uint8_t *bytes, __m256i *w) {
         else NAME##_groups(job, group, deep, at, size, 0);                                                            \
     }
 
-GROUPS(q4_0_avx2, AVX2, Q4_0, nibbles_of, dot_q4_0_avx2, 1)
-GROUPS(q4_1_avx2, AVX2, Q4_1, nibbles_of, dot_q4_avx2, 1)
-GROUPS(q8_0_avx2, AVX2, Q8_0, bytes_of, dot_q8_avx2, 1)
 GROUPS(q4_0_vnni, VNNI, Q4_0, nibbles_of, dot_offset_vnni, 2)
 GROUPS(q4_1_vnni, VNNI, Q4_1, nibbles_of, dot_vnni, 2)
 GROUPS(q8_0_vnni, VNNI, Q8_0, unsigned_bytes_of, dot_offset_vnni, 2)
@@ -353,7 +314,6 @@ static group_function group_for(int64_t kind) {
     (void)kind;
 #if NW_X86
     if (nw_level() == LEVEL_VNNI) return kind == Q4_0 ? q4_0_vnni : kind == Q4_1 ? q4_1_vnni : q8_0_vnni;
-    if (nw_level() == LEVEL_AVX2) return kind == Q4_0 ? q4_0_avx2 : kind == Q4_1 ? q4_1_avx2 : q8_0_avx2;
 #endif
     return group_portable;
 }
@@ -366,6 +326,12 @@ static void product_chunk(void *pointer, int64_t chunk) {
     const int64_t groups = (job->m->rows + 7) / 8;
     int64_t first = chunk * job->groups_a_chunk, end = first + job->groups_a_chunk;
     if (end > groups) end = groups;
+#if NW_X86
+    if (nw_level() == LEVEL_AVX2) {
+        product_chunk_avx2(job, chunk, first, end);
+        return;
+    }
+#endif
     group_function work = group_for(job->m->kind);
     for (int64_t from = 0; from < job->batch; from += VECTORS_TOGETHER) {
         int64_t to = from + VECTORS_TOGETHER < job->batch ? from + VECTORS_TOGETHER : job->batch;
@@ -387,8 +353,8 @@ int multiply_packed(const matrix *m, const float *x, int64_t batch, float *y, in
     const int64_t blocks = m->width / 32;
     activation *activations = scratch(FOR_ACTIVATIONS, (size_t)(batch * blocks) * sizeof(activation));
     if (!activations) return 1;
-    int64_t group_bytes = blocks * block_bytes(m->kind), groups_a_chunk = CHUNK_BYTES / group_bytes;
-    if (groups_a_chunk < 1) groups_a_chunk = 1;
+    int64_t groups_a_chunk = CHUNK_BYTES / (blocks * block_bytes(m->kind));
+    groups_a_chunk = groups_a_chunk < 2 ? 2 : groups_a_chunk + groups_a_chunk % 2;
     int64_t tiles_a_chunk = QUANTIZE_TOGETHER / (MOST * m->width) + 1;
     product_job job = {m, x, blocks, batch, groups_a_chunk, tiles_a_chunk, activations, y, add};
     int64_t tiles = (batch + MOST - 1) / MOST;
