@@ -15,7 +15,8 @@ from scipy.stats import chisquare
 
 import nextword
 from nextword.base import UsageError
-from nextword.engine.sampling import Distribution, Sampling, uniform
+from nextword.engine import Sampling
+from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
 
 PROMPTS = [
     "The capital of France is",
@@ -123,9 +124,11 @@ def test_100_000_draws_fit_the_exact_softmax_and_would_not_fit_a_temperature_5_p
     exact: nextword.LanguageModel, temperature: float
 ) -> None:
     logits = exact.engine.logits(exact.encode("The capital of France is"))
-    count = 100_000
-    drawn = Distribution(logits, Sampling(temperature=temperature))
-    hits = np.bincount([drawn.pick(uniform(17, 0, place)) for place in range(count)], minlength=logits.size)
+    count, uniforms, sampling = 100_000, Uniforms(17, 0), Sampling(temperature=temperature)
+    rows = [SampleRow(sampling, uniforms.at(place), (), ()) for place in range(count)]
+    draws = sample(logits[None].astype(np.float32), rows, [0] * count)
+    hits = np.bincount([draw.token for draw in draws if isinstance(draw, Draw)], minlength=logits.size)
+    assert hits.sum() == count
 
     def fit(heat: float) -> float:
         shifted = (logits - logits.max()) / heat

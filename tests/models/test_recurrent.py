@@ -13,7 +13,7 @@ from paged import Paged
 from torch import nn
 
 from nextword.engine import Engine, Request, Sampling, ScoreRequest, StopConfig
-from nextword.engine.sampling import choose
+from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
 from nextword.models import Recurrent, build
 from nextword.models.backend import TorchBackend
 from nextword.plan import parameters
@@ -136,8 +136,10 @@ def test_uneven_prompts_side_by_side_equal_each_alone_beyond_the_context(model: 
     for prompt, handle in zip(prompts, handles, strict=True):
         tokens = list(prompt)
         for _ in range(25):
-            logits = plain_logits(model, torch.tensor([tokens]))[0, -1].numpy()
-            tokens.append(choose(logits, sampling, 3, 0, len(tokens))[0])
+            logits = plain_logits(model, torch.tensor([tokens]))[0, -1:].numpy()
+            [draw] = sample(logits, [SampleRow(sampling, Uniforms(3, 0).at(len(tokens)), (), ())])
+            assert isinstance(draw, Draw)
+            tokens.append(draw.token)
         assert [step.id for step in handle.steps[0]] == tokens[len(prompt) :]
         assert handle.finish_reasons == ("length",)  # a context of 16 ends nothing
 

@@ -145,7 +145,7 @@ def test_a_token_sees_as_many_as_are_asked_for_and_every_one_is_scored_once() ->
     class Counting:
         """A model whose loss is 1 for the token that is its own window's length ... and its place."""
 
-        def hidden(self, tokens: torch.Tensor, state: Any) -> torch.Tensor:
+        def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
             return tokens
 
         def logits(self, tokens: torch.Tensor) -> torch.Tensor:
