@@ -194,7 +194,8 @@ class Asker:
         The prefix cache is emptied before, so that what is read is what `tokens` says.
         """
         engine = self.model.engine
-        engine.clear_cache()
+        if requests:
+            engine.clear_cache()
         before = engine.tokens_read
         for handle in answered(engine, requests):
             read, before = engine.tokens_read - before, engine.tokens_read

@@ -47,6 +47,8 @@ def tokens_to_read(engine: Engine, requests: Sequence[ScoreRequest] | Sequence[R
     `_has_room` lets no sequence be preempted; only the samples of one request that are more than the whole memory are
     read again, and a recurrent model whose memory is full may read some tokens more at the end of a prompt.
     """
+    if not requests:
+        return 0
     dry = engine.over(CountingBackend(engine.backend))
     unwritten: list[Any] = [_without_writing(request) for request in requests]
     for _ in answered(dry, unwritten):
