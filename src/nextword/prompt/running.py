@@ -11,6 +11,7 @@ import numpy as np
 from ..backend import Backend, Batch, Output
 from ..engine import CompletionHandle, Engine, Request, Sampling, ScoreHandle, ScoreRequest, StopConfig
 from ..engine.engine import MAX_SEQUENCES
+from ..engine.handles import Handle
 from ..engine.pages import common
 
 
@@ -23,19 +24,19 @@ def answered(engine: Engine, requests: Sequence[Any]) -> Generator[Any, None, No
 
     What has not been answered when the iterator is closed is cancelled.
     """
-    under_way: dict[Any, Any] = {}  # handles and their requests, in the order of submission
+    under_way = _UnderWay(engine)
     submitted = 0
     try:
-        while under_way or submitted < len(requests):
-            while submitted < len(requests) and _has_room(engine, [*under_way.values(), requests[submitted]]):
-                under_way[engine.submit(requests[submitted])] = requests[submitted]
+        while under_way.requests or submitted < len(requests):
+            while submitted < len(requests) and under_way.has_room_for(requests[submitted]):
+                under_way.submit(requests[submitted])
                 submitted += 1
-            engine.advance(next(iter(under_way)))
-            for handle in [handle for handle in under_way if handle.done]:
-                del under_way[handle]
+            engine.advance(next(iter(under_way.requests)))
+            for handle in [handle for handle in under_way.requests if handle.done]:
+                under_way.remove(handle)
                 yield handle.wait()
     finally:
-        for handle in under_way:
+        for handle in under_way.requests:
             handle.cancel()
 
 
@@ -44,7 +45,7 @@ def tokens_to_read(engine: Engine, requests: Sequence[ScoreRequest] | Sequence[R
 
     They go through the engine's own code over a backend that computes nothing. Exact for scores. For completions it is
     because prompts in descending order find nothing that was written before them (see `descending`) and because
-    `_has_room` lets no sequence be preempted; only the samples of one request that are more than the whole memory are
+    `_UnderWay` lets no sequence be preempted; only the samples of one request that are more than the whole memory are
     read again, and a recurrent model whose memory is full may read some tokens more at the end of a prompt.
     """
     if not requests:
@@ -92,28 +93,45 @@ def _without_writing(request: ScoreRequest | Request) -> ScoreRequest | Request:
     return replace(request, sampling=Sampling(temperature=0, seed=0), stop=StopConfig(max_tokens=1))
 
 
-def _has_room(engine: Engine, requests: Sequence[ScoreRequest | Request]) -> bool:
-    """Whether the last of `requests` may run beside the others: it fills the batch, and memory lasts to the end."""
-    if len(requests) == 1:
-        return True
-    if sum(map(_sequences, requests[:-1])) >= MAX_SEQUENCES:
-        return False
-    completions = [request for request in requests if isinstance(request, Request)]
-    return not completions or _pages(engine, completions) <= engine.cache_bytes // engine.backend.page_bytes
+class _UnderWay:
+    """Requests under way: as many as fill the batch, and completions only as far as memory lasts to their ends."""
 
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._size = engine, engine.backend.page_size
+        self.requests: dict[Handle, ScoreRequest | Request] = {}  # in the order of submission
+        self._sequences = self._pages = 0
 
-def _sequences(request: ScoreRequest | Request) -> int:
-    return request.n if isinstance(request, Request) else len(request.continuations)
+    def submit(self, request: ScoreRequest | Request) -> None:
+        self.requests[self._engine.submit(request)] = request
+        self._count(request, 1)
 
+    def remove(self, handle: Handle) -> None:
+        self._count(self.requests.pop(handle), -1)
 
-def _pages(engine: Engine, requests: Sequence[Request]) -> int:
-    """The most pages that sorted requests hold: those that all have in common are counted once."""
-    backend, size = engine.backend, engine.backend.page_size
-    shared = max(0, common(requests[0].prompt, requests[-1].prompt) - 1) // size
-    pages = shared
-    for request in requests:
-        longest = len(request.prompt) + request.stop.max_tokens
+    def has_room_for(self, request: ScoreRequest | Request) -> bool:
+        if not self.requests:
+            return True
+        if self._sequences >= MAX_SEQUENCES:
+            return False
+        if isinstance(request, ScoreRequest):
+            return True
+        oldest = next(iter(self.requests.values()))
+        assert isinstance(oldest, Request)
+        shared = max(0, common(oldest.prompt, request.prompt) - 1) // self._size  # pages of all, as these are sorted
+        pages = self._pages + self._most_pages(request) - shared * len(self.requests)
+        return pages <= self._engine.cache_bytes // self._engine.backend.page_bytes
+
+    def _count(self, request: ScoreRequest | Request, sign: int) -> None:
+        if isinstance(request, ScoreRequest):
+            self._sequences += sign * len(request.continuations)
+        else:
+            self._sequences += sign * request.n
+            self._pages += sign * self._most_pages(request)
+
+    def _most_pages(self, request: Request) -> int:
+        """Pages that a completion holds when it is as long as it may be; its samples share the prompt's full ones."""
+        backend, prompt = self._engine.backend, len(request.prompt)
+        longest = prompt + request.stop.max_tokens
         longest = longest if backend.context is None else min(longest, backend.context)
-        own = -(-longest // size) + (not backend.rewindable)
-        pages += own - shared + (request.n - 1) * (own - (len(request.prompt) - 1) // size)
-    return pages
+        of_one = -(-longest // self._size) + (not backend.rewindable)  # a state kept for others takes another
+        return of_one + (request.n - 1) * (of_one - (prompt - 1) // self._size)
