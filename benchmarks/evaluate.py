@@ -73,7 +73,7 @@ def nextword_worker(folder: Path, shots: int, dtype: str) -> dict[str, Any]:
         "seconds": seconds,
         "accuracy": float(cell.scores.mean()),
         "logprobs": [answer.logprobs for answer in cell.answers],
-        "tokens": evaluation.askers[0].work.forwarded,
+        "tokens": evaluation.askers[0].tokens_read,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nextword import load
+from nextword.backend import Batch, Output
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
 from nextword.prompt.evaluation import Calibrate, Cell, Collected, Evaluation, Settings
@@ -66,31 +67,45 @@ def run(task: Task, model: LanguageModel, settings: Settings, **design: Any) -> 
         return Evaluation({"form": task}, [model], Design(**design), settings, store).run()
 
 
+@dataclass
+class Through:
+    """Tokens that went through models, and rows of logits that tokens were drawn from."""
+
+    tokens: int = 0
+    embedded: int = 0
+    drawn: int = 0
+
+    def read(self, completions: int) -> int:
+        """Tokens but for those that were drawn before: each completion's last is not read."""
+        return self.tokens - (self.drawn - completions)
+
+
 @contextmanager
-def counting(models: list[LanguageModel]) -> Iterator[list[int]]:
-    """Tokens that go through the models, decoded ones aside: those are read one at a time."""
-    read: list[int] = []
+def counting(models: list[LanguageModel]) -> Iterator[Through]:
+    through = Through()
     with pytest.MonkeyPatch.context() as patch:
-        for inner in {id(model): model.engine.model for model in models}.values():
-            _count(inner, read, patch)
-        yield read
+        for model in models:
+            _count(model, through, patch)
+        yield through
 
 
-def _count(inner: Any, read: list[int], patch: pytest.MonkeyPatch) -> None:
-    whole, hidden = inner.read_tree, inner.hidden
+def _count(model: LanguageModel, through: Through, patch: pytest.MonkeyPatch) -> None:
+    backend, inner = model.engine.backend, model.loaded.model
+    forward, hidden = backend.forward, inner.hidden
 
-    def tree(tokens: Any, *rest: Any) -> Any:
-        read.append(len(tokens))
+    def step(batch: Batch) -> Output:
+        through.tokens += len(batch.tokens)
+        through.drawn += len(batch.logit_rows)
         with pytest.MonkeyPatch.context() as inside:
-            inside.setattr(inner, "hidden", hidden)  # a recurrent net reads a tree with it
-            return whole(tokens, *rest)
+            inside.setattr(inner, "hidden", hidden)
+            return forward(batch)
 
-    def chunk(tokens: torch.Tensor, *rest: Any) -> Any:
-        read.append(tokens.numel() if tokens.shape[1] > 1 else 0)
-        return hidden(tokens, *rest)
+    def embed(tokens: torch.Tensor) -> torch.Tensor:
+        through.embedded += tokens.numel()
+        return hidden(tokens)
 
-    patch.setattr(inner, "read_tree", tree)
-    patch.setattr(inner, "hidden", chunk)
+    patch.setattr(backend, "forward", step)
+    patch.setattr(inner, "hidden", embed)
 
 
 Mode = tuple[Task, Settings, dict[str, Any]]
@@ -140,9 +155,11 @@ def test_the_cost_said_before_is_what_goes_through_the_model(
         evaluation = Evaluation({"form": asked}, [model], Design(**design), settings, store)
         cost = evaluation.cost(timed=False)
         collected = evaluation.run()
+        assert through.embedded == cost.embedded
         again = Evaluation({"form": asked}, [model], Design(**design), settings, store)
         assert again.cost(timed=False).tokens == again.run().read == cost.embedded  # the rest is in the store
-    assert 0 < cost.tokens == collected.read == sum(through) - cost.embedded
+    completions = cost.written // asked.generation.max_tokens
+    assert 0 < cost.tokens == collected.read == through.read(completions) + cost.embedded
     assert cost.alone >= cost.tokens
     assert bool(cost.written) == mode.startswith("free")
     assert bool(cost.embedded) == (mode == "similar shots")
@@ -161,7 +178,7 @@ def test_the_cost_is_right_for_several_models_and_forms_and_a_store_that_knows_a
             collected = whole.run()
     assert 0 < costs[0].known < costs[0].requests
     assert costs[1].known == 0
-    assert sum(cost.tokens for cost in costs) == collected.read == sum(through)
+    assert sum(cost.tokens for cost in costs) == collected.read == through.tokens
     assert first.read > 0
 
 
@@ -198,7 +215,7 @@ def logprob(model: LanguageModel, context: str, continuation: str) -> float:
     start = [] if context else [min(model.tokenizer.stop_ids)]
     text = torch.tensor([[*start, *model.encode(context), *model.encode(continuation)]])
     size = len(model.encode(continuation))
-    logs = model.engine.model(text[:, :-1])[0][0].double().log_softmax(-1)[-size:]
+    logs = model.loaded.model(text[:, :-1])[0].double().log_softmax(-1)[-size:]
     return float(logs.gather(1, text[0, -size:, None]).sum())
 
 

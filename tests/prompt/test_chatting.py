@@ -72,7 +72,7 @@ def run(task: Task, model: LanguageModel, settings: Settings, **design: Any) -> 
 @torch.inference_mode()
 def alone(model: LanguageModel, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
     text = torch.tensor([[*context, *continuation]])
-    logs = model.engine.model(text[:, :-1])[0][0].double().log_softmax(-1)[len(context) - 1 :]
+    logs = model.loaded.model(text[:, :-1])[0].double().log_softmax(-1)[len(context) - 1 :]
     return float(logs.gather(1, text[0, len(context) :, None]).sum())
 
 

@@ -48,7 +48,7 @@ def run(task: Task, model: LanguageModel, store: Store, **design: object) -> Col
 @torch.inference_mode()
 def alone(model: LanguageModel, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
     text = torch.tensor([[*context, *continuation]])
-    logs = model.engine.model(text[:, :-1])[0][0].double().log_softmax(-1)[len(context) - 1 :]
+    logs = model.loaded.model(text[:, :-1])[0].double().log_softmax(-1)[len(context) - 1 :]
     return float(logs.gather(1, text[0, len(context) :, None]).sum())
 
 
@@ -207,13 +207,13 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
     logprobs = []
     for text in texts:
         ids = [min(model.tokenizer.stop_ids), *model.tokenizer.encode(text)]
-        pieces = [(0, 1)] if len(ids) <= 513 or model.engine.model.longest is None else [(0, 1), (len(ids) - 513, None)]
+        pieces = [(0, 1)] if len(ids) <= 513 or model.engine.backend.context is None else [(0, 1), (len(ids) - 513, None)]
         total = 0.0
         for number, (start, _) in enumerate(pieces):
-            piece = ids[start : start + 513] if model.engine.model.longest else ids
+            piece = ids[start : start + 513] if model.engine.backend.context else ids
             own = torch.tensor([piece])
             with torch.inference_mode():
-                logs = model.engine.model(own[:, :-1])[0][0].double().log_softmax(-1)
+                logs = model.loaded.model(own[:, :-1])[0].double().log_softmax(-1)
             each = logs.gather(1, own[0, 1:, None])[:, 0]
             total += float(each.sum() if number == 0 else each[-(len(ids) - 513) :].sum())
         logprobs.append(total)

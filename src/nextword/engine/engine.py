@@ -143,6 +143,18 @@ class Engine:
         """Raw logits of the token after `prompt`, float64 (vocabulary,)."""
         return self.submit(LogitsRequest(tuple(prompt))).wait().logits.astype(np.float64)
 
+    def over(self, backend: Backend) -> Engine:
+        """An engine with the same memory and limits over another backend; its prefix cache is empty."""
+        return Engine(backend, self.tokenizer, self.cache_bytes, *self._limits)
+
+    def clear_cache(self) -> None:
+        """Forget what the prefix cache holds. Raises UsageError while requests are under way: they use it."""
+        with stepping():
+            self._collect()
+            if self.sequences_under_way:
+                raise UsageError("the model is completing another request. Finish it or cancel it first")
+            self._new_scheduler()
+
     @property
     def pages_used(self) -> int:
         """Pages that requests under way hold; those of the prefix cache are not counted."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 from ..base import UsageError
-from ..engine import Completion, LanguageModel
-from ..engine.engine import tokens_to_read as tokens_of_prompts
+from ..engine import CompletionHandle, LanguageModel, Sampling, ScoreHandle, ScoreRequest, StopConfig
+from ..engine import Request as CompletionRequest
 from .answers import Answer, answer_choice
 from .chatting import encode_chat, show_chat
 from .metrics import words
-from .scoring import Scorer, Work, encode, tokens_to_read, windows
+from .running import answered, descending, tokens_to_read
+from .scoring import encode, likelihood, score_requests, windows
 from .store import Store
 from .task import Encoded, Generation, Ids, Item, Likelihood, Request, Task
 from .trials import Condition, Overflow, Trial
@@ -64,17 +67,12 @@ class Preparation:
 
 
 class Asker:
-    """One model, asked through a store. `work` counts the tokens read."""
+    """One model, asked through a store. `tokens_read` counts those of prompts and of texts to score."""
 
-    def __init__(self, model: LanguageModel, store: Store, at_once: int | None = None) -> None:
+    def __init__(self, model: LanguageModel, store: Store) -> None:
         self.model, self.store = model, store
-        self.scorer = Scorer(model.engine.model, at_once)
+        self.tokens_read = 0
         self.key = f"{store.hash_of(model.loaded.path)} {model.loaded.precision}"
-
-    @property
-    def work(self) -> Work:
-        """What was read so far."""
-        return self.scorer.work
 
     def prepare(
         self, trials: Sequence[Trial], items: Sequence[Item], overflow: Overflow, premise: str | None = None,
@@ -120,7 +118,7 @@ class Asker:
 
     def _limit(self, task: Task) -> int | None:
         """Tokens that a prompt and its answer may have together; None where there is no limit."""
-        longest = self.model.engine.model.longest
+        longest = self.model.engine.backend.context
         if longest is None or task.output == "loglikelihood_rolling":
             return None
         return longest - task.generation.max_tokens if task.output == "generate_until" else longest
@@ -132,7 +130,7 @@ class Asker:
         if task.output == "generate_until":
             return [Encoded(tuple(self.model.encode(request.context)), ()) for request in asked]
         if task.output == "loglikelihood_rolling":
-            tokenizer, context = self.model.tokenizer, self.model.engine.model.longest
+            tokenizer, context = self.model.tokenizer, self.model.engine.backend.context
             start = tokenizer.bos_id if tokenizer.bos_id is not None else min(tokenizer.stop_ids, default=0)
             tokens = tokenizer.encode(asked[0].continuation)
             return windows(tokens, start, context or len(tokens))
@@ -149,26 +147,24 @@ class Asker:
     def tokens(self, missing: Sequence[Encoded], writes: Generation | None) -> int:
         """Tokens that are read for what is missing."""
         if writes is None:
-            return tokens_to_read(missing, self.model.engine.model, self.scorer.at_once)
-        return sum(tokens_of_prompts(batch) for batch in _batches([each.context for each in missing], writes))
+            return tokens_to_read(self.model.engine, score_requests(missing))
+        return tokens_to_read(self.model.engine, _completions([each.context for each in missing], writes, 0))
 
     def likelihoods(self, wanted: Sequence[Encoded], seen: Seen | None = None) -> dict[Encoded, Likelihood]:
         """ln p of every request: from the store, or from the model and then kept."""
         distinct = list(dict.fromkeys(wanted))
         known = self.store.likelihoods(self.key, distinct)
-        found = {distinct[number]: likelihood for number, likelihood in known.items()}
-        missing = [request for request in distinct if request not in found]
-        before = self.work.forwarded
-
-        def keep(number: int, likelihood: Likelihood) -> None:
-            nonlocal before
-            found[missing[number]] = likelihood
-            self.store.put_likelihood(self.key, missing[number], likelihood)
-            if seen is not None:
-                seen(self.work.forwarded - before)
-            before = self.work.forwarded
-
-        self.scorer.score(missing, keep)
+        found = {distinct[number]: answer for number, answer in known.items()}
+        missing: dict[tuple[Ids, Ids], list[Encoded]] = {}
+        for each in distinct:
+            if each not in found:
+                missing.setdefault((each.context, each.continuation), []).append(each)
+        for handle in self._answered(score_requests(each for same in missing.values() for each in same), seen):
+            request = handle.request
+            for continuation, score in zip(request.continuations, handle.scores, strict=True):
+                for each in missing[request.context, continuation]:
+                    found[each] = likelihood(score)
+                    self.store.put_likelihood(self.key, each, found[each])
         self.store.commit()
         return found
 
@@ -180,37 +176,38 @@ class Asker:
         known = self.store.texts(self.key, distinct, generation, seed)
         found = {distinct[number]: texts for number, texts in known.items()}
         missing = [prompt for prompt in distinct if prompt not in found]
-        for prompt, texts in self._write(missing, generation, seed, seen):
-            found[prompt] = texts
-            self.store.put_text(self.key, prompt, generation, seed, texts)
+        for handle in self._answered(_completions(missing, generation, seed), seen):
+            written = ["".join(step.text for step in steps) for steps in handle.steps]
+            prompt = handle.request.prompt
+            found[prompt] = written * (generation.repeats // len(written))
+            self.store.put_text(self.key, prompt, generation, seed, found[prompt])
         self.store.commit()
         return found
 
-    def _write(
-        self, prompts: Sequence[Ids], generation: Generation, seed: int, seen: Seen | None
-    ) -> Iterator[tuple[Ids, list[str]]]:
-        repeats = _drawn(generation)
-        for batch in _batches(prompts, generation):
-            completions = self.complete(batch, generation, seed, generation.max_tokens)
-            read = tokens_of_prompts(batch)
-            self.work.forwarded += read
-            for number, prompt in enumerate(batch):
-                written = [each.text for each in completions[number * repeats : (number + 1) * repeats]]
-                yield prompt, written * (generation.repeats // repeats)
+    @overload
+    def _answered(self, requests: list[ScoreRequest], seen: Seen | None) -> Iterator[ScoreHandle]: ...
+    @overload
+    def _answered(self, requests: list[CompletionRequest], seen: Seen | None) -> Iterator[CompletionHandle]: ...
+    def _answered(self, requests: Any, seen: Seen | None) -> Iterator[Any]:
+        """Each request's handle as soon as it is done, and `seen` told once that was taken.
+
+        The prefix cache is emptied before, so that what is read is what `tokens` says.
+        """
+        engine = self.model.engine
+        if requests:
+            engine.clear_cache()
+        before = engine.tokens_read
+        for handle in answered(engine, requests):
+            read, before = engine.tokens_read - before, engine.tokens_read
+            self.tokens_read += read
+            yield handle
             if seen is not None:
                 seen(read)
 
-    def complete(self, batch: Sequence[Ids], generation: Generation, seed: int, most: int) -> list[Completion]:
-        """What is written behind each prompt of a batch, in `most` tokens."""
-        return self.model.complete_all(
-            batch, n=_drawn(generation), max_tokens=most, stop=generation.until, seed=seed,
-            temperature=generation.temperature, top_p=generation.top_p, top_k=generation.top_k,
-        )  # fmt: skip
 
-
-_WRITTEN_AT_ONCE = 16
-_TIMED_STEPS = 8
-_TIMED_PASSES = 2
+_TIMED_PROMPTS = 16
+_TIMED_TOKENS = 8
+_TIMED_STEPS = 2
 
 
 def _drawn(generation: Generation) -> int:
@@ -218,14 +215,11 @@ def _drawn(generation: Generation) -> int:
     return generation.repeats if generation.temperature > 0 else 1
 
 
-def _batch_size(generation: Generation) -> int:
-    return max(1, _WRITTEN_AT_ONCE // _drawn(generation))
-
-
-def _batches(prompts: Sequence[Ids], generation: Generation) -> list[list[Ids]]:
-    """Prompts that are written behind together, those that share a beginning side by side."""
-    in_order, size = sorted(prompts), _batch_size(generation)
-    return [in_order[start : start + size] for start in range(0, len(in_order), size)]
+def _completions(prompts: Sequence[Ids], generation: Generation, seed: int) -> list[CompletionRequest]:
+    """What the engine is asked to write."""
+    sampling = Sampling(temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed)
+    stop = StopConfig(generation.max_tokens, generation.until)
+    return descending([CompletionRequest(prompt, sampling, stop, n=_drawn(generation)) for prompt in prompts])
 
 
 def choices(questions: Sequence[Question], found: Mapping[Encoded, Likelihood], measure: str) -> list[Answer]:
@@ -259,45 +253,60 @@ def likelihood_of_texts(questions: Sequence[Question], found: Mapping[Encoded, L
     return answers
 
 
-def seconds_for(asker: Asker, missing: Sequence[Encoded], writes: Generation | None) -> float:
-    """How long the model takes here for what is missing, from a part of that very work, timed.
+def seconds_for(asker: Asker, missing: Sequence[Encoded], writes: Generation | None, tokens: int) -> float:
+    """How long the model takes here for what is missing, `tokens` to read, from a part of that very work, timed.
 
     Where it writes, that is an upper bound: answers that go on in that part are taken to go on to the limit.
     """
     if not missing:
         return 0.0
-    return _seconds_to_score(asker, missing) if writes is None else _seconds_to_write(asker, missing, writes)
+    if writes is None:
+        return _seconds_to_score(asker, missing, tokens)
+    return _seconds_to_write(asker, missing, writes, tokens)
 
 
-def _seconds_to_score(asker: Asker, missing: Sequence[Encoded]) -> float:
-    """From some passes in the middle of the work, after one that is not timed: the first of a process is slow."""
-    in_order = sorted(missing, key=lambda each: each.context + each.continuation)
-    scorer = Scorer(asker.model.engine.model, asker.scorer.at_once)  # its own: this is not the evaluation's work
-    began, before = time.perf_counter(), 0
-    for _ in scorer.stream(in_order[len(in_order) // 2 :]):
-        if before == 0:
-            before, warm = scorer.work.forwarded, time.perf_counter()
-        if scorer.work.forwarded - before >= _TIMED_PASSES * scorer.at_once:
-            break
-    read = scorer.work.forwarded
-    if read > before:
-        began, read = warm, read - before
-    return (time.perf_counter() - began) * asker.tokens(missing, None) / read
+def _seconds_to_score(asker: Asker, missing: Sequence[Encoded], tokens: int) -> float:
+    """From some steps in the middle of the work, after one that is not timed: the first of a process is slow."""
+    engine, requests = asker.model.engine, score_requests(missing)
+    engine.clear_cache()
+    started = began = time.perf_counter(), engine.tokens_read
+    with closing(answered(engine, requests[len(requests) // 2 :])) as handles:
+        for _ in handles:
+            if began is started:
+                began = time.perf_counter(), engine.tokens_read
+            if engine.tokens_read - began[1] >= _TIMED_STEPS * engine.backend.step_tokens:
+                break
+    if engine.tokens_read == began[1]:
+        began = started
+    return (time.perf_counter() - began[0]) * tokens / (engine.tokens_read - began[1])
 
 
-def _seconds_to_write(asker: Asker, missing: Sequence[Encoded], generation: Generation) -> float:
-    """From the first tokens behind a batch of prompts of every kind, after a short one that is not timed.
+def _seconds_to_write(asker: Asker, missing: Sequence[Encoded], generation: Generation, tokens: int) -> float:
+    """From reading some prompts of every kind and writing the first tokens behind them, after one that is not timed.
 
     An answer that has not ended by then is taken to be as long as it may be.
     """
-    in_order, size = sorted(each.context for each in missing), _batch_size(generation)
-    batch = in_order[:: max(1, len(in_order) // size)][:size]
-    asker.complete(batch[:1], generation, 0, 1)
-    made = asker.complete(batch, generation, 0, min(_TIMED_STEPS, generation.max_tokens))
-    timings = made[0].timings
-    reading = timings.prefill_seconds / tokens_of_prompts(batch) * asker.tokens(missing, generation)
-    lengths = [generation.max_tokens if each.finish == "length" else len(each.ids) for each in made]
-    return reading + timings.decode_seconds / timings.generated_tokens * sum(lengths) * len(missing) / len(batch)
+    engine = asker.model.engine
+    requests = _completions([each.context for each in missing], generation, 0)
+    size = max(1, _TIMED_PROMPTS // _drawn(generation))
+    some = requests[:: max(1, len(requests) // size)][:size]
+    engine.clear_cache()
+    engine.complete(_written(some[:1], 1))
+    engine.clear_cache()
+    began, before = time.perf_counter(), engine.tokens_read
+    engine.complete(_written(some, 1))
+    between, read = time.perf_counter(), engine.tokens_read - before
+    made = engine.complete(_written(some, min(_TIMED_TOKENS, generation.max_tokens)))  # behind prompts in the cache
+    writing = time.perf_counter() - between
+    answers = [steps for handle in made for steps in handle.steps]
+    lengths = [generation.max_tokens if steps[-1].finish == "length" else len(steps) for steps in answers]
+    a_token = writing / sum(map(len, answers))
+    return (between - began) / read * tokens + a_token * sum(lengths) * len(missing) / len(some)
+
+
+def _written(requests: Sequence[CompletionRequest], most: int) -> list[CompletionRequest]:
+    """The same, ended after `most` tokens."""
+    return [replace(request, stop=replace(request.stop, max_tokens=most)) for request in requests]
 
 
 def tokens_to_write(missing: Sequence[Encoded], generation: Generation) -> int:

@@ -83,7 +83,7 @@ class Evaluation:
                 trial for name, task in self.forms.items()
                 for trial in trials_of(task, asker.model.name, name, self.design, self.items, self._near(asker, task))
             ]  # fmt: skip
-            embedded = asker.work.forwarded
+            embedded = asker.tokens_read
             made = asker.prepare(
                 trials, self.items, self.settings.overflow, self.settings.premise,
                 needs_premise(self.task, self.settings),
@@ -135,14 +135,15 @@ class Evaluation:
         made, asker, writes = self.prepared(number), self.askers[number], self._writes
         asked = made.requests()
         missing = asker.missing(asked, writes, self.design.seed)
+        tokens = asker.tokens(missing, writes)
         return Cost(
             requests=len(asked),
-            tokens=made.embedded + asker.tokens(missing, writes),
+            tokens=made.embedded + tokens,
             alone=made.embedded + sum(map(_read_alone, missing)),
             written=0 if writes is None else tokens_to_write(missing, writes),
             longest=max(question.longest for question in made.questions),
-            context=asker.model.engine.model.longest,
-            seconds=seconds_for(asker, missing, writes) if timed else 0.0,
+            context=asker.model.engine.backend.context,
+            seconds=seconds_for(asker, missing, writes, tokens) if timed else 0.0,
             known=len(asked) - len(missing),
             embedded=made.embedded,
         )
@@ -164,7 +165,7 @@ class Evaluation:
             cells += self._cells(asker, self.prepared(number), seen)
         return Collected(
             self.task, self.items, tuple(cells), self.measure, tuple(costs), self.notes,
-            time.perf_counter() - began, sum(asker.work.forwarded for asker in self.askers),
+            time.perf_counter() - began, sum(asker.tokens_read for asker in self.askers),
             self.same_shots, self.settings.calibrate,
         )  # fmt: skip
 
@@ -267,8 +268,8 @@ class Evaluation:
         def vectors(items: Sequence[Item]) -> np.ndarray:
             texts = [task.form.asks(item.values)[0][0] for item in items]
             encoded = [tuple(asker.model.encode(text)) for text in texts]
-            asker.work.forwarded += sum(map(len, encoded))
-            return embed(asker.model.engine.model, encoded)
+            asker.tokens_read += sum(map(len, encoded))
+            return embed(asker.model.loaded.model, encoded)
 
         pool = [item for item in task.pool if item.place not in {each.place for each in self.items}]
         if most > len(pool):

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..engine import LanguageModel
+from ..engine.pages import common
 from .answers import Answer
 from .collected import Cell, Collected
 from .lines import full_name, line_name, several
-from .scoring import common
 from .task import Ids
 from .trials import Condition
 

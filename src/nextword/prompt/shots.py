@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def with_random_answers(task: Task, shots: Sequence[Item], seed: int, number: in
 
 
 @torch.inference_mode()
-def embed(model: Model[Any], texts: Sequence[Ids]) -> Vectors:
+def embed(model: Model, texts: Sequence[Ids]) -> Vectors:
     """Each text as the mean of the model's last hidden states over its tokens, scaled to length one."""
     rows = []
     for text in texts:

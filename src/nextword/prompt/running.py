@@ -1,0 +1,137 @@
+"""Requests through an engine, a bounded number under way; and what they read, known before any of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+
+from ..backend import Backend, Batch, Output
+from ..engine import CompletionHandle, Engine, Request, Sampling, ScoreHandle, ScoreRequest, StopConfig
+from ..engine.engine import MAX_SEQUENCES
+from ..engine.handles import Handle
+from ..engine.pages import common
+
+
+@overload
+def answered(engine: Engine, requests: Sequence[ScoreRequest]) -> Generator[ScoreHandle, None, None]: ...
+@overload
+def answered(engine: Engine, requests: Sequence[Request]) -> Generator[CompletionHandle, None, None]: ...
+def answered(engine: Engine, requests: Sequence[Any]) -> Generator[Any, None, None]:
+    """The handle of each request as soon as it is done; only as many are under way as fill a batch.
+
+    What has not been answered when the iterator is closed is cancelled.
+    """
+    under_way = _UnderWay(engine)
+    submitted = 0
+    try:
+        while under_way.requests or submitted < len(requests):
+            while submitted < len(requests) and under_way.has_room_for(requests[submitted]):
+                under_way.submit(requests[submitted])
+                submitted += 1
+            engine.advance(next(iter(under_way.requests)))
+            for handle in [handle for handle in under_way.requests if handle.done]:
+                under_way.remove(handle)
+                yield handle.wait()
+    finally:
+        for handle in under_way.requests:
+            handle.cancel()
+
+
+def tokens_to_read(engine: Engine, requests: Sequence[ScoreRequest] | Sequence[Request]) -> int:
+    """Tokens that `engine` reads for these requests, from an empty prefix cache, in the order of `answered`.
+
+    They go through the engine's own code over a backend that computes nothing. Exact for scores. For completions it is
+    because prompts in descending order find nothing that was written before them (see `descending`) and because
+    `_UnderWay` lets no sequence be preempted; only the samples of one request that are more than the whole memory are
+    read again, and a recurrent model whose memory is full may read some tokens more at the end of a prompt.
+    """
+    if not requests:
+        return 0
+    dry = engine.over(CountingBackend(engine.backend))
+    unwritten: list[Any] = [_without_writing(request) for request in requests]
+    for _ in answered(dry, unwritten):
+        pass
+    return dry.tokens_read
+
+
+def descending(requests: Sequence[Request]) -> list[Request]:
+    """Completions in the order in which what they read of their prompts does not depend on what they write.
+
+    Neighbours share most. A prompt that begins with another one, and might go on as that one's completion does, comes
+    before it: so no prompt finds tokens in the prefix cache that were written.
+    """
+    return sorted(requests, key=lambda request: request.prompt, reverse=True)
+
+
+class CountingBackend:
+    """Computes nothing: every token is token 0."""
+
+    device_memory: int | None = None
+    vocabulary = 1
+
+    def __init__(self, real: Backend) -> None:
+        self.context, self.step_tokens, self.rewindable = real.context, real.step_tokens, real.rewindable
+        self.page_size, self.page_bytes = real.page_size, real.page_bytes
+
+    def allocate(self, pages: int) -> None:
+        pass
+
+    def copy_page(self, source: int, target: int) -> None:
+        pass
+
+    def forward(self, batch: Batch) -> Output:
+        scores = len(batch.score_rows)
+        return Output(np.zeros((len(batch.logit_rows), 1), np.float32), np.zeros(scores), np.ones(scores, np.int64))
+
+
+def _without_writing(request: ScoreRequest | Request) -> ScoreRequest | Request:
+    if isinstance(request, ScoreRequest):
+        return request
+    return replace(request, sampling=Sampling(temperature=0, seed=0), stop=StopConfig(max_tokens=1))
+
+
+class _UnderWay:
+    """Requests under way: as many as fill the batch, and completions only as far as memory lasts to their ends."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._size = engine, engine.backend.page_size
+        self.requests: dict[Handle, ScoreRequest | Request] = {}  # in the order of submission
+        self._sequences = self._pages = 0
+
+    def submit(self, request: ScoreRequest | Request) -> None:
+        self.requests[self._engine.submit(request)] = request
+        self._count(request, 1)
+
+    def remove(self, handle: Handle) -> None:
+        self._count(self.requests.pop(handle), -1)
+
+    def has_room_for(self, request: ScoreRequest | Request) -> bool:
+        if not self.requests:
+            return True
+        if self._sequences >= MAX_SEQUENCES:
+            return False
+        if isinstance(request, ScoreRequest):
+            return True
+        oldest = next(iter(self.requests.values()))
+        assert isinstance(oldest, Request)
+        shared = max(0, common(oldest.prompt, request.prompt) - 1) // self._size  # pages of all, as these are sorted
+        pages = self._pages + self._most_pages(request) - shared * len(self.requests)
+        return pages <= self._engine.cache_bytes // self._engine.backend.page_bytes
+
+    def _count(self, request: ScoreRequest | Request, sign: int) -> None:
+        if isinstance(request, ScoreRequest):
+            self._sequences += sign * len(request.continuations)
+        else:
+            self._sequences += sign * request.n
+            self._pages += sign * self._most_pages(request)
+
+    def _most_pages(self, request: Request) -> int:
+        """Pages that a completion holds when it is as long as it may be; its samples share the prompt's full ones."""
+        backend, prompt = self._engine.backend, len(request.prompt)
+        longest = prompt + request.stop.max_tokens
+        longest = longest if backend.context is None else min(longest, backend.context)
+        of_one = -(-longest // self._size) + (not backend.rewindable)  # a state kept for others takes another
+        return of_one + (request.n - 1) * (of_one - (prompt - 1) // self._size)
