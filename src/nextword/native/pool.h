@@ -20,6 +20,9 @@ int nw_threads(void);
 // pool was told: training alternates with torch's operations from threads that the pool knows nothing of.
 void pool_share(chunk_function work, void *job, int64_t chunks, int threads);
 
+// How many threads share the chunks of a job.
+int nw_threads(void);
+
 // Memory that this thread keeps for its next call: grows, is never zeroed, and is freed when the thread ends.
 // NULL when memory is short.
 typedef enum { FOR_ACTIVATIONS, FOR_ATTENTION, FOR_STEP, FOR_SAMPLING, SCRATCH_KINDS } scratch_kind;
