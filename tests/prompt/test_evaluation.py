@@ -207,7 +207,9 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
     logprobs = []
     for text in texts:
         ids = [min(model.tokenizer.stop_ids), *model.tokenizer.encode(text)]
-        pieces = [(0, 1)] if len(ids) <= 513 or model.engine.backend.context is None else [(0, 1), (len(ids) - 513, None)]
+        pieces = (
+            [(0, 1)] if len(ids) <= 513 or model.engine.backend.context is None else [(0, 1), (len(ids) - 513, None)]
+        )
         total = 0.0
         for number, (start, _) in enumerate(pieces):
             piece = ids[start : start + 513] if model.engine.backend.context else ids

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.engine import LanguageModel
-from nextword.models import Model, Tree, build
-from nextword.prompt.scoring import Scorer, encode, tokens_to_read, windows
-from nextword.prompt.task import Encoded, Request
+from nextword.engine import Engine, LanguageModel, ScoreRequest
+from nextword.models import Model, build
+from nextword.models.backend import TorchBackend
+from nextword.prompt.running import answered, tokens_to_read
+from nextword.prompt.scoring import APART, CONTINUATIONS, STRETCH, encode, likelihood, score_requests, windows
+from nextword.prompt.task import Encoded, Ids, Likelihood, Request
 from nextword.spec import ModelSpec
+from nextword.text import Tokenizer
 
 VOCABULARY = 23
 
@@ -43,19 +47,36 @@ def model(request: pytest.FixtureRequest) -> Model:
 def alone(model: Model, request: Encoded) -> tuple[float, bool]:
     """ln p by one whole forward pass of the request's own text."""
     text = torch.tensor([request.context + request.continuation])
-    logs = model(text[:, :-1])[0][0].double().log_softmax(-1)[len(request.context) - 1 :]
+    logs = model(text[:, :-1])[0].double().log_softmax(-1)[len(request.context) - 1 :]
     target = text[0, len(request.context) :]
     return float(logs.gather(1, target[:, None]).sum()), bool((logs.argmax(-1) == target).all())
 
 
-def check(model: Model, requests: list[Encoded], at_once: int) -> Scorer:
-    scorer = Scorer(model, at_once)
-    for request, found in zip(requests, scorer.score(requests), strict=True):
+def engine_of(model: Model, step_tokens: int | None = None, pages: int = 400) -> Engine:
+    backend = TorchBackend(model)
+    return Engine(backend, cast(Tokenizer, None), pages * backend.page_bytes, step_tokens)
+
+
+def score(engine: Engine, requests: list[Encoded]) -> dict[tuple[Ids, Ids], Likelihood]:
+    return {
+        (handle.request.context, continuation): likelihood(found)
+        for handle in answered(engine, score_requests(requests))
+        for continuation, found in zip(handle.request.continuations, handle.scores, strict=True)
+    }
+
+
+def check(model: Model, requests: list[Encoded], step_tokens: int, pages: int = 400) -> int:
+    """Tokens that were read, after a look at every likelihood and at what was said before."""
+    engine = engine_of(model, step_tokens, pages)
+    said = tokens_to_read(engine, score_requests(requests))
+    scored = score(engine, requests)
+    for request in requests:
         logprob, greedy = alone(model, request)
+        found = scored[request.context, request.continuation]
         assert found.logprob == pytest.approx(logprob, abs=1e-4)
         assert (found.greedy, len(found.logprobs)) == (greedy, len(request.continuation))
-    assert scorer.work.forwarded == tokens_to_read(requests, model, at_once)
-    return scorer
+    assert engine.tokens_read == said
+    return said
 
 
 def family(seed: int, shared: int, items: int, item: int, choices: list[int]) -> list[Encoded]:
@@ -69,27 +90,33 @@ def family(seed: int, shared: int, items: int, item: int, choices: list[int]) ->
     return found
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 40, 1000])
-def test_sharing_changes_no_likelihood(model: Model, at_once: int) -> None:
+@pytest.mark.parametrize("step_tokens", [1, 7, 40, 1000])
+def test_sharing_changes_no_likelihood(model: Model, step_tokens: int) -> None:
     requests = family(0, 30, 6, 9, [1, 1, 3, 4]) + family(1, 0, 3, 40, [1, 2])
     random.Random(5).shuffle(requests)
-    check(model, requests, at_once)
+    check(model, requests, step_tokens)
 
 
-@settings(max_examples=60, deadline=None)
+def test_what_is_said_is_read_where_memory_holds_little_more_than_one_text(model: Model) -> None:
+    requests = family(0, 40, 30, 30, [1, 3, 20])
+    pages = -(-90 // TorchBackend(model).page_size) + 3
+    assert check(model, requests, 16, pages) > check(model, requests, 16)
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     texts=st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=14), min_size=1, max_size=9),
     cuts=st.lists(st.integers(1, 13), min_size=9, max_size=9),
-    at_once=st.integers(1, 12),
+    step_tokens=st.integers(1, 12),
 )
-def test_any_set_of_texts_is_scored_as_each_alone(texts: list[list[int]], cuts: list[int], at_once: int) -> None:
+def test_any_set_of_texts_is_scored_as_each_alone(texts: list[list[int]], cuts: list[int], step_tokens: int) -> None:
     torch.manual_seed(1)
     model = build(spec_of("full")).eval()
     requests = [
         Encoded(tuple(text[: min(cut, len(text) - 1)]), tuple(text[min(cut, len(text) - 1) :]))
         for text, cut in zip(texts, cuts, strict=False)
     ]
-    check(model, requests, at_once)
+    check(model, requests, step_tokens)
 
 
 def test_a_shared_beginning_is_computed_once_and_one_token_labels_cost_nothing() -> None:
@@ -97,41 +124,21 @@ def test_a_shared_beginning_is_computed_once_and_one_token_labels_cost_nothing()
     requests = [
         Encoded((*range(20), 21, item, 2), (label,)) for item in range(10) for label in range(5)
     ]  # 20 tokens shared, 3 an item: the 21 is shared too
-    work = check(model, requests, 16).work
-    assert work.forwarded == 20 + 1 + 10 * 2
+    assert check(model, requests, 16) == 20 + 1 + 10 * 2
 
 
-def test_a_tree_is_read_as_each_of_its_paths(model: Model) -> None:
-    tree = Tree()
-    trunk = tree.add(-1, [3, 1, 4])
-    left = tree.add(trunk[-1], [1, 5])
-    right = tree.add(trunk[1], [9, 2, 6])
-    other = tree.add(-1, [7])
-    before = [11, 12, 13]
-    with torch.inference_mode():
-        state = model.new_state(1)
-        model.hidden(torch.tensor([before]), state)
-        found = model.read_tree(tree, state, left)
-        for end in (left[-1], right[-1], other[-1]):
-            path = tree.path(end)
-            expected = model.hidden(torch.tensor([before + [tree.tokens[node] for node in path]]))[0, len(before) :]
-            np.testing.assert_allclose(found[path], expected, atol=2e-5)
+def test_a_context_is_asked_once_for_all_that_may_follow_it_but_not_for_more_than_a_bound_at_a_time() -> None:
+    asked = [Encoded((1, 2), (n,)) for n in range(CONTINUATIONS + 5)] + [Encoded((1, 2), (3,), apart=True)]
+    requests = score_requests(asked)
+    assert [len(request.continuations) for request in requests] == [CONTINUATIONS, 5]
+    assert {c for request in requests for c in request.continuations} == {each.continuation for each in asked}
 
 
-def test_a_state_goes_on_along_the_path_that_was_kept(model: Model) -> None:
-    tree = Tree()
-    trunk = tree.add(-1, [3, 1, 4])
-    tree.add(trunk[-1], [1, 5])
-    right = tree.add(trunk[1], [9, 2, 6])
-    with torch.inference_mode():
-        state = model.new_state(1)
-        model.hidden(torch.tensor([[11, 12, 13]]), state)
-        model.read_tree(tree, state, tree.path(right[1]))
-        assert state.lengths == [3 + 4]
-        found = model.hidden(torch.tensor([[8, 8]]), state)
-        expected = model.hidden(torch.tensor([[11, 12, 13, 3, 1, 9, 2, 8, 8]]))[:, -2:]
-        np.testing.assert_allclose(found, expected, atol=2e-5)
-        assert state.back(3) <= 3
+def test_neighbours_do_not_follow_each_other_and_none_is_lost() -> None:
+    requests = score_requests([Encoded((n, 7), (1,)) for n in range(STRETCH)])
+    contexts = [request.context[0] for request in requests]
+    assert sorted(contexts) == list(range(STRETCH))
+    assert all(abs(a - b) >= APART for a, b in pairwise(contexts))
 
 
 def test_windows_predict_every_token_once_from_as_much_as_fits() -> None:
@@ -146,8 +153,11 @@ def test_windows_predict_every_token_once_from_as_much_as_fits() -> None:
 
 def test_a_text_beyond_the_context_is_refused_before_anything_is_read() -> None:
     model = build(spec_of("full")).eval()
-    with pytest.raises(UsageError, match="98 tokens; the model's context holds 96"):
-        Scorer(model).score([Encoded((1,) * 97, (2, 2))])
+    engine = engine_of(model)
+    for ask in (tokens_to_read, lambda *asked: list(answered(*asked))):
+        with pytest.raises(UsageError, match="99 tokens; the model's context holds 96"):
+            ask(engine, score_requests([Encoded((1,) * 97, (2, 2))]))
+    assert engine.tokens_read == 0
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +181,12 @@ def test_the_real_model_scores_as_it_scores_a_whole_text(real: LanguageModel) ->
     requests = [
         encode(Request(text, answer), real.tokenizer) for answer in (" Paris.", " London.", " a city in Europe.")
     ]
-    for request, found in zip(requests, Scorer(real.engine.model).score(requests), strict=True):
-        logprobs, ranks = real.engine.score([*request.context, *request.continuation])
+    scored = score(real.engine, requests)
+    for request in requests:
+        found = scored[request.context, request.continuation]
+        [[whole]] = real.engine.score(
+            [ScoreRequest(request.context[:1], (request.context[1:] + request.continuation,))]
+        )
         size = len(request.continuation)
-        assert found.logprob == pytest.approx(logprobs[-size:].sum(), abs=1e-3)
-        assert found.greedy == all(rank == 1 for rank in ranks[-size:])
+        assert found.logprob == pytest.approx(sum(whole.logprobs[-size:]), abs=1e-3)
+        assert found.greedy == all(rank == 1 for rank in whole.ranks[-size:])
