@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nextword.base import UsageError
 from nextword.prompt import filters, metrics
-from nextword.prompt.answers import Answer, constrained, scores_of
+from nextword.prompt.answers import Answer, scores_of
 from nextword.prompt.task import Encoded, Filter, Item, Likelihood, Metric
 
 
@@ -32,39 +29,6 @@ def test_the_length_of_a_choice_counts_in_characters_bytes_or_tokens() -> None:
     assert scores_of(asked, "bytes") == pytest.approx([-3.2 / 3, -8.0 / 10, -6.0 / 15])
     assert scores_of(asked, "tokens") == pytest.approx([-3.2, -8.0 / 3, -6.0 / 5])
     assert scores_of(asked, "pmi", [-1.0, -7.0, -2.0]) == pytest.approx([-2.2, -1.0, -4.0])
-
-
-TOKENS = range(3)
-CHOICES = st.lists(
-    st.lists(st.sampled_from(TOKENS), min_size=1, max_size=4).map(tuple), min_size=2, max_size=6, unique=True
-)
-
-
-@given(st.integers(0, 10_000), CHOICES)
-def test_constrained_choice_is_greedy_decoding_among_the_choices(seed: int, words: list[tuple[int, ...]]) -> None:
-    draw = np.random.default_rng(seed)
-    prefixes = [prefix for n in range(4) for prefix in itertools.product(TOKENS, repeat=n)]
-    table = {prefix: draw.dirichlet([1] * len(TOKENS)) for prefix in prefixes}  # p of the next token after each
-    likelihoods = [
-        Likelihood(tuple(float(np.log(table[word[:n]][word[n]])) for n in range(len(word))), False) for word in words
-    ]
-    written: tuple[int, ...] = ()
-    while True:  # decode, with every token forbidden that leads to no choice
-        going = {word[len(written)] for word in words if word[: len(written)] == written and len(word) > len(written)}
-        if not going:
-            break
-        written = (*written, max(sorted(going), key=lambda token: table[written][token]))
-    assert words[constrained(words, likelihoods)] == written
-
-
-def test_constrained_choice_may_be_one_that_is_not_the_likeliest() -> None:
-    asked = answer(["a b", "c d", "c e"], [0.0, 0.0, 0.0])
-    parts = [(0.4, 1.0), (0.6, 0.5), (0.6, 0.5)]  # the first is likeliest as a whole, but begins worse
-    found = tuple(Likelihood(tuple(math.log(p) for p in each), False) for each in parts)
-    encoded = tuple(Encoded((1,), ids) for ids in ((0, 1), (2, 3), (2, 4)))
-    asked = replace(asked, likelihoods=found, encoded=encoded)
-    assert np.argmax(scores_of(asked, "raw")) == 0
-    assert scores_of(asked, "constrained") == [0.0, 1.0, 0.0]
 
 
 def test_any_of_several_gold_answers_is_right() -> None:

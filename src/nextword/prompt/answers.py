@@ -9,7 +9,7 @@ import numpy as np
 
 from .task import Encoded, Item, Likelihood, Request, Task
 
-MEASURES = ("raw", "chars", "bytes", "tokens", "pmi", "constrained")
+MEASURES = ("raw", "chars", "bytes", "tokens", "pmi")  # those that choose by likelihoods
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,13 @@ def scores_of(answer: Answer, measure: str, premise: Sequence[float] = ()) -> li
     """A score for each choice; the highest is chosen.
 
     raw: ln p. chars, bytes, tokens: ln p over the choice's length. pmi: ln p(choice | prompt) - ln p(choice | premise),
-    given in `premise` (Holtzman et al. 2021, 2104.08315, eq. 3). constrained: the choice that greedy decoding ends in
-    when only the choices may be written.
+    given in `premise` (Holtzman et al. 2021, 2104.08315, eq. 3).
     """
     logprobs = answer.logprobs
     if measure == "raw":
         return logprobs
     if measure == "pmi":
         return [own - before for own, before in zip(logprobs, premise, strict=True)]
-    if measure == "constrained":
-        best = constrained([each.continuation for each in answer.encoded], answer.likelihoods)
-        return [float(number == best) for number in range(len(logprobs))]
     sizes = {
         "chars": [len(choice) for choice in answer.choices],
         "bytes": [len(choice.encode()) for choice in answer.choices],
@@ -67,29 +63,14 @@ def scores_of(answer: Answer, measure: str, premise: Sequence[float] = ()) -> li
     return [own / max(1, size) for own, size in zip(logprobs, sizes, strict=True)]
 
 
-def constrained(continuations: Sequence[Sequence[int]], likelihoods: Sequence[Likelihood]) -> int:
-    """The choice written by greedy decoding where nothing but the choices may be written.
-
-    At each place the likeliest token that still leads to a choice is taken. A choice that another one continues is
-    taken only if no longer one can be reached.
-    """
-    left = list(range(len(continuations)))
-    place = 0
-    while len(left) > 1:
-        going = [number for number in left if len(continuations[number]) > place]
-        if not going:
-            break
-        best = max(going, key=lambda number: likelihoods[number].logprobs[place])
-        left = [number for number in going if continuations[number][place] == continuations[best][place]]
-        place += 1
-    return left[0]
-
-
 def answer_choice(
     task: Task, item: Item, shots: int, asked: Sequence[Request], encoded: Sequence[Encoded],
     found: Sequence[Likelihood], measure: str, premise: Sequence[float] = (),
 ) -> Answer:  # fmt: skip
-    """An answer among choices. `values` has every measure; pmi only with `premise`, ln p of each choice behind it."""
+    """An answer among choices. `values` has every measure; pmi only with `premise`, ln p of each choice behind it.
+
+    Chosen by `measure`, one of MEASURES.
+    """
     answer = Answer(
         item, shots, tuple(asked), tuple(encoded), tuple(found),
         choices=tuple(task.form.choices(item.values)), gold=task.form.gold(item.values), values={},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from ..base import UsageError
-from ..engine import CompletionHandle, LanguageModel, Sampling, ScoreHandle, ScoreRequest, StopConfig
+from ..engine import CompletionHandle, LanguageModel, Sampling, ScoreHandle, ScoreRequest, StopConfig, Structure
 from ..engine import Request as CompletionRequest
 from .answers import Answer, answer_choice
 from .chatting import encode_chat, show_chat
@@ -21,6 +21,7 @@ from .task import Encoded, Generation, Ids, Item, Likelihood, Request, Task
 from .trials import Condition, Overflow, Trial
 
 Seen = Callable[[int], None]  # is told of tokens that were read since the last time
+Writing = tuple[Ids, Generation]  # a prompt, and how its answer is written
 
 
 @dataclass(frozen=True)
@@ -140,15 +141,35 @@ class Asker:
         """What of `asked` the store cannot answer. `writes` is how free answers are written, if they are."""
         if writes is None:
             known = set(self.store.likelihoods(self.key, asked))
-        else:
-            known = set(self.store.texts(self.key, [each.context for each in asked], writes, seed))
-        return [each for place, each in enumerate(asked) if place not in known]
+            return [each for place, each in enumerate(asked) if place not in known]
+        written = self._written([(each.context, writes) for each in asked], seed)
+        return [each for each in asked if (each.context, writes) not in written]
 
     def tokens(self, missing: Sequence[Encoded], writes: Generation | None) -> int:
         """Tokens that are read for what is missing."""
         if writes is None:
             return tokens_to_read(self.model.engine, score_requests(missing))
-        return tokens_to_read(self.model.engine, _completions([each.context for each in missing], writes, 0))
+        return self.tokens_of_prompts([(each.context, writes) for each in missing])
+
+    def tokens_of_prompts(self, missing: Sequence[Writing]) -> int:
+        """Tokens that are read before answers are written."""
+        return tokens_to_read(self.model.engine, _completions(missing, 0))
+
+    def unwritten(self, wanted: Sequence[Writing], seed: int) -> list[Writing]:
+        """What of `wanted` the store does not hold, each once."""
+        written = self._written(wanted, seed)
+        return [each for each in dict.fromkeys(wanted) if each not in written]
+
+    def _written(self, wanted: Sequence[Writing], seed: int) -> dict[Writing, list[str]]:
+        """What the store holds of `wanted`."""
+        prompts: dict[Generation, list[Ids]] = {}
+        for prompt, generation in dict.fromkeys(wanted):
+            prompts.setdefault(generation, []).append(prompt)
+        return {
+            (own[number], generation): texts
+            for generation, own in prompts.items()
+            for number, texts in self.store.texts(self.key, own, generation, seed).items()
+        }
 
     def likelihoods(self, wanted: Sequence[Encoded], seen: Seen | None = None) -> dict[Encoded, Likelihood]:
         """ln p of every request: from the store, or from the model and then kept."""
@@ -168,19 +189,17 @@ class Asker:
         self.store.commit()
         return found
 
-    def texts(
-        self, prompts: Sequence[Ids], generation: Generation, seed: int, seen: Seen | None = None
-    ) -> dict[Ids, list[str]]:
-        """What the model writes behind each prompt, `generation.repeats` times."""
-        distinct = list(dict.fromkeys(prompts))
-        known = self.store.texts(self.key, distinct, generation, seed)
-        found = {distinct[number]: texts for number, texts in known.items()}
-        missing = [prompt for prompt in distinct if prompt not in found]
-        for handle in self._answered(_completions(missing, generation, seed), seen):
+    def texts(self, wanted: Sequence[Writing], seed: int, seen: Seen | None = None) -> dict[Writing, list[str]]:
+        """What is written behind each prompt, `repeats` times: from the store, or from the model and then kept."""
+        found = self._written(wanted, seed)
+        missing = [each for each in dict.fromkeys(wanted) if each not in found]
+        ways = {(prompt, generation.choices): generation for prompt, generation in missing}
+        for handle in self._answered(_completions(missing, seed), seen):
             written = ["".join(step.text for step in steps) for steps in handle.steps]
-            prompt = handle.request.prompt
-            found[prompt] = written * (generation.repeats // len(written))
-            self.store.put_text(self.key, prompt, generation, seed, found[prompt])
+            prompt, structure = handle.request.prompt, handle.request.structure
+            generation = ways[prompt, (structure.choices or ()) if structure else ()]
+            found[prompt, generation] = written * (generation.repeats // len(written))
+            self.store.put_text(self.key, prompt, generation, seed, found[prompt, generation])
         self.store.commit()
         return found
 
@@ -215,11 +234,16 @@ def _drawn(generation: Generation) -> int:
     return generation.repeats if generation.temperature > 0 else 1
 
 
-def _completions(prompts: Sequence[Ids], generation: Generation, seed: int) -> list[CompletionRequest]:
+def _completions(wanted: Sequence[Writing], seed: int) -> list[CompletionRequest]:
     """What the engine is asked to write."""
+    return descending([_completion(prompt, generation, seed) for prompt, generation in wanted])
+
+
+def _completion(prompt: Ids, generation: Generation, seed: int) -> CompletionRequest:
     sampling = Sampling(temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed)
     stop = StopConfig(generation.max_tokens, generation.until)
-    return descending([CompletionRequest(prompt, sampling, stop, n=_drawn(generation)) for prompt in prompts])
+    structure = Structure(choices=generation.choices) if generation.choices else None
+    return CompletionRequest(prompt, sampling, stop, n=_drawn(generation), structure=structure)
 
 
 def choices(questions: Sequence[Question], found: Mapping[Encoded, Likelihood], measure: str) -> list[Answer]:
@@ -262,7 +286,7 @@ def seconds_for(asker: Asker, missing: Sequence[Encoded], writes: Generation | N
         return 0.0
     if writes is None:
         return _seconds_to_score(asker, missing, tokens)
-    return _seconds_to_write(asker, missing, writes, tokens)
+    return seconds_to_write(asker, [(each.context, writes) for each in missing], tokens)
 
 
 def _seconds_to_score(asker: Asker, missing: Sequence[Encoded], tokens: int) -> float:
@@ -281,32 +305,36 @@ def _seconds_to_score(asker: Asker, missing: Sequence[Encoded], tokens: int) -> 
     return (time.perf_counter() - began[0]) * tokens / (engine.tokens_read - began[1])
 
 
-def _seconds_to_write(asker: Asker, missing: Sequence[Encoded], generation: Generation, tokens: int) -> float:
+def seconds_to_write(asker: Asker, missing: Sequence[Writing], tokens: int) -> float:
     """From reading some prompts of every kind and writing the first tokens behind them, after one that is not timed.
 
     An answer that has not ended by then is taken to be as long as it may be.
     """
-    engine = asker.model.engine
-    requests = _completions([each.context for each in missing], generation, 0)
-    size = max(1, _TIMED_PROMPTS // _drawn(generation))
+    if not missing:
+        return 0.0
+    engine, requests = asker.model.engine, _completions(missing, 0)
+    size = max(1, _TIMED_PROMPTS // requests[0].n)
     some = requests[:: max(1, len(requests) // size)][:size]
     engine.clear_cache()
-    engine.complete(_written(some[:1], 1))
+    engine.complete(_ended(some[:1], 1))
     engine.clear_cache()
     began, before = time.perf_counter(), engine.tokens_read
-    engine.complete(_written(some, 1))
+    engine.complete(_ended(some, 1))
     between, read = time.perf_counter(), engine.tokens_read - before
-    made = engine.complete(_written(some, min(_TIMED_TOKENS, generation.max_tokens)))  # behind prompts in the cache
+    made = engine.complete(_ended(some, _TIMED_TOKENS))  # behind prompts in the cache
     writing = time.perf_counter() - between
-    answers = [steps for handle in made for steps in handle.steps]
-    lengths = [generation.max_tokens if steps[-1].finish == "length" else len(steps) for steps in answers]
-    a_token = writing / sum(map(len, answers))
+    answers = [(request, steps) for request, handle in zip(some, made, strict=True) for steps in handle.steps]
+    lengths = [request.stop.max_tokens if steps[-1].finish == "length" else len(steps) for request, steps in answers]
+    a_token = writing / sum(len(steps) for _, steps in answers)
     return (between - began) / read * tokens + a_token * sum(lengths) * len(missing) / len(some)
 
 
-def _written(requests: Sequence[CompletionRequest], most: int) -> list[CompletionRequest]:
-    """The same, ended after `most` tokens."""
-    return [replace(request, stop=replace(request.stop, max_tokens=most)) for request in requests]
+def _ended(requests: Sequence[CompletionRequest], most: int) -> list[CompletionRequest]:
+    """The same, ended after at most `most` tokens."""
+    return [
+        replace(request, stop=replace(request.stop, max_tokens=min(most, request.stop.max_tokens)))
+        for request in requests
+    ]
 
 
 def tokens_to_write(missing: Sequence[Encoded], generation: Generation) -> int:

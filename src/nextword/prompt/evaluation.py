@@ -10,9 +10,19 @@ import numpy as np
 
 from ..base import UsageError
 from ..engine import LanguageModel
-from . import calibration
+from . import calibration, constrained
 from .answers import Answer
-from .asking import Asker, Preparation, Question, Seen, choices, likelihood_of_texts, seconds_for, tokens_to_write
+from .asking import (
+    Asker,
+    Preparation,
+    Question,
+    Seen,
+    choices,
+    likelihood_of_texts,
+    seconds_for,
+    seconds_to_write,
+    tokens_to_write,
+)
 from .chatting import chat_forms
 from .checking import warnings_of_shots
 from .collected import Cell, Collected, Cost, Notes
@@ -130,20 +140,29 @@ class Evaluation:
     def _writes(self) -> Generation | None:
         return self.task.generation if self.task.output == "generate_until" else None
 
+    @property
+    def _chooses(self) -> bool:
+        """Whether the model writes its choice, besides being asked how probable each one is."""
+        return self.measure == "constrained"
+
     def cost(self, number: int = 0, timed: bool = True) -> Cost:
         """What model `number` has to do, and, if `timed`, how long it takes here, at speeds measured now."""
         made, asker, writes = self.prepared(number), self.askers[number], self._writes
         asked = made.requests()
         missing = asker.missing(asked, writes, self.design.seed)
         tokens = asker.tokens(missing, writes)
+        chosen = asker.unwritten(constrained.writings(asker, made.questions), self.design.seed) if self._chooses else []
+        to_choose = asker.tokens_of_prompts(chosen)
         return Cost(
             requests=len(asked),
-            tokens=made.embedded + tokens,
-            alone=made.embedded + sum(map(_read_alone, missing)),
-            written=0 if writes is None else tokens_to_write(missing, writes),
+            tokens=made.embedded + tokens + to_choose,
+            alone=made.embedded + sum(map(_read_alone, missing)) + sum(len(prompt) for prompt, _ in chosen),
+            written=sum(each.max_tokens for _, each in chosen) if writes is None else tokens_to_write(missing, writes),
             longest=max(question.longest for question in made.questions),
             context=asker.model.engine.backend.context,
-            seconds=seconds_for(asker, missing, writes, tokens) if timed else 0.0,
+            seconds=seconds_for(asker, missing, writes, tokens) + seconds_to_write(asker, chosen, to_choose)
+            if timed
+            else 0.0,
             known=len(asked) - len(missing),
             embedded=made.embedded,
         )
@@ -194,20 +213,22 @@ class Evaluation:
         self, asker: Asker, questions: Sequence[Question], found: Mapping[Encoded, Likelihood], seen: Seen
     ) -> list[Answer]:
         if self.task.output == "multiple_choice":
-            return choices(questions, found, self.measure)
+            answers = choices(questions, found, "raw" if self._chooses else self.measure)
+            return constrained.choose(asker, questions, answers, self.design.seed, seen) if self._chooses else answers
         if self.task.output == "generate_until":
             return self._written(asker, questions, seen)
         return likelihood_of_texts(questions, found)
 
     def _written(self, asker: Asker, questions: Sequence[Question], seen: Seen) -> list[Answer]:
         prompts = [question.encoded[0].context for question in questions]
-        texts = asker.texts(prompts, self.task.generation, self.design.seed, seen)
+        texts = asker.texts([(prompt, self.task.generation) for prompt in prompts], self.design.seed, seen)
         answers = []
         for question, prompt in zip(questions, prompts, strict=True):
             task, row = question.trial.task, question.item.values
             gold, values, first = task.form.gold(row), {}, None
+            written = texts[prompt, self.task.generation]
             for chain in task.filters:
-                left = apply(chain, texts[prompt], row)
+                left = apply(chain, written, row)
                 for metric in task.metrics:
                     value = score_text(metric, gold, left, row)
                     values[f"{metric.name},{chain.name}"] = value
@@ -215,7 +236,7 @@ class Evaluation:
             assert first is not None
             answers.append(
                 Answer(
-                    question.item, question.shots, question.asked, question.encoded, written=tuple(texts[prompt]),
+                    question.item, question.shots, question.asked, question.encoded, written=tuple(written),
                     gold=gold, prediction=first[1] if isinstance(first[1], str) else str(first[1]),
                     values={**values, "score": first[0]},
                 )

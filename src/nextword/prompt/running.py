@@ -90,7 +90,7 @@ class CountingBackend:
 def _without_writing(request: ScoreRequest | Request) -> ScoreRequest | Request:
     if isinstance(request, ScoreRequest):
         return request
-    return replace(request, sampling=Sampling(temperature=0, seed=0), stop=StopConfig(max_tokens=1))
+    return replace(request, sampling=Sampling(temperature=0, seed=0), stop=StopConfig(max_tokens=1), structure=None)
 
 
 class _UnderWay:

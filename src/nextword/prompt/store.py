@@ -213,7 +213,8 @@ def _key(model: str, *what: object) -> bytes:
 def _how(generation: Generation, seed: int) -> str:
     # "by": what keys the random numbers; before they were keyed by the prompt's place in a list
     drawn = {"seed": seed, "by": "sample"} if generation.temperature > 0 else {}
-    return json.dumps(asdict(generation) | drawn, sort_keys=True)
+    given = {name: value for name, value in asdict(generation).items() if name != "choices" or value}
+    return json.dumps(given | drawn, sort_keys=True)
 
 
 def default_path() -> Path:

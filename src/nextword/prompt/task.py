@@ -134,6 +134,7 @@ class Generation:
     top_p: float = 1.0
     top_k: int = 0
     repeats: int = 1
+    choices: tuple[str, ...] = ()  # nothing but one of these may be written; empty: anything
 
 
 @dataclass(frozen=True)
