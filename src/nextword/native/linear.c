@@ -11,7 +11,8 @@
 typedef struct {
     const matrix *m;
     const float *x;
-    int64_t batch, blocks, rows_a_chunk;  // a chunk is a few rows times one of `blocks` equal parts of the batch
+    // A chunk is a few rows times one of `blocks` equal parts of the batch; all rows' come before the next part's.
+    int64_t batch, blocks, rows_a_chunk, row_chunks;
     int64_t skipped;  // numbers between the end of a chunk's rows and the ones its thread probably takes next
     float *y;
     int add;
@@ -198,6 +199,12 @@ INLINE AVX2 void many_tile(const float *panel, int64_t depth, const float *x, in
         }
 }
 
+// Asks for `depth` columns of the vectors of the next tile: of wide ones the second-level cache holds too few.
+INLINE void prefetch_vectors(const float *x, int64_t depth, int64_t width, int64_t count) {
+    for (int64_t t = 0; t < count && t < TILE; t++)
+        for (int64_t i = 0; i < depth; i += 16) _mm_prefetch((const char *)(x + t * width + i), _MM_HINT_T0);
+}
+
 // Counts above FEW split into tiles of nearly equal size: no tile is below four.
 AVX2 static void tile_of(int64_t tile, const float *panel, int64_t depth, const float *x, int64_t width, float *total) {
     switch (tile) {
@@ -219,6 +226,7 @@ AVX2 static void linear_many(const linear_job *job, int64_t row, int64_t end, in
         for (int64_t p = 0; p < panels; p++) pack_panel(job->m, row + p * PANEL, from, depth, ahead, panel[p]);
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t first = tile * count / tiles, next = (tile + 1) * count / tiles;
+            prefetch_vectors(x + next * width + from, depth, width, count - next);
             for (int64_t p = 0; p < panels; p++)
                 tile_of(next - first, panel[p], depth, x + first * width + from, width, total[p] + first * PANEL);
         }
@@ -231,11 +239,11 @@ AVX2 static void linear_many(const linear_job *job, int64_t row, int64_t end, in
 
 static void linear_chunk(void *pointer, int64_t chunk) {
     const linear_job *job = pointer;
-    int64_t row = chunk / job->blocks * job->rows_a_chunk, end = row + job->rows_a_chunk;
+    int64_t row = chunk % job->row_chunks * job->rows_a_chunk, end = row + job->rows_a_chunk;
     if (end > job->m->rows) end = job->m->rows;
 #if NW_X86
     if (nw_level()) {
-        const int64_t block = chunk % job->blocks, at = block * job->batch / job->blocks;
+        const int64_t block = chunk / job->row_chunks, at = block * job->batch / job->blocks;
         if (job->batch <= FEW) linear_few(job, row, end);
         else linear_many(job, row, end, at, (block + 1) * job->batch / job->blocks - at);
         return;
@@ -257,11 +265,12 @@ static int64_t rows_of_chunk(const matrix *m, int64_t batch) {
 }
 
 int multiply_float(const matrix *m, const float *x, int64_t batch, float *y, int add) {
-    linear_job job = {m, x, batch, 1, rows_of_chunk(m, batch), 0, y, add};
+    linear_job job = {m, x, batch, 1, rows_of_chunk(m, batch), 0, 0, y, add};
+    job.row_chunks = (m->rows + job.rows_a_chunk - 1) / job.rows_a_chunk;
     job.skipped = (nw_threads() - 1) * job.rows_a_chunk * m->width;
 #if NW_X86
     if (nw_level()) job.blocks = (batch + MOST_VECTORS - 1) / MOST_VECTORS;
 #endif
-    pool_run(linear_chunk, &job, (m->rows + job.rows_a_chunk - 1) / job.rows_a_chunk * job.blocks);
+    pool_run(linear_chunk, &job, job.row_chunks * job.blocks);
     return 0;
 }
