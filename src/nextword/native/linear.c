@@ -59,8 +59,8 @@ INLINE eight_rows rows_from(const matrix *m, int64_t row) {
 
 // Asks for the cache lines of eight rows that lie `ahead` numbers after column i. The processor's own prefetching
 // cannot keep up with so many rows at once.
-#define PREFETCH_ROWS(w, i, ahead, level) \
-    for (int r = 0; (i) % 16 == 0 && r < 8; r++) _mm_prefetch((const char *)((w)->row[r] + (i) + (ahead)), level)
+#define PREFETCH_ROWS(w, i, ahead) \
+    for (int r = 0; (i) % 16 == 0 && r < 8; r++) _mm_prefetch((const char *)((w)->row[r] + (i) + (ahead)), _MM_HINT_T1)
 
 // Four columns of eight rows, transposed: column[j] holds column i + j.
 INLINE AVX2 void four_columns(const eight_rows *w, int64_t i, __m256 *column) {
@@ -101,59 +101,53 @@ INLINE AVX2 void store_eight(const linear_job *job, int64_t row, int64_t at, __m
 
 // ---- few vectors: weights are transposed in registers and used at once
 
-// total (tile, eight rows) += the sums of `deep` stretches, side by side so that they do not wait for each other
-INLINE AVX2 void few_sums(const linear_job *job, const eight_rows *w, int64_t from, const int deep, const int tile,
-                          int64_t ahead, __m256 *total) {
+// total (tile, eight rows) += the sums of a stretch. Of one vector these wait for each other; but eight rows at a time
+// are what memory delivers fastest, and taking two stretches side by side only pays where weights are in the cache.
+INLINE AVX2 void few_sums(const linear_job *job, const eight_rows *w, int64_t from, const int tile, int64_t ahead,
+                          __m256 *total) {
     const float *x = job->x;
     const int64_t width = job->m->width, to = from + stretch_from(from, width);
-    __m256 sum[2][FEW];
-    for (int d = 0; d < deep; d++)
-        for (int t = 0; t < tile; t++) sum[d][t] = _mm256_setzero_ps();
+    __m256 sum[FEW];
+    for (int t = 0; t < tile; t++) sum[t] = _mm256_setzero_ps();
     int64_t i = from;
-    for (; i + 4 <= to; i += 4)
-        for (int d = 0; d < deep; d++) {
-            const int64_t at = i + d * STRETCH;
-            PREFETCH_ROWS(w, at, ahead, _MM_HINT_T0);
-            __m256 column[4];
-            four_columns(w, at, column);
-            for (int j = 0; j < 4; j++)
-                for (int t = 0; t < tile; t++)
-                    sum[d][t] = _mm256_fmadd_ps(column[j], _mm256_broadcast_ss(x + t * width + at + j), sum[d][t]);
-        }
-    for (; deep == 1 && i < to; i++) {
+    for (; i + 4 <= to; i += 4) {
+        PREFETCH_ROWS(w, i, ahead);
+        __m256 column[4];
+        four_columns(w, i, column);
+        for (int j = 0; j < 4; j++)
+            for (int t = 0; t < tile; t++)
+                sum[t] = _mm256_fmadd_ps(column[j], _mm256_broadcast_ss(x + t * width + i + j), sum[t]);
+    }
+    for (; i < to; i++) {
         __m256 column = one_column(w, i);
         for (int t = 0; t < tile; t++)
-            sum[0][t] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(x + t * width + i), sum[0][t]);
+            sum[t] = _mm256_fmadd_ps(column, _mm256_broadcast_ss(x + t * width + i), sum[t]);
     }
-    for (int d = 0; d < deep; d++)
-        for (int t = 0; t < tile; t++) total[t] = _mm256_add_ps(total[t], sum[d][t]);
+    for (int t = 0; t < tile; t++) total[t] = _mm256_add_ps(total[t], sum[t]);
 }
 
-INLINE AVX2 void few_rows(const linear_job *job, int64_t row, int64_t end, const int deep, const int tile) {
+INLINE AVX2 void few_rows(const linear_job *job, int64_t row, int64_t end, const int tile) {
     const int64_t width = job->m->width;
     for (; row < end; row += 8) {
         const eight_rows w = rows_from(job->m, row);
+        const int64_t ahead = 8 * width + (row + 8 < end ? 0 : job->skipped);
         __m256 total[FEW];
         for (int t = 0; t < tile; t++) total[t] = _mm256_setzero_ps();
-        const int64_t ahead = 8 * width + (row + 8 < end ? 0 : job->skipped);
-        int64_t from = 0;
-        for (; from + deep * STRETCH <= width; from += deep * STRETCH)
-            few_sums(job, &w, from, deep, tile, ahead, total);
-        for (; from < width; from += STRETCH) few_sums(job, &w, from, 1, tile, ahead, total);
+        for (int64_t from = 0; from < width; from += STRETCH) few_sums(job, &w, from, tile, ahead, total);
         for (int t = 0; t < tile; t++) store_eight(job, row, t, total[t]);
     }
 }
 
 AVX2 static void linear_few(const linear_job *job, int64_t row, int64_t end) {
     switch (job->batch) {
-        case 1: few_rows(job, row, end, 2, 1); break;
-        case 2: few_rows(job, row, end, 2, 2); break;
-        case 3: few_rows(job, row, end, 2, 3); break;
-        case 4: few_rows(job, row, end, 1, 4); break;
-        case 5: few_rows(job, row, end, 1, 5); break;
-        case 6: few_rows(job, row, end, 1, 6); break;
-        case 7: few_rows(job, row, end, 1, 7); break;
-        case 8: few_rows(job, row, end, 1, 8); break;
+        case 1: few_rows(job, row, end, 1); break;
+        case 2: few_rows(job, row, end, 2); break;
+        case 3: few_rows(job, row, end, 3); break;
+        case 4: few_rows(job, row, end, 4); break;
+        case 5: few_rows(job, row, end, 5); break;
+        case 6: few_rows(job, row, end, 6); break;
+        case 7: few_rows(job, row, end, 7); break;
+        case 8: few_rows(job, row, end, 8); break;
     }
 }
 
@@ -170,7 +164,7 @@ AVX2 static void pack_panel(const matrix *m, int64_t row, int64_t from, int64_t 
         const eight_rows w = rows_from(m, row + half);
         int64_t i = 0;
         for (; i + 4 <= depth; i += 4) {
-            PREFETCH_ROWS(&w, from + i, ahead, _MM_HINT_T1);
+            PREFETCH_ROWS(&w, from + i, ahead);
             __m256 column[4];
             four_columns(&w, from + i, column);
             for (int j = 0; j < 4; j++) _mm256_store_ps(to + (i + j) * PANEL + half, column[j]);
