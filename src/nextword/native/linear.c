@@ -1,4 +1,4 @@
-// Plain float32 matrices times vectors, a few or many.
+// Plain float32 matrices times vectors.
 //
 // Every pair of a row and a vector is summed one column after the other, in stretches of 64 columns whose sums are
 // added in turn, so that the rounding of a long sum stays small. Registers hold eight rows and no sum crosses their

@@ -31,9 +31,9 @@ def check_weight(weight: Tensor, *shape: int) -> None:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear(x, weight)` for a few vectors: x (..., width), weight (rows, width) → (..., rows).
+    """`F.linear(x, weight)`: x (..., width), weight (rows, width) → (..., rows).
 
-    Reads the weights once for all vectors at the memory's speed; torch's own product reaches a third of it.
+    A vector's results are the same bits whatever the number of vectors. Few vectors pass at the memory's speed.
     """
     rows, width = weight.shape
     check_weight(weight, rows, width)
