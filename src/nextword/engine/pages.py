@@ -33,17 +33,20 @@ class Page:
 
 @dataclass
 class Match:
-    """What a prompt has in common with pages: `pages` whole, and `copied` tokens of `partial`."""
+    """What a prompt has in common with pages: `pages` whole, and `copied` tokens of `partial`, which are computed.
+
+    `coming`: how many more could be copied once another sequence has computed them.
+    """
 
     pages: list[Page] = field(default_factory=list)
     partial: Page | None = None
     copied: int = 0
+    coming: int = 0
 
     @property
     def computed(self) -> bool:
-        """Whether all of it has been computed; else it is worth a wait."""
-        whole = all(page.computed == len(page.tokens) for page in self.pages)
-        return whole and (self.partial is None or self.partial.computed >= self.copied)
+        """Whether all of it has been computed, but for what is not worth a wait."""
+        return self.coming < LEAST_COPIED and all(page.computed == len(page.tokens) for page in self.pages)
 
 
 class PagePool:
@@ -51,7 +54,8 @@ class PagePool:
 
     def __init__(self, count: int, size: int, rewindable: bool) -> None:
         self.count, self.size, self.rewindable = count, size, rewindable
-        self._free = list(range(count - 1, -1, -1))  # the lowest numbers are used first: memory stays compact
+        self._free: list[int] = []  # given back
+        self._unused = 0  # the pages from here on were never taken: the memory in use stays compact
         self._cached: OrderedDict[int, Page] = OrderedDict()  # that no sequence uses, least recently used first
         self._found: dict[bytes, Page] = {}  # full pages by digest
         self._children: defaultdict[bytes, dict[int, Page]] = defaultdict(dict)  # by the digest before them
@@ -59,7 +63,7 @@ class PagePool:
     @property
     def available(self) -> int:
         """Pages that can be had."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + self.count - self._unused + len(self._cached)
 
     @property
     def used(self) -> int:
@@ -78,16 +82,17 @@ class PagePool:
             parent, start = page.digest, start + self.size
         rest = tokens[start : min(limit, start + self.size)]
         newest_first = reversed(self._children.get(parent, {}).values())
+        most = 0
         for page in islice(newest_first, MOST_COMPARED):
-            copied = self._usable(page, rest)
+            shared = common(page.tokens, rest)
+            if not self.rewindable and shared < len(page.tokens):
+                continue
+            most = max(most, shared)
+            copied = min(shared, page.computed) if self.rewindable or page.computed == shared else 0
             if copied > match.copied and (copied >= LEAST_COPIED or start + copied == limit):
                 match.partial, match.copied = page, copied
+        match.coming = most - match.copied
         return match
-
-    def _usable(self, page: Page, tokens: Sequence[int]) -> int:
-        """How many of `tokens` can be had from the beginning of a page."""
-        shared = common(page.tokens, tokens)
-        return shared if self.rewindable or shared == len(page.tokens) else 0
 
     def hold(self, page: Page) -> Page:
         """Count one sequence more that uses the page."""
@@ -99,6 +104,8 @@ class PagePool:
         """A page for one sequence, with `tokens` that will be computed. There must be one `available`."""
         if self._free:
             number = self._free.pop()
+        elif self._unused < self.count:
+            number, self._unused = self._unused, self._unused + 1
         else:
             number, evicted = self._cached.popitem(last=False)
             self._forget(evicted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import native
 from ..backend import Batch
-from .recurrent import Recurrent, RecurrentState
+from .recurrent import Recurrent, RecurrentState, state_of
 from .transformer import Attention, Transformer
 
 PAGE_SIZE = 32  # tokens; see docs/decisions.md
@@ -117,7 +117,10 @@ class StatePages:
         self.page_bytes = RecurrentState.bytes_a_row(model.spec, model.dtype)
 
     def allocate(self, pages: int) -> None:
-        self.state = RecurrentState(self.model.spec, pages, self.model.dtype, self.model.device)
+        spec, dtype, device = self.model.spec, self.model.dtype, self.model.device
+        shape = (spec.layers, pages, spec.width)
+        cell = zeros(shape, dtype, device) if spec.kind == "lstm" else None
+        self.state = state_of(zeros(shape, dtype, device), cell)
 
     def copy_page(self, source: int, target: int) -> None:
         for tensor in self.state.tensors:

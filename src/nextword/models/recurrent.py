@@ -29,7 +29,6 @@ class RecurrentState:
     ) -> None:
         self.hidden = torch.zeros(spec.layers, batch, spec.width, dtype=dtype, device=device)
         self.cell = torch.zeros_like(self.hidden) if spec.kind == "lstm" else None
-        self.lengths = [0] * batch
 
     @staticmethod
     def bytes_a_row(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -41,15 +40,11 @@ class RecurrentState:
         """All that is carried, each (layers, batch, width)."""
         return (self.hidden,) if self.cell is None else (self.hidden, self.cell)
 
-    def advance(self, counts: Sequence[int]) -> None:
-        """Count `counts[row]` tokens more as seen."""
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-
     def select(self, rows: Sequence[int]) -> RecurrentState:
         """A state of the given rows, in that order; a row may be taken several times."""
         index = torch.tensor(rows, device=self.hidden.device)
         cell = None if self.cell is None else self.cell.index_select(1, index)
-        return _state(self.hidden.index_select(1, index), cell, [self.lengths[row] for row in rows])
+        return state_of(self.hidden.index_select(1, index), cell)
 
     def clear(self, rows: Tensor) -> None:
         """Set the rows where `rows` (batch,) is True back to what they were before any token."""
@@ -58,12 +53,13 @@ class RecurrentState:
 
     def detach(self) -> RecurrentState:
         """The same numbers, through which no gradient flows back: where back-propagation through time is cut."""
-        return _state(self.hidden.detach(), None if self.cell is None else self.cell.detach(), list(self.lengths))
+        return state_of(self.hidden.detach(), None if self.cell is None else self.cell.detach())
 
 
-def _state(hidden: Tensor, cell: Tensor | None, lengths: list[int]) -> RecurrentState:
+def state_of(hidden: Tensor, cell: Tensor | None) -> RecurrentState:
+    """A state that holds these numbers, (layers, batch, width) each."""
     made = object.__new__(RecurrentState)
-    made.hidden, made.cell, made.lengths = hidden, cell, lengths
+    made.hidden, made.cell = hidden, cell
     return made
 
 
@@ -179,7 +175,6 @@ class Recurrent(Model):
                 x, after = self._padded(x, before, lengths)
         if state is not None:
             state.hidden, state.cell = after if isinstance(after, tuple) else (after, None)
-            state.advance([time] * batch if lengths is None else lengths)
         return F.dropout(x, self.dropout, self.training)
 
     def _padded(self, x: Tensor, before: RecurrentState, lengths: Sequence[int]) -> tuple[Tensor, Any]:

@@ -65,7 +65,7 @@ def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
 
     They are sorted, so that what texts share is still there when the next one needs it, but every 16th of a stretch
     runs before those in between: a text waits for a step when another one that shares a little more with it is being
-    read (the sentiment task with shots filled 80 tokens of a step when sorted, 238 so).
+    read (the sentiment task with shots filled 82 of 256 tokens of a step when sorted, 238 so).
     """
     distinct = sorted({(each.context, each.continuation) for each in asked})
     requests = []
