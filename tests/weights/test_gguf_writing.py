@@ -195,9 +195,7 @@ def test_a_model_the_file_cannot_say_all_of_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(
-    model: Model, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no tokenizer of this kind.*Hugging Face folder"):
         write_gguf(tmp_path / "a.gguf", model, train_tokenizer(["abc"], "characters"))
     odd = json.loads(tokenizer.to_json())
@@ -244,9 +242,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.gguf", "there")]
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(
-    model: Model, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_to_is_one_line(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("there")
     with pytest.raises(RunError, match="could not be written") as failed:
         write_gguf(tmp_path / "file" / "a.gguf", model, tokenizer)
