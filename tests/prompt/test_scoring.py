@@ -73,7 +73,7 @@ def check(model: Model, requests: list[Encoded], step_tokens: int, pages: int = 
     for request in requests:
         logprob, greedy = alone(model, request)
         found = scored[request.context, request.continuation]
-        assert found.logprob == pytest.approx(logprob, abs=1e-4)
+        assert found.logprob == pytest.approx(logprob, abs=1e-3)
         assert (found.greedy, len(found.logprobs)) == (greedy, len(request.continuation))
     assert engine.tokens_read == said
     return said

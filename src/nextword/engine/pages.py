@@ -33,20 +33,17 @@ class Page:
 
 @dataclass
 class Match:
-    """What a prompt has in common with pages: `pages` whole, and `copied` tokens of `partial`, which are computed.
-
-    `coming`: how many more could be copied once another sequence has computed them.
-    """
+    """What a prompt has in common with pages: `pages` whole, and `copied` tokens of `partial`."""
 
     pages: list[Page] = field(default_factory=list)
     partial: Page | None = None
     copied: int = 0
-    coming: int = 0
 
     @property
     def computed(self) -> bool:
-        """Whether all of it has been computed, but for what is not worth a wait."""
-        return self.coming < LEAST_COPIED and all(page.computed == len(page.tokens) for page in self.pages)
+        """Whether all of it has been computed; else it is worth a wait."""
+        whole = all(page.computed == len(page.tokens) for page in self.pages)
+        return whole and (self.partial is None or self.partial.computed >= self.copied)
 
 
 class PagePool:
@@ -82,17 +79,16 @@ class PagePool:
             parent, start = page.digest, start + self.size
         rest = tokens[start : min(limit, start + self.size)]
         newest_first = reversed(self._children.get(parent, {}).values())
-        most = 0
         for page in islice(newest_first, MOST_COMPARED):
-            shared = common(page.tokens, rest)
-            if not self.rewindable and shared < len(page.tokens):
-                continue
-            most = max(most, shared)
-            copied = min(shared, page.computed) if self.rewindable or page.computed == shared else 0
+            copied = self._usable(page, rest)
             if copied > match.copied and (copied >= LEAST_COPIED or start + copied == limit):
                 match.partial, match.copied = page, copied
-        match.coming = most - match.copied
         return match
+
+    def _usable(self, page: Page, tokens: Sequence[int]) -> int:
+        """How many of `tokens` can be had from the beginning of a page."""
+        shared = common(page.tokens, tokens)
+        return shared if self.rewindable or shared == len(page.tokens) else 0
 
     def hold(self, page: Page) -> Page:
         """Count one sequence more that uses the page."""
