@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,7 @@ def measure(dtype: str) -> dict[str, float]:
 
 
 def _has_lookup() -> bool:
-    from nextword import engine
-
+    engine = import_module("nextword.engine")
     return hasattr(engine, "Request") and "speculate" in engine.Request.__dataclass_fields__
 
 
