@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,7 @@ def measure(dtype: str) -> dict[str, float]:
 
 
 def _has_lookup() -> bool:
-    engine = import_module("nextword.engine")
-    return hasattr(engine, "Request") and "speculate" in engine.Request.__dataclass_fields__
+    return find_spec("nextword.engine") is not None
 
 
 def main() -> None:
