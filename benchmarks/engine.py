@@ -9,7 +9,7 @@ prefill   600 tokens read, tokens a second
 greedy1   128 tokens behind a prompt of 9, one sequence, tokens a second
 sampled1  the same at temperature 1; sampled8 and sampled32: that many sequences at once, in total
 prefix16  seconds for 16 samples of 32 tokens behind one prompt of 600
-lookup    greedy, a text that repeats itself, tokens a second with `speculate=8` (0 where there is no such option)
+lookup    greedy decoding of a repetitive text with `speculate=8`, tokens per second (0 if a checkout lacks the option)
 """
 
 from __future__ import annotations

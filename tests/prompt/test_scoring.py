@@ -66,7 +66,7 @@ def score(engine: Engine, requests: list[Encoded]) -> dict[tuple[Ids, Ids], Like
 
 
 def check(model: Model, requests: list[Encoded], step_tokens: int, pages: int = 400) -> int:
-    """Tokens that were read, after a look at every likelihood and at what was said before."""
+    """Tokens read, after checking every likelihood and that the number was announced correctly."""
     engine = engine_of(model, step_tokens, pages)
     said = tokens_to_read(engine, score_requests(requests))
     scored = score(engine, requests)

@@ -16,7 +16,7 @@ _LARGEST_SCHEMA = 1 << 20  # bytes of a schema's file
 def structure_from_options(json_schema: str | None, regex: str | None, choices: str | None) -> Structure | None:
     """The structure that one of the options asks for, None without any. `json_schema` is the name of a file.
 
-    Raises UsageError for two of them, for a file that is no schema and for what cannot be followed.
+    Raises UsageError if more than one is given, if the file is not a JSON schema, or if the structure is invalid.
     """
     options = {"--json-schema": json_schema, "--regex": regex, "--choices": choices}
     given = [name for name, value in options.items() if value is not None]

@@ -124,9 +124,10 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
             sys.stdout.flush()
     if live:
         sys.stdout.write("\n")
-    _report(model, completion.completions(text), sampling, options)
+    completions = completion.completions(text)
+    _report(model, completions, sampling, options)
     if structure is not None:
-        _tell_cut(completion.completions(text))
+        _warn_of_cut(completions)
 
 
 def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Stream:
@@ -207,8 +208,8 @@ def _as_json(
     }
 
 
-def _tell_cut(completions: list[Completion]) -> None:
-    """Say on standard error which completions ended before their structure was whole."""
+def _warn_of_cut(completions: list[Completion]) -> None:
+    """Warn on standard error about completions that ended before their structure was complete."""
     limits = {"length": "--max-tokens allows no more tokens", "context": "the model's context is full"}
     for completion in completions:
         if completion.finish in limits:

@@ -20,7 +20,7 @@ SETTINGS = np.dtype(
         ("min_p", np.float64),
         ("uniform", np.float64),  # [0, 1)
         ("top_k", np.int64),  # 0 keeps all
-        ("top", np.int64),  # how many of the model's likeliest tokens are wanted
+        ("top", np.int64),  # how many of the model's likeliest tokens to return
     ]
 )
 RESULTS = np.dtype(
