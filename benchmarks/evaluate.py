@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-TASK = Path(__file__).parent.parent / "src/nextword/prompt/tasks/sentiment.yaml"
+TASK = Path(__file__).parent.parent / "src/nextword/evals/tasks/sentiment.yaml"
 MODEL = "smollm2-135m-instruct"
 _COLUMNS = (("seconds", 9), ("times", 8), ("accuracy", 10), ("off", 10), ("mean off", 10), ("peak MB", 9))
 
@@ -55,10 +55,10 @@ def prepare(folder: Path, items: int) -> None:
 def nextword_worker(folder: Path, shots: int, dtype: str) -> dict[str, Any]:
     """Our evaluation, without a store."""
     import nextword
-    from nextword.prompt.evaluation import Evaluation, Settings
-    from nextword.prompt.harness import load_harness_task
-    from nextword.prompt.store import opened
-    from nextword.prompt.trials import Design
+    from nextword.evals.evaluation import Evaluation, Settings
+    from nextword.evals.harness import load_harness_task
+    from nextword.evals.store import opened
+    from nextword.evals.trials import Design
 
     model = nextword.load(MODEL, dtype=dtype)
     model.complete("warm", max_tokens=2)

@@ -154,7 +154,7 @@ def test_a_name_that_is_taken_is_refused_before_the_work(
 def test_an_evaluation_of_another_version_is_listed_and_cannot_break_what_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nextword.prompt.store import opened
+    from nextword.evals.store import opened
 
     with opened(tmp_path / "old") as store:
         store.keep("sentiment/smollm2", {"task": "sentiment", "items": 200, "lines": [{"model": "m"}]})
@@ -379,7 +379,7 @@ def test_ctrl_c_keeps_the_answers_so_far(reviews: Path, smollm2_path: Path, tmp_
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted; the answers so far are in the store" in " ".join(err.split())
-    from nextword.prompt.store import opened
+    from nextword.evals.store import opened
 
     with opened(tmp_path / "store") as store:
         assert store._connection.execute("select count(*) from answers").fetchone()[0] > 0

@@ -13,11 +13,11 @@ import pytest
 from nextword.base import UsageError
 from nextword.cli import _console
 from nextword.cli.eval_display import print_result
-from nextword.prompt.errorbars import estimate, spread
-from nextword.prompt.evaluation import Notes
-from nextword.prompt.store import Kept
-from nextword.prompt.stored import result_of
-from nextword.prompt.summary import Line, Result
+from nextword.evals.errorbars import estimate, spread
+from nextword.evals.evaluation import Notes
+from nextword.evals.store import Kept
+from nextword.evals.stored import result_of
+from nextword.evals.summary import Line, Result
 
 
 def line(shots: int, draws: int = 1, variant: str = "plain", stood: float | None = None, **more: object) -> Line:

@@ -28,14 +28,14 @@ import torch
 import nextword
 from nextword import native, plan
 from nextword.data import prepare, train_tokenizer
+from nextword.evals.evaluation import Evaluation, Settings
+from nextword.evals.opening import open_task
+from nextword.evals.store import opened
+from nextword.evals.table import TableSettings
+from nextword.evals.trials import Design
 from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
 from nextword.plan.known import known_spec
-from nextword.prompt.evaluation import Evaluation, Settings
-from nextword.prompt.opening import open_task
-from nextword.prompt.store import opened
-from nextword.prompt.table import TableSettings
-from nextword.prompt.trials import Design
 from nextword.spec import ModelSpec
 from nextword.train.trainer import Options, Silent, Step, Trainer
 from nextword.weights import write_model

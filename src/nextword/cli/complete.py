@@ -143,7 +143,7 @@ def _build_prompt(prompt: str, options: dict[str, Any]) -> str:
     """The prompt as it stands, or put into the template behind its examples."""
     if not options["shots"] and options["template"] is None:
         return prompt
-    from ..prompt import Template, few_shot, parse_shot
+    from ..evals import Template, few_shot, parse_shot
 
     template = Template.parse(_unescape(options["template"] or DEFAULT_TEMPLATE))
     shots = [parse_shot(shot) for shot in options["shots"]]

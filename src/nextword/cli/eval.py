@@ -18,12 +18,12 @@ from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
 from .eval_runs import Measuring, complete_task, runs
 
 if TYPE_CHECKING:
-    from ..prompt.settings import Settings
-    from ..prompt.store import Store
-    from ..prompt.summary import Result
-    from ..prompt.table import TableSettings
-    from ..prompt.task import Task
-    from ..prompt.trials import Design
+    from ..evals.settings import Settings
+    from ..evals.store import Store
+    from ..evals.summary import Result
+    from ..evals.table import TableSettings
+    from ..evals.task import Task
+    from ..evals.trials import Design
 
 _MEASURES = ("auto", "raw", "chars", "bytes", "tokens", "pmi", "constrained")
 
@@ -140,7 +140,7 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
     if click_context.invoked_subcommand is not None:
         return
     _check_together(click_context, task)
-    from ..prompt.store import default_path, opened
+    from ..evals.store import default_path, opened
 
     path = None if options["no_store"] else options["store"] or default_path()
     with opened(path) as store:
@@ -157,7 +157,7 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
 
 
 def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
-    from ..prompt.opening import open_task, read_templates
+    from ..evals.opening import open_task, read_templates
 
     if options["name"] is not None:
         store.check_free(options["name"])
@@ -168,14 +168,14 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     forms = open_task(task, sources, _table(options))
     forms = {name: _with_length(form, options["max_tokens"]) for name, form in forms.items()}
     if options["scorer"] is not None:
-        from ..prompt.scorers import scored_by
+        from ..evals.scorers import scored_by
 
         forms = scored_by(forms, options["scorer"], options["compat"] is not None)
-    from ..prompt.evaluation import Evaluation  # imports torch: only once the task is known
-    from ..prompt.provenance import provenance
-    from ..prompt.requirements import asks_of, names_of
-    from ..prompt.store import default_name
-    from ..prompt.summary import planned, summarise
+    from ..evals.evaluation import Evaluation  # imports torch: only once the task is known
+    from ..evals.provenance import provenance
+    from ..evals.requirements import asks_of, names_of
+    from ..evals.store import default_name
+    from ..evals.summary import planned, summarise
     from . import eval_display as display
 
     first = next(iter(forms.values()))
@@ -200,11 +200,11 @@ def _evaluate(task: str, store: Store, options: dict[str, Any]) -> None:
     with ExitStack() as files:  # run after printing, each even if another fails
         files.callback(_keep, store, name, result)
         if options["out"]:
-            from ..prompt.exporting import write_harness_results
+            from ..evals.exporting import write_harness_results
 
             files.callback(write_harness_results, options["out"], collected)
         if options["report"]:
-            from ..prompt.page import write_report
+            from ..evals.page import write_report
 
             files.callback(write_report, options["report"], collected, result, {each.name: each for each in models})
         kept = None if options["no_store"] else name
@@ -256,7 +256,7 @@ def _keep(store: Store, name: str, result: Result) -> None:
 
 
 def _compare(store: Store, names: tuple[str, str], as_json: bool) -> None:
-    from ..prompt.stored import compare_kept
+    from ..evals.stored import compare_kept
     from .eval_display import print_compared
 
     print_compared(compare_kept(*(store.evaluation(name) for name in names)), as_json)
@@ -273,7 +273,7 @@ def _unescape(text: str) -> str:
 
 def _table(options: dict[str, Any]) -> TableSettings:
     """The options about rows and prompts, which override those of a task file."""
-    from ..prompt.table import TableSettings, labels_of
+    from ..evals.table import TableSettings, labels_of
 
     separator, description = (
         None if options[name] is None else _unescape(options[name]) for name in ("separator", "description")
@@ -287,7 +287,7 @@ def _table(options: dict[str, Any]) -> TableSettings:
 
 
 def _with_length(task: Task, most: int | None) -> Task:
-    from ..prompt.opening import with_length
+    from ..evals.opening import with_length
 
     if most is None:
         return task
@@ -299,7 +299,7 @@ def _with_length(task: Task, most: int | None) -> Task:
 
 
 def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
-    from ..prompt.trials import Design
+    from ..evals.trials import Design
 
     compat = options["compat"] == "lm-eval"
     return Design(
@@ -309,7 +309,7 @@ def _design(options: dict[str, Any], shots: tuple[int, ...]) -> Design:
 
 
 def _settings(options: dict[str, Any]) -> Settings:
-    from ..prompt.settings import Settings
+    from ..evals.settings import Settings
 
     ways = () if options["calibrate"] is None else tuple(options["calibrate"].split(","))
     premise = None if options["premise"] is None else _unescape(options["premise"])

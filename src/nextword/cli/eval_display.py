@@ -15,13 +15,13 @@ from .plan_tables import plain_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..prompt.collected import Collected, Cost
-    from ..prompt.evaluation import Evaluation
-    from ..prompt.power import Planned
-    from ..prompt.provenance import Provenance
-    from ..prompt.requirements import Requirement
-    from ..prompt.store import Kept, Store
-    from ..prompt.summary import Compared, Line, Result
+    from ..evals.collected import Collected, Cost
+    from ..evals.evaluation import Evaluation
+    from ..evals.power import Planned
+    from ..evals.provenance import Provenance
+    from ..evals.requirements import Requirement
+    from ..evals.store import Kept, Store
+    from ..evals.summary import Compared, Line, Result
 
 
 def run(evaluation: Evaluation) -> Collected:
@@ -154,7 +154,7 @@ def _full_name(line: Line, result: Result) -> str:
 
 def _heads(result: Result) -> list[str]:
     """Heads of the columns for models and templates, where lines differ in these."""
-    from ..prompt.lines import prefixes, several
+    from ..evals.lines import prefixes, several
 
     return prefixes("model", "template", several(each.choice for each in result.lines))
 
@@ -238,7 +238,7 @@ def _print_draws(result: Result, console: Console) -> None:
 
 def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> None:
     """The requested ones, then those with baselines, and how each family is corrected."""
-    from ..prompt.comparisons import families
+    from ..evals.comparisons import families
 
     for number, family in enumerate(families(comparisons)):
         if number:
@@ -271,7 +271,7 @@ def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
 
 def print_list(as_json: bool) -> None:
     """Tasks that come with nextword."""
-    from ..prompt.shipped import shipped_tasks
+    from ..evals.shipped import shipped_tasks
 
     if as_json:
         emit_json({"tasks": shipped_tasks()})
@@ -304,7 +304,7 @@ def print_runs(store: Store, as_json: bool) -> None:
 
 def _run_row(kept: Kept) -> dict[str, Any]:
     """A summary of an evaluation; without its best line if another version stored it in another form."""
-    from ..prompt.stored import result_of
+    from ..evals.stored import result_of
 
     try:
         result = result_of(kept)

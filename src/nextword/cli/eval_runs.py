@@ -11,7 +11,7 @@ import click
 from ._app import Suggesting
 
 if TYPE_CHECKING:
-    from ..prompt.store import Store
+    from ..evals.store import Store
 
 _SECTIONS = {  # the options of `eval` as its help groups them; those in no section come last
     "Task and prompts": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from",
@@ -58,7 +58,7 @@ _store_option = click.option(
 
 
 def _opened(path: Path | None) -> AbstractContextManager[Store]:
-    from ..prompt.store import default_path, opened
+    from ..evals.store import default_path, opened
 
     return opened(path or default_path())
 
@@ -95,7 +95,7 @@ def list_runs(path: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
     """Show an evaluation as it was printed when it ended."""
-    from ..prompt.stored import result_of
+    from ..evals.stored import result_of
     from ._console import emit_json
     from .eval_display import print_provenance, print_result
 
@@ -126,7 +126,7 @@ def complete_task(context: click.Context, parameter: click.Parameter, typed: str
     """Names of shipped tasks and subcommands that start with `typed`; files if none does."""
     from click.shell_completion import CompletionItem
 
-    from ..prompt.shipped import shipped_tasks
+    from ..evals.shipped import shipped_tasks
 
     known = {**shipped_tasks(), "runs": runs.get_short_help_str()}
     found = [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(typed)]

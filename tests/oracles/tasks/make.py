@@ -1,4 +1,4 @@
-"""Make the data of the shipped tasks, src/nextword/prompt/tasks/*.jsonl; SOURCES.md beside them says from what.
+"""Make the data of the shipped tasks, src/nextword/evals/tasks/*.jsonl; SOURCES.md beside them says from what.
 
 Run from the root of the project, with the folder that the unpacked package has them in:
     python tests/oracles/tasks/make.py sentiment package/test/fixtures
@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from quiz import compose, expand, fullest
 
-TASKS = Path(__file__).resolve().parents[3] / "src/nextword/prompt/tasks"
+TASKS = Path(__file__).resolve().parents[3] / "src/nextword/evals/tasks"
 SEED = 2015
 Rows = list[dict[str, Any]]
 Files = dict[str, Rows]

@@ -1,7 +1,7 @@
 """Write rendered.json: what lm-evaluation-harness 0.4.13 asks of the first scored row of each shipped task, with the
 first two rows of its train file as shots.
 
-Run in the tasks' folder, src/nextword/prompt/tasks, where lm-eval 0.4.13 is installed (without a model):
+Run in the tasks' folder, src/nextword/evals/tasks, where lm-eval 0.4.13 is installed (without a model):
     python ../../../../tests/oracles/tasks/make_rendered.py
 """
 
