@@ -38,8 +38,8 @@ Product = Callable[[Tensor], Tensor]
 Network = list[tuple[str, int, Product, int]]  # name, width, product, bytes of weights
 
 
-def packed_network(kind: native.Kind) -> Network:
-    def matrix(name: str, rows: int, width: int, kind: native.Kind) -> tuple[str, int, Product, int]:
+def packed_network(kind: native.QuantType) -> Network:
+    def matrix(name: str, rows: int, width: int, kind: native.QuantType) -> tuple[str, int, Product, int]:
         blocks = np.random.default_rng(0).integers(0, 256, (rows, width // 32, BYTES[kind]), dtype=np.uint8)
         blocks[..., 1] = 0x20  # scales (and minima) of about 0.01
         blocks[..., 3] = 0x20 if kind == "q4_1" else blocks[..., 3]

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .library import LEVELS, available, level, limit, set_threads, threads_for
     from .operations import linear, rms_norm, silu_product
-    from .packed import Kind, PackedMatrix
+    from .packed import QuantType, PackedMatrix
     from .recurrent import RecurrentProgram, RecurrentWeights
     from .step import LayerWeights, MatrixWeights, NormWeights, Placement, Pool, Program, Tables
 
 _HOMES = {
     "library": ("LEVELS", "available", "level", "limit", "set_threads", "threads_for"),
     "operations": ("linear", "rms_norm", "silu_product"),
-    "packed": ("Kind", "PackedMatrix"),
+    "packed": ("QuantType", "PackedMatrix"),
     "recurrent": ("RecurrentProgram", "RecurrentWeights"),
     "step": ("LayerWeights", "MatrixWeights", "NormWeights", "Placement", "Pool", "Program", "Tables"),
 }
@@ -28,7 +28,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LEVELS",
-    "Kind",
+    "QuantType",
     "LayerWeights",
     "MatrixWeights",
     "NormWeights",

@@ -11,7 +11,7 @@ from torch import Tensor
 from .library import loaded
 from .operations import check_weight, rows_of
 
-Kind = Literal["q4_0", "q4_1", "q8_0"]
+QuantType = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
 PRECISE = False  # whether activations are held in two terms, where nobody says
 _CODE = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # what matrix.h calls them
@@ -26,12 +26,12 @@ class PackedMatrix:
     loss is measured by benchmarks/quality.py.
     """
 
-    def __init__(self, kind: Kind, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
+    def __init__(self, kind: QuantType, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
         self.kind, self.rows, self.width, self.data, self.precise = kind, rows, width, data, precise
         self.code = _CODE[kind]
 
     @classmethod
-    def pack(cls, kind: Kind, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
+    def pack(cls, kind: QuantType, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
         """From GGUF blocks, uint8 (rows, bytes a row). Raises ValueError if they do not make rows of `width`."""
         if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
             raise ValueError(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .gguf import GGUFFile
 
 # GGUF block types that the compiled kernels compute with as they are
-_NATIVE: dict[str, native.Kind] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
+_NATIVE: dict[str, native.QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
 # what follows from the metadata: old converters stored the plain rotary frequencies of each layer
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
@@ -60,7 +60,7 @@ def is_quantized(kind: str) -> bool:
     return kind not in _FLOAT_KINDS
 
 
-def native_kind(kind: str) -> native.Kind | None:
+def native_kind(kind: str) -> native.QuantType | None:
     """The kernels' name of a stored kind, or None for one they cannot compute with."""
     return _NATIVE.get(kind)
 
