@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from nextword.families import spec_from_config
+from nextword.families.published import known_spec
 from nextword.plan import (
     Runs,
     budget_for,
@@ -22,10 +24,8 @@ from nextword.plan import (
     palm,
     parameters,
     read_runs,
-    spec_from_config,
 )
 from nextword.plan.fitting import isoflop_power, objective
-from nextword.plan.known import known_spec
 from nextword.plan.laws import EPOCH, HOFFMANN
 from nextword.plan.shapes import TensorShape
 from nextword.plan.training import rules_of_thumb

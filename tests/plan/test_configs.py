@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from nextword.base import UsageError
+from nextword.families import spec_from_config
+from nextword.families.gguf_metadata import spec_from_gguf_metadata
 from nextword.models import build
-from nextword.plan.configs import spec_from_config, spec_from_gguf_metadata
 from nextword.spec import ModelSpec
 
 LLAMA3_8B = {
@@ -119,7 +120,7 @@ def test_a_spec_survives_json() -> None:
 
 
 def test_reading_a_config_imports_no_torch() -> None:
-    code = "import sys, nextword, nextword.plan.configs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, nextword.families.gguf_metadata; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

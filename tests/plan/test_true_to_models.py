@@ -12,9 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nextword import native
+from nextword.families import spec_from_config
+from nextword.families.published import known_models, known_spec
 from nextword.models import build
-from nextword.plan import activations, flops, parameters, spec_from_config
-from nextword.plan.known import known_models, known_spec
+from nextword.plan import activations, flops, parameters
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -80,7 +81,7 @@ TRANSFORMERS = {
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
     "qwen2_moe": {"num_key_value_heads": 2, "num_experts": 6, "moe_intermediate_size": 24,
                   "shared_expert_intermediate_size": 40},
-    "qwen3_moe": {"num_key_value_heads": 2, "num_experts": 6, "moe_intermediate_size": 24, "head_dim": 32},
+    "qwen3_moe": {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 32},
     "gpt_oss": {"num_key_value_heads": 2, "head_dim": 32, "num_local_experts": 6, "num_experts_per_tok": 2},
     "deepseek_v2": {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
                     "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,

@@ -180,8 +180,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
     [
         ({"kind": "lstm"}, "no place for a model of kind lstm"),
         ({"mlp_bias": True}, "layout"),
-        ({"rope": RopeSpec(fraction=0.5)}, "layout"),
-        ({"rope": RopeSpec(scaling="linear", factor=2.0)}, "layout"),
+        ({"parallel": True}, "layout"),
         ({"windows": (32, 0)}, "layout"),
     ],
 )

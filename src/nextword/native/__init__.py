@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .library import LEVELS, available, level, limit, set_threads, threads_for
     from .operations import linear, rms_norm, silu_product
-    from .packed import QuantType, PackedMatrix
+    from .packed import PackedMatrix, QuantType
     from .recurrent import RecurrentProgram, RecurrentWeights
     from .step import LayerWeights, MatrixWeights, NormWeights, Placement, Pool, Program, Tables
 
@@ -28,7 +28,6 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LEVELS",
-    "QuantType",
     "LayerWeights",
     "MatrixWeights",
     "NormWeights",
@@ -36,6 +35,7 @@ __all__ = [
     "Placement",
     "Pool",
     "Program",
+    "QuantType",
     "RecurrentProgram",
     "RecurrentWeights",
     "Tables",

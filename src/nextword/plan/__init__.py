@@ -20,7 +20,6 @@ from ..spec import ModelSpec
 if TYPE_CHECKING:
     from .budget import Budget, budget_from, plan_budget, prediction_interval
     from .compute import Flops, flops, palm
-    from .configs import spec_from_config
     from .counts import Parameters, parameters
     from .design import RunConfig, run_for, shape_for
     from .figure import Figure
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "saved": ("Activations", "activations", "megatron_layer"),
     "budget": ("Budget", "budget_from", "plan_budget", "prediction_interval"),
-    "configs": ("spec_from_config",),
     "design": ("RunConfig", "run_for", "shape_for"),
     "hardware": ("Device", "device", "devices"),
     "figure": ("Figure",),
@@ -99,7 +97,6 @@ __all__ = [
     "read_runs",
     "run_for",
     "shape_for",
-    "spec_from_config",
     "speed",
     "states",
     "weight_bytes",

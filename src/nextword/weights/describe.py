@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base import UsageError, open_regular
+from ..families import spec_from_config
+from ..families.gguf_metadata import spec_from_gguf_metadata
 from ..spec import ModelSpec
 from .json_file import read_json
 from .model_folder import weight_files
@@ -24,7 +26,7 @@ _LARGEST_HEADER = 100 << 20  # bytes; the limit of safetensors itself
 _PARTS = {
     "norms": re.compile(r"norm|\bln_"),
     "attention": re.compile(r"attn|attention"),
-    "MLP": re.compile(r"ffn|mlp"),
+    "MLP": re.compile(r"ffn|mlp|moe"),
     "recurrent": re.compile(r"^recurrent\."),
     "head": re.compile(r"^head\.|^output\.|lm_head|embed_out"),
     "embedding": re.compile(r"embd|embed|\bwte\b|\bwpe\b"),
@@ -132,7 +134,6 @@ def describe(path: Path) -> Description:
 
 
 def _describe_gguf(path: Path) -> Description:
-    from ..plan.configs import spec_from_gguf_metadata
     from ..text import tokenizer_from_gguf
     from .gguf import GGUFFile
 
@@ -157,7 +158,6 @@ def _describe_gguf(path: Path) -> Description:
 
 
 def _describe_folder(path: Path) -> Description:
-    from ..plan.configs import spec_from_config
     from ..text import tokenizer_from_folder
 
     config = read_json(path / "config.json")
@@ -222,7 +222,7 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
     except UsageError:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file}: not a whole safetensors file ({error})") from None
+        raise UsageError(f"{file}: incomplete or damaged safetensors file ({error})") from None
 
 
 def _text(value: Any) -> str | None:
