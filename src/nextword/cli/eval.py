@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from ..base import UsageError
 from ._names import complete_model
-from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
+from ..weights.catalogue import DEFAULT_MODEL
+from ._options import OUTPUT_FILE, OUTPUT_FOLDER, load_model
 from .eval_runs import Measuring, complete_task, runs
 
 if TYPE_CHECKING:
