@@ -71,7 +71,7 @@ class CatalogueEntry:
     @property
     def parameters(self) -> int:
         """Every trained number once: a head tied to the embedding is not counted again."""
-        from ..plan.counts import parameters
+        from ..plan.parameters import parameters
 
         return parameters(self.spec).total
 
