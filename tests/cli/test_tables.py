@@ -29,7 +29,7 @@ FORM = ("--template", "{text}: {label}")
 # What prints a table: its command line, and the functions whose tables it shows
 VERBS = {
     "the list of models": (("models", "list"), {"models._print_list"}),
-    "a model's card": (("models", "show", "{model}", "--tensors"),
+    "a model's card": (("models", "info", "{model}", "--tensors"),
                        {"_model_card._parts_table", "_model_card._kinds_table", "_model_card._tensor_table"}),
     "a deployment": (("plan", "deploy", "deepseek-v3", "--device", "h100"),
                      {"plan_deploy._print", "plan_tables.parts_table"}),

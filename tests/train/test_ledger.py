@@ -12,7 +12,7 @@ import pytest
 from nextword import plan
 from nextword.base import UsageError
 from nextword.plan import RunConfig, shape_for
-from nextword.plan.limits import worth
+from nextword.plan.data_constraints import worth
 from nextword.train import launch, ledger
 from nextword.train.ledger import Entry, correction, loss_factor
 

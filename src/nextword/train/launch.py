@@ -16,9 +16,9 @@ from ..base.fields import check_field, check_fields
 from ..base.units import format_seconds
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
+from ..plan.data_constraints import best_when_limited, worth
 from ..plan.design import SMALLEST, recurrent_for
 from ..plan.laws import SMALL, Law, law
-from ..plan.limits import best_when_limited, worth
 from ..plan.search import largest
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
 from ..spec import Kind, ModelSpec, Positive
