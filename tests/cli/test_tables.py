@@ -68,7 +68,6 @@ REACHED: list[tuple[str, int, Any]] = []  # file, line and table of each call of
 def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: Path) -> Iterator[dict[str, str]]:
     """What the verbs' arguments stand for; two runs are trained, a machine is measured once."""
     from nextword.plan import fitting
-    from nextword.train import launch, probe
 
     root = tmp_path_factory.mktemp("tables")
     draw, text = random.Random(0), root / "text.txt"

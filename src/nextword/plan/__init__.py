@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .compute import Flops, flops, palm
     from .configs import spec_from_config
     from .counts import Parameters, parameters
-    from .design import RunConfig, run_for, shape_for
     from .figure import Figure
     from .fitting import LawFit, fit_law
     from .hardware import Device, device, devices
@@ -33,13 +32,14 @@ if TYPE_CHECKING:
     from .runs import Runs, read_runs
     from .saved import Activations, activations, megatron_layer
     from .serving import Serving, cache_bytes, fit_on, speed, weight_bytes
+    from .shape_search import RunConfig, run_for, shape_for
     from .training import Memory, Training, cost, duration
 
 _HOMES = {
     "saved": ("Activations", "activations", "megatron_layer"),
     "budget": ("Budget", "budget_from", "plan_budget", "prediction_interval"),
     "configs": ("spec_from_config",),
-    "design": ("RunConfig", "run_for", "shape_for"),
+    "shape_search": ("RunConfig", "run_for", "shape_for"),
     "hardware": ("Device", "device", "devices"),
     "figure": ("Figure",),
     "fitting": ("LawFit", "fit_law"),
