@@ -468,7 +468,7 @@ def test_a_shortened_run_has_ended_and_is_not_resumed(
 
     monkeypatch.setattr(deadline.Deadline, "cut", lambda self, step, steps, elapsed: (5, 12, 8) if step == 5 else None)
     options = pipeline._options
-    monkeypatch.setattr(sessions, "_options", lambda *given: options(*given) | {"seconds": 60.0})
+    monkeypatch.setattr(pipeline, "_options", lambda *given: options(*given) | {"seconds": 60.0})
     code, _, err = run(capsys, "train", str(text), *SMALL, "--out", "run")
     assert code == 0, err
     assert "The run now ends after 8 steps" in " ".join(err.split())
