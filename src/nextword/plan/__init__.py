@@ -16,7 +16,6 @@ from .budget import Budget, budget_from, plan_budget, prediction_interval
 from .compute import Flops, flops
 from .configs import spec_from_config
 from .data_constraints import best_when_limited, data_limited, inference_aware
-from .design import RunConfig, run_for, shape_for
 from .figure import Figure
 from .fit_search import Diagnosis, diagnose
 from .fitting import LawFit, fit_law
@@ -25,6 +24,7 @@ from .laws import Law, Optimum, flat_region, optima, optimum
 from .parameters import Parameters, parameters
 from .runs import Runs, read_runs
 from .serving import Serving, cache_bytes, fit_on, serving_memory, speed, weight_bytes
+from .shape_search import RunConfig, run_for, shape_for
 from .states import States, states
 from .training import Memory, Training, cost, duration, training_memory
 
