@@ -19,6 +19,7 @@ import nextword
 from nextword.cli import _console, main
 from nextword.cli._table import FittingTable
 from nextword.cli.plan_tables import plain_table
+from nextword.train import planning, timing
 
 WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(

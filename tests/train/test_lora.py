@@ -19,7 +19,7 @@ from nextword.models.layers import Linear
 from nextword.plan import RunConfig, Training, flops
 from nextword.plan.training import training_memory
 from nextword.spec import ModelSpec
-from nextword.train import checkpoint
+from nextword.train import checkpoint, loss_module
 from nextword.train.evaluate import MOST, evaluate, heldout_windows
 from nextword.train.lora import LoRALinear, add_adapters, merge_adapters
 from nextword.train.loss_module import Placed, new_model

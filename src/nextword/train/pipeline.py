@@ -30,7 +30,7 @@ from ..data import (
 from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
 from ..plan.shape_search import SMALLEST, Context, check_lora
-from ..spec import Kind, ModelSpec, Positive
+from ..spec import ModelKind, ModelSpec, Positive
 from ..text import Tokenizer, tokenizer_from_folder
 from . import calibration, compile, planning
 from .changes import NOTHING, Change
@@ -79,7 +79,7 @@ class Request:
 
     data: tuple[str, ...]
     budget: planning.Budget = field(default_factory=planning.Budget)
-    kind: Kind = "transformer"
+    kind: ModelKind = "transformer"
     match: str = "params"
     count: Positive | None = None  # parameters
     config: Path | None = None
