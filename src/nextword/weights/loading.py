@@ -16,6 +16,7 @@ from ..base import RunError, UsageError, free_memory
 from ..families import Parameter
 from ..models import Model, build
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
+from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .source import GGUFSource, Source, is_quantized, native_kind, read_parameter, tensors_of
@@ -134,9 +135,9 @@ def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, par
     if kind is not None:
         blocks = [source.blocks(tensor) for tensor in parameter.tensors]
         stacked = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        matrix = native.PackedMatrix.pack(kind, stacked, parameter.shape[1])
+        matrix = PackedMatrix.pack(kind, stacked, parameter.shape[1])
     else:
-        matrix = native.PackedMatrix.pack_float(read_parameter(source, parameter, torch.float32))
+        matrix = PackedMatrix.pack_float(read_parameter(source, parameter, torch.float32))
     if module is model.embedding:
         model.embedding = PackedEmbedding(matrix)
         if model.spec.tied:

@@ -15,6 +15,7 @@ from .. import native
 from ..base import UsageError
 from ..families import Family, FileTensor, Parameter
 from ..families.gguf_metadata import family_of_gguf, spec_from_gguf_metadata
+from ..native.matmul import PackedMatrix, QuantType
 from ..spec import ModelSpec
 from . import rope_factors
 from .gguf import GGUFFile
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
 
 # GGUF block types that the compiled kernels compute with as they are
-_NATIVE: dict[str, native.QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
+_NATIVE: dict[str, QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
 # what follows from the metadata: old converters stored the plain rotary frequencies of each layer
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
@@ -59,7 +60,7 @@ def is_quantized(kind: str) -> bool:
     return kind not in _FLOAT_KINDS
 
 
-def native_kind(kind: str) -> native.QuantType | None:
+def native_kind(kind: str) -> QuantType | None:
     """The kernels' name of a stored kind, or None for one they cannot compute with."""
     return _NATIVE.get(kind)
 
@@ -158,7 +159,7 @@ class GGUFSource:
     def read(self, tensor: FileTensor) -> Tensor:
         kind = native_kind(self.kind(tensor))
         if kind is not None and len(tensor.shape) == 2 and native.available():
-            return native.PackedMatrix.pack(kind, self.blocks(tensor), tensor.shape[1]).dequantize()
+            return PackedMatrix.pack(kind, self.blocks(tensor), tensor.shape[1]).dequantize()
         return from_file(torch.from_numpy(self.file.float32(tensor.name)), tensor)
 
     def blocks(self, tensor: FileTensor) -> np.ndarray:
