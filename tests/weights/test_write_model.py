@@ -124,7 +124,7 @@ def test_an_lstm_folder_is_completed_planned_and_described_on_the_command_line(
     assert len(json.loads(completed.stdout)["completions"][0]["ids"]) in range(1, 10)
     planned = nextword("plan", "deploy", folder, "--json")
     assert planned.returncode == 0, planned.stderr
-    shown = nextword("models", "show", folder)
+    shown = nextword("models", "info", folder)
     assert shown.returncode == 0, shown.stderr
     assert "2 layers" in shown.stdout
     assert "heads" not in shown.stdout
