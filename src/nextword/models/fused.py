@@ -21,22 +21,6 @@ Gradients = tuple[Tensor | None, ...]
 BLOCK = 1024  # rows that pass through an MLP together: few enough for the cache, many enough for matrix products
 
 
-def usable(*tensors: Tensor | None, products: bool = True) -> bool:
-    """Whether these functions may compute with `tensors`; with `products`, matrix products among their work."""
-    return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not (products and torch.is_autocast_enabled("cpu"))
-        and not torch._C._are_functorch_transforms_active()
-        and all(x is None or (x.is_cpu and x.dtype == torch.float32 and type(x) in _PLAIN) for x in tensors)
-        and all(x is None or x.numel() for x in tensors)
-        and native.available()
-    )
-
-
-_PLAIN = (Tensor, nn.Parameter)  # others stand for tensors that are elsewhere or nowhere
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number a row are kept."""
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
