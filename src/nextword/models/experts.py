@@ -38,7 +38,7 @@ class Experts(Layer):
         tokens = x.flatten(0, -2)  # (tokens, width)
         weights, chosen = self.route(tokens)
         y = torch.zeros_like(tokens)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             rows, slots = (chosen == expert).nonzero(as_tuple=True)
             y = y.index_add(0, rows, self.expert(expert, tokens[rows]) * weights[rows, slots, None])
         return y.view(x.shape)

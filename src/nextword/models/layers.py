@@ -31,6 +31,11 @@ class Linear(nn.Linear, Layer):
         if not self.weight.is_meta:
             super().reset_parameters()
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is added."""
+        return self.bias is not None
+
 
 class Embedding(nn.Embedding, Layer):
     """A row for each token. On the meta device nothing is drawn: that alone would import all of torch's compiler."""

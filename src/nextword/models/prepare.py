@@ -23,8 +23,6 @@ from .model import EAGER, Execution, Mode, Model
 from .recurrent import CELLS, Recurrent
 from .transformer import MLP, Attention, Block, Transformer
 
-_PLAIN_TENSORS = (Tensor, nn.Parameter)  # subclasses stand for tensors that are elsewhere or nowhere
-
 
 def prepare(
     model: Model, mode: Mode, *, dropout: float = 0.0, recompute: bool = False, autocast: bool = False,
@@ -70,7 +68,7 @@ def _for_inference(model: Model) -> Execution:
     for module in model.modules():
         if is_unmodified(module, Linear):
             _become(module, KernelLinear)
-        elif isinstance(module, Norm) and module.rms and is_unmodified(module, Norm):
+        elif _is_rms_norm(module):
             _become(module, KernelRMSNorm)
     if program is None:
         why = _beyond_kernels(model.spec) or "unknown modules"
@@ -148,19 +146,19 @@ def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
     if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
         return Execution("train", f"PyTorch ({_place(model)}{', compiled' * compiled})")
     blocks = [block for block in model.blocks if isinstance(block, Block)]
-    fused = 0 if autocast else sum(map(_fuse_block, blocks))  # the kernels' products are in float32
-    norms = [m for m in model.modules() if isinstance(m, Norm) and m.rms and is_unmodified(m, Norm)]
+    fused = 0 if autocast else sum(_fuse_block(model, block) for block in blocks)  # fused products are in float32
+    norms = [module for module in model.modules() if _is_rms_norm(module)]
     for norm in norms:
         _become(norm, FusedRMSNorm)
     what = f"{fused} of {len(blocks)} layers fused" if fused else f"{len(norms)} norms fused"
     return Execution("train", f"PyTorch with compiled CPU kernels, {what}")
 
 
-def _fuse_block(block: Block) -> bool:
+def _fuse_block(model: Transformer, block: Block) -> bool:
     """Whether the whole layer is fused. Where it cannot be, its parts are that can."""
     whole = _fusable(block)
     attention, mlp = block.attention, block.mlp
-    rotated = block.rope is not None and attention.qk_norm == "none"
+    rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
     if rotated and is_unmodified(attention, Attention) and is_unmodified(attention.qkv, Linear):
         _become(attention, FusedAttention)
     if isinstance(mlp, MLP) and _fusable_mlp(mlp):
@@ -173,25 +171,23 @@ def _fuse_block(block: Block) -> bool:
 def _fusable(block: Block) -> bool:
     """Whether each norm and each sum can join a matrix product: norms before, sums at once, nothing between."""
     attention, mlp = block.attention, block.mlp
-    if block.parallel or block.residual_scale is not None or block.dropout.p:
+    if block.parallel or block.residual_scale is not None or block.dropout.p or not isinstance(mlp, MLP):
         return False
     return (
         is_unmodified(block, Block)
-        and all(isinstance(norm, Norm) and norm.rms for norm in (block.attention_norm, block.mlp_norm))
-        and all(is_unmodified(norm, Norm) for norm in (block.attention_norm, block.mlp_norm))
-        and all(is_unmodified(norm, nn.Identity) for norm in (block.attention_post_norm, block.mlp_post_norm))
         and is_unmodified(attention, Attention)
-        and isinstance(mlp, MLP)
-        and _fusable_mlp(mlp)
+        and all(_is_rms_norm(norm) for norm in (block.attention_norm, block.mlp_norm))
+        and all(is_unmodified(norm, nn.Identity) for norm in (block.attention_post_norm, block.mlp_post_norm))
         and all(is_unmodified(matrix, Linear) for matrix in (attention.qkv, attention.out, mlp.up))
-        and attention.out.bias is None
-        and mlp.up.bias is None
+        and not attention.out.has_bias
+        and not mlp.up.has_bias
+        and _fusable_mlp(mlp)
     )
 
 
 def _fusable_mlp(mlp: MLP) -> bool:
     swiglu = mlp.spec.mlp == "gated" and mlp.spec.activation == "silu"
-    return swiglu and is_unmodified(mlp, MLP) and is_unmodified(mlp.down, Linear) and mlp.down.bias is None
+    return swiglu and is_unmodified(mlp, MLP) and is_unmodified(mlp.down, Linear) and not mlp.down.has_bias
 
 
 # ---- both
@@ -203,12 +199,18 @@ def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not any(hooks)
 
 
+def _is_rms_norm(module: nn.Module) -> bool:
+    return isinstance(module, Norm) and module.rms and is_unmodified(module, Norm)
+
+
 def _fits_kernels(model: Model) -> bool:
     """Whether the compiled kernels are here and can read the model: float32 on a CPU."""
-    parameters = list(model.parameters())
-    return native.available() and model.dtype == torch.float32 and all(
-        p.is_cpu and p.dtype == torch.float32 and type(p) in _PLAIN_TENSORS and p.is_contiguous() for p in parameters
-    )  # fmt: skip
+    return native.available() and model.dtype == torch.float32 and all(map(_readable, model.parameters()))
+
+
+def _readable(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter)  # others stand for tensors that are elsewhere or nowhere
+    return plain and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def _place(model: Model) -> str:

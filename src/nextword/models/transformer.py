@@ -40,7 +40,7 @@ class Attention(Layer):
         return self.out(self.attend(self.qkv(x), context, rope))
 
     def attend(self, qkv: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
-        """What `out` reads, (batch, time, heads * head_width), from the output of `self.qkv`, which it may overwrite."""
+        """What `out` reads, (batch, time, heads * head_width), from what `self.qkv` gave, which may be overwritten."""
         batch, time, _ = qkv.shape
         heads = self.split_rope(qkv.view(batch, time, -1, self.head_width), rope)
         queries, keys, values = (part.transpose(1, 2) for part in heads)  # (batch, heads, time, head_width)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import MOST, MOST_LAYERS, ExpertsSpec, ModelKind, LatentSpec, ModelSpec, RopeSpec
+from ..spec import MOST, MOST_LAYERS, ExpertsSpec, LatentSpec, ModelKind, ModelSpec, RopeSpec
 
 LARGEST = {"layers": MOST_LAYERS, "size": MOST}
 
