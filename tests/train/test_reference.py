@@ -17,7 +17,7 @@ from nextword.plan import RunConfig, memory, parameters
 from nextword.plan import Training as Trained
 from nextword.spec import ModelKind, ModelSpec
 from nextword.train.context_tasks import IGNORED, copy_batch
-from nextword.train.module import Placed, Training, new_model
+from nextword.train.loss_module import Placed, Training, new_model
 from nextword.train.optimizers import make_optimizer
 from nextword.train.trainer import Options, Trainer
 

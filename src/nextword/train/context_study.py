@@ -36,8 +36,8 @@ from .context_tasks import (
     width_spec,
 )
 from .estimates import LEVEL, Estimate, Values, crossed, in_stretches
-from .launch import recurrent_like
-from .probe import time_steps
+from .planning import recurrent_like
+from .timing import time_steps
 from .trainer import Options, Trainer
 
 KINDS: tuple[ModelKind, ...] = ("transformer", "lstm", "gru", "rnn")

@@ -21,10 +21,10 @@ from torch import Tensor
 from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import ModelKind, ModelSpec
 from .estimates import Estimate, Values, crossed
-from .launch import recurrent_like
 from .loss import IGNORED
-from .module import new_model, prepare
+from .loss_module import new_model, prepare
 from .optimizers import make_optimizer
+from .planning import recurrent_like
 from .schedules import learning_rate
 
 Made = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED where nothing is asked

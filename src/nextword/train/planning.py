@@ -16,15 +16,15 @@ from ..base.fields import check_field, check_fields
 from ..base.units import format_seconds
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
-from ..plan.design import SMALLEST, recurrent_for
+from ..plan.data_constraints import best_when_limited, worth
 from ..plan.laws import SMALL, Law, law
-from ..plan.limits import best_when_limited, worth
 from ..plan.search import largest
+from ..plan.shape_search import SMALLEST, recurrent_for
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
 from ..spec import ModelKind, ModelSpec, Positive
-from . import ledger
-from .folder import Prediction
-from .probe import StepTime, share_of_peak, time_steps
+from . import calibration
+from .run_dir import Prediction
+from .timing import StepTime, share_of_peak, time_steps
 
 RUNS = Path("runs")  # where runs are written for want of --out
 FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
@@ -174,10 +174,10 @@ def fit_to_time(run: RunConfig, timed: StepTime, seconds: float) -> RunConfig:
 
 def predict(
     run: RunConfig, device: Device, timed: StepTime | None, unique_tokens: float, bytes_per_token: float,
-    entries: Sequence[ledger.Entry] = (), data: str = "",
+    entries: Sequence[calibration.Entry] = (), data: str = "",
 ) -> Prediction:  # fmt: skip
     """Memory, time and loss of a run: formulas, corrected by what this machine's past runs measured."""
-    known = ledger.correction(
+    known = calibration.correction(
         entries, run.model.kind, run.precision, data, parameters(run.model).total, run.tokens
     )  # fmt: skip
     on_cpu = not torch.cuda.is_available()

@@ -14,10 +14,10 @@ from ..base.fields import FieldError, Within, check_fields, from_plain
 from ..spec import ModelKind, ModelSpec
 from .compute import Recompute, flops
 from .configs import spec_from_dict
-from .counts import parameters
 from .hardware import Device
-from .held import Precision, Shard
+from .parameters import parameters
 from .search import largest
+from .states import Precision, Shard
 from .training import Training, training_memory
 
 FORMAT = "nextword-run/1"
