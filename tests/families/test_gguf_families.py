@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,91 +12,19 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
 
+from family_cases import CASES, Case, saved
 from nextword.base import UsageError
 from nextword.weights import convert, load_model, open_source
+from nextword.weights.gguf import GGUFFile
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "attn_implementation": "eager",
-    "pad_token_id": 0,
-    "sliding_window": 9,
-    "query_pre_attn_scalar": 16,
-    "tie_word_embeddings": False,
-}
-WITHOUT_HEAD_WIDTH = {key: value for key, value in SMALL.items() if key != "head_dim"}
-GEMMA = SMALL | {"tie_word_embeddings": True}
-LLAMA_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-}
-NORMS_BEFORE = {"post_attention_layernorm": "ffn_norm"}
-NORMS_ALSO_AFTER = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
-    "llama": ("llama", SMALL, NORMS_BEFORE),
-    "qwen2": ("qwen2", WITHOUT_HEAD_WIDTH, NORMS_BEFORE),
-    "qwen3": ("qwen3", SMALL, NORMS_BEFORE),
-    "gemma2": ("gemma2", GEMMA, NORMS_ALSO_AFTER),
-    "gemma3": ("gemma3_text", GEMMA, NORMS_ALSO_AFTER),
-    "olmo2": ("olmo2", WITHOUT_HEAD_WIDTH, NORMS_ALSO_AFTER),
-    "gpt2": (
-        "gpt2",
-        {"vocab_size": 256, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "initializer_range": 0.2},
-        {
-            "ln_1": "attn_norm",
-            "attn.c_attn": "attn_qkv",
-            "attn.c_proj": "attn_output",
-            "ln_2": "ffn_norm",
-            "mlp.c_fc": "ffn_up",
-            "mlp.c_proj": "ffn_down",
-        },
-    ),
-    "gptneox": (
-        "gpt_neox",
-        SMALL | {"rotary_pct": 0.25},
-        {
-            "input_layernorm": "attn_norm",
-            "attention.query_key_value": "attn_qkv",
-            "attention.dense": "attn_output",
-            "post_attention_layernorm": "ffn_norm",
-            "mlp.dense_h_to_4h": "ffn_up",
-            "mlp.dense_4h_to_h": "ffn_down",
-        },
-    ),
-}
-TOP = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "wte": "token_embd",
-    "wpe": "position_embd",
-    "ln_f": "output_norm",
-    "embed_in": "token_embd",
-    "final_layer_norm": "output_norm",
-    "embed_out": "output",
-}
+ARCHITECTURES = {name: case for name, case in CASES.items() if case.gguf}
+PERMUTED = ("llama", "smollm3", "granite")  # of which llama.cpp's converter interleaves the rotary halves
+EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)\.weight")
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -108,7 +38,7 @@ def by_kind(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def arranged(architecture: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+    if architecture in PERMUTED and name.endswith(("attn_q.weight", "attn_k.weight")):
         return interleave(tensor, 4 if "attn_q" in name else 2)
     if architecture == "gptneox" and "attn_qkv" in name:
         return by_kind(tensor, 4)
@@ -119,54 +49,47 @@ def arranged(architecture: str, name: str, tensor: torch.Tensor) -> torch.Tensor
     return tensor
 
 
-def renamed(name: str, names: dict[str, str]) -> str | None:
-    stem, kind = name.rsplit(".", 1)
-    parts = stem.removeprefix("model.").removeprefix("transformer.").removeprefix("gpt_neox.").split(".")
-    if parts[0] in ("layers", "h"):
-        inner = (LLAMA_NAMES | names).get(".".join(parts[2:]))
-        return f"blk.{parts[1]}.{inner}.{kind}" if inner else None
-    return f"{TOP[parts[0]]}.{kind}" if parts[0] in TOP else None
+def one_by_one(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Module and kind of each tensor, as the converter names them: experts stacked, gate and up of gpt-oss apart."""
+    experts: dict[str, list[torch.Tensor]] = {}
+    for name in sorted(tensors):  # at most ten experts
+        if match := EXPERT.fullmatch(name):
+            experts.setdefault(f"{match[1]}.{match[2]}.weight", []).append(tensors[name])
+        elif "experts.gate_up_proj" in name:  # (experts, in, gate and up in turn)
+            kind = "bias" if name.endswith("_bias") else "weight"
+            for first, half in enumerate(("gate_proj", "up_proj")):
+                part = tensors[name][..., first::2]
+                yield f"{name.partition('gate_up')[0]}{half}.{kind}", part.mT if kind == "weight" else part
+        elif "experts.down_proj" in name:
+            kind = "bias" if name.endswith("_bias") else "weight"
+            yield f"{name.removesuffix('_bias')}.{kind}", tensors[name].mT if kind == "weight" else tensors[name]
+        elif name.endswith("sinks"):
+            yield f"{name}.weight", tensors[name]
+        else:
+            yield name, tensors[name]
+    yield from ((name, torch.stack(parts)) for name, parts in experts.items())
 
 
 def write_gguf(
-    path: Path, architecture: str, model: Any, names: dict[str, str], extra: dict[str, np.ndarray] | None = None
-) -> None:
-    config = model.config
+    path: Path, architecture: str, model: Any, tensors: dict[str, torch.Tensor],
+    extra: dict[str, np.ndarray] | None = None,
+) -> None:  # fmt: skip
+    """What llama.cpp's converter makes of a folder's `tensors`; names and keys are those of its own package."""
     writer = gguf.GGUFWriter(path, architecture)
-    get: Callable[..., Any] = lambda *keys: next(v for k in keys if (v := getattr(config, k, None)) is not None)  # noqa: E731
-    width, heads = get("hidden_size"), get("num_attention_heads")
-    writer.add_context_length(128)
-    writer.add_embedding_length(width)
-    writer.add_block_count(get("num_hidden_layers"))
-    writer.add_feed_forward_length(96 if hasattr(config, "intermediate_size") else 4 * width)
-    writer.add_head_count(heads)
-    if architecture not in ("gpt2", "gptneox"):
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        if getattr(config, "head_dim", None):
-            writer.add_key_length(config.head_dim)
-        rope = config.rope_parameters
-        writer.add_rope_freq_base((rope.get("full_attention") or rope)["rope_theta"])
-    else:
-        writer.add_layer_norm_eps(1e-5)
-    if architecture.startswith("gemma"):
-        writer.add_sliding_window(config.sliding_window)
-    if architecture == "gemma2":
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if architecture == "gptneox":
-        writer.add_rope_dimension_count(4)
-        writer.add_parallel_residual(True)
+    add_sizes(writer, architecture, model.config)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(list(byte_alphabet()))
+    writer.add_token_list(sorted(ByteLevel.alphabet()))
     writer.add_token_merges([])
     writer.add_token_types([1] * 256)
-    for name, tensor in model.state_dict().items():
-        new = renamed(name, names)
-        if new is None or (new == "output.weight" and config.tie_word_embeddings):
-            continue
-        writer.add_tensor(new, np.ascontiguousarray(arranged(architecture, new, tensor).numpy()))
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, 4)
+    for name, tensor in one_by_one(tensors):
+        module, _, kind = name.rpartition(".")
+        new = f"{names.get_name(module)}.{kind}"
+        assert names.get_name(module), name
+        if new != "output.weight" or not model.config.tie_word_embeddings:
+            writer.add_tensor(new, np.ascontiguousarray(arranged(architecture, new, tensor).numpy()))
     for new, values in (extra or {}).items():
         writer.add_tensor(new, values)
     writer.write_header_to_file()
@@ -175,55 +98,112 @@ def write_gguf(
     writer.close()
 
 
-def byte_alphabet() -> list[str]:
-    from tokenizers.pre_tokenizers import ByteLevel
+def add_sizes(writer: Any, architecture: str, config: Any) -> None:
+    width, heads = config.hidden_size, config.num_attention_heads
+    writer.add_context_length(128)
+    writer.add_embedding_length(width)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", 4 * width))
+    writer.add_head_count(heads)
+    if architecture in ("gpt2", "gptneox"):
+        writer.add_layer_norm_eps(1e-5)
+    else:
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        if getattr(config, "head_dim", None):
+            writer.add_key_length(config.head_dim)
+        rope = config.rope_parameters
+        writer.add_rope_freq_base((rope.get("full_attention") or rope)["rope_theta"])
+    if getattr(config, "num_local_experts", None):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if architecture in ("gemma2", "gemma3", "gpt-oss"):
+        writer.add_sliding_window(config.sliding_window)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture == "gptneox":
+        writer.add_rope_dimension_count(4)
+        writer.add_parallel_residual(True)
+    if architecture == "phi3":
+        writer.add_rope_dimension_count(int(16 * rope["partial_rotary_factor"]))
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_sliding_window(0)
+        if rope["rope_type"] == "longrope":
+            stretch = 128 / config.original_max_position_embeddings
+            log = math.log(stretch) / math.log(config.original_max_position_embeddings)
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + log))
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if architecture == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
-    return sorted(ByteLevel.alphabet())
+
+def factors(case: Case) -> dict[str, np.ndarray]:
+    rope = case.settings.get("rope_parameters", {})
+    return {
+        f"rope_factors_{length}.weight": np.array(rope[f"{length}_factor"], np.float32)
+        for length in ("short", "long")
+        if f"{length}_factor" in rope
+    }
 
 
-@pytest.mark.parametrize("architecture", CASES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
-def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_that_does(architecture: str, tmp_path: Path) -> None:
-    kind, settings, names = CASES[architecture]
-    torch.manual_seed(0)
-    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **settings)).eval()
-    for parameter in theirs.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path, architecture, theirs, names)
-    tokens = torch.randint(1, 256, (2, 40), generator=torch.Generator().manual_seed(1))
+def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_and_back(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    case, path = ARCHITECTURES[name], tmp_path / "tiny.gguf"
+    theirs, original = saved(case, tmp_path / "original")
+    write_gguf(path, case.gguf, theirs, load_file(original / "model.safetensors"), factors(case))
+    tokens = torch.randint(1, 256, (2, 40), generator=torch.Generator().manual_seed(2))  # no two experts near a tie
     expected = theirs(tokens).logits
     ours = load_model(open_source(path), "float32", "cpu")
     torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
 
     folder = convert(path, tmp_path / "folder")
-    reopened = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    reopened = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     torch.testing.assert_close(reopened(tokens).logits, expected, atol=1e-4, rtol=0)
-    again = load_model(open_source(folder), "float32", "cpu")
-    torch.testing.assert_close(again(tokens), expected, atol=1e-4, rtol=0)
+    again = convert(folder, tmp_path / "again.gguf")
+    assert open_source(again).spec == open_source(folder).spec
+    with GGUFFile.open(path) as first, GGUFFile.open(again) as second:  # llama.cpp's own names, orders and keys
+        assert second.architecture == first.architecture or name == "phi3"  # written as a llama, which it equals
+        if second.architecture == first.architecture:
+            assert second.tensors.keys() == first.tensors.keys()
+            assert all(np.array_equal(second.float32(tensor), first.float32(tensor)) for tensor in first.tensors)
+            shared = first.metadata.keys() & second.metadata.keys()
+            assert {key: second.metadata[key] for key in shared} == {key: first.metadata[key] for key in shared}
 
 
-def llama(**settings: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model("llama", **SMALL, **settings)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+def write_llama(path: Path, extra: dict[str, np.ndarray], **settings: Any) -> Any:
+    """A small Llama with `extra` tensors; returns transformers' model."""
+    theirs, folder = saved(Case("llama", settings), path.with_suffix(".folder"))
+    write_gguf(path, "llama", theirs, load_file(folder / "model.safetensors"), extra)
+    return theirs
 
 
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        (["blk.0.attn_q.bias"], r"1 of 31 tensors \('blk.0.attn_q.bias'\) is left over"),
+        (["blk.0.attn_q.bias"], r"1 of 40 tensors \('blk.0.attn_q.bias'\) is left over"),
         (
-            [f"blk.{n}.attn_{part}.bias" for n in range(3) for part in "qkv"],
-            r"9 of 39 tensors \('blk.0.attn_q.b.*, \.\.\.\) are left over",
+            [f"blk.{n}.attn_{part}.bias" for n in range(4) for part in "qkv"],
+            r"12 of 51 tensors \('blk.0.attn_q.b.*, \.\.\.\) are left over",
         ),
-        (["blk.3.attn_norm.weight"], "'blk.3.attn_norm.weight'"),
+        (["blk.4.attn_norm.weight"], "'blk.4.attn_norm.weight'"),
     ],
 )
 def test_tensors_that_the_metadata_does_not_tell_of_are_refused(extra: list[str], named: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    write_gguf(path, "llama", llama(), NORMS_BEFORE, dict.fromkeys(extra, np.ones(64, np.float32)))
+    write_llama(path, dict.fromkeys(extra, np.ones(64, np.float32)))
     with pytest.raises(UsageError, match=named) as refused:
         open_source(path)
     assert "\n" not in str(refused.value)
@@ -249,14 +229,12 @@ def divisors(factor: float, context: float = 8192) -> np.ndarray:
 def test_positions_that_the_file_stretches_as_llama_3_are_stretched(factor: float, tmp_path: Path) -> None:
     scaling = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": factor, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
-    theirs = llama(rope_parameters=scaling)
     tokens = torch.randint(1, 256, (2, 120), generator=torch.Generator().manual_seed(1))
-    write_gguf(tmp_path / "tiny.gguf", "llama", theirs, NORMS_BEFORE, {"rope_freqs.weight": divisors(factor)})
+    theirs = write_llama(tmp_path / "tiny.gguf", {"rope_freqs.weight": divisors(factor)}, rope_parameters=scaling)
     ours = load_model(open_source(tmp_path / "tiny.gguf"), "float32", "cpu")
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
-    plain = llama()
-    write_gguf(tmp_path / "plain.gguf", "llama", plain, NORMS_BEFORE, {"rope_freqs.weight": np.ones(8, np.float32)})
+    plain = write_llama(tmp_path / "plain.gguf", {"rope_freqs.weight": np.ones(8, np.float32)})
     ours = load_model(open_source(tmp_path / "plain.gguf"), "float32", "cpu")
     torch.testing.assert_close(ours(tokens), plain(tokens).logits, atol=1e-4, rtol=0)
     assert (plain(tokens).logits - theirs(tokens).logits).abs().max() > 1e-2  # the factors matter
@@ -264,6 +242,6 @@ def test_positions_that_the_file_stretches_as_llama_3_are_stretched(factor: floa
 
 def test_positions_stretched_in_another_way_are_refused(tmp_path: Path) -> None:
     odd = {"rope_freqs.weight": np.linspace(1, 3, 8, dtype=np.float32)}
-    write_gguf(tmp_path / "tiny.gguf", "llama", llama(), NORMS_BEFORE, odd)
+    write_llama(tmp_path / "tiny.gguf", odd)
     with pytest.raises(UsageError, match=r"rope_freqs\.weight.*safetensors"):
         open_source(tmp_path / "tiny.gguf")

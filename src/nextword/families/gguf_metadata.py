@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import ModelSpec
+from ..spec import ModelSpec, RopeSpec
 from . import FAMILIES, without_empty_windows
 from .common import GGUF, Family, Values
 from .rope import scaling_from_gguf, scaling_to_gguf
@@ -52,14 +53,15 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpe
 def gguf_metadata(spec: ModelSpec) -> tuple[Family, Values] | None:
     """What a file says of the model, by the first family whose metadata reads back as `spec`; None where none does.
 
-    Scalings of positions that are tensors of the file (Llama 3's, longrope) are not in it.
+    The factors of longrope are tensors of the file, in Phi-3's architecture alone.
     """
-    wanted = without_empty_windows(spec)
+    spec, longrope = without_empty_windows(spec), spec.rope.scaling == "longrope"
+    wanted = replace(spec, rope=RopeSpec(spec.rope.theta, spec.rope.fraction)) if longrope else spec
     for family in FAMILIES.values():
-        if not family.gguf:
+        if not family.gguf or (longrope and not family.gguf.longrope):
             continue
         try:
-            values = _metadata(family, family.gguf, wanted)
+            values = _metadata(family, family.gguf, spec)
             if spec_from_gguf_metadata(values, tied=spec.tied) == wanted:
                 return family, values
         except UsageError:  # a shape that this family cannot have

@@ -36,6 +36,7 @@ PHI3 = Family(
             "original_max_position_embeddings": "rope.scaling.original_context_length",
         },
         partial_rotary=True,
+        longrope=True,
     ),
 )
 FAMILIES = (PHI3,)

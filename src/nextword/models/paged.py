@@ -173,9 +173,9 @@ class StatePages:
         lengths = np.array([end - start for start, end in spans])
         rows = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
         tables, positions = batch.page_tables[batch.sequences[starts]], batch.positions[starts]
-        every = np.arange(len(spans))
-        sources = np.where(positions > 0, tables[every, (positions - 1) // self.page_size], -1)
-        return rows, lengths, sources, tables[every, positions // self.page_size].tolist()
+        row_index = np.arange(len(spans))
+        sources = np.where(positions > 0, tables[row_index, (positions - 1) // self.page_size], -1)
+        return rows, lengths, sources, tables[row_index, positions // self.page_size].tolist()
 
 
 class CompiledStatePages(StatePages):

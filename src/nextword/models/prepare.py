@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import native
+from ..native import support
 from ..native.decode import LayerWeights, MatrixWeights, NormWeights, TransformerProgram
 from ..native.recurrent import RecurrentProgram, RecurrentWeights
-from ..spec import ModelSpec
 from .kernel_layers import (
     EAGER_CLASSES,
     FusedAttention,
@@ -63,22 +63,21 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 def _for_inference(model: Model) -> Execution:
     if not _fits_kernels(model):
-        return Execution("infer", f"PyTorch ({_place(model)})")
+        return Execution("infer", f"PyTorch ({_device_and_dtype(model)})")
     program = _program(model)
     for module in model.modules():
         if is_unmodified(module, Linear):
             _become(module, KernelLinear)
         elif _is_rms_norm(module):
             _become(module, KernelRMSNorm)
-    if program is None:
-        why = _beyond_kernels(model.spec) or "unknown modules"
-        return Execution("infer", f"PyTorch with compiled products and norms: the kernels do not run {why}")
-    return Execution("infer", f"compiled CPU kernels ({native.level()}), all layers in one call", program)
+    if program is None and not support.unsupported(model.spec):
+        return Execution("infer", "PyTorch with compiled products and norms: the kernels do not know all modules")
+    return Execution("infer", support.description(model.spec), program)
 
 
 def _program(model: Model) -> TransformerProgram | RecurrentProgram | None:
     """All layers as the compiled kernels run them; None where these cannot compute, or do not know a module."""
-    if not _fits_kernels(model) or _beyond_kernels(model.spec):
+    if not _fits_kernels(model) or support.unsupported(model.spec):
         return None
     if isinstance(model, Recurrent):
         return _recurrent_program(model)
@@ -94,18 +93,6 @@ def _recurrent_program(model: Recurrent) -> RecurrentProgram | None:
         return None
     layers = [RecurrentWeights(*map(torch.detach, weights)) for weights in model.recurrent.all_weights]
     return RecurrentProgram(model.spec.kind, model.spec.width, layers)
-
-
-def _beyond_kernels(spec: ModelSpec) -> str:
-    """What of a model the compiled layers cannot do; "" if nothing."""
-    beyond = {
-        "a mixture of experts": spec.experts is not None,
-        "attention sinks": spec.attention_sinks,
-        "residual scales": spec.residual_scale is not None,
-        "layers without rope": not all(spec.rope_layers),
-        "clamped SwiGLU": spec.activation == "swiglu_clamped",
-    }
-    return ", ".join(name for name, needed in beyond.items() if needed)
 
 
 def layer_weights(block: Block) -> LayerWeights:
@@ -144,7 +131,7 @@ def _norm(norm: nn.Module) -> NormWeights | None:
 
 def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
     if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
-        return Execution("train", f"PyTorch ({_place(model)}{', compiled' * compiled})")
+        return Execution("train", f"PyTorch ({_device_and_dtype(model)}{', compiled' * compiled})")
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     fused = 0 if autocast else sum(_fuse_block(model, block) for block in blocks)  # fused products are in float32
     norms = [module for module in model.modules() if _is_rms_norm(module)]

@@ -40,11 +40,11 @@ def _initialise(model: nn.Module, spec: ModelSpec) -> None:
     """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 layers) (GPT-2, section 2.3)."""
     residual = 0.02 / (2 * spec.layers) ** 0.5
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
             adds = name.endswith(("attention.out.weight", "mlp.down.weight", "mlp.down"))
             nn.init.normal_(parameter, std=residual if adds else 0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
 
 
 @dataclass(frozen=True)

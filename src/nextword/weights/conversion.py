@@ -99,7 +99,9 @@ def write_folder(
     """Write config, tokenizer and weights of a model into an existing folder."""
     config = {"architectures": [family.architecture], "dtype": dtype}
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
-    _write_json(folder / CONFIG, config | family.config(spec) | special)
+    padding = tokenizer.special.texts.get("pad_token")
+    pad = {"pad_token_id": None if padding is None else tokenizer.token_id(padding)}  # else transformers has a default
+    _write_json(folder / CONFIG, config | family.config(spec) | special | pad)
     _write_json(folder / "generation_config.json", special)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, spec))

@@ -22,7 +22,7 @@ from ..text import Tokenizer
 from .conversion import to_file
 from .gguf_vocabulary import Vocabulary, vocabulary_of
 from .model_folder import new_file
-from .rope_factors import factor_tensors
+from .rope_factors import factor_metadata, factor_tensors
 
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama_ftype
@@ -75,7 +75,7 @@ def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
         raise UsageError(f"this model's layout is none that nextword writes as GGUF ({known}). {_FOLDER}")
     family, metadata = described
     assert family.gguf is not None
-    return family.gguf, metadata
+    return family.gguf, metadata | factor_metadata(spec, family.gguf.architecture)
 
 
 def _tensors(model: Model, gguf: GGUF, dtype: str) -> Iterator[_Stored]:

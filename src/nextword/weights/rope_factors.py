@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import UsageError
-from ..models.rotary import frequencies
+from ..models.rotary import amplitude, frequencies
 from ..spec import ModelSpec, RopeSpec
 from .gguf import GGUFFile
 
@@ -43,7 +43,17 @@ def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
         spec.rope, scaling="longrope", factor=spec.context / context, original_context=context,
         short_factors=short, long_factors=long,
     )  # fmt: skip
+    given = file.metadata.get(f"{architecture}.rope.scaling.attn_factor")
+    if isinstance(given, float) and abs(given / amplitude(rope) - 1) > _TOLERANCE:
+        rope = replace(rope, attention_factor=given)
     return replace(spec, rope=rope)
+
+
+def factor_metadata(spec: ModelSpec, architecture: str) -> dict[str, float]:
+    """What the metadata says of longrope besides its factors."""
+    if spec.rope.scaling != "longrope":
+        return {}
+    return {f"{architecture}.rope.scaling.attn_factor": float(amplitude(spec.rope))}
 
 
 def factor_tensors(rope: RopeSpec) -> dict[str, np.ndarray]:
