@@ -52,8 +52,8 @@ LAYOUTS = {
     "phi3": replace(LLAMA, rope=LONGROPE),
     "smollm3": replace(LLAMA, layers=4, rope_layers=(True, True, True, False)),
     "granite": replace(LLAMA, embedding_scale=3.0, residual_scale=0.5, logit_scale=4.0, attention_scale=0.25),
-    "gpt-oss": replace(LLAMA, tied=False, attention_bias=True, attention_out_bias=True, attention_sinks=True, windows=(9, 0),
-                       activation="swiglu_clamped", experts=ExpertsSpec(4, 2, 160, bias=True)),
+    "gpt-oss": replace(LLAMA, tied=False, attention_bias=True, attention_out_bias=True, attention_sinks=True,
+                       windows=(9, 0), activation="swiglu_clamped", experts=ExpertsSpec(4, 2, 160, bias=True)),
 }  # fmt: skip
 
 

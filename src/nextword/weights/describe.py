@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -169,7 +169,7 @@ def _describe_folder(path: Path) -> Description:
         architecture=str(config.get("model_type", "")),
         spec=spec,
         not_run=problem,
-        tensors=tuple(t for file in weight_files(path) for t in _safetensors(file)),
+        tensors=_without_scales(tensor for file in weight_files(path) for tensor in _safetensors(file)),
         tokenizer=_tried(lambda: _facts(tokenizer_from_folder(path), _folder_kind(path)))[0],
     )
 
@@ -223,6 +223,17 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file}: incomplete or damaged safetensors file ({error})") from None
+
+
+def _without_scales(tensors: Iterable[StoredTensor]) -> tuple[StoredTensor, ...]:
+    """The tensors, each matrix in MXFP4 as one instead of its blocks and its scales."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for name in [name.removesuffix("_blocks") for name in by_name if name.endswith("_blocks")]:
+        if (scales := by_name.pop(f"{name}_scales", None)) is not None:
+            blocks = by_name.pop(f"{name}_blocks")
+            *shape, groups, _ = blocks.shape
+            by_name[name] = StoredTensor(name, "mxfp4", (*shape, 32 * groups), blocks.bytes + scales.bytes)
+    return tuple(by_name.values())
 
 
 def _text(value: Any) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..base import UsageError, open_regular
 from ..families import FileTensor, loadable_family, spec_from_config
+from . import mxfp4
 from .json_file import read_json
 from .model_folder import CONFIG, weight_files
 from .source import check_layers, check_tensors, check_unread, from_file
@@ -43,7 +44,8 @@ class FolderSource:
     def _read_names(self) -> set[str]:
         """Names of the tensors that are read, and that of a head which is the embedding again."""
         untied = self._names.parameters(replace(self.spec, tied=False))
-        return {self._name(tensor.name) for parameter in untied for tensor in parameter.tensors}
+        names = {self._name(tensor.name) for parameter in untied for tensor in parameter.tensors}
+        return names | {name + part for name in names for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
 
     def _find_prefix(self) -> str:
         first, prefixes = self.parameters[0].tensors[0].name, self._names.prefixes
@@ -58,6 +60,8 @@ class FolderSource:
 
     def kind(self, tensor: FileTensor) -> str:
         name = self._name(tensor.name)
+        if name + mxfp4.BLOCKS in self._where:
+            return "mxfp4"
         kind = self._where[name].get_slice(name).get_dtype()
         if kind not in _KINDS:
             raise UsageError(f"{self.path}: tensor {name!r} is stored as {kind}; nextword reads {', '.join(_KINDS)}")
@@ -65,6 +69,9 @@ class FolderSource:
 
     def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
         name = self._name(tensor.name)
+        if (blocks := name + mxfp4.BLOCKS) in self._where:
+            *shape, groups, _ = self._where[blocks].get_slice(blocks).get_shape()
+            return (*shape, 32 * groups) if name + mxfp4.SCALES in self._where else None
         if name not in self._where:
             return None
         shape = tuple(self._where[name].get_slice(name).get_shape())
@@ -72,7 +79,9 @@ class FolderSource:
 
     def read(self, tensor: FileTensor) -> Tensor:
         name = self._name(tensor.name)
-        self.kind(tensor)
+        if self.kind(tensor) == "mxfp4":  # whose rows are never transposed
+            blocks, scales = (self._where[name + part].get_tensor(name + part) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+            return tensor.rows_from_file(mxfp4.dequantize(blocks, scales))
         return from_file(self._where[name].get_tensor(name), tensor)
 
     def blocks(self, tensor: FileTensor) -> np.ndarray:

@@ -109,7 +109,8 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
             )
         return True, torch.float32
     if dtype == "auto":
-        stored = {source.kind(tensor) for tensor in tensors_of(source)}
+        # experts, of three dimensions, are never packed
+        stored = {source.kind(tensor) for tensor in tensors_of(source) if len(tensor.shape) == 2}
         if runnable and any(is_quantized(kind) for kind in stored):
             return True, torch.float32
         return False, torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -161,9 +162,10 @@ def _precision(model: Model) -> str:
 
 def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
     """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
-    numbers = sum(math.prod(parameter.shape) for parameter in source.parameters)
-    a_number = 1.07 if packed else floating.itemsize  # packed: 8.5 bits, the larger of the kinds
-    needed, free = int(numbers * a_number), free_memory()
+    sizes = [(math.prod(parameter.shape), packed and len(parameter.shape) == 2) for parameter in source.parameters]
+    numbers, free = sum(size for size, _ in sizes), free_memory()
+    # packed: 8.5 bits, the larger of the kinds
+    needed = int(sum(size * (1.07 if in_blocks else floating.itemsize) for size, in_blocks in sizes))
     if free is not None and needed > free:
         raise RunError(
             f"{source.path}: {numbers:,} parameters need {needed / 1e9:.1f} GB as"
