@@ -7,27 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import MOST, MOST_LAYERS, ModelKind, ModelSpec
-from . import (
-    deepseek,
-    gemma,
-    gpt2,
-    gpt_neox,
-    gpt_oss,
-    granite,
-    llama,
-    mixtral,
-    olmo2,
-    phi3,
-    qwen,
-    recurrent,
-    smollm3,
-)
-from .common import GGUF, Config, Family, checked
+from ..spec import ModelSpec
+from . import deepseek, gemma, gpt2, gpt_neox, gpt_oss, granite, llama, mixtral, olmo2, phi3, qwen, recurrent, smollm3
+from .common import GGUF, Family, checked
 from .gpt_oss import experts_in_4_bits
 from .names import FileTensor, Names, Parameter
 
@@ -79,7 +65,7 @@ def family_of(spec: ModelSpec) -> Family:
     for family in LOADABLE.values():
         try:
             read = family.spec(family.config(wanted), "config.json")
-        except (UsageError, AttributeError):
+        except UsageError:
             continue
         if read == wanted:
             return family
@@ -96,13 +82,6 @@ def without_empty_windows(spec: ModelSpec) -> ModelSpec:
 
 def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
     """The ModelSpec that `to_dict` made plain. Raises UsageError that names the key; `name` is the file's."""
-    config, kind = Config(data, name), data.get("kind")
-    if kind not in get_args(ModelKind):
-        raise UsageError(f"{name}: kind is {kind!r}; known kinds are {', '.join(get_args(ModelKind))}")
-    sizes = ("vocabulary", "width", "layers", "context")
-    for key in (*sizes, "heads", "kv_heads", "head_width") if kind == "transformer" else sizes:
-        config.count(key, most=MOST_LAYERS if key == "layers" else MOST)
-    config.count("mlp_width", 0, least=0)
     try:
         spec = ModelSpec.from_dict(data)
     except UsageError as error:
