@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -45,17 +44,6 @@ SPECS = {
 }  # fmt: skip
 CAPACITY, PAGE = 768, 64
 PLACES = [(0, 0), (1, 700), (2, 7), *((3, position) for position in range(240, 270)), (4, 256)]  # sequence, position
-
-
-@pytest.fixture(params=native.LEVELS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        native.limit_level(None)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_level(None)
 
 
 def random(*shape: int, seed: int) -> Tensor:
