@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nextword import native
 from nextword.native.matmul import PackedMatrix, QuantType, linear
-from nextword.plan.measure import read_speed
+from nextword.plan.machine import read_speed
 
 LAYERS = 30
 LAYER = {"qkv": (960, 576), "out": (576, 576), "gate+up": (3072, 576), "down": (576, 1536)}

@@ -11,7 +11,7 @@ from nextword.engine.handles import Handle, LogitsHandle, ScoreHandle
 def result(handle: Handle) -> Any:
     """All that a request gives, to the last bit."""
     if isinstance(handle, CompletionHandle):
-        return handle.steps
+        return handle.tokens
     if isinstance(handle, ScoreHandle):
         return handle.scores
     assert isinstance(handle, LogitsHandle)

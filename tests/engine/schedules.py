@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from nextword.base import UsageError
-from nextword.engine import Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.handles import Handle
 from nextword.engine.request import AnyRequest
 
@@ -14,7 +14,7 @@ def random_request(rng: random.Random, beginning: list[int], number: int, vocabu
     prompt = (*beginning[: rng.randrange(len(beginning))], *(rng.randrange(3) for _ in range(rng.randrange(1, 6))))
     kind = rng.random()
     if kind < 0.6:
-        sampling = Sampling(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
+        sampling = SamplingParams(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
         stop = StopConfig(rng.randrange(1, 20), stop=("ab",))
         return Request(
             prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3])
