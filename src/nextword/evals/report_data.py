@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..engine import LanguageModel
-from ..engine.pages import common
+from ..engine.pages import common_prefix
 from .answers import Answer
 from .collected import Cell, Collected
 from .lines import full_name, line_name, several
@@ -80,7 +80,7 @@ class _Prompts:
         """A `rolling` task has none: its text stands among the right answers."""
         contexts = [() if rolling else answer.encoded[0].context for answer in cell.answers]
         first, last = min(contexts), max(contexts)
-        self.prefix: Ids = first[: common(first, last)]
+        self.prefix: Ids = first[: common_prefix(first, last)]
         self.tails: list[Ids] = [context[len(self.prefix) :] for context in contexts]
 
 
