@@ -16,8 +16,9 @@ from nextword.base import UsageError
 from nextword.families import family_of
 from nextword.models import build
 from nextword.spec import ModelSpec
-from nextword.weights import convert, load_model, open_source
+from nextword.weights.conversion import convert
 from nextword.weights.describe import describe
+from nextword.weights.loading import load_model, open_source
 
 Model = Callable[..., Path]
 COMMON: dict[str, Any] = {
@@ -85,7 +86,7 @@ def test_buffers_and_a_tied_head_of_real_checkpoints_change_nothing(
     spec: ModelSpec, buffers: list[str], tiny_model: Model, tmp_path: Path
 ) -> None:
     from nextword.text import tokenizer_from_folder
-    from nextword.weights import write_model
+    from nextword.weights.conversion import write_model
 
     model = build(spec)
     folder = write_model(tmp_path / "model", model, tokenizer_from_folder(tiny_model()))
