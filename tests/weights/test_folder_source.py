@@ -96,6 +96,26 @@ def test_buffers_and_a_tied_head_of_real_checkpoints_change_nothing(
     assert all(torch.equal(again[name], parameter) for name, parameter in model.named_parameters())
 
 
+def test_of_a_gemma_that_sees_the_text_part_is_read_and_written(tiny_model: Model, tmp_path: Path) -> None:
+    from family_cases import CASES, saved
+
+    model, folder = saved(CASES["gemma3"], tmp_path / "gemma")
+    for file in tiny_model().glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    tensors = load_file(folder / "model.safetensors")
+    seeing = {"vision_tower.embeddings.weight": torch.ones(3), "multi_modal_projector.mm_norm.weight": torch.ones(3)}
+    save_file(seeing | {f"language_model.{name}": each for name, each in tensors.items()}, folder / "model.safetensors")
+    out = convert(folder, tmp_path / "text")
+    assert json.loads((out / "config.json").read_text())["model_type"] == "gemma3_text"
+    tokens = torch.arange(1, 30)[None]
+    with torch.inference_mode():
+        for path in (folder, out):
+            ours = load_model(open_source(path), "float32", "cpu")
+            torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
+
+
 def test_one_file_wins_over_an_index_and_over_other_files_as_in_transformers(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"no model")
     (folder / "model.safetensors.index.json").write_text("[]")

@@ -1,6 +1,6 @@
 """One file per family of models: config.json ↔ ModelSpec ↔ GGUF metadata, and the names of tensors in both directions.
 
-To add a family, write its file and name it here, and add a row to tests/families/test_families.py. No torch here.
+To add a family, write its file and name it here, and add a row to tests/family_cases.py. No torch here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from .names import FileTensor, Names, Parameter
 _MODULES = (
     llama, qwen, gemma, olmo2, gpt2, gpt_neox, phi3, smollm3, granite, mixtral, gpt_oss, recurrent, deepseek
 )  # fmt: skip
-FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
-LOADABLE: dict[str, Family] = {name: family for name, family in FAMILIES.items() if family.names}
+FAMILIES: dict[str, Family] = {
+    name: family for module in _MODULES for family in module.FAMILIES for name in (family.model_type, *family.aliases)
+}
+LOADABLE: dict[str, Family] = {name: family for name, family in FAMILIES.items() if not family.plan_only}
 
 
 def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> ModelSpec:
@@ -44,11 +46,9 @@ def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> Mo
 def loadable_family(model_type: str) -> Family:
     """The family of config.json's `model_type`. Raises UsageError for one that nextword cannot run."""
     if model_type not in LOADABLE:
-        only_planned = " It can be planned only" if model_type in FAMILIES else ""
-        raise UsageError(
-            f"model type {model_type!r} is not one nextword runs.{only_planned or closest(model_type, LOADABLE)}"
-            f"{'.' if only_planned else ''} Runs: {', '.join(LOADABLE)}"
-        )
+        problem = "can be planned, but not run" if model_type in FAMILIES else "is not one nextword runs"
+        near = closest(model_type, LOADABLE)
+        raise UsageError(f"model type {model_type!r} {problem}.{near} Runs: {', '.join(LOADABLE)}")
     return LOADABLE[model_type]
 
 

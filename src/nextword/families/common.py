@@ -109,7 +109,7 @@ class GGUF:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of open weights. Without `names` it is planned only: nextword neither loads nor writes it."""
+    """A family of open weights. One that is `plan_only` is neither loaded nor written."""
 
     model_type: str  # in config.json
     architecture: str  # the class of transformers
@@ -120,8 +120,10 @@ class Family:
     theta: float = 10_000.0  # of rotary positions, where the file has none
     read: Callable[[Config, Values], Values] = lambda config, fields: {}
     write: Callable[[ModelSpec], Values] = lambda spec: {}
-    names: Names | None = None
+    names: Names = field(default_factory=lambda: Names({}))
     gguf: GGUF | None = None
+    aliases: tuple[str, ...] = ()  # other model types that are read as this one
+    plan_only: bool = False
 
     def spec(self, values: Mapping[str, Any], what: str) -> ModelSpec:
         """The ModelSpec of a config.json, called `what` in messages. Raises UsageError that names the key at fault."""

@@ -33,6 +33,13 @@ _EXPERTS = {
     "normalize": Key("norm_topk_prob", False),
 }
 FAMILIES = tuple(
-    Family(f"deepseek_{version}", f"Deepseek{version.upper()}ForCausalLM", _KEYS, experts=_EXPERTS, read=_read)
+    Family(
+        f"deepseek_{version}",
+        f"Deepseek{version.upper()}ForCausalLM",
+        _KEYS,
+        experts=_EXPERTS,
+        read=_read,
+        plan_only=True,
+    )
     for version in ("v2", "v3")
 )

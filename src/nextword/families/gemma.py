@@ -65,6 +65,14 @@ def _gguf(architecture: str, layers: int, scalar: int) -> GGUF:
     return GGUF(architecture, gguf_names(), _GGUF_KEYS, read=read)
 
 
+_NAMES = replace(
+    llama_names(
+        attention_post_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+    ),
+    norm_offset=1.0,
+)
 GEMMA2 = Family(
     "gemma2", "Gemma2ForCausalLM",
     defaults(LLAMA_KEYS, tied=True, kv_heads=4, head_width=256)
@@ -72,21 +80,15 @@ GEMMA2 = Family(
     {"norm_offset": True, "norm_place": "both"},
     windows=Windows(4096, lambda config, fields, layer: layer % 2 == 0),
     read=_gemma2, write=_write,
-    names=replace(
-        llama_names(
-            attention_post_norm="post_attention_layernorm",
-            mlp_norm="pre_feedforward_layernorm",
-            mlp_post_norm="post_feedforward_layernorm",
-        ),
-        norm_offset=1.0,
-    ),
+    names=_NAMES,
     gguf=_gguf("gemma2", 46, 144),
 )  # fmt: skip
+_VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"  # of folders that also see
 GEMMA3 = replace(
     GEMMA2, model_type="gemma3_text", architecture="Gemma3ForCausalLM", keys=defaults(GEMMA2.keys, context=131_072),
     fixed={**GEMMA2.fixed, "qk_norm": "head"}, theta=1_000_000.0, read=_gemma3, write=_gemma3_keys,
     windows=Windows(4096, lambda config, fields, layer: (layer + 1) % config.count("sliding_window_pattern", 6) != 0),
-    gguf=_gguf("gemma3", 62, 168),
+    names=replace(_NAMES, ignored=(*_NAMES.ignored, _VISION)), gguf=_gguf("gemma3", 62, 168),
+    aliases=("gemma3",),  # the multimodal folder, of which the text part is read
 )  # fmt: skip
-MULTIMODAL = replace(GEMMA3, model_type="gemma3", gguf=None)  # a folder of which the text part is read
-FAMILIES = (GEMMA2, GEMMA3, MULTIMODAL)
+FAMILIES = (GEMMA2, GEMMA3)

@@ -44,7 +44,7 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool, name: str =
     spec = family.spec(config | gguf.read(dict(metadata)), name)
     key, width = f"{gguf.architecture}.rope.dimension_count", spec.head_width
     if spec.position == "rotary" and not gguf.partial_rotary and metadata.get(key, width) != width:
-        raise UsageError(f"{key} is {metadata[key]!r}; it must be {width}, the width of a head")
+        raise UsageError(f"{name}: {key} is {metadata[key]!r}; it must be {width}, the width of a head")
     return spec
 
 

@@ -56,10 +56,10 @@ def _count(config: Config, fields: Values) -> int:
     return config.count("num_local_experts", 128)  # as transformers 5 writes it
 
 
-QWEN2_MOE = Family(  # planned only
+QWEN2_MOE = Family(
     "qwen2_moe", "Qwen2MoeForCausalLM", defaults(LLAMA_KEYS, kv_heads=16) | {"attention_bias": Key("qkv_bias", True)},
     experts=defaults(_EXPERTS, active=4, width=1408) | {"count": Key("num_experts", 60)}, read=_qwen2_moe,
-    windows=QWEN2.windows,
+    windows=QWEN2.windows, plan_only=True,
 )  # fmt: skip
 QWEN3_MOE = replace(
     QWEN3, model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", read=_check_layers,

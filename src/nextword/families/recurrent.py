@@ -2,7 +2,6 @@
 
 from ..spec import MOST_LAYERS
 from .common import Family, Key
-from .names import Names
 
 _KEYS = {
     "vocabulary": Key("vocab_size"),
@@ -13,6 +12,5 @@ _KEYS = {
     "head_bias": Key("head_bias", False),
 }
 FAMILIES = tuple(
-    Family(f"nextword-{kind}", f"Nextword{kind.upper()}", _KEYS, {"kind": kind}, names=Names({}))
-    for kind in ("rnn", "lstm", "gru")
+    Family(f"nextword-{kind}", f"Nextword{kind.upper()}", _KEYS, {"kind": kind}) for kind in ("rnn", "lstm", "gru")
 )

@@ -204,10 +204,9 @@ def _signals_deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received, signals = list[int](), (signal.SIGINT, signal.SIGTERM)
-    before = {
-        n: signal.signal(n, lambda number, frame: received.append(number)) for n in (signal.SIGINT, signal.SIGTERM)
-    }
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:
         yield
     finally:
