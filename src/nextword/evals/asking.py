@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, overload
+
+import torch
 
 from ..base import UsageError
 from ..engine import CompletionHandle, LanguageModel, Sampling, ScoreHandle, ScoreRequest, StopConfig, Structure
@@ -14,8 +17,10 @@ from ..engine import Request as CompletionRequest
 from .answers import Answer, answer_choice
 from .chatting import encode_chat, show_chat
 from .metrics import words
+from .provenance import ModelRecord
 from .running import answered, descending, tokens_to_read
 from .scoring import encode, likelihood, score_requests, windows
+from .shots import Vectors, embed
 from .store import Store
 from .task import Encoded, Generation, Ids, Item, Likelihood, Request, Task
 from .trials import Condition, Overflow, Trial
@@ -68,12 +73,14 @@ class Preparation:
 
 
 class Asker:
-    """One model, asked through a store. `tokens_read` counts those of prompts and of texts to score."""
+    """One model, asked through a store. `tokens_read` counts those of prompts and of texts to score.
+
+    The methods below the line ask the engine; `served.ServedAsker` overrides them to ask a server.
+    """
 
     def __init__(self, model: LanguageModel, store: Store) -> None:
         self.model, self.store = model, store
         self.tokens_read = 0
-        self.key = f"{store.hash_of(model.loaded.path)} {model.loaded.precision}"
 
     def prepare(
         self, trials: Sequence[Trial], items: Sequence[Item], overflow: Overflow, premise: str | None = None,
@@ -98,7 +105,7 @@ class Asker:
             worst = max(misfits, key=lambda question: question.longest)
             raise UsageError(
                 f"{len(misfits)} of {len(made.questions)} prompts are longer than the model's context of"
-                f" {self.model.spec.context} tokens (the longest: {worst.longest}, with {worst.shots} shots). Use fewer"
+                f" {self.context} tokens (the longest: {worst.longest}, with {worst.shots} shots). Use fewer"
                 " shots, or --overflow drop-shots, which drops whole shots and reports how many"
             )
         return made
@@ -108,7 +115,7 @@ class Asker:
     ) -> Question:
         limit, most = self._limit(trial.task), len(trial.shots_of(item))
         for dropped in range(most + 1):
-            asked = show_chat(trial.requests(item, dropped), self.model.tokenizer)
+            asked = self.show(trial.requests(item, dropped))
             premises = self.encode(trial.task, trial.premises(item, premise, dropped)) if with_premises else []
             question = Question(
                 trial, item, tuple(asked), tuple(self.encode(trial.task, asked)), dropped, tuple(premises)
@@ -119,23 +126,9 @@ class Asker:
 
     def _limit(self, task: Task) -> int | None:
         """Tokens that a prompt and its answer may have together; None where there is no limit."""
-        longest = self.model.engine.backend.context
-        if longest is None or task.output == "loglikelihood_rolling":
+        if self.context is None or task.output == "loglikelihood_rolling":
             return None
-        return longest - task.generation.max_tokens if task.output == "generate_until" else longest
-
-    def encode(self, task: Task, asked: Sequence[Request]) -> list[Encoded]:
-        """Requests in tokens; a whole text as pieces that fit the context."""
-        if task.chat is not None:
-            return encode_chat(asked, self.model.tokenizer)
-        if task.output == "generate_until":
-            return [Encoded(tuple(self.model.encode(request.context)), ()) for request in asked]
-        if task.output == "loglikelihood_rolling":
-            tokenizer, context = self.model.tokenizer, self.model.engine.backend.context
-            start = tokenizer.bos_id if tokenizer.bos_id is not None else min(tokenizer.stop_ids, default=0)
-            tokens = tokenizer.encode(asked[0].continuation)
-            return windows(tokens, start, context or len(tokens))
-        return [encode(request, self.model.tokenizer) for request in asked]
+        return self.context - task.generation.max_tokens if task.output == "generate_until" else self.context
 
     def missing(self, asked: Sequence[Encoded], writes: Generation | None, seed: int) -> list[Encoded]:
         """What of `asked` the store cannot answer. `writes` is how free answers are written, if they are."""
@@ -148,12 +141,8 @@ class Asker:
     def tokens(self, missing: Sequence[Encoded], writes: Generation | None) -> int:
         """Tokens that are read for what is missing."""
         if writes is None:
-            return tokens_to_read(self.model.engine, score_requests(missing))
+            return self.tokens_to_score(missing)
         return self.tokens_of_prompts([(each.context, writes) for each in missing])
-
-    def tokens_of_prompts(self, missing: Sequence[Writing]) -> int:
-        """Tokens that are read before answers are written."""
-        return tokens_to_read(self.model.engine, _completions(missing, 0))
 
     def unwritten(self, wanted: Sequence[Writing], seed: int) -> list[Writing]:
         """What of `wanted` the store does not hold, each once."""
@@ -176,39 +165,154 @@ class Asker:
         distinct = list(dict.fromkeys(wanted))
         known = self.store.likelihoods(self.key, distinct)
         found = {distinct[number]: answer for number, answer in known.items()}
-        missing: dict[tuple[Ids, Ids], list[Encoded]] = {}
-        for each in distinct:
-            if each not in found:
-                missing.setdefault((each.context, each.continuation), []).append(each)
-        for handle in self._answered(score_requests(each for same in missing.values() for each in same), seen):
-            request = handle.request
-            for continuation, score in zip(request.continuations, handle.scores, strict=True):
-                for each in missing[request.context, continuation]:
-                    found[each] = likelihood(score)
-                    self.store.put_likelihood(self.key, each, found[each])
+        for scores, read in self.score([each for each in distinct if each not in found]):
+            for encoded, score in scores.items():
+                self.store.put_likelihood(self.key, encoded, score)
+            found |= scores
+            if seen is not None:
+                seen(read)
         self.store.commit()
         return found
 
     def texts(self, wanted: Sequence[Writing], seed: int, seen: Seen | None = None) -> dict[Writing, list[str]]:
         """What is written behind each prompt, `repeats` times: from the store, or from the model and then kept."""
         found = self._written(wanted, seed)
-        missing = [each for each in dict.fromkeys(wanted) if each not in found]
-        ways = {(prompt, generation.choices): generation for prompt, generation in missing}
-        for handle in self._answered(_completions(missing, seed), seen):
-            written = ["".join(step.text for step in steps) for steps in handle.steps]
-            prompt, structure = handle.request.prompt, handle.request.structure
-            generation = ways[prompt, (structure.choices or ()) if structure else ()]
-            found[prompt, generation] = written * (generation.repeats // len(written))
-            self.store.put_text(self.key, prompt, generation, seed, found[prompt, generation])
+        for writing, texts, read in self.generate([each for each in dict.fromkeys(wanted) if each not in found], seed):
+            found[writing] = texts
+            self.store.put_text(self.key, *writing, seed, texts)
+            if seen is not None:
+                seen(read)
         self.store.commit()
         return found
 
+    # ---- the engine
+
+    unit = "tokens"  # in which prompts are counted
+
+    @cached_property
+    def key(self) -> str:
+        """What answers are stored under: the weights and their precision."""
+        return f"{self.store.hash_of(self.model.loaded.path)} {self.model.loaded.precision}"
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a prompt and its answer may have together; None where there is no limit."""
+        return self.model.engine.backend.context
+
+    def show(self, asked: Sequence[Request]) -> list[Request]:
+        """The requests with the text that the model reads as their context."""
+        return show_chat(asked, self.model.tokenizer)
+
+    def encode(self, task: Task, asked: Sequence[Request]) -> list[Encoded]:
+        """Requests in tokens; a whole text as pieces that fit the context."""
+        if task.chat is not None:
+            return encode_chat(asked, self.model.tokenizer)
+        if task.output == "generate_until":
+            return [Encoded(tuple(self.model.encode(request.context)), ()) for request in asked]
+        if task.output == "loglikelihood_rolling":
+            tokenizer = self.model.tokenizer
+            start = tokenizer.bos_id if tokenizer.bos_id is not None else min(tokenizer.stop_ids, default=0)
+            tokens = tokenizer.encode(asked[0].continuation)
+            return windows(tokens, start, self.context or len(tokens))
+        return [encode(request, self.model.tokenizer) for request in asked]
+
+    def record(self) -> ModelRecord:
+        """What a stored evaluation says about the model."""
+        loaded, device = self.model.loaded, self.model.loaded.model.device
+        return ModelRecord(
+            loaded.name, loaded.path.name, self.store.hash_of(loaded.path), loaded.precision,
+            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            loaded.tokenizer.chat_template,
+        )  # fmt: skip
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """The model's own states of texts: (texts, width) float32, each of length one."""
+        encoded = [tuple(self.model.encode(text)) for text in texts]
+        self.tokens_read += sum(map(len, encoded))
+        return embed(self.model.loaded.model, encoded)
+
+    def tokens_to_score(self, missing: Sequence[Encoded]) -> int:
+        """Tokens that are read to score these."""
+        return tokens_to_read(self.model.engine, score_requests(missing))
+
+    def tokens_of_prompts(self, missing: Sequence[Writing]) -> int:
+        """Tokens that are read before answers are written."""
+        return tokens_to_read(self.model.engine, _completions(missing, 0))
+
+    def seconds_to_score(self, missing: Sequence[Encoded], tokens: int) -> float:
+        """How long scoring these takes, `tokens` to read.
+
+        From some steps in the middle of the work, after one that is not timed: the first of a process is slow.
+        """
+        if not missing:
+            return 0.0
+        engine, requests = self.model.engine, score_requests(missing)
+        engine.clear_cache()
+        started = began = time.perf_counter(), engine.tokens_read
+        with closing(answered(engine, requests[len(requests) // 2 :])) as handles:
+            for _ in handles:
+                if began is started:
+                    began = time.perf_counter(), engine.tokens_read
+                if engine.tokens_read - began[1] >= _TIMED_STEPS * engine.backend.step_tokens:
+                    break
+        if engine.tokens_read == began[1]:
+            began = started
+        return (time.perf_counter() - began[0]) * tokens / (engine.tokens_read - began[1])
+
+    def seconds_to_write(self, missing: Sequence[Writing], tokens: int) -> float:
+        """How long writing these takes at most, `tokens` to read.
+
+        From reading some prompts of every kind and writing the first tokens behind them, after one that is not timed.
+        An answer that has not ended by then is taken to be as long as it may be.
+        """
+        if not missing:
+            return 0.0
+        engine, requests = self.model.engine, _completions(missing, 0)
+        size = max(1, _TIMED_PROMPTS // requests[0].n)
+        some = requests[:: max(1, len(requests) // size)][:size]
+        engine.clear_cache()
+        engine.complete(_ended(some[:1], 1))
+        engine.clear_cache()
+        began, before = time.perf_counter(), engine.tokens_read
+        engine.complete(_ended(some, 1))
+        between, read = time.perf_counter(), engine.tokens_read - before
+        made = engine.complete(_ended(some, _TIMED_TOKENS))  # behind prompts in the cache
+        writing = time.perf_counter() - between
+        answers = [(request, steps) for request, handle in zip(some, made, strict=True) for steps in handle.steps]
+        lengths = [
+            request.stop.max_tokens if steps[-1].finish == "length" else len(steps) for request, steps in answers
+        ]
+        a_token = writing / sum(len(steps) for _, steps in answers)
+        return (between - began) / read * tokens + a_token * sum(lengths) * len(missing) / len(some)
+
+    def score(self, missing: Sequence[Encoded]) -> Iterator[tuple[dict[Encoded, Likelihood], int]]:
+        """ln p of these, as soon as it is known, some at a time, with what was read for them."""
+        same: dict[tuple[Ids, Ids], list[Encoded]] = {}
+        for each in missing:
+            same.setdefault((each.context, each.continuation), []).append(each)
+        for handle, read in self._answered(score_requests(missing)):
+            pairs = zip(handle.request.continuations, handle.scores, strict=True)
+            yield {
+                each: likelihood(score)
+                for continuation, score in pairs
+                for each in same[handle.request.context, continuation]
+            }, read  # fmt: skip
+
+    def generate(self, missing: Sequence[Writing], seed: int) -> Iterator[tuple[Writing, list[str], int]]:
+        """What is written behind these prompts, as soon as each is done, with what was read for it."""
+        ways = {(prompt, generation.choices): generation for prompt, generation in missing}
+        for handle, read in self._answered(_completions(missing, seed)):
+            written = ["".join(step.text for step in steps) for steps in handle.steps]
+            prompt, structure = handle.request.prompt, handle.request.structure
+            generation = ways[prompt, (structure.choices or ()) if structure else ()]
+            yield (prompt, generation), written * (generation.repeats // len(written)), read
+
     @overload
-    def _answered(self, requests: list[ScoreRequest], seen: Seen | None) -> Iterator[ScoreHandle]: ...
+    def _answered(self, requests: list[ScoreRequest]) -> Iterator[tuple[ScoreHandle, int]]: ...
     @overload
-    def _answered(self, requests: list[CompletionRequest], seen: Seen | None) -> Iterator[CompletionHandle]: ...
-    def _answered(self, requests: Any, seen: Seen | None) -> Iterator[Any]:
-        """Each request's handle as soon as it is done, and `seen` told once that was taken.
+    def _answered(self, requests: list[CompletionRequest]) -> Iterator[tuple[CompletionHandle, int]]: ...
+    def _answered(self, requests: Any) -> Iterator[tuple[Any, int]]:
+        """Each request's handle as soon as it is done, and the tokens read since the one before.
 
         The prefix cache is emptied before, so that what is read is what `tokens` says.
         """
@@ -219,9 +323,7 @@ class Asker:
         for handle in answered(engine, requests):
             read, before = engine.tokens_read - before, engine.tokens_read
             self.tokens_read += read
-            yield handle
-            if seen is not None:
-                seen(read)
+            yield handle, read
 
 
 _TIMED_PROMPTS = 16
@@ -275,58 +377,6 @@ def likelihood_of_texts(questions: Sequence[Question], found: Mapping[Encoded, L
             Answer(question.item, question.shots, question.asked, question.encoded, (whole,), gold=text, values=values)
         )
     return answers
-
-
-def seconds_for(asker: Asker, missing: Sequence[Encoded], writes: Generation | None, tokens: int) -> float:
-    """How long the model takes here for what is missing, `tokens` to read, from a part of that very work, timed.
-
-    Where it writes, that is an upper bound: answers that go on in that part are taken to go on to the limit.
-    """
-    if not missing:
-        return 0.0
-    if writes is None:
-        return _seconds_to_score(asker, missing, tokens)
-    return seconds_to_write(asker, [(each.context, writes) for each in missing], tokens)
-
-
-def _seconds_to_score(asker: Asker, missing: Sequence[Encoded], tokens: int) -> float:
-    """From some steps in the middle of the work, after one that is not timed: the first of a process is slow."""
-    engine, requests = asker.model.engine, score_requests(missing)
-    engine.clear_cache()
-    started = began = time.perf_counter(), engine.tokens_read
-    with closing(answered(engine, requests[len(requests) // 2 :])) as handles:
-        for _ in handles:
-            if began is started:
-                began = time.perf_counter(), engine.tokens_read
-            if engine.tokens_read - began[1] >= _TIMED_STEPS * engine.backend.step_tokens:
-                break
-    if engine.tokens_read == began[1]:
-        began = started
-    return (time.perf_counter() - began[0]) * tokens / (engine.tokens_read - began[1])
-
-
-def seconds_to_write(asker: Asker, missing: Sequence[Writing], tokens: int) -> float:
-    """From reading some prompts of every kind and writing the first tokens behind them, after one that is not timed.
-
-    An answer that has not ended by then is taken to be as long as it may be.
-    """
-    if not missing:
-        return 0.0
-    engine, requests = asker.model.engine, _completions(missing, 0)
-    size = max(1, _TIMED_PROMPTS // requests[0].n)
-    some = requests[:: max(1, len(requests) // size)][:size]
-    engine.clear_cache()
-    engine.complete(_ended(some[:1], 1))
-    engine.clear_cache()
-    began, before = time.perf_counter(), engine.tokens_read
-    engine.complete(_ended(some, 1))
-    between, read = time.perf_counter(), engine.tokens_read - before
-    made = engine.complete(_ended(some, _TIMED_TOKENS))  # behind prompts in the cache
-    writing = time.perf_counter() - between
-    answers = [(request, steps) for request, handle in zip(some, made, strict=True) for steps in handle.steps]
-    lengths = [request.stop.max_tokens if steps[-1].finish == "length" else len(steps) for request, steps in answers]
-    a_token = writing / sum(len(steps) for _, steps in answers)
-    return (between - began) / read * tokens + a_token * sum(lengths) * len(missing) / len(some)
 
 
 def _ended(requests: Sequence[CompletionRequest], most: int) -> list[CompletionRequest]:

@@ -19,8 +19,6 @@ from .asking import (
     Seen,
     choices,
     likelihood_of_texts,
-    seconds_for,
-    seconds_to_write,
     tokens_to_write,
 )
 from .chatting import chat_forms
@@ -39,7 +37,7 @@ from .settings import (
     same_labels,
     unused_chat_templates,
 )  # fmt: skip
-from .shots import embed, nearest, repeated
+from .shots import nearest, repeated
 from .store import Store
 from .task import Encoded, Generation, Item, Likelihood, Task
 from .trials import Condition, Design, Neighbours, Trial, content_free, scored_items, told, trials_of
@@ -159,13 +157,17 @@ class Evaluation:
             alone=made.embedded + sum(map(_read_alone, missing)) + sum(len(prompt) for prompt, _ in chosen),
             written=sum(each.max_tokens for _, each in chosen) if writes is None else tokens_to_write(missing, writes),
             longest=max(question.longest for question in made.questions),
-            context=asker.model.engine.backend.context,
-            seconds=seconds_for(asker, missing, writes, tokens) + seconds_to_write(asker, chosen, to_choose)
-            if timed
-            else 0.0,
+            context=asker.context,
+            seconds=self._seconds(asker, missing, tokens) + asker.seconds_to_write(chosen, to_choose) if timed else 0.0,
             known=len(asked) - len(missing),
             embedded=made.embedded,
         )
+
+    def _seconds(self, asker: Asker, missing: Sequence[Encoded], tokens: int) -> float:
+        """How long the model takes here for what is missing, from a part of that very work, timed."""
+        if (writes := self._writes) is None:
+            return asker.seconds_to_score(missing, tokens)
+        return asker.seconds_to_write([(each.context, writes) for each in missing], tokens)
 
     def run(self, progress: Progress | None = None) -> Collected:
         """Ask everything that the store does not know."""
@@ -288,9 +290,7 @@ class Evaluation:
 
         def vectors(items: Sequence[Item]) -> np.ndarray:
             texts = [task.form.asks(item.values)[0][0] for item in items]
-            encoded = [tuple(asker.model.encode(text)) for text in texts]
-            asker.tokens_read += sum(map(len, encoded))
-            return embed(asker.model.loaded.model, encoded)
+            return asker.embed(texts)
 
         pool = [item for item in task.pool if item.place not in {each.place for each in self.items}]
         if most > len(pool):

@@ -17,7 +17,6 @@ from .task import Item, Task, row_digests, text_digest
 from .template import Template
 
 if TYPE_CHECKING:
-    from .asking import Asker
     from .evaluation import Evaluation
 
 
@@ -27,7 +26,7 @@ class ModelRecord:
 
     name: str
     file: str
-    weights: str  # SHA-256
+    weights: str  # SHA-256; empty where it is not known
     precision: str
     device: str
     chat_template: str | None  # its own, whether or not the prompts use it
@@ -96,7 +95,7 @@ def provenance(evaluation: Evaluation, command: str | None = None) -> Provenance
         scoring=_plain(evaluation.settings) | {"measure": evaluation.measure},
         task=_task(evaluation.task, evaluation.items),
         forms=tuple(_form(name, task) for name, task in evaluation.forms.items()),
-        models=tuple(_model(asker) for asker in evaluation.askers),
+        models=tuple(asker.record() for asker in evaluation.askers),
         shots=_shots(evaluation),
         machine=_machine(),
     )
@@ -134,16 +133,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _model(asker: Asker) -> ModelRecord:
-    loaded = asker.model.loaded
-    device = loaded.model.device
-    return ModelRecord(
-        loaded.name, loaded.path.name, asker.store.hash_of(loaded.path), loaded.precision,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        loaded.tokenizer.chat_template,
-    )  # fmt: skip
 
 
 def _shots(evaluation: Evaluation) -> tuple[ShotsRecord, ...]:
