@@ -101,6 +101,12 @@ class ScoringConfig:
         """Whether prompts use the model's chat template, raw text, or both."""
         return self.chat_template or ("off" if self.system is None else "on")
 
+    def premise_of(self, task: Task) -> str | None:
+        """The text in place of a question that choices are compared after; None unless the scoring does that."""
+        if self.choice_scoring != "pmi":
+            return None
+        return task.format.template.last_words if self.premise is None else self.premise
+
 
 def has_one_set_of_choices(task: Task) -> bool:
     """Whether all items have the same choices."""
