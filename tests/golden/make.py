@@ -28,11 +28,10 @@ import torch
 import nextword
 from nextword import native, plan
 from nextword.data import prepare, train_tokenizer
-from nextword.evals.evaluation import Evaluation, Settings
-from nextword.evals.opening import open_task
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
 from nextword.evals.store import opened
-from nextword.evals.table import TableSettings
-from nextword.evals.trials import Design
+from nextword.evals.task_loader import open_task
 from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
 from nextword.plan.known import known_spec
@@ -136,17 +135,17 @@ def margins_of_ids() -> Values:
 
 def _margins(model: nextword.LanguageModel, seed: int) -> Values:
     greedy = model.complete(PROMPT, temperature=0, max_tokens=32, alternatives=2)
-    gaps = [math.log(step.alternatives[0].probability / step.alternatives[1].probability) for step in greedy.steps]
+    gaps = [math.log(step.alternatives[0].probability / step.alternatives[1].probability) for step in greedy.tokens]
     whole = model.spec.vocabulary
-    drawn = model.complete(PROMPT, temperature=1, seed=seed, max_tokens=32, alternatives=whole)
-    return {"nats": min(gaps), "probability": min(_room(step, seed) for step in drawn.steps)}
+    drawn = model.complete(PROMPT, temperature=1, seed=seed, max_tokens=32, top_logprobs=whole)
+    return {"nats": min(gaps), "probability": min(_room(step, seed) for step in drawn.tokens)}
 
 
 def _room(step: Any, seed: int) -> float:
     """From a step's random number, Philox by seed, sample and position, to the nearer end of its token's share."""
     key, counter = np.array([seed, 0], np.uint64), np.array([step.position, 0, 0, 0], np.uint64)
     number = float(np.random.Philox(key=key, counter=counter).random_raw() >> 11) * 2.0**-53
-    ends = np.cumsum([alternative.drawn for alternative in step.alternatives])
+    ends = np.cumsum([alternative.sampled_prob for alternative in step.alternatives])
     place = int(np.searchsorted(ends, number, side="right"))
     assert step.alternatives[place].id == step.id, "the draw is not the one that its random number makes"
     return float(min(number - (ends[place - 1] if place else 0.0), ends[place] - number))
@@ -195,18 +194,17 @@ def evaluation() -> Values:
 
 
 def _evaluation(model: nextword.LanguageModel, items: int) -> Values:
-    forms = open_task("sentiment", {}, TableSettings(hold_back=True))
-    design = Design(shots=(0, 2), draws=1, limit=items, baselines=False)
+    design = Design(shots=(0, 2), fewshot_seeds=1, limit=items, baselines=False)
     with opened(None) as store:
-        cells = Evaluation(forms, [model], design, Settings(), store).run().cells
-    return {f"{cell.condition.shots} shots": _table(cell) for cell in cells}
+        results = EvalRun(open_task("sentiment"), [model], design, ScoringConfig(), store).run().conditions
+    return {f"{result.condition.shots} shots": _table(result) for result in results}
 
 
-def _table(cell: Any) -> Values:
+def _table(result: Any) -> Values:
     return {
-        "accuracy": cell.metrics["acc"],
-        "answers": [answer.choices[answer.prediction] for answer in cell.answers],
-        "logprobs": [logprob for answer in cell.answers for logprob in answer.logprobs],
+        "accuracy": result.metrics["acc"],
+        "answers": [answer.choices[answer.prediction] for answer in result.answers],
+        "logprobs": [logprob for answer in result.answers for logprob in answer.logprobs],
     }
 
 

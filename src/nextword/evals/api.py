@@ -8,58 +8,56 @@ from pathlib import Path
 
 from ..base import UsageError
 from ..engine import LanguageModel, load
-from .checking import checked
-from .evaluation import Evaluation, Progress
-from .opening import open_task
+from ..weights.catalogue import DEFAULT_MODEL
+from .design import Design, ScoringConfig
+from .eval_run import EvalRun, Progress
 from .provenance import provenance
-from .scorers import ScorerFunction, scored_by
-from .settings import Settings
+from .scorers import with_scorer
 from .store import opened
 from .summary import Result, summarise
-from .table import TableSettings
-from .task import Task
-from .trials import Design
+from .task import ScorerFunction, Task
+from .task_loader import TaskOptions, open_task
 
 
 def evaluate(
     task: str | Path | Task,
-    model: str | LanguageModel | Sequence[str | LanguageModel] = "smollm2-135m-instruct",
+    model: str | LanguageModel | Sequence[str | LanguageModel] = DEFAULT_MODEL,
     *,
     shots: Sequence[int] | None = None,
     templates: Mapping[str, str] | None = None,
     design: Design | None = None,
-    settings: Settings | None = None,
-    table: TableSettings | None = None,
+    scoring: ScoringConfig | None = None,
+    options: TaskOptions | None = None,
     scorer: str | ScorerFunction | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Measure a task's prompts on one or several models.
 
-    `task` is a shipped task's name, a lm-evaluation-harness file, a file of rows (with `templates` by name), or a Task.
-    `table` says how rows become a task, or what is said in place of a task file's own. `design` says draws, orders,
-    limits (`shots` overrides its own); `settings` how choices are scored; `scorer` how free answers are: a name of
-    `scorers.NAMES`, or a function of the answer, the gold answer and the row that gives 0 to 1. With `store`, a file,
-    answers are kept and an interrupted call goes on; without it nothing is.
-    `progress(done, total)` is told of tokens read. `Result.table()` gives rows for pandas or polars.
+    `task` is a built-in task's name, a task file, a file of rows (with `templates` by name), or a Task. `options` say
+    how rows become a task, in place of what a task file says. `design` says seeds, permutations, limits (`shots`
+    overrides its own); `scoring` how choices are scored; `scorer` how generated answers are: a name of `scorers.NAMES`,
+    or a function of the answer, the gold answer and the row that gives 0 to 1. With `store`, a file, answers are kept
+    and an interrupted call resumes. `progress(done, total)` is told of tokens read.
 
     Raises UsageError for what cannot be asked, RunError where the disk is full.
     """
-    wanted = shots if shots is not None else design.shots if design is not None else (0,)
-    rows = replace(
-        table or TableSettings(), hold_back=max(wanted, default=0) > 0, compat=design is not None and design.per_item
-    )
-    forms = {task.name: checked(task, rows)} if isinstance(task, Task) else open_task(str(task), templates or {}, rows)
+    wanted = shots if shots is not None else design.shots if design is not None else None
+    if isinstance(task, Task):
+        tasks = {task.name: task}
+    else:
+        hold_back = max(wanted or (0,)) > 0
+        sources = {name: (source, False) for name, source in (templates or {}).items()}
+        tasks = open_task(str(task), sources, replace(options or TaskOptions(), hold_back=hold_back))
     if scorer is not None:
-        forms = scored_by(forms, scorer, design is not None and design.per_item)
-    first = next(iter(forms.values()))
-    counts = tuple(shots) if shots is not None else design.shots if design is not None else (first.shots,)
-    plan = replace(design or Design(), shots=counts)
+        tasks = {name: with_scorer(own, scorer) for name, own in tasks.items()}
+    first = next(iter(tasks.values()))
+    plan = replace(design or Design(), shots=tuple(wanted) if wanted is not None else (first.shots,))
     given = [model] if isinstance(model, str | LanguageModel) else list(model)
     if not given:
         raise UsageError("which model? Name at least one")
-    models = [each if isinstance(each, LanguageModel) else load(each) for each in given]
-    with opened(store) as kept:
-        evaluation = Evaluation(forms, models, plan, settings or Settings(), kept)
-        collected, made = evaluation.run(progress), provenance(evaluation)
-    return replace(summarise(collected, plan.seed), provenance=made)
+    models = [name if isinstance(name, LanguageModel) else load(name) for name in given]
+    with opened(store) as answers:
+        run = EvalRun(tasks, models, plan, scoring or ScoringConfig(), answers)
+        collected = run.run(progress)
+        return replace(summarise(collected, plan.seed), provenance=provenance(run))

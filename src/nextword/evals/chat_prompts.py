@@ -70,9 +70,7 @@ def show_chat(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> list[Log
     if not any(request.messages for request in asked):
         return list(asked)
     contents, contexts = _rendered(asked, tokenizer)
-    return [
-        replace(request, context=contents.show(context)) for request, context in zip(asked, contexts, strict=True)
-    ]
+    return [replace(request, context=contents.show(context)) for request, context in zip(asked, contexts, strict=True)]
 
 
 def _rendered(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> tuple[Contents, list[str]]:

@@ -184,9 +184,7 @@ class EvalRun:
             self.design.shared_shots, self.config.calibrate,
         )  # fmt: skip
 
-    def _results(
-        self, runner: ModelRunner, preparation: Preparation, on_tokens: OnTokens
-    ) -> Iterator[ConditionResult]:
+    def _results(self, runner: ModelRunner, preparation: Preparation, on_tokens: OnTokens) -> Iterator[ConditionResult]:
         likelihoods = (
             runner.likelihoods(preparation.requests(), on_tokens) if self.task.output == "multiple_choice" else {}
         )
@@ -260,10 +258,10 @@ class EvalRun:
         pool = [shot for shot in task.fewshot_pool if shot.row_id not in scored]
         if most > len(pool):
             raise UsageError(f"{most} shots cannot be chosen from {len(pool)} examples. Ask for fewer, or give more")
-        vectors = [
+        of_pool, of_items = (
             runner.embed([task.format.questions(item.values)[0][0] for item in items]) for items in (pool, self.items)
-        ]
-        rows = nearest(*vectors, most)
+        )
+        rows = nearest(of_pool, of_items, most)
         return {item.row_id: tuple(pool[index] for index in row) for item, row in zip(self.items, rows, strict=True)}
 
 

@@ -171,5 +171,5 @@ class Collected:
     notes: Notes
     seconds: float
     read: int  # tokens read by the models in this run
-    same_shots: bool = True  # a seed's shots are one set for all items; not so with --fewshot-sampler similar
+    shared_shots: bool = True  # a seed's shots are one set for all items; not so with --fewshot-sampler similar
     calibrate: tuple[str, ...] = ()  # the corrections that were asked for

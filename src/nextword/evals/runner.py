@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from ..base import UsageError
-from ..engine import CompletionHandle, LanguageModel, Sampling, ScoreHandle, ScoreRequest, StopConfig, Structure
+from ..engine import CompletionHandle, LanguageModel, SamplingParams, ScoreHandle, ScoreRequest, StopConfig, Structure
 from ..engine import Request as CompletionRequest
 from .chat_prompts import encode_chat, show_chat
 from .design import Condition, ScoringConfig
@@ -82,9 +82,7 @@ class ModelRunner:
         self.model, self.store = model, store
         self.tokens_read = 0
 
-    def prepare(
-        self, trials: Sequence[Trial], items: Sequence[Item], config: ScoringConfig
-    ) -> Preparation:
+    def prepare(self, trials: Sequence[Trial], items: Sequence[Item], config: ScoringConfig) -> Preparation:
         """Render and tokenize everything. Raises UsageError where a prompt does not fit and no shots may be dropped."""
         questions = [self._fitted(trial, item, config) for trial in trials for item in items]
         misfits = [question for question in questions if not self._fits(question)]
@@ -248,12 +246,12 @@ class ModelRunner:
         between, read = time.perf_counter(), engine.tokens_read - before
         handles = engine.complete(_shortened(sample, _TIMED_TOKENS))  # behind prompts in the cache
         writing = time.perf_counter() - between
-        steps = [handle.steps[0] for handle in handles]
+        written = [handle.tokens[0] for handle in handles]
         lengths = [
-            request.stop.max_tokens if own[-1].finish == "length" else len(own)
-            for request, own in zip(sample, steps, strict=True)
+            request.stop.max_tokens if tokens[-1].finish == "length" else len(tokens)
+            for request, tokens in zip(sample, written, strict=True)
         ]
-        per_token = writing / sum(map(len, steps))
+        per_token = writing / sum(map(len, written))
         return (between - began) / read * tokens + per_token * sum(lengths) * len(missing) / len(sample)
 
     def score(self, missing: Sequence[Encoded]) -> Iterator[tuple[dict[Encoded, Likelihood], int]]:
@@ -275,7 +273,7 @@ class ModelRunner:
         for handle, read in self._answered(_completions(missing, seed)):
             prompt, structure = handle.request.prompt, handle.request.structure
             generation = generations[prompt, (structure.choices or ()) if structure else ()]
-            yield (prompt, generation), "".join(step.text for step in handle.steps[0]), read
+            yield (prompt, generation), "".join(token.text for token in handle.tokens[0]), read
 
     @overload
     def _answered(self, requests: list[ScoreRequest]) -> Iterator[tuple[ScoreHandle, int]]: ...
@@ -302,7 +300,9 @@ def _completions(wanted: Sequence[Writing], seed: int) -> list[CompletionRequest
 
 
 def _completion(prompt: Ids, generation: Generation, seed: int) -> CompletionRequest:
-    sampling = Sampling(temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed)
+    sampling = SamplingParams(
+        temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed
+    )
     stop = StopConfig(generation.max_tokens, generation.until)
     structure = Structure(choices=generation.choices) if generation.choices else None
     return CompletionRequest(prompt, sampling, stop, structure=structure)
@@ -350,7 +350,9 @@ def constrained_writings(runner: ModelRunner, questions: Sequence[Question]) -> 
     return writings
 
 
-def choose_written(answers: Sequence[Answer], writings: Sequence[Writing], texts: Mapping[Writing, str]) -> list[Answer]:
+def choose_written(
+    answers: Sequence[Answer], writings: Sequence[Writing], texts: Mapping[Writing, str]
+) -> list[Answer]:
     """The answers, each with the choice that was written."""
     chosen = []
     for answer, writing in zip(answers, writings, strict=True):

@@ -107,32 +107,32 @@ def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, f
 
 @dataclass(frozen=True)
 class Errors:
-    """What the standard error of a mean is made of: items, and draws of shots (or orders of one draw)."""
+    """What the standard error of a mean is made of: items, and few-shot seeds (or permutations of one seed)."""
 
     count: int  # items
     of_items: float  # what more items would make smaller
     items_freedom: float
-    draws: int = 1
-    of_draws: float = 0.0  # what more draws would make smaller
-    seen: float = 0.0  # as `of_draws`, with the noise of items still in it
-    draws_freedom: int = 0  # degrees of `seen`; 0 where there was one draw in one order
-    unit: str = "draws of shots"
+    seeds: int = 1
+    of_seeds: float = 0.0  # what more seeds would make smaller
+    seen: float = 0.0  # as `of_seeds`, with the noise of items still in it
+    seeds_freedom: int = 0  # degrees of `seen`; 0 where there was one seed in one permutation
+    unit: str = "few-shot seeds"
 
     @property
     def total(self) -> float:
-        """The standard error: no less than the draws alone show, however alike the items' means over them are."""
-        return max(math.hypot(self.of_items, self.of_draws), self.seen)
+        """The standard error: no less than the seeds alone show, however alike the items' means over them are."""
+        return max(math.hypot(self.of_items, self.of_seeds), self.seen)
 
     @property
     def freedom(self) -> float:
         """Its degrees of freedom (Satterthwaite 1946).
 
-        The draws count as they were seen: two that happen to agree do not show that others would.
+        The seeds count as they were seen: two that happen to agree do not show that others would.
         """
-        if self.draws_freedom == 0 or self.items_freedom <= 0 or not math.isfinite(self.total):
+        if self.seeds_freedom == 0 or self.items_freedom <= 0 or not math.isfinite(self.total):
             return self.items_freedom
-        parts = self.of_items**4 / self.items_freedom + self.seen**4 / self.draws_freedom
-        least = min(self.items_freedom, self.draws_freedom)
+        parts = self.of_items**4 / self.items_freedom + self.seen**4 / self.seeds_freedom
+        least = min(self.items_freedom, self.seeds_freedom)
         return max(least, self.total**4 / parts) if parts else least
 
     def half(self, level: float = LEVEL) -> float:
@@ -149,19 +149,19 @@ class Errors:
         middle, half = log_odds(mean), half / (mean * (1 - mean))
         return _share(middle - half), _share(middle + half)
 
-    def scaled(self, items: float, draws: float) -> Errors:
-        """What it would be with so many items and draws of the same kind."""
-        more, sets = items / self.count, draws / self.draws
-        noise = max(0.0, self.seen**2 - self.of_draws**2) / more
+    def scaled(self, items: float, seeds: float) -> Errors:
+        """What it would be with so many items and seeds of the same kind."""
+        more, sets = items / self.count, seeds / self.seeds
+        noise = max(0.0, self.seen**2 - self.of_seeds**2) / more
         return replace(
             self,
             count=math.ceil(items),
             of_items=self.of_items / math.sqrt(more),
             items_freedom=self.items_freedom * more,
-            draws=math.ceil(draws),
-            of_draws=self.of_draws / math.sqrt(sets),
-            seen=math.sqrt((self.of_draws**2 + noise) / sets),
-            draws_freedom=math.ceil(draws) - 1 if self.draws_freedom else 0,
+            seeds=math.ceil(seeds),
+            of_seeds=self.of_seeds / math.sqrt(sets),
+            seen=math.sqrt((self.of_seeds**2 + noise) / sets),
+            seeds_freedom=math.ceil(seeds) - 1 if self.seeds_freedom else 0,
         )
 
 
@@ -175,50 +175,51 @@ def _share(odds: float) -> float:
 
 
 def errors_of(count: int, of_items: float, items_freedom: float, own: Spread | None, shape: tuple[int, ...]) -> Errors:
-    """From an error of items and the spread over the draws and orders of a cube of that `shape`, if there is one."""
+    """From an error of items and the spread over the seeds and permutations of a cube of that `shape`, if any."""
     if own is None:
         return Errors(count, of_items, items_freedom)
-    draws, unit = (shape[0], "draws of shots") if shape[0] > 1 else (shape[1], "orders")
-    return Errors(count, of_items, items_freedom, draws, own.of_draws, own.seen, own.freedom, unit)
+    seeds, unit = (shape[0], "few-shot seeds") if shape[0] > 1 else (shape[1], "permutations")
+    return Errors(count, of_items, items_freedom, seeds, own.of_seeds, own.seen, own.freedom, unit)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Where scores differ from: standard deviations of a mean over all items between draws of shots and between
-    orders of one draw, and the standard error that draws and orders add to the mean over them (`of_draws`).
+    """Where scores differ from: standard deviations of a mean over all items between seeds and between permutations.
+
+    `of_seeds` is the standard error that both add to the mean over them.
     """
 
-    draws: float
-    orders: float
-    items: float  # of the items' own difficulty, one item's score averaged over draws and orders
-    of_draws: float
-    seen: float  # as `of_draws`, with the noise of items still in it
+    seeds: float
+    permutations: float
+    items: float  # of the items' own difficulty, one item's score averaged over seeds and permutations
+    of_seeds: float
+    seen: float  # as `of_seeds`, with the noise of items still in it
     freedom: int  # degrees of `seen`
 
     def widened(self, found: Estimate, share: bool = False) -> Estimate:
-        """`found`, as an estimate over other draws of shots as well; `share`: of scores that lie in [0, 1]."""
+        """`found`, as an estimate over other few-shot seeds as well; `share`: of scores that lie in [0, 1]."""
         errors = errors_of(found.count, found.standard_error, found.freedom, self, (self.freedom + 1, 1))
         low, high = errors.interval(found.value, share)
         return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
 
 
 def spread(cube: np.ndarray) -> Spread:
-    """Components of variance of scores (draws, orders, items), by the method of moments (Searle et al. 1992, ch. 4).
+    """Components of variance of scores (seeds, permutations, items), by moments (Searle et al. 1992, ch. 4).
 
-    The items are the same in every cell, so that cell means differ by draws, by orders within them, and because items
-    answer differently to draws and to orders: these two noises, Var(residual)/items, are taken off. Never negative.
+    The items are the same in every cell, so cell means differ by seeds, by permutations within them, and because items
+    answer differently to both: these two noises, Var(residual)/items, are taken off. Never negative.
     """
-    draws, orders, items = cube.shape
-    by_draw = cube.mean(1)  # (draws, items)
-    of_orders = _beyond_noise(cube) if orders > 1 else (0.0, 0.0)
-    of_draws = _beyond_noise(by_draw[None]) if draws > 1 else (0.0, 0.0)
-    own = float(by_draw.mean(0).std(ddof=1)) if items > 1 else 0.0
-    if draws > 1:
-        added, seen, freedom = of_draws[0] / draws, of_draws[1] / draws, draws - 1
+    seeds, permutations, items = cube.shape
+    by_seed = cube.mean(1)  # (seeds, items)
+    of_permutations = _beyond_noise(cube) if permutations > 1 else (0.0, 0.0)
+    of_seeds = _beyond_noise(by_seed[None]) if seeds > 1 else (0.0, 0.0)
+    own = float(by_seed.mean(0).std(ddof=1)) if items > 1 else 0.0
+    if seeds > 1:
+        added, seen, freedom = of_seeds[0] / seeds, of_seeds[1] / seeds, seeds - 1
     else:
-        added, seen, freedom = of_orders[0] / orders, of_orders[1] / orders, orders - 1
+        added, seen, freedom = of_permutations[0] / permutations, of_permutations[1] / permutations, permutations - 1
     return Spread(
-        math.sqrt(max(0.0, of_draws[0] - of_orders[0] / orders)), math.sqrt(of_orders[0]), own,
+        math.sqrt(max(0.0, of_seeds[0] - of_permutations[0] / permutations)), math.sqrt(of_permutations[0]), own,
         math.sqrt(added), math.sqrt(seen), freedom,
     )  # fmt: skip
 
@@ -235,4 +236,4 @@ def _beyond_noise(cube: np.ndarray) -> tuple[float, float]:
 def majority_accuracy(seen: Sequence[Any], gold: Sequence[Any]) -> float:
     """Accuracy on `gold` of always answering what is most frequent in `seen`."""
     best = Counter(seen).most_common(1)[0][0]
-    return float(np.mean([each == best for each in gold]))
+    return float(np.mean([answer == best for answer in gold]))

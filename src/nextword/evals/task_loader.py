@@ -206,8 +206,9 @@ def _check_keys(given: Mapping[Any, Any], known: Mapping[str, tuple[type, ...]],
     harness = {"dataset_path", "doc_to_text", "output_type"} & set(given)
     for key, value in given.items():
         if key not in known:
-            hint = " This is a task of lm-evaluation-harness: use --lm-eval" if harness else closest(str(key), known)
-            raise UsageError(f"{where} the key {str(key)[:60]!r} is not known.{hint or f' Known: {", ".join(known)}'}")
+            hint = closest(str(key), known) or f" Known: {', '.join(known)}"
+            hint = " This is a task of lm-evaluation-harness: use --lm-eval" if harness else hint
+            raise UsageError(f"{where} the key {str(key)[:60]!r} is not known.{hint}")
         kinds = known[key]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             meant = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
@@ -235,7 +236,9 @@ def _scorers(given: str | dict[Any, Any], path: Path) -> tuple[Scorer, ...]:
     if isinstance(given, str):
         return (scorer_of(given),)
     if not all(isinstance(text, str) for text in given.values()):
-        raise UsageError(f"{path}: scorers is a scorer's name, or a mapping of names to such as number or regex:PATTERN")
+        raise UsageError(
+            f"{path}: scorers is a scorer's name, or a mapping of names to such as number or regex:PATTERN"
+        )
     return tuple(scorer_of(text, str(name)) for name, text in given.items())
 
 
@@ -326,9 +329,9 @@ def _format(spec: TaskSpec, options: TaskOptions, data: Rows, shots: Rows | None
     assert spec.template is not None
     target = spec.target or _answer_column(spec, data)
     template = Template.parse(spec.template, target, spec.jinja)
-    for rows, path in ((data, spec.data), *[(shots, spec.fewshot_data)] * (shots is not None)):
-        assert rows is not None
-        _check_columns(template, rows, target, path)
+    _check_columns(template, data, target, spec.data)
+    if shots is not None:
+        _check_columns(template, shots, target, spec.fewshot_data)
     format = PromptFormat(
         template, target, (), {}, spec.separator, spec.description, generates=spec.generation is not None
     )
@@ -367,9 +370,7 @@ def _check_columns(template: Template, rows: Rows, target: str, path: Path | Non
             )
 
 
-def _with_labels(
-    format: PromptFormat, options: TaskOptions, rows: Sequence[Row], spec: TaskSpec
-) -> PromptFormat:
+def _with_labels(format: PromptFormat, options: TaskOptions, rows: Sequence[Row], spec: TaskSpec) -> PromptFormat:
     """The labels that the data has; the model writes its answer where there are too many of them."""
     if format.generates:
         return format

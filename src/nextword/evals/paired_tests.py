@@ -1,4 +1,4 @@
-"""Two configurations on the same items, compared item by item: the test, the interval, and tests of orders."""
+"""Two configurations on the same items, compared item by item: the test, the interval, and tests of permutations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errorbars import LEVEL, Errors, clustered_error, errors_of, is_binary, is_share, normal, spread
+from .statistics import LEVEL, Errors, clustered_error, errors_of, is_binary, is_share, normal, spread
 
-_DRAWS = 20_000  # of a permutation test with too many permutations to enumerate
+_SAMPLES = 20_000  # of a permutation test with too many permutations to enumerate
 MCNEMAR = "McNemar's exact test"
 
 
@@ -18,7 +18,7 @@ class Comparison:
     """Two configurations on the same items: second less first. `p` is that of `test`, for this comparison alone."""
 
     difference: float
-    standard_error: float  # paired; of items and draws
+    standard_error: float  # paired; of items and seeds
     low: float  # of the interval that `interval` says
     high: float
     p: float
@@ -29,7 +29,7 @@ class Comparison:
     better: int  # items that scored more the second time
     worse: int
     count: int
-    draws: int
+    seeds: int
     shares: bool  # both scores lie in [0, 1]
     errors: Errors  # what `standard_error` is made of
 
@@ -37,14 +37,14 @@ class Comparison:
 def compare(
     after: np.ndarray, before: np.ndarray, groups: Sequence[str] | None = None, level: float = LEVEL
 ) -> Comparison:
-    """Compare scores (draws, orders, items), or (items,), item by item: what items and draws share cancels (eq. 7).
+    """Compare scores (seeds, permutations, items), or (items,), item by item: what they share cancels (eq. 7).
 
-    One side may have a single draw (no shots) against several. One draw of 0/1 scores: McNemar's exact test and the
+    One side may have a single seed (no shots) against several. One seed of 0/1 scores: McNemar's exact test and the
     interval of Agresti & Min (2005); of others: a permutation test that swaps each pair, and Student's interval. With
-    `groups` or several draws: Student's t on the whole error. Test and interval agree at `level`; scores that are
+    `groups` or several seeds: Student's t on the whole error. Test and interval agree at `level`; scores that are
     shares have no difference beyond [-1, 1].
     """
-    gaps = _cube(after) - _cube(before)  # (draws, orders, items)
+    gaps = _cube(after) - _cube(before)  # (seeds, permutations, items)
     bounded = is_share(after) and is_share(before)
     mean_gaps, count = gaps.mean((0, 1)), gaps.shape[2]
     several = gaps.shape[0] * gaps.shape[1] > 1
@@ -122,7 +122,7 @@ def agresti_min(better: int, worse: int, count: int, level: float = LEVEL) -> tu
 def permutation(gaps: np.ndarray, seed: int = 0) -> float:
     """Two-sided p of the mean gap when each pair may as well be the other way round.
 
-    All 2^n ways where at most 15 gaps are not zero, else 20,000 drawn ones (counting the observed one).
+    All 2^n ways where at most 15 gaps are not zero, else 20,000 random ones (counting the observed one).
     """
     moved = np.abs(gaps[gaps != 0])
     observed = abs(float(gaps.sum()))
@@ -132,43 +132,44 @@ def permutation(gaps: np.ndarray, seed: int = 0) -> float:
         return float((np.abs(signs @ moved) >= observed - slack).mean())
     generator = np.random.default_rng(seed)
     extreme = 0
-    for _ in range(_DRAWS // 1000):
+    for _ in range(_SAMPLES // 1000):
         signs = 1 - 2 * generator.integers(0, 2, (1000, len(moved)))
         extreme += int((np.abs(signs @ moved) >= observed - slack).sum())
-    return (extreme + 1) / (_DRAWS + 1)
+    return (extreme + 1) / (_SAMPLES + 1)
 
 
 @dataclass(frozen=True)
-class OrdersTest:
-    """Whether the orders of a draw score alike. `p` is the smallest of the draws, times their number (Bonferroni)."""
+class PermutationsTest:
+    """Whether the permutations of a seed score alike. `p` is the smallest of the seeds' times their number."""
 
     test: str
-    statistics: tuple[float, ...]  # of each draw
+    statistics: tuple[float, ...]  # of each seed
     freedom: int
     p: float
     sentence: str
 
 
-def cochran(cube: np.ndarray) -> OrdersTest | None:
-    """Cochran's Q (1950) over the orders of each draw of scores (draws, orders, items); None for one order, or for
-    scores that are not 0 and 1.
+def cochran(cube: np.ndarray) -> PermutationsTest | None:
+    """Cochran's Q (1950) over the permutations of each seed of scores (seeds, permutations, items).
 
-    Q = (k - 1)(k Σ G² - T²) / (k T - Σ L²), G right answers of an order, L of an item, T of all, k orders.
+    None for one permutation, or for scores that are not 0 and 1.
+
+    Q = (k - 1)(k Σ G² - T²) / (k T - Σ L²), G right answers of a permutation, L of an item, T of all, k permutations.
     """
     from scipy import stats
 
-    draws, orders, _ = cube.shape
-    if orders < 2 or not is_binary(cube):
+    seeds, permutations, _ = cube.shape
+    if permutations < 2 or not is_binary(cube):
         return None
-    of_orders, of_items, total = cube.sum(2), cube.sum(1), cube.sum((1, 2))
-    changed = orders * total - (of_items**2).sum(1)
-    above = (orders - 1) * (orders * (of_orders**2).sum(1) - total**2)
+    of_permutations, of_items, total = cube.sum(2), cube.sum(1), cube.sum((1, 2))
+    changed = permutations * total - (of_items**2).sum(1)
+    above = (permutations - 1) * (permutations * (of_permutations**2).sum(1) - total**2)
     statistics = np.where(changed > 0, above / np.where(changed > 0, changed, 1), 0.0)
-    p = min(1.0, draws * float(stats.chi2.sf(statistics, orders - 1).min()))
-    several = f", the smallest of {draws} draws times {draws}" if draws > 1 else ""
+    p = min(1.0, seeds * float(stats.chi2.sf(statistics, permutations - 1).min()))
+    several = f", the smallest of {seeds} seeds times {seeds}" if seeds > 1 else ""
     verdict = "score differently" if p < LEVEL else "do not differ significantly"
-    sentence = f"the {orders} orders {verdict}: Cochran's Q {statistics.max():.2f}, p {p_text(p)}{several}"
-    return OrdersTest("Cochran's Q", tuple(map(float, statistics)), orders - 1, p, sentence)
+    sentence = f"the {permutations} permutations {verdict}: Cochran's Q {statistics.max():.2f}, p {p_text(p)}{several}"
+    return PermutationsTest("Cochran's Q", tuple(map(float, statistics)), permutations - 1, p, sentence)
 
 
 def p_text(p: float) -> str:

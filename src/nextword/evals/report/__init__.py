@@ -8,17 +8,16 @@ import re
 from html import escape
 from pathlib import Path
 
-from ..base import RunError
-from ..base.files import atomic_write
-from ..engine import LanguageModel
-from . import report_html
-from .collected import Collected
-from .report_curve import curve, legend
-from .report_data import embedded, embedded_json
-from .report_provenance import how_measured
-from .summary import Result
+from ...base import RunError
+from ...base.files import atomic_write
+from ...engine import LanguageModel
+from ..results import Collected
+from ..summary import Result
+from . import tables
+from .curve import curve, legend
+from .data import embedded, embedded_json
 
-_ASSETS = Path(__file__).parent / "report"
+_ASSETS = Path(__file__).parent
 
 
 def write_report(path: Path, collected: Collected, result: Result, models: dict[str, LanguageModel]) -> None:
@@ -38,22 +37,22 @@ def report_page(collected: Collected, result: Result, models: dict[str, Language
     parts = {
         "title": escape(f"{result.task}: {result.metric}"),
         "policy": _policy(style, script),
-        "lead": report_html.lead(result),
+        "lead": tables.lead(result),
         "curve": curve(result),
         "legend": legend(result),
-        "table": report_html.table(result),
-        "requirements": report_html.requirements(result),
-        "comparisons": report_html.comparisons(result),
-        "confusion": report_html.confusions(collected, result),
-        "notes": report_html.notes(result),
-        "provenance": how_measured(result.provenance),
-        "left_out": report_html.left_out(len(data["items"]), data["left_out"]),
+        "table": tables.table(result),
+        "requirements": tables.requirements(result),
+        "comparisons": tables.comparisons(result),
+        "confusion": tables.confusions(collected, result),
+        "notes": tables.notes(result),
+        "provenance": tables.how_measured(result.provenance),
+        "left_out": tables.left_out(len(data["items"]), data["left_out"]),
         "style": style,
         "script": script,
         "data": embedded_json(data),
     }
-    pieces = re.split(r"<!-- (\w+) -->", _asset("page.html"))
-    page = "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+    chunks = re.split(r"<!-- (\w+) -->", _asset("page.html"))
+    page = "".join(parts[chunk] if index % 2 else chunk for index, chunk in enumerate(chunks))
     return page.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, from a row, has no UTF-8
 
 
