@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..base import UsageError
-from ..engine import LanguageModel, load
 from ..weights.catalogue import DEFAULT_MODEL
 from .design import Design, ScoringConfig
 from .eval_run import EvalRun, Progress
@@ -17,6 +17,9 @@ from .store import opened
 from .summary import Result, summarise
 from .task import ScorerFunction, Task
 from .task_loader import TaskOptions, open_task
+
+if TYPE_CHECKING:
+    from ..engine import LanguageModel
 
 
 def evaluate(
@@ -42,13 +45,14 @@ def evaluate(
 
     Raises UsageError for what cannot be asked, RunError where the disk is full.
     """
+    from ..engine import LanguageModel, load  # with torch
+
     wanted = shots if shots is not None else design.shots if design is not None else None
     if isinstance(task, Task):
         tasks = {task.name: task}
     else:
         hold_back = max(wanted or (0,)) > 0
-        sources = {name: (source, False) for name, source in (templates or {}).items()}
-        tasks = open_task(str(task), sources, replace(options or TaskOptions(), hold_back=hold_back))
+        tasks = open_task(str(task), templates, replace(options or TaskOptions(), hold_back=hold_back))
     if scorer is not None:
         tasks = {name: with_scorer(own, scorer) for name, own in tasks.items()}
     first = next(iter(tasks.values()))

@@ -89,7 +89,7 @@ def _sentence(chosen: Chosen, row: ResultRow) -> str:
         )
     elif 1 < row.seeds < 4:
         limits = (
-            f". An interval over {chosen.seeds} seeds is often too narrow: use --fewshot-seeds {ENOUGH_SEEDS} or more"
+            f". An interval over {chosen.seeds} seeds may be too narrow: use --fewshot-seeds {ENOUGH_SEEDS} or more"
         )
     return (
         f"best of {chosen.alternatives}: {chosen.name}. Chosen on half of the items{sets}, it scores {score} on the"

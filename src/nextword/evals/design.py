@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..base import UsageError
-from ..engine import LanguageModel
 from .task import Task
+
+if TYPE_CHECKING:
+    from ..engine import LanguageModel
 
 Overflow = Literal["error", "drop-shots"]
 Sampler = Literal["random", "balanced", "first", "similar"]

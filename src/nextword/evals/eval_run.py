@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..base import UsageError
-from ..engine import LanguageModel
 from . import calibration
 from .chat_prompts import chat_variants
 from .checks import warnings_of_shots
@@ -38,6 +38,9 @@ from .runner import (
 )
 from .store import Store
 from .task import Encoded, Likelihood, Task
+
+if TYPE_CHECKING:
+    from ..engine import LanguageModel
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ..base import UsageError
-from ..engine import CompletionHandle, LanguageModel, SamplingParams, ScoreHandle, ScoreRequest, StopConfig, Structure
+from ..engine import CompletionHandle, SamplingParams, ScoreHandle, ScoreRequest, StopConfig, Structure
 from ..engine import Request as CompletionRequest
 from .chat_prompts import encode_chat, show_chat
 from .design import Condition, ScoringConfig
@@ -22,6 +22,9 @@ from .running import answered, descending, tokens_to_read
 from .scoring import encode, likelihood, score_requests
 from .store import Store
 from .task import Encoded, Generation, Ids, Item, Likelihood, LogprobRequest, Task
+
+if TYPE_CHECKING:
+    from ..engine import LanguageModel
 
 OnTokens = Callable[[int], None]  # is told of tokens that were read since the last time
 Writing = tuple[Ids, Generation]  # a prompt, and how its answer is written

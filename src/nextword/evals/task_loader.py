@@ -18,7 +18,7 @@ from .checks import valid_items, warnings_of
 from .rows import SUFFIXES, Rows, read_rows
 from .scorers import check_golds, scorer_of
 from .task import Generation, Item, PromptFormat, Row, Scorer, Task, is_index, row_digests
-from .template import ANSWER, JINJA_SUFFIXES, SEPARATOR, Template, text_of
+from .template import ANSWER, JINJA_SUFFIXES, SEPARATOR, Jinja, Template, text_of
 
 TASKS = Path(__file__).parent / "tasks"
 MAX_LABELS = 26  # different answers that are still taken for labels
@@ -72,7 +72,6 @@ class TaskSpec:
     data: Path
     fewshot_data: Path | None = None
     template: str | None = None
-    jinja: bool = False
     target: str | None = None
     choices: tuple[str, ...] | str | None = None  # by the data's names, or a column's name; None: those of the data
     shots: int = 0
@@ -83,19 +82,16 @@ class TaskSpec:
     scorers: tuple[Scorer, ...] = ()
 
 
-Templates = Mapping[str, tuple[str, bool]]  # by name: the source, and whether it is Jinja
-
-
-def read_templates(given: Sequence[str]) -> dict[str, tuple[str, bool]]:
+def read_templates(given: Sequence[str]) -> dict[str, str]:
     r"""Template files by their names, or template texts, in which \n is a newline; *.jinja files are Jinja.
 
     Raises UsageError for a file that cannot be read, and for two of one name.
     """
-    templates: dict[str, tuple[str, bool]] = {}
+    templates: dict[str, str] = {}
     for text in given:
         if "{" in text:
             name = f"template {len(templates) + 1}" if len(given) > 1 else "template"
-            source = text.replace("\\n", "\n"), False
+            source = text.replace("\\n", "\n")
         else:
             name, source = Path(text).stem, _template_file(Path(text))
         if name in templates:
@@ -104,16 +100,19 @@ def read_templates(given: Sequence[str]) -> dict[str, tuple[str, bool]]:
     return templates
 
 
-def _template_file(path: Path) -> tuple[str, bool]:
+def _template_file(path: Path) -> str:
     try:
-        return read_text(path, 1 << 20).removesuffix("\n"), path.suffix in JINJA_SUFFIXES
+        source = read_text(path, 1 << 20).removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"template {str(path)!r} is neither a readable file ({error}) nor a text with gaps such as {{input}}"
         ) from None
+    return Jinja(source) if path.suffix in JINJA_SUFFIXES else source
 
 
-def open_task(name: str, templates: Templates | None = None, options: TaskOptions | None = None) -> dict[str, Task]:
+def open_task(
+    name: str, templates: Mapping[str, str] | None = None, options: TaskOptions | None = None
+) -> dict[str, Task]:
     """The task under each of `templates` by its name, or once under its own name with its own template.
 
     With several templates all are scored on the rows that all of them can use. Raises UsageError for an unknown name,
@@ -122,10 +121,7 @@ def open_task(name: str, templates: Templates | None = None, options: TaskOption
     spec, options = _spec(name), options or TaskOptions()
     if not templates:
         return {spec.name: load_task(spec, options)}
-    tasks = {
-        label: load_task(replace(spec, template=source, jinja=jinja), options)
-        for label, (source, jinja) in templates.items()
-    }
+    tasks = {label: load_task(replace(spec, template=source), options) for label, source in templates.items()}
     common = set.intersection(*({item.row_id for item in (*task.items, *task.fewshot_pool)} for task in tasks.values()))
     return {
         label: replace(
@@ -168,16 +164,14 @@ def read_task_file(path: Path) -> TaskSpec:
         raise UsageError(f"{path}: it needs either template or template_file")
     if "target" not in given:
         raise UsageError(f"{path}: it names no target, the column of the right answer")
-    template, jinja = given.get("template", ""), False
-    if "template_file" in given:
-        template, jinja = _template_file(path.parent / given["template_file"])
+    template = given["template"] if "template" in given else _template_file(path.parent / given["template_file"])
     choices = given.get("choices")
     if given.get("shots", 0) < 0:
         raise UsageError(f"{path}: shots is {given['shots']}; it must be a whole number of at least 0")
     return TaskSpec(
         path.stem, path, path.parent / given["data"],
         path.parent / given["fewshot_data"] if "fewshot_data" in given else None,
-        template, jinja, given["target"],
+        template, given["target"],
         tuple(_choice(choice, path) for choice in choices) if isinstance(choices, list) else choices,
         given.get("shots", 0), given.get("description", ""), given.get("separator", SEPARATOR), given.get("group"),
         _generation(given.get("generate", False), path), _scorers(given.get("scorers", {}), path),
@@ -328,7 +322,7 @@ def _reserved(items: Sequence[Item], seed: int) -> set[tuple[str, int]]:
 def _format(spec: TaskSpec, options: TaskOptions, data: Rows, shots: Rows | None) -> PromptFormat:
     assert spec.template is not None
     target = spec.target or _answer_column(spec, data)
-    template = Template.parse(spec.template, target, spec.jinja)
+    template = Template.parse(spec.template, target)
     _check_columns(template, data, target, spec.data)
     if shots is not None:
         _check_columns(template, shots, target, spec.fewshot_data)
@@ -349,7 +343,7 @@ def _answer_column(spec: TaskSpec, data: Rows) -> str:
     """The usual name of an answer's column, if it is not a gap of the question."""
     there = [name for name in _ANSWER_COLUMNS if name in data.columns]
     gaps: tuple[str, ...] = ()
-    if f"{{{ANSWER}}}" in (spec.template or "") and not spec.jinja:
+    if f"{{{ANSWER}}}" in (spec.template or "") and not isinstance(spec.template, Jinja):
         gaps = Template.parse(spec.template or "", there[0] if there else ANSWER).columns
     for name in there:
         if name not in gaps[: gaps.index(ANSWER) if gaps else 0]:

@@ -27,6 +27,10 @@ _GAP = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*(?:\[\d{1,4}\])?)\}|[{}]")
 Shot = Mapping[str, Any]
 
 
+class Jinja(str):
+    """The source of a Jinja template; any other text is that of a plain one."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A finished prompt: `text` is what the model reads, `shots` how many examples it holds."""
@@ -44,14 +48,14 @@ class Template:
 
     source: str
     parts: tuple[str, ...]
-    jinja: bool = False
 
     @classmethod
-    def parse(cls, source: str, answer: str = ANSWER, jinja: bool = False) -> Template:
+    def parse(cls, source: str, answer: str = ANSWER) -> Template:
         """Read a template whose answer goes to `{output}`, or else to `{answer}` by the name given.
 
         Raises UsageError for a lone brace, or unless there is exactly one gap for the answer.
         """
+        jinja = isinstance(source, Jinja)
         parts = _jinja_parts(source, answer) if jinja else _plain_parts(source)
         if ANSWER not in parts[1::2]:
             parts = [ANSWER if index % 2 and part == answer else part for index, part in enumerate(parts)]
@@ -59,7 +63,12 @@ class Template:
             names = dict.fromkeys([ANSWER, answer])
             gaps = " or ".join(f"{{{{ {name} }}}}" if jinja else f"{{{name}}}" for name in names)
             raise UsageError(f"the template needs exactly one {gaps}: where the answer goes")
-        return cls(source, tuple(parts), jinja)
+        return cls(source, tuple(parts))
+
+    @property
+    def jinja(self) -> bool:
+        """Whether it is a Jinja template."""
+        return isinstance(self.source, Jinja)
 
     @property
     def names(self) -> tuple[str, ...]:

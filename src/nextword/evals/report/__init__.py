@@ -7,15 +7,18 @@ import hashlib
 import re
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...base import RunError
 from ...base.files import atomic_write
-from ...engine import LanguageModel
 from ..results import Collected
 from ..summary import Result
 from . import tables
 from .curve import curve, legend
 from .data import embedded, embedded_json
+
+if TYPE_CHECKING:
+    from ...engine import LanguageModel
 
 _ASSETS = Path(__file__).parent
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...engine import LanguageModel
 from ...engine.pages import common
 from ..design import Condition
 from ..result_rows import differing, full_name, row_name
 from ..results import Answer, Collected, ConditionResult
 from ..task import Ids
+
+if TYPE_CHECKING:
+    from ...engine import LanguageModel
 
 MOST_NUMBERS = 4_000_000  # on a page, some 5 bytes each; beyond them a sample of the items is shown
 _LEAST = -9999.0  # in place of the logarithm of 0, which JSON cannot hold

@@ -101,11 +101,12 @@ def _spread(row: ResultRow) -> tuple[str, ...]:
 def _seed_rows(row: ResultRow, name: str, columns: int, metric: str) -> str:
     if len(row.per_seed) < 2:
         return ""
-    rows = [
-        f"<tr>{cells_of([f'{seed.fewshot_seed + 1}', f'{seed.permutation + 1}', f'{seed.score:.3f}', f'{seed.shots:.3g}'])}"
-        "</tr>"
-        for seed in sorted(row.per_seed, key=lambda seed: (seed.fewshot_seed, seed.permutation))
+    in_order = sorted(row.per_seed, key=lambda one: (one.fewshot_seed, one.permutation))
+    cells = [
+        (f"{one.fewshot_seed + 1}", f"{one.permutation + 1}", f"{one.score:.3f}", f"{one.shots:.3g}")
+        for one in in_order
     ]
+    rows = [f"<tr>{cells_of(own)}</tr>" for own in cells]
     return (
         f'<tr class="seeds"><td colspan="{columns}"><details><summary>every seed and permutation of {escape(name)}'
         f"</summary>{grid(['seed', 'permutation', escape(metric), 'shots in the prompt'], rows)}</details></td></tr>"
