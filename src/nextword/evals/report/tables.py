@@ -103,7 +103,7 @@ def _seed_rows(row: ResultRow, name: str, columns: int, metric: str) -> str:
         return ""
     in_order = sorted(row.per_seed, key=lambda one: (one.fewshot_seed, one.permutation))
     cells = [
-        (f"{one.fewshot_seed + 1}", f"{one.permutation + 1}", f"{one.score:.3f}", f"{one.shots:.3g}")
+        (str(one.fewshot_seed + 1), str(one.permutation + 1), f"{one.score:.3f}", f"{one.shots:.3g}")
         for one in in_order
     ]
     rows = [f"<tr>{cells_of(own)}</tr>" for own in cells]

@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from table_tasks import table_task
 
 from nextword import load
 from nextword.cli import main
 from nextword.evals import filters, metrics
-from nextword.evals.answers import MEASURES, Answer, answer_choice
-from nextword.evals.evaluation import Evaluation, Settings
-from nextword.evals.exporting import _NAMES, _samples, write_harness_results
-from nextword.evals.harness import load_harness_task
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
+from nextword.evals.export import write_results
+from nextword.evals.results import LIKELIHOOD_SCORINGS, Answer, answer_choice
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
-from nextword.evals.table import TableSettings, table_task
-from nextword.evals.task import Encoded, Item, Likelihood, Metric, Task, requests
-from nextword.evals.trials import Design
+from nextword.evals.task import Encoded, Item, Likelihood, Task, requests
 
 MADE: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "oracles/harness/samples.json").read_text(encoding="utf-8")
@@ -35,7 +34,7 @@ ANY = Encoded((1,), (1,))
 
 def answered(task: Task, item: Item, responses: list[Any]) -> Answer:
     """The answer that the harness's model gave to an item."""
-    asked, gold = requests(task, [], item), task.form.gold(item.values)
+    asked, gold = requests(task, [], item), task.format.gold(item.values)
     if task.output == "generate_until":
         values = {
             f"exact_match,{chain.name}": metrics.score_text(
@@ -113,46 +112,44 @@ def test_the_files_tell_the_length_and_the_description_that_were_really_used(
     assert requests(task, [], task.items[sample["doc_id"]])[0].context == arguments["arg_0"]
 
 
-@pytest.mark.parametrize("measure", ["auto", *MEASURES])
+@pytest.mark.parametrize("measure", ["auto", *LIKELIHOOD_SCORINGS])
 def test_the_files_hold_the_numbers_that_are_printed(
     measure: Any, reviews: Path, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Also those of calibrated conditions, and of ways to score that the task's own metrics do not name."""
-    task = replace(
-        table_task(reviews, TableSettings("Text: {text}\nMood: {label}")), metrics=(Metric("acc"), Metric("mcc"))
-    )
+    task = replace(table_task(reviews, "Text: {text}\nMood: {label}"), metrics=(Metric("acc"), Metric("mcc")))
     model, settings = (
         load(str(tiny_model())),
-        Settings(measure, "Mood:" if measure == "pmi" else None, ("contextual", "batch")),
+        ScoringConfig(measure, "Mood:" if measure == "pmi" else None, ("contextual", "batch")),
     )
     with opened(None) as store:
-        collected = Evaluation({"form": task}, [model], Design((0, 2), draws=2, limit=12), settings, store).run()
+        collected = EvalRun({"form": task}, [model], Design((0, 2), fewshot_seeds=2, limit=12), settings, store).run()
     printed = {(line.shots, line.variant): line for line in summarise(collected).lines}
     files: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for path in write_harness_results(tmp_path, collected):
+    for path in write_results(tmp_path, collected):
         if path.name.startswith("results_"):
             results = json.loads(path.read_text())
             samples = [json.loads(row) for row in next(path.parent.glob("samples_*")).read_text().splitlines()]
             condition = results["n-shot"]["reviews"], results["config"]["variant"]
             files.setdefault(condition, []).append({"scores": results["results"]["reviews"], "samples": samples})
     assert set(files) == set(printed)
-    for (shots, variant), draws in files.items():
+    for (shots, variant), seeds in files.items():
         calibrated = variant in ("contextual", "batch")
         chain = variant if calibrated else "none"
         metric = "acc" if calibrated else _NAMES["raw" if measure == "auto" else measure]
-        means = [draw["scores"][f"{metric},{chain}"] for draw in draws]
+        means = [seed["scores"][f"{metric},{chain}"] for seed in seeds]
         assert np.mean(means) == pytest.approx(printed[shots, variant].score.value)
-        for draw in draws:
-            assert {sample["filter"] for sample in draw["samples"]} == {chain}
-            own = [sample[metric] for sample in draw["samples"]]
-            assert np.mean(own) == pytest.approx(draw["scores"][f"{metric},{chain}"])
-            assert draw["scores"][f"{metric}_stderr,{chain}"] == pytest.approx(np.std(own, ddof=1) / np.sqrt(len(own)))
+        for seed in seeds:
+            assert {sample["filter"] for sample in seed["samples"]} == {chain}
+            own = [sample[metric] for sample in seed["samples"]]
+            assert np.mean(own) == pytest.approx(seed["scores"][f"{metric},{chain}"])
+            assert seed["scores"][f"{metric}_stderr,{chain}"] == pytest.approx(np.std(own, ddof=1) / np.sqrt(len(own)))
             for name in {"acc", metric} if not calibrated else ():
-                mean = np.mean([sample[name] for sample in draw["samples"]])
-                assert draw["scores"][f"{name},none"] == pytest.approx(mean)
+                mean = np.mean([sample[name] for sample in seed["samples"]])
+                assert seed["scores"][f"{name},none"] == pytest.approx(mean)
             if calibrated:
                 chosen = [
-                    int(np.argmax([float(score) for score, _ in each["filtered_resps"]])) for each in draw["samples"]
+                    int(np.argmax([float(score) for score, _ in each["filtered_resps"]])) for each in seed["samples"]
                 ]
-                assert chosen == [sample["mcc"][1] for sample in draw["samples"]]
-                assert not any(key.endswith(",none") for key in draw["scores"])
+                assert chosen == [sample["mcc"][1] for sample in seed["samples"]]
+                assert not any(key.endswith(",none") for key in seed["scores"])

@@ -19,21 +19,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from table_tasks import table_task
 
 from nextword import load
 from nextword.engine import LanguageModel
 from nextword.evals import page, report_data
-from nextword.evals.answers import Answer
-from nextword.evals.evaluation import Cell, Collected, Evaluation, Notes, Settings
-from nextword.evals.page import report_page, write_report
+from nextword.evals.design import Condition, Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
 from nextword.evals.provenance import provenance
-from nextword.evals.report_data import embedded, embedded_json
-from nextword.evals.requirements import asks_of, names_of
+from nextword.evals.report import report_page, write_report
+from nextword.evals.report.data import embedded, embedded_json
+from nextword.evals.requirements import names_of, read_requirements
+from nextword.evals.results import Answer, Collected, ConditionResult, Notes
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
-from nextword.evals.table import TableSettings, table_task
-from nextword.evals.task import Encoded, Item, Likelihood, Request, Task
-from nextword.evals.trials import Condition, Design
+from nextword.evals.task import Encoded, Item, Likelihood, LogprobRequest, Task
 
 FORM = "Text: {text}\nMood: {label}"
 SCRIPT = Path(page.__file__).parent / "report/examples.js"
@@ -65,14 +65,14 @@ def model(tiny_model: Callable[..., Path]) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def collected(model: LanguageModel, reviews: Path) -> Collected:
-    """Two draws in two orders with both calibrations."""
-    return run(table_task(reviews, TableSettings(FORM)), model, shots=(0, 2), draws=2, orders=2, limit=15)
+    """Two seeds in two permutations with both calibrations."""
+    return run(table_task(reviews, FORM), model, shots=(0, 2), fewshot_seeds=2, permutations=2, limit=15)
 
 
 def run(task: Task, model: LanguageModel, **design: Any) -> Collected:
-    settings = Settings() if task.output != "multiple_choice" else Settings(calibrate=("contextual", "batch"))
+    settings = ScoringConfig() if task.output != "multiple_choice" else ScoringConfig(calibrate=("contextual", "batch"))
     with opened(None) as store:
-        return Evaluation({"form": task}, [model], Design(**design), settings, store).run()
+        return EvalRun({"form": task}, [model], Design(**design), settings, store).run()
 
 
 def shown(collected: Collected, model: LanguageModel) -> str:
@@ -88,10 +88,10 @@ def prompt_of(data: dict[str, Any], number: int, place: int) -> list[int]:
 
 def test_the_page_carries_every_answer_with_the_prompt_it_was_given(collected: Collected, model: LanguageModel) -> None:
     data = json.loads(embedded_json(embedded(collected, {model.name: model})))
-    assert (len(data["conditions"]), data["left_out"]) == (len(collected.cells), 0)
-    for number, cell in enumerate(collected.cells):
+    assert (len(data["conditions"]), data["left_out"]) == (len(collected.conditions), 0)
+    for number, result in enumerate(collected.conditions):
         condition = data["conditions"][number]
-        for place, answer in enumerate(cell.answers):
+        for place, answer in enumerate(result.answers):
             assert prompt_of(data, number, place) == list(answer.encoded[0].context)
             assert (condition["said"][place], condition["score"][place]) == (answer.prediction, answer.values["score"])
             assert data["forms"]["form"]["gold"][place] == [answer.gold]
@@ -103,16 +103,16 @@ def test_a_calibrated_answer_is_shown_with_the_scores_it_was_chosen_by(
 ) -> None:
     data = embedded(collected, {model.name: model})
     differ = 0
-    for number, cell in enumerate(collected.cells):
+    for number, result in enumerate(collected.conditions):
         condition = data["conditions"][number]
-        if cell.condition.variant in ("contextual", "batch"):
-            assert cell.condition.variant in condition["by"]
+        if result.condition.variant in ("contextual", "batch"):
+            assert result.condition.variant in condition["by"]
             assert [int(np.argmax(row)) for row in condition["scores"]] == condition["said"]
             low, high = condition["range"]
             assert all(low <= score <= high for row in condition["scores"] for score in row)
             own = data["conditions"][condition["base"]]
-            assert cell.condition == replace(
-                collected.cells[condition["base"]].condition, variant=cell.condition.variant
+            assert result.condition == replace(
+                collected.conditions[condition["base"]].condition, variant=result.condition.variant
             )
             differ += own["said"] != condition["said"]
         else:
@@ -128,8 +128,8 @@ def test_hostile_labels_and_texts_leave_the_page_whole(model: LanguageModel, tmp
         for n in range(20)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    hostile = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}", group="by"))
-    collected = run(hostile, model, shots=(0, 1), draws=2)
+    hostile = table_task(tmp_path / "rows.jsonl", "{text}: {label}", group="by")
+    collected = run(hostile, model, shots=(0, 1), fewshot_seeds=2)
     write_report(path, collected, summarise(collected), {model.name: model})
     text = path.read_text(encoding="utf-8")
     found = Elements(text)
@@ -184,7 +184,7 @@ def test_only_the_pages_own_style_and_script_may_run(collected: Collected, model
 def test_confusion_matrices_count_all_draws_and_orders(collected: Collected, model: LanguageModel) -> None:
     text = shown(collected, model)
     figures = re.findall(r'<figure class="confusion"><figcaption>(.*?)</figcaption>(.*?)</figure>', text)
-    assert dict(figures).keys() >= {"0 shots", "2 shots (2 draws × 2 orders of 15 items)"}
+    assert dict(figures).keys() >= {"0 shots", "2 shots (2 seeds × 2 permutations of 15 items)"}
     for name, figure in figures:
         assert "right answer" in figure
         assert "model's answer" in figure
@@ -193,8 +193,8 @@ def test_confusion_matrices_count_all_draws_and_orders(collected: Collected, mod
             next((v for v in ("contextual", "batch", "random") if v in name), "plain"),
         )
         answers = [
-            answer for cell in collected.cells for answer in cell.answers
-            if cell.condition.shots == shots and cell.condition.variant.startswith(variant)
+            answer for result in collected.conditions for answer in result.answers
+            if result.condition.shots == shots and result.condition.variant.startswith(variant)
         ]  # fmt: skip
         counts = [int(count) for count in re.findall(r"<td class=\"(?:hit|miss) s\d\">([\d,]+)", figure)]
         pairs = Counter((answer.gold, answer.prediction) for answer in answers)
@@ -210,7 +210,7 @@ def test_a_wide_confusion_matrix_numbers_its_columns_and_names_them_in_its_rows(
     names = [f"a label of many words, number {n} of them" for n in range(7)] + ["x" * 90]
     rows = [{"text": f"text {n}", "label": names[n % 8]} for n in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}"))
+    task = table_task(tmp_path / "rows.jsonl", "{text}: {label}")
     text = shown(run(task, model, shots=(0,), limit=8), model)
     figure = text.split('<figure class="confusion numbered">')[1].split("</figure>")[0]
     heads = re.findall(r'<th scope="col"><abbr title="(.*?)">(\d)</abbr></th>', figure)
@@ -234,9 +234,9 @@ def test_the_curve_has_a_legend_and_says_what_its_whiskers_are(collected: Collec
 
 
 def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, reviews: Path) -> None:
-    forms = {name: table_task(reviews, TableSettings(f"{name}: {{text}} {{label}}")) for name in ("plain", "<odd>")}
+    forms = {name: table_task(reviews, f"{name}: {{text}} {{label}}") for name in ("plain", "<odd>")}
     with opened(None) as store:
-        collected = Evaluation(forms, [model], Design((0, 1), draws=2, limit=4), Settings(), store).run()
+        collected = EvalRun(forms, [model], Design((0, 1), fewshot_seeds=2, limit=4), ScoringConfig(), store).run()
     text = shown(collected, model)
     legend = re.findall(r'class="key (c\d)" aria-hidden="true">.</span> (.*?)</li>', text)
     assert legend == [("c0", "plain"), ("c1", "&lt;odd&gt;")]
@@ -247,9 +247,9 @@ def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, 
 
 
 def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: LanguageModel) -> None:
-    """Requirements with their outcomes, how comparisons are corrected, the orders' test and a line for each power."""
-    names = names_of([cell.condition.choice for cell in collected.cells])
-    asks = asks_of(["2 shots > 0 shots", "0 shots > 0.01"], 0.99, names)
+    """Requirements with their outcomes, how comparisons are corrected, the permutations' test and a line for each power."""
+    names = names_of([result.condition.choice for result in collected.conditions])
+    asks = read_requirements(["2 shots > 0 shots", "0 shots > 0.01"], 0.99, names)
     result = summarise(collected, power=0.05, asks=asks)
     text = report_page(collected, result, {model.name: model})
     listed = text.split("<h2>Requirements</h2>")[1].split("</section>")[0]
@@ -258,11 +258,11 @@ def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: L
     assert f"{sum(met)} of {len(met)} are met" in listed
     assert re.findall(r"<li>(.*?)</li>", listed) == [escape(each.sentence) for each in result.requirements]
     assert len(result.families) == 2
-    tested = [line for line in result.lines if line.orders_test]
+    tested = [line for line in result.rows if line.permutations_test]
     assert tested
     for said in (
         *(family.sentence for family in result.families),
-        *(f"{line.name}: {line.orders_test.sentence}" for line in tested if line.orders_test),
+        *(f"{line.name}: {line.permutations_test.sentence}" for line in tested if line.permutations_test),
         *(result.power or "").splitlines(),
         *(result.chosen.sentence for _ in (1,) if result.chosen),
     ):
@@ -281,7 +281,7 @@ def test_the_pages_notes_are_those_of_the_terminal(collected: Collected, model: 
 
 def test_shots_that_were_dropped_are_told_in_the_terminals_words(collected: Collected, model: LanguageModel) -> None:
     result = summarise(collected)
-    *others, last = result.lines
+    *others, last = result.rows
     short = replace(last, effective_shots=1.4567, fewest_shots=1)
     text = report_page(collected, replace(result, lines=(*others, short)), {model.name: model})
     assert "<small>1.45 in the prompts, 1 at least</small>" in text
@@ -291,10 +291,11 @@ def test_shots_that_were_dropped_are_told_in_the_terminals_words(collected: Coll
 def test_each_draw_and_order_has_its_row_and_few_draws_a_caveat(collected: Collected, model: LanguageModel) -> None:
     text = shown(collected, model)
     line = next(each for each in summarise(collected).lines if (each.shots, each.variant) == (2, "plain"))
-    details = text.split("each draw and order of 2 shots</summary>")[1].split("</details>")[0]
+    details = text.split("each seed and permutation of 2 shots</summary>")[1].split("</details>")[0]
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", details) if "<td>" in row]
     assert sorted(rows) == sorted(
-        [str(each.draw + 1), str(each.order + 1), f"{each.score:.3f}", f"{each.shots:.3g}"] for each in line.per_draw
+        [str(each.fewshot_seed + 1), str(each.permutation + 1), f"{each.score:.3f}", f"{each.shots:.3g}"]
+        for each in line.per_seed
     )
     assert len(rows) == 4
     assert line.caveat
@@ -303,8 +304,8 @@ def test_each_draw_and_order_has_its_row_and_few_draws_a_caveat(collected: Colle
 
 def test_the_page_says_how_it_was_measured(model: LanguageModel, reviews: Path) -> None:
     with opened(None) as store:
-        task = table_task(reviews, TableSettings(FORM, separator="\n--\n"))
-        evaluation = Evaluation({"form": task}, [model], Design((0, 1), draws=1, limit=5), Settings(), store)
+        task = table_task(reviews, FORM, separator="\n--\n")
+        evaluation = EvalRun({"form": task}, [model], Design((0, 1), fewshot_seeds=1, limit=5), ScoringConfig(), store)
         collected, made = evaluation.run(), provenance(evaluation, "nextword eval 'a & b'")
     text = report_page(collected, replace(summarise(collected), provenance=made), {model.name: model})
     section = text.split('id="provenance"')[1]
@@ -316,24 +317,24 @@ def test_the_page_says_how_it_was_measured(model: LanguageModel, reviews: Path) 
 
 @pytest.fixture
 def many(model: LanguageModel) -> Collected:
-    """Twenty draws of five hundred items, 10,000 answers, made up."""
+    """Twenty seeds of five hundred items, 10,000 answers, made up."""
     items = tuple(Item("test", n, {"text": f"item {n}"}) for n in range(500))
     tails = [tuple(model.encode(f" it is {n}\nMood:")) for n in range(500)]
     task = Task("many", "multiple_choice", items, items, _Labels())  # type: ignore[arg-type]
-    cells = []
-    for draw in range(20):
-        shots = tuple(model.encode(f"Text: some shots of draw {draw}. " * 6))
+    results = []
+    for seed in range(20):
+        shots = tuple(model.encode(f"Text: some shots of seed {seed}. " * 6))
         answers = tuple(
             Answer(
-                item, 4, (Request("x", "y"),), (Encoded(shots + tail, (1,)),),
-                tuple(Likelihood((-0.1 - (item.index * k + draw) % 97 / 31,), False) for k in (1, 2)),
-                choices=("no", "yes"), gold=item.index % 2, prediction=(item.index + draw) % 2,
-                values={"score": float(draw % 2)}, choice_scores=(0.0, 1.0),
+                item, 4, (LogprobRequest("x", "y"),), (Encoded(shots + tail, (1,)),),
+                tuple(Likelihood((-0.1 - (item.index * k + seed) % 97 / 31,), False) for k in (1, 2)),
+                choices=("no", "yes"), gold=item.index % 2, prediction=(item.index + seed) % 2,
+                values={"score": float(seed % 2)}, choice_scores=(0.0, 1.0),
             )
             for item, tail in zip(items, tails, strict=True)
         )  # fmt: skip
-        cells.append(Cell(Condition(model.name, "form", 4, draw), answers))
-    return Collected(task, items, tuple(cells), "raw", (), Notes(), 0.0, 0)
+        results.append(ConditionResult(Condition(model.name, "form", 4, seed), answers))
+    return Collected(task, items, tuple(results), "raw", (), Notes(), 0.0, 0)
 
 
 class _Labels:
@@ -351,7 +352,7 @@ def test_the_answers_of_twenty_draws_take_some_fifty_bytes_each(many: Collected,
     text = embedded_json(data)
     assert (len(data["items"]), data["left_out"]) == (500, 0)
     assert len(text) < 60 * 10_000
-    assert prompt_of(json.loads(text), 19, 499) == list(many.cells[19].answers[499].encoded[0].context)
+    assert prompt_of(json.loads(text), 19, 499) == list(many.results[19].answers[499].encoded[0].context)
 
 
 def test_what_finds_no_room_is_told_with_its_number(
@@ -367,7 +368,7 @@ def test_what_finds_no_room_is_told_with_its_number(
     assert data["left_out"] == 15 - count
     assert all(len(condition["said"]) == count for condition in data["conditions"])
     places = [f"{item.split} {item.index}" for item in collected.items]
-    first = collected.cells[0].answers[places.index(data["items"][0][0])]
+    first = collected.conditions[0].answers[places.index(data["items"][0][0])]
     assert prompt_of(data, 0, 0) == list(first.encoded[0].context)
 
 
@@ -388,7 +389,7 @@ def test_a_whole_text_stands_on_the_page_once(rolling: Collected, model: Languag
     assert text.count("once 1 was") == 1
     data = json.loads(Elements(text).texts["data"])
     assert prompt_of(data, 0, 1) == []
-    answer = rolling.cells[0].answers[1]
+    answer = rolling.results[0].answers[1]
     assert data["conditions"][0]["numbers"][1] == [
         pytest.approx(answer.values["logprob"], rel=1e-4),
         answer.values["tokens"],
@@ -419,7 +420,7 @@ def node(script: str, data: dict[str, Any], tmp_path: Path) -> Any:
 def test_pairs_that_changed_are_those_right_under_one_condition_alone(
     collected: Collected, model: LanguageModel, tmp_path: Path
 ) -> None:
-    scores = [cell.scores for cell in collected.cells]
+    scores = [result.scores for result in collected.conditions]
     first, second = next(
         pair for pair in permutations(range(len(scores)), 2)
         if {-1.0, 1.0} <= set(scores[pair[0]] - scores[pair[1]])
@@ -441,7 +442,7 @@ def test_pairs_that_changed_are_those_right_under_one_condition_alone(
 
 
 def test_filters_find_a_text_and_a_right_answer(collected: Collected, model: LanguageModel, tmp_path: Path) -> None:
-    last = len(collected.cells) - 1
+    last = len(collected.conditions) - 1
     wanted = json.dumps(str(collected.items[3].values["text"]).upper() + "\n")
     filters = f"condition: {last}, beside: null, which: 'all'"
     found = node(
@@ -451,7 +452,7 @@ def test_filters_find_a_text_and_a_right_answer(collected: Collected, model: Lan
         embedded(collected, {model.name: model}), tmp_path,
     )  # fmt: skip
     assert found[0] == [f"{collected.items[3].split} {collected.items[3].index}"]
-    negative = [answer for answer in collected.cells[last].answers if answer.gold == 0]
+    negative = [answer for answer in collected.conditions[last].answers if answer.gold == 0]
     assert found[1] == [[f"{a.item.split} {a.item.index}", a.requests[0].context] for a in negative] != []
     assert found[2] == ["negative", "positive"]
 
@@ -462,7 +463,7 @@ def test_a_prompt_reads_as_it_was_written_where_tokens_are_parts_of_characters(
     texts = ["日本語のレビュー", "שלום עולם", "a 😀 b", "é\ufeffè", "plain"]
     rows = [{"text": text, "label": "no" if n % 2 else "yes"} for n, text in enumerate(texts)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}", hold_back=False))
+    task = table_task(tmp_path / "rows.jsonl", "{text}: {label}", hold_back=False)
     made = run(task, model, shots=(0,))
     data = embedded(made, {model.name: model})
     filters = "{condition: 0, beside: null, which: 'all', gold: '', text: 'レビ'}"
@@ -504,7 +505,7 @@ def test_a_browser_shows_the_examples_of_a_hostile_page(
 ) -> None:
     rows = [{"text": f"<!-- <script>{n}", "label": ("<!-- <script>", "</script>")[n % 2]} for n in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    collected = run(table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}")), model, shots=(0,), limit=6)
+    collected = run(table_task(tmp_path / "rows.jsonl", "{text}: {label}"), model, shots=(0,), limit=6)
     found = browser(shown(collected, model))
     assert len(re.findall(r'<li class="example', found)) == 6
     assert "right answer: &lt;!-- &lt;script&gt;" in found
@@ -517,9 +518,9 @@ def test_a_browser_tells_control_tokens_from_text_that_looks_like_them(
     chat = load(str(tiny_model(chat_template="{% for m in messages %}<|endoftext|>{{ m.content }}{% endfor %}")))
     rows = [{"text": f"a <|endoftext|> b {n}", "label": "no" if n % 2 else "yes"} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = table_task(tmp_path / "rows.jsonl", TableSettings("{text}: {label}"))
+    task = table_task(tmp_path / "rows.jsonl", "{text}: {label}")
     with opened(None) as store:
-        made = Evaluation({"form": task}, [chat], Design((0,), limit=3), Settings(chat_template="on"), store).run()
+        made = EvalRun({"form": task}, [chat], Design((0,), limit=3), ScoringConfig(chat_template="on"), store).run()
     found = browser(shown(made, chat))
     marked = re.findall(r'<span class="control" title="control token \d+">(.*?)</span>', found)
     assert marked == ["&lt;|endoftext|&gt;"] * 3
@@ -530,9 +531,9 @@ def test_a_browser_tells_control_tokens_from_text_that_looks_like_them(
 def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
     browser: Callable[[str], str], collected: Collected, model: LanguageModel
 ) -> None:
-    first, *others = collected.cells
+    first, *others = collected.conditions
     answers = tuple(replace(answer, values={"score": n / 20}) for n, answer in enumerate(first.answers))
-    graded = replace(collected, cells=(replace(first, answers=answers), *others))
+    graded = replace(collected, results=(replace(first, answers=answers), *others))
     found = browser(report_page(graded, summarise(collected), {model.name: model}))
     assert re.findall(r'<b class="(\w+)">score ([\d.]+)</b>', found) == [
         ("right" if n >= 10 else "wrong", f"{n / 20:g}") for n in range(15)
@@ -543,13 +544,13 @@ def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
 
 def test_conditions_are_named_as_their_lines_are(collected: Collected, model: LanguageModel) -> None:
     names = [each["name"] for each in embedded(collected, {model.name: model})["conditions"]]
-    assert len(set(names)) == len(collected.cells)
-    assert {"0 shots", "0 shots, contextual", "2 shots, batch, draw 2, order 1"} <= set(names)
+    assert len(set(names)) == len(collected.conditions)
+    assert {"0 shots", "0 shots, contextual", "2 shots, batch, seed 2, order 1"} <= set(names)
 
 
 def test_a_page_of_one_item_whose_interval_has_no_end_is_drawn(model: LanguageModel, reviews: Path) -> None:
-    free = table_task(reviews, TableSettings(FORM, free=True))
+    free = table_task(reviews, FORM, generate=True)
     free = replace(free, generation=replace(free.generation, max_tokens=2))
-    text = shown(run(free, model, shots=(0, 1), draws=2, limit=1), model)
+    text = shown(run(free, model, shots=(0, 1), fewshot_seeds=2, limit=1), model)
     assert "<svg" in text
     assert not re.search(r'="[^"]*(nan|inf)[^"]*"', text.split("<svg")[1].split("</svg>")[0])

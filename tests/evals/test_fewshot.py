@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import UsageError
-from nextword.evals.shots import Select, draw, nearest, reorder, repeated, with_random_answers
-from nextword.evals.table import TableForm
+from nextword.evals.design import Design
+from nextword.evals.fewshot import nearest, permuted, repeated_items, with_random_answers
+from nextword.evals.grid import scored_items, trials_of
 from nextword.evals.task import Item, Task
 from nextword.evals.template import Template
-from nextword.evals.trials import Design, scored_items, trials_of
 
 LABELS = ("bad", "fine", "good")
 FORM = TableForm(Template.parse("Text: {text}\nMood: {label}", "label"), "label", LABELS)
@@ -39,11 +39,11 @@ def one_split(count: int = 40) -> Task:
     return Task("moods", "multiple_choice", rows, rows, FORM)
 
 
-@given(select=st.sampled_from(SELECTS), seed=SEEDS, number=st.integers(0, 4), count=st.integers(0, 59))
+@given(sampler=st.sampled_from(SELECTS), seed=SEEDS, number=st.integers(0, 4), count=st.integers(0, 59))
 def test_more_shots_keep_those_before_them(select: Select, seed: int, number: int, count: int) -> None:
     fewer, whole = (draw(task(), each, select, seed, number) for each in (count, 60))
     assert whole[:count] == fewer
-    assert len({shot.place for shot in whole}) == 60
+    assert len({shot.row_id for shot in whole}) == 60
 
 
 def test_a_few_shots_of_a_middling_pool_are_the_first_of_more() -> None:
@@ -93,22 +93,22 @@ def test_too_few_examples_are_told() -> None:
 @given(SEEDS, st.integers(0, 6), st.integers(0, 12))
 def test_another_order_keeps_the_set(seed: int, order: int, count: int) -> None:
     shots = draw(task(), count, "random", seed, 0)
-    moved = reorder(shots, seed, order)
+    moved = permuted(shots, seed, order)
     assert sorted(shot.index for shot in moved) == sorted(shot.index for shot in shots)
     assert order or moved == shots
-    assert moved == reorder(shots, seed, order)
+    assert moved == permuted(shots, seed, order)
 
 
 def test_orders_differ() -> None:
     shots = draw(task(), 8, "random", 0, 0)
-    assert len({tuple(shot.index for shot in reorder(shots, 0, order)) for order in range(5)}) == 5
+    assert len({tuple(shot.index for shot in permuted(shots, 0, order)) for order in range(5)}) == 5
 
 
 @given(SEEDS)
 def test_random_labels_change_labels_and_nothing_else(seed: int) -> None:
     shots = draw(task(), 12, "random", seed, 0)
     blind = with_random_answers(task(), shots, seed, 0)
-    assert [shot.place for shot in blind] == [shot.place for shot in shots]
+    assert [shot.row_id for shot in blind] == [shot.row_id for shot in shots]
     assert [shot.values["text"] for shot in blind] == [shot.values["text"] for shot in shots]
     assert {shot.values["label"] for shot in blind} <= set(LABELS)
     assert blind == with_random_answers(task(), shots, seed, 0)
@@ -126,7 +126,7 @@ def test_random_labels_are_each_label_equally_often_whatever_the_true_one_and_ne
 
 
 def test_random_labels_of_two_draws_of_an_evaluation_differ() -> None:
-    design = Design(shots=(8,), draws=5)
+    design = Design(shots=(8,), fewshot_seeds=5)
     asked = task()
     blind = {
         tuple(shot.values["label"] for shot in trial.shots[None])
@@ -136,22 +136,25 @@ def test_random_labels_of_two_draws_of_an_evaluation_differ() -> None:
     assert len(blind) == 5
 
 
-@given(select=st.sampled_from(SELECTS), seed=SEEDS, limit=st.none() | st.integers(1, 8))
+@given(sampler=st.sampled_from(SELECTS), seed=SEEDS, limit=st.none() | st.integers(1, 8))
 def test_no_item_stands_among_its_own_shots_though_both_come_from_one_split(
     select: Select, seed: int, limit: int | None
 ) -> None:
-    asked, design = one_split(), Design(shots=(0, 4), draws=3, orders=2, select=select, seed=seed, limit=limit)
+    asked, design = (
+        one_split(),
+        Design(shots=(0, 4), fewshot_seeds=3, permutations=2, sampler=select, seed=seed, limit=limit),
+    )
     chosen = scored_items(asked, design)
     assert chosen
     for trial in trials_of(asked, "model", "form", design, chosen):
         for item in chosen:
-            assert item.place not in {shot.place for shot in trial.shots_of(item)}
+            assert item.row_id not in {shot.row_id for shot in trial.shots_of(item)}
             assert all(f"Text: {item.values['text']}\nMood: " not in each.context for each in trial.requests(item))
 
 
 def test_all_examples_taken_for_shots_leaves_none_to_score() -> None:
     with pytest.raises(UsageError, match="none is left to be scored"):
-        scored_items(one_split(8), Design(shots=(8,), draws=1))
+        scored_items(one_split(8), Design(shots=(8,), fewshot_seeds=1))
 
 
 def test_shots_of_other_rows_cost_no_item() -> None:
@@ -190,12 +193,12 @@ def test_questions_that_stand_in_the_pool_as_well_are_found_whatever_their_case_
         Item("test", 0, {"text": "a joy ", "label": "good"}),
         Item("test", 1, {"text": "another", "label": "good"}),
     )
-    found = repeated(Task("moods", "multiple_choice", scored, pool, FORM))
-    assert [(item.place, shot.place) for item, shot in found] == [(("test", 0), ("shots", 0))]
+    found = repeated_items(Task("moods", "multiple_choice", scored, pool, FORM))
+    assert [(item.row_id, shot.row_id) for item, shot in found] == [(("test", 0), ("shots", 0))]
 
 
 def test_a_row_of_one_split_does_not_repeat_itself_but_a_copy_of_it_does() -> None:
-    assert repeated(one_split()) == []
+    assert repeated_items(one_split()) == []
     rows = (*items("test", 5), Item("test", 5, {"text": "text 2", "label": "good"}))
-    found = repeated(Task("moods", "multiple_choice", rows, rows, FORM))
+    found = repeated_items(Task("moods", "multiple_choice", rows, rows, FORM))
     assert {(item.index, shot.index) for item, shot in found} == {(2, 5), (5, 2)}

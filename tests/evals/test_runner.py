@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from table_tasks import table_task
 
 from nextword import load
 from nextword.backend import Batch, Output
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
-from nextword.evals.evaluation import Calibrate, Cell, Collected, Evaluation, Settings
-from nextword.evals.harness import load_harness_task
+from nextword.evals.design import Calibrate, Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
+from nextword.evals.results import Collected, ConditionResult
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
-from nextword.evals.table import TableSettings, table_task
 from nextword.evals.task import Task
-from nextword.evals.trials import Design
 
 FORM = "Text: {text}\nMood: {label}"
 CHOOSES = {
@@ -43,7 +43,7 @@ def transformer(tiny_model: Callable[..., Path]) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def task(reviews: Path) -> Task:
-    return table_task(reviews, TableSettings(FORM))
+    return table_task(reviews, FORM)
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def file(tmp_path: Path, reviews: Path) -> Callable[..., Task]:
     return written
 
 
-def run(task: Task, model: LanguageModel, settings: Settings, **design: Any) -> Collected:
+def run(task: Task, model: LanguageModel, settings: ScoringConfig, **design: Any) -> Collected:
     with opened(None) as store:
-        return Evaluation({"form": task}, [model], Design(**design), settings, store).run()
+        return EvalRun({"form": task}, [model], Design(**design), settings, store).run()
 
 
 @dataclass
@@ -108,33 +108,33 @@ def _count(model: LanguageModel, through: Through, patch: pytest.MonkeyPatch) ->
     patch.setattr(inner, "hidden", embed)
 
 
-Mode = tuple[Task, Settings, dict[str, Any]]
+Mode = tuple[Task, ScoringConfig, dict[str, Any]]
 
 
 def modes(table: Task, file: Callable[..., Task]) -> dict[str, Mode]:
-    few: dict[str, Any] = {"shots": (0, 2), "draws": 2, "limit": 5}
-    free = table_task(Path(table.source), TableSettings(FORM, free=True))
+    few: dict[str, Any] = {"shots": (0, 2), "seeds": 2, "limit": 5}
+    free = table_task(Path(table.source), FORM, generate=True)
     short = replace(free, generation=replace(free.generation, max_tokens=3))
-    long = replace(table, pool=table.pool * 5)
+    long = replace(table, fewshot_pool=table.pool * 5)
     every: tuple[Calibrate, ...] = ("contextual", "batch")
     both = [{"metric": "acc"}, {"metric": "acc_mutual_info"}]
     return {
-        "choices, with baselines": (table, Settings(), few),
-        "pmi": (table, Settings("pmi"), few),
-        "acc_mutual_info": (file(**CHOOSES, metric_list=both), Settings(), few),
-        "acc_mutual_info as lm-eval has it": (file(**CHOOSES, metric_list=both), Settings(), {**few, "per_item": True}),
-        "calibrated": (table, Settings(calibrate=every), few),
-        "similar shots": (table, Settings(), {**few, "select": "similar"}),
-        "dropped shots": (long, Settings("pmi", calibrate=every, overflow="drop-shots"), {**few, "shots": (30,)}),
-        "the right text": (file(output_type="loglikelihood", doc_to_text="Text: {{text}}\nMood:"), Settings(), few),
+        "choices, with baselines": (table, ScoringConfig(), few),
+        "pmi": (table, ScoringConfig("pmi"), few),
+        "acc_mutual_info": (file(**CHOOSES, metric_list=both), ScoringConfig(), few),
+        "acc_mutual_info as lm-eval has it": (file(**CHOOSES, metric_list=both), ScoringConfig(), {**few, "per_item": True}),
+        "calibrated": (table, ScoringConfig(calibrate=every), few),
+        "similar shots": (table, ScoringConfig(), {**few, "select": "similar"}),
+        "dropped shots": (long, ScoringConfig("pmi", calibrate=every, overflow="drop-shots"), {**few, "shots": (30,)}),
+        "the right text": (file(output_type="loglikelihood", doc_to_text="Text: {{text}}\nMood:"), ScoringConfig(), few),
         "whole texts": (
-            file(output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text * 30}}"), Settings(),
+            file(output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text * 30}}"), ScoringConfig(),
             {"limit": 3},
         ),
-        "free answers": (short, Settings(), few),
-        "free answers behind one set of shots": (short, Settings(), {**few, "shots": (2,), "draws": 1}),
+        "free answers": (short, ScoringConfig(), few),
+        "free answers behind one set of shots": (short, ScoringConfig(), {**few, "shots": (2,), "seeds": 1}),
         "free answers, drawn": (
-            replace(short, generation=replace(short.generation, temperature=1.0, repeats=3)), Settings(), few,
+            replace(short, generation=replace(short.generation, temperature=1.0, repeats=3)), ScoringConfig(), few,
         ),
     }  # fmt: skip
 
@@ -152,11 +152,11 @@ def test_the_cost_said_before_is_what_goes_through_the_model(
 ) -> None:
     asked, settings, design = modes(task, file)[mode]
     with opened(None) as store, counting([model]) as through:
-        evaluation = Evaluation({"form": asked}, [model], Design(**design), settings, store)
+        evaluation = EvalRun({"form": asked}, [model], Design(**design), settings, store)
         cost = evaluation.cost(timed=False)
         collected = evaluation.run()
         assert through.embedded == cost.embedded
-        again = Evaluation({"form": asked}, [model], Design(**design), settings, store)
+        again = EvalRun({"form": asked}, [model], Design(**design), settings, store)
         assert again.cost(timed=False).tokens == again.run().read == cost.embedded  # the rest is in the store
     completions = cost.written // asked.generation.max_tokens
     assert 0 < cost.tokens == collected.read == through.read(completions) + cost.embedded
@@ -169,11 +169,13 @@ def test_the_cost_is_right_for_several_models_and_forms_and_a_store_that_knows_a
     task: Task, tiny_model: Callable[..., Path], reviews: Path
 ) -> None:
     models = [load(str(tiny_model("transformer", seed))) for seed in (1, 2)]
-    forms = {"one": task, "other": table_task(reviews, TableSettings(FORM.replace("Mood", "Tone")))}
+    forms = {"one": task, "other": table_task(reviews, FORM.replace("Mood", "Tone"))}
     with opened(None) as store:
-        first = Evaluation({"one": task}, models[:1], Design((0, 2), draws=2, limit=5), Settings(), store).run()
+        first = EvalRun(
+            {"one": task}, models[:1], Design((0, 2), fewshot_seeds=2, limit=5), ScoringConfig(), store
+        ).run()
         with counting(models) as through:
-            whole = Evaluation(forms, models, Design((0, 2), draws=3, limit=8), Settings("pmi"), store)
+            whole = EvalRun(forms, models, Design((0, 2), fewshot_seeds=3, limit=8), ScoringConfig("pmi"), store)
             costs = [whole.cost(number, timed=False) for number in range(2)]
             collected = whole.run()
     assert 0 < costs[0].known < costs[0].requests
@@ -184,7 +186,7 @@ def test_the_cost_is_right_for_several_models_and_forms_and_a_store_that_knows_a
 
 def test_one_model_is_not_compared_with_itself(task: Task, transformer: LanguageModel) -> None:
     with opened(None) as store, pytest.raises(UsageError, match="two of the models are the same"):
-        Evaluation({"form": task}, [transformer, transformer], Design(), Settings(), store)
+        EvalRun({"form": task}, [transformer, transformer], Design(), ScoringConfig(), store)
 
 
 @pytest.mark.parametrize("mode", ["pmi", "free answers, drawn", "similar shots"])
@@ -194,18 +196,18 @@ def test_progress_ends_at_the_tokens_that_were_said(
     asked, settings, design = modes(task, file)[mode]
     seen: list[tuple[int, int]] = []
     with opened(None) as store:
-        evaluation = Evaluation({"form": asked}, [transformer], Design(**design), settings, store)
+        evaluation = EvalRun({"form": asked}, [transformer], Design(**design), settings, store)
         said = evaluation.cost(timed=False).tokens
         evaluation.run(lambda done, total: seen.append((done, total)))
     assert seen[-1] == (said, said)
     assert {total for _, total in seen} == {said}
 
 
-def plain(collected: Collected, shots: int) -> Cell:
+def plain(collected: Collected, shots: int) -> ConditionResult:
     return next(
-        cell
-        for cell in collected.cells
-        if (cell.condition.variant, cell.condition.shots, cell.condition.draw) == ("plain", shots, 0)
+        result
+        for result in collected.conditions
+        if (result.condition.variant, result.condition.shots, result.condition.fewshot_seed) == ("plain", shots, 0)
     )
 
 
@@ -224,7 +226,7 @@ def logprob(model: LanguageModel, context: str, continuation: str) -> float:
 def test_pmi_compares_with_the_same_shots_and_the_premise_in_place_of_the_question(
     shots: int, premise: str | None, task: Task, model: LanguageModel
 ) -> None:
-    collected = run(task, model, Settings("pmi", premise), shots=(shots,), draws=1, limit=4)
+    collected = run(task, model, ScoringConfig("pmi", premise), shots=(shots,), fewshot_seeds=1, limit=4)
     for answer in plain(collected, shots).answers:
         context = answer.requests[0].context
         before, _, _ = context.rpartition("Text: ")
@@ -242,10 +244,10 @@ def test_a_task_file_may_ask_for_acc_mutual_info_beside_acc(
     shots: int, file: Callable[..., Task], model: LanguageModel
 ) -> None:
     asked = file(**CHOOSES, metric_list=[{"metric": "acc"}, {"metric": "acc_mutual_info"}])
-    cell = plain(run(asked, model, Settings(), shots=(shots,), draws=1, limit=6), shots)
-    assert cell.metrics == {
-        "acc": np.mean([answer.values["raw"] for answer in cell.answers]),
-        "acc_mutual_info": np.mean([answer.values["pmi"] for answer in cell.answers]),
+    result = plain(run(asked, model, ScoringConfig(), shots=(shots,), fewshot_seeds=1, limit=6), shots)
+    assert result.metrics == {
+        "acc": np.mean([answer.values["raw"] for answer in result.answers]),
+        "acc_mutual_info": np.mean([answer.values["pmi"] for answer in result.answers]),
     }
 
 
@@ -254,8 +256,8 @@ def test_in_lm_eval_s_mode_mutual_information_is_with_the_choice_behind_nothing(
     shots: int, file: Callable[..., Task], model: LanguageModel
 ) -> None:
     asked = file(**CHOOSES, metric_list=[{"metric": "acc_mutual_info"}])
-    cell = plain(run(asked, model, Settings(), shots=(shots,), limit=4, per_item=True), shots)
-    for answer in cell.answers:
+    result = plain(run(asked, model, ScoringConfig(), shots=(shots,), limit=4, per_item=True), shots)
+    for answer in result.answers:
         differences = [
             logprob(model, answer.requests[0].context, f" {label}") - logprob(model, "", f" {label}")
             for label in ("negative", "positive")
@@ -270,8 +272,8 @@ def test_in_lm_eval_s_mode_choices_that_stand_in_the_questions_are_compared_with
         output_type="multiple_choice", doc_to_text="{{ 1 if label == 'positive' else 0 }}", doc_to_target=" it is",
         doc_to_choice=["bad", "good"], target_delimiter=";", metric_list=[{"metric": "acc_mutual_info"}],
     )  # fmt: skip
-    cell = plain(run(asked, transformer, Settings(), shots=(0,), limit=4, per_item=True), 0)
-    for answer in cell.answers:
+    result = plain(run(asked, transformer, ScoringConfig(), shots=(0,), limit=4, per_item=True), 0)
+    for answer in result.answers:
         differences = [
             logprob(transformer, choice, "; it is") - logprob(transformer, "", f";{choice}")
             for choice in ("bad", "good")
@@ -295,7 +297,7 @@ def test_in_lm_eval_s_mode_choices_that_stand_in_the_questions_are_compared_with
 def test_the_premise_of_a_task_file_is_what_it_says_behind_its_last_gap(
     config: dict[str, Any], premise: str, file: Callable[..., Task]
 ) -> None:
-    assert file(**{**CHOOSES, **config}).form.premise == premise
+    assert file(**{**CHOOSES, **config}).format.premise == premise
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def test_the_premise_of_a_task_file_is_what_it_says_behind_its_last_gap(
     [("{text}\nMood: {label}", "Mood:"), ("{text}\n\nMood:\n{label} .", "Mood:\n"), ("{text} {label}", "")],
 )
 def test_the_premise_of_a_template_is_its_last_words(template: str, premise: str, reviews: Path) -> None:
-    form = table_task(reviews, TableSettings(template)).form
+    form = table_task(reviews, template).form
     assert form.premise == premise
     question = form.asks({"text": "x", "label": "y"})[0][0]
     assert question.endswith(premise)  # so that the answer goes on behind both in the same way
@@ -313,10 +315,10 @@ def test_a_premise_that_nothing_compares_with_is_refused(
     task: Task, transformer: LanguageModel, file: Callable[..., Task]
 ) -> None:
     with pytest.raises(UsageError, match="--premise is only used by pmi"):
-        run(task, transformer, Settings("chars", premise="It is"), shots=(0,))
+        run(task, transformer, ScoringConfig("chars", premise="It is"), shots=(0,))
     asked = file(**CHOOSES, metric_list=[{"metric": "acc_mutual_info"}])
     with pytest.raises(UsageError, match="an empty premise"):
-        run(asked, transformer, Settings(premise="It is"), shots=(0,), per_item=True)
+        run(asked, transformer, ScoringConfig(premise="It is"), shots=(0,), per_item=True)
 
 
 def test_calibration_of_what_has_no_one_set_of_labels_or_shots_is_refused(
@@ -324,38 +326,41 @@ def test_calibration_of_what_has_no_one_set_of_labels_or_shots_is_refused(
 ) -> None:
     own = file(**{**CHOOSES, "doc_to_choice": "{{[label, text]}}"})
     with pytest.raises(UsageError, match="choices differ from item to item"):
-        run(own, transformer, Settings(calibrate=("batch",)), shots=(0,))
+        run(own, transformer, ScoringConfig(calibrate=("batch",)), shots=(0,))
     for design in ({"select": "similar"}, {"per_item": True}):
         with pytest.raises(UsageError, match="one set of shots for all items"):
-            run(task, transformer, Settings(calibrate=("contextual",)), shots=(2,), **design)
+            run(task, transformer, ScoringConfig(calibrate=("contextual",)), shots=(2,), **design)
 
 
 def test_shots_that_fit_are_counted_in_each_line_and_in_its_json(task: Task, transformer: LanguageModel) -> None:
-    large = replace(task, pool=task.pool * 5)
-    settings = Settings(calibrate=("contextual",), overflow="drop-shots")
-    collected = run(large, transformer, settings, shots=(2, 30), draws=2, limit=12)
+    large = replace(task, fewshot_pool=task.fewshot_pool * 5)
+    settings = ScoringConfig(calibrate=("contextual",), overflow="drop-shots")
+    collected = run(large, transformer, settings, shots=(2, 30), fewshot_seeds=2, limit=12)
     result = summarise(collected)
-    for line, told in zip(result.lines, json.loads(json.dumps(result.to_dict()))["lines"], strict=True):
+    for line, told in zip(result.rows, json.loads(json.dumps(result.to_dict()))["lines"], strict=True):
         condition = (line.shots, line.variant)
         counts = [
-            [request.context.count("Mood:") - 1 for answer in cell.answers for request in answer.requests[:1]]
-            for cell in collected.cells
-            if (cell.condition.shots, cell.condition.variant) == condition
+            [request.context.count("Mood:") - 1 for answer in result.answers for request in answer.requests[:1]]
+            for result in collected.conditions
+            if (result.condition.shots, result.condition.variant) == condition
         ]
         assert told["effective_shots"] == line.effective_shots == pytest.approx(np.mean(counts))
         assert told["fewest_shots"] == line.fewest_shots == min(map(min, counts))
-        assert [each["shots"] for each in told["per_draw"]] == pytest.approx([np.mean(own) for own in counts])
-        assert [each["fewest_shots"] for each in told["per_draw"]] == [min(own) for own in counts]
+        assert [each["shots"] for each in told["per_seed"]] == pytest.approx([np.mean(own) for own in counts])
+        assert [each["fewest_shots"] for each in told["per_seed"]] == [min(own) for own in counts]
         assert (line.effective_shots < line.shots) == (line.shots == 30)
 
 
 def test_a_prompt_that_lost_shots_is_calibrated_with_those_that_are_left(
     task: Task, transformer: LanguageModel
 ) -> None:
-    large = replace(task, pool=task.pool * 5)
-    settings, design = Settings(calibrate=("contextual",), overflow="drop-shots"), Design((30,), draws=1, limit=12)
+    large = replace(task, fewshot_pool=task.fewshot_pool * 5)
+    settings, design = (
+        ScoringConfig(calibrate=("contextual",), overflow="drop-shots"),
+        Design((30,), fewshot_seeds=1, limit=12),
+    )
     with opened(None) as store:
-        evaluation = Evaluation({"form": large}, [transformer], design, settings, store)
+        evaluation = EvalRun({"form": large}, [transformer], design, settings, store)
         made = evaluation.prepared(0)
         lost = {each.dropped for each in made.questions if each.trial.condition.variant == "plain"}
         assert len(lost) > 1
@@ -365,8 +370,8 @@ def test_a_prompt_that_lost_shots_is_calibrated_with_those_that_are_left(
             assert all(text.count("Mood:") == 30 - dropped + 1 for text in texts)
 
 
-def by_hand(cell: Cell) -> dict[str, float]:
-    said = [(answer.gold, answer.prediction) for answer in cell.answers]
+def by_hand(result: ConditionResult) -> dict[str, float]:
+    said = [(answer.gold, answer.prediction) for answer in result.answers]
     hits, wrong = sum(pair == (1, 1) for pair in said), sum((g == 1) != (p == 1) for g, p in said)
     f1 = 2 * hits / (2 * hits + wrong) if hits or wrong else 0.0
     return {"acc": float(np.mean([gold == own for gold, own in said])), "f1": f1}
@@ -376,21 +381,23 @@ METRICS = [{"metric": name} for name in ("acc", "acc_norm", "f1", "brier_score",
 
 
 def test_what_a_calibration_chose_is_what_its_metrics_measure(file: Callable[..., Task], model: LanguageModel) -> None:
-    settings = Settings(calibrate=("contextual", "batch"))
-    collected = run(file(**CHOOSES, metric_list=METRICS), model, settings, shots=(0, 1), draws=2, limit=20)
-    corrected = [cell for cell in collected.cells if cell.condition.variant in ("contextual", "batch")]
+    settings = ScoringConfig(calibrate=("contextual", "batch"))
+    collected = run(file(**CHOOSES, metric_list=METRICS), model, settings, shots=(0, 1), fewshot_seeds=2, limit=20)
+    corrected = [result for result in collected.conditions if result.condition.variant in ("contextual", "batch")]
     assert len(corrected) == 6
-    for cell in corrected:
-        assert cell.metrics == pytest.approx(by_hand(cell))  # not acc_norm, brier_score or exact_match: others' choices
-        assert cell.metrics["acc"] == pytest.approx(cell.scores.mean())
-        for answer in cell.answers:
+    for result in corrected:
+        assert result.metrics == pytest.approx(
+            by_hand(result)
+        )  # not acc_norm, brier_score or exact_match: others' choices
+        assert result.metrics["acc"] == pytest.approx(result.scores.mean())
+        for answer in result.answers:
             assert answer.prediction == np.argmax(answer.choice_scores)
             assert answer.values["score"] == float(answer.prediction == answer.gold)
-    before = {cell.condition: cell for cell in collected.cells if cell.condition.variant == "plain"}
+    before = {result.condition: result for result in collected.conditions if result.condition.variant == "plain"}
     changed = [
-        cell for cell in corrected
-        if [a.prediction for a in cell.answers]
-        != [a.prediction for a in before[replace(cell.condition, variant="plain")].answers]
+        result for result in corrected
+        if [a.prediction for a in result.answers]
+        != [a.prediction for a in before[replace(result.condition, variant="plain")].answers]
     ]  # fmt: skip
     assert changed
 
@@ -402,7 +409,7 @@ def test_a_measure_that_was_asked_for_chooses_what_acc_and_f1_measure(
                  doc_to_target="{{1 if label == 'positive' else 0}}")  # fmt: skip
     by_measure = {}
     for measure in ("auto", "chars"):
-        settings = Settings(measure)  # type: ignore[arg-type]
+        settings = ScoringConfig(measure)  # type: ignore[arg-type]
         by_measure[measure] = plain(run(asked, transformer, settings, shots=(0,), limit=30), 0)
     usual, chosen = by_measure["auto"].metrics, by_measure["chars"].metrics
     assert {name: chosen[name] for name in ("acc", "f1")} == pytest.approx(by_hand(by_measure["chars"]))
@@ -410,10 +417,10 @@ def test_a_measure_that_was_asked_for_chooses_what_acc_and_f1_measure(
     assert [chosen[name] for name in ("acc_norm", "brier_score", "exact_match")] == [
         usual[name] for name in ("acc_norm", "brier_score", "exact_match")
     ]
-    in_its_mode = plain(run(asked, transformer, Settings("chars"), shots=(0,), limit=30, per_item=True), 0)
+    in_its_mode = plain(run(asked, transformer, ScoringConfig("chars"), shots=(0,), limit=30, per_item=True), 0)
     likeliest = [int(np.argmax(answer.logprobs)) == answer.gold for answer in in_its_mode.answers]
     assert in_its_mode.metrics["acc"] == np.mean(likeliest)  # as the harness has it
-    pmi = plain(run(asked, transformer, Settings("pmi"), shots=(0,), limit=30, per_item=True), 0)
+    pmi = plain(run(asked, transformer, ScoringConfig("pmi"), shots=(0,), limit=30, per_item=True), 0)
     assert pmi.metrics["acc_mutual_info"] == pmi.scores.mean()
 
 
@@ -423,7 +430,7 @@ def test_the_estimate_of_time_leaves_no_trace(
 ) -> None:
     asked, settings, design = modes(task, file)[mode]
     with opened(None) as store:
-        evaluation = Evaluation({"form": asked}, [transformer], Design(**design), settings, store)
+        evaluation = EvalRun({"form": asked}, [transformer], Design(**design), settings, store)
         timed, untimed = evaluation.cost(), evaluation.cost(timed=False)
         assert timed.seconds > 0 == untimed.seconds
         assert replace(timed, seconds=0.0) == untimed

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from nextword.base import UsageError
-from nextword.evals.shipped import TASKS, shipped_path, shipped_tasks
 from nextword.evals.task import requests
+from nextword.evals.task_loader import TASKS, builtin_tasks
 
 MAKERS = Path(__file__).parents[1] / "oracles/tasks"
 ROWS = {  # shots, scored
@@ -62,7 +62,7 @@ def asked(name: str, row: dict[str, Any]) -> str:
 
 
 def test_shipped_tasks_are_named_with_what_they_ask_in_one_line() -> None:
-    tasks = shipped_tasks()
+    tasks = builtin_tasks()
     assert sorted(tasks) == sorted(ROWS)
     assert all(10 < len(line) < 100 and "\n" not in line for line in tasks.values())
     assert all(shipped_path(name).stem == name for name in tasks)
@@ -76,7 +76,7 @@ def test_a_name_that_is_not_shipped_offers_those_near_it() -> None:
 
 
 def test_importing_the_list_of_tasks_reads_no_yaml_and_no_torch() -> None:
-    code = "import sys, nextword.evals.shipped; print('yaml' in sys.modules)"
+    code = "import sys, nextword.evals.task_loader; print('yaml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -260,6 +260,6 @@ def test_every_task_asks_what_the_harness_asks(name: str) -> None:
     """tests/oracles/tasks/rendered.json is from lm-evaluation-harness itself."""
     harness = pytest.importorskip("nextword.evals.harness")
     task = harness.load_harness_task(shipped_path(name))
-    assert (len(task.pool), len(task.items)) == ROWS[name]
-    asks = [[one.context, one.continuation] for one in requests(task, task.pool[:2], task.items[0])]
+    assert (len(task.fewshot_pool), len(task.items)) == ROWS[name]
+    asks = [[one.context, one.continuation] for one in requests(task, task.fewshot_pool[:2], task.items[0])]
     assert asks == json.loads((MAKERS / "rendered.json").read_text(encoding="utf-8"))[name]

@@ -13,14 +13,12 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
 from nextword.evals import evaluate
-from nextword.evals.checking import warnings_of_copies
-from nextword.evals.evaluation import Evaluation, Settings
-from nextword.evals.harness import draws
-from nextword.evals.opening import open_task, read_templates
+from nextword.evals.checks import warnings_of_copies
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
 from nextword.evals.store import opened
-from nextword.evals.table import TableSettings
 from nextword.evals.task import Task
-from nextword.evals.trials import Design
+from nextword.evals.task_loader import TaskOptions, open_task, read_templates
 
 ROWS = [{"text": f"text {n}", "label": "ab"[n % 2], "shop": n // 4} for n in range(20)]
 HELD_BACK = "4 of 20 rows are reserved for shots and not scored; use --shots-from to score all"
@@ -41,7 +39,7 @@ def lines(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 def table(folder: Path, template: str, rows: list[dict[str, Any]] = ROWS, **settings: Any) -> Task:
     """The task of a template as it is typed on a command line; no rows are reserved for shots."""
     path = lines(folder, "rows.jsonl", rows)
-    given = TableSettings(**{"hold_back": False, **settings})
+    given = TaskOptions(**{"hold_back": False, **settings})
     (task,) = open_task(str(path), read_templates([template]), given).values()
     return task
 
@@ -60,7 +58,7 @@ def file_of(folder: Path, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> 
 def told(task: Task, model: LanguageModel, **design: Any) -> tuple[str, ...]:
     """The warnings of an evaluation whose prompts are made."""
     with opened(None) as store:
-        evaluation = Evaluation({task.name: task}, [model], Design(**design), Settings(), store)
+        evaluation = EvalRun({task.name: task}, [model], Design(**design), ScoringConfig(), store)
         evaluation.questions(0)
         return evaluation.notes.warnings
 
@@ -92,7 +90,7 @@ def test_a_template_over_a_task_is_looked_at_as_well() -> None:
 
 @pytest.mark.parametrize("free", [False, True])
 def test_two_spaces_before_an_answer_are_told(free: bool, tmp_path: Path) -> None:
-    (warning,) = table(tmp_path, "{text}:  {label}", free=free).warnings
+    (warning,) = table(tmp_path, "{text}:  {label}", generate=free).warnings
     assert warning.startswith("20 of 20 items have two spaces before an answer")
 
 
@@ -118,7 +116,7 @@ def test_two_equal_choices_are_counted_and_refused_where_all_items_have_them(tmp
     assert task.warnings == ("3 of 20 items have two choices that are the same; only one can be right",)
     with pytest.raises(UsageError, match=r"t: two choices are the same in every item \('a', 'b', 'b'\)"):
         open_task(file_of(tmp_path, doc_to_choice=["a", "b", "b"]), {})
-    (task,) = open_task(file_of(tmp_path, doc_to_choice=["a", "b", "b"]), {}, TableSettings(compat=True)).values()
+    (task,) = open_task(file_of(tmp_path, doc_to_choice=["a", "b", "b"]), {}, TaskOptions(compat=True)).values()
     assert task.warnings[0].startswith("20 of 20 items have two choices that are the same")
 
 
@@ -135,7 +133,7 @@ def test_shots_of_an_item_s_own_group_are_counted(model: LanguageModel, tmp_path
         tmp_path, "shots.jsonl", [{"text": "x", "label": "a", "shop": 2}, {"text": "y", "label": "b", "shop": 9}]
     )
     task = table(tmp_path, FORM, group="shop", shots_from=shots)
-    (warning,) = told(task, model, shots=(0, 2), draws=1)
+    (warning,) = told(task, model, shots=(0, 2), fewshot_seeds=1)
     assert warning.startswith("4 items have a shot of their own group")
     assert "--shots-from" in warning
     assert told(task, model, shots=(0,)) == ()
@@ -143,14 +141,14 @@ def test_shots_of_an_item_s_own_group_are_counted(model: LanguageModel, tmp_path
 
 
 def test_rows_among_their_own_shots_in_the_harness_s_mode_are_counted(model: LanguageModel, tmp_path: Path) -> None:
-    (task,) = open_task(file_of(tmp_path), {}, TableSettings(compat=True)).values()
-    own = sum(item in shots for item, shots in zip(task.items, draws(task, 5), strict=True))
-    (warning,) = told(task, model, shots=(0, 5), per_item=True, baselines=False, draws=1)
+    (task,) = open_task(file_of(tmp_path), {}, TaskOptions(compat=True)).values()
+    own = sum(item in shots for item, shots in zip(task.items, seeds(task, 5), strict=True))
+    (warning,) = told(task, model, shots=(0, 5), per_item=True, baselines=False, fewshot_seeds=1)
     assert 0 < own < 20
     assert int(warning.split()[0]) == own
     assert "among their own shots" in warning
-    (task,) = open_task(file_of(tmp_path, fewshot_split="test"), {}, TableSettings(compat=True)).values()
-    assert told(task, model, shots=(5,), per_item=True, baselines=False, draws=1) == ()
+    (task,) = open_task(file_of(tmp_path, fewshot_split="test"), {}, TaskOptions(compat=True)).values()
+    assert told(task, model, shots=(5,), per_item=True, baselines=False, fewshot_seeds=1) == ()
 
 
 def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_their_number(
@@ -160,8 +158,8 @@ def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_
 
     def result(*shots: int, seed: int = 0) -> Any:
         return evaluate(
-            path, model, shots=shots, templates={"t": FORM}, design=Design(draws=1, baselines=False, seed=seed),
-            table=TableSettings(seed=seed),
+            path, model, shots=shots, templates={"t": FORM}, design=Design(fewshot_seeds=1, baselines=False, seed=seed),
+            table=TaskOptions(seed=seed),
         )  # fmt: skip
 
     none, one, more, other = result(0), result(1), result(0, 1, 3), result(1, seed=1)
@@ -175,8 +173,8 @@ def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_
 
 def test_rows_that_are_shots_of_a_task_that_has_no_others_are_told(model: LanguageModel, tmp_path: Path) -> None:
     (task,) = open_task(file_of(tmp_path), {}).values()
-    (warning,) = told(task, model, shots=(0, 3), draws=1)
-    assert warning == "3 of 20 rows are shots in some draw and are not scored; use --shots-from to score all"
+    (warning,) = told(task, model, shots=(0, 3), fewshot_seeds=1)
+    assert warning == "3 of 20 rows are shots in some seed and are not scored; use --shots-from to score all"
     assert told(task, model, shots=(0,)) == ()
 
 
@@ -185,9 +183,9 @@ def test_items_that_ask_the_same_are_told_unless_a_group_holds_them(
     written: bool, model: LanguageModel, tmp_path: Path
 ) -> None:
     rows = [{**row, "text": f"text {n // 2}"} for n, row in enumerate(ROWS[:16])]
-    (warning,) = told(table(tmp_path, FORM, rows, free=written), model, baselines=False)
+    (warning,) = told(table(tmp_path, FORM, rows, generate=written), model, baselines=False)
     assert warning.startswith("16 of 16 items ask the same as another, but count as independent")
-    assert told(table(tmp_path, FORM, rows, free=written, group="shop"), model, baselines=False) == ()
+    assert told(table(tmp_path, FORM, rows, generate=written, group="shop"), model, baselines=False) == ()
 
 
 def test_whole_texts_that_are_the_same_are_told_and_different_ones_are_not(tmp_path: Path) -> None:

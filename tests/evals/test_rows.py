@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import UsageError
-from nextword.evals.reading import read_rows
+from nextword.evals.rows import read_rows
 from nextword.evals.task import row_digests
 
 ROWS = ({"text": "a joy", "label": "good"}, {"text": 'so "slow",\nand cold', "label": "bad"})
@@ -97,10 +97,10 @@ def test_broken_rows_are_named_by_line_and_only_they_are_left_out(name: str, tmp
     with pytest.raises(UsageError) as refused:
         read_rows(path)
     assert f"{path}, line {first}: {faults[first]}" in str(refused.value)
-    assert "--skip-bad" in str(refused.value)
+    assert "--skip-invalid" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(faults) == 1 or f"({len(faults)} such rows)" in str(refused.value)
-    found = read_rows(path, skip_bad=True)
+    found = read_rows(path, skip_invalid=True)
     assert [row["text"] for row in found.rows] == left
     assert len(found.broken) == len(faults)
     for told, (line, fault) in zip(found.broken, faults.items(), strict=True):
@@ -132,13 +132,13 @@ def test_objects_line_by_line_are_read_under_the_name_json_too(tmp_path: Path) -
         ("rows.txt", "a", "data is read from .csv"),
     ],
 )
-@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("skip_invalid", [False, True])
 def test_a_file_without_rows_is_refused_in_one_line(
-    name: str, text: str, said: str, skip_bad: bool, tmp_path: Path
+    name: str, text: str, said: str, skip_invalid: bool, tmp_path: Path
 ) -> None:
     path = written(tmp_path, name, text)
     with pytest.raises(UsageError) as refused:
-        read_rows(path, skip_bad)
+        read_rows(path, skip_invalid)
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)

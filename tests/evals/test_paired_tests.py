@@ -13,8 +13,8 @@ from statsmodels.stats.contingency_tables import cochrans_q
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from test_errorbars import simulated
 
-from nextword.evals.comparing import agresti_min, cochran, compare, mcnemar, permutation
-from nextword.evals.errorbars import estimate
+from nextword.evals.paired_tests import agresti_min, cochran, compare, mcnemar, permutation
+from nextword.evals.statistics import estimate
 
 
 def paired_case() -> tuple[np.ndarray, np.ndarray]:
@@ -52,17 +52,17 @@ def test_mcnemar_is_the_fair_coin(better: int, worse: int) -> None:
 
 @pytest.mark.parametrize("count", [9, 60])
 def test_the_permutation_test_is_scipy_s(count: int) -> None:
-    draw = np.random.default_rng(count)
-    gaps = draw.normal(0.12, 1, count)
+    seed = np.random.default_rng(count)
+    gaps = seed.normal(0.12, 1, count)
     oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1)
     assert oracle.pvalue > 0.05  # or else a wrong one could come as near
     assert permutation(gaps) == pytest.approx(oracle.pvalue, abs=0 if count == 9 else 0.012)
 
 
 def test_scores_that_are_not_0_and_1_are_compared_by_permutation() -> None:
-    draw = np.random.default_rng(0)
-    before = draw.random(50)
-    found = compare(before + 0.2 + 0.05 * draw.normal(size=50), before)
+    seed = np.random.default_rng(0)
+    before = seed.random(50)
+    found = compare(before + 0.2 + 0.05 * seed.normal(size=50), before)
     assert found.test == "paired permutation test"
     assert found.p < 0.001
 
@@ -76,24 +76,24 @@ def test_swapping_the_sides_turns_the_sign_and_keeps_p(pairs: list[tuple[bool, b
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
 
 
-@pytest.mark.parametrize("draws", [3, 5])
+@pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("own", [0.02, 0.3])  # whether what few and many shots change is alike for all items, or not
-def test_no_difference_is_called_one_5_times_in_100(draws: int, own: float) -> None:
-    draw = np.random.default_rng(11)
+def test_no_difference_is_called_one_5_times_in_100(seeds: int, own: float) -> None:
+    seed = np.random.default_rng(11)
     alarms = 0
     for _ in range(600):
-        gaps = simulated(draw, draws, 1, 150, own) - 0.6
-        before = draw.normal(0.6, 0.3, (1, 1, 150))  # no shots: a single draw
+        gaps = simulated(seed, seeds, 1, 150, own) - 0.6
+        before = seed.normal(0.6, 0.3, (1, 1, 150))  # no shots: a single seed
         alarms += compare(before + gaps, before).p < 0.05
     assert alarms / 600 == pytest.approx(0.05, abs=0.03)
 
 
 def test_what_draws_share_cancels() -> None:
-    draw = np.random.default_rng(12)
-    before = simulated(draw, 4, 2, 80)
+    seed = np.random.default_rng(12)
+    before = simulated(seed, 4, 2, 80)
     found = compare(before + 0.1, before)
     assert found.difference == pytest.approx(0.1)
-    assert found.errors.of_draws == pytest.approx(0, abs=1e-9)
+    assert found.errors.of_seeds == pytest.approx(0, abs=1e-9)
     assert found.p < 1e-6
 
 
@@ -102,8 +102,8 @@ def test_what_draws_share_cancels() -> None:
 def test_the_interval_of_pairs_holds_even_where_next_to_nothing_changes(
     better: float, worse: float, level: float
 ) -> None:
-    draw = np.random.default_rng(15)
-    counts = draw.multinomial(60, [better, worse, 1 - better - worse], 2000)
+    seed = np.random.default_rng(15)
+    counts = seed.multinomial(60, [better, worse, 1 - better - worse], 2000)
     bounds = np.array([agresti_min(int(up), int(down), 60, level) for up, down, _ in counts])
     held = (bounds[:, 0] <= better - worse) & (better - worse <= bounds[:, 1])
     assert held.mean() >= 1 - level - 0.015
@@ -137,16 +137,16 @@ def test_a_stricter_level_makes_a_wider_interval_and_the_same_p() -> None:
 
 
 def test_cochran_s_q_is_that_of_statsmodels_for_each_draw() -> None:
-    draw = np.random.default_rng(16)
-    own = draw.random(50)
-    cube = (draw.random((3, 4, 50)) < np.clip(own + np.linspace(0, 0.25, 4)[:, None], 0, 1)).astype(float)
+    seed = np.random.default_rng(16)
+    own = seed.random(50)
+    cube = (seed.random((3, 4, 50)) < np.clip(own + np.linspace(0, 0.25, 4)[:, None], 0, 1)).astype(float)
     found = cochran(cube)
     assert found is not None
-    oracle = [cochrans_q(orders.T) for orders in cube]
+    oracle = [cochrans_q(permutations.T) for permutations in cube]
     assert found.statistics == pytest.approx([each.statistic for each in oracle])
     assert found.freedom == 3
     assert found.p == pytest.approx(min(1, 3 * min(each.pvalue for each in oracle)))
-    assert "3 draws" in found.sentence
+    assert "3 seeds" in found.sentence
 
 
 def test_orders_are_tested_only_where_there_are_several_and_answers_are_right_or_wrong() -> None:

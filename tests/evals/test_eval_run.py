@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from table_tasks import table_task
 
 from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
 from nextword.evals import evaluate
-from nextword.evals.answers import MEASURES
-from nextword.evals.evaluation import Collected, Evaluation, Settings
-from nextword.evals.exporting import write_harness_results
-from nextword.evals.page import write_report
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
+from nextword.evals.export import write_results
+from nextword.evals.report import write_report
+from nextword.evals.results import LIKELIHOOD_SCORINGS, Collected
 from nextword.evals.store import Store, opened
-from nextword.evals.stored import compare_kept
+from nextword.evals.stored import compare_stored
 from nextword.evals.summary import summarise
-from nextword.evals.table import TableSettings, table_task
 from nextword.evals.task import Generation, Task
-from nextword.evals.trials import Design
+from nextword.evals.task_loader import TaskOptions
 
 FORM = "Text: {text}\nMood: {label}"
 
@@ -37,12 +38,12 @@ def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> La
 
 @pytest.fixture(scope="module")
 def task(reviews: Path) -> Task:
-    return table_task(reviews, TableSettings(FORM))
+    return table_task(reviews, FORM)
 
 
 def run(task: Task, model: LanguageModel, store: Store, **design: object) -> Collected:
-    settings = design.pop("settings", Settings())
-    return Evaluation({"form": task}, [model], Design(**design), settings, store).run()  # type: ignore[arg-type]
+    settings = design.pop("settings", ScoringConfig())
+    return EvalRun({"form": task}, [model], Design(**design), settings, store).run()  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -54,27 +55,27 @@ def alone(model: LanguageModel, context: tuple[int, ...], continuation: tuple[in
 
 def test_every_answer_is_that_of_its_prompt_asked_alone(task: Task, model: LanguageModel) -> None:
     with opened(None) as store:
-        collected = run(task, model, store, shots=(0, 2), draws=2, limit=7)
-    assert {cell.condition.shots for cell in collected.cells} == {0, 2}
-    for cell in collected.cells:
-        assert len(cell.answers) == 7
-        for answer in cell.answers:
-            assert answer.requests[0].context.count("Mood:") == 1 + cell.condition.shots
+        collected = run(task, model, store, shots=(0, 2), fewshot_seeds=2, limit=7)
+    assert {result.condition.shots for result in collected.conditions} == {0, 2}
+    for result in collected.conditions:
+        assert len(result.answers) == 7
+        for answer in result.answers:
+            assert answer.requests[0].context.count("Mood:") == 1 + result.condition.shots
             for each, found in zip(answer.encoded, answer.likelihoods, strict=True):
                 assert found.logprob == pytest.approx(alone(model, each.context, each.continuation), abs=1e-3)
-            if cell.condition.variant in ("plain", "random labels"):
+            if result.condition.variant in ("plain", "random labels"):
                 assert answer.prediction == int(np.argmax(answer.logprobs))
                 assert answer.values["score"] == float(answer.prediction == answer.gold)
 
 
 def test_no_item_stands_in_its_own_prompt_and_all_conditions_share_the_items(task: Task, model: LanguageModel) -> None:
-    from_itself = replace(task, pool=task.items)
+    from_itself = replace(task, fewshot_pool=task.items)
     with opened(None) as store:
-        collected = run(from_itself, model, store, shots=(0, 3), draws=3)
+        collected = run(from_itself, model, store, shots=(0, 3), fewshot_seeds=3)
     assert len(collected.items) < len(task.items)
-    for cell in collected.cells:
-        assert [answer.item.place for answer in cell.answers] == [item.place for item in collected.items]
-        for answer in cell.answers:
+    for result in collected.conditions:
+        assert [answer.item.row_id for answer in result.answers] == [item.row_id for item in collected.items]
+        for answer in result.answers:
             shots, _, question = answer.requests[0].context.rpartition("\n\n")
             assert question not in shots
 
@@ -83,16 +84,16 @@ def test_a_second_run_reads_nothing_and_a_changed_template_only_what_changed(
     task: Task, model: LanguageModel, reviews: Path, tmp_path: Path
 ) -> None:
     with opened(tmp_path / "store") as store:
-        first = run(task, model, store, shots=(0, 1), draws=2, limit=6)
+        first = run(task, model, store, shots=(0, 1), fewshot_seeds=2, limit=6)
     with opened(tmp_path / "store") as store:
-        again = run(task, model, store, shots=(0, 1), draws=2, limit=6)
-        more = run(task, model, store, shots=(0, 1), draws=2, limit=6, orders=1, seed=0)
-        other = table_task(reviews, TableSettings(FORM.replace("Mood", "Tone")))
+        again = run(task, model, store, shots=(0, 1), fewshot_seeds=2, limit=6)
+        more = run(task, model, store, shots=(0, 1), fewshot_seeds=2, limit=6, permutations=1, seed=0)
+        other = table_task(reviews, FORM.replace("Mood", "Tone"))
         changed = run(other, model, store, shots=(0,), limit=6)
     assert first.read > 0
     assert (again.read, more.read) == (0, 0)
     assert changed.read > 0
-    assert [list(cell.scores) for cell in again.cells] == [list(cell.scores) for cell in first.cells]
+    assert [list(result.scores) for result in again.results] == [list(result.scores) for result in first.results]
 
 
 def test_an_interrupted_evaluation_goes_on(task: Task, model: LanguageModel, tmp_path: Path) -> None:
@@ -103,32 +104,32 @@ def test_an_interrupted_evaluation_goes_on(task: Task, model: LanguageModel, tmp
         if done > total / 2:
             raise Stop
 
-    design = Design((0, 2), draws=2, limit=20)
+    design = Design((0, 2), fewshot_seeds=2, limit=20)
     with pytest.raises(Stop), opened(tmp_path / "store") as store:
-        Evaluation({"form": task}, [model], design, Settings(), store).run(stop)
+        EvalRun({"form": task}, [model], design, ScoringConfig(), store).run(stop)
     with opened(tmp_path / "store") as store:
-        cost = Evaluation({"form": task}, [model], design, Settings(), store).cost(timed=False)
+        cost = EvalRun({"form": task}, [model], design, ScoringConfig(), store).cost(timed=False)
         assert 0 < cost.known < cost.requests
-        Evaluation({"form": task}, [model], design, Settings(), store).run()
-        assert Evaluation({"form": task}, [model], design, Settings(), store).cost(timed=False).tokens == 0
+        EvalRun({"form": task}, [model], design, ScoringConfig(), store).run()
+        assert EvalRun({"form": task}, [model], design, ScoringConfig(), store).cost(timed=False).tokens == 0
 
 
 def test_every_measure_and_calibration_gives_scores(task: Task, model: LanguageModel) -> None:
     with opened(None) as store:
-        for measure in MEASURES:
-            settings = Settings(measure=measure, calibrate=("contextual", "batch"))
-            collected = run(task, model, store, shots=(0, 1), draws=1, limit=12, settings=settings)
-            variants = {cell.condition.variant for cell in collected.cells}
+        for measure in LIKELIHOOD_SCORINGS:
+            settings = ScoringConfig(choice_scoring=measure, calibrate=("contextual", "batch"))
+            collected = run(task, model, store, shots=(0, 1), fewshot_seeds=1, limit=12, settings=settings)
+            variants = {result.condition.variant for result in collected.conditions}
             assert variants == {"plain", "contextual", "batch", "random labels"}
-            for cell in collected.cells:
-                assert set(cell.scores) <= {0.0, 1.0}
+            for result in collected.conditions:
+                assert set(result.scores) <= {0.0, 1.0}
 
 
 def test_similar_shots_are_each_items_nearest(task: Task, model: LanguageModel) -> None:
     with opened(None) as store:
-        evaluation = Evaluation({"form": task}, [model], Design((2,), select="similar", limit=5), Settings(), store)
+        evaluation = EvalRun({"form": task}, [model], Design((2,), sampler="similar", limit=5), ScoringConfig(), store)
         plain = [each for each in evaluation.questions(0) if each.trial.condition.variant == "plain"]
-    chosen = [tuple(shot.place for shot in each.trial.shots_of(each.item)) for each in plain]
+    chosen = [tuple(shot.row_id for shot in each.trial.shots_of(each.item)) for each in plain]
     assert len(set(chosen)) > 1
     assert all(len(set(shots)) == 2 for shots in chosen)
 
@@ -136,12 +137,12 @@ def test_similar_shots_are_each_items_nearest(task: Task, model: LanguageModel) 
 def test_prompts_longer_than_the_context_are_refused_or_lose_whole_shots(task: Task, model: LanguageModel) -> None:
     if model.spec.kind != "transformer":
         pytest.skip("a recurrent net has no limit")
-    large, drop = replace(task, pool=task.pool * 4), Settings(overflow="drop-shots")
+    large, drop = replace(task, fewshot_pool=task.fewshot_pool * 4), ScoringConfig(overflow="drop-shots")
     with opened(None) as store:
         with pytest.raises(UsageError, match=r"4 of 4 prompts are longer than the model's context of 512 tokens"):
-            run(large, model, store, shots=(30,), draws=1, limit=4, baselines=False)
-        dropped = run(large, model, store, shots=(30,), draws=1, limit=4, settings=drop, baselines=False)
-    assert all(0 < answer.shots < 30 for answer in dropped.cells[0].answers)
+            run(large, model, store, shots=(30,), fewshot_seeds=1, limit=4, baselines=False)
+        dropped = run(large, model, store, shots=(30,), fewshot_seeds=1, limit=4, settings=drop, baselines=False)
+    assert all(0 < answer.shots < 30 for answer in dropped.results[0].answers)
     assert dropped.notes.short_of_shots == 4
 
 
@@ -151,27 +152,27 @@ def test_free_answers_are_those_that_complete_writes(task: Task, model: Language
     )  # fmt: skip
     free = replace(free, metrics=(replace(task.metrics[0], name="exact_match"),))
     with opened(None) as store:
-        collected = run(free, model, store, shots=(0, 1), draws=1, limit=4)
-    for cell in collected.cells:
-        for answer in cell.answers:
+        collected = run(free, model, store, shots=(0, 1), fewshot_seeds=1, limit=4)
+    for result in collected.conditions:
+        for answer in result.answers:
             prompt = answer.requests[0].context
             assert answer.written[0] == model.complete(prompt, max_tokens=6, stop="\n", temperature=0.0).text
 
 
 def test_results_are_told_stored_compared_and_written(task: Task, model: LanguageModel, tmp_path: Path) -> None:
     with opened(tmp_path / "store") as store:
-        collected = run(task, model, store, shots=(0, 2), draws=3, limit=30)
+        collected = run(task, model, store, shots=(0, 2), fewshot_seeds=3, limit=30)
         result = summarise(collected, power=0.1)
         store.keep("one", result.to_dict())
         store.keep("two", result.to_dict())
-        compared = compare_kept(store.evaluation("one"), store.evaluation("two"))
+        compared = compare_stored(store.evaluation("one"), store.evaluation("two"))
     assert all(each.comparison.difference == 0 for each in compared)
-    assert {line.shots for line in result.lines} == {0, 2}
-    for line in result.lines:
+    assert {line.shots for line in result.rows} == {0, 2}
+    for line in result.rows:
         assert line.score.low <= line.score.value <= line.score.high
         assert line.score.value == pytest.approx(np.mean(line.scores))
     assert "to detect a true difference of 0.1 in 80% of runs, " in str(result.power)
-    written = write_harness_results(tmp_path / "out", collected)
+    written = write_results(tmp_path / "out", collected)
     samples = [path for path in written if path.name.startswith("samples_")]
     rows = [json.loads(line) for line in samples[0].read_text().splitlines()]
     assert len(rows) == 30
@@ -187,8 +188,8 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
 
 def test_evaluate_from_python_gives_rows_for_a_table(reviews: Path, model: LanguageModel) -> None:
     result = evaluate(
-        reviews, model, shots=(0, 1), templates={"plain": FORM}, design=Design(limit=8, draws=2),
-        table=TableSettings("", group="shop"),
+        reviews, model, shots=(0, 1), templates={"plain": FORM}, design=Design(limit=8, fewshot_seeds=2),
+        table=TaskOptions("", group="shop"),
     )  # fmt: skip
     assert result.groups is not None
     rows = result.table()
@@ -220,7 +221,7 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
             total += float(each.sum() if number == 0 else each[-(len(ids) - 513) :].sum())
         logprobs.append(total)
     sizes = [len(text.encode()) for text in texts]
-    line = result.lines[0]
+    line = result.rows[0]
     assert result.metric == "ln p per byte"
     assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
     assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)
@@ -231,13 +232,13 @@ def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: Languag
 )
 def test_a_setting_that_is_not_known_is_refused_by_name(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"is not known\. Known: "):
-        Settings(**given)
+        ScoringConfig(**given)
 
 
 def test_what_python_gives_is_checked_as_the_command_line_s_is() -> None:
     with pytest.raises(UsageError, match="--calibrate names batch twice"):
-        Settings(calibrate=("batch", "batch"))
-    with pytest.raises(UsageError, match="--select 'best' is not known"):
-        Design(select="best")  # type: ignore[arg-type]
+        ScoringConfig(calibrate=("batch", "batch"))
+    with pytest.raises(UsageError, match="--fewshot-sampler 'best' is not known"):
+        Design(sampler="best")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="which model"):
         evaluate("sentiment", [], shots=[0])

@@ -10,8 +10,8 @@ import pytest
 
 from nextword.base import UsageError
 from nextword.evals import filters, metrics
-from nextword.evals.answers import Answer, scores_of
-from nextword.evals.task import Encoded, Filter, Item, Likelihood, Metric
+from nextword.evals.results import Answer, scores_of
+from nextword.evals.task import Encoded, Item, Likelihood
 
 
 def answer(choices: list[str], logprobs: list[float], gold: int = 0, sizes: list[int] | None = None) -> Answer:
