@@ -123,7 +123,7 @@ def test_a_kept_result_comes_back_whole_and_one_of_another_version_is_refused() 
     with pytest.raises(UsageError, match=r"'name' was stored by another version of nextword.*'low'.*Run it again"):
         result_of(Stored("name", 0.0, plain))
     with pytest.raises(UsageError, match="another version"):
-        result_of(Stored("name", 0.0, asdict(made) | {"lines": 3}))
+        result_of(Stored("name", 0.0, asdict(made) | {"rows": 3}))
 
 
 def test_baselines_alone_are_no_second_family_and_a_column_without_numbers_is_left_out(

@@ -49,8 +49,8 @@ def run_with_progress(run: EvalRun) -> Collected:
 
 def print_interrupted(stored: bool) -> None:
     """What becomes of the answers so far."""
-    more = "the answers so far are in the store, and the same command asks only the others" if stored else "nothing is stored"
-    messages().print(f"interrupted; {more if stored else 'nothing is stored'}")
+    kept = "the answers so far are in the store, and the same command asks only the others"
+    messages().print(f"interrupted; {kept if stored else 'nothing is stored'}")
 
 
 def _cost_line(model: str, cost: Cost, run: EvalRun) -> str:
