@@ -12,7 +12,7 @@ import torch
 from paged import Paged
 from torch import nn
 
-from nextword.engine import Engine, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import Engine, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
 from nextword.models import Recurrent, build
 from nextword.models.backend import TorchBackend
@@ -131,7 +131,7 @@ class NumberTokenizer:
 def test_uneven_prompts_side_by_side_equal_each_alone_beyond_the_context(model: Recurrent, temperature: float) -> None:
     engine = Engine(TorchBackend(model), NumberTokenizer())  # type: ignore[arg-type]
     prompts = [(7, 9), (3,) * 40, (1, 2, 3, 4, 5), (7, 9)]
-    sampling = Sampling(temperature=temperature, seed=3)
+    sampling = SamplingParams(temperature=temperature, seed=3)
     handles = engine.complete([Request(prompt, sampling, StopConfig(25)) for prompt in prompts])
     for prompt, handle in zip(prompts, handles, strict=True):
         tokens = list(prompt)
@@ -140,7 +140,7 @@ def test_uneven_prompts_side_by_side_equal_each_alone_beyond_the_context(model: 
             [draw] = sample(logits, [SampleRow(sampling, Uniforms(3, 0).at(len(tokens)), (), ())])
             assert isinstance(draw, Draw)
             tokens.append(draw.token)
-        assert [step.id for step in handle.steps[0]] == tokens[len(prompt) :]
+        assert [step.id for step in handle.tokens[0]] == tokens[len(prompt) :]
         assert handle.finish_reasons == ("length",)  # a context of 16 ends nothing
 
 

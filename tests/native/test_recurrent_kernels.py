@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nextword import native
-from nextword.engine import Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from nextword.engine.request import AnyRequest
 from nextword.models import Recurrent, build
@@ -302,7 +302,7 @@ def random_request(rng: random.Random, beginning: list[int], number: int) -> Any
     prompt = (*beginning[: rng.randrange(len(beginning))], *rng.choices(range(1, 26), k=rng.randrange(1, 20)))
     kind = number % 3
     if kind == 0:
-        return Request(prompt, Sampling(seed=number), StopConfig(rng.randrange(1, 20)), rng.choice([1, 3]), 2)
+        return Request(prompt, SamplingParams(seed=number), StopConfig(rng.randrange(1, 20)), rng.choice([1, 3]), 2)
     if kind == 1:
         return ScoreRequest(prompt, tuple(tuple(rng.choices(range(26), k=rng.randrange(1, 5))) for _ in range(3)))
     return LogitsRequest(prompt)

@@ -182,14 +182,14 @@ class Display:
 
     def sample(self, step: int, model: nn.Module) -> None:
         """Complete a prompt with the model as it is."""
-        from ..engine import Engine, Request, Sampling, StopConfig
+        from ..engine import Engine, Request, SamplingParams, StopConfig
         from ..models.backend import TorchBackend
 
         tokenizer = self.session.tokenizer()
         prompt = tokenizer.encode(self.prompt) if self.prompt else [min(tokenizer.stop_ids, default=0)]
         stop = StopConfig(min(_SAMPLE_TOKENS, max(1, self.session.run.context - len(prompt) - 1)))
         engine = Engine(TorchBackend(model), tokenizer)  # type: ignore[arg-type]
-        steps = engine.submit(Request(tuple(prompt), Sampling(temperature=0.8, seed=0), stop))
+        steps = engine.submit(Request(tuple(prompt), SamplingParams(temperature=0.8, seed=0), stop))
         text = " ".join(((self.prompt or "") + "".join(step.text for step in steps)).split())
         messages().print(f"step {step:,}: {text}", style="italic")
 

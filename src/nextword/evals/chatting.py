@@ -106,10 +106,10 @@ def _render(messages: Sequence[Message], hide: Callable[[str], str], tokenizer: 
     told = [{"role": message.role, "content": hide(message.content)} for message in messages]
     open_answer = messages[-1].role == "assistant"
     text = render_chat(tokenizer, told, add_generation_prompt=not open_answer)
-    return _up_to(text, told[-1]["content"], tokenizer) if open_answer else text
+    return up_to_answer(text, told[-1]["content"], tokenizer) if open_answer else text
 
 
-def _up_to(text: str, answer: str, tokenizer: Tokenizer) -> str:
+def up_to_answer(text: str, answer: str, tokenizer: Tokenizer) -> str:
     """A rendered chat cut where its last answer ends, as transformers does (`continue_final_message`)."""
     bare = answer.strip()
     start = text.rfind(bare)

@@ -1,4 +1,4 @@
-"""Sampling from rows of logits: numpy in and out, no torch."""
+"""SamplingParams from rows of logits: numpy in and out, no torch."""
 
 from __future__ import annotations
 
