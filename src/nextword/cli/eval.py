@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..base import UsageError
+from . import eval_lm_eval
 from ._names import complete_model
 from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
 from .eval_runs import Measuring, complete_task, runs
@@ -95,6 +96,9 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--max-tokens", type=int, metavar="N", help="Longest generated answer, in tokens.")
 @click.option("--limit", type=int, metavar="N", help="Score a random sample of N items.")
 @click.option("--compat", type=click.Choice(["lm-eval"]), help="Run a task file exactly as lm-evaluation-harness does.")
+@click.option("--lm-eval", metavar="TASK,...", help="Run lm-evaluation-harness's tasks, with its own numbers.")
+@click.option("--include-path", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Folder with more task files for --lm-eval.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the cost and one prompt; don't run the model.")
 @click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write an HTML report.")
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER",
@@ -140,6 +144,12 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
     if click_context.invoked_subcommand is not None:
         return
     _check_together(click_context, task)
+    if options["lm_eval"] is not None:
+        typed = click_context.get_parameter_source("seed") is ParameterSource.COMMANDLINE
+        eval_lm_eval.run(options["lm_eval"], options, options["seed"] if typed else None)
+        return
+    if options["include_path"] is not None:
+        raise UsageError("--include-path is only used by --lm-eval. Add --lm-eval TASK, or leave it out")
     from ..evals.store import default_path, opened
 
     path = None if options["no_store"] else options["store"] or default_path()
@@ -234,6 +244,7 @@ def _check_together(context: click.Context, task: str | None) -> None:
     for option, only, why in (
         ("--compare", ("--store", "--json"), "it compares two kept evaluations, and measures nothing"),
         ("--list", ("--json",), "it lists tasks, and measures nothing"),
+        ("--lm-eval", eval_lm_eval.TAKEN, "lm-evaluation-harness runs its tasks by itself"),
     ):
         others = [*[str(task)] * (task is not None), *(each for each in typed if each not in (option, *only))]
         if option in typed and others:

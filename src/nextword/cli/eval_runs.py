@@ -17,6 +17,7 @@ _SECTIONS = {  # the options of `eval` as its help groups them; those in no sect
     "Task and prompts": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from",
                          "description", "separator", "system", "chat_template", "limit", "skip_bad", "as_list"),
     "Few-shot examples": ("draws", "orders", "select", "seed", "overflow", "compat"),
+    "lm-evaluation-harness": ("lm_eval", "include_path"),
     "Scoring": ("measure", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
     "Statistics": ("power", "require", "at_least", "show_draws"),
     "Output": ("dry_run", "report", "out", "as_json"),

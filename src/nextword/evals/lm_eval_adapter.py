@@ -1,7 +1,7 @@
 """Every task of lm-evaluation-harness on nextword's engine: its model interface, and a call that runs its tasks.
 
     nextword eval --lm-eval arc_easy,hellaswag --shots 8
-    python -m nextword.evals.lm_eval_adapter --model nextword --model_args pretrained=gpt2,dtype=float32 --tasks arc_easy
+    python -m nextword.evals.lm_eval_adapter --model nextword --model_args pretrained=gpt2 --tasks arc_easy
 
 lm_eval looks models up in a table of its own and has no entry point for others. So the second line is lm_eval's own
 command line, started where `nextword` is in that table; in Python, importing this module puts it there.
@@ -59,6 +59,7 @@ class NextwordLM(TemplateLM):
 
     As with lm_eval's `hf` model, names of control tokens in a text become control tokens, and what is longer than the
     context loses its beginning. `batch_size` and `max_batch_size` have no effect: the engine fills its own batches.
+    `device` "cuda:0", lm_eval's default everywhere, is whatever is best here.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class NextwordLM(TemplateLM):
         max_batch_size: object = None,
     ) -> None:
         super().__init__()
-        loaded = isinstance(pretrained, LanguageModel)
-        self.model = pretrained if loaded else load(pretrained, dtype, device or "auto")  # type: ignore[arg-type]
+        if not isinstance(pretrained, LanguageModel):
+            device = "auto" if device in (None, "cuda:0") else device
+            pretrained = load(pretrained, dtype, device)  # type: ignore[arg-type]
+        self.model: LanguageModel = pretrained
 
     @property
     def max_length(self) -> int:
@@ -178,9 +181,9 @@ class NextwordLM(TemplateLM):
                 max_seq_len=self.max_length, context_len=1,
             )
         ]  # fmt: skip
-        scores = self._loglikelihood_tokens([(None, *pair) for _, *pair in windows], disable_tqdm)  # type: ignore[misc]
+        scores = self._loglikelihood_tokens([(None, before, tokens) for _, before, tokens in windows], disable_tqdm)
         totals = [0.0] * len(requests)
-        for (row, *_), (logprob, _) in zip(windows, scores, strict=True):
+        for (row, _, _), (logprob, _) in zip(windows, scores, strict=True):
             totals[row] += logprob
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -191,7 +194,7 @@ class NextwordLM(TemplateLM):
         same: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
             same.setdefault(json.dumps(request.args, sort_keys=True), []).append(row)
-        completions = [self._completion(*requests[rows[0]].args, len(rows)) for rows in same.values()]
+        completions = [self._completion(requests[rows[0]].args, len(rows)) for rows in same.values()]
         rows_of = {id(completion): rows for completion, rows in zip(completions, same.values(), strict=True)}
         texts = [""] * len(requests)
         with _progress("generate_until", len(requests), disable_tqdm) as progress:
@@ -204,9 +207,9 @@ class NextwordLM(TemplateLM):
                 progress.update(len(rows))
         return texts
 
-    def _completion(self, prompt: str, options: dict[str, Any], count: int) -> Request:
+    def _completion(self, arguments: tuple[str, dict[str, Any]], count: int) -> Request:
         """The engine's request for `count` answers to a prompt, cut on the left where it does not fit."""
-        given = normalize_gen_kwargs(options)
+        prompt, given = arguments[0], normalize_gen_kwargs(arguments[1])
         max_tokens, until, sampled = given.pop("max_gen_toks"), given.pop("until"), given.pop("do_sample")
         temperature = given.pop("temperature", 1.0) if sampled else 0.0
         given.pop("temperature", None)
@@ -288,15 +291,20 @@ class LMEvalResult:
         return json.loads(json.dumps(self.results, default=handle_non_serializable))  # type: ignore[no-any-return]
 
 
-def run_tasks(model: LanguageModel, tasks: Sequence[str], options: LMEvalOptions | None = None) -> LMEvalResult:
+def run_tasks(
+    model: str | LanguageModel, tasks: Sequence[str], options: LMEvalOptions | None = None, dtype: str = "auto",
+    device: str = "auto",
+) -> LMEvalResult:  # fmt: skip
     """Run tasks of lm_eval: names of tasks, groups or tags (with wildcards), or paths of .yaml files.
 
-    Tasks are code: their Python functions run here. Raises UsageError for a task that is not known, RunError for
-    what goes wrong while lm_eval runs one (such as a data set that cannot be downloaded).
+    Tasks are code: their Python functions run here. `model`, `dtype` and `device` are as for `nextword.load`. Raises
+    UsageError for a task that is not known, before the model is loaded, and RunError for what goes wrong while lm_eval
+    runs one, such as a data set that cannot be downloaded.
     """
     options = options or LMEvalOptions()
     try:
-        return LMEvalResult(_evaluate(model, tasks, options))
+        known, manager = _known(tasks, options.include_path)
+        return LMEvalResult(_evaluate(NextwordLM(model, dtype, device), known, manager, options))
     except NextwordError:
         raise
     except Exception as error:  # whatever a task's own code raises
@@ -304,12 +312,11 @@ def run_tasks(model: LanguageModel, tasks: Sequence[str], options: LMEvalOptions
         raise RunError(f"lm-evaluation-harness failed: {type(error).__name__}: {first}") from error
 
 
-def _evaluate(model: LanguageModel, tasks: Sequence[str], options: LMEvalOptions) -> dict[str, Any]:
-    known, manager = _known(tasks, options.include_path)
+def _evaluate(model: NextwordLM, tasks: list[Any], manager: Any, options: LMEvalOptions) -> dict[str, Any]:
     tracker = None if options.out is None else EvaluationTracker(output_path=str(options.out))
     results: dict[str, Any] = lm_eval.simple_evaluate(
-        NextwordLM(model),
-        tasks=known,
+        model,
+        tasks=tasks,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
         log_samples=tracker is not None,
