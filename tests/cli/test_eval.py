@@ -44,7 +44,7 @@ def test_a_table_becomes_scores_comparisons_a_page_and_files(
     reviews: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(
-        capsys, str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--draws", "2", "--limit", "10",
+        capsys, str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--fewshot-seeds", "2", "--limit", "10",
         "--report", "page.html", "--out", "files", "--power", "0.1",
     )  # fmt: skip
     assert code == 0, err
@@ -172,8 +172,8 @@ def test_an_evaluation_of_another_version_is_listed_and_cannot_break_what_is_sho
         ("eval se", {"sentiment"}),
         ("eval r", {"runs"}),
         ("eval runs ", {"list", "show", "remove"}),
-        ("eval sentiment --show", {"--show-draws"}),
-        ("eval runs show --sh", {"--show-draws"}),
+        ("eval sentiment --show", {"--show-seeds"}),
+        ("eval runs show --sh", {"--show-seeds"}),
     ],
 )
 def test_the_shell_completes_tasks_options_and_runs(words: str, offered: set[str]) -> None:
@@ -225,7 +225,7 @@ def test_a_scorer_names_the_metric_of_what_a_model_writes(
         model,
         "--template",
         FORM,
-        "--free",
+        "--generate",
         "--shots",
         "0",
         "--limit",
@@ -257,8 +257,8 @@ def test_templates_models_and_orders_make_a_grid(
     (tmp_path / "b.txt").write_text("Is this good? {text}\nAnswer: {label}\n")
     other = str(tiny_model(seed=1))
     code, out, err = run(
-        capsys, str(reviews), "-m", model, "-m", other, "--template", "a.txt,b.txt", "--shots", "2", "--draws", "2",
-        "--orders", "2", "--limit", "6", "--no-baselines", "--json",
+        capsys, str(reviews), "-m", model, "-m", other, "--template", "a.txt,b.txt", "--shots", "2", "--fewshot-seeds", "2",
+        "--permutations", "2", "--limit", "6", "--no-baselines", "--json",
     )  # fmt: skip
     assert code == 0, err
     lines = json.loads(out)["lines"]
@@ -277,7 +277,7 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}", "--template", "{text}"], "{output}"),
         (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "'neutral' does not occur in column"),
         (["{reviews}", "--template", FORM, "--labels", "positive"], "row 1: the answer 'negative' is none of"),
-        (["{reviews}", "--template", FORM, "--answer", "mood"], "there is no column 'mood'"),
+        (["{reviews}", "--template", FORM, "--target", "mood"], "there is no column 'mood'"),
         (["{reviews}", "--template", FORM, "--shots-from", "{reviews}"], "among their own shots"),
         (["{reviews}", "--template", FORM, "--shots", "0,x"], "0,1,4"),
         (["{reviews}", "--template", FORM, "--shots", "-1"], "from 0 on"),
@@ -285,15 +285,15 @@ def test_templates_models_and_orders_make_a_grid(
         (["{reviews}", "--template", FORM, "--calibrate", "both"], "Known: contextual, batch"),
         (["{reviews}", "--template", FORM, "--calibrate", ""], "--calibrate '' is not known"),
         (["{reviews}", "--template", FORM, "--calibrate", "batch,batch"], "names batch twice"),
-        (["{reviews}", "--template", FORM, "--draws", "0"], "at least 1"),
+        (["{reviews}", "--template", FORM, "--fewshot-seeds", "0"], "at least 1"),
         (["{reviews}", "--template", FORM, "--power", "3"], "between 0 and 1"),
         (["{reviews}", "--template", FORM, "--chat-template", "on"], "has no chat template"),
         (
             ["{reviews}", "--template", FORM, "--chat-template", "off", "--system", "x"],
             "--system needs the chat template",
         ),
-        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--free lets it generate"),
-        (["{reviews}", "--template", FORM, "--free", "--scorer", "f2"], "There is: exact, contains"),
+        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--generate lets it generate"),
+        (["{reviews}", "--template", FORM, "--generate", "--scorer", "f2"], "There is: exact, contains"),
         (["arithmetic", "--compat", "lm-eval", "--scorer", "f1"], "Leave out --scorer"),
         (["--compare", "a", "b"], "no evaluation 'a' in"),
         ([], "no task given"),
@@ -301,8 +301,8 @@ def test_templates_models_and_orders_make_a_grid(
         (["--compare", "a", "b", "sentiment"], "--compare cannot be used with sentiment"),
         (["--list", "sentiment"], "--list cannot be used with sentiment"),
         (
-            ["sentiment", "--compat", "lm-eval", "--draws", "3", "--orders", "2", "--select", "first"],
-            "--compat cannot be used with --draws, --orders, --select: lm-evaluation-harness draws shots anew",
+            ["sentiment", "--compat", "lm-eval", "--fewshot-seeds", "3", "--permutations", "2", "--fewshot-sampler", "first"],
+            "--compat cannot be used with --fewshot-seeds, --permutations, --fewshot-sampler: lm-evaluation-harness seeds shots anew",
         ),
         (["sentiment", "--max-tokens", "4"], "the model writes no answer in sentiment"),
         (["sentiment", "--at-least", "95", "--shots", "0"], "95 decides nothing"),
@@ -330,7 +330,7 @@ def test_broken_rows_are_named_by_their_line_and_left_out_when_asked(
     code, _, err = run(capsys, *asked)
     assert code == 2
     assert "line 8" in err
-    code, _, err = run(capsys, *asked, "--skip-bad")
+    code, _, err = run(capsys, *asked, "--skip-invalid")
     assert code == 0, err
     assert "line 8" in err
 
@@ -340,7 +340,7 @@ def test_rows_that_are_not_scored_are_told_on_the_terminal_in_json_and_on_the_pa
 ) -> None:
     told = "12 of 60 rows are reserved for shots and not scored"
     asked = [str(reviews), "-m", model, "--template", FORM, "--limit", "5", "--report", "page.html", "--json"]
-    code, out, err = run(capsys, *asked, "--shots", "1", "--draws", "1")
+    code, out, err = run(capsys, *asked, "--shots", "1", "--fewshot-seeds", "1")
     assert code == 0, err
     assert told in " ".join(err.split())
     assert told in json.loads(out)["notes"]["warnings"][0]
@@ -354,9 +354,9 @@ def test_options_of_tables_change_a_task_file_s_prompts_too(model: str, capsys: 
     assert code == 0, err
     assert json.loads(out)["prompt"].startswith("Judge.\nReview: ")
     assert json.loads(out)["continuations"] == [" bad", " good"]
-    code, _, err = run(capsys, *asked, "--answer", "label")
+    code, _, err = run(capsys, *asked, "--target", "label")
     assert code == 2
-    assert "--answer is for tables" in err
+    assert "--target is for tables" in err
     code, _, err = run(capsys, *asked, "--description", "Judge.", "--compat", "lm-eval")
     assert code == 2
     assert "--description would change that" in " ".join(err.split())

@@ -12,20 +12,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from table_tasks import table_task
 
 from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
 from nextword.evals import evaluate, scorers
-from nextword.evals.evaluation import Evaluation, Settings
-from nextword.evals.exporting import write_harness_results
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
+from nextword.evals.export import write_results
 from nextword.evals.scorers import contains, exact, f1, last_number, number, with_scorer
-from nextword.evals.shipped import shipped_path
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
-from nextword.evals.table import TableSettings, table_task
 from nextword.evals.task import Generation, Task
-from nextword.evals.trials import Design
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def task(tmp_path: Path) -> Task:
     rows = [{"sum": f"{n}+{n}", "answer": f"= {2 * n}"} for n in range(30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     short = Generation(until=("\n",), max_tokens=8)
-    return table_task(path, TableSettings("{sum}\n{answer}", free=True, generation=short))
+    return table_task(path, "{sum}\n{answer}", generate=True, generation=short)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +204,7 @@ def test_an_unknown_scorer_is_refused_in_one_line(scorer: str, said: str, task: 
 
 
 def test_choices_and_the_harness_s_mode_have_no_scorer(task: Task, reviews: Path) -> None:
-    labels = table_task(reviews, TableSettings("{text}: {label}"))
+    labels = table_task(reviews, "{text}: {label}")
     with pytest.raises(UsageError, match="reviews the model chooses among labels"):
         with_scorer(labels, "f1")
     with pytest.raises(UsageError, match="generates nothing"):
@@ -229,17 +228,17 @@ def test_a_function_scores_answers_and_its_scores_reach_table_and_files(
         seen.append((answer, gold, row["sum"]))
         return (len(answer) % 5) / 4
 
-    scored_task, design = with_scorer(task, nearness), Design(shots=(0, 1), draws=2, limit=5)
+    scored_task, design = with_scorer(task, nearness), Design(shots=(0, 1), fewshot_seeds=2, limit=5)
     with opened(None) as store:
-        collected = Evaluation({"form": scored_task}, [model], design, Settings(), store).run()
+        collected = EvalRun({"form": scored_task}, [model], design, ScoringConfig(), store).run()
     result = summarise(collected, 0)
     assert result.to_dict()["metric"] == "nearness"
-    for cell in collected.cells:
-        expected = [(len(answer.written[0]) % 5) / 4 for answer in cell.answers]
-        assert list(cell.scores) == expected
-        assert cell.metrics["nearness,none"] == pytest.approx(sum(expected) / 5)
+    for result in collected.conditions:
+        expected = [(len(answer.written[0]) % 5) / 4 for answer in result.answers]
+        assert list(result.scores) == expected
+        assert result.metrics["nearness,none"] == pytest.approx(sum(expected) / 5)
     assert {gold for _, gold, _ in seen} <= {f"= {2 * n}" for n in range(30)}
-    results = next(path for path in write_harness_results(tmp_path / "out", collected) if "results" in path.name)
+    results = next(path for path in write_results(tmp_path / "out", collected) if "results" in path.name)
     assert "nearness,none" in json.loads(results.read_text())["results"]["sums"]
 
 

@@ -16,8 +16,8 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.engine import Engine, LanguageModel, ScoreRequest
 from nextword.evals.running import answered, tokens_to_read
-from nextword.evals.scoring import APART, CONTINUATIONS, STRETCH, encode, likelihood, score_requests, windows
-from nextword.evals.task import Encoded, Ids, Likelihood, Request
+from nextword.evals.scoring import CONTINUATIONS, encode, likelihood, score_requests, windows
+from nextword.evals.task import Encoded, Ids, Likelihood, LogprobRequest
 from nextword.models import Model, build
 from nextword.models.backend import TorchBackend
 from nextword.spec import ModelSpec
@@ -81,12 +81,12 @@ def check(model: Model, requests: list[Encoded], step_tokens: int, pages: int = 
 
 def family(seed: int, shared: int, items: int, item: int, choices: list[int]) -> list[Encoded]:
     """A shared beginning, items behind it, and continuations of the given lengths behind each item."""
-    draw = random.Random(seed)
-    trunk = [draw.randrange(VOCABULARY) for _ in range(shared)]
+    seed = random.Random(seed)
+    trunk = [seed.randrange(VOCABULARY) for _ in range(shared)]
     found = []
     for _ in range(items):
-        context = (*trunk, *(draw.randrange(VOCABULARY) for _ in range(draw.randint(1, item))))
-        found += [Encoded(context, tuple(draw.randrange(3) for _ in range(length))) for length in choices]
+        context = (*trunk, *(seed.randrange(VOCABULARY) for _ in range(seed.randint(1, item))))
+        found += [Encoded(context, tuple(seed.randrange(3) for _ in range(length))) for length in choices]
     return found
 
 
@@ -166,20 +166,22 @@ def real(smollm2_path: Path) -> LanguageModel:
 
 
 def test_spaces_at_the_end_of_a_prompt_belong_to_the_continuation(real: LanguageModel) -> None:
-    assert encode(Request("Answer: ", "yes"), real.tokenizer) == encode(Request("Answer:", " yes"), real.tokenizer)
-    found = encode(Request("Answer:", " yes"), real.tokenizer)
+    assert encode(LogprobRequest("Answer: ", "yes"), real.tokenizer) == encode(
+        LogprobRequest("Answer:", " yes"), real.tokenizer
+    )
+    found = encode(LogprobRequest("Answer:", " yes"), real.tokenizer)
     assert real.tokenizer.decode(found.continuation) == " yes"
     assert not found.apart
 
 
 def test_a_continuation_that_merges_into_the_prompt_is_told(real: LanguageModel) -> None:
-    assert encode(Request("The answ", "er"), real.tokenizer).apart
+    assert encode(LogprobRequest("The answ", "er"), real.tokenizer).apart
 
 
 def test_the_real_model_scores_as_it_scores_a_whole_text(real: LanguageModel) -> None:
     text = "The capital of France is"
     requests = [
-        encode(Request(text, answer), real.tokenizer) for answer in (" Paris.", " London.", " a city in Europe.")
+        encode(LogprobRequest(text, answer), real.tokenizer) for answer in (" Paris.", " London.", " a city in Europe.")
     ]
     scored = score(real.engine, requests)
     for request in requests:

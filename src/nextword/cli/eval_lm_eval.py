@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..base import UsageError
 from ._console import emit_json, output
@@ -10,46 +10,50 @@ from ._options import DEFAULT_MODEL
 from .plan_tables import plain_table
 
 if TYPE_CHECKING:
-    from ..evals.lm_eval_adapter import LMEvalResult
+    from ..evals.lm_eval_adapter import LMEvalOptions, LMEvalResult
+    from .eval import Arguments
 
-TAKEN = (
+LM_EVAL_OPTIONS = (  # the options of `eval` that --lm-eval takes
     "-m", "--shots", "--limit", "--chat-template", "--system", "--max-tokens", "--seed", "--include-path", "--out",
     "--dtype", "--device", "--json",
 )  # fmt: skip
-"""The options of `eval` that `--lm-eval` takes."""
 
 
-def run(names: str, options: dict[str, Any], seed: int | None) -> None:
-    """Run tasks and print their numbers. `options` are those of `eval`, `seed` is None if none was given.
+def run_lm_eval(arguments: Arguments, seeded: bool) -> None:
+    """Run tasks and print their numbers; `seeded` if the user chose a seed, otherwise it is lm_eval's own.
 
     Raises UsageError for what lm_eval cannot do.
     """
-    from ..evals.lm_eval_adapter import LMEvalOptions, run_tasks
+    from ..evals.lm_eval_adapter import run_tasks
 
-    models, shots = options["models"] or (DEFAULT_MODEL,), options["shots"] or (None,)
-    for option, values in (("--model", models), ("--shots", shots)):
+    models = arguments.models or (DEFAULT_MODEL,)
+    for option, values in (("--model", models), ("--shots", arguments.shots or ())):
         if len(values) > 1:
             raise UsageError(f"--lm-eval takes one {option}, not {len(values)}. Run it once for each")
     if models[0].startswith("openai:"):
         raise UsageError(
             "--lm-eval runs on nextword's own engine. For a served model use lm_eval's model local-completions"
         )
-    if options["chat_template"] == "both":
-        raise UsageError("--lm-eval takes --chat-template on or off, not both")
-    tasks = [name for name in names.split(",") if name]
+    tasks = [name for name in str(arguments.lm_eval).split(",") if name]
     if not tasks:
         raise UsageError("--lm-eval names no task. Name some, as arc_easy,hellaswag")
-    settings = LMEvalOptions(
-        num_fewshot=shots[0], limit=options["limit"], system=options["system"], max_tokens=options["max_tokens"],
-        chat_template=options["chat_template"] == "on" or options["system"] is not None,
-        include_path=options["include_path"], out=options["out"],
-        **({} if seed is None else {"seed": seed}),
-    )  # fmt: skip
-    result = run_tasks(models[0], tasks, settings, options["dtype"], options["device"])
-    if options["as_json"]:
+    result = run_tasks(models[0], tasks, _options(arguments, seeded), arguments.dtype, arguments.device)
+    if arguments.as_json:
         emit_json(result.to_dict())
     else:
         _print(result)
+
+
+def _options(arguments: Arguments, seeded: bool) -> LMEvalOptions:
+    from ..evals.lm_eval_adapter import LMEvalOptions
+
+    chat = arguments.scoring().chat
+    if chat == "both":
+        raise UsageError("--lm-eval takes --chat-template on or off, not both")
+    return LMEvalOptions(
+        None if arguments.shots is None else arguments.shots[0], arguments.limit, chat == "on", arguments.system,
+        arguments.max_tokens, arguments.seed if seeded else LMEvalOptions.seed, arguments.include_path, arguments.out,
+    )  # fmt: skip
 
 
 def _print(result: LMEvalResult) -> None:

@@ -22,7 +22,6 @@ from ..base import NextwordError, RunError, UsageError
 from ..engine import LanguageModel, Request, SamplingParams, StopConfig, load
 from ..text import render_chat
 from ..weights.catalogue import DEFAULT_MODEL
-from .chatting import up_to_answer
 from .running import answered, descending
 from .scoring import likelihood, score_requests
 from .task import Encoded
@@ -120,9 +119,19 @@ class NextwordLM(TemplateLM):
                 raise
             _LOG.warning("the chat template takes no system message, which is left out: %s", error)
             return self.apply_chat_template(rest, add_generation_prompt)
-        if add_generation_prompt:
-            return text
-        return up_to_answer(text, chat_history[-1]["content"], self.model.tokenizer)
+        return text if add_generation_prompt else self._up_to_answer(text, chat_history[-1]["content"])
+
+    def _up_to_answer(self, text: str, answer: str) -> str:
+        """A rendered chat cut where its last answer ends, as transformers does (`continue_final_message`)."""
+        bare = answer.strip()
+        start = text.rfind(bare)
+        if start < 0:
+            raise UsageError(
+                f"the chat template of {self.model.name} does not render the start of an answer ({bare!r})"
+            )
+        whole = answer.lstrip()
+        kept = whole if text.startswith(whole, start) else bare  # a template may remove the spaces around it
+        return text[: start + len(kept)]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Token ids, behind the token that begins texts where the model was trained with one."""
