@@ -29,6 +29,7 @@ _LARGEST_ANSWER = 64 << 20  # bytes
 _RETRIED = (429, 500, 502, 503, 504)  # HTTP statuses that another attempt may not have
 _LONGEST_WAIT = 60.0  # seconds before another attempt, whatever the server asks for
 _STOPS = 4  # stop texts that OpenAI takes; text is cut at the others when it arrives
+_ECHO = {"max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}  # asks for a prompt's own log-probabilities
 _SHOWN = 200  # characters of a server's own message
 
 Item = TypeVar("Item")
@@ -148,11 +149,10 @@ class Server:
 
     def _echo(self, text: str) -> tuple[list[str], list[Any], list[float], int]:
         """A text in tokens: their texts, ln p of each, and that of the likeliest one at its place."""
-        body = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
         try:
-            answer = self._ask("POST", "/completions", body)
+            answer = self._ask("POST", "/completions", {"prompt": text, **_ECHO})
         except Refused as error:
-            if text == "A b" or self._echoes():
+            if self._echoes():
                 raise
             raise self._cannot_score(error.reason) from None
         choice = self._choice(answer)
@@ -172,8 +172,8 @@ class Server:
     def _echoes(self) -> bool:
         """Whether the endpoint scores a short text, so that it was the text before that it refused."""
         try:
-            self._echo("A b")
-        except (Refused, UsageError):
+            self._ask("POST", "/completions", {"prompt": "A b", **_ECHO})
+        except Refused:
             return False
         return True
 
