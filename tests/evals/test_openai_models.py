@@ -197,20 +197,19 @@ NAN = {"text": "A b", "logprobs": {"tokens": ["A", " b"], "token_logprobs": [Non
         (200, NO_CHOICES, "the answer has no choices"),
         (200, {"choices": [NAN]}, "the answer has no log-probabilities of tokens"),
         (200, b" " * ((64 << 20) + 1), "the answer is larger than 64 MiB"),
-        (200, {"choices": [{"text": "A b", "logprobs": None}]}, "cannot score choices .* use --generate"),
+        (200, {"choices": [{"text": "A b", "logprobs": None}]}, r"cannot score choices .* use --generate"),
         (400, {"error": "no \x1b[31mecho"}, r"cannot score choices \(no \\x1b\[31mecho\): .* use --generate"),
         (401, {"error": {"message": "no key"}}, "HTTP 401: no key. Is OPENAI_API_KEY set?"),
+        (404, {"detail": "Not Found"}, r"cannot score choices .* use --generate"),
         (302, b"", "HTTP 302"),
     ],
-    ids=["html", "deep", "empty", "nan", "huge", "no logprobs", "no echo", "no key", "redirect"],
+    ids=["html", "deep", "empty", "nan", "huge", "no logprobs", "no echo", "no key", "not found", "redirect"],
 )
 def test_a_server_that_answers_nonsense_is_one_line(status: int, answer: Any, message: str) -> None:
-    with (
-        serving(lambda path, body: (status, answer)) as (address, _),
-        pytest.raises(NextwordError, match=message) as error,
-    ):
-        call = Server(f"{address}#m", Connection(retries=0))
-        call.score("A", " b") if status != 401 else call.complete("a", Settings(1))
+    with serving(lambda path, body: (status, answer)) as (address, _):
+        server = Server(f"{address}#m", Connection(retries=0))
+        with pytest.raises(NextwordError, match=message) as error:
+            server.score("A", " b")
     assert len(str(error.value)) < 500
     assert str(error.value).isprintable()
 
@@ -223,7 +222,7 @@ def test_a_prompt_that_is_too_long_is_told_from_a_server_that_cannot_score(model
             return 400, {"error": {"message": "the context holds 20 tokens"}}
         return server(path, body)
 
-    with serving(respond) as (address, _), pytest.raises(RunError, match="HTTP 400: the context holds 20 tokens"):
+    with serving(respond) as (address, _), pytest.raises(RunError, match=r"HTTP 400: the context holds 20 tokens"):
         Server(f"{address}#m").score("a" * 30, " b")
 
 
@@ -256,7 +255,7 @@ def dripping(data: bytes) -> Iterator[str]:
 def test_a_slow_server_is_given_up_after_the_timeout_whatever_it_drips(data: bytes) -> None:
     with (
         dripping(data) as address,
-        pytest.raises(RunError, match="gave no answer within 0.4 s. Use a longer --timeout"),
+        pytest.raises(RunError, match=r"gave no answer within 0.4 s. Use a longer --timeout"),
     ):
         Server(address, Connection(timeout=0.4)).complete("a", Settings(1))
 
@@ -265,10 +264,10 @@ def test_a_server_that_is_not_there_is_tried_once_and_one_that_went_away_again(n
     with serving(lambda path, body: (200, {"choices": [{"text": "a"}]})) as (address, _):
         server = Server(f"{address}#m", Connection(retries=2))
         server.complete("a", Settings(1))
-    with pytest.raises(RunError, match="cannot be reached .*, after 3 attempts"):
+    with pytest.raises(RunError, match=r"cannot be reached .*, after 3 attempts"):
         server.complete("a", Settings(1))
     assert len(no_waiting) == 2
-    with pytest.raises(RunError, match="cannot be reached .*, after 1 attempt$"):
+    with pytest.raises(RunError, match=r"cannot be reached .*, after 1 attempt$"):
         Server(f"{address}#m").complete("a", Settings(1))
 
 
@@ -298,7 +297,7 @@ def test_what_a_served_model_cannot_do_is_refused_before_anything_is_sent(
 def test_a_server_of_several_models_is_asked_which(model: LanguageModel) -> None:
     with (
         serving(lambda path, body: (200, {"data": [{"id": "a"}, {"id": "b"}]})) as (address, _),
-        pytest.raises(UsageError, match="Add its name: .*#NAME. Models: a, b"),
+        pytest.raises(UsageError, match=r"Add its name: .*#NAME. Models: a, b"),
     ):
         Server(address)
 
@@ -313,5 +312,5 @@ def test_llama_cpp_writes_answers_and_says_that_it_scores_no_choices(
         with opened(None) as store:
             run = EvalRun({"t": task}, [served], Design((0,), limit=3), ScoringConfig(), store).run()
         assert all(answer.written for answer in run.conditions[0].answers)
-        with pytest.raises(UsageError, match="cannot score choices .* use --generate"):
+        with pytest.raises(UsageError, match=r"cannot score choices .* use --generate"):
             collect(task_of(reviews, FORMS["choices"]), served)

@@ -27,6 +27,12 @@ from ..base import RunError, UsageError, printable
 PREFIX = "openai:"
 _LARGEST_ANSWER = 64 << 20  # bytes
 _RETRIED = (429, 500, 502, 503, 504)  # HTTP statuses that another attempt may not have
+_UNSUPPORTED = (400, 404, 405, 422, 501)  # what servers answer to a request of a kind that they do not take
+_HINTS = {
+    401: ". Is OPENAI_API_KEY set?",
+    403: ". Is OPENAI_API_KEY the right one?",
+    404: ". Check the address and the model's name; a server that only chats takes --chat-template on",
+}
 _LONGEST_WAIT = 60.0  # seconds before another attempt, whatever the server asks for
 _STOPS = 4  # stop texts that OpenAI takes; text is cut at the others when it arrives
 _ECHO = {"max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}  # asks for a prompt's own log-probabilities
@@ -96,9 +102,8 @@ class Refused(RunError):
     """The server answered with an error that another attempt would not change."""
 
     def __init__(self, status: int, url: str, reason: str) -> None:
-        self.reason = reason
-        hints = {401: ". Is OPENAI_API_KEY set?", 403: ". Is OPENAI_API_KEY the right one?"}
-        super().__init__(f"{url}: HTTP {status}: {reason}{hints.get(status, '')}")
+        self.status, self.reason = status, reason
+        super().__init__(f"{url}: HTTP {status}: {reason}{_HINTS.get(status, '')}")
 
 
 class Server:
@@ -152,7 +157,7 @@ class Server:
         try:
             answer = self._ask("POST", "/completions", {"prompt": text, **_ECHO})
         except Refused as error:
-            if self._echoes():
+            if error.status not in _UNSUPPORTED or self._echoes():
                 raise
             raise self._cannot_score(error.reason) from None
         choice = self._choice(answer)
