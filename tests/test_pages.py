@@ -175,7 +175,7 @@ def cheap(words: tuple[str, ...]) -> bool:
     line = " ".join(words[1:])
     if line.startswith("plan"):
         return not line.startswith("plan laws --data")
-    return line.startswith(("models list", "models show", "eval --list", "next ")) or "--max-tokens" in line
+    return line.startswith(("models list", "models info", "eval --list", "next ")) or "--max-tokens" in line
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_threads_get_to_the_bit_what_each_would_get_alone(
 ) -> None:
     if not compiled:
         monkeypatch.setattr("nextword.native.available", lambda: False)
-        monkeypatch.setattr("nextword.native.library.available", lambda: False)
+        monkeypatch.setattr("nextword.native.bindings.available", lambda: False)
     engine = new_engine(model)
 
     def run(seed: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nextword import native
 from nextword.models import build, fused
 from nextword.models.rotary import rotate, tables
-from nextword.native import training
+from nextword.native import elementwise as training
 from nextword.spec import ModelSpec, RopeSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -22,12 +22,12 @@ SHAPES = [(1, 1, 8), (1, 1, 2), (3, 7, 34), (2, 33, 256), (1, 2, 1031), (2, 300,
 
 @pytest.fixture(params=["portable", "avx2"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.limit(request.param)
+    native.limit_level(request.param)
     if native.level() != request.param:
-        native.limit(None)
+        native.limit_level(None)
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    native.limit(None)
+    native.limit_level(None)
 
 
 @pytest.fixture(params=[1, 2])
@@ -170,12 +170,12 @@ def test_results_depend_neither_on_threads_nor_on_instructions() -> None:
     found: list[list[Tensor]] = []
     for level in ("portable", "avx2"):
         for threads in (1, 2, 5):
-            native.limit(level)
+            native.limit_level(level)
             torch.set_num_threads(threads)
             normed = with_gradients(lambda x, w: fused.rms_norm(x, w, 1e-5), [x, gain])
-            back = training.gate_back(gates, x[0, :, :48].contiguous())
-            found.append([*normed, training.gate(gates), back])
-    native.limit(None)
+            back = training.swiglu_backward(gates, x[0, :, :48].contiguous())
+            found.append([*normed, training.swiglu_forward(gates), back])
+    native.limit_level(None)
     torch.set_num_threads(before)
     assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
 

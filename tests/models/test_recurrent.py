@@ -17,14 +17,14 @@ from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
 from nextword.models import Recurrent, build
 from nextword.models.backend import TorchBackend
 from nextword.plan import parameters
-from nextword.spec import Kind, ModelSpec
+from nextword.spec import ModelKind, ModelSpec
 
-KINDS: tuple[Kind, ...] = ("rnn", "lstm", "gru")
+KINDS: tuple[ModelKind, ...] = ("rnn", "lstm", "gru")
 PLAIN = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 TIGHT = {"atol": 1e-5, "rtol": 0}
 
 
-def spec_of(kind: Kind, **changes: Any) -> ModelSpec:
+def spec_of(kind: ModelKind, **changes: Any) -> ModelSpec:
     return ModelSpec(kind, **({"vocabulary": 61, "width": 24, "layers": 3, "context": 16} | changes))
 
 
@@ -52,7 +52,7 @@ def plain_logits(model: Recurrent, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"head_bias": True, "layers": 1}])
-def test_the_parameters_are_those_that_the_plan_counts(kind: Kind, changes: dict[str, Any]) -> None:
+def test_the_parameters_are_those_that_the_plan_counts(kind: ModelKind, changes: dict[str, Any]) -> None:
     spec = spec_of(kind, **changes)
     assert sum(parameter.numel() for parameter in build(spec).parameters()) == parameters(spec).total
 
@@ -155,7 +155,7 @@ def test_a_text_of_any_length_is_scored(model: Recurrent) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"width": 96, "layers": 1}])
-def test_the_first_loss_is_that_of_knowing_nothing(kind: Kind, changes: dict[str, Any]) -> None:
+def test_the_first_loss_is_that_of_knowing_nothing(kind: ModelKind, changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = build(spec_of(kind, vocabulary=500, **changes))
     tokens = torch.randint(0, 500, (16, 129), generator=torch.Generator().manual_seed(2))
@@ -166,7 +166,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(kind: Kind, changes: dict[str
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_reaches_the_first_gates_has_a_variance_of_one(kind: Kind, tied: bool) -> None:
+def test_what_reaches_the_first_gates_has_a_variance_of_one(kind: ModelKind, tied: bool) -> None:
     torch.manual_seed(0)
     model = cast(Recurrent, build(spec_of(kind, width=128, vocabulary=500, tied=tied)))
     reached = model.embedding(torch.arange(500)) @ model.recurrent.weight_ih_l0.t()

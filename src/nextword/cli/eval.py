@@ -16,8 +16,9 @@ from ..base import UsageError
 from ..evals.design import Calibrate, ChatTemplate, ChoiceScoring, Design, Overflow, Sampler, ScoringConfig
 from ..evals.scorers import NAMES
 from ..evals.task_loader import TaskOptions, labels_of, open_task, read_templates
+from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
-from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER
+from ._options import OUTPUT_FILE, OUTPUT_FOLDER
 from .eval_lm_eval import LM_EVAL_OPTIONS, run_lm_eval
 from .eval_runs import EvalGroup, complete_task, runs
 

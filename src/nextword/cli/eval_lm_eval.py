@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..base import UsageError
+from ..weights.catalogue import DEFAULT_MODEL
 from ._console import emit_json, output
-from ._options import DEFAULT_MODEL
 from .plan_tables import plain_table
 
 if TYPE_CHECKING:

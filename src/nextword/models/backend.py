@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import native
 from ..backend import Batch, Output
 from ..base import free_memory
+from ..native.matmul import linear
 from .layers import Linear
 from .model import Model
 from .paged import PAGE_SIZE, STATE_PAGE_SIZE, CompiledPages, CompiledStatePages, EagerPages, StatePages
@@ -74,7 +75,7 @@ class TorchBackend:
         head, compiled = self.model.head, isinstance(self.pages, CompiledPages | CompiledStatePages)
         if not compiled or not isinstance(head, Linear) or not len(hidden):
             return self.model.logits(hidden)
-        logits = native.linear(hidden, head.weight)
+        logits = linear(hidden, head.weight)
         logits = logits if head.bias is None else logits + head.bias
         cap = self.model.spec.logit_softcap
         return cap * torch.tanh(logits / cap) if cap is not None else logits

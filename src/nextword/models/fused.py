@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import native
-from ..native import training as kernels
+from ..native import elementwise as kernels
 
 Gradients = tuple[Tensor | None, ...]
 BLOCK = 1024  # rows that pass through an MLP together: few enough for the cache, many enough for matrix products
@@ -84,7 +84,7 @@ def turned_parts(qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: T
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, inverse = kernels.norm(_rows(x), weight, eps)
+        y, inverse = kernels.rms_norm_forward(_rows(x), weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         ctx.eps = eps
         return y.view(x.shape)
@@ -95,7 +95,7 @@ class _RMSNorm(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (*_by_torch(lambda x, weight: _norm(x, weight, ctx.eps), (x, weight), gradients), None)
         dy = _rows(gradients[0]).clone(memory_format=torch.contiguous_format)  # the kernel writes over it
-        dx, dweight = kernels.norm_back(_rows(x), weight, inverse, None, dy)
+        dx, dweight = kernels.rms_norm_backward(_rows(x), weight, inverse, None, dy)
         return dx.view(x.shape), dweight, None
 
 
@@ -104,7 +104,7 @@ class _NormedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        y, inverse = kernels.norm(_rows(x), gain, eps)
+        y, inverse = kernels.rms_norm_forward(_rows(x), gain, eps)
         ctx.save_for_backward(x, gain, weight, bias, inverse)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
@@ -126,7 +126,7 @@ class _NormedLinear(torch.autograd.Function):
             return through, None, None, None, None
         dz = _rows(dz)
         dy = dz @ weight
-        dx, dgain = kernels.norm_back(_rows(x), gain, inverse, None if through is None else _rows(through), dy)
+        dx, dgain = kernels.rms_norm_backward(_rows(x), gain, inverse, None if through is None else _rows(through), dy)
         return dx.view(x.shape), dgain, None, dz.t() @ dy, None if bias is None else dz.sum(0)  # dy holds y now
 
 
@@ -134,7 +134,7 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gates: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gates, weight)
-        return (kernels.gate(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
+        return (kernels.swiglu_forward(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
@@ -143,7 +143,7 @@ class _GatedLinear(torch.autograd.Function):
             return _by_torch(_gated_linear, (gates, weight), gradients)
         dy = _rows(gradients[0])
         dh = dy @ weight
-        dgates = kernels.gate_back(_rows(gates), dh)
+        dgates = kernels.swiglu_backward(_rows(gates), dh)
         return dgates.view(gates.shape), dy.t() @ dh  # dh holds h now
 
 
@@ -153,9 +153,9 @@ class _GatedMLP(torch.autograd.Function):
         rows = _rows(x)
         gates, inverse, y = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows)), torch.empty_like(rows)
         for part in _blocks(rows):
-            normed, inverse[part] = kernels.norm(rows[part], gain, eps)
+            normed, inverse[part] = kernels.rms_norm_forward(rows[part], gain, eps)
             torch.mm(normed, up.t(), out=gates[part])
-            torch.addmm(rows[part], kernels.gate(gates[part]), down.t(), out=y[part])
+            torch.addmm(rows[part], kernels.swiglu_forward(gates[part]), down.t(), out=y[part])
         ctx.save_for_backward(x, gain, up, down, gates, inverse)
         ctx.eps = eps
         return y.view(x.shape)
@@ -174,10 +174,10 @@ class _GatedMLP(torch.autograd.Function):
         dx, dgain, dup, ddown = (torch.zeros_like(each) for each in (rows, gain, up, down))
         for part in _blocks(rows):
             held = dy[part] @ down  # the gradient of the gated product, and then that product
-            dgates = kernels.gate_back(gates[part], held)
+            dgates = kernels.swiglu_backward(gates[part], held)
             torch.addmm(ddown, dy[part].t(), held, out=ddown)  # not addmm_, which FLOP counters overlook
             held = dgates @ up  # the gradient of the normed input, and then that
-            dgain += kernels.norm_back(rows[part], gain, inverse[part], dy[part], held, dx[part])[1]
+            dgain += kernels.rms_norm_backward(rows[part], gain, inverse[part], dy[part], held, dx[part])[1]
             torch.addmm(dup, dgates.t(), held, out=dup)
         return dx.view(x.shape), dgain, None, dup, ddown
 
@@ -188,7 +188,7 @@ class _TurnedParts(torch.autograd.Function):
         ctx: Any, qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.angles = cosine, sine  # of all layers together
-        kernels.turn(qkv, heads + kv_heads, cosine, sine)
+        kernels.rope(qkv, heads + kv_heads, cosine, sine)
         queries, keys, values = qkv.detach().tensor_split((heads, heads + kv_heads), 2)
         return queries, keys, values
 
@@ -199,7 +199,7 @@ class _TurnedParts(torch.autograd.Function):
             queries, keys, values = gradients
             turned = (_turned_back(part, cosine, sine) for part in (queries, keys))
             return torch.cat((*turned, values), 2), None, None, None, None
-        return kernels.turn_back(gradients, cosine, sine), None, None, None, None
+        return kernels.rope_backward(gradients, cosine, sine), None, None, None, None
 
 
 def _blocks(rows: Tensor) -> list[slice]:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import native
-from ..native import PackedMatrix
+from ..native.decode import MatrixWeights, NormWeights
+from ..native.elementwise import rms_norm
+from ..native.matmul import PackedMatrix, linear
 from ..spec import ModelSpec
 from . import fused
 
@@ -47,7 +49,7 @@ class Linear(nn.Linear, Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() <= FEW * self.in_features and fast(x) and self.weight.dtype == torch.float32:
-            y = native.linear(x, self.weight)
+            y = linear(x, self.weight)
             return y if self.bias is None else y + self.bias
         return super().forward(x)
 
@@ -56,9 +58,9 @@ class Linear(nn.Linear, Layer):
         """Whether a bias is added."""
         return self.bias is not None
 
-    def held(self) -> native.MatrixWeights:
+    def held(self) -> MatrixWeights:
         """What a compiled step reads."""
-        return native.MatrixWeights(self.weight.detach(), _detached(self.bias))
+        return MatrixWeights(self.weight.detach(), _detached(self.bias))
 
 
 class Embedding(nn.Embedding, Layer):
@@ -83,7 +85,7 @@ class Norm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rms and fast(x):
-            return native.rms_norm(x, self.weight, self.eps)
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
         if not self.rms:
             return F.layer_norm(wide, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
@@ -91,9 +93,9 @@ class Norm(Layer):
             return fused.rms_norm(wide, self.weight, self.eps).to(x.dtype)
         return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
 
-    def held(self) -> native.NormWeights:
+    def held(self) -> NormWeights:
         """What a compiled step reads."""
-        return native.NormWeights(self.weight.detach(), _detached(self.bias))
+        return NormWeights(self.weight.detach(), _detached(self.bias))
 
 
 class PackedLinear(Layer):
@@ -107,9 +109,9 @@ class PackedLinear(Layer):
         y = self.matrix.matmul(x)
         return y if self.bias is None else y + self.bias
 
-    def held(self) -> native.MatrixWeights:
+    def held(self) -> MatrixWeights:
         """What a compiled step reads."""
-        return native.MatrixWeights(self.matrix, _detached(self.bias))
+        return MatrixWeights(self.matrix, _detached(self.bias))
 
 
 class PackedEmbedding(Layer):

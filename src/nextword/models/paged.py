@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .. import native
 from ..backend import Batch
+from ..native.decode import KVCache, Placement, TransformerProgram
+from ..native.recurrent import RecurrentProgram
 from .recurrent import Recurrent, RecurrentState, state_of
 from .transformer import Attention, Transformer
 
@@ -44,19 +46,19 @@ class KeyValuePages:
 class CompiledPages(KeyValuePages):
     """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
 
-    def __init__(self, model: Transformer, program: native.Program, page_size: int = PAGE_SIZE) -> None:
+    def __init__(self, model: Transformer, program: TransformerProgram, page_size: int = PAGE_SIZE) -> None:
         super().__init__(model, page_size)
         self.program = program
 
     def allocate(self, pages: int) -> None:
         super().allocate(pages)
-        self.pool = native.Pool(self.model.spec, self.keys, self.values)
+        self.pool = KVCache(self.model.spec, self.keys, self.values)
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
         model, positions = self.model, torch.from_numpy(batch.positions)
         x = model.embed(tokens[None], positions[None])[0]
         tables = model.rope_tables(int(batch.positions.max()) + 1)
-        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        placement = Placement(batch.positions, batch.sequences, batch.page_tables)
         return model.norm(self.program.forward(x, tables, self.pool, placement))
 
 
@@ -167,12 +169,12 @@ class StatePages:
 class CompiledStatePages(StatePages):
     """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
 
-    def __init__(self, model: Recurrent, program: native.RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
+    def __init__(self, model: Recurrent, program: RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
         super().__init__(model, page_size)
         self.program = program
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        placement = Placement(batch.positions, batch.sequences, batch.page_tables)
         with native.threads_for(len(batch.page_tables)):  # a product over a token of each sequence at a time
             return self.program.forward(self.model.embedding(tokens), self.state.tensors, self.page_size, placement)
 

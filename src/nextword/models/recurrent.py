@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
 from .. import native
+from ..native.recurrent import RecurrentProgram, RecurrentWeights
 from ..spec import ModelSpec
 from .layers import Embedding, Linear, plain
 from .model import Model
@@ -198,13 +199,13 @@ class Recurrent(Model):
         kept: Any = tuple(part[:, last] for part in after) if isinstance(after, tuple) else after[:, last]
         return torch.cat(unpack_sequence(out)).view(batch, time, width), kept
 
-    def program(self) -> native.RecurrentProgram | None:
+    def program(self) -> RecurrentProgram | None:
         """The layers as the compiled kernels run them; None where these do not compute, or know the module no more."""
         here = self.device.type == "cpu" and self.dtype == torch.float32 and native.available()
         if not here or not plain(self.recurrent, _CELLS[self.spec.kind]):
             return None
-        layers = [native.RecurrentWeights(*map(torch.detach, weights)) for weights in self.recurrent.all_weights]
-        return native.RecurrentProgram(self.spec.kind, self.spec.width, layers)
+        layers = [RecurrentWeights(*map(torch.detach, weights)) for weights in self.recurrent.all_weights]
+        return RecurrentProgram(self.spec.kind, self.spec.width, layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., vocabulary) from `hidden` (..., width)."""

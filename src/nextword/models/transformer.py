@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import native
+from ..native.decode import LayerWeights, NormWeights, RopeTables, TransformerProgram
+from ..native.elementwise import swiglu
 from ..spec import ModelSpec, RopeSpec
 from . import fused
 from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, fast, plain
@@ -146,7 +148,7 @@ class MLP(Layer):
         inner = self.up(x)
         if self.gated:
             if self.activation == "silu" and fast(inner):
-                return self.down(native.silu_product(inner))
+                return self.down(swiglu(inner))
             if self.fusible(inner):
                 return fused.gated_linear(inner, self.down.weight)
             gate, inner = inner.chunk(2, -1)
@@ -216,11 +218,11 @@ class Block(Layer):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def held(self) -> native.LayerWeights:
+    def held(self) -> LayerWeights:
         """What a compiled step reads of this layer."""
         attention, mlp = self.attention, self.mlp
         normed = attention.qk_norm != "none"
-        return native.LayerWeights(
+        return LayerWeights(
             qkv=attention.qkv.held(),
             out=attention.out.held(),
             up=mlp.up.held(),
@@ -237,7 +239,7 @@ class Block(Layer):
 _KNOWN = (nn.ModuleList, Block, Attention, MLP, Linear, PackedLinear, Norm, nn.Identity)
 
 
-def _held(norm: nn.Module) -> native.NormWeights | None:
+def _held(norm: nn.Module) -> NormWeights | None:
     return norm.held() if isinstance(norm, Norm) else None
 
 
@@ -304,16 +306,16 @@ class Transformer(Model):
         cap = self.spec.logit_softcap
         return cap * torch.tanh(logits / cap) if cap is not None else logits
 
-    def program(self) -> native.Program | None:
+    def program(self) -> TransformerProgram | None:
         """The layers as the compiled kernels run them; None where these do not compute, or know a layer no more."""
         here = self.device.type == "cpu" and self.dtype == torch.float32 and native.available()
         if not here or type(self.norm) is not Norm or type(self.head) not in (Linear, PackedLinear):
             return None
         if not all(type(module) in _KNOWN for module in self.blocks.modules()):
             return None
-        return native.Program(self.spec, [block.held() for block in self.blocks if isinstance(block, Block)])
+        return TransformerProgram(self.spec, [block.held() for block in self.blocks if isinstance(block, Block)])
 
-    def rope_tables(self, positions: int) -> tuple[native.Tables | None, native.Tables | None]:
+    def rope_tables(self, positions: int) -> tuple[RopeTables | None, RopeTables | None]:
         """What the compiled layers turn by, without and with a window: tables of at least `positions` positions."""
         rope = self._table(self.spec.rope, positions, self.device)
         return rope, self._table(self.spec.local_rope, positions, self.device) if self.spec.local_rope else rope

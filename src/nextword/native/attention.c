@@ -7,7 +7,7 @@
 #include <math.h>
 
 #include "pool.h"
-#include "vectors.h"
+#include "elementwise.h"
 
 #define PIECE 256
 #define RUN 64       // keys or values that stay in the first-level cache while every query passes

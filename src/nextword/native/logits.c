@@ -11,7 +11,7 @@
 #include <pthread.h>
 
 #include "pool.h"
-#include "weights.h"
+#include "logit_weights.h"
 
 #define BINS 256
 #define SHORT 24  // tokens that are faster sorted than narrowed down

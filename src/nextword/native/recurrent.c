@@ -8,7 +8,7 @@
 #include "cpu.h"
 #include "matrix.h"
 #include "pool.h"
-#include "vectors.h"
+#include "elementwise.h"
 
 #define CHUNK_UNITS 1024  // some microseconds; fewer are not worth sharing out
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .library import loaded
-from .operations import check_weight, rows_of
-from .step import Placement
+from .bindings import library
+from .decode import Placement
+from .matmul import check_weight, rows_of
 
 _CODE = {"rnn": 0, "lstm": 1, "gru": 2}
 _GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -94,7 +94,7 @@ class RecurrentProgram:
         spans = _spans(placement, page_size, pages)
         addresses = (*(array.ctypes.data for array in spans), *(state.data_ptr() for state in states))
         schedule = _Schedule(len(spans[0]), len(y), pages, *addresses)
-        if loaded().nw_recur(addressof(self._network), addressof(schedule), y.data_ptr()):
+        if library().nw_recur(addressof(self._network), addressof(schedule), y.data_ptr()):
             raise MemoryError(f"no memory for a step of {len(y)} tokens")
         return y
 

@@ -109,7 +109,7 @@ EXPORT void nw_norm_back(const float *x, const float *weight, float *inverse, co
         for (int64_t i = 0; i < width; i++) sums[i] += sums[chunk * width + i];
 }
 
-// ---- exp, Cephes' expf as in vectors.h, between -87 and 88; NaN stays NaN
+// ---- exp, Cephes' expf as in elementwise.h, between -87 and 88; NaN stays NaN
 
 // The bounds are variables: of constants the compiler works out what follows from them as a case of its own, in which
 // x / (1 + exp(88)) is a subnormal number, and computes that for every x: four times slower.

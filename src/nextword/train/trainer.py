@@ -23,17 +23,17 @@ from ..data import Dataset, Windows
 from ..plan import RunConfig
 from ..spec import Positive
 from . import checkpoint as checkpoints
-from . import compiling
+from . import compile
 from .changes import Change, Settings
 from .deadline import LATE, Cut, Deadline, last_step_of, place_in_schedule
 from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import MOST, HeldOutLoss, evaluate, heldout_windows
-from .folder import append_line, differences, resume_command, writing
-from .guard import Action, Guard
 from .lora import merge_adapters
+from .loss_guard import Action, Guard
+from .loss_module import Placed, Training, new_model, place, prepare
 from .memory import PeakMemory
-from .module import Placed, Training, new_model, place, prepare
 from .optimizers import make_optimizer
+from .run_dir import append_line, differences, resume_command, writing
 from .schedules import learning_rate
 
 MOST_REWINDS = 5
@@ -170,7 +170,7 @@ class Trainer:
         if run.optimizer == "muon" and run.shard == "fsdp" and world > 1:
             raise UsageError("Muon needs whole matrices; with --shard fsdp use adamw, or use --shard ddp")
         if self.options.compile:
-            compiling.check(self.device, run.precision)
+            compile.check(self.device, run.precision)
 
     def train(self, until: int | None = None) -> Outcome:
         """Train from the newest checkpoint, or from the beginning, to step `until` or the run's end.
@@ -180,7 +180,7 @@ class Trainer:
         with joined(self.process, self.device):
             if not self._restored:
                 self.restore()
-            with compiling.explained() if self.options.compile else nullcontext():
+            with compile.explained() if self.options.compile else nullcontext():
                 return self._loop(until or self.steps)
 
     @property

@@ -13,6 +13,7 @@ from .. import native
 from ..base import RunError, UsageError, free_memory
 from ..models import Model, build
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
+from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .families import Entry
@@ -139,9 +140,9 @@ def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, ent
         import numpy as np
 
         blocks = [source.blocks(piece) for piece in entry.pieces]
-        matrix = native.PackedMatrix.pack(kind, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), width)
+        matrix = PackedMatrix.pack(kind, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), width)
     else:
-        matrix = native.PackedMatrix.pack_float(torch.cat([source.read(piece).float() for piece in entry.pieces]))
+        matrix = PackedMatrix.pack_float(torch.cat([source.read(piece).float() for piece in entry.pieces]))
     if module is model.embedding:
         model.embedding = PackedEmbedding(matrix)
         if model.spec.tied:

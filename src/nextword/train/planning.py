@@ -16,15 +16,15 @@ from ..base.fields import check_field, check_fields
 from ..base.units import format_seconds
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
-from ..plan.design import SMALLEST, recurrent_for
+from ..plan.data_constraints import best_when_limited, worth
 from ..plan.laws import SMALL, Law, law
-from ..plan.limits import best_when_limited, worth
 from ..plan.search import largest
+from ..plan.shape_search import SMALLEST, recurrent_for
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
-from ..spec import Kind, ModelSpec, Positive
-from . import ledger
-from .folder import Prediction
-from .probe import StepTime, share_of_peak, time_steps
+from ..spec import ModelKind, ModelSpec, Positive
+from . import calibration
+from .run_dir import Prediction
+from .timing import StepTime, share_of_peak, time_steps
 
 RUNS = Path("runs")  # where runs are written for want of --out
 FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
@@ -55,7 +55,7 @@ def compute(budget: Budget, device: Device, share: float) -> float | None:
 
 
 def choose_shape(
-    work: float, unique_bytes: float, bytes_per_token: float, kind: Kind, match: str, count: float | None = None,
+    work: float, unique_bytes: float, bytes_per_token: float, kind: ModelKind, match: str, count: float | None = None,
     context: int | None = None,
 ) -> ModelSpec:  # fmt: skip
     """The compute-optimal model for `work` FLOPs and the text at hand; recurrent kinds match its size or FLOPs."""
@@ -77,7 +77,7 @@ def _small_in_tokens(bytes_per_token: float) -> Law:
     return replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)
 
 
-def recurrent_like(spec: ModelSpec, kind: Kind, match: str) -> ModelSpec:
+def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:
     """A recurrent net with the vocabulary and context of a transformer, and as many parameters or FLOPs a token."""
     if match == "params":
         return recurrent_for(parameters(spec).total, kind, spec.vocabulary, spec.context)
@@ -89,7 +89,7 @@ def recurrent_like(spec: ModelSpec, kind: Kind, match: str) -> ModelSpec:
     return replace(_like(spec, kind), width=max(1, largest(lambda width: cost(width) <= wanted, 1 << 24)))
 
 
-def _like(spec: ModelSpec, kind: Kind) -> ModelSpec:
+def _like(spec: ModelSpec, kind: ModelKind) -> ModelSpec:
     return ModelSpec(kind=kind, vocabulary=spec.vocabulary, width=1, layers=2, context=spec.context)
 
 
@@ -174,10 +174,10 @@ def fit_to_time(run: RunConfig, timed: StepTime, seconds: float) -> RunConfig:
 
 def predict(
     run: RunConfig, device: Device, timed: StepTime | None, unique_tokens: float, bytes_per_token: float,
-    entries: Sequence[ledger.Entry] = (), data: str = "",
+    entries: Sequence[calibration.Entry] = (), data: str = "",
 ) -> Prediction:  # fmt: skip
     """Memory, time and loss of a run: formulas, corrected by what this machine's past runs measured."""
-    known = ledger.correction(
+    known = calibration.correction(
         entries, run.model.kind, run.precision, data, parameters(run.model).total, run.tokens
     )  # fmt: skip
     on_cpu = not torch.cuda.is_available()

@@ -2,7 +2,7 @@
 
 It computes what models/transformer.py says, layer by layer, with keys and values in pages. What a token gets is the
 same bits whatever other tokens are in the call, how its sequence was cut into calls, where its pages lie and how
-many threads work. The structures mirror those of matrix.h, vectors.h, attention.h and step.c.
+many threads work. The structures mirror those of matrix.h, elementwise.h, attention.h and decode.c.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..spec import ModelSpec
-from .library import loaded
-from .operations import check_weight, rows_of
-from .packed import PackedMatrix
+from .bindings import library
+from .matmul import PackedMatrix, check_weight, rows_of
 
 _FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
@@ -126,7 +125,7 @@ class _State(Structure):
     _fields_ = (("at", _Placement), ("keys", c_void_p), ("values", c_void_p), ("tables", _Table * 2))
 
 
-Tables = tuple[Tensor, Tensor]  # cos and signed sin, (positions, rotary_width): see models/rotary.py
+RopeTables = tuple[Tensor, Tensor]  # cos and signed sin, (positions, rotary_width): see models/rotary.py
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Placement:
     page_tables: NDArray[np.int32]
 
 
-class Pool:
+class KVCache:
     """The pages of all layers, every shape checked once. Keeps the tensors it was given alive, at their addresses.
 
     `keys` and `values`: a tensor a layer, (pages, kv_heads, page_size, head_width). Raises ValueError for shapes
@@ -165,7 +164,7 @@ class Pool:
         self.value_pointers = pointers(*(stored.data_ptr() for stored in values))
 
 
-class Program:
+class TransformerProgram:
     """All layers of a model, every shape checked once. Keeps the weights it was given alive, at their addresses."""
 
     def __init__(self, spec: ModelSpec, layers: Sequence[LayerWeights]) -> None:
@@ -191,11 +190,11 @@ class Program:
             each=addressof(self._each),
         )
 
-    def __reduce__(self) -> tuple[type[Program], tuple[object, ...]]:
-        return Program, (self.spec, self.layers)  # a copy reads the copied weights
+    def __reduce__(self) -> tuple[type[TransformerProgram], tuple[object, ...]]:
+        return TransformerProgram, (self.spec, self.layers)  # a copy reads the copied weights
 
     def forward(
-        self, x: Tensor, tables: tuple[Tables | None, Tables | None], pool: Pool, placement: Placement
+        self, x: Tensor, tables: tuple[RopeTables | None, RopeTables | None], pool: KVCache, placement: Placement
     ) -> Tensor:
         """What the last layer leaves, (tokens, width), for the embedded tokens `x` (tokens, width).
 
@@ -214,12 +213,12 @@ class Program:
         for index, table in enumerate(tables):
             if table is not None:
                 state.tables[index] = _table(table, self.spec.head_width, last)
-        if loaded().nw_forward(addressof(self._model), addressof(state), y.data_ptr()):
+        if library().nw_forward(addressof(self._model), addressof(state), y.data_ptr()):
             raise MemoryError(f"no memory for a step of {len(y)} tokens")
         return y
 
 
-def _placement(placement: Placement, pool: Pool) -> _Placement:
+def _placement(placement: Placement, pool: KVCache) -> _Placement:
     """Checked: every page that is written or read is one of the pool's."""
     positions, sequences, tables = placement.positions, placement.sequences, placement.page_tables
     for array, dtype, dimensions in ((positions, np.int64, 1), (sequences, np.int64, 1), (tables, np.int32, 2)):
@@ -283,7 +282,7 @@ def _layer(spec: ModelSpec, index: int, layer: LayerWeights) -> _Layer:
     )
 
 
-def _table(tables: Tables, head_width: int, last: int) -> _Table:
+def _table(tables: RopeTables, head_width: int, last: int) -> _Table:
     """Checked for positions up to `last`."""
     cosine, sine = tables
     positions, rotary = cosine.shape

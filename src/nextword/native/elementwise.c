@@ -1,4 +1,4 @@
-#include "vectors.h"
+#include "elementwise.h"
 
 #include <math.h>
 

@@ -21,11 +21,11 @@ from full_disk import full_disk
 from nextword.base import RunError
 from nextword.cli import _console, main
 from nextword.data import Dataset
-from nextword.train import checkpoint, ledger, memory
+from nextword.train import calibration, checkpoint, memory
 from nextword.train.changes import Change
-from nextword.train.folder import Measured, Prediction, RunRecord, append_line, held, read_report
+from nextword.train.pipeline import resume, train
+from nextword.train.run_dir import Measured, Prediction, RunRecord, append_line, held, read_report
 from nextword.train.schedules import learning_rate
-from nextword.train.session import resume, train
 from nextword.train.trainer import Silent, Step, Trainer, read_metrics
 
 STEPS = 12
@@ -35,7 +35,7 @@ STEPS = 12
 def _own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nextword.train.session.keep_freed_memory", lambda: None)  # of the tests' own process
+    monkeypatch.setattr("nextword.train.pipeline.keep_freed_memory", lambda: None)  # of the tests' own process
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -189,11 +189,11 @@ def test_a_run_is_one_entry_of_the_ledger_however_often_it_ended(data: Dataset, 
     measured = go_on(folder)
     assert measured is not None
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
-    (entry,) = ledger.read()
+    (entry,) = calibration.read()
     assert entry.measured_bits == measured.bits_per_byte
-    ledger.append(replace(entry, run=str(tmp_path / "copy")))
-    ledger.append(replace(entry, id="another"))
-    assert len(ledger.read()) == 3
+    calibration.append(replace(entry, run=str(tmp_path / "copy")))
+    calibration.append(replace(entry, id="another"))
+    assert len(calibration.read()) == 3
 
 
 def test_an_ended_run_is_made_longer_with_more_steps(
@@ -206,7 +206,7 @@ def test_an_ended_run_is_made_longer_with_more_steps(
     report = json.loads((folder / "report.json").read_text())
     assert report["measured"]["steps"] == 20
     assert report["predicted"] is None  # it was of 12 steps
-    assert len(ledger.read()) == 1
+    assert len(calibration.read()) == 1
     code, _, said = command(capsys, "runs", "resume", folder, "--steps", 20)
     assert (code, "nothing to do" in said) == (0, True)
 

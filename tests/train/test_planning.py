@@ -12,8 +12,8 @@ import torch
 from nextword.base import UsageError
 from nextword.plan import RunConfig, flops, run_for, shape_for
 from nextword.plan import device as plan_device
-from nextword.train import launch, session
-from nextword.train.probe import StepTime
+from nextword.train import pipeline, planning
+from nextword.train.timing import StepTime
 
 PEAK = 1e11  # FLOP/s
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ def test_steps_of_any_length_are_timed_in_bounded_work_and_scaled_by_their_flops
         timed.append(run)
         return StepTime(1, step_flops(run) / PEAK, 0.0, "fp32")
 
-    monkeypatch.setattr(launch, "time_steps", at_the_peak)
-    found = launch.probe(long_run(context), CPU, 1, PEAK)
+    monkeypatch.setattr(planning, "time_steps", at_the_peak)
+    found = planning.probe(long_run(context), CPU, 1, PEAK)
     assert step_flops(timed[0]) / PEAK <= 1.0
     assert found.micro_batch == pytest.approx(step_flops(long_run(context)) / PEAK)
     assert (timed[0] == long_run(context)) == (context < 100_000)
@@ -47,19 +47,19 @@ def test_steps_of_any_length_are_timed_in_bounded_work_and_scaled_by_their_flops
 
 def test_a_step_longer_than_the_time_is_refused_with_both_times() -> None:
     with pytest.raises(UsageError, match=r"takes 10.0 min here, and the run is to take 60.0 s.*--context"):
-        launch.fit_to_time(long_run(64), StepTime(1, 600.0, 0.0, "fp32"), 60.0)
+        planning.fit_to_time(long_run(64), StepTime(1, 600.0, 0.0, "fp32"), 60.0)
 
 
 def start(text: Path, tmp_path: Path, **wishes: Any) -> None:
     changes = {"steps": 2, **wishes.pop("changes", {})}
-    request = session.Request((str(text),), count=20e3, tokenizer="bytes", threads=1, changes=changes, **wishes)
-    session.start(request, tmp_path / "cache", lambda line: None)
+    request = pipeline.Request((str(text),), count=20e3, tokenizer="bytes", threads=1, changes=changes, **wishes)
+    pipeline.start(request, tmp_path / "cache", lambda line: None)
 
 
 @pytest.fixture
 def _nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "time_steps", lambda *_: pytest.fail("steps were timed"))
-    monkeypatch.setattr(session, "plan_device", lambda *_: plan_device("h100"))
+    monkeypatch.setattr(planning, "time_steps", lambda *_: pytest.fail("steps were timed"))
+    monkeypatch.setattr(pipeline, "plan_device", lambda *_: plan_device("h100"))
 
 
 @pytest.mark.usefixtures("_nothing_is_timed")
@@ -68,7 +68,7 @@ def test_too_little_text_and_memory_are_told_before_steps_are_timed(
 ) -> None:
     with pytest.raises(UsageError, match="tokens"):
         start(text_folder, tmp_path, context=100_000)
-    monkeypatch.setattr(session, "free_memory", lambda: 1e6)
+    monkeypatch.setattr(pipeline, "free_memory", lambda: 1e6)
     with pytest.raises(UsageError, match=r"0\.0 GB are free"):
         start(text_folder, tmp_path, context=32)
 
@@ -77,7 +77,7 @@ def test_too_little_text_and_memory_are_told_before_steps_are_timed(
 def test_a_place_that_cannot_be_written_is_told_before_the_text_is_read(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "find_sources", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr(pipeline, "find_sources", lambda *_: pytest.fail("the text was read"))
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UsageError, match="--out"):

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from ..base import UsageError, atomic_write, read_regular
 from ..base.fields import FieldError, Within, check_fields, from_plain
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from .compute import Recompute, flops
 from .configs import spec_from_dict
-from .counts import parameters
 from .hardware import Device
-from .held import Precision, Shard
+from .parameters import parameters
 from .search import largest
+from .states import Precision, Shard
 from .training import Training, training_memory
 
 FORMAT = "nextword-run/1"
@@ -154,7 +154,7 @@ def shape_for(count: float, vocabulary: int | None = None, context: int | None =
     return min(shapes, key=lambda spec: _distance(spec, count, aspect))
 
 
-def recurrent_for(count: float, kind: Kind, vocabulary: int | None = None, context: int = 256) -> ModelSpec:
+def recurrent_for(count: float, kind: ModelKind, vocabulary: int | None = None, context: int = 256) -> ModelSpec:
     """An RNN, GRU or LSTM of two layers with about `count` parameters, the head tied to the embedding."""
     if not SMALLEST <= count <= LARGEST:
         raise UsageError(f"a model of {count:.3g} parameters: shapes are known from {SMALLEST:g} to {LARGEST:g}")

@@ -14,7 +14,7 @@ import pytest
 from nextword.base import UsageError
 from nextword.plan import RunConfig
 from nextword.plan.configs import spec_from_dict
-from nextword.plan.design import recurrent_for
+from nextword.plan.shape_search import recurrent_for
 from nextword.spec import ModelSpec, RopeSpec
 
 SPEC = ModelSpec(kind="transformer", vocabulary=97, width=48, layers=3, context=64, heads=6, kv_heads=2, head_width=8,

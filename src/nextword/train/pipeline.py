@@ -1,4 +1,4 @@
-"""A run from its request to its report: data, plan, training, model, ledger."""
+"""A run from its request to its report: data, plan, training, model, calibration."""
 
 from __future__ import annotations
 
@@ -29,14 +29,19 @@ from ..data import (
 )
 from ..plan import Device, RunConfig, flops, parameters
 from ..plan import device as plan_device
-from ..plan.design import SMALLEST, Context, check_lora
-from ..spec import Kind, ModelSpec, Positive
+from ..plan.shape_search import SMALLEST, Context, check_lora
+from ..spec import ModelKind, ModelSpec, Positive
 from ..text import Tokenizer, tokenizer_from_folder
-from . import compiling, launch, ledger
+from . import calibration, compile, planning
 from .changes import NOTHING, Change
 from .distributed import WHILE_PREPARING, Process, choose_device, from_first, joined, processes_here, this_process, wait
 from .evaluate import MOST
-from .folder import (
+from .lora import add_adapters, merge_adapters
+from .loss_guard import Action
+from .loss_module import new_model
+from .memory import keep_freed_memory
+from .peak import Peak, measured_peak
+from .run_dir import (
     Measured,
     Prediction,
     RunRecord,
@@ -48,12 +53,7 @@ from .folder import (
     write_report,
     writing,
 )
-from .guard import Action
-from .lora import add_adapters, merge_adapters
-from .memory import keep_freed_memory
-from .module import new_model
-from .peak import Peak, measured_peak
-from .probe import StepTime, half_pays
+from .timing import StepTime, half_pays
 from .trainer import Observer, Options, Outcome, Silent, Trainer, last_step, read_metrics
 
 Say = Callable[[str], None]
@@ -78,8 +78,8 @@ class Request:
     """
 
     data: tuple[str, ...]
-    budget: launch.Budget = field(default_factory=launch.Budget)
-    kind: Kind = "transformer"
+    budget: planning.Budget = field(default_factory=planning.Budget)
+    kind: ModelKind = "transformer"
     match: str = "params"
     count: Positive | None = None  # parameters
     config: Path | None = None
@@ -107,7 +107,7 @@ class Request:
     def __post_init__(self) -> None:
         check_fields(self)
         check_threads(self.threads)
-        launch.check_changes(self.changes)
+        planning.check_changes(self.changes)
 
 
 @dataclass
@@ -201,25 +201,25 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
     sources = _find_sources(request, say)
     here = plan_device("this", cache)
     say(f"this machine: {here.peak_fp32 / 1e9:.0f} GFLOP/s, {here.bandwidth / 1e9:.0f} GB/s (measured)")
-    entries = ledger.read()
+    entries = calibration.read()
     data, run = _data_and_run(request, sources, cache, here, entries, process, say)
     run = replace(run, precision=_precision(request, device, planned), shard=_shard(request, run, process))
     peak = measured_peak(device, run.precision, cache)
     here = replace(here, peak=peak.flops, peak_fp32=peak.flops)  # from here on the run's own products count
 
     def predicted(timed: StepTime | None) -> Prediction:
-        return launch.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
+        return planning.predict(run, here, timed, data.train.tokens, data.bytes_per_token, entries, data.fingerprint)
 
     _check_memory(predicted(None), run, device)
     _check_text(run, data, process)
     say("timing some steps")
     own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are shared out among processes
-    timed = launch.probe(run, device, request.threads or own_threads, here.peak_fp32)
+    timed = planning.probe(run, device, request.threads or own_threads, here.peak_fp32)
     run = _refit(request, run, timed, data, here)
     prediction = predicted(timed)
     if request.start_from is not None:  # no law says how far open weights are from this text
         prediction = replace(prediction, nats_per_token=math.nan, low=math.nan, high=math.nan, bits_per_byte=math.nan)
-    folder = request.out or launch.default_folder(run)
+    folder = request.out or planning.default_folder(run)
     _check_free(folder)
     record = RunRecord(
         run=run, data=str(data.folder.resolve()), fingerprint=data.fingerprint, sources=tuple(map(str, request.data)),
@@ -230,7 +230,7 @@ def _start(request: Request, cache: Path, say: Say, process: Process, device: to
 
 
 def _data_and_run(
-    request: Request, sources: Sources, cache: Path, here: Device, entries: list[ledger.Entry], process: Process,
+    request: Request, sources: Sources, cache: Path, here: Device, entries: list[calibration.Entry], process: Process,
     say: Say,
 ) -> tuple[Dataset, RunConfig]:  # fmt: skip
     """The text as tokens, and the run on them: of open weights, of a planned run, or of a model that suits both."""
@@ -249,14 +249,14 @@ def _check_request(request: Request, process: Process, device: torch.device) -> 
 
     Raises UsageError.
     """
-    check_writable(request.out or launch.RUNS, "--out", folder=True)
+    check_writable(request.out or planning.RUNS, "--out", folder=True)
     if request.out is not None:
         _check_free(request.out)
     planned = RunConfig.read(request.config) if request.config is not None else None
     batch = planned.batch if planned is not None else request.changes.get("batch")
-    launch.check_batch(batch, request.changes.get("micro_batch"), process.world)
+    planning.check_batch(batch, request.changes.get("micro_batch"), process.world)
     if request.compile:
-        compiling.check(device, _precision(request, device, planned))
+        compile.check(device, _precision(request, device, planned))
     return planned
 
 
@@ -349,7 +349,7 @@ def _options(request: Request, run: RunConfig, timed: StepTime | None) -> dict[s
 
 
 def _shape(
-    request: Request, sources: Sources, here: Device, entries: list[ledger.Entry]
+    request: Request, sources: Sources, here: Device, entries: list[calibration.Entry]
 ) -> tuple[ModelSpec, Tokenizer | None, str]:
     """The model's shape before its tokenizer is there, the tokenizer where one is given, and what it is called."""
     tokenizer = None if request.tokenizer in OWN else _open_tokenizer(request.tokenizer)
@@ -372,10 +372,10 @@ def _open_tokenizer(name: str) -> Tokenizer:
 
 
 def _choose_shape(
-    request: Request, sources: Sources, here: Device, entries: list[ledger.Entry], tokenizer: Tokenizer | None
+    request: Request, sources: Sources, here: Device, entries: list[calibration.Entry], tokenizer: Tokenizer | None
 ) -> ModelSpec:
-    share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
-    work = launch.compute(request.budget, here, share)
+    share = calibration.correction(entries, request.kind, "fp32").share or planning.FIRST_SHARE
+    work = planning.compute(request.budget, here, share)
     unique = sources.bytes * (1 - request.holdout)
 
     def measured(vocabulary: int) -> float:
@@ -387,7 +387,7 @@ def _choose_shape(
         count = request.count
         if work is None:
             count = count or max(SMALLEST, (request.budget.tokens or unique / bytes_per_token) / 20)
-        return launch.choose_shape(
+        return planning.choose_shape(
             work or 1.0, unique, bytes_per_token, request.kind, request.match, count, request.context
         )
 
@@ -445,19 +445,19 @@ class _Progress:
 
 
 def _configure(
-    request: Request, spec: ModelSpec, data: Dataset, here: Device, process: Process, entries: list[ledger.Entry]
+    request: Request, spec: ModelSpec, data: Dataset, here: Device, process: Process, entries: list[calibration.Entry]
 ) -> RunConfig:
     if request.config is not None:
         given = replace(RunConfig.read(request.config), model=spec)
-        return launch.changed(given, request.changes)
-    share = ledger.correction(entries, request.kind, "fp32").share or launch.FIRST_SHARE
-    work = launch.compute(request.budget, here, share)
+        return planning.changed(given, request.changes)
+    share = calibration.correction(entries, request.kind, "fp32").share or planning.FIRST_SHARE
+    work = planning.compute(request.budget, here, share)
     tokens = request.budget.tokens
     if work is None:
         tokens = tokens or 20.0 * parameters(spec).total
         work = flops(spec).per_token * tokens
     spec = _short_enough(spec, data, request)
-    return launch.configure(spec, work, here, world=process.world, tokens=tokens, changes=request.changes)
+    return planning.configure(spec, work, here, world=process.world, tokens=tokens, changes=request.changes)
 
 
 def _short_enough(spec: ModelSpec, data: Dataset, request: Request) -> ModelSpec:
@@ -473,13 +473,13 @@ def _short_enough(spec: ModelSpec, data: Dataset, request: Request) -> ModelSpec
 def _fine_tune(request: Request, spec: ModelSpec, data: Dataset, here: Device, process: Process) -> RunConfig:
     """Continue from open weights: a low rate, few epochs."""
     context = min(request.context or 512, spec.context, max(32, data.train.tokens // 16))
-    work = launch.compute(request.budget, here, launch.FIRST_SHARE)
+    work = planning.compute(request.budget, here, planning.FIRST_SHARE)
     tokens = request.budget.tokens or (None if work else float(data.train.tokens))
     work = work or flops(spec, context, lora=request.lora).per_token * (tokens or 1)
     rate = _LORA_RATE if request.lora else _FINE_TUNING_RATE
     rows = math.ceil(max(_FINE_TUNING_ROWS / process.world, request.changes.get("micro_batch", 1))) * process.world
     changes = {"learning_rate": rate, "final_learning_rate": rate / 10, "batch": rows, **request.changes}
-    run = launch.configure(
+    run = planning.configure(
         replace(spec, context=context), work, here, world=process.world, tokens=tokens, changes=changes
     )
     return replace(run, model=spec, context=context, lora=request.lora)
@@ -507,7 +507,7 @@ def _refit(request: Request, run: RunConfig, timed: StepTime, data: Dataset, her
     """As many steps as the time allows, now that a step was timed."""
     if request.budget.seconds is None or "steps" in request.changes:
         return run
-    return launch.fit_to_time(run, timed, request.budget.seconds)
+    return planning.fit_to_time(run, timed, request.budget.seconds)
 
 
 def _load(name: str) -> tuple[Any, Tokenizer]:
@@ -730,9 +730,9 @@ def _remember(session: Session, measured: Measured) -> None:
     if predicted is None or record.origin or measured.shortened:
         return
     run = record.run
-    ledger.append(
-        ledger.Entry(
-            machine=ledger.machine(), when=time.strftime("%Y-%m-%dT%H:%M:%S"), run=str(session.folder.resolve()),
+    calibration.append(
+        calibration.Entry(
+            machine=calibration.machine(), when=time.strftime("%Y-%m-%dT%H:%M:%S"), run=str(session.folder.resolve()),
             kind=run.model.kind, parameters=parameters(run.model).total,
             flops_per_token=flops(run.model, run.context).per_token, tokens=measured.tokens, context=run.context,
             micro_batch=run.micro_batch, precision=run.precision, threads=measured.threads, peak=record.peak,

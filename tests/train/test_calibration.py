@@ -12,9 +12,9 @@ import pytest
 from nextword import plan
 from nextword.base import UsageError
 from nextword.plan import RunConfig, shape_for
-from nextword.plan.limits import worth
-from nextword.train import launch, ledger
-from nextword.train.ledger import Entry, correction, loss_factor
+from nextword.plan.data_constraints import worth
+from nextword.train import calibration, planning
+from nextword.train.calibration import Entry, correction, loss_factor
 
 RUN = RunConfig(model=shape_for(1e6), tokens=1_000_000, context=256, batch=8, micro_batch=8, accumulation=1, steps=500,
                 learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=5, precision="fp32")  # fmt: skip
@@ -23,7 +23,7 @@ RUN = RunConfig(model=shape_for(1e6), tokens=1_000_000, context=256, batch=8, mi
 def entry(factor: float = 1.0, **changes: object) -> Entry:
     """A run whose loss was `factor` times the law's."""
     values: dict[str, object] = {
-        "machine": ledger.machine(), "when": "2026-11-24T12:00:00", "run": "runs/a", "kind": "transformer",
+        "machine": calibration.machine(), "when": "2026-11-24T12:00:00", "run": "runs/a", "kind": "transformer",
         "parameters": 1_000_000, "flops_per_token": 6e6, "tokens": 1_000_000, "context": 256, "micro_batch": 8,
         "precision": "fp32", "threads": 1, "peak": 1e11, "data": "this text", "formula_memory": 1e9,
         "predicted_memory": 1e9, "measured_memory": 1.1e9, "predicted_seconds": 100.0, "measured_seconds": 120.0,
@@ -36,7 +36,7 @@ def several(count: int, factor: float = 1.2, **changes: object) -> list[Entry]:
     return [entry(factor + 0.01 * number, run=f"runs/{number}", **changes) for number in range(count)]
 
 
-def corrected(entries: list[Entry]) -> ledger.Correction:
+def corrected(entries: list[Entry]) -> calibration.Correction:
     return correction(entries, "transformer", "fp32", "this text", 1e6, 1e6)
 
 
@@ -64,14 +64,14 @@ def test_runs_that_are_not_alike_leave_the_loss_as_the_law_has_it_and_its_interv
 
 
 def test_fewer_than_three_like_runs_correct_no_loss() -> None:
-    assert corrected(several(2)).loss == ledger.Loss()
+    assert corrected(several(2)).loss == calibration.Loss()
     assert corrected(several(3)).loss.runs == 3
 
 
 def test_a_run_counts_once_however_often_it_was_entered() -> None:
     again = [entry(1.5), *[entry(1.2) for _ in range(9)]]
     assert corrected(again).runs == 1
-    assert corrected(again).loss == ledger.Loss()
+    assert corrected(again).loss == calibration.Loss()
 
 
 def test_repeated_runs_do_not_make_an_interval_of_no_width() -> None:
@@ -84,7 +84,7 @@ def test_a_share_above_the_peak_teaches_nothing() -> None:
 
 
 def predicted(entries: list[Entry]) -> tuple[float, float, float]:
-    found = launch.predict(RUN, plan.device("h100"), None, 1e6, 2.5, entries, "this text")
+    found = planning.predict(RUN, plan.device("h100"), None, 1e6, 2.5, entries, "this text")
     return found.low, found.nats_per_token, found.high
 
 
@@ -118,8 +118,8 @@ def test_the_worth_of_repeated_tokens_is_of_one_law() -> None:
     """Muennighoff et al. 2023, §6: up to 4 epochs are nearly fresh, and no repetition is worth more than R* epochs."""
     assert worth(4e6, 1e6) == pytest.approx(3.73e6, rel=0.01)
     assert worth(1e12, 1e6) == pytest.approx((1 + 15.387756) * 1e6)
-    law = [launch.small_loss(RUN.model, tokens, 1e6, 2.5) for tokens in (1e6, 4e6)]
-    assert law[1] == launch.small_loss(RUN.model, worth(4e6, 1e6), 1e12, 2.5) < law[0]
+    law = [planning.small_loss(RUN.model, tokens, 1e6, 2.5) for tokens in (1e6, 4e6)]
+    assert law[1] == planning.small_loss(RUN.model, worth(4e6, 1e6), 1e12, 2.5) < law[0]
 
 
 # ---- forgetting
@@ -127,31 +127,31 @@ def test_the_worth_of_repeated_tokens_is_of_one_law() -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    found = tmp_path / "ledger.jsonl"
+    found = tmp_path / "calibration.jsonl"
     for name in ("a", "b", "a"):
-        ledger.append(entry(run=str((tmp_path / name).resolve())), found)
+        calibration.append(entry(run=str((tmp_path / name).resolve())), found)
     return found
 
 
 def test_a_forgotten_run_is_gone_with_all_its_lines_and_the_others_stay(place: Path, tmp_path: Path) -> None:
-    assert ledger.forget(str(tmp_path / "a"), place) == 2
-    assert [Path(each.run).name for each in ledger.read(place)] == ["b"]
+    assert calibration.forget(str(tmp_path / "a"), place) == 2
+    assert [Path(each.run).name for each in calibration.read(place)] == ["b"]
 
 
 def test_a_run_that_the_ledger_does_not_know_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no entry of .*nowhere"):
-        ledger.forget(str(tmp_path / "nowhere"), place)
+        calibration.forget(str(tmp_path / "nowhere"), place)
     assert len(place.read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_all_runs_can_be_forgotten_and_lines_that_are_not_whole_are_kept_till_then(place: Path, tmp_path: Path) -> None:
     with place.open("a", encoding="utf-8") as file:
         file.write('{"half": \n')
-    ledger.forget(str(tmp_path / "b"), place)
+    calibration.forget(str(tmp_path / "b"), place)
     assert '{"half": ' in place.read_text(encoding="utf-8")
-    assert ledger.forget(None, place) == 3
+    assert calibration.forget(None, place) == 3
     assert place.read_text(encoding="utf-8") == ""
-    assert ledger.forget(None, tmp_path / "absent") == 0
+    assert calibration.forget(None, tmp_path / "absent") == 0
 
 
 def test_the_smallest_run_that_counts_has_300_steps() -> None:

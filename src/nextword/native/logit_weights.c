@@ -1,4 +1,4 @@
-#include "weights.h"
+#include "logit_weights.h"
 
 #include <math.h>
 

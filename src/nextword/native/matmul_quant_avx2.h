@@ -1,4 +1,4 @@
-// Packed products with AVX2, a part of product.c: two groups, sixteen rows, against a tile of up to four vectors.
+// Packed products with AVX2, a part of matmul_quant.c: two groups, sixteen rows, against a tile of up to four vectors.
 //
 // The eight int32 or int16 sums stay in registers; each weight is unpacked once for four vectors and each activation
 // broadcast once for two groups. What limits it is the four vector pipes, not loads and not the width of the front end.

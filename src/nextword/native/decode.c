@@ -1,10 +1,10 @@
 // Any mix of tokens through all layers of a transformer: what models/transformer.py says layer by layer, in one call.
-// The structures are mirrored in step.py.
+// The structures are mirrored in decode.py.
 #include "attention.h"
 #include "cpu.h"
 #include "matrix.h"
 #include "pool.h"
-#include "vectors.h"
+#include "elementwise.h"
 
 typedef struct {
     norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm, query_norm, key_norm;

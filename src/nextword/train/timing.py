@@ -11,7 +11,7 @@ from ..base.cores import check_threads, cores
 from ..plan import RunConfig, flops
 from .lora import add_adapters
 from .loss import IGNORED
-from .module import HALF, Placed, Training, new_model
+from .loss_module import HALF, Placed, Training, new_model
 from .optimizers import make_optimizer
 
 

@@ -205,7 +205,7 @@ INLINE AVX2 void store_avx2(const product_job *job, int64_t group, int64_t at, _
     _mm256_storeu_ps(y, job->add ? _mm256_add_ps(_mm256_loadu_ps(y), sums) : sums);
 }
 
-#include "product_avx2.h"
+#include "matmul_quant_avx2.h"
 
 // The dot products of `deep` groups of eight rows with one block of activations, exact in int32.
 #define DOT(NAME, TARGET) \

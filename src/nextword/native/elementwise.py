@@ -12,20 +12,40 @@ from ctypes import Structure, byref, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from .library import loaded
+from .bindings import library
+from .matmul import check_weight, rows_of
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`F.rms_norm(x, weight.shape, weight, eps)`."""
+    width = weight.shape[0]
+    check_weight(weight, width)
+    x = rows_of(x, width)
+    y = x.new_empty(x.shape)
+    library().nw_rms_norm(x.data_ptr(), weight.data_ptr(), x.numel() // width, width, eps, y.data_ptr())
+    return y
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """`F.silu(gate) * up` for x = (gate, up) side by side: (..., 2 width) → (..., width)."""
+    width = x.shape[-1] // 2
+    x = rows_of(x, 2 * width)
+    y = x.new_empty((*x.shape[:-1], width))
+    library().nw_silu_product(x.data_ptr(), x.numel() // (2 * width), width, y.data_ptr())
+    return y
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMSNorm of x (rows, width), and each row's factor 1 / √(mean(x²) + eps), (rows,)."""
     rows, width = _rows(x, weight)
     y, inverse = torch.empty_like(x), x.new_empty(rows)
-    loaded().nw_norm(
+    library().nw_norm(
         x.data_ptr(), weight.data_ptr(), rows, width, eps, y.data_ptr(), inverse.data_ptr(), torch.get_num_threads()
     )
     return y, inverse
 
 
-def norm_back(
+def rms_norm_backward(
     x: Tensor, weight: Tensor, inverse: Tensor, through: Tensor | None, dy: Tensor, dx: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (into `dx`, if given) and of the weight from `dy`, which becomes the norm's output.
@@ -34,29 +54,29 @@ def norm_back(
     """
     dx = torch.empty_like(x) if dx is None else dx
     rows, width = _rows(x, weight, dy, dx, *([] if through is None else [through]))
-    sums = x.new_empty(loaded().nw_norm_sums(rows, width), width)
-    loaded().nw_norm_back(
+    sums = x.new_empty(library().nw_norm_sums(rows, width), width)
+    library().nw_norm_back(
         x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), None if through is None else through.data_ptr(),
         rows, width, dy.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx, sums[0].clone()
 
 
-def gate(gates: Tensor) -> Tensor:
+def swiglu_forward(gates: Tensor) -> Tensor:
     """silu(gate) up for gates = (gate, up) side by side: (rows, 2 width) → (rows, width)."""
     rows, width = _rows(gates)
     h = gates.new_empty(rows, width // 2)
-    loaded().nw_gate(gates.data_ptr(), rows, width // 2, h.data_ptr(), torch.get_num_threads())
+    library().nw_gate(gates.data_ptr(), rows, width // 2, h.data_ptr(), torch.get_num_threads())
     return h
 
 
-def gate_back(gates: Tensor, dh: Tensor) -> Tensor:
+def swiglu_backward(gates: Tensor, dh: Tensor) -> Tensor:
     """The gradient of `gates` from `dh`, which becomes silu(gate) up."""
     rows, width = _rows(gates)
     if _rows(dh) != (rows, width // 2):
         raise ValueError(f"shapes do not fit: {tuple(gates.shape)} and {tuple(dh.shape)}")
     d = torch.empty_like(gates)
-    loaded().nw_gate_back(gates.data_ptr(), rows, width // 2, dh.data_ptr(), d.data_ptr(), torch.get_num_threads())
+    library().nw_gate_back(gates.data_ptr(), rows, width // 2, dh.data_ptr(), d.data_ptr(), torch.get_num_threads())
     return d
 
 
@@ -76,15 +96,15 @@ class _Turning(Structure):
     )
 
 
-def turn(x: Tensor, turned: int, cosine: Tensor, sine: Tensor) -> None:
+def rope(x: Tensor, turned: int, cosine: Tensor, sine: Tensor) -> None:
     """Turn the leading `turned` heads of x (batch, time, heads, head_width) in place, as `rotary.rotate` does.
 
     `cosine` and `sine` are contiguous (1 or batch, time, 1, rotary_width).
     """
-    loaded().nw_turn(byref(_turning(x, turned, cosine, sine)), x.data_ptr(), torch.get_num_threads())
+    library().nw_turn(byref(_turning(x, turned, cosine, sine)), x.data_ptr(), torch.get_num_threads())
 
 
-def turn_back(parts: Sequence[Tensor], cosine: Tensor, sine: Tensor) -> Tensor:
+def rope_backward(parts: Sequence[Tensor], cosine: Tensor, sine: Tensor) -> Tensor:
     """The gradient of `turn`'s x from those of queries, keys and values, each (batch, time, its heads, head_width)."""
     held = [part if part.stride(3) == 1 else part.contiguous() for part in parts]
     queries, keys, values = held
@@ -92,7 +112,7 @@ def turn_back(parts: Sequence[Tensor], cosine: Tensor, sine: Tensor) -> Tensor:
     turned += keys.shape[2]
     dx = queries.new_empty(batch, time, turned + values.shape[2], width)
     each = (_Gradient * 3)(*[_Gradient(part.data_ptr(), part.shape[2], *part.stride()[:3]) for part in held])
-    loaded().nw_turn_back(byref(_turning(dx, turned, cosine, sine)), each, dx.data_ptr(), torch.get_num_threads())
+    library().nw_turn_back(byref(_turning(dx, turned, cosine, sine)), each, dx.data_ptr(), torch.get_num_threads())
     return dx
 
 
@@ -107,7 +127,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, ignored: int, gradient: bool)
     if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < width:
         raise IndexError(f"a target is outside the vocabulary of {width}")
     losses = logits.new_empty(rows)
-    loaded().nw_entropy(
+    library().nw_entropy(
         logits.data_ptr(), targets.data_ptr(), rows, width, ignored, int(gradient), losses.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
