@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ except ImportError as error:
     ) from None
 
 _LOG = logging.getLogger(__name__)
+_GROUP = re.compile(rb"^group:", re.MULTILINE)  # of a file that names other tasks
 _NO_LIMIT = 2**31  # tokens: the "context" of a model that has no limit
 _SAMPLING = (
     "top_k",
@@ -347,12 +349,15 @@ def _evaluate(model: NextwordLM, tasks: list[Any], manager: Any, options: LMEval
 
 def _known(tasks: Sequence[str], include_path: Path | None) -> tuple[list[Any], Any]:
     """The tasks as lm_eval's command line finds them, and what loads them."""
-    for task in tasks:
-        if task.endswith(".yaml") and not Path(task).is_file():
-            raise UsageError(f"task file {task} does not exist")
-    if all(task.endswith(".yaml") for task in tasks):  # its 14,000 own tasks take five seconds to look through
-        return list(map(str, map(Path.absolute, map(Path, tasks)))), TaskManager(include_defaults=False)
-    config = EvaluatorConfig(tasks=list(tasks), include_path=None if include_path is None else str(include_path))
+    files = [Path(task).absolute() for task in tasks if task.endswith(".yaml")]
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"task file {file.name} does not exist")
+    folder = None if include_path is None else str(include_path)
+    if len(files) == len(tasks) and not any(_GROUP.search(file.read_bytes()) for file in files):
+        # without lm_eval's 14,000 own tasks, which take five seconds to look through
+        return list(map(str, files)), TaskManager(include_path=folder, include_defaults=False)
+    config = EvaluatorConfig(tasks=list(tasks), include_path=folder)
     try:
         manager = config.process_tasks({})
     except ValueError as error:
