@@ -198,6 +198,14 @@ def test_an_unknown_task_and_a_task_that_fails_are_named(model: LanguageModel, t
         run_tasks(model, [str(tmp_path / "broken.yaml")])
 
 
+def test_a_group_of_tasks_has_numbers_of_its_own(model: LanguageModel, few_tasks: None) -> None:
+    rows = run_tasks(model, ["both"], LMEvalOptions(include_path=TASKS, limit=3)).rows
+    assert [(row.task, row.metric) for row in rows] == [
+        ("arc_easy", "acc"), ("arc_easy", "acc_norm"), ("python", "choices"), ("both", "acc"),
+    ]  # fmt: skip
+    assert rows[-1].value == rows[0].value
+
+
 def test_lm_evals_own_command_line_knows_nextword(
     folder: Path, few_tasks: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -281,11 +281,11 @@ class LMEvalResult:
 
     @property
     def rows(self) -> list[MetricRow]:
-        """The numbers of all tasks, then of groups, in lm_eval's order."""
-        return [row for kind in ("results", "groups") for task in self.results.get(kind, {}) for row in self._of(task)]
+        """The numbers of all tasks and groups, in lm_eval's order."""
+        return [row for task in self.results["results"] for row in self._of(task)]
 
     def _of(self, task: str) -> Iterator[MetricRow]:
-        numbers = self.results["results"].get(task) or self.results["groups"][task]
+        numbers = self.results["results"][task]
         higher = self.results.get("higher_is_better", {}).get(task, {})
         for key, value in numbers.items():
             metric, _, name = key.partition(",")
@@ -294,7 +294,7 @@ class LMEvalResult:
             stderr = numbers.get(f"{metric}_stderr,{name}")
             yield MetricRow(
                 task, name, self.results["n-shot"].get(task), metric, value,
-                stderr if isinstance(stderr, float) else None, higher.get(metric),
+                float(stderr) if isinstance(stderr, float) else None, higher.get(metric),
             )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
