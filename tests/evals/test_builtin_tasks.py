@@ -1,4 +1,4 @@
-"""The tasks that nextword ships: their rows are whole, balanced and apart; their answers are right."""
+"""The built-in tasks: their rows are whole, balanced and apart; their answers are right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 
 from nextword.base import UsageError
 from nextword.evals.task import requests
-from nextword.evals.task_loader import TASKS, builtin_tasks
+from nextword.evals.task_loader import TASKS, builtin_tasks, open_task
 
 MAKERS = Path(__file__).parents[1] / "oracles/tasks"
 ROWS = {  # shots, scored
@@ -45,8 +45,8 @@ def maker(name: str) -> ModuleType:
 
 def read(name: str, split: str) -> list[dict[str, Any]]:
     """The rows of a task's split, through the file names in its YAML."""
-    form = yaml.safe_load(shipped_path(name).read_text(encoding="utf-8"))
-    path = TASKS / form["dataset_kwargs"]["data_files"][form[f"{split}_split"]]
+    form = yaml.safe_load((TASKS / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = TASKS / form["data" if split == "test" else "fewshot_data"]
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -65,26 +65,26 @@ def test_shipped_tasks_are_named_with_what_they_ask_in_one_line() -> None:
     tasks = builtin_tasks()
     assert sorted(tasks) == sorted(ROWS)
     assert all(10 < len(line) < 100 and "\n" not in line for line in tasks.values())
-    assert all(shipped_path(name).stem == name for name in tasks)
 
 
-def test_a_name_that_is_not_shipped_offers_those_near_it() -> None:
-    with pytest.raises(UsageError, match=r"'sentimnt'.*Did you mean sentiment\?"):
-        shipped_path("sentimnt")
-    with pytest.raises(UsageError):
-        shipped_path("../tasks/sentiment")
+@pytest.mark.parametrize("name", ["sentimnt", "../tasks/sentiment"])
+def test_a_name_that_is_not_a_task_s_offers_those_near_it(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"there is no task '{name}'.*Did you mean sentiment"):
+        open_task(name)
 
 
-def test_importing_the_list_of_tasks_reads_no_yaml_and_no_torch() -> None:
-    code = "import sys, nextword.evals.task_loader; print('yaml' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+def test_listing_tasks_and_an_unknown_one_import_no_torch() -> None:
+    for arguments, code in ((["eval", "--list"], 0), (["eval", "sentimnt"], 2)):
+        script = f"import sys; from nextword.cli import main; sys.modules['torch'] = None; sys.exit(main({arguments}))"
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert result.returncode == code, result.stderr
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_task_says_its_source_its_licence_and_its_version(name: str) -> None:
-    metadata = yaml.safe_load(shipped_path(name).read_text(encoding="utf-8"))["metadata"]
-    assert {"version", "summary", "licence", "source"} <= set(metadata)
-    assert metadata.get("group", "x") in {"x", *read(name, "test")[0]}
+    given = yaml.safe_load((TASKS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert {"version", "licence", "source"} <= set(given["metadata"])
+    assert given.get("group", "x") in {"x", *read(name, "test")[0]}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -258,8 +258,7 @@ def test_licences_that_ask_for_their_text_have_it_beside_the_data() -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_every_task_asks_what_the_harness_asks(name: str) -> None:
     """tests/oracles/tasks/rendered.json is from lm-evaluation-harness itself."""
-    harness = pytest.importorskip("nextword.evals.harness")
-    task = harness.load_harness_task(shipped_path(name))
+    task = open_task(name)[name]
     assert (len(task.fewshot_pool), len(task.items)) == ROWS[name]
     asks = [[one.context, one.continuation] for one in requests(task, task.fewshot_pool[:2], task.items[0])]
     assert asks == json.loads((MAKERS / "rendered.json").read_text(encoding="utf-8"))[name]

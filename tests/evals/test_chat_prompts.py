@@ -1,10 +1,9 @@
-"""Tasks through a chat template: the harness's messages, the model's tokens, and nothing that data can break."""
+"""Tasks through a chat template: messages, the model's tokens, and nothing that data can break."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,20 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
 from nextword.evals import evaluate
-from nextword.evals.chat_prompts import chat_requests, encode_chat, show_chat
 from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.results import Collected
 from nextword.evals.scoring import begun
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
-from nextword.evals.task import Chat, Generation, LogprobRequest, Message, Task
+from nextword.evals.task import Task
 
-ORACLE = Path(__file__).parent.parent / "oracles" / "harness"
-CHATS: dict[str, Any] = json.loads((ORACLE / "chats.json").read_text(encoding="utf-8"))
-ROWS = 3
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 FORM = "Text: {text}\nMood: {label}"
 END = 0  # the token <|endoftext|>, with which the tiny models' template ends a turn
-
-
-@pytest.mark.parametrize("name", CHATS)
-@pytest.mark.parametrize("count", [0, 2])
-def test_messages_are_the_harness_s_own_with_shots_as_turns(name: str, count: int) -> None:
-    task = replace(load_harness_task(ORACLE / name), chat=Chat(CHATS[name]["system"] or ""))
-    shots = seeds(task, count) if count else [[] for _ in task.items]
-    found = [
-        [
-            item.index,
-            [{"role": message.role, "content": message.content} for message in each.messages],
-            each.messages[-1].role == "assistant",
-            each.continuation,
-        ]
-        for item, own in list(zip(task.items, shots, strict=True))[:ROWS]
-        for each in chat_requests(task, own, item)
-    ]
-    assert found == CHATS[name]["asked"][str(count)]
 
 
 @pytest.fixture(scope="module", params=["transformer", "lstm"])
@@ -118,7 +95,7 @@ def test_several_templates_are_each_measured_raw_and_as_a_chat(task: Task, model
     with opened(None) as store:
         forms = EvalRun(
             {"a": task, "b": task}, [model], Design(limit=2), ScoringConfig(chat_template="both"), store
-        ).forms
+        ).tasks
     assert {name: form.chat is not None for name, form in forms.items()} == {
         "a": False, "a, chat": True, "b": False, "b, chat": True,
     }  # fmt: skip
@@ -150,18 +127,18 @@ def test_what_prompts_share_is_read_once(task: Task, model: LanguageModel) -> No
 @pytest.mark.parametrize(
     ("settings", "design"),
     [
-        (ScoringConfig(chat_template="on", calibrate=("contextual", "batch")), {"shots": (0, 2), "seeds": 2}),
-        (ScoringConfig(chat_template="both", choice_scoring="constrained"), {"shots": (2,), "select": "similar"}),
+        (ScoringConfig(chat_template="on", calibrate=("contextual", "batch")), {"shots": (0, 2), "fewshot_seeds": 2}),
+        (ScoringConfig(chat_template="both", choice_scoring="constrained"), {"shots": (2,), "sampler": "similar"}),
         (
             ScoringConfig(chat_template="on", choice_scoring="tokens"),
-            {"shots": (1,), "permutations": 2, "select": "balanced"},
+            {"shots": (1,), "permutations": 2, "sampler": "balanced"},
         ),
     ],
 )
 def test_calibrations_measures_and_selections_work_in_a_chat(
     settings: ScoringConfig, design: dict[str, Any], task: Task, model: LanguageModel
 ) -> None:
-    for result in run(task, model, settings, limit=4, **design).results:
+    for result in run(task, model, settings, limit=4, **design).conditions:
         assert all(answer.values["score"] in (0.0, 1.0) for answer in result.answers)
 
 
@@ -175,23 +152,15 @@ def test_a_chat_too_long_for_the_context_loses_whole_turns(task: Task, tiny_mode
 
 
 def test_free_answers_in_a_chat_stop_at_the_end_of_the_turn(reviews: Path, model: LanguageModel) -> None:
-    free = table_task(reviews, FORM, generate=True, generation=Generation(until=("\n",), max_tokens=6))
+    free = table_task(reviews, FORM, generate=True, max_tokens=6)
     collected = run(free, model, ScoringConfig(chat_template="on"), shots=(1,), fewshot_seeds=1, limit=4)
     for answer in collected.conditions[0].answers:
         prompt = answer.requests[0].context
         assert prompt.endswith("Mood:<|endoftext|>[assistant]\n")
         ids = model.encode(prompt, special=True)
         assert list(answer.encoded[0].context) == ids
-        assert answer.written[0] == model.complete(ids, temperature=0, max_tokens=6, stop="\n").text
+        assert answer.written == model.complete(ids, temperature=0, max_tokens=6, stop="\n").text
     assert END in model.tokenizer.stop_ids
-
-
-def test_an_answer_that_is_begun_is_left_open(model: LanguageModel) -> None:
-    messages = (Message("user", "Say it."), Message("assistant", "It is: "))
-    asked = [LogprobRequest("", "so", messages)]
-    (shown,), (encoded,) = show_chat(asked, model.tokenizer), encode_chat(asked, model.tokenizer)
-    assert shown.context == "[user] Say it.<|endoftext|>[assistant] It is: "
-    assert (*encoded.context, *encoded.continuation) == tuple(model.encode(shown.context + "so", special=True))
 
 
 def test_a_template_that_begins_the_text_itself_begins_it_once(model: LanguageModel) -> None:
@@ -217,7 +186,6 @@ def test_what_has_no_chat_form_is_refused_in_one_line(
     plain = load(str(tiny_model("transformer")))
     for refused, reason, settings, models in (
         (task, f"{plain.name} has no chat template", ScoringConfig(chat_template="both"), [model, plain]),
-        (replace(task, output="loglikelihood_rolling"), "whole texts", ScoringConfig(chat_template="on"), [model]),
     ):
         with opened(None) as store, pytest.raises(UsageError, match=reason) as told:
             EvalRun({"form": refused}, models, Design(), settings, store)
@@ -233,7 +201,7 @@ def test_a_system_message_turns_the_chat_on_from_python(reviews: Path, model: La
         model,
         templates={"one": FORM},
         design=design,
-        settings=ScoringConfig(system="Be brief."),
+        scoring=ScoringConfig(system="Be brief."),
         shots=[0],
     )
     assert [line.template for line in result.rows] == ["chat"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
 from nextword.evals import evaluate
-from nextword.evals.checks import warnings_of_copies
 from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.store import opened
@@ -47,9 +47,7 @@ def table(folder: Path, template: str, rows: list[dict[str, Any]] = ROWS, **sett
 def file_of(folder: Path, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> str:
     lines(folder, "rows.jsonl", rows)
     config = {
-        "task": "t", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
-        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}:", "doc_to_target": "label",
-        "doc_to_choice": ["a", "b"], **changes,
+        "data": "rows.jsonl", "template": "{text}: {output}", "target": "label", "choices": ["a", "b"], **changes
     }  # fmt: skip
     (folder / "t.yaml").write_text(json.dumps(config), encoding="utf-8")
     return str(folder / "t.yaml")
@@ -95,29 +93,19 @@ def test_two_spaces_before_an_answer_are_told(free: bool, tmp_path: Path) -> Non
 
 
 def test_a_delimiter_that_ends_in_a_space_and_a_choice_that_begins_with_one_are_two_spaces(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {
-        "doc_to_choice": [" a", "b"],
-        "doc_to_target": "{{[' a', 'b'].index(' ' ~ label) if label == 'a' else 1}}",
-    }
-    (task,) = open_task(file_of(tmp_path, **changes), {}).values()
-    assert [warning[:45] for warning in task.warnings] == ["20 of 20 items have two spaces before an answ"]
-    (task,) = open_task(file_of(tmp_path, **changes, target_delimiter=""), {}).values()
-    assert task.warnings == ()
-    free: dict[str, Any] = {"output_type": "generate_until", "doc_to_choice": None, "doc_to_target": " {{label}}"}
-    (task,) = open_task(file_of(tmp_path, **free), {}).values()
-    assert "two spaces before an answer" in task.warnings[0]
-    (task,) = open_task(file_of(tmp_path, **{**free, "output_type": "loglikelihood"}), {}).values()
-    assert task.warnings == ()  # there the answer stands right behind the question
+    rows = [{**row, "label": [" a", "b"][n % 2]} for n, row in enumerate(ROWS)]
+    (task,) = open_task(file_of(tmp_path, rows, choices=[" a", "b"])).values()
+    assert [warning[:45] for warning in task.warnings[1:]] == ["16 of 16 items have two spaces before an answ"]
+    (task,) = open_task(file_of(tmp_path, rows, choices=[" a", "b"], template="{text}:{output}")).values()
+    assert task.warnings == (HELD_BACK,)
 
 
 def test_two_equal_choices_are_counted_and_refused_where_all_items_have_them(tmp_path: Path) -> None:
     some = [{**row, "options": ["a", "b", "b" if n < 3 else "c"]} for n, row in enumerate(ROWS)]
-    (task,) = open_task(file_of(tmp_path, some, doc_to_choice="options"), {}).values()
+    (task,) = open_task(file_of(tmp_path, some, choices="options"), options=TaskOptions(hold_back=False)).values()
     assert task.warnings == ("3 of 20 items have two choices that are the same; only one can be right",)
     with pytest.raises(UsageError, match=r"t: two choices are the same in every item \('a', 'b', 'b'\)"):
-        open_task(file_of(tmp_path, doc_to_choice=["a", "b", "b"]), {})
-    (task,) = open_task(file_of(tmp_path, doc_to_choice=["a", "b", "b"]), {}, TaskOptions(compat=True)).values()
-    assert task.warnings[0].startswith("20 of 20 items have two choices that are the same")
+        open_task(file_of(tmp_path, choices=["a", "b", "b"]))
 
 
 def test_labels_that_differ_only_in_case_or_spaces_are_told(tmp_path: Path) -> None:
@@ -140,17 +128,6 @@ def test_shots_of_an_item_s_own_group_are_counted(model: LanguageModel, tmp_path
     assert told(table(tmp_path, FORM, shots_from=shots), model, shots=(2,)) == ()
 
 
-def test_rows_among_their_own_shots_in_the_harness_s_mode_are_counted(model: LanguageModel, tmp_path: Path) -> None:
-    (task,) = open_task(file_of(tmp_path), {}, TaskOptions(compat=True)).values()
-    own = sum(item in shots for item, shots in zip(task.items, seeds(task, 5), strict=True))
-    (warning,) = told(task, model, shots=(0, 5), per_item=True, baselines=False, fewshot_seeds=1)
-    assert 0 < own < 20
-    assert int(warning.split()[0]) == own
-    assert "among their own shots" in warning
-    (task,) = open_task(file_of(tmp_path, fewshot_split="test"), {}, TaskOptions(compat=True)).values()
-    assert told(task, model, shots=(5,), per_item=True, baselines=False, fewshot_seeds=1) == ()
-
-
 def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_their_number(
     model: LanguageModel, tmp_path: Path
 ) -> None:
@@ -159,22 +136,23 @@ def test_without_shots_every_row_is_scored_and_with_them_the_same_ones_whatever_
     def result(*shots: int, seed: int = 0) -> Any:
         return evaluate(
             path, model, shots=shots, templates={"t": FORM}, design=Design(fewshot_seeds=1, baselines=False, seed=seed),
-            table=TaskOptions(seed=seed),
+            options=TaskOptions(seed=seed),
         )  # fmt: skip
 
     none, one, more, other = result(0), result(1), result(0, 1, 3), result(1, seed=1)
     assert none.items == 20
     assert none.notes.warnings == ()
-    assert one.rows == more.rows
-    assert len(one.rows) == 16
+    assert one.scored_rows == more.scored_rows
+    assert len(one.scored_rows) == 16
     assert one.notes.warnings == more.notes.warnings == (HELD_BACK,)
-    assert other.rows != one.rows
+    assert other.scored_rows != one.scored_rows
 
 
 def test_rows_that_are_shots_of_a_task_that_has_no_others_are_told(model: LanguageModel, tmp_path: Path) -> None:
-    (task,) = open_task(file_of(tmp_path), {}).values()
+    task = table(tmp_path, FORM)
+    task = replace(task, fewshot_pool=task.items)
     (warning,) = told(task, model, shots=(0, 3), fewshot_seeds=1)
-    assert warning == "3 of 20 rows are shots in some seed and are not scored; use --shots-from to score all"
+    assert warning == "3 of 20 rows are shots with some seed and are not scored; use --shots-from to score all"
     assert told(task, model, shots=(0,)) == ()
 
 
@@ -186,13 +164,3 @@ def test_items_that_ask_the_same_are_told_unless_a_group_holds_them(
     (warning,) = told(table(tmp_path, FORM, rows, generate=written), model, baselines=False)
     assert warning.startswith("16 of 16 items ask the same as another, but count as independent")
     assert told(table(tmp_path, FORM, rows, generate=written, group="shop"), model, baselines=False) == ()
-
-
-def test_whole_texts_that_are_the_same_are_told_and_different_ones_are_not(tmp_path: Path) -> None:
-    for texts, copies in ((["one", "two", "three"], 0), (["one", "two", "one"], 2)):
-        rows = [{"text": text} for text in texts]
-        path = file_of(tmp_path, rows, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}",
-                       doc_to_choice=None)  # fmt: skip
-        (task,) = open_task(path, {}).values()
-        assert len(warnings_of_copies(task, task.items)) == (copies > 0)
-        assert all(f"{copies} of 3 items" in each for each in warnings_of_copies(task, task.items))

@@ -12,9 +12,9 @@ from table_tasks import table_task
 from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
-from nextword.evals.choosing import choose
 from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
+from nextword.evals.runner import constrained_writings
 from nextword.evals.store import opened
 
 CONSTRAINED = ScoringConfig(choice_scoring="constrained")
@@ -56,11 +56,11 @@ def test_the_choice_is_what_greedy_decoding_writes_among_the_choices(
             {"form": task}, [model], Design(shots=(0, 2), fewshot_seeds=2, limit=6), CONSTRAINED, store
         )
         collected = evaluation.run()
-        wanted = writings(evaluation.runners[0], evaluation.questions(0))
+        wanted = constrained_writings(evaluation.runners[0], evaluation.questions(0))
     plain = [result for result in collected.conditions if result.condition.variant in ("plain", "random labels")]
     answers = [answer for result in plain for answer in result.answers]
-    assert {answer.written[0] for answer in answers} <= {choice for _, way in wanted for choice in way.choices}
-    checked = {(each.context, answer.written[0]) for answer in answers for each in answer.encoded}
+    assert {answer.written for answer in answers} <= {choice for _, way in wanted for choice in way.choices}
+    checked = {(each.context, answer.written) for answer in answers for each in answer.encoded}
     for prompt, way in wanted:
         assert (prompt, greedy_among(model, prompt, way.choices)) in checked
     for answer in answers:
@@ -77,8 +77,8 @@ def test_what_is_said_before_is_what_is_read(reviews: Path, model: LanguageModel
         said = evaluation.cost()
         evaluation.run()
         assert evaluation.runners[0].tokens_read == said.tokens
-        assert said.written > 0
-        assert evaluation.cost().tokens == evaluation.cost().written == 0
+        assert said.generated > 0
+        assert evaluation.cost().tokens == evaluation.cost().generated == 0
 
 
 def test_choices_behind_different_prompts_are_refused(model: LanguageModel, reviews: Path) -> None:
@@ -88,5 +88,5 @@ def test_choices_behind_different_prompts_are_refused(model: LanguageModel, revi
         [question] = evaluation.questions(0)[:1]
         first, *others = question.encoded
         object.__setattr__(question, "encoded", (first, *(type(first)((1, 2), each.continuation) for each in others)))
-        with pytest.raises(UsageError, match=r"different prompts.*--choice-scoring raw"):
-            choose(evaluation.runners[0], [question], [], 0, lambda tokens: None)
+        with pytest.raises(UsageError, match=r"different tokens.*--choice-scoring raw"):
+            constrained_writings(evaluation.runners[0], [question])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,12 @@ from nextword.engine import LanguageModel
 from nextword.evals import evaluate
 from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
-from nextword.evals.export import write_results
 from nextword.evals.report import write_report
 from nextword.evals.results import LIKELIHOOD_SCORINGS, Collected
 from nextword.evals.store import Store, opened
 from nextword.evals.stored import compare_stored
 from nextword.evals.summary import summarise
-from nextword.evals.task import Generation, Task
+from nextword.evals.task import Task
 from nextword.evals.task_loader import TaskOptions
 
 FORM = "Text: {text}\nMood: {label}"
@@ -93,7 +91,7 @@ def test_a_second_run_reads_nothing_and_a_changed_template_only_what_changed(
     assert first.read > 0
     assert (again.read, more.read) == (0, 0)
     assert changed.read > 0
-    assert [list(result.scores) for result in again.results] == [list(result.scores) for result in first.results]
+    assert [list(result.scores) for result in again.conditions] == [list(result.scores) for result in first.conditions]
 
 
 def test_an_interrupted_evaluation_goes_on(task: Task, model: LanguageModel, tmp_path: Path) -> None:
@@ -142,21 +140,18 @@ def test_prompts_longer_than_the_context_are_refused_or_lose_whole_shots(task: T
         with pytest.raises(UsageError, match=r"4 of 4 prompts are longer than the model's context of 512 tokens"):
             run(large, model, store, shots=(30,), fewshot_seeds=1, limit=4, baselines=False)
         dropped = run(large, model, store, shots=(30,), fewshot_seeds=1, limit=4, settings=drop, baselines=False)
-    assert all(0 < answer.shots < 30 for answer in dropped.results[0].answers)
+    assert all(0 < answer.shots < 30 for answer in dropped.conditions[0].answers)
     assert dropped.notes.short_of_shots == 4
 
 
 def test_free_answers_are_those_that_complete_writes(task: Task, model: LanguageModel) -> None:
-    free = replace(
-        task, output="generate_until", form=replace(task.form, labels=()), generation=Generation(("\n",), 6),  # type: ignore[type-var]
-    )  # fmt: skip
-    free = replace(free, metrics=(replace(task.metrics[0], name="exact_match"),))
+    free = table_task(Path(task.source), FORM, generate=True, max_tokens=6)
     with opened(None) as store:
         collected = run(free, model, store, shots=(0, 1), fewshot_seeds=1, limit=4)
     for result in collected.conditions:
         for answer in result.answers:
             prompt = answer.requests[0].context
-            assert answer.written[0] == model.complete(prompt, max_tokens=6, stop="\n", temperature=0.0).text
+            assert answer.written == model.complete(prompt, max_tokens=6, stop="\n", temperature=0.0).text
 
 
 def test_results_are_told_stored_compared_and_written(task: Task, model: LanguageModel, tmp_path: Path) -> None:
@@ -172,13 +167,6 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
         assert line.score.low <= line.score.value <= line.score.high
         assert line.score.value == pytest.approx(np.mean(line.scores))
     assert "to detect a true difference of 0.1 in 80% of runs, " in str(result.power)
-    written = write_results(tmp_path / "out", collected)
-    samples = [path for path in written if path.name.startswith("samples_")]
-    rows = [json.loads(line) for line in samples[0].read_text().splitlines()]
-    assert len(rows) == 30
-    assert set(rows[0]) >= {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "doc_hash", "acc"}
-    report = json.loads(next(path for path in written if path.name.startswith("results_")).read_text())
-    assert report["results"]["reviews"]["acc,none"] == pytest.approx(np.mean([row["acc"] for row in rows]))
     write_report(tmp_path / "page.html", collected, result, {model.name: model})
     page = (tmp_path / "page.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
@@ -189,7 +177,7 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
 def test_evaluate_from_python_gives_rows_for_a_table(reviews: Path, model: LanguageModel) -> None:
     result = evaluate(
         reviews, model, shots=(0, 1), templates={"plain": FORM}, design=Design(limit=8, fewshot_seeds=2),
-        table=TaskOptions("", group="shop"),
+        options=TaskOptions(group="shop"),
     )  # fmt: skip
     assert result.groups is not None
     rows = result.table()
@@ -197,38 +185,8 @@ def test_evaluate_from_python_gives_rows_for_a_table(reviews: Path, model: Langu
     assert all(0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1 for row in rows)
 
 
-def test_whole_texts_are_scored_by_byte_in_windows_of_the_context(model: LanguageModel, tmp_path: Path) -> None:
-    texts = ["short text", "a long one " * 80]
-    (tmp_path / "rows.json").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (tmp_path / "task.yaml").write_text(
-        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.json}}\ntest_split: test\n"
-        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
-    )
-    result = evaluate(tmp_path / "task.yaml", model, shots=[0])
-    logprobs = []
-    for text in texts:
-        ids = [min(model.tokenizer.stop_ids), *model.tokenizer.encode(text)]
-        pieces = (
-            [(0, 1)] if len(ids) <= 513 or model.engine.backend.context is None else [(0, 1), (len(ids) - 513, None)]
-        )
-        total = 0.0
-        for number, (start, _) in enumerate(pieces):
-            piece = ids[start : start + 513] if model.engine.backend.context else ids
-            own = torch.tensor([piece])
-            with torch.inference_mode():
-                logs = model.loaded.model(own[:, :-1])[0].double().log_softmax(-1)
-            each = logs.gather(1, own[0, 1:, None])[:, 0]
-            total += float(each.sum() if number == 0 else each[-(len(ids) - 513) :].sum())
-        logprobs.append(total)
-    sizes = [len(text.encode()) for text in texts]
-    line = result.rows[0]
-    assert result.metric == "ln p per byte"
-    assert line.score.value == pytest.approx(np.mean([p / n for p, n in zip(logprobs, sizes, strict=True)]), abs=1e-4)
-    assert line.metrics["bits_per_byte"] == pytest.approx(-sum(logprobs) / sum(sizes) / np.log(2), abs=1e-4)
-
-
 @pytest.mark.parametrize(
-    "given", [{"measure": "foo"}, {"overflow": "x"}, {"chat_template": "yes"}, {"calibrate": ("a",)}]
+    "given", [{"choice_scoring": "foo"}, {"overflow": "x"}, {"chat_template": "yes"}, {"calibrate": ("a",)}]
 )
 def test_a_setting_that_is_not_known_is_refused_by_name(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"is not known\. Known: "):

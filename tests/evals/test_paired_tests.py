@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import cochrans_q
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from test_errorbars import simulated
+from test_statistics import simulated
 
 from nextword.evals.paired_tests import agresti_min, cochran, compare, mcnemar, permutation
 from nextword.evals.statistics import estimate

@@ -147,7 +147,7 @@ def test_a_plan_states_its_guesses_and_its_level() -> None:
     assert plain.items < several.items
     assert several.level == pytest.approx(0.05 / 3)
     assert "20% of the items change" in plain.sentence
-    assert "standard deviation of 0.05 between seeds" in several.sentence
+    assert "standard deviation of 0.05 between few-shot seeds" in several.sentence
     assert "seeds" not in plain.sentence
     assert "conclusions are about this one set of shots" in planned_power(0.1, 150, None, 1, 1, one_set=True).sentence
     assert planned_power(0.1, 5, None, 1, 1).visible is None  # 5 changes, all one way, have p .0625

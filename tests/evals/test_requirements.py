@@ -10,7 +10,7 @@ from scipy import stats
 from test_summary import Cells, collected, right
 
 from nextword.base import UsageError
-from nextword.evals.requirements import Requirement, names_of, read_requirements
+from nextword.evals.requirements import JudgedRequirement, names_of, read_requirements
 from nextword.evals.statistics import wilson
 from nextword.evals.summary import summarise
 
@@ -20,10 +20,10 @@ CELLS = {
 }  # fmt: skip
 
 
-def judged(*require: str, at_least: float | None = None, results: Cells = CELLS) -> list[Requirement]:
+def judged(*require: str, at_least: float | None = None, results: Cells = CELLS) -> list[JudgedRequirement]:
     given = collected(results)
-    names = names_of([result.condition.choice for result in given.results])
-    return list(summarise(given, asks=read_requirements(require, at_least, names)).requirements)
+    names = names_of([result.condition.choice for result in given.conditions])
+    return list(summarise(given, requirements=read_requirements(require, at_least, names)).requirements)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_correction_for_all_comparisons_decides() -> None:
 def test_a_pair_asked_beside_the_usual_ones_costs_the_others_their_share_of_the_level() -> None:
     names = names_of([("model", "form", *choice) for choice in ((0, "plain"), (1, "plain"), (4, "plain"))])
     asks = read_requirements(["4 shots > 1 shot"], None, names)
-    usual, asked = summarise(collected(CELLS)), summarise(collected(CELLS), asks=asks)
+    usual, asked = summarise(collected(CELLS)), summarise(collected(CELLS), requirements=asks)
     assert {each.level for each in usual.comparisons if each.primary} == {0.025}
     assert {each.level for each in asked.comparisons if each.primary} == {0.05 / 3}
     assert ("1 shot", "4 shots") in [(each.before, each.after) for each in asked.comparisons]
@@ -87,7 +87,9 @@ def test_groups_make_a_requirement_harder() -> None:
     names = names_of([("model", "form", 0, "plain")])
     groups = [str(n // 30) for n in range(120)]
     outcomes = [
-        summarise(collected(results, of), asks=read_requirements(["0 shots > .3"], None, names)).requirements[0].outcome
+        summarise(collected(results, of), requirements=read_requirements(["0 shots > .3"], None, names))
+        .requirements[0]
+        .outcome
         for of in (None, groups)
     ]
     assert outcomes == ["met", "undecided"]
@@ -96,11 +98,11 @@ def test_groups_make_a_requirement_harder() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("4 shot > 0 shots", r"there will be no line '4 shot'. Did you mean 4 shots.*'0 shots', '4 shots'"),
-        ("4 shots > 9 shots", "there will be no line '9 shots'"),
+        ("4 shot > 0 shots", r"there will be no row '4 shot'. Did you mean 4 shots.*'0 shots', '4 shots'"),
+        ("4 shots > 9 shots", "there will be no row '9 shots'"),
         ("4 shots", 'has no ">"'),
-        ("4 shots > nan", "there will be no line 'nan'"),
-        ("4 shots > 4 shots", "compares a line with itself"),
+        ("4 shots > nan", "there will be no row 'nan'"),
+        ("4 shots > 4 shots", "compares a row with itself"),
     ],
 )
 def test_what_no_line_will_be_called_is_refused_before_the_work(text: str, said: str) -> None:
@@ -112,7 +114,7 @@ def test_what_no_line_will_be_called_is_refused_before_the_work(text: str, said:
 def test_a_number_that_no_share_can_be_is_refused_and_a_likelihood_may_be_any() -> None:
     names = names_of([("model", "form", 0, "plain")])
     for require, at_least in ((["0 shots > 90"], None), ([], 95.0), ([], -0.5)):
-        with pytest.raises(UsageError, match=r"between 0 and 1, so that .* decides nothing"):
+        with pytest.raises(UsageError, match=r"between 0 and 1, so .* decides nothing"):
             read_requirements(require, at_least, names)
     assert read_requirements([], -1.5, names, shares=False)[0].before == -1.5
 
@@ -145,7 +147,7 @@ def test_the_items_said_to_decide_a_score_do_so_four_times_in_five(right_ones: i
 def test_a_score_of_draws_that_is_undecided_takes_more_than_there_are() -> None:
     for share in (0.8, 0.9, 0.97, 1.0):
         scores = right(share, 5, 1, 40)
-        line = summarise(collected({(4,): scores})).lines[0].score
+        line = summarise(collected({(4,): scores})).rows[0].score
         for least in np.linspace(line.low + 1e-6, min(line.high, 0.9999), 5):
             (found,) = judged(at_least=float(least), results={(4,): scores})
             said = re.search(r"about ([\d,]+) items are needed", found.sentence)

@@ -11,7 +11,7 @@ import pytest
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.engine import Engine, LanguageModel, LogprobRequest, SamplingParams, ScoreRequest, StopConfig
+from nextword.engine import Engine, LanguageModel, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.evals.running import answered, descending, tokens_to_read
 from nextword.models.backend import TorchBackend
 
@@ -39,9 +39,9 @@ def prompts(seed: int, count: int) -> Prompts:
     return list(dict.fromkeys(made))
 
 
-def completions(asked: Sequence[tuple[int, ...]], temperature: float, most: int, n: int = 1) -> list[LogprobRequest]:
+def completions(asked: Sequence[tuple[int, ...]], temperature: float, most: int, n: int = 1) -> list[Request]:
     sampling = SamplingParams(temperature=temperature, seed=5)
-    return descending([LogprobRequest(prompt, sampling, StopConfig(most, ("a", "\n")), n) for prompt in asked])
+    return descending([Request(prompt, sampling, StopConfig(most, ("a", "\n")), n) for prompt in asked])
 
 
 @pytest.mark.parametrize("memory", [300, 1000, 20_000])
@@ -92,7 +92,7 @@ def test_what_was_not_answered_is_cancelled(model: LanguageModel) -> None:
 
 def test_the_prefix_cache_is_forgotten_but_not_under_a_request(model: LanguageModel) -> None:
     engine = engine_of(model, 20_000)
-    request = LogprobRequest(tuple(range(97, 117)), SamplingParams(temperature=0), StopConfig(3))
+    request = Request(tuple(range(97, 117)), SamplingParams(temperature=0), StopConfig(3))
 
     def read() -> int:
         before = engine.tokens_read

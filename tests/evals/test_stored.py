@@ -81,10 +81,10 @@ def test_other_data_other_metrics_and_old_results_are_refused_by_name() -> None:
     old = Stored("other", 0.0, {"places": ["test 0"], "task": "quiz"})
     with pytest.raises(UsageError, match=r"'other' was stored by another version.*Run it again"):
         compare_stored(pair()[0], old)
-    nameless = [row | {"digest": ""} for row in pair()[1].result["rows"]]
+    nameless = [row | {"digest": ""} for row in pair()[1].result["scored_rows"]]
     with pytest.raises(UsageError, match="'other' was stored without digests of its rows"):
-        compare_stored(*pair(rows=nameless))
-    with pytest.raises(UsageError, match="have no line with the same shots and variant"):
+        compare_stored(*pair(scored_rows=nameless))
+    with pytest.raises(UsageError, match="have no row with the same shots and variant"):
         compare_stored(pair()[0], kept("other", collected({(4,): right(0.6, 5, 1, 20)})))
 
 
@@ -114,11 +114,11 @@ def test_a_stored_baseline_takes_nothing_from_what_was_named() -> None:
 
 
 def test_other_numbers_of_draws_keep_the_error_that_draws_add() -> None:
-    seed, runs, alarms = np.random.default_rng(5), 300, 0
+    generator, runs, alarms = np.random.default_rng(5), 300, 0
     for _ in range(runs):
-        own = seed.normal(0, 1, 80)
+        own = generator.normal(0, 1, 80)
         sides = [
-            (seed.random((seeds, 1, 80)) < expit(own + seed.normal(0, 0.7, (seeds, 1, 1)))).astype(float)
+            (generator.random((seeds, 1, 80)) < expit(own + generator.normal(0, 0.7, (seeds, 1, 1)))).astype(float)
             for seeds in (5, 10)
         ]
         alarms += compare(*paired(*sides)).p < 0.05
@@ -126,7 +126,7 @@ def test_other_numbers_of_draws_keep_the_error_that_draws_add() -> None:
     one, other = (kept(name, collected({(4,): right(0.6, n, 1, 40)})) for name, n in (("a", 5), ("b", 8)))
     (found,) = compare_stored(one, other)
     assert found.comparison.seeds == 5
-    assert found.sentence.endswith("PairedComparison over the first 5 few-shot seeds of both")
+    assert found.sentence.endswith("Compared over the first 5 few-shot seeds of both")
     (alone,) = compare_stored(one, kept("b", collected({(4,): right(0.6, 1, 1, 40)})))
     assert alone.note == ""
 

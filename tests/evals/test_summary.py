@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from nextword.evals.comparisons import pairs_of
 from nextword.evals.design import Condition
 from nextword.evals.results import Answer, Collected, ConditionResult, Notes
 from nextword.evals.summary import Result, summarise
-from nextword.evals.task import Item, Task, row_digests
+from nextword.evals.task import Item, PromptFormat, Scorer, Task, row_digests
+from nextword.evals.template import Template
 
 Cells = Mapping[
     tuple[Any, ...], np.ndarray
-]  # (shots, variant, model, form) or a beginning of it → (seeds, permutations, items)
+]  # (shots, variant, model, template) or a beginning of it → (seeds, permutations, items)
 
 
 def collected(
@@ -42,23 +42,24 @@ def collected(
     )
     made = []
     for key, cube in results.items():
-        shots, variant, model, form = (*key, *("plain", "model", "form")[len(key) - 1 :])
+        shots, variant, model, template = (*key, *("plain", "model", "form")[len(key) - 1 :])
         for seed, permutations in enumerate(cube):
-            for order, scores in enumerate(permutations):
+            for permutation, scores in enumerate(permutations):
                 answers = tuple(
                     Answer(item, shots, (), (), values={"score": float(score)})
                     for item, score in zip(items, scores, strict=True)
                 )
-                made.append(ConditionResult(Condition(model, form, shots, seed, order, variant), answers))
-    task = Task(name, "loglikelihood", items, (), SimpleNamespace())  # type: ignore[arg-type]
+                made.append(ConditionResult(Condition(model, template, shots, seed, permutation, variant), answers))
+    scorers = (Scorer("accuracy", "", lambda answer, gold, row: 0.0),)
+    task = Task(name, items, (), PromptFormat(Template("", ()), "text", generates=True), scorers)
     return Collected(task, items, tuple(made), "raw", (), Notes(), 1.0, 0, **more)
 
 
 def right(share: float, *shape: int, seed: int = 0) -> np.ndarray:
     """Right and wrong answers of items that are not equally hard."""
-    seed = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     hard = np.random.default_rng(99).normal(0, 0.2, shape[-1])
-    return (seed.random(shape) < np.clip(share + hard, 0, 1)).astype(float)
+    return (generator.random(shape) < np.clip(share + hard, 0, 1)).astype(float)
 
 
 def test_one_set_of_shots_is_never_spoken_of_as_four_shots() -> None:
@@ -72,14 +73,14 @@ def test_one_set_of_shots_is_never_spoken_of_as_four_shots() -> None:
     for each in result.comparisons:
         assert "this one set of" in each.sentence
         assert each.sentence.endswith("Another set may score differently: use --fewshot-seeds 5 or more")
-    kept = json.loads(json.dumps(result.to_dict()))["lines"]
+    kept = json.loads(json.dumps(result.to_dict()))["rows"]
     assert [line["caveat"] for line in kept] == ["", "with this one set of shots", "with this one set of shots"]
     assert kept[1]["interval_covers"] == "other items"
     assert kept[2]["interval_covers"] == "other items and other permutations"
 
 
 def test_shots_of_every_item_s_own_are_no_one_set() -> None:
-    result = summarise(collected({(0,): right(0.5, 1, 1, 60), (4,): right(0.9, 1, 1, 60)}, same_shots=False))
+    result = summarise(collected({(0,): right(0.5, 1, 1, 60), (4,): right(0.9, 1, 1, 60)}, shared_shots=False))
     assert [(line.name, line.caveat) for line in result.rows] == [("0 shots", ""), ("4 shots", "")]
     assert "set" not in result.comparisons[0].sentence
 
@@ -152,25 +153,25 @@ def test_a_draw_and_order_has_a_row_of_its_own() -> None:
     cube = right(0.7, 3, 2, 40)
     rows = summarise(collected({(0,): right(0.5, 1, 1, 40), (4,): cube})).seeds_table()
     assert len(rows) == 7
-    assert rows[-1]["seed"] == 2
-    assert rows[-1]["order"] == 1
+    assert rows[-1]["fewshot_seed"] == 2
+    assert rows[-1]["permutation"] == 1
     assert [row["accuracy"] for row in rows[1:]] == pytest.approx(list(cube.mean(2).ravel()))
     assert {row["effective_shots"] for row in rows[1:]} == {4.0}
 
 
 def test_orders_are_tested_where_items_are_independent() -> None:
     results = {(0,): right(0.5, 1, 1, 60), (4,): right(0.6, 2, 3, 60)}
-    free = summarise(collected(results)).lines
+    free = summarise(collected(results)).rows
     assert free[0].permutations_test is None
     assert free[1].permutations_test is not None
     assert free[1].permutations_test.freedom == 2
-    assert summarise(collected(results, [str(n // 3) for n in range(60)])).lines[1].permutations_test is None
+    assert summarise(collected(results, [str(n // 3) for n in range(60)])).rows[1].permutations_test is None
 
 
 @pytest.mark.parametrize(("items", "groups"), [(1, None), (1, ["a"]), (9, ["a"] * 9)])
 def test_what_cannot_be_known_is_null_in_json_and_kept_as_endless(items: int, groups: list[str] | None) -> None:
     results = {(0,): right(0.5, 1, 1, items) - 1.5, (4,): right(0.6, 5, 1, items)}
     result = summarise(collected(results, groups), power=0.1)
-    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["lines"][0]["score"]["low"] is None
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["score"]["low"] is None
     assert rebuilt(Result, json.loads(json.dumps(asdict(result)))) == result  # as the store has it
     assert result.rows[0].score.low == -math.inf

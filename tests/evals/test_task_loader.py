@@ -14,7 +14,7 @@ from table_tasks import table_task
 from nextword.base import UsageError
 from nextword.evals.fewshot import repeated_items
 from nextword.evals.task import Item, Task, requests
-from nextword.evals.task_loader import TaskOptions, labels_of
+from nextword.evals.task_loader import _reserved, labels_of
 
 FORM = "Text: {text}\nMood: {label}"
 ROWS = [{"text": f"text {n}", "label": n % 2, "shop": n // 4} for n in range(20)]
@@ -27,8 +27,8 @@ def file_of(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") 
 
 
 def test_a_prompt_is_the_template_filled_for_shots_and_up_to_the_answer_for_the_question(tmp_path: Path) -> None:
-    settings = TaskOptions(FORM, labels=("0=negative", "1=positive"), description="Classify.\n\n", separator="\n--\n")
-    task = table_task(file_of(tmp_path, ROWS), settings)
+    given = {"labels": ("0=negative", "1=positive"), "description": "Classify.\n\n", "separator": "\n--\n"}
+    task = table_task(file_of(tmp_path, ROWS), FORM, **given)
     rows = [Item("shots", n, ROWS[n]) for n in (0, 1)]
     asked = requests(task, rows, Item("test", 7, ROWS[7]))
     assert [each.context for each in asked] == [
@@ -75,17 +75,17 @@ def test_shots_come_from_rows_that_are_not_scored(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 3000), st.integers(0, 50))
-def test_a_fifth_is_held_back_200_at_most_and_by_seed(count: int, seed: int) -> None:
+def test_a_fifth_is_reserved_for_shots_200_at_most_and_by_seed(count: int, seed: int) -> None:
     items = [Item("test", n, {}) for n in range(count)]
-    left, pool = hold_back(items, seed)
-    assert len(pool) == min(200, count // 5)
-    assert sorted([*left, *pool], key=lambda item: item.index) == items
-    assert (left, pool) == hold_back(items, seed)
+    reserved = _reserved(items, seed)
+    assert len(reserved) == min(200, count // 5)
+    assert reserved <= {item.row_id for item in items}
+    assert reserved == _reserved(items, seed)
 
 
-def test_another_seed_holds_back_other_rows() -> None:
+def test_another_seed_reserves_other_rows() -> None:
     items = [Item("test", n, {}) for n in range(100)]
-    assert hold_back(items, 0) != hold_back(items, 1)
+    assert _reserved(items, 0) != _reserved(items, 1)
 
 
 def test_a_file_of_shots_leaves_every_row_to_be_scored_and_repeats_are_found(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_file_of_shots_leaves_every_row_to_be_scored_and_repeats_are_found(tmp
     assert [item.index for item in task.items] == list(range(20))
     assert [item.group for item in task.items] == [str(n // 4) for n in range(20)]
     assert [shot.values for shot in task.fewshot_pool] == others
-    assert [(item.index, shot.index) for item, shot in repeated_items(task)] == [(3, 1)]
+    assert repeated_items(task) == 1
 
 
 def test_rows_left_out_are_told(tmp_path: Path) -> None:
@@ -109,37 +109,41 @@ def test_rows_left_out_are_told(tmp_path: Path) -> None:
     assert len(task.items) + len(task.fewshot_pool) == 20
 
 
-GAP = "where the answer stands"
-REFUSED: dict[str, tuple[TaskOptions, str]] = {
+GAP = "where the answer goes"
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a column that is not there": (
-        TaskOptions("{txet} {label}"),
-        "for {txet}. Did you mean text? There is: text",
+        "{txet} {label}",
+        {},
+        "for {txet}. Did you mean text? Columns: text",
     ),
-    "an answer that is not there": (TaskOptions("{text} {mood}", target="mood"), "no column 'mood'. There is: text"),
+    "an answer that is not there": ("{text} {mood}", {"target": "mood"}, "asks for {mood}. Columns: text"),
     "a group that is not there": (
-        TaskOptions(FORM, group="shops"),
+        FORM,
+        {"group": "shops"},
         "no column 'shops' to group by. Did you mean",
     ),
-    "no place for the answer": (TaskOptions("Text: {text}"), GAP),
-    "two places for the answer": (TaskOptions("{label} {text} {output}{output}"), GAP),
-    "a lone brace": (TaskOptions("{text} { {label}"), "lone '{' at character 8"),
+    "no place for the answer": ("Text: {text}", {}, GAP),
+    "two places for the answer": ("{label} {text} {output}{output}", {}, GAP),
+    "a lone brace": ("{text} { {label}", {}, "lone '{' at character 8"),
     "a label without a name": (
-        TaskOptions(FORM, labels=("0=no",)),
+        FORM,
+        {"labels": ("0=no",)},
         "row 2: the answer 1 is none of the choices that --labels names: 'no' (10 of 20 rows are affected)",
     ),
     "a name without a label": (
-        TaskOptions(FORM, labels=("0", "1", "2=maybe")),
+        FORM,
+        {"labels": ("0", "1", "2=maybe")},
         "--labels: '2' does not occur in column 'label' of",
     ),
-    "one name for two labels": (TaskOptions(FORM, labels=("0=no", "1=no")), "the same word for two labels"),
+    "one name for two labels": (FORM, {"labels": ("0=no", "1=no")}, "the same word for two labels"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_does_not_fit_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
-    settings, said = REFUSED[what]
+    template, options, said = REFUSED[what]
     with pytest.raises(UsageError) as refused:
-        table_task(file_of(tmp_path, ROWS), settings)
+        table_task(file_of(tmp_path, ROWS), template, **options)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -184,7 +188,7 @@ def test_one_answer_for_all_rows_is_nothing_to_tell_apart(tmp_path: Path) -> Non
 def test_an_answer_s_column_without_a_usual_name_is_asked_for(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "mood": "ab"[n % 2]} for n in range(10)]
     path = file_of(tmp_path, rows)
-    with pytest.raises(UsageError, match=r"--target\. There is: text, mood"):
+    with pytest.raises(UsageError, match=r"--target\. Columns: text, mood"):
         table_task(path, "{text}: {output}")
     for form in ("{text}: {output}", "{text}: {mood}"):
         task = table_task(path, form, target="mood")
@@ -200,7 +204,7 @@ def test_shots_without_a_column_or_with_a_new_label_are_told_by_their_file(tmp_p
     rows = [{"text": f"text {n}", "output": "ab"[n % 2]} for n in range(10)]
     path, form = file_of(tmp_path, rows), "{text}: {output}"
     bare = file_of(tmp_path, [{"text": "x", "answer": "a"}], "bare.jsonl")
-    with pytest.raises(UsageError, match=r"bare\.jsonl: the template asks for \{output\}\..*There is: text, answer"):
+    with pytest.raises(UsageError, match=r"bare\.jsonl: the template asks for \{output\}\..*Columns: text, answer"):
         table_task(path, form, shots_from=bare)
     new = file_of(tmp_path, [{"text": "x", "output": "c"}], "new.jsonl")
     with pytest.raises(UsageError, match=r"new\.jsonl, row 1: the answer 'c' is none of .*: 'a', 'b'"):

@@ -12,25 +12,27 @@ from nextword.base import UsageError
 from nextword.evals.task import Task, requests
 from nextword.evals.task_loader import TaskOptions, open_task
 
-ROWS = [{"q": f"question {n}", "a": n % 2, "answer": ["no", "yes"][n % 2], "topic": n // 4} for n in range(20)]
-POOL = [{"q": f"shot {n}", "a": n % 2, "answer": ["no", "yes"][n % 2], "topic": 9} for n in range(6)]
+ROWS = [
+    {"q": f"question {n}", "a": n % 2, "answer": ["no", "yes"][n % 2], "topic": n // 4, "own": ["no", "yes", str(n)]}
+    for n in range(20)
+]
+POOL = [
+    {"q": f"shot {n}", "a": n % 2, "answer": ["no", "yes"][n % 2], "topic": 9, "own": ["no", "yes"]} for n in range(6)
+]
 CHOICE = {
-    "task": "t", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test",
-    "dataset_kwargs": {"data_files": {"test": "rows.jsonl", "train": "pool.jsonl"}}, "training_split": "train",
-    "doc_to_text": "Q {{q}}\nA:", "doc_to_target": "a", "doc_to_choice": ["no", "yes"],
-    "description": "About {{topic}}. ",
+    "data": "rows.jsonl", "fewshot_data": "pool.jsonl", "template": "Q {q}\nA: {output}", "target": "a",
+    "choices": ["no", "yes"], "description": "About it. ",
 }  # fmt: skip
 OTHER_SHOTS: dict[str, dict[str, Any]] = {  # a row of shots for each kind of task
     "table": {"q": "other", "a": 1, "answer": "yes", "topic": 8},
     "file": {"q": "other", "a": 1, "answer": "yes", "topic": 8},
-    "shipped": {"text": "other", "label": "positive", "source": "amazon"},
+    "builtin": {"text": "other", "label": "positive", "source": "amazon"},
     "template": {"text": "other", "label": "positive", "source": "amazon"},
 }
 GIVEN: dict[str, dict[str, Any]] = {
     "--description": {"description": "q"},  # a column's name, and no column is meant
     "--separator": {"separator": "\n##\n"},
-    "--target": {"answer": "answer"},
-    "--generate": {"free": True},
+    "--generate": {"generate": True},
 }
 
 
@@ -54,7 +56,7 @@ def opened(kind: str, folder: Path, **settings: Any) -> Task:
     if kind == "table":
         template = {"t": "Q {q}\nA: {output}"}
         name = str(lines(folder, "rows.jsonl", ROWS))
-        settings = {"answer": "a", **settings}
+        settings = {"target": "a", **settings}
     else:
         name = file_of(folder) if kind == "file" else "sentiment"
         template = {"t": "{text}: {output}"} if kind == "template" else {}
@@ -68,11 +70,12 @@ def seen(task: Task) -> tuple[Any, ...]:
     return (
         [(each.context, each.continuation) for each in requests(task, task.fewshot_pool[:2], item)],
         task.format.choices(item.values), task.format.gold(item.values), task.output,
-        [each.group for each in task.items], [each.digest for each in task.fewshot_pool], [each.row_id for each in task.items],
+        [each.group for each in task.items], [each.digest for each in task.fewshot_pool],
+        [each.row_id for each in task.items],
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 @pytest.mark.parametrize("option", [*GIVEN, "--labels", "--group", "--shots-from"])
 def test_every_option_changes_a_task_of_every_kind_or_is_refused_by_name(
     option: str, kind: str, tmp_path: Path
@@ -87,18 +90,22 @@ def test_every_option_changes_a_task_of_every_kind_or_is_refused_by_name(
         "--shots-from": {"shots_from": shots},
     }
     plain = seen(opened(kind, tmp_path))
-    if option == "--target" and kind != "table":
-        with pytest.raises(UsageError, match=r"--target is for tables: .*doc_to_target"):
-            opened(kind, tmp_path, **given[option])
-    else:
-        assert seen(opened(kind, tmp_path, **given[option])) != plain
+    assert seen(opened(kind, tmp_path, **given[option])) != plain
 
 
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
+def test_another_column_can_have_the_answer(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"asks for \{nope\}.*Columns:"):
+        opened(kind, tmp_path, target="nope")
+    if kind == "table":
+        assert opened(kind, tmp_path, target="answer").format.choices({}) == ("no", "yes")
+
+
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 def test_a_description_is_literal_and_stands_before_everything(kind: str, tmp_path: Path) -> None:
     task = opened(kind, tmp_path, description="{{q}} text. ")
     plain = opened(kind, tmp_path)
-    own = plain.format.opening(task.items[0].values)
+    own = plain.format.description
     asked, before = (requests(each, each.fewshot_pool[:1], each.items[0])[0].context for each in (task, plain))
     assert asked == "{{q}} text. " + before.removeprefix(own)
     assert requests(opened(kind, tmp_path, description=""), [], task.items[0])[0].context == (
@@ -106,7 +113,7 @@ def test_a_description_is_literal_and_stands_before_everything(kind: str, tmp_pa
     )
 
 
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 def test_a_separator_stands_between_shots(kind: str, tmp_path: Path) -> None:
     asked = [
         requests(each, each.fewshot_pool[:2], each.items[0])[0].context
@@ -116,18 +123,7 @@ def test_a_separator_stands_between_shots(kind: str, tmp_path: Path) -> None:
     assert asked[0].replace("\n##\n", "\n\n") == asked[1]
 
 
-def test_a_separator_is_where_a_free_answer_ends_if_the_file_does_not_say(tmp_path: Path) -> None:
-    free: dict[str, Any] = {
-        "output_type": "generate_until",
-        "doc_to_choice": None,
-        "fewshot_config": {"fewshot_delimiter": "\n--\n"},
-    }
-    (task,) = open_task(file_of(tmp_path, **free), {}, TaskOptions(separator="\n##\n")).values()
-    assert task.generation.until == ("\n##\n",)
-    assert requests(task, task.fewshot_pool[:1], task.items[0])[0].context.count("\n##\n") == 1
-
-
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 def test_words_for_choices_stand_in_questions_and_shots_and_the_right_one_stays(kind: str, tmp_path: Path) -> None:
     names = {"table": "01", "file": ("no", "yes")}.get(kind, ("negative", "positive"))
     task, plain = opened(kind, tmp_path, labels=(f"{names[0]}=bad", f"{names[1]}=good")), opened(kind, tmp_path)
@@ -141,7 +137,7 @@ def test_words_for_choices_stand_in_questions_and_shots_and_the_right_one_stays(
     assert [each.continuation for each in requests(task, [], task.items[0])] == [" bad", " good"]
 
 
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 def test_free_asks_for_the_right_choices_text(kind: str, tmp_path: Path) -> None:
     task, plain = opened(kind, tmp_path, generate=True), opened(kind, tmp_path)
     for item in task.items[:4]:
@@ -149,12 +145,11 @@ def test_free_asks_for_the_right_choices_text(kind: str, tmp_path: Path) -> None
         assert task.format.gold(item.values) == choice
     asked = [requests(each, each.fewshot_pool[:2], each.items[0]) for each in (task, plain)]
     assert [(each.context, each.continuation) for each in asked[0]] == [(asked[1][0].context, "")]
-    assert (task.output, task.generation.until, task.metrics[0].name) == ("generate_until", ("\n",), "exact_match")
-    assert [name for name, _ in task.filters[0].steps] == ["remove_whitespace", "take_first"]
+    assert (task.output, task.generation.until, task.scorers[0].name) == ("generate_until", ("\n",), "exact")
 
 
 def test_spaces_around_a_choice_do_not_count_when_the_model_writes_it(tmp_path: Path) -> None:
-    path = file_of(tmp_path, doc_to_choice=[" no", " yes"], target_delimiter="")
+    path = file_of(tmp_path, choices=[" no", " yes"], template="Q {q}\nA:{output}")
     (task,) = open_task(path, {}, TaskOptions(generate=True)).values()
     assert [task.format.gold(item.values) for item in task.items[:2]] == ["no", "yes"]
     rows = [{"text": f"{n}", "label": f"{n} "} for n in range(6)]
@@ -164,12 +159,7 @@ def test_spaces_around_a_choice_do_not_count_when_the_model_writes_it(tmp_path: 
     assert table.format.gold(rows[3]) == "3"
 
 
-def test_several_right_choices_are_several_right_texts(tmp_path: Path) -> None:
-    (task,) = open_task(file_of(tmp_path, doc_to_target="{{[0, 1]}}"), {}, TaskOptions(generate=True)).values()
-    assert task.format.gold(task.items[0].values) == ["no", "yes"]
-
-
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 def test_groups_are_of_items_and_shots(kind: str, tmp_path: Path) -> None:
     column = "topic" if kind in ("table", "file") else "source"
     task = opened(kind, tmp_path, group=column)
@@ -178,7 +168,7 @@ def test_groups_are_of_items_and_shots(kind: str, tmp_path: Path) -> None:
         opened(kind, tmp_path, group=f"{column}s")
 
 
-@pytest.mark.parametrize("kind", ["table", "shipped", "file", "template"])
+@pytest.mark.parametrize("kind", ["table", "builtin", "file", "template"])
 def test_shots_from_a_file_are_the_pool_and_all_rows_are_scored(kind: str, tmp_path: Path) -> None:
     shots = lines(tmp_path, "other.jsonl", [OTHER_SHOTS[kind]])
     column = "topic" if kind in ("table", "file") else "source"
@@ -187,7 +177,7 @@ def test_shots_from_a_file_are_the_pool_and_all_rows_are_scored(kind: str, tmp_p
     assert [shot.group for shot in task.fewshot_pool] == [str(OTHER_SHOTS[kind][column])]
     assert len(task.items) == (20 if kind in ("table", "file") else 2669)
     bare = lines(tmp_path, "bare.jsonl", [{"other": 1}])
-    with pytest.raises(UsageError, match=r"bare\.jsonl.*There is: other"):
+    with pytest.raises(UsageError, match=r"bare\.jsonl.*Columns: other"):
         opened(kind, tmp_path, shots_from=bare)
 
 
@@ -203,22 +193,14 @@ def test_the_scored_file_of_a_task_is_no_file_of_shots(tmp_path: Path) -> None:
         open_task(file_of(tmp_path), {}, TaskOptions(shots_from=tmp_path / "." / "rows.jsonl"))
 
 
-EACH_A_QUESTION = {"doc_to_text": "a", "doc_to_choice": ["x", "y"], "doc_to_target": "q"}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"doc_to_choice": "{{[q, topic]}}"}, {"labels": ("a", "b")}, "differ from item to item, and --labels"),
+    ({"choices": "own"}, {"labels": ("no", "yes")}, "differ from item to item, and --labels"),
     ({}, {"labels": ("no=bad",)}, "--labels does not name 'yes', a choice of t"),
     ({}, {"labels": ("no", "yess=good")}, "--labels: 'yess' does not occur in the choices of t"),
     ({}, {"labels": ("no=x", "yes=x")}, "the same word for two labels"),
-    ({"fewshot_config": {"doc_to_choice": ["nein", "ja"]}}, {"labels": ("no", "yes=x")}, "have choices of their own"),
-    (EACH_A_QUESTION, {"labels": ("x=a", "y=b")}, "--labels: the choices of t are whole questions"),
-    (EACH_A_QUESTION, {"free": True}, "--generate: the choices of t are whole questions"),
-    ({"output_type": "generate_until"}, {"labels": ("no", "yes=x")}, "--labels: t has no choices"),
-    ({"output_type": "loglikelihood"}, {"labels": ("no", "yes=x")}, "--labels: t has no choices"),
-    ({"output_type": "loglikelihood_rolling"}, {"free": True}, "--generate does not apply to it"),
-    ({"output_type": "loglikelihood_rolling"}, {"separator": "x"}, "--separator does not apply to it"),
-    ({"output_type": "loglikelihood_rolling"}, {"description": "x"}, "--description does not apply to it"),
-    ({"output_type": "loglikelihood_rolling"}, {"labels": ("no",)}, "--labels does not apply to it"),
-    ({"output_type": "loglikelihood_rolling"}, {"shots_from": Path("x")}, "x: cannot be read"),
+    ({"generate": True}, {"labels": ("no", "yes=x")}, "--labels: in t the model writes its answer"),
+    ({}, {"max_tokens": 3}, "--max-tokens: the model writes no answer here. Add --generate"),
+    ({}, {"shots_from": Path("x")}, "x: cannot be read"),
 ]  # fmt: skip
 
 
@@ -234,37 +216,7 @@ def test_what_has_no_meaning_for_a_task_is_refused_by_name(
 
 def test_words_for_choices_and_a_free_answer_exclude_each_other_everywhere() -> None:
     with pytest.raises(UsageError, match="--labels names choices, and --generate has none"):
-        TaskOptions("{text}: {label}", labels=("a", "b"), generate=True)
-
-
-@pytest.mark.parametrize("output", ["loglikelihood", "loglikelihood_rolling"])
-def test_a_template_is_refused_where_only_a_text_s_likelihood_is_measured(output: str, tmp_path: Path) -> None:
-    path = file_of(tmp_path, output_type=output, doc_to_choice=None, doc_to_target="answer")
-    with pytest.raises(UsageError, match="--template needs a choice or a generated answer"):
-        open_task(path, {"t": "{q}: {output}"})
-    if output == "loglikelihood":
-        (task,) = open_task(path, {"t": "{q}: {output}"}, TaskOptions(generate=True)).values()
-        assert (task.output, task.format.gold(task.items[1].values)) == ("generate_until", "yes")
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"description": ""}, {"separator": "\n"}, {"labels": ("no", "yes=x")}, {"answer": "a"}, {"free": True},
-        {"group": "topic"}, {"shots_from": Path("pool.jsonl")}, {"skip_invalid": True},
-    ],
-)  # fmt: skip
-def test_nothing_may_change_a_task_that_is_run_as_the_harness_runs_it(given: dict[str, Any], tmp_path: Path) -> None:
-    settings = TaskOptions(**given, compat=True)
-    with pytest.raises(UsageError, match=rf"--compat lm-eval runs .* {settings.given[0]} would change that"):
-        open_task(file_of(tmp_path), {}, settings)
-
-
-def test_the_harness_s_mode_takes_no_template_and_no_table(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--template would change that"):
-        open_task(file_of(tmp_path), {"t": "{q} {output}"}, TaskOptions(compat=True))
-    with pytest.raises(UsageError, match=r"--compat lm-eval runs task files .*rows\.jsonl is a table"):
-        open_task(str(tmp_path / "rows.jsonl"), {"t": "{q} {output}"}, TaskOptions(compat=True))
+        TaskOptions(labels=("a", "b"), generate=True)
 
 
 def test_a_template_over_a_task_keeps_all_right_answers() -> None:
@@ -283,11 +235,11 @@ BAD = [*ROWS[:6], {**ROWS[6], "a": 2}, *ROWS[7:]]
 def test_an_answer_that_is_none_of_the_choices_is_refused_with_its_row_and_the_choices(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         open_task(file_of(tmp_path, BAD), {})
-    assert "t.yaml, test, row 7: the answer 2 is none of the choices: 'no', 'yes'" in str(refused.value)
+    assert "rows.jsonl, row 7: the answer 2 is none of the choices: 'no', 'yes'" in str(refused.value)
     assert "--skip-invalid" in str(refused.value)
-    with pytest.raises(UsageError, match=r"t\.yaml, train, row 1: the answer 2 .* \(2 of 6 rows are affected\)"):
-        open_task(file_of(tmp_path, fewshot_pool=[{**POOL[0], "a": 2}, {**POOL[1], "a": 2}, *POOL[2:]]), {})
-    with pytest.raises(UsageError, match="row 7: it has no answer"):
+    with pytest.raises(UsageError, match=r"pool\.jsonl, row 1: the answer 2 .* \(2 of 6 rows are affected\)"):
+        open_task(file_of(tmp_path, pool=[{**POOL[0], "a": 2}, {**POOL[1], "a": 2}, *POOL[2:]]), {})
+    with pytest.raises(UsageError, match="row 7: there is no 'a'"):
         open_task(file_of(tmp_path, [*ROWS[:6], {**ROWS[6], "a": None}, *ROWS[7:]]), {})
 
 
@@ -300,8 +252,8 @@ def test_rows_whose_answer_is_none_of_the_choices_are_left_out_when_asked_and_co
         "1 of 20 rows are skipped. The first is row 7: the answer 2 is none of the choices: 'no', 'yes'",
         "1 of 7 rows are skipped. The first is row 7: the answer 'maybe' is none of the choices: 'no', 'yes'",
     ]
-    with pytest.raises(UsageError, match=r"row 1: .*'five'.* \(20 of 20 rows are affected\)\. No row would be left"):
-        open_task(file_of(tmp_path, doc_to_target="five"), {}, TaskOptions(skip_invalid=True))
+    with pytest.raises(UsageError, match=r"row 1: .*'q.*0'.* \(20 of 20 rows are affected\)\. No row would be left"):
+        open_task(file_of(tmp_path, target="q"), {}, TaskOptions(skip_invalid=True))
 
 
 def test_broken_lines_of_a_task_file_s_data_are_left_out_when_asked(tmp_path: Path) -> None:
@@ -315,51 +267,18 @@ def test_broken_lines_of_a_task_file_s_data_are_left_out_when_asked(tmp_path: Pa
     assert ["line 21: not JSON" in note for note in task.notes] == [True]
 
 
-def test_the_harness_s_mode_scores_such_rows_and_tells_how_many(tmp_path: Path) -> None:
-    (task,) = open_task(file_of(tmp_path, BAD), {}, TaskOptions(compat=True)).values()
-    assert len(task.items) == 20
-    assert task.format.gold(task.items[6].values) == -1
-    assert task.warnings[0].startswith("1 of 20 items have an answer that is none of their choices")
-
-
-def test_one_of_several_right_answers_is_enough(tmp_path: Path) -> None:
-    (task,) = open_task(file_of(tmp_path, doc_to_target="{{[1, 7]}}"), {}).values()
-    assert len(task.items) == 20
-
-
-def test_shots_whose_answer_is_made_otherwise_need_be_none_of_the_choices(tmp_path: Path) -> None:
-    config = {"doc_to_target": "{{'think: ' ~ q}}"}
-    (task,) = open_task(
-        file_of(tmp_path, fewshot_pool=[{"q": "x", "topic": 1, "a": None}], fewshot_config=config), {}
-    ).values()
-    assert task.format.example(task.fewshot_pool[0].values) == "Q x\nA: think: x\n\n"
-
-
 @pytest.mark.parametrize("kind", ["table", "file"])
 def test_what_one_of_several_templates_cannot_ask_none_of_them_does(kind: str, tmp_path: Path) -> None:
     rows = [{**row, "topic": None if n % 5 == 3 else row["topic"]} for n, row in enumerate(ROWS)]
     name = file_of(tmp_path, rows, description="") if kind == "file" else str(lines(tmp_path, "r.jsonl", rows))
     templates = {"plain": "{q}: {output}", "wide": "{q} on {topic}: {output}"}
-    answer = {"answer": "a"} if kind == "table" else {}
+    answer = {"target": "a"} if kind == "table" else {}
     with pytest.raises(UsageError, match=r"row 4: there is no 'topic', which the template asks for \("):
         open_task(name, templates, TaskOptions(**answer, hold_back=False))  # type: ignore[arg-type]
     plain, wide = open_task(name, templates, TaskOptions(**answer, skip_invalid=True)).values()  # type: ignore[arg-type]
-    for one, other in ((plain.items, wide.items), (plain.pool, wide.pool)):
+    for one, other in ((plain.items, wide.items), (plain.fewshot_pool, wide.fewshot_pool)):
         assert [item.row_id for item in one] == [item.row_id for item in other]
     scored = {item.row_id for item in plain.items}
-    assert scored.isdisjoint(item.row_id for item in plain.pool)
+    assert scored.isdisjoint(item.row_id for item in plain.fewshot_pool)
     assert all(item.index % 5 != 3 for item in plain.items)
-    assert len(plain.items) + len(plain.pool) == (16 if kind == "table" else 16 + 6)
-
-
-def test_a_template_s_shots_are_checked_even_where_the_file_s_own_need_no_choice(tmp_path: Path) -> None:
-    pool = [{"q": "x", "topic": 1, "a": None}]
-    path = file_of(tmp_path, fewshot_pool=pool, fewshot_config={"doc_to_target": "{{'think: ' ~ q}}"})
-    with pytest.raises(UsageError, match="train, row 1: it has no answer"):
-        open_task(path, {"t": "{q}: {output}"})
-
-
-def test_shots_that_cannot_be_rendered_are_told_in_the_harness_s_mode_too(tmp_path: Path) -> None:
-    path = file_of(tmp_path, fewshot_pool=[{"other": 1}])
-    with pytest.raises(UsageError, match=r"t\.yaml, train, row 1: .*There is: other$"):
-        open_task(path, {}, TaskOptions(compat=True))
+    assert len(plain.items) + len(plain.fewshot_pool) == (16 if kind == "table" else 16 + 6)

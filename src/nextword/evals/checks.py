@@ -28,7 +28,7 @@ def valid_items(
         note = f"{file}: {len(invalid)} of {len(items)} rows are skipped. The first is {first}"
         return tuple(item for item in items if item.row_id not in invalid), (note,)
     many = f" ({len(invalid)} of {len(items)} rows are affected)" if len(invalid) > 1 else ""
-    fix = "No row would be left" if len(invalid) == len(items) else "Fix the rows, or skip them with --skip-bad"
+    fix = "No row would be left" if len(invalid) == len(items) else "Fix the rows, or skip them with --skip-invalid"
     raise UsageError(f"{file}, {first}{many}. {fix}")
 
 

@@ -29,10 +29,10 @@ class Rows:
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def read_rows(path: Path, skip_bad: bool = False) -> Rows:
+def read_rows(path: Path, skip_invalid: bool = False) -> Rows:
     """All rows of a file. Raises UsageError for a file that cannot be read, is empty, or has a broken row.
 
-    With `skip_bad` broken rows are left out and told in the result.
+    With `skip_invalid` broken rows are left out and told in the result.
     """
     try:
         size = path.stat().st_size
@@ -46,9 +46,9 @@ def read_rows(path: Path, skip_bad: bool = False) -> Rows:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text (byte {error.start}). Convert it first") from None
     broken = tuple(f"{path}, line {line}: {fault}" for line, fault in found if isinstance(fault, str))
-    if broken and not skip_bad:
+    if broken and not skip_invalid:
         more = f" ({len(broken)} such rows)" if len(broken) > 1 else ""
-        raise UsageError(f"{broken[0]}{more}. Fix it, or skip such rows with --skip-bad")
+        raise UsageError(f"{broken[0]}{more}. Fix it, or skip such rows with --skip-invalid")
     rows = tuple(row for _, row in found if not isinstance(row, str))
     if not rows:
         raise UsageError(f"{path}: holds no rows")

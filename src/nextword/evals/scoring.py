@@ -12,7 +12,7 @@ from ..text import Tokenizer
 from .task import Encoded, Ids, Likelihood, LogprobRequest
 
 CONTINUATIONS = 64  # of a request, so that answers come before all of very many have been read
-STRETCH, APART = 256, 16  # of sorted requests; neighbours among them are not read in the same step
+_STRETCH, _APART = 256, 16  # of sorted requests; neighbours among them are not read in the same step
 
 
 def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str], list[int]] | None = None) -> Encoded:
@@ -46,20 +46,6 @@ def begun(tokens: Sequence[int], tokenizer: Tokenizer) -> Ids:
     return (tokenizer.bos_id, *tokens)
 
 
-def windows(tokens: Sequence[int], start: int, context: int) -> list[Encoded]:
-    """A text of any length as pieces that fit `context`, each token predicted once and from as much as fits.
-
-    The first is predicted from `start` alone; each later piece sees, besides its own tokens, those before it.
-    """
-    first = tuple(tokens[:context])
-    pieces = [Encoded((start,), first)] if first else []
-    for begin in range(len(first), len(tokens), context):
-        piece = tuple(tokens[begin : begin + context])
-        before = tuple(tokens[begin + len(piece) - context - 1 : begin])
-        pieces.append(Encoded(before, piece))
-    return pieces
-
-
 def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
     """One for each context, with what is asked behind it, in the order in which they are to run.
 
@@ -73,8 +59,8 @@ def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
         continuations = tuple(continuation for _, continuation in pairs)
         for start in range(0, len(continuations), CONTINUATIONS):
             requests.append(ScoreRequest(context, continuations[start : start + CONTINUATIONS]))
-    stretches = (requests[start : start + STRETCH] for start in range(0, len(requests), STRETCH))
-    return [request for stretch in stretches for first in range(APART) for request in stretch[first::APART]]
+    stretches = (requests[start : start + _STRETCH] for start in range(0, len(requests), _STRETCH))
+    return [request for stretch in stretches for first in range(_APART) for request in stretch[first::_APART]]
 
 
 def likelihood(score: Score) -> Likelihood:

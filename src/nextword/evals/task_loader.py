@@ -243,10 +243,11 @@ def load_task(spec: TaskSpec, options: TaskOptions) -> Task:
     """
     spec = _overridden(spec, options)
     data = read_rows(spec.data, options.skip_invalid)
+    _check_group(spec.group, data.rows, spec.data)
     shots = None if spec.fewshot_data is None else _shot_rows(spec.fewshot_data, spec.data, options.skip_invalid)
     format = _format(spec, options, data, shots)
-    items = _items("test", data.rows, spec, spec.data)
-    pool = () if shots is None else _items("shots", shots.rows, spec, spec.fewshot_data)
+    items = _items("test", data.rows, spec.group)
+    pool = () if shots is None else _items("shots", shots.rows, spec.group)
     kept = _reserved(items, options.seed) if shots is None and options.hold_back else set()
     items, notes = valid_items(format, items, str(spec.data), options.skip_invalid)
     notes, warnings = (*data.broken, *notes), list[str]()
@@ -298,19 +299,21 @@ def _shot_rows(path: Path, scored: Path, skip_invalid: bool) -> Rows:
     return read_rows(path, skip_invalid)
 
 
-def _items(split: str, rows: Sequence[Row], spec: TaskSpec, path: Path | None) -> tuple[Item, ...]:
+def _items(split: str, rows: Sequence[Row], group: str | None) -> tuple[Item, ...]:
     """Rows as items; those with the same value in the group's column are not independent."""
-    group = spec.group
+    return tuple(
+        Item(split, index, row, text_of(row[group]) if group is not None and group in row else None, digest)
+        for index, (row, digest) in enumerate(zip(rows, row_digests(rows), strict=True))
+    )
+
+
+def _check_group(group: str | None, rows: Sequence[Row], path: Path) -> None:
     lacking = next((row for row in rows if group is not None and group not in row), None)
     if lacking is not None:
         raise UsageError(
             f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)} Columns:"
             f" {', '.join(lacking)}"
         )
-    return tuple(
-        Item(split, index, row, None if group is None else text_of(row[group]), digest)
-        for index, (row, digest) in enumerate(zip(rows, row_digests(rows), strict=True))
-    )
 
 
 def _reserved(items: Sequence[Item], seed: int) -> set[tuple[str, int]]:
