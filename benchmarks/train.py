@@ -45,9 +45,9 @@ def nextword_step(kind: str, precision: str, rows: int = ROWS) -> Callable[[int]
     import torch
 
     from nextword.plan import RunConfig
-    from nextword.plan.design import recurrent_for
+    from nextword.plan.shape_search import recurrent_for
     from nextword.spec import ModelSpec
-    from nextword.train.module import Placed, Training, new_model
+    from nextword.train.loss_module import Placed, Training, new_model
     from nextword.train.optimizers import make_optimizer
 
     if kind == "transformer":
@@ -173,7 +173,7 @@ def make(name: str) -> tuple[Callable[[int], float], float, int]:
         return nextword_step("transformer", precision), 6 * (matrices + gated) + attention, ROWS
     if name in RECURRENT:
         from nextword.plan import flops
-        from nextword.plan.design import recurrent_for
+        from nextword.plan.shape_search import recurrent_for
 
         return nextword_step(name, "fp32", 8), flops(recurrent_for(5.8e6, name, VOCABULARY, CONTEXT)).per_token, 8  # type: ignore[arg-type]
     if name == "nanoGPT":

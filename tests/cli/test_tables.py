@@ -19,6 +19,7 @@ import nextword
 from nextword.cli import _console, main
 from nextword.cli._table import FittingTable
 from nextword.cli.plan_tables import plain_table
+from nextword.train import planning, timing
 
 WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
@@ -29,7 +30,7 @@ FORM = ("--template", "{text}: {label}")
 # What prints a table: its command line, and the functions whose tables it shows
 VERBS = {
     "the list of models": (("models", "list"), {"models._print_list"}),
-    "a model's card": (("models", "show", "{model}", "--tensors"),
+    "a model's card": (("models", "info", "{model}", "--tensors"),
                        {"_model_card._parts_table", "_model_card._kinds_table", "_model_card._tensor_table"}),
     "a deployment": (("plan", "deploy", "deepseek-v3", "--device", "h100"),
                      {"plan_deploy._print", "plan_tables.parts_table"}),
@@ -71,7 +72,6 @@ REACHED: list[tuple[str, int, Any]] = []  # file, line and table of each call of
 def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: Path) -> Iterator[dict[str, str]]:
     """What the verbs' arguments stand for; two runs are trained, a machine is measured once."""
     from nextword.plan import fitting
-    from nextword.train import launch, probe
 
     root = tmp_path_factory.mktemp("tables")
     draw, text = random.Random(0), root / "text.txt"
@@ -81,8 +81,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
     (root / "b.txt").write_text("Is it good? {text}\nAnswer: {label}\n")
     runs = {"run": root / "runs" / "a-transformer-with-a-long-name", "other": root / "runs" / "an-lstm"}
     with pytest.MonkeyPatch.context() as patch:
-        measured = cache(lambda *given: probe.time_steps(*given, seconds=0.2))  # the same at every width
-        patch.setattr(launch, "time_steps", lambda *given, **_: measured(*given))
+        measured = cache(lambda *given: timing.time_steps(*given, seconds=0.2))  # the same at every width
+        patch.setattr(planning, "time_steps", lambda *given, **_: measured(*given))
         for name, value in (("CACHE", root / "cache"), ("LEDGER", root / "ledger.jsonl"), ("STORE", root / "store")):
             patch.setenv(f"NEXTWORD_{name}", str(value))
         for (_, folder), kind in zip(runs.items(), ("transformer", "lstm"), strict=True):

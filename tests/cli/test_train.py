@@ -28,10 +28,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_folders(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from nextword.train import launch, probe
+    from nextword.train import planning, timing
 
     # what a step takes here need not be known as well as for a run of hours
-    monkeypatch.setattr(launch, "time_steps", partial(probe.time_steps, seconds=0.2))
+    monkeypatch.setattr(planning, "time_steps", partial(timing.time_steps, seconds=0.2))
     monkeypatch.setenv("NEXTWORD_CACHE", str(cache))
     monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.chdir(tmp_path)
@@ -280,15 +280,15 @@ def files_under(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def half(text: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run that stopped after half its steps, beside `whole`, which did not."""
-    from nextword.train import session as sessions
-    from nextword.train.launch import Budget
+    from nextword.train import pipeline
+    from nextword.train.planning import Budget
 
     for name, until in (("whole", None), ("half", 6)):
-        request = sessions.Request(
+        request = pipeline.Request(
             (str(text),), Budget(), count=20e3, context=16, changes={"batch": 4, "steps": 12}, precision="fp32",
             threads=1, out=tmp_path / name,
         )  # fmt: skip
-        sessions.train(sessions.start(request, cache, print), until=until)
+        pipeline.train(pipeline.start(request, cache, print), until=until)
     assert len(losses(tmp_path / "half")) == 6
     capsys.readouterr()
     return tmp_path / "half"
@@ -337,13 +337,13 @@ def test_a_run_whose_prepared_data_is_gone_goes_on_exactly_with_the_text_given_a
 def test_a_run_has_its_tokenizer_before_its_first_step(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextword.train import session as sessions
+    from nextword.train import pipeline
 
     def first_step(*arguments: object) -> None:
         assert (tmp_path / "run" / "tokenizer.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sessions.Trainer, "_loop", first_step)
+    monkeypatch.setattr(pipeline.Trainer, "_loop", first_step)
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 130
 
 
@@ -378,7 +378,7 @@ def test_what_is_special_about_a_text_is_said_before_training(
 
 def test_progress_is_a_line_now_and_then(tmp_path: Path) -> None:
     from nextword.data import find_sources
-    from nextword.train.session import _Progress
+    from nextword.train.pipeline import _Progress
 
     (tmp_path / "a.txt").write_text("x" * 1_500_000)
     said, now = [], iter([0.0, 1.0, 2.5, 3.0, 4.0, 16.0, 16.1, 17.0])
@@ -393,7 +393,7 @@ def test_the_model_is_as_large_as_the_texts_tokens_allow_and_not_a_constant_numb
     """A token of bytes is a byte, and one of a small vocabulary is two: the text has so many more tokens."""
     from nextword.data import find_sources, measure_bytes_per_token
     from nextword.plan import device, parameters
-    from nextword.train.session import Request, _choose_shape
+    from nextword.train.pipeline import Request, _choose_shape
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopr", k=draw.randint(3, 9))) for _ in range(2000)]
@@ -464,12 +464,11 @@ def test_fine_tuning_tells_the_loss_that_it_began_from(text: Path, capsys: pytes
 def test_a_shortened_run_has_ended_and_is_not_resumed(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextword.train import deadline
-    from nextword.train import session as sessions
+    from nextword.train import deadline, pipeline
 
     monkeypatch.setattr(deadline.Deadline, "cut", lambda self, step, steps, elapsed: (5, 12, 8) if step == 5 else None)
-    options = sessions._options
-    monkeypatch.setattr(sessions, "_options", lambda *given: options(*given) | {"seconds": 60.0})
+    options = pipeline._options
+    monkeypatch.setattr(pipeline, "_options", lambda *given: options(*given) | {"seconds": 60.0})
     code, _, err = run(capsys, "train", str(text), *SMALL, "--out", "run")
     assert code == 0, err
     assert "The run now ends after 8 steps" in " ".join(err.split())

@@ -144,11 +144,11 @@ def test_instruction_sets_and_threads_give_the_same_bits() -> None:
             native.set_threads(threads)
             assert draws() == default
         for level in native.LEVELS:
-            native.limit(level)
+            native.limit_level(level)
             assert draws() == default
     finally:
-        native.limit(None)
-        native.library.loaded().nw_set_threads(native.library._cores())
+        native.limit_level(None)
+        native.bindings.library().nw_set_threads(native.bindings.default_threads())
 
 
 @EVERY_WAY

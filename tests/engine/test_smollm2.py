@@ -103,7 +103,7 @@ def test_without_the_compiled_kernels_torch_computes_the_same_in_float32(
     expected = exact.loaded.model(torch.tensor([ids]))[0]
     greedy = exact.complete(ids, max_tokens=12, temperature=0).ids
     monkeypatch.setattr("nextword.native.available", lambda: False)
-    monkeypatch.setattr("nextword.native.library.available", lambda: False)
+    monkeypatch.setattr("nextword.native.bindings.available", lambda: False)
     plain = nextword.load(str(smollm2_path), device="cpu")
     assert plain.loaded.precision == "float32"
     torch.testing.assert_close(plain.loaded.model(torch.tensor([ids]))[0], expected, atol=1e-4, rtol=0)

@@ -241,7 +241,7 @@ def readable(value: Any, indent: str = "") -> str:
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--print"]:
         if native.available():
-            native.limit("avx2")
+            native.limit_level("avx2")
         print(json.dumps({topic: TOPICS[topic]() for topic in arguments[1:]}))
         return
     for topic, values in computed(*(arguments or TOPICS)).items():

@@ -15,10 +15,10 @@ from nextword.base import UsageError
 from nextword.models import build
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
-from nextword.train.guard import Guard
 from nextword.train.lora import add_adapters, merge_adapters
 from nextword.train.loss import summed_loss
-from nextword.train.module import Placed, Training, new_model
+from nextword.train.loss_guard import Guard
+from nextword.train.loss_module import Placed, Training, new_model
 from nextword.train.optimizers import Lion, make_optimizer, newton_schulz
 from nextword.train.schedules import cosine, learning_rate, warmup_stable_decay
 

@@ -15,9 +15,9 @@ from nextword.base.cores import cores
 from nextword.data import Dataset
 from nextword.plan import Device, RunConfig
 from nextword.spec import ModelSpec
-from nextword.train.launch import Budget, changed, configure
-from nextword.train.probe import StepTime
-from nextword.train.session import Request
+from nextword.train.pipeline import Request
+from nextword.train.planning import Budget, changed, configure
+from nextword.train.timing import StepTime
 from nextword.train.trainer import Options, Trainer
 
 HERE = Device("here", "a CPU", memory=8e9, bandwidth=1e10, peak=1e11, peak_fp32=1e11, runtime=0.0, source="made up")

@@ -17,7 +17,7 @@ from nextword.data import IGNORED, Dataset, TokenStream, Windows
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
 from nextword.train.evaluate import evaluate, heldout_windows, standard_error
-from nextword.train.module import Training, new_model
+from nextword.train.loss_module import Training, new_model
 from nextword.train.trainer import Options, Trainer
 
 SPEC = ModelSpec(kind="transformer", vocabulary=97, width=16, layers=1, context=64, heads=2, kv_heads=2, head_width=8,

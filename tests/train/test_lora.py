@@ -19,10 +19,10 @@ from nextword.models.layers import Linear
 from nextword.plan import RunConfig, Training, flops
 from nextword.plan.training import training_memory
 from nextword.spec import ModelSpec
-from nextword.train import checkpoint, module
+from nextword.train import checkpoint, loss_module
 from nextword.train.evaluate import MOST, evaluate, heldout_windows
 from nextword.train.lora import LoRALinear, add_adapters, merge_adapters
-from nextword.train.module import Placed, new_model
+from nextword.train.loss_module import Placed, new_model
 from nextword.train.trainer import Options, Trainer
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def kept() -> Iterator[dict[int, torch.Tensor]]:
 def test_the_plans_memory_of_adapters_is_what_a_step_keeps(precision: str, kept: dict[int, torch.Tensor]) -> None:
     model, rows = adapted(), 8
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    module.Training(model, precision)(batch(rows))
+    loss_module.Training(model, precision)(batch(rows))
     found = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
     setup = Training(batch=rows, context=64, precision=precision, lora=4, base="fp32", fused=native.available())  # type: ignore[arg-type]
     planned = training_memory(SPEC, setup)
@@ -95,7 +95,7 @@ def test_the_plans_memory_of_adapters_is_what_a_step_keeps(precision: str, kept:
 
 def test_no_gradient_is_made_of_a_frozen_head(kept: dict[int, torch.Tensor]) -> None:
     model = adapted()
-    module.Training(model)(batch())
+    loss_module.Training(model)(batch())
     head = SPEC.vocabulary, SPEC.width
     assert not any(tuple(t.shape) == head and not t.is_leaf for t in kept.values())
     assert all(t is model.head.weight for t in kept.values() if tuple(t.shape) == head)
@@ -103,7 +103,7 @@ def test_no_gradient_is_made_of_a_frozen_head(kept: dict[int, torch.Tensor]) -> 
 
 def test_an_evaluation_keeps_nothing(kept: dict[int, torch.Tensor]) -> None:
     with torch.no_grad():
-        module.Training(new_model(replace(RUN, lora=0)))(batch())
+        loss_module.Training(new_model(replace(RUN, lora=0)))(batch())
     assert not kept
 
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_several_files_is_the_model_again(tmp_path: Path, monkey
 
 def loss(model: nn.Module, precision: str) -> float:
     with torch.no_grad():
-        return float(module.Training(model, precision)(batch(32))) / (32 * 64)
+        return float(loss_module.Training(model, precision)(batch(32))) / (32 * 64)
 
 
 def test_in_16_bits_what_adapters_add_is_not_rounded_away() -> None:
@@ -159,6 +159,6 @@ def test_the_held_out_loss_of_a_run_is_of_the_merged_model(data: Dataset, tmp_pa
     assert not any(isinstance(part, LoRALinear) for part in outcome.model.modules())
     assert outcome.heldout is not None
     windows = heldout_windows(data.heldout, run, MOST)
-    written = evaluate(module.Training(outcome.model, "amp"), windows, run.micro_batch, CPU)
+    written = evaluate(loss_module.Training(outcome.model, "amp"), windows, run.micro_batch, CPU)
     assert outcome.heldout.nats_per_token == written.nats_per_token
     assert math.isfinite(written.nats_per_token)

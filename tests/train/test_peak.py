@@ -13,7 +13,7 @@ import torch
 from nextword import plan
 from nextword.plan import RunConfig, hardware
 from nextword.train import peak as peaks
-from nextword.train import session
+from nextword.train import pipeline
 from nextword.train.peak import Peak, measured_peak
 
 CPU = torch.device("cpu")
@@ -64,9 +64,9 @@ def test_a_run_that_beats_its_peak_has_it_measured_again(
         asked.append(anew)
         return Peak(1e12, precision)
 
-    monkeypatch.setattr(session, "measured_peak", measure)
+    monkeypatch.setattr(pipeline, "measured_peak", measure)
     asking = SimpleNamespace(run=run, device=CPU)
-    found = session._peak(asking, SimpleNamespace(tokens=64, seconds=seconds))  # type: ignore[arg-type]
+    found = pipeline._peak(asking, SimpleNamespace(tokens=64, seconds=seconds))  # type: ignore[arg-type]
     assert asked == expected
     assert found.what == "amp"
 

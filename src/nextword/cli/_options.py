@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..base import UsageError, check_picture, check_writable, read_regular
+from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 _LARGEST_PROMPT = 64 << 20  # bytes of a prompt's file; a context of a million tokens has 4 MB
 SAMPLING = (
     "top_k",

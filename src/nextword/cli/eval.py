@@ -16,8 +16,10 @@ from ..base import UsageError
 from ..evals.design import Calibrate, ChatTemplate, ChoiceScoring, Design, Overflow, Sampler, ScoringConfig
 from ..evals.scorers import NAMES
 from ..evals.task_loader import TaskOptions, labels_of, open_task, read_templates
+from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
-from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
+from ._options import OUTPUT_FILE, OUTPUT_FOLDER
+from .eval_lm_eval import LM_EVAL_OPTIONS, run_lm_eval
 from .eval_runs import EvalGroup, complete_task, runs
 
 if TYPE_CHECKING:
@@ -82,6 +84,10 @@ class Arguments:
     device: str
     show_seeds: bool
     as_json: bool
+    lm_eval: str | None
+    include_path: Path | None
+    concurrency: int
+    timeout: float
 
     def task_options(self) -> TaskOptions:
         """What is said about rows and prompts, in place of what a task file says."""
@@ -154,6 +160,9 @@ def _choice(literal: Any) -> click.Choice[str]:
 @click.option("--scorer", metavar="NAME", help=f"How generated answers are scored: {', '.join(NAMES)}.")
 @click.option("--max-tokens", type=int, metavar="N", help="Longest generated answer, in tokens.")
 @click.option("--limit", type=int, metavar="N", help="Score a random sample of N items.")
+@click.option("--lm-eval", metavar="TASK,...", help="Run lm-evaluation-harness's tasks, with its own numbers.")
+@click.option("--include-path", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Folder with more task files for --lm-eval.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the cost and one prompt; don't run the model.")
 @click.option("--report", type=OUTPUT_FILE, metavar="FILE.html", help="Write an HTML report.")
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER",
@@ -176,6 +185,10 @@ def _choice(literal: Any) -> click.Choice[str]:
 @click.option("--dtype", default="auto", metavar="TYPE",
               help="Type of the weights: auto (as stored, if fast), float32, ...")  # fmt: skip
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
+@click.option("--concurrency", type=int, default=8, show_default=True, metavar="N",
+              help="Requests under way at a time, for openai:http://host:port/v1#model.")  # fmt: skip
+@click.option("--timeout", type=float, default=120.0, show_default=True, metavar="SECONDS",
+              help="Longest wait for an answer of such a server.")  # fmt: skip
 @click.option("--show-seeds", is_flag=True, help="Also print a row for each few-shot seed and permutation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -200,6 +213,11 @@ def command(click_context: click.Context, /, task: str | None, **options: Any) -
 
         print_list(arguments.as_json)
         return
+    if arguments.lm_eval is not None:
+        run_lm_eval(arguments, click_context.get_parameter_source("seed") is ParameterSource.COMMANDLINE)
+        return
+    if arguments.include_path is not None:
+        raise UsageError("--include-path is only used by --lm-eval. Add --lm-eval TASK, or leave it out")
     if task is None and not arguments.compare:
         raise UsageError("no task given. Name a file or a built-in task; list these with: nextword eval --list")
     from ..evals.store import default_path, opened
@@ -224,15 +242,18 @@ def _evaluate(task: str, store: Store, arguments: Arguments) -> None:
 
         tasks = {name: with_scorer(own, arguments.scorer) for name, own in tasks.items()}
     from ..evals.eval_run import EvalRun
+    from ..evals.openai_client import Connection
     from ..evals.provenance import provenance
     from ..evals.requirements import names_of, read_requirements
+    from ..evals.served import open_model
     from ..evals.store import default_name
     from ..evals.summary import planned, summarise
     from . import eval_display as display
 
     design, scoring = arguments.design(next(iter(tasks.values()))), arguments.scoring()
     names = arguments.models or (DEFAULT_MODEL,)
-    models = [load_model(name, arguments.dtype, arguments.device) for name in names]
+    connection = Connection(arguments.concurrency, arguments.timeout)
+    models = [open_model(name, arguments.dtype, arguments.device, connection) for name in names]
     run = EvalRun(tasks, models, design, scoring, store)
     row_names = names_of([condition.choice for condition in run.conditions()])
     requirements = read_requirements(arguments.require, arguments.at_least, row_names)
@@ -285,6 +306,7 @@ def _check_together(context: click.Context, task: str | None) -> None:
     for option, allowed, why in (
         ("--compare", ("--store", "--json"), "it compares two stored evaluations, and measures nothing"),
         ("--list", ("--json",), "it lists tasks, and measures nothing"),
+        ("--lm-eval", LM_EVAL_OPTIONS, "lm-evaluation-harness runs its tasks by itself"),
     ):
         others = [*[str(task)] * (task is not None), *(name for name in typed if name not in (option, *allowed))]
         if option in typed and others:

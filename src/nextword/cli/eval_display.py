@@ -39,7 +39,7 @@ def run_with_progress(run: EvalRun) -> Collected:
     if not is_terminal(sys.stderr):
         return run.run(costs=costs)
     bar = Progress(
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"), BarColumn(), TimeRemainingColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + costs[0].unit), BarColumn(), TimeRemainingColumn(),
         console=console, transient=True,
     )  # fmt: skip
     with bar:
@@ -61,8 +61,8 @@ def _cost_line(model: str, cost: Cost, run: EvalRun) -> str:
     took = f", {'up to' * bool(cost.generated) or 'about'} {units.format_seconds(cost.seconds)}" if cost.seconds else ""
     context = f" of {cost.context:,}" if cost.context is not None else ""
     return (
-        f"{model}: {len(run.items):,} items, {cost.requests:,} requests{stored}; {cost.tokens:,} tokens to read"
-        f"{shared}{generates}{took}; longest prompt {cost.longest:,}{context} tokens"
+        f"{model}: {len(run.items):,} items, {cost.requests:,} requests{stored}; {cost.tokens:,} {cost.unit} to read"
+        f"{shared}{generates}{took}; longest prompt {cost.longest:,}{context} {cost.unit}"
     )
 
 
@@ -138,7 +138,8 @@ def print_provenance(made: Provenance) -> None:
     if made.command is not None:
         table.add_row("command", made.command)
     for model in made.models:
-        table.add_row("model", f"{model.name}, {model.precision} on {model.device}, SHA-256 {model.weights[:16]}...")
+        weights = f"SHA-256 {model.weights[:16]}..." if model.weights else model.file
+        table.add_row("model", f"{model.name}, {model.precision} on {model.device}, {weights}")
     output().print()
     output().print(table)
 

@@ -17,11 +17,12 @@ _SECTIONS = {  # the options of `eval` as its help groups them; those in no sect
     "Task and prompts": ("models", "shots", "templates", "target", "labels", "generate", "group", "shots_from",
                          "description", "separator", "system", "chat_template", "limit", "skip_invalid", "as_list"),
     "Few-shot examples": ("fewshot_seeds", "permutations", "sampler", "seed", "overflow"),
+    "lm-evaluation-harness": ("lm_eval", "include_path"),
     "Scoring": ("choice_scoring", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
     "Statistics": ("power", "require", "at_least", "show_seeds"),
     "Output": ("dry_run", "report", "out", "as_json"),
     "Store": ("name", "store", "no_store", "compare"),
-    "Model": ("dtype", "device"),
+    "Model": ("dtype", "device", "concurrency", "timeout"),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import click
 
 from ..base import UsageError, units
 from ..base.errors import closest
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from ._options import PICTURE
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ def target(model: str | None, params: float | None, kind: str | None) -> Target:
     return _from_weights(model, path)
 
 
-def _designed(params: float, kind: Kind) -> Target:
-    from ..plan.design import recurrent_for, shape_for
+def _designed(params: float, kind: ModelKind) -> Target:
+    from ..plan.shape_search import recurrent_for, shape_for
 
     spec = shape_for(params) if kind == "transformer" else recurrent_for(params, kind)
     layout = "Llama's layout" if kind == "transformer" else "two layers, head tied"
@@ -180,8 +180,8 @@ def _designed(params: float, kind: Kind) -> Target:
 def _from_json(path: Path) -> Target:
     """A Hugging Face config.json, a run's configuration of nextword, or a ModelSpec as plain data."""
     from ..plan.configs import spec_from_config, spec_from_dict
-    from ..plan.design import FORMAT, RunConfig
     from ..plan.serving import published_bytes
+    from ..plan.shape_search import FORMAT, RunConfig
     from ..weights.json_file import read_json
 
     if not path.exists() and path.name != "config.json":

@@ -10,7 +10,7 @@ from ..base import units
 from .plan_options import WholeNumber
 
 if TYPE_CHECKING:
-    from ..train.ledger import Entry
+    from ..train.calibration import Entry
 
 
 @click.command(name="verify")
@@ -24,13 +24,15 @@ def command(last: int, as_json: bool) -> None:
     peak are their medians; the loss is corrected by three like runs on the same text and more. nextword runs forget
     takes a run out.
     """
-    from ..train import ledger
+    from ..train import calibration
 
-    here = [entry for entry in ledger.read() if entry.machine == ledger.machine()][-last:]
+    here = [entry for entry in calibration.read() if entry.machine == calibration.machine()][-last:]
     if as_json:
         from ._console import emit_json
 
-        emit_json({"ledger": str(ledger.path()), "runs": [_row(entry) for entry in here], "corrections": _learnt(here)})
+        emit_json(
+            {"ledger": str(calibration.path()), "runs": [_row(entry) for entry in here], "corrections": _learnt(here)}
+        )
         return
     from ._console import messages, output
     from .plan_tables import plain_table
@@ -40,7 +42,7 @@ def command(last: int, as_json: bool) -> None:
         return
     table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by",
                         least=((2,), (1,), (5, 6)))  # fmt: skip
-    for entry, memory, seconds, loss in ledger.errors(here):
+    for entry, memory, seconds, loss in calibration.errors(here):
         table.add_row(
             entry.run.rsplit("/", 1)[-1], units.format_count(entry.parameters), units.format_count(entry.tokens),
             units.format_seconds(entry.measured_seconds), f"{seconds:+.1%}", units.format_bytes(entry.measured_memory),
@@ -70,11 +72,11 @@ def _row(entry: Entry) -> dict[str, object]:
 
 def _learnt(here: list[Entry]) -> list[dict[str, Any]]:
     """What a run like the last one of each text, kind and precision would be corrected by."""
-    from ..train import ledger
+    from ..train import calibration
 
     found = []
     for last in {(entry.kind, entry.precision, entry.data): entry for entry in here}.values():
-        known = ledger.correction(here, last.kind, last.precision, last.data, last.parameters, last.tokens)
+        known = calibration.correction(here, last.kind, last.precision, last.data, last.parameters, last.tokens)
         found.append({
             "kind": last.kind,
             "precision": last.precision,

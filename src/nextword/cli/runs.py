@@ -13,7 +13,7 @@ from ._options import OUTPUT_MODEL, PICTURE
 from .plan_options import STEPS
 
 if TYPE_CHECKING:
-    from ..train.folder import Measured, RunRecord
+    from ..train.run_dir import Measured, RunRecord
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -36,7 +36,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_runs(root: Path, as_json: bool) -> None:
     """The runs in a folder, oldest first."""
-    from ..train.folder import RunRecord, runs_under
+    from ..train.run_dir import RunRecord, runs_under
 
     rows = [_summary(folder, RunRecord.read(folder)) for folder in runs_under(root)]
     if as_json:
@@ -67,7 +67,7 @@ def list_runs(root: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
     """One run: its plan, what it measured, its curve."""
-    from ..train.folder import RunRecord
+    from ..train.run_dir import RunRecord
 
     record = RunRecord.read(run)
     measured = _measured(run, record)
@@ -121,7 +121,7 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     """Several runs side by side: settings that differ, losses, curves."""
-    from ..train.folder import RunRecord, difference
+    from ..train.run_dir import RunRecord, difference
 
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
@@ -205,7 +205,7 @@ def _resume(
     run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, wishes: dict[str, Any]
 ) -> None:
     from ..train.changes import Change
-    from ..train.folder import RunRecord, read_report
+    from ..train.run_dir import RunRecord, read_report
     from ._console import messages
     from .train import emit, finish
 
@@ -217,15 +217,15 @@ def _resume(
         if as_json:
             emit(run, record, ended)
         return
-    from ..train import session as sessions
+    from ..train import pipeline
     from .train_display import Display, print_report
 
-    session = sessions.resume(
+    session = pipeline.resume(
         run, device=device, say=lambda text: messages().print(text, style="dim"), change=change, restart=restart,
         sources=data,
     )  # fmt: skip
     with Display(session) as display:
-        outcome, measured = sessions.train(session, display)
+        outcome, measured = pipeline.train(session, display)
     if session.process.first:
         finish(session, outcome, measured, as_json, print_report)
 
@@ -251,18 +251,18 @@ def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> N
 @click.option("--all", "every", is_flag=True, help="Every run.")
 def forget(run: str | None, every: bool) -> None:
     """Take a run out of the ledger, so that it corrects no plan any more. Its folder stays, or may be gone already."""
-    from ..train import ledger
+    from ..train import calibration
     from ._console import messages
 
     if (run is None) != every:
         raise UsageError("give the folder of a run whose entries the ledger should forget, or --all")
-    count = ledger.forget(run)
-    messages().print(f"{count:,} {'entry' if count == 1 else 'entries'} taken out of {ledger.path()}")
+    count = calibration.forget(run)
+    messages().print(f"{count:,} {'entry' if count == 1 else 'entries'} taken out of {calibration.path()}")
 
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
     from ..plan import parameters
-    from ..train.folder import is_held
+    from ..train.run_dir import is_held
     from ..train.trainer import progress_of
 
     measured, run = _measured(folder, record), record.current
@@ -286,7 +286,7 @@ def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
 
 def _measured(folder: Path, record: RunRecord) -> Measured | None:
     """What the run measured, if it has ended; a report from before it was made longer does not count."""
-    from ..train.folder import read_report
+    from ..train.run_dir import read_report
 
     measured = read_report(folder)
     return measured if record.ended(measured) else None

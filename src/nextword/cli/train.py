@@ -13,8 +13,8 @@ from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, VOCABULARY, duratio
 from .train_options import check_options, options_named, processes
 
 if TYPE_CHECKING:
-    from ..train.folder import Measured, RunRecord
-    from ..train.session import Request, Session
+    from ..train.pipeline import Request, Session
+    from ..train.run_dir import Measured, RunRecord
 
 _CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "dropout", "weight_decay", "clip", "seed",
             "packing", "recompute", "steps")  # fmt: skip
@@ -101,7 +101,7 @@ def command(
 
 
 def _train(request: Request, sample: str | None, tensorboard: bool, dry_run: bool, as_json: bool) -> None:
-    from ..train import session as sessions
+    from ..train import pipeline
     from ..weights.catalogue import cache_folder
     from ._console import messages
     from .train_display import Display, print_plan, print_report
@@ -109,7 +109,7 @@ def _train(request: Request, sample: str | None, tensorboard: bool, dry_run: boo
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
-    session = sessions.start(request, cache_folder(), say)
+    session = pipeline.start(request, cache_folder(), say)
     if session.process.first and not as_json:
         print_plan(session)
     if dry_run:
@@ -118,7 +118,7 @@ def _train(request: Request, sample: str | None, tensorboard: bool, dry_run: boo
         return
     display = Display(session, sample, tensorboard)
     with display:
-        outcome, measured = sessions.train(session, display)
+        outcome, measured = pipeline.train(session, display)
     if not session.process.first:
         return
     finish(session, outcome, measured, as_json, print_report)
@@ -129,7 +129,7 @@ def finish(session: Session, outcome: Any, measured: Any, as_json: bool, print_r
     from ._console import messages
 
     if outcome.interrupted:
-        from ..train.folder import resume_command
+        from ..train.run_dir import resume_command
 
         messages().print(
             f"stopped after step {outcome.steps:,} of {session.run.steps:,}; the model so far is in {session.folder}."
@@ -172,8 +172,8 @@ def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:
 
 
 def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
-    from ..train.launch import Budget, check_batch
-    from ..train.session import Request
+    from ..train.pipeline import Request
+    from ..train.planning import Budget, check_batch
 
     changes = {name: wishes[name] for name in _CHANGES if wishes[name] is not None}
     if wishes["within_documents"]:

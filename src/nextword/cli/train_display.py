@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..train.evaluate import HeldOutLoss
-    from ..train.folder import Measured, Prediction
-    from ..train.session import Session
+    from ..train.pipeline import Session
+    from ..train.run_dir import Measured, Prediction
     from ..train.trainer import Step
 
 _QUIET_SECONDS = 10.0  # between lines where no terminal shows a live one

@@ -25,7 +25,7 @@ from ..text import Tokenizer, tokenizer_from_folder
 from .documents import Document, Faults, Sources, check_encoding, find_sources, read_documents
 from .splitting import FEW, check_share, choose_heldout, hash_of, piece_size, pieces
 from .streams import Segments, TokenStream
-from .tokenizer_training import KINDS, Kind, save_tokenizer, train_tokenizer
+from .tokenizer_training import KINDS, TokenizerKind, save_tokenizer, train_tokenizer
 
 FORMAT = "nextword-data/2"
 _BATCH = 1 << 20  # characters that are tokenized at a time, over all cores
@@ -149,7 +149,7 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
 
 def prepare(
     paths: Sequence[Path | str] | Sources, folder: Path | str, tokenizer: Tokenizer | None = None, *,
-    tokenizer_kind: Kind = "bpe", vocabulary: int = 4096, holdout: float = 0.05, skip_bad: bool = False,
+    tokenizer_kind: TokenizerKind = "bpe", vocabulary: int = 4096, holdout: float = 0.05, skip_bad: bool = False,
     column: str | None = None, encoding: str = "utf-8", progress: Progress | None = None,
 ) -> Dataset:  # fmt: skip
     """Tokenize text into `folder`, or go on with what an interrupted call left there, and return it.
@@ -187,7 +187,7 @@ def prepare(
 
 def prepare_in(
     store: Path, paths: Sequence[Path | str] | Sources, tokenizer: Tokenizer | None = None, *,
-    tokenizer_kind: Kind = "bpe", vocabulary: int = 4096, holdout: float = 0.05, skip_bad: bool = False,
+    tokenizer_kind: TokenizerKind = "bpe", vocabulary: int = 4096, holdout: float = 0.05, skip_bad: bool = False,
     column: str | None = None, encoding: str = "utf-8", progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Dataset:  # fmt: skip
@@ -226,7 +226,7 @@ def prepare_in(
 class _Wishes:
     """What a caller asks for, beside the text."""
 
-    kind: Kind
+    kind: TokenizerKind
     vocabulary: int
     holdout: float
     skip_bad: bool
@@ -359,7 +359,7 @@ def sample(documents: Iterable[Document], size: int, most: int = 0) -> Iterator[
 
 
 def measure_bytes_per_token(
-    sources: Sources, tokenizer: Tokenizer | None = None, kind: Kind = "bpe", vocabulary: int = 4096, *,
+    sources: Sources, tokenizer: Tokenizer | None = None, kind: TokenizerKind = "bpe", vocabulary: int = 4096, *,
     skip_bad: bool = False, column: str | None = None, encoding: str = "utf-8",
 ) -> float:  # fmt: skip
     """UTF-8 bytes a token of the text, on a sample of it: of `tokenizer`, or of one of `kind` made for the sample."""

@@ -11,15 +11,15 @@ from typing import Any, Literal
 from ..base import UsageError, atomic_write
 from ..text import Tokenizer, tokenizer_from_folder
 
-Kind = Literal["bpe", "bytes", "characters"]
-KINDS: tuple[Kind, ...] = ("bpe", "bytes", "characters")
+TokenizerKind = Literal["bpe", "bytes", "characters"]
+KINDS: tuple[TokenizerKind, ...] = ("bpe", "bytes", "characters")
 END, UNKNOWN = "<|endoftext|>", "<|unk|>"  # END has id 0
 _LEAST = 257  # every byte and the end of text
 # Runs of letters with what leads into them, up to three digits, punctuation, line ends: as Llama 3 and GPT-4 cut.
 _SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(texts: Iterable[str], kind: Kind = "bpe", vocabulary: int = 4096) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], kind: TokenizerKind = "bpe", vocabulary: int = 4096) -> Tokenizer:
     """A tokenizer of `kind` with at most `vocabulary` tokens, trained on `texts`; id 0 ends a document.
 
     "bpe": byte-level byte-pair encoding, no text is unknown. "bytes": 256 bytes and the end. "characters": those of

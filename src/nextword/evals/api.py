@@ -20,11 +20,12 @@ from .task_loader import TaskOptions, open_task
 
 if TYPE_CHECKING:
     from ..engine import LanguageModel
+    from .served import ServedModel
 
 
 def evaluate(
     task: str | Path | Task,
-    model: str | LanguageModel | Sequence[str | LanguageModel] = DEFAULT_MODEL,
+    model: str | LanguageModel | ServedModel | Sequence[str | LanguageModel | ServedModel] = DEFAULT_MODEL,
     *,
     shots: Sequence[int] | None = None,
     templates: Mapping[str, str] | None = None,
@@ -35,7 +36,7 @@ def evaluate(
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Measure a task's prompts on one or several models.
+    """Measure a task's prompts on one or several models, also served ones ("openai:http://host:port/v1#name").
 
     `task` is a built-in task's name, a task file, a file of rows (with `templates` by name), or a Task. `options` say
     how rows become a task, in place of what a task file says. `design` says seeds, permutations, limits (`shots`
@@ -45,7 +46,7 @@ def evaluate(
 
     Raises UsageError for what cannot be asked, RunError where the disk is full.
     """
-    from ..engine import LanguageModel, load  # with torch
+    from .served import open_model
 
     wanted = shots if shots is not None else design.shots if design is not None else None
     if isinstance(task, Task):
@@ -57,10 +58,10 @@ def evaluate(
         tasks = {name: with_scorer(own, scorer) for name, own in tasks.items()}
     first = next(iter(tasks.values()))
     plan = replace(design or Design(), shots=tuple(wanted) if wanted is not None else (first.shots,))
-    given = [model] if isinstance(model, str | LanguageModel) else list(model)
+    given = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     if not given:
         raise UsageError("which model? Name at least one")
-    models = [name if isinstance(name, LanguageModel) else load(name) for name in given]
+    models = [open_model(name) if isinstance(name, str) else name for name in given]
     with opened(store) as answers:
         run = EvalRun(tasks, models, plan, scoring or ScoringConfig(), answers)
         collected = run.run(progress)

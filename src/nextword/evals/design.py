@@ -10,7 +10,7 @@ from ..base import UsageError
 from .task import Task
 
 if TYPE_CHECKING:
-    from ..engine import LanguageModel
+    from .served import EvalModel
 
 Overflow = Literal["error", "drop-shots"]
 Sampler = Literal["random", "balanced", "first", "similar"]
@@ -136,7 +136,7 @@ def check_scoring(task: Task, design: Design, config: ScoringConfig) -> None:
         )
 
 
-def check_chat(models: Sequence[LanguageModel], config: ScoringConfig) -> None:
+def check_chat(models: Sequence[EvalModel], config: ScoringConfig) -> None:
     """Raise UsageError for a model that cannot be prompted as a chat."""
     if config.chat == "off":
         return
@@ -145,12 +145,12 @@ def check_chat(models: Sequence[LanguageModel], config: ScoringConfig) -> None:
             raise UsageError(f"{model.name} has no chat template. Use --chat-template off, or another model")
 
 
-def unused_chat_templates(models: Sequence[LanguageModel], config: ScoringConfig) -> tuple[str, ...]:
+def unused_chat_templates(models: Sequence[EvalModel], config: ScoringConfig) -> tuple[str, ...]:
     """Notes on models that have a chat template and are prompted without it."""
     if config.chat != "off":
         return ()
     return tuple(
         f"{model.name} has a chat template but is prompted with raw text; --chat-template both compares the two"
         for model in models
-        if model.tokenizer.chat_template is not None
+        if model.tokenizer.chat_template
     )

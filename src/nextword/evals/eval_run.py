@@ -36,11 +36,12 @@ from .runner import (
     constrained_writings,
     score_choices,
 )
+from .served import runner_for
 from .store import Store
 from .task import Encoded, Likelihood, Task
 
 if TYPE_CHECKING:
-    from ..engine import LanguageModel
+    from .served import EvalModel
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
@@ -51,7 +52,7 @@ class EvalRun:
     def __init__(
         self,
         tasks: Mapping[str, Task],
-        models: Sequence[LanguageModel],
+        models: Sequence[EvalModel],
         design: Design,
         config: ScoringConfig,
         store: Store,
@@ -63,7 +64,7 @@ class EvalRun:
         check_scoring(self.task, design, config)
         check_chat(models, config)
         self.items = scored_items(self.task, design)
-        self.runners = [ModelRunner(model, store) for model in models]
+        self.runners = [runner_for(model, store) for model in models]
         if len({runner.key for runner in self.runners}) < len(models):
             raise UsageError("two of the models are the same and would give the same answers. Name each model once")
         self._prepared: dict[int, Preparation] = {}
@@ -161,6 +162,7 @@ class EvalRun:
             generated=sum(generation.max_tokens for _, generation in to_write),
             longest=max(question.longest for question in preparation.questions),
             context=runner.context,
+            unit=runner.unit,
             seconds=seconds,
             known=len(asked) - unanswered,
             embedded=preparation.embedded,

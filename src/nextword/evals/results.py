@@ -128,6 +128,7 @@ class Cost:
     seconds: float  # s, at speeds measured on this machine; 0 if not measured
     known: int = 0  # requests that the store answers
     embedded: int = 0
+    unit: str = "tokens"  # or characters, of a served model
 
 
 @dataclass(frozen=True)

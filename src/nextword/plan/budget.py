@@ -12,13 +12,13 @@ from ..base import UsageError
 from ..base.units import format_count, format_flops
 from ..spec import ModelSpec
 from .compute import flops
-from .counts import parameters
-from .design import LARGEST, SMALLEST, RunConfig, memory_setup, run_for, shape_for
+from .data_constraints import DataLimited, InferenceAware, best_when_limited, data_limited, inference_aware
 from .figure import Figure, figure
 from .fitting import Interval
 from .hardware import Device
 from .laws import DEFAULT, FlatRegion, Law, Optimum, flat_region, law, optima, optimum
-from .limits import DataLimited, InferenceAware, best_when_limited, data_limited, inference_aware
+from .parameters import parameters
+from .shape_search import LARGEST, SMALLEST, RunConfig, memory_setup, run_for, shape_for
 from .training import Memory, duration, training_memory
 
 FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from ..base.cores import check_threads
 from ..base.fields import Within, check_fields
 from ..spec import Positive
-from .guard import Action
+from .loss_guard import Action
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..base import RunError, open_regular, read_regular
 from .distributed import Process, from_first, total, wait
-from .folder import resume_command
+from .run_dir import resume_command
 
 FORMAT = "nextword-checkpoint/1"
 _STATE = "state.json"

@@ -19,7 +19,7 @@ from ..data import IGNORED, TokenStream, Windows
 from ..data.splitting import FEW
 from ..plan import RunConfig
 from .distributed import Process, total
-from .module import Training, place
+from .loss_module import Training, place
 
 MOST = 200_000  # tokens of the held-out text that are evaluated
 _STRETCH = 4096  # tokens that are taken together where it has more

@@ -8,9 +8,9 @@ from typing import Any
 from ..base import RunError, UsageError
 from ..data import open_dataset
 from . import checkpoint as checkpoints
-from .folder import RunRecord
 from .lora import add_adapters, merge_adapters
-from .module import new_model
+from .loss_module import new_model
+from .run_dir import RunRecord
 
 
 def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "float32", force: bool = False) -> Path:

@@ -15,7 +15,7 @@ from ..base import atomic_write
 from ..base.cores import cores
 from ..plan import Device
 from ..plan import device as plan_device
-from .module import HALF
+from .loss_module import HALF
 
 _FILE = "product-speeds.json"
 _WIDTHS = {"cpu": 2048, "cuda": 8192}  # of the square matrices

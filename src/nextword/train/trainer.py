@@ -23,17 +23,17 @@ from ..data import Dataset, Windows
 from ..plan import RunConfig
 from ..spec import Positive
 from . import checkpoint as checkpoints
-from . import compiling
+from . import compile
 from .changes import Change, Settings
 from .deadline import LATE, Cut, Deadline, last_step_of, place_in_schedule
 from .distributed import choose_device, joined, share, this_process, total
 from .evaluate import MOST, HeldOutLoss, evaluate, heldout_windows
-from .folder import append_line, differences, resume_command, writing
-from .guard import Action, Guard
 from .lora import merge_adapters
+from .loss_guard import Action, Guard
+from .loss_module import Placed, Training, new_model, place, prepare
 from .memory import PeakMemory
-from .module import Placed, Training, new_model, place, prepare
 from .optimizers import make_optimizer
+from .run_dir import append_line, differences, resume_command, writing
 from .schedules import learning_rate
 
 MOST_REWINDS = 5
@@ -170,7 +170,7 @@ class Trainer:
         if run.optimizer == "muon" and run.shard == "fsdp" and world > 1:
             raise UsageError("Muon needs whole matrices; with --shard fsdp use adamw, or use --shard ddp")
         if self.options.compile:
-            compiling.check(self.device, run.precision)
+            compile.check(self.device, run.precision)
 
     def train(self, until: int | None = None) -> Outcome:
         """Train from the newest checkpoint, or from the beginning, to step `until` or the run's end.
@@ -180,7 +180,7 @@ class Trainer:
         with joined(self.process, self.device):
             if not self._restored:
                 self.restore()
-            with compiling.explained() if self.options.compile else nullcontext():
+            with compile.explained() if self.options.compile else nullcontext():
                 return self._loop(until or self.steps)
 
     @property
@@ -242,9 +242,9 @@ class Trainer:
 
     def _build(self, begun: bool = False) -> None:
         run = self.run
-        model = new_model(run) if self._make is None else self._make(begun)
-        prepare(model, run)
+        model: Any = new_model(run) if self._make is None else self._make(begun)
         self.model = model.to(self.device)
+        prepare(self.model, run, self.options.compile)
         self.training: nn.Module = share(Training(self.model, run.precision), run.shard, self.process, self.device)
         self.training.train()
         self.optimizer = make_optimizer(self.model, run)
@@ -459,7 +459,7 @@ class Trainer:
     def _fresh_state(self) -> list[Any]:
         size, model = min(self.run.micro_batch, self.run.batch), self.model
         sizes = [min(size, self.run.batch - start) for start in range(0, self.run.batch, size)]
-        return [model.new_state(rows) for rows in sizes]  # type: ignore[operator]
+        return [model.new_state(rows) for rows in sizes]
 
     def _state_of(self, start: int, size: int) -> Any:
         return None if self.carried is None else self.carried[start // size]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,12 @@ from .curve import curve, legend
 from .data import embedded, embedded_json
 
 if TYPE_CHECKING:
-    from ...engine import LanguageModel
+    from ..served import EvalModel
 
 _ASSETS = Path(__file__).parent
 
 
-def write_report(path: Path, collected: Collected, result: Result, models: dict[str, LanguageModel]) -> None:
+def write_report(path: Path, collected: Collected, result: Result, models: Mapping[str, EvalModel]) -> None:
     """Write the page to `path`; `models` by name turn token ids to text. Raises RunError where that fails."""
     page = report_page(collected, result, models)
     try:
@@ -33,7 +34,7 @@ def write_report(path: Path, collected: Collected, result: Result, models: dict[
         raise RunError(f"{path}: the report could not be written ({error.strerror or error})") from error
 
 
-def report_page(collected: Collected, result: Result, models: dict[str, LanguageModel]) -> str:
+def report_page(collected: Collected, result: Result, models: Mapping[str, EvalModel]) -> str:
     """The page's HTML."""
     data = embedded(collected, models)
     style, script = _asset("page.css"), _asset("examples.js") + _asset("page.js")

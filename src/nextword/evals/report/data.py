@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...engine.pages import common
@@ -14,7 +14,7 @@ from ..results import Answer, Collected, ConditionResult
 from ..task import Ids
 
 if TYPE_CHECKING:
-    from ...engine import LanguageModel
+    from ..served import EvalModel
 
 MOST_NUMBERS = 4_000_000  # on a page, some 5 bytes each; beyond them a sample of the items is shown
 _LEAST = -9999.0  # in place of the logarithm of 0, which JSON cannot hold
@@ -25,7 +25,7 @@ _CHOSEN_BY = {
 }  # fmt: skip
 
 
-def embedded(collected: Collected, models: dict[str, LanguageModel]) -> dict[str, Any]:
+def embedded(collected: Collected, models: Mapping[str, EvalModel]) -> dict[str, Any]:
     """Conditions with their answers, in columns over the same items. `left_out` counts items that found no room."""
     prompts = [_Prompts(result) for result in collected.conditions]
     shown = _shown_items(collected, prompts)
@@ -163,7 +163,7 @@ def _token(text: bytes) -> str | list[int]:
 
 
 def _model(
-    model: LanguageModel, prompts: Sequence[_Prompts], tails: dict[Ids, int], results: Sequence[ConditionResult]
+    model: EvalModel, prompts: Sequence[_Prompts], tails: dict[Ids, int], results: Sequence[ConditionResult]
 ) -> dict[str, Any]:
     """The endings that conditions refer to, each token's text, and which of them no text produces."""
     prefixes = [

@@ -1,0 +1,190 @@
+"""What a training step keeps for its backward pass, in bytes.
+
+`activations` counts the tensors that nextword's own transformer leaves to autograd (a test holds it to torch's
+saved-tensor hooks); mixtures of experts, latent attention and recurrent kinds are estimates, and marked so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..base import UsageError
+from ..spec import ModelSpec
+from .compute import Recompute
+from .figure import Figure, figure
+from .shapes import GATES, expert_layers
+
+Kernel = Literal["flash", "plain"]
+
+_KEPT = "tensors that autograd keeps of nextword's layers"
+_ESTIMATE = "estimate: the layer's matrix products keep their inputs; not measured"
+NORM_BYTES = 4  # norms are computed in float32 whatever the precision
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept between the forward and the backward pass of one micro-batch. `parts` sum to `total`."""
+
+    parts: tuple[Figure, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(part.value for part in self.parts)
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """What nextword's compiled kernels compute: RMSNorms, and what stands beside matrix products in float32."""
+
+    norms: bool
+    products: bool
+
+
+def activations(
+    spec: ModelSpec,
+    batch: int,
+    context: int,
+    *,
+    width_bytes: float = 2,
+    recompute: Recompute = "none",
+    kernel: Kernel = "flash",
+    fused: bool = False,
+    adapted: bool = False,
+) -> Activations:
+    """Bytes kept for `batch` sequences of `context` tokens, without the logits.
+
+    `width_bytes` is 4 in float32 and 2 where matrix products run in a 16-bit type. Recomputation "selective"
+    forms again what costs no weight matrix: norms, rotary positions, the MLP's inner product and the scores a
+    "plain" kernel keeps; "full" keeps each layer's input and forms one layer at a time. `fused` is training with
+    nextword's compiled kernels, on a CPU: in float32 they keep no norm's output, no gated product and no second copy
+    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters beside
+    their matrices, which the kernels for products leave to torch.
+    """
+    if batch < 1 or context < 1:
+        raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")
+    sizes = {"tokens": batch * context, "a": width_bytes}
+    kernels = _Kernels(norms=fused and spec.norm == "rms", products=fused and width_bytes == 4 and not adapted)
+    last = _final_norm(spec, sizes, kernels)
+    if spec.kind != "transformer":
+        return Activations((_recurrent(spec, sizes), *last))
+    if recompute != "full":
+        return Activations((*_layers(spec, sizes, context, recompute, kernel, spec.layers, kernels), *last))
+    kept = {**sizes, "layers": spec.layers, "width": spec.width}
+    a_residual = figure("inputs of the layers", "bytes", "layers * tokens * 4 * width", "Korthikanti et al. 2022, §5; "
+                        "the residual stream is float32", **kept)  # fmt: skip
+    one = Activations(_layers(spec, sizes, context, "none", kernel, 1, kernels)).total
+    again = figure("one layer formed again", "bytes", "one_layer", "the layer whose backward pass runs", one_layer=one)
+    return Activations((a_residual, again, *last))
+
+
+def _layers(
+    spec: ModelSpec, sizes: dict[str, float], context: int, recompute: Recompute, kernel: Kernel, layers: int,
+    fused: _Kernels,
+) -> tuple[Figure, ...]:  # fmt: skip
+    sizes = {**sizes, "layers": layers}
+    lean = recompute == "selective"
+    parts = [
+        *_norms(spec, sizes, lean, fused),
+        *_attention(spec, sizes, context, lean, kernel, fused),
+        *_mlp(spec, sizes, lean, fused),
+    ]
+    return tuple(part for part in parts if part.value)
+
+
+def _swiglu(spec: ModelSpec) -> bool:
+    return spec.mlp == "gated" and spec.activation == "silu" and not spec.mlp_bias and not spec.experts
+
+
+def _norms(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) -> list[Figure]:
+    """Each norm keeps its input in float32; an RMSNorm made of single operations also its normalised form."""
+    norms = {"before": 2, "after": 2, "both": 4}[spec.norm_place]
+    inputs = norms - 1 if spec.parallel else norms  # parallel: both norms before the layer read the same
+    normalised = 0 if lean or spec.norm == "layer" or fused.norms else norms
+    before = spec.norm_place == "before" and not spec.parallel
+    joined = fused.norms and fused.products and before and _swiglu(spec) and not spec.attention_out_bias
+    sizes = {**sizes, "norms": norms, "width": spec.width}
+    formula = "layers * tokens * (4 * (inputs + normalised) * width + 4 * norms)"
+    source = f"{_KEPT}: the input, and its normalised form where the norm is not one fused operation"
+    return [
+        figure("norms", "bytes", formula, source, inputs=inputs, normalised=normalised, **sizes),
+        figure("inputs of the layers' matrices", "bytes", "layers * tokens * kept * a * width", _KEPT,
+               kept=0 if lean or joined else 2, **sizes),
+    ]  # fmt: skip
+
+
+def _attention(
+    spec: ModelSpec, sizes: dict[str, float], context: int, lean: bool, kernel: Kernel, fused: _Kernels
+) -> list[Figure]:
+    if spec.latent:
+        return [_latent(spec, sizes)]
+    heads, kv = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
+    sizes = {**sizes, "q": heads, "kv": kv, "heads": spec.heads}
+    capped = spec.attention_softcap is not None
+    scores_kept = (capped or kernel == "plain") and not lean
+    made = not lean and (spec.qk_norm != "none" or (spec.position == "rotary" and not fused.products))
+    parts = []
+    if scores_kept:  # keys and values copied out to every head, and what softmax leaves
+        parts.append(figure("queries, keys, values", "bytes", "layers * tokens * a * 3 * q", _KEPT, **sizes))
+        # tanh's result (a), the float32 softmax, and its 16-bit copy where products are in 16 bits
+        each = (2 if capped else 1) * sizes["a"] + (4 if sizes["a"] < 4 else 0)
+        formula = "layers * tokens * heads * context * each"
+        parts.append(figure("attention scores", "bytes", formula, _KEPT, context=context, each=each, **sizes))
+    else:
+        parts.append(figure("queries, keys, values", "bytes", "layers * tokens * a * (q + 2 * kv)", _KEPT, **sizes))
+        formula = "layers * tokens * a * turned * (q + kv)"
+        parts.append(figure("turned queries and keys", "bytes", formula, _KEPT, turned=int(made), **sizes))
+        formula = "layers * tokens * 4 * heads"
+        parts.append(figure("softmax sums", "bytes", formula, "flash attention (Dao 2023, 2307.08691)", **sizes))
+    if spec.qk_norm != "none" and not lean:
+        copies = int(not fused.norms) + int(sizes["a"] < 4)  # its normalised form; its input in float32
+        formula = "layers * tokens * (copies * 4 * (q + kv) + 4 * vectors)"
+        vectors = spec.heads + spec.kv_heads if spec.qk_norm == "head" else 2
+        parts.append(figure("query and key norms", "bytes", formula, _KEPT, copies=copies, vectors=vectors, **sizes))
+    parts.append(figure("attention's output", "bytes", "layers * tokens * a * q", _KEPT, **sizes))
+    return parts
+
+
+def _latent(spec: ModelSpec, sizes: dict[str, float]) -> Figure:
+    latent = spec.latent
+    assert latent is not None
+    query = latent.plain_head_width + latent.rope_head_width
+    formula = "layers * tokens * a * (2 * query_rank + 2 * kv_rank + heads * (3 * query + 3 * value))"
+    return figure(
+        "latent attention", "bytes", formula, _ESTIMATE, query_rank=latent.query_rank, kv_rank=latent.kv_rank,
+        heads=spec.heads, query=query, value=latent.value_head_width, **sizes,
+    )  # fmt: skip
+
+
+def _mlp(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) -> list[Figure]:
+    up = 2 if spec.mlp == "gated" else 1
+    kept = (
+        up if lean or (fused.products and _swiglu(spec)) else 2 * up
+    )  # plain: up and its activation; gated: gate and up, silu(gate), their product
+    mixed = min(expert_layers(spec), sizes["layers"])
+    dense = {**sizes, "layers": sizes["layers"] - mixed, "kept": kept, "inner": spec.mlp_width}
+    parts = [figure("MLP", "bytes", "layers * tokens * a * kept * inner", _KEPT, **dense)]
+    if spec.experts and mixed:
+        experts = spec.experts
+        inner = experts.active * experts.width + experts.shared * (experts.shared_width or experts.width)
+        formula = "layers * tokens * (a * (kept * inner + 2 * active * width) + 4 * experts)"
+        inputs = {**dense, "layers": mixed, "inner": inner, "active": experts.active, "width": spec.width}
+        parts.append(figure("experts", "bytes", formula, _ESTIMATE, experts=experts.count, **inputs))
+    return parts
+
+
+def _recurrent(spec: ModelSpec, sizes: dict[str, float]) -> Figure:
+    formula = "layers * tokens * (gates + 2) * width * a"
+    source = "backpropagation through time keeps every step's gates, state and input; estimate"
+    inputs = {"layers": spec.layers, "gates": GATES[spec.kind], "width": spec.width, **sizes}
+    return figure("every time step", "bytes", formula, source, **inputs)
+
+
+def _final_norm(spec: ModelSpec, sizes: dict[str, float], fused: _Kernels) -> tuple[Figure, ...]:
+    if spec.kind != "transformer":
+        return (figure("input of the head", "bytes", "tokens * a * width", _KEPT, width=spec.width, **sizes),)
+    copies = 2 if spec.norm == "rms" and not fused.norms else 1
+    formula = "tokens * (copies * 4 * width + 4 + a * width)"
+    return (
+        figure("last norm and input of the head", "bytes", formula, _KEPT, copies=copies, width=spec.width, **sizes),
+    )

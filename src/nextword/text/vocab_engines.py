@@ -1,0 +1,148 @@
+"""Build engines of the `tokenizers` library from vocabularies: byte-level BPE and SentencePiece kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import Model
+
+
+class PieceType(IntEnum):
+    """What a token is. The numbers are SentencePiece's, which GGUF took over."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class SentencePieceVocab:
+    """A SentencePiece vocabulary and how text is prepared for it."""
+
+    tokens: Sequence[str]
+    scores: Sequence[float]
+    types: Sequence[int]
+    unigram: bool = False
+    prefix_space: bool = True  # a space is put before the text
+    squeezes_spaces: bool = False  # runs of spaces become one; none at the ends
+    charsmap: bytes = b""  # compiled normalization rules
+    merges_by_position: bool = False  # earlier tokens merge first, whatever their scores (Gemma)
+    merges: Sequence[tuple[str, str]] | None = None  # None: what the vocabulary implies
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for what the vocabulary cannot write."""
+        return next(iter(of_type(self.types, PieceType.UNKNOWN)), None)
+
+
+def byte_level_engine(
+    tokens: Sequence[str],
+    merges: Iterable[tuple[str, str]],
+    pre: str,
+    whole_words: bool = False,
+) -> Engine:
+    """A byte-level BPE engine. `pre` names the rule that cuts text before merging."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import decoders, models
+
+    from .pretokenize import pre_tokenizer
+
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    engine = Engine(models.BPE(vocab=vocabulary, merges=list(merges), ignore_merges=whole_words))
+    engine.pre_tokenizer = pre_tokenizer(pre)
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def sentencepiece_engine(pieces: SentencePieceVocab) -> Engine:
+    """A SentencePiece engine: BPE with the merges its scores imply, or unigram."""
+    from tokenizers import Regex, decoders, normalizers
+    from tokenizers import Tokenizer as Engine
+
+    engine = Engine(_unigram(pieces) if pieces.unigram else _bpe(pieces))
+    steps: list[normalizers.Normalizer] = []
+    if pieces.charsmap:
+        steps.append(normalizers.Precompiled(pieces.charsmap))
+    if pieces.squeezes_spaces:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if pieces.prefix_space:
+        steps.append(normalizers.Prepend("\u2581"))
+    steps.append(normalizers.Replace(" ", "\u2581"))
+    engine.normalizer = normalizers.Sequence(steps)
+    decoding: list[decoders.Decoder] = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if pieces.prefix_space:
+        decoding.append(decoders.Strip(content=" ", left=1))
+    engine.decoder = decoders.Sequence(decoding)
+    return engine
+
+
+def add_special(engine: Engine, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Register control tokens, which text never matches, and user-defined ones, which it always does."""
+    from tokenizers import AddedToken
+
+    control = [tokens[id] for id in of_type(types, PieceType.CONTROL) if tokens[id]]
+    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    # Runs of spaces are reached by merging: in prepared text they are ▁, not the spaces of their name.
+    defined = [tokens[id] for id in of_type(types, PieceType.USER_DEFINED) if tokens[id].strip(" \u2581")]
+    engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
+
+
+def of_type(types: Sequence[int], wanted: PieceType) -> list[int]:
+    """Ids of the tokens of a type."""
+    number = int(wanted)  # comparing with an enum's member is ten times slower
+    return [id for id, type in enumerate(types) if type == number]
+
+
+def _bpe(pieces: SentencePieceVocab) -> Model:
+    from tokenizers import models
+
+    vocabulary = {token: id for id, token in enumerate(pieces.tokens)}
+    return models.BPE(
+        vocab=vocabulary,
+        merges=list(pieces.merges) if pieces.merges is not None else implied_merges(pieces),
+        unk_token=None if pieces.unknown is None else pieces.tokens[pieces.unknown],
+        fuse_unk=True,
+        byte_fallback=PieceType.BYTE in pieces.types,
+    )
+
+
+def _unigram(pieces: SentencePieceVocab) -> Model:
+    from tokenizers import models
+
+    return models.Unigram(
+        list(zip(pieces.tokens, pieces.scores, strict=True)),
+        unk_id=pieces.unknown,
+        byte_fallback=PieceType.BYTE in pieces.types,
+    )
+
+
+def implied_merges(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
+    """The merges a SentencePiece BPE vocabulary implies: every cut of a piece into two pieces.
+
+    A piece with a higher score merges first; among the cuts of one piece the longer left half does, as
+    transformers orders them. SentencePieceVocab that text cannot reach (control, byte, unknown) take no part.
+    """
+    ids = sorted(of_type(pieces.types, PieceType.NORMAL) + of_type(pieces.types, PieceType.USER_DEFINED))
+    tokens, scores = pieces.tokens, pieces.scores
+    known = {tokens[id] for id in ids}
+    cuts = [
+        (id, cut)
+        for id in ids
+        for cut in range(len(tokens[id]) - 1, 0, -1)
+        if tokens[id][:cut] in known and tokens[id][cut:] in known
+    ]
+    if not pieces.merges_by_position:
+        cuts.sort(key=lambda at: (-scores[at[0]], -at[1], at[1] - len(tokens[at[0]])))
+    return [(tokens[id][:cut], tokens[id][cut:]) for id, cut in cuts]

@@ -1,0 +1,101 @@
+"""The model as training sees it: tokens and targets in, a summed loss out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..data import Batch
+from ..models import Model
+from ..plan import RunConfig
+from ..spec import ModelSpec
+from .loss import IGNORED, single_losses, summed_loss, summed_loss_of_logits
+
+HALF = {"amp": torch.bfloat16, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
+
+
+def new_model(run: RunConfig) -> Model:
+    """A freshly initialised model of the run; the same numbers for the same seed, whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = models.build(run.model)
+        if run.model.kind == "transformer":
+            _initialise(model, run.model)
+    return model
+
+
+def prepare(model: Model, run: RunConfig, compiled: bool = False) -> None:
+    """Make `model`, on its device and with its adapters, ready to be trained as `run` says, by torch.compile or not."""
+    models.prepare(
+        model, "train", dropout=run.dropout, recompute=run.recompute == "full", autocast=run.precision in HALF,
+        compiled=compiled,
+    )  # fmt: skip
+
+
+def _initialise(model: nn.Module, spec: ModelSpec) -> None:
+    """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 layers) (GPT-2, section 2.3)."""
+    residual = 0.02 / (2 * spec.layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
+            adds = name.endswith(("attention.out.weight", "mlp.down.weight", "mlp.down"))
+            nn.init.normal_(parameter, std=residual if adds else 0.02)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A batch on the device where it is used."""
+
+    inputs: Tensor  # (rows, context)
+    targets: Tensor  # (rows, context)
+    documents: Tensor | None
+
+    @property
+    def counted(self) -> int:
+        """Targets that the loss counts."""
+        return int((self.targets != IGNORED).sum())
+
+    def rows(self, start: int, end: int) -> Placed:
+        """A part of the rows."""
+        documents = None if self.documents is None else self.documents[start:end]
+        return Placed(self.inputs[start:end], self.targets[start:end], documents)
+
+
+def place(batch: Batch, device: torch.device) -> Placed:
+    """A numpy batch as tensors on `device`."""
+
+    def move(values: Any) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    documents = None if batch.documents is None else move(batch.documents)
+    return Placed(move(batch.inputs), move(batch.targets), documents)
+
+
+class Training(nn.Module):
+    """Wraps a model so that its forward pass is the loss: what DDP and FSDP wrap in turn."""
+
+    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
+        super().__init__()
+        self.model = model
+        self.product_type = HALF.get(precision)
+
+    def forward(self, batch: Placed, state: Any = None, each: bool = False) -> Tensor:
+        """Summed loss of a batch in nats, float32 scalar; a state given is moved on in place.
+
+        With `each` the loss of every target instead, flat, 0 where it is ignored, and without gradients.
+        """
+        model: Any = self.model
+        given = {"state": state, "documents": batch.documents}
+        extra = {name: value for name, value in given.items() if value is not None}
+        with torch.autocast(batch.inputs.device.type, dtype=self.product_type, enabled=self.product_type is not None):
+            hidden = model.hidden(batch.inputs, **extra)
+            spec: ModelSpec = model.spec
+            if spec.head_bias or spec.logit_scale or spec.logit_softcap or not isinstance(model.head, nn.Linear):
+                return summed_loss_of_logits(model.logits(hidden), batch.targets, "none" if each else "sum")
+        return (single_losses if each else summed_loss)(hidden, model.head.weight, batch.targets, self.product_type)

@@ -1,0 +1,545 @@
+"""A run that meets damage, a full disk, the guard or its own end, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kill_me import run_of
+from safetensors.numpy import load_file
+
+from full_disk import full_disk
+from nextword.base import RunError
+from nextword.cli import _console, main
+from nextword.data import Dataset
+from nextword.train import calibration, checkpoint, memory
+from nextword.train.changes import Change
+from nextword.train.pipeline import resume, train
+from nextword.train.run_dir import Measured, Prediction, RunRecord, append_line, held, read_report
+from nextword.train.schedules import learning_rate
+from nextword.train.trainer import Silent, Step, Trainer, read_metrics
+
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def _own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nextword.train.pipeline.keep_freed_memory", lambda: None)  # of the tests' own process
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    _console.output.cache_clear()
+    _console.messages.cache_clear()
+
+
+def begin(folder: Path, data: Dataset, kind: str = "gru", every: int = 5, origin: str = "", **changes: Any) -> Path:
+    """The folder of a small run that has not taken a step."""
+    run = replace(run_of(kind, data.vocabulary, STEPS), **changes)
+    guess = Prediction(1e9, 1.0, 1e4, 0.5, 4.0, 3.0, 5.0, 2.0, formula_memory=1e9, law_bits=2.0)
+    options = {"guard": "stop", "keep": 2, "checkpoint_every": every}
+    folder.mkdir(parents=True)
+    RunRecord(
+        run, str(data.folder), data.fingerprint, ("text",), guess, threads=1, device="cpu", peak=1e10, options=options,
+        origin=origin,
+    ).write(folder)  # fmt: skip
+    return folder
+
+
+def go_on(folder: Path, until: int | None = None, **change: Any) -> Measured | None:
+    return train(resume(folder, change=Change(**change)), until=until)[1]
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """The exit code, the output and the last line of the messages."""
+    _console.output.cache_clear()
+    _console.messages.cache_clear()
+    code = main([str(each) for each in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    return code, out, (err.strip().splitlines() or [""])[-1]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(folder) if "loss" in row]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows(folder)}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Of the newest checkpoint, optimizer and all."""
+    file = next(checkpoint.stored(folder / "checkpoints")[-1].glob("*.safetensors"))
+    return {name: array.tobytes() for name, array in load_file(file).items()}
+
+
+def damage(place: Path) -> None:
+    file = next(place.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads((folder / "run.json").read_text())
+    change(data)
+    (folder / "run.json").write_text(json.dumps(data))
+
+
+# ---- damaged checkpoints
+
+
+def test_a_fine_tuned_run_without_a_sound_checkpoint_stops_and_begins_anew_only_by_name(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go_on(begin(tmp_path / "base", data, "transformer"))
+    tuned = begin(tmp_path / "tuned", data, "transformer", origin=str(tmp_path / "base"), seed=8)
+    go_on(tuned)
+    first = losses(tuned)[0]
+    assert first < math.log(data.vocabulary) - 0.2  # it began from what the base had learned
+    (tuned / "report.json").unlink()
+    for place in checkpoint.stored(tuned / "checkpoints"):
+        damage(place)
+    before = content(tuned)
+    code, _, said = command(capsys, "runs", "resume", tuned)
+    assert code == 1
+    assert f"{tuned / 'checkpoints'}: no checkpoint there is sound" in said
+    assert "step-00000010" in said
+    assert "step-00000012" in said
+    assert f"nextword runs resume {tuned} --restart" in said
+    assert content(tuned) == before
+    assert command(capsys, "runs", "resume", tuned, "--restart")[0] == 0
+    assert rows(tuned)[0]["loss"] == first
+    assert len(rows(tuned)) == STEPS
+    kept = {f"before-restart/{name}": each for name, each in before.items() if name.startswith("checkpoints/")}
+    assert kept.items() <= content(tuned).items()
+
+
+def test_a_damaged_newest_checkpoint_is_moved_aside_and_does_not_count_among_those_kept(
+    data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    edit(folder, lambda run: run["options"].update(keep=1))
+    go_on(folder, until=5)
+    later = shutil.copytree(folder / "checkpoints" / "step-00000005", folder / "checkpoints" / "step-00000009")
+    damage(later)
+    go_on(folder, until=7)
+    assert names(folder) == ["damaged-step-00000009", "step-00000007"]
+
+
+@pytest.mark.parametrize("stage", ["_write", "_seal"])
+def test_the_last_sound_checkpoint_stays_until_the_next_one_is_found_whole(
+    stage: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    edit(folder, lambda run: run["options"].update(keep=1))
+    go_on(folder, until=5)
+    before = getattr(checkpoint, stage)
+
+    def cut(*arguments: Any) -> None:
+        before(*arguments)
+        damage(next(each for each in arguments if isinstance(each, Path)))
+
+    monkeypatch.setattr(checkpoint, stage, cut)
+    with pytest.raises(RunError, match="could not be written"):
+        go_on(folder)
+    assert names(folder) == ["step-00000005"]
+
+
+# ---- ended runs
+
+
+def test_resuming_an_ended_run_says_so_and_touches_nothing(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    assert command(capsys, "runs", "resume", folder)[0] == 0
+    before = content(tmp_path)
+    assert "ledger.jsonl" in before
+    for options in ([], ["--guard", "skip"], ["--json"]):
+        code, out, said = command(capsys, "runs", "resume", folder, *options)
+        assert code == 0
+        assert f"{folder} has ended after 12 steps: nothing to do" in said
+    assert json.loads(out)["measured"] == json.loads(before["run/report.json"])["measured"]
+    assert content(tmp_path) == before
+
+
+def test_a_run_is_one_entry_of_the_ledger_however_often_it_ended(data: Dataset, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder)
+    (folder / "report.json").unlink()
+    measured = go_on(folder)
+    assert measured is not None
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
+    (entry,) = calibration.read()
+    assert entry.measured_bits == measured.bits_per_byte
+    calibration.append(replace(entry, run=str(tmp_path / "copy")))
+    calibration.append(replace(entry, id="another"))
+    assert len(calibration.read()) == 3
+
+
+def test_an_ended_run_is_made_longer_with_more_steps(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder)
+    assert command(capsys, "runs", "resume", folder, "--steps", 20)[0] == 0
+    assert sorted(losses(folder)) == list(range(20))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["measured"]["steps"] == 20
+    assert report["predicted"] is None  # it was of 12 steps
+    assert len(calibration.read()) == 1
+    code, _, said = command(capsys, "runs", "resume", folder, "--steps", 20)
+    assert (code, "nothing to do" in said) == (0, True)
+
+
+def test_the_report_of_a_run_of_several_sessions_is_of_all_of_them(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    peaks = iter([3e12, 2e12, 1e12])
+    for until in (4, 9, None):
+        peak = int(next(peaks))
+        monkeypatch.setattr(memory, "resident_peak", lambda peak=peak: peak)
+        measured = go_on(folder, until=until)
+    assert measured is not None
+    assert measured.memory == 3e12
+    assert measured.seconds == pytest.approx(sum(row["seconds"] for row in rows(folder)))
+    assert measured.tokens == sum(row["tokens"] for row in rows(folder))
+    assert measured.train_loss == pytest.approx(sum(losses(folder).values()) / STEPS)
+    (folder / "report.json").unlink()  # killed between its last checkpoint and its report
+    assert replace(go_on(folder), threads=1) == measured  # type: ignore[type-var]
+
+
+# ---- what is changed on resuming
+
+
+def test_a_changed_run_has_the_same_bits_whenever_it_is_resumed_again(data: Dataset, tmp_path: Path) -> None:
+    once, again = begin(tmp_path / "once", data), tmp_path / "again"
+    go_on(once, until=6)
+    shutil.copytree(once, again)
+    change = {"learning_rate_scale": 0.5, "steps": 20, "guard": "skip"}
+    go_on(once, **change)
+    go_on(again, until=8, **change)
+    damage(again / "checkpoints" / "step-00000008")
+    go_on(again, until=9)  # from step 6 once more
+    go_on(again)
+    assert losses(again) == losses(once)
+    assert weights(again) == weights(once)
+    planned = RunRecord.read(once).run
+    for row in rows(once):
+        total, scale = (STEPS, 1.0) if row["step"] < 6 else (20, 0.5)
+        assert row["learning_rate"] == scale * learning_rate(replace(planned, steps=total), row["step"])
+    assert [each.to_dict() for each in RunRecord.read(again).changes] == [{"step": 6, **change}]
+
+
+def test_threads_change_from_the_step_on_from_which_they_were_asked_for(data: Dataset, tmp_path: Path) -> None:
+    class Counting(Silent):
+        def __init__(self) -> None:
+            self.threads: list[int] = []
+
+        def stepped(self, step: Step) -> None:
+            self.threads.append(torch.get_num_threads())
+
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    go_on(folder, until=7, threads=2)
+    for place in checkpoint.stored(folder / "checkpoints")[1:]:
+        damage(place)
+    heard = Counting()
+    train(resume(folder), heard, until=7)
+    assert heard.threads == [2, 2]
+    shutil.rmtree(folder / "checkpoints")
+    heard = Counting()
+    train(resume(folder), heard, until=7)
+    assert heard.threads == [1] * 5 + [2] * 2
+
+
+def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=8)
+    for options, wanted in (
+        (["--steps", 7], "the run is at step 8 already"),
+        (["--learning-rate-scale", "nan"], "give a finite number above 0"),
+        (["--learning-rate-scale", -1], "give a finite number above 0"),
+    ):
+        code, _, said = command(capsys, "runs", "resume", folder, *options)
+        assert (code, wanted in said) == (2, True)
+    assert RunRecord.read(folder).changes == ()
+    assert command(capsys, "runs", "resume", folder, "--steps", 10, "--guard", "skip")[0] == 0
+    assert len(losses(folder)) == 10
+    assert "from step 8 on: --guard skip, --steps 10" in " ".join(command(capsys, "runs", "show", folder)[1].split())
+    shown = json.loads(command(capsys, "runs", "show", folder, "--json")[1])
+    assert shown["changes"] == [{"step": 8, "guard": "skip", "steps": 10}]
+
+
+def test_a_change_asked_for_before_the_step_of_the_same_one_is_in_force_from_there(
+    data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    go_on(folder, until=7, learning_rate_scale=0.5)
+    train(resume(folder, change=Change(learning_rate_scale=0.5), restart=True), until=3)
+    assert [each.step for each in RunRecord.read(folder).changes] == [5, 0]
+    planned = RunRecord.read(folder).run
+    assert [row["learning_rate"] for row in rows(folder)] == [0.5 * learning_rate(planned, step) for step in range(3)]
+
+
+# ---- the guard
+
+
+@pytest.fixture
+def trouble_at_step_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the data whose loss is no number at the planned learning rate, however often it is met."""
+    gradients = Trainer._gradients
+
+    def spoiled(self: Trainer, batch: Any) -> tuple[float, int]:
+        loss, counted = gradients(self, batch)
+        met = self.progress.step + self.progress.skipped == 7 and self.optimizer.param_groups[0]["lr"] > 2e-3
+        return (math.nan if met else loss), counted
+
+    monkeypatch.setattr(Trainer, "_gradients", spoiled)
+
+
+@pytest.mark.usefixtures("trouble_at_step_7")
+@pytest.mark.parametrize("every", [5, 0])
+@pytest.mark.parametrize("way", ["--guard skip", "--guard rewind", "--learning-rate-scale 0.5"])
+def test_each_way_on_that_the_guard_names_leads_past_the_step_where_the_run_stopped(
+    way: str, every: int, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "a run", data, every=every)
+    for _ in range(2):  # it stops where it stopped
+        code, _, said = command(capsys, "runs", "resume", folder)
+        assert code == 1
+        assert "step 7: the loss is nan" in said
+        stopped = rows(folder)[-1]
+        assert (stopped["step"], stopped["action"], stopped["reason"]) == (7, "stop", "the loss is nan")
+        assert math.isnan(stopped["loss"])
+        assert stopped["gradient_norm"] > 0
+    commands = re.findall(r"`nextword ([^`]*)`", said)
+    (way_on,) = [each for each in commands if each.endswith(way)]
+    assert len(commands) == 3
+    assert command(capsys, *shlex.split(way_on))[0] == 0
+    assert sorted(losses(folder)) == list(range(STEPS))
+    assert read_report(folder) is not None
+    assert math.isfinite(read_report(folder).train_loss)  # type: ignore[union-attr]
+
+
+def test_weights_that_are_no_numbers_are_not_kept(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "run", data, every=3)
+    handle = Trainer._now_and_then
+
+    def spoil(self: Trainer, end: int) -> None:
+        if self.progress.step == 6:
+            next(self.model.parameters()).data[0, 0] = math.nan
+        handle(self, end)
+
+    monkeypatch.setattr(Trainer, "_now_and_then", spoil)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 1
+    assert "after step 6 weights are not finite (embedding.weight, 1 of" in said
+    assert "the last one is step-00000003" in said
+    assert names(folder) == ["step-00000003"]
+    assert not (folder / "model.safetensors").exists()
+
+
+# ---- Ctrl-C
+
+
+def test_an_interrupted_run_names_the_command_that_goes_on_with_it(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "a run of a name that a terminal of eighty columns has no room for", data)
+    handle = Trainer._now_and_then
+
+    def interrupt(self: Trainer, end: int) -> None:
+        self.interrupts.asked = self.progress.step == 4
+        handle(self, end)
+
+    monkeypatch.setattr(Trainer, "_now_and_then", interrupt)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 130
+    assert len(rows(folder)) == 5
+    assert command(capsys, *shlex.split(said.partition("Go on: nextword ")[2]))[0] == 0
+    assert [row["step"] for row in rows(folder)] == list(range(STEPS))
+
+
+# ---- a full disk
+
+
+def test_a_checkpoint_on_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    with full_disk(20_000):
+        code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 1
+    assert "step-00000010: the checkpoint could not be written (file too large)" in said
+    assert "the last one is step-00000005" in said
+    assert f"nextword runs resume {folder}" in said
+    assert names(folder) == ["step-00000005"]
+    assert command(capsys, "runs", "resume", folder)[0] == 0
+
+
+def test_metrics_on_a_full_disk_keep_whole_lines_and_go_on_there(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    with full_disk(500):
+        code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 1
+    assert f"{folder / 'metrics.jsonl'}: file too large. Free some space, then go on: nextword runs resume" in said
+    lines = (folder / "metrics.jsonl").read_text()
+    assert lines.endswith("}\n")
+    assert command(capsys, "runs", "resume", folder)[0] == 0
+    assert len(rows(folder)) == lines.count("\n") + STEPS
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_written_later(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder)
+    before = content(folder)
+    for name in ("report.json", "model.safetensors"):
+        (folder / name).unlink()
+    with full_disk(20_000):
+        code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 1
+    assert "file too large" in said
+    assert not list(folder.glob(".*"))
+    assert not (folder / "report.json").exists()
+    assert command(capsys, "runs", "resume", folder)[0] == 0
+    assert content(folder)["model.safetensors"] == before["model.safetensors"]
+
+
+def test_a_line_that_was_cut_off_is_replaced_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"st')
+    append_line(path, {"step": 1})
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data: Dataset, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    before = names(folder)
+    for left in (".model", "checkpoints/.step-00000099.part"):
+        (folder / left).mkdir()
+        (folder / left / "model.safetensors").write_bytes(b"half")
+    (folder / ".report.json.abc.part").write_text("{")
+    go_on(folder, until=5)
+    assert not list(folder.glob(".*"))
+    assert names(folder) == before
+
+
+# ---- run.json
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda run: run.update(threads="two"), "threads 'two': give a whole number at least 1"),
+        (lambda run: run.update(threads=True), "threads True: give"),
+        (lambda run: run.update(threads=-1), "threads -1: give a whole number at least 1"),
+        (lambda run: run.update(peak=0), "peak 0: give a finite number above 0"),
+        (lambda run: run.update(sources="text"), "sources 'text': give a list"),
+        (lambda run: run.update(data=None), "data None: give text"),
+        (lambda run: run.pop("fingerprint"), "fingerprint is missing"),
+        (lambda run: run.update(colour="red"), "'colour' is not a setting"),
+        (lambda run: run.update(run=[]), "format"),
+        (lambda run: run["prediction"].pop("seconds"), "prediction.seconds is missing"),
+        (lambda run: run["prediction"].update(memory_parts=[1]), "prediction.memory_parts (1,): give an object"),
+        (
+            lambda run: run["options"].update(guard="sometimes"),
+            "options.guard 'sometimes': give one of stop, skip, rewind",
+        ),
+        (lambda run: run["options"].update(keep=0), "options.keep 0: give a whole number at least 1"),
+        (lambda run: run["options"].update(checkpoint_every=1.5), "options.checkpoint_every 1.5: give a whole number"),
+        (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number at least 0"),
+        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "'changes.batch' is not a setting"),
+        (lambda run: run.update(changes=7), "changes 7: give a list"),
+    ],
+)
+def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
+    change: Callable[[dict[str, Any]], Any], wanted: str, data: Dataset, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = begin(tmp_path / "run", data)
+    edit(folder, change)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 2
+    assert said.startswith(f"nextword: {folder / 'run.json'}: ")
+    assert wanted in said
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda run: run["run"]["model"].update(width=48), "run.model.width: 32 -> 48"),
+        (lambda run: run["run"]["training"].update(learning_rate=0.5), "run.training.learning_rate: 0.003 -> 0.5"),
+        (lambda run: run["run"]["training"].update(steps=40), "run.training.steps: 12 -> 40"),
+        (lambda run: run.update(threads=2), "begun.threads: 1 -> 2"),
+        (lambda run: run.update(changes=[{"step": 2, "learning_rate_scale": 2.0}]), "changes"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_and_they_are_named(
+    change: Callable[[dict[str, Any]], Any], wanted: str, data: Dataset, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    edit(folder, change)
+    before = content(folder)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 2
+    assert "step-00000005 was trained with other settings than run.json has now" in said
+    assert wanted in said
+    assert content(folder) == before
+
+
+# ---- runs list
+
+
+@pytest.mark.usefixtures("trouble_at_step_7")
+def test_the_list_tells_how_each_run_stands(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    go_on(begin(tmp_path / "runs" / "a", data, learning_rate=2e-3))
+    go_on(begin(tmp_path / "runs" / "b", data), until=6)
+    stopped = begin(tmp_path / "runs" / "c", data)
+    with pytest.raises(RunError, match="step 7"):
+        go_on(stopped)
+    begin(tmp_path / "runs" / "d", data)
+
+    def states() -> list[str]:
+        return [row["state"] for row in json.loads(command(capsys, "runs", "list", tmp_path / "runs", "--json")[1])]
+
+    with held(tmp_path / "runs" / "d"):
+        assert sorted(states()) == ["ended", "interrupted at step 6", "stopped by the guard at step 7",
+                                    "under way at step 0"]  # fmt: skip
+        code, _, said = command(capsys, "runs", "resume", tmp_path / "runs" / "d")
+        assert code == 2
+        assert "another process is training this run" in said
+    assert "under way at step 0" not in states()
