@@ -220,7 +220,7 @@ def _from_weights(model: str, path: Path) -> Target:
     from ..weights.gguf import GGUFFile
 
     with GGUFFile.open(here) as file:
-        spec = spec_from_gguf_metadata(file.metadata, tied="output.weight" not in file.tensors)
+        spec = spec_from_gguf_metadata(file.metadata, "output.weight" not in file.tensors, str(here))
         stored = sum(tensor.nbytes for tensor in file.tensors.values())
     return Target(model, spec, stored)
 
