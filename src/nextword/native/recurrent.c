@@ -81,10 +81,12 @@ INLINE void gates_of_kind(const cell_kind kind, const unit_row *u, int64_t from,
     if (kind == RNN)
         for (int64_t i = from; i < to; i++) hidden[i] = TANH(a[i] + b[i]);
     else if (kind == LSTM)
+#pragma GCC ivdep
         for (int64_t i = from; i < to; i++) {
             float in = SIGMOID(a[i] + b[i]) * TANH(a[third + i] + b[third + i]);
-            cell[i] = multiply_add(SIGMOID(a[second + i] + b[second + i]), cell[i], in, fused);
-            hidden[i] = SIGMOID(a[fourth + i] + b[fourth + i]) * TANH(cell[i]);
+            float next = multiply_add(SIGMOID(a[second + i] + b[second + i]), cell[i], in, fused);
+            hidden[i] = SIGMOID(a[fourth + i] + b[fourth + i]) * TANH(next);
+            cell[i] = next;
         }
     else
         for (int64_t i = from; i < to; i++) {
