@@ -201,5 +201,5 @@ def _readable(tensor: Tensor) -> bool:
     return plain and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
-def _place(model: Model) -> str:
+def _device_and_dtype(model: Model) -> str:
     return f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
