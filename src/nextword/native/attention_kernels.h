@@ -11,7 +11,8 @@ typedef struct {
     float *partial, *scores;
 } query;
 
-static void scores_portable(const float *vector, const float *keys, int64_t count, int64_t width, float scale, float *scores) {
+static void scores_portable(const float *vector, const float *keys, int64_t count, int64_t width, float scale,
+                            float *scores) {
     for (int64_t p = 0; p < count; p++) {
         float sum = 0;
         for (int64_t i = 0; i < width; i++) sum += vector[i] * keys[p * width + i];
@@ -53,7 +54,8 @@ INLINE AVX2 __m256 add_lanes_of_eight(const __m256 *v) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-AVX2 static void scores_avx2(const float *vector, const float *keys, int64_t count, int64_t width, float scale, float *scores) {
+AVX2 static void scores_avx2(const float *vector, const float *keys, int64_t count, int64_t width, float scale,
+                             float *scores) {
     for (int64_t p = 0; p < count; p += 8) {
         const float *key = keys + p * width;
         __m256 sums[8];
@@ -138,7 +140,8 @@ INLINE VNNI __m512 two_halves(const float *low, const float *high) {
     return _mm512_castpd_ps(_mm512_insertf64x4(both, _mm256_castps_pd(_mm256_loadu_ps(high)), 1));
 }
 
-VNNI static void scores_of_four(const query *q, const float *keys, int64_t start, int64_t count, int64_t width, float scale) {
+VNNI static void scores_of_four(const query *q, const float *keys, int64_t start, int64_t count, int64_t width,
+                                float scale) {
     for (int64_t p = 0; p < count; p += 8) {
         const float *key = keys + p * width;
         __m512 first[8], second[8];

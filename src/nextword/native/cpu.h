@@ -44,8 +44,8 @@ static inline float half_to_float(uint16_t half) {
     return result;
 }
 
-static inline float load_half(const void *place) {
+static inline float load_half(const void *p) {
     uint16_t half;
-    memcpy(&half, place, 2);
+    memcpy(&half, p, 2);
     return half_to_float(half);
 }

@@ -1,6 +1,6 @@
 // The tokens of any number of sequences through all layers of an RNN, an LSTM or a GRU, in one call.
 //
-// A layer's input product is one for all tokens. Then the sequences move on together, a token each at a time: one
+// A layer's input product is one for all tokens. Then the sequences advance together, a token each at a time: one
 // product for the states of all that still have tokens, and the gates. A token gets the same bits in any company.
 // The structures are mirrored in recurrent.py.
 #include "cpu.h"
@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     float *from_input;     // (tokens, gates * width)
     float *from_hidden;    // (sequences, gates * width)
-    float *hidden, *cell;  // (sequences, width): where each sequence stands
+    float *hidden, *cell;  // (sequences, width): the current state of each sequence
 } workspace;
 
 static int64_t gates_of(int64_t kind) { return kind == RNN ? 1 : kind == LSTM ? 4 : 3; }
