@@ -108,10 +108,10 @@ def _window(spec: ModelSpec) -> str:
 
 def _tokenizer(facts: TokenizerFacts) -> str:
     said = [facts.kind, f"{facts.vocabulary:,} tokens"]
-    if facts.begins is not None:
-        said.append(f"texts begin with {facts.begins}" if facts.adds_beginning else "texts begin without a mark")
-    if facts.ends:
-        said.append(f"ends with {' or '.join(facts.ends)}")
+    if facts.bos is not None:
+        said.append(f"texts begin with {facts.bos}" if facts.adds_bos else "texts begin without a mark")
+    if facts.eos:
+        said.append(f"ends with {' or '.join(facts.eos)}")
     said.append("with a chat template" if facts.chat_template else "without a chat template")
     return ", ".join(said)
 
