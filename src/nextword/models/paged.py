@@ -12,7 +12,7 @@ from .. import native
 from ..backend import Batch
 from ..native.decode import KVCache, Placement, TransformerProgram
 from ..native.recurrent import RecurrentProgram
-from .recurrent import Recurrent, RecurrentState, state_of
+from .recurrent import Recurrent, RecurrentState
 from .rotary import Rope
 from .transformer import Attention, Transformer
 
@@ -128,13 +128,14 @@ class StatePages:
 
     def __init__(self, model: Recurrent, page_size: int = STATE_PAGE_SIZE) -> None:
         self.model, self.page_size = model, page_size
-        self.page_bytes = RecurrentState.bytes_a_row(model.spec, model.dtype)
+        tensors = 2 if model.spec.kind == "lstm" else 1
+        self.page_bytes = tensors * model.spec.layers * model.spec.width * model.dtype.itemsize
 
     def allocate(self, pages: int) -> None:
         spec, dtype, device = self.model.spec, self.model.dtype, self.model.device
         shape = (spec.layers, pages, spec.width)
         cell = zeros(shape, dtype, device) if spec.kind == "lstm" else None
-        self.state = state_of(zeros(shape, dtype, device), cell)
+        self.state = RecurrentState(zeros(shape, dtype, device), cell)
 
     def copy_page(self, source: int, target: int) -> None:
         for tensor in self.state.tensors:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,33 +17,26 @@ from .model import Model
 FLAT = 0.5  # largest standard deviation of the first logits
 
 
+@dataclass
 class RecurrentState:
-    """The hidden state of every layer (and an LSTM's cell): the same size after any number of tokens.
+    """The hidden state of every layer, and an LSTM's cell, (layers, batch, width) each: one size after any text."""
 
-    `hidden` and `cell` are (layers, batch, width); `cell` is None but for an LSTM.
-    """
-
-    def __init__(
-        self, spec: ModelSpec, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        self.hidden = torch.zeros(spec.layers, batch, spec.width, dtype=dtype, device=device)
-        self.cell = torch.zeros_like(self.hidden) if spec.kind == "lstm" else None
-
-    @staticmethod
-    def bytes_a_row(spec: ModelSpec, dtype: torch.dtype) -> int:
-        """Bytes of one row: layers x width, twice in an LSTM."""
-        return (2 if spec.kind == "lstm" else 1) * spec.layers * spec.width * dtype.itemsize
+    hidden: Tensor
+    cell: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that is carried, each (layers, batch, width)."""
+        """All that is carried."""
         return (self.hidden,) if self.cell is None else (self.hidden, self.cell)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RecurrentState:
+        """The state that `function` makes of each tensor."""
+        return RecurrentState(*map(function, self.tensors))
 
     def select(self, rows: Sequence[int]) -> RecurrentState:
         """A state of the given rows, in that order; a row may be taken several times."""
         index = torch.tensor(rows, device=self.hidden.device)
-        cell = None if self.cell is None else self.cell.index_select(1, index)
-        return state_of(self.hidden.index_select(1, index), cell)
+        return self.map(lambda tensor: tensor.index_select(1, index))
 
     def clear(self, rows: Tensor) -> None:
         """Set the rows where `rows` (batch,) is True back to what they were before any token."""
@@ -51,14 +45,7 @@ class RecurrentState:
 
     def detach(self) -> RecurrentState:
         """The same numbers, through which no gradient flows back: where back-propagation through time is cut."""
-        return state_of(self.hidden.detach(), None if self.cell is None else self.cell.detach())
-
-
-def state_of(hidden: Tensor, cell: Tensor | None) -> RecurrentState:
-    """A state that holds these numbers, (layers, batch, width) each."""
-    state = object.__new__(RecurrentState)
-    state.hidden, state.cell = hidden, cell
-    return state
+        return self.map(torch.detach)
 
 
 class _Initialised(nn.RNNBase):
@@ -82,16 +69,13 @@ class _Initialised(nn.RNNBase):
                     parameter[self.hidden_size : 2 * self.hidden_size] = 1.0
 
 
-class _RNN(_Initialised, nn.RNN):
-    pass
+class _RNN(_Initialised, nn.RNN): ...
 
 
-class _LSTM(_Initialised, nn.LSTM):
-    pass
+class _LSTM(_Initialised, nn.LSTM): ...
 
 
-class _GRU(_Initialised, nn.GRU):
-    pass
+class _GRU(_Initialised, nn.GRU): ...
 
 
 CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
@@ -137,7 +121,8 @@ class Recurrent(Model):
 
     def new_state(self, batch: int) -> RecurrentState:
         """A state of zeros for `batch` sequences."""
-        return RecurrentState(self.spec, batch, self.dtype, self.device)
+        hidden = torch.zeros(self.spec.layers, batch, self.spec.width, dtype=self.dtype, device=self.device)
+        return RecurrentState(hidden, torch.zeros_like(hidden) if self.spec.kind == "lstm" else None)
 
     def hidden(
         self,
