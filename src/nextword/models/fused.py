@@ -1,8 +1,8 @@
-"""Parts of a layer as single autograd functions, which keep less and pass over memory less than torch's operators.
+"""Parts of a layer as single autograd functions, which save less and read memory less often than PyTorch's operators.
 
-They compute with the compiled kernels, in contiguous float32 on a CPU: `prepare` uses them nowhere else. What is cheap
-to form again (a norm's output, the gated product) is not kept for the backward pass. There are no gradients of
-gradients, as torch's own attention on a CPU has none.
+They run on the compiled kernels, in contiguous float32 on a CPU; `prepare` uses them nowhere else. What is cheap to
+recompute (a norm's output, the gated product) is not saved for the backward pass. Second derivatives are not supported,
+as they are not by PyTorch's attention on a CPU.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from torch.autograd.function import once_differentiable
 from ..native import elementwise as kernels
 
 Gradients = tuple[Tensor | None, ...]
-BLOCK = 1024  # rows that pass through an MLP together: few enough for the cache, many enough for matrix products
+BLOCK = 1024  # rows that go through an MLP together: few enough for the cache, many enough for matrix products
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number a row are kept."""
+    """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number per row are saved."""
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
 
 
 def normed_linear(x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, of which x and one number a row are kept.
+    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, of which x and one number per row are saved.
 
-    Whoever reads x a second time (the residual stream does) takes it from here: the two gradients are added in passing.
+    The residual stream continues from the x returned, so that its gradient is added in the same pass.
     """
     z, same = _NormedLinear.apply(x, gain, eps, weight, bias)  # type: ignore[no-untyped-call]
     return z, same
 
 
 def gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is kept."""
+    """`F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is saved."""
     y: Tensor = _GatedLinear.apply(gates, weight)  # type: ignore[no-untyped-call]
     return y
 
 
 def gated_mlp(x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
-    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; x, a number a row and `up`'s product are kept.
+    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; x, one number a row and `up`'s output are saved.
 
-    Some rows at a time pass through all of it, forward and backward, so that each step finds them in the cache.
+    A block of rows goes through all of it at a time, forward and backward, so that it stays in the cache.
     """
     y: Tensor = _GatedMLP.apply(x, gain, eps, up, down)  # type: ignore[no-untyped-call]
     return y
 
 
 def linear_added(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    """`residual + F.linear(x, weight)`, the sum made by the product."""
+    """`residual + F.linear(x, weight)`, added by the matrix product itself."""
     return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.t()).view(residual.shape)
 
 

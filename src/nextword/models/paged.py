@@ -142,11 +142,11 @@ class StatePages:
             tensor[:, target] = tensor[:, source]
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Page by page: what each sequence has in its first page of the step side by side, then in its second, ..."""
+        """Page by page: the tokens in each sequence's first page of this step together, then in its second, ..."""
         x = torch.empty(len(tokens), self.model.spec.width, dtype=self.model.dtype, device=tokens.device)
         for rows, lengths, sources, targets in self._spans(batch):
             padded = tokens[torch.from_numpy(rows).to(tokens.device)]
-            state = self.state.select(np.maximum(sources, 0).tolist())
+            state = self.state.gather(np.maximum(sources, 0).tolist())
             state.clear(torch.from_numpy(sources < 0).to(tokens.device))
             out = self.model.hidden(padded, state=state, lengths=lengths.tolist())
             for row, length in enumerate(lengths):

@@ -33,26 +33,26 @@ class RecurrentState:
         """The state that `function` makes of each tensor."""
         return RecurrentState(*map(function, self.tensors))
 
-    def select(self, rows: Sequence[int]) -> RecurrentState:
+    def gather(self, rows: Sequence[int]) -> RecurrentState:
         """A state of the given rows, in that order; a row may be taken several times."""
         index = torch.tensor(rows, device=self.hidden.device)
         return self.map(lambda tensor: tensor.index_select(1, index))
 
     def clear(self, rows: Tensor) -> None:
-        """Set the rows where `rows` (batch,) is True back to what they were before any token."""
+        """Reset the rows where `rows` (batch,) is True to the state before any token."""
         for tensor in self.tensors:
             tensor.masked_fill_(rows[:, None], 0.0)
 
     def detach(self) -> RecurrentState:
-        """The same numbers, through which no gradient flows back: where back-propagation through time is cut."""
+        """The same numbers without their graph: where back-propagation through time is truncated."""
         return self.map(torch.detach)
 
 
 class _Initialised(nn.RNNBase):
-    """Orthogonal matrices, gate by gate, and no biases but that of an LSTM's forget gate, which is 1.
+    """Orthogonal matrices, gate by gate, and biases of zero, but 1 for an LSTM's forget gate.
 
-    An orthogonal matrix neither shrinks nor blows up what is carried (Saxe et al. 2013, 1312.6120). A forget gate
-    that begins open lets gradients reach back (Jozefowicz et al. 2015, "An Empirical Exploration", section 2.2).
+    An orthogonal matrix neither shrinks nor amplifies the state (Saxe et al. 2013, 1312.6120). A forget gate that
+    starts open lets gradients reach far back (Jozefowicz et al. 2015, "An Empirical Exploration", section 2.2).
     """
 
     def reset_parameters(self) -> None:
@@ -97,11 +97,11 @@ class Recurrent(Model):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Logits that begin nearly flat, and gates that hear the input from the first step.
+        """Logits start nearly flat, and the input reaches the gates from the first step.
 
         Hidden features lie in (-1, 1), so a head of std FLAT/√width gives logits of std below FLAT, and a first loss
-        within FLAT²/2 of ln(vocabulary) or nearer. Tied embeddings are as small, and the gates would hardly hear
-        them: the first input matrix makes up for it, so that what reaches the gates has a variance of one.
+        within FLAT²/2 of ln(vocabulary) or nearer. Tied embeddings are as small, and would hardly
+        move the gates: the first input matrix is scaled up, so that its output has a variance of one.
         """
         if self.embedding.weight.is_meta:
             return
@@ -164,7 +164,7 @@ class Recurrent(Model):
         starts = begins.flatten().nonzero()[:, 0]  # of every document, in the rows laid end to end
         rows = starts // time
         last = torch.cat((rows[1:] != rows[:-1], rows.new_ones(1).bool()))
-        fresh = before.select(rows.tolist())
+        fresh = before.gather(rows.tolist())
         fresh.clear(starts % time != 0)
         texts = list(x.flatten(0, 1).tensor_split(starts[1:].tolist()))
         out, after = self.recurrent(pack_sequence(texts, enforce_sorted=False), _as_torch(fresh))
