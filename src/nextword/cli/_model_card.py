@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base import printable
+from ..native.support import description
 from ..spec import ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from .plan_tables import plain_table
@@ -48,6 +49,7 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "architecture": described.architecture,
         "runs": described.not_run is None,
         "not_run_because": described.not_run,
+        "execution": description(described.spec) if described.spec and not described.not_run else None,
         "spec": described.spec.to_dict() if described.spec else None,
         "parameters": described.parameters,
         "parameters_by_part": described.parts(),
@@ -67,6 +69,7 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
         ("licence", described.licence or "not said in the files"),
         ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
         *([("runs", f"no: {described.not_run}")] if described.not_run else []),
+        *([("on a CPU", description(spec))] if spec and not described.not_run else []),
         *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
         (
             "tokenizer",
