@@ -130,7 +130,7 @@ def test_a_reader_who_leaves_early_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-WRITES = ("--help", "models list", "complete Hi --max-tokens 2", "next Hi", "plan deploy gpt2")
+WRITES = ("--help", "models list", "complete Hi --max-tokens 2", "next Hi", "plan inference gpt2")
 
 
 @pytest.mark.parametrize(

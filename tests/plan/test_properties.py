@@ -47,7 +47,9 @@ def specs(draw: Any) -> ModelSpec:
     plain = kind in ("transformer", "experts", "latent")
     layers, kv = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     head = draw(st.sampled_from([8, 16, 64]))
-    experts = ExpertsSpec(8, draw(st.integers(1, 8)), 32, draw(st.integers(0, 2)), dense_layers=draw(st.integers(0, 1)))
+    experts = ExpertsSpec(
+        8, draw(st.integers(1, 8)), 32, shared=draw(st.integers(0, 2)), dense_layers=draw(st.integers(0, 1))
+    )
     windows = tuple(draw(st.sampled_from([0, 7, 64])) for _ in range(layers))
     return ModelSpec(
         kind="transformer" if plain else kind,
@@ -306,8 +308,8 @@ def test_every_remedy_fits_and_none_contains_another(size: float, name: str) -> 
         assert found.remedies == ()
     groups = [{change.name for change in remedy.changes} for remedy in found.remedies]
     for remedy, group in zip(found.remedies, groups, strict=True):
-        assert memory(spec, remedy.run).total == pytest.approx(remedy.needed)
-        assert remedy.needed <= on.memory
+        assert memory(spec, remedy.setup).total == remedy.memory.total
+        assert remedy.memory.total <= on.memory
         assert not any(other < group for other in groups)
     order = [(not remedy.same_result, round(remedy.time, 3)) for remedy in found.remedies]
     assert order == sorted(order)

@@ -12,7 +12,7 @@ from rich.text import Text
 from ..base import printable
 from ..spec import ModelSpec
 from ..weights.describe import Description, TokenizerFacts
-from .plan_tables import plain_table
+from ._table import plain_table
 
 _LONGEST, _LONGEST_NAME = 600, 100  # characters of what a file says of itself
 

@@ -63,12 +63,12 @@ def _called(param: click.Parameter | None) -> str:
 OUTPUT_FILE, OUTPUT_FOLDER, OUTPUT_MODEL, PICTURE = map(OutputPath, ("file", "folder", "model", "picture"))
 
 
-def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator that adds `options` in the order given."""
-    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
-model_options = _stack(
+model_options = stack(
     click.option(
         "-m",
         "--model",
@@ -87,7 +87,7 @@ model_options = _stack(
     click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ..."),
 )
 
-sampling_options = _stack(
+sampling_options = stack(
     click.option("--top-k", type=int, default=0, metavar="K", help="Draw from the K likeliest tokens; 0: from all."),
     click.option("--top-p", type=float, default=1.0, metavar="P", help="Draw from the smallest set holding P; 1: all."),
     click.option(

@@ -12,12 +12,35 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 
 _GAP = 2  # characters between columns
 _WIDE = 10_000  # characters: no cell is measured narrower than it is
 _LONGEST_WORD = 24  # characters; a longer one, such as a path, goes on in the next line
 _NARROWEST = 8  # characters that are left of a name
+
+
+def plain_table(
+    *columns: str,
+    right: bool = True,
+    left: int = 1,
+    wraps: Sequence[int] | None = None,
+    least: Sequence[tuple[int, ...]] = (),
+    names: Sequence[int] = (0,),
+) -> FittingTable:
+    """A table without lines; the first `left` columns are on the left, the others on the right.
+
+    Columns at the places `wraps` hold text and go on in the next line; without `right`, all but the first do. Others
+    are never broken: where the console is too narrow, the groups of columns in `least` are left out, the first of
+    them first, and named below the table. Only if that is too little, those at the places `names` are shortened.
+    """
+    if wraps is None:
+        wraps = () if right else range(1, len(columns))
+    table = FittingTable(least, names)
+    for number, name in enumerate(columns):
+        justify: JustifyMethod = "right" if right and number >= left else "left"
+        table.add_column(name, justify=justify, no_wrap=number not in wraps, overflow="fold")
+    return table
 
 
 class FittingTable(Table):

@@ -80,7 +80,7 @@ def _stored_json(copy: Stored) -> dict[str, Any]:
 def _print_list(listed: list[tuple[CatalogueEntry, Stored | None]], others: list[Stored], cache: Path) -> None:
     from ..weights.catalogue import MEMORY_CONTEXT
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     table = plain_table("name", "parameters", "download", "memory", "dtype", "licence", "", least=((4,), (1,), (5,)))
     for column in table.columns[4:]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
@@ -29,6 +29,7 @@ _ADAPTERS = "low-rank adapters (Hu et al. 2021, 2106.09685): trained, so 2 forwa
 class Flops:
     """FLOPs of `tokens` tokens in sequences of `context`. `parts` sum to `total`."""
 
+    units: ClassVar = {"total": "FLOPs", "model": "FLOPs", "per_token": "FLOPs/token", "tokens": "tokens"}
     parts: tuple[Figure, ...]
     tokens: float
     context: int

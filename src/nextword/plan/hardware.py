@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base import RunError, UsageError, atomic_write
 from ..base.cores import cores
 from ..base.errors import closest
 from ..base.units import parse_bandwidth, parse_bytes, parse_flop_rate
-from .training import RUNTIME
 
+RUNTIME = 0.6e9  # bytes; assumed for a GPU's context and its libraries
 OWN = "Give your own as NAME=MEMORY,BANDWIDTH,SPEED, such as mine=24GB,1TB/s,165TFLOP/s"
 _TF32 = 0.5  # float32 products as TF32, relative to bf16, on NVIDIA since Ampere and AMD CDNA 3
 _CPU_RUNTIME = 0.3e9  # bytes; torch's libraries and Python, measured on Linux
@@ -30,8 +30,9 @@ _SPEEDS = ("bandwidth", "peak", "peak_fp32")
 
 @dataclass(frozen=True)
 class Device:
-    """Bytes, bytes a second, FLOP/s. `peak` is dense and 16-bit; of a CPU, measured float32."""
+    """A device. `peak` is of dense 16-bit products; of a CPU, of float32, measured."""
 
+    units: ClassVar = {"memory": "bytes", "bandwidth": "bytes/s", "peak": "FLOP/s", "peak_fp32": "FLOP/s"}
     name: str
     title: str
     memory: float
@@ -40,6 +41,10 @@ class Device:
     peak_fp32: float
     runtime: float
     source: str
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.peak == self.peak_fp32
 
     def speed(self, precision: str) -> float:
         """FLOP/s of matrix products in a training precision."""

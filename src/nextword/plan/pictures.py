@@ -8,13 +8,12 @@ from typing import Any
 
 from ..base import check_picture, figure_class, save_picture
 from ..base.units import format_bytes, format_count
-from ..spec import ModelSpec
-from .budget import Budget, surface
+from .budget import BudgetPlan, surface
 from .fit_search import Diagnosis
 from .fitting import LawFit
 from .hardware import Device
 from .laws import law, optimum
-from .training import Memory, training_memory
+from .training import Memory
 
 _COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#72b7b2", "#e45756")
 _PARTS = {
@@ -66,19 +65,18 @@ def draw_memory(memory: Memory, devices: Sequence[Device], title: str, path: Pat
     save_picture(figure, path)
 
 
-def draw_remedies(spec: ModelSpec, found: Diagnosis, title: str, path: Path, most: int = 6) -> None:
+def draw_remedies(plan: Diagnosis, title: str, path: Path, most: int = 6) -> None:
     """The run as asked for and the ways to make it fit, as stacked bars against the device's line."""
-    rows = [("as asked for", training_memory(spec, found.asked))]
-    for remedy in found.remedies[:most]:
-        names = " + ".join(change.name for change in remedy.changes)
-        learns = "" if remedy.same_result else ", learns otherwise"
-        rows.append((f"{names}\n{remedy.time:.2f}x the time{learns}", training_memory(spec, remedy.run)))
+    rows = [("as asked for", plan.memory)]
+    for remedy in plan.remedies[:most]:
+        result = "" if remedy.same_result else ", changes the result"
+        rows.append((f"{remedy.name}\n{remedy.time:.2f}x the time{result}", remedy.memory))
     figure, axes = _figure(path, 9, 1.6 + 0.55 * len(rows))
     seen: set[str] = set()
     for height, (_, memory) in enumerate(rows):
         _bar(axes, height, memory, seen)
     axes.set_title(title, loc="left")
-    _device_lines(axes, [found.device], max(memory.total for _, memory in rows))
+    _device_lines(axes, [plan.device], max(memory.total for _, memory in rows))
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel("GB (1e9 bytes)")
@@ -101,7 +99,7 @@ def _bar(axes: Any, height: int, memory: Memory, seen: set[str]) -> None:
 def _device_lines(axes: Any, devices: Sequence[Device], total: float) -> None:
     """Lines of devices; equal sizes share one name, and names that would touch stand on lines of their own."""
     sizes: dict[float, list[str]] = {}
-    for device in sorted(devices, key=lambda each: each.memory):
+    for device in sorted(devices, key=lambda device: device.memory):
         sizes.setdefault(device.memory / 1e9, []).append(device.name)
     widest = max([total / 1e9, *sizes])
     axes.set_xlim(0, 1.15 * widest)
@@ -117,7 +115,7 @@ def _device_lines(axes: Any, devices: Sequence[Device], total: float) -> None:
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=8 + 11 * len(ends))
 
 
-def draw_surface(found: Budget, path: Path) -> None:
+def draw_surface(found: BudgetPlan, path: Path) -> None:
     """The loss over size and data, lines of equal budget, and every law's optimum."""
     figure, axes = _figure(path, 7.5, 5.5)
     chosen = law(found.best.law)
@@ -142,7 +140,7 @@ def draw_surface(found: Budget, path: Path) -> None:
     save_picture(figure, path)
 
 
-def _optima(axes: Any, found: Budget, sizes: tuple[float, float], tokens: tuple[float, float]) -> None:
+def _optima(axes: Any, found: BudgetPlan, sizes: tuple[float, float], tokens: tuple[float, float]) -> None:
     """A mark for each law, the larger ones below so that laws that agree are all seen."""
     for number, (each, marker) in enumerate(zip(found.optima, "o^sDPX*", strict=False)):
         if sizes[0] < each.parameters < sizes[1] and tokens[0] < each.tokens < tokens[1]:
