@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from ..base.pictures import heat
 from ..engine.display import Row, bits, label, mass, percent, rows, visible
 from ..engine.results import Alternative, Completion, NextTokenDistribution, Token
 from ..engine.sampling_params import SamplingParams
@@ -20,8 +21,6 @@ _GAP = 2
 _PERCENT = 6
 _LONGEST_TOKEN = 18
 
-# from cold to hot: temperatures 1/4, 1/2, 1, 2, 4
-_HEAT = ("#5b8ff9", "#4cb5d0", "#63c08a", "#f2a03d", "#ec5f59")
 # from unlikely to likely
 _LIKELIHOOD = (
     (0.5, "green3"),
@@ -150,14 +149,6 @@ def bar(share: float, room: int, unicode: bool = True) -> str:
         return "#" * max(round(share * room), share > 0)
     eighths = max(round(share * room * 8), share > 0)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-
-
-def heat(temperature: float) -> str:
-    """The colour of a temperature: blue when cold, green at 1, red when hot."""
-    if temperature <= 0:
-        return _HEAT[0]
-    place = round(math.log2(temperature)) + 2
-    return _HEAT[min(max(place, 0), len(_HEAT) - 1)]
 
 
 # --- every step's alternatives
