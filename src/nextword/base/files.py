@@ -74,10 +74,10 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
             if not os.access(path, os.W_OK):
                 raise UsageError(f"{what} {path}: permission denied")
             return
-        place = path if folder else path.parent
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place):
+        existing = path if folder else path.parent
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
             pass
         os.fsencode(path.name)
         if len(os.fsencode(path.name)) > 240:  # 255 bytes, less the suffix of a temporary file
@@ -86,7 +86,7 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
         if isinstance(error, UsageError):
             raise
         reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
-        raise UsageError(f"{what} {path}: cannot be written ({reason}). Choose another place") from None
+        raise UsageError(f"{what} {path}: cannot be written ({reason}). Choose another path") from None
 
 
 def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:

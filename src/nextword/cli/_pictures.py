@@ -87,29 +87,23 @@ def _block(
     unicode: bool,
 ) -> Text:
     """The lines of the temperatures in `block`."""
-    here = distributions[block]
-    colours = [heat(each.temperature) for each in here]
+    panels = distributions[block]
+    colours = [heat(panel.temperature) for panel in panels]
     full = max((share for row in shown for share in row.shares if share is not None), default=1.0)
-    lines = [
-        _line(
-            "",
-            [Text(label(each), f"bold {colour}") for each, colour in zip(here, colours, strict=True)],
-            margin,
-            column,
-        )
-    ]
+    lines = []
+
+    def add(name: str, cells: Sequence[Text], style: str = "") -> None:
+        lines.append(_line(name, cells, margin, column, style))
+
+    add("", [Text(label(panel), f"bold {colour}") for panel, colour in zip(panels, colours, strict=True)])
     for name, row in zip(names, shown, strict=True):
-        cells = [
-            _cell(share, full, colour, column, unicode)
-            for share, colour in zip(row.shares[block], colours, strict=True)
-        ]
-        lines.append(_line(name, cells, margin, column))
-    listed = "others"
-    lines.append(_line(listed, [_others(each, full, column, unicode) for each in here], margin, column, "dim"))
+        shares = zip(row.shares[block], colours, strict=True)
+        add(name, [_cell(share, full, colour, column, unicode) for share, colour in shares])
+    add("others", [_others(panel, full, column, unicode) for panel in panels], "dim")
     lines.append(Text())
-    lines.append(_line("entropy", [Text(f"{bits(each.entropy):.2f} bits") for each in here], margin, column, "dim"))
-    lines.append(_line("", [Text(f"{each.entropy:.2f} nats", "dim") for each in here], margin, column))
-    lines.append(_line("90% mass", [Text(mass(each)) for each in here], margin, column, "dim"))
+    add("entropy", [Text(f"{bits(panel.entropy):.2f} bits") for panel in panels], "dim")
+    add("", [Text(f"{panel.entropy:.2f} nats", "dim") for panel in panels])
+    add("90% mass", [Text(mass(panel)) for panel in panels], "dim")
     return Text("\n").join(lines)
 
 
@@ -165,19 +159,21 @@ def probability_table(completion: Completion, sampling: SamplingParams, width: i
     wide = max(map(cell_len, [*names, "token"]))
     number = len(str(len(steps)))
     same = sampling.greedy or all(
-        math.isclose(each.probability, each.sampled_prob, rel_tol=1e-6) for step in steps for each in step.alternatives
+        math.isclose(alternative.probability, alternative.sampled_prob, rel_tol=1e-6)
+        for step in steps
+        for alternative in step.alternatives
     )
     indent = number + wide + 2 * _PERCENT + 8
     layout = _best_layout(steps, same, width - indent, unicode)
     head = f"{'#':>{number}}  {set_cell_size('token', wide)}  {'model':>{_PERCENT}}  {'drawn':>{_PERCENT}}"
     lines = [_explain_table(sampling, same, unicode), Text(f"{head}   alternatives", "bold")]
-    for place, (step, name) in enumerate(zip(steps, names, strict=True)):
+    for position, (step, name) in enumerate(zip(steps, names, strict=True), 1):
         line = Text.assemble(
-            (f"{place + 1:>{number}}  ", "dim"),
+            (f"{position:>{number}}  ", "dim"),
             (set_cell_size(name, wide), "bold"),
             f"  {percent(math.exp(step.logprob)):>{_PERCENT}}  {percent(step.sampled_prob):>{_PERCENT}}  ",
         )
-        items = [_alternative(each, step, same, layout.longest, unicode) for each in step.alternatives]
+        items = [_alternative(token, step, same, layout.longest, unicode) for token in step.alternatives]
         lines += _flow(line, items, layout, indent)
     return Text("\n").join(lines)
 
@@ -192,13 +188,13 @@ class _Layout:
 def _best_layout(steps: Sequence[Token], same: bool, room: int, unicode: bool) -> _Layout:
     """The fewest lines a step, then the longest tokens, then lines of like length."""
     count = max((len(step.alternatives) for step in steps), default=1) or 1
-    found = []
+    layouts = []
     for longest in (14, 11, 8):  # characters
-        items = [_alternative(each, step, same, longest, unicode) for step in steps for each in step.alternatives]
-        item = max((one.cell_len for one in items), default=1)
+        items = [_alternative(token, step, same, longest, unicode) for step in steps for token in step.alternatives]
+        item = max((text.cell_len for text in items), default=1)
         lines = math.ceil(count / max(1, (room + _GAP) // (item + _GAP)))
-        found.append((lines, _Layout(longest, item, math.ceil(count / lines))))
-    return min(found, key=lambda each: each[0])[1]
+        layouts.append((lines, _Layout(longest, item, math.ceil(count / lines))))
+    return min(layouts, key=lambda layout: layout[0])[1]
 
 
 def _explain_table(sampling: SamplingParams, same: bool, unicode: bool) -> Text:
@@ -227,13 +223,13 @@ def _flow(line: Text, items: Sequence[Text], layout: _Layout, indent: int) -> li
     return lines
 
 
-def _alternative(each: Alternative, step: Token, same: bool, longest: int, unicode: bool) -> Text:
-    chosen = each.id == step.id
+def _alternative(alternative: Alternative, step: Token, same: bool, longest: int, unicode: bool) -> Text:
+    chosen = alternative.id == step.id
     mark = ("•" if unicode else "*") if chosen else " "
     arrow = "→" if unicode else ">"
-    name = _fit(visible(each.text, unicode), longest, unicode)
-    numbers = _short(each.probability) + ("" if same else arrow + _short(each.sampled_prob))
-    style = likelihood(each.probability)
+    name = _fit(visible(alternative.text, unicode), longest, unicode)
+    numbers = _short(alternative.probability) + ("" if same else arrow + _short(alternative.sampled_prob))
+    style = likelihood(alternative.probability)
     return Text.assemble((mark + name, f"bold {style}" if chosen else style), " ", (numbers, style))
 
 

@@ -161,12 +161,12 @@ def _fit(fit: LawFit, budgets: Sequence[float]) -> Iterator[Section]:
 def _fitted_optima(fit: LawFit, budgets: Sequence[float]) -> Section:
     table = plain_table("C", "N optimal", "95%", "D/N", "95%", "loss", "95%", least=((4,), (2,), (6,)))
     for budget in budgets:
-        found = fit.at(budget)
-        best = found.optimum
+        fitted = fit.at(budget)
+        best = fitted.optimum
         table.add_row(
-            f"{budget:.3g}", units.format_count(best.parameters), _span(found.parameters, units.format_count),
-            f"{best.ratio:.3g}", _span(found.ratio, "{:.3g}".format), f"{best.loss:.4f}",
-            _span(found.loss, "{:.4f}".format),
+            f"{budget:.3g}", units.format_count(best.parameters), _span(fitted.parameters, units.format_count),
+            f"{best.ratio:.3g}", _span(fitted.ratio, "{:.3g}".format), f"{best.loss:.4f}",
+            _span(fitted.loss, "{:.4f}".format),
         )  # fmt: skip
     return Section(table)
 

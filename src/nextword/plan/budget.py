@@ -218,7 +218,7 @@ def epoch_draws() -> tuple[Law, ...]:
 
 def prediction_interval(size: float, tokens: float) -> Interval:
     """95% of the resampled fits' predictions: what the runs leave open, not how other text differs."""
-    losses = sorted(each.loss(size, tokens) for each in epoch_draws())
+    losses = sorted(draw.loss(size, tokens) for draw in epoch_draws())
     last = len(losses) - 1
     return Interval(losses[round(0.025 * last)], losses[round(0.975 * last)])
 

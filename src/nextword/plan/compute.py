@@ -91,7 +91,7 @@ def flops(
         if recompute == "full":
             parts.append(_recomputed(spec, weights, sums))
         if lora:
-            trained = sum(each.active * math.prod(each.shape) for each in adapters(spec, lora, lora_targets))
+            trained = sum(adapter.active * math.prod(adapter.shape) for adapter in adapters(spec, lora, lora_targets))
             parts.append(figure("adapters", "FLOPs", "6 * adapters * tokens", _ADAPTERS, adapters=trained,
                                 tokens=tokens))  # fmt: skip
     times = 2 if not backward else 4 if lora else 6

@@ -99,21 +99,21 @@ def devices_needed(spec: ModelSpec, setup: Training, on: Device) -> int | None:
 def _search(spec: ModelSpec, setup: Training, on: Device, devices: int) -> tuple[list[Remedy], Remedy | None]:
     """Sets of changes by their number; none that contains a set that already fits."""
     options = list(_options(spec, setup, on, devices))
-    found: list[Remedy] = []
+    remedies: list[Remedy] = []
     least: Remedy | None = None
     for count in range(1, _MOST_CHANGES + 1):
         for group in itertools.combinations(options, count):
-            if not _compatible(group) or any(set(_names(remedy.changes)) <= set(_names(group)) for remedy in found):
+            if not _compatible(group) or any(set(_names(remedy.changes)) <= set(_names(group)) for remedy in remedies):
                 continue
             remedy = _remedy(spec, setup, on, group)
             if least is None or remedy.memory.total < least.memory.total:
                 least = remedy
             if remedy.memory.total <= on.memory:
-                found.append(remedy)
-        if len(found) >= _ENOUGH:
+                remedies.append(remedy)
+        if len(remedies) >= _ENOUGH:
             break
-    found.sort(key=lambda fix: (not fix.same_result, round(fix.time, 3), len(fix.changes), fix.memory.total))
-    return found, None if found else least
+    remedies.sort(key=lambda fix: (not fix.same_result, round(fix.time, 3), len(fix.changes), fix.memory.total))
+    return remedies, None if remedies else least
 
 
 def _names(changes: Iterable[Change]) -> list[str]:

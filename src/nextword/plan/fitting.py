@@ -128,15 +128,15 @@ def fit_law(
     _check(runs)
     say(f"{method}: fitting {len(runs):,} runs")
     point = fit_point(runs, method, None)
-    found = _law(point)
+    law = _law(point)
     draws = []
     for number, draw in enumerate(_bootstrap(runs, method, point, bootstrap, seed), 1):
         draws.append(draw)
         say(f"{method}: {number:,} of {bootstrap:,} resampled fits")
-    fitted = LawFit(found, method, runs, terms(runs, point, method), tuple(draws), None, {})
+    fitted = LawFit(law, method, runs, terms(runs, point, method), tuple(draws), None, {})
     unidentified = _unidentified(runs, point) or _wide(fitted)
     held = _hold_out(runs, method, point) if hold_out else None
-    return LawFit(found, method, runs, fitted.terms, fitted.draws, held, unidentified)
+    return LawFit(law, method, runs, fitted.terms, fitted.draws, held, unidentified)
 
 
 def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
@@ -212,10 +212,10 @@ def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) 
     nearer = math.sqrt(size / len(runs))
     for _ in range(count):
         rows = [draw.randrange(len(runs)) for _ in range(size)]
-        found = fit_point(runs.take(rows), method, point)
+        refit = fit_point(runs.take(rows), method, point)
         if nearer < 1:
-            found = [middle + nearer * (value - middle) for middle, value in zip(point, found, strict=True)]
-        yield _law(found, "bootstrap")
+            refit = [middle + nearer * (value - middle) for middle, value in zip(point, refit, strict=True)]
+        yield _law(refit, "bootstrap")
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -235,9 +235,9 @@ def _hold_out(runs: Runs, method: Method, point: Point) -> HeldOut | None:
     if not folds:
         return None
     last = folds[-1]  # where fewer runs are enough, more are
-    each = [error for errors in folds for error in errors]
+    errors = [error for fold in folds for error in fold]
     least = min(runs.flops[row] for row in order[len(order) - len(last) :])
-    return HeldOut(len(last), least, sum(last) / len(last), _rms(last), len(folds), len(each), _rms(each))
+    return HeldOut(len(last), least, sum(last) / len(last), _rms(last), len(folds), len(errors), _rms(errors))
 
 
 def _ahead(runs: Runs, order: Sequence[int], method: Method, point: Point, cut: float) -> list[float]:
@@ -298,8 +298,8 @@ def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
         mixed = [name for name, part in zip(NAMES, directions[-1], strict=True) if abs(part) > 0.3]
         reason = f"{', '.join(mixed)} can change together without changing any prediction: vary size and data apart"
         problems |= dict.fromkeys(mixed, reason)
-    for place, names, what in ((3, ("A", "alpha"), "size"), (4, ("B", "beta"), "data")):
-        if point[place] <= LEAST_POWER:
+    for row, names, what in ((3, ("A", "alpha"), "size"), (4, ("B", "beta"), "data")):
+        if point[row] <= LEAST_POWER:
             problems |= dict.fromkeys(
                 names, f"{what} hardly changes the loss of these runs, so its power law is not seen"
             )

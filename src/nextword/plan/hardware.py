@@ -148,8 +148,8 @@ def _measure() -> Device:
     command = [sys.executable, "-m", "nextword.plan.machine"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        found = json.loads(done.stdout)
-        speed, bandwidth = float(found["flops"]), float(found["bandwidth"])
+        speeds = json.loads(done.stdout)
+        speed, bandwidth = float(speeds["flops"]), float(speeds["bandwidth"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
         raise RunError(f"this machine could not be measured ({error}). {OWN}") from error
     return Device(
@@ -174,6 +174,6 @@ def _memory() -> float:
 
 
 def _limits() -> Iterable[int]:
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
-            yield int(Path(place).read_text())
+            yield int(Path(file).read_text())

@@ -73,21 +73,21 @@ def published_bytes(config: Mapping[str, Any], spec: ModelSpec) -> float | None:
 
 def cache_bytes(spec: ModelSpec, batch: int, context: int, kv_dtype: str = "bf16") -> Figure:
     """Bytes carried from token to token: keys and values, latents, or a recurrent state."""
-    each = {"batch": batch, "bytes_each": BITS[kv_dtype] / 8}
+    per_sequence = {"batch": batch, "bytes_each": BITS[kv_dtype] / 8}
     if spec.kind != "transformer":
         formula = "batch * layers * states * width * bytes_each"
         inputs = {"layers": spec.layers, "states": 2 if spec.kind == "lstm" else 1, "width": spec.width}
-        return figure("state", "bytes", formula, "constant: it does not grow with the text", **inputs, **each)
+        return figure("state", "bytes", formula, "constant: it does not grow with the text", **inputs, **per_sequence)
     if spec.latent:
         inputs = {"layers": spec.layers, "kv_rank": spec.latent.kv_rank, "rope_width": spec.latent.rope_head_width}
         source = "multi-head latent attention (2405.04434, §2.1.4)"
         formula = "batch * context * layers * (kv_rank + rope_width) * bytes_each"
-        return figure("key-value cache", "bytes", formula, source, context=context, **inputs, **each)
+        return figure("key-value cache", "bytes", formula, source, context=context, **inputs, **per_sequence)
     positions = sum(min(context, window or context) for window in (spec.windows or (0,) * spec.layers))
     inputs = {"layer_positions": positions, "kv_heads": spec.kv_heads, "head_width": spec.head_width}
     formula = "2 * batch * layer_positions * kv_heads * head_width * bytes_each"
     source = _CACHE + "; layer_positions sums min(context, window) over the layers"
-    return figure("key-value cache", "bytes", formula, source, **inputs, **each)
+    return figure("key-value cache", "bytes", formula, source, **inputs, **per_sequence)
 
 
 def serving_memory(spec: ModelSpec, use: Serving) -> Memory:

@@ -135,11 +135,14 @@ def _states(
     over_weights = devices if shard == "fsdp" else 1
     over_gradients = devices if shard in ("zero2", "fsdp") else 1
     over_states = devices if shard in ("zero1", "zero2", "fsdp") else 1
-    each = "parameters * bytes_each / devices"
+    lines = (
+        ("weights", widths.weight, over_weights),
+        ("master weights", widths.master, over_states),
+        ("gradients", widths.gradient, over_gradients),
+    )
     parts = [
-        figure("weights", "bytes", each, _ZERO, parameters=count, bytes_each=widths.weight, devices=over_weights),
-        figure("master weights", "bytes", each, _ZERO, parameters=count, bytes_each=widths.master, devices=over_states),
-        figure("gradients", "bytes", each, _ZERO, parameters=count, bytes_each=widths.gradient, devices=over_gradients),
+        *(figure(name, "bytes", "parameters * bytes_each / devices", _ZERO, parameters=count, bytes_each=width,
+                 devices=over) for name, width, over in lines),
         figure("optimizer states", "bytes", "all_states / devices", f"{OPTIMIZERS[optimizer]}; {_ZERO}",
                all_states=optimizer_bytes(trained, optimizer, widths.state), devices=over_states),
     ]  # fmt: skip

@@ -123,10 +123,12 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     width = PRECISIONS[run.precision].compute
     saved = saved_parts(spec, run)
     formula = " + ".join(f"part_{number}" for number in range(len(saved)))
-    each = {f"part_{number}": part.value for number, part in enumerate(saved)}
-    held = figure("activations", "bytes", formula, "the sum of what the layers keep, listed below", **each)
+    inputs = {f"part_{number}": part.value for number, part in enumerate(saved)}
+    activations_held = figure(
+        "activations", "bytes", formula, "the sum of what the layers keep, listed below", **inputs
+    )
     logits = _logits(spec, run)
-    moving = [held, logits, _working_space(spec, run, width, logits.value)]
+    moving = [activations_held, logits, _working_space(spec, run, width, logits.value)]
     gathered = sum(part.value for part in kept.parts if part.name == "gathered layers")
     gaps = figure(
         "fragmentation", "bytes", "share * moving",
