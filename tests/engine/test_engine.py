@@ -193,15 +193,15 @@ def test_a_step_leaves_the_thread_counts_of_other_threads_alone(
 ) -> None:
     """torch.set_num_threads inside a pass would be what threads that begin meanwhile keep for ever."""
     seen: list[int] = []
-    logits = TorchBackend._logits
+    logits = Transformer.logits
 
-    def look(backend: TorchBackend, hidden: torch.Tensor) -> torch.Tensor:
+    def look(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:
         thread = Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        return logits(backend, hidden)
+        return logits(model, hidden)
 
-    monkeypatch.setattr(TorchBackend, "_logits", look)
+    monkeypatch.setattr(Transformer, "logits", look)
     with two_threads():
         complete(engine, [1], SamplingParams(seed=0), 3)
         assert seen

@@ -14,7 +14,7 @@ from torch import nn
 
 from nextword.engine import Engine, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
-from nextword.models import Recurrent, build
+from nextword.models import Recurrent, build, prepare
 from nextword.models.backend import TorchBackend
 from nextword.plan import parameters
 from nextword.spec import ModelKind, ModelSpec
@@ -62,7 +62,7 @@ def test_token_by_token_equals_the_whole_sequence_at_once(model: Recurrent) -> N
     tokens = tokens_of(3, 20)
     state = model.new_state(3)
     pieces = [tokens[:, :7], *tokens[:, 7:].split(1, dim=1)]
-    stepped = torch.cat([model.logits(model.hidden(piece, state)) for piece in pieces], 1)
+    stepped = torch.cat([model.logits(model.hidden(piece, state=state)) for piece in pieces], 1)
     expected = plain_logits(model, tokens)
     assert expected.std() > 0.05  # a flat output would agree with anything
     torch.testing.assert_close(stepped, expected, **TIGHT)
@@ -85,9 +85,9 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
     before, tokens, after = tokens_of(2, 3), tokens_of(2, 10), tokens_of(2, 2)
     documents = torch.tensor([[0] * 4 + [1] * 6, [7] * 2 + [8] + [9] * 7])
     state = model.new_state(2)
-    model.hidden(before, state)
-    found = model.logits(model.hidden(tokens, state, documents=documents))
-    went_on = model.logits(model.hidden(after, state))
+    model.hidden(before, state=state)
+    found = model.logits(model.hidden(tokens, documents, state=state))
+    went_on = model.logits(model.hidden(after, state=state))
     for row, bounds in enumerate(([0, 4, 10], [0, 2, 3, 10])):
         for start, end in itertools.pairwise(bounds):
             text = tokens[row, start:end] if start else torch.cat((before[row], tokens[row, :end]))
@@ -100,7 +100,7 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
 def test_gradients_end_where_a_state_was_detached(model: Recurrent) -> None:
     model.requires_grad_(True)
     state = model.new_state(1)
-    model.hidden(tokens_of(1, 4), state)
+    model.hidden(tokens_of(1, 4), state=state)
     kept = state.detach()
     assert state.hidden.requires_grad
     assert not kept.hidden.requires_grad
@@ -182,7 +182,7 @@ def test_an_lstm_begins_with_its_forget_gates_open() -> None:
 
 def test_dropout_works_in_training_alone(model: Recurrent) -> None:
     tokens = tokens_of(2, 9)
-    model.dropout = 0.5
+    prepare(model, "train", dropout=0.5)
     quiet = model.eval()(tokens)
     assert torch.equal(model(tokens), quiet)
     torch.manual_seed(1)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base import printable
+from ..native.support import description
 from ..spec import ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from ._table import plain_table
@@ -48,6 +49,7 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "architecture": described.architecture,
         "runs": described.not_run is None,
         "not_run_because": described.not_run,
+        "execution": execution(described),
         "spec": described.spec.to_dict() if described.spec else None,
         "parameters": described.parameters,
         "parameters_by_part": described.parts(),
@@ -56,6 +58,11 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "tokenizer": asdict(described.tokenizer) if described.tokenizer else None,
         "tensors": [asdict(tensor) for tensor in described.tensors],
     }
+
+
+def execution(described: Description) -> str | None:
+    """How the CPU here computes it, as `model.execution` of the loaded model says; None if it is not run."""
+    return None if described.spec is None or described.not_run else description(described.spec)
 
 
 def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
@@ -67,6 +74,7 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
         ("licence", described.licence or "not said in the files"),
         ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
         *([("runs", f"no: {described.not_run}")] if described.not_run else []),
+        *([("execution", f"on this CPU: {execution(described)}")] if execution(described) else []),
         *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
         (
             "tokenizer",

@@ -37,7 +37,7 @@ class _Layer(Structure):
 
 
 class _Network(Structure):
-    _fields_ = (("kind", c_int64), ("layers", c_int64), ("width", c_int64), ("each", c_void_p))
+    _fields_ = (("kind", c_int64), ("layer_count", c_int64), ("width", c_int64), ("layers", c_void_p))
 
 
 class _Schedule(Structure):
@@ -69,8 +69,8 @@ class RecurrentProgram:
                 if bias is not None:
                     check_weight(bias, rows)
         self.kind, self.width, self.layers = kind, width, tuple(layers)
-        self._each = (_Layer * len(layers))(*(_Layer(*_addresses(layer)) for layer in layers))
-        self._network = _Network(_CODE[kind], len(layers), width, addressof(self._each))
+        self._layers = (_Layer * len(layers))(*(_Layer(*_addresses(layer)) for layer in layers))
+        self._network = _Network(_CODE[kind], len(layers), width, addressof(self._layers))
 
     def __reduce__(self) -> tuple[type[RecurrentProgram], tuple[object, ...]]:
         return RecurrentProgram, (self.kind, self.width, self.layers)  # a copy reads the copied weights

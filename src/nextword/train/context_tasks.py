@@ -22,7 +22,7 @@ from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import ModelKind, ModelSpec
 from .estimates import Estimate, Values, crossed
 from .loss import IGNORED
-from .loss_module import new_model
+from .loss_module import new_model, prepare
 from .optimizers import make_optimizer
 from .planning import recurrent_like
 from .schedules import learning_rate
@@ -202,6 +202,7 @@ def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed:
         weight_decay=0.0, seed=seed,
     )  # fmt: skip
     model = new_model(run)
+    prepare(model, run)
     optimizer = make_optimizer(model, run)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):

@@ -11,7 +11,7 @@ from ..base.cores import check_threads, cores
 from ..plan import RunConfig, flops
 from .lora import add_adapters
 from .loss import IGNORED
-from .loss_module import HALF, Placed, Training, new_model
+from .loss_module import HALF, Placed, Training, new_model, prepare
 from .optimizers import make_optimizer
 
 
@@ -76,6 +76,7 @@ def _time(run: RunConfig, device: torch.device, threads: int, seconds: float) ->
     model = new_model(run).to(device)
     if run.lora:
         add_adapters(model, run.lora, run.seed)
+    prepare(model, run)
     training = Training(model, run.precision)
     optimizer = make_optimizer(model, run)
     tokens = torch.randint(run.model.vocabulary, (run.micro_batch, run.context + 1), device=device)

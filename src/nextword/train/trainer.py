@@ -242,9 +242,9 @@ class Trainer:
 
     def _build(self, begun: bool = False) -> None:
         run = self.run
-        model = new_model(run) if self._make is None else self._make(begun)
-        prepare(model, run)
+        model: Any = new_model(run) if self._make is None else self._make(begun)
         self.model = model.to(self.device)
+        prepare(self.model, run, self.options.compile)
         self.training: nn.Module = share(Training(self.model, run.precision), run.shard, self.process, self.device)
         self.training.train()
         self.optimizer = make_optimizer(self.model, run)
@@ -459,7 +459,7 @@ class Trainer:
     def _fresh_state(self) -> list[Any]:
         size, model = min(self.run.micro_batch, self.run.batch), self.model
         sizes = [min(size, self.run.batch - start) for start in range(0, self.run.batch, size)]
-        return [model.new_state(rows) for rows in sizes]  # type: ignore[operator]
+        return [model.new_state(rows) for rows in sizes]
 
     def _state_of(self, start: int, size: int) -> Any:
         return None if self.carried is None else self.carried[start // size]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import native
 from ..base import RunError, UsageError, free_memory
-from ..models import Model, build
+from ..models import Model, build, prepare
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
 from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
@@ -78,7 +78,8 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> M
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # a GPU's kernels want them in one piece
-    return model.requires_grad_(False).eval()
+    prepare(model.requires_grad_(False).eval(), "infer")
+    return model
 
 
 def _device(name: str) -> torch.device:
