@@ -123,9 +123,9 @@ def pull(names: tuple[str, ...]) -> None:
 
 @command.command(short_help="Show what a model is made of.")
 @click.argument("model", shell_complete=complete_model)
-@click.option("--tensors", "every_tensor", is_flag=True, help="Also list every tensor.")
+@click.option("--tensors", "all_tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every tensor included.")
-def info(model: str, every_tensor: bool, as_json: bool) -> None:
+def info(model: str, all_tensors: bool, as_json: bool) -> None:
     """Show what MODEL is made of: architecture, parameters by part, context, tokenizer, how it is stored.
 
     MODEL is a name, a .gguf file, a folder, or hf:owner/name. Reads headers only, and fetches nothing.
@@ -139,7 +139,7 @@ def info(model: str, every_tensor: bool, as_json: bool) -> None:
     if as_json:
         emit_json(card_json(model, origin, described))
     else:
-        output().print(model_card(model, origin, described, every_tensor))
+        output().print(model_card(model, origin, described, all_tensors))
 
 
 def _find(model: str) -> tuple[Path, str]:
