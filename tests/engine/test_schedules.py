@@ -9,8 +9,9 @@ import pytest
 from fake_backend import FakeBackend, FakeTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import result, run_schedule
+from schedules import run_schedule
 
+from handle_results import result
 from nextword.base import UsageError
 from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.request import AnyRequest
