@@ -203,9 +203,9 @@ def test_a_budget_that_its_devices_cannot_hold_keeps_its_optimum_and_says_so(run
 def test_little_data_and_much_use_change_the_choice_and_are_said(run: Plan) -> None:
     limited = run("budget", "--flops", "1e21", "--tokens-available", "5B", "--json").data
     assert limited["limited"]["epochs"] > 4
-    epochs, worth, _, loss = limited["limited"]["figures"]
+    epochs, tokens, _, loss = limited["limited"]["figures"]
     assert epochs["value"] == pytest.approx(limited["limited"]["epochs"])
-    assert worth["value"] == pytest.approx(limited["limited"]["worth"])
+    assert tokens["value"] == pytest.approx(limited["limited"]["effective_tokens"])
     assert loss["value"] == pytest.approx(limited["limited"]["loss"])
     assert any("Muennighoff" in warning for warning in limited["warnings"])
     aware = run("budget", "--flops", "1e21", "--inference-tokens", "1T", "--json").data

@@ -248,7 +248,7 @@ def test_the_flat_region_holds_the_optimum_and_ends_at_the_tolerance(budget: flo
 def test_repeated_data_is_worth_less_than_fresh_and_more_than_once(budget: float, share: float) -> None:
     best = optimum(budget, DATA_LIMITED)
     limited = data_limited(best.parameters, best.tokens, share * best.tokens)
-    assert limited.unique < limited.worth < limited.tokens
+    assert limited.unique < limited.effective_tokens < limited.tokens
     assert limited.loss >= limited.loss_if_fresh
     assert best_when_limited(budget, share * best.tokens).loss <= limited.loss * (1 + 1e-9)
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nextword import native
-from nextword.models import build
+from nextword.models import build, prepare
 from nextword.plan import activations, flops, parameters, spec_from_config
 from nextword.plan.known import known_spec
 from nextword.spec import ModelSpec
@@ -184,6 +184,7 @@ def kept_bytes(spec: ModelSpec, batch: int, time: int, autocast: bool) -> int:
     """What autograd keeps of `hidden`: each storage once; parameters and their 16-bit copies not."""
     torch.manual_seed(0)
     model = build(spec)
+    prepare(model, "train", autocast=autocast)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}

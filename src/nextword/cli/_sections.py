@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def plain(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     names = [field.name for field in fields(value)]
-    names += [name for name, attribute in vars(type(value)).items() if isinstance(attribute, property)]
+    names += [name for name, _ in inspect.getmembers(type(value), lambda member: isinstance(member, property))]
     units = {"units": value.units} if hasattr(value, "units") else {}
     return {name: plain(getattr(value, name)) for name in names} | units
 

@@ -12,7 +12,7 @@ from typing import Literal
 from ..base import UsageError
 from ..spec import ModelSpec
 from .compute import Recompute
-from .figure import Figure, figure
+from .figure import Figure, Parts, figure
 from .shapes import GATES, expert_layers
 
 Kernel = Literal["flash", "plain"]
@@ -23,14 +23,8 @@ NORM_BYTES = 4  # norms are computed in float32 whatever the precision
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes kept between the forward and the backward pass of one micro-batch. `parts` sum to `total`."""
-
-    parts: tuple[Figure, ...]
-
-    @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
+class Activations(Parts):
+    """Bytes kept between the forward and the backward pass of one micro-batch."""
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,8 @@ def _check_reach(limited: DataLimited | None, aware: InferenceAware | None) -> N
 
 def _choose(best: Optimum, by: Law, limited: DataLimited | None, aware: InferenceAware | None) -> Choice:
     if limited is not None:
-        spread = prediction_interval(limited.parameters, limited.worth)
-        shift = limited.loss - DEFAULT.loss(limited.parameters, limited.worth)
+        spread = prediction_interval(limited.parameters, limited.effective_tokens)
+        shift = limited.loss - DEFAULT.loss(limited.parameters, limited.effective_tokens)
         interval = Interval(spread.low + shift, spread.high + shift)
         reason = "optimal for this compute and the tokens at hand, repeated (Muennighoff et al. 2023)"
         return Choice(limited.parameters, limited.tokens, limited.loss, interval, reason)
@@ -237,9 +237,9 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
     if limited is None or plain is None:
         return []
     said = [
-        f"the optimum wants {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
-        f" {plain.epochs:.1f} epochs, worth {format_count(plain.worth)} fresh ones; loss {plain.loss:.3f} instead of"
-        f" {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters for"
+        f"the optimum needs {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
+        f" {plain.epochs:.1f} epochs, worth {format_count(plain.effective_tokens)} fresh tokens; loss"
+        f" {plain.loss:.3f} instead of {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters for"
         f" {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
     ]
     if limited.epochs > EPOCHS_FITTED:

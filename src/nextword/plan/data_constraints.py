@@ -19,12 +19,12 @@ REPEATED_PARAMETERS = 5.309743  # R*_N
 class DataLimited:
     """Training on `unique` tokens several times. Losses in nats a token by Muennighoff et al.'s law."""
 
-    units: ClassVar = {"unique": "tokens", "tokens": "tokens", "worth": "tokens", "loss": "nats/token"}
+    units: ClassVar = {"unique": "tokens", "tokens": "tokens", "effective_tokens": "tokens", "loss": "nats/token"}
     unique: float
     parameters: float
     tokens: float  # seen in all
     epochs: float
-    worth: float  # fresh tokens that the tokens seen are worth
+    effective_tokens: float  # fresh tokens that teach as much as the tokens seen
     loss: float
     loss_if_fresh: float  # of the same model and tokens, were none repeated
 
@@ -35,33 +35,33 @@ class DataLimited:
         unique = min(self.unique, self.tokens)
         enough = min(_optimal_parameters(unique), self.parameters)
         formula = "{0} + {0} * R * (1 - exp(-({1} / {0} - 1) / R))"
-        worth = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique,
+        fresh = figure("effective tokens", "tokens", formula.format("U", "D"), source, U=unique,
                        D=self.tokens, R=REPEATED_TOKENS)  # fmt: skip
-        size = figure("parameters that count", "parameters", formula.format("enough", "N"), source, enough=enough,
+        size = figure("effective parameters", "parameters", formula.format("enough", "N"), source, enough=enough,
                       N=self.parameters, R=REPEATED_PARAMETERS)  # fmt: skip
         return (
             figure("epochs", "", "D / U", "tokens seen over different ones", D=self.tokens, U=unique),
-            worth,
+            fresh,
             size,
             figure("loss", "nats/token", "E + A / N ** alpha + B / D ** beta", law.source, E=law.E, A=law.A, B=law.B,
-                   alpha=law.alpha, beta=law.beta, N=size.value, D=worth.value),
+                   alpha=law.alpha, beta=law.beta, N=size.value, D=fresh.value),
         )  # fmt: skip
 
 
 def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited:
-    """What `tokens` are worth when only `unique` of them are different.
+    """What `tokens` teach when only `unique` of them are different.
 
     D' = U + U R* (1 − exp(−R / R*)) with R = D / U − 1 repetitions, and the same for parameters beyond those
     that are optimal for the unique tokens (Muennighoff et al. 2023, eq. 5 and 7).
     """
     if min(parameters, tokens, unique) <= 0:
         raise UsageError("the law of repeated data needs parameters and tokens above 0")
-    fresh_worth = worth(tokens, min(unique, tokens))
+    fresh_tokens = effective(tokens, min(unique, tokens))
     enough = min(_optimal_parameters(min(unique, tokens)), parameters)
-    effective = worth(parameters, enough, REPEATED_PARAMETERS)
-    loss = DATA_LIMITED.loss(effective, fresh_worth)
+    size = effective(parameters, enough, REPEATED_PARAMETERS)
+    loss = DATA_LIMITED.loss(size, fresh_tokens)
     fresh = DATA_LIMITED.loss(parameters, tokens)
-    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), fresh_worth, loss, fresh)
+    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), fresh_tokens, loss, fresh)
 
 
 def best_when_limited(budget: float, unique: float) -> DataLimited:
@@ -77,8 +77,8 @@ def best_when_limited(budget: float, unique: float) -> DataLimited:
     return data_limited(size, budget / (6 * size), unique)
 
 
-def worth(used: float, unique: float, decay: float = REPEATED_TOKENS) -> float:
-    """What `used` are worth, of which only `unique` are different (at most as many): eq. 5, `decay` is R*."""
+def effective(used: float, unique: float, decay: float = REPEATED_TOKENS) -> float:
+    """How many fresh ones teach as much as `used`, of which only `unique` are different: eq. 5, `decay` is R*."""
     return unique + unique * decay * -math.expm1(-(used / unique - 1) / decay)
 
 

@@ -124,15 +124,15 @@ def fit_law(
     `bootstrap` refits to that many resampled sets of runs. `progress` hears of what is under way. Raises UsageError
     where the runs cannot tell the constants apart.
     """
-    say = progress or (lambda what: None)
+    log = progress or (lambda what: None)
     _check(runs)
-    say(f"{method}: fitting {len(runs):,} runs")
+    log(f"{method}: fitting {len(runs):,} runs")
     point = fit_point(runs, method, None)
     law = _law(point)
     draws = []
     for number, draw in enumerate(_bootstrap(runs, method, point, bootstrap, seed), 1):
         draws.append(draw)
-        say(f"{method}: {number:,} of {bootstrap:,} resampled fits")
+        log(f"{method}: {number:,} of {bootstrap:,} resampled fits")
     fitted = LawFit(law, method, runs, terms(runs, point, method), tuple(draws), None, {})
     unidentified = _unidentified(runs, point) or _wide(fitted)
     held = _hold_out(runs, method, point) if hold_out else None

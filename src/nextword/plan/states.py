@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .figure import Figure, figure
+from .figure import Figure, Parts, figure
 from .shapes import TensorShape, separate, tensors
 
 Optimizer = Literal["adamw", "adam8bit", "adafactor", "muon", "lion", "momentum", "sgd"]
@@ -58,20 +58,15 @@ _ENDS = ("embedding", "positions", "head", "norms")
 
 
 @dataclass(frozen=True)
-class States:
-    """Bytes on each device that depend on the parameters alone. `parts` sum to `total`."""
+class States(Parts):
+    """Bytes on each device that depend on the parameters alone."""
 
-    parts: tuple[Figure, ...]
     trained: int  # parameters that get a gradient
-
-    @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
 
     @property
     def model_states(self) -> float:
         """Weights, gradients and optimizer, without the layers gathered for a moment: ZeRO's term."""
-        return sum(part.value for part in self.parts if part.name != "gathered layers")
+        return self.total - self.part("gathered layers")
 
 
 def states(

@@ -9,7 +9,7 @@ from ..base import UsageError
 from ..spec import ModelSpec
 from .activations import Kernel, activations
 from .compute import Flops, Recompute, flops
-from .figure import Figure, figure
+from .figure import Figure, Parts, figure
 from .hardware import RUNTIME, Device
 from .parameters import parameters
 from .search import largest
@@ -55,19 +55,10 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Parts):
     """Bytes on one device. `parts` sum to `total`."""
 
     units: ClassVar = {"total": "bytes"}
-    parts: tuple[Figure, ...]
-
-    @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
-
-    def part(self, name: str) -> float:
-        """Bytes of one line, 0 if it is not there."""
-        return sum(part.value for part in self.parts if part.name == name)
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     )
     logits = _logits(spec, run)
     moving = [activations_held, logits, _working_space(spec, run, width, logits.value)]
-    gathered = sum(part.value for part in kept.parts if part.name == "gathered layers")
+    gathered = kept.part("gathered layers")
     gaps = figure(
         "fragmentation", "bytes", "share * moving",
         "share of what is allocated and freed at every step: assumed on a GPU, measured on a CPU",
