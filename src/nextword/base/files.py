@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before long work, read only if regular and of bounded size."""
+"""Files: written atomically, checked before long work, read only if regular and of bounded size."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from .errors import UsageError
 
 @contextmanager
 def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; rename it to `path` if the block ends well, else remove it.
+    """Open a temporary file next to `path`; rename it to `path` if the block succeeds, else remove it.
 
     `mode` is "w" (UTF-8 text) or "wb". The data is flushed to disk before the rename, so that a crash
     leaves either the old file or the new one.

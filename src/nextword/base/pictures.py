@@ -1,4 +1,4 @@
-"""Pictures: refused before the work if they cannot be drawn, written whole or not at all."""
+"""Pictures: one palette, refused before the work if they cannot be drawn, written atomically."""
 
 from __future__ import annotations
 
@@ -57,4 +57,4 @@ def save_picture(figure: Any, path: Path | str) -> None:
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}); the picture is lost") from error
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); the picture was not written") from error

@@ -50,7 +50,7 @@ def next_picture(distributions: Sequence[NextTokenDistribution], width: int, uni
     """Bars of the next token's probabilities, one column a temperature, within `width` characters.
 
     Bars of all columns have one scale, set by the likeliest token; the 'others' row may run off it.
-    Temperatures that do not fit beside each other go below.
+    Temperatures that do not fit side by side go below.
     """
     shown = rows(distributions)
     names = [_fit(visible(row.text, unicode), _LONGEST_TOKEN, unicode) for row in shown]
@@ -151,7 +151,7 @@ def bar(share: float, room: int, unicode: bool = True) -> str:
 def probability_table(completion: Completion, sampling: SamplingParams, width: int, unicode: bool = True) -> Text:
     """One row a step: the token, its probability by the model and as drawn, then the alternatives.
 
-    Alternatives that do not fit beside each other go on below. Numbers are percentages.
+    Alternatives that do not fit side by side continue below. Numbers are percentages.
     """
     steps = completion.tokens
     longest = min(_LONGEST_TOKEN, width // 5)

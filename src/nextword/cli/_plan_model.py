@@ -80,7 +80,7 @@ def planned_model(model: str | None, params: float | None, arch: ModelKind | Non
 def _from_json(path: Path) -> PlannedModel:
     """A Hugging Face config.json, a run's configuration of nextword, or a ModelSpec as plain data."""
     if not path.exists() and path.name != "config.json":
-        raise UsageError(f"{path}: there is no such file; give a name, a folder, a .gguf file or a config.json")
+        raise UsageError(f"{path}: no such file; give a name, a folder, a .gguf file or a config.json")
     data = read_json(path)
     if data.get("format") == FORMAT:
         return PlannedModel(str(path), RunConfig.from_dict(data).model)

@@ -1,4 +1,4 @@
-"""A table that fits its console: it leaves out whole columns rather than break what is in them."""
+"""A table that fits its console: it drops whole columns rather than break cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nextword plan train: memory line by line, FLOPs, time, price, and the rules of thumb beside them."""
+"""nextword plan train: memory line by line, FLOPs, time, price, and rules of thumb for comparison."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def command(
     model: str | None, params: float | None, arch: ModelKind | None, devices: tuple[int, Device], tokens: float | None,
     mfu: float, price: float | None, explain: bool, as_json: bool, plot: Path | None, **setup: Any,
 ) -> None:  # fmt: skip
-    """Memory of a training run line by line, its FLOPs, days and price, and rules of thumb beside them.
+    """Memory of a training run line by line, its FLOPs, days and price, and rules of thumb for comparison.
 
     \b
     Examples:

@@ -29,7 +29,7 @@ class Activations(Parts):
 
 @dataclass(frozen=True)
 class _Kernels:
-    """What nextword's compiled kernels compute: RMSNorms, and what stands beside matrix products in float32."""
+    """What nextword's compiled kernels compute: RMSNorms, and in float32 what comes with the matrix products."""
 
     norms: bool
     products: bool
@@ -52,8 +52,8 @@ def activations(
     forms again what costs no weight matrix: norms, rotary positions, the MLP's inner product and the scores a
     "plain" kernel keeps; "full" keeps each layer's input and forms one layer at a time. `fused` is training with
     nextword's compiled kernels, on a CPU: in float32 they keep no norm's output, no gated product and no second copy
-    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters beside
-    their matrices, which the kernels for products leave to torch.
+    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters on
+    their matrices, which the kernels leave to torch.
     """
     if batch < 1 or context < 1:
         raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")

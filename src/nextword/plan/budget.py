@@ -113,7 +113,7 @@ def plan_budget(
     tokens_available: float | None = None,
     inference_tokens: float | None = None,
 ) -> BudgetPlan:
-    """Everything a budget says: optima, loss, flat region, warnings, and a model that can be trained."""
+    """What a budget buys: optima, loss, flat region, warnings, and a model that can be trained."""
     chosen, compute = law(by), work.value
     if not LEAST_FLOPS <= compute <= MOST_FLOPS:
         raise UsageError(
@@ -161,7 +161,7 @@ def _concrete_run(
         return ConcreteRun(model, warnings=tuple(warnings))
     try:
         run = run_for(model, compute, device, devices, choice.tokens if keep_tokens else None)
-    except UsageError as error:  # the optimum stands, whatever the devices hold
+    except UsageError as error:  # the optimum holds all the same
         return ConcreteRun(model, warnings=(*warnings, f"no concrete run: {error}"))
     memory = training_memory(run.model, memory_setup(run, device))
     needed = flops(run.model, run.context, run.tokens).total
@@ -239,8 +239,8 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
     said = [
         f"the optimum needs {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
         f" {plain.epochs:.1f} epochs, worth {format_count(plain.effective_tokens)} fresh tokens; loss"
-        f" {plain.loss:.3f} instead of {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters for"
-        f" {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
+        f" {plain.loss:.3f} instead of {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters"
+        f" for {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
     ]
     if limited.epochs > EPOCHS_FITTED:
         said.append(
@@ -249,8 +249,7 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
         )
     if limited.epochs > MANY_EPOCHS:
         said.append(
-            f"beyond {MANY_EPOCHS} epochs repeated tokens lose their worth quickly: more data, or less compute, is"
-            " better spent"
+            f"beyond {MANY_EPOCHS} epochs repeated tokens teach little more: get more data, or spend less compute"
         )
     return said
 
@@ -290,7 +289,7 @@ def _guess_warning(model: ModelSpec, loss: float) -> list[str]:
     if loss < guess:
         return []
     return [
-        f"a loss of {loss:.2f} is no prediction: guessing among {model.vocabulary:,} tokens alone gives"
+        f"a loss of {loss:.2f} is not a prediction: guessing among {model.vocabulary:,} tokens alone gives"
         f" {guess:.2f}. Runs of your own (nextword train) correct it"
     ]
 

@@ -12,7 +12,7 @@ from .fit_methods import MOST_RUNS, Method, Point, fit_point, logs, sample, term
 from .laws import Law, Optimum, optimum
 from .runs import Runs
 
-LEAST_POWER = 0.02  # an exponent at or below it is no power law: the term is as good as constant
+LEAST_POWER = 0.02  # an exponent at or below it is not a power law: the term is nearly constant
 FAR = 6  # times the median error, from which a run is called an outlier
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
@@ -121,8 +121,8 @@ def fit_law(
 
     "huber" minimises the sum of Huber losses between log-sum-exp and log L (Hoffmann et al. 2022, eq. 3);
     "nnls" solves E, A, B by non-negative least squares of relative errors for each (α, β) and searches the two.
-    `bootstrap` refits to that many resampled sets of runs. `progress` hears of what is under way. Raises UsageError
-    where the runs cannot tell the constants apart.
+    `bootstrap` refits to that many resampled sets of runs. `progress` is called with what is being computed. Raises
+    UsageError where the runs cannot tell the constants apart.
     """
     log = progress or (lambda what: None)
     _check(runs)
@@ -140,7 +140,7 @@ def fit_law(
 
 
 def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
-    """Which of several fits to the same runs to believe, and why.
+    """Which of several fits to the same runs to use, and why.
 
     The one that predicts the runs of most compute best from those of less, among those whose constants the runs pin
     down; an optimum follows from these alone.
@@ -163,7 +163,7 @@ def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
         f" off by (root mean square): {errors}"
     )
     if not identified:
-        return best, f"{why}; no fit identifies all constants, so that none gives an optimum"
+        return best, f"{why}; no fit identifies all constants, so none gives an optimum"
     return best, why + (f"; not identified by these runs: constants of {names}" if names else "")
 
 
@@ -173,7 +173,7 @@ def objective(runs: Runs, law: Law) -> float:
 
 
 def outlier_remark(fit: LawFit) -> list[str]:
-    """Says so if the highest losses lie far off the law: the Huber loss weighs them less, and still follows them."""
+    """A remark if the highest losses are far off the law: the Huber loss weighs them less, and still follows them."""
     errors = [
         math.log(fit.law.loss(n, d) / loss)
         for n, d, loss in zip(fit.runs.parameters, fit.runs.tokens, fit.runs.losses, strict=True)

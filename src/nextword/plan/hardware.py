@@ -129,7 +129,7 @@ def _this(cache_folder: Path | None, anew: bool) -> Device:
         speeds = {name: max(getattr(known, name), getattr(measured, name)) for name in _SPEEDS}
         measured = replace(measured, **speeds)
     if stored is not None:
-        with suppress(OSError), atomic_write(stored) as file:  # a cache that cannot be written is no failure
+        with suppress(OSError), atomic_write(stored) as file:  # a cache that cannot be written is not an error
             json.dump({"machine": machine, "device": asdict(measured)}, file, indent=2)
     return measured
 
@@ -169,7 +169,7 @@ def _memory() -> float:
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError) as error:
-        raise RunError(f"this system does not say how much memory it has. {OWN}") from error
+        raise RunError(f"this system does not report how much memory it has. {OWN}") from error
     return float(min([whole, *_limits()]))
 
 

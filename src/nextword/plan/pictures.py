@@ -90,7 +90,7 @@ def _bar(axes: Any, height: int, memory: Memory, seen: set[str]) -> None:
 
 
 def _device_lines(axes: Any, devices: Sequence[Device], total: float) -> None:
-    """Lines of devices; equal sizes share one name, and names that would touch stand on lines of their own."""
+    """Lines of devices; equal sizes share one label, and labels that would touch go on separate lines."""
     sizes: dict[float, list[str]] = {}
     for device in sorted(devices, key=lambda device: device.memory):
         sizes.setdefault(device.memory / 1e9, []).append(device.name)

@@ -1,4 +1,4 @@
-"""One training run: bytes a device line by line, FLOPs, time, price, and the rules of thumb beside them."""
+"""One training run: bytes a device line by line, FLOPs, time, price, and rules of thumb for comparison."""
 
 from __future__ import annotations
 
