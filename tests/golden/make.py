@@ -33,9 +33,9 @@ from nextword.evals.opening import open_task
 from nextword.evals.store import opened
 from nextword.evals.table import TableSettings
 from nextword.evals.trials import Design
+from nextword.families.published import known_spec
 from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
-from nextword.plan.known import known_spec
 from nextword.spec import ModelSpec
 from nextword.train.trainer import Options, Silent, Step, Trainer
 from nextword.weights import write_model

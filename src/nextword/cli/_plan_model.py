@@ -8,9 +8,10 @@ from typing import Any
 
 from ..base import UsageError, units
 from ..base.errors import closest
-from ..plan import parameters, shape_for, spec_from_config
-from ..plan.configs import spec_from_dict, spec_from_gguf_metadata
-from ..plan.known import known_bytes, known_models, known_spec
+from ..families import spec_from_config, spec_from_dict
+from ..families.gguf_metadata import spec_from_gguf_metadata
+from ..families.published import known_config, known_models, known_spec
+from ..plan import parameters, shape_for
 from ..plan.serving import BITS, published_bytes
 from ..plan.shape_search import FORMAT, RunConfig, recurrent_for
 from ..spec import ModelKind, ModelSpec
@@ -105,7 +106,7 @@ def _from_weights(model: str, path: Path) -> PlannedModel:
         if entry is not None:
             return PlannedModel(model, entry.spec)
         if (spec := known_spec(model)) is not None:
-            return _published(model, spec, known_bytes(model))
+            return _published(model, spec, published_bytes(known_config(model) or {}, spec))
         file = _existing(model, path)
     from ..weights.gguf import GGUFFile
 

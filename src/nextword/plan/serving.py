@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from ..base import UsageError
 from ..base.errors import closest
+from ..families import experts_in_4_bits
 from ..spec import ModelSpec
 from .compute import flops
-from .configs import experts_in_4_bits
 from .figure import Figure, figure
 from .hardware import Device
 from .parameters import parameters
