@@ -106,7 +106,7 @@ def _print_list(listed: list[tuple[CatalogueEntry, Stored | None]], others: list
 @command.command(short_help="Fetch models before they are needed.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
 def pull(names: tuple[str, ...]) -> None:
-    """Fetch models before they are needed: names of the list, or hf:owner/name[@revision].
+    """Fetch models before they are needed: names of the list, or hf:owner/name[/file.gguf][@revision].
 
     An interrupted fetch from the hub continues where it stopped.
     """

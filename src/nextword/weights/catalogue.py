@@ -20,7 +20,9 @@ MEMORY_CONTEXT = 2048  # tokens of the sequence that `CatalogueEntry.memory` cou
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_HUB_NAME = re.compile(
+    r"([\w.-]+/[\w.-]+)(?:/([\w./-]+\.gguf))?(?:@([\w./-]+))?", re.ASCII
+)  # repository, file, revision
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def is_cached(entry: CatalogueEntry, cache: Path) -> bool:
 def resolve(name: str, cache: Path | None = None) -> Path:
     """A model's name or place → its .gguf file or its folder, fetched first if it has to be.
 
-    `name` is a catalogue name, a folder, a .gguf file, or hf:owner/name[@revision]. Raises UsageError for
+    `name` is a catalogue name, a folder, a .gguf file, or hf:owner/name[/file.gguf][@revision]. Raises UsageError for
     what is unknown, missing or a pickle, RunError where fetching fails.
     """
     if not name.strip():
@@ -166,12 +168,20 @@ def _from_catalogue(entry: CatalogueEntry, cache: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    if not _HUB_NAME.fullmatch(name):
-        raise UsageError(f"hf:{name} is not of the form hf:owner/name or hf:owner/name@revision")
     from .hub import download
 
-    repository, _, revision = name.partition("@")
-    return check_folder(download(repository, revision or None))
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(
+            f"hf:{name} is not of the form hf:owner/name, hf:owner/name/file.gguf or hf:owner/name@revision"
+        )
+    repository, file, revision = match.groups()
+    if file is None:
+        return check_folder(download(repository, revision))
+    path = download(repository, revision, [file], []) / file
+    if not path.exists():
+        raise UsageError(f"hf:{repository} has no file {file}")
+    return path
 
 
 def check_file(path: Path) -> Path:
@@ -218,7 +228,7 @@ def _only_gguf(path: Path, names: list[str]) -> str:
 
 def _unknown(name: str, path: Path) -> str:
     if "/" in name or os.sep in name or name.lower().endswith((".gguf", ".safetensors", *PICKLES)):
-        if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not path.parent.exists():
+        if name.count("/") == 1 and _HUB_NAME.fullmatch(name) and not name.startswith(".") and not path.parent.exists():
             return f"{name} is not a file or folder here. For the Hugging Face hub write: hf:{name}"
         return f"{name} does not exist.{closest(path.name, _neighbours(path))} See: nextword models list"
     return f"model {name!r} is not known.{closest(name.lower(), known_names())} See: nextword models list"
