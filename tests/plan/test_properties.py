@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planner_formulas import optimal_budget
+from planner_formulas import model_states, optimal_budget
 
 from nextword.plan import (
     Figure,
@@ -196,10 +196,10 @@ def test_recomputation_saves_memory_and_costs_flops(spec: ModelSpec, run: Traini
 
 @given(specs(), st.sampled_from(["fp32", "mixed", "amp", "bf16"]), st.integers(2, 512))
 def test_each_stage_of_sharding_needs_no_more_than_the_one_before(spec: ModelSpec, precision: Any, n: int) -> None:
-    stages = [states(spec, precision=precision, shard=shard, devices=n).model_states
+    stages = [model_states(states(spec, precision=precision, shard=shard, devices=n))
               for shard in ("ddp", "zero1", "zero2", "fsdp")]  # fmt: skip
     assert stages == sorted(stages, reverse=True)
-    assert states(spec, precision=precision).model_states == stages[0]
+    assert model_states(states(spec, precision=precision)) == stages[0]
 
 
 @given(specs())

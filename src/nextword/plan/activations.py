@@ -19,7 +19,6 @@ Kernel = Literal["flash", "plain"]
 
 _KEPT = "tensors that autograd keeps of nextword's layers"
 _ESTIMATE = "estimate: the layer's matrix products keep their inputs; not measured"
-NORM_BYTES = 4  # norms are computed in float32 whatever the precision
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,6 @@ class States(Parts):
 
     trained: int  # parameters that get a gradient
 
-    @property
-    def model_states(self) -> float:
-        """Weights, gradients and optimizer, without the layers gathered for a moment: ZeRO's term."""
-        return self.total - self.part("gathered layers")
-
 
 def states(
     spec: ModelSpec,
