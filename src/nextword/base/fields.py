@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from .display import printable
 from .errors import UsageError
 
-Made = TypeVar("Made")
+Dataclass = TypeVar("Dataclass")
 _FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
 
 
@@ -75,7 +75,7 @@ def check_field(owner: type, name: str, value: Any) -> None:
         raise FieldError(name, value, wanted)
 
 
-def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
+def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
     """The dataclass `kind` from plain data, every field checked. Raises UsageError that names what is wrong.
 
     A list, as JSON has it, becomes the tuple that a field of a tuple wants. `prefix`, such as "options.", comes before
@@ -83,17 +83,17 @@ def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
-    known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [str(name) for name in data if name not in known]:
         raise UsageError(f"{prefix + printable(unknown[0], 40)!r} is not a setting of {kind.__name__}")
-    if missing := [name for name, each in known.items() if name not in data and _needed(each)]:
+    if missing := [name for name, field in known.items() if name not in data and _needed(field)]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
     try:
-        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
-        check_fields(made)
+        instance = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        check_fields(instance)
     except FieldError as error:
         raise UsageError(error.said_as(prefix + error.name)) from None
-    return made
+    return instance
 
 
 def finite(value: Any) -> Any:
@@ -117,11 +117,11 @@ def rebuilt(hint: Any, data: Any) -> Any:
     if origin is Annotated:
         return rebuilt(args[0], data)
     if origin in (Union, types.UnionType):
-        kind = next((each for each in args if each is not type(None)), None)
+        kind = next((arg for arg in args if arg is not type(None)), None)
         return None if data is None else rebuilt(kind, data)
     if origin is tuple:
         kinds = args[:1] * len(data) if args[-1] is Ellipsis else args
-        return tuple(rebuilt(kind, each) for kind, each in zip(kinds, data, strict=True))
+        return tuple(rebuilt(kind, item) for kind, item in zip(kinds, data, strict=True))
     if isinstance(data, Mapping) and dataclasses.is_dataclass(hint):
         known = _hints(hint)  # type: ignore[arg-type]
         return hint(**{name: rebuilt(known[name], value) for name, value in data.items() if name in known})  # type: ignore[operator]
@@ -133,8 +133,8 @@ def rebuilt(hint: Any, data: Any) -> Any:
 @cache
 def _hints(owner: type) -> dict[str, Any]:
     """The annotations of a dataclass's fields, by name."""
-    found = get_type_hints(owner, include_extras=True)
-    return {name: hint for name, hint in found.items() if name in owner.__dataclass_fields__}  # type: ignore[attr-defined]
+    hints = get_type_hints(owner, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name in owner.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _wanted(value: Any, hint: Any) -> str:
@@ -146,13 +146,13 @@ def _wanted(value: Any, hint: Any) -> str:
     if hint is Any:
         return ""
     if origin in (Union, types.UnionType):
-        return _wanted_of_several(value, [Annotated[each, limits] for each in args])
+        return _wanted_of_several(value, [Annotated[arg, limits] for arg in args])
     if origin is Literal:
         return "" if isinstance(value, str) and value in args else f"one of {', '.join(args)}"
     if origin is tuple:
         return _wanted_of_a_tuple(value, args)
     if origin is dict and isinstance(value, dict):
-        return next((f"{one} for each" for one in (_wanted(each, args[1]) for each in value.values()) if one), "")
+        return next((f"{one} for each" for one in (_wanted(item, args[1]) for item in value.values()) if one), "")
     if hint in (int, float):
         kind: Any = Integral if hint is int else Real
         right = isinstance(value, kind) and not isinstance(value, bool) and limits.holds(value)  # a bool is an int
@@ -161,10 +161,10 @@ def _wanted(value: Any, hint: Any) -> str:
 
 
 def _wanted_of_several(value: Any, kinds: list[Any]) -> str:
-    found = {kind: _wanted(value, kind) for kind in kinds}
-    if "" in found.values():
+    wanted_by_kind = {kind: _wanted(value, kind) for kind in kinds}
+    if "" in wanted_by_kind.values():
         return ""
-    return " or ".join(wanted for kind, wanted in found.items() if get_args(kind)[0] is not type(None))
+    return " or ".join(wanted for kind, wanted in wanted_by_kind.items() if get_args(kind)[0] is not type(None))
 
 
 def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
@@ -172,7 +172,7 @@ def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
     if not isinstance(value, tuple) or (not several and len(value) != len(kinds)):
         return "a list" if several else f"a list of {len(kinds)}"
     wanted = [
-        _wanted(each, kind) for each, kind in zip(value, kinds[:1] * len(value) if several else kinds, strict=True)
+        _wanted(item, kind) for item, kind in zip(value, kinds[:1] * len(value) if several else kinds, strict=True)
     ]
     return next((f"a list, each {one}" for one in wanted if one), "")
 

@@ -11,6 +11,7 @@ from ..base import UsageError, units
 from ._app import Suggesting
 from ._options import OUTPUT_MODEL, PICTURE
 from .plan_options import STEPS
+from .runs_calibration import command as calibration
 
 if TYPE_CHECKING:
     from ..train.run_dir import Measured, RunRecord
@@ -20,7 +21,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group(name="runs", cls=Suggesting)
 def command() -> None:
-    """Training runs: list, show, compare, resume, export, forget.
+    """Training runs: list, show, compare, resume, export, calibrate, forget.
 
     \b
     Examples:
@@ -28,7 +29,11 @@ def command() -> None:
       nextword runs compare runs/transformer-1.20M runs/lstm-1.20M --plot both.svg
       nextword runs resume runs/transformer-1.20M
       nextword runs export runs/transformer-1.20M model.gguf
+      nextword runs calibration
     """
+
+
+command.add_command(calibration)
 
 
 @command.command(name="list")
@@ -45,7 +50,7 @@ def list_runs(root: Path, as_json: bool) -> None:
         emit_json(rows)
         return
     from ._console import messages, output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     if not rows:
         messages().print(f"no runs in {root}. Begin one: nextword train FOLDER --minutes 20")
@@ -94,7 +99,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
     from .train_display import print_report
 
     summary = _summary(run, record) | {"changes": "; ".join(map(str, record.changes)) or None}
@@ -144,7 +149,7 @@ def _print_compared(
     runs: tuple[Path, ...], records: list[RunRecord], rows: list[dict[str, Any]], differing: dict[str, list[str]]
 ) -> None:
     from ._console import output
-    from .plan_tables import plain_table, rate
+    from ._table import plain_table
 
     table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
                         least=((2,), (6,), (5,), (1,)))  # fmt: skip
@@ -152,7 +157,7 @@ def _print_compared(
         measured = _measured(run, record)
         table.add_row(
             row["folder"], f"{row['parameters']:,}", units.format_count(row["tokens"]), _number(row["nats_per_token"]),
-            _number(row["bits_per_byte"]), rate(measured.tokens_per_second) if measured else "",
+            _number(row["bits_per_byte"]), units.format_rate(measured.tokens_per_second) if measured else "",
             units.format_bytes(measured.memory) if measured else "",
         )  # fmt: skip
     console = output()

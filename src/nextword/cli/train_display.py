@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..base import units
 from ..plan import parameters
 from ._console import messages, output
-from .plan_tables import plain_table, rate
+from ._table import plain_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +51,8 @@ def print_plan(session: Session) -> None:
     table.add_row("  learning", f"{run.optimizer}, {run.learning_rate:g} to {run.final_learning_rate:g} {run.schedule}"
                   f", {run.precision}, {_threads(session.record.threads)}")  # fmt: skip
     if plan is not None:
-        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {rate(plan.tokens_per_second)} tokens/s,"
-                      f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip
+        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {units.format_rate(plan.tokens_per_second)}"
+                      f" tokens/s, {plan.share_of_peak:.0%} of the peak")  # fmt: skip
         table.add_row("  memory", units.format_bytes(plan.memory))
         if not session.record.origin:
             table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}:"
@@ -67,7 +67,7 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     table = plain_table("", "predicted", "measured", "off by", least=((3,),))
     rows = [
         ("time", "seconds", units.format_seconds),
-        ("tokens/s", "tokens_per_second", rate),
+        ("tokens/s", "tokens_per_second", units.format_rate),
         ("share of peak", "share_of_peak", lambda value: f"{value:.1%}"),
         ("peak memory", "memory", units.format_bytes),
         ("held-out loss, nats a token", "nats_per_token", lambda value: f"{value:.4f}"),
@@ -151,7 +151,7 @@ class Display:
         said = [f"loss {self.loss:.3f}"]
         if self.heldout is not None:
             said.append(f"held out {self.heldout:.3f}")
-        said += [f"{rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
+        said += [f"{units.format_rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
         plan = self.session.record.expected
         if plan is not None:
             said.append(f"of {units.format_seconds(plan.seconds)} planned")
