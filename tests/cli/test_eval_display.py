@@ -26,7 +26,8 @@ def line(shots: int, seeds: int = 1, variant: str = "plain", stood: float | None
     cube = np.random.default_rng(shots).integers(0, 2, (seeds, 1, 10)).astype(float)
     stood = shots if stood is None else stood
     per_seed = tuple(
-        SimpleNamespace(seed=seed, order=0, score=float(scores.mean()), shots=stood) for seed, scores in enumerate(cube)
+        SimpleNamespace(fewshot_seed=seed, permutation=0, score=float(scores.mean()), shots=stood)
+        for seed, scores in enumerate(cube)
     )
     return ResultRow(
         "tiny", "form", shots, variant, estimate(cube.mean((0, 1))), float(cube.mean(2).min()),
@@ -81,7 +82,7 @@ def test_each_draw_has_a_row_when_asked_for(
 ) -> None:
     made = line(4, 3)
     rows = [each.split() for each in shown(result(line(0), made), capsys, monkeypatch, show_seeds=True)]
-    assert ["shots", "seed", "order", "accuracy"] in rows
+    assert ["shots", "seed", "permutation", "accuracy"] in rows
     for number, each in enumerate(made.per_seed):
         assert ["4", "shots", str(number + 1), "1", f"{each.score:.3f}"] in rows
     assert not any("seed order" in " ".join(row) for row in map(str.split, shown(result(made), capsys, monkeypatch)))
@@ -107,7 +108,8 @@ def test_baselines_are_compared_apart_from_what_was_asked_for(
 
 
 def test_the_test_of_orders_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tested = replace(line(4), permutations_test=SimpleNamespace(sentence="the 4 permutations do not differ significantly"))
+    test = SimpleNamespace(sentence="the 4 permutations do not differ significantly")
+    tested = replace(line(4), permutations_test=test)
     lines = shown(result(line(0), tested), capsys, monkeypatch)
     assert "4 shots: the 4 permutations do not differ significantly" in lines
 
@@ -117,11 +119,11 @@ def test_a_kept_result_comes_back_whole_and_one_of_another_version_is_refused() 
     plain = json.loads(json.dumps(made.to_dict()))
     assert result_of(Stored("name", 0.0, plain)) == made
     assert result_of(Stored("name", 0.0, plain | {"later": 1})) == made
-    del plain["lines"][0]["score"]["low"]
+    del plain["rows"][0]["score"]["low"]
     with pytest.raises(UsageError, match=r"'name' was stored by another version of nextword.*'low'.*Run it again"):
         result_of(Stored("name", 0.0, plain))
     with pytest.raises(UsageError, match="another version"):
-        result_of(Stored("name", 0.0, asdict(made) | {"lines": 3}))
+        result_of(Stored("name", 0.0, asdict(made) | {"rows": 3}))
 
 
 def test_baselines_alone_are_no_second_family_and_a_column_without_numbers_is_left_out(
@@ -132,5 +134,5 @@ def test_baselines_alone_are_no_second_family_and_a_column_without_numbers_is_le
     at = lines.index("baselines:")
     assert lines[at - 1 : at + 2] == ["", "baselines:", "- calibrated"]
     assert lines[at - 2] != ""
-    assert "seeds and permutations" not in "\n".join(lines)
-    assert "seeds and permutations" in "\n".join(shown(result(line(0), line(4, 3)), capsys, monkeypatch))
+    assert "range over seeds" not in "\n".join(lines)
+    assert "range over seeds" in "\n".join(shown(result(line(0), line(4, 3)), capsys, monkeypatch))

@@ -20,13 +20,13 @@ def line(cube: np.ndarray, way: int = 0, one_set: bool = False) -> ResultRow:
 
 @pytest.mark.parametrize(("between", "least"), [(0.5, 0.93), (1.0, 0.92)])
 def test_the_interval_of_the_best_holds_for_other_items_and_other_draws(between: float, least: float) -> None:
-    seed, held, runs = np.random.default_rng(3), 0, 500
+    generator, held, runs = np.random.default_rng(3), 0, 500
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     true = float(expit(0.5 + nodes * np.hypot(1, between)) @ weights / weights.sum())  # of every way
     for run in range(runs):
-        own = seed.normal(0, 1, 120)  # logits of how easy an item is
-        chances = expit(0.5 + own + seed.normal(0, between, (5, 5, 1, 1)))
-        cubes = (seed.random(chances.shape) < chances).astype(float)  # ways, seeds, permutations, items
+        own = generator.normal(0, 1, 120)  # logits of how easy an item is
+        chances = expit(0.5 + own + generator.normal(0, between, (5, 5, 1, 1)))
+        cubes = (generator.random(chances.shape) < chances).astype(float)  # ways, seeds, permutations, items
         found = choose([line(cube, way) for way, cube in enumerate(cubes)], list(map(str, range(120))), run)
         assert found is not None
         held += found.held_out.low <= true <= found.held_out.high
@@ -45,11 +45,11 @@ def test_no_draw_and_no_group_both_chooses_and_measures() -> None:
 
 
 def test_a_choice_from_few_draws_says_what_its_interval_does_not_cover() -> None:
-    seed, groups = np.random.default_rng(4), list(map(str, range(40)))
+    generator, groups = np.random.default_rng(4), list(map(str, range(40)))
 
     def best(seeds: int, one_set: bool = False) -> str:
         good, bad = (
-            (seed.random((seeds, 1, 40)) < 0.9).astype(float),
+            (generator.random((seeds, 1, 40)) < 0.9).astype(float),
             np.zeros((seeds, 1, 40)),
         )
         found = choose([line(good, 4, one_set), line(bad, 8, one_set)], groups, 0)

@@ -52,17 +52,17 @@ def test_mcnemar_is_the_fair_coin(better: int, worse: int) -> None:
 
 @pytest.mark.parametrize("count", [9, 60])
 def test_the_permutation_test_is_scipy_s(count: int) -> None:
-    seed = np.random.default_rng(count)
-    gaps = seed.normal(0.12, 1, count)
+    generator = np.random.default_rng(count)
+    gaps = generator.normal(0.12, 1, count)
     oracle = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1)
     assert oracle.pvalue > 0.05  # or else a wrong one could come as near
     assert permutation(gaps) == pytest.approx(oracle.pvalue, abs=0 if count == 9 else 0.012)
 
 
 def test_scores_that_are_not_0_and_1_are_compared_by_permutation() -> None:
-    seed = np.random.default_rng(0)
-    before = seed.random(50)
-    found = compare(before + 0.2 + 0.05 * seed.normal(size=50), before)
+    generator = np.random.default_rng(0)
+    before = generator.random(50)
+    found = compare(before + 0.2 + 0.05 * generator.normal(size=50), before)
     assert found.test == "paired permutation test"
     assert found.p < 0.001
 
@@ -79,18 +79,18 @@ def test_swapping_the_sides_turns_the_sign_and_keeps_p(pairs: list[tuple[bool, b
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("own", [0.02, 0.3])  # whether what few and many shots change is alike for all items, or not
 def test_no_difference_is_called_one_5_times_in_100(seeds: int, own: float) -> None:
-    seed = np.random.default_rng(11)
+    generator = np.random.default_rng(11)
     alarms = 0
     for _ in range(600):
-        gaps = simulated(seed, seeds, 1, 150, own) - 0.6
-        before = seed.normal(0.6, 0.3, (1, 1, 150))  # no shots: a single seed
+        gaps = simulated(generator, seeds, 1, 150, own) - 0.6
+        before = generator.normal(0.6, 0.3, (1, 1, 150))  # no shots: a single seed
         alarms += compare(before + gaps, before).p < 0.05
     assert alarms / 600 == pytest.approx(0.05, abs=0.03)
 
 
 def test_what_draws_share_cancels() -> None:
-    seed = np.random.default_rng(12)
-    before = simulated(seed, 4, 2, 80)
+    generator = np.random.default_rng(12)
+    before = simulated(generator, 4, 2, 80)
     found = compare(before + 0.1, before)
     assert found.difference == pytest.approx(0.1)
     assert found.errors.of_seeds == pytest.approx(0, abs=1e-9)
@@ -102,8 +102,8 @@ def test_what_draws_share_cancels() -> None:
 def test_the_interval_of_pairs_holds_even_where_next_to_nothing_changes(
     better: float, worse: float, level: float
 ) -> None:
-    seed = np.random.default_rng(15)
-    counts = seed.multinomial(60, [better, worse, 1 - better - worse], 2000)
+    generator = np.random.default_rng(15)
+    counts = generator.multinomial(60, [better, worse, 1 - better - worse], 2000)
     bounds = np.array([agresti_min(int(up), int(down), 60, level) for up, down, _ in counts])
     held = (bounds[:, 0] <= better - worse) & (better - worse <= bounds[:, 1])
     assert held.mean() >= 1 - level - 0.015
@@ -137,9 +137,9 @@ def test_a_stricter_level_makes_a_wider_interval_and_the_same_p() -> None:
 
 
 def test_cochran_s_q_is_that_of_statsmodels_for_each_draw() -> None:
-    seed = np.random.default_rng(16)
-    own = seed.random(50)
-    cube = (seed.random((3, 4, 50)) < np.clip(own + np.linspace(0, 0.25, 4)[:, None], 0, 1)).astype(float)
+    generator = np.random.default_rng(16)
+    own = generator.random(50)
+    cube = (generator.random((3, 4, 50)) < np.clip(own + np.linspace(0, 0.25, 4)[:, None], 0, 1)).astype(float)
     found = cochran(cube)
     assert found is not None
     oracle = [cochrans_q(permutations.T) for permutations in cube]

@@ -61,43 +61,43 @@ def test_the_power_of_the_exact_test_is_counted_out() -> None:
 def test_the_items_said_to_be_needed_tell_pairs_four_times_in_five(
     difference: float, changed: float, level: float
 ) -> None:
-    seed = np.random.default_rng(6)
+    generator = np.random.default_rng(6)
     count = needed(Power(Errors(100, 0, 99), level, changed), difference).items
     up, down = (changed + difference) / 2, (changed - difference) / 2
-    counts, often = np.unique(seed.multinomial(count, [up, down, 1 - changed], 2000), axis=0, return_counts=True)
+    counts, often = np.unique(generator.multinomial(count, [up, down, 1 - changed], 2000), axis=0, return_counts=True)
     told = [mcnemar(int(better), int(worse)) < level and better > worse for better, worse, _ in counts]
     assert (often * told).sum() / 2000 == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.parametrize(("between", "level"), [(0.02, 0.05), (0.04, 0.05), (0.04, 0.0125)])
 def test_the_items_said_to_be_needed_tell_draws_four_times_in_five(between: float, level: float) -> None:
-    seed, own, by_seed = np.random.default_rng(7), 0.4, 0.3
+    generator, own, by_seed = np.random.default_rng(7), 0.4, 0.3
     count = needed(Power(over_draws(100, 5, between, own, by_seed), level), 0.1).items
     told = 0
     for _ in range(300):
-        gaps = 0.1 + seed.normal(0, between, (5, 1, 1)) + seed.normal(0, own, count)
-        gaps = gaps + seed.normal(0, by_seed, (5, 1, count))
+        gaps = 0.1 + generator.normal(0, between, (5, 1, 1)) + generator.normal(0, own, count)
+        gaps = gaps + generator.normal(0, by_seed, (5, 1, count))
         found = compare(gaps, np.zeros_like(gaps), level=level)
         told += found.p < level and found.difference > 0
     assert 0.72 < told / 300 < 0.88
 
 
 def test_the_draws_said_to_be_needed_tell_four_times_in_five_where_more_items_would_not() -> None:
-    seed, between = np.random.default_rng(8), 0.08
+    generator, between = np.random.default_rng(8), 0.08
     power = Power(over_draws(300, 3, between, 0.3, 0.3))
     found = needed(power, 0.1)
     assert found.items is None
     assert "more items alone would not help" in what_is_needed(power, 0.1)
     told = 0
     for _ in range(300):
-        gaps = 0.1 + seed.normal(0, between, (found.seeds, 1, 1)) + seed.normal(0, 0.3, 300)
-        gaps = gaps + seed.normal(0, 0.3, (found.seeds, 1, 300))
+        gaps = 0.1 + generator.normal(0, between, (found.seeds, 1, 1)) + generator.normal(0, 0.3, 300)
+        gaps = gaps + generator.normal(0, 0.3, (found.seeds, 1, 300))
         told += compare(gaps, np.zeros_like(gaps)).p < 0.05
     assert told / 300 == pytest.approx(0.8, abs=0.08)
 
 
 def test_the_items_said_to_be_needed_tell_groups_four_times_in_five() -> None:
-    seed, size, own, shared = np.random.default_rng(9), 5, 0.4, 0.3
+    generator, size, own, shared = np.random.default_rng(9), 5, 0.4, 0.3
     error = math.sqrt((shared**2 + own**2 / size) / 30)
     found = needed(Power(Errors(150, error, 29)), 0.1)
     groups = math.ceil(found.items / size)
@@ -105,7 +105,7 @@ def test_the_items_said_to_be_needed_tell_groups_four_times_in_five() -> None:
     names = [str(n) for n in range(groups) for _ in range(size)]
     told = 0
     for _ in range(300):
-        gaps = 0.1 + np.repeat(seed.normal(0, shared, groups), size) + seed.normal(0, own, groups * size)
+        gaps = 0.1 + np.repeat(generator.normal(0, shared, groups), size) + generator.normal(0, own, groups * size)
         told += compare(gaps, np.zeros_like(gaps), names).p < 0.05
     assert told / 300 == pytest.approx(0.8, abs=0.07)
 

@@ -23,7 +23,7 @@ from table_tasks import table_task
 
 from nextword import load
 from nextword.engine import LanguageModel
-from nextword.evals import page, report_data
+from nextword.evals import report
 from nextword.evals.design import Condition, Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.provenance import provenance
@@ -36,7 +36,7 @@ from nextword.evals.summary import summarise
 from nextword.evals.task import Encoded, Item, Likelihood, LogprobRequest, Task
 
 FORM = "Text: {text}\nMood: {label}"
-SCRIPT = Path(page.__file__).parent / "report/examples.js"
+SCRIPT = Path(report.__file__).with_name("examples.js")
 STYLE = (SCRIPT.parent / "page.css").read_text(encoding="utf-8")
 
 
@@ -94,7 +94,7 @@ def test_the_page_carries_every_answer_with_the_prompt_it_was_given(collected: C
         for place, answer in enumerate(result.answers):
             assert prompt_of(data, number, place) == list(answer.encoded[0].context)
             assert (condition["said"][place], condition["score"][place]) == (answer.prediction, answer.values["score"])
-            assert data["forms"]["form"]["gold"][place] == [answer.gold]
+            assert data["templates"]["form"]["gold"][place] == [answer.gold]
             assert data["items"][place][0] == f"{answer.item.split} {answer.item.index}"
 
 
@@ -137,7 +137,7 @@ def test_hostile_labels_and_texts_leave_the_page_whole(model: LanguageModel, tmp
     assert "i" not in [tag for tag, _ in found.tags]
     embedded_text = found.texts["data"]
     assert not set("<>&\u2028") & set(embedded_text)
-    assert set(json.loads(embedded_text)["forms"]["form"]["choices"][0]) == set(labels)
+    assert set(json.loads(embedded_text)["templates"]["form"]["choices"][0]) == set(labels)
     assert "&lt;!-- &lt;script&gt;" in text.split('<script type="application/json"')[0]
 
 
@@ -247,10 +247,10 @@ def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, 
 
 
 def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: LanguageModel) -> None:
-    """Requirements with their outcomes, how comparisons are corrected, the permutations' test and a line for each power."""
+    """Requirements with their outcomes, how comparisons are corrected, permutations' tests, power."""
     names = names_of([result.condition.choice for result in collected.conditions])
-    asks = read_requirements(["2 shots > 0 shots", "0 shots > 0.01"], 0.99, names)
-    result = summarise(collected, power=0.05, asks=asks)
+    requirements = read_requirements(["2 shots > 0 shots", "0 shots > 0.01"], 0.99, names)
+    result = summarise(collected, power=0.05, requirements=requirements)
     text = report_page(collected, result, {model.name: model})
     listed = text.split("<h2>Requirements</h2>")[1].split("</section>")[0]
     met = [each.outcome == "met" for each in result.requirements]
@@ -283,15 +283,15 @@ def test_shots_that_were_dropped_are_told_in_the_terminals_words(collected: Coll
     result = summarise(collected)
     *others, last = result.rows
     short = replace(last, effective_shots=1.4567, fewest_shots=1)
-    text = report_page(collected, replace(result, lines=(*others, short)), {model.name: model})
+    text = report_page(collected, replace(result, rows=(*others, short)), {model.name: model})
     assert "<small>1.45 in the prompts, 1 at least</small>" in text
     assert text.count("in the prompts") == 1
 
 
 def test_each_draw_and_order_has_its_row_and_few_draws_a_caveat(collected: Collected, model: LanguageModel) -> None:
     text = shown(collected, model)
-    line = next(each for each in summarise(collected).lines if (each.shots, each.variant) == (2, "plain"))
-    details = text.split("each seed and permutation of 2 shots</summary>")[1].split("</details>")[0]
+    line = next(each for each in summarise(collected).rows if (each.shots, each.variant) == (2, "plain"))
+    details = text.split("every seed and permutation of 2 shots</summary>")[1].split("</details>")[0]
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", details) if "<td>" in row]
     assert sorted(rows) == sorted(
         [str(each.fewshot_seed + 1), str(each.permutation + 1), f"{each.score:.3f}", f"{each.shots:.3g}"]
@@ -310,7 +310,7 @@ def test_the_page_says_how_it_was_measured(model: LanguageModel, reviews: Path) 
     text = report_page(collected, replace(summarise(collected), provenance=made), {model.name: model})
     section = text.split('id="provenance"')[1]
     for said in ("nextword eval &#x27;a &amp; b&#x27;", made.models[0].weights, made.task.rows_hash, made.version,
-                 "\\n--\\n", *made.shots[0].places):  # fmt: skip
+                 "\\n--\\n", *made.shots[0].rows):  # fmt: skip
         assert said in section
     assert Elements(text).texts["command"] == "nextword eval 'a & b'"
 
@@ -320,7 +320,7 @@ def many(model: LanguageModel) -> Collected:
     """Twenty seeds of five hundred items, 10,000 answers, made up."""
     items = tuple(Item("test", n, {"text": f"item {n}"}) for n in range(500))
     tails = [tuple(model.encode(f" it is {n}\nMood:")) for n in range(500)]
-    task = Task("many", "multiple_choice", items, items, _Labels())  # type: ignore[arg-type]
+    task = Task("many", items, items, _Labels())  # type: ignore[arg-type]
     results = []
     for seed in range(20):
         shots = tuple(model.encode(f"Text: some shots of seed {seed}. " * 6))
@@ -338,7 +338,7 @@ def many(model: LanguageModel) -> Collected:
 
 
 class _Labels:
-    key = ""
+    key, generates = "", False
 
     def choices(self, row: Any) -> tuple[str, ...]:
         return "no", "yes"
@@ -352,14 +352,14 @@ def test_the_answers_of_twenty_draws_take_some_fifty_bytes_each(many: Collected,
     text = embedded_json(data)
     assert (len(data["items"]), data["left_out"]) == (500, 0)
     assert len(text) < 60 * 10_000
-    assert prompt_of(json.loads(text), 19, 499) == list(many.results[19].answers[499].encoded[0].context)
+    assert prompt_of(json.loads(text), 19, 499) == list(many.conditions[19].answers[499].encoded[0].context)
 
 
 def test_what_finds_no_room_is_told_with_its_number(
     collected: Collected, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "are shown" not in shown(collected, model)
-    monkeypatch.setattr(report_data, "MOST_NUMBERS", 1000)
+    monkeypatch.setattr("nextword.evals.report.data.MOST_NUMBERS", 1000)
     text = shown(collected, model)
     data = json.loads(Elements(text).texts["data"])
     count = len(data["items"])
@@ -370,34 +370,6 @@ def test_what_finds_no_room_is_told_with_its_number(
     places = [f"{item.split} {item.index}" for item in collected.items]
     first = collected.conditions[0].answers[places.index(data["items"][0][0])]
     assert prompt_of(data, 0, 0) == list(first.encoded[0].context)
-
-
-@pytest.fixture
-def rolling(model: LanguageModel, tmp_path: Path) -> Collected:
-    from nextword.evals.harness import load_harness_task
-
-    (tmp_path / "rows.json").write_text("".join(json.dumps({"text": f"once {n} was"}) + "\n" for n in range(3)))
-    (tmp_path / "task.yaml").write_text(
-        "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.json}}\ntest_split: test\n"
-        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
-    )
-    return run(load_harness_task(tmp_path / "task.yaml"), model, shots=(0,))
-
-
-def test_a_whole_text_stands_on_the_page_once(rolling: Collected, model: LanguageModel) -> None:
-    text = shown(rolling, model)
-    assert text.count("once 1 was") == 1
-    data = json.loads(Elements(text).texts["data"])
-    assert prompt_of(data, 0, 1) == []
-    answer = rolling.results[0].answers[1]
-    assert data["conditions"][0]["numbers"][1] == [
-        pytest.approx(answer.values["logprob"], rel=1e-4),
-        answer.values["tokens"],
-        10,
-        3,
-    ]
-    assert "<h2>Comparisons" not in text
-    assert "<svg" not in text
 
 
 # ---- the script
@@ -533,7 +505,7 @@ def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
 ) -> None:
     first, *others = collected.conditions
     answers = tuple(replace(answer, values={"score": n / 20}) for n, answer in enumerate(first.answers))
-    graded = replace(collected, results=(replace(first, answers=answers), *others))
+    graded = replace(collected, conditions=(replace(first, answers=answers), *others))
     found = browser(report_page(graded, summarise(collected), {model.name: model}))
     assert re.findall(r'<b class="(\w+)">score ([\d.]+)</b>', found) == [
         ("right" if n >= 10 else "wrong", f"{n / 20:g}") for n in range(15)
@@ -545,7 +517,7 @@ def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
 def test_conditions_are_named_as_their_lines_are(collected: Collected, model: LanguageModel) -> None:
     names = [each["name"] for each in embedded(collected, {model.name: model})["conditions"]]
     assert len(set(names)) == len(collected.conditions)
-    assert {"0 shots", "0 shots, contextual", "2 shots, batch, seed 2, order 1"} <= set(names)
+    assert {"0 shots", "0 shots, contextual", "2 shots, batch, seed 2, permutation 1"} <= set(names)
 
 
 def test_a_page_of_one_item_whose_interval_has_no_end_is_drawn(model: LanguageModel, reviews: Path) -> None:

@@ -45,22 +45,22 @@ def test_wilson_is_scipy_s_and_the_published_interval() -> None:
 
 
 def test_intervals_hold_the_truth_95_times_in_100() -> None:
-    seed = np.random.default_rng(7)
+    generator = np.random.default_rng(7)
     held = 0
     for _ in range(1500):
-        share = seed.uniform(0.05, 0.95)
-        found = estimate((seed.random(60) < share).astype(float))
+        share = generator.uniform(0.05, 0.95)
+        found = estimate((generator.random(60) < share).astype(float))
         held += found.low <= share <= found.high
     assert held / 1500 == pytest.approx(0.95, abs=0.02)
 
 
 def test_clustered_intervals_hold_where_plain_ones_do_not() -> None:
-    seed = np.random.default_rng(8)
+    generator = np.random.default_rng(8)
     names = [str(n) for n in range(40) for _ in range(6)]
     clustered = plain = 0
     for _ in range(800):
-        own = seed.beta(2, 2, 40)  # a group's items are right together
-        scores = (seed.random((40, 6)) < own[:, None]).astype(float).ravel()
+        own = generator.beta(2, 2, 40)  # a group's items are right together
+        scores = (generator.random((40, 6)) < own[:, None]).astype(float).ravel()
         one, other = estimate(scores, names), estimate(scores)
         clustered += one.low <= 0.5 <= one.high
         plain += other.low <= 0.5 <= other.high
@@ -69,21 +69,21 @@ def test_clustered_intervals_hold_where_plain_ones_do_not() -> None:
 
 
 def simulated(
-    seed: np.random.Generator, seeds: int, permutations: int, items: int, own: float = 0.3, by_seed: float = 0.3
+    generator: np.random.Generator, seeds: int, permutations: int, items: int, own: float = 0.3, by_seed: float = 0.3
 ) -> np.ndarray:
-    """Scores around .6 that vary by .05 between seeds and .03 between permutations; items by `own`, `by_seed` and .2."""
+    """Scores around .6 that vary by .05 between seeds, .03 between permutations; items by `own`, `by_seed`, .2."""
     return (
-        seed.normal(0.6, own, items)
-        + seed.normal(0, 0.05, (seeds, 1, 1))
-        + seed.normal(0, 0.03, (seeds, permutations, 1))
-        + seed.normal(0, by_seed, (seeds, 1, items))  # an item that likes the shots of a seed likes them in any order
-        + seed.normal(0, 0.2, (seeds, permutations, items))
+        generator.normal(0.6, own, items)
+        + generator.normal(0, 0.05, (seeds, 1, 1))
+        + generator.normal(0, 0.03, (seeds, permutations, 1))
+        + generator.normal(0, by_seed, (seeds, 1, items))  # an item that likes a seed's shots likes them in any order
+        + generator.normal(0, 0.2, (seeds, permutations, items))
     )
 
 
 def test_spread_finds_what_draws_orders_and_items_vary_by() -> None:
-    seed = np.random.default_rng(9)
-    found = [spread(simulated(seed, 12, 3, 100)) for _ in range(400)]
+    generator = np.random.default_rng(9)
+    found = [spread(simulated(generator, 12, 3, 100)) for _ in range(400)]
     assert np.mean([each.seeds**2 for each in found]) == pytest.approx(0.05**2, rel=0.08)
     assert np.mean([each.permutations**2 for each in found]) == pytest.approx(0.03**2, rel=0.12)
     assert np.mean([each.items**2 for each in found]) == pytest.approx(
@@ -96,20 +96,20 @@ def test_spread_finds_what_draws_orders_and_items_vary_by() -> None:
 def test_what_items_or_orders_differ_by_is_not_taken_for_draws_that_differ(
     by_seed: float, of_permutations: float
 ) -> None:
-    seed = np.random.default_rng(13)
+    generator = np.random.default_rng(13)
     above = []
     for _ in range(400):
-        moved = seed.normal(0, by_seed, (4, 1, 50)) + seed.normal(0, of_permutations, (4, 3, 1))
-        above.append(spread(moved + seed.normal(0, 0.2, (4, 3, 50))).seeds > 0)
+        moved = generator.normal(0, by_seed, (4, 1, 50)) + generator.normal(0, of_permutations, (4, 3, 1))
+        above.append(spread(moved + generator.normal(0, 0.2, (4, 3, 50))).seeds > 0)
     assert np.mean(above) < 0.55  # without a difference its estimate is as often below 0 as above
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_an_interval_over_draws_holds_for_other_draws_too(seeds: int) -> None:
-    seed = np.random.default_rng(10)
+    generator = np.random.default_rng(10)
     held = alone = 0
     for _ in range(1000):
-        cube = simulated(seed, seeds, 2, 150)
+        cube = simulated(generator, seeds, 2, 150)
         one = estimate(cube.mean((0, 1)))
         wide = spread(cube).widened(one)
         held += wide.low <= 0.6 <= wide.high
@@ -119,11 +119,11 @@ def test_an_interval_over_draws_holds_for_other_draws_too(seeds: int) -> None:
 
 
 def test_an_interval_over_draws_of_few_groups_holds() -> None:
-    seed = np.random.default_rng(14)
+    generator = np.random.default_rng(14)
     names = [str(n) for n in range(12) for _ in range(10)]
     held = alarms = 0
     for _ in range(600):
-        cube = simulated(seed, 5, 1, 120, 0.2) + np.repeat(seed.normal(0, 0.3, 12), 10)
+        cube = simulated(generator, 5, 1, 120, 0.2) + np.repeat(generator.normal(0, 0.3, 12), 10)
         wide = spread(cube).widened(estimate(cube.mean((0, 1)), names))
         held += wide.low <= 0.6 <= wide.high
         alarms += compare(cube, np.full(120, 0.6), names).p < 0.05
@@ -134,11 +134,11 @@ def test_an_interval_over_draws_of_few_groups_holds() -> None:
 @pytest.mark.parametrize("share", [0.7, 0.95])
 def test_intervals_of_shares_hold_near_their_ends_too_over_draws(share: float) -> None:
     """Also that what they show to lie above a number, which `--at-least` calls met, seldom lies below it."""
-    seed, runs, between = np.random.default_rng(17), 600, 1.0
+    generator, runs, between = np.random.default_rng(17), 600, 1.0
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     middle = brentq(lambda m: expit(m + nodes * np.hypot(1, between)) @ weights / weights.sum() - share, 0, 9)
-    chances = expit(middle + seed.normal(0, 1, (runs, 1, 1, 60)) + seed.normal(0, between, (runs, 5, 1, 1)))
-    cubes = (seed.random(chances.shape) < chances).astype(float)
+    chances = expit(middle + generator.normal(0, 1, (runs, 1, 1, 60)) + generator.normal(0, between, (runs, 5, 1, 1)))
+    cubes = (generator.random(chances.shape) < chances).astype(float)
     found = [spread(cube).widened(estimate(cube.mean((0, 1))), True) for cube in cubes]
     above = np.mean([each.low > share for each in found])
     assert above < 0.06  # .1 with Student's interval of the share itself, at .95
@@ -147,10 +147,10 @@ def test_intervals_of_shares_hold_near_their_ends_too_over_draws(share: float) -
 
 
 def test_groups_of_unequal_sizes_hold_as_equal_ones_do() -> None:
-    seed, sizes = np.random.default_rng(18), np.array([60, 40, 30, 20, 10, 10, 10, 5, 5, 5, 5])
+    generator, sizes = np.random.default_rng(18), np.array([60, 40, 30, 20, 10, 10, 10, 5, 5, 5, 5])
     names = np.repeat(np.arange(len(sizes)), sizes).astype(str)
-    own = seed.beta(3, 1, (500, len(sizes)))  # mean .75; a group's items are right together
-    scores = (seed.random((500, sizes.sum())) < own.repeat(sizes, axis=1)).astype(float)
+    own = generator.beta(3, 1, (500, len(sizes)))  # mean .75; a group's items are right together
+    scores = (generator.random((500, sizes.sum())) < own.repeat(sizes, axis=1)).astype(float)
     found = [estimate(each, names) for each in scores]
     assert np.mean([each.low <= 0.75 <= each.high for each in found]) > 0.92
 

@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         "for {txet}. Did you mean text? Columns: text",
     ),
-    "an answer that is not there": ("{text} {mood}", {"target": "mood"}, "asks for {mood}. Columns: text"),
+    "an answer that is not there": ("{text} {mood}", {"target": "mood"}, "no column 'mood'. Columns: text"),
     "a group that is not there": (
         FORM,
         {"group": "shops"},

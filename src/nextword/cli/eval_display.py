@@ -49,8 +49,8 @@ def run_with_progress(run: EvalRun) -> Collected:
 
 def print_interrupted(stored: bool) -> None:
     """What becomes of the answers so far."""
-    more = "the answers so far are stored, and the same command asks only the others" if stored else "nothing is stored"
-    messages().print(f"interrupted; {more}")
+    kept = "the answers so far are in the store, and the same command asks only the others"
+    messages().print(f"interrupted; {kept if stored else 'nothing is stored'}")
 
 
 def _cost_line(model: str, cost: Cost, run: EvalRun) -> str:
@@ -180,7 +180,7 @@ def _span(low: float, high: float, dash: str) -> str:
 def _table(result: Result, console: Console) -> Any:
     heads, dash = _heads(result), "–" if draws_unicode(console) else "-"
     first = len(heads)
-    spreads = ["seeds"] * any(row.spread is not None for row in result.rows)
+    spreads = ["range over seeds"] * any(row.spread is not None for row in result.rows)
     least = [(first + 3,), *[(first + 4,)] * len(spreads)]
     table = plain_table(*heads, "shots", result.metric, "95% interval", "", *spreads, left=first + 1, least=least,
                         names=range(first + 1))  # fmt: skip

@@ -325,6 +325,11 @@ def _reserved(items: Sequence[Item], seed: int) -> set[tuple[str, int]]:
 def _format(spec: TaskSpec, options: TaskOptions, data: Rows, shots: Rows | None) -> PromptFormat:
     assert spec.template is not None
     target = spec.target or _answer_column(spec, data)
+    if target not in data.columns:
+        raise UsageError(
+            f"{spec.data}: there is no column {target!r}.{closest(target, data.columns)} Columns:"
+            f" {', '.join(data.columns)}"
+        )
     template = Template.parse(spec.template, target)
     _check_columns(template, data, target, spec.data)
     if shots is not None:
@@ -336,10 +341,18 @@ def _format(spec: TaskSpec, options: TaskOptions, data: Rows, shots: Rows | None
     if spec.choices is None:
         return _with_labels(format, options, rows, spec)
     format = replace(format, choices_from=spec.choices)
-    named = [(text_of(row.get(target)), format.choice_names(row)) for row in rows]
+    named = [(text_of(row.get(target)), _choice_names(format, row)) for row in rows]
     indexed = sum(is_index(text, names) for text, names in named) > sum(text in names for text, names in named)
     format = replace(format, indexed=indexed)
     return _renamed(format, options, rows, spec) if options.labels else format
+
+
+def _choice_names(format: PromptFormat, row: Row) -> tuple[str, ...]:
+    """The choices of a row; none for one that is told as invalid later."""
+    try:
+        return format.choice_names(row)
+    except UsageError:
+        return ()
 
 
 def _answer_column(spec: TaskSpec, data: Rows) -> str:
