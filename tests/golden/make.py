@@ -32,9 +32,9 @@ from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.store import opened
 from nextword.evals.task_loader import open_task
+from nextword.families.published import known_spec
 from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
-from nextword.plan.known import known_spec
 from nextword.spec import ModelSpec
 from nextword.train.trainer import Options, Silent, Step, Trainer
 from nextword.weights import write_model

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from nextword.base import UsageError
+from nextword.families import spec_from_dict
 from nextword.plan import RunConfig
-from nextword.plan.configs import spec_from_dict
 from nextword.plan.shape_search import recurrent_for
 from nextword.spec import ModelSpec, RopeSpec
 

@@ -111,6 +111,7 @@ def layer_weights(block: Block) -> LayerWeights:
         mlp_post_norm=_norm(block.mlp_post_norm),
         query_norm=_norm(attention.query_norm) if normed else None,
         key_norm=_norm(attention.key_norm) if normed else None,
+        sinks=None if attention.sinks is None else attention.sinks.detach(),
     )
 
 
@@ -200,5 +201,5 @@ def _readable(tensor: Tensor) -> bool:
     return plain and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
-def _place(model: Model) -> str:
+def _device_and_dtype(model: Model) -> str:
     return f"{model.device}, {str(model.dtype).removeprefix('torch.')}"

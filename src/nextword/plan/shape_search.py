@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from ..base import UsageError, atomic_write, read_regular
 from ..base.fields import FieldError, Within, check_fields, from_plain
+from ..families import spec_from_dict
 from ..spec import ModelKind, ModelSpec
 from .compute import Recompute, flops
-from .configs import spec_from_dict
 from .hardware import Device
 from .parameters import parameters
 from .search import largest

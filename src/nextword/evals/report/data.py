@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...engine.pages import common
+from ...engine.pages import common_prefix
 from ..design import Condition
 from ..result_rows import differing, full_name, row_name
 from ..results import Answer, Collected, ConditionResult
@@ -81,7 +81,7 @@ class _Prompts:
     def __init__(self, result: ConditionResult) -> None:
         contexts = [answer.encoded[0].context for answer in result.answers]
         first, last = min(contexts), max(contexts)
-        self.prefix: Ids = first[: common(first, last)]
+        self.prefix: Ids = first[: common_prefix(first, last)]
         self.tails: list[Ids] = [context[len(self.prefix) :] for context in contexts]
 
 

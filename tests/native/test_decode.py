@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -42,20 +41,13 @@ SPECS = {
                      windows=(5, 0), attention_scale=0.3),
     "olmo": replace(LLAMA, norm_place="after", qk_norm="full"),
     "long window": replace(LLAMA, windows=(300, 0)),
+    "granite": replace(LLAMA, residual_scale=0.22),
+    "scaled after norms": replace(LLAMA, residual_scale=0.22, norm_place="both"),
+    "smollm3": replace(LLAMA, rope_layers=(True, False)),
+    "sinks": replace(LLAMA, attention_sinks=True, windows=(5, 0)),
 }  # fmt: skip
 CAPACITY, PAGE = 768, 64
 PLACES = [(0, 0), (1, 700), (2, 7), *((3, position) for position in range(240, 270)), (4, 256)]  # sequence, position
-
-
-@pytest.fixture(params=native.LEVELS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        native.limit_level(None)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_level(None)
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -92,6 +84,7 @@ def layers(spec: ModelSpec, packed: bool = False, precise: bool = False) -> list
             mlp_post_norm=norm(spec.width, after),
             query_norm=norm(each[0]) if each else None,
             key_norm=norm(each[1]) if each else None,
+            sinks=3 * random(spec.heads, seed=next(count)) if spec.attention_sinks else None,
         )
         for _ in range(spec.layers)
     ]
@@ -162,7 +155,7 @@ def one_row(
         window = spec.window(index)
         fused = product(layer.qkv, norm(layer.attention_norm, x)).view(-1, spec.head_width)
         queries, keys, values = fused.split((spec.heads, spec.kv_heads, spec.kv_heads))
-        table = rope[1 if window else 0]
+        table = rope[1 if window else 0] if spec.has_rope(index) else None
         queries, keys = (
             turn(heads_norm(layer.query_norm, queries), table),
             turn(heads_norm(layer.key_norm, keys), table),
@@ -176,10 +169,13 @@ def one_row(
         scores = (seen_keys @ queries[:, :, None])[..., 0] * (spec.attention_scale or spec.head_width**-0.5)
         if spec.attention_softcap:
             scores = spec.attention_softcap * torch.tanh(scores / spec.attention_softcap)
-        mixed = (scores.softmax(-1)[:, None] @ seen_values).flatten()
-        attended = norm(layer.attention_post_norm, product(layer.out, mixed))
+        if layer.sinks is not None:  # a score without a value
+            scores = torch.cat((scores, layer.sinks[:, None]), -1)
+        probs = scores.softmax(-1)[:, None, : seen_values.shape[1]]
+        scale = spec.residual_scale or 1
+        attended = scale * norm(layer.attention_post_norm, product(layer.out, (probs @ seen_values).flatten()))
         read = x if spec.parallel else x + attended
-        x = x + attended + norm(layer.mlp_post_norm, mlp(layer, norm(layer.mlp_norm, read)))
+        x = x + attended + scale * norm(layer.mlp_post_norm, mlp(layer, norm(layer.mlp_norm, read)))
     return x, written
 
 
@@ -337,3 +333,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         TransformerProgram(LLAMA, [replace(good[0], out=good[0].up), good[1]])
     with pytest.raises(ValueError, match="layers"):
         TransformerProgram(LLAMA, good[:1])
+    with pytest.raises(ValueError, match="sinks"):
+        TransformerProgram(LLAMA, [replace(good[0], sinks=torch.zeros(6)), good[1]])
+    with pytest.raises(ValueError, match="sinks"):
+        TransformerProgram(replace(LLAMA, attention_sinks=True), good)

@@ -6,7 +6,6 @@ import ctypes
 import math
 import mmap
 import os
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,22 +21,10 @@ ROWS = [1, 7, 8, 9, 16, 17, 31, 64, 203]
 WIDTHS = [1, 3, 4, 63, 64, 65, 127, 130, 577]
 
 
-@pytest.fixture(params=native.LEVELS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        native.limit_level(None)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_level(None)
-
-
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest, kernels_restored: None) -> int:
     native.set_threads(request.param)
-    yield request.param
-    native.set_threads(len(os.sched_getaffinity(0)))
+    return int(request.param)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -19,17 +16,6 @@ TYPES = {
     "q8_0": GGMLQuantizationType.Q8_0,
 }
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
-
-
-@pytest.fixture(params=[level for level in native.LEVELS if level != "portable"])
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each vector instruction set in turn; skipped where this processor lacks it."""
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        native.limit_level(None)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_level(None)
 
 
 def matrix(kind: QuantType, rows: int, width: int, precise: bool) -> PackedMatrix:
@@ -86,10 +72,7 @@ def test_sixteen_rows_and_four_vectors_of_largest_numbers_are_exact(
 def test_the_chunks_of_several_threads_cover_every_row(instructions: str, threads: int) -> None:
     weights = matrix("q4_1", 1000, 576, False)
     x = torch.randn(9, 576, generator=torch.Generator().manual_seed(9))
-    try:
-        native.set_threads(1)
-        expected = weights.matmul(x)
-        native.set_threads(threads)
-        assert torch.equal(weights.matmul(x), expected)
-    finally:
-        native.set_threads(len(os.sched_getaffinity(0)))
+    native.set_threads(1)
+    expected = weights.matmul(x)
+    native.set_threads(threads)
+    assert torch.equal(weights.matmul(x), expected)

@@ -1,4 +1,4 @@
-"""Shapes of well-known models by name, so that they can be planned without being fetched."""
+"""Shapes of well-known models by name, so that they can be planned without being downloaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spec import ModelSpec
-from .configs import spec_from_config
-from .serving import published_bytes
+from . import spec_from_config
 
 
 def known_models() -> tuple[str, ...]:
@@ -19,19 +18,17 @@ def known_models() -> tuple[str, ...]:
 
 def known_spec(name: str) -> ModelSpec | None:
     """The shape of a well-known model, in any case of letters; None for others."""
-    config = _configs().get(name.lower())
+    config = known_config(name)
     return spec_from_config(config) if config else None
 
 
-def known_bytes(name: str) -> float | None:
-    """Bytes of its published weights, where they are neither bf16 throughout nor float32: experts in MXFP4."""
-    config = _configs().get(name.lower())
-    return published_bytes(config, spec_from_config(config)) if config else None
+def known_config(name: str) -> dict[str, Any] | None:
+    """What its config.json says of the shape and of how the published weights are stored."""
+    return _configs().get(name.lower())
 
 
 @cache
 def _configs() -> dict[str, dict[str, Any]]:
-    """What their config.json files say of the shape."""
     text = (Path(__file__).parent / "models.json").read_text(encoding="utf-8")
     configs: dict[str, dict[str, Any]] = json.loads(text)
     return configs
