@@ -16,7 +16,8 @@ from nextword.cli._options import OutputPath
 # Every other parameter that takes a path: it is read, not written.
 INPUTS = {
     "complete json_schema",
-    "complete file", "next file", "eval shots_from", "eval include_path", "plan laws data", "train config", "runs list root",
+    "complete file", "next file", "eval shots_from", "eval include_path", "plan laws data", "train config",
+    "runs list root",
     "runs show run", "runs compare runs", "runs resume run", "runs export run", "runs forget run",
     "eval runs list path", "eval runs show path", "eval runs remove path",
 }  # fmt: skip
