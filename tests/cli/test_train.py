@@ -160,10 +160,10 @@ def test_the_steps_of_a_run_are_in_tensorboards_event_files(
     for name, key in (("loss", "loss"), ("learning_rate", "learning_rate"), ("norm", "gradient_norm")):
         found = [(each.step, each.value) for each in events.Scalars(name)]
         assert found == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in steps]
-    found = [(each.step, each.value) for each in events.Scalars("heldout")]
-    heldout = [(row["step"], pytest.approx(row["heldout"]["nats_per_token"])) for row in rows if "heldout" in row]
-    assert found == heldout
-    assert heldout
+    found = [(each.step, each.value) for each in events.Scalars("val")]
+    val = [(row["step"], pytest.approx(row["val"]["nats_per_token"])) for row in rows if "val" in row]
+    assert found == val
+    assert val
 
 
 def test_event_files_without_tensorboard_say_what_to_install(
@@ -457,7 +457,7 @@ def test_fine_tuning_tells_the_loss_that_it_began_from(text: Path, capsys: pytes
     assert tuned["nats_before"] == pytest.approx(base["nats_per_token"], abs=1e-4)
     rows = [json.loads(line) for line in Path("tuned", "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["step"] == 0
-    assert rows[0]["heldout"]["nats_per_token"] == tuned["nats_before"]
+    assert rows[0]["val"]["nats_per_token"] == tuned["nats_before"]
     assert f"{tuned['nats_before']:.4f}" in out
 
 

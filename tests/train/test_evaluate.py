@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from nextword.data import IGNORED, Dataset, TokenStream, Windows
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
-from nextword.train.evaluate import evaluate, heldout_windows, standard_error
+from nextword.train.evaluate import evaluate, standard_error, val_windows
 from nextword.train.loss_module import Training, new_model
 from nextword.train.trainer import Options, Trainer
 
@@ -35,7 +35,7 @@ def documents(count: int, seed: int = 0, longest: int = 60) -> list[list[int]]:
 
 def measured(stream: TokenStream, most: int = 10**9, **changes: Any) -> Any:
     run = replace(RUN, **changes)
-    return evaluate(Training(new_model(run)), heldout_windows(stream, run, most), 3, CPU)
+    return evaluate(Training(new_model(run)), val_windows(stream, run, most), 3, CPU)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_keeping_documents_apart_changes_what_is_seen_and_not_what_is_counted() 
 
 def test_long_text_is_evaluated_in_stretches_spread_over_all_of_it() -> None:
     stream = TokenStream.of(documents(6, seed=4, longest=9000), END)
-    windows = heldout_windows(stream, RUN, 8192)
+    windows = val_windows(stream, RUN, 8192)
     assert windows.stream.tokens == 8192
     assert windows.stream.read(0, 4096).tolist() == stream.read(0, 4096).tolist()
     assert windows.stream.read(4096, 4096).tolist() == stream.read(stream.tokens - 4096, 4096).tolist()
@@ -149,13 +149,13 @@ def test_runs_of_unlike_length_are_evaluated_on_the_same_text_and_on_samples_of_
     for steps in (2, 6):
         folder = tmp_path / str(steps)
         run = replace(RUN, model=model, context=16, steps=steps, tokens=steps * 64)
-        options = Options(folder, "cpu", 1, evaluate_every=1, evaluate_tokens=data.heldout.tokens)
+        options = Options(folder, "cpu", 1, evaluate_every=1, evaluate_tokens=data.val.tokens)
         Trainer(run, data, options).train()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        *meanwhile, end = [line["heldout"] for line in lines if "heldout" in line]
+        *meanwhile, end = [line["val"] for line in lines if "val" in line]
         assert [each["sample"] for each in meanwhile] == [True] * (steps - 1)
         assert all(each["tokens"] < end["tokens"] for each in meanwhile)
         assert not end["sample"]
         assert end["error"] > 0
         ends.append(end)
-    assert ends[0]["tokens"] == ends[1]["tokens"] == data.heldout.tokens
+    assert ends[0]["tokens"] == ends[1]["tokens"] == data.val.tokens

@@ -20,7 +20,7 @@ from nextword.plan import RunConfig, Training, flops
 from nextword.plan.training import training_memory
 from nextword.spec import ModelSpec
 from nextword.train import checkpoint
-from nextword.train.evaluate import MOST, evaluate, heldout_windows
+from nextword.train.evaluate import MOST, evaluate, val_windows
 from nextword.train.lora import LoRALinear, add_adapters, merge_adapters
 from nextword.train.loss_module import Placed, new_model
 from nextword.train.trainer import Options, Trainer
@@ -157,8 +157,8 @@ def test_the_held_out_loss_of_a_run_is_of_the_merged_model(data: Dataset, tmp_pa
     run = replace(RUN, model=replace(SPEC, vocabulary=data.vocabulary), precision="amp")
     outcome = Trainer(run, data, Options(tmp_path, "cpu", 1, guard="skip"), make=lambda begun: adapted(run)).train()
     assert not any(isinstance(part, LoRALinear) for part in outcome.model.modules())
-    assert outcome.heldout is not None
-    windows = heldout_windows(data.heldout, run, MOST)
+    assert outcome.val is not None
+    windows = val_windows(data.val, run, MOST)
     written = evaluate(loss_module.Training(outcome.model, "amp"), windows, run.micro_batch, CPU)
-    assert outcome.heldout.nats_per_token == written.nats_per_token
+    assert outcome.val.nats_per_token == written.nats_per_token
     assert math.isfinite(written.nats_per_token)

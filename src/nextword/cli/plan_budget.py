@@ -59,7 +59,7 @@ def command(
       nextword plan budget --flops 5.76e23
       nextword plan budget --devices 8xh100 --days 3 --tokens-available 50B
       nextword plan budget --dollars 500 --device h100 --price 2.5
-      nextword plan budget --minutes 30 --device this --out run.json
+      nextword plan budget --minutes 30 --device this --out run.toml
     """
     seconds = _only_one(flops, {"--minutes": minutes, "--hours": hours, "--days": days}, dollars, price)
     count, on = _devices(devices or ("this" if minutes is not None else "h100"))
@@ -169,15 +169,17 @@ def _print_model(found: Budget, console: Console) -> None:
     low, high = found.choice.interval.low, found.choice.interval.high
     table.add_row("  predicted loss", f"{found.choice.loss:.3f} nats a token ({low:.3f} to {high:.3f})")
     if run is not None and found.memory is not None and found.time is not None and found.device is not None:
-        table.add_row("  tokens", f"{run.tokens:,} in {run.steps:,} steps of {run.batch:,} x {run.context:,}")
-        table.add_row("  a device", f"{run.micro_batch:,} sequences at a time, {run.accumulation:,} times a step;"
-                      f" {run.precision}, {run.shard if run.devices > 1 else 'one device'}")  # fmt: skip
-        table.add_row("  learning rate", f"{run.learning_rate:g} to {run.final_learning_rate:g}, {run.schedule},"
-                      f" {run.warmup_steps:,} steps of warm-up")  # fmt: skip
+        train = run.train
+        rows = f"{train.batch_size:,} x {train.context:,}"
+        table.add_row("  tokens", f"{run.total_tokens:,} in {train.steps:,} steps of {rows}")
+        table.add_row("  a device", f"{train.micro_batch:,} sequences at a time, {train.accumulation:,} times a step;"
+                      f" {train.dtype}, {train.shard if train.devices > 1 else 'one device'}")  # fmt: skip
+        table.add_row("  learning rate", f"{train.learning_rate:g} to {train.final_learning_rate:g}, {train.schedule},"
+                      f" {train.warmup_steps:,} steps of warm-up")  # fmt: skip
         memory = units.format_bytes(found.memory.total)
         table.add_row("  memory", f"{memory} of {units.format_bytes(found.device.memory)} on {found.device.title}")
         share = f"assumed share {found.time.inputs['mfu']:.0%} of the peak"
-        table.add_row("  time", f"{shown(found.time.value, 's')} on {run.devices:,} x {found.device.name}, {share}")
+        table.add_row("  time", f"{shown(found.time.value, 's')} on {train.devices:,} x {found.device.name}, {share}")
     console.print(table)
 
 

@@ -164,6 +164,10 @@ def target(model: str | None, params: float | None, kind: str | None) -> Target:
         raise UsageError(f"--kind {kind} says what --params builds; {model} is of the kind that it is. Leave one out")
     assert model is not None
     path = Path(model).expanduser()
+    if path.suffix.lower() == ".toml":
+        from ..plan import RunConfig
+
+        return Target(str(path), RunConfig.read(path).spec)
     if path.suffix.lower() == ".json" or (path.is_dir() and not list(path.glob("*.gguf"))):
         return _from_json(path / "config.json" if path.is_dir() else path)
     return _from_weights(model, path)
@@ -178,17 +182,14 @@ def _designed(params: float, kind: Kind) -> Target:
 
 
 def _from_json(path: Path) -> Target:
-    """A Hugging Face config.json, a run's configuration of nextword, or a ModelSpec as plain data."""
+    """A Hugging Face config.json, or a ModelSpec as plain data."""
     from ..plan.configs import spec_from_config, spec_from_dict
     from ..plan.serving import published_bytes
-    from ..plan.shape_search import FORMAT, RunConfig
     from ..weights.json_file import read_json
 
     if not path.exists() and path.name != "config.json":
         raise UsageError(f"{path}: there is no such file; give a name, a folder, a .gguf file or a config.json")
     data = read_json(path)
-    if data.get("format") == FORMAT:
-        return Target(str(path), RunConfig.from_dict(data).model)
     if "kind" in data and "model_type" not in data:
         return Target(str(path), spec_from_dict(data, str(path)))
     stored = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) if path.name == "config.json" else 0

@@ -29,17 +29,19 @@ if TYPE_CHECKING:
     from .laws import Law, Optimum, budget_for, flat_region, optima, optimum
     from .limits import best_when_limited, data_limited, inference_aware
     from .remedies import Diagnosis, diagnose
+    from .run_config import RunConfig
     from .runs import Runs, read_runs
     from .saved import Activations, activations, megatron_layer
     from .serving import Serving, cache_bytes, fit_on, speed, weight_bytes
-    from .shape_search import RunConfig, run_for, shape_for
+    from .shape_search import run_for, shape_for
     from .training import Memory, Training, cost, duration
 
 _HOMES = {
     "saved": ("Activations", "activations", "megatron_layer"),
     "budget": ("Budget", "budget_from", "plan_budget", "prediction_interval"),
     "configs": ("spec_from_config",),
-    "shape_search": ("RunConfig", "run_for", "shape_for"),
+    "run_config": ("RunConfig",),
+    "shape_search": ("run_for", "shape_for"),
     "hardware": ("Device", "device", "devices"),
     "figure": ("Figure",),
     "fitting": ("LawFit", "fit_law"),

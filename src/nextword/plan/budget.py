@@ -18,7 +18,8 @@ from .fitting import Interval
 from .hardware import Device
 from .laws import DEFAULT, FlatRegion, Law, Optimum, flat_region, law, optima, optimum
 from .limits import DataLimited, InferenceAware, best_when_limited, data_limited, inference_aware
-from .shape_search import LARGEST, SMALLEST, RunConfig, memory_setup, run_for, shape_for
+from .run_config import RunConfig
+from .shape_search import LARGEST, SMALLEST, memory_setup, run_for, shape_for
 from .training import Memory, duration, training_memory
 
 FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
@@ -135,9 +136,10 @@ def plan_budget(
         )
     memory, time = None, None
     if run is not None and device is not None:
-        memory = training_memory(run.model, memory_setup(run, device))
-        needed = flops(run.model, run.context, run.tokens).total
-        time = duration(needed, devices, device.speed(run.precision), mfu)
+        setup = memory_setup(run, device)
+        memory = training_memory(run.spec, setup)
+        needed = flops(run.spec, run.train.context, run.total_tokens).total
+        time = duration(needed, devices, device.speed(setup.precision), mfu)
     interval = prediction_interval(best.parameters, best.tokens)
     return Budget(
         flops=work,
