@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,17 +94,13 @@ class TrainConfig:
     grad_clip: Annotated[float, Amount, "largest norm of the gradients; 0: any"] = 1.0
     dropout: Annotated[float, Within(least=0, below=1), "share of the features dropped while training"] = 0.0
     dtype: Annotated[TrainDtype, "fp32, amp (products in bfloat16), or auto: amp where that is faster here"] = "auto"
-    recompute: Annotated[
-        Literal["none", "full"], "full: recompute activations in the backward pass"
-    ] = "none"
+    recompute: Annotated[Literal["none", "full"], "full: recompute activations in the backward pass"] = "none"
     packing: Annotated[Literal["stream", "best-fit"], "how documents become rows"] = "stream"
     mask_documents: Annotated[bool, "tokens attend to their own document alone"] = False
     stateful: Annotated[bool, "recurrent models: rows continue where the step before ended"] = False
     seed: Annotated[int, Within(0, (1 << 63) - 1), "of the weights, the order of the data and dropout"] = 0
     on_loss_spike: Annotated[LossSpikeAction, "stop, skip or rewind at a NaN loss or a loss spike"] = "stop"
-    shard: Annotated[
-        Literal["none", "ddp", "fsdp"], "of several processes; none: ddp"
-    ] = "none"
+    shard: Annotated[Literal["none", "ddp", "fsdp"], "of several processes; none: ddp"] = "none"
     devices: Annotated[int, Within(least=1), "processes; set by torchrun"] = 1
 
     def __post_init__(self) -> None:
@@ -182,7 +178,11 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without what is left out; `from_dict` reads it back."""
-        return _without_none(asdict(self))  # type: ignore[no-any-return]
+        data = asdict(self)
+        if self.model.spec is not None:
+            data["model"]["spec"] = _without_defaults(self.model.spec)
+        plain: dict[str, Any] = _without_none(data)
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
@@ -203,6 +203,15 @@ class RunConfig:
             return cls.from_dict(table)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
+
+
+def _without_defaults(spec: Any) -> dict[str, Any]:
+    """What a dataclass has that is not its default, dataclasses inside it likewise."""
+    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    defaults = {item.name: item.default_factory() if callable(item.default_factory) else item.default
+                for item in fields(spec)}  # fmt: skip
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    return {name: _without_defaults(value) if is_dataclass(value) else value for name, value in changed.items()}
 
 
 def _without_none(data: Any) -> Any:
