@@ -12,7 +12,7 @@ FOLDER = "src/nextword/native"
 kernels = Extension(
     "nextword.native._kernels",
     sources=sorted(glob(f"{FOLDER}/*.c")),
-    depends=sorted(glob(f"{FOLDER}/*.h")),
+    depends=sorted(glob(f"{FOLDER}/*.h") + glob(f"{FOLDER}/*.inc")),
     define_macros=[("NW_WITH_PYTHON", "1")],
     extra_compile_args=[
         "-O3",

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextword import native
-from nextword.native.probe import measure
+from nextword.native.matmul import PackedMatrix, QuantType, linear
+from nextword.plan.machine import read_speed
 
 LAYERS = 30
 LAYER = {"qkv": (960, 576), "out": (576, 576), "gate+up": (3072, 576), "down": (576, 1536)}
@@ -38,12 +39,12 @@ Product = Callable[[Tensor], Tensor]
 Network = list[tuple[str, int, Product, int]]  # name, width, product, bytes of weights
 
 
-def packed_network(kind: native.Kind) -> Network:
-    def matrix(name: str, rows: int, width: int, kind: native.Kind) -> tuple[str, int, Product, int]:
+def packed_network(kind: QuantType) -> Network:
+    def matrix(name: str, rows: int, width: int, kind: QuantType) -> tuple[str, int, Product, int]:
         blocks = np.random.default_rng(0).integers(0, 256, (rows, width // 32, BYTES[kind]), dtype=np.uint8)
         blocks[..., 1] = 0x20  # scales (and minima) of about 0.01
         blocks[..., 3] = 0x20 if kind == "q4_1" else blocks[..., 3]
-        packed = native.PackedMatrix.pack(kind, blocks.reshape(rows, -1), width)
+        packed = PackedMatrix.pack(kind, blocks.reshape(rows, -1), width)
         return name, width, packed.matmul, packed.nbytes
 
     layers = [matrix(name, *shape, kind) for _ in range(LAYERS) for name, shape in LAYER.items()]
@@ -111,18 +112,18 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
         native.set_threads(options.threads)
-    native.limit(options.level)
-    machine = measure()
+    native.limit_level(options.level)
+    read_gb_s = read_speed() / 1e9
     networks = {kind: packed_network(kind) for kind in ("q4_1", "q4_0", "q8_0")}
-    networks |= {"float32": float_network(native.linear), "torch float32": float_network(F.linear)}
+    networks |= {"float32": float_network(linear), "torch float32": float_network(F.linear)}
     with torch.inference_mode():
-        decode = decode_table(networks, options.rounds, machine.read_gb_s)
+        decode = decode_table(networks, options.rounds, read_gb_s)
         prefill = prefill_table(networks, options.rounds)
     if options.json:
-        print(json.dumps({"machine": vars(machine), "level": native.level(), "decode": decode, "prefill": prefill}))
+        print(json.dumps({"read_gb_s": read_gb_s, "level": native.level(), "decode": decode, "prefill": prefill}))
         return
-    print(machine)
-    print(f"instructions: {native.level()}\n\n{'':16}{'vectors':>8} {'matrix':10}{'ms':>8}{'GB/s':>8}{'of memory':>11}")
+    print(f"memory: {read_gb_s:.1f} GB/s\ninstructions: {native.level()}\n")
+    print(f"{'':16}{'vectors':>8} {'matrix':10}{'ms':>8}{'GB/s':>8}{'of memory':>11}")
     for line in decode:
         where = f"{line['contender']:16}{line['batch']:8} {line['matrix']:10}"
         print(f"{where}{line['ms']:8.2f}{line['gb_s']:8.1f}{line['share']:11.0%}")

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -119,6 +120,13 @@ def parse(words: tuple[str, ...]) -> None:
         command.make_context(name, arguments)
 
 
+def test_the_generated_pages_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "make_reference.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_pages_show_commands_of_every_verb() -> None:
     verbs = {words[1] for _, words in SHOWN if words[0] == "nextword"}
     assert {"complete", "next", "chat", "eval", "plan", "train", "runs", "models", "compare-context"} <= verbs
@@ -175,7 +183,7 @@ def cheap(words: tuple[str, ...]) -> bool:
     line = " ".join(words[1:])
     if line.startswith("plan"):
         return not line.startswith("plan laws --data")
-    return line.startswith(("models list", "models show", "eval --list", "next ")) or "--max-tokens" in line
+    return line.startswith(("models list", "models info", "eval --list", "next ")) or "--max-tokens" in line
 
 
 @pytest.mark.parametrize(
@@ -288,7 +296,7 @@ def test_outputs_are_written_where_their_commands_stand(tmp_path: Path) -> None:
 
 
 def test_the_answers_to_zero_one_and_two_shots_are_real(smollm2_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "complete.md").read_text(encoding="utf-8")
     command = next(words for words in commands(in_blocks(text)) if "--template" in words)
     rows = re.findall(r"^\| \d \| (.*) \| `('.*')` \|$", text, re.MULTILINE)
     assert len(rows) == 3

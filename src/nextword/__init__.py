@@ -18,7 +18,7 @@ from .spec import ModelSpec
 
 if TYPE_CHECKING:
     from . import plan
-    from .engine import LanguageModel, Sampling, load
+    from .engine import LanguageModel, SamplingParams, load
 
 # Read by torch's OpenMP when it is loaded: how long its threads wait for each other by spinning. Its own choice is
 # milliseconds, which burns the time of the thread that works as soon as another program wants a core: docs/decisions.md
@@ -27,14 +27,14 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 __version__ = "0.1.0"
 
-_HOMES = {"LanguageModel": "engine", "Sampling": "engine", "load": "engine"}
+_HOMES = {"LanguageModel": "engine", "SamplingParams": "engine", "load": "engine"}
 
 __all__ = [
     "LanguageModel",
     "ModelSpec",
     "NextwordError",
     "RunError",
-    "Sampling",
+    "SamplingParams",
     "UsageError",
     "__version__",
     "load",

@@ -1,4 +1,4 @@
-"""What a model is, in numbers. No torch here: every room may read a ModelSpec."""
+"""What a model is, in numbers. Free of torch, and below every other package but `base`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .base.fields import Within, check_fields, from_plain
 
 MOST, MOST_LAYERS = 1 << 28, 10_000  # far beyond any model, small enough to be safe in arithmetic
 Size = Annotated[int, Within(1, MOST)]
-Count = Annotated[int, Within(0, MOST)]  # 0: none, or not told
+Count = Annotated[int, Within(0, MOST)]  # 0: none, or not stated
 Positive = Annotated[float, Within(above=0)]
 
-Kind = Literal["transformer", "rnn", "lstm", "gru"]
+ModelKind = Literal["transformer", "rnn", "lstm", "gru"]
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,25 @@ class RopeSpec:
     """Rotary positions. Angle of pair i at position p: p * theta^(-2i / (fraction * head_width)).
 
     `scaling` stretches them to longer contexts: "linear" (positions divided by `factor`), "llama3"
-    (Llama 3.1: low frequencies divided, a smooth band between), "yarn" (Peng et al. 2023, 2309.00071).
+    (Llama 3.1: low frequencies divided, a smooth band between), "yarn" (Peng et al. 2023, 2309.00071), "longrope"
+    (Ding et al. 2024, 2402.13753: each frequency divided by a factor of its own, the short ones in sequences up to
+    `original_context`, the long ones beyond).
     """
 
     theta: Positive = 10_000.0
     fraction: Annotated[float, Within(least=0, most=1)] = 1.0  # share of the head width that rotates (GPT-NeoX: 0.25)
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn", "longrope"] = "none"
     factor: Positive = 1.0
-    original_context: Count = 0  # llama3, yarn: the context before stretching
+    original_context: Count = 0  # llama3, yarn, longrope: the context before stretching
     low_frequency: float = 1.0  # llama3
     high_frequency: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    attention_factor: float | None = None  # yarn: multiplies cos and sin; None means 0.1 ln(factor) + 1
+    # yarn, longrope: multiplies cos and sin; None means 0.1 ln(factor) + 1, sqrt(1 + ln(factor) / ln(original_context))
+    attention_factor: float | None = None
     truncate: bool = True  # yarn: round the band's ends to whole pairs
+    short_factors: tuple[Positive, ...] = ()  # longrope: one per rotating pair
+    long_factors: tuple[Positive, ...] = ()  # longrope
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -43,17 +48,20 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class ExpertsSpec:
-    """Mixture of experts in place of the MLP (planned only: nextword does not build it yet)."""
+    """Mixture of experts in place of the MLP: a router sends each token to `active` of `count` experts."""
 
     count: Size  # routed experts a layer
     active: Size  # routed experts a token passes through
     width: Size  # inner width of one expert
+    normalize: bool = True  # the weights of a token's active experts sum to 1; else they are shares among all experts
+    bias: bool = False  # of the experts' matrices and of the router (gpt-oss)
+
+    # planned only
     shared: Count = 0  # experts that every token passes through
     shared_width: Count = 0  # inner width of one shared expert; 0 means `width`
     dense_layers: Count = 0  # leading layers that keep a plain MLP
-    shared_gate: bool = False  # the shared expert is weighed by a gate of its own (Qwen2-MoE)
-    correction_bias: bool = False  # a bias an expert steers the routing (DeepSeek-V3)
-    bias: bool = False  # of the experts' matrices and of the router (gpt-oss)
+    shared_gate: bool = False  # the shared expert is weighted by a gate of its own (Qwen2-MoE)
+    correction_bias: bool = False  # a bias per expert steers the routing (DeepSeek-V3)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -81,7 +89,7 @@ class ModelSpec:
     that no model has.
     """
 
-    kind: Kind
+    kind: ModelKind
     vocabulary: Size
     width: Size  # of the residual stream; of embedding and hidden state in a recurrent net
     layers: Annotated[int, Within(1, MOST_LAYERS)]
@@ -97,14 +105,15 @@ class ModelSpec:
     attention_out_bias: bool = False
     attention_scale: float | None = None  # None: head_width ** -0.5
     attention_softcap: Positive | None = None
-    attention_sinks: bool = False  # a learned logit a head that takes attention to nothing (gpt-oss; planned only)
-    windows: tuple[Count, ...] = ()  # one a layer; 0 is full attention; () is full everywhere
+    attention_sinks: bool = False  # a learned logit per head in the softmax's denominator (gpt-oss)
+    windows: tuple[Count, ...] = ()  # one per layer; 0 is full attention; () is full everywhere
 
     # MLP
     mlp_width: Count = 0
     mlp: Literal["gated", "plain"] = "gated"
     mlp_bias: bool = False
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    # swiglu_clamped (gpt-oss): (up + 1) * gate * sigmoid(1.702 gate), gate at most 7, up within -7 and 7
+    activation: Literal["silu", "gelu", "gelu_tanh", "swiglu_clamped"] = "silu"
 
     # norms and residuals
     norm: Literal["rms", "layer"] = "rms"
@@ -113,20 +122,22 @@ class ModelSpec:
     norm_bias: bool = True  # of a LayerNorm; an RMSNorm has none
     norm_place: Literal["before", "after", "both"] = "before"  # after: OLMo 2; both: Gemma 2 and 3
     parallel: bool = False  # attention and MLP read the same input (GPT-NeoX)
+    residual_scale: Positive | None = None  # multiplies what attention and MLP add (Granite)
 
     # positions
     position: Literal["rotary", "learned", "none"] = "rotary"
     rope: RopeSpec = field(default_factory=RopeSpec)
     local_rope: RopeSpec | None = None  # for layers with a window, where it differs (Gemma 3)
+    rope_layers: tuple[bool, ...] = ()  # one per layer: whether it has positions (SmolLM3); () is all
 
     # embedding and head
     embedding_scale: float | None = None
     head_bias: bool = False
     logit_softcap: Positive | None = None
+    logit_scale: Positive | None = None  # multiplies the logits (Granite)
 
-    # planned only
     experts: ExpertsSpec | None = None
-    latent: LatentSpec | None = None
+    latent: LatentSpec | None = None  # planned only
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -134,6 +145,10 @@ class ModelSpec:
     def window(self, layer: int) -> int:
         """Sliding window of a layer in tokens; 0 means full attention."""
         return self.windows[layer] if self.windows else 0
+
+    def has_rope(self, layer: int) -> bool:
+        """Whether a layer rotates its queries and keys."""
+        return self.position == "rotary" and (not self.rope_layers or self.rope_layers[layer])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""

@@ -17,6 +17,7 @@ import nextword
 from nextword.base import UsageError
 from nextword.cli import main
 from nextword.cli.chat import HELP, Conversation, command
+from nextword.models import Transformer
 from nextword.models.backend import TorchBackend
 
 
@@ -42,7 +43,7 @@ def no_memory(*_: Any) -> None:
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], object]]] = {
     "too long": ("x" * 600, lambda patch: None),
     "no room": ("x", lambda patch: patch.setattr("nextword.models.backend.free_memory", lambda: 1)),
-    "NaN": ("x", lambda patch: patch.setattr(TorchBackend, "_logits", lambda *_: torch.full((1, 257), math.nan))),
+    "NaN": ("x", lambda patch: patch.setattr(Transformer, "logits", lambda *_: torch.full((1, 257), math.nan))),
     "no memory": ("x", lambda patch: patch.setattr(TorchBackend, "forward", no_memory)),
 }
 

@@ -45,10 +45,10 @@ def test_json_holds_tokens_probabilities_settings_and_timings(nextword: Any, smo
     assert len(data["completions"]) == 2
     for completion in data["completions"]:
         assert completion["finish_reason"] in ("length", "end_of_text")
-        assert [step["id"] for step in completion["steps"]] == completion["ids"]
-        assert "".join(step["text"] for step in completion["steps"]) == completion["text"]
-        for step in completion["steps"]:
-            assert 0 < step["drawn"] <= 1
+        assert [step["id"] for step in completion["tokens"]] == completion["ids"]
+        assert "".join(step["text"] for step in completion["tokens"]) == completion["text"]
+        for step in completion["tokens"]:
+            assert 0 < step["sampled_prob"] <= 1
             assert step["logprob"] < 0
             assert len(step["alternatives"]) == 3
     assert data["timings"]["decode_tokens_per_second"] > 0
@@ -59,7 +59,7 @@ def test_json_holds_tokens_probabilities_settings_and_timings(nextword: Any, smo
 def test_shots_and_template_make_the_prompt_that_is_shown(nextword: Any, smollm2_path: Path) -> None:
     done = nextword(
         "complete", "--json", *GREEDY, "--show-prompt",
-        "--shot", "this movie is great! => positive",
+        "--example", "this movie is great! => positive",
         "--template", r"Review: {input}\nSentiment: {output}",
         "this movie is terrible!",
     )  # fmt: skip
@@ -138,10 +138,10 @@ WRONG = {
     "unknown device": (("complete", "--device", "abacus", "x"), "--device cpu"),
     "bad bias": (("complete", "--logit-bias", "x", "x"), "ID=BIAS"),
     "bias beyond the vocabulary": (("complete", "--logit-bias", "99999999=1", "x"), "vocabulary"),
-    "bad order": (("complete", "--order", "heat", "x"), "temperature"),
+    "bad order": (("complete", "--sampler-order", "heat", "x"), "temperature"),
     "missing file": (("complete", "-f", "/nowhere/prompt.txt"), "/nowhere/prompt.txt"),
     "two prompts": (("complete", "-f", "a", "x"), "twice"),
-    "bad shot": (("complete", "--shot", "x", "x"), "=>"),
+    "bad shot": (("complete", "--example", "x", "x"), "=>"),
     "template without answer": (("complete", "--template", "{input}", "x"), "{output}"),
     "bad temperatures": (("next", "-t", "hot", "x"), "0.5,1,2"),
     "bad figure": (("next", "--plot", "x.docx", "x"), ".svg"),

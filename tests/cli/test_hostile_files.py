@@ -20,8 +20,8 @@ KINDS = {
 VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plan a model": ("config.json", ("plan", "deploy", "{}")),
     "fit a law": ("runs.csv", ("plan", "laws", "{}")),
-    "show a model": ("config.json", ("models", "show", "{folder}")),
-    "show a GGUF file": ("model.gguf", ("models", "show", "{}")),
+    "show a model": ("config.json", ("models", "info", "{folder}")),
+    "show a GGUF file": ("model.gguf", ("models", "info", "{}")),
     "complete a file": ("prompt.txt", ("complete", "-f", "{}")),
     "complete under a schema": ("schema.json", ("complete", "--json-schema", "{}", "Hi")),
     "complete with a folder": ("config.json", ("complete", "--model", "{folder}", "Hi")),

@@ -13,20 +13,20 @@ from rich.console import Console
 
 from nextword.cli._pictures import bar, heat, next_picture, probability_table
 from nextword.engine.display import percent, rows, visible
-from nextword.engine.results import Alternative, Completion, NextTokens, Step, Timings
-from nextword.engine.sampling import Sampling
+from nextword.engine.results import Alternative, Completion, NextTokenDistribution, Timings, Token
+from nextword.engine.sampling_params import SamplingParams
 
 TEXTS = (" the", "\n", "日本", "a" * 40, " fish")
 LOGITS = (4.0, 3.0, 2.0, 1.0, 0.0)
 
 
-def _distribution(temperature: float, top: int = 5, prompt: str = "I like to eat") -> NextTokens:
+def _distribution(temperature: float, top: int = 5, prompt: str = "I like to eat") -> NextTokenDistribution:
     own = _softmax(LOGITS)
     drawn = _softmax([logit / temperature for logit in LOGITS])
     listed = tuple(Alternative(i, TEXTS[i], own[i], drawn[i]) for i in range(top))
     entropy = -sum(p * math.log(p) for p in drawn)
     covering = next(n for n in range(1, 6) if sum(drawn[:n]) >= 0.9)
-    return NextTokens(prompt, temperature, listed, entropy, covering, sum(drawn[top:]), 5)
+    return NextTokenDistribution(prompt, temperature, listed, entropy, covering, sum(drawn[top:]), 5)
 
 
 def _softmax(logits):
@@ -44,9 +44,9 @@ def test_every_number_of_the_picture_is_the_results_own():
         assert f"{distribution.entropy / math.log(2):.2f} bits" in picture
         assert f"{distribution.entropy:.2f} nats" in picture
         for each in distribution.top:
-            assert f"{100 * each.drawn:.2f}%" in picture
+            assert f"{100 * each.sampled_prob:.2f}%" in picture
     others = next(line for line in picture.splitlines() if line.strip().startswith("others"))
-    assert all(percent(distribution.others) in others for distribution in ONE_TWO)
+    assert all(percent(distribution.tail_mass) in others for distribution in ONE_TWO)
     mass = next(line for line in picture.splitlines() if "90% mass" in line)
     assert mass.split("90% mass")[1].split() == ["2", "tokens", "3", "tokens", "4", "tokens"]
 
@@ -74,7 +74,7 @@ def test_the_picture_fits_its_width(width, unicode):
 
 def test_a_terminal_without_unicode_gets_ascii_alone():
     assert next_picture([_distribution(1.0, prompt="né")], 80, unicode=False).plain.replace("é", "e").isascii()
-    assert probability_table(_completion(0.7), Sampling(temperature=0.7), 80, unicode=False).plain.isascii()
+    assert probability_table(_completion(0.7), SamplingParams(temperature=0.7), 80, unicode=False).plain.isascii()
 
 
 def test_without_colour_the_picture_has_no_escape_codes(monkeypatch):
@@ -91,7 +91,7 @@ def test_a_long_prompt_keeps_its_end():
 
 
 def test_a_certainty_has_no_others():
-    certain = NextTokens("x", 0.0, (Alternative(7, "!", 0.4, 1.0),), 0.0, 1, 0.0, 10)
+    certain = NextTokenDistribution("x", 0.0, (Alternative(7, "!", 0.4, 1.0),), 0.0, 1, 0.0, 10)
     picture = next_picture([certain], 80).plain
     assert "T = 0 (greedy)" in picture
     assert "100%" in picture
@@ -102,7 +102,9 @@ def test_a_certainty_has_no_others():
 def test_a_token_that_one_temperature_does_not_list_is_a_dot_there_or_a_zero():
     mixed = rows([_distribution(0.5, 2), _distribution(2.0, 3)])
     assert mixed[2].shares[0] is None
-    cut = NextTokens("x", 1.0, _distribution(1.0, 2).top, 0.5, 2, 0.0, 5)  # truncation left two, and no others
+    cut = NextTokenDistribution(
+        "x", 1.0, _distribution(1.0, 2).top, 0.5, 2, 0.0, 5
+    )  # truncation left two, and no others
     assert rows([cut, _distribution(2.0, 3)])[2].shares[0] == 0.0
 
 
@@ -153,7 +155,7 @@ def test_colours_go_from_cold_to_hot():
 def _completion(temperature: float) -> Completion:
     listed = _distribution(temperature).top
     steps = tuple(
-        Step(0, place, each.id, each.text, each.text, math.log(each.probability), each.drawn, listed)
+        Token(0, place, each.id, each.text, each.text, math.log(each.probability), each.sampled_prob, listed)
         for place, each in enumerate(listed)
     )
     return Completion("p", (1,), "text", steps, "length", 0, 0, Timings(1, 0.0, len(steps), 0.0))
@@ -161,35 +163,35 @@ def _completion(temperature: float) -> Completion:
 
 def test_the_table_has_a_row_a_step_with_both_probabilities():
     completion = _completion(0.5)
-    lines = probability_table(completion, Sampling(temperature=0.5), 200).plain.splitlines()
+    lines = probability_table(completion, SamplingParams(temperature=0.5), 200).plain.splitlines()
     assert "temperature 0.5" in lines[0]
     assert lines[1].split() == ["#", "token", "model", "drawn", "alternatives"]
-    assert len(lines) == 2 + len(completion.steps)
-    for line, step in zip(lines[2:], completion.steps, strict=True):
+    assert len(lines) == 2 + len(completion.tokens)
+    for line, step in zip(lines[2:], completion.tokens, strict=True):
         numbers = [part for part in line.split() if part.endswith("%")]
-        assert numbers == [percent(math.exp(step.logprob)), percent(step.drawn)]
+        assert numbers == [percent(math.exp(step.logprob)), percent(step.sampled_prob)]
         assert line.count("•") == 1
         assert line.count("→") == 5
 
 
 def test_the_table_says_each_number_once_where_nothing_was_changed():
-    table = probability_table(_completion(1.0), Sampling(), 200).plain
+    table = probability_table(_completion(1.0), SamplingParams(), 200).plain
     assert "→" not in table
 
 
 def test_a_greedy_table_shows_the_models_numbers_alone():
-    table = probability_table(_completion(1.0), Sampling(temperature=0), 200).plain
+    table = probability_table(_completion(1.0), SamplingParams(temperature=0), 200).plain
     assert "greedy" in table
     assert "→" not in table
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 160])
 def test_the_table_fits_its_width_and_loses_no_alternative(width):
-    lines = probability_table(_completion(0.5), Sampling(temperature=0.5), width).plain.splitlines()
+    lines = probability_table(_completion(0.5), SamplingParams(temperature=0.5), width).plain.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert "\n".join(lines[2:]).count("→") == 25
 
 
 def test_a_table_without_steps_is_its_heading():
     empty = Completion("p", (1,), "", (), "length", 0, 0, Timings(1, 0.0, 0, 0.0))
-    assert len(probability_table(empty, Sampling(), 80).plain.splitlines()) == 2
+    assert len(probability_table(empty, SamplingParams(), 80).plain.splitlines()) == 2

@@ -19,6 +19,7 @@ import nextword
 from nextword.cli import _console, main
 from nextword.cli._table import FittingTable
 from nextword.cli.plan_tables import plain_table
+from nextword.train import planning, timing
 
 WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
@@ -29,7 +30,7 @@ FORM = ("--template", "{text}: {label}")
 # What prints a table: its command line, and the functions whose tables it shows
 VERBS = {
     "the list of models": (("models", "list"), {"models._print_list"}),
-    "a model's card": (("models", "show", "{model}", "--tensors"),
+    "a model's card": (("models", "info", "{model}", "--tensors"),
                        {"_model_card._parts_table", "_model_card._kinds_table", "_model_card._tensor_table"}),
     "a deployment": (("plan", "deploy", "deepseek-v3", "--device", "h100"),
                      {"plan_deploy._print", "plan_tables.parts_table"}),

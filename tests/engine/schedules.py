@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from nextword.base import UsageError
-from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.handles import Handle, LogitsHandle, ScoreHandle
 from nextword.engine.request import AnyRequest
 
@@ -14,7 +14,7 @@ from nextword.engine.request import AnyRequest
 def result(handle: Handle) -> Any:
     """All that a request gives, to the last bit."""
     if isinstance(handle, CompletionHandle):
-        return handle.steps
+        return handle.tokens
     if isinstance(handle, ScoreHandle):
         return handle.scores
     assert isinstance(handle, LogitsHandle)
@@ -25,7 +25,7 @@ def random_request(rng: random.Random, beginning: list[int], number: int, vocabu
     prompt = (*beginning[: rng.randrange(len(beginning))], *(rng.randrange(3) for _ in range(rng.randrange(1, 6))))
     kind = rng.random()
     if kind < 0.6:
-        sampling = Sampling(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
+        sampling = SamplingParams(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
         stop = StopConfig(rng.randrange(1, 20), stop=("ab",))
         return Request(
             prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3])

@@ -19,11 +19,11 @@ from nextword.engine import (
     Engine,
     LogitsRequest,
     Request,
-    Sampling,
+    SamplingParams,
     ScoreRequest,
-    Step,
     StopConfig,
     Stream,
+    Token,
 )
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, log_softmax, sample
 from nextword.models import Transformer, build
@@ -84,16 +84,18 @@ def new_engine(model: Transformer) -> Engine:
     return Engine(TorchBackend(model), ByteTokenizer())  # type: ignore[arg-type]
 
 
-def complete(engine: Engine, prompt: Sequence[int], sampling: Sampling, tokens: int = 12, **more: Any) -> list[Step]:
-    return engine.submit(Request(tuple(prompt), sampling, StopConfig(tokens), **more)).wait().steps[0]
+def complete(
+    engine: Engine, prompt: Sequence[int], sampling: SamplingParams, tokens: int = 12, **more: Any
+) -> list[Token]:
+    return engine.submit(Request(tuple(prompt), sampling, StopConfig(tokens), **more)).wait().tokens[0]
 
 
 def ids_of(handle: CompletionHandle) -> list[list[int]]:
-    return [[step.id for step in steps] for steps in handle.steps]
+    return [[step.id for step in steps] for steps in handle.tokens]
 
 
 @torch.inference_mode()
-def slow_completion(model: Transformer, prompt: Sequence[int], count: int, sampling: Sampling) -> list[int]:
+def slow_completion(model: Transformer, prompt: Sequence[int], count: int, sampling: SamplingParams) -> list[int]:
     """Oracle: no cache and no batch; the whole text is read again for every token."""
     tokens, uniforms = list(prompt), Uniforms(sampling.seed or 0, 0)
     for _ in range(count):
@@ -110,7 +112,7 @@ def test_uneven_prompts_side_by_side_equal_each_alone_without_a_cache(
     engine: Engine, model: Transformer, temperature: float
 ) -> None:
     prompts = [[72, 101], [5] * 17, [1, 2, 3, 4, 5, 6, 7], [72, 101]]
-    sampling = Sampling(temperature=temperature, seed=11, logit_bias={0: -1e9})
+    sampling = SamplingParams(temperature=temperature, seed=11, logit_bias={0: -1e9})
     handles = engine.complete(Request(tuple(prompt), sampling, StopConfig(20)) for prompt in prompts)
     for prompt, handle in zip(prompts, handles, strict=True):
         assert ids_of(handle) == [slow_completion(model, prompt, 20, sampling)]
@@ -118,7 +120,7 @@ def test_uneven_prompts_side_by_side_equal_each_alone_without_a_cache(
 
 def test_a_seeded_completion_depends_on_nothing_that_runs_beside_it(engine: Engine) -> None:
     def texts(prompts: list[list[int]]) -> dict[tuple[int, ...], list[list[int]]]:
-        requests = [Request(tuple(p), Sampling(seed=5, temperature=1.5), StopConfig(30), n=2) for p in prompts]
+        requests = [Request(tuple(p), SamplingParams(seed=5, temperature=1.5), StopConfig(30), n=2) for p in prompts]
         return {handle.prompt: ids_of(handle) for handle in engine.complete(requests)}
 
     prompts = [[9, 8], [1], [2, 2, 2]]
@@ -127,14 +129,14 @@ def test_a_seeded_completion_depends_on_nothing_that_runs_beside_it(engine: Engi
 
 
 def test_equal_prompts_without_a_seed_get_one_each(engine: Engine) -> None:
-    handles = engine.complete([Request((7,), Sampling(temperature=1e6), StopConfig(12))] * 4)  # no two are alike
+    handles = engine.complete([Request((7,), SamplingParams(temperature=1e6), StopConfig(12))] * 4)  # no two are alike
     assert len({handle.seed for handle in handles}) == 4
     assert len({tuple(ids_of(handle)[0]) for handle in handles}) == 4
 
 
 def test_interleaved_completions_keep_their_own_seed_and_figures(engine: Engine) -> None:
     def started(seed: int) -> CompletionHandle:
-        return engine.submit(Request((7, seed), Sampling(seed=seed), StopConfig(10 + seed)))
+        return engine.submit(Request((7, seed), SamplingParams(seed=seed), StopConfig(10 + seed)))
 
     alone = [[step.id for step in started(seed)] for seed in range(3)]
     running = [started(seed) for seed in range(3)]
@@ -149,17 +151,17 @@ def test_interleaved_completions_keep_their_own_seed_and_figures(engine: Engine)
 
 
 def test_a_stream_that_is_closed_ends_and_keeps_what_it_drew(engine: Engine) -> None:
-    stream = Stream(engine.submit(Request((7,), Sampling(seed=0, logit_bias={0: -1e9}), StopConfig(12))))
+    stream = Stream(engine.submit(Request((7,), SamplingParams(seed=0, logit_bias={0: -1e9}), StopConfig(12))))
     first = [next(stream), next(stream)]
     stream.close()
     assert list(stream) == []
-    assert stream.steps == [first]
+    assert stream.tokens == [first]
     assert stream.finish_reasons == (None,)
     assert engine.pages_used == 0
 
 
 def test_a_stream_that_is_left_and_forgotten_takes_no_more_steps(engine: Engine) -> None:
-    for step in Stream(engine.submit(Request((7,), Sampling(seed=0, logit_bias={0: -1e9}), StopConfig(30)))):
+    for step in Stream(engine.submit(Request((7,), SamplingParams(seed=0, logit_bias={0: -1e9}), StopConfig(30)))):
         if step.position == 4:
             break
     del step
@@ -173,12 +175,12 @@ def test_threads_get_to_the_bit_what_each_would_get_alone(
 ) -> None:
     if not compiled:
         monkeypatch.setattr("nextword.native.available", lambda: False)
-        monkeypatch.setattr("nextword.native.library.available", lambda: False)
+        monkeypatch.setattr("nextword.native.bindings.available", lambda: False)
     engine = new_engine(model)
 
     def run(seed: int) -> list[int]:
         prompt = [seed + 1] * (50 if seed % 2 else 3)  # read with all of torch's threads, or with one
-        return [step.id for step in complete(engine, prompt, Sampling(seed=seed, logit_bias={0: -1e9}))]
+        return [step.id for step in complete(engine, prompt, SamplingParams(seed=seed, logit_bias={0: -1e9}))]
 
     alone = [run(seed) for seed in range(4)]
     with two_threads(), ThreadPoolExecutor(4) as pool:
@@ -191,17 +193,17 @@ def test_a_step_leaves_the_thread_counts_of_other_threads_alone(
 ) -> None:
     """torch.set_num_threads inside a pass would be what threads that begin meanwhile keep for ever."""
     seen: list[int] = []
-    logits = TorchBackend._logits
+    logits = Transformer.logits
 
-    def look(backend: TorchBackend, hidden: torch.Tensor) -> torch.Tensor:
+    def look(model: Transformer, hidden: torch.Tensor) -> torch.Tensor:
         thread = Thread(target=lambda: seen.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        return logits(backend, hidden)
+        return logits(model, hidden)
 
-    monkeypatch.setattr(TorchBackend, "_logits", look)
+    monkeypatch.setattr(Transformer, "logits", look)
     with two_threads():
-        complete(engine, [1], Sampling(seed=0), 3)
+        complete(engine, [1], SamplingParams(seed=0), 3)
         assert seen
         assert set(seen) == {2}
         assert torch.get_num_threads() == 2
@@ -209,7 +211,7 @@ def test_a_step_leaves_the_thread_counts_of_other_threads_alone(
 
 def test_samples_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> None:
     def run() -> list[list[int]]:
-        return ids_of(engine.submit(Request((7,), Sampling(seed=1), StopConfig(12), n=4)).wait())
+        return ids_of(engine.submit(Request((7,), SamplingParams(seed=1), StopConfig(12), n=4)).wait())
 
     first = run()
     assert first == run()
@@ -218,29 +220,29 @@ def test_samples_of_one_prompt_differ_and_are_reproducible(engine: Engine) -> No
 
 def test_an_unseeded_run_reports_the_seed_that_repeats_it(engine: Engine) -> None:
     first = engine.submit(Request((7, 7), stop=StopConfig(10))).wait()
-    assert [step.id for step in complete(engine, [7, 7], Sampling(seed=first.seed), 10)] == ids_of(first)[0]
+    assert [step.id for step in complete(engine, [7, 7], SamplingParams(seed=first.seed), 10)] == ids_of(first)[0]
 
 
 def test_steps_carry_the_probabilities_under_the_model_and_as_drawn(engine: Engine, model: Transformer) -> None:
     tokens = [3, 4, 5]
-    for step in complete(engine, tokens, Sampling(temperature=0.7, top_k=5, seed=2), 6, top_logprobs=3):
+    for step in complete(engine, tokens, SamplingParams(temperature=0.7, top_k=5, seed=2), 6, top_logprobs=3):
         with torch.inference_mode():
             logits = model.logits(model.hidden(torch.tensor([tokens])))[0, -1].numpy()
         own = log_softmax(logits)
         likeliest = np.argsort(-own, kind="stable")
         weights = np.exp(own[likeliest[:5]] / 0.7)
         assert step.logprob == pytest.approx(own[step.id], abs=1e-4)
-        assert step.drawn == pytest.approx(weights[likeliest[:5] == step.id][0] / weights.sum(), rel=1e-3)
+        assert step.sampled_prob == pytest.approx(weights[likeliest[:5] == step.id][0] / weights.sum(), rel=1e-3)
         assert [a.id for a in step.alternatives] == likeliest[:3].tolist()
-        assert step.alternatives[0].drawn >= step.alternatives[0].probability
+        assert step.alternatives[0].sampled_prob >= step.alternatives[0].probability
         tokens.append(step.id)
 
 
-def forced(engine: Engine, text: str, stop: StopConfig, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+def forced(engine: Engine, text: str, stop: StopConfig, monkeypatch: pytest.MonkeyPatch) -> list[Token]:
     """Steps of a completion that the sampler is made to draw as `text`."""
     ids = iter(text.encode("latin-1"))
     monkeypatch.setattr("nextword.engine.engine.sample", lambda *_: [Draw(next(ids), 1.0, 0.0, ())])
-    return engine.submit(Request((65,), stop=stop)).wait().steps[0]
+    return engine.submit(Request((65,), stop=stop)).wait().tokens[0]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_text_that_may_begin_a_stop_string_is_held_back_until_it_is_clear(
 
 
 def test_a_completion_ends_where_the_context_does(engine: Engine) -> None:
-    steps = complete(engine, [1] * 60, Sampling(seed=0, logit_bias={0: -1e9}), 100)
+    steps = complete(engine, [1] * 60, SamplingParams(seed=0, logit_bias={0: -1e9}), 100)
     assert (len(steps), steps[-1].finish) == (4, "context")
 
 
@@ -285,8 +287,10 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(engine: Engine
 
 def test_a_prompt_beyond_the_context_is_cut_on_the_left_when_asked(engine: Engine) -> None:
     long = [1] * 80 + [2] * 40
-    cut = complete(engine, long, Sampling(temperature=0), 8, truncate="left")
-    assert [step.id for step in cut] == [step.id for step in complete(engine, long[-56:], Sampling(temperature=0), 8)]
+    cut = complete(engine, long, SamplingParams(temperature=0), 8, truncate="left")
+    assert [step.id for step in cut] == [
+        step.id for step in complete(engine, long[-56:], SamplingParams(temperature=0), 8)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def test_nothing_to_read_is_refused(engine: Engine, request_: Any) -> None:
 
 def test_a_bias_for_a_token_that_is_not_there_is_refused(engine: Engine) -> None:
     with pytest.raises(UsageError, match=r"token 256; the vocabulary has ids 0 to 255"):
-        engine.submit(Request((1,), Sampling(logit_bias={256: 1.0})))
+        engine.submit(Request((1,), SamplingParams(logit_bias={256: 1.0})))
 
 
 @pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"stop": ("",)}])

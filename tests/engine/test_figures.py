@@ -9,10 +9,10 @@ import pytest
 
 from nextword.base import RunError, UsageError
 from nextword.engine.figures import next_figure, plot_next
-from nextword.engine.results import Alternative, NextTokens
+from nextword.engine.results import Alternative, NextTokenDistribution
 
 TWO = [
-    NextTokens(
+    NextTokenDistribution(
         "costs $5 or $6",
         t,
         (Alternative(1, " the", 0.6, p), Alternative(2, "\n", 0.2, 0.1)),
@@ -30,8 +30,8 @@ def test_the_figure_has_a_panel_a_temperature_and_a_bar_a_token():
     assert [panel.get_title(loc="left") for panel in figure.axes] == ["T = 0.5", "T = 2"]
     for panel, distribution in zip(figure.axes, TWO, strict=True):
         widths = [patch.get_width() for patch in panel.patches]
-        assert widths[:2] == [each.drawn for each in distribution.top]
-        assert widths[2] == pytest.approx(distribution.others)
+        assert widths[:2] == [each.sampled_prob for each in distribution.top]
+        assert widths[2] == pytest.approx(distribution.tail_mass)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["␣the", "\\n", "others"]
 
 
@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_names_the_file(monkeypatch, tmp_path):
 
 
 def test_tokens_with_dollars_are_text_and_no_formula(tmp_path):
-    dollars = [NextTokens("$x$ and $", 1.0, (Alternative(1, " $$\\frac$", 0.6, 0.6),), 1.0, 3, 0.4, 9)]
+    dollars = [NextTokenDistribution("$x$ and $", 1.0, (Alternative(1, " $$\\frac$", 0.6, 0.6),), 1.0, 3, 0.4, 9)]
     plot_next(dollars, tmp_path / "next.png")
     assert (tmp_path / "next.png").stat().st_size > 1000
 

@@ -18,7 +18,7 @@ from nextword.engine.request import AnyRequest
 from nextword.models import Model, build
 from nextword.models.backend import TorchBackend
 from nextword.models.layers import Linear, PackedLinear
-from nextword.native import PackedMatrix
+from nextword.native.matmul import PackedMatrix
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -66,7 +66,7 @@ def alone(model: Model, request: AnyRequest) -> Any:
 
 @pytest.fixture(autouse=True)
 def _threads_restored() -> Iterator[None]:
-    threads = native.library.loaded().nw_threads()
+    threads = native.bindings.library().nw_threads()
     yield
     native.set_threads(threads)
 

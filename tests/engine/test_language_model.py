@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[Callable[[nextword.LanguageModel], Any], str]] = {
     "ids for a list": (lambda m: m.complete_all([1, 2]), "the prompt is 1"),
     "a misspelled setting": (lambda m: m.complete("Hi", temprature=1), "'temprature'. Did you mean temperature"),
     "a misspelled limit": (lambda m: m.stream("Hi", max_token=1), "'max_token'. Did you mean max_tokens"),
-    "a misspelled number": (lambda m: m.next_tokens("Hi", tpo=1), "'tpo'. Did you mean top"),
+    "a misspelled number": (lambda m: m.next_token_distribution("Hi", tpo=1), "'tpo'. Did you mean top"),
     "several of one": (lambda m: m.complete("Hi", n=2), "complete_all([prompt], n=...)"),
     "half a token": (lambda m: m.complete("Hi", max_tokens=2.5), "max_tokens is 2.5; it takes a whole number"),
     "tokens as text": (lambda m: m.complete("Hi", max_tokens="5"), "max_tokens is '5' (str)"),
@@ -71,9 +71,12 @@ WRONG: dict[str, tuple[Callable[[nextword.LanguageModel], Any], str]] = {
     "a list to cut": (lambda m: m.complete("Hi", truncate=["left"]), "truncate is ['left']"),
     "a hot word": (lambda m: m.complete("Hi", temperature="hot"), "temperature is 'hot' (str)"),
     "a list of heats": (lambda m: m.complete("Hi", temperature=[1.0]), "temperature is [1.0] (list)"),
-    "no heat": (lambda m: m.next_tokens("Hi", temperature=None), "temperature is None"),
-    "one heat for a list": (lambda m: m.next_tokens_at("Hi", 0.5), "temperatures is 0.5; it takes a list of numbers"),
-    "no top": (lambda m: m.next_tokens("Hi", top=0), "top is 0"),
+    "no heat": (lambda m: m.next_token_distribution("Hi", temperature=None), "temperature is None"),
+    "one heat for a list": (
+        lambda m: m.next_token_distributions("Hi", 0.5),
+        "temperatures is 0.5; it takes a list of numbers",
+    ),
+    "no top": (lambda m: m.next_token_distribution("Hi", top=0), "top is 0"),
     "a real seed": (lambda m: m.complete("Hi", seed=1.5), "seed is 1.5"),
     "a seed as text": (lambda m: m.complete("Hi", seed="1"), "seed is '1' (str)"),
     "a negative seed": (lambda m: m.complete("Hi", seed=-1), "seed is -1"),
@@ -104,7 +107,7 @@ def test_a_number_out_of_range_is_refused_by_name(model: nextword.LanguageModel,
     with pytest.raises(UsageError, match=f"^{name} is "):
         model.complete("Hi", **{name: value})
     with pytest.raises(UsageError, match=f"^{name} is "):
-        model.next_tokens("Hi", **{name: value})
+        model.next_token_distribution("Hi", **{name: value})
 
 
 def test_numbers_of_numpy_are_taken_as_pythons_own(model: nextword.LanguageModel) -> None:

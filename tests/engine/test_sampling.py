@@ -1,4 +1,4 @@
-"""Sampling, case for case: closed forms, a plain restatement as oracle, and draws that are counted."""
+"""SamplingParams, case for case: closed forms, a plain restatement as oracle, and draws that are counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ways import way  # noqa: F401
 
 from nextword.base import RunError, UsageError
 from nextword.engine.sampler import Distribution, Draw, SampleRow, Uniforms, adjust, log_softmax, sample
-from nextword.engine.sampling import Sampling
+from nextword.engine.sampling_params import SamplingParams
 
 LOGITS = np.array([3.0, 2.0, 1.0], np.float32)
 EVERY_WAY = pytest.mark.usefixtures("way")
@@ -30,7 +30,7 @@ TABLE = {
 }
 
 
-def drawn(logits: object, sampling: Sampling, uniform: float = 0.5, top: int = 0) -> Draw:
+def drawn(logits: object, sampling: SamplingParams, uniform: float = 0.5, top: int = 0) -> Draw:
     """A token drawn from one row of logits."""
     [draw] = sample(np.array([logits], np.float32), [SampleRow(sampling, uniform, (), (), None, top)])
     if isinstance(draw, RunError):
@@ -41,9 +41,9 @@ def drawn(logits: object, sampling: Sampling, uniform: float = 0.5, top: int = 0
 def probabilities(logits: object, **settings: object) -> np.ndarray:
     """Probability with which each token is drawn, in id order."""
     size = np.size(logits)  # type: ignore[arg-type]
-    top = drawn(logits, Sampling(**settings), top=size).top  # type: ignore[arg-type]
+    top = drawn(logits, SamplingParams(**settings), top=size).top  # type: ignore[arg-type]
     full = np.full(size, np.nan)
-    full[[candidate.id for candidate in top]] = [candidate.drawn for candidate in top]
+    full[[candidate.id for candidate in top]] = [candidate.sampled_prob for candidate in top]
     return full
 
 
@@ -78,15 +78,15 @@ def test_tokens_with_infinitely_low_logits_are_never_drawn_at_any_temperature() 
 @EVERY_WAY
 def test_temperature_zero_is_greedy_and_draws_nothing() -> None:
     for uniform in (0.0, 0.5, 1 - 2**-53):
-        draw = drawn([1.0, 5.0, 5.0, 2.0], Sampling(temperature=0), uniform, top=2)
-        assert (draw.token, draw.drawn) == (1, 1.0)
-        assert [(candidate.id, candidate.drawn) for candidate in draw.top] == [(1, 1.0), (2, 0.0)]
+        draw = drawn([1.0, 5.0, 5.0, 2.0], SamplingParams(temperature=0), uniform, top=2)
+        assert (draw.token, draw.sampled_prob) == (1, 1.0)
+        assert [(candidate.id, candidate.sampled_prob) for candidate in draw.top] == [(1, 1.0), (2, 0.0)]
 
 
 @pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf, -math.inf])
 def test_a_temperature_that_makes_no_sense_is_refused(temperature: float) -> None:
     with pytest.raises(UsageError, match="temperature"):
-        Sampling(temperature=temperature)
+        SamplingParams(temperature=temperature)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_temperature_that_makes_no_sense_is_refused(temperature: float) -> Non
 )
 def test_a_setting_outside_its_range_is_refused_by_name(settings: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(settings))):
-        Sampling(**settings)  # type: ignore[arg-type]
+        SamplingParams(**settings)  # type: ignore[arg-type]
 
 
 @EVERY_WAY
@@ -160,18 +160,18 @@ def test_what_typical_p_leaves_is_weighed_against_its_own_likeliest_token() -> N
 
 def test_penalties_and_bias_act_on_raw_logits() -> None:
     z = np.array([2.0, -2.0, 1.0, 0.5])
-    both = Sampling(repetition_penalty=2.0)
+    both = SamplingParams(repetition_penalty=2.0)
     np.testing.assert_allclose(adjust(z, both, [0], [1]), [1.0, -4.0, 1.0, 0.5])
-    generated_only = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    generated_only = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
     np.testing.assert_allclose(adjust(z, generated_only, [0, 2], [3, 3]), [2.0, -2.0, 1.0, -0.5])
-    biased = Sampling(logit_bias={2: 5.0, 0: -math.inf})
+    biased = SamplingParams(logit_bias={2: 5.0, 0: -math.inf})
     np.testing.assert_allclose(adjust(z, biased, [], []), [-math.inf, -2.0, 6.0, 0.5])
-    assert adjust(z, Sampling(temperature=0.3), [0], [1]) is z
+    assert adjust(z, SamplingParams(temperature=0.3), [0], [1]) is z
 
 
 def test_a_bias_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="token 9"):
-        adjust(LOGITS, Sampling(logit_bias={9: 1.0}), [], [])
+        adjust(LOGITS, SamplingParams(logit_bias={9: 1.0}), [], [])
 
 
 def restated(z: np.ndarray, top_k: int, top_p: float, min_p: float, temperature: float) -> np.ndarray:
@@ -210,7 +210,7 @@ def test_truncations_equal_the_plain_restatement(seed: int) -> None:
 
 def test_a_whole_distribution_is_all_that_can_be_drawn_likeliest_first() -> None:
     z = np.random.default_rng(1).normal(size=5000) * 6
-    ids, p = Distribution(z, Sampling(temperature=2), whole=True).probabilities()
+    ids, p = Distribution(z, SamplingParams(temperature=2), whole=True).probabilities()
     np.testing.assert_array_equal(ids, np.argsort(-z, kind="stable"))
     np.testing.assert_allclose(p, np.exp(z[ids] / 2) / np.exp(z / 2).sum(), rtol=1e-12)
 
@@ -257,7 +257,7 @@ def test_random_numbers_of_neighbouring_positions_are_uniform_and_independent() 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_draws_fit_the_softmax_and_would_not_fit_a_temperature_5_percent_off(temperature: float) -> None:
     z = (np.random.default_rng(2).normal(size=(1, 20)) * 3).astype(np.float32)
-    sampling, uniforms, count = Sampling(temperature=temperature), Uniforms(17, 0), 40_000
+    sampling, uniforms, count = SamplingParams(temperature=temperature), Uniforms(17, 0), 40_000
     rows = [SampleRow(sampling, uniforms.at(position), (), ()) for position in range(count)]
     tokens = [draw.token for draw in sample(z, rows, [0] * count) if isinstance(draw, Draw)]
     hits = np.bincount(tokens, minlength=z.size)
@@ -278,7 +278,7 @@ def test_the_tail_is_drawn_as_often_as_its_probability_says() -> None:
     z[0, 7] = 20.5
     uniforms, most = Uniforms(0, 0), 1 / (1 + 262_144 * math.exp(-20.5)) - 1e-9  # of the head's cumulative probability
     numbers = [u for position in range(100_000) if (u := uniforms.at(position)) >= most]  # below, it is the head
-    rows = [SampleRow(Sampling(), u, (), ()) for u in [0.0, most, *numbers]]
+    rows = [SampleRow(SamplingParams(), u, (), ()) for u in [0.0, most, *numbers]]
     tokens = [draw.token for draw in sample(z, rows, [0] * len(rows)) if isinstance(draw, Draw)]
     assert tokens[:2] == [7, 7]
     assert 13 <= sum(token != 7 for token in tokens) <= 56  # 32.8 expected
@@ -287,4 +287,4 @@ def test_the_tail_is_drawn_as_often_as_its_probability_says() -> None:
 @EVERY_WAY
 def test_a_token_of_no_probability_is_never_drawn() -> None:
     for u in (0.0, 0.5, 1 - 2**-53):
-        assert drawn([0.0, -2000.0, -np.inf], Sampling(), u).token == 0
+        assert drawn([0.0, -2000.0, -np.inf], SamplingParams(), u).token == 0

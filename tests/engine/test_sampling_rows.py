@@ -14,7 +14,7 @@ from ways import way  # noqa: F401
 from nextword import native
 from nextword.base import RunError
 from nextword.engine.sampler import Draw, SampleRow, adjust, sample
-from nextword.engine.sampling import ORDER, Sampling
+from nextword.engine.sampling_params import ORDER, SamplingParams
 
 sys.path.append(str(Path(__file__).parents[1] / "oracles"))
 import plain_sampler as oracle
@@ -62,7 +62,7 @@ def some_rows(seed: int) -> tuple[np.ndarray, list[SampleRow]]:
         tokens = rng.integers(0, size, 6).tolist()
         allowed = rng.integers(0, 2**32, -(-size // 32), dtype=np.uint32) if rng.random() < 0.3 else None
         uniform = float(rng.choice([0.0, rng.random(), rng.random(), 1 - 1e-9]))
-        sampling = Sampling(**some_settings(rng, size))
+        sampling = SamplingParams(**some_settings(rng, size))
         rows.append(SampleRow(sampling, uniform, tokens[:3], tokens[3:], allowed, int(rng.choice([0, 3, 50]))))
     return np.array([some_logits(rng, size) for _ in range(count)]), rows
 
@@ -103,11 +103,11 @@ def test_rows_equal_the_earlier_sampler_token_for_token(seed: int) -> None:
         token, drawn, own = wanted
         assert isinstance(draw, Draw)
         assert draw.token == token
-        assert draw.drawn == pytest.approx(drawn[token], rel=1e-12)
+        assert draw.sampled_prob == pytest.approx(drawn[token], rel=1e-12)
         assert draw.logprob == pytest.approx(own[token], rel=1e-12, abs=1e-12)
         likeliest = np.argsort(-raw, kind="stable")[: row.top_logprobs]
         assert [top.id for top in draw.top] == likeliest.tolist()
-        np.testing.assert_allclose([top.drawn for top in draw.top], drawn[likeliest], rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose([top.sampled_prob for top in draw.top], drawn[likeliest], rtol=1e-9, atol=1e-13)
         np.testing.assert_allclose([top.probability for top in draw.top], np.exp(own[likeliest]), rtol=1e-9)
 
 
@@ -116,7 +116,7 @@ def test_a_large_vocabulary_equals_the_earlier_sampler_from_a_peak_to_nearly_uni
     for spread in (0.1, 1, 3, 10):
         logits = (rng.normal(size=(6, 49_152)) * spread).astype(np.float32)
         for settings in ({}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "min_p": 0.02}, {"top_k": 50}):
-            rows = [SampleRow(Sampling(**settings), u, (), ()) for u in rng.random(6).tolist()]  # type: ignore[arg-type]
+            rows = [SampleRow(SamplingParams(**settings), u, (), ()) for u in rng.random(6).tolist()]  # type: ignore[arg-type]
             draws = sample(logits, rows)
             for raw, row, draw in zip(logits, rows, draws, strict=True):
                 assert isinstance(draw, Draw)
@@ -144,18 +144,23 @@ def test_instruction_sets_and_threads_give_the_same_bits() -> None:
             native.set_threads(threads)
             assert draws() == default
         for level in native.LEVELS:
-            native.limit(level)
+            native.limit_level(level)
             assert draws() == default
     finally:
-        native.limit(None)
-        native.library.loaded().nw_set_threads(native.library._cores())
+        native.limit_level(None)
+        native.bindings.library().nw_set_threads(native.bindings.default_threads())
 
 
 @EVERY_WAY
 def test_a_row_that_no_distribution_can_be_made_of_ends_alone() -> None:
     bad = [[1, np.nan, 0], [np.inf, 1, 0], [-np.inf] * 3, [np.nan] * 3]
     logits = np.array([[3, 2, 1], *bad, [1, 2, 3]], np.float32)
-    for sampling in (Sampling(), Sampling(temperature=0), Sampling(typical_p=0.9), Sampling(logit_bias={0: 1.0})):
+    for sampling in (
+        SamplingParams(),
+        SamplingParams(temperature=0),
+        SamplingParams(typical_p=0.9),
+        SamplingParams(logit_bias={0: 1.0}),
+    ):
         first, *errors, last = sample(logits, [SampleRow(sampling, 0.0, (), (), None, 2)] * len(logits))
         assert isinstance(first, Draw)
         assert isinstance(last, Draw)
@@ -166,8 +171,10 @@ def test_a_row_that_no_distribution_can_be_made_of_ends_alone() -> None:
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0), Sampling(top_k=2, typical_p=0.9)])
-def test_only_allowed_tokens_are_drawn_and_ln_p_stays_the_models_own(sampling: Sampling) -> None:
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(temperature=0), SamplingParams(top_k=2, typical_p=0.9)]
+)
+def test_only_allowed_tokens_are_drawn_and_ln_p_stays_the_models_own(sampling: SamplingParams) -> None:
     z = np.random.default_rng(4).normal(size=(1, 70)).astype(np.float32)
     allowed = np.array([1 << 3 | 1 << 31, 0, 1 << 5], np.uint32)  # 3, 31 and 69
     tokens = set()
@@ -175,8 +182,8 @@ def test_only_allowed_tokens_are_drawn_and_ln_p_stays_the_models_own(sampling: S
         [draw] = sample(z, [SampleRow(sampling, uniform, (), (), allowed, 70)])
         assert isinstance(draw, Draw)
         assert draw.logprob == pytest.approx(oracle.log_softmax(z[0])[draw.token], abs=1e-12)
-        assert {top.id for top in draw.top if top.drawn} <= {3, 31, 69}
-        assert sum(top.drawn for top in draw.top) == pytest.approx(1)
+        assert {top.id for top in draw.top if top.sampled_prob} <= {3, 31, 69}
+        assert sum(top.sampled_prob for top in draw.top) == pytest.approx(1)
         tokens.add(draw.token)
     assert tokens <= {3, 31, 69}
     assert len(tokens) == (1 if sampling.greedy else 2 if sampling.top_k else 3)
@@ -185,23 +192,23 @@ def test_only_allowed_tokens_are_drawn_and_ln_p_stays_the_models_own(sampling: S
 @EVERY_WAY
 def test_a_mask_that_ends_early_allows_nothing_behind_it_and_an_empty_one_is_an_error() -> None:
     z = np.arange(70, dtype=np.float32)[None]
-    [draw] = sample(z, [SampleRow(Sampling(temperature=0), 0.0, (), (), np.array([2**32 - 1], np.uint32))])
+    [draw] = sample(z, [SampleRow(SamplingParams(temperature=0), 0.0, (), (), np.array([2**32 - 1], np.uint32))])
     assert isinstance(draw, Draw)
     assert draw.token == 31
-    assert isinstance(sample(z, [SampleRow(Sampling(), 0.5, (), (), np.zeros(3, np.uint32))])[0], RunError)
+    assert isinstance(sample(z, [SampleRow(SamplingParams(), 0.5, (), (), np.zeros(3, np.uint32))])[0], RunError)
 
 
 @EVERY_WAY
 def test_alternatives_are_the_models_likeliest_with_the_probability_that_a_truncation_leaves_them() -> None:
     z = np.log(np.array([[0.1, 0.4, 0.3, 0.2]], np.float32))
-    row = SampleRow(Sampling(top_k=2, logit_bias={3: 10.0}), 0.0, (), (), None, 3)  # draws from 3 and 1
+    row = SampleRow(SamplingParams(top_k=2, logit_bias={3: 10.0}), 0.0, (), (), None, 3)  # draws from 3 and 1
     [draw] = sample(z, [row])
     assert isinstance(draw, Draw)
     assert [top.id for top in draw.top] == [1, 2, 3]
     np.testing.assert_allclose([top.probability for top in draw.top], [0.4, 0.3, 0.2], rtol=1e-6)
     heavy = 0.2 * np.exp(10)
     np.testing.assert_allclose(
-        [top.drawn for top in draw.top], [0.4 / (0.4 + heavy), 0, heavy / (0.4 + heavy)], rtol=1e-6
+        [top.sampled_prob for top in draw.top], [0.4 / (0.4 + heavy), 0, heavy / (0.4 + heavy)], rtol=1e-6
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schedules import result, run_schedule
 
 from nextword.base import UsageError
-from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.request import AnyRequest
 
 
@@ -45,7 +45,7 @@ def test_every_request_of_a_random_schedule_gives_what_it_gives_alone(
 def test_pages_that_run_out_preempt_the_sequence_that_came_last() -> None:
     backend = FakeBackend()
     engine = fake_engine(backend, pages=6)
-    requests = [Request((n,), Sampling(seed=n, logit_bias={10: -1e9}), StopConfig(20)) for n in range(3)]
+    requests = [Request((n,), SamplingParams(seed=n, logit_bias={10: -1e9}), StopConfig(20)) for n in range(3)]
     handles = [engine.submit(request) for request in requests]
     while not all(handle.done for handle in handles):
         engine.step()
@@ -57,20 +57,20 @@ def test_pages_that_run_out_preempt_the_sequence_that_came_last() -> None:
 def test_a_long_prompt_is_read_in_chunks_between_the_tokens_of_others() -> None:
     backend = FakeBackend(step_tokens=8)
     engine = fake_engine(backend)
-    short = engine.submit(Request((1,), Sampling(seed=0), StopConfig(30)))
+    short = engine.submit(Request((1,), SamplingParams(seed=0), StopConfig(30)))
     engine.step()
-    engine.submit(Request((2,) * 50, Sampling(seed=0), StopConfig(1)))
-    before = len(short.steps[0])
+    engine.submit(Request((2,) * 50, SamplingParams(seed=0), StopConfig(1)))
+    before = len(short.tokens[0])
     for _ in range(5):
         engine.step()
-    assert len(short.steps[0]) == before + 5
+    assert len(short.tokens[0]) == before + 5
     assert [len(batch.tokens) for batch in backend.forwarded[1:6]] == [8] * 5
 
 
 @pytest.mark.parametrize("rewindable", [True, False])
 def test_samples_of_one_prompt_read_it_once(rewindable: bool) -> None:
     engine = fake_engine(FakeBackend(rewindable, step_tokens=64))
-    handle = engine.submit(Request(tuple(range(10)) * 5, Sampling(seed=1), StopConfig(5), n=16)).wait()
+    handle = engine.submit(Request(tuple(range(10)) * 5, SamplingParams(seed=1), StopConfig(5), n=16)).wait()
     assert engine.tokens_read == 50 + 15  # each further sample computes the prompt's last token for its logits
     assert handle.timings.prompt_tokens == 50
 
@@ -79,7 +79,7 @@ def test_samples_of_one_prompt_read_it_once(rewindable: bool) -> None:
 def test_requests_that_begin_alike_share_what_they_begin_with(rewindable: bool) -> None:
     engine = fake_engine(FakeBackend(rewindable, page_size=1, step_tokens=64))
     prefix = tuple(range(10)) * 4
-    engine.complete([Request((*prefix, n, n), Sampling(seed=n), StopConfig(2)) for n in range(8)])
+    engine.complete([Request((*prefix, n, n), SamplingParams(seed=n), StopConfig(2)) for n in range(8)])
     assert engine.tokens_read == 40 + 8 * 2
 
 
@@ -100,10 +100,10 @@ def test_the_labels_of_a_question_read_it_once(rewindable: bool) -> None:
 @pytest.mark.parametrize("rewindable", [True, False])
 def test_a_chat_turn_goes_on_from_the_pages_of_the_turns_before(rewindable: bool) -> None:
     engine = fake_engine(FakeBackend(rewindable, page_size=1, step_tokens=64))
-    first = engine.submit(Request((1, 2, 3, 4, 5), Sampling(seed=3, logit_bias={10: -1e9}), StopConfig(8))).wait()
-    said = tuple(step.id for step in first.steps[0])
+    first = engine.submit(Request((1, 2, 3, 4, 5), SamplingParams(seed=3, logit_bias={10: -1e9}), StopConfig(8))).wait()
+    said = tuple(step.id for step in first.tokens[0])
     read = engine.tokens_read
-    engine.submit(Request((1, 2, 3, 4, 5, *said, 7, 7), Sampling(seed=0), StopConfig(1))).wait()
+    engine.submit(Request((1, 2, 3, 4, 5, *said, 7, 7), SamplingParams(seed=0), StopConfig(1))).wait()
     assert engine.tokens_read - read == 1 + 2  # the answer's last token was drawn, not computed
 
 
@@ -141,11 +141,11 @@ def test_speculation_draws_the_same_tokens_in_fewer_steps() -> None:
     def run(speculate: int) -> tuple[CompletionHandle, int]:
         backend = FakeBackend(step_tokens=64)
         bias = {5: 60.0, 6: 0.0}  # the text repeats itself
-        request = Request((5, 5, 5, 5), Sampling(seed=2, logit_bias=bias), StopConfig(30), speculate=speculate)
+        request = Request((5, 5, 5, 5), SamplingParams(seed=2, logit_bias=bias), StopConfig(30), speculate=speculate)
         return fake_engine(backend).submit(request).wait(), len(backend.forwarded)
 
     (plain, steps), (guessed, fewer) = run(0), run(4)
-    assert guessed.steps == plain.steps
+    assert guessed.tokens == plain.tokens
     assert fewer < steps / 3
     assert guessed.timings.accepted_tokens == guessed.timings.drafted_tokens > 20
 
@@ -153,7 +153,7 @@ def test_speculation_draws_the_same_tokens_in_fewer_steps() -> None:
 def test_a_step_that_fails_ends_its_requests_and_leaves_the_engine_usable() -> None:
     backend = FakeBackend(step_tokens=64)
     engine = fake_engine(backend)
-    request = Request((1, 2, 3), Sampling(seed=0), StopConfig(5))
+    request = Request((1, 2, 3), SamplingParams(seed=0), StopConfig(5))
     backend.fail = MemoryError()
     with pytest.raises(MemoryError):
         engine.submit(request).wait()
@@ -165,7 +165,7 @@ def test_a_step_that_fails_ends_its_requests_and_leaves_the_engine_usable() -> N
 def test_an_interrupted_step_can_be_taken_again(rewindable: bool) -> None:
     backend = FakeBackend(rewindable, step_tokens=64)
     engine = fake_engine(backend)
-    request = Request((1, 2, 3), Sampling(seed=0), StopConfig(5))
+    request = Request((1, 2, 3), SamplingParams(seed=0), StopConfig(5))
     handle = engine.submit(request)
     engine.step()
     engine.step()
@@ -178,7 +178,7 @@ def test_an_interrupted_step_can_be_taken_again(rewindable: bool) -> None:
 def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
     backend = FakeBackend(step_tokens=64, nan=9)
     engine = fake_engine(backend)
-    fine, broken = Request((1, 2), Sampling(seed=0, logit_bias={9: -1e9})), Request((1, 9))
+    fine, broken = Request((1, 2), SamplingParams(seed=0, logit_bias={9: -1e9})), Request((1, 9))
     handles = [engine.submit(fine), engine.submit(broken)]
     with pytest.raises(Exception, match="NaN"):
         handles[1].wait()

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 
 import nextword
 from nextword.base import UsageError
-from nextword.engine import Sampling
+from nextword.engine import SamplingParams
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
 
 PROMPTS = [
@@ -103,7 +103,7 @@ def test_without_the_compiled_kernels_torch_computes_the_same_in_float32(
     expected = exact.loaded.model(torch.tensor([ids]))[0]
     greedy = exact.complete(ids, max_tokens=12, temperature=0).ids
     monkeypatch.setattr("nextword.native.available", lambda: False)
-    monkeypatch.setattr("nextword.native.library.available", lambda: False)
+    monkeypatch.setattr("nextword.native.bindings.available", lambda: False)
     plain = nextword.load(str(smollm2_path), device="cpu")
     assert plain.loaded.precision == "float32"
     torch.testing.assert_close(plain.loaded.model(torch.tensor([ids]))[0], expected, atol=1e-4, rtol=0)
@@ -116,7 +116,7 @@ def test_batched_sequences_get_the_same_bits_as_alone_on_the_quantized_path(stor
     alone = stored.complete(PROMPTS[1], max_tokens=24, seed=3)
     batch = stored.complete_all([PROMPTS[1], *PROMPTS[:4]], max_tokens=24, seed=3)
     assert batch[0].ids == alone.ids
-    assert [step.logprob for step in batch[0].steps] == [step.logprob for step in alone.steps]
+    assert [step.logprob for step in batch[0].tokens] == [step.logprob for step in alone.tokens]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5, 3.0])
@@ -124,7 +124,7 @@ def test_100_000_draws_fit_the_exact_softmax_and_would_not_fit_a_temperature_5_p
     exact: nextword.LanguageModel, temperature: float
 ) -> None:
     logits = exact.engine.logits(exact.encode("The capital of France is"))
-    count, uniforms, sampling = 100_000, Uniforms(17, 0), Sampling(temperature=temperature)
+    count, uniforms, sampling = 100_000, Uniforms(17, 0), SamplingParams(temperature=temperature)
     rows = [SampleRow(sampling, uniforms.at(place), (), ()) for place in range(count)]
     draws = sample(logits[None].astype(np.float32), rows, [0] * count)
     hits = np.bincount([draw.token for draw in draws if isinstance(draw, Draw)], minlength=logits.size)
@@ -143,13 +143,13 @@ def test_100_000_draws_fit_the_exact_softmax_and_would_not_fit_a_temperature_5_p
 
 
 def test_next_tokens_at_several_temperatures_come_from_one_distribution(stored: nextword.LanguageModel) -> None:
-    cold, plain, hot = stored.next_tokens_at("I like to eat", [0.5, 1.0, 2.0], top=5)
+    cold, plain, hot = stored.next_token_distributions("I like to eat", [0.5, 1.0, 2.0], top=5)
     assert cold.entropy < plain.entropy < hot.entropy
     assert cold.covering_90 < plain.covering_90 < hot.covering_90
     assert [each.id for each in cold.top] == [each.id for each in hot.top]
-    assert plain.top[0].probability == pytest.approx(plain.top[0].drawn)
+    assert plain.top[0].probability == pytest.approx(plain.top[0].sampled_prob)
     for each in (cold, plain, hot):
-        assert sum(top.drawn for top in each.top) + each.others == pytest.approx(1)
+        assert sum(top.sampled_prob for top in each.top) + each.tail_mass == pytest.approx(1)
 
 
 def test_special_tokens_in_a_prompt_stay_text(stored: nextword.LanguageModel) -> None:
@@ -177,7 +177,7 @@ def test_threads_and_interleaved_streams_of_one_model_get_what_each_gets_alone(
     model: nextword.LanguageModel = request.getfixturevalue(precision)
 
     def run(seed: int) -> tuple[Any, ...]:
-        return model.complete(PROMPTS[seed], max_tokens=12, seed=seed).steps
+        return model.complete(PROMPTS[seed], max_tokens=12, seed=seed).tokens
 
     alone = [run(seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -190,6 +190,6 @@ def test_threads_and_interleaved_streams_of_one_model_get_what_each_gets_alone(
 def test_a_prompt_gets_the_same_text_in_a_list_of_another_order(stored: nextword.LanguageModel) -> None:
     there = stored.complete_all(PROMPTS[:3], n=2, max_tokens=8, seed=3)
     back = stored.complete_all(PROMPTS[2::-1], n=2, max_tokens=8, seed=3)
-    assert {(each.prompt, each.choice % 2): each.text for each in there} == {
-        (each.prompt, each.choice % 2): each.text for each in back
+    assert {(each.prompt, each.sample_index % 2): each.text for each in there} == {
+        (each.prompt, each.sample_index % 2): each.text for each in back
     }

@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 import nextword
 from nextword.base import RunError, UsageError
 from nextword.data import train_tokenizer
-from nextword.engine import Engine, Request, Sampling, StopConfig, Structure
+from nextword.engine import Engine, Request, SamplingParams, StopConfig, Structure
 from nextword.engine.handles import CompletionHandle
 from nextword.engine.structure import LARGEST, Grammars, Matcher
 from nextword.text import Tokenizer
@@ -65,11 +65,11 @@ ENGINE = engine()
 
 
 def request(structure: Structure | None, seed: int = 0, tokens: int = 300, **more: Any) -> Request:
-    return Request((1, 2, seed % 50), Sampling(seed=seed, **more), StopConfig(tokens), structure=structure)
+    return Request((1, 2, seed % 50), SamplingParams(seed=seed, **more), StopConfig(tokens), structure=structure)
 
 
 def text_of(handle: CompletionHandle, sample: int = 0) -> str:
-    return "".join(step.text for step in handle.steps[sample])
+    return "".join(step.text for step in handle.tokens[sample])
 
 
 def ended(handle: CompletionHandle) -> bool:
@@ -244,12 +244,12 @@ def mixed_requests() -> list[Request]:
 def test_a_completion_is_the_same_alone_and_among_others_with_and_without_structure() -> None:
     together = ENGINE.complete(mixed_requests())
     for one, handle in zip(mixed_requests(), together, strict=True):
-        assert engine().submit(one).wait().steps == handle.steps
+        assert engine().submit(one).wait().tokens == handle.tokens
 
 
 def test_each_of_several_samples_follows_the_structure_on_its_own() -> None:
     structure = Structure(choices=tuple(WORDS))
-    handle = ENGINE.submit(Request((1,), Sampling(seed=1), structure=structure, n=8)).wait()
+    handle = ENGINE.submit(Request((1,), SamplingParams(seed=1), structure=structure, n=8)).wait()
     texts = [text_of(handle, sample) for sample in range(8)]
     assert set(texts) <= set(WORDS)
     assert len(set(texts)) > 2
@@ -258,10 +258,10 @@ def test_each_of_several_samples_follows_the_structure_on_its_own() -> None:
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_drafts_do_not_change_the_tokens(temperature: float) -> None:
     structure = Structure(regex=r"([ab]\.alpha beta gamma; ){12}")
-    plain = Request((1, 2), Sampling(seed=5, temperature=temperature), StopConfig(400), structure=structure)
+    plain = Request((1, 2), SamplingParams(seed=5, temperature=temperature), StopConfig(400), structure=structure)
     drafted = Request(plain.prompt, plain.sampling, plain.stop, structure=structure, speculate=4)
     one, other = ENGINE.complete([plain, drafted])
-    assert one.steps == other.steps
+    assert one.tokens == other.tokens
     assert one.finish_reasons == ("stop",)
     assert other.accepted > 0
 
@@ -269,7 +269,7 @@ def test_drafts_do_not_change_the_tokens(temperature: float) -> None:
 def test_a_structure_longer_than_max_tokens_ends_with_length() -> None:
     handle = ENGINE.submit(request(Structure(regex="a{500}"), tokens=5)).wait()
     assert handle.finish_reasons == ("length",)
-    assert len(handle.steps[0]) == 5
+    assert len(handle.tokens[0]) == 5
     assert set(text_of(handle)) == {"a"}
 
 

@@ -9,23 +9,23 @@ import pytest
 from fake_backend import FakeBackend
 from test_schedules import fake_engine
 
-from nextword.engine import Request, Sampling, StopConfig, Worker
+from nextword.engine import Request, SamplingParams, StopConfig, Worker
 
 
 def requests(count: int) -> list[Request]:
-    return [Request((n, 1, n % 3), Sampling(seed=n, logit_bias={10: -1e9}), StopConfig(30)) for n in range(count)]
+    return [Request((n, 1, n % 3), SamplingParams(seed=n, logit_bias={10: -1e9}), StopConfig(30)) for n in range(count)]
 
 
 def test_threads_that_wait_for_a_worker_get_what_they_get_without_one() -> None:
-    alone = [fake_engine(FakeBackend()).submit(request).wait().steps for request in requests(9)]
+    alone = [fake_engine(FakeBackend()).submit(request).wait().tokens for request in requests(9)]
     first, second = fake_engine(FakeBackend()), fake_engine(FakeBackend(rewindable=True, page_size=8))
     with Worker(first, second), ThreadPoolExecutor(9) as pool:
         engines = [first, second]
 
         def run(numbered: tuple[int, Request]) -> object:
             handle = engines[numbered[0] % 2].submit(numbered[1])
-            assert [step.id for step in handle] == [step.id for step in handle.steps[0]]
-            return handle.steps
+            assert [step.id for step in handle] == [step.id for step in handle.tokens[0]]
+            return handle.tokens
 
         assert list(pool.map(run, enumerate(requests(9)))) == alone
     assert first.pages_used == second.pages_used == 0
@@ -45,7 +45,7 @@ def test_there_is_one_worker_a_process() -> None:
 def test_a_request_is_cancelled_while_a_worker_runs_it() -> None:
     engine = fake_engine(FakeBackend())
     with Worker(engine):
-        handle = engine.submit(Request((1,), Sampling(seed=0, logit_bias={10: -1e9}), StopConfig(900)))
+        handle = engine.submit(Request((1,), SamplingParams(seed=0, logit_bias={10: -1e9}), StopConfig(900)))
         next(handle)
         handle.cancel()
         rest = list(handle)  # ends, with what was drawn meanwhile
@@ -59,9 +59,9 @@ def test_a_worker_that_ends_leaves_no_thread_and_the_engine_to_its_caller() -> N
     engine = fake_engine(FakeBackend())
     [request] = requests(1)
     with Worker(engine):
-        with_worker = engine.submit(request).wait().steps
+        with_worker = engine.submit(request).wait().tokens
     assert threading.active_count() == before
-    assert engine.submit(request).wait().steps == with_worker
+    assert engine.submit(request).wait().tokens == with_worker
 
 
 def test_a_failing_step_reaches_the_thread_that_waits_and_the_worker_goes_on() -> None:
@@ -72,4 +72,4 @@ def test_a_failing_step_reaches_the_thread_that_waits_and_the_worker_goes_on() -
         backend.fail = MemoryError()
         with pytest.raises(MemoryError):
             engine.submit(request).wait()
-        assert len(engine.submit(request).wait().steps[0]) == 30
+        assert len(engine.submit(request).wait().tokens[0]) == 30

@@ -20,10 +20,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         return
     if not native.available():
         pytest.skip("the compiled kernels were not built")
-    native.limit(request.param)
+    native.limit_level(request.param)
     try:
         if native.level() != request.param:
             pytest.skip(f"this processor has no {request.param}")
         yield request.param
     finally:
-        native.limit(None)
+        native.limit_level(None)

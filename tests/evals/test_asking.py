@@ -77,7 +77,7 @@ class Through:
 
     def read(self, completions: int) -> int:
         """Tokens but for those that were drawn before: each completion's last is not read."""
-        return self.tokens - (self.drawn - completions)
+        return self.tokens - (self.sampled_prob - completions)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _count(model: LanguageModel, through: Through, patch: pytest.MonkeyPatch) ->
 
     def step(batch: Batch) -> Output:
         through.tokens += len(batch.tokens)
-        through.drawn += len(batch.logit_rows)
+        through.sampled_prob += len(batch.logit_rows)
         with pytest.MonkeyPatch.context() as inside:
             inside.setattr(inner, "hidden", hidden)
             return forward(batch)

@@ -11,7 +11,7 @@ import pytest
 
 from nextword import load
 from nextword.base import UsageError
-from nextword.engine import Engine, LanguageModel, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import Engine, LanguageModel, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.evals.running import answered, descending, tokens_to_read
 from nextword.models.backend import TorchBackend
 
@@ -40,7 +40,7 @@ def prompts(seed: int, count: int) -> Prompts:
 
 
 def completions(asked: Sequence[tuple[int, ...]], temperature: float, most: int, n: int = 1) -> list[Request]:
-    sampling = Sampling(temperature=temperature, seed=5)
+    sampling = SamplingParams(temperature=temperature, seed=5)
     return descending([Request(prompt, sampling, StopConfig(most, ("a", "\n")), n) for prompt in asked])
 
 
@@ -53,7 +53,7 @@ def test_what_prompts_read_is_known_before_however_long_completions_become(
         engine = engine_of(model, memory * n)
         requests = completions(prompts(seed, 40), 1.0, 50, n)
         said = tokens_to_read(engine, requests)
-        lengths = {len(steps) for handle in answered(engine, requests) for steps in handle.steps}
+        lengths = {len(steps) for handle in answered(engine, requests) for steps in handle.tokens}
         assert engine.tokens_read == said
         assert len(lengths) > 5
 
@@ -92,7 +92,7 @@ def test_what_was_not_answered_is_cancelled(model: LanguageModel) -> None:
 
 def test_the_prefix_cache_is_forgotten_but_not_under_a_request(model: LanguageModel) -> None:
     engine = engine_of(model, 20_000)
-    request = Request(tuple(range(97, 117)), Sampling(temperature=0), StopConfig(3))
+    request = Request(tuple(range(97, 117)), SamplingParams(temperature=0), StopConfig(3))
 
     def read() -> int:
         before = engine.tokens_read

@@ -139,17 +139,17 @@ def margins_of_ids() -> Values:
 
 def _margins(model: nextword.LanguageModel, seed: int) -> Values:
     greedy = model.complete(PROMPT, temperature=0, max_tokens=32, alternatives=2)
-    gaps = [math.log(step.alternatives[0].probability / step.alternatives[1].probability) for step in greedy.steps]
+    gaps = [math.log(step.alternatives[0].probability / step.alternatives[1].probability) for step in greedy.tokens]
     whole = model.spec.vocabulary
-    drawn = model.complete(PROMPT, temperature=1, seed=seed, max_tokens=32, alternatives=whole)
-    return {"nats": min(gaps), "probability": min(_room(step, seed) for step in drawn.steps)}
+    drawn = model.complete(PROMPT, temperature=1, seed=seed, max_tokens=32, top_logprobs=whole)
+    return {"nats": min(gaps), "probability": min(_room(step, seed) for step in drawn.tokens)}
 
 
 def _room(step: Any, seed: int) -> float:
     """From a step's random number, Philox by seed, sample and position, to the nearer end of its token's share."""
     key, counter = np.array([seed, 0], np.uint64), np.array([step.position, 0, 0, 0], np.uint64)
     number = float(np.random.Philox(key=key, counter=counter).random_raw() >> 11) * 2.0**-53
-    ends = np.cumsum([alternative.drawn for alternative in step.alternatives])
+    ends = np.cumsum([alternative.sampled_prob for alternative in step.alternatives])
     place = int(np.searchsorted(ends, number, side="right"))
     assert step.alternatives[place].id == step.id, "the draw is not the one that its random number makes"
     return float(min(number - (ends[place - 1] if place else 0.0), ends[place] - number))
@@ -246,7 +246,7 @@ def readable(value: Any, indent: str = "") -> str:
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--print"]:
         if native.available():
-            native.limit("avx2")
+            native.limit_level("avx2")
         print(json.dumps({topic: TOPICS[topic]() for topic in arguments[1:]}))
         return
     for topic, values in computed(*(arguments or TOPICS)).items():

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextword import native
-from nextword.models import build, fused
+from nextword.models import build, fused, prepare
 from nextword.models.rotary import rotate, tables
-from nextword.native import training
+from nextword.native import elementwise as training
 from nextword.spec import ModelSpec, RopeSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -22,12 +22,12 @@ SHAPES = [(1, 1, 8), (1, 1, 2), (3, 7, 34), (2, 33, 256), (1, 2, 1031), (2, 300,
 
 @pytest.fixture(params=["portable", "avx2"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.limit(request.param)
+    native.limit_level(request.param)
     if native.level() != request.param:
-        native.limit(None)
+        native.limit_level(None)
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    native.limit(None)
+    native.limit_level(None)
 
 
 @pytest.fixture(params=[1, 2])
@@ -118,7 +118,7 @@ def test_gates_far_from_zero_neither_overflow_nor_vanish_wrongly(instructions: s
 
 @pytest.mark.parametrize("rotary", [16, 6])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (1, 1)])
-def test_turned_parts_are_those_of_rotate(
+def test_split_heads_are_those_of_rotate(
     heads: int, kv_heads: int, rotary: int, instructions: str, threads: int
 ) -> None:
     batch, time, width = 3, 41, 16
@@ -132,7 +132,7 @@ def test_turned_parts_are_those_of_rotate(
             return (*turned.split((heads, kv_heads), 2), values)
 
         def ours(qkv: Tensor, angles: tuple[Tensor, Tensor] = angles) -> tuple[Tensor, ...]:
-            return fused.turned_parts(qkv * 1.0, heads, kv_heads, *angles)  # written over: a copy
+            return fused.split_rope(qkv * 1.0, heads, kv_heads, *angles)  # written over: a copy
 
         assert_alike(ours, torchs, [draw(batch, time, heads + 2 * kv_heads, width)])
 
@@ -170,12 +170,12 @@ def test_results_depend_neither_on_threads_nor_on_instructions() -> None:
     found: list[list[Tensor]] = []
     for level in ("portable", "avx2"):
         for threads in (1, 2, 5):
-            native.limit(level)
+            native.limit_level(level)
             torch.set_num_threads(threads)
             normed = with_gradients(lambda x, w: fused.rms_norm(x, w, 1e-5), [x, gain])
-            back = training.gate_back(gates, x[0, :, :48].contiguous())
-            found.append([*normed, training.gate(gates), back])
-    native.limit(None)
+            back = training.swiglu_backward(gates, x[0, :, :48].contiguous())
+            found.append([*normed, training.swiglu_forward(gates), back])
+    native.limit_level(None)
     torch.set_num_threads(before)
     assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
 
@@ -189,7 +189,7 @@ def test_gradients_of_gradients_are_torchs() -> None:
         x = fused.gated_mlp(x, gain, 1e-5, weight, down)
         z, x = fused.normed_linear(x, gain, 1e-5, weight, None)
         y = x + fused.gated_linear(z, down)
-        q, k, v = fused.turned_parts(fused.rms_norm(y, gain, 1e-5).view(2, 3, 3, 2) * 1.0, 1, 1, cosine, sine)
+        q, k, v = fused.split_rope(fused.rms_norm(y, gain, 1e-5).view(2, 3, 3, 2) * 1.0, 1, 1, cosine, sine)
         return (q * k + v**2).sum()
 
     def torchs(x: Tensor, gain: Tensor, weight: Tensor, down: Tensor) -> Tensor:
@@ -236,14 +236,13 @@ def gradients_of(model: torch.nn.Module, **extra: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("name", CHANGES)
-def test_models_train_alike_with_and_without_the_kernels(
-    name: str, documents: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_train_alike_with_and_without_the_kernels(name: str, documents: bool) -> None:
     torch.manual_seed(0)
     model = build(ModelSpec(**(BASE | CHANGES[name])))
     extra = {"documents": (torch.arange(48).view(2, 24) % 24 > 9).long()} if documents else {}
+    prepare(model, "train")
     ours = gradients_of(model, **extra)
-    monkeypatch.setattr(native, "available", lambda: False)
+    prepare(model, "eager")
     theirs = gradients_of(model, **extra)
     assert ours.keys() == theirs.keys()
     for key, truth in theirs.items():
@@ -253,8 +252,9 @@ def test_models_train_alike_with_and_without_the_kernels(
 def test_recomputation_gives_the_same_bits() -> None:
     torch.manual_seed(0)
     model = build(ModelSpec(**BASE))
+    prepare(model, "train")
     plain = gradients_of(model)
-    model.recompute = True  # type: ignore[attr-defined]
+    prepare(model, "train", recompute=True)
     again = gradients_of(model)
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
@@ -262,6 +262,7 @@ def test_recomputation_gives_the_same_bits() -> None:
 def test_a_backward_pass_may_be_run_twice() -> None:
     torch.manual_seed(0)
     model = build(ModelSpec(**BASE))
+    prepare(model, "train")
     loss = model.hidden(torch.arange(24)[None]).pow(2).sum()
     parameters = list(model.parameters())
     once = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -276,22 +277,14 @@ def test_a_hook_on_a_matrix_is_still_called_and_sees_what_it_made() -> None:
     for block in model.blocks:  # type: ignore[attr-defined]
         for matrix in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
             matrix.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
+    prepare(model, "train")
     model.hidden(tokens)
     assert len(seen) == 8
     assert all(torch.allclose(F.linear(x, module.weight), y, atol=1e-6) for module, x, y in seen)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_transforms_of_functions_and_autocast_compute_by_torch() -> None:
-    x, gain = draw(3, 4, 6).detach(), draw(6).detach()
-    assert fused.usable(draw(2, 2))
-    assert not fused.usable(draw(2, 2).double())
-    assert not fused.usable(torch.empty(2, 2, device="meta"))
-    assert not fused.usable(torch.empty(0, 2))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not fused.usable(draw(2, 2))
-    with torch.no_grad():
-        assert not fused.usable(draw(2, 2))
+def test_transforms_of_functions_work_on_a_model_that_is_not_prepared() -> None:
     model = build(ModelSpec(**BASE))
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -303,4 +296,3 @@ def test_transforms_of_functions_and_autocast_compute_by_torch() -> None:
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, tokens)
     alone = torch.func.grad(loss)(parameters, tokens[1])
     assert all(torch.allclose(each[name][1], alone[name], atol=1e-5) for name in alone)
-    assert torch.func.vmap(lambda x: norm(x, gain))(x).shape == x.shape

@@ -9,6 +9,7 @@ import pytest
 import torch
 from paged import Paged
 
+from nextword.models import prepare
 from nextword.models.backend import TorchBackend
 from nextword.weights import load_model, open_source
 
@@ -111,6 +112,7 @@ def test_logits_of_sequences_that_grow_side_by_side_over_pages_equal_transformer
     theirs, ours = pair
     if not compiled:
         monkeypatch.setattr("nextword.native.available", lambda: False)
+    prepare(ours, "infer")
     paged, tokens = Paged(TorchBackend(ours)), tokens_of(3, 50).tolist()
     # chunks and single tokens in one step, one sequence later than the others, pages full and not
     ends = [(9, 1, 0), (10, 2, 0), (24, 40, 33), *((25 + n, 41 + n, 34 + n) for n in range(9)), (50, 50, 50)]
@@ -142,13 +144,14 @@ def test_gradients_equal_transformers(pair: tuple[Any, Any]) -> None:
     theirs, ours = pair
     tokens = tokens_of(2, 20)
     losses = []
-    for logits in (theirs(tokens).logits, ours.requires_grad_(True)(tokens)):
+    prepare(ours.requires_grad_(True), "train")
+    for logits in (theirs(tokens).logits, ours(tokens)):
         losses.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
         losses[-1].backward()
     norms = []
     for model in (theirs, ours):
         norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
         model.zero_grad()
-    ours.requires_grad_(False)
+    prepare(ours.requires_grad_(False), "infer")
     torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(norms[1], norms[0], rtol=1e-3, atol=0)

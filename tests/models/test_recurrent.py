@@ -12,19 +12,19 @@ import torch
 from paged import Paged
 from torch import nn
 
-from nextword.engine import Engine, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import Engine, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
-from nextword.models import Recurrent, build
+from nextword.models import Recurrent, build, prepare
 from nextword.models.backend import TorchBackend
 from nextword.plan import parameters
-from nextword.spec import Kind, ModelSpec
+from nextword.spec import ModelKind, ModelSpec
 
-KINDS: tuple[Kind, ...] = ("rnn", "lstm", "gru")
+KINDS: tuple[ModelKind, ...] = ("rnn", "lstm", "gru")
 PLAIN = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 TIGHT = {"atol": 1e-5, "rtol": 0}
 
 
-def spec_of(kind: Kind, **changes: Any) -> ModelSpec:
+def spec_of(kind: ModelKind, **changes: Any) -> ModelSpec:
     return ModelSpec(kind, **({"vocabulary": 61, "width": 24, "layers": 3, "context": 16} | changes))
 
 
@@ -52,7 +52,7 @@ def plain_logits(model: Recurrent, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"head_bias": True, "layers": 1}])
-def test_the_parameters_are_those_that_the_plan_counts(kind: Kind, changes: dict[str, Any]) -> None:
+def test_the_parameters_are_those_that_the_plan_counts(kind: ModelKind, changes: dict[str, Any]) -> None:
     spec = spec_of(kind, **changes)
     assert sum(parameter.numel() for parameter in build(spec).parameters()) == parameters(spec).total
 
@@ -62,7 +62,7 @@ def test_token_by_token_equals_the_whole_sequence_at_once(model: Recurrent) -> N
     tokens = tokens_of(3, 20)
     state = model.new_state(3)
     pieces = [tokens[:, :7], *tokens[:, 7:].split(1, dim=1)]
-    stepped = torch.cat([model.logits(model.hidden(piece, state)) for piece in pieces], 1)
+    stepped = torch.cat([model.logits(model.hidden(piece, state=state)) for piece in pieces], 1)
     expected = plain_logits(model, tokens)
     assert expected.std() > 0.05  # a flat output would agree with anything
     torch.testing.assert_close(stepped, expected, **TIGHT)
@@ -85,9 +85,9 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
     before, tokens, after = tokens_of(2, 3), tokens_of(2, 10), tokens_of(2, 2)
     documents = torch.tensor([[0] * 4 + [1] * 6, [7] * 2 + [8] + [9] * 7])
     state = model.new_state(2)
-    model.hidden(before, state)
-    found = model.logits(model.hidden(tokens, state, documents=documents))
-    went_on = model.logits(model.hidden(after, state))
+    model.hidden(before, state=state)
+    found = model.logits(model.hidden(tokens, documents, state=state))
+    went_on = model.logits(model.hidden(after, state=state))
     for row, bounds in enumerate(([0, 4, 10], [0, 2, 3, 10])):
         for start, end in itertools.pairwise(bounds):
             text = tokens[row, start:end] if start else torch.cat((before[row], tokens[row, :end]))
@@ -100,7 +100,7 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
 def test_gradients_end_where_a_state_was_detached(model: Recurrent) -> None:
     model.requires_grad_(True)
     state = model.new_state(1)
-    model.hidden(tokens_of(1, 4), state)
+    model.hidden(tokens_of(1, 4), state=state)
     kept = state.detach()
     assert state.hidden.requires_grad
     assert not kept.hidden.requires_grad
@@ -131,7 +131,7 @@ class NumberTokenizer:
 def test_uneven_prompts_side_by_side_equal_each_alone_beyond_the_context(model: Recurrent, temperature: float) -> None:
     engine = Engine(TorchBackend(model), NumberTokenizer())  # type: ignore[arg-type]
     prompts = [(7, 9), (3,) * 40, (1, 2, 3, 4, 5), (7, 9)]
-    sampling = Sampling(temperature=temperature, seed=3)
+    sampling = SamplingParams(temperature=temperature, seed=3)
     handles = engine.complete([Request(prompt, sampling, StopConfig(25)) for prompt in prompts])
     for prompt, handle in zip(prompts, handles, strict=True):
         tokens = list(prompt)
@@ -140,7 +140,7 @@ def test_uneven_prompts_side_by_side_equal_each_alone_beyond_the_context(model: 
             [draw] = sample(logits, [SampleRow(sampling, Uniforms(3, 0).at(len(tokens)), (), ())])
             assert isinstance(draw, Draw)
             tokens.append(draw.token)
-        assert [step.id for step in handle.steps[0]] == tokens[len(prompt) :]
+        assert [step.id for step in handle.tokens[0]] == tokens[len(prompt) :]
         assert handle.finish_reasons == ("length",)  # a context of 16 ends nothing
 
 
@@ -155,7 +155,7 @@ def test_a_text_of_any_length_is_scored(model: Recurrent) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", [{}, {"tied": False}, {"width": 96, "layers": 1}])
-def test_the_first_loss_is_that_of_knowing_nothing(kind: Kind, changes: dict[str, Any]) -> None:
+def test_the_first_loss_is_that_of_knowing_nothing(kind: ModelKind, changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = build(spec_of(kind, vocabulary=500, **changes))
     tokens = torch.randint(0, 500, (16, 129), generator=torch.Generator().manual_seed(2))
@@ -166,7 +166,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(kind: Kind, changes: dict[str
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_reaches_the_first_gates_has_a_variance_of_one(kind: Kind, tied: bool) -> None:
+def test_what_reaches_the_first_gates_has_a_variance_of_one(kind: ModelKind, tied: bool) -> None:
     torch.manual_seed(0)
     model = cast(Recurrent, build(spec_of(kind, width=128, vocabulary=500, tied=tied)))
     reached = model.embedding(torch.arange(500)) @ model.recurrent.weight_ih_l0.t()
@@ -182,7 +182,7 @@ def test_an_lstm_begins_with_its_forget_gates_open() -> None:
 
 def test_dropout_works_in_training_alone(model: Recurrent) -> None:
     tokens = tokens_of(2, 9)
-    model.dropout = 0.5
+    prepare(model, "train", dropout=0.5)
     quiet = model.eval()(tokens)
     assert torch.equal(model(tokens), quiet)
     torch.manual_seed(1)

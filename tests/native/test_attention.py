@@ -12,6 +12,8 @@ from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
 from nextword import native
+from nextword.native.decode import KVCache, LayerWeights, MatrixWeights, NormWeights, Placement, TransformerProgram
+from nextword.native.matmul import PackedMatrix
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -23,54 +25,56 @@ NO_TURN = (None, None)
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    threads = native.library.loaded().nw_threads()
+    threads = native.bindings.library().nw_threads()
     yield
     native.set_threads(threads)
-    native.limit(None)
+    native.limit_level(None)
 
 
 def numbers(*shape: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
-def matrix(kind: str, rows: int, width: int, seed: int) -> native.MatrixWeights:
+def matrix(kind: str, rows: int, width: int, seed: int) -> MatrixWeights:
     weight = numbers(rows, width, seed=seed) / width**0.5
     if kind == "float32":
-        return native.MatrixWeights(weight)
+        return MatrixWeights(weight)
     blocks = quants.quantize(weight.numpy(), GGMLQuantizationType[kind.upper()])
-    return native.MatrixWeights(native.PackedMatrix.pack(kind, blocks, width))  # type: ignore[arg-type]
+    return MatrixWeights(PackedMatrix.pack(kind, blocks, width))  # type: ignore[arg-type]
 
 
-def program(spec: ModelSpec, kind: str) -> native.Program:
+def program(spec: ModelSpec, kind: str) -> TransformerProgram:
     inner, attended = spec.mlp_width, spec.heads * spec.head_width
-    return native.Program(
+    return TransformerProgram(
         spec,
         [
-            native.LayerWeights(
+            LayerWeights(
                 qkv=matrix(kind, attended + 2 * spec.kv_heads * spec.head_width, spec.width, 10 * layer),
                 out=matrix(kind, spec.width, attended, 10 * layer + 1),
                 up=matrix(kind, 2 * inner, spec.width, 10 * layer + 2),
                 down=matrix(kind, spec.width, inner, 10 * layer + 3),
-                attention_norm=native.NormWeights(1 + 0.2 * numbers(spec.width, seed=10 * layer + 4)),
-                mlp_norm=native.NormWeights(1 + 0.2 * numbers(spec.width, seed=10 * layer + 5)),
+                attention_norm=NormWeights(1 + 0.2 * numbers(spec.width, seed=10 * layer + 4)),
+                mlp_norm=NormWeights(1 + 0.2 * numbers(spec.width, seed=10 * layer + 5)),
             )
             for layer in range(spec.layers)
         ],
     )
 
 
-def run(program: native.Program, inputs: list[Tensor], passes: list[Pass], page_size: int, seed: int) -> list[Tensor]:
+def run(
+    program: TransformerProgram, inputs: list[Tensor], passes: list[Pass], page_size: int, seed: int
+) -> list[Tensor]:
     """What every token of the sequences `inputs` gets, over shuffled pages that begin as NaN."""
     spec = program.spec
     width = -(-max(map(len, inputs)) // page_size)
     page_ids = np.random.default_rng(seed).permutation(len(inputs) * width).astype(np.int32)
     shape = (len(page_ids), spec.kv_heads, page_size, spec.head_width)
     keys, values = ([torch.full(shape, float("nan")) for _ in range(spec.layers)] for _ in range(2))
-    pool = native.Pool(spec, keys, values)
+    pool = KVCache(spec, keys, values)
     outputs = [torch.full_like(x, float("nan")) for x in inputs]
     for chunks in passes:
         x = torch.cat([inputs[sequence][first:end] for sequence, first, end in chunks])
-        placement = native.Placement(
+        placement = Placement(
             np.concatenate([np.arange(first, end) for _, first, end in chunks]),
             np.concatenate([np.full(end - first, sequence) for sequence, first, end in chunks]),
             page_ids.reshape(-1, width),
@@ -132,14 +136,14 @@ def test_memory_for_parts_is_bounded_and_changes_no_bits() -> None:
     layers, length, page_size = program(spec, "float32"), 70_000, 256
     width = -(-length // page_size)
     pages = numbers(4, 1, page_size, 128, seed=1)
-    placement = native.Placement(np.arange(length - 12, length), np.zeros(12, np.int64), np.zeros((1, width), np.int32))
+    placement = Placement(np.arange(length - 12, length), np.zeros(12, np.int64), np.zeros((1, width), np.int32))
     placement.page_tables[0] = np.arange(width) % 3
     placement.page_tables[0, (length - 12) // page_size :] = 3
     x = numbers(12, spec.width, seed=2)
-    together = layers.forward(x, NO_TURN, native.Pool(spec, [pages.clone()], [pages.clone()]), placement)
-    pool = native.Pool(spec, [pages.clone()], [pages.clone()])
+    together = layers.forward(x, NO_TURN, KVCache(spec, [pages.clone()], [pages.clone()]), placement)
+    pool = KVCache(spec, [pages.clone()], [pages.clone()])
     for token in range(12):
-        alone = native.Placement(
+        alone = Placement(
             placement.positions[token : token + 1], placement.sequences[token : token + 1], placement.page_tables
         )
         assert torch.equal(layers.forward(x[token : token + 1], NO_TURN, pool, alone)[0], together[token])
@@ -158,7 +162,7 @@ KNOWN = {
 @pytest.mark.parametrize("level", ["avx2", "avx512-vnni"])
 @pytest.mark.parametrize(("head_width", "softcap"), KNOWN)
 def test_decoding_gives_the_bits_of_the_contiguous_cache(level: str, head_width: int, softcap: float | None) -> None:
-    native.limit(level)
+    native.limit_level(level)
     if native.level() != level:
         pytest.skip(f"this processor has no {level}")
     width, page_size, pages = 6 * head_width, 64, 12
@@ -166,23 +170,21 @@ def test_decoding_gives_the_bits_of_the_contiguous_cache(level: str, head_width:
         "transformer", 10, width, 1, 1024, heads=6, kv_heads=2, head_width=head_width, mlp_width=8,
         attention_softcap=softcap,
     )  # fmt: skip
-    each_number = native.MatrixWeights(torch.eye(width).repeat(2, 1)[: 10 * head_width].contiguous())
-    layer = native.LayerWeights(
+    each_number = MatrixWeights(torch.eye(width).repeat(2, 1)[: 10 * head_width].contiguous())
+    layer = LayerWeights(
         qkv=each_number,
-        out=native.MatrixWeights(torch.eye(width)),
-        up=native.MatrixWeights(torch.zeros(16, width)),
-        down=native.MatrixWeights(torch.zeros(width, 8)),
+        out=MatrixWeights(torch.eye(width)),
+        up=MatrixWeights(torch.zeros(16, width)),
+        down=MatrixWeights(torch.zeros(width, 8)),
     )
     keys, values = (
         numbers(5, 2, pages, page_size, head_width, seed=seed).transpose(1, 2).flatten(0, 1).contiguous()
         for seed in (2, 3)
     )
-    y = native.Program(spec, [layer]).forward(
+    y = TransformerProgram(spec, [layer]).forward(
         numbers(5, width, seed=1),
         ((numbers(768, head_width, seed=4), numbers(768, head_width, seed=5)), None),
-        native.Pool(spec, [keys], [values]),
-        native.Placement(
-            np.array([0, 7, 255, 256, 700]), np.arange(5), np.arange(5 * pages, dtype=np.int32).reshape(5, -1)
-        ),
+        KVCache(spec, [keys], [values]),
+        Placement(np.array([0, 7, 255, 256, 700]), np.arange(5), np.arange(5 * pages, dtype=np.int32).reshape(5, -1)),
     )
     assert hashlib.sha256(y.numpy().tobytes()).hexdigest()[:16] == KNOWN[head_width, softcap]

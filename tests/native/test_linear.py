@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nextword import native
+from nextword.native.matmul import linear
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 
@@ -24,12 +25,12 @@ WIDTHS = [1, 3, 4, 63, 64, 65, 127, 130, 577]
 @pytest.fixture(params=native.LEVELS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit(request.param)
+    native.limit_level(request.param)
     if native.level() != request.param:
-        native.limit(None)
+        native.limit_level(None)
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    native.limit(None)
+    native.limit_level(None)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -47,23 +48,23 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("rows", ROWS)
 def test_a_vector_gets_the_same_bits_alone_and_among_up_to_300(threads: int, rows: int, width: int) -> None:
     weight, x = numbers(rows, width, seed=1), numbers(300, width, seed=2)
-    alone = torch.cat([native.linear(vector, weight) for vector in x.split(1)])
+    alone = torch.cat([linear(vector, weight) for vector in x.split(1)])
     for batch in (2, 3, 4, 5, 6, 7, 8, 9, 13, 48, 49, 70, 129, 300):
-        assert torch.equal(native.linear(x[:batch], weight), alone[:batch])
+        assert torch.equal(linear(x[:batch], weight), alone[:batch])
 
 
 def test_every_batch_from_1_to_70_gives_the_same_bits(instructions: str) -> None:
     weight, x = numbers(37, 322, seed=3), numbers(70, 322, seed=4)
-    alone = torch.cat([native.linear(vector, weight) for vector in x.split(1)])
+    alone = torch.cat([linear(vector, weight) for vector in x.split(1)])
     for batch in range(1, 71):
-        assert torch.equal(native.linear(x[70 - batch :], weight), alone[70 - batch :])
+        assert torch.equal(linear(x[70 - batch :], weight), alone[70 - batch :])
 
 
 @pytest.mark.parametrize("batch", [1, 8, 9, 64, 200])
 @pytest.mark.parametrize("width", [1, 64, 130, 577, 1536])
 def test_products_equal_float64(instructions: str, batch: int, width: int) -> None:
     weight, x = numbers(37, width, seed=5), numbers(batch, width, seed=6)
-    error = (native.linear(x, weight).double() - x.double() @ weight.double().T).abs().max()
+    error = (linear(x, weight).double() - x.double() @ weight.double().T).abs().max()
     assert error <= 1e-6 * math.sqrt(width) + 2e-7
 
 
@@ -79,7 +80,7 @@ def test_sums_are_taken_by_column_in_stretches_of_64() -> None:
             partial = (product + partial).astype(np.float32)
         total = total + partial
     for batch in (1, 20):
-        y = native.linear(torch.from_numpy(x).repeat(batch, 1), torch.from_numpy(weight))
+        y = linear(torch.from_numpy(x).repeat(batch, 1), torch.from_numpy(weight))
         np.testing.assert_array_equal(y.numpy(), np.tile(total, (batch, 1)))
 
 
@@ -88,7 +89,7 @@ def test_sums_are_taken_by_column_in_stretches_of_64() -> None:
 def test_a_nan_or_infinity_reaches_its_own_vector_only(instructions: str, batch: int, bad: float) -> None:
     weight, x = numbers(17, 70, seed=9), numbers(batch, 70, seed=10)
     x[1, 69] = bad
-    y = native.linear(x, weight)
+    y = linear(x, weight)
     assert not y[1].isfinite().any()
     assert y[[0, *range(2, batch)]].isfinite().all()
 
@@ -97,9 +98,9 @@ def test_a_nan_or_infinity_reaches_its_own_vector_only(instructions: str, batch:
 def test_nothing_beyond_the_results_is_written(instructions: str, batch: int) -> None:
     weight, x = numbers(21, 66, seed=11), numbers(batch, 66, seed=12)
     room = torch.full((batch * 21 + 64,), 7.0)
-    kernel = native.library.loaded()
+    kernel = native.bindings.library()
     kernel.nw_multiply(0, 0, weight.data_ptr(), 21, 66, x.data_ptr(), batch, room.data_ptr())
-    assert torch.equal(room[: batch * 21].view(batch, 21), native.linear(x, weight))
+    assert torch.equal(room[: batch * 21].view(batch, 21), linear(x, weight))
     assert (room[batch * 21 :] == 7).all()
 
 
@@ -120,6 +121,6 @@ def before_a_guard_page(values: Tensor) -> Tensor:
 def test_nothing_beyond_weights_and_vectors_is_read(rows: int, width: int, batch: int) -> None:
     child = os.fork()
     if child == 0:
-        native.linear(before_a_guard_page(numbers(batch, width)), before_a_guard_page(numbers(rows, width)))
+        linear(before_a_guard_page(numbers(batch, width)), before_a_guard_page(numbers(rows, width)))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

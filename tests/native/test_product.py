@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 
 from nextword import native
-from nextword.native.packed import Kind
+from nextword.native.matmul import PackedMatrix, QuantType
 
 TYPES = {
     "q4_0": GGMLQuantizationType.Q4_0,
@@ -24,38 +24,38 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled ker
 @pytest.fixture(params=[level for level in native.LEVELS if level != "portable"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each vector instruction set in turn; skipped where this processor lacks it."""
-    native.limit(request.param)
+    native.limit_level(request.param)
     if native.level() != request.param:
-        native.limit(None)
+        native.limit_level(None)
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    native.limit(None)
+    native.limit_level(None)
 
 
-def matrix(kind: Kind, rows: int, width: int, precise: bool) -> native.PackedMatrix:
+def matrix(kind: QuantType, rows: int, width: int, precise: bool) -> PackedMatrix:
     weights = np.random.default_rng(rows + width).normal(size=(rows, width)).astype(np.float32)
-    return native.PackedMatrix.pack(kind, quants.quantize(weights, TYPES[kind]), width, precise)
+    return PackedMatrix.pack(kind, quants.quantize(weights, TYPES[kind]), width, precise)
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize(("rows", "width"), [(3, 32), (16, 96), (203, 576), (333, 1536)])
 def test_every_number_of_vectors_gets_the_bits_of_portable_code(
-    instructions: str, kind: Kind, precise: bool, rows: int, width: int
+    instructions: str, kind: QuantType, precise: bool, rows: int, width: int
 ) -> None:
     # 203 and 333 rows are 26 and 42 groups of eight, the last one incomplete, in several chunks of work
     weights = matrix(kind, rows, width, precise)
     x = torch.randn(14, width, generator=torch.Generator().manual_seed(7))
-    native.limit("portable")
+    native.limit_level("portable")
     expected = weights.matmul(x)
-    native.limit(instructions)
+    native.limit_level(instructions)
     for batch in range(1, 15):
         assert torch.equal(weights.matmul(x[:batch]), expected[:batch]), batch
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("precise", [False, True])
-def test_a_last_group_without_a_partner_gets_the_same_bits(instructions: str, kind: Kind, precise: bool) -> None:
+def test_a_last_group_without_a_partner_gets_the_same_bits(instructions: str, kind: QuantType, precise: bool) -> None:
     weights, longer = (matrix(kind, 208, 64, precise) for _ in range(2))
     weights.rows = 8 * 25  # an odd number of groups: the last one is multiplied alone
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(8))
@@ -66,7 +66,7 @@ def test_a_last_group_without_a_partner_gets_the_same_bits(instructions: str, ki
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("precise", [False, True])
 def test_sixteen_rows_and_four_vectors_of_largest_numbers_are_exact(
-    instructions: str, kind: Kind, precise: bool
+    instructions: str, kind: QuantType, precise: bool
 ) -> None:
     size, head = {"q4_0": (18, 2), "q4_1": (20, 4), "q8_0": (34, 2)}[kind]
     most = 254.0 * 127 if precise else 127.0
@@ -77,7 +77,7 @@ def test_sixteen_rows_and_four_vectors_of_largest_numbers_are_exact(
     signs[1] = -1
     signs[2, ::2] = -1
     signs[3, 16:] = -1
-    y = native.PackedMatrix.pack(kind, blocks, 32, precise).matmul(most * signs)
+    y = PackedMatrix.pack(kind, blocks, 32, precise).matmul(most * signs)
     floats = torch.from_numpy(quants.dequantize(blocks, TYPES[kind])).double()
     assert torch.equal(y.double(), most * signs.double() @ floats.T)  # all below 2^24
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nextword import native
-from nextword.engine import Engine, LogitsRequest, Request, Sampling, ScoreRequest, StopConfig
+from nextword.engine import Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from nextword.engine.request import AnyRequest
 from nextword.models import Recurrent, build
 from nextword.models.backend import TorchBackend
+from nextword.native.decode import Placement
+from nextword.native.recurrent import RecurrentProgram, RecurrentWeights
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -29,16 +31,16 @@ Step = list[tuple[int, int, int]]  # sequence, first position, end of the tokens
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    threads = native.library.loaded().nw_threads()
+    threads = native.bindings.library().nw_threads()
     yield
     native.set_threads(threads)
-    native.limit(None)
+    native.limit_level(None)
 
 
 @pytest.fixture(params=native.LEVELS)
 def instructions(request: pytest.FixtureRequest) -> str:
     """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit(request.param)
+    native.limit_level(request.param)
     if native.level() != request.param:
         pytest.skip(f"this processor has no {request.param}")
     return str(request.param)
@@ -52,8 +54,8 @@ def module_of(kind: str, width: int, layers: int, bias: bool = True) -> nn.RNNBa
     return module.requires_grad_(False)
 
 
-def program_of(kind: str, module: nn.RNNBase) -> native.RecurrentProgram:
-    return native.RecurrentProgram(kind, module.hidden_size, [native.RecurrentWeights(*w) for w in module.all_weights])
+def program_of(kind: str, module: nn.RNNBase) -> RecurrentProgram:
+    return RecurrentProgram(kind, module.hidden_size, [RecurrentWeights(*w) for w in module.all_weights])
 
 
 def inputs_of(width: int, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
@@ -64,7 +66,7 @@ def inputs_of(width: int, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
 class Pages:
     """The states of all sequences, in pages whose numbers are shuffled; what nobody wrote is NaN."""
 
-    program: native.RecurrentProgram
+    program: RecurrentProgram
     page_size: int
     seed: int = 0
     count: int = 200
@@ -85,7 +87,7 @@ class Pages:
             positions = np.concatenate([np.arange(first, end) for _, first, end in step])
             sequences = np.repeat(np.arange(len(step)), [end - first for _, first, end in step])
             x = torch.cat([inputs[sequence][first:end] for sequence, first, end in step])
-            y = self.program.forward(x, self.states, self.page_size, native.Placement(positions, sequences, tables))
+            y = self.program.forward(x, self.states, self.page_size, Placement(positions, sequences, tables))
             for row, (sequence, first, end) in enumerate(step):
                 outputs[sequence][first:end] = y[torch.from_numpy(sequences) == row]
         return outputs
@@ -157,13 +159,13 @@ def test_many_sequences_over_several_threads_get_the_bits_of_one() -> None:
     program = program_of("lstm", module_of("lstm", width, 1))
     x = torch.randn(sequences, width, generator=torch.Generator().manual_seed(0))
     tables, states = np.arange(sequences, dtype=np.int32)[:, None], [torch.empty(1, sequences, width) for _ in range(2)]
-    every = native.Placement(np.zeros(sequences, np.int64), np.arange(sequences), tables)
+    every = Placement(np.zeros(sequences, np.int64), np.arange(sequences), tables)
     native.set_threads(2)
     together = program.forward(x, states, 8, every)
     native.set_threads(1)
     zero = np.zeros(1, np.int64)
     for row in range(sequences):
-        alone = program.forward(x[row : row + 1], states, 8, native.Placement(zero, zero, tables[row : row + 1]))
+        alone = program.forward(x[row : row + 1], states, 8, Placement(zero, zero, tables[row : row + 1]))
         assert torch.equal(alone[0], together[row])
 
 
@@ -175,7 +177,7 @@ def test_gates_are_exact_near_zero_and_saturate_where_exp_would_overflow(instruc
     for name, parameter in module.named_parameters():
         nn.init.constant_(parameter, float(name == "weight_ih_l0"))
     rows = np.arange(len(x))
-    placement = native.Placement(np.zeros(len(x), np.int64), rows, rows[:, None].astype(np.int32))
+    placement = Placement(np.zeros(len(x), np.int64), rows, rows[:, None].astype(np.int32))
     states = [torch.empty(1, len(x), 1) for _ in range(1 + (kind == "lstm"))]
     y = program_of(kind, module).forward(x, states, 8, placement)
     expected, _ = copy.deepcopy(module).double()(x.double()[:, None])
@@ -204,7 +206,7 @@ def test_a_copied_program_reads_the_copied_weights() -> None:
     assert not torch.equal(Pages(program, 8).run(inputs, TOGETHER)[0], expected[0])
 
 
-GOOD = native.Placement(np.array([7, 8, 9]), np.zeros(3, np.int64), np.array([[0, 1]], np.int32))
+GOOD = Placement(np.array([7, 8, 9]), np.zeros(3, np.int64), np.array([[0, 1]], np.int32))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_a_placement_that_does_not_fit_is_refused(change: dict[str, np.ndarray],
 
 def test_a_page_before_the_first_token_must_be_there() -> None:
     program, states = program_of("rnn", module_of("rnn", 5, 1)), [torch.zeros(1, 3, 5)]
-    at_a_border = native.Placement(np.array([8]), np.zeros(1, np.int64), np.array([[-1, 1]], np.int32))
+    at_a_border = Placement(np.array([8]), np.zeros(1, np.int64), np.array([[-1, 1]], np.int32))
     with pytest.raises(ValueError, match="page outside"):
         program.forward(torch.zeros(1, 5), states, 8, at_a_border)
 
@@ -250,9 +252,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ValueError, match=r"states|takes"):
             program.forward(torch.zeros(3, 5), wrong, 8, GOOD)
     with pytest.raises(ValueError, match="takes"):
-        native.RecurrentProgram("lstm", 6, program.layers)
+        RecurrentProgram("lstm", 6, program.layers)
     with pytest.raises(ValueError, match="takes"):
-        native.RecurrentProgram("lstm", 5, [replace(program.layers[0], hidden_bias=torch.zeros(5))])
+        RecurrentProgram("lstm", 5, [replace(program.layers[0], hidden_bias=torch.zeros(5))])
 
 
 # ---- through the engine
@@ -302,7 +304,7 @@ def random_request(rng: random.Random, beginning: list[int], number: int) -> Any
     prompt = (*beginning[: rng.randrange(len(beginning))], *rng.choices(range(1, 26), k=rng.randrange(1, 20)))
     kind = number % 3
     if kind == 0:
-        return Request(prompt, Sampling(seed=number), StopConfig(rng.randrange(1, 20)), rng.choice([1, 3]), 2)
+        return Request(prompt, SamplingParams(seed=number), StopConfig(rng.randrange(1, 20)), rng.choice([1, 3]), 2)
     if kind == 1:
         return ScoreRequest(prompt, tuple(tuple(rng.choices(range(26), k=rng.randrange(1, 5))) for _ in range(3)))
     return LogitsRequest(prompt)

@@ -13,6 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nextword import native
+from nextword.native.decode import (
+    KVCache,
+    LayerWeights,
+    MatrixWeights,
+    NormWeights,
+    Placement,
+    RopeTables,
+    TransformerProgram,
+)
+from nextword.native.matmul import PackedMatrix
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -40,38 +50,38 @@ PLACES = [(0, 0), (1, 700), (2, 7), *((3, position) for position in range(240, 2
 @pytest.fixture(params=native.LEVELS)
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit(request.param)
+    native.limit_level(request.param)
     if native.level() != request.param:
-        native.limit(None)
+        native.limit_level(None)
         pytest.skip(f"this processor has no {request.param}")
     yield request.param
-    native.limit(None)
+    native.limit_level(None)
 
 
 def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layers(spec: ModelSpec, packed: bool = False, precise: bool = False) -> list[native.LayerWeights]:
+def layers(spec: ModelSpec, packed: bool = False, precise: bool = False) -> list[LayerWeights]:
     """Random weights of everything that the spec has."""
     count = iter(range(10_000))
 
-    def matrix(rows: int, width: int, bias: bool) -> native.MatrixWeights:
+    def matrix(rows: int, width: int, bias: bool) -> MatrixWeights:
         weight = random(rows, width, seed=next(count)) / width**0.5
-        held = native.PackedMatrix.pack_float(weight, precise) if packed else weight
-        return native.MatrixWeights(held, random(rows, seed=next(count)) if bias else None)
+        held = PackedMatrix.pack_float(weight, precise) if packed else weight
+        return MatrixWeights(held, random(rows, seed=next(count)) if bias else None)
 
-    def norm(width: int, wanted: bool = True) -> native.NormWeights | None:
+    def norm(width: int, wanted: bool = True) -> NormWeights | None:
         if not wanted:
             return None
         bias = random(width, seed=next(count)) if spec.norm == "layer" and spec.norm_bias else None
-        return native.NormWeights(1 + 0.2 * random(width, seed=next(count)), bias)
+        return NormWeights(1 + 0.2 * random(width, seed=next(count)), bias)
 
     mixed, keys = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
     before, after = spec.norm_place != "after", spec.norm_place != "before"
     each = {"none": None, "head": (spec.head_width,) * 2, "full": (mixed, keys)}[spec.qk_norm]
     return [
-        native.LayerWeights(
+        LayerWeights(
             qkv=matrix(mixed + 2 * keys, spec.width, spec.attention_bias),
             out=matrix(spec.width, mixed, spec.attention_out_bias),
             up=matrix(spec.mlp_width * (2 if spec.mlp == "gated" else 1), spec.width, spec.mlp_bias),
@@ -87,7 +97,7 @@ def layers(spec: ModelSpec, packed: bool = False, precise: bool = False) -> list
     ]
 
 
-def tables(spec: ModelSpec, rotary: int) -> native.Tables | None:
+def tables(spec: ModelSpec, rotary: int) -> RopeTables | None:
     if spec.position != "rotary":
         return None
     angles = torch.outer(torch.arange(CAPACITY).float(), random(rotary // 2, seed=77))
@@ -104,21 +114,21 @@ def rounded(x: Tensor) -> Tensor:
 
 def one_row(
     spec: ModelSpec,
-    weights: list[native.LayerWeights],
+    weights: list[LayerWeights],
     x: Tensor,
-    rope: tuple[native.Tables | None, native.Tables | None],
+    rope: tuple[RopeTables | None, RopeTables | None],
     before: list[tuple[Tensor, Tensor]],
     position: int,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The formulas for one token, in float64: what the layers leave, and each one's new key and value."""
 
-    def product(matrix: native.MatrixWeights, v: Tensor) -> Tensor:
+    def product(matrix: MatrixWeights, v: Tensor) -> Tensor:
         bias = None if matrix.bias is None else matrix.bias.double()
         if isinstance(matrix.weight, Tensor):
             return F.linear(v, matrix.weight.double(), bias)
         return F.linear(rounded(v), matrix.weight.dequantize().double(), bias)
 
-    def norm(weight: native.NormWeights | None, v: Tensor) -> Tensor:
+    def norm(weight: NormWeights | None, v: Tensor) -> Tensor:
         if weight is None:
             return v
         middle = v.mean(-1, keepdim=True) if spec.norm == "layer" else torch.zeros(1)
@@ -126,10 +136,10 @@ def one_row(
         scaled = (v - middle) / (spread + spec.norm_eps).sqrt() * weight.weight
         return scaled if weight.bias is None else scaled + weight.bias
 
-    def heads_norm(weight: native.NormWeights | None, v: Tensor) -> Tensor:
+    def heads_norm(weight: NormWeights | None, v: Tensor) -> Tensor:
         return norm(weight, v.flatten()).view_as(v) if spec.qk_norm == "full" else norm(weight, v)
 
-    def turn(v: Tensor, table: native.Tables | None) -> Tensor:
+    def turn(v: Tensor, table: RopeTables | None) -> Tensor:
         if table is None:
             return v
         cosine, sine = table[0][position].double(), table[1][position].double()
@@ -138,7 +148,7 @@ def one_row(
         turned = (a * cosine[:half] - b * sine[half:], b * cosine[:half] + a * sine[half:], v[:, rotary:])
         return torch.cat(turned, -1)
 
-    def mlp(layer: native.LayerWeights, v: Tensor) -> Tensor:
+    def mlp(layer: LayerWeights, v: Tensor) -> Tensor:
         inner = product(layer.up, v)
         gate = inner[: spec.mlp_width]
         kind = spec.activation
@@ -182,19 +192,19 @@ def stored(spec: ModelSpec, sequences: int) -> tuple[list[Tensor], list[Tensor]]
     )
 
 
-def pool_of(spec: ModelSpec, keys: list[Tensor], values: list[Tensor]) -> native.Pool:
+def pool_of(spec: ModelSpec, keys: list[Tensor], values: list[Tensor]) -> KVCache:
     """The same in pages, those of a sequence one after the other."""
     shape = (-1, spec.kv_heads, CAPACITY // PAGE, PAGE, spec.head_width)
     pages = [
         [part.view(shape).transpose(1, 2).flatten(0, 1).contiguous() for part in layers] for layers in (keys, values)
     ]
-    return native.Pool(spec, *pages)
+    return KVCache(spec, *pages)
 
 
-def placed(*places: tuple[int, int]) -> native.Placement:
+def placed(*places: tuple[int, int]) -> Placement:
     sequences, positions = np.array(places).T.copy()
     tables = np.arange((sequences.max() + 1) * (CAPACITY // PAGE), dtype=np.int32)
-    return native.Placement(positions, sequences, tables.reshape(-1, CAPACITY // PAGE))
+    return Placement(positions, sequences, tables.reshape(-1, CAPACITY // PAGE))
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -204,7 +214,7 @@ def test_a_pass_computes_what_the_formulas_say(instructions: str, name: str) -> 
     keys, values = stored(spec, 5)
     pool = pool_of(spec, keys, values)
     x = random(len(PLACES), spec.width, seed=1)
-    y = native.Program(spec, weights).forward(x, rope, pool, placed(*PLACES))
+    y = TransformerProgram(spec, weights).forward(x, rope, pool, placed(*PLACES))
     for token, (sequence, position) in enumerate(PLACES):
         old = [(k[sequence], v[sequence]) for k, v in zip(keys, values, strict=True)]
         expected, written = one_row(spec, weights, x[token], rope, old, position)
@@ -223,7 +233,7 @@ def test_packed_layers_equal_the_formulas_with_rounded_activations(instructions:
     x = random(1, LLAMA.width, seed=1)
     old = [(k[0], v[0]) for k, v in zip(keys, values, strict=True)]
     expected, _ = one_row(LLAMA, weights, x[0], rope, old, 9)
-    y = native.Program(LLAMA, weights).forward(x, rope, pool_of(LLAMA, keys, values), placed((0, 9)))
+    y = TransformerProgram(LLAMA, weights).forward(x, rope, pool_of(LLAMA, keys, values), placed((0, 9)))
     # an activation between two integers may go the other way in float32: 1/254 of its block's largest
     torch.testing.assert_close(y[0].double(), expected, atol=5e-3, rtol=0)
 
@@ -236,7 +246,7 @@ def test_precise_packed_layers_equal_the_formulas_in_float64(instructions: str) 
             **{
                 name: replace(matrix, weight=matrix.weight.dequantize())
                 for name, matrix in vars(layer).items()
-                if isinstance(matrix, native.MatrixWeights) and isinstance(matrix.weight, native.PackedMatrix)
+                if isinstance(matrix, MatrixWeights) and isinstance(matrix.weight, PackedMatrix)
             },
         )
         for layer in weights
@@ -245,7 +255,7 @@ def test_precise_packed_layers_equal_the_formulas_in_float64(instructions: str) 
     x = random(1, LLAMA.width, seed=1)
     old = [(k[0], v[0]) for k, v in zip(keys, values, strict=True)]
     expected, _ = one_row(LLAMA, floats, x[0], rope, old, 9)
-    y = native.Program(LLAMA, weights).forward(x, rope, pool_of(LLAMA, keys, values), placed((0, 9)))
+    y = TransformerProgram(LLAMA, weights).forward(x, rope, pool_of(LLAMA, keys, values), placed((0, 9)))
     torch.testing.assert_close(y[0].double(), expected, atol=1e-3, rtol=0)
 
 
@@ -254,19 +264,19 @@ def test_a_nan_stays_in_its_own_sequence_and_behind_itself(instructions: str) ->
     x = random(len(places), LLAMA.width, seed=1)
     x[3, 3] = float("nan")
     pool = pool_of(LLAMA, *stored(LLAMA, 2))
-    y = native.Program(LLAMA, layers(LLAMA)).forward(x, (None, None), pool, placed(*places))
+    y = TransformerProgram(LLAMA, layers(LLAMA)).forward(x, (None, None), pool, placed(*places))
     assert y[3:6].isnan().all()
     assert y[[0, 1, 2, 6]].isfinite().all()
 
 
 def test_a_copied_program_reads_the_copied_weights() -> None:
     weights = layers(LLAMA, packed=True)
-    program, x = native.Program(LLAMA, weights), random(1, LLAMA.width, seed=1)
+    program, x = TransformerProgram(LLAMA, weights), random(1, LLAMA.width, seed=1)
     rest = ((None, None), pool_of(LLAMA, *stored(LLAMA, 1)), placed((0, 5)))
     expected = program.forward(x, *rest)
     other = copy.deepcopy(program)
     for layer in weights:
-        assert isinstance(layer.down.weight, native.PackedMatrix)
+        assert isinstance(layer.down.weight, PackedMatrix)
         layer.down.weight.data.zero_()
     assert torch.equal(other.forward(x, *rest), expected)
     assert not torch.equal(program.forward(x, *rest), expected)
@@ -291,13 +301,13 @@ def test_a_copied_program_reads_the_copied_weights() -> None:
     ],
 )
 def test_a_placement_that_leaves_the_pool_is_refused(change: dict[str, np.ndarray], message: str) -> None:
-    program, pool = native.Program(LLAMA, layers(LLAMA)), pool_of(LLAMA, *stored(LLAMA, 1))
+    program, pool = TransformerProgram(LLAMA, layers(LLAMA)), pool_of(LLAMA, *stored(LLAMA, 1))
     with pytest.raises(ValueError, match=message):
         program.forward(torch.zeros(1, LLAMA.width), (None, None), pool, replace(placed((0, 5)), **change))
 
 
 def test_pages_that_no_token_needs_may_be_missing() -> None:
-    program, pool = native.Program(LLAMA, layers(LLAMA)), pool_of(LLAMA, *stored(LLAMA, 1))
+    program, pool = TransformerProgram(LLAMA, layers(LLAMA)), pool_of(LLAMA, *stored(LLAMA, 1))
     tables, x = np.array([[3, 1, *[-1] * 10]], np.int32), random(1, LLAMA.width, seed=1)
     y = program.forward(x, (None, None), pool, replace(placed((0, 2 * PAGE - 1)), page_tables=tables))
     assert y.isfinite().all()
@@ -307,7 +317,7 @@ def test_pages_that_no_token_needs_may_be_missing() -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     good, (keys, values) = layers(LLAMA), stored(LLAMA, 1)
-    program, pool, x = native.Program(LLAMA, good), pool_of(LLAMA, keys, values), torch.zeros(1, LLAMA.width)
+    program, pool, x = TransformerProgram(LLAMA, good), pool_of(LLAMA, keys, values), torch.zeros(1, LLAMA.width)
     with pytest.raises(ValueError, match="does not fit"):
         program.forward(torch.zeros(2, LLAMA.width), (None, None), pool, placed((0, 5)))
     short = tables(LLAMA, 16)
@@ -318,12 +328,12 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="another model"):
         program.forward(x, (None, None), pool_of(other, *stored(other, 1)), placed((0, 5)))
     with pytest.raises(ValueError, match="layers"):
-        native.Pool(LLAMA, keys[:1], values)
+        KVCache(LLAMA, keys[:1], values)
     with pytest.raises(ValueError, match="weight"):
-        native.Pool(LLAMA, keys, [values[0], values[1][:, :1]])
+        KVCache(LLAMA, keys, [values[0], values[1][:, :1]])
     with pytest.raises(ValueError, match="multiple of 8"):
-        native.Pool(LLAMA, [part[:, :, :12] for part in keys], values)
+        KVCache(LLAMA, [part[:, :, :12] for part in keys], values)
     with pytest.raises(ValueError, match="weight"):
-        native.Program(LLAMA, [replace(good[0], out=good[0].up), good[1]])
+        TransformerProgram(LLAMA, [replace(good[0], out=good[0].up), good[1]])
     with pytest.raises(ValueError, match="layers"):
-        native.Program(LLAMA, good[:1])
+        TransformerProgram(LLAMA, good[:1])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextword.base import RunError
-from nextword.engine.sampling import Sampling
+from nextword.engine.sampling_params import SamplingParams
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -48,7 +48,7 @@ class Distribution:
     is the weight of all tokens kept, the unsorted ones included.
     """
 
-    def __init__(self, logits: NDArray[np.floating], sampling: Sampling) -> None:
+    def __init__(self, logits: NDArray[np.floating], sampling: SamplingParams) -> None:
         _check_finite(logits)
         self._z = logits.astype(np.float64)
         self._z -= self._z.max()  # before dividing: exact for any temperature, and never overflows
@@ -163,7 +163,7 @@ class Distribution:
 
 
 def choose(
-    logits: NDArray[np.floating], sampling: Sampling, seed: int, sample: int, position: int
+    logits: NDArray[np.floating], sampling: SamplingParams, seed: int, sample: int, position: int
 ) -> tuple[int, float]:
     """Draw one token from adjusted logits (vocabulary,): its id and the probability it was drawn with."""
     if sampling.greedy:

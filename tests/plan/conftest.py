@@ -1,6 +1,6 @@
-"""Lets the tests of this folder import its shapes."""
+"""Lets the tests of this folder import its shapes and the oracles."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "oracles")]

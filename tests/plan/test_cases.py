@@ -5,26 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from planner_formulas import isoflop_power, megatron_layer_bytes, palm_flops_per_token
 
 from nextword.plan import (
     Runs,
-    budget_for,
     cache_bytes,
     duration,
     fit_law,
     flops,
-    megatron_layer,
     optimum,
-    palm,
     parameters,
     read_runs,
     spec_from_config,
+    states,
 )
-from nextword.plan.fitting import isoflop_power, objective
+from nextword.plan.fitting import objective
 from nextword.plan.known import known_spec
 from nextword.plan.laws import EPOCH, HOFFMANN
 from nextword.plan.shapes import TensorShape
@@ -93,8 +93,8 @@ def test_a06_gpt3_training_flops_as_its_paper_table_d1() -> None:
 
 def test_a07_approach_1_as_hoffmanns_table_3() -> None:
     for size, compute, tokens in expected("A07"):
-        best = budget_for(size, "approach1")
-        assert best.budget == pytest.approx(compute, rel=0.02)
+        best = optimum(compute, "approach1")
+        assert best.parameters == pytest.approx(size, rel=0.02)
         assert best.tokens == pytest.approx(tokens, rel=0.02)
 
 
@@ -120,11 +120,10 @@ def test_a09_the_epoch_points_give_besiroglus_fit() -> None:
 
 def test_a10_model_states_as_zeros_figure_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """ZeRO counts parameters alone; a single matrix of 7.5e9 numbers stands for the model."""
-    from nextword.plan import held
-
-    monkeypatch.setattr(held, "tensors", lambda spec: [TensorShape("MLP", "all", (75_000, 100_000), 1, 1, True)])
+    module = import_module("nextword.plan.states")  # the package's own name for it is the function
+    monkeypatch.setattr(module, "tensors", lambda spec: [TensorShape("MLP", "all", (75_000, 100_000), 1, 1, True)])
     spec = known("gpt2")
-    found = [held.states(spec, precision="mixed", shard=shard, devices=64).model_states / 1e9
+    found = [states(spec, precision="mixed", shard=shard, devices=64).model_states / 1e9
              for shard in ("ddp", "zero1", "zero2", "fsdp")]  # fmt: skip
     assert found == pytest.approx(expected("A10"), rel=0.005)
 
@@ -132,14 +131,14 @@ def test_a10_model_states_as_zeros_figure_1(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a11_megatron_activations_as_korthikantis_table_2() -> None:
     gpt3 = {"batch": 1, "sequence": 2048, "width": 12288, "heads": 96}
     found = [
-        megatron_layer(**gpt3),
-        megatron_layer(**gpt3, tensor_parallel=8),
-        megatron_layer(**gpt3, tensor_parallel=8, sequence_parallel=True),
-        megatron_layer(**gpt3, tensor_parallel=8, recompute="selective"),
-        megatron_layer(**gpt3, tensor_parallel=8, sequence_parallel=True, recompute="selective"),
-        megatron_layer(**gpt3, tensor_parallel=8, recompute="full"),
+        megatron_layer_bytes(**gpt3),
+        megatron_layer_bytes(**gpt3, tensor_parallel=8),
+        megatron_layer_bytes(**gpt3, tensor_parallel=8, sequence_parallel=True),
+        megatron_layer_bytes(**gpt3, tensor_parallel=8, recompute="selective"),
+        megatron_layer_bytes(**gpt3, tensor_parallel=8, sequence_parallel=True, recompute="selective"),
+        megatron_layer_bytes(**gpt3, tensor_parallel=8, recompute="full"),
     ]
-    assert [figure.value / 2**20 for figure in found] == pytest.approx(expected("A11"), rel=0.001)
+    assert [size / 2**20 for size in found] == pytest.approx(expected("A11"), rel=0.001)
 
 
 def nanogpt(**changes: Any) -> ModelSpec:
@@ -153,7 +152,8 @@ def nanogpt(**changes: Any) -> ModelSpec:
 
 def test_a12_flops_of_nanogpt_as_its_notebook() -> None:
     by_palm, exact = expected("A12")
-    assert palm(nanogpt()).value * 1024 == by_palm
+    counted = parameters(nanogpt())
+    assert palm_flops_per_token(nanogpt(), counted.total - counted.part("positions")) * 1024 == by_palm
     assert flops(nanogpt(), 1024).total == exact
 
 
@@ -162,8 +162,9 @@ def test_a12_small_model_as_the_training_reference_says() -> None:
     small = nanogpt(vocabulary=65, width=128, layers=4, context=64, heads=4, kv_heads=4, head_width=32, mlp_width=512)
     counted = parameters(small)
     assert (counted.total, counted.total - counted.part("positions")) == (804_096, 795_904)
-    assert palm(small).value == 5_168_640
-    assert palm(small).value * 2000 * 12 * 64 == pytest.approx(7.939e12, rel=1e-4)
+    per_token = palm_flops_per_token(small, counted.total - counted.part("positions"))
+    assert per_token == 5_168_640
+    assert per_token * 2000 * 12 * 64 == pytest.approx(7.939e12, rel=1e-4)
     six = nanogpt(vocabulary=65, width=384, layers=6, context=256, heads=6, kv_heads=6, head_width=64, mlp_width=1536)
     assert parameters(six).total == 10_745_088
 

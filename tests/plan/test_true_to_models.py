@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nextword import native
 from nextword.models import build
 from nextword.plan import activations, flops, parameters, spec_from_config
-from nextword.plan.known import known_models, known_spec
+from nextword.plan.known import known_spec
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -143,16 +143,6 @@ def test_active_parameters_are_those_that_the_owners_say(name: str, active: floa
     spec = known_spec(name)
     assert spec is not None
     assert parameters(spec).active == pytest.approx(active, rel=0.02)
-
-
-def test_the_catalogues_models_are_known_with_the_catalogues_parameters() -> None:
-    from nextword.weights.catalogue import CATALOGUE
-
-    for entry in CATALOGUE:
-        spec = known_spec(entry.name)
-        assert spec is not None, entry.name
-        assert parameters(spec).total == entry.parameters, entry.name
-    assert {entry.name for entry in CATALOGUE} <= set(known_models())
 
 
 # ---- FLOPs

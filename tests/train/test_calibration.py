@@ -14,7 +14,7 @@ from configs import config_of
 from nextword import plan
 from nextword.base import UsageError
 from nextword.plan import shape_for
-from nextword.plan.limits import worth
+from nextword.plan.data_constraints import worth
 from nextword.train import calibration, planning
 from nextword.train.calibration import Entry, correction, loss_factor
 

@@ -16,7 +16,7 @@ from nextword.data import Dataset
 from nextword.models import build
 from nextword.plan import Training as Trained
 from nextword.plan import memory, parameters
-from nextword.spec import Kind, ModelSpec
+from nextword.spec import ModelKind, ModelSpec
 from nextword.train.context_tasks import IGNORED, copy_batch
 from nextword.train.loss_module import LossModule, Placed, new_model
 from nextword.train.optimizers import make_optimizer
@@ -89,7 +89,9 @@ def test_who_has_no_memory_copies_at_the_references_loss(delay: int, baseline: f
 
 
 @pytest.mark.parametrize(("kind", "width"), [("transformer", 192), ("lstm", 235), ("gru", 271), ("rnn", 469)])
-def test_models_of_the_matched_widths_have_equally_many_parameters_beside_the_embedding(kind: Kind, width: int) -> None:
+def test_models_of_the_matched_widths_have_equally_many_parameters_beside_the_embedding(
+    kind: ModelKind, width: int
+) -> None:
     attention = {"heads": 6, "kv_heads": 6, "head_width": 32, "mlp_width": 768, "mlp": "plain"}
     shape = attention if kind == "transformer" else {}
     spec = ModelSpec(kind=kind, vocabulary=65, width=width, layers=2, context=64, **shape)  # type: ignore[arg-type]
@@ -103,7 +105,9 @@ def test_models_of_the_matched_widths_have_equally_many_parameters_beside_the_em
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("lstm", nn.LSTM), ("gru", nn.GRU), ("rnn", nn.RNN)])
-def test_recurrent_training_is_that_of_torchs_layers_one_upon_the_other(kind: Kind, layer: type[nn.RNNBase]) -> None:
+def test_recurrent_training_is_that_of_torchs_layers_one_upon_the_other(
+    kind: ModelKind, layer: type[nn.RNNBase]
+) -> None:
     spec = ModelSpec(kind=kind, vocabulary=97, width=24, layers=3, context=33)
     model = new_model(with_spec(RUN, spec).with_train(context=33))
     tokens = torch.randint(0, 97, (4, 34), generator=torch.Generator().manual_seed(0))

@@ -19,9 +19,9 @@ from nextword.data import train_tokenizer
 from nextword.models import Model, build
 from nextword.spec import ModelSpec, RopeSpec
 from nextword.text import Tokenizer
-from nextword.text.pieces import byte_level_engine
-from nextword.text.spelling import Spelling, byte_level
+from nextword.text.byte_decoding import ByteDecoding, byte_level
 from nextword.text.tokenizer import SpecialTokens
+from nextword.text.vocab_engines import byte_level_engine
 from nextword.weights.gguf import GGUFFile
 from nextword.weights.gguf_writing import write_gguf
 
@@ -161,7 +161,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
     engine.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
     end = len(tokens) - 1
     special = SpecialTokens(frozenset((0, end)), frozenset((0, end)), texts={"eos_token": "<|im_end|>"})
-    tokenizer = Tokenizer(engine, Spelling(byte_level), special, {"default": "{{ messages[0].content }}"})
+    tokenizer = Tokenizer(engine, ByteDecoding(byte_level), special, {"default": "{{ messages[0].content }}"})
     path = write_gguf(tmp_path / "model.gguf", made(LLAMA, tokenizer.vocabulary), tokenizer)
     assert GGUFFile.open(path).metadata["tokenizer.ggml.pre"] == rule
     again = nextword.load(str(path), dtype="float32").tokenizer
@@ -202,7 +202,7 @@ def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(model: Model, tokenizer:
     odd["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
     from tokenizers import Tokenizer as Engine
 
-    other = Tokenizer(Engine.from_str(json.dumps(odd)), Spelling(byte_level), tokenizer.special)
+    other = Tokenizer(Engine.from_str(json.dumps(odd)), ByteDecoding(byte_level), tokenizer.special)
     with pytest.raises(UsageError, match=r"no name for the rule.*Hugging Face folder"):
         write_gguf(tmp_path / "a.gguf", model, other)
     with pytest.raises(UsageError, match="no pair"):

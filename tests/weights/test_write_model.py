@@ -13,7 +13,7 @@ import torch
 
 import nextword
 from nextword.base import RunError, UsageError
-from nextword.models import Model, build
+from nextword.models import Model, build, prepare
 from nextword.spec import ModelSpec
 from nextword.text import Tokenizer, tokenizer_from_folder
 from nextword.weights import load_model, open_source, write_model
@@ -76,6 +76,7 @@ def test_a_written_model_loads_with_equal_logits(name: str, tmp_path: Path, toke
     assert json.loads((folder / "config.json").read_text())["model_type"] == name.removesuffix(" untied")
     assert loaded.spec == model.spec
     assert loaded.tokenizer.encode("Once upon") == tokenizer.encode("Once upon")
+    prepare(model, "infer")
     assert torch.equal(loaded.loaded.model(tokens_of(30)), model(tokens_of(30)))
 
 

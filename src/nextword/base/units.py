@@ -105,11 +105,6 @@ def format_bytes(value: float) -> str:
     return _scaled(value, (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "bytes", 1.0)
 
 
-def format_rate(value: float) -> str:
-    """Bytes a second."""
-    return format_bytes(value) + "/s"
-
-
 def format_flops(value: float) -> str:
     """3.14e+23 FLOPs, with the prefix people say where there is one: 5.17 MFLOPs."""
     if value >= 1e15 or value < 1e3:

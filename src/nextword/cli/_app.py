@@ -1,4 +1,4 @@
-"""The group of verbs. A verb's module is imported when the verb is called, and not for `--help`."""
+"""The top-level command group. A command's module is imported when it runs, not for `--help`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ COMPLETION_VARIABLE = "_NEXTWORD_COMPLETE"
 
 # verb → its line in `nextword --help`; the verb itself is `nextword.cli.<verb>:command`
 VERBS = {
-    "complete": "Finish a text with a language model.",
-    "next": "Show how likely each next token is, at several temperatures.",
-    "chat": "Talk with a model, in its own chat format.",
-    "eval": "Measure prompts on real models, with error bars: are four shots better than none?",
+    "complete": "Complete a prompt with a language model.",
+    "next": "Show the distribution of the next token at several temperatures.",
+    "chat": "Chat with a model through its own chat template.",
+    "eval": "Measure zero-, one- and few-shot prompts on real models, with error bars.",
     "plan": "Plan memory, compute, time and the compute-optimal model.",
     "train": "Train a transformer, RNN, LSTM or GRU on your text.",
     "runs": "List, show, compare, resume and export training runs.",
-    "compare-context": "Measure where each kind of model stops using what came before.",
-    "models": "List, fetch, inspect, convert and remove models.",
-    "completion": "Print the script that completes commands in your shell.",
+    "compare-context": "Measure how much context each architecture makes use of.",
+    "models": "List, download, inspect, convert and remove models.",
+    "completion": "Print the shell completion script.",
 }
 
-_HELP = """Prompt, measure, plan and train language models.
+_HELP = """Plan, train, prompt and measure language models.
 
 \b
 Examples:
@@ -37,11 +37,11 @@ Examples:
   nextword models list
 
 A model is a name from `nextword models list`, a folder with safetensors, a .gguf file, or
-hf:owner/name. The first use of a named model fetches it, once.
+hf:owner/name. A named model is downloaded on first use.
 """
 
 _ENDING = """Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 130 interrupted, 143 terminated.
-NEXTWORD_CACHE says where models are kept, NO_COLOR turns colours off, NEXTWORD_DEBUG=1 shows tracebacks."""
+Environment: NEXTWORD_CACHE sets the model folder, NO_COLOR disables colour, NEXTWORD_DEBUG=1 shows tracebacks."""
 
 
 class Suggesting(click.Group):

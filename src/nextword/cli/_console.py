@@ -78,16 +78,6 @@ def draws_unicode(console: Console) -> bool:
 
 def emit_json(value: Any) -> None:
     """Print one JSON document. Infinities and NaN, which JSON lacks, become null."""
-    sys.stdout.write(_json(value, indent=2) + "\n")
-
-
-def emit_json_line(value: Any) -> None:
-    """Print one JSON document on one line, at once: for a stream of them."""
-    sys.stdout.write(_json(value) + "\n")
-    sys.stdout.flush()
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    """JSON with what a terminal could obey as escapes, which read back as the same text."""
-    text = json.dumps(finite(value), ensure_ascii=False, indent=indent)
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = json.dumps(finite(value), ensure_ascii=False, indent=2)
+    # what a terminal could obey becomes escapes, which read back as the same text
+    sys.stdout.write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")

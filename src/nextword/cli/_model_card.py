@@ -18,7 +18,7 @@ _LONGEST, _LONGEST_NAME = 600, 100  # characters of what a file says of itself
 
 
 def model_card(name: str, origin: str, described: Description, every_tensor: bool) -> RenderableType:
-    """Everything `nextword models show` prints of a model that is here."""
+    """Everything `nextword models info` prints of a model that is here."""
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they become: a model, a Sampling, a prompt."""
+"""Options that several verbs share, and what they become: a model, a SamplingParams, a prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..base import UsageError, check_picture, check_writable, read_regular
+from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 _LARGEST_PROMPT = 64 << 20  # bytes of a prompt's file; a context of a million tokens has 4 MB
 SAMPLING = (
     "top_k",
@@ -30,7 +30,7 @@ SAMPLING = (
     "frequency_penalty",
     "logit_bias",
     "seed",
-    "order",
+    "sampler_order",
 )
 
 
@@ -127,7 +127,7 @@ sampling_options = _stack(
         help="Same seed, same text. Default: a fresh one, reported.",
     ),
     click.option(
-        "--order",
+        "--sampler-order",
         default=None,
         metavar="STEPS",
         help="Order of temperature,top_k,top_p,min_p,typical_p (that is the default).",
@@ -136,10 +136,10 @@ sampling_options = _stack(
 
 
 def sampling_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The sampling options among `values`, as keywords of `Sampling`."""
+    """The sampling options among `values`, as keywords of `SamplingParams`."""
     settings = {name: values[name] for name in SAMPLING}
     settings["logit_bias"] = dict(map(_bias, settings["logit_bias"]))
-    order = settings.pop("order")
+    order = settings.pop("sampler_order")
     if order:
         settings["order"] = tuple(name.strip().replace("-", "_") for name in order.split(","))
     return settings

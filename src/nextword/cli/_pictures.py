@@ -10,8 +10,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from ..engine.display import Row, bits, label, mass, percent, rows, visible
-from ..engine.results import Alternative, Completion, NextTokens, Step
-from ..engine.sampling import Sampling
+from ..engine.results import Alternative, Completion, NextTokenDistribution, Token
+from ..engine.sampling_params import SamplingParams
 from ._console import draws_unicode, output
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -32,13 +32,13 @@ _LIKELIHOOD = (
 )
 
 
-def print_next(distributions: Sequence[NextTokens]) -> None:
+def print_next(distributions: Sequence[NextTokenDistribution]) -> None:
     """Print the next-token picture on standard output."""
     console = output()
     console.print(next_picture(distributions, console.width, draws_unicode(console)))
 
 
-def print_probabilities(completion: Completion, sampling: Sampling) -> None:
+def print_probabilities(completion: Completion, sampling: SamplingParams) -> None:
     """Print the table of every step's alternatives on standard output."""
     console = output()
     console.print(probability_table(completion, sampling, console.width, draws_unicode(console)))
@@ -47,7 +47,7 @@ def print_probabilities(completion: Completion, sampling: Sampling) -> None:
 # --- the next token, at several temperatures
 
 
-def next_picture(distributions: Sequence[NextTokens], width: int, unicode: bool = True) -> Text:
+def next_picture(distributions: Sequence[NextTokenDistribution], width: int, unicode: bool = True) -> Text:
     """Bars of the next token's probabilities, one column a temperature, within `width` characters.
 
     Bars of all columns have one scale, set by the likeliest token; the 'others' row may run off it.
@@ -79,7 +79,7 @@ def _prompt_line(prompt: str, width: int, unicode: bool) -> Text:
 
 
 def _block(
-    distributions: Sequence[NextTokens],
+    distributions: Sequence[NextTokenDistribution],
     block: slice,
     shown: Sequence[Row],
     names: Sequence[str],
@@ -134,11 +134,11 @@ def _cell(share: float | None, full: float, colour: str, column: int, unicode: b
     return text
 
 
-def _others(distribution: NextTokens, full: float, column: int, unicode: bool) -> Text:
+def _others(distribution: NextTokenDistribution, full: float, column: int, unicode: bool) -> Text:
     """The mass outside the tokens shown, on their scale; an arrow where it runs off."""
-    text = Text(f"{percent(distribution.others):>{_PERCENT}} ", "dim")
+    text = Text(f"{percent(distribution.tail_mass):>{_PERCENT}} ", "dim")
     room = column - _PERCENT - 1
-    length = math.ceil(distribution.others / full * room)
+    length = math.ceil(distribution.tail_mass / full * room)
     fill, arrow = ("░", "▸") if unicode else ("-", ">")
     text.append(fill * length if length <= room else fill * (room - 1) + arrow, "dim")
     return text
@@ -163,18 +163,18 @@ def heat(temperature: float) -> str:
 # --- every step's alternatives
 
 
-def probability_table(completion: Completion, sampling: Sampling, width: int, unicode: bool = True) -> Text:
+def probability_table(completion: Completion, sampling: SamplingParams, width: int, unicode: bool = True) -> Text:
     """One row a step: the token, its probability by the model and as drawn, then the alternatives.
 
     Alternatives that do not fit beside each other go on below. Numbers are percentages.
     """
-    steps = completion.steps
+    steps = completion.tokens
     longest = min(_LONGEST_TOKEN, width // 5)
     names = [_fit(visible(step.token, unicode), longest, unicode) for step in steps]
     wide = max(map(cell_len, [*names, "token"]))
     number = len(str(len(steps)))
     same = sampling.greedy or all(
-        math.isclose(each.probability, each.drawn, rel_tol=1e-6) for step in steps for each in step.alternatives
+        math.isclose(each.probability, each.sampled_prob, rel_tol=1e-6) for step in steps for each in step.alternatives
     )
     indent = number + wide + 2 * _PERCENT + 8
     layout = _best_layout(steps, same, width - indent, unicode)
@@ -184,7 +184,7 @@ def probability_table(completion: Completion, sampling: Sampling, width: int, un
         line = Text.assemble(
             (f"{place + 1:>{number}}  ", "dim"),
             (set_cell_size(name, wide), "bold"),
-            f"  {percent(math.exp(step.logprob)):>{_PERCENT}}  {percent(step.drawn):>{_PERCENT}}  ",
+            f"  {percent(math.exp(step.logprob)):>{_PERCENT}}  {percent(step.sampled_prob):>{_PERCENT}}  ",
         )
         items = [_alternative(each, step, same, layout.longest, unicode) for each in step.alternatives]
         lines += _flow(line, items, layout, indent)
@@ -198,7 +198,7 @@ class _Layout:
     abreast: int  # alternatives on one line
 
 
-def _best_layout(steps: Sequence[Step], same: bool, room: int, unicode: bool) -> _Layout:
+def _best_layout(steps: Sequence[Token], same: bool, room: int, unicode: bool) -> _Layout:
     """The fewest lines a step, then the longest tokens, then lines of like length."""
     count = max((len(step.alternatives) for step in steps), default=1) or 1
     found = []
@@ -210,7 +210,7 @@ def _best_layout(steps: Sequence[Step], same: bool, room: int, unicode: bool) ->
     return min(found, key=lambda each: each[0])[1]
 
 
-def _explain_table(sampling: Sampling, same: bool, unicode: bool) -> Text:
+def _explain_table(sampling: SamplingParams, same: bool, unicode: bool) -> Text:
     arrow, dot = ("→", "•") if unicode else (">", "*")
     if sampling.greedy:
         numbers = "% by the model (greedy: the likeliest is taken)"
@@ -236,12 +236,12 @@ def _flow(line: Text, items: Sequence[Text], layout: _Layout, indent: int) -> li
     return lines
 
 
-def _alternative(each: Alternative, step: Step, same: bool, longest: int, unicode: bool) -> Text:
+def _alternative(each: Alternative, step: Token, same: bool, longest: int, unicode: bool) -> Text:
     chosen = each.id == step.id
     mark = ("•" if unicode else "*") if chosen else " "
     arrow = "→" if unicode else ">"
     name = _fit(visible(each.text, unicode), longest, unicode)
-    numbers = _short(each.probability) + ("" if same else arrow + _short(each.drawn))
+    numbers = _short(each.probability) + ("" if same else arrow + _short(each.sampled_prob))
     style = likelihood(each.probability)
     return Text.assemble((mark + name, f"bold {style}" if chosen else style), " ", (numbers, style))
 

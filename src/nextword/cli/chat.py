@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import NextwordError, UsageError, printable
+from ..engine.sampling_params import SamplingParams, StopConfig
 from ._console import as_shown
 from ._faults import explain
 from ._options import load_model, model_options, sampling_options, sampling_settings
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
     from ..engine import LanguageModel, Stream
 
 HELP = """\
-/help            this page
-/system TEXT     start anew with this system message
-/reset           forget the conversation
+/help            show this help
+/system TEXT     start over with this system message
+/reset           clear the conversation
 /set NAME VALUE  change a setting: temperature, top_p, top_k, min_p, max_tokens, ...
-/settings        what is set
-/quit            leave (or Ctrl-D)
-Ctrl-C stops an answer; what was said of it is kept."""
+/settings        show the settings
+/quit            exit (or Ctrl-D)
+Ctrl-C stops an answer; the part already shown is kept."""
 
 
 @dataclass
 class Conversation:
-    """What was said so far, and how answers are drawn."""
+    """The messages so far, and the settings answers are sampled with."""
 
     model: LanguageModel
     settings: dict[str, Any]
@@ -42,21 +43,21 @@ class Conversation:
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def answer(self, text: str) -> Iterator[str]:
-        """Yield the model's answer to `text` piece by piece; both are kept, also when stopped half-way."""
+        """Yield the model's answer to `text` as it is generated; both are kept, even if it is stopped early."""
         from ..text import render_chat
 
         asked = [*self.messages, {"role": "user", "content": text}]
         prompt = render_chat(self.model.tokenizer, asked, add_generation_prompt=True)
-        steps = self._stream(prompt)
+        stream = self._stream(prompt)
         said: list[str] = []
         try:
-            for step in steps:
-                text = step.text if said else step.text.lstrip()  # SentencePiece begins an answer with a space
+            for token in stream:
+                text = token.text if said else token.text.lstrip()  # SentencePiece answers begin with a space
                 if text:
                     said.append(text)
                     yield text
         finally:
-            steps.close()
+            stream.close()
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
@@ -66,34 +67,32 @@ class Conversation:
         try:
             return self.model.stream(self.model.encode(prompt, special=True), **self.settings)
         except PromptTooLong as error:
-            raise UsageError(f"{error.fact}. Write less, or forget the conversation with /reset") from None
+            raise UsageError(f"{error.fact}. Shorten it, or clear the conversation with /reset") from None
 
 
 @click.command(name="chat")
 @model_options
-@click.option("--system", metavar="TEXT", help="System message: how the model should behave.")
+@click.option("--system", metavar="TEXT", help="System message.")
 @click.option(
     "--max-tokens",
     type=int,
     default=512,
     show_default=True,
     metavar="N",
-    help="Tokens an answer, at the most.",
+    help="Generate at most N tokens per answer.",
 )
 @click.option("-t", "--temperature", type=float, default=1.0, show_default=True, metavar="T", help="0 is greedy.")
 @sampling_options
 def command(system: str | None, max_tokens: int, temperature: float, **options: Any) -> None:
-    """Talk with a model through its own chat template. /help lists the commands.
+    """Chat with a model through its own chat template. /help lists the commands.
 
     \b
     nextword chat
     nextword chat --system "Answer in one sentence." -t 0.3
     echo "What is a token?" | nextword chat
     """
-    from ..engine import Sampling, StopConfig
-
     settings = {"temperature": temperature, **sampling_settings(options)}
-    Sampling(**settings)
+    SamplingParams(**settings)
     StopConfig(max_tokens)
     model = load_model(options["model"], options["dtype"], options["device"])
     if model.tokenizer.chat_template is None:
@@ -103,7 +102,9 @@ def command(system: str | None, max_tokens: int, temperature: float, **options: 
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
-        click.echo(click.style(f"{printable(model.name)}. /help for commands, Ctrl-D to leave.", dim=True), err=True)
+        click.echo(
+            click.style(f"{printable(model.name)}. Type /help for commands, Ctrl-D to exit.", dim=True), err=True
+        )
     for line in _lines():
         if not line.strip():
             continue
@@ -128,7 +129,7 @@ def _lines() -> Iterator[str]:
         except KeyboardInterrupt:
             if not terminal:
                 raise
-            click.echo("\n(Ctrl-D or /quit leaves)", err=True)
+            click.echo("\n(Ctrl-D or /quit exits)", err=True)
 
 
 def _answer(conversation: Conversation, line: str) -> None:
@@ -172,8 +173,6 @@ def _command(conversation: Conversation, line: str) -> None:
 
 
 def _set(conversation: Conversation, rest: str) -> None:
-    from ..engine import Sampling, StopConfig
-
     key, _, text = rest.partition(" ")
     key = key.replace("-", "_")
     known = {name for name in conversation.settings if name not in ("logit_bias", "order")}
@@ -188,5 +187,5 @@ def _set(conversation: Conversation, rest: str) -> None:
         ) from None
     changed = conversation.settings | {key: value}
     StopConfig(changed["max_tokens"])
-    Sampling(**{name: setting for name, setting in changed.items() if name != "max_tokens"})
+    SamplingParams(**{name: setting for name, setting in changed.items() if name != "max_tokens"})
     conversation.settings = changed

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError
+from ..engine.sampling_params import SamplingParams, StopConfig
 from ._console import as_shown
 from ._options import load_model, model_options, read_prompt, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..engine import Completion, LanguageModel, Sampling, Stream
+    from ..engine import Completion, LanguageModel, Stream
 
 DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 
@@ -25,10 +26,10 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
 @click.option(
     "--max-tokens",
     type=int,
-    default=128,
+    default=StopConfig.max_tokens,
     show_default=True,
     metavar="N",
-    help="Tokens to generate at the most.",
+    help="Generate at most N tokens.",
 )
 @click.option(
     "-t",
@@ -39,30 +40,34 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
     metavar="T",
     help="0: greedy; 1: the model's own.",
 )
-@click.option("--greedy", is_flag=True, help="Always the likeliest token; the same as --temperature 0.")
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token; same as --temperature 0.")
 @sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (\\n is a newline). Repeatable.")
-@click.option("-n", "count", type=int, default=1, metavar="N", help="Completions, computed as one batch.")
+@click.option("-n", "count", type=int, default=1, metavar="N", help="Number of completions, computed together.")
 @click.option(
-    "--shot",
-    "shots",
+    "--example",
+    "examples",
     multiple=True,
     metavar="'IN => OUT'",
-    help="An example to put before the prompt. Repeatable.",
+    help="A few-shot example to put before the prompt. Repeatable.",
 )
-@click.option("--template", metavar="TEXT", help="Form of examples and prompt, with {input} and {output}.")
-@click.option("--separator", default="\\n\\n", show_default=True, metavar="TEXT", help="What stands between examples.")
+@click.option("--template", metavar="TEXT", help="Template of examples and prompt, with {input} and {output}.")
+@click.option("--separator", default="\\n\\n", show_default=True, metavar="TEXT", help="Text between examples.")
 @click.option("--show-prompt", is_flag=True, help="Print the prompt, token by token, to standard error first.")
-@click.option("--truncate", type=click.Choice(["left"]), help="Cut the beginning of a prompt beyond the context.")
-@click.option("--json-schema", metavar="FILE", help="Write JSON that is valid under the JSON schema in FILE.")
-@click.option("--regex", metavar="PATTERN", help="Write a text that PATTERN (Rust's syntax) matches as a whole.")
-@click.option("--choices", metavar="A,B,...", help="Write one of these texts; with commas in them: a JSON array.")
+@click.option(
+    "--truncate", type=click.Choice(["left"]), help="Drop the beginning of a prompt that exceeds the context."
+)
+@click.option("--json-schema", metavar="FILE", help="Generate JSON that is valid under the JSON schema in FILE.")
+@click.option("--regex", metavar="PATTERN", help="Generate text that PATTERN (Rust syntax) matches in full.")
+@click.option(
+    "--choices", metavar="A,B,...", help="Generate one of these texts; use a JSON array if they contain commas."
+)
 @click.option(
     "--speculate",
     type=int,
     default=0,
     metavar="K",
-    help="Guess up to K tokens a step from what the text repeats: the same tokens, in fewer steps.",
+    help="Draft up to K tokens per step by prompt lookup: the same tokens, in fewer steps.",
 )
 @click.option(
     "--probabilities",
@@ -72,23 +77,22 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
     flag_value=5,
     default=0,
     metavar="K",
-    help="Also show the K likeliest tokens at every step (5 if no number follows).",
+    help="Also show the K likeliest tokens at every position (5 if K is omitted).",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object: text, tokens, probabilities, settings, timings."
 )
 def command(prompt: str | None, file: str | None, **options: Any) -> None:
-    """Finish PROMPT with a real language model.
+    """Complete PROMPT with a language model.
 
     \b
     nextword complete "The history of the printing press begins with"
     nextword complete --greedy --max-tokens 20 --json "I like to eat"
     echo "Once upon a time" | nextword complete -t 0.7 -n 3
-    nextword complete --shot "great! => positive" --shot "a waste => negative" \\
+    nextword complete --example "great! => positive" --example "a waste => negative" \\
         --template "Review: {input}\\nSentiment: {output}" "terrible"
     nextword complete --greedy --choices " positive, negative" "This film bored me. Its review is"
     """
-    from ..engine import Sampling, StopConfig
     from ._structure import structure_from_options
 
     if options["alternatives"] < 0:
@@ -96,7 +100,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     temperature = 0.0 if options["greedy"] else options["temperature"]
     settings = {"temperature": temperature, **sampling_settings(options)}
     stop = tuple(_unescape(text) for text in options["stop"])
-    sampling = Sampling(**settings)  # settings are checked before a model is loaded
+    sampling = SamplingParams(**settings)  # settings are checked before a model is loaded
     StopConfig(options["max_tokens"], stop)
     structure = structure_from_options(options["json_schema"], options["regex"], options["choices"])
     if options["count"] < 1:
@@ -118,9 +122,9 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     live = options["count"] == 1 and not options["as_json"]
     if live:
         _echo_prompt(text)
-    for step in completion:
+    for token in completion:
         if live:
-            sys.stdout.write(as_shown(step.text))
+            sys.stdout.write(as_shown(token.text))
             sys.stdout.flush()
     if live:
         sys.stdout.write("\n")
@@ -140,13 +144,13 @@ def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Stream
 
 
 def _build_prompt(prompt: str, options: dict[str, Any]) -> str:
-    """The prompt as it stands, or put into the template behind its examples."""
-    if not options["shots"] and options["template"] is None:
+    """The prompt, put into the template behind its examples where there are any."""
+    if not options["examples"] and options["template"] is None:
         return prompt
     from ..evals import Template, few_shot, parse_shot
 
     template = Template.parse(_unescape(options["template"] or DEFAULT_TEMPLATE))
-    shots = [parse_shot(shot) for shot in options["shots"]]
+    shots = [parse_shot(example) for example in options["examples"]]
     return few_shot(template, shots, {"input": prompt}, _unescape(options["separator"])).text
 
 
@@ -155,7 +159,9 @@ def _unescape(text: str) -> str:
     return text.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
 
 
-def _report(model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]) -> None:
+def _report(
+    model: LanguageModel, completions: list[Completion], sampling: SamplingParams, options: dict[str, Any]
+) -> None:
     if options["as_json"]:
         from ._console import emit_json
 
@@ -163,7 +169,7 @@ def _report(model: LanguageModel, completions: list[Completion], sampling: Sampl
         return
     if len(completions) > 1:
         for completion in completions:
-            click.echo(click.style(f"--- {completion.choice + 1} ---", dim=True))
+            click.echo(click.style(f"--- {completion.sample_index + 1} ---", dim=True))
             click.echo(as_shown(completion.text))
     if options["alternatives"]:
         from ._pictures import print_probabilities
@@ -173,7 +179,7 @@ def _report(model: LanguageModel, completions: list[Completion], sampling: Sampl
 
 
 def _as_json(
-    model: LanguageModel, completions: list[Completion], sampling: Sampling, options: dict[str, Any]
+    model: LanguageModel, completions: list[Completion], sampling: SamplingParams, options: dict[str, Any]
 ) -> dict[str, Any]:
     timings = completions[0].timings
     settings = asdict(sampling) | {
@@ -195,7 +201,7 @@ def _as_json(
                 "finish_reason": each.finish,
                 "ids": each.ids,
                 "logprob_nats": each.logprob,
-                "steps": [asdict(step) for step in each.steps],
+                "tokens": [asdict(token) for token in each.tokens],
             }
             for each in completions
         ],
@@ -210,11 +216,11 @@ def _as_json(
 
 def _warn_of_cut(completions: list[Completion]) -> None:
     """Warn on standard error about completions that ended before their structure was complete."""
-    limits = {"length": "--max-tokens allows no more tokens", "context": "the model's context is full"}
+    limits = {"length": "--max-tokens was reached", "context": "the model's context is full"}
     for completion in completions:
         if completion.finish in limits:
-            which = f"completion {completion.choice + 1}" if len(completions) > 1 else "the text"
-            click.echo(f"nextword: {which} is not whole: {limits[completion.finish]}", err=True)
+            which = f"completion {completion.sample_index + 1}" if len(completions) > 1 else "the text"
+            click.echo(f"nextword: {which} is incomplete: {limits[completion.finish]}", err=True)
 
 
 def _show_prompt(model: LanguageModel, prompt: str) -> None:

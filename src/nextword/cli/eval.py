@@ -13,8 +13,9 @@ import click
 from click.core import ParameterSource
 
 from ..base import UsageError
+from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
-from ._options import DEFAULT_MODEL, OUTPUT_FILE, OUTPUT_FOLDER, load_model
+from ._options import OUTPUT_FILE, OUTPUT_FOLDER, load_model
 from .eval_runs import Measuring, complete_task, runs
 
 if TYPE_CHECKING:

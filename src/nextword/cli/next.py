@@ -21,30 +21,30 @@ from ._options import PICTURE, load_model, model_options, read_prompt, sampling_
     default="0.5,1,2",
     show_default=True,
     metavar="T,T,...",
-    help="Temperatures, side by side.",
+    help="Temperatures to compare.",
 )
-@click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Tokens to show.")
+@click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Number of tokens to show.")
 @sampling_options
 @click.option("--plot", type=PICTURE, metavar="FILE", help="Also draw it (.svg, .png, .pdf); needs nextword[plot].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every number.")
 def command(prompt: str | None, file: str | None, temperatures: str, **options: Any) -> None:
-    """Show what may follow PROMPT: the next token's distribution, as bars, at several temperatures.
+    """Show the distribution of the token after PROMPT, as bars, at several temperatures.
 
     \b
     nextword next "I like to eat"
     nextword next "The capital of France is" --temperature 0.2,1,5 --plot paris.svg
     """
-    heats = _numbers(temperatures)
+    values = _numbers(temperatures)
     settings = sampling_settings(options)
     plot = options["plot"]
     text = read_prompt(prompt, file)
     model = load_model(options["model"], options["dtype"], options["device"])
-    distributions = model.next_tokens_at(text, heats, options["top"], **settings)
+    distributions = model.next_token_distributions(text, values, options["top"], **settings)
     if options["as_json"]:
         from ._console import emit_json
 
-        each = [distribution.to_dict() for distribution in distributions]
-        emit_json({"model": model.name, "precision": model.loaded.precision, "distributions": each})
+        rows = [distribution.to_dict() for distribution in distributions]
+        emit_json({"model": model.name, "precision": model.loaded.precision, "distributions": rows})
     else:
         from ._pictures import print_next
 

@@ -153,7 +153,7 @@ def _print(found: Budget, console: Console) -> None:
 
 
 def _print_model(found: Budget, console: Console) -> None:
-    from ..plan.counts import parameters
+    from ..plan.parameters import parameters
     from .plan_tables import plain_table, shown
 
     spec, run = found.model, found.run
@@ -202,8 +202,8 @@ def _explain(found: Budget, console: Console) -> None:
 
 def _limits(found: Budget) -> dict[str, tuple[Figure, ...]]:
     """The figures behind the choices that little data or much use ask for, by their names in JSON."""
+    from ..plan.data_constraints import aware_figures, limited_figures
     from ..plan.laws import law
-    from ..plan.limits import aware_figures, limited_figures
 
     shown = {}
     if found.limited is not None:

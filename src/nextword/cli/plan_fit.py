@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..plan import Device, Diagnosis
-    from ..plan.remedies import Remedy
+    from ..plan.fit_search import Remedy
 
 _SHOWN = 8
 
@@ -39,7 +39,7 @@ def command(
       nextword plan fit --params 1B --device rtx4090 --batch 16 --context 2048
       nextword plan fit llama-3-8b --device h100 --devices 8
     """
-    from ..plan.remedies import diagnose
+    from ..plan.fit_search import diagnose
 
     about, on = target(model, params, kind), find_device(device)
     run = training(about, setup, on)

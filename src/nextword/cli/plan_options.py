@@ -12,7 +12,7 @@ import click
 
 from ..base import UsageError, units
 from ..base.errors import closest
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from ._options import PICTURE
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def target(model: str | None, params: float | None, kind: str | None) -> Target:
     return _from_weights(model, path)
 
 
-def _designed(params: float, kind: Kind) -> Target:
+def _designed(params: float, kind: ModelKind) -> Target:
     from ..plan.shape_search import recurrent_for, shape_for
 
     spec = shape_for(params) if kind == "transformer" else recurrent_for(params, kind)

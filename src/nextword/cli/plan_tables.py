@@ -85,7 +85,7 @@ def parts_table(title: str, parts: Sequence[Figure], console: Console, last: str
 
 def describe(target: Target) -> str:
     """One line about the model."""
-    from ..plan.counts import parameters
+    from ..plan.parameters import parameters
 
     spec, counted = target.spec, parameters(target.spec)
     active = f", {units.format_count(counted.active)} active" if counted.active < counted.total else ""
@@ -123,7 +123,7 @@ def figures_json(figures: Iterable[Figure]) -> list[dict[str, Any]]:
 
 def target_json(target: Target) -> dict[str, Any]:
     """The model and its parameters."""
-    from ..plan.counts import parameters
+    from ..plan.parameters import parameters
 
     counted = parameters(target.spec)
     return {
@@ -162,7 +162,7 @@ def quantity(value: float | None, unit: str) -> dict[str, Any]:
 
 def parameter_figures(spec: ModelSpec) -> list[Figure]:
     """Parts and tensors, for --explain."""
-    from ..plan.counts import parameters
+    from ..plan.parameters import parameters
 
     counted = parameters(spec)
     return [*counted.parts, *counted.tensors]

@@ -54,7 +54,7 @@ def command(
       nextword plan train gpt2 --device this --precision fp32 --tokens 10M
       nextword plan train llama-3-8b --lora 16 --base nf4 --device rtx4090 --price 0.4
     """
-    from ..plan.counts import parameters
+    from ..plan.parameters import parameters
     from ..plan.training import cost, training_memory
 
     about, on = target(model, params, kind), find_device(device)
@@ -113,7 +113,7 @@ def setup_line(run: Training) -> str:
 def _print(
     about: Target, run: Training, memory: Memory, price: Cost, on: Device, tokens_by_rule: bool, console: Console
 ) -> None:
-    from ..plan.remedies import limits
+    from ..plan.fit_search import limits
     from ..plan.training import rules_of_thumb
     from .plan_tables import describe, parts_table, plain_table, shown
 
@@ -184,7 +184,7 @@ def _explain(about: Target, run: Training, memory: Memory, price: Cost, console:
 def _json(about: Target, run: Training, memory: Memory, price: Cost, on: Device, tokens: float) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ..plan.remedies import limits
+    from ..plan.fit_search import limits
     from ..plan.training import rules_of_thumb, saved_parts
     from .plan_tables import device_json, figures_json, quantity, target_json
 

@@ -202,7 +202,7 @@ class Display(Callbacks):
         messages().print(message, style="yellow")
 
     def on_sample(self, step: int, model: nn.Module) -> None:
-        from ..engine import Engine, Request, Sampling, StopConfig
+        from ..engine import Engine, Request, SamplingParams, StopConfig
         from ..models.backend import TorchBackend
         from ..text import tokenizer_from_folder
 
@@ -210,7 +210,7 @@ class Display(Callbacks):
         ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
         stop = StopConfig(min(_SAMPLE_TOKENS, max(1, self.config.train.context - len(ids) - 1)))
         engine = Engine(TorchBackend(model), tokenizer)  # type: ignore[arg-type]
-        tokens = engine.submit(Request(tuple(ids), Sampling(temperature=0.8, seed=0), stop))
+        tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
         text = " ".join((prompt + "".join(token.text for token in tokens)).split())
         messages().print(f"step {step:,}: {text}", style="italic")
 

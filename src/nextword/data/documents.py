@@ -337,6 +337,4 @@ def fetch_data_set(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     wanted = [f"*{suffix}{gz}" for suffix in (*TEXT, *LINES) for gz in ("", ".gz")] + ["*.parquet"]
-    return download(
-        repository, revision or None, wanted, unwanted=["README.md"], kind="dataset", instead="a folder of text"
-    )
+    return download(repository, revision or None, wanted, ["README.md"], kind="dataset", instead="a folder of text")

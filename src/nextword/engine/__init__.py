@@ -1,6 +1,6 @@
 """Requests → scheduler → forward → sampling → tokens: everything that produces or scores tokens.
 
-Names are imported on first use: settings and results need no model.
+Only `LanguageModel` and `load`, which need torch, are imported on first use.
 """
 
 from __future__ import annotations
@@ -8,27 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .engine import Engine, PromptTooLong
-    from .handles import CompletionHandle, LogitsHandle, ScoreHandle, Stream
-    from .language_model import LanguageModel, load
-    from .request import LogitsRequest, Request, ScoreRequest, StopConfig
-    from .results import Alternative, Completion, NextTokens, Score, ScoredText, Step, Timings, TokenLogprob
-    from .sampling import Sampling
-    from .structure import Structure
-    from .worker import Worker
+from .engine import Engine, PromptTooLong
+from .handles import CompletionHandle, LogitsHandle, ScoreHandle, Stream
+from .request import LogitsRequest, Request, ScoreRequest
+from .results import Alternative, Completion, NextTokenDistribution, Score, ScoredText, Timings, Token, TokenLogprob
+from .sampling_params import SamplingParams, StopConfig
+from .structure import Structure
+from .worker import Worker
 
-_HOMES = {
-    "engine": ("Engine", "PromptTooLong"),
-    "handles": ("CompletionHandle", "LogitsHandle", "ScoreHandle", "Stream"),
-    "language_model": ("LanguageModel", "load"),
-    "request": ("LogitsRequest", "Request", "ScoreRequest", "StopConfig"),
-    "results": ("Alternative", "Completion", "NextTokens", "Score", "ScoredText", "Step", "Timings", "TokenLogprob"),
-    "sampling": ("Sampling",),
-    "structure": ("Structure",),
-    "worker": ("Worker",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+if TYPE_CHECKING:
+    from .language_model import LanguageModel, load
 
 __all__ = [
     "Alternative",
@@ -38,19 +27,19 @@ __all__ = [
     "LanguageModel",
     "LogitsHandle",
     "LogitsRequest",
-    "NextTokens",
+    "NextTokenDistribution",
     "PromptTooLong",
     "Request",
-    "Sampling",
+    "SamplingParams",
     "Score",
     "ScoreHandle",
     "ScoreRequest",
     "ScoredText",
-    "Step",
     "StopConfig",
     "Stream",
     "Structure",
     "Timings",
+    "Token",
     "TokenLogprob",
     "Worker",
     "load",
@@ -58,6 +47,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in ("LanguageModel", "load"):
+        return getattr(import_module(".language_model", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .results import Alternative, NextTokens
+from .results import Alternative, NextTokenDistribution
 
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 
@@ -49,12 +49,12 @@ def bits(nats: float) -> float:
     return nats / math.log(2)
 
 
-def label(distribution: NextTokens) -> str:
+def label(distribution: NextTokenDistribution) -> str:
     """The temperature, as a heading."""
     return "T = 0 (greedy)" if distribution.temperature == 0 else f"T = {distribution.temperature:g}"
 
 
-def mass(distribution: NextTokens) -> str:
+def mass(distribution: NextTokenDistribution) -> str:
     """How many tokens carry 90% of the probability."""
     return f"{distribution.covering_90:,} token{'s' if distribution.covering_90 > 1 else ''}"
 
@@ -67,19 +67,19 @@ class Row:
     shares: tuple[float | None, ...]
 
 
-def rows(distributions: Sequence[NextTokens]) -> list[Row]:
+def rows(distributions: Sequence[NextTokenDistribution]) -> list[Row]:
     """The tokens shown by any of the distributions, likeliest by the model first."""
     known: dict[int, Alternative] = {}
     for distribution in distributions:
         for alternative in distribution.top:
             known.setdefault(alternative.id, alternative)
-    drawn = [{each.id: each.drawn for each in distribution.top} for distribution in distributions]
+    drawn = [{each.id: each.sampled_prob for each in distribution.top} for distribution in distributions]
     ordered = sorted(known.values(), key=lambda each: (-each.probability, each.id))
     pairs = list(zip(drawn, distributions, strict=True))
     return [Row(each.text, tuple(_share(shares, each.id, of) for shares, of in pairs)) for each in ordered]
 
 
-def _share(drawn: dict[int, float], token: int, distribution: NextTokens) -> float | None:
+def _share(drawn: dict[int, float], token: int, distribution: NextTokenDistribution) -> float | None:
     if token in drawn:
         return drawn[token]
-    return None if distribution.others > 0 else 0.0  # nothing is left outside what is listed
+    return None if distribution.tail_mass > 0 else 0.0  # nothing is left outside what is listed

@@ -323,17 +323,17 @@ class Engine:
             handle.error = draw
             self._end_all(handle)
             return False
-        step = entry.sample.accept(draw)
+        token = entry.sample.accept(draw)
         computed = len(chunk.tokens) - chunk.drafted + place
-        if place < chunk.drafted and chunk.tokens[computed] == draw.token and step.finish is None:
-            handle.drew(step)
+        if place < chunk.drafted and chunk.tokens[computed] == draw.token and token.finish is None:
+            handle.drew(token)
             return True
         handle.drafted, handle.accepted = handle.drafted + chunk.drafted, handle.accepted + place
         self._scheduler.advance(chunk, computed)
         self._follow(entry.sample)
-        if step.finish is not None:
+        if token.finish is not None:
             self._end(entry.sample)
-        handle.drew(step)
+        handle.drew(token)
         return False
 
     def _end(self, sequence: Sequence) -> None:

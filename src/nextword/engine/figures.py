@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import check_picture, figure_class, save_picture
 from .display import bits, label, mass, percent, rows, visible
-from .results import NextTokens
+from .results import NextTokenDistribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ _HEAT = ("#3b6fd4", "#2f9fbe", "#3fa36b", "#e08a1e", "#d8453e")  # temperatures 
 _GREY, _PALE, _INK = "#8a8f98", "#e6e8ec", "#23262b"
 
 
-def plot_next(distributions: Sequence[NextTokens], path: Path | str) -> None:
+def plot_next(distributions: Sequence[NextTokenDistribution], path: Path | str) -> None:
     """Write the next-token picture, one panel a temperature, to a .svg, .png or .pdf file.
 
     Raises UsageError for what cannot be drawn, RunError where the file cannot be written.
@@ -28,7 +28,7 @@ def plot_next(distributions: Sequence[NextTokens], path: Path | str) -> None:
     save_picture(next_figure(distributions), path)
 
 
-def next_figure(distributions: Sequence[NextTokens]) -> Figure:
+def next_figure(distributions: Sequence[NextTokenDistribution]) -> Figure:
     """The next-token picture as a matplotlib figure: bars on one scale, tokens down the side."""
     shown = rows(distributions)
     names = [*(visible(row.text) for row in shown), "others"]
@@ -47,7 +47,7 @@ def next_figure(distributions: Sequence[NextTokens]) -> Figure:
     return figure
 
 
-def _panel(panel: Axes, distribution: NextTokens, shares: Sequence[float | None], full: float) -> None:
+def _panel(panel: Axes, distribution: NextTokenDistribution, shares: Sequence[float | None], full: float) -> None:
     colour = _colour(distribution.temperature)
     places = range(len(shares))
     panel.barh(places, [share or 0.0 for share in shares], height=0.72, color=colour)
@@ -55,7 +55,7 @@ def _panel(panel: Axes, distribution: NextTokens, shares: Sequence[float | None]
     edge = full * 1.32
     panel.barh(
         [len(shares)],
-        [min(distribution.others, edge)],
+        [min(distribution.tail_mass, edge)],
         height=0.72,
         color=_PALE,
         hatch="////",
@@ -64,11 +64,11 @@ def _panel(panel: Axes, distribution: NextTokens, shares: Sequence[float | None]
     for place, share in zip(places, shares, strict=True):
         text = "·" if share is None else percent(share)
         panel.text((share or 0.0) + full * 0.02, place, text, va="center", fontsize=8.5, color=_INK)
-    inside = distribution.others > full
+    inside = distribution.tail_mass > full
     panel.text(
-        full * 0.02 + (0.0 if inside else distribution.others),
+        full * 0.02 + (0.0 if inside else distribution.tail_mass),
         len(shares),
-        percent(distribution.others) + (" →" if distribution.others > edge else ""),
+        percent(distribution.tail_mass) + (" →" if distribution.tail_mass > edge else ""),
         va="center",
         fontsize=8.5,
         color=_INK,

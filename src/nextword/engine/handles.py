@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .request import AnyRequest, LogitsRequest, Request, ScoreRequest, Tokens
-from .results import Completion, FinishReason, Score, Step, Timings
-from .sampling import fresh_seed
+from .results import Completion, FinishReason, Score, Timings, Token
+from .sampling_params import fresh_seed
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -92,10 +92,10 @@ class Handle:
             self._changed.wait(seconds)
 
 
-class CompletionHandle(Handle, Iterator[Step]):
+class CompletionHandle(Handle, Iterator[Token]):
     """A completion under way: an iterator over its tokens, each as soon as it is drawn.
 
-    `prompt` is what is read, after any cut, and `seed` what its tokens are drawn with. `steps` are those drawn so far,
+    `prompt` is what is read, after any cut, and `seed` what its tokens are drawn with. `tokens` are those drawn so far,
     a list for each of the `n` samples.
     """
 
@@ -105,11 +105,11 @@ class CompletionHandle(Handle, Iterator[Step]):
         super().__init__(engine)
         self.request, self.prompt, self.context, self.n = request, prompt, context, request.n
         self.seed = fresh_seed() if request.sampling.seed is None else request.sampling.seed
-        self.steps: list[list[Step]] = [[] for _ in range(request.n)]
+        self.tokens: list[list[Token]] = [[] for _ in range(request.n)]
         self.drafted = self.accepted = 0
-        self._new: deque[Step] = deque()
+        self._new: deque[Token] = deque()
 
-    def __next__(self) -> Step:
+    def __next__(self) -> Token:
         while not self._new:
             if self.error is not None:
                 raise self.error
@@ -121,12 +121,12 @@ class CompletionHandle(Handle, Iterator[Step]):
     @property
     def finish_reasons(self) -> tuple[FinishReason | None, ...]:
         """Why each sample ended; None for one that has not."""
-        return tuple(steps[-1].finish if steps else None for steps in self.steps)
+        return tuple(tokens[-1].finish if tokens else None for tokens in self.tokens)
 
     @property
     def timings(self) -> Timings:
         """Wall time of reading the prompt and of drawing all samples, so far."""
-        generated = sum(map(len, self.steps))
+        generated = sum(map(len, self.tokens))
         return Timings(
             prompt_tokens=self.prompt_tokens,
             prefill_seconds=max(0.0, self._read - self._begun),
@@ -142,10 +142,10 @@ class CompletionHandle(Handle, Iterator[Step]):
         timings = self.timings
         return [
             Completion(
-                prompt, self.prompt, "".join(step.text for step in steps), tuple(steps), _finished(steps),
+                prompt, self.prompt, "".join(token.text for token in tokens), tuple(tokens), _finished(tokens),
                 first + sample, self.seed, timings,
             )
-            for sample, steps in enumerate(self.steps)
+            for sample, tokens in enumerate(self.tokens)
         ]  # fmt: skip
 
     def started(self, sequence: Sequence, cached: int) -> None:
@@ -156,14 +156,14 @@ class CompletionHandle(Handle, Iterator[Step]):
     def prompt_was_read(self) -> None:
         self._read = self._read or time.perf_counter()
 
-    def drew(self, step: Step) -> None:
+    def drew(self, token: Token) -> None:
         self._ended = time.perf_counter()
-        self.steps[step.choice].append(step)
-        self._new.append(step)
+        self.tokens[token.sample_index].append(token)
+        self._new.append(token)
         self.notify()
 
 
-class Stream(Iterator[Step]):
+class Stream(Iterator[Token]):
     """A completion's tokens for a loop that may be left: the request ends when this is closed or no longer used.
 
     All that a `CompletionHandle` has can be read here.
@@ -172,7 +172,7 @@ class Stream(Iterator[Step]):
     def __init__(self, handle: CompletionHandle) -> None:
         self.handle = handle
 
-    def __next__(self) -> Step:
+    def __next__(self) -> Token:
         return next(self.handle)
 
     def __getattr__(self, name: str) -> Any:
@@ -219,8 +219,8 @@ class LogitsHandle(Handle):
         self.logits: NDArray[np.float32] = np.empty(0, np.float32)  # (vocabulary,) once the request is done
 
 
-def _finished(steps: list[Step]) -> FinishReason:
-    finish = steps[-1].finish if steps else None
+def _finished(tokens: list[Token]) -> FinishReason:
+    finish = tokens[-1].finish if tokens else None
     if finish is None:
         raise ValueError("the completion has not finished")
     return finish

@@ -19,10 +19,10 @@ from ..weights.catalogue import DEFAULT_MODEL
 from .checks import known, shown, whole
 from .engine import Engine
 from .handles import Stream
-from .request import Request, ScoreRequest, StopConfig
-from .results import Alternative, Completion, NextTokens, ScoredText, TokenLogprob
+from .request import Request, ScoreRequest
+from .results import Alternative, Completion, NextTokenDistribution, ScoredText, TokenLogprob
 from .sampler import Distribution, adjust, log_softmax
-from .sampling import Sampling
+from .sampling_params import SamplingParams, StopConfig
 
 Prompt = str | Sequence[int]  # text, or token ids
 
@@ -33,7 +33,7 @@ _OF_REQUEST = ("n", "top_logprobs", "truncate", "structure", "speculate")
 class LanguageModel:
     """A model and its tokenizer. Made by `nextword.load`.
 
-    Settings of every method are those of `Sampling` (temperature, top_k, top_p, min_p, typical_p,
+    Settings of every method are those of `SamplingParams` (temperature, top_k, top_p, min_p, typical_p,
     repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, order) as keywords; the
     defaults are the model's exact distribution.
     """
@@ -68,7 +68,7 @@ class LanguageModel:
     def stream(self, prompt: Prompt, **settings: Any) -> Stream:
         """Iterate over the tokens of a completion as they are drawn; the `n` samples of a prompt run side by side.
 
-        Settings besides those of `Sampling`: n, max_tokens, stop, top_logprobs, truncate ("left"), structure (a
+        Settings besides those of `SamplingParams`: n, max_tokens, stop, top_logprobs, truncate ("left"), structure (a
         `Structure`), speculate. The seed, the timings and the prompt as it was read are attributes of what is returned.
         """
         return Stream(self.engine.submit(self.request(prompt, **settings)))
@@ -125,13 +125,15 @@ class LanguageModel:
     def _text(self, prompt: Prompt) -> str:
         return prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
 
-    def next_tokens(self, prompt: Prompt, temperature: float = 1.0, top: int = 10, **sampling: Any) -> NextTokens:
-        """The distribution of the next token at one temperature; see `next_tokens_at` for several."""
-        return self.next_tokens_at(prompt, [temperature], top, **sampling)[0]
+    def next_token_distribution(
+        self, prompt: Prompt, temperature: float = 1.0, top: int = 10, **sampling: Any
+    ) -> NextTokenDistribution:
+        """The distribution of the next token at one temperature; see `next_token_distributions` for several."""
+        return self.next_token_distributions(prompt, [temperature], top, **sampling)[0]
 
-    def next_tokens_at(
+    def next_token_distributions(
         self, prompt: Prompt, temperatures: Sequence[float], top: int = 10, **sampling: Any
-    ) -> list[NextTokens]:
+    ) -> list[NextTokenDistribution]:
         """The distribution of the next token at several temperatures, from one pass through the model."""
         top = whole("top", top, 1)
         if not isinstance(temperatures, Iterable):
@@ -143,8 +145,8 @@ class LanguageModel:
         return [self._distribution(text, raw, adjust(raw, each, ids, ()), each, top) for each in settings]
 
     def _distribution(
-        self, text: str, raw: np.ndarray, adjusted: np.ndarray, sampling: Sampling, top: int
-    ) -> NextTokens:
+        self, text: str, raw: np.ndarray, adjusted: np.ndarray, sampling: SamplingParams, top: int
+    ) -> NextTokenDistribution:
         own = np.exp(log_softmax(raw))
         ids, probabilities = Distribution(adjusted, sampling, whole=True).probabilities()
         shown = tuple(
@@ -153,13 +155,13 @@ class LanguageModel:
         )
         positive = probabilities[probabilities > 0]
         covering = int(np.searchsorted(np.cumsum(probabilities), 0.9 * (1 - 1e-12), side="left")) + 1
-        return NextTokens(
+        return NextTokenDistribution(
             prompt=text,
             temperature=sampling.temperature,
             top=shown,
             entropy=abs(float(-(positive * np.log(positive)).sum())),
             covering_90=min(covering, len(ids)),
-            others=float(probabilities[top:].sum()),
+            tail_mass=float(probabilities[top:].sum()),
             vocabulary=self.spec.vocabulary,
         )
 
@@ -179,10 +181,10 @@ class LanguageModel:
         return ScoredText(self._text(text), (first, *rest))
 
 
-def _sampling(settings: dict[str, Any], others: tuple[str, ...]) -> Sampling:
-    """Keywords of a method as a `Sampling`; `others` are those it takes besides."""
-    known(settings, (*(item.name for item in fields(Sampling)), *others))
-    return Sampling(**settings)
+def _sampling(settings: dict[str, Any], others: tuple[str, ...]) -> SamplingParams:
+    """Keywords of a method as a `SamplingParams`; `others` are those it takes besides."""
+    known(settings, (*(item.name for item in fields(SamplingParams)), *others))
+    return SamplingParams(**settings)
 
 
 def load(name: str | PathLike[str] = DEFAULT_MODEL, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:

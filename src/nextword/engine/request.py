@@ -6,28 +6,12 @@ from dataclasses import dataclass, field
 
 from ..base import UsageError
 from .checks import shown, whole
-from .sampling import Sampling
+from .sampling_params import SamplingParams, StopConfig
 from .structure import Structure
 
 Tokens = tuple[int, ...]
 
 DRAFTED = 8  # tokens that prompt lookup drafts a step where only `True` is said
-
-
-@dataclass(frozen=True)
-class StopConfig:
-    """When a completion ends. Raises UsageError for values that make no sense."""
-
-    max_tokens: int = 128
-    stop: tuple[str, ...] = ()  # it ends before the first of these texts
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
-        for stop in self.stop:
-            if not isinstance(stop, str):
-                raise UsageError(f"a stop string is {shown(stop)}; it takes text")
-            if not stop:
-                raise UsageError("a stop string is empty; it would end every completion before its first token")
 
 
 @dataclass(frozen=True)
@@ -41,7 +25,7 @@ class Request:
     """
 
     prompt: Tokens
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopConfig = field(default_factory=StopConfig)
     n: int = 1
     top_logprobs: int = 0

@@ -13,32 +13,32 @@ FinishReason = Literal["stop", "length", "end_of_text", "context"]
 class Alternative:
     """One candidate for the next token.
 
-    `probability` is the model's own, softmax of the raw logits; `drawn` is the probability after bias,
+    `probability` is the model's own, softmax of the raw logits; `sampled_prob` is the probability after bias,
     penalties, temperature and truncation: what the sampler draws from.
     """
 
     id: int
     text: str
     probability: float
-    drawn: float
+    sampled_prob: float
 
 
 @dataclass(frozen=True)
-class Step:
+class Token:
     """One generated token.
 
     `token` is the token's own text, `text` what it adds to the output (empty while a character is
-    incomplete), `logprob` the natural logarithm of the model's own probability, `drawn` the probability
-    it was actually drawn with. `choice` numbers the completion within its batch, all of the first prompt first.
+    incomplete), `logprob` the natural logarithm of the model's own probability, `sampled_prob` the probability
+    it was actually drawn with. `sample_index` numbers the completion within its batch, all of the first prompt first.
     """
 
-    choice: int
+    sample_index: int
     position: int
     id: int
     token: str
     text: str
     logprob: float
-    drawn: float
+    sampled_prob: float
     alternatives: tuple[Alternative, ...] = ()
     finish: FinishReason | None = None
 
@@ -78,31 +78,31 @@ class Completion:
     prompt: str
     prompt_ids: tuple[int, ...]
     text: str
-    steps: tuple[Step, ...]
+    tokens: tuple[Token, ...]
     finish: FinishReason
-    choice: int
+    sample_index: int
     seed: int
     timings: Timings
 
     @property
     def ids(self) -> tuple[int, ...]:
-        return tuple(step.id for step in self.steps)
+        return tuple(token.id for token in self.tokens)
 
     @property
     def logprob(self) -> float:
         """Sum over the generated tokens of ln p under the model, in nats."""
-        return sum(step.logprob for step in self.steps)
+        return sum(token.logprob for token in self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
-class NextTokens:
+class NextTokenDistribution:
     """The distribution of the next token at one temperature.
 
     `top` is ordered by probability, highest first. `entropy` is in nats; `covering_90` is the least number
-    of tokens that together carry at least 90% of the mass; `others` is the mass outside `top`.
+    of tokens that together carry at least 90% of the mass; `tail_mass` is the mass outside `top`.
     """
 
     prompt: str
@@ -110,7 +110,7 @@ class NextTokens:
     top: tuple[Alternative, ...]
     entropy: float
     covering_90: int
-    others: float
+    tail_mass: float
     vocabulary: int
 
     def to_dict(self) -> dict[str, Any]:

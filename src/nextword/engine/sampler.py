@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .. import native
 from ..base import RunError, UsageError
 from ..native import logits as kernels
-from .sampling import ORDER, Sampling
+from .sampling_params import ORDER, SamplingParams
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -33,7 +33,7 @@ class SampleRow:
     token i may be drawn; None allows all. `top_logprobs`: how many of the likeliest tokens to report.
     """
 
-    sampling: Sampling
+    sampling: SamplingParams
     uniform: float  # from `Uniforms`; not used by greedy sampling
     prompt: Sequence[int]
     generated: Sequence[int]
@@ -47,7 +47,7 @@ class Candidate:
 
     id: int
     probability: float
-    drawn: float
+    sampled_prob: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Draw:
     """A token, the probability it was drawn with, its ln p under the model, and the model's likeliest tokens."""
 
     token: int
-    drawn: float
+    sampled_prob: float
     logprob: float
     top: tuple[Candidate, ...] = ()
 
@@ -102,7 +102,7 @@ def sample(
     ]
 
 
-def adjust(logits: Logits, sampling: Sampling, prompt: Sequence[int], generated: Sequence[int]) -> Logits:
+def adjust(logits: Logits, sampling: SamplingParams, prompt: Sequence[int], generated: Sequence[int]) -> Logits:
     """Raw logits (vocabulary,) with penalties and bias; the same array where there are none."""
     if sampling.neutral_logits:
         return logits
@@ -136,7 +136,7 @@ class Distribution:
     needs it; all of it if `whole`. `total` is the weight of all tokens kept, sorted or not.
     """
 
-    def __init__(self, logits: NDArray[np.floating], sampling: Sampling, whole: bool = False) -> None:
+    def __init__(self, logits: NDArray[np.floating], sampling: SamplingParams, whole: bool = False) -> None:
         if not math.isfinite(logits.max()):  # NaN if any is
             raise _not_finite()
         self._z, self._sampling = logits.astype(np.float64), sampling
@@ -188,9 +188,9 @@ class Distribution:
         return weights
 
     def _apply(self, step: str) -> bool:
-        """Take one step of `Sampling.order`; False if it needs more tokens than are sorted."""
+        """Take one step of `SamplingParams.order`; False if it needs more tokens than are sorted."""
         setting = getattr(self._sampling, step)
-        if setting == getattr(Sampling, step):  # the default: changes nothing
+        if setting == getattr(SamplingParams, step):  # the default: changes nothing
             return True
         if step == "temperature" and setting > 0:
             self._temperature = setting
@@ -228,11 +228,11 @@ class Distribution:
 # ---- the two ways
 
 
-def _is_usual(sampling: Sampling) -> bool:
+def _is_usual(sampling: SamplingParams) -> bool:
     """Whether the kernels take it: temperature, top_k, top_p and min_p, those that do anything, in this order."""
     if sampling.order == ORDER or sampling.greedy:
         return sampling.typical_p == 1 or sampling.greedy
-    steps = [step for step in sampling.order if getattr(sampling, step) != getattr(Sampling, step)]
+    steps = [step for step in sampling.order if getattr(sampling, step) != getattr(SamplingParams, step)]
     return "typical_p" not in steps and steps == sorted(steps, key=ORDER.index)
 
 
@@ -256,7 +256,7 @@ def _sample_row(raw: Logits, row: SampleRow) -> Draw | RunError:
     if not (math.isfinite(raw.max()) and math.isfinite(z.max())):
         return _not_finite()
     own = log_softmax(raw)
-    distribution = Distribution(z, Sampling(temperature=0) if sampling.greedy else sampling)
+    distribution = Distribution(z, SamplingParams(temperature=0) if sampling.greedy else sampling)
     token, probability = distribution.pick(row.uniform), distribution.probability
     top = tuple(Candidate(id, math.exp(own[id]), probability(id)) for id in _likeliest(raw, row.top_logprobs))
     return Draw(token, probability(token), float(own[token]), top)

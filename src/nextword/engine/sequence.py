@@ -10,7 +10,7 @@ from ..backend import Output
 from ..base import RunError
 from ..text import Tokenizer
 from .pages import Page
-from .results import Alternative, FinishReason, Step
+from .results import Alternative, FinishReason, Token
 from .sampler import Draw, SampleRow, Uniforms
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Sample(Sequence):
             top_logprobs=request.top_logprobs,
         )
 
-    def accept(self, draw: Draw) -> Step:
+    def accept(self, draw: Draw) -> Token:
         """Take a drawn token; `finish` says from then on whether it was the last."""
         position, tokenizer = len(self.tokens), self._tokenizer
         self.tokens.append(draw.token)
@@ -185,16 +185,16 @@ class Sample(Sequence):
         if self._lookup is not None:
             self._lookup.append(draw.token)
         self.finish, text = self._text_and_finish(draw.token)
-        return Step(
-            choice=self.sample,
+        return Token(
+            sample_index=self.sample,
             position=position,
             id=draw.token,
             token=tokenizer.token_text(draw.token),
             text=text,
             logprob=draw.logprob,
-            drawn=draw.drawn,
+            sampled_prob=draw.sampled_prob,
             alternatives=tuple(
-                Alternative(top.id, tokenizer.token_text(top.id), top.probability, top.drawn) for top in draw.top
+                Alternative(top.id, tokenizer.token_text(top.id), top.probability, top.sampled_prob) for top in draw.top
             ),
             finish=self.finish,
         )

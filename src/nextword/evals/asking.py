@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from ..base import UsageError
-from ..engine import CompletionHandle, LanguageModel, Sampling, ScoreHandle, ScoreRequest, StopConfig, Structure
+from ..engine import CompletionHandle, LanguageModel, SamplingParams, ScoreHandle, ScoreRequest, StopConfig, Structure
 from ..engine import Request as CompletionRequest
 from .answers import Answer, answer_choice
 from .chatting import encode_chat, show_chat
@@ -195,7 +195,7 @@ class Asker:
         missing = [each for each in dict.fromkeys(wanted) if each not in found]
         ways = {(prompt, generation.choices): generation for prompt, generation in missing}
         for handle in self._answered(_completions(missing, seed), seen):
-            written = ["".join(step.text for step in steps) for steps in handle.steps]
+            written = ["".join(token.text for token in tokens) for tokens in handle.tokens]
             prompt, structure = handle.request.prompt, handle.request.structure
             generation = ways[prompt, (structure.choices or ()) if structure else ()]
             found[prompt, generation] = written * (generation.repeats // len(written))
@@ -240,7 +240,9 @@ def _completions(wanted: Sequence[Writing], seed: int) -> list[CompletionRequest
 
 
 def _completion(prompt: Ids, generation: Generation, seed: int) -> CompletionRequest:
-    sampling = Sampling(temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed)
+    sampling = SamplingParams(
+        temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed
+    )
     stop = StopConfig(generation.max_tokens, generation.until)
     structure = Structure(choices=generation.choices) if generation.choices else None
     return CompletionRequest(prompt, sampling, stop, n=_drawn(generation), structure=structure)
@@ -323,7 +325,7 @@ def seconds_to_write(asker: Asker, missing: Sequence[Writing], tokens: int) -> f
     between, read = time.perf_counter(), engine.tokens_read - before
     made = engine.complete(_ended(some, _TIMED_TOKENS))  # behind prompts in the cache
     writing = time.perf_counter() - between
-    answers = [(request, steps) for request, handle in zip(some, made, strict=True) for steps in handle.steps]
+    answers = [(request, steps) for request, handle in zip(some, made, strict=True) for steps in handle.tokens]
     lengths = [request.stop.max_tokens if steps[-1].finish == "length" else len(steps) for request, steps in answers]
     a_token = writing / sum(len(steps) for _, steps in answers)
     return (between - began) / read * tokens + a_token * sum(lengths) * len(missing) / len(some)

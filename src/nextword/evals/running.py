@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..backend import Backend, Batch, Output
-from ..engine import CompletionHandle, Engine, Request, Sampling, ScoreHandle, ScoreRequest, StopConfig
+from ..engine import CompletionHandle, Engine, Request, SamplingParams, ScoreHandle, ScoreRequest, StopConfig
 from ..engine.engine import MAX_SEQUENCES
 from ..engine.handles import Handle
 from ..engine.pages import common
@@ -90,7 +90,9 @@ class CountingBackend:
 def _without_writing(request: ScoreRequest | Request) -> ScoreRequest | Request:
     if isinstance(request, ScoreRequest):
         return request
-    return replace(request, sampling=Sampling(temperature=0, seed=0), stop=StopConfig(max_tokens=1), structure=None)
+    return replace(
+        request, sampling=SamplingParams(temperature=0, seed=0), stop=StopConfig(max_tokens=1), structure=None
+    )
 
 
 class _UnderWay:

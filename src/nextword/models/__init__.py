@@ -1,12 +1,14 @@
 """A ModelSpec made of torch modules.
 
 A `Model` has a `spec`, `forward(tokens) -> logits`, and its two halves `hidden(tokens)` and `logits(hidden)`, for
-callers that want the logits of a few positions only. `backend.TorchBackend` runs one behind the engine.
+callers that want the logits of a few positions only. It is plain PyTorch until `prepare` puts compiled kernels in
+place. `backend.TorchBackend` runs one behind the engine.
 """
 
-from .building import build
-from .model import Model
+from .factory import build
+from .model import Execution, Model
+from .prepare import prepare
 from .recurrent import Recurrent, RecurrentState
 from .transformer import Transformer
 
-__all__ = ["Model", "Recurrent", "RecurrentState", "Transformer", "build"]
+__all__ = ["Execution", "Model", "Recurrent", "RecurrentState", "Transformer", "build", "prepare"]

@@ -11,9 +11,11 @@ from torch import Tensor
 from .. import native
 from ..backend import Batch, Output
 from ..base import free_memory
-from .layers import Linear
+from ..native.decode import TransformerProgram
+from ..native.recurrent import RecurrentProgram
 from .model import Model
 from .paged import PAGE_SIZE, STATE_PAGE_SIZE, CompiledPages, CompiledStatePages, EagerPages, StatePages
+from .prepare import inference_of
 from .recurrent import Recurrent
 from .transformer import Transformer
 
@@ -35,16 +37,16 @@ class Pages(Protocol):
 
 
 class TorchBackend:
-    """See `nextword.backend.Backend`. How layers are computed is decided once, here. `page_size` is in tokens.
+    """See `nextword.backend.Backend`. `model` is prepared for inference if it is not prepared yet.
 
-    On a CPU in float32 with the compiled kernels, and only there, a row's result is the same bits whatever else is in
-    the batch.
+    `page_size` is in tokens. Where the compiled kernels run all layers, and only there, a row's result is the same bits
+    whatever else is in the batch.
     """
 
     def __init__(self, model: Model, page_size: int | None = None) -> None:
         self.model = model
         self.pages: Pages = _pages(model, page_size)
-        self.vocabulary, self.context = model.spec.vocabulary, model.longest
+        self.vocabulary, self.context = model.spec.vocabulary, model.max_context
         self.page_size, self.page_bytes = self.pages.page_size, self.pages.page_bytes
         self.rewindable = self.pages.rewindable
         self.step_tokens = STEP_TOKENS.get(model.device.type, 1024)
@@ -66,18 +68,8 @@ class TorchBackend:
         tokens = torch.from_numpy(batch.tokens).to(self.model.device)
         with native.threads_for(len(tokens)):
             hidden = self.pages.hidden(tokens, batch)
-            logits = self._logits(hidden[torch.from_numpy(batch.logit_rows)])
+            logits = self.model.logits(hidden[torch.from_numpy(batch.logit_rows)])
             return Output(logits.numpy(force=True), *self._scores(hidden, batch))
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """float32 logits (rows, vocabulary); by the compiled product, whatever the number of rows, where layers are."""
-        head, compiled = self.model.head, isinstance(self.pages, CompiledPages | CompiledStatePages)
-        if not compiled or not isinstance(head, Linear) or not len(hidden):
-            return self.model.logits(hidden)
-        logits = native.linear(hidden, head.weight)
-        logits = logits if head.bias is None else logits + head.bias
-        cap = self.model.spec.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap is not None else logits
 
     def _scores(self, hidden: Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """ln p and rank of each target, formed a few rows at a time."""
@@ -85,7 +77,7 @@ class TorchBackend:
         logprobs, ranks = np.zeros(len(row_of)), np.zeros(len(row_of), np.int64)
         at_once = LOGITS_AT_ONCE.get(hidden.device.type, 64)
         for start in range(0, len(rows), at_once):
-            logits = self._logits(hidden[torch.from_numpy(rows[start : start + at_once])])
+            logits = self.model.logits(hidden[torch.from_numpy(rows[start : start + at_once])])
             here = np.flatnonzero((row_of >= start) & (row_of < start + at_once))
             index = torch.from_numpy(row_of[here] - start).to(logits.device)
             targets = torch.from_numpy(batch.targets[here]).to(logits.device)[:, None]
@@ -100,9 +92,14 @@ class TorchBackend:
 
 
 def _pages(model: Model, page_size: int | None) -> Pages:
-    if isinstance(model, Recurrent):
-        network, size = model.program(), page_size or STATE_PAGE_SIZE
-        return StatePages(model, size) if network is None else CompiledStatePages(model, network, size)
-    assert isinstance(model, Transformer)
-    program, size = model.program(), page_size or PAGE_SIZE
-    return EagerPages(model, size) if program is None else CompiledPages(model, program, size)
+    program = inference_of(model).program
+    if isinstance(model, Transformer):
+        size = page_size or PAGE_SIZE
+        if isinstance(program, TransformerProgram):
+            return CompiledPages(model, program, size)
+        return EagerPages(model, size)
+    assert isinstance(model, Recurrent)
+    size = page_size or STATE_PAGE_SIZE
+    if isinstance(program, RecurrentProgram):
+        return CompiledStatePages(model, program, size)
+    return StatePages(model, size)

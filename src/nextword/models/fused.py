@@ -1,8 +1,8 @@
 """Parts of a layer as single autograd functions, which keep less and pass over memory less than torch's operators.
 
-They compute with the compiled kernels; `usable` says where: float32 on a CPU, eagerly, with gradients wanted. What is
-cheap to form again (a norm's output, the gated product) is not kept for the backward pass. Gradients of gradients
-are formed by torch's own operators.
+They compute with the compiled kernels, in contiguous float32 on a CPU: `prepare` uses them nowhere else. What is cheap
+to form again (a norm's output, the gated product) is not kept for the backward pass. Gradients of gradients are formed
+by torch's own operators.
 """
 
 from __future__ import annotations
@@ -12,29 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import native
-from ..native import training as kernels
+from ..native import elementwise as kernels
 
 Gradients = tuple[Tensor | None, ...]
 BLOCK = 1024  # rows that pass through an MLP together: few enough for the cache, many enough for matrix products
-
-
-def usable(*tensors: Tensor | None, products: bool = True) -> bool:
-    """Whether these functions may compute with `tensors`; with `products`, matrix products among their work."""
-    return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not (products and torch.is_autocast_enabled("cpu"))
-        and not torch._C._are_functorch_transforms_active()
-        and all(x is None or (x.is_cpu and x.dtype == torch.float32 and type(x) in _PLAIN) for x in tensors)
-        and all(x is None or x.numel() for x in tensors)
-        and native.available()
-    )
-
-
-_PLAIN = (Tensor, nn.Parameter)  # others stand for tensors that are elsewhere or nowhere
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -72,19 +55,19 @@ def linear_added(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
     return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.t()).view(residual.shape)
 
 
-def turned_parts(qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of qkv (batch, time, heads + 2 kv, head_width), the first two turned as by `rotate`.
+def split_rope(qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of qkv (batch, time, heads + 2 kv, head_width), the first two rotated as by `rotate`.
 
-    They are turned IN PLACE: nothing else may read `qkv`. Each is (batch, time, its heads, head_width).
+    They are rotated IN PLACE: nothing else may read `qkv`. Each is (batch, time, its heads, head_width).
     """
-    queries, keys, values = _TurnedParts.apply(qkv, heads, kv_heads, cosine, sine)  # type: ignore[no-untyped-call]
+    queries, keys, values = _SplitRope.apply(qkv, heads, kv_heads, cosine, sine)  # type: ignore[no-untyped-call]
     return queries, keys, values
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, inverse = kernels.norm(_rows(x), weight, eps)
+        y, inverse = kernels.rms_norm_forward(_rows(x), weight, eps)
         ctx.save_for_backward(x, weight, inverse)
         ctx.eps = eps
         return y.view(x.shape)
@@ -95,7 +78,7 @@ class _RMSNorm(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (*_by_torch(lambda x, weight: _norm(x, weight, ctx.eps), (x, weight), gradients), None)
         dy = _rows(gradients[0]).clone(memory_format=torch.contiguous_format)  # the kernel writes over it
-        dx, dweight = kernels.norm_back(_rows(x), weight, inverse, None, dy)
+        dx, dweight = kernels.rms_norm_backward(_rows(x), weight, inverse, None, dy)
         return dx.view(x.shape), dweight, None
 
 
@@ -104,7 +87,7 @@ class _NormedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        y, inverse = kernels.norm(_rows(x), gain, eps)
+        y, inverse = kernels.rms_norm_forward(_rows(x), gain, eps)
         ctx.save_for_backward(x, gain, weight, bias, inverse)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
@@ -115,18 +98,20 @@ class _NormedLinear(torch.autograd.Function):
         x, gain, weight, bias, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
 
-            def again(x: Tensor, gain: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+            def recomputed(x: Tensor, gain: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
                 return F.linear(_norm(x, gain, ctx.eps), weight, *bias), x.view_as(x)
 
             inputs = (x, gain, weight) if bias is None else (x, gain, weight, bias)
-            dx, dgain, dweight, *dbias = _by_torch(again, inputs, gradients)
+            dx, dgain, dweight, *dbias = _by_torch(recomputed, inputs, gradients)
             return dx, dgain, None, dweight, dbias[0] if dbias else None
-        dz, through = gradients
+        dz, residual_grad = gradients
         if dz is None:
-            return through, None, None, None, None
+            return residual_grad, None, None, None, None
         dz = _rows(dz)
         dy = dz @ weight
-        dx, dgain = kernels.norm_back(_rows(x), gain, inverse, None if through is None else _rows(through), dy)
+        dx, dgain = kernels.rms_norm_backward(
+            _rows(x), gain, inverse, None if residual_grad is None else _rows(residual_grad), dy
+        )
         return dx.view(x.shape), dgain, None, dz.t() @ dy, None if bias is None else dz.sum(0)  # dy holds y now
 
 
@@ -134,7 +119,7 @@ class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gates: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gates, weight)
-        return (kernels.gate(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
+        return (kernels.swiglu_forward(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
@@ -143,7 +128,7 @@ class _GatedLinear(torch.autograd.Function):
             return _by_torch(_gated_linear, (gates, weight), gradients)
         dy = _rows(gradients[0])
         dh = dy @ weight
-        dgates = kernels.gate_back(_rows(gates), dh)
+        dgates = kernels.swiglu_backward(_rows(gates), dh)
         return dgates.view(gates.shape), dy.t() @ dh  # dh holds h now
 
 
@@ -152,10 +137,10 @@ class _GatedMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
         rows = _rows(x)
         gates, inverse, y = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows)), torch.empty_like(rows)
-        for part in _blocks(rows):
-            normed, inverse[part] = kernels.norm(rows[part], gain, eps)
-            torch.mm(normed, up.t(), out=gates[part])
-            torch.addmm(rows[part], kernels.gate(gates[part]), down.t(), out=y[part])
+        for block in _blocks(rows):
+            normed, inverse[block] = kernels.rms_norm_forward(rows[block], gain, eps)
+            torch.mm(normed, up.t(), out=gates[block])
+            torch.addmm(rows[block], kernels.swiglu_forward(gates[block]), down.t(), out=y[block])
         ctx.save_for_backward(x, gain, up, down, gates, inverse)
         ctx.eps = eps
         return y.view(x.shape)
@@ -165,30 +150,30 @@ class _GatedMLP(torch.autograd.Function):
         x, gain, up, down, gates, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
 
-            def again(x: Tensor, gain: Tensor, up: Tensor, down: Tensor) -> Tensor:
+            def recomputed(x: Tensor, gain: Tensor, up: Tensor, down: Tensor) -> Tensor:
                 return x + _gated_linear(F.linear(_norm(x, gain, ctx.eps), up), down)
 
-            dx, dgain, dup, ddown = _by_torch(again, (x, gain, up, down), gradients)
+            dx, dgain, dup, ddown = _by_torch(recomputed, (x, gain, up, down), gradients)
             return dx, dgain, None, dup, ddown
         rows, dy = _rows(x), _rows(gradients[0])
-        dx, dgain, dup, ddown = (torch.zeros_like(each) for each in (rows, gain, up, down))
-        for part in _blocks(rows):
-            held = dy[part] @ down  # the gradient of the gated product, and then that product
-            dgates = kernels.gate_back(gates[part], held)
-            torch.addmm(ddown, dy[part].t(), held, out=ddown)  # not addmm_, which FLOP counters overlook
-            held = dgates @ up  # the gradient of the normed input, and then that
-            dgain += kernels.norm_back(rows[part], gain, inverse[part], dy[part], held, dx[part])[1]
-            torch.addmm(dup, dgates.t(), held, out=dup)
+        dx, dgain, dup, ddown = (torch.zeros_like(tensor) for tensor in (rows, gain, up, down))
+        for block in _blocks(rows):
+            buffer = dy[block] @ down  # the gradient of the gated product, and then that product
+            dgates = kernels.swiglu_backward(gates[block], buffer)
+            torch.addmm(ddown, dy[block].t(), buffer, out=ddown)  # not addmm_, which FLOP counters overlook
+            buffer = dgates @ up  # the gradient of the normed input, and then that
+            dgain += kernels.rms_norm_backward(rows[block], gain, inverse[block], dy[block], buffer, dx[block])[1]
+            torch.addmm(dup, dgates.t(), buffer, out=dup)
         return dx.view(x.shape), dgain, None, dup, ddown
 
 
-class _TurnedParts(torch.autograd.Function):
+class _SplitRope(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.angles = cosine, sine  # of all layers together
-        kernels.turn(qkv, heads + kv_heads, cosine, sine)
+        kernels.rope(qkv, heads + kv_heads, cosine, sine)
         queries, keys, values = qkv.detach().tensor_split((heads, heads + kv_heads), 2)
         return queries, keys, values
 
@@ -197,9 +182,9 @@ class _TurnedParts(torch.autograd.Function):
         cosine, sine = ctx.angles
         if torch.is_grad_enabled():
             queries, keys, values = gradients
-            turned = (_turned_back(part, cosine, sine) for part in (queries, keys))
-            return torch.cat((*turned, values), 2), None, None, None, None
-        return kernels.turn_back(gradients, cosine, sine), None, None, None, None
+            rotated_back = (_rope_backward(heads, cosine, sine) for heads in (queries, keys))
+            return torch.cat((*rotated_back, values), 2), None, None, None, None
+        return kernels.rope_backward(gradients, cosine, sine), None, None, None, None
 
 
 def _blocks(rows: Tensor) -> list[slice]:
@@ -219,21 +204,21 @@ def _gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
     return F.linear(F.silu(gate) * up, weight)
 
 
-def _turned_back(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rope_backward(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     width = cosine.shape[-1]
-    part = x[..., :width]
-    return torch.cat((part * cosine + (part * sine).roll(width // 2, -1), x[..., width:]), -1)
+    rotated = x[..., :width]
+    return torch.cat((rotated * cosine + (rotated * sine).roll(width // 2, -1), x[..., width:]), -1)
 
 
 def _by_torch(function: Callable[..., Any], inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Gradients:
     """The gradients of `inputs` with a graph of their own. Aliases keep what one input owes another out of it."""
     aliases = [x.view_as(x) if x.requires_grad else x for x in inputs]
     with torch.enable_grad():
-        found = function(*aliases)
-    outputs = found if isinstance(found, tuple) else (found,)
+        result = function(*aliases)
+    outputs = result if isinstance(result, tuple) else (result,)
     pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
     wanted = [alias for alias in aliases if alias.requires_grad]
-    made = iter(
+    input_gradients = iter(
         torch.autograd.grad(
             [output for output, _ in pairs],
             wanted,
@@ -242,4 +227,4 @@ def _by_torch(function: Callable[..., Any], inputs: Sequence[Tensor], gradients:
             allow_unused=True,
         )
     )
-    return tuple(next(made) if alias.requires_grad else None for alias in aliases)
+    return tuple(next(input_gradients) if alias.requires_grad else None for alias in aliases)

@@ -1,30 +1,16 @@
-"""The two layers every model is made of: a matrix with a bias, and a norm."""
+"""The layers every model is made of: matrices with a bias, embeddings, norms and activations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import native
-from ..native import PackedMatrix
+from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
-from . import fused
-
-FEW = 16  # vectors up to which the compiled product beats torch's
-
-
-def fast(x: Tensor) -> bool:
-    """Whether the compiled kernels may compute with `x`: float32 on a CPU, and no gradient wanted."""
-    return x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled() and native.available()
-
-
-def plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether `module` is just what `kind` says: not replaced (adapters do), and no hook waits for its call."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and not any(hooks)
 
 
 class Layer(nn.Module):
@@ -36,29 +22,19 @@ class Layer(nn.Module):
 
 
 class Linear(nn.Linear, Layer):
-    """y = x W^T + b, W (out, in), x (..., in)."""
+    """y = x W^T + b, W (out, in), x (..., in). On the meta device nothing is drawn."""
 
-    def __init__(self, inner: int, outer: int, bias: bool = False) -> None:
-        super().__init__(inner, outer, bias)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias)
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel() <= FEW * self.in_features and fast(x) and self.weight.dtype == torch.float32:
-            y = native.linear(x, self.weight)
-            return y if self.bias is None else y + self.bias
-        return super().forward(x)
-
     @property
-    def biased(self) -> bool:
+    def has_bias(self) -> bool:
         """Whether a bias is added."""
         return self.bias is not None
-
-    def held(self) -> native.MatrixWeights:
-        """What a compiled step reads."""
-        return native.MatrixWeights(self.weight.detach(), _detached(self.bias))
 
 
 class Embedding(nn.Embedding, Layer):
@@ -82,18 +58,9 @@ class Norm(Layer):
         self.bias = nn.Parameter(torch.zeros(width)) if not self.rms and spec.norm_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rms and fast(x):
-            return native.rms_norm(x, self.weight, self.eps)
-        wide = x.float()
-        if not self.rms:
-            return F.layer_norm(wide, self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
-        if fused.usable(wide, self.weight, products=False):
-            return fused.rms_norm(wide, self.weight, self.eps).to(x.dtype)
-        return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
-
-    def held(self) -> native.NormWeights:
-        """What a compiled step reads."""
-        return native.NormWeights(self.weight.detach(), _detached(self.bias))
+        if self.rms:
+            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 class PackedLinear(Layer):
@@ -107,10 +74,6 @@ class PackedLinear(Layer):
         y = self.matrix.matmul(x)
         return y if self.bias is None else y + self.bias
 
-    def held(self) -> native.MatrixWeights:
-        """What a compiled step reads."""
-        return native.MatrixWeights(self.matrix, _detached(self.bias))
-
 
 class PackedEmbedding(Layer):
     """Rows of a quantized matrix as float32."""
@@ -123,5 +86,21 @@ class PackedEmbedding(Layer):
         return self.matrix.rows_at(tokens)
 
 
-def _detached(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach()
+def activate(inner: Tensor, spec: ModelSpec) -> Tensor:
+    """What `down` reads, (..., inner width), of what `up` made: with gates (..., 2 inner width), gate columns first."""
+    function = _ACTIVATIONS[spec.activation]
+    if spec.mlp == "plain":
+        return function(inner)
+    gate, up = inner.chunk(2, -1)
+    if spec.activation == "swiglu_clamped":
+        return function(gate.clamp(max=_CLAMP)) * (up.clamp(-_CLAMP, _CLAMP) + 1)
+    return function(gate) * up
+
+
+_CLAMP = 7.0  # gpt-oss
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "swiglu_clamped": lambda x: x * torch.sigmoid(1.702 * x),  # gpt-oss
+}

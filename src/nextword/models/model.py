@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from ..native.decode import TransformerProgram
+from ..native.recurrent import RecurrentProgram
 from ..spec import ModelSpec
 from .layers import Embedding, Linear, PackedEmbedding, PackedLinear
+
+Mode = Literal["eager", "train", "infer"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is computed, as `prepare` chose it. `program` runs all layers in one call of the compiled kernels."""
+
+    mode: Mode
+    description: str
+    program: TransformerProgram | RecurrentProgram | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.description
+
+
+EAGER = Execution("eager", "PyTorch, not prepared")
 
 
 class Model(nn.Module):
@@ -17,6 +38,12 @@ class Model(nn.Module):
     spec: ModelSpec
     embedding: Embedding | PackedEmbedding
     head: Linear | PackedLinear
+    execution: Execution = EAGER  # set by `prepare`
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dropout = nn.Dropout(0.0)
 
     @property
     def device(self) -> torch.device:
@@ -29,21 +56,33 @@ class Model(nn.Module):
         return self.embedding.weight.dtype if isinstance(self.embedding, Embedding) else torch.float32
 
     @property
-    def longest(self) -> int | None:
+    def max_context(self) -> int | None:
         """Tokens a sequence may have; None where there is no limit."""
         return None
 
     @abstractmethod
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """What `logits` reads: the last layer's output at every token, (batch, time, width).
 
-        `tokens` is (batch, time); each row is the beginning of a text.
+        `tokens` is (batch, time); each row is the beginning of a text. `documents` (batch, time) numbers the documents
+        packed in a row, which then do not see each other.
         """
 
-    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., vocabulary) from `hidden` (..., width)."""
+        return self.head(hidden).float()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """float32 logits of the token after each, (batch, time, vocabulary)."""
         return self.logits(self.hidden(tokens))
+
+    def set_regularization(self, dropout: float, recompute: bool) -> None:
+        """Share of features dropped in training, and whether activations are formed again in the backward pass.
+
+        Only transformers recompute.
+        """
+        self.dropout.p = dropout
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:  # every change of device or dtype passes here
+        self.execution = EAGER
+        return super()._apply(*arguments, **options)  # type: ignore[no-untyped-call, no-any-return]

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .. import native
 from ..backend import Batch
+from ..native.decode import KVCache, Placement, TransformerProgram
+from ..native.recurrent import RecurrentProgram
 from .recurrent import Recurrent, RecurrentState, state_of
+from .rotary import Rope
 from .transformer import Attention, Transformer
 
 PAGE_SIZE = 32  # tokens; see docs/decisions.md
@@ -44,20 +47,30 @@ class KeyValuePages:
 class CompiledPages(KeyValuePages):
     """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
 
-    def __init__(self, model: Transformer, program: native.Program, page_size: int = PAGE_SIZE) -> None:
+    def __init__(self, model: Transformer, program: TransformerProgram, page_size: int = PAGE_SIZE) -> None:
         super().__init__(model, page_size)
         self.program = program
 
     def allocate(self, pages: int) -> None:
         super().allocate(pages)
-        self.pool = native.Pool(self.model.spec, self.keys, self.values)
+        self.pool = KVCache(self.model.spec, self.keys, self.values)
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
         model, positions = self.model, torch.from_numpy(batch.positions)
         x = model.embed(tokens[None], positions[None])[0]
-        tables = model.rope_tables(int(batch.positions.max()) + 1)
-        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        placement = Placement(batch.positions, batch.sequences, batch.page_tables)
+        tables = self._rope_tables(int(batch.positions.max()) + 1)
         return model.norm(self.program.forward(x, tables, self.pool, placement))
+
+    def _rope_tables(self, positions: int) -> tuple[Rope | None, Rope | None]:
+        """Of at least `positions` positions, for layers without and with a window."""
+        model, spec = self.model, self.model.spec
+        if spec.position != "rotary":
+            return None, None
+        full, local = (
+            model.rope_cache.tables(positions, rope, model.device) for rope in (spec.rope, spec.local_rope or spec.rope)
+        )
+        return full, local
 
 
 class EagerPages(KeyValuePages):
@@ -74,8 +87,9 @@ class PagedAttention:
         device = pages.model.device
         self._pages, size = pages, pages.page_size
         self.positions = torch.from_numpy(batch.positions).to(device)[None]  # (1, tokens)
+        self.end = int(batch.positions.max()) + 1
         self._page_of = torch.from_numpy(batch.page_tables[batch.sequences, batch.positions // size]).long().to(device)
-        self._place_of = torch.from_numpy(batch.positions % size).to(device)
+        self._offset_of = torch.from_numpy(batch.positions % size).to(device)
         self._groups: list[tuple[Tensor, Tensor, Tensor]] = []  # rows (n, time), tables (n, pages), positions (n, time)
         counts = np.bincount(batch.sequences, minlength=len(batch.page_tables))
         starts = np.cumsum(counts) - counts
@@ -85,20 +99,20 @@ class PagedAttention:
             rows = starts[group][:, None] + np.arange(counts[group[0]])
             positions = batch.positions[rows]
             tables = batch.page_tables[group][:, : int(positions.max()) // size + 1].clip(min=0)
-            self._groups.append((_moved(rows, device), _moved(tables, device), _moved(positions, device)))
+            self._groups.append((_to_device(rows, device), _to_device(tables, device), _to_device(positions, device)))
 
     def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(1, heads, tokens, head_width), the new keys and values (1, kv_heads, tokens, head_width) being stored."""
         stored = (self._pages.keys[attention.layer], self._pages.values[attention.layer])
         for pages, new in zip(stored, (keys, values), strict=True):
-            pages[self._page_of, :, self._place_of] = new[0].transpose(0, 1)
-        mixed = torch.empty_like(queries)
+            pages[self._page_of, :, self._offset_of] = new[0].transpose(0, 1)
+        attended = torch.empty_like(queries)
         for rows, tables, positions in self._groups:
-            seen_keys, seen_values = (pages[tables].transpose(1, 2).flatten(2, 3) for pages in stored)
-            mask = self._mask(positions, seen_keys.shape[2], attention.window)
-            part = attention.attend(queries[0, :, rows].transpose(0, 1), seen_keys, seen_values, mask)
-            mixed[0, :, rows] = part.transpose(0, 1)
-        return mixed
+            past_keys, past_values = (pages[tables].transpose(1, 2).flatten(2, 3) for pages in stored)
+            mask = self._mask(positions, past_keys.shape[2], attention.window)
+            group = queries[0, :, rows].transpose(0, 1)  # (sequences, heads, time, head_width)
+            attended[0, :, rows] = attention.scaled_dot_product(group, past_keys, past_values, mask).transpose(0, 1)
+        return attended
 
     @staticmethod
     def _mask(positions: Tensor, keys: int, window: int) -> Tensor:
@@ -133,7 +147,7 @@ class StatePages:
             padded = tokens[torch.from_numpy(rows).to(tokens.device)]
             state = self.state.select(np.maximum(sources, 0).tolist())
             state.clear(torch.from_numpy(sources < 0).to(tokens.device))
-            out = self.model.hidden(padded, state, lengths.tolist())
+            out = self.model.hidden(padded, state=state, lengths=lengths.tolist())
             for row, length in enumerate(lengths):
                 x[rows[row, :length]] = out[row, :length]
             for tensor, new in zip(self.state.tensors, state.tensors, strict=True):
@@ -159,20 +173,20 @@ class StatePages:
         lengths = np.array([end - start for start, end in spans])
         rows = starts[:, None] + np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
         tables, positions = batch.page_tables[batch.sequences[starts]], batch.positions[starts]
-        every = np.arange(len(spans))
-        sources = np.where(positions > 0, tables[every, (positions - 1) // self.page_size], -1)
-        return rows, lengths, sources, tables[every, positions // self.page_size].tolist()
+        row_index = np.arange(len(spans))
+        sources = np.where(positions > 0, tables[row_index, (positions - 1) // self.page_size], -1)
+        return rows, lengths, sources, tables[row_index, positions // self.page_size].tolist()
 
 
 class CompiledStatePages(StatePages):
     """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
 
-    def __init__(self, model: Recurrent, program: native.RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
+    def __init__(self, model: Recurrent, program: RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
         super().__init__(model, page_size)
         self.program = program
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        placement = native.Placement(batch.positions, batch.sequences, batch.page_tables)
+        placement = Placement(batch.positions, batch.sequences, batch.page_tables)
         with native.threads_for(len(batch.page_tables)):  # a product over a token of each sequence at a time
             return self.program.forward(self.model.embedding(tokens), self.state.tensors, self.page_size, placement)
 
@@ -184,5 +198,5 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
-def _moved(indices: np.ndarray, device: torch.device) -> Tensor:
+def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(indices).long().to(device)

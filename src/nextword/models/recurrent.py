@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
-from .. import native
 from ..spec import ModelSpec
-from .layers import Embedding, Linear, plain
+from .layers import Embedding, Linear
 from .model import Model
 
 FLAT = 0.5  # largest standard deviation of the first logits
@@ -58,9 +56,9 @@ class RecurrentState:
 
 def state_of(hidden: Tensor, cell: Tensor | None) -> RecurrentState:
     """A state that holds these numbers, (layers, batch, width) each."""
-    made = object.__new__(RecurrentState)
-    made.hidden, made.cell = hidden, cell
-    return made
+    state = object.__new__(RecurrentState)
+    state.hidden, state.cell = hidden, cell
+    return state
 
 
 class _Initialised(nn.RNNBase):
@@ -96,25 +94,22 @@ class _GRU(_Initialised, nn.GRU):
     pass
 
 
-_CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
+CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
 
 
 class Recurrent(Model):
     """An embedding, `spec.layers` recurrent layers as wide as it, and a head. Of any kind in "rnn", "lstm", "gru".
 
-    `dropout` is the share of features dropped between embedding, layers and head while training, never along time
-    (Zaremba et al. 2014, 1409.2329).
+    Dropout acts between embedding, layers and head, never along time (Zaremba et al. 2014, 1409.2329).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         self.embedding: Embedding = Embedding(spec.vocabulary, spec.width)
-        self.recurrent = _CELLS[spec.kind](spec.width, spec.width, spec.layers, batch_first=True)
+        self.recurrent = CELLS[spec.kind](spec.width, spec.width, spec.layers, batch_first=True)
         self.head: Linear = Linear(spec.width, spec.vocabulary, spec.head_bias)
         if spec.tied:
             self.head.weight = self.embedding.weight
-        self.dropout = 0.0
         self._initialise()
 
     def _initialise(self) -> None:
@@ -136,14 +131,9 @@ class Recurrent(Model):
         with torch.no_grad():
             self.recurrent.get_parameter("weight_ih_l0").div_(embedding)
 
-    @property
-    def dropout(self) -> float:
-        """Share of features dropped while training."""
-        return self.recurrent.dropout
-
-    @dropout.setter
-    def dropout(self, share: float) -> None:
-        self.recurrent.dropout = share
+    def set_regularization(self, dropout: float, recompute: bool) -> None:
+        super().set_regularization(dropout, recompute)
+        self.recurrent.dropout = dropout
 
     def new_state(self, batch: int) -> RecurrentState:
         """A state of zeros for `batch` sequences."""
@@ -152,38 +142,36 @@ class Recurrent(Model):
     def hidden(
         self,
         tokens: Tensor,
+        documents: Tensor | None = None,
+        *,
         state: RecurrentState | None = None,
         lengths: Sequence[int] | None = None,
-        documents: Tensor | None = None,
     ) -> Tensor:
         """The last layer's output at every token, (batch, time, width); see `Model.hidden`.
 
         Each row continues `state`, which moves on in place; without one each row begins a text. Rows may be padded at
-        the end; `lengths` then says how many tokens of each row are real. `documents` (batch, time) numbers the
-        documents packed in a row: each begins with a state of zeros, but for the first, which continues the row's.
-        Rows so packed cannot be padded besides.
+        the end; `lengths` then says how many tokens of each row are real. Of `documents` each begins with a state of
+        zeros, but for a row's first, which continues the row's. Rows so packed cannot be padded besides.
         """
-        batch, time = tokens.shape
-        before = state if state is not None else self.new_state(batch)
-        x = F.dropout(self.embedding(tokens), self.dropout, self.training)  # (batch, time, width)
-        with native.threads_for(tokens.numel()):
-            if documents is not None:
-                x, after = self._apart(x, before, documents)
-            elif lengths is None or min(lengths) == time:
-                x, after = self.recurrent(x, _carried(before))
-            else:
-                x, after = self._padded(x, before, lengths)
+        before = state if state is not None else self.new_state(len(tokens))
+        x = self.dropout(self.embedding(tokens))  # (batch, time, width)
+        if documents is not None:
+            x, after = self._by_document(x, before, documents)
+        elif lengths is None or min(lengths) == tokens.shape[1]:
+            x, after = self.recurrent(x, _as_torch(before))
+        else:
+            x, after = self._padded(x, before, lengths)
         if state is not None:
             state.hidden, state.cell = after if isinstance(after, tuple) else (after, None)
-        return F.dropout(x, self.dropout, self.training)
+        return self.dropout(x)  # type: ignore[no-any-return]
 
     def _padded(self, x: Tensor, before: RecurrentState, lengths: Sequence[int]) -> tuple[Tensor, Any]:
         """Rows of different lengths: each one's state is that after its last real token."""
         packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
-        out, after = self.recurrent(packed, _carried(before))
+        out, after = self.recurrent(packed, _as_torch(before))
         return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], after
 
-    def _apart(self, x: Tensor, before: RecurrentState, documents: Tensor) -> tuple[Tensor, Any]:
+    def _by_document(self, x: Tensor, before: RecurrentState, documents: Tensor) -> tuple[Tensor, Any]:
         """Each document of a row as a sequence of its own; a row's first one continues the row's state."""
         batch, time, width = x.shape
         begins = torch.ones_like(documents, dtype=torch.bool)
@@ -193,25 +181,12 @@ class Recurrent(Model):
         last = torch.cat((rows[1:] != rows[:-1], rows.new_ones(1).bool()))
         fresh = before.select(rows.tolist())
         fresh.clear(starts % time != 0)
-        pieces = list(x.flatten(0, 1).tensor_split(starts[1:].tolist()))
-        out, after = self.recurrent(pack_sequence(pieces, enforce_sorted=False), _carried(fresh))
-        kept: Any = tuple(part[:, last] for part in after) if isinstance(after, tuple) else after[:, last]
+        texts = list(x.flatten(0, 1).tensor_split(starts[1:].tolist()))
+        out, after = self.recurrent(pack_sequence(texts, enforce_sorted=False), _as_torch(fresh))
+        kept: Any = tuple(tensor[:, last] for tensor in after) if isinstance(after, tuple) else after[:, last]
         return torch.cat(unpack_sequence(out)).view(batch, time, width), kept
 
-    def program(self) -> native.RecurrentProgram | None:
-        """The layers as the compiled kernels run them; None where these do not compute, or know the module no more."""
-        here = self.device.type == "cpu" and self.dtype == torch.float32 and native.available()
-        if not here or not plain(self.recurrent, _CELLS[self.spec.kind]):
-            return None
-        layers = [native.RecurrentWeights(*map(torch.detach, weights)) for weights in self.recurrent.all_weights]
-        return native.RecurrentProgram(self.spec.kind, self.spec.width, layers)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 logits (..., vocabulary) from `hidden` (..., width)."""
-        with native.threads_for(hidden.numel() // self.spec.width):
-            return self.head(hidden).float()
-
-
-def _carried(state: RecurrentState) -> Any:
+def _as_torch(state: RecurrentState) -> Any:
     """A state as torch's modules take it."""
     return state.hidden if state.cell is None else (state.hidden, state.cell)

@@ -1,4 +1,4 @@
-"""Rotary positions: the angles by which query and key pairs turn (Su et al. 2021, 2104.09864)."""
+"""Rotary positions: the angles by which query and key pairs rotate (Su et al. 2021, 2104.09864)."""
 
 import math
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..spec import RopeSpec
+
+Rope = tuple[Tensor, Tensor]  # cos and signed sin, (..., rotary_width)
 
 
 def frequencies(rope: RopeSpec, head_width: int) -> Tensor:
@@ -18,19 +20,25 @@ def frequencies(rope: RopeSpec, head_width: int) -> Tensor:
         return _llama3(plain, rope)
     if rope.scaling == "yarn":
         return _yarn(plain, rope, width)
+    if rope.scaling == "longrope":  # chosen once, not by each text's length: texts share pages of rotated keys
+        return plain / torch.tensor(rope.long_factors if rope.factor > 1 else rope.short_factors)
     return plain
 
 
 def amplitude(rope: RopeSpec) -> float:
-    """What cos and sin are multiplied by: YaRN sharpens attention with it, others leave 1."""
-    if rope.scaling != "yarn":
+    """What cos and sin are multiplied by: YaRN and LongRoPE sharpen attention with it, others leave 1."""
+    if rope.scaling not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
-    return 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0  # 2309.00071, eq. 22
+    if rope.factor <= 1:
+        return 1.0
+    if rope.scaling == "yarn":
+        return 0.1 * math.log(rope.factor) + 1.0  # 2309.00071, eq. 22
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_context))  # 2402.13753, section 4
 
 
-def tables(rope: RopeSpec, head_width: int, positions: int) -> tuple[Tensor, Tensor]:
+def tables(rope: RopeSpec, head_width: int, positions: int) -> Rope:
     """cos and signed sin, float32 (positions, rotary_width), for `rotate`."""
     angles = torch.outer(torch.arange(positions).float(), frequencies(rope, head_width))
     scale = amplitude(rope)
@@ -39,15 +47,32 @@ def tables(rope: RopeSpec, head_width: int, positions: int) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the leading rotary_width features of `x` (..., head_width); pair i is (i, i + rotary_width/2).
+    """Rotate the leading rotary_width features of `x` (..., head_width); pair i is (i, i + rotary_width/2).
 
     (a, b) -> (a cos - b sin, b cos + a sin), with the minus sign held in the table of sines.
     """
     width = cosine.shape[-1]
     if width == x.shape[-1]:
         return torch.addcmul(x * cosine, x.roll(width // 2, -1), sine)
-    turning, still = x[..., :width], x[..., width:]
-    return torch.cat((rotate(turning, cosine, sine), still), -1)
+    return torch.cat((rotate(x[..., :width], cosine, sine), x[..., width:]), -1)
+
+
+class RopeCache:
+    """The tables of a model's ropes on each device, extended as texts grow longer."""
+
+    def __init__(self, head_width: int) -> None:
+        self.head_width = head_width
+        self._tables: dict[tuple[RopeSpec, torch.device], Rope] = {}
+
+    def tables(self, positions: int, rope: RopeSpec, device: torch.device) -> Rope:
+        """float32 cos and signed sin of at least `positions` positions, (positions, rotary_width)."""
+        known = self._tables.get((rope, device))
+        if known is not None and len(known[0]) >= positions:
+            return known
+        with torch.inference_mode(False):  # formed while generating, they must still serve training
+            cosine, sine = tables(rope, self.head_width, max(2 * positions, 1024))
+        made = self._tables[rope, device] = cosine.to(device), sine.to(device)
+        return made  # another thread may store shorter ones
 
 
 def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
@@ -59,13 +84,13 @@ def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
 
 
 def _yarn(plain: Tensor, rope: RopeSpec, width: int) -> Tensor:
-    """2309.00071, section 3.2: pairs that turn often keep their speed, slow ones are interpolated."""
+    """2309.00071, section 3.2: pairs that rotate often keep their speed, slow ones are interpolated."""
 
-    def pair_turning(times: float) -> float:
+    def pair_rotating(times: float) -> float:
         ratio = rope.original_context / (times * 2 * math.pi)
         return width * math.log(ratio) / (2 * math.log(rope.theta))
 
-    low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
+    low, high = pair_rotating(rope.beta_fast), pair_rotating(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)

@@ -10,14 +10,19 @@ typedef struct {
 } placement;
 
 typedef struct {
-    float *qkv;                  // (tokens, heads + 2 kv, width): queries, keys, values; turned in place
-    const float *cosine, *sine;  // (positions, rotary), see models/rotary.py: sine carries its sign; NULL: none turn
-    int64_t rotary;              // leading numbers of a head that turn
-    float *keys, *values;        // (pages, kv, page_size, width); page_size is a multiple of eight
+    const float *cosine, *sine;  // (positions, width), see models/rotary.py: sine carries its sign; NULL: no rope
+    int64_t width;               // leading numbers of a head that are rotated
+} rope_table;
+
+typedef struct {
+    float *qkv;  // (tokens, heads + 2 kv_heads, width): queries, keys, values; rotated in place
+    rope_table rope;
+    float *keys, *values;  // (pages, kv_heads, page_size, width); page_size is a multiple of eight
     const placement *at;
-    int64_t heads, kv, width;
+    int64_t heads, kv_heads, width;
     int64_t window;        // how many of the last tokens are looked at; 0: all
     float scale, softcap;  // scores are cap * tanh(score / cap); 0: no cap
+    const float *sinks;    // (heads,): a logit that joins the softmax's denominator; NULL: none
     float *y;              // (tokens, heads * width)
 } attention;
 

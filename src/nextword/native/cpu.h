@@ -5,12 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define NW_X86 1
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
-#define INLINE static inline __attribute__((always_inline))
 // Asks for the line 8 KB on. Several vectors take long enough over each weight that the processor's own prefetching
 // falls behind: without this four or eight vectors wait for memory as well as computing.
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p + 8192, _MM_HINT_T0); }

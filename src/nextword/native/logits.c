@@ -11,7 +11,7 @@
 #include <pthread.h>
 
 #include "pool.h"
-#include "weights.h"
+#include "softmax_f64.h"
 
 #define BINS 256
 #define SHORT 24  // tokens that are faster sorted than narrowed down
@@ -54,8 +54,8 @@ typedef struct {
     int32_t *ids;
 } ranking;
 
-ALWAYS double smaller(double a, double b) { return a < b ? a : b; }  // fmin would be a call
-ALWAYS double larger(double a, double b) { return a > b ? a : b; }
+INLINE double smaller(double a, double b) { return a < b ? a : b; }  // fmin would be a call
+INLINE double larger(double a, double b) { return a > b ? a : b; }
 
 static void rank_row(ranking *r, const void *z, int wide) {
     r->z = z, r->wide = wide, r->largest = find_peaks(z, wide, r->width, r->peaks);
@@ -81,7 +81,7 @@ static int64_t likeliest(const ranking *r) {
 }
 
 // Append the tokens of the group at `start` from `low` to below `high` to the `count` collected.
-ALWAYS int64_t collect_group(const ranking *r, int64_t start, double low, double high, int64_t count) {
+INLINE int64_t collect_group(const ranking *r, int64_t start, double low, double high, int64_t count) {
     for (int64_t i = start; i < start + GROUP && i < r->width; i++) {
         const double logit = logit_at(r->z, r->wide, i);
         r->logits[count] = logit;

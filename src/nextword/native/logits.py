@@ -1,4 +1,4 @@
-"""Sampling from rows of logits: numpy in and out, no torch."""
+"""SamplingParams from rows of logits: numpy in and out, no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..base import RunError
-from .library import loaded
+from .bindings import library
 
 Logits = NDArray[np.float32] | NDArray[np.float64]
 
@@ -61,7 +61,7 @@ def draw(
             addresses[index] = (addresses["raw"][index], row.ctypes.data, row.dtype == np.float64)
     results = np.zeros(count, RESULTS)
     top_ids = np.empty((count, max(1, settings["top"].max())), np.int32)
-    loaded().nw_draw(
+    library().nw_draw(
         addresses.ctypes.data, settings.ctypes.data, count, width, results.ctypes.data, top_ids.ctypes.data,
         top_ids.shape[1],
     )  # fmt: skip

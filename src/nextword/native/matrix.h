@@ -16,7 +16,7 @@ enum { Q4_0_BLOCK = 144, Q4_1_BLOCK = 160, Q8_0_BLOCK = 272 };
 
 typedef struct {
     int64_t kind, rows, width;
-    int64_t precise;  // packed kinds: activations in two int8 terms instead of one, see product.c
+    int64_t precise;  // packed kinds: activations in two int8 terms instead of one, see matmul_quant.c
     const void *data;
     const float *bias;  // (rows,) or NULL
 } matrix;
@@ -24,7 +24,7 @@ typedef struct {
 // y (batch, rows) = x (batch, width) W^T + bias, or that added to y. Returns 0, or 1 when memory is short.
 int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add);
 
-// The same for float32 matrices, in linear.c, and for packed ones, in product.c.
+// The same for float32 matrices, in matmul_f32.c, and for packed ones, in matmul_quant.c.
 int multiply_float(const matrix *m, const float *x, int64_t batch, float *y, int add);
 int multiply_packed(const matrix *m, const float *x, int64_t batch, float *y, int add);
 

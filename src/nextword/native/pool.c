@@ -50,7 +50,7 @@ static int64_t nanoseconds(void) {
 }
 
 // Take chunks of the current job until none is left.
-static void work_off(void) {
+static void run_chunks(void) {
     uint64_t t = atomic_load(&ticket);
     for (;;) {
         slot_t *slot = &slots[(t >> 32) % SLOTS];
@@ -67,7 +67,7 @@ static void work_off(void) {
     }
 }
 
-static void work_off_slot(void *pointer) {
+static void run_slot(void *pointer) {
     slot_t *slot = pointer;
     for (;;) {
         int64_t chunk = atomic_fetch_add(&slot->done, 1);
@@ -92,7 +92,7 @@ static void *worker(void *number) {
             pthread_mutex_unlock(&asleep);
         }
         seen = atomic_load(&ticket) >> 32;
-        if (mine < atomic_load(&wanted)) work_off();
+        if (mine < atomic_load(&wanted)) run_chunks();
     }
     return NULL;
 }
@@ -150,7 +150,7 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
     pthread_once(&once, prepare);
     if (borrowing && torch_threads) {
         slot_t shared = {work, job, chunks, 0};
-        torch_threads(work_off_slot, &shared, (unsigned)threads, 0);
+        torch_threads(run_slot, &shared, (unsigned)threads, 0);
         return;
     }
     pthread_mutex_lock(&one_job);
@@ -167,7 +167,7 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
         pthread_cond_broadcast(&awake);
         pthread_mutex_unlock(&asleep);
     }
-    work_off();
+    run_chunks();
     for (int turns = 0; atomic_load(&slot->done) < chunks; turns++) {
         if (turns < 2000) pause_briefly();
         else sched_yield();
@@ -175,7 +175,7 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
     pthread_mutex_unlock(&one_job);
 }
 
-void pool_share(chunk_function work, void *job, int64_t chunks, int threads) {
+void pool_run_on_torch(chunk_function work, void *job, int64_t chunks, int threads) {
     if (threads <= 1 || chunks <= 1) {
         for (int64_t chunk = 0; chunk < chunks; chunk++) work(job, chunk);
         return;
@@ -186,7 +186,7 @@ void pool_share(chunk_function work, void *job, int64_t chunks, int threads) {
         return;
     }
     slot_t shared = {work, job, chunks, 0};
-    torch_threads(work_off_slot, &shared, (unsigned)threads, 0);
+    torch_threads(run_slot, &shared, (unsigned)threads, 0);
 }
 
 // ---- scratch memory

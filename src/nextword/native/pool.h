@@ -13,17 +13,14 @@ typedef void (*chunk_function)(void *job, int64_t chunk);
 // thread; callers take turns.
 void pool_run(chunk_function work, void *job, int64_t chunks);
 
-// How many threads that is at most.
-int nw_threads(void);
+// The same on `threads` of torch's own threads (on the pool's where torch does not use GNU OpenMP): training alternates
+// with torch's operations, on threads that the pool knows nothing of.
+void pool_run_on_torch(chunk_function work, void *job, int64_t chunks, int threads);
 
-// The same on `threads` of torch's own threads (on the pool's where torch does not use GNU OpenMP), whatever the
-// pool was told: training alternates with torch's operations from threads that the pool knows nothing of.
-void pool_share(chunk_function work, void *job, int64_t chunks, int threads);
-
-// How many threads share the chunks of a job.
+// How many threads pool_run uses at most.
 int nw_threads(void);
 
 // Memory that this thread keeps for its next call: grows, is never zeroed, and is freed when the thread ends.
 // NULL when memory is short.
-typedef enum { FOR_ACTIVATIONS, FOR_ATTENTION, FOR_STEP, FOR_SAMPLING, SCRATCH_KINDS } scratch_kind;
+typedef enum { FOR_ACTIVATIONS, FOR_ATTENTION, FOR_DECODE, FOR_SAMPLING, SCRATCH_KINDS } scratch_kind;
 void *scratch(scratch_kind kind, size_t bytes);

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .library import loaded
-from .operations import check_weight, rows_of
-from .step import Placement
+from .bindings import library
+from .decode import Placement
+from .matmul import check_weight, rows_of
 
 _CODE = {"rnn": 0, "lstm": 1, "gru": 2}
 _GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -37,7 +37,7 @@ class _Layer(Structure):
 
 
 class _Network(Structure):
-    _fields_ = (("kind", c_int64), ("layers", c_int64), ("width", c_int64), ("each", c_void_p))
+    _fields_ = (("kind", c_int64), ("layer_count", c_int64), ("width", c_int64), ("layers", c_void_p))
 
 
 class _Schedule(Structure):
@@ -69,8 +69,8 @@ class RecurrentProgram:
                 if bias is not None:
                     check_weight(bias, rows)
         self.kind, self.width, self.layers = kind, width, tuple(layers)
-        self._each = (_Layer * len(layers))(*(_Layer(*_addresses(layer)) for layer in layers))
-        self._network = _Network(_CODE[kind], len(layers), width, addressof(self._each))
+        self._layers = (_Layer * len(layers))(*(_Layer(*_addresses(layer)) for layer in layers))
+        self._network = _Network(_CODE[kind], len(layers), width, addressof(self._layers))
 
     def __reduce__(self) -> tuple[type[RecurrentProgram], tuple[object, ...]]:
         return RecurrentProgram, (self.kind, self.width, self.layers)  # a copy reads the copied weights
@@ -94,7 +94,7 @@ class RecurrentProgram:
         spans = _spans(placement, page_size, pages)
         addresses = (*(array.ctypes.data for array in spans), *(state.data_ptr() for state in states))
         schedule = _Schedule(len(spans[0]), len(y), pages, *addresses)
-        if loaded().nw_recur(addressof(self._network), addressof(schedule), y.data_ptr()):
+        if library().nw_recur(addressof(self._network), addressof(schedule), y.data_ptr()):
             raise MemoryError(f"no memory for a step of {len(y)} tokens")
         return y
 

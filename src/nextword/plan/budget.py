@@ -12,12 +12,12 @@ from ..base import UsageError
 from ..base.units import format_count, format_flops
 from ..spec import ModelSpec
 from .compute import flops
-from .counts import parameters
+from .data_constraints import DataLimited, InferenceAware, best_when_limited, data_limited, inference_aware
 from .figure import Figure, figure
 from .fitting import Interval
 from .hardware import Device
 from .laws import DEFAULT, FlatRegion, Law, Optimum, flat_region, law, optima, optimum
-from .limits import DataLimited, InferenceAware, best_when_limited, data_limited, inference_aware
+from .parameters import parameters
 from .run_config import RunConfig
 from .shape_search import LARGEST, SMALLEST, memory_setup, run_for, shape_for
 from .training import Memory, duration, training_memory

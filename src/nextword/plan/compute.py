@@ -8,9 +8,9 @@ from typing import Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .counts import parameters
 from .figure import Figure, figure, total
-from .held import adapters
+from .parameters import parameters
+from .states import adapters
 
 Recompute = Literal["none", "selective", "full"]
 Masked = Literal["computed", "skipped"]
@@ -128,14 +128,3 @@ def _recomputed(spec: ModelSpec, weights: int, sums: dict[str, float]) -> Figure
     formula = "2 * blocks * tokens + 2 * pairs * heads_width * tokens / context"
     source = "the layers' forward pass once more, the head's not (Korthikanti et al. 2022, 2205.05198, §5)"
     return figure("recomputed", "FLOPs", formula, source, blocks=blocks, **sums)
-
-
-def palm(spec: ModelSpec, context: int | None = None) -> Figure:
-    """Training FLOPs a token as PaLM counts them for MFU: every parameter but the positions, biases and norms too."""
-    counted = parameters(spec)
-    context = spec.context if context is None else context
-    inputs = {"N": counted.active - counted.part("positions"), "pairs": attended(spec, context, "computed")}
-    return figure(
-        "6 N + 12 L H Q T", "FLOPs", "6 * N + 6 * pairs * heads_width // context",
-        "Chowdhery et al. 2022, 2204.02311, appendix B", **inputs, heads_width=attention_width(spec), context=context,
-    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import MOST, MOST_LAYERS, ExpertsSpec, Kind, LatentSpec, ModelSpec, RopeSpec
+from ..spec import MOST, MOST_LAYERS, ExpertsSpec, LatentSpec, ModelKind, ModelSpec, RopeSpec
 
 LARGEST = {"layers": MOST_LAYERS, "size": MOST}
 
@@ -99,8 +99,8 @@ def experts_in_4_bits(config: Mapping[str, Any]) -> bool:
 def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
     """The ModelSpec that `to_dict` made plain. Raises UsageError that names the key; `name` is the file's."""
     read, kind = Reader(data, name), data.get("kind")
-    if kind not in get_args(Kind):
-        raise UsageError(f"{name}: kind is {kind!r}; known kinds are {', '.join(get_args(Kind))}")
+    if kind not in get_args(ModelKind):
+        raise UsageError(f"{name}: kind is {kind!r}; known kinds are {', '.join(get_args(ModelKind))}")
     sizes = ("vocabulary", "width", "layers", "context")
     for key in (*sizes, "heads", "kv_heads", "head_width") if kind == "transformer" else sizes:
         read.count(key, most=LARGEST["layers" if key == "layers" else "size"])

@@ -415,32 +415,6 @@ def _wide(fitted: LawFit) -> dict[str, str]:
     return problems
 
 
-# ---- approach 2, for comparison
-
-
-def isoflop_power(runs: Runs) -> tuple[float, float]:
-    """Approach 2 of Hoffmann et al.: a parabola in log D for each budget, then D_opt = k C^b. Returns (k, b).
-
-    Its optima are biased where the valley is not symmetric; it is here for comparison.
-    """
-    import numpy as np
-
-    budgets: dict[float, list[int]] = {}
-    for row, flops in enumerate(runs.flops):
-        key = next((known for known in budgets if abs(math.log(flops / known)) < 0.05), flops)
-        budgets.setdefault(key, []).append(row)
-    groups = {key: rows for key, rows in budgets.items() if len(rows) >= 3}
-    if len(groups) < 2:
-        raise UsageError("IsoFLOP parabolas need at least two budgets with three runs each")
-    bottoms = []
-    for rows in groups.values():
-        group = runs.take(rows)
-        curve = np.polyfit(np.log(group.tokens), group.losses, 2)
-        bottoms.append(-curve[1] / (2 * curve[0]))
-    slope, level = np.polyfit(np.log(list(groups)), bottoms, 1)
-    return float(np.exp(level)), float(slope)
-
-
 def optimal_size(budget: float) -> Callable[[Law], float]:
     """For `LawFit.interval`: N_opt at a budget."""
     return lambda law: optimum(budget, law).parameters

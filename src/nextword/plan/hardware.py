@@ -140,7 +140,7 @@ def _remembered(stored: Path | None, machine: dict[str, Any]) -> Device | None:
 
 def _measure() -> Device:
     """Run the measurement in a process of its own: numpy stays out of this one."""
-    command = [sys.executable, "-m", "nextword.plan.measure"]
+    command = [sys.executable, "-m", "nextword.plan.machine"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         found = json.loads(done.stdout)

@@ -170,13 +170,6 @@ RULES: dict[str, Callable[[float], tuple[Figure, str]]] = {
 }
 
 
-def budget_for(parameters: float, by: str | Law = "epoch") -> Optimum:
-    """The other way round: the budget for which `parameters` is the optimal size."""
-    if not 0 < parameters < math.inf:
-        raise UsageError(f"a number of parameters above 0 is needed, not {parameters}")
-    return optimum(math.exp(root(lambda log_c: optimum(math.exp(log_c), by).parameters - parameters, 0, 690)), by)
-
-
 @dataclass(frozen=True)
 class FlatRegion:
     """Sizes whose loss at the same budget is within `tolerance` of the best; and what half and double size cost."""

@@ -10,10 +10,10 @@ from ..base import check_picture, figure_class, save_picture
 from ..base.units import format_bytes, format_count
 from ..spec import ModelSpec
 from .budget import Budget, surface
+from .fit_search import Diagnosis
 from .fitting import LawFit
 from .hardware import Device
 from .laws import law, optimum
-from .remedies import Diagnosis
 from .training import Memory, training_memory
 
 _COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#72b7b2", "#e45756")

@@ -17,7 +17,8 @@ from ..base import UsageError, atomic_write
 from ..base.cores import check_threads
 from ..base.fields import FieldError, Within, check_fields, description, from_plain
 from ..base.toml import read_toml, set_values, to_toml
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
+from .configs import spec_from_dict
 
 FEWEST_IDS, MOST_IDS = 257, 1 << 20  # of a bpe tokenizer: every byte and the end of the text, at least
 MOST_CONTEXT = 1 << 27
@@ -37,7 +38,7 @@ LossSpikeAction = Literal["stop", "skip", "rewind"]
 class ModelConfig:
     """What is trained."""
 
-    arch: Annotated[Kind, "the architecture"] = "transformer"
+    arch: Annotated[ModelKind, "the architecture"] = "transformer"
     base: Annotated[str, "weights to fine-tune: a name, a folder, a .gguf file or hf:owner/name"] = ""
     lora: Annotated[int, Count, "rank of the LoRA adapters; 0 trains every weight"] = 0
     params: Annotated[float, Amount, "parameters; 0: compute-optimal for the budget and the text"] = 0.0
@@ -187,6 +188,9 @@ class RunConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
         """The configuration in plain data, such as a table of TOML. Raises UsageError for what it cannot have."""
+        model = data.get("model")
+        if isinstance(model, Mapping) and isinstance(spec := model.get("spec"), Mapping):
+            data = {**data, "model": {**model, "spec": spec_from_dict(spec, "its [model.spec]")}}
         return from_plain(cls, data)
 
     def write(self, path: Path) -> None:

@@ -11,9 +11,9 @@ from ..base import UsageError
 from ..spec import ModelSpec
 from .compute import flops
 from .configs import experts_in_4_bits
-from .counts import parameters
 from .figure import Figure, figure
 from .hardware import Device
+from .parameters import parameters
 from .search import largest
 from .shapes import expert_layers, tensors
 from .training import Memory

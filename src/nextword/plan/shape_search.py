@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Literal
 
 from ..base import UsageError
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from .compute import flops
-from .counts import parameters
 from .hardware import Device
+from .parameters import parameters
 from .run_config import ModelConfig, RunConfig, TrainConfig
 from .search import largest
 from .training import Training, training_memory
@@ -48,7 +48,7 @@ def shape_for(count: float, vocabulary: int | None = None, context: int | None =
     return min(shapes, key=lambda spec: _distance(spec, count, aspect))
 
 
-def recurrent_for(count: float, kind: Kind, vocabulary: int | None = None, context: int = 256) -> ModelSpec:
+def recurrent_for(count: float, kind: ModelKind, vocabulary: int | None = None, context: int = 256) -> ModelSpec:
     """An RNN, GRU or LSTM of two layers with about `count` parameters, the head tied to the embedding."""
     if not SMALLEST <= count <= LARGEST:
         raise UsageError(f"a model of {count:.3g} parameters: shapes are known from {SMALLEST:g} to {LARGEST:g}")

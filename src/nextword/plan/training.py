@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from ..base import UsageError
 from ..spec import ModelSpec
+from .activations import Kernel, activations
 from .compute import Flops, Recompute, flops
-from .counts import parameters
 from .figure import Figure, figure
-from .held import PRECISIONS, Optimizer, Precision, Shard, states
-from .saved import Kernel, activations
+from .parameters import parameters
 from .shapes import GATES
+from .states import PRECISIONS, Optimizer, Precision, Shard, states
 
 CHUNK = 1024  # tokens whose logits a chunked loss holds at a time
 RUNTIME = 0.6e9  # bytes; assumed for a GPU's context and its libraries

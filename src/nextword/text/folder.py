@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError, read_regular
+from .byte_decoding import ByteDecoding, byte_decoding_of, sentencepiece
+from .errors import as_usage_error
 from .gguf import ENDS
-from .guard import guarded
-from .pieces import add_special, byte_level_engine, sentencepiece_engine
 from .sentencepiece_model import read_sentencepiece
-from .spelling import Spelling, sentencepiece, spelling_of
 from .tokenizer import SpecialTokens, Tokenizer
+from .vocab_engines import add_special, byte_level_engine, sentencepiece_engine
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -29,7 +29,7 @@ class _Built:
     """An engine, and what its file said besides: special tokens by name, whether texts begin with bos."""
 
     engine: Engine
-    spelling: Spelling
+    byte_decoding: ByteDecoding
     names: Mapping[str, str] = field(default_factory=dict)
     begins: bool | None = None
 
@@ -50,13 +50,13 @@ def tokenizer_from_folder(path: Path | str) -> Tokenizer:
         **_special_names(_json(folder / "special_tokens_map.json")),
         **_special_names(config),
     }
-    guarded(folder, lambda: _register(engine, config, names))
+    as_usage_error(folder, lambda: _register(engine, config, names))
     ids = {name: engine.token_to_id(text) for name, text in names.items()}
     control = frozenset(id for id, token in engine.get_added_tokens_decoder().items() if token.special)
     bos = ids.get("bos_token")
     return Tokenizer(
         engine,
-        built.spelling,
+        built.byte_decoding,
         SpecialTokens(
             control=control,
             stop=_stop_ids(folder, engine, ids.get("eos_token"), control),
@@ -72,39 +72,37 @@ def tokenizer_from_folder(path: Path | str) -> Tokenizer:
 def _build(folder: Path, config: Mapping[str, Any]) -> _Built:
     if lexists(folder / "tokenizer.json"):
         engine = _from_json(folder / "tokenizer.json")
-        return _Built(engine, spelling_of(engine, folder))
+        return _Built(engine, byte_decoding_of(engine, folder))
     if lexists(folder / "tokenizer.model"):
         return _from_sentencepiece(folder / "tokenizer.model")
     if lexists(folder / "vocab.json") and lexists(folder / "merges.txt"):
         engine = _from_vocabulary(folder, config)
-        return _Built(engine, spelling_of(engine, folder), begins=False)
-    raise UsageError(f"{folder}: no tokenizer there (tokenizer.json, tokenizer.model, or vocab.json with merges.txt).")
+        return _Built(engine, byte_decoding_of(engine, folder), begins=False)
+    raise UsageError(f"{folder}: no tokenizer there (tokenizer.json, tokenizer.model, or vocab.json with merges.txt)")
 
 
 def _from_json(file: Path) -> Engine:
     from tokenizers import Tokenizer as Engine
 
     text = _text(file)
-    engine = guarded(file, lambda: Engine.from_str(text))
+    engine = as_usage_error(file, lambda: Engine.from_str(text))
     added = _parse(text, file).get("added_tokens") or []
     for token in added:
         # The library gives a token the next free id if its own is taken or lies beyond the vocabulary.
         content, id = token["content"], token["id"]
         if engine.token_to_id(content) != id:
-            raise UsageError(
-                f"{file}: the added token {content!r} claims the id {id}: taken, or beyond the vocabulary."
-            )
+            raise UsageError(f"{file}: the added token {content!r} claims the id {id}: taken, or beyond the vocabulary")
     return engine
 
 
 def _from_sentencepiece(file: Path) -> _Built:
     model = read_sentencepiece(_read(file), file)
     pieces = model.pieces
-    engine = guarded(file, lambda: sentencepiece_engine(pieces))
-    guarded(file, lambda: add_special(engine, pieces.tokens, pieces.types))
+    engine = as_usage_error(file, lambda: sentencepiece_engine(pieces))
+    as_usage_error(file, lambda: add_special(engine, pieces.tokens, pieces.types))
     ids = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": pieces.unknown}
     names = {name: pieces.tokens[id] for name, id in ids.items() if id is not None}
-    return _Built(engine, Spelling(sentencepiece, pieces.prefix_space), names, begins=True)
+    return _Built(engine, ByteDecoding(sentencepiece, pieces.prefix_space), names, begins=True)
 
 
 def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Engine:
@@ -113,13 +111,13 @@ def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Engine:
     vocabulary = _json(file)
     tokens = [token for token, _ in sorted(vocabulary.items(), key=lambda item: str(item[1]).zfill(12))]
     if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
-        raise UsageError(f"{file}: its ids are not the numbers from 0 to {len(tokens) - 1}.")
+        raise UsageError(f"{file}: its ids are not the numbers from 0 to {len(tokens) - 1}")
     lines = _text(folder / "merges.txt").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
-        raise UsageError(f"{folder / 'merges.txt'}: a line is not two tokens with a space between.")
+        raise UsageError(f"{folder / 'merges.txt'}: a line is not two tokens with a space between")
     pre = "qwen2" if str(config.get("tokenizer_class", "")).startswith("Qwen2") else "gpt-2"
-    return guarded(file, lambda: byte_level_engine(tokens, pairs, pre))  # type: ignore[arg-type]
+    return as_usage_error(file, lambda: byte_level_engine(tokens, pairs, pre))  # type: ignore[arg-type]
 
 
 def _register(engine: Engine, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
@@ -166,7 +164,7 @@ def _adds_bos(folder: Path, engine: Engine, config: Mapping[str, Any], bos: int,
     if begins is not None:
         return begins
     # What the post-processor puts before a text:
-    ids = guarded(folder, lambda: engine.encode("", add_special_tokens=True).ids)
+    ids = as_usage_error(folder, lambda: engine.encode("", add_special_tokens=True).ids)
     return bool(ids[:1] == [bos])
 
 
@@ -191,9 +189,9 @@ def _parse(text: str, file: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise UsageError(f"{file}: not valid JSON ({problem}).") from None
+        raise UsageError(f"{file}: not valid JSON ({problem})") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{file}: holds a JSON {type(data).__name__}, not an object.")
+        raise UsageError(f"{file}: holds a JSON {type(data).__name__}, not an object")
     return data
 
 
@@ -201,11 +199,11 @@ def _text(file: Path) -> str:
     try:
         return _read(file).decode()
     except UnicodeDecodeError:
-        raise UsageError(f"{file}: not valid UTF-8.") from None
+        raise UsageError(f"{file}: not valid UTF-8") from None
 
 
 def _read(file: Path) -> bytes:
     try:
         return read_regular(file, _LARGEST)
     except OSError as problem:
-        raise UsageError(f"{file}: cannot be read ({problem.strerror}).") from None
+        raise UsageError(f"{file}: cannot be read ({problem.strerror})") from None

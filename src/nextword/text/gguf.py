@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError
-from .guard import guarded
-from .pieces import Pieces, PieceType, add_special, byte_level_engine, of_type, sentencepiece_engine
+from .byte_decoding import ByteDecoding, byte_level, sentencepiece
+from .errors import as_usage_error
 from .pretokenize import BEGINS_WITH_BOS, WHOLE_WORDS, known_or_default
-from .spelling import Spelling, byte_level, sentencepiece
 from .tokenizer import SpecialTokens, Tokenizer
+from .vocab_engines import PieceType, SentencePieceVocab, add_special, byte_level_engine, of_type, sentencepiece_engine
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -32,20 +32,20 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], path: Path | str = "the GGU
     facts = _Facts(metadata, path)
     kind = facts.text("model")
     if kind not in _KINDS:
-        raise UsageError(f"{path}: its tokenizer is of kind {kind!r}; known kinds are {', '.join(_KINDS)}.")
+        raise UsageError(f"{path}: its tokenizer is of kind {kind!r}; known kinds are {', '.join(_KINDS)}")
     tokens = facts.strings("tokens")
     if not tokens:
-        raise UsageError(f"{path}: it holds no vocabulary (tokenizer.ggml.tokens).")
+        raise UsageError(f"{path}: it holds no vocabulary (tokenizer.ggml.tokens)")
     types = _types(facts, len(tokens))
     if kind == "gpt2":
-        engine, spelling = _byte_level(facts, tokens), Spelling(byte_level)
+        engine, decoding = _byte_level(facts, tokens), ByteDecoding(byte_level)
     else:
         pieces = _pieces(facts, tokens, types)
-        engine = guarded(path, lambda: sentencepiece_engine(pieces))
-        spelling = Spelling(sentencepiece, strips_space=pieces.prefix_space)
-    guarded(path, lambda: add_special(engine, tokens, types))
+        engine = as_usage_error(path, lambda: sentencepiece_engine(pieces))
+        decoding = ByteDecoding(sentencepiece, strips_space=pieces.prefix_space)
+    as_usage_error(path, lambda: add_special(engine, tokens, types))
     special = _special(facts, tokens, types)
-    return Tokenizer(engine, spelling, special, _templates(metadata), str(path), tokens)
+    return Tokenizer(engine, decoding, special, _templates(metadata), str(path), tokens)
 
 
 class _Facts:
@@ -58,7 +58,7 @@ class _Facts:
     def _get(self, key: str, kind: type, default: Any) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{key}", default)
         if value is not default and type(value) is not kind:
-            raise UsageError(f"{self.path}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}.")
+            raise UsageError(f"{self.path}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}")
         return value
 
     def text(self, key: str, default: str = "") -> str:
@@ -81,15 +81,15 @@ class _Facts:
     def items(self, key: str, kind: type, count: int | None = None) -> list[Any]:
         values: list[Any] = self._get(key, list, [])
         if values and set(map(type, values)) != {kind}:
-            raise UsageError(f"{self.path}: tokenizer.ggml.{key} is not a list of {kind.__name__} only.")
+            raise UsageError(f"{self.path}: tokenizer.ggml.{key} is not a list of {kind.__name__} only")
         if values and count is not None and len(values) != count:
-            raise UsageError(f"{self.path}: tokenizer.ggml.{key} has {len(values)} items for {count} tokens.")
+            raise UsageError(f"{self.path}: tokenizer.ggml.{key} has {len(values)} items for {count} tokens")
         return values
 
     def id(self, key: str, vocabulary: int, default: int | None = None) -> int | None:
         id: int | None = self._get(f"{key}_token_id", int, default)
         if id is not None and not 0 <= id < vocabulary:
-            raise UsageError(f"{self.path}: {key}_token_id is {id}, but the vocabulary has {vocabulary} tokens.")
+            raise UsageError(f"{self.path}: {key}_token_id is {id}, but the vocabulary has {vocabulary} tokens")
         return id
 
 
@@ -106,7 +106,7 @@ def _types(facts: _Facts, count: int) -> list[int]:
 def _byte_level(facts: _Facts, tokens: list[str]) -> Engine:
     pre = known_or_default(facts.text("pre", "default"), facts.path)
     merges = _merges(facts)
-    return guarded(
+    return as_usage_error(
         facts.path,
         lambda: byte_level_engine(tokens, merges, pre, whole_words=pre in WHOLE_WORDS),
     )
@@ -116,19 +116,19 @@ def _merges(facts: _Facts) -> list[tuple[str, str]]:
     pairs = [tuple(merge.split(" ")) for merge in facts.strings("merges")]
     if any(len(pair) != 2 for pair in pairs):
         number = next(number for number, pair in enumerate(pairs) if len(pair) != 2)
-        raise UsageError(f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between.")
+        raise UsageError(f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between")
     return pairs  # type: ignore[return-value]  # all are pairs now
 
 
-def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> Pieces:
+def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SentencePieceVocab:
     gemma = str(facts.metadata.get("general.architecture", "")).startswith("gemma")
     if gemma:  # such files write runs of spaces as themselves, while prepared text has ▁
         tokens = ["\u2581" * len(token) if token and not token.strip(" ") else token for token in tokens]
     unigram = facts.text("model") == "t5"
     scores = facts.numbers("scores", len(tokens))
     if not scores and unigram:
-        raise UsageError(f"{facts.path}: its unigram tokenizer has no scores.")
-    return Pieces(
+        raise UsageError(f"{facts.path}: its unigram tokenizer has no scores")
+    return SentencePieceVocab(
         tokens=tokens,
         scores=scores or [-float(id) for id in range(len(tokens))],
         types=types,
@@ -144,7 +144,7 @@ def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> Pieces:
 def _charsmap(facts: _Facts) -> bytes:
     values = facts.items("precompiled_charsmap", int)
     if any(not -128 <= value <= 255 for value in values):
-        raise UsageError(f"{facts.path}: tokenizer.ggml.precompiled_charsmap holds more than bytes.")
+        raise UsageError(f"{facts.path}: tokenizer.ggml.precompiled_charsmap holds more than bytes")
     return bytes(value & 0xFF for value in values)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..base import UsageError
-from .pieces import Pieces, PieceType
+from .vocab_engines import PieceType, SentencePieceVocab
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _UNIGRAM, _BPE = 1, 2
@@ -24,7 +24,7 @@ _MAX_PIECES = 1 << 21
 class SentencePieceModel:
     """A vocabulary with its ids for the beginning and end of a text (None: it has none)."""
 
-    pieces: Pieces
+    pieces: SentencePieceVocab
     bos: int | None
     eos: int | None
 
@@ -36,7 +36,7 @@ def read_sentencepiece(data: bytes, where: object) -> SentencePieceModel:
     except (struct.error, IndexError, ValueError) as problem:
         if isinstance(problem, UsageError):
             raise
-        raise UsageError(f"{where} is not a sound SentencePiece model: it is cut short or of another kind.") from None
+        raise UsageError(f"{where} is not a sound SentencePiece model: it is cut short or of another kind") from None
 
 
 def _read(data: memoryview, where: object) -> SentencePieceModel:
@@ -47,21 +47,21 @@ def _read(data: memoryview, where: object) -> SentencePieceModel:
         if number == 1:
             pieces.append(_piece(_message(value)))
             if len(pieces) > _MAX_PIECES:
-                raise UsageError(f"{where}: it claims more than {_MAX_PIECES} pieces.")
+                raise UsageError(f"{where}: it claims more than {_MAX_PIECES} pieces")
         elif number == 2:
             trainer = dict(_fields(_message(value)))
         elif number == 3:
             normalizer = dict(_fields(_message(value)))
     kind = trainer.get(3, _UNIGRAM)
     if not pieces or kind not in (_UNIGRAM, _BPE):
-        raise UsageError(f"{where}: only SentencePiece models of kind BPE and unigram are supported.")
+        raise UsageError(f"{where}: only SentencePiece models of kind BPE and unigram are supported")
     if trainer.get(24, 0) or not normalizer.get(5, 1):
         raise UsageError(
-            f"{where}: SentencePiece models that write spaces after words, or not at all, are not supported."
+            f"{where}: SentencePiece models that write spaces after words, or not at all, are not supported"
         )
     tokens, scores, types = zip(*pieces, strict=True)
     return SentencePieceModel(
-        Pieces(
+        SentencePieceVocab(
             tokens,
             scores,
             types,

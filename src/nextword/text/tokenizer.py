@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..base import UsageError
-from .guard import guarded
-from .spelling import Spelling
+from .byte_decoding import ByteDecoding
+from .errors import as_usage_error
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -39,7 +39,7 @@ class Tokenizer:
     def __init__(
         self,
         engine: Engine,
-        spelling: Spelling,
+        byte_decoding: ByteDecoding,
         special: SpecialTokens,
         chat_templates: Mapping[str, str] | None = None,
         name: str = "the model",
@@ -57,7 +57,7 @@ class Tokenizer:
         self._tokens = tokens
         self._engine = engine
         self._lock = threading.Lock()  # encoding with and without specials is a switch of the engine
-        self._spelling = spelling
+        self._byte_decoding = byte_decoding
         unknown = self.token_id(special.texts.get("unk_token", ""))
         self._unknown = [] if unknown is None else [unknown]
         self._forbidden = special.control.difference(self._unknown)  # what plain text must not lead to
@@ -108,7 +108,7 @@ class Tokenizer:
                 self._engine.encode_special_tokens = True
                 return [each.ids for each in self._engine.encode_batch(list(texts), add_special_tokens=False)]
 
-        found = guarded(self.name, encode, "its tokenizer cannot cut these texts")
+        found = as_usage_error(self.name, encode, "its tokenizer cannot cut these texts")
         return [
             ids if self._forbidden.isdisjoint(ids) else self.encode(text)
             for text, ids in zip(texts, found, strict=True)
@@ -128,7 +128,7 @@ class Tokenizer:
 
         Its pieces together equal `decode(ids, special, continues)`.
         """
-        return StreamDecoder(self, special, strips_space=self._spelling.strips_space and not continues)
+        return StreamDecoder(self, special, strips_space=self._byte_decoding.strips_space and not continues)
 
     def token_text(self, id: int) -> str:
         """One token as text for display: control tokens by their name, part characters as U+FFFD."""
@@ -180,7 +180,7 @@ class Tokenizer:
         token = self._tokens[id] if id < len(self._tokens) else self._engine.id_to_token(id)
         if token is None:
             return b""
-        return token.encode() if id in self.special.control else self._spelling.to_bytes(token)
+        return token.encode() if id in self.special.control else self._byte_decoding.to_bytes(token)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         def encode() -> list[int]:
@@ -192,7 +192,7 @@ class Tokenizer:
 
         if not text.isascii():
             _check_unicode(text)
-        return guarded(self.name, encode, "its tokenizer cannot cut this text")
+        return as_usage_error(self.name, encode, "its tokenizer cannot cut this text")
 
     def _as_text(self, id: int) -> list[int]:
         """A control token that plain text led to (through the vocabulary itself), in smaller tokens."""
@@ -217,9 +217,7 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as problem:
-        raise UsageError(
-            f"the text is not valid Unicode at character {problem.start}: half a surrogate pair."
-        ) from None
+        raise UsageError(f"the text is not valid Unicode at character {problem.start}: half a surrogate pair") from None
 
 
 class StreamDecoder:

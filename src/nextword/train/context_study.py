@@ -23,7 +23,7 @@ from ..base import UsageError
 from ..base.units import format_seconds
 from ..data import Dataset
 from ..plan import RunConfig, cache_bytes, parameters
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from .context_tasks import (
     RATES,
     WIDTHS,
@@ -41,7 +41,7 @@ from .planning import recurrent_like
 from .run import train_run
 from .timing import time_steps
 
-KINDS: tuple[Kind, ...] = ("transformer", "lstm", "gru", "rnn")
+KINDS: tuple[ModelKind, ...] = ("transformer", "lstm", "gru", "rnn")
 SIZES: dict[str, tuple[int, ...]] = {"copy": (10, 30, 60), "recall": (4, 8, 16)}
 PAIRS = (2, 4, 8)  # of the study of widths
 SHARES = {"text": 0.5, "tasks": 0.4, "speed": 0.1}  # of the time
@@ -79,7 +79,7 @@ class Mean:
 class KindResult:
     """One kind of model at its best rate. Losses in nats a token, bytes of float32 state a sequence."""
 
-    kind: Kind
+    kind: ModelKind
     parameters: int
     width: int
     rate: float
@@ -124,7 +124,7 @@ class Study:
 
 
 def study(
-    data: Dataset, seconds: float, context: int = 256, count: float = 600e3, kinds: Sequence[Kind] = KINDS,
+    data: Dataset, seconds: float, context: int = 256, count: float = 600e3, kinds: Sequence[ModelKind] = KINDS,
     sizes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, say: Callable[[str], None] = print,
     widths: bool = False, plan: Plan | None = None,
 ) -> Study:  # fmt: skip
@@ -156,14 +156,14 @@ def study(
     return Study(context, tokens, plan, RATES, seeds, 1 - LEVEL, tuple(found), behind_the_best(losses), recall)
 
 
-def behind_the_best(losses: dict[Kind, Values]) -> dict[str, Estimate]:
+def behind_the_best(losses: dict[ModelKind, Values]) -> dict[str, Estimate]:
     """Each kind's loss less the lowest one's, with intervals that hold together whichever is lowest (Bonferroni)."""
     best = min(losses, key=lambda kind: float(losses[kind].mean()))
     level = LEVEL / max(1, math.comb(len(losses), 2))
     return {kind: crossed(losses[kind] - losses[best], level) for kind in losses if kind != best}
 
 
-def _run(kind: Kind, data: Dataset, context: int, count: float) -> RunConfig:
+def _run(kind: ModelKind, data: Dataset, context: int, count: float) -> RunConfig:
     from ..plan import shape_for
 
     spec = shape_for(count, vocabulary=data.vocabulary, context=context)
@@ -175,7 +175,7 @@ def _run(kind: Kind, data: Dataset, context: int, count: float) -> RunConfig:
 
 
 def _plan(
-    runs: dict[Kind, RunConfig], data: Dataset, seconds: float, sizes: dict[str, tuple[int, ...]], widths: bool,
+    runs: dict[ModelKind, RunConfig], data: Dataset, seconds: float, sizes: dict[str, tuple[int, ...]], widths: bool,
     say: Callable[[str], None],
 ) -> Plan:  # fmt: skip
     """Time some steps of everything, and share the time out."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..plan import RunConfig, cache_bytes, parameters
 from ..plan.run_config import ModelConfig, RunSettings, TrainConfig
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from .estimates import Estimate, Values, crossed
 from .learner import Learner
 from .loss import IGNORED
@@ -69,7 +69,7 @@ class TaskResult:
 class WidthResult:
     """The narrowest of the widths tried that learned to recall `pairs` pairs, and what it has; None where none did."""
 
-    kind: Kind
+    kind: ModelKind
     pairs: int
     width: int | None
     parameters: int | None
@@ -113,7 +113,7 @@ TASKS: dict[str, tuple[Callable[..., Examples], Callable[[int], int], Callable[[
 }
 
 
-def task_spec(kind: Kind, task: str, size: int, width: int = _WIDTH) -> ModelSpec:
+def task_spec(kind: ModelKind, task: str, size: int, width: int = _WIDTH) -> ModelSpec:
     """A small transformer, or a recurrent net with as many parameters."""
     _, vocabulary, length = TASKS[task]
     spec = ModelSpec(
@@ -123,7 +123,9 @@ def task_spec(kind: Kind, task: str, size: int, width: int = _WIDTH) -> ModelSpe
     return spec if kind == "transformer" else replace(recurrent_like(spec, kind, "params"), tied=True)
 
 
-def smallest_width(kind: Kind, pairs: int, steps: int, rates: Sequence[float] = RATES, seed: int = 0) -> WidthResult:
+def smallest_width(
+    kind: ModelKind, pairs: int, steps: int, rates: Sequence[float] = RATES, seed: int = 0
+) -> WidthResult:
     """Widths doubled from 16 to 256 until associative recall is 95% right (Zoology, 2312.04927, section 4).
 
     A width counts as able if the rate that is best in validation is right in 95% of test answers, interval included.
@@ -145,7 +147,7 @@ def smallest_width(kind: Kind, pairs: int, steps: int, rates: Sequence[float] = 
     return WidthResult(kind, pairs, None, None, None, best[1], steps)
 
 
-def width_spec(kind: Kind, pairs: int, width: int) -> ModelSpec:
+def width_spec(kind: ModelKind, pairs: int, width: int) -> ModelSpec:
     """A model of `width`, whatever its kind, for associative recall."""
     spec = task_spec("transformer", "recall", pairs, width)
     if kind == "transformer":
@@ -154,7 +156,7 @@ def width_spec(kind: Kind, pairs: int, width: int) -> ModelSpec:
 
 
 def solve(
-    kind: Kind, task: str, size: int, steps: int, seeds: Sequence[int] = (0, 1, 2), rates: Sequence[float] = RATES
+    kind: ModelKind, task: str, size: int, steps: int, seeds: Sequence[int] = (0, 1, 2), rates: Sequence[float] = RATES
 ) -> TaskResult:
     """Train each of the rates with each of the seeds for `steps`; test the rate that is best in validation."""
     spec = task_spec(kind, task, size)

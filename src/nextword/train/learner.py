@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..plan import RunConfig
 from .distributed import Process, share
-from .loss_module import LossModule, Placed
+from .loss_module import LossModule, Placed, prepare
 from .optimizers import make_optimizer
 
 
@@ -19,11 +19,12 @@ class Learner:
     """Trains `model` on `device`, with other processes where there are any."""
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, device: torch.device,
+        self, config: RunConfig, model: Any, device: torch.device,
         process: Process = Process(),  # noqa: B008 - frozen
     ) -> None:  # fmt: skip
         self.config, self.process, self.device = config.train, process, device
-        self.model = model.to(device)
+        self.model: Any = model.to(device)
+        prepare(self.model, self.config, config.run.compile)
         self.loss_module: nn.Module = share(
             LossModule(self.model, self.config.dtype), self.config.shard, process, device
         )
@@ -83,4 +84,4 @@ class Learner:
 
     def _fresh_states(self) -> list[Any]:
         rows, size = self.config.batch_size, min(self.config.micro_batch, self.config.batch_size)
-        return [self.model.new_state(min(size, rows - start)) for start in range(0, rows, size)]  # type: ignore[operator]
+        return [self.model.new_state(min(size, rows - start)) for start in range(0, rows, size)]

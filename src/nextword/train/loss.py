@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
-from ..native import training
+from ..native import elementwise
 
 IGNORED = -100  # a target that is not counted: padding
 CHUNK = 1024  # tokens whose logits exist at a time; plan/training.py counts with the same number
@@ -89,7 +89,7 @@ def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tup
     """The losses of a chunk and their gradient by the logits, made in the logits' own memory where it can be."""
     values = logits.float()
     if values.is_cpu and type(values) is Tensor and native.available():
-        loss = training.cross_entropy(values, targets, IGNORED, wanted)
+        loss = elementwise.cross_entropy(values, targets, IGNORED, wanted)
     else:
         loss = _by_torch(values, targets, wanted)
     return loss, values.to(logits.dtype) if wanted else None

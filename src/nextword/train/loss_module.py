@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import Batch
+from ..models import Model
 from ..plan import RunConfig
 from ..plan.run_config import TrainConfig
 from ..spec import ModelSpec
@@ -18,35 +19,33 @@ from .loss import IGNORED, single_losses, summed_loss, summed_loss_of_logits
 AUTOCAST_DTYPE = {"amp": torch.bfloat16}
 
 
-def new_model(config: RunConfig) -> nn.Module:
+def new_model(config: RunConfig) -> Model:
     """A freshly initialised model of the run; the same numbers for the same seed, whatever ran before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = models.build(config.spec)
         if config.spec.kind == "transformer":
             _initialise(model, config.spec)
-    prepare(model, config.train)
     return model
 
 
-def prepare(model: nn.Module, config: TrainConfig) -> None:
-    """Set what only training needs: dropout and recomputation."""
-    for part in model.modules():
-        if hasattr(part, "dropout"):
-            setattr(part, "dropout", config.dropout)  # noqa: B010 - of several classes
-    if hasattr(model, "recompute"):
-        setattr(model, "recompute", config.recompute == "full")  # noqa: B010
+def prepare(model: Model, train: TrainConfig, compiled: bool = False) -> None:
+    """Make `model`, on its device and with its adapters, ready to be trained, by torch.compile or not."""
+    models.prepare(
+        model, "train", dropout=train.dropout, recompute=train.recompute == "full",
+        autocast=train.dtype in AUTOCAST_DTYPE, compiled=compiled,
+    )  # fmt: skip
 
 
 def _initialise(model: nn.Module, spec: ModelSpec) -> None:
     """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 layers) (GPT-2, section 2.3)."""
     residual = 0.02 / (2 * spec.layers) ** 0.5
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:
-            adds = name.endswith(("attention.out.weight", "mlp.down.weight"))
-            nn.init.normal_(parameter, std=residual if adds else 0.02)
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2:
+            adds = name.endswith(("attention.out.weight", "mlp.down.weight", "mlp.down"))
+            nn.init.normal_(parameter, std=residual if adds else 0.02)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class LossModule(nn.Module):
         with torch.autocast(batch.inputs.device.type, dtype=self.product_type, enabled=self.product_type is not None):
             hidden = model.hidden(batch.inputs, **extra)
             spec: ModelSpec = model.spec
-            if spec.head_bias or spec.logit_softcap is not None or not isinstance(model.head, nn.Linear):
+            if spec.head_bias or spec.logit_scale or spec.logit_softcap or not isinstance(model.head, nn.Linear):
                 return summed_loss_of_logits(model.logits(hidden), batch.targets, "none" if each_target else "sum")
         loss = single_losses if each_target else summed_loss
         return loss(hidden, model.head.weight, batch.targets, self.product_type)

@@ -14,13 +14,13 @@ from ..base.units import format_seconds
 from ..data import Dataset
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
+from ..plan.data_constraints import best_when_limited, worth
 from ..plan.laws import SMALL, Law, law
-from ..plan.limits import best_when_limited, worth
 from ..plan.run_config import TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
-from ..spec import Kind, ModelSpec
+from ..spec import ModelKind, ModelSpec
 from .calibration import Entry, correction
 from .run_dir import Prediction
 from .timing import StepTime, share_of_peak
@@ -50,7 +50,7 @@ class Machine:
     past: tuple[Entry, ...] = ()
     step_time: StepTime | None = None  # timed steps of the run itself
 
-    def share(self, kind: Kind) -> float:
+    def share(self, kind: ModelKind) -> float:
         """The share of the peak that a run of this kind is expected to reach."""
         return correction(self.past, kind, "fp32").share or FIRST_SHARE
 
@@ -126,7 +126,7 @@ def _optimal_size(budget: float, text_bytes: float, bytes_per_token: float) -> f
     return max(count, SMALLEST)
 
 
-def recurrent_like(spec: ModelSpec, kind: Kind, match: str) -> ModelSpec:
+def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:
     """A recurrent net with the vocabulary and context of a transformer, and as many parameters or FLOPs a token."""
     if match == "params":
         return recurrent_for(parameters(spec).total, kind, spec.vocabulary, spec.context)
@@ -138,7 +138,7 @@ def recurrent_like(spec: ModelSpec, kind: Kind, match: str) -> ModelSpec:
     return of(max(1, largest(lambda width: flops(of(width)).per_token <= wanted, 1 << 24)))
 
 
-def compute(train: TrainConfig, machine: Machine, kind: Kind) -> float | None:
+def compute(train: TrainConfig, machine: Machine, kind: ModelKind) -> float | None:
     """FLOPs that the budget buys on one device; None for a budget of tokens or steps."""
     if train.flops:
         return train.flops

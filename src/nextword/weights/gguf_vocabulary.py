@@ -8,8 +8,8 @@ from typing import Any
 
 from ..base import UsageError
 from ..text import Tokenizer
-from ..text.pieces import PieceType
 from ..text.pretokenize import rule_name
+from ..text.vocab_engines import PieceType
 
 _FOLDER = "Write a Hugging Face folder instead: a name without .gguf"
 _NO_RULE = "gpt-2"  # for a vocabulary without merges, which comes out the same however text is cut

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .. import native
 from ..base import RunError, UsageError, free_memory
-from ..models import Model, build
+from ..models import Model, build, prepare
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
+from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .families import Entry
@@ -77,7 +78,8 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> M
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # a GPU's kernels want them in one piece
-    return model.requires_grad_(False).eval()
+    prepare(model.requires_grad_(False).eval(), "infer")
+    return model
 
 
 def _device(name: str) -> torch.device:
@@ -139,9 +141,9 @@ def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, ent
         import numpy as np
 
         blocks = [source.blocks(piece) for piece in entry.pieces]
-        matrix = native.PackedMatrix.pack(kind, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), width)
+        matrix = PackedMatrix.pack(kind, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), width)
     else:
-        matrix = native.PackedMatrix.pack_float(torch.cat([source.read(piece).float() for piece in entry.pieces]))
+        matrix = PackedMatrix.pack_float(torch.cat([source.read(piece).float() for piece in entry.pieces]))
     if module is model.embedding:
         model.embedding = PackedEmbedding(matrix)
         if model.spec.tied:

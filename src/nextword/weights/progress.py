@@ -7,42 +7,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 SECONDS_BETWEEN_LINES = 5.0
 
-# advance(bytes more), negative when a transfer starts over
-Advance = Callable[[int], None]
-# report("fetching smollm2", total bytes) opens a transfer and gives its `advance`
-Report = Callable[[str, int], AbstractContextManager[Advance]]
+Advance = Callable[[int], None]  # called with the bytes that have come since the last call
+
+
+def on_stderr(title: str, total: int) -> AbstractContextManager[Advance]:
+    """Report a transfer of `total` bytes: `with on_stderr("fetching x", 10_000) as advance: advance(1_000)`."""
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return (_bar if terminal else _lines)(title, total, sys.stderr)
 
 
 @contextmanager
-def silent(what: str, total: int) -> Iterator[Advance]:
-    """Report nothing."""
-    yield lambda count: None
-
-
-@contextmanager
-def on_stderr(what: str, total: int) -> Iterator[Advance]:
-    """Report on standard error, if there is one."""
-    stream = sys.stderr
-    if stream is None:
-        chosen: AbstractContextManager[Advance] = silent(what, total)
-    elif stream.isatty() and os.environ.get("TERM") != "dumb":
-        chosen = _bar(what, total, stream)
-    else:
-        chosen = _lines(what, total, stream)
-    with chosen as advance:
-        yield advance
-
-
-@contextmanager
-def _bar(what: str, total: int, stream: TextIO) -> Iterator[Advance]:
+def _bar(title: str, total: int, stream: TextIO) -> Iterator[Advance]:
     from rich import progress
     from rich.console import Console
 
-    columns: tuple[Any, ...] = (
+    columns: tuple[progress.ProgressColumn, ...] = (
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.DownloadColumn(),
@@ -50,30 +33,25 @@ def _bar(what: str, total: int, stream: TextIO) -> Iterator[Advance]:
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=Console(file=stream)) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
 
 
 @contextmanager
-def _lines(what: str, total: int, stream: TextIO) -> Iterator[Advance]:
-    begun = last = time.monotonic()
+def _lines(title: str, total: int, stream: TextIO) -> Iterator[Advance]:
+    start = last = time.monotonic()
     done = 0
 
-    def say(text: str) -> None:
-        print(f"nextword: {what}: {text}", file=stream, flush=True)
+    def log(text: str) -> None:
+        print(f"nextword: {title}: {text}", file=stream, flush=True)
 
     def advance(count: int) -> None:
         nonlocal done, last
         done += count
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES:
-            last = now
-            say(f"{_mega(done)} of {_mega(total)} MB ({100 * done // max(total, 1)}%)")
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            log(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB ({100 * done // max(total, 1)}%)")
 
-    say(f"{_mega(total)} MB")
+    log(f"{total / 1e6:.1f} MB")
     yield advance
-    say(f"done in {time.monotonic() - begun:.1f} s")
-
-
-def _mega(count: int) -> str:
-    return f"{count / 1e6:.1f}"
+    log(f"done in {time.monotonic() - start:.1f} s")

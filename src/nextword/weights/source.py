@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import native
 from ..base import UsageError
+from ..native.matmul import PackedMatrix, QuantType
 from ..spec import ModelSpec
 from . import rope_factors
 from .families import GGUF_ARCHITECTURES, Entry, Family, Piece, family
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .gguf import GGUFFile
 
 # GGUF block types that the compiled kernels compute with as they are
-_NATIVE: dict[str, native.Kind] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
+_NATIVE: dict[str, QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
 # what follows from the metadata: old converters stored the plain rotary frequencies of each layer
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
@@ -60,7 +61,7 @@ def is_quantized(kind: str) -> bool:
     return kind not in _FLOAT_KINDS
 
 
-def native_kind(kind: str) -> native.Kind | None:
+def native_kind(kind: str) -> QuantType | None:
     """The kernels' name of a stored kind, or None for one they cannot compute with."""
     return _NATIVE.get(kind)
 
@@ -162,7 +163,7 @@ class GGUFSource:
     def read(self, piece: Piece) -> Tensor:
         kind = native_kind(self.kind(piece))
         if kind is not None and len(piece.shape) == 2 and native.available():
-            return native.PackedMatrix.pack(kind, self.blocks(piece), piece.shape[1]).dequantize()
+            return PackedMatrix.pack(kind, self.blocks(piece), piece.shape[1]).dequantize()
         return arrange(torch.from_numpy(self.file.float32(piece.name)), piece)
 
     def blocks(self, piece: Piece) -> np.ndarray:

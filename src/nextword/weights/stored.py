@@ -13,18 +13,17 @@ from .catalogue import CATALOGUE, CatalogueEntry, cached_file, find, is_cached
 
 @dataclass(frozen=True)
 class Stored:
-    """A model on disk. `whole` is False for what an interrupted fetch left; `path` is its folder."""
+    """A model on disk; `path` is its folder."""
 
     reference: str  # what to give as --model
     path: Path
     bytes: int
-    whole: bool = True
 
 
 def stored(cache: Path) -> list[Stored]:
     """Models that were fetched: pinned ones in nextword's cache, others in huggingface_hub's."""
-    pinned = [found for entry in CATALOGUE if (found := _pinned(entry, cache))]
-    return pinned + [Stored(f"hf:{each.repository}", each.path, each.bytes) for each in hub.cached()]
+    pinned = [model for entry in CATALOGUE if (model := _pinned(entry, cache))]
+    return pinned + [Stored(f"hf:{name}", path, size) for name, (path, size) in hub.cached().items()]
 
 
 def find_stored(name: str, cache: Path) -> Stored | None:
@@ -33,7 +32,7 @@ def find_stored(name: str, cache: Path) -> Stored | None:
     reference = entry.reference if entry else name.partition("@")[0]
     if entry and entry.wheel:
         return _pinned(entry, cache)
-    return next((each for each in stored(cache) if each.reference.lower() == reference.lower()), None)
+    return next((model for model in stored(cache) if model.reference.lower() == reference.lower()), None)
 
 
 def remove(name: str, cache: Path) -> Stored:
@@ -41,25 +40,24 @@ def remove(name: str, cache: Path) -> Stored:
 
     Raises UsageError for what is not in them, RunError where deleting fails.
     """
-    found = find_stored(name, cache)
-    if found is None:
-        there = ", ".join(each.reference for each in stored(cache)) or "nothing"
-        raise UsageError(f"{name} is not among the fetched models; only those are removed. Fetched: {there}")
+    model = find_stored(name, cache)
+    if model is None:
+        fetched = ", ".join(other.reference for other in stored(cache)) or "none"
+        raise UsageError(f"{name} is not among the fetched models; only those are removed. Fetched: {fetched}")
     try:
-        if found.reference.startswith("hf:"):
-            hub.remove(found.reference.removeprefix("hf:"))
-        elif found.path.is_symlink():
-            found.path.unlink()
+        if model.reference.startswith("hf:"):
+            hub.remove(model.reference.removeprefix("hf:"))
+        elif model.path.is_symlink():
+            model.path.unlink()
         else:
-            shutil.rmtree(found.path)
+            shutil.rmtree(model.path)
     except OSError as error:
-        raise RunError(f"{error.filename or found.path}: {error.strerror or error}; not removed") from error
-    return found
+        raise RunError(f"{error.filename or model.path}: {error.strerror or error}; not removed") from error
+    return model
 
 
 def _pinned(entry: CatalogueEntry, cache: Path) -> Stored | None:
     path = cached_file(entry, cache)
-    if path is None or not path.parent.is_dir():
+    if path is None or not is_cached(entry, cache):
         return None
-    size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-    return Stored(entry.name, path.parent, size, is_cached(entry, cache)) if size else None
+    return Stored(entry.name, path.parent, path.stat().st_size)

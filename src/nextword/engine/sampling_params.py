@@ -1,9 +1,9 @@
-"""How a token is to be chosen.
+"""How a token is chosen, and when a completion ends.
 
 The definitions, in the order they apply; `sampler` carries them out:
 
 1. repetition penalty (prompt and generated), presence and frequency penalties (generated), logit bias: on raw logits;
-2. temperature and truncations in `Sampling.order`, temperature first unless asked otherwise;
+2. temperature and truncations in `SamplingParams.order`, temperature first unless asked otherwise;
 3. one 53-bit uniform number from Philox keyed by (seed, sample) at counter = position, and the inverse of the
    cumulative distribution over tokens by (logit descending, id ascending), in float64. `sample` numbers the
    completions of one prompt.
@@ -27,7 +27,7 @@ ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How a token is chosen. The defaults are neutral: the model's own distribution, untouched.
 
     Raises UsageError for a setting outside its range; every message names the range.
@@ -68,6 +68,22 @@ class Sampling:
             0,
             0,
         )
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When a completion ends. Raises UsageError for values that make no sense."""
+
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()  # it ends before the first of these texts
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
+        for stop in self.stop:
+            if not isinstance(stop, str):
+                raise UsageError(f"a stop string is {shown(stop)}; it takes text")
+            if not stop:
+                raise UsageError("a stop string is empty; it would end every completion before its first token")
 
 
 _RANGES = {

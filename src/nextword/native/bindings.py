@@ -15,7 +15,7 @@ from pathlib import Path
 from ..base import RunError
 from ..base.cores import cores
 
-MANY = 48  # vectors from which on torch's own operations are worth sharing out
+TORCH_THREADS_FROM = 48  # vectors from which on torch's own operations are worth sharing out
 
 LEVELS = ("portable", "avx2", "avx512-vnni")  # instructions that the kernels know to use, by number
 
@@ -29,70 +29,68 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_void_p]),
     "nw_unpack": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_multiply": (c_int, [c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
-    "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p]),
-    "nw_silu_product": (None, [c_void_p, c_int64, c_int64, c_void_p]),
-    "nw_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int]),
-    "nw_norm_sums": (c_int64, [c_int64, c_int64]),
-    "nw_norm_back": (None, [*[c_void_p] * 4, c_int64, c_int64, *[c_void_p] * 3, c_int]),
-    "nw_gate": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int]),
-    "nw_gate_back": (None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int]),
-    "nw_turn": (None, [c_void_p, c_void_p, c_int]),
-    "nw_turn_back": (None, [c_void_p, c_void_p, c_void_p, c_int]),
-    "nw_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
+    "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int]),
+    "nw_rms_norm_sums": (c_int64, [c_int64, c_int64]),
+    "nw_rms_norm_backward": (None, [*[c_void_p] * 4, c_int64, c_int64, *[c_void_p] * 3, c_int]),
+    "nw_swiglu": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int]),
+    "nw_swiglu_backward": (None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int]),
+    "nw_rope": (None, [c_void_p, c_void_p, c_int]),
+    "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
+    "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
-    "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
+    "nw_decode": (c_int, [c_void_p, c_void_p, c_void_p]),
     "nw_recur": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def find_library() -> ctypes.CDLL | None:
     """The loaded library with its signatures set, or None where it was not built or cannot be loaded."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
             try:
-                loaded = ctypes.CDLL(str(path))
+                kernels = ctypes.CDLL(str(path))
                 for name, (result, arguments) in _SIGNATURES.items():
-                    function = getattr(loaded, name)
+                    function = getattr(kernels, name)
                     function.restype, function.argtypes = result, arguments
             except (OSError, AttributeError):  # built for another system, or by an older version
                 continue
-            loaded.nw_set_threads(_cores())
-            return loaded
+            kernels.nw_set_threads(default_threads())
+            return kernels
     return None
 
 
-def loaded() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """The library. Raises RunError where it is not `available()`."""
-    found = library()
-    if found is None:
+    kernels = find_library()
+    if kernels is None:
         raise RunError(
             "nextword's compiled CPU kernels are not here: nextword was installed without a C compiler."
             " Install one and reinstall nextword, or use: --dtype float32"
         )
-    return found
+    return kernels
 
 
 def available() -> bool:
     """Whether the compiled kernels can be used in this process."""
-    return library() is not None
+    return find_library() is not None
 
 
 def level() -> str:
     """Which instructions the kernels use here, one of LEVELS."""
-    return LEVELS[loaded().nw_level()]
+    return LEVELS[library().nw_level()]
 
 
-def limit(level: str | None) -> None:
+def limit_level(level: str | None) -> None:
     """Use no instructions beyond `level`, one of LEVELS; None lifts the limit. For tests and measurements."""
-    loaded().nw_force_level(-1 if level is None else LEVELS.index(level))
+    library().nw_force_level(-1 if level is None else LEVELS.index(level))
 
 
 def set_threads(threads: int) -> None:
     """How many threads share the work of one operation, from the next one on. Default: as many as torch uses."""
     if available():
-        loaded().nw_set_threads(threads)
+        library().nw_set_threads(threads)
 
 
 @contextmanager
@@ -110,8 +108,8 @@ def threads_for(vectors: int) -> Iterator[None]:
         return
     import torch
 
-    few = vectors < MANY
-    loaded().nw_borrow_torch_threads(int(not few))
+    few = vectors < TORCH_THREADS_FROM
+    library().nw_borrow_torch_threads(int(not few))
     before = torch.get_num_threads()  # which also gives a new thread its count
     if few:
         _thread_setter()(1)
@@ -120,7 +118,7 @@ def threads_for(vectors: int) -> Iterator[None]:
     finally:
         if few:
             _thread_setter()(before)
-        loaded().nw_borrow_torch_threads(0)
+        library().nw_borrow_torch_threads(0)
 
 
 @cache
@@ -135,7 +133,7 @@ def _thread_setter() -> Callable[[int], object]:
     return getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
 
 
-def _cores() -> int:
+def default_threads() -> int:
     """This process's cores, or fewer if torch was told so (OMP_NUM_THREADS, torch.set_num_threads)."""
     torch = sys.modules.get("torch")  # not imported for this alone
     if torch is not None:

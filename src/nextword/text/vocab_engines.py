@@ -24,7 +24,7 @@ class PieceType(IntEnum):
 
 
 @dataclass(frozen=True)
-class Pieces:
+class SentencePieceVocab:
     """A SentencePiece vocabulary and how text is prepared for it."""
 
     tokens: Sequence[str]
@@ -62,7 +62,7 @@ def byte_level_engine(
     return engine
 
 
-def sentencepiece_engine(pieces: Pieces) -> Engine:
+def sentencepiece_engine(pieces: SentencePieceVocab) -> Engine:
     """A SentencePiece engine: BPE with the merges its scores imply, or unigram."""
     from tokenizers import Regex, decoders, normalizers
     from tokenizers import Tokenizer as Engine
@@ -105,7 +105,7 @@ def of_type(types: Sequence[int], wanted: PieceType) -> list[int]:
     return [id for id, type in enumerate(types) if type == number]
 
 
-def _bpe(pieces: Pieces) -> Model:
+def _bpe(pieces: SentencePieceVocab) -> Model:
     from tokenizers import models
 
     vocabulary = {token: id for id, token in enumerate(pieces.tokens)}
@@ -118,7 +118,7 @@ def _bpe(pieces: Pieces) -> Model:
     )
 
 
-def _unigram(pieces: Pieces) -> Model:
+def _unigram(pieces: SentencePieceVocab) -> Model:
     from tokenizers import models
 
     return models.Unigram(
@@ -128,11 +128,11 @@ def _unigram(pieces: Pieces) -> Model:
     )
 
 
-def implied_merges(pieces: Pieces) -> list[tuple[str, str]]:
+def implied_merges(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
     """The merges a SentencePiece BPE vocabulary implies: every cut of a piece into two pieces.
 
     A piece with a higher score merges first; among the cuts of one piece the longer left half does, as
-    transformers orders them. Pieces that text cannot reach (control, byte, unknown) take no part.
+    transformers orders them. SentencePieceVocab that text cannot reach (control, byte, unknown) take no part.
     """
     ids = sorted(of_type(pieces.types, PieceType.NORMAL) + of_type(pieces.types, PieceType.USER_DEFINED))
     tokens, scores = pieces.tokens, pieces.scores

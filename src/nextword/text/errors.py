@@ -1,4 +1,4 @@
-"""One place where trouble inside the tokenizers library becomes a line for the user."""
+"""Turns errors of the tokenizers library into UsageError."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..base import UsageError
 Result = TypeVar("Result")
 
 
-def guarded(where: object, call: Callable[[], Result], what: str = "its tokenizer cannot be built") -> Result:
-    """Run `call`; whatever the library raises becomes the UsageError "<where>: <what> (<reason>)."
+def as_usage_error(where: object, call: Callable[[], Result], what: str = "its tokenizer cannot be built") -> Result:
+    """Run `call`; whatever the library raises becomes the UsageError "<where>: <what> (<reason>)"
 
     The library is written in Rust: a panic in it arrives as a BaseException.
     """
@@ -21,4 +21,4 @@ def guarded(where: object, call: Callable[[], Result], what: str = "its tokenize
         raise
     except BaseException as problem:
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
-        raise UsageError(f"{where}: {what} ({reason}).") from None
+        raise UsageError(f"{where}: {what} ({reason})") from None

@@ -1,4 +1,4 @@
-#include "weights.h"
+#include "softmax_f64.h"
 
 #include <math.h>
 
@@ -6,7 +6,7 @@
 #define STRETCH 2048  // numbers that are summed before they are added to the whole: keeps rounding small
 
 // e^x for x <= 0, within about one unit in the last place, and e^-708 below: next to 1, nothing. NaN stays NaN.
-ALWAYS double exp_down(double x) {
+INLINE double exp_down(double x) {
     x = x < -708.0 ? -708.0 : x;
     const double magic = 0x1.8p52 + 1023;  // added, it rounds to the whole number that the lowest bits then hold
     const double shifted = x * 0x1.71547652b82fep0 + magic, n = shifted - magic;
@@ -27,7 +27,7 @@ ALWAYS double exp_down(double x) {
     return (p * s + r + 1.0) * power;
 }
 
-ALWAYS double sum_of(const void *z, int wide, int64_t width, double largest, double scale) {
+INLINE double sum_of(const void *z, int wide, int64_t width, double largest, double scale) {
     double total = 0;
     for (int64_t start = 0; start < width; start += STRETCH) {
         const int64_t end = start + STRETCH < width ? start + STRETCH : width;
@@ -42,7 +42,7 @@ ALWAYS double sum_of(const void *z, int wide, int64_t width, double largest, dou
     return total;
 }
 
-ALWAYS double weights_of(const double *z, int64_t count, double largest, double scale, double *w) {
+INLINE double weights_of(const double *z, int64_t count, double largest, double scale, double *w) {
     double part[LANES] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES)

@@ -8,14 +8,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .library import loaded
-from .operations import check_weight, rows_of
+from .bindings import library
 
-Kind = Literal["q4_0", "q4_1", "q8_0"]
+QuantType = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
 PRECISE = False  # whether activations are held in two terms, where nobody says
 _CODE = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # what matrix.h calls them
 _STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
+
+
+_FLOAT32 = 0  # what matrix.h calls a plain matrix
+
+
+def rows_of(x: Tensor, width: int) -> Tensor:
+    """`x` with its numbers one after the other. Raises ValueError unless it is float32 (..., width) on the CPU."""
+    if x.dtype != torch.float32 or not x.is_cpu or x.shape[-1] != width:
+        raise ValueError(f"takes float32 (..., {width}) on the CPU, not {x.dtype} {tuple(x.shape)} on {x.device}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError("the compiled kernels compute no gradients; use torch.no_grad() or inference_mode()")
+    return x.contiguous()
+
+
+def check_weight(weight: Tensor, *shape: int) -> None:
+    """Raise ValueError unless `weight` is contiguous float32 of this shape on the CPU."""
+    if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous() or weight.shape != shape:
+        raise ValueError(
+            f"takes a contiguous float32 weight {shape} on the CPU, not {weight.dtype} {tuple(weight.shape)}"
+        )
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear(x, weight)`: x (..., width), weight (rows, width) → (..., rows).
+
+    A vector's results are the same bits whatever the number of vectors. Few vectors pass at the memory's speed.
+    """
+    rows, width = weight.shape
+    check_weight(weight, rows, width)
+    x = rows_of(x, width)
+    y = x.new_empty((*x.shape[:-1], rows))
+    batch = x.numel() // width
+    library().nw_multiply(_FLOAT32, 0, weight.data_ptr(), rows, width, x.data_ptr(), batch, y.data_ptr())
+    return y
 
 
 class PackedMatrix:
@@ -26,12 +59,12 @@ class PackedMatrix:
     loss is measured by benchmarks/quality.py.
     """
 
-    def __init__(self, kind: Kind, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
+    def __init__(self, kind: QuantType, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
         self.kind, self.rows, self.width, self.data, self.precise = kind, rows, width, data, precise
         self.code = _CODE[kind]
 
     @classmethod
-    def pack(cls, kind: Kind, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
+    def pack(cls, kind: QuantType, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
         """From GGUF blocks, uint8 (rows, bytes a row). Raises ValueError if they do not make rows of `width`."""
         if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
             raise ValueError(
@@ -43,9 +76,9 @@ class PackedMatrix:
                 f"a {kind} row of width {width} has {width // BLOCK * _STORED[kind]} bytes, not {blocks.shape[1]}"
             )
         blocks = np.ascontiguousarray(blocks)
-        library, code = loaded(), _CODE[kind]
-        data = torch.empty(library.nw_packed_bytes(code, rows, width), dtype=torch.uint8, device="cpu")
-        library.nw_pack(code, blocks.ctypes.data, rows, width, data.data_ptr())
+        kernels, code = library(), _CODE[kind]
+        data = torch.empty(kernels.nw_packed_bytes(code, rows, width), dtype=torch.uint8, device="cpu")
+        kernels.nw_pack(code, blocks.ctypes.data, rows, width, data.data_ptr())
         return cls(kind, rows, width, data, precise)
 
     @classmethod
@@ -74,7 +107,7 @@ class PackedMatrix:
         x = rows_of(x, self.width)
         batch = x.numel() // self.width
         y = x.new_empty((*x.shape[:-1], self.rows))
-        if loaded().nw_multiply(
+        if library().nw_multiply(
             self.code, self.precise, self.data.data_ptr(), self.rows, self.width, x.data_ptr(), batch, y.data_ptr()
         ):
             raise MemoryError(f"no memory to multiply {batch} vectors of {self.width}")
@@ -88,7 +121,7 @@ class PackedMatrix:
         count = end - first
         part = torch.empty((count, self.width), dtype=torch.float32, device="cpu") if out is None else out[:count]
         check_weight(part, count, self.width)
-        loaded().nw_unpack(self.code, self.data.data_ptr(), first, count, self.width, None, part.data_ptr())
+        library().nw_unpack(self.code, self.data.data_ptr(), first, count, self.width, None, part.data_ptr())
         return part
 
     def rows_at(self, ids: Tensor) -> Tensor:
@@ -97,7 +130,7 @@ class PackedMatrix:
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
             raise IndexError(f"a row outside 0 to {self.rows - 1} is asked for")
         out = torch.empty((flat.numel(), self.width), dtype=torch.float32, device="cpu")
-        loaded().nw_unpack(
+        library().nw_unpack(
             self.code, self.data.data_ptr(), 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()
         )
         return out.view(*ids.shape, self.width)

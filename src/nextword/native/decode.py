@@ -2,7 +2,7 @@
 
 It computes what models/transformer.py says, layer by layer, with keys and values in pages. What a token gets is the
 same bits whatever other tokens are in the call, how its sequence was cut into calls, where its pages lie and how
-many threads work. The structures mirror those of matrix.h, vectors.h, attention.h and step.c.
+many threads work. The structures mirror those of matrix.h, elementwise.h, attention.h and decode.c.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..spec import ModelSpec
-from .library import loaded
-from .operations import check_weight, rows_of
-from .packed import PackedMatrix
+from .bindings import library
+from .matmul import PackedMatrix, check_weight, rows_of
 
-_FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class LayerWeights:
     mlp_post_norm: NormWeights | None = None
     query_norm: NormWeights | None = None
     key_norm: NormWeights | None = None
+    sinks: Tensor | None = None  # (heads,): a logit per head that joins the softmax's denominator
 
 
 class _Matrix(Structure):
@@ -67,7 +67,7 @@ class _Matrix(Structure):
 
 
 class _Norm(Structure):
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("rms", c_int64), ("eps", c_float))
 
 
 class _Layer(Structure):
@@ -82,33 +82,23 @@ class _Layer(Structure):
         ("out", _Matrix),
         ("up", _Matrix),
         ("down", _Matrix),
+        ("sinks", c_void_p),
         ("window", c_int64),
-        ("local", c_int64),
+        ("rope", c_int64),
     )
 
 
 class _Model(Structure):
     _fields_ = (
-        ("layers", c_int64),
-        ("width", c_int64),
-        ("heads", c_int64),
-        ("kv", c_int64),
-        ("head_width", c_int64),
-        ("mlp_width", c_int64),
-        ("rms", c_int64),
-        ("parallel", c_int64),
-        ("gated", c_int64),
-        ("function", c_int64),
-        ("whole_qk_norm", c_int64),
-        ("eps", c_float),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("each", c_void_p),
+        *((name, c_int64) for name in ("layer_count", "width", "heads", "kv_heads", "head_width", "mlp_width")),
+        *((name, c_int64) for name in ("parallel", "gated", "activation", "full_qk_norm")),
+        *((name, c_float) for name in ("scale", "softcap", "residual_scale")),
+        ("layers", c_void_p),
     )
 
 
-class _Table(Structure):
-    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("rotary", c_int64))
+class _RopeTable(Structure):
+    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("width", c_int64))
 
 
 class _Placement(Structure):
@@ -123,10 +113,10 @@ class _Placement(Structure):
 
 
 class _State(Structure):
-    _fields_ = (("at", _Placement), ("keys", c_void_p), ("values", c_void_p), ("tables", _Table * 2))
+    _fields_ = (("at", _Placement), ("keys", c_void_p), ("values", c_void_p), ("tables", _RopeTable * 2))
 
 
-Tables = tuple[Tensor, Tensor]  # cos and signed sin, (positions, rotary_width): see models/rotary.py
+RopeTables = tuple[Tensor, Tensor]  # cos and signed sin, (positions, rotary_width): see models/rotary.py
 
 
 @dataclass(frozen=True)
@@ -142,7 +132,7 @@ class Placement:
     page_tables: NDArray[np.int32]
 
 
-class Pool:
+class KVCache:
     """The pages of all layers, every shape checked once. Keeps the tensors it was given alive, at their addresses.
 
     `keys` and `values`: a tensor a layer, (pages, kv_heads, page_size, head_width). Raises ValueError for shapes
@@ -165,43 +155,56 @@ class Pool:
         self.value_pointers = pointers(*(stored.data_ptr() for stored in values))
 
 
-class Program:
-    """All layers of a model, every shape checked once. Keeps the weights it was given alive, at their addresses."""
+class TransformerProgram:
+    """All layers of a model, every shape checked once. Keeps the weights it was given alive, at their addresses.
 
-    def __init__(self, spec: ModelSpec, layers: Sequence[LayerWeights]) -> None:
-        if len(layers) != spec.layers or spec.heads % spec.kv_heads:
+    `residual_scale` multiplies what attention and MLP add to the residual stream (Granite). `rope_layers` says which
+    layers rotate queries and keys (SmolLM3); () is all.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layers: Sequence[LayerWeights],
+        residual_scale: float | None = None,
+        rope_layers: Sequence[bool] = (),
+    ) -> None:
+        if len(layers) != spec.layers or spec.heads % spec.kv_heads or len(rope_layers) not in (0, spec.layers):
             raise ValueError(f"{len(layers)} layers for a model of {spec.layers}, or heads that form no groups")
         self.spec, self.layers = spec, tuple(layers)
-        self._each = (_Layer * spec.layers)(*(_layer(spec, i, layer) for i, layer in enumerate(layers)))
+        self.residual_scale, self.rope_layers = residual_scale, tuple(rope_layers)
+        self._layers = (_Layer * spec.layers)(
+            *(_layer(spec, i, layer, not rope_layers or rope_layers[i]) for i, layer in enumerate(layers))
+        )
         self._model = _Model(
-            layers=spec.layers,
+            layer_count=spec.layers,
             width=spec.width,
             heads=spec.heads,
-            kv=spec.kv_heads,
+            kv_heads=spec.kv_heads,
             head_width=spec.head_width,
             mlp_width=spec.mlp_width,
-            rms=spec.norm == "rms",
             parallel=spec.parallel,
             gated=spec.mlp == "gated",
-            function=_FUNCTIONS[spec.activation],
-            whole_qk_norm=spec.qk_norm == "full",
-            eps=spec.norm_eps,
+            activation=_ACTIVATIONS[spec.activation],
+            full_qk_norm=spec.qk_norm == "full",
             scale=spec.attention_scale or spec.head_width**-0.5,
             softcap=spec.attention_softcap or 0.0,
-            each=addressof(self._each),
+            residual_scale=1.0 if residual_scale is None else residual_scale,
+            layers=addressof(self._layers),
         )
 
-    def __reduce__(self) -> tuple[type[Program], tuple[object, ...]]:
-        return Program, (self.spec, self.layers)  # a copy reads the copied weights
+    def __reduce__(self) -> tuple[type[TransformerProgram], tuple[object, ...]]:
+        # a copy reads the copied weights
+        return TransformerProgram, (self.spec, self.layers, self.residual_scale, self.rope_layers)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tables | None, Tables | None], pool: Pool, placement: Placement
+        self, x: Tensor, tables: tuple[RopeTables | None, RopeTables | None], pool: KVCache, placement: Placement
     ) -> Tensor:
         """What the last layer leaves, (tokens, width), for the embedded tokens `x` (tokens, width).
 
         Every token's key and value are stored in its page of `pool`; then it attends to positions 0 to its own,
-        which are stored already or are other tokens of this call. `tables` turn layers without and with a window;
-        None turns nothing. Raises ValueError for what does not fit, before anything is written.
+        which are stored already or are other tokens of this call. `tables` are the rope of layers without and with a
+        window; None: no rope. Raises ValueError for what does not fit, before anything is written.
         """
         y = rows_of(x, self.spec.width).clone()
         if y.shape != (len(placement.positions), self.spec.width) or not len(y):
@@ -214,12 +217,12 @@ class Program:
         for index, table in enumerate(tables):
             if table is not None:
                 state.tables[index] = _table(table, self.spec.head_width, last)
-        if loaded().nw_forward(addressof(self._model), addressof(state), y.data_ptr()):
+        if library().nw_decode(addressof(self._model), addressof(state), y.data_ptr()):
             raise MemoryError(f"no memory for a step of {len(y)} tokens")
         return y
 
 
-def _placement(placement: Placement, pool: Pool) -> _Placement:
+def _placement(placement: Placement, pool: KVCache) -> _Placement:
     """Checked: every page that is written or read is one of the pool's."""
     positions, sequences, tables = placement.positions, placement.sequences, placement.page_tables
     for array, dtype, dimensions in ((positions, np.int64, 1), (sequences, np.int64, 1), (tables, np.int32, 2)):
@@ -243,47 +246,50 @@ def _placement(placement: Placement, pool: Pool) -> _Placement:
 
 
 def _matrix(matrix: MatrixWeights, rows: int, width: int) -> _Matrix:
-    weight, bias = matrix.weight, matrix.bias
-    if bias is not None:
-        check_weight(bias, rows)
-    bias_address = None if bias is None else bias.data_ptr()
+    weight, bias = matrix.weight, _vector(matrix.bias, rows)
     if isinstance(weight, Tensor):
         check_weight(weight, rows, width)
-        return _Matrix(0, rows, width, 0, weight.data_ptr(), bias_address)
+        return _Matrix(0, rows, width, 0, weight.data_ptr(), bias)
     if (weight.rows, weight.width) != (rows, width):
         raise ValueError(f"{weight} is not ({rows}, {width})")
-    return _Matrix(weight.code, rows, width, weight.precise, weight.data.data_ptr(), bias_address)
+    return _Matrix(weight.code, rows, width, weight.precise, weight.data.data_ptr(), bias)
 
 
-def _norm(norm: NormWeights | None, width: int) -> _Norm:
+def _norm(spec: ModelSpec, norm: NormWeights | None, width: int) -> _Norm:
     if norm is None:
         return _Norm(None, None)
     check_weight(norm.weight, width)
-    if norm.bias is not None:
-        check_weight(norm.bias, width)
-    return _Norm(norm.weight.data_ptr(), None if norm.bias is None else norm.bias.data_ptr())
+    return _Norm(norm.weight.data_ptr(), _vector(norm.bias, width), spec.norm == "rms", spec.norm_eps)
 
 
-def _layer(spec: ModelSpec, index: int, layer: LayerWeights) -> _Layer:
-    mixed, keys, inner = spec.heads * spec.head_width, spec.kv_heads * spec.head_width, spec.mlp_width
-    whole = spec.qk_norm == "full"
+def _vector(vector: Tensor | None, width: int) -> int | None:
+    if vector is None:
+        return None
+    check_weight(vector, width)
+    return vector.data_ptr()
+
+
+def _layer(spec: ModelSpec, index: int, layer: LayerWeights, rope: bool) -> _Layer:
+    queries, keys, up_rows = spec.heads * spec.head_width, spec.kv_heads * spec.head_width, spec.mlp_width
+    full, local = spec.qk_norm == "full", spec.window(index) > 0
     return _Layer(
-        _norm(layer.attention_norm, spec.width),
-        _norm(layer.attention_post_norm, spec.width),
-        _norm(layer.mlp_norm, spec.width),
-        _norm(layer.mlp_post_norm, spec.width),
-        _norm(layer.query_norm, mixed if whole else spec.head_width),
-        _norm(layer.key_norm, keys if whole else spec.head_width),
-        _matrix(layer.qkv, mixed + 2 * keys, spec.width),
-        _matrix(layer.out, spec.width, mixed),
-        _matrix(layer.up, inner * (2 if spec.mlp == "gated" else 1), spec.width),
-        _matrix(layer.down, spec.width, inner),
+        _norm(spec, layer.attention_norm, spec.width),
+        _norm(spec, layer.attention_post_norm, spec.width),
+        _norm(spec, layer.mlp_norm, spec.width),
+        _norm(spec, layer.mlp_post_norm, spec.width),
+        _norm(spec, layer.query_norm, queries if full else spec.head_width),
+        _norm(spec, layer.key_norm, keys if full else spec.head_width),
+        _matrix(layer.qkv, queries + 2 * keys, spec.width),
+        _matrix(layer.out, spec.width, queries),
+        _matrix(layer.up, up_rows * (2 if spec.mlp == "gated" else 1), spec.width),
+        _matrix(layer.down, spec.width, spec.mlp_width),
+        _vector(layer.sinks, spec.heads),
         spec.window(index),
-        int(spec.window(index) > 0),
+        int(local) if rope else -1,
     )
 
 
-def _table(tables: Tables, head_width: int, last: int) -> _Table:
+def _table(tables: RopeTables, head_width: int, last: int) -> _RopeTable:
     """Checked for positions up to `last`."""
     cosine, sine = tables
     positions, rotary = cosine.shape
@@ -291,4 +297,4 @@ def _table(tables: Tables, head_width: int, last: int) -> _Table:
     check_weight(sine, positions, rotary)
     if last >= positions or rotary > head_width or rotary % 2:
         raise ValueError(f"rotary tables {tuple(cosine.shape)} do not fit position {last} and width {head_width}")
-    return _Table(cosine.data_ptr(), sine.data_ptr(), rotary)
+    return _RopeTable(cosine.data_ptr(), sine.data_ptr(), rotary)

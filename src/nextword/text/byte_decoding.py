@@ -22,7 +22,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
-class Spelling:
+class ByteDecoding:
     """How the tokens of a vocabulary are written.
 
     `to_bytes` turns a token of the vocabulary into the bytes it stands for. `strips_space`: a text's
@@ -59,23 +59,23 @@ def sentencepiece(token: str, space: str = "\u2581") -> bytes:
     return bytes([int(match[1], 16)]) if match else token.replace(space, " ").encode()
 
 
-def spelling_of(engine: Engine, where: object) -> Spelling:
-    """Read the spelling off a tokenizer's decoder. Raises UsageError if it is of no known kind."""
+def byte_decoding_of(engine: Engine, where: object) -> ByteDecoding:
+    """Read a tokenizer's byte decoding off its decoder. Raises UsageError if it is of no known kind."""
     if engine.decoder is None:
-        return Spelling(str.encode)
+        return ByteDecoding(str.encode)
     steps = _steps(json.loads(engine.decoder.__getstate__()))
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
-        return Spelling(byte_level)
+        return ByteDecoding(byte_level)
     if not kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} or _has_expression(steps):
         strange = ", ".join(sorted(kinds))
-        raise UsageError(f"{where}: its tokenizer decodes by {strange}, which is not supported.")
+        raise UsageError(f"{where}: its tokenizer decodes by {strange}, which is not supported")
     strips = any(
         (step["type"] == "Strip" and step.get("start"))
         or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
         for step in steps
     )
-    return Spelling(_replacer(steps, "ByteFallback" in kinds), strips)
+    return ByteDecoding(_replacer(steps, "ByteFallback" in kinds), strips)
 
 
 def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:

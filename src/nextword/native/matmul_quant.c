@@ -98,7 +98,7 @@ AVX2 static void quantize_row_avx2(const float *x, int64_t blocks, int32_t facto
 
 // Vectors are multiplied in tiles of 4, and what is left over in one more, or for VNNI in tiles of 2 and 1.
 // The activations of a tile lie together, those of its vectors side by side for each block.
-#define MOST 4
+#define MAX_TILE 4
 
 static int64_t tile_size(int64_t left) {
     if (left >= 4) return 4;
@@ -132,7 +132,7 @@ static void quantize_tile(const product_job *job, int64_t at, int64_t size) {
 
 static void quantize_chunk(void *pointer, int64_t chunk) {
     const product_job *job = pointer;
-    int64_t at = chunk * job->tiles_a_chunk * MOST, end = at + job->tiles_a_chunk * MOST;
+    int64_t at = chunk * job->tiles_a_chunk * MAX_TILE, end = at + job->tiles_a_chunk * MAX_TILE;
     while (at < end && at < job->batch) {
         int64_t size = tile_size(job->batch - at);
         quantize_tile(job, at, size);
@@ -157,7 +157,7 @@ static inline int32_t whole(const activation *a, int column, int precise) {
     return precise ? 254 * a->q[column] + a->fine[column] : a->q[column];
 }
 
-static void one_group_portable(const product_job *job, int64_t group, int64_t at, int64_t size) {
+static void group_portable(const product_job *job, int64_t group, int64_t at, int64_t size) {
     const int64_t kind = job->m->kind;
     const int precise = (int)job->m->precise;
     for (int64_t t = 0; t < size; t++) {
@@ -183,10 +183,6 @@ static void one_group_portable(const product_job *job, int64_t group, int64_t at
     }
 }
 
-static void group_portable(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size) {
-    for (int64_t end = group + deep; group < end; group++) one_group_portable(job, group, at, size);
-}
-
 #if NW_X86
 #define BROADCAST(p) _mm256_castps_si256(_mm256_broadcast_ss((const float *)(const void *)(p)))
 #define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
@@ -205,117 +201,26 @@ INLINE AVX2 void store_avx2(const product_job *job, int64_t group, int64_t at, _
     _mm256_storeu_ps(y, job->add ? _mm256_add_ps(_mm256_loadu_ps(y), sums) : sums);
 }
 
-#include "product_avx2.h"
+// Compilers like to regroup sums of integers, and then run out of registers. This keeps a sum as it is written.
+#define IN_ORDER(sum) __asm__("" : "+x"(sum))
+#define UNROLL _Pragma("GCC unroll 8")
 
-// The dot products of `deep` groups of eight rows with one block of activations, exact in int32.
-#define DOT(NAME, TARGET) \
-    INLINE TARGET void NAME(__m256i (*w)[8], const activation *a, const int precise, const int deep, __m256i *dot)
+typedef struct {
+    int kind, precise, groups, vectors;  // constants wherever it is used, so that every variant is compiled by itself
+} variant;
 
-// One group alone is summed in two halves, which do not wait for each other; two groups, or terms, are two as it is.
-DOT(dot_vnni, VNNI) {
-    __m256i other[2];
-    for (int g = 0; g < deep; g++) dot[g] = other[g] = _mm256_setzero_si256();
-    for (int j = 0; j < 8; j++) {
-        __m256i q = BROADCAST(a->q + 4 * j);
-        if (!precise && deep == 1 && j % 2) {
-            other[0] = _mm256_dpbusd_epi32(other[0], w[0][j], q);
-            continue;
-        }
-        for (int g = 0; g < deep; g++) dot[g] = _mm256_dpbusd_epi32(dot[g], w[g][j], q);
-        for (int g = 0; precise && g < deep; g++)
-            other[g] = _mm256_dpbusd_epi32(other[g], w[g][j], BROADCAST(a->fine + 4 * j));
-    }
-    for (int g = 0; g < deep; g++) {
-        if (precise) dot[g] = _mm256_sub_epi32(_mm256_slli_epi32(dot[g], 8), _mm256_slli_epi32(dot[g], 1));
-        if (precise || deep == 1) dot[g] = _mm256_add_epi32(dot[g], other[g]);
-    }
-}
-
-DOT(dot_offset_vnni, VNNI) {
-    dot_vnni(w, a, precise, deep, dot);
-    for (int g = 0; g < deep; g++) dot[g] = _mm256_add_epi32(dot[g], BROADCAST(&a->offset));
-}
-
-// A block's nibbles or bytes as eight vectors of four columns. For VNNI bytes become w + 128, unsigned.
-INLINE AVX2 void nibbles_of(const uint8_t *bytes, __m256i *w) {
-    for (int j = 0; j < 4; j++) {
-        __m256i both = LOAD(bytes + 32 * j);
-        w[j] = _mm256_and_si256(both, _mm256_set1_epi8(15));
-        w[4 + j] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
-    }
-}
-
-INLINE AVX2 void unsigned_bytes_of(const uint8_t *bytes, __m256i *w) {
-    for (int j = 0; j < 8; j++) w[j] = _mm256_xor_si256(LOAD(bytes + 32 * j), _mm256_set1_epi8((char)0x80));
-}
-
-// `deep` groups of eight rows against a tile of vectors: weights are read and unpacked once.
-#define GROUPS(NAME, TARGET, KIND, UNPACK, DOT, DEEP)                                                                 \
-    INLINE TARGET void NAME##_tile(const product_job *job, int64_t group, int64_t at, const int precise, const int deep,\
-                                   const int tile) {                                                                  \
-        const int64_t blocks = job->blocks, apart = blocks * KIND##_BLOCK;                                            \
-        const uint8_t *block = (const uint8_t *)job->m->data + group * apart;                                         \
-        const activation *a = job->activations + at * blocks;                                                         \
-        __m256 sums[2][4];                                                                                            \
-        for (int g = 0; g < deep; g++)                                                                                \
-            for (int t = 0; t < tile; t++) sums[g][t] = _mm256_setzero_ps();                                          \
-        for (int64_t b = 0; b < blocks; b++, block += KIND##_BLOCK, a += tile) {                                      \
-            __m256 scales[2], minima[2];                                                                              \
-            __m256i w[2][8];                                                                                          \
-            for (int g = 0; g < deep; g++) {                                                                          \
-                const uint8_t *mine = block + g * apart;                                                              \
-                for (int place = 0; tile >= 4 && place < KIND##_BLOCK; place += 64) prefetch(mine + place);           \
-                scales[g] = HALVES(mine);                                                                             \
-                if (KIND == Q4_1) minima[g] = HALVES(mine + 16);                                                      \
-                UNPACK(mine + (KIND == Q4_1 ? 32 : 16), w[g]);                                                        \
-            }                                                                                                         \
-            for (int t = 0; t < tile; t++) {                                                                          \
-                __m256i dot[2];                                                                                       \
-                DOT(w, a + t, precise, deep, dot);                                                                      \
-                for (int g = 0; g < deep; g++) {                                                                      \
-                    __m256 scale = _mm256_mul_ps(scales[g], _mm256_broadcast_ss(&a[t].scale));                        \
-                    sums[g][t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot[g]), sums[g][t]);                      \
-                    if (KIND != Q4_1) continue;                                                                       \
-                    sums[g][t] = _mm256_fmadd_ps(minima[g], _mm256_broadcast_ss(&a[t].sum), sums[g][t]);              \
-                }                                                                                                     \
-            }                                                                                                         \
-        }                                                                                                             \
-        _Pragma("GCC unroll 4") for (int t = 0; t < tile; t++)                                                        \
-            _Pragma("GCC unroll 2") for (int g = 0; g < deep; g++)                                                    \
-                store_avx2(job, group + g, at + t, sums[g][t]);                                                       \
-    }                                                                                                                 \
-    INLINE TARGET void NAME##_groups(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size,   \
-                                     const int precise) {                                                               \
-        for (int64_t end = group + deep; group < end;) {                                                              \
-            if (DEEP == 2 && size == 4 && end - group >= 2) {                                                         \
-                NAME##_tile(job, group, at, precise, 2, 4);                                                             \
-                group += 2;                                                                                           \
-                continue;                                                                                             \
-            }                                                                                                         \
-            if (size == 4) NAME##_tile(job, group, at, precise, 1, 4);                                                  \
-            else if (size == 2) NAME##_tile(job, group, at, precise, 1, 2);                                             \
-            else NAME##_tile(job, group, at, precise, 1, 1);                                                            \
-            group++;                                                                                                  \
-        }                                                                                                             \
-    }                                                                                                                 \
-    TARGET static void NAME(const product_job *job, int64_t group, int64_t deep, int64_t at, int64_t size) {          \
-        if (job->m->precise) NAME##_groups(job, group, deep, at, size, 1);                                              \
-        else NAME##_groups(job, group, deep, at, size, 0);                                                            \
-    }
-
-GROUPS(q4_0_vnni, VNNI, Q4_0, nibbles_of, dot_offset_vnni, 2)
-GROUPS(q4_1_vnni, VNNI, Q4_1, nibbles_of, dot_vnni, 2)
-GROUPS(q8_0_vnni, VNNI, Q8_0, unsigned_bytes_of, dot_offset_vnni, 2)
+#include "matmul_quant_avx2.inc"
+#include "matmul_quant_vnni.inc"
 #endif
 
-typedef void (*group_function)(const product_job *, int64_t group, int64_t deep, int64_t at, int64_t size);
-
-static group_function group_for(int64_t kind) {
-    (void)kind;
+static void multiply_groups(const product_job *job, int64_t group, int64_t row_groups, int64_t at, int64_t size) {
 #if NW_X86
-    if (nw_level() == LEVEL_VNNI) return kind == Q4_0 ? q4_0_vnni : kind == Q4_1 ? q4_1_vnni : q8_0_vnni;
+    if (nw_level() == LEVEL_VNNI) {
+        row_groups_vnni(job, group, row_groups, at, size);
+        return;
+    }
 #endif
-    return group_portable;
+    for (int64_t end = group + row_groups; group < end; group++) group_portable(job, group, at, size);
 }
 
 #define GROUPS_TOGETHER 2
@@ -332,14 +237,13 @@ static void product_chunk(void *pointer, int64_t chunk) {
         return;
     }
 #endif
-    group_function work = group_for(job->m->kind);
     for (int64_t from = 0; from < job->batch; from += VECTORS_TOGETHER) {
         int64_t to = from + VECTORS_TOGETHER < job->batch ? from + VECTORS_TOGETHER : job->batch;
         for (int64_t group = first; group < end; group += GROUPS_TOGETHER) {
-            int64_t deep = end - group < GROUPS_TOGETHER ? end - group : GROUPS_TOGETHER;
+            int64_t row_groups = end - group < GROUPS_TOGETHER ? end - group : GROUPS_TOGETHER;
             for (int64_t at = from; at < to;) {
                 int64_t size = tile_size(job->batch - at);
-                work(job, group, deep, at, size);
+                multiply_groups(job, group, row_groups, at, size);
                 at += size;
             }
         }
@@ -355,9 +259,9 @@ int multiply_packed(const matrix *m, const float *x, int64_t batch, float *y, in
     if (!activations) return 1;
     int64_t groups_a_chunk = CHUNK_BYTES / (blocks * block_bytes(m->kind));
     groups_a_chunk = groups_a_chunk < 2 ? 2 : groups_a_chunk + groups_a_chunk % 2;
-    int64_t tiles_a_chunk = QUANTIZE_TOGETHER / (MOST * m->width) + 1;
+    int64_t tiles_a_chunk = QUANTIZE_TOGETHER / (MAX_TILE * m->width) + 1;
     product_job job = {m, x, blocks, batch, groups_a_chunk, tiles_a_chunk, activations, y, add};
-    int64_t tiles = (batch + MOST - 1) / MOST;
+    int64_t tiles = (batch + MAX_TILE - 1) / MAX_TILE;
     pool_run(quantize_chunk, &job, (tiles + tiles_a_chunk - 1) / tiles_a_chunk);
     pool_run(product_chunk, &job, ((m->rows + 7) / 8 + groups_a_chunk - 1) / groups_a_chunk);
     return 0;

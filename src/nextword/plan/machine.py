@@ -1,4 +1,4 @@
-"""How fast this machine multiplies and reads; run as `python -m nextword.plan.measure`, prints JSON."""
+"""How fast this machine multiplies and reads; run as `python -m nextword.plan.machine`, prints JSON."""
 
 from __future__ import annotations
 

@@ -2,11 +2,10 @@
 #pragma once
 #include "cpu.h"
 
-#define ALWAYS static inline __attribute__((always_inline))
 #define GROUP 16  // logits of which the largest is kept, so that most of them need not be looked at again
 
 // A row's logits are float64 if `wide`, otherwise float32.
-ALWAYS double logit_at(const void *z, int wide, int64_t i) {
+INLINE double logit_at(const void *z, int wide, int64_t i) {
     return wide ? ((const double *)z)[i] : ((const float *)z)[i];
 }
 

@@ -2,7 +2,6 @@
 
 `activations` counts the tensors that nextword's own transformer leaves to autograd (a test holds it to torch's
 saved-tensor hooks); mixtures of experts, latent attention and recurrent kinds are estimates, and marked so.
-`megatron_layer` is the published formula for Megatron's layer.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ Kernel = Literal["flash", "plain"]
 
 _KEPT = "tensors that autograd keeps of nextword's layers"
 _ESTIMATE = "estimate: the layer's matrix products keep their inputs; not measured"
-_KORTHIKANTI = "Korthikanti et al. 2022, 2205.05198, table 2"
 NORM_BYTES = 4  # norms are computed in float32 whatever the precision
 
 
@@ -190,26 +188,3 @@ def _final_norm(spec: ModelSpec, sizes: dict[str, float], fused: _Kernels) -> tu
     return (
         figure("last norm and input of the head", "bytes", formula, _KEPT, copies=copies, width=spec.width, **sizes),
     )
-
-
-def megatron_layer(
-    batch: int,
-    sequence: int,
-    width: int,
-    heads: int,
-    *,
-    tensor_parallel: int = 1,
-    sequence_parallel: bool = False,
-    recompute: Recompute = "none",
-) -> Figure:
-    """Bytes a layer of Megatron's 16-bit GPT keeps, with dropout and a plain attention kernel."""
-    inputs: dict[str, float] = {"s": sequence, "b": batch, "h": width, "a": heads, "t": tensor_parallel}
-    if recompute == "full":
-        formula = "2 * s * b * h"
-    elif sequence_parallel:
-        formula = "s * b * h / t * 34" if recompute == "selective" else "s * b * h / t * (34 + 5 * a * s / h)"
-    elif recompute == "selective":
-        formula = "s * b * h * (10 + 24 / t)"
-    else:
-        formula = "s * b * h * (10 + 24 / t + 5 * a * s / (h * t))"
-    return figure("a layer's activations", "bytes", formula, _KORTHIKANTI, **inputs)

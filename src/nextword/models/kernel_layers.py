@@ -1,0 +1,69 @@
+"""Layers on the compiled kernels, in float32 on a CPU: `prepare` puts them in place of the classes they derive from."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from ..native.elementwise import rms_norm
+from ..native.matmul import linear
+from . import fused
+from .layers import Linear, Norm
+from .positions import AttentionContext
+from .rotary import Rope
+from .transformer import MLP, Attention, Block
+
+
+class KernelLinear(Linear):
+    """For inference: a vector's product is the same bits whatever the number of vectors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = linear(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class KernelRMSNorm(Norm):
+    """For inference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class FusedRMSNorm(Norm):
+    """For training, in any autocast: keeps its input and one number per row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.rms_norm(x.float(), self.weight, self.eps).to(x.dtype)
+
+
+class FusedAttention(Attention):
+    """For training: queries and keys are rotated in place, all heads in one pass."""
+
+    def split_rope(self, qkv: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
+        assert rope is not None
+        return fused.split_rope(qkv, self.heads, self.kv_heads, *rope)
+
+
+class FusedMLP(MLP):
+    """For training, SwiGLU: the gated product is formed again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.gated_linear(self.up(x), self.down.weight)
+
+
+class FusedBlock(Block):
+    """For training, pre-norm with SwiGLU: norms and sums join the matrix products, the MLP runs by blocks of rows."""
+
+    def forward(self, x: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
+        attention, mlp = self.attention, cast(MLP, self.mlp)
+        norm, mlp_norm = cast(Norm, self.attention_norm), cast(Norm, self.mlp_norm)
+        qkv, x = fused.normed_linear(x, norm.weight, norm.eps, attention.qkv.weight, attention.qkv.bias)
+        x = fused.linear_added(attention.attend(qkv, context, rope), attention.out.weight, x)
+        return fused.gated_mlp(x, mlp_norm.weight, mlp_norm.eps, mlp.up.weight, mlp.down.weight)
+
+
+EAGER_CLASSES: dict[type, type] = {  # what each stands in for
+    KernelLinear: Linear, KernelRMSNorm: Norm, FusedRMSNorm: Norm, FusedAttention: Attention, FusedMLP: MLP,
+    FusedBlock: Block,
+}  # fmt: skip

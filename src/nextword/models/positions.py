@@ -1,0 +1,56 @@
+"""Where the tokens of a text are, and which of them each may attend to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .transformer import Attention
+
+
+class AttentionContext(Protocol):
+    """What the tokens of a pass attend over: a text of their own (`Positions`), or pages (`paged.PagedAttention`)."""
+
+    @property
+    def positions(self) -> Tensor:
+        """(1 or batch, time)"""
+
+    @property
+    def end(self) -> int:
+        """One past the last of `positions`."""
+
+    def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What each token takes from those that it may see, (batch, heads, time, head_width)."""
+
+
+class Positions:
+    """Positions 0 to `time` - 1, formed once and read by every layer.
+
+    With `documents` (batch, time), numbers of the documents packed in a row, none sees another document.
+    """
+
+    def __init__(self, time: int, device: torch.device, documents: Tensor | None = None) -> None:
+        self.end, self.documents = time, documents
+        self.positions = torch.arange(time, device=device)[None]  # (1, time)
+        self._masks: dict[int, Tensor] = {}
+
+    def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `AttentionContext`."""
+        causal = self.documents is None and (not attention.window or self.end <= attention.window)
+        mask = None if causal and not attention.needs_mask else self._mask(attention.window)
+        return attention.scaled_dot_product(queries, keys, values, mask)
+
+    def _mask(self, window: int) -> Tensor:
+        """True where a query may look: keys not after it and, with a window, less than `window` before it."""
+        if window not in self._masks:
+            distance = self.positions[:, None, :, None] - self.positions[0]  # (1, 1, time, time)
+            visible = distance >= 0
+            if window:
+                visible = visible & (distance < window)
+            if self.documents is not None:
+                visible = visible & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
+            self._masks[window] = visible
+        return self._masks[window]

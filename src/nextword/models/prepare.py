@@ -1,0 +1,204 @@
+"""Chooses, once, how a model is computed: the only place that knows what the compiled kernels can do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import native
+from ..native import support
+from ..native.decode import LayerWeights, MatrixWeights, NormWeights, TransformerProgram
+from ..native.recurrent import RecurrentProgram, RecurrentWeights
+from .kernel_layers import (
+    EAGER_CLASSES,
+    FusedAttention,
+    FusedBlock,
+    FusedMLP,
+    FusedRMSNorm,
+    KernelLinear,
+    KernelRMSNorm,
+)
+from .layers import Layer, Linear, Norm, PackedLinear
+from .model import EAGER, Execution, Mode, Model
+from .recurrent import CELLS, Recurrent
+from .transformer import MLP, Attention, Block, Transformer
+
+
+def prepare(
+    model: Model, mode: Mode, *, dropout: float = 0.0, recompute: bool = False, autocast: bool = False,
+    compiled: bool = False,
+) -> Execution:  # fmt: skip
+    """Put in place what computes `model` fastest, and say what that is; `model.execution` keeps it.
+
+    mode: "eager" for plain PyTorch, "train" for gradients, "infer" for none. Training may drop features (`dropout`),
+    form activations again in the backward pass (`recompute`), run under autocast to 16 bits and be `compiled` by torch.
+
+    Modules, parameters and their names stay; only classes of modules change, as torch's `fully_shard` changes them.
+    Prepare again after a change of device, dtype, modules (adapters, quantized matrices) or hooks.
+    """
+    for module in model.modules():
+        _become(module, EAGER_CLASSES.get(type(module), type(module)))
+    model.set_regularization(dropout, recompute)
+    if mode == "train":
+        model.execution = _for_training(model, autocast, compiled)
+    else:
+        model.execution = _for_inference(model) if mode == "infer" else EAGER
+    return model.execution
+
+
+def inference_of(model: Model) -> Execution:
+    """How an engine runs `model`: a model in training keeps its modules, any other one is prepared for inference."""
+    if model.execution.mode == "train":
+        return Execution("infer", "a model in training", _program(model))
+    return prepare(model, "infer") if model.execution.mode == "eager" else model.execution
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    if type(module) is not kind:
+        module.__class__ = kind
+
+
+# ---- inference
+
+
+def _for_inference(model: Model) -> Execution:
+    if not _fits_kernels(model):
+        return Execution("infer", f"PyTorch ({_device_and_dtype(model)})")
+    program = _program(model)
+    for module in model.modules():
+        if is_unmodified(module, Linear):
+            _become(module, KernelLinear)
+        elif _is_rms_norm(module):
+            _become(module, KernelRMSNorm)
+    if program is None and not support.unsupported(model.spec):
+        return Execution("infer", "PyTorch with compiled products and norms: the kernels do not know all modules")
+    return Execution("infer", support.description(model.spec), program)
+
+
+def _program(model: Model) -> TransformerProgram | RecurrentProgram | None:
+    """All layers as the compiled kernels run them; None where these cannot compute, or do not know a module."""
+    if not _fits_kernels(model) or support.unsupported(model.spec):
+        return None
+    if isinstance(model, Recurrent):
+        return _recurrent_program(model)
+    assert isinstance(model, Transformer)
+    known = (nn.ModuleList, nn.Identity, nn.Dropout, PackedLinear, Linear, Norm, MLP, Attention, Block)
+    if not all(EAGER_CLASSES.get(type(module), type(module)) in known for module in model.blocks.modules()):
+        return None
+    return TransformerProgram(model.spec, [layer_weights(block) for block in model.blocks if isinstance(block, Block)])
+
+
+def _recurrent_program(model: Recurrent) -> RecurrentProgram | None:
+    if not is_unmodified(model.recurrent, CELLS[model.spec.kind]):
+        return None
+    layers = [RecurrentWeights(*map(torch.detach, weights)) for weights in model.recurrent.all_weights]
+    return RecurrentProgram(model.spec.kind, model.spec.width, layers)
+
+
+def layer_weights(block: Block) -> LayerWeights:
+    """What the compiled kernels read of a layer."""
+    attention, mlp = block.attention, block.mlp
+    assert isinstance(mlp, MLP)
+    normed = attention.qk_norm != "none"
+    return LayerWeights(
+        qkv=_matrix(attention.qkv),
+        out=_matrix(attention.out),
+        up=_matrix(mlp.up),
+        down=_matrix(mlp.down),
+        attention_norm=_norm(block.attention_norm),
+        attention_post_norm=_norm(block.attention_post_norm),
+        mlp_norm=_norm(block.mlp_norm),
+        mlp_post_norm=_norm(block.mlp_post_norm),
+        query_norm=_norm(attention.query_norm) if normed else None,
+        key_norm=_norm(attention.key_norm) if normed else None,
+    )
+
+
+def _matrix(matrix: Layer) -> MatrixWeights:
+    assert isinstance(matrix, Linear | PackedLinear)
+    weight = matrix.matrix if isinstance(matrix, PackedLinear) else matrix.weight.detach()
+    return MatrixWeights(weight, None if matrix.bias is None else matrix.bias.detach())
+
+
+def _norm(norm: nn.Module) -> NormWeights | None:
+    if not isinstance(norm, Norm):
+        return None
+    return NormWeights(norm.weight.detach(), None if norm.bias is None else norm.bias.detach())
+
+
+# ---- training
+
+
+def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
+    if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
+        return Execution("train", f"PyTorch ({_device_and_dtype(model)}{', compiled' * compiled})")
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    fused = 0 if autocast else sum(_fuse_block(model, block) for block in blocks)  # fused products are in float32
+    norms = [module for module in model.modules() if _is_rms_norm(module)]
+    for norm in norms:
+        _become(norm, FusedRMSNorm)
+    what = f"{fused} of {len(blocks)} layers fused" if fused else f"{len(norms)} norms fused"
+    return Execution("train", f"PyTorch with compiled CPU kernels, {what}")
+
+
+def _fuse_block(model: Transformer, block: Block) -> bool:
+    """Whether the whole layer is fused. Where it cannot be, its parts are that can."""
+    whole = _fusable(block)
+    attention, mlp = block.attention, block.mlp
+    rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
+    if rotated and is_unmodified(attention, Attention) and is_unmodified(attention.qkv, Linear):
+        _become(attention, FusedAttention)
+    if isinstance(mlp, MLP) and _fusable_mlp(mlp):
+        _become(mlp, FusedMLP)
+    if whole:
+        _become(block, FusedBlock)
+    return whole
+
+
+def _fusable(block: Block) -> bool:
+    """Whether each norm and each sum can join a matrix product: norms before, sums at once, nothing between."""
+    attention, mlp = block.attention, block.mlp
+    if block.parallel or block.residual_scale is not None or block.dropout.p or not isinstance(mlp, MLP):
+        return False
+    return (
+        is_unmodified(block, Block)
+        and is_unmodified(attention, Attention)
+        and all(_is_rms_norm(norm) for norm in (block.attention_norm, block.mlp_norm))
+        and all(is_unmodified(norm, nn.Identity) for norm in (block.attention_post_norm, block.mlp_post_norm))
+        and all(is_unmodified(matrix, Linear) for matrix in (attention.qkv, attention.out, mlp.up))
+        and not attention.out.has_bias
+        and not mlp.up.has_bias
+        and _fusable_mlp(mlp)
+    )
+
+
+def _fusable_mlp(mlp: MLP) -> bool:
+    swiglu = mlp.spec.mlp == "gated" and mlp.spec.activation == "silu"
+    return swiglu and is_unmodified(mlp, MLP) and is_unmodified(mlp.down, Linear) and not mlp.down.has_bias
+
+
+# ---- both
+
+
+def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether `module` is just what `kind` says: not replaced (adapters do), and no hook waits for its call."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks)
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    return isinstance(module, Norm) and module.rms and is_unmodified(module, Norm)
+
+
+def _fits_kernels(model: Model) -> bool:
+    """Whether the compiled kernels are here and can read the model: float32 on a CPU."""
+    return native.available() and model.dtype == torch.float32 and all(map(_readable, model.parameters()))
+
+
+def _readable(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter)  # others stand for tensors that are elsewhere or nowhere
+    return plain and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
+def _device_and_dtype(model: Model) -> str:
+    return f"{model.device}, {str(model.dtype).removeprefix('torch.')}"

@@ -1,0 +1,169 @@
+"""RMSNorm, SwiGLU, rotary positions and cross-entropy: float32, on the CPU.
+
+`rms_norm` and `swiglu` are inference's: they share the work among the kernels' threads and compute no gradients. The
+others are training's: they take contiguous tensors and share the work among torch's own threads. No result depends on
+the number of threads, and none of training's on the processor's instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import Structure, byref, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from .bindings import library
+from .matmul import check_weight, rows_of
+
+_OWN_THREADS = 0  # where a kernel asks how many of torch's threads to use
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`F.rms_norm(x, weight.shape, weight, eps)`."""
+    width = weight.shape[0]
+    check_weight(weight, width)
+    x = rows_of(x, width)
+    y = x.new_empty(x.shape)
+    rows = x.numel() // width
+    library().nw_rms_norm(x.data_ptr(), weight.data_ptr(), rows, width, eps, y.data_ptr(), None, _OWN_THREADS)
+    return y
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """`F.silu(gate) * up` for x = (gate, up) side by side: (..., 2 width) → (..., width)."""
+    width = x.shape[-1] // 2
+    x = rows_of(x, 2 * width)
+    y = x.new_empty((*x.shape[:-1], width))
+    library().nw_swiglu(x.data_ptr(), x.numel() // (2 * width), width, y.data_ptr(), _OWN_THREADS)
+    return y
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x (rows, width), and each row's factor 1 / √(mean(x²) + eps), (rows,)."""
+    rows, width = _rows(x, weight)
+    y, inverse = torch.empty_like(x), x.new_empty(rows)
+    library().nw_rms_norm(
+        x.data_ptr(), weight.data_ptr(), rows, width, eps, y.data_ptr(), inverse.data_ptr(), torch.get_num_threads()
+    )
+    return y, inverse
+
+
+def rms_norm_backward(
+    x: Tensor, weight: Tensor, inverse: Tensor, residual_grad: Tensor | None, dy: Tensor, dx: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (into `dx`, if given) and of the weight from `dy`, which becomes the norm's output.
+
+    `residual_grad`, if given, is added to the first.
+    """
+    dx = torch.empty_like(x) if dx is None else dx
+    rows, width = _rows(x, weight, dy, dx, *([] if residual_grad is None else [residual_grad]))
+    sums = x.new_empty(library().nw_rms_norm_sums(rows, width), width)
+    library().nw_rms_norm_backward(
+        x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), None if residual_grad is None else residual_grad.data_ptr(),
+        rows, width, dy.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, sums[0].clone()
+
+
+def swiglu_forward(gates: Tensor) -> Tensor:
+    """silu(gate) up for gates = (gate, up) side by side: (rows, 2 width) → (rows, width)."""
+    rows, width = _rows(gates)
+    h = gates.new_empty(rows, width // 2)
+    library().nw_swiglu(gates.data_ptr(), rows, width // 2, h.data_ptr(), torch.get_num_threads())
+    return h
+
+
+def swiglu_backward(gates: Tensor, dh: Tensor) -> Tensor:
+    """The gradient of `gates` from `dh`, which becomes silu(gate) up."""
+    rows, width = _rows(gates)
+    if _rows(dh) != (rows, width // 2):
+        raise ValueError(f"shapes do not fit: {tuple(gates.shape)} and {tuple(dh.shape)}")
+    dx = torch.empty_like(gates)
+    library().nw_swiglu_backward(
+        gates.data_ptr(), rows, width // 2, dh.data_ptr(), dx.data_ptr(), torch.get_num_threads()
+    )
+    return dx
+
+
+class _Gradient(Structure):
+    _fields_ = (
+        ("values", c_void_p),
+        *((name, c_int64) for name in ("heads", "batch_stride", "time_stride", "head_stride")),
+    )
+
+
+class _RopeShape(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("batch", "time", "heads", "rope_heads", "head_width", "rope_width")),
+        ("cosine", c_void_p),
+        ("sine", c_void_p),
+        ("table_stride", c_int64),
+    )
+
+
+def rope(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> None:
+    """Rotate the leading `rope_heads` heads of x (batch, time, heads, head_width) in place, as `rotary.rotate` does.
+
+    `cosine` and `sine` are contiguous (1 or batch, time, 1, rope_width).
+    """
+    library().nw_rope(byref(_rope_shape(x, rope_heads, cosine, sine)), x.data_ptr(), torch.get_num_threads())
+
+
+def rope_backward(gradients: Sequence[Tensor], cosine: Tensor, sine: Tensor) -> Tensor:
+    """The gradient of `rope`'s x from those of queries, keys and values, each (batch, time, its heads, head_width)."""
+    rows = [gradient if gradient.stride(3) == 1 else gradient.contiguous() for gradient in gradients]
+    queries, keys, values = rows
+    batch, time, query_heads, width = queries.shape
+    rope_heads = query_heads + keys.shape[2]
+    dx = queries.new_empty(batch, time, rope_heads + values.shape[2], width)
+    parts = (_Gradient * 3)(*[_Gradient(part.data_ptr(), part.shape[2], *part.stride()[:3]) for part in rows])
+    shape = _rope_shape(dx, rope_heads, cosine, sine)
+    library().nw_rope_backward(byref(shape), parts, dx.data_ptr(), torch.get_num_threads())
+    return dx
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignored: int, gradient: bool) -> Tensor:
+    """−ln softmax(logits)[target] of each row, 0 where the target is `ignored`: (rows, vocabulary), (rows,) → (rows,).
+
+    With `gradient` the logits' memory holds their gradient afterwards. Raises IndexError for a target out of range.
+    """
+    rows, width = _rows(logits)
+    targets = targets.contiguous()
+    kept = targets[targets != ignored]
+    if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < width:
+        raise IndexError(f"a target is outside the vocabulary of {width}")
+    losses = logits.new_empty(rows)
+    library().nw_cross_entropy(
+        logits.data_ptr(), targets.data_ptr(), rows, width, ignored, int(gradient), losses.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return losses
+
+
+def _rope_shape(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> _RopeShape:
+    batch, time, heads, width = x.shape
+    angles, rope_width = cosine.shape[0], cosine.shape[-1]
+    fits = cosine.shape == sine.shape == (angles, time, 1, rope_width) and angles in (1, batch) and rope_width <= width
+    if not fits or rope_width % 2 or rope_heads > heads:
+        raise ValueError(f"takes angles (1 or {batch}, {time}, 1, up to {width}), not {tuple(cosine.shape)}")
+    _check(x, cosine, sine)
+    stride = 0 if angles == 1 else time * rope_width
+    return _RopeShape(batch, time, heads, rope_heads, width, rope_width, cosine.data_ptr(), sine.data_ptr(), stride)
+
+
+def _check(*tensors: Tensor) -> None:
+    """Raise ValueError where an address must not be handed on."""
+    for tensor in tensors:
+        if tensor.dtype != torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
+            raise ValueError(f"takes contiguous float32 on the CPU, not {tensor.dtype} on {tensor.device}")
+
+
+def _rows(first: Tensor, *others: Tensor) -> tuple[int, int]:
+    """Rows and width of `first`. Raises ValueError unless the others are of its shape, or one row of it."""
+    _check(first, *others)
+    rows, width = first.shape
+    for tensor in others:
+        if tensor.shape != first.shape and tensor.shape != (width,):
+            raise ValueError(f"shapes differ: {tuple(first.shape)} and {tuple(tensor.shape)}")
+    return rows, width

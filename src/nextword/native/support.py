@@ -1,0 +1,28 @@
+"""Which models the compiled layers run. No torch here."""
+
+from __future__ import annotations
+
+from ..spec import ModelSpec
+from .bindings import available, level
+
+
+def unsupported(spec: ModelSpec) -> str:
+    """What of a model the compiled layers do not run; "" where they run all of it."""
+    needs = {
+        "a mixture of experts": spec.experts is not None,
+        "latent attention": spec.latent is not None,
+        "attention sinks": spec.attention_sinks,
+        "residual scales": spec.residual_scale is not None,
+        "layers without rope": not all(spec.rope_layers),
+        "clamped SwiGLU": spec.activation == "swiglu_clamped",
+    }
+    return ", ".join(name for name, needed in needs.items() if needed)
+
+
+def description(spec: ModelSpec) -> str:
+    """How a model runs in float32 or in quantized blocks on this machine's CPU, in one line."""
+    if not available():
+        return "PyTorch: the compiled kernels were not built"
+    if missing := unsupported(spec):
+        return f"PyTorch with compiled products and norms: the kernels do not run {missing}"
+    return f"compiled CPU kernels ({level()}), all layers in one call"

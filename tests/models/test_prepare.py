@@ -1,0 +1,153 @@
+"""How a model is computed is chosen once: what is put in place, where it is not, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from paged import Paged
+
+from nextword import native
+from nextword.models import Model, build, prepare
+from nextword.models.backend import TorchBackend
+from nextword.models.layers import PackedLinear
+from nextword.native.matmul import PackedMatrix
+from nextword.spec import ExpertsSpec, ModelSpec
+from nextword.train.lora import add_adapters, merge_adapters
+
+compiled_only = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
+BASE: dict[str, Any] = {
+    "kind": "transformer", "vocabulary": 61, "width": 32, "layers": 2, "context": 24, "heads": 4, "kv_heads": 2,
+    "head_width": 8, "mlp_width": 64,
+}  # fmt: skip
+TOKENS = torch.arange(24)[None]
+
+
+def model_of(**changes: Any) -> Model:
+    torch.manual_seed(0)
+    return build(ModelSpec(**(BASE | changes)))
+
+
+def classes(model: Model) -> list[type]:
+    return [type(module) for module in model.modules()]
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "2 of 2 layers fused"),
+        ({"attention_bias": True, "qk_norm": "head"}, "2 of 2 layers fused"),
+        ({"norm_place": "both"}, "9 norms fused"),
+        ({"parallel": True}, "5 norms fused"),
+        ({"residual_scale": 0.5}, "5 norms fused"),
+        ({"activation": "gelu"}, "5 norms fused"),
+        ({"experts": ExpertsSpec(3, 2, 16, dense_layers=1)}, "1 of 2 layers fused"),
+    ],
+)
+def test_training_fuses_the_layers_that_can_be(changes: dict[str, Any], said: str) -> None:
+    assert str(prepare(model_of(**changes), "train")).endswith(said)
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("options", "said"), [({"dropout": 0.1}, "5 norms fused"), ({"autocast": True}, "5 norms fused"),
+                          ({"compiled": True}, "PyTorch (cpu, float32, compiled)")]
+)  # fmt: skip
+def test_training_with_dropout_in_16_bits_or_compiled_fuses_less(options: dict[str, Any], said: str) -> None:
+    assert str(prepare(model_of(), "train", **options)).endswith(said)
+
+
+@pytest.mark.parametrize("move", [lambda model: model.bfloat16(), lambda model: model.to("meta")])
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_other_types_and_devices_run_plain_torch(move: Any, mode: Any) -> None:
+    model = model_of()
+    plain = classes(model)
+    assert str(prepare(move(model), mode)).startswith("PyTorch (")
+    assert classes(model) == plain
+
+
+@compiled_only
+def test_a_model_that_moved_is_no_longer_prepared() -> None:
+    model = model_of()
+    prepare(model, "infer")
+    assert model.double().execution.mode == "eager"
+    TorchBackend(model)
+    assert str(model.execution) == "PyTorch (cpu, float64)"
+
+
+@compiled_only
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_preparing_changes_no_name_and_no_parameter_and_eager_undoes_it(mode: Any) -> None:
+    model = model_of()
+    plain, named = classes(model), dict(model.named_parameters())
+    prepare(model, mode)
+    assert classes(model) != plain
+    assert all(named[name] is parameter for name, parameter in model.named_parameters())
+    prepare(model, "eager")
+    assert classes(model) == plain
+
+
+@compiled_only
+def test_adapters_and_hooks_are_left_alone() -> None:
+    model = model_of()
+    prepare(model, "infer")
+    add_adapters(model, 2, seed=0)
+    assert str(prepare(model, "train")).endswith("5 norms fused")
+    merge_adapters(model)
+    assert str(prepare(model, "train")).endswith("2 of 2 layers fused")
+    for block in model.blocks:  # type: ignore[attr-defined]
+        block.mlp_norm.register_forward_hook(lambda *_: None)
+    assert str(prepare(model, "train")).endswith("3 norms fused")
+
+
+@compiled_only
+@pytest.mark.parametrize("kind", ["transformer", "rnn"])
+def test_inference_runs_all_layers_in_one_call(kind: Any) -> None:
+    execution = prepare(model_of(kind=kind), "infer")
+    assert str(execution) == f"compiled CPU kernels ({native.level()}), all layers in one call"
+    assert execution.program is not None
+
+
+@compiled_only
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"experts": ExpertsSpec(3, 2, 16)}, "a mixture of experts"),
+        ({"attention_sinks": True, "activation": "swiglu_clamped"}, "attention sinks, clamped SwiGLU"),
+    ],
+)
+def test_inference_says_what_the_kernels_do_not_run(changes: dict[str, Any], missing: str) -> None:
+    model = model_of(**changes).requires_grad_(False)
+    assert str(prepare(model, "infer")).endswith(f"the kernels do not run {missing}")
+    [logits] = Paged(TorchBackend(model)).read({0: TOKENS[0].tolist()}).values()
+    prepare(model, "eager")
+    torch.testing.assert_close(logits, model(TOKENS)[0], atol=1e-5, rtol=1e-5)
+
+
+@compiled_only
+def test_an_engine_over_a_model_in_training_leaves_its_modules_alone() -> None:
+    model = model_of()
+    prepare(model, "train")
+    before = classes(model)
+    [logits] = Paged(TorchBackend(model)).read({0: TOKENS[0].tolist()}).values()
+    assert (classes(model), model.execution.mode) == (before, "train")
+    torch.testing.assert_close(logits, model(TOKENS)[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+@compiled_only
+def test_quantized_matrices_take_part_in_the_one_call() -> None:
+    model = model_of().requires_grad_(False)
+    for block in model.blocks:  # type: ignore[attr-defined]
+        block.mlp.up = PackedLinear(PackedMatrix.pack_float(block.mlp.up.weight), None)
+    assert prepare(model, "infer").program is not None
+
+
+def test_without_the_kernels_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextword.native.available", lambda: False)
+    for mode in ("train", "infer"):
+        model = model_of()
+        plain = classes(model)
+        assert str(prepare(model, mode)) == "PyTorch (cpu, float32)"  # type: ignore[arg-type]
+        assert classes(model) == plain
