@@ -395,7 +395,7 @@ def _throughput(run: RunConfig, seconds: float) -> tuple[dict[str, Estimate], Es
             spec = replace(run.spec, context=max(length, run.spec.context))
             row = study_config(spec, length, 1, steps=1, learning_rate=RATES[0])
             for threads in (1, 2):
-                timed = time_steps(row, torch.device("cpu"), threads, seconds / len(rounds) / _ROUNDS)
+                timed = time_steps(row, torch.device("cpu"), threads, seconds=seconds / len(rounds) / _ROUNDS)
                 rounds[f"{threads} x {length}"].append(length / timed.step(row.train))
     ratios = [statistics.fmean(rounds[f"2 x {n}"][r] / rounds[f"1 x {n}"][r] for n in lengths) for r in range(_ROUNDS)]
     return {name: crossed([values]) for name, values in rounds.items()}, crossed([ratios])

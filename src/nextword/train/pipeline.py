@@ -187,7 +187,9 @@ def _prepare_data(
 
 
 def of_size(config: DataConfig, vocabulary: int) -> DataConfig:
-    """With a bpe tokenizer of `vocabulary`; for fewer ids than bytes have, bytes."""
+    """With a bpe tokenizer of `vocabulary`, where it is to be one; for fewer ids than bytes have, bytes."""
+    if config.tokenizer != "bpe":
+        return config
     few = vocabulary < FEWEST_IDS
     return replace(config, tokenizer="bytes" if few else "bpe", vocabulary=0 if few else vocabulary)
 

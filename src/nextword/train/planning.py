@@ -106,12 +106,11 @@ def choose_shape(
         return spec if model.arch == "transformer" else recurrent_like(spec, model.arch, model.match)
 
     if model.params or (budget is None and train.tokens):
-        spec = shape(1.0)  # which does not matter then
-    else:
-        spec = shape(bytes_per_token(vocabulary or 4096))
-        if config.data.tokenizer == "bpe" and not vocabulary:
-            spec = shape(bytes_per_token(spec.vocabulary))
-    return replace(spec, vocabulary=vocabulary) if vocabulary else spec
+        return shape(1.0)  # which does not matter then
+    spec = shape(bytes_per_token(vocabulary or 4096))
+    if config.data.tokenizer == "bpe" and not vocabulary:
+        spec = shape(bytes_per_token(spec.vocabulary))
+    return spec
 
 
 def _optimal_size(budget: float, text_bytes: float, bytes_per_token: float) -> float:
