@@ -192,11 +192,14 @@ def test_event_files_without_tensorboard_say_what_to_install(
 def test_runs_are_listed_shown_compared_and_exported(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from nextword.plan import read_runs
+
     for name, seed in (("a", "0"), ("b", "1")):
         assert run(capsys, "train", str(text), *SMALL, "--seed", seed, "--out", f"runs/{name}")[0] == 0
     code, out, _ = run(capsys, "runs", "list", "--json")
     assert code == 0
     assert [row["folder"] for row in json.loads(out)] == ["runs/a", "runs/b"]
+    assert read_runs(Path("runs")).tokens == (12 * 4 * 16, 12 * 4 * 16)
     code, out, _ = run(capsys, "runs", "show", "runs/a")
     assert code == 0
     assert "held-out loss" in out

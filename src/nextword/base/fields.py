@@ -111,7 +111,7 @@ def _from_plain_field(hint: Any, value: Any, name: str) -> Any:
         return tuple(_from_plain_field(inner, item, name) if inner else item for item in value)
     if inner is not None and isinstance(value, Mapping):
         return from_plain(inner, value, f"{name}.")  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _FINITE:
         return float(value)
     return value
 

@@ -14,7 +14,7 @@ from .plan_options import FLOPS, WholeNumber, output_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..plan import LawFit
+    from ..plan import LawFit, Runs
     from ..plan.fitting import Interval
 
 _QUIET_SECONDS = 5.0  # between lines of progress
@@ -23,8 +23,8 @@ _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a =
 
 
 @click.command(name="laws")
-@click.option("--data", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
-              help="Runs: columns for parameters, loss, and tokens or flops.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), default=None, metavar="RUNS",
+              help="A folder of runs of `nextword train`, or a CSV: parameters, loss, tokens or flops.")  # fmt: skip
 @click.option("--method", type=click.Choice(["huber", "nnls", "both"]), default="both", show_default=True)
 @click.option(
     "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
@@ -47,6 +47,7 @@ def command(
     Examples:
       nextword plan laws --at 1e21
       nextword plan laws --data runs.csv --at 1e20 --at 1e22 --plot law.svg
+      nextword plan laws --data runs/
     """
     if data is None:
         if plot is not None:
@@ -57,6 +58,7 @@ def command(
     from ..plan.runs import read_runs
 
     runs = read_runs(data).without_highest(drop_highest)
+    _say_skipped(runs)
     methods = ("huber", "nnls") if method == "both" else (method,)
     say = _progress(len(runs))
     fits = [fit_law(runs, each, bootstrap=bootstrap, seed=seed, progress=say) for each in methods]  # type: ignore[arg-type]
@@ -84,6 +86,13 @@ def command(
         from ..plan.pictures import draw_law
 
         draw_law(best, plot)
+
+
+def _say_skipped(runs: Runs) -> None:
+    from ._console import messages
+
+    for skipped in runs.skipped:
+        messages().print(f"skipped: {skipped}", style="dim")
 
 
 def _progress(runs: int) -> Callable[[str], None]:
