@@ -92,8 +92,8 @@ def from_folders(paths: Sequence[Path]) -> Runs:
     if len(fingerprints) > 1:
         one, other, *_ = fingerprints.values()
         raise UsageError(
-            f"{one} and {other} saw different tokens, so that their losses do not compare. Give runs on one text with one"
-            " tokenizer, such as --set data.vocabulary=4096 for all of them"
+            f"{one} and {other} saw different tokens, so that their losses do not compare. Give runs on one text with"
+            " one tokenizer, such as --set data.vocabulary=4096 for all of them"
         )
     if bad := [row for row in rows if not all(isinstance(value, (int, float)) for value in row)]:
         raise UsageError(f"a report.json lacks tokens or nats_per_token: {bad[0]}")
