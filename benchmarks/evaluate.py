@@ -1,22 +1,23 @@
-"""How fast are prompts measured, beside lm-evaluation-harness with its transformers model, and are the results equal?
+"""How fast do lm-evaluation-harness's tasks run on nextword's engine, beside its own `hf` model, with equal results?
 
-    python benchmarks/evaluate.py [--rounds 3] [--items 200] [--shots 0,8] [--harness PYTHON] [--json]
+    python benchmarks/evaluate.py [--rounds 3] [--items 200] [--shots 0,8] [--json]
 
-One task (reviews, nextword's own sentiment task with the pool's first examples as shots for every item, which both
-support as `sampler: first_n`), one model (SmolLM2-135M-Instruct as float32), the same items. Each contender runs in a
-process of its own, in turn, round after round; medians are printed. Loading the model is not counted; rendering,
-tokenizing and scoring are. The harness chooses its batch size ("auto") unless --batch says one. PYTHON is an
-interpreter with lm-eval and transformers.
+One task (reviews: the rows of nextword's sentiment task, with the pool's first examples as shots for every item), one
+model (SmolLM2-135M-Instruct as float32), the same harness, the same requests. Each system runs in a process of its
+own, in turn, round after round; medians are printed. Loading the model is not counted; rendering, tokenizing and
+scoring are. The `hf` model chooses its batch size ("auto") unless --batch says one.
+Needs: pip install 'nextword[lm-eval]' transformers accelerate
 
-off     largest difference of any log-likelihood from the harness's, nats
-stored  the same with matrices as they are stored in the GGUF, a faster path that changes numbers: mean absolute
-        difference of the log-likelihoods, and the accuracy, are its cost
+off        largest difference of any log-likelihood from the `hf` model's, nats
+as stored  the same with matrices as they are stored in the GGUF, a faster path that changes numbers: mean absolute
+           difference of the log-likelihoods, and the accuracy, are its cost
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -25,15 +26,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-TASK = Path(__file__).parent.parent / "src/nextword/evals/tasks/sentiment.yaml"
+TASKS = Path(__file__).parent.parent / "src/nextword/evals/tasks"
 MODEL = "smollm2-135m-instruct"
+SYSTEMS = ("hf", "nextword float32", "nextword as stored")
 _COLUMNS = (("seconds", 9), ("times", 8), ("accuracy", 10), ("off", 10), ("mean off", 10), ("peak MB", 9))
 
 
 def prepare(folder: Path, items: int) -> None:
-    """The model as a Hugging Face folder, and the task with fixed shots over the first items of a seeded shuffle."""
-    import random
-
+    """The model as a Hugging Face folder, and the task over a sample of the items."""
     import yaml
 
     import nextword
@@ -41,61 +41,45 @@ def prepare(folder: Path, items: int) -> None:
 
     loaded = nextword.load(MODEL, dtype="float32").loaded
     write_model(folder / "model", loaded.model, loaded.tokenizer)
-    task = yaml.safe_load(TASK.read_text(encoding="utf-8"))
-    rows = (TASK.parent / "sentiment-test.jsonl").read_text(encoding="utf-8").splitlines()
-    chosen = random.Random(0).sample(rows, items)
-    (folder / "test.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    pool = (TASK.parent / "sentiment-train.jsonl").read_text(encoding="utf-8")
-    (folder / "train.jsonl").write_text(pool, encoding="utf-8")
-    files = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
-    task |= {"dataset_kwargs": {"data_files": files}, "fewshot_config": {"sampler": "first_n"}, "task": "reviews"}
+    rows = (TASKS / "sentiment-test.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "test.jsonl").write_text("\n".join(random.Random(0).sample(rows, items)) + "\n", encoding="utf-8")
+    (folder / "train.jsonl").write_bytes((TASKS / "sentiment-train.jsonl").read_bytes())
+    task = {
+        "task": "reviews", "dataset_path": "json", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}},
+        "test_split": "test", "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"},
+        "doc_to_text": "Review: {{text}}\nSentiment:", "doc_to_target": "label",
+        "doc_to_choice": ["negative", "positive"], "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
     (folder / "reviews.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
 
 
-def nextword_worker(folder: Path, shots: int, dtype: str) -> dict[str, Any]:
-    """Our evaluation, without a store."""
-    import nextword
-    from nextword.evals.evaluation import Evaluation, Settings
-    from nextword.evals.harness import load_harness_task
-    from nextword.evals.store import opened
-    from nextword.evals.trials import Design
-
-    model = nextword.load(MODEL, dtype=dtype)
-    model.complete("warm", max_tokens=2)
-    began = time.perf_counter()
-    task = load_harness_task(folder / "reviews.yaml")
-    with opened(None) as store:
-        design = Design((shots,), draws=1, select="first", baselines=False)
-        evaluation = Evaluation({"reviews": task}, [model], design, Settings(), store)
-        cell = evaluation.run().cells[0]
-    seconds = time.perf_counter() - began
-    return {
-        "seconds": seconds,
-        "accuracy": float(cell.scores.mean()),
-        "logprobs": [answer.logprobs for answer in cell.answers],
-        "tokens": evaluation.askers[0].tokens_read,
-    }
-
-
-def harness_worker(folder: Path, shots: int, batch: str) -> dict[str, Any]:
-    """lm-evaluation-harness on the same files."""
-    sys.path.pop(0)  # it imports a package called as this file is
+def run_system(folder: Path, system: str, shots: int, batch: str) -> dict[str, Any]:
+    """One system on the task."""
+    sys.path.pop(0)  # lm_eval imports a package called as this file is
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = HFLM(pretrained=str(folder / "model"), dtype="float32", batch_size=batch, device="cpu")
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    if system == "hf":
+        from lm_eval.models.huggingface import HFLM
+
+        model = HFLM(pretrained=str(folder / "model"), dtype="float32", batch_size=batch, device="cpu")
+    else:
+        from nextword.evals.lm_eval_adapter import NextwordLM
+
+        model = NextwordLM(MODEL, dtype="float32" if system.endswith("float32") else "auto")
+    manager = TaskManager(include_defaults=False)
     began = time.perf_counter()
-    found = lm_eval.simple_evaluate(
-        model, tasks=["reviews"], num_fewshot=shots, task_manager=manager, bootstrap_iters=0, log_samples=True
+    results = lm_eval.simple_evaluate(
+        model, tasks=[str(folder / "reviews.yaml")], num_fewshot=shots, task_manager=manager, bootstrap_iters=0
     )
     seconds = time.perf_counter() - began
-    samples = sorted(found["samples"]["reviews"], key=lambda sample: sample["doc_id"])
+    samples = sorted(results["samples"]["reviews"], key=lambda sample: sample["doc_id"])
     return {
         "seconds": seconds,
-        "accuracy": found["results"]["reviews"]["acc,none"],
-        "logprobs": [[float(pair[0][0]) for pair in sample["resps"]] for sample in samples],
+        "accuracy": results["results"]["reviews"]["acc,none"],
+        "logprobs": [[float(answer[0][0]) for answer in sample["resps"]] for sample in samples],
+        "peak_mb": peak_mb(),
     }
 
 
@@ -105,76 +89,67 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
-def measure(python: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """One contender in a process of its own."""
-    command = [python, __file__, "--worker", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+def measure(folder: Path, *arguments: str) -> dict[str, Any]:
+    """One system in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", str(folder), *arguments], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{arguments}: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
-def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Medians, ratios to the harness, and how far log-likelihoods lie from its."""
-    truth = found["lm-eval"][0]["logprobs"]
-    base = statistics.median(each["seconds"] for each in found["lm-eval"])
+def compare(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Medians, ratios to the `hf` model, and how far log-likelihoods lie from its."""
+    truth = results["hf"][0]["logprobs"]
+    base = statistics.median(run["seconds"] for run in results["hf"])
     table = {}
-    for name, rounds in found.items():
-        seconds = statistics.median(each["seconds"] for each in rounds)
-        off = [
-            abs(a - b)
-            for row, other in zip(rounds[0]["logprobs"], truth, strict=True)
-            for a, b in zip(row, other, strict=True)
-        ]
-        table[name] = {
-            "seconds": seconds, "times": base / seconds, "accuracy": rounds[0]["accuracy"], "largest_off": max(off),
-            "mean_off": statistics.mean(off), "peak_mb": statistics.median(each["peak_mb"] for each in rounds),
+    for system, runs in results.items():
+        seconds = statistics.median(run["seconds"] for run in runs)
+        pairs = zip(runs[0]["logprobs"], truth, strict=True)
+        off = [abs(a - b) for own, other in pairs for a, b in zip(own, other, strict=True)]
+        table[system] = {
+            "seconds": seconds, "times": base / seconds, "accuracy": runs[0]["accuracy"], "largest_off": max(off),
+            "mean_off": statistics.mean(off), "peak_mb": statistics.median(run["peak_mb"] for run in runs),
         }  # fmt: skip
     return table
 
 
 def main() -> None:
-    """Run the contenders in turn and print a table."""
+    """Run the systems in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--shots", default="0,8")
     parser.add_argument("--batch", default="auto")
-    parser.add_argument("--harness", default=sys.executable, help="a Python with lm-eval")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        folder, name, shots = Path(given.worker[0]), given.worker[1], int(given.worker[2])
-        if name == "lm-eval":
-            found = harness_worker(folder, shots, given.worker[3])
-        else:
-            found = nextword_worker(folder, shots, given.worker[3])
-        found["peak_mb"] = peak_mb()
-        print(json.dumps(found))
+        folder, system, shots = given.worker
+        print(json.dumps(run_system(Path(folder), system, int(shots), given.batch)))
         return
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    tables = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         prepare(folder, given.items)
-        results = {}
         for shots in given.shots.split(","):
-            found = {"lm-eval": [], "nextword float32": [], "nextword as stored": []}
+            results: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
             for number in range(given.rounds):
                 print(f"{shots} shots, round {number + 1} of {given.rounds}", file=sys.stderr)
-                found["lm-eval"].append(measure(given.harness, folder, "lm-eval", shots, given.batch))
-                found["nextword float32"].append(measure(sys.executable, folder, "nextword", shots, "float32"))
-                found["nextword as stored"].append(measure(sys.executable, folder, "nextword", shots, "auto"))
-            results[shots] = compare(found)
+                for system, runs in results.items():
+                    runs.append(measure(folder, system, shots, "--batch", given.batch))
+            tables[shots] = compare(results)
     if given.json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps(tables, indent=2))
         return
-    for shots, table in results.items():
+    for shots, table in tables.items():
         heads = "".join(f"{head:>{width}}" for head, width in _COLUMNS)
         print(f"\n{shots} shots, {given.items} items\n{'':20}{heads}")
-        for name, row in table.items():
+        for system, row in table.items():
             print(
-                f"{name:20}{row['seconds']:9.2f}{row['times']:8.2f}{row['accuracy']:10.3f}{row['largest_off']:10.5f}"
+                f"{system:20}{row['seconds']:9.2f}{row['times']:8.2f}{row['accuracy']:10.3f}{row['largest_off']:10.5f}"
                 f"{row['mean_off']:10.5f}{row['peak_mb']:9.0f}"
             )
 

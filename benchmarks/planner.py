@@ -148,12 +148,12 @@ def adapter_numbers(config: dict[str, Any], rank: int) -> int:
 def trainers_adapters(config: dict[str, Any], rank: int) -> int:
     import torch
 
-    from nextword import plan
+    from nextword.families import spec_from_config
     from nextword.models import build
     from nextword.train.lora import add_adapters
 
     with torch.device("meta"):
-        model = build(plan.spec_from_config(config))
+        model = build(spec_from_config(config))
         add_adapters(model, rank, seed=0)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
@@ -182,10 +182,10 @@ def measure_peak(kind: str) -> dict[str, int]:
 def _trainable(kind: str) -> Any:
     if kind == "transformers":
         return transformers_model(SMALL, "cpu")
-    from nextword import plan
+    from nextword.families import spec_from_config
     from nextword.models import build
 
-    return build(plan.spec_from_config(SMALL))
+    return build(spec_from_config(SMALL))
 
 
 def _most_at_once(recorded: Any) -> int:
@@ -230,8 +230,9 @@ def truth() -> dict[str, float]:
 
 def nextword_answers() -> dict[str, float]:
     from nextword import plan
+    from nextword.families import spec_from_config
 
-    llama, qwen, gpt2, small = (plan.spec_from_config(config) for config in (LLAMA, QWEN, GPT2, SMALL))
+    llama, qwen, gpt2, small = (spec_from_config(config) for config in (LLAMA, QWEN, GPT2, SMALL))
     # the truth is what torch allocates, on a CPU: no gaps, no device's context
     step = plan.Training(batch=BATCH, context=SMALL_CONTEXT, precision="fp32", runtime=0, fragmentation=0)
     peak = plan.memory(small, step).total

@@ -1,7 +1,7 @@
 """Write the generated pages: docs/cli.md, the help of every command, and the file tree in docs/architecture.md.
 
-    python docs/make_reference.py           write them
-    python docs/make_reference.py --check   exit with 1 if one is stale
+python docs/make_reference.py           write them
+python docs/make_reference.py --check   exit with 1 if one is stale
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every test may use: the real model, a command line to run, and hypothesis' settings."""
+"""What every test may use: the real model, instruction sets, a command line to run, and hypothesis' settings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from nextword import native
 
 hypothesis.settings.register_profile("checks", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("checks")
@@ -23,6 +25,24 @@ def smollm2_path() -> Path:
     from nextword.weights.catalogue import resolve
 
     return resolve("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def kernels_restored() -> Iterator[None]:
+    """After the test the compiled kernels have the threads and the instructions that they had before."""
+    threads = native.bindings.library().nw_threads()
+    yield
+    native.set_threads(threads)
+    native.limit_level(None)
+
+
+@pytest.fixture(params=native.LEVELS)
+def instructions(request: pytest.FixtureRequest, kernels_restored: None) -> str:
+    """Each instruction set in turn; one that this processor lacks is skipped."""
+    native.limit_level(request.param)
+    if native.level() != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    return str(request.param)
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -30,8 +30,8 @@ sys.stdin.read()
 
 
 @contextmanager
-def llama_cpp(path: Path) -> Iterator[Ask]:
-    """llama.cpp's server on a model: `ask("/tokenize", {...})`.
+def llama_cpp_address(path: Path) -> Iterator[str]:
+    """llama.cpp's server on a model: its address.
 
     In a process of its own, which is killed: a test run that held several servers in turn once came to a standstill.
     """
@@ -46,6 +46,16 @@ def llama_cpp(path: Path) -> Iterator[Ask]:
         lines = (line.split() for line in server.stdout)
         address = next((words[1] for words in lines if words[:1] == ["listening"]), None)
         assert address, "llama.cpp does not open the file"
+        yield address
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@contextmanager
+def llama_cpp(path: Path) -> Iterator[Ask]:
+    """llama.cpp's server on a model: `ask("/tokenize", {...})`."""
+    with llama_cpp_address(path) as address:
 
         def ask(page: str, data: dict[str, Any]) -> Any:
             kind = {"Content-Type": "application/json"}
@@ -54,6 +64,3 @@ def llama_cpp(path: Path) -> Iterator[Ask]:
                 return json.load(answer)
 
         yield ask
-    finally:
-        server.kill()
-        server.communicate()

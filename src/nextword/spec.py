@@ -15,6 +15,7 @@ Count = Annotated[int, Within(0, MOST)]  # 0: none, or not stated
 Positive = Annotated[float, Within(above=0)]
 
 ModelKind = Literal["transformer", "rnn", "lstm", "gru"]
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}  # matrices of a cell, each once for the input and once for the state
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class RopeSpec:
 
     `scaling` stretches them to longer contexts: "linear" (positions divided by `factor`), "llama3"
     (Llama 3.1: low frequencies divided, a smooth band between), "yarn" (Peng et al. 2023, 2309.00071), "longrope"
-    (Ding et al. 2024, 2402.13753: each frequency divided by a factor of its own, the short ones in sequences up to
-    `original_context`, the long ones beyond).
+    (Ding et al. 2024, 2402.13753: each frequency divided by a factor of its own: of the long ones where `factor`,
+    the context over `original_context`, is above 1, else of the short ones).
     """
 
     theta: Positive = 10_000.0

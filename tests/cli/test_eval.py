@@ -44,8 +44,8 @@ def test_a_table_becomes_scores_comparisons_a_page_and_files(
     reviews: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(
-        capsys, str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--draws", "2", "--limit", "10",
-        "--report", "page.html", "--out", "files", "--power", "0.1",
+        capsys, str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--fewshot-seeds", "2",
+        "--limit", "10", "--report", "page.html", "--out", "files", "--power", "0.1",
     )  # fmt: skip
     assert code == 0, err
     assert "accuracy over 10 items" in out
@@ -54,7 +54,8 @@ def test_a_table_becomes_scores_comparisons_a_page_and_files(
     assert "always the most frequent label" in out
     assert "tokens to read" in err
     assert (tmp_path / "page.html").stat().st_size > 5000
-    assert len(list((tmp_path / "files").rglob("samples_*.jsonl"))) == 6
+    assert len((tmp_path / "files/samples.jsonl").read_text().splitlines()) == 6 * 10
+    assert json.loads((tmp_path / "files/result.json").read_text())["items"] == 10
 
 
 def test_what_is_required_is_judged_after_all_is_written_and_ends_in_code_1(
@@ -83,7 +84,7 @@ def test_a_name_that_no_line_will_have_is_refused_before_anything_is_asked(
     asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0,2", "--limit", "10", "--store", "own.sqlite"]
     code, out, err = run(capsys, *asked, "--require", "3 shots > 0 shots")
     assert (code, out) == (2, "")
-    assert "there will be no line '3 shots'. Did you mean" in err
+    assert "there will be no row '3 shots'. Did you mean" in err
     assert "'2 shots, random labels'" in err
     assert json.loads(run(capsys, *asked, "--json")[1])["read"] > 0
 
@@ -111,7 +112,7 @@ def test_json_says_all_of_it_and_a_second_run_reads_nothing(
     again = json.loads(run(capsys, *asked)[1])
     assert first["read"] > 0
     assert again["read"] == 0
-    assert first["lines"] == again["lines"]
+    assert first["rows"] == again["rows"]
     assert "sentiment" in json.loads(run(capsys, "--list", "--json")[1])["tasks"]
     code, out, _ = run(capsys, "--compare", first["name"], "last")
     assert code == 0
@@ -128,8 +129,8 @@ def test_a_second_evaluation_of_a_task_stands_beside_the_first(
     assert [each["name"] for each in listed][1] == again["name"]
     assert repr(listed[0]["name"]) in err
     assert listed[0]["items"] == 8
-    assert listed[0]["models"] == [again["lines"][0]["model"]]
-    assert listed[0]["best"]["score"] == max(line["score"]["value"] for line in again["lines"] if not line["baseline"])
+    assert listed[0]["models"] == [again["rows"][0]["model"]]
+    assert listed[0]["best"]["score"] == max(line["score"]["value"] for line in again["rows"] if not line["baseline"])
     assert run(capsys, "runs", "show", "last~1")[1].startswith(shown)
     kept = json.loads(run(capsys, "runs", "show", again["name"], "--json")[1])
     assert {name: kept[name] for name in again} == again
@@ -172,8 +173,8 @@ def test_an_evaluation_of_another_version_is_listed_and_cannot_break_what_is_sho
         ("eval se", {"sentiment"}),
         ("eval r", {"runs"}),
         ("eval runs ", {"list", "show", "remove"}),
-        ("eval sentiment --show", {"--show-draws"}),
-        ("eval runs show --sh", {"--show-draws"}),
+        ("eval sentiment --show", {"--show-seeds"}),
+        ("eval runs show --sh", {"--show-seeds"}),
     ],
 )
 def test_the_shell_completes_tasks_options_and_runs(words: str, offered: set[str]) -> None:
@@ -207,7 +208,7 @@ def test_a_chat_template_stands_beside_raw_text_and_a_system_message_begins_it(
     code, out, err = run(capsys, *asked, "--chat-template", "both")
     assert code == 0, err
     assert "is measured without it" not in err
-    assert [line["form"] for line in json.loads(out)["lines"] if line["variant"] == "plain"] == ["raw", "chat"]
+    assert [line["template"] for line in json.loads(out)["rows"] if line["variant"] == "plain"] == ["raw", "chat"]
     assert any("chat" in each["after"] and "raw" in each["before"] for each in json.loads(out)["comparisons"])
     code, out, err = run(capsys, *asked, "--system", "Be brief.", "--dry-run")
     assert json.loads(out)["prompt"].startswith("<system>Be brief.<|endoftext|><user>Text: ")
@@ -220,19 +221,9 @@ def test_a_scorer_names_the_metric_of_what_a_model_writes(
     reviews: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free = (
-        str(reviews),
-        "-m",
-        model,
-        "--template",
-        FORM,
-        "--free",
-        "--shots",
-        "0",
-        "--limit",
-        "3",
-        "--max-tokens",
-        "4",
-    )
+        str(reviews), "-m", model, "--template", FORM, "--generate", "--shots", "0", "--limit", "3",
+        "--max-tokens", "4",
+    )  # fmt: skip
     code, out, err = run(capsys, *free, "--no-store", "--scorer", "contains")
     assert code == 0, err
     assert "contains over 3 items" in out
@@ -257,12 +248,12 @@ def test_templates_models_and_orders_make_a_grid(
     (tmp_path / "b.txt").write_text("Is this good? {text}\nAnswer: {label}\n")
     other = str(tiny_model(seed=1))
     code, out, err = run(
-        capsys, str(reviews), "-m", model, "-m", other, "--template", "a.txt,b.txt", "--shots", "2", "--draws", "2",
-        "--orders", "2", "--limit", "6", "--no-baselines", "--json",
+        capsys, str(reviews), "-m", model, "-m", other, "--template", "a.txt,b.txt", "--shots", "2",
+        "--fewshot-seeds", "2", "--permutations", "2", "--limit", "6", "--no-baselines", "--json",
     )  # fmt: skip
     assert code == 0, err
-    lines = json.loads(out)["lines"]
-    assert {(line["form"]) for line in lines} == {"a", "b"}
+    lines = json.loads(out)["rows"]
+    assert {line["template"] for line in lines} == {"a", "b"}
     assert len({line["model"] for line in lines}) == 2
     assert all(len(line["scores"]) == 2 and len(line["scores"][0]) == 2 for line in lines)
 
@@ -273,38 +264,33 @@ def test_templates_models_and_orders_make_a_grid(
         (["none.csv", "--template", FORM], "none.csv: cannot be read"),
         (["sentimnt"], "Did you mean sentiment"),
         (["{reviews}"], "a table needs a template"),
-        (["{reviews}", "--template", "{txt} {label}"], "There is: text, label, shop"),
+        (["{reviews}", "--template", "{txt} {label}"], "Columns: text, label, shop"),
         (["{reviews}", "--template", "{text}"], "{output}"),
         (["{reviews}", "--template", FORM, "--labels", "positive,neutral"], "'neutral' does not occur in column"),
         (["{reviews}", "--template", FORM, "--labels", "positive"], "row 1: the answer 'negative' is none of"),
-        (["{reviews}", "--template", FORM, "--answer", "mood"], "there is no column 'mood'"),
+        (["{reviews}", "--template", FORM, "--target", "mood"], "there is no column 'mood'"),
         (["{reviews}", "--template", FORM, "--shots-from", "{reviews}"], "among their own shots"),
         (["{reviews}", "--template", FORM, "--shots", "0,x"], "0,1,4"),
-        (["{reviews}", "--template", FORM, "--shots", "-1"], "from 0 on"),
+        (["{reviews}", "--template", FORM, "--shots", "-1"], "at least 0"),
         (["{reviews}", "--template", FORM, "--shots", "99"], "99 shots cannot be drawn"),
         (["{reviews}", "--template", FORM, "--calibrate", "both"], "Known: contextual, batch"),
         (["{reviews}", "--template", FORM, "--calibrate", ""], "--calibrate '' is not known"),
         (["{reviews}", "--template", FORM, "--calibrate", "batch,batch"], "names batch twice"),
-        (["{reviews}", "--template", FORM, "--draws", "0"], "at least 1"),
+        (["{reviews}", "--template", FORM, "--fewshot-seeds", "0"], "at least 1"),
         (["{reviews}", "--template", FORM, "--power", "3"], "between 0 and 1"),
         (["{reviews}", "--template", FORM, "--chat-template", "on"], "has no chat template"),
         (
             ["{reviews}", "--template", FORM, "--chat-template", "off", "--system", "x"],
             "--system needs the chat template",
         ),
-        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--free lets it generate"),
-        (["{reviews}", "--template", FORM, "--free", "--scorer", "f2"], "There is: exact, contains"),
-        (["arithmetic", "--compat", "lm-eval", "--scorer", "f1"], "Leave out --scorer"),
+        (["{reviews}", "--template", FORM, "--scorer", "f1"], "--generate lets it generate"),
+        (["{reviews}", "--template", FORM, "--generate", "--scorer", "f2"], "Known: exact, normalized, contains"),
         (["--compare", "a", "b"], "no evaluation 'a' in"),
         ([], "no task given"),
         (["--compare", "a", "b", "--shots", "4", "--no-store"], "--compare cannot be used with --shots, --no-store"),
         (["--compare", "a", "b", "sentiment"], "--compare cannot be used with sentiment"),
         (["--list", "sentiment"], "--list cannot be used with sentiment"),
-        (
-            ["sentiment", "--compat", "lm-eval", "--draws", "3", "--orders", "2", "--select", "first"],
-            "--compat cannot be used with --draws, --orders, --select: lm-evaluation-harness draws shots anew",
-        ),
-        (["sentiment", "--max-tokens", "4"], "the model writes no answer in sentiment"),
+        (["sentiment", "--max-tokens", "4"], "the model writes no answer here"),
         (["sentiment", "--at-least", "95", "--shots", "0"], "95 decides nothing"),
     ],
 )
@@ -330,7 +316,7 @@ def test_broken_rows_are_named_by_their_line_and_left_out_when_asked(
     code, _, err = run(capsys, *asked)
     assert code == 2
     assert "line 8" in err
-    code, _, err = run(capsys, *asked, "--skip-bad")
+    code, _, err = run(capsys, *asked, "--skip-invalid")
     assert code == 0, err
     assert "line 8" in err
 
@@ -340,7 +326,7 @@ def test_rows_that_are_not_scored_are_told_on_the_terminal_in_json_and_on_the_pa
 ) -> None:
     told = "12 of 60 rows are reserved for shots and not scored"
     asked = [str(reviews), "-m", model, "--template", FORM, "--limit", "5", "--report", "page.html", "--json"]
-    code, out, err = run(capsys, *asked, "--shots", "1", "--draws", "1")
+    code, out, err = run(capsys, *asked, "--shots", "1", "--fewshot-seeds", "1")
     assert code == 0, err
     assert told in " ".join(err.split())
     assert told in json.loads(out)["notes"]["warnings"][0]
@@ -354,12 +340,6 @@ def test_options_of_tables_change_a_task_file_s_prompts_too(model: str, capsys: 
     assert code == 0, err
     assert json.loads(out)["prompt"].startswith("Judge.\nReview: ")
     assert json.loads(out)["continuations"] == [" bad", " good"]
-    code, _, err = run(capsys, *asked, "--answer", "label")
-    assert code == 2
-    assert "--answer is for tables" in err
-    code, _, err = run(capsys, *asked, "--description", "Judge.", "--compat", "lm-eval")
-    assert code == 2
-    assert "--description would change that" in " ".join(err.split())
 
 
 def test_ctrl_c_keeps_the_answers_so_far(reviews: Path, smollm2_path: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "complete with a folder": ("config.json", ("complete", "--model", "{folder}", "Hi")),
     "complete with a GGUF file": ("model.gguf", ("complete", "--model", "{}", "Hi")),
     "show a run": ("run.json", ("runs", "show", "{folder}")),
-    "evaluate a table": ("rows.csv", ("eval", "{}", "--template", "{{text}}", "--answer", "label")),
+    "evaluate a table": ("rows.csv", ("eval", "{}", "--template", "{{text}}", "--target", "label")),
     "evaluate a task": ("task.yaml", ("eval", "{}")),
     "evaluate a template": ("form.txt", ("eval", "sentiment", "--template", "{}")),
     "train on a file": ("text.txt", ("train", "{}", "--steps", "1", "--dry-run")),

@@ -115,7 +115,7 @@ def test_an_evaluation_is_printed_and_kept_when_its_page_cannot_be_written(
         "eval", str(reviews), "-m", str(tiny_model()), "--template", "{text}: {label}", "--shots", "0", "--limit", "8",
     )  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr("nextword.evals.page.atomic_write", full)
+        patched.setattr("nextword.evals.report.atomic_write", full)
         code, out, err = run(capsys, *asked, "--report", "page.html", "--out", "files")
     assert code == 1
     assert "accuracy over 8 items" in out

@@ -21,7 +21,7 @@ import pytest
 from nextword import plan
 from nextword.cli import _console, main
 from nextword.cli._app import VERBS
-from nextword.plan.known import _configs, known_spec
+from nextword.families.published import known_config, known_spec
 
 EPOCH_POINTS = str(Path(__file__).parents[1] / "oracles" / "epoch_chinchilla.csv")
 UNITS = {"bytes", "parameters", "FLOPs", "s", "h", "$", "tokens", "tokens/s", "nats/token", "sequences", "bytes/s",
@@ -256,7 +256,7 @@ def test_gpt_oss_is_as_large_as_it_is_published(run: Plan, tmp_path: Path) -> No
     assert data["model"]["stored"]["value"] == pytest.approx(13_761_316_904, rel=1e-4)
     read = data["devices"][0]["decode"]["inputs"]["weights_read"]
     assert read < 0.3 * data["model"]["stored"]["value"]  # 4 of 32 experts
-    (tmp_path / "config.json").write_text(json.dumps(_configs()["gpt-oss-20b"]))
+    (tmp_path / "config.json").write_text(json.dumps(known_config("gpt-oss-20b")))
     assert run("deploy", "config.json", "--json").data["model"]["stored"] == data["model"]["stored"]
     whole = run("deploy", "gpt-oss-20b", "--precision", "bf16", "--json").data["devices"][0]["memory"]["parts"][0]
     assert whole["value"] == 2 * 20_914_757_184

@@ -25,7 +25,7 @@ WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
     f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28}\n" for n in (1e6, 4e6, 2e7, 1e8) for d in (1e8, 5e8, 3e9, 2e10)
 )
-EVAL = ("eval", "{reviews}", "--model", "{model}", "--draws", "2", "--limit", "20")
+EVAL = ("eval", "{reviews}", "--model", "{model}", "--fewshot-seeds", "2", "--limit", "20")
 FORM = ("--template", "{text}: {label}")
 # What prints a table: its command line, and the functions whose tables it shows
 VERBS = {
@@ -51,12 +51,15 @@ VERBS = {
     "two runs": (("runs", "compare", "{run}", "{other}"), {"runs._print_compared"}),
     "a study of context": (("compare-context", "{text}"), {"compare_context._table"}),
     "an evaluation": ((*EVAL, *FORM, "--shots", "0,2"), {"eval_display._table"}),
-    "an evaluation of one set of shots": ((*EVAL, *FORM, "--shots", "0,2", "--draws", "1"), {"eval_display._table"}),
-    "an evaluation's draws": ((*EVAL, *FORM, "--shots", "0,2", "--orders", "2", "--show-draws"),
+    "an evaluation of one set of shots": (
+        (*EVAL, *FORM, "--shots", "0,2", "--fewshot-seeds", "1"),
+        {"eval_display._table"},
+    ),
+    "an evaluation's draws": ((*EVAL, *FORM, "--shots", "0,2", "--permutations", "2", "--show-seeds"),
                               {"eval_display._table", "eval_display._print_draws"}),
     "a grid of models and templates": ((*EVAL, "--model", "{second}", "--template", "{form},{another}", "--shots",
-                                        "0,2", "--show-draws"), {"eval_display._table", "eval_display._print_draws"}),
-    "a kept evaluation": (("eval", "runs", "show", "kept", "--show-draws"),
+                                        "0,2", "--show-seeds"), {"eval_display._table", "eval_display._print_draws"}),
+    "a kept evaluation": (("eval", "runs", "show", "kept", "--show-seeds"),
                           {"eval_display._table", "eval_display._print_draws"}),
     "the kept evaluations": (("eval", "runs", "list"), {"eval_display.print_runs"}),
     "the tasks": (("eval", "--list"), {"eval_display.print_list"}),
@@ -104,7 +107,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
             "model": str(tiny_model()),
             "second": str(tiny_model(seed=1)),
         }
-        assert main([*filled(EVAL, found), *FORM, "--shots", "0,2", "--orders", "2", "--name", "kept"]) == 0
+        assert main([*filled(EVAL, found), *FORM, "--shots", "0,2", "--permutations", "2", "--name", "kept"]) == 0
         yield found
 
 

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from nextword.base import UsageError
-from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
-from nextword.engine.handles import Handle, LogitsHandle, ScoreHandle
+from nextword.engine import Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
+from nextword.engine.handles import Handle
 from nextword.engine.request import AnyRequest
-
-
-def result(handle: Handle) -> Any:
-    """All that a request gives, to the last bit."""
-    if isinstance(handle, CompletionHandle):
-        return handle.tokens
-    if isinstance(handle, ScoreHandle):
-        return handle.scores
-    assert isinstance(handle, LogitsHandle)
-    return handle.logits.tolist()
 
 
 def random_request(rng: random.Random, beginning: list[int], number: int, vocabulary: int) -> AnyRequest:

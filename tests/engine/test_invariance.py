@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from fake_backend import FakeTokenizer
-from schedules import result, run_schedule
+from schedules import run_schedule
 
+from handle_results import result
 from nextword import native
 from nextword.engine import Engine
 from nextword.engine.request import AnyRequest
@@ -21,7 +21,10 @@ from nextword.models.layers import Linear, PackedLinear
 from nextword.native.matmul import PackedMatrix
 from nextword.spec import ModelSpec
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built"),
+    pytest.mark.usefixtures("kernels_restored"),
+]
 
 VOCABULARY = 40
 GEMMA = {"windows": (9, 0), "attention_softcap": 20.0, "logit_softcap": 10.0, "norm_place": "both"}
@@ -62,13 +65,6 @@ def alone(model: Model, request: AnyRequest) -> Any:
     """What one request gives when nothing else runs, its prompt read at once on one thread."""
     native.set_threads(1)
     return result(engine_of(model, 64).submit(request).wait())
-
-
-@pytest.fixture(autouse=True)
-def _threads_restored() -> Iterator[None]:
-    threads = native.bindings.library().nw_threads()
-    yield
-    native.set_threads(threads)
 
 
 @pytest.mark.parametrize("seed", range(6))

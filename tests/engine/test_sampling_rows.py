@@ -134,21 +134,17 @@ def test_neither_the_order_of_rows_nor_their_company_changes_a_bit() -> None:
 
 
 @COMPILED
-def test_instruction_sets_and_threads_give_the_same_bits() -> None:
+def test_instruction_sets_and_threads_give_the_same_bits(kernels_restored: None) -> None:
     def draws() -> list[str]:
         return [repr(draw) for seed in range(30) for draw in sample(*some_rows(seed))]
 
     default = draws()
-    try:
-        for threads in (1, 3):
-            native.set_threads(threads)
-            assert draws() == default
-        for level in native.LEVELS:
-            native.limit_level(level)
-            assert draws() == default
-    finally:
-        native.limit_level(None)
-        native.bindings.library().nw_set_threads(native.bindings.default_threads())
+    for threads in (1, 3):
+        native.set_threads(threads)
+        assert draws() == default
+    for level in native.LEVELS:
+        native.limit_level(level)
+        assert draws() == default
 
 
 @EVERY_WAY

@@ -9,8 +9,9 @@ import pytest
 from fake_backend import FakeBackend, FakeTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import result, run_schedule
+from schedules import run_schedule
 
+from handle_results import result
 from nextword.base import UsageError
 from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.request import AnyRequest
@@ -118,7 +119,7 @@ def test_a_cached_page_is_evicted_before_anything_that_runs_is_preempted() -> No
 
 def test_a_request_that_can_never_fit_is_refused_with_both_numbers() -> None:
     engine = fake_engine(FakeBackend(page_size=4), pages=5)
-    with pytest.raises(UsageError, match=r"25 tokens, which need 70 bytes of cache; there are 50 bytes"):
+    with pytest.raises(UsageError, match=r"25 tokens, which need 70 bytes of cache; it has 50 bytes"):
         engine.submit(Request((1,) * 5, stop=StopConfig(20)))
     with pytest.raises(UsageError, match=r"60 bytes.*50 bytes"):
         engine.submit(ScoreRequest((1,) * 20, ((2, 3),)))

@@ -9,27 +9,27 @@ import pytest
 from scipy.special import expit
 
 from nextword.evals.choosing import choose
-from nextword.evals.errorbars import estimate
-from nextword.evals.lines import Line
+from nextword.evals.result_rows import ResultRow
+from nextword.evals.statistics import estimate
 
 
-def line(cube: np.ndarray, way: int = 0, one_set: bool = False) -> Line:
+def line(cube: np.ndarray, way: int = 0, one_set: bool = False) -> ResultRow:
     every = estimate(np.ones(2))  # which chooses nothing
-    return Line("model", "form", way, "plain", every, 0, 1, None, scores=cube, one_set=one_set)  # type: ignore[arg-type]
+    return ResultRow("model", "form", way, "plain", every, 0, 1, None, scores=cube, one_set=one_set)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("between", "least"), [(0.5, 0.93), (1.0, 0.92)])
 def test_the_interval_of_the_best_holds_for_other_items_and_other_draws(between: float, least: float) -> None:
-    draw, held, runs = np.random.default_rng(3), 0, 500
+    generator, held, runs = np.random.default_rng(3), 0, 500
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     true = float(expit(0.5 + nodes * np.hypot(1, between)) @ weights / weights.sum())  # of every way
     for run in range(runs):
-        own = draw.normal(0, 1, 120)  # logits of how easy an item is
-        chances = expit(0.5 + own + draw.normal(0, between, (5, 5, 1, 1)))
-        cubes = (draw.random(chances.shape) < chances).astype(float)  # ways, draws, orders, items
+        own = generator.normal(0, 1, 120)  # logits of how easy an item is
+        chances = expit(0.5 + own + generator.normal(0, between, (5, 5, 1, 1)))
+        cubes = (generator.random(chances.shape) < chances).astype(float)  # ways, seeds, permutations, items
         found = choose([line(cube, way) for way, cube in enumerate(cubes)], list(map(str, range(120))), run)
         assert found is not None
-        held += found.honest.low <= true <= found.honest.high
+        held += found.held_out.low <= true <= found.held_out.high
     assert held / runs >= least
 
 
@@ -38,27 +38,27 @@ def test_no_draw_and_no_group_both_chooses_and_measures() -> None:
     marks = np.arange(5 * 48).reshape(5, 1, 48) / 240  # every score its own
     found = choose([line(marks, 1), line(marks - 1, 2)], groups, 0)
     assert found is not None
-    assert (found.draws_chosen_on, found.draws) == (1, 4)
-    assert found.honest.count == 24
+    assert (found.seeds_chosen_on, found.seeds) == (1, 4)
+    assert found.held_out.count == 24
     assert found.optimistic == pytest.approx(marks.mean())
-    assert "1 of its 5 draws of shots" in found.sentence
+    assert "1 of its 5 few-shot seeds" in found.sentence
 
 
 def test_a_choice_from_few_draws_says_what_its_interval_does_not_cover() -> None:
-    draw, groups = np.random.default_rng(4), list(map(str, range(40)))
+    generator, groups = np.random.default_rng(4), list(map(str, range(40)))
 
-    def best(draws: int, one_set: bool = False) -> str:
+    def best(seeds: int, one_set: bool = False) -> str:
         good, bad = (
-            (draw.random((draws, 1, 40)) < 0.9).astype(float),
-            np.zeros((draws, 1, 40)),
+            (generator.random((seeds, 1, 40)) < 0.9).astype(float),
+            np.zeros((seeds, 1, 40)),
         )
         found = choose([line(good, 4, one_set), line(bad, 8, one_set)], groups, 0)
         assert found is not None
         return found.sentence
 
-    assert "not other draws of shots: use --draws 5 or more" in best(2)
-    assert "over 2 draws is too narrow too often" in best(3)
-    assert "use --draws" not in best(5)
+    assert "not other few-shot seeds: use --fewshot-seeds 5 or more" in best(2)
+    assert "over 2 seeds may be too narrow" in best(3)
+    assert "use --fewshot-seeds" not in best(5)
     assert "best of 2: this one set of 4 shots" in best(1, one_set=True)
     assert "holds for this set of shots only" in best(1, one_set=True)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from table_tasks import table_task
 
 from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
-from nextword.evals.constrained import choose, writings
-from nextword.evals.evaluation import Evaluation, Settings
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
+from nextword.evals.runner import constrained_writings
 from nextword.evals.store import opened
-from nextword.evals.table import TableSettings, table_task
-from nextword.evals.trials import Design
 
-CONSTRAINED = Settings(measure="constrained")
+CONSTRAINED = ScoringConfig(choice_scoring="constrained")
 
 
 @pytest.fixture(scope="module", params=["transformer", "lstm"])
@@ -50,15 +50,17 @@ def greedy_among(model: LanguageModel, prompt: tuple[int, ...], choices: tuple[s
 def test_the_choice_is_what_greedy_decoding_writes_among_the_choices(
     reviews: Path, model: LanguageModel, form: str
 ) -> None:
-    task = table_task(reviews, TableSettings(form))
+    task = table_task(reviews, form)
     with opened(None) as store:
-        evaluation = Evaluation({"form": task}, [model], Design(shots=(0, 2), draws=2, limit=6), CONSTRAINED, store)
+        evaluation = EvalRun(
+            {"form": task}, [model], Design(shots=(0, 2), fewshot_seeds=2, limit=6), CONSTRAINED, store
+        )
         collected = evaluation.run()
-        wanted = writings(evaluation.askers[0], evaluation.questions(0))
-    plain = [cell for cell in collected.cells if cell.condition.variant in ("plain", "random labels")]
-    answers = [answer for cell in plain for answer in cell.answers]
-    assert {answer.written[0] for answer in answers} <= {choice for _, way in wanted for choice in way.choices}
-    checked = {(each.context, answer.written[0]) for answer in answers for each in answer.encoded}
+        wanted = constrained_writings(evaluation.runners[0], evaluation.questions(0))
+    plain = [result for result in collected.conditions if result.condition.variant in ("plain", "random labels")]
+    answers = [answer for result in plain for answer in result.answers]
+    assert {answer.written for answer in answers} <= {choice for _, way in wanted for choice in way.choices}
+    checked = {(each.context, answer.written) for answer in answers for each in answer.encoded}
     for prompt, way in wanted:
         assert (prompt, greedy_among(model, prompt, way.choices)) in checked
     for answer in answers:
@@ -67,22 +69,24 @@ def test_the_choice_is_what_greedy_decoding_writes_among_the_choices(
 
 
 def test_what_is_said_before_is_what_is_read(reviews: Path, model: LanguageModel) -> None:
-    task = table_task(reviews, TableSettings("Text: {text}\nMood: {label}"))
+    task = table_task(reviews, "Text: {text}\nMood: {label}")
     with opened(None) as store:
-        evaluation = Evaluation({"form": task}, [model], Design(shots=(0, 2), draws=2, limit=6), CONSTRAINED, store)
+        evaluation = EvalRun(
+            {"form": task}, [model], Design(shots=(0, 2), fewshot_seeds=2, limit=6), CONSTRAINED, store
+        )
         said = evaluation.cost()
         evaluation.run()
-        assert evaluation.askers[0].tokens_read == said.tokens
-        assert said.written > 0
-        assert evaluation.cost().tokens == evaluation.cost().written == 0
+        assert evaluation.runners[0].tokens_read == said.tokens
+        assert said.generated > 0
+        assert evaluation.cost().tokens == evaluation.cost().generated == 0
 
 
 def test_choices_behind_different_prompts_are_refused(model: LanguageModel, reviews: Path) -> None:
-    task = table_task(reviews, TableSettings("Text: {text}\nMood: {label}"))
+    task = table_task(reviews, "Text: {text}\nMood: {label}")
     with opened(None) as store:
-        evaluation = Evaluation({"form": task}, [model], Design(shots=(0,), limit=1), CONSTRAINED, store)
+        evaluation = EvalRun({"form": task}, [model], Design(shots=(0,), limit=1), CONSTRAINED, store)
         [question] = evaluation.questions(0)[:1]
         first, *others = question.encoded
         object.__setattr__(question, "encoded", (first, *(type(first)((1, 2), each.continuation) for each in others)))
-        with pytest.raises(UsageError, match=r"different prompts.*--score raw"):
-            choose(evaluation.askers[0], [question], [], 0, lambda tokens: None)
+        with pytest.raises(UsageError, match=r"different tokens.*--choice-scoring raw"):
+            constrained_writings(evaluation.runners[0], [question])

@@ -14,9 +14,9 @@ import pytest
 from nextword import __version__, load
 from nextword.cli import main
 from nextword.evals import evaluate
+from nextword.evals.design import Design
 from nextword.evals.store import opened
-from nextword.evals.table import TableSettings
-from nextword.evals.trials import Design
+from nextword.evals.task_loader import TaskOptions
 
 FORM = "Text: {text}\nMood: {label}"
 
@@ -43,15 +43,15 @@ def test_the_command_that_is_told_gives_the_same_scores_again(
 ) -> None:
     first = measured([
         "eval", str(reviews), "-m", str(tiny_model()), "--template", "Te'xt: {text}\\nMood: {label}", "--shots", "0,2",
-        "--draws", "3", "--orders", "2", "--seed", "5", "--limit", "9", "--calibrate", "batch", "--json", "--no-store",
-        "--report", "page.html",
+        "--fewshot-seeds", "3", "--permutations", "2", "--seed", "5", "--limit", "9", "--calibrate", "batch", "--json",
+        "--no-store", "--report", "page.html",
     ])  # fmt: skip
     command = first["provenance"]["command"]
     program, *arguments = shlex.split(command)
     assert program == "nextword"
     again = measured(arguments)
     assert again["read"] == first["read"] > 0
-    assert [line["scores"] for line in again["lines"]] == [line["scores"] for line in first["lines"]]
+    assert [line["scores"] for line in again["rows"]] == [line["scores"] for line in first["rows"]]
     assert {**again["provenance"], "made": ""} == {**first["provenance"], "made": ""}
 
 
@@ -69,7 +69,7 @@ def test_the_command_that_is_told_works_again_where_the_evaluation_was_named(
     assert "a --name mine" in command
     again = measured(command[1:])
     assert again["name"] != "mine"
-    assert [line["scores"] for line in again["lines"]] == [line["scores"] for line in first["lines"]]
+    assert [line["scores"] for line in again["rows"]] == [line["scores"] for line in first["rows"]]
 
 
 def test_the_store_keeps_how_an_evaluation_was_made(
@@ -87,32 +87,27 @@ def test_the_store_keeps_how_an_evaluation_was_made(
 def test_provenance_names_model_rows_form_and_shots(reviews: Path, tiny_model: Callable[..., Path]) -> None:
     folder = tiny_model(seed=3)
     model = load(str(folder))
-    design = Design((0, 2), draws=2, orders=2, seed=4, limit=8)
-    settings = TableSettings("", separator="\n--\n", description="Judge.")
-    result = evaluate(reviews, model, templates={"plain": FORM}, design=design, table=settings)
+    design = Design((0, 2), fewshot_seeds=2, permutations=2, seed=4, limit=8)
+    settings = TaskOptions(separator="\n--\n", description="Judge.")
+    result = evaluate(reviews, model, templates={"plain": FORM}, design=design, options=settings)
     made = result.provenance
     assert made is not None
     assert (made.version, made.command) == (__version__, None)
-    assert (made.design["seed"], made.design["draws"], made.design["select"], made.design["limit"]) == (
-        4,
-        2,
-        "random",
-        8,
-    )
-    assert made.scoring["measure"] == "raw"
+    design = [made.design[name] for name in ("seed", "fewshot_seeds", "sampler", "limit")]
+    assert design == [4, 2, "random", 8]
+    assert made.scoring["choice_scoring"] == "raw"
     (record,) = made.models
     assert (record.file, record.precision, record.device) == (folder.name, "float32", "cpu")
     with opened(None) as store:
         assert record.weights == store.hash_of(folder)
     assert record.chat_template is model.tokenizer.chat_template is None
-    (form,) = made.forms
+    (form,) = made.templates
     assert form.parts["template"] == FORM
     assert (form.parts["separator"], form.parts["description"]) == ("\n--\n", "Judge.")
-    assert form.parts["labels"] == ["negative", "positive"]
+    assert form.parts["choices_from"] == ["negative", "positive"]
     assert (made.task.source, made.task.rows) == ("reviews.csv", 8)
-    assert [metric["name"] for metric in made.task.metrics] == ["acc"]
-    assert [chain["steps"] for chain in made.task.filters] == [[["take_first", {}]]]
-    drawn = {(each.variant, each.shots, each.draw, each.order): each.places for each in made.shots}
+    assert made.task.scorers == ()
+    drawn = {(each.variant, each.shots, each.fewshot_seed, each.permutation): each.rows for each in made.shots}
     assert set(drawn) == {("plain", 2, n, m) for n in (0, 1) for m in (0, 1)} | {
         ("random labels", 2, n, 0) for n in (0, 1)
     }

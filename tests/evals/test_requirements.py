@@ -10,8 +10,8 @@ from scipy import stats
 from test_summary import Cells, collected, right
 
 from nextword.base import UsageError
-from nextword.evals.errorbars import wilson
-from nextword.evals.requirements import Requirement, asks_of, names_of
+from nextword.evals.requirements import JudgedRequirement, names_of, read_requirements
+from nextword.evals.statistics import wilson
 from nextword.evals.summary import summarise
 
 CELLS = {
@@ -20,10 +20,10 @@ CELLS = {
 }  # fmt: skip
 
 
-def judged(*require: str, at_least: float | None = None, cells: Cells = CELLS) -> list[Requirement]:
-    given = collected(cells)
-    names = names_of([cell.condition.choice for cell in given.cells])
-    return list(summarise(given, asks=asks_of(require, at_least, names)).requirements)
+def judged(*require: str, at_least: float | None = None, results: Cells = CELLS) -> list[JudgedRequirement]:
+    given = collected(results)
+    names = names_of([result.condition.choice for result in given.conditions])
+    return list(summarise(given, requirements=read_requirements(require, at_least, names)).requirements)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,16 @@ def test_the_correction_for_all_comparisons_decides() -> None:
     before = np.tile(np.repeat([1.0, 0.0], [40, 40]), (1, 1, 1))
     after = before.copy()
     after[0, 0, 40:47] = 1  # 7 better and 0 worse: p .0156
-    cells = {(0,): before, (4,): after}
-    assert judged("4 shots > 0 shots", cells=cells)[0].outcome == "met"
-    more = {**cells, (8,): before, (16,): before, (32,): before}
-    assert judged("4 shots > 0 shots", cells=more)[0].outcome == "undecided"
+    results = {(0,): before, (4,): after}
+    assert judged("4 shots > 0 shots", results=results)[0].outcome == "met"
+    more = {**results, (8,): before, (16,): before, (32,): before}
+    assert judged("4 shots > 0 shots", results=more)[0].outcome == "undecided"
 
 
 def test_a_pair_asked_beside_the_usual_ones_costs_the_others_their_share_of_the_level() -> None:
     names = names_of([("model", "form", *choice) for choice in ((0, "plain"), (1, "plain"), (4, "plain"))])
-    asks = asks_of(["4 shots > 1 shot"], None, names)
-    usual, asked = summarise(collected(CELLS)), summarise(collected(CELLS), asks=asks)
+    asks = read_requirements(["4 shots > 1 shot"], None, names)
+    usual, asked = summarise(collected(CELLS)), summarise(collected(CELLS), requirements=asks)
     assert {each.level for each in usual.comparisons if each.primary} == {0.025}
     assert {each.level for each in asked.comparisons if each.primary} == {0.05 / 3}
     assert ("1 shot", "4 shots") in [(each.before, each.after) for each in asked.comparisons]
@@ -76,18 +76,20 @@ def test_at_least_speaks_of_every_line_that_was_named() -> None:
 
 
 def test_what_one_set_of_shots_meets_is_said_of_that_set() -> None:
-    cells = {(0,): right(0.4, 1, 1, 200), (4,): right(0.9, 1, 1, 200, seed=2)}
+    results = {(0,): right(0.4, 1, 1, 200), (4,): right(0.9, 1, 1, 200, seed=2)}
     for text in ("4 shots > 0 shots", "4 shots > 0.7"):
-        (found,) = judged(text, cells=cells)
+        (found,) = judged(text, results=results)
         assert found.sentence.startswith(f"{text}: met, with this one set of shots (")
 
 
 def test_groups_make_a_requirement_harder() -> None:
-    cells = {(0,): right(0.5, 1, 1, 120)}
+    results = {(0,): right(0.5, 1, 1, 120)}
     names = names_of([("model", "form", 0, "plain")])
     groups = [str(n // 30) for n in range(120)]
     outcomes = [
-        summarise(collected(cells, of), asks=asks_of(["0 shots > .3"], None, names)).requirements[0].outcome
+        summarise(collected(results, of), requirements=read_requirements(["0 shots > .3"], None, names))
+        .requirements[0]
+        .outcome
         for of in (None, groups)
     ]
     assert outcomes == ["met", "undecided"]
@@ -96,32 +98,32 @@ def test_groups_make_a_requirement_harder() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("4 shot > 0 shots", r"there will be no line '4 shot'. Did you mean 4 shots.*'0 shots', '4 shots'"),
-        ("4 shots > 9 shots", "there will be no line '9 shots'"),
+        ("4 shot > 0 shots", r"there will be no row '4 shot'. Did you mean 4 shots.*'0 shots', '4 shots'"),
+        ("4 shots > 9 shots", "there will be no row '9 shots'"),
         ("4 shots", 'has no ">"'),
-        ("4 shots > nan", "there will be no line 'nan'"),
-        ("4 shots > 4 shots", "compares a line with itself"),
+        ("4 shots > nan", "there will be no row 'nan'"),
+        ("4 shots > 4 shots", "compares a row with itself"),
     ],
 )
 def test_what_no_line_will_be_called_is_refused_before_the_work(text: str, said: str) -> None:
     names = names_of([("model", "form", 0, "plain"), ("model", "form", 4, "plain")])
     with pytest.raises(UsageError, match=said):
-        asks_of([text], None, names)
+        read_requirements([text], None, names)
 
 
 def test_a_number_that_no_share_can_be_is_refused_and_a_likelihood_may_be_any() -> None:
     names = names_of([("model", "form", 0, "plain")])
     for require, at_least in ((["0 shots > 90"], None), ([], 95.0), ([], -0.5)):
-        with pytest.raises(UsageError, match=r"between 0 and 1, so that .* decides nothing"):
-            asks_of(require, at_least, names)
-    assert asks_of([], -1.5, names, shares=False)[0].before == -1.5
+        with pytest.raises(UsageError, match=r"between 0 and 1, so .* decides nothing"):
+            read_requirements(require, at_least, names)
+    assert read_requirements([], -1.5, names, shares=False)[0].before == -1.5
 
 
 def test_names_tell_forms_and_models_apart_and_may_hold_a_greater_than() -> None:
     choices = [("model", form, 4, "plain") for form in ("a > b", "c")]
     names = names_of(choices)
     assert list(names) == ["a > b, 4 shots", "c, 4 shots"]
-    (ask,) = asks_of(["a > b, 4 shots > c, 4 shots"], None, names)
+    (ask,) = read_requirements(["a > b, 4 shots > c, 4 shots"], None, names)
     assert (ask.after, ask.before) == tuple(choices)
 
 
@@ -130,7 +132,7 @@ def test_names_tell_forms_and_models_apart_and_may_hold_a_greater_than() -> None
 )
 def test_the_items_said_to_decide_a_score_do_so_four_times_in_five(right_ones: int, count: int, least: float) -> None:
     scores = np.repeat([1.0, 0.0], [right_ones, count - right_ones])[None, None]
-    (found,) = judged(at_least=least, cells={(0,): scores})
+    (found,) = judged(at_least=least, results={(0,): scores})
     assert found.outcome == "undecided"
     said = re.search(r"about ([\d,]+) items are needed", found.sentence)
     assert said is not None
@@ -145,13 +147,13 @@ def test_the_items_said_to_decide_a_score_do_so_four_times_in_five(right_ones: i
 def test_a_score_of_draws_that_is_undecided_takes_more_than_there_are() -> None:
     for share in (0.8, 0.9, 0.97, 1.0):
         scores = right(share, 5, 1, 40)
-        line = summarise(collected({(4,): scores})).lines[0].score
+        line = summarise(collected({(4,): scores})).rows[0].score
         for least in np.linspace(line.low + 1e-6, min(line.high, 0.9999), 5):
-            (found,) = judged(at_least=float(least), cells={(4,): scores})
+            (found,) = judged(at_least=float(least), results={(4,): scores})
             said = re.search(r"about ([\d,]+) items are needed", found.sentence)
             assert said is None or int(said[1].replace(",", "")) > 40
 
 
 def test_all_right_may_be_required() -> None:
-    assert judged(at_least=1.0, cells={(0,): np.ones((1, 1, 60))})[0].outcome == "undecided"
-    assert judged(at_least=1.0, cells={(0,): right(0.9, 1, 1, 60)})[0].outcome == "not met"
+    assert judged(at_least=1.0, results={(0,): np.ones((1, 1, 60))})[0].outcome == "undecided"
+    assert judged(at_least=1.0, results={(0,): right(0.9, 1, 1, 60)})[0].outcome == "not met"

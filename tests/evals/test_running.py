@@ -31,11 +31,14 @@ def engine_of(model: LanguageModel, tokens: int) -> Engine:
 
 def prompts(seed: int, count: int) -> Prompts:
     """Prompts that share beginnings, some of them a beginning of another one."""
-    draw = random.Random(seed)
-    made: Prompts = [tuple(draw.randrange(97, 101) for _ in range(draw.randint(1, 60)))]
+    generator = random.Random(seed)
+    made: Prompts = [tuple(generator.randrange(97, 101) for _ in range(generator.randint(1, 60)))]
     while len(made) < count:
-        before = draw.choice(made)
-        made.append(before[: draw.randint(1, 60)] + tuple(draw.randrange(97, 101) for _ in range(draw.randint(0, 40))))
+        before = generator.choice(made)
+        made.append(
+            before[: generator.randint(1, 60)]
+            + tuple(generator.randrange(97, 101) for _ in range(generator.randint(0, 40)))
+        )
     return list(dict.fromkeys(made))
 
 

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from table_tasks import table_task
 
 from nextword import load
 from nextword.base import UsageError
 from nextword.engine import LanguageModel
-from nextword.evals import evaluate, scorers
-from nextword.evals.evaluation import Evaluation, Settings
-from nextword.evals.exporting import write_harness_results
-from nextword.evals.scorers import contains, exact, f1, last_number, number, with_scorer
-from nextword.evals.shipped import shipped_path
+from nextword.evals import scorers
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
+from nextword.evals.export import write_results
+from nextword.evals.scorers import contains, exact, f1, last_number, normalized, number, with_scorer
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
-from nextword.evals.table import TableSettings, table_task
-from nextword.evals.task import Generation, Task
-from nextword.evals.trials import Design
+from nextword.evals.task import Task
+from nextword.evals.task_loader import open_task
 
 
 @pytest.fixture
@@ -33,8 +33,7 @@ def task(tmp_path: Path) -> Task:
     path = tmp_path / "sums.jsonl"
     rows = [{"sum": f"{n}+{n}", "answer": f"= {2 * n}"} for n in range(30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    short = Generation(until=("\n",), max_tokens=8)
-    return table_task(path, TableSettings("{sum}\n{answer}", free=True, generation=short))
+    return table_task(path, "{sum}\n{answer}", generate=True, max_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +151,7 @@ def test_a_number_written_with_commas_is_itself(value: Any) -> None:
 
 
 def scored(task: Task, scorer: Any, answer: str, gold: Any) -> float:
-    function = with_scorer(task, scorer).metrics[0].function
-    assert function is not None
-    return function(answer, gold, {})
+    return with_scorer(task, scorer).scorers[0].function(answer, gold, {})
 
 
 def test_several_right_answers_score_as_the_best_of_them(task: Task) -> None:
@@ -190,11 +187,11 @@ def test_a_pattern_works_in_a_thread(task: Task) -> None:
 @pytest.mark.parametrize(
     ("scorer", "said"),
     [
-        ("nubmer", "there is no scorer 'nubmer'. Did you mean number"),
+        ("nubmer", "scorer 'nubmer' is not known. Did you mean number"),
         ("regex", "regex:PATTERN"),
         ("regex:", "has no pattern"),
         ("regex:(", "is not a regular expression"),
-        ("os.system", "there is no scorer 'os.system'"),
+        ("os.system", "scorer 'os.system' is not known"),
     ],
 )
 def test_an_unknown_scorer_is_refused_in_one_line(scorer: str, said: str, task: Task) -> None:
@@ -204,14 +201,9 @@ def test_an_unknown_scorer_is_refused_in_one_line(scorer: str, said: str, task: 
     assert "\n" not in str(told.value)
 
 
-def test_choices_and_the_harness_s_mode_have_no_scorer(task: Task, reviews: Path) -> None:
-    labels = table_task(reviews, TableSettings("{text}: {label}"))
+def test_choices_have_no_scorer(reviews: Path) -> None:
     with pytest.raises(UsageError, match="reviews the model chooses among labels"):
-        with_scorer(labels, "f1")
-    with pytest.raises(UsageError, match="generates nothing"):
-        with_scorer(replace(labels, output="loglikelihood"), "f1")
-    with pytest.raises(UsageError, match="uses the task file's metrics"):
-        evaluate(task, shots=[0], design=Design(per_item=True), scorer="f1")
+        with_scorer(table_task(reviews, "{text}: {label}"), "f1")
 
 
 def test_a_gold_answer_without_a_number_is_refused_before_anything_is_asked(task: Task) -> None:
@@ -229,18 +221,19 @@ def test_a_function_scores_answers_and_its_scores_reach_table_and_files(
         seen.append((answer, gold, row["sum"]))
         return (len(answer) % 5) / 4
 
-    scored_task, design = with_scorer(task, nearness), Design(shots=(0, 1), draws=2, limit=5)
+    scored_task, design = with_scorer(task, nearness), Design(shots=(0, 1), fewshot_seeds=2, limit=5)
     with opened(None) as store:
-        collected = Evaluation({"form": scored_task}, [model], design, Settings(), store).run()
+        collected = EvalRun({"form": scored_task}, [model], design, ScoringConfig(), store).run()
     result = summarise(collected, 0)
     assert result.to_dict()["metric"] == "nearness"
-    for cell in collected.cells:
-        expected = [(len(answer.written[0]) % 5) / 4 for answer in cell.answers]
-        assert list(cell.scores) == expected
-        assert cell.metrics["nearness,none"] == pytest.approx(sum(expected) / 5)
+    for own in collected.conditions:
+        expected = [(len(answer.written) % 5) / 4 for answer in own.answers]
+        assert list(own.scores) == expected
+        assert own.metrics["nearness"] == pytest.approx(sum(expected) / 5)
     assert {gold for _, gold, _ in seen} <= {f"= {2 * n}" for n in range(30)}
-    results = next(path for path in write_harness_results(tmp_path / "out", collected) if "results" in path.name)
-    assert "nearness,none" in json.loads(results.read_text())["results"]["sums"]
+    write_results(tmp_path / "out", collected, result)
+    samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert all(sample["scores"]["nearness"] == sample["scores"]["score"] for sample in samples)
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "good", None])
@@ -249,12 +242,22 @@ def test_a_function_s_score_outside_0_to_1_is_refused(value: Any, task: Task) ->
         scored(task, lambda answer, gold, row: value, "x", "x")
 
 
-def test_a_task_file_s_metrics_and_filters_give_way(model: LanguageModel) -> None:
-    from nextword.evals.harness import load_harness_task
+def test_a_task_s_own_scorers_give_way() -> None:
+    task = open_task("arithmetic")["arithmetic"]
+    assert [scorer.name for scorer in task.scorers] == ["strict", "last-number"]
+    assert [scorer.name for scorer in with_scorer(task, "number").scorers] == ["number"]
 
-    task = load_harness_task(shipped_path("arithmetic"))
-    made = with_scorer(task, "number")
-    assert [metric.name for metric in made.metrics] == ["number"]
-    assert [chain.name for chain in made.filters] == ["none"]
-    assert made.harness["metric_list"] == [{"metric": "number"}]
-    assert "filter_list" not in made.harness
+
+@pytest.mark.parametrize(
+    ("answer", "strict"), [(" 1,234.", 1), ("1234", 1), ("It is 1234", 0), ("1234 apples", 0), ("-1234", 0)]
+)
+def test_a_pattern_s_number_counts_by_its_value(answer: str, strict: float) -> None:
+    scorer = open_task("arithmetic")["arithmetic"].scorers[0]
+    assert scorer.function(answer, "1234", {}) == strict
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "score"), [(" St. Paul.\n", "st paul", 1), ("Paris!", "paris", 1), ("Paris, France", "paris", 0)]
+)
+def test_normalized_ignores_punctuation_too(answer: str, gold: str, score: float) -> None:
+    assert normalized(answer, gold) == score

@@ -16,8 +16,8 @@ from nextword import load
 from nextword.base import UsageError
 from nextword.engine import Engine, LanguageModel, ScoreRequest
 from nextword.evals.running import answered, tokens_to_read
-from nextword.evals.scoring import APART, CONTINUATIONS, STRETCH, encode, likelihood, score_requests, windows
-from nextword.evals.task import Encoded, Ids, Likelihood, Request
+from nextword.evals.scoring import _APART, _STRETCH, CONTINUATIONS, encode, likelihood, score_requests
+from nextword.evals.task import Encoded, Ids, Likelihood, LogprobRequest
 from nextword.models import Model, build
 from nextword.models.backend import TorchBackend
 from nextword.spec import ModelSpec
@@ -81,12 +81,12 @@ def check(model: Model, requests: list[Encoded], step_tokens: int, pages: int = 
 
 def family(seed: int, shared: int, items: int, item: int, choices: list[int]) -> list[Encoded]:
     """A shared beginning, items behind it, and continuations of the given lengths behind each item."""
-    draw = random.Random(seed)
-    trunk = [draw.randrange(VOCABULARY) for _ in range(shared)]
+    generator = random.Random(seed)
+    trunk = [generator.randrange(VOCABULARY) for _ in range(shared)]
     found = []
     for _ in range(items):
-        context = (*trunk, *(draw.randrange(VOCABULARY) for _ in range(draw.randint(1, item))))
-        found += [Encoded(context, tuple(draw.randrange(3) for _ in range(length))) for length in choices]
+        context = (*trunk, *(generator.randrange(VOCABULARY) for _ in range(generator.randint(1, item))))
+        found += [Encoded(context, tuple(generator.randrange(3) for _ in range(length))) for length in choices]
     return found
 
 
@@ -128,27 +128,17 @@ def test_a_shared_beginning_is_computed_once_and_one_token_labels_cost_nothing()
 
 
 def test_a_context_is_asked_once_for_all_that_may_follow_it_but_not_for_more_than_a_bound_at_a_time() -> None:
-    asked = [Encoded((1, 2), (n,)) for n in range(CONTINUATIONS + 5)] + [Encoded((1, 2), (3,), apart=True)]
+    asked = [Encoded((1, 2), (n,)) for n in range(CONTINUATIONS + 5)] + [Encoded((1, 2), (3,), split_token=True)]
     requests = score_requests(asked)
     assert [len(request.continuations) for request in requests] == [CONTINUATIONS, 5]
     assert {c for request in requests for c in request.continuations} == {each.continuation for each in asked}
 
 
 def test_neighbours_do_not_follow_each_other_and_none_is_lost() -> None:
-    requests = score_requests([Encoded((n, 7), (1,)) for n in range(STRETCH)])
+    requests = score_requests([Encoded((n, 7), (1,)) for n in range(_STRETCH)])
     contexts = [request.context[0] for request in requests]
-    assert sorted(contexts) == list(range(STRETCH))
-    assert all(abs(a - b) >= APART for a, b in pairwise(contexts))
-
-
-def test_windows_predict_every_token_once_from_as_much_as_fits() -> None:
-    pieces = windows(range(10), 99, 4)
-    assert pieces == [
-        Encoded((99,), (0, 1, 2, 3)),
-        Encoded((3,), (4, 5, 6, 7)),
-        Encoded((5, 6, 7), (8, 9)),
-    ]
-    assert all(len(piece.context) + len(piece.continuation) - 1 <= 4 for piece in pieces)
+    assert sorted(contexts) == list(range(_STRETCH))
+    assert all(abs(a - b) >= _APART for a, b in pairwise(contexts))
 
 
 def test_a_text_beyond_the_context_is_refused_before_anything_is_read() -> None:
@@ -166,20 +156,22 @@ def real(smollm2_path: Path) -> LanguageModel:
 
 
 def test_spaces_at_the_end_of_a_prompt_belong_to_the_continuation(real: LanguageModel) -> None:
-    assert encode(Request("Answer: ", "yes"), real.tokenizer) == encode(Request("Answer:", " yes"), real.tokenizer)
-    found = encode(Request("Answer:", " yes"), real.tokenizer)
+    assert encode(LogprobRequest("Answer: ", "yes"), real.tokenizer) == encode(
+        LogprobRequest("Answer:", " yes"), real.tokenizer
+    )
+    found = encode(LogprobRequest("Answer:", " yes"), real.tokenizer)
     assert real.tokenizer.decode(found.continuation) == " yes"
-    assert not found.apart
+    assert not found.split_token
 
 
 def test_a_continuation_that_merges_into_the_prompt_is_told(real: LanguageModel) -> None:
-    assert encode(Request("The answ", "er"), real.tokenizer).apart
+    assert encode(LogprobRequest("The answ", "er"), real.tokenizer).split_token
 
 
 def test_the_real_model_scores_as_it_scores_a_whole_text(real: LanguageModel) -> None:
     text = "The capital of France is"
     requests = [
-        encode(Request(text, answer), real.tokenizer) for answer in (" Paris.", " London.", " a city in Europe.")
+        encode(LogprobRequest(text, answer), real.tokenizer) for answer in (" Paris.", " London.", " a city in Europe.")
     ]
     scored = score(real.engine, requests)
     for request in requests:

@@ -61,11 +61,11 @@ def test_another_model_token_or_cut_between_prompt_and_answer_gives_nothing() ->
 def test_texts_come_back_for_the_same_prompt_written_in_the_same_way() -> None:
     how = Generation()
     with opened(None) as store:
-        store.put_text("model", (1, 2), how, 0, ["na\u00efve \u65e5\u672c\n", ""])
-        assert store.texts("model", [(2, 1), (1, 2)], how, 0) == {1: ["na\u00efve \u65e5\u672c\n", ""]}
+        store.put_text("model", (1, 2), how, 0, "na\u00efve \u65e5\u672c\n")
+        assert store.texts("model", [(2, 1), (1, 2)], how, 0) == {1: "na\u00efve \u65e5\u672c\n"}
         others = (
-            replace(how, until=("\n",)), replace(how, max_tokens=7), replace(how, temperature=0.5),
-            replace(how, top_p=0.9), replace(how, top_k=5), replace(how, repeats=2),
+            replace(how, until=("\n\n",)), replace(how, max_tokens=7), replace(how, temperature=0.5),
+            replace(how, top_p=0.9), replace(how, top_k=5),
         )  # fmt: skip
         for other in others:
             assert store.texts("model", [(1, 2)], other, 0) == {}
@@ -75,13 +75,13 @@ def test_texts_come_back_for_the_same_prompt_written_in_the_same_way() -> None:
 def test_drawn_texts_are_those_of_their_seed_and_greedy_ones_of_any() -> None:
     with opened(None) as store:
         for temperature in (0.0, 0.7):
-            store.put_text("model", (1,), Generation(temperature=temperature), 3, [str(temperature)])
+            store.put_text("model", (1,), Generation(temperature=temperature), 3, str(temperature))
         found = {
             (temperature, seed): store.texts("model", [(1,)], Generation(temperature=temperature), seed)
             for temperature in (0.0, 0.7)
             for seed in (3, 4)
         }
-    assert found == {(0.0, 3): {0: ["0.0"]}, (0.0, 4): {0: ["0.0"]}, (0.7, 3): {0: ["0.7"]}, (0.7, 4): {}}
+    assert found == {(0.0, 3): {0: "0.0"}, (0.0, 4): {0: "0.0"}, (0.7, 3): {0: "0.7"}, (0.7, 4): {}}
 
 
 def test_answers_are_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_an_evaluation_is_called_by_its_task_its_time_and_its_content() -> None:
 
 def test_a_name_that_was_taken_meanwhile_loses_neither_evaluation() -> None:
     with opened(None) as store:
-        store.check_free("mine")
+        store.check_name("mine")
         names = [store.keep("mine", {"n": n}) for n in (1, 2, 2)]
         assert names[0] == "mine"
         assert len(set(names)) == 3
@@ -213,10 +213,10 @@ def test_a_name_that_was_taken_meanwhile_loses_neither_evaluation() -> None:
         assert [kept.name for kept in store.evaluations()] == names
         assert [kept.result["n"] for kept in store.evaluations()] == [1, 2, 2]
         with pytest.raises(UsageError, match=r"nextword eval runs remove mine$"):
-            store.check_free("mine")
+            store.check_name("mine")
         for wrong in ("", "  ", "last", "last~2", "-x", "x" * 101):
             with pytest.raises(UsageError, match="is not a valid name"):
-                store.check_free(wrong)
+                store.check_name(wrong)
 
 
 def test_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path: Path) -> None:

@@ -6,34 +6,33 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nextword.base.fields import rebuilt
-from nextword.evals.answers import Answer
 from nextword.evals.comparisons import pairs_of
-from nextword.evals.evaluation import Cell, Collected, Notes
+from nextword.evals.design import Condition
+from nextword.evals.results import Answer, Collected, ConditionResult, Notes
 from nextword.evals.summary import Result, summarise
-from nextword.evals.task import Item, Task, row_digests
-from nextword.evals.trials import Condition
+from nextword.evals.task import Item, PromptFormat, Scorer, Task, row_digests
+from nextword.evals.template import Template
 
 Cells = Mapping[
     tuple[Any, ...], np.ndarray
-]  # (shots, variant, model, form) or a beginning of it → (draws, orders, items)
+]  # (shots, variant, model, template) or a beginning of it → (seeds, permutations, items)
 
 
 def collected(
-    cells: Cells,
+    results: Cells,
     groups: Sequence[str] | None = None,
     name: str = "quiz",
     rows: Sequence[int] | None = None,
     **more: Any,
 ) -> Collected:
     """The answers of an evaluation that scored so; `rows` say which of a file's rows were asked."""
-    count = next(iter(cells.values())).shape[2]
+    count = next(iter(results.values())).shape[2]
     rows = range(count) if rows is None else rows
     texts = [{"text": f"question {row}"} for row in range(max(rows) + 1)]
     digests = row_digests(texts)
@@ -42,66 +41,67 @@ def collected(
         for place, row in enumerate(rows)
     )
     made = []
-    for key, cube in cells.items():
-        shots, variant, model, form = (*key, *("plain", "model", "form")[len(key) - 1 :])
-        for draw, orders in enumerate(cube):
-            for order, scores in enumerate(orders):
+    for key, cube in results.items():
+        shots, variant, model, template = (*key, *("plain", "model", "form")[len(key) - 1 :])
+        for seed, permutations in enumerate(cube):
+            for permutation, scores in enumerate(permutations):
                 answers = tuple(
                     Answer(item, shots, (), (), values={"score": float(score)})
                     for item, score in zip(items, scores, strict=True)
                 )
-                made.append(Cell(Condition(model, form, shots, draw, order, variant), answers))
-    task = Task(name, "loglikelihood", items, (), SimpleNamespace())  # type: ignore[arg-type]
+                made.append(ConditionResult(Condition(model, template, shots, seed, permutation, variant), answers))
+    scorers = (Scorer("accuracy", "", lambda answer, gold, row: 0.0),)
+    task = Task(name, items, (), PromptFormat(Template("", ()), "text", generates=True), scorers)
     return Collected(task, items, tuple(made), "raw", (), Notes(), 1.0, 0, **more)
 
 
 def right(share: float, *shape: int, seed: int = 0) -> np.ndarray:
     """Right and wrong answers of items that are not equally hard."""
-    draw = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     hard = np.random.default_rng(99).normal(0, 0.2, shape[-1])
-    return (draw.random(shape) < np.clip(share + hard, 0, 1)).astype(float)
+    return (generator.random(shape) < np.clip(share + hard, 0, 1)).astype(float)
 
 
 def test_one_set_of_shots_is_never_spoken_of_as_four_shots() -> None:
     result = summarise(
         collected({(0,): right(0.5, 1, 1, 100), (4,): right(0.95, 1, 1, 100), (1,): right(0.5, 1, 3, 100)})
     )
-    names = [line.name for line in result.lines]
+    names = [line.name for line in result.rows]
     assert names == ["0 shots", "this one set of 4 shots", "this one set of 1 shot"]
     better = next(each for each in result.comparisons if "4 shots" in each.after)
     assert better.p < 0.001
     for each in result.comparisons:
         assert "this one set of" in each.sentence
-        assert each.sentence.endswith("Another set may score differently: use --draws 5 or more")
-    kept = json.loads(json.dumps(result.to_dict()))["lines"]
+        assert each.sentence.endswith("Another set may score differently: use --fewshot-seeds 5 or more")
+    kept = json.loads(json.dumps(result.to_dict()))["rows"]
     assert [line["caveat"] for line in kept] == ["", "with this one set of shots", "with this one set of shots"]
     assert kept[1]["interval_covers"] == "other items"
-    assert kept[2]["interval_covers"] == "other items and other orders"
+    assert kept[2]["interval_covers"] == "other items and other permutations"
 
 
 def test_shots_of_every_item_s_own_are_no_one_set() -> None:
-    result = summarise(collected({(0,): right(0.5, 1, 1, 60), (4,): right(0.9, 1, 1, 60)}, same_shots=False))
-    assert [(line.name, line.caveat) for line in result.lines] == [("0 shots", ""), ("4 shots", "")]
+    result = summarise(collected({(0,): right(0.5, 1, 1, 60), (4,): right(0.9, 1, 1, 60)}, shared_shots=False))
+    assert [(line.name, line.caveat) for line in result.rows] == [("0 shots", ""), ("4 shots", "")]
     assert "set" not in result.comparisons[0].sentence
 
 
-@pytest.mark.parametrize("draws", [2, 4, 5])
-def test_few_draws_say_that_five_are_wanted(draws: int) -> None:
-    result = summarise(collected({(0,): right(0.4, 1, 1, 80), (4,): right(0.8, draws, 1, 80)}))
-    said = f"from {draws} draws of shots; use 5 or more" if draws < 5 else ""
-    assert result.lines[1].caveat == said
+@pytest.mark.parametrize("seeds", [2, 4, 5])
+def test_few_draws_say_that_five_are_wanted(seeds: int) -> None:
+    result = summarise(collected({(0,): right(0.4, 1, 1, 80), (4,): right(0.8, seeds, 1, 80)}))
+    said = f"from {seeds} few-shot seeds; use 5 or more" if seeds < 5 else ""
+    assert result.rows[1].caveat == said
     assert result.comparisons[0].sentence.lower().endswith(said)
-    assert result.lines[1].interval_covers == "other items and other draws of shots"
+    assert result.rows[1].interval_covers == "other items and other few-shot seeds"
 
 
 def test_p_and_interval_are_corrected_for_what_the_user_named_and_baselines_apart() -> None:
-    cells = {
+    results = {
         (0,): right(0.5, 1, 1, 150), (1,): right(0.6, 1, 1, 150, seed=1), (4,): right(0.66, 1, 1, 150, seed=2),
         (4, "random labels"): right(0.4, 1, 1, 150, seed=3), (0, "contextual"): right(0.5, 1, 1, 150, seed=4),
     }  # fmt: skip
-    alone = summarise(collected({key: cells[key] for key in [(0,), (1,), (4,)]}))
-    result = summarise(collected(cells))
-    named = summarise(collected(cells, calibrate=("contextual",)))
+    alone = summarise(collected({key: results[key] for key in [(0,), (1,), (4,)]}))
+    result = summarise(collected(results))
+    named = summarise(collected(results, calibrate=("contextual",)))
     assert [each.primary for each in result.comparisons] == [True, True, False, False]
     assert result.comparisons[:2] == alone.comparisons  # baselines nobody asked for take nothing from them
     for each in result.comparisons:
@@ -131,13 +131,13 @@ def test_forms_and_models_are_compared_with_the_first_at_the_same_shots() -> Non
 
 
 def test_power_is_that_of_each_comparison_s_own_error_and_level() -> None:
-    cells = {(0,): right(0.5, 1, 1, 120), (4,): right(0.6, 5, 1, 120, seed=1)}
-    loose = summarise(collected(cells), power=0.1)
-    grouped = summarise(collected(cells, [str(n // 10) for n in range(120)]), power=0.1)
-    corrected = summarise(collected({**cells, (8,): right(0.6, 5, 1, 120, seed=5)}), power=0.1)
+    results = {(0,): right(0.5, 1, 1, 120), (4,): right(0.6, 5, 1, 120, seed=1)}
+    loose = summarise(collected(results), power=0.1)
+    grouped = summarise(collected(results, [str(n // 10) for n in range(120)]), power=0.1)
+    corrected = summarise(collected({**results, (8,): right(0.6, 5, 1, 120, seed=5)}), power=0.1)
     assert loose.power is not None
     assert loose.power.startswith("4 shots against 0 shots: to detect a true difference of 0.1 in 80% of runs, ")
-    assert "120 items and 5 draws of shots" in loose.power
+    assert "120 items and 5 few-shot seeds" in loose.power
     found = [each.comparisons[0].visible for each in (loose, grouped, corrected)]
     assert found[0] < found[2]
     assert found[0] != found[1]
@@ -151,27 +151,27 @@ def test_power_without_a_comparison_says_what_to_name() -> None:
 
 def test_a_draw_and_order_has_a_row_of_its_own() -> None:
     cube = right(0.7, 3, 2, 40)
-    rows = summarise(collected({(0,): right(0.5, 1, 1, 40), (4,): cube})).draws_table()
+    rows = summarise(collected({(0,): right(0.5, 1, 1, 40), (4,): cube})).seeds_table()
     assert len(rows) == 7
-    assert rows[-1]["draw"] == 2
-    assert rows[-1]["order"] == 1
+    assert rows[-1]["fewshot_seed"] == 2
+    assert rows[-1]["permutation"] == 1
     assert [row["accuracy"] for row in rows[1:]] == pytest.approx(list(cube.mean(2).ravel()))
     assert {row["effective_shots"] for row in rows[1:]} == {4.0}
 
 
 def test_orders_are_tested_where_items_are_independent() -> None:
-    cells = {(0,): right(0.5, 1, 1, 60), (4,): right(0.6, 2, 3, 60)}
-    free = summarise(collected(cells)).lines
-    assert free[0].orders_test is None
-    assert free[1].orders_test is not None
-    assert free[1].orders_test.freedom == 2
-    assert summarise(collected(cells, [str(n // 3) for n in range(60)])).lines[1].orders_test is None
+    results = {(0,): right(0.5, 1, 1, 60), (4,): right(0.6, 2, 3, 60)}
+    free = summarise(collected(results)).rows
+    assert free[0].permutations_test is None
+    assert free[1].permutations_test is not None
+    assert free[1].permutations_test.freedom == 2
+    assert summarise(collected(results, [str(n // 3) for n in range(60)])).rows[1].permutations_test is None
 
 
 @pytest.mark.parametrize(("items", "groups"), [(1, None), (1, ["a"]), (9, ["a"] * 9)])
 def test_what_cannot_be_known_is_null_in_json_and_kept_as_endless(items: int, groups: list[str] | None) -> None:
-    cells = {(0,): right(0.5, 1, 1, items) - 1.5, (4,): right(0.6, 5, 1, items)}
-    result = summarise(collected(cells, groups), power=0.1)
-    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["lines"][0]["score"]["low"] is None
+    results = {(0,): right(0.5, 1, 1, items) - 1.5, (4,): right(0.6, 5, 1, items)}
+    result = summarise(collected(results, groups), power=0.1)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["rows"][0]["score"]["low"] is None
     assert rebuilt(Result, json.loads(json.dumps(asdict(result)))) == result  # as the store has it
-    assert result.lines[0].score.low == -math.inf
+    assert result.rows[0].score.low == -math.inf

@@ -28,14 +28,13 @@ import torch
 import nextword
 from nextword import native, plan
 from nextword.data import prepare, train_tokenizer
-from nextword.evals.evaluation import Evaluation, Settings
-from nextword.evals.opening import open_task
+from nextword.evals.design import Design, ScoringConfig
+from nextword.evals.eval_run import EvalRun
 from nextword.evals.store import opened
-from nextword.evals.table import TableSettings
-from nextword.evals.trials import Design
+from nextword.evals.task_loader import open_task
+from nextword.families.published import known_spec
 from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
-from nextword.plan.known import known_spec
 from nextword.plan.run_config import DataConfig, ModelConfig, RunConfig, RunSettings, TrainConfig
 from nextword.spec import ModelSpec
 from nextword.train.callbacks import Callbacks, TrainStep
@@ -198,18 +197,17 @@ def evaluation() -> Values:
 
 
 def _evaluation(model: nextword.LanguageModel, items: int) -> Values:
-    forms = open_task("sentiment", {}, TableSettings(hold_back=True))
-    design = Design(shots=(0, 2), draws=1, limit=items, baselines=False)
+    design = Design(shots=(0, 2), fewshot_seeds=1, limit=items, baselines=False)
     with opened(None) as store:
-        cells = Evaluation(forms, [model], design, Settings(), store).run().cells
-    return {f"{cell.condition.shots} shots": _table(cell) for cell in cells}
+        results = EvalRun(open_task("sentiment"), [model], design, ScoringConfig(), store).run().conditions
+    return {f"{result.condition.shots} shots": _table(result) for result in results}
 
 
-def _table(cell: Any) -> Values:
+def _table(result: Any) -> Values:
     return {
-        "accuracy": cell.metrics["acc"],
-        "answers": [answer.choices[answer.prediction] for answer in cell.answers],
-        "logprobs": [logprob for answer in cell.answers for logprob in answer.logprobs],
+        "accuracy": result.metrics["acc"],
+        "answers": [answer.choices[answer.prediction] for answer in result.answers],
+        "logprobs": [logprob for answer in result.answers for logprob in answer.logprobs],
     }
 
 

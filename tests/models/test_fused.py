@@ -20,16 +20,6 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled ker
 SHAPES = [(1, 1, 8), (1, 1, 2), (3, 7, 34), (2, 33, 256), (1, 2, 1031), (2, 300, 48)]  # (batch, time, width)
 
 
-@pytest.fixture(params=["portable", "avx2"])
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        native.limit_level(None)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_level(None)
-
-
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()

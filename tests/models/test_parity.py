@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from paged import Paged
 
+from family_cases import CASES, saved
 from nextword.models import prepare
 from nextword.models.backend import TorchBackend
 from nextword.weights import load_model, open_source
 
-transformers = pytest.importorskip("transformers")
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 112,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "attn_implementation": "eager",
-    "pad_token_id": 0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-}
-YARN_ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": (
-        "gpt2",
-        {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128, "initializer_range": 0.2},
-    ),
-    "gpt_neox": ("gpt_neox", {**SMALL, "rotary_pct": 0.25, "num_attention_heads": 3}),
-    "gpt_neox serial": ("gpt_neox", {**SMALL, "use_parallel_residual": False}),
-    "llama": ("llama", SMALL),
-    "llama tied with biases": (
-        "llama",
-        {**SMALL, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
-    ),
-    "llama wide heads": ("llama", {**SMALL, "head_dim": 16}),
-    "llama llama3 rope": ("llama", {**SMALL, "rope_parameters": LLAMA3_ROPE}),
-    "llama linear rope": (
-        "llama",
-        {**SMALL, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
-    ),
-    "llama yarn rope": ("llama", {**SMALL, "rope_parameters": YARN_ROPE}),
-    "mistral window": ("mistral", {**SMALL, "sliding_window": 7}),
-    "qwen2": ("qwen2", SMALL),
-    "qwen2 window": (
-        "qwen2",
-        {**SMALL, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
-    ),
-    "qwen3": ("qwen3", {**SMALL, "head_dim": 16}),
-    "gemma2": ("gemma2", {**SMALL, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 20}),
-    "gemma3": ("gemma3_text", {**SMALL, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 20}),
-    "olmo2": ("olmo2", SMALL),
-}
+pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """(transformers' model, ours) with the same weights, ours through the files that transformers wrote."""
-    kind, settings = CASES[request.param]
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **settings)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():  # norms and biases start at one and zero, which would hide a mix-up
-        for parameter in theirs.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    folder: Path = tmp_path_factory.mktemp(kind)
-    theirs.save_pretrained(folder)
+    theirs, folder = saved(CASES[request.param], tmp_path_factory.mktemp("model"))
     return theirs, load_model(open_source(folder), "float32", "cpu")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,19 +15,14 @@ from nextword.native.decode import KVCache, LayerWeights, MatrixWeights, NormWei
 from nextword.native.matmul import PackedMatrix
 from nextword.spec import ModelSpec
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built"),
+    pytest.mark.usefixtures("kernels_restored"),
+]
 
 LENGTHS = (530, 300, 37)
 Pass = list[tuple[int, int, int]]  # sequence, first position, end of the tokens that one call takes
 NO_TURN = (None, None)
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    threads = native.bindings.library().nw_threads()
-    yield
-    native.set_threads(threads)
-    native.limit_level(None)
 
 
 def numbers(*shape: int, seed: int) -> Tensor:

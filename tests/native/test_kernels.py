@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +28,6 @@ TYPES = {
     "q8_0": GGMLQuantizationType.Q8_0,
 }
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
-
-
-@pytest.fixture(params=native.LEVELS)
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        native.limit_level(None)
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    native.limit_level(None)
 
 
 def stored(kind: str, rows: int, width: int, seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
@@ -119,21 +107,19 @@ def test_largest_weights_and_activations_do_not_overflow_the_sums(instructions: 
 
 @pytest.mark.parametrize("precise", [False, True])
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_row_gets_the_same_bits_whatever_the_batch_the_threads_and_the_instructions(kind: str, precise: bool) -> None:
+def test_a_row_gets_the_same_bits_whatever_the_batch_the_threads_and_the_instructions(
+    kernels_restored: None, kind: str, precise: bool
+) -> None:
     raw, _ = stored(kind, 203, 576)
     matrix = PackedMatrix.pack(kind, raw, 576, precise)  # type: ignore[arg-type]
     x = torch.randn(21, 576, generator=torch.Generator().manual_seed(2))
     whole = matrix.matmul(x)
-    try:
-        for level in native.LEVELS:
-            for threads in (1, 2, 5):
-                native.limit_level(level)
-                native.set_threads(threads)
-                assert torch.equal(torch.cat([matrix.matmul(row[None]) for row in x]), whole)
-                assert torch.equal(matrix.matmul(x[:7]), whole[:7])
-    finally:
-        native.limit_level(None)
-        native.set_threads(len(os.sched_getaffinity(0)))
+    for level in native.LEVELS:
+        for threads in (1, 2, 5):
+            native.limit_level(level)
+            native.set_threads(threads)
+            assert torch.equal(torch.cat([matrix.matmul(row[None]) for row in x]), whole)
+            assert torch.equal(matrix.matmul(x[:7]), whole[:7])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from handle_results import result
 from nextword import native
 from nextword.engine import Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
-from nextword.engine.handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
 from nextword.engine.request import AnyRequest
 from nextword.models import Recurrent, build
 from nextword.models.backend import TorchBackend
@@ -22,28 +21,14 @@ from nextword.native.decode import Placement
 from nextword.native.recurrent import RecurrentProgram, RecurrentWeights
 from nextword.spec import ModelSpec
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built"),
+    pytest.mark.usefixtures("kernels_restored"),
+]
 
 MODULES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 LENGTHS = (45, 20, 8, 1)
 Step = list[tuple[int, int, int]]  # sequence, first position, end of the tokens that one call takes
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    threads = native.bindings.library().nw_threads()
-    yield
-    native.set_threads(threads)
-    native.limit_level(None)
-
-
-@pytest.fixture(params=native.LEVELS)
-def instructions(request: pytest.FixtureRequest) -> str:
-    """Each instruction set in turn; one that this processor lacks is left out."""
-    native.limit_level(request.param)
-    if native.level() != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    return str(request.param)
 
 
 def module_of(kind: str, width: int, layers: int, bias: bool = True) -> nn.RNNBase:
@@ -288,16 +273,6 @@ def model_of(kind: str) -> Recurrent:
 def engine_of(model: Recurrent, pages: int = 1000, step_tokens: int = 256) -> Engine:
     backend = TorchBackend(model)
     return Engine(backend, Tokenizer(), cache_bytes=pages * backend.page_bytes, step_tokens=step_tokens)  # type: ignore[arg-type]
-
-
-def result(handle: Handle) -> object:
-    """All that a request gives, to the last bit."""
-    if isinstance(handle, CompletionHandle):
-        return handle.steps
-    if isinstance(handle, ScoreHandle):
-        return handle.scores
-    assert isinstance(handle, LogitsHandle)
-    return handle.logits.tolist()
 
 
 def random_request(rng: random.Random, beginning: list[int], number: int) -> AnyRequest:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from planner_formulas import isoflop_power, megatron_layer_bytes, palm_flops_per_token
 
+from nextword.families import spec_from_config
+from nextword.families.published import known_spec
 from nextword.plan import (
     Runs,
     cache_bytes,
@@ -21,11 +23,9 @@ from nextword.plan import (
     optimum,
     parameters,
     read_runs,
-    spec_from_config,
     states,
 )
 from nextword.plan.fitting import objective
-from nextword.plan.known import known_spec
 from nextword.plan.laws import EPOCH, HOFFMANN
 from nextword.plan.shapes import TensorShape
 from nextword.plan.training import rules_of_thumb

@@ -47,7 +47,9 @@ def specs(draw: Any) -> ModelSpec:
     plain = kind in ("transformer", "experts", "latent")
     layers, kv = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     head = draw(st.sampled_from([8, 16, 64]))
-    experts = ExpertsSpec(8, draw(st.integers(1, 8)), 32, shared=draw(st.integers(0, 2)), dense_layers=draw(st.integers(0, 1)))
+    experts = ExpertsSpec(
+        8, draw(st.integers(1, 8)), 32, shared=draw(st.integers(0, 2)), dense_layers=draw(st.integers(0, 1))
+    )
     windows = tuple(draw(st.sampled_from([0, 7, 64])) for _ in range(layers))
     return ModelSpec(
         kind="transformer" if plain else kind,

@@ -13,7 +13,7 @@ import pytest
 
 from nextword.base import UsageError
 from nextword.base.toml import to_toml
-from nextword.plan.configs import spec_from_dict
+from nextword.families import spec_from_dict
 from nextword.plan.run_config import DataConfig, ModelConfig, RunConfig, RunSettings, TrainConfig, table_of_keys
 from nextword.plan.shape_search import recurrent_for
 from nextword.spec import ModelSpec, RopeSpec

@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from family_cases import CASES, PLANNED_ONLY, config_of
 from nextword import native
+from nextword.families import spec_from_config
+from nextword.families.published import known_spec
 from nextword.models import build
-from nextword.plan import activations, flops, parameters, spec_from_config
-from nextword.plan.known import known_spec
+from nextword.plan import activations, flops, parameters
 from nextword.spec import ModelSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -67,47 +69,10 @@ def test_recurrent_widths_match_as_the_training_reference_says(kind: Any, width:
     assert counted.non_embedding == pytest.approx(0.886e6, rel=0.01)
 
 
-TRANSFORMERS = {
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 97},
-    "gpt_neox": {},
-    "llama": {"num_key_value_heads": 2},
-    "mistral": {"num_key_value_heads": 2},
-    "qwen2": {"num_key_value_heads": 2},
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 32},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 32},
-    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 32},
-    "olmo2": {"num_key_value_heads": 2},
-    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
-    "qwen2_moe": {"num_key_value_heads": 2, "num_experts": 6, "moe_intermediate_size": 24,
-                  "shared_expert_intermediate_size": 40},
-    "qwen3_moe": {"num_key_value_heads": 2, "num_experts": 6, "moe_intermediate_size": 24, "head_dim": 32},
-    "gpt_oss": {"num_key_value_heads": 2, "head_dim": 32, "num_local_experts": 6, "num_experts_per_tok": 2},
-    "deepseek_v2": {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
-                    "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
-                    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-    "deepseek_v2 without query rank": {"q_lora_rank": None, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
-                                       "qk_nope_head_dim": 16, "v_head_dim": 12, "n_routed_experts": 8,
-                                       "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-                                       "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-    "deepseek_v3": {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
-                    "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2,
-                    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-}  # fmt: skip
-_SIZES = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 112,
-    "vocab_size": 97,
-}
-
-
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", CASES | PLANNED_ONLY)
 def test_parameters_equal_transformers(name: str) -> None:
     transformers = pytest.importorskip("transformers")
-    kind = name.partition(" ")[0]
-    sizes = TRANSFORMERS[name] if kind == "gpt2" else _SIZES | TRANSFORMERS[name]
-    config = transformers.AutoConfig.for_model(kind, **sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    config = config_of((CASES | PLANNED_ONLY)[name])
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     # DeepSeek-V3 keeps its routing bias as a buffer; it is stored with the weights, and counted
@@ -123,6 +88,9 @@ PUBLISHED = {  # on the owners' pages, the index files of the checkpoints, or in
     "deepseek-v3": 671_026_419_200,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4": 14_659_507_200,
+    "smollm3-3b": 3_075_098_624,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,

@@ -16,7 +16,7 @@ import pytest
 from test_gguf_tokenizer import small
 
 from nextword.base import RunError, UsageError
-from nextword.text import Tokenizer, chat, render_chat, tokenizer_from_gguf
+from nextword.text import Tokenizer, jinja, render_chat, tokenizer_from_gguf
 
 # Written for these tests after the formats' public descriptions.
 TEMPLATES = {file.stem: file.read_text() for file in (Path(__file__).parent / "templates").glob("*.jinja")}
@@ -127,13 +127,13 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_that_never_ends_is_stopped_and_leaves_no_process(tokenizer, name, monkeypatch):
-    monkeypatch.setattr(chat, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(jinja, "TIME_LIMIT", 0.5)
     render_chat(tokenizer, [], chat_template="started")
-    process = chat._helper._process
+    process = jinja._worker._process
     assert process is not None
     with pytest.raises(UsageError, match=r"stopped|memory"):
         render_chat(tokenizer, TALK, chat_template=ENDLESS[name])
-    chat._helper.close()
+    jinja._worker.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
     assert render_chat(tokenizer, TALK, chat_template="still here") == "still here"
@@ -168,7 +168,7 @@ def test_long_conversations_pass_through(tokenizer):
 
 def test_a_helper_that_was_killed_is_replaced(tokenizer):
     render_chat(tokenizer, [], chat_template="first")
-    process = chat._helper._process
+    process = jinja._worker._process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     assert render_chat(tokenizer, [], chat_template="second") == "second"
@@ -180,7 +180,7 @@ def test_messages_that_are_no_plain_data_are_refused(tokenizer):
 
 
 def test_a_helper_that_cannot_start_is_a_failure_at_run_time(tokenizer, monkeypatch):
-    chat._helper.close()
+    jinja._worker.close()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(RunError, match="does not start"):
         render_chat(tokenizer, [], chat_template="x")
@@ -188,8 +188,8 @@ def test_a_helper_that_cannot_start_is_a_failure_at_run_time(tokenizer, monkeypa
 
 SCRIPT = """
 import sys
-from nextword.text.chat import _helper
-print(_helper.render("text", {}, "model"), _helper._process.pid, flush=True)
+from nextword.text.jinja import _worker, render
+print(render("text", {}, "model"), _worker._process.pid, flush=True)
 sys.stdin.read()
 """
 
@@ -219,13 +219,13 @@ def test_the_sandbox_is_not_loaded_into_this_process():
 
 FORKING = """
 import os
-from nextword.text.chat import _helper
-_helper.render("text", {}, "model")
+from nextword.text.jinja import _worker, render
+render("text", {}, "model")
 child = os.fork()
 if not child:
-    raise SystemExit(_helper.render("from the child", {}, "model") != "from the child")
+    raise SystemExit(render("from the child", {}, "model") != "from the child")
 assert os.waitpid(child, 0)[1] == 0
-print(_helper.render("from the parent", {}, "model"))
+print(render("from the parent", {}, "model"))
 """
 
 

@@ -102,7 +102,7 @@ def _header(text: bytes, length: int | None = None) -> bytes:
 def test_a_broken_safetensors_file_is_a_clear_error(tmp_path, damage):
     folder = _folder(tmp_path / "tiny")
     (folder / "model.safetensors").write_bytes(damage)
-    with pytest.raises(UsageError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(UsageError, match=r"model\.safetensors: incomplete or damaged safetensors file"):
         describe(folder)
 
 
@@ -151,5 +151,5 @@ def test_a_safetensors_header_that_lies_of_sizes_is_refused(tmp_path, lie):
     written = json.dumps(header).encode()
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + whole[8 + length :])
-    with pytest.raises(UsageError, match="not a whole safetensors file"):
+    with pytest.raises(UsageError, match="incomplete or damaged safetensors file"):
         describe(tmp_path)

@@ -1,4 +1,4 @@
-"""Reading sound GGUF files. The oracle is the gguf package: its writer, its reader, its dequantizers."""
+"""Reading valid GGUF files. The oracle is the gguf package: its writer, its reader, its dequantizers."""
 
 from __future__ import annotations
 
@@ -64,14 +64,6 @@ def test_the_real_models_tensors_are_what_the_gguf_package_reads(smollm2_path):
             )
             expected = dequantize(theirs.data, theirs.tensor_type).reshape(ours.shape)
             np.testing.assert_array_equal(file.float32(ours.name), expected)
-
-
-def test_the_summary_counts_the_real_model(smollm2_path):
-    with GGUFFile.open(smollm2_path) as file:
-        assert file.architecture == "llama"
-        assert file.parameters == 134_515_008  # the model's card
-        counts = {entry.kind: (entry.tensors, entry.parameters) for entry in file.summary()}
-        assert counts == {"q4_1": (210, 106_168_320), "q8_0": (1, 28_311_552), "f32": (61, 35_136)}
 
 
 def random_blocks(kind: gguf.GGMLQuantizationType, rows: int, width: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from nextword.models import Model, build, prepare
 from nextword.spec import ModelSpec
 from nextword.text import Tokenizer, tokenizer_from_folder
 from nextword.weights import load_model, open_source, write_model
+from nextword.weights.source import tensors_of
 
 COMMON: dict[str, Any] = {"vocabulary": 257, "width": 32, "layers": 2, "context": 64}
 LLAMA: dict[str, Any] = {**COMMON, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 48}
@@ -109,7 +110,7 @@ def test_torchs_own_lstm_reads_the_tensors_as_they_are(tmp_path: Path, tokenizer
 def test_halves_are_written_where_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = model_of(SPECS["nextword-gru"])
     source = open_source(write_model(tmp_path / "model", model, tokenizer, "bfloat16"))
-    assert {source.kind(piece) for entry in source.entries for piece in entry.pieces} == {"bf16"}
+    assert {source.kind(tensor) for tensor in tensors_of(source)} == {"bf16"}
     rounded = load_model(source, "float32", "cpu").get_parameter("embedding.weight")
     assert torch.equal(rounded, model.get_parameter("embedding.weight").bfloat16().float())
 
@@ -124,7 +125,7 @@ def test_an_lstm_folder_is_completed_planned_and_described_on_the_command_line(
     assert len(json.loads(completed.stdout)["completions"][0]["ids"]) in range(1, 10)
     planned = nextword("plan", "deploy", folder, "--json")
     assert planned.returncode == 0, planned.stderr
-    shown = nextword("models", "show", folder)
+    shown = nextword("models", "info", folder)
     assert shown.returncode == 0, shown.stderr
     assert "2 layers" in shown.stdout
     assert "heads" not in shown.stdout

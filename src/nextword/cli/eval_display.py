@@ -15,89 +15,89 @@ from .plan_tables import plain_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..evals.collected import Collected, Cost
-    from ..evals.evaluation import Evaluation
+    from ..evals.comparisons import PairedComparison
+    from ..evals.eval_run import EvalRun
     from ..evals.power import Planned
     from ..evals.provenance import Provenance
-    from ..evals.requirements import Requirement
-    from ..evals.store import Kept, Store
-    from ..evals.summary import Compared, Line, Result
+    from ..evals.requirements import JudgedRequirement
+    from ..evals.result_rows import ResultRow
+    from ..evals.results import Collected, Cost
+    from ..evals.store import Store, Stored
+    from ..evals.summary import Result
 
 
-def run(evaluation: Evaluation) -> Collected:
+def run_with_progress(run: EvalRun) -> Collected:
     """Run it, after printing its cost, with a progress bar; both on standard error."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = messages()
-    costs = [evaluation.cost(number) for number in range(len(evaluation.models))]
-    for model, cost in zip(evaluation.models, costs, strict=True):
-        console.print(_cost_line(model.name, cost, evaluation), style="dim")
-    for line in evaluation.notes.lines(_NOTES):
+    costs = [run.cost(number) for number in range(len(run.models))]
+    for model, cost in zip(run.models, costs, strict=True):
+        console.print(_cost_line(model.name, cost, run), style="dim")
+    for line in run.notes.lines(_NOTES):
         console.print(line, style="yellow")
     if not is_terminal(sys.stderr):
-        return evaluation.run()
+        return run.run(costs=costs)
     bar = Progress(
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"), BarColumn(), TimeRemainingColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + costs[0].unit), BarColumn(), TimeRemainingColumn(),
         console=console, transient=True,
     )  # fmt: skip
     with bar:
         shown = bar.add_task("", total=max(1, sum(cost.tokens for cost in costs)))
-        return evaluation.run(lambda done, total: bar.update(shown, completed=done, total=max(1, total)))
+        return run.run(lambda done, total: bar.update(shown, completed=done, total=max(1, total)), costs)
 
 
-def say_interrupted(kept: bool) -> None:
+def print_interrupted(stored: bool) -> None:
     """What becomes of the answers so far."""
-    more = (
-        "the answers so far are in the store, and the same command asks only the others" if kept else "nothing is kept"
-    )
-    messages().print(f"interrupted; {more}")
+    kept = "the answers so far are in the store, and the same command asks only the others"
+    messages().print(f"interrupted; {kept if stored else 'nothing is stored'}")
 
 
-def _cost_line(model: str, cost: Cost, evaluation: Evaluation) -> str:
-    kept = f", {cost.known:,} already in the store" if cost.known else ""
+def _cost_line(model: str, cost: Cost, run: EvalRun) -> str:
+    stored = f", {cost.known:,} already in the store" if cost.known else ""
     shared = f" ({cost.alone / cost.tokens:.1f}x as many without prefix sharing)" if cost.alone > cost.tokens else ""
     shared += f", {cost.embedded:,} of them already read to find similar shots" if cost.embedded else ""
-    writes = f", up to {cost.written:,} tokens to generate" if cost.written else ""
-    took = f", {'up to' * bool(cost.written) or 'about'} {units.format_seconds(cost.seconds)}" if cost.seconds else ""
+    generates = f", up to {cost.generated:,} tokens to generate" if cost.generated else ""
+    took = f", {'up to' * bool(cost.generated) or 'about'} {units.format_seconds(cost.seconds)}" if cost.seconds else ""
     context = f" of {cost.context:,}" if cost.context is not None else ""
     return (
-        f"{model}: {len(evaluation.items):,} items, {cost.requests:,} requests{kept}; {cost.tokens:,} tokens to read"
-        f"{shared}{writes}{took}; longest prompt {cost.longest:,}{context} tokens"
+        f"{model}: {len(run.items):,} items, {cost.requests:,} requests{stored}; {cost.tokens:,} {cost.unit} to read"
+        f"{shared}{generates}{took}; longest prompt {cost.longest:,}{context} {cost.unit}"
     )
 
 
 _NOTES = 5  # lines of a kind
 
 
-def print_cost(evaluation: Evaluation, as_json: bool, power: Planned | None = None) -> None:
+def print_cost(run: EvalRun, as_json: bool, power: Planned | None = None) -> None:
     """What an evaluation would cost, what it could detect (`power`), and one whole prompt."""
-    costs = {model.name: evaluation.cost(number) for number, model in enumerate(evaluation.models)}
-    longest = max(evaluation.questions(0), key=lambda question: question.shots)
+    costs = {model.name: run.cost(number) for number, model in enumerate(run.models)}
+    longest = max(run.questions(0), key=lambda question: question.shots)
     if as_json:
         from dataclasses import asdict
 
-        request = longest.asked[0]
+        first = longest.asked[0]
         emit_json({
-            "items": len(evaluation.items), "costs": {name: asdict(cost) for name, cost in costs.items()},
-            "units": {"tokens": "tokens read", "seconds": "s"}, "notes": evaluation.notes.lines(_NOTES),
-            "prompt": request.context, "continuations": [each.continuation for each in longest.asked],
+            "items": len(run.items), "costs": {name: asdict(cost) for name, cost in costs.items()},
+            "units": {"tokens": "tokens read", "seconds": "s"}, "notes": run.notes.lines(_NOTES),
+            "prompt": first.context, "continuations": [request.continuation for request in longest.asked],
             "power": None if power is None else asdict(power),
         })  # fmt: skip
         return
     console = output()
     for name, cost in costs.items():
-        console.print(_cost_line(name, cost, evaluation))
-    for line in evaluation.notes.lines(_NOTES):
+        console.print(_cost_line(name, cost, run))
+    for line in run.notes.lines(_NOTES):
         messages().print(line, style="yellow")
     if power is not None:
         console.print(power.sentence)
     console.print(f"\none prompt, with {longest.shots} shot{'s' * (longest.shots != 1)}:", style="bold")
     console.print(longest.asked[0].context, soft_wrap=True)
-    following = ", ".join(repr(each.continuation) for each in longest.asked)
+    following = ", ".join(repr(request.continuation) for request in longest.asked)
     console.print(f"possible continuations: {following}", style="dim")
 
 
-def print_result(result: Result, name: str | None, as_json: bool = False, show_draws: bool = False) -> None:
+def print_result(result: Result, name: str | None, as_json: bool = False, show_seeds: bool = False) -> None:
     """The tables, the comparisons and the conclusions of a new or a stored result."""
     if as_json:
         emit_json({"name": name, **result.to_dict()})
@@ -106,15 +106,15 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_d
     clustered = f", in {result.groups} groups" if result.groups else ""
     console.print(f"{result.task}: {result.metric} over {result.items:,} items{clustered}", style="bold")
     console.print(_table(result, console))
-    for line in result.lines:
-        if line.variant == "plain" and _more(line):
-            console.print(f"{_full_name(line, result)}: {_more(line)}", style="dim")
+    for row in result.rows:
+        if row.variant == "plain" and _more(row):
+            console.print(f"{_full_name(row, result)}: {_more(row)}", style="dim")
     if result.majority is not None:
         console.print(f"always the most frequent label: {result.majority:.3f}", style="dim")
     for footnote in _footnotes(result):
         console.print(footnote)
-    if show_draws:
-        _print_draws(result, console)
+    if show_seeds:
+        _print_seeds(result, console)
     if result.comparisons:
         console.print()
     _print_comparisons(result.comparisons, console)
@@ -123,11 +123,11 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_d
     if result.power:
         console.print(result.power)
     for requirement in result.requirements:
-        if requirement.outcome == "met":  # `end_with` prints the others on standard error
+        if requirement.outcome == "met":  # `exit_unless_met` prints the others on standard error
             console.print(requirement.sentence)
     read = f"{result.read:,} tokens read" if result.read else "every answer was in the store"
-    kept = "" if name is None else f"; stored as {name!r}"
-    messages().print(f"{units.format_seconds(result.seconds)}, {read}{kept}", style="dim")
+    stored = "" if name is None else f"; stored as {name!r}"
+    messages().print(f"{units.format_seconds(result.seconds)}, {read}{stored}", style="dim")
 
 
 def print_provenance(made: Provenance) -> None:
@@ -138,36 +138,37 @@ def print_provenance(made: Provenance) -> None:
     if made.command is not None:
         table.add_row("command", made.command)
     for model in made.models:
-        table.add_row("model", f"{model.name}, {model.precision} on {model.device}, SHA-256 {model.weights[:16]}...")
+        weights = f"SHA-256 {model.weights[:16]}..." if model.weights else model.file
+        table.add_row("model", f"{model.name}, {model.precision} on {model.device}, {weights}")
     output().print()
     output().print(table)
 
 
-def _more(line: Line) -> str:
+def _more(row: ResultRow) -> str:
     """The task's other metrics, where it has several."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in line.metrics.items()) if len(line.metrics) > 1 else ""
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items()) if len(row.metrics) > 1 else ""
 
 
-def _full_name(line: Line, result: Result) -> str:
-    return ", ".join([*_differing(line, result), line.name])
+def _full_name(row: ResultRow, result: Result) -> str:
+    return ", ".join([*_differing(row, result), row.name])
 
 
 def _heads(result: Result) -> list[str]:
     """Heads of the columns for models and templates, where lines differ in these."""
-    from ..evals.lines import prefixes, several
+    from ..evals.result_rows import differing, prefixes
 
-    return prefixes("model", "template", several(each.choice for each in result.lines))
-
-
-def _differing(line: Line, result: Result) -> list[str]:
-    return [line.model if head == "model" else line.form for head in _heads(result)]
+    return prefixes("model", "template", differing(row.choice for row in result.rows))
 
 
-def end_with(requirements: Sequence[Requirement]) -> None:
-    """Exit with code 1, and a line on standard error for each requirement that is not met."""
-    unmet = [each for each in requirements if each.outcome != "met"]
-    for each in unmet:
-        messages().print(each.sentence, style="red", soft_wrap=True)
+def _differing(row: ResultRow, result: Result) -> list[str]:
+    return [row.model if head == "model" else row.template for head in _heads(result)]
+
+
+def exit_unless_met(requirements: Sequence[JudgedRequirement]) -> None:
+    """Exit with code 1, and a row on standard error for each requirement that is not met."""
+    unmet = [requirement for requirement in requirements if requirement.outcome != "met"]
+    for requirement in unmet:
+        messages().print(requirement.sentence, style="red", soft_wrap=True)
     if unmet:
         raise SystemExit(1)
 
@@ -179,64 +180,67 @@ def _span(low: float, high: float, dash: str) -> str:
 def _table(result: Result, console: Console) -> Any:
     heads, dash = _heads(result), "–" if draws_unicode(console) else "-"
     first = len(heads)
-    spreads = ["draws and orders"] * any(line.spread is not None for line in result.lines)
+    spreads = ["range over seeds"] * any(row.spread is not None for row in result.rows)
     least = [(first + 3,), *[(first + 4,)] * len(spreads)]
     table = plain_table(*heads, "shots", result.metric, "95% interval", "", *spreads, left=first + 1, least=least,
                         names=range(first + 1))  # fmt: skip
-    low = min(line.score.low for line in result.lines)
-    high = max(line.score.high for line in result.lines)
+    low = min(row.score.low for row in result.rows)
+    high = max(row.score.high for row in result.rows)
     marks = _caveats(result)
     wide = max(map(len, marks.values()), default=0)
-    for line in result.lines:
-        score = f"{line.score.value:.3f}{marks.get(line.caveat, ''):{wide}}"
-        spread = "" if line.spread is None else _span(line.lowest, line.highest, dash)
+    for row in result.rows:
+        score = f"{row.score.value:.3f}{marks.get(row.caveat, ''):{wide}}"
+        spread = "" if row.spread is None else _span(row.lowest, row.highest, dash)
         table.add_row(
-            *_differing(line, result), line.name + (f" ({line.shots_left})" if line.shots_left else ""), score,
-            _span(line.score.low, line.score.high, dash), _whisker(line, low, high), *[spread] * len(spreads),
-            style="" if line.variant == "plain" else "dim",
+            *_differing(row, result), row.name + (f" ({row.shots_left})" if row.shots_left else ""), score,
+            _span(row.score.low, row.score.high, dash), _whisker(row, low, high), *[spread] * len(spreads),
+            style="" if row.variant == "plain" else "dim",
         )  # fmt: skip
     return table
 
 
-def _whisker(line: Line, low: float, high: float, width: int = 24) -> str:
+def _whisker(row: ResultRow, low: float, high: float, width: int = 24) -> str:
     """The interval on one scale for all lines."""
     unit = (width - 1) / (high - low or 1.0)
-    left, middle, right = (round((value - low) * unit) for value in (line.score.low, line.score.value, line.score.high))
-    marks = ["-" if left <= place <= right else " " for place in range(width)]
+    left, middle, right = (round((value - low) * unit) for value in (row.score.low, row.score.value, row.score.high))
+    marks = ["-" if left <= column <= right else " " for column in range(width)]
     marks[min(width - 1, max(0, middle))] = "o"
     return "".join(marks)
 
 
 def _caveats(result: Result) -> dict[str, str]:
     """Why scores may not hold for other shots, each reason with its footnote mark."""
-    found = dict.fromkeys(line.caveat for line in result.lines if line.caveat)
-    return {caveat: "*" * (number + 1) for number, caveat in enumerate(found)}
+    caveats = dict.fromkeys(row.caveat for row in result.rows if row.caveat)
+    return {caveat: "*" * (number + 1) for number, caveat in enumerate(caveats)}
 
 
 def _footnotes(result: Result) -> list[str]:
-    """The caveats after their marks, and whether orders differ."""
+    """The caveats after their marks, and whether permutations differ."""
     caveats = [f"{mark} {caveat}" for caveat, mark in _caveats(result).items()]
-    tests = [f"{_full_name(line, result)}: {line.orders_test.sentence}" for line in result.lines if line.orders_test]
+    tests = [
+        f"{_full_name(row, result)}: {row.permutations_test.sentence}" for row in result.rows if row.permutations_test
+    ]
     return caveats + tests
 
 
-def _print_draws(result: Result, console: Console) -> None:
-    """A row for each draw of shots in each order."""
+def _print_seeds(result: Result, console: Console) -> None:
+    """A row for each few-shot seed in each order."""
     heads = _heads(result)
-    lines = [line for line in result.lines if line.shots and line.per_draw]
-    dropped = any(line.shots_left for line in lines)
-    table = plain_table(*heads, "shots", "draw", "order", result.metric, *["in the prompts"] * dropped,
+    rows = [row for row in result.rows if row.shots and row.per_seed]
+    dropped = any(row.shots_left for row in rows)
+    table = plain_table(*heads, "shots", "seed", "permutation", result.metric, *["in the prompts"] * dropped,
                         left=len(heads) + 1, names=range(len(heads) + 1))  # fmt: skip
-    for line in lines:
-        for each in line.per_draw:
-            numbers = [str(each.draw + 1), str(each.order + 1), f"{each.score:.3f}", *[f"{each.shots:.2f}"] * dropped]
-            table.add_row(*_differing(line, result), line.name, *numbers)
-    if lines:
+    for row in rows:
+        for own in row.per_seed:
+            numbers = [str(own.fewshot_seed + 1), str(own.permutation + 1), f"{own.score:.3f}"]
+            numbers += [f"{own.shots:.2f}"] * dropped
+            table.add_row(*_differing(row, result), row.name, *numbers)
+    if rows:
         console.print()
         console.print(table)
 
 
-def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> None:
+def _print_comparisons(comparisons: Sequence[PairedComparison], console: Console) -> None:
     """The requested ones, then those with baselines, and how each family is corrected."""
     from ..evals.comparisons import families
 
@@ -245,9 +249,9 @@ def _print_comparisons(comparisons: Sequence[Compared], console: Console) -> Non
             console.print()
         if not family.primary:
             console.print(f"baselines{', corrected separately' * (number > 0)}:", style="dim")
-        for each in comparisons:
-            if each.primary is family.primary:
-                _print_point(each.sentence, console)
+        for pair in comparisons:
+            if pair.primary is family.primary:
+                _print_point(pair.sentence, console)
         if family.comparisons > 1:
             console.print(family.sentence, style="dim")
 
@@ -259,25 +263,25 @@ def _print_point(sentence: str, console: Console) -> None:
     console.print("\n".join(lines))
 
 
-def print_compared(compared: Sequence[Compared], as_json: bool) -> None:
+def print_compared(compared: Sequence[PairedComparison], as_json: bool) -> None:
     """The comparisons of two evaluations of the store."""
     if as_json:
         from dataclasses import asdict
 
-        emit_json([asdict(each) for each in compared])
+        emit_json([asdict(pair) for pair in compared])
         return
     _print_comparisons(compared, output())
 
 
 def print_list(as_json: bool) -> None:
-    """Tasks that come with nextword."""
-    from ..evals.shipped import shipped_tasks
+    """The built-in tasks."""
+    from ..evals.task_loader import builtin_tasks
 
     if as_json:
-        emit_json({"tasks": shipped_tasks()})
+        emit_json({"tasks": builtin_tasks()})
         return
     table = plain_table("task", "description", left=2, wraps=(1,))
-    for name, summary in shipped_tasks().items():
+    for name, summary in builtin_tasks().items():
         table.add_row(name, summary)
     output().print(table)
     messages().print("\nstored evaluations: nextword eval runs list", style="dim")
@@ -285,7 +289,7 @@ def print_list(as_json: bool) -> None:
 
 def print_runs(store: Store, as_json: bool) -> None:
     """Stored evaluations, newest last."""
-    rows = [_run_row(kept) for kept in store.evaluations()]
+    rows = [_run_row(stored) for stored in store.evaluations()]
     if as_json:
         emit_json(rows)
         return
@@ -302,18 +306,18 @@ def print_runs(store: Store, as_json: bool) -> None:
     output().print(table)
 
 
-def _run_row(kept: Kept) -> dict[str, Any]:
-    """A summary of an evaluation; without its best line if another version stored it in another form."""
+def _run_row(stored: Stored) -> dict[str, Any]:
+    """A summary of an evaluation; without its best row if another version stored it in another format."""
     from ..evals.stored import result_of
 
     try:
-        result = result_of(kept)
+        result = result_of(stored)
     except UsageError:
-        return {"name": kept.name, "finished": kept.made, "task": str(kept.result.get("task", "")),
-                "items": int(kept.result.get("items", 0)), "models": [], "best": None}  # fmt: skip
-    best = max((line for line in result.lines if not line.baseline), key=lambda line: line.score.value)
+        return {"name": stored.name, "finished": stored.made, "task": str(stored.result.get("task", "")),
+                "items": int(stored.result.get("items", 0)), "models": [], "best": None}  # fmt: skip
+    best = max((row for row in result.rows if not row.baseline), key=lambda row: row.score.value)
     return {
-        "name": kept.name, "finished": kept.made, "task": result.task, "items": result.items,
-        "models": list(dict.fromkeys(line.model for line in result.lines)),
-        "best": {"name": best.name, "model": best.model, "template": best.form, "score": best.score.value},
+        "name": stored.name, "finished": stored.made, "task": result.task, "items": result.items,
+        "models": list(dict.fromkeys(row.model for row in result.rows)),
+        "best": {"name": best.name, "model": best.model, "template": best.template, "score": best.score.value},
     }  # fmt: skip

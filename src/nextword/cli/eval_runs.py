@@ -14,23 +14,24 @@ if TYPE_CHECKING:
     from ..evals.store import Store
 
 _SECTIONS = {  # the options of `eval` as its help groups them; those in no section come last
-    "Task and prompts": ("models", "shots", "templates", "answer", "labels", "free", "group", "shots_from",
-                         "description", "separator", "system", "chat_template", "limit", "skip_bad", "as_list"),
-    "Few-shot examples": ("draws", "orders", "select", "seed", "overflow", "compat"),
-    "Scoring": ("measure", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
-    "Statistics": ("power", "require", "at_least", "show_draws"),
+    "Task and prompts": ("models", "shots", "templates", "target", "labels", "generate", "group", "shots_from",
+                         "description", "separator", "system", "chat_template", "limit", "skip_invalid", "as_list"),
+    "Few-shot examples": ("fewshot_seeds", "permutations", "sampler", "seed", "overflow"),
+    "lm-evaluation-harness": ("lm_eval", "include_path"),
+    "Scoring": ("choice_scoring", "scorer", "premise", "calibrate", "no_baselines", "max_tokens"),
+    "Statistics": ("power", "require", "at_least", "show_seeds"),
     "Output": ("dry_run", "report", "out", "as_json"),
     "Store": ("name", "store", "no_store", "compare"),
-    "Model": ("dtype", "device"),
+    "Model": ("dtype", "device", "concurrency", "timeout"),
 }  # fmt: skip
 
 
-class Measuring(Suggesting):
+class EvalGroup(Suggesting):
     """A command with an argument that is also a group, if the first word is a subcommand: `eval TASK`, `eval runs`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] in self.commands:
-            return super().parse_args(ctx, ["", *args])  # "" stands for the task; the subcommand follows
+            return super().parse_args(ctx, ["", *args])  # "" is the task; the subcommand follows
         ctx.allow_interspersed_args, ctx.allow_extra_args = True, False
         return super().parse_args(ctx, args)
 
@@ -42,7 +43,8 @@ class Measuring(Suggesting):
         return click.Command.collect_usage_pieces(self, ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        records = {each.name: each.get_help_record(ctx) for each in self.get_params(ctx) if each.opts[0][0] == "-"}
+        options = [option for option in self.get_params(ctx) if option.opts[0][0] == "-"]
+        records = {option.name: option.get_help_record(ctx) for option in options}
         listed = {name for names in _SECTIONS.values() for name in names}
         for title, names in (*_SECTIONS.items(), ("Other options", [name for name in records if name not in listed])):
             if rows := [record for name in names if (record := records.get(name)) is not None]:
@@ -91,21 +93,21 @@ def list_runs(path: Path | None, as_json: bool) -> None:
 @runs.command(name="show")
 @click.argument("name")
 @_store_option
-@click.option("--show-draws", is_flag=True, help="Also print a row for each draw and order.")
+@click.option("--show-seeds", is_flag=True, help="Also print a row for each few-shot seed and permutation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(name: str, path: Path | None, show_draws: bool, as_json: bool) -> None:
+def show(name: str, path: Path | None, show_seeds: bool, as_json: bool) -> None:
     """Show an evaluation as it was printed when it ended."""
     from ..evals.stored import result_of
     from ._console import emit_json
     from .eval_display import print_provenance, print_result
 
     with _opened(path) as store:
-        kept = store.evaluation(name)
+        stored = store.evaluation(name)
     if as_json:
-        emit_json({"name": kept.name, "finished": kept.made, **kept.result})
+        emit_json({"name": stored.name, "finished": stored.made, **stored.result})
         return
-    result = result_of(kept)
-    print_result(result, kept.name, show_draws=show_draws)
+    result = result_of(stored)
+    print_result(result, stored.name, show_seeds=show_seeds)
     if result.provenance is not None:
         print_provenance(result.provenance)
 
@@ -123,11 +125,11 @@ def remove(names: tuple[str, ...], path: Path | None) -> None:
 
 
 def complete_task(context: click.Context, parameter: click.Parameter, typed: str) -> list[Any]:
-    """Names of shipped tasks and subcommands that start with `typed`; files if none does."""
+    """Names of built-in tasks and subcommands that start with `typed`; files if none does."""
     from click.shell_completion import CompletionItem
 
-    from ..evals.shipped import shipped_tasks
+    from ..evals.task_loader import builtin_tasks
 
-    known = {**shipped_tasks(), "runs": runs.get_short_help_str()}
-    found = [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(typed)]
-    return found or [CompletionItem(typed, type="file")]
+    known = {**builtin_tasks(), "runs": runs.get_short_help_str()}
+    items = [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(typed)]
+    return items or [CompletionItem(typed, type="file")]

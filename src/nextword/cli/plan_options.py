@@ -183,7 +183,7 @@ def _designed(params: float, kind: ModelKind) -> Target:
 
 def _from_json(path: Path) -> Target:
     """A Hugging Face config.json, or a ModelSpec as plain data."""
-    from ..plan.configs import spec_from_config, spec_from_dict
+    from ..families import spec_from_config, spec_from_dict
     from ..plan.serving import published_bytes
     from ..weights.json_file import read_json
 
@@ -207,16 +207,17 @@ def _published(name: str, spec: ModelSpec, stored: float | None) -> Target:
 
 
 def _from_weights(model: str, path: Path) -> Target:
-    from ..plan.known import known_bytes, known_models, known_spec
+    from ..families.published import known_config, known_models, known_spec
+    from ..plan.serving import published_bytes
     from ..weights.catalogue import cache_folder, cached_file, find, is_cached
 
     entry = find(model)
     here = cached_file(entry, cache_folder()) if entry and is_cached(entry, cache_folder()) else None
     if here is None and (spec := known_spec(model)) is not None:
-        return _published(model, spec, known_bytes(model))
+        return _published(model, spec, published_bytes(known_config(model) or {}, spec))
     if here is None:
         here = _existing(model, path, (*known_models(),))
-    from ..plan.configs import spec_from_gguf_metadata
+    from ..families.gguf_metadata import spec_from_gguf_metadata
     from ..weights.gguf import GGUFFile
 
     with GGUFFile.open(here) as file:

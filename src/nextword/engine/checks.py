@@ -1,4 +1,4 @@
-"""Settings given from Python or a command line: of the right type and in range, or a UsageError that names them."""
+"""Checks of arguments: the right type and range, or a UsageError that names the argument."""
 
 from __future__ import annotations
 
@@ -42,13 +42,11 @@ def known(settings: Iterable[str], names: Iterable[str]) -> None:
     names = list(names)
     for setting in settings:
         if setting not in names:
-            raise UsageError(
-                f"there is not a setting {setting!r}.{closest(setting, names)} There are: {', '.join(names)}"
-            )
+            raise UsageError(f"unknown setting {setting!r}.{closest(setting, names)} Settings: {', '.join(names)}")
 
 
 def shown(value: Any) -> str:
-    """A wrong value as a message shows it, with its type where that is not plain to see."""
+    """A wrong value as an error message shows it, with its type if that is not obvious."""
     if isinstance(value, Real):
         return printable(str(value), SHOWN)
     return f"{printable(repr(value), SHOWN)} ({type(value).__name__})" if value is not None else "None"

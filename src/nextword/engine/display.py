@@ -1,4 +1,4 @@
-"""Tokens and probabilities as people read them, the same in the terminal and in figures."""
+"""Tokens and probabilities as text, for the terminal and figures."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ def mass(distribution: NextTokenDistribution) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One token at every temperature; a probability is None where the token's share is within `others`."""
+    """One token at every temperature; a probability is None if the token is only part of the tail."""
 
     text: str
     shares: tuple[float | None, ...]
 
 
 def rows(distributions: Sequence[NextTokenDistribution]) -> list[Row]:
-    """The tokens shown by any of the distributions, likeliest by the model first."""
+    """The tokens in any of the distributions, sorted by the model's own probability."""
     known: dict[int, Alternative] = {}
     for distribution in distributions:
         for alternative in distribution.top:
             known.setdefault(alternative.id, alternative)
-    drawn = [{each.id: each.sampled_prob for each in distribution.top} for distribution in distributions]
-    ordered = sorted(known.values(), key=lambda each: (-each.probability, each.id))
+    drawn = [{token.id: token.sampled_prob for token in distribution.top} for distribution in distributions]
+    ordered = sorted(known.values(), key=lambda token: (-token.probability, token.id))
     pairs = list(zip(drawn, distributions, strict=True))
-    return [Row(each.text, tuple(_share(shares, each.id, of) for shares, of in pairs)) for each in ordered]
+    return [Row(token.text, tuple(_share(shares, token.id, of) for shares, of in pairs)) for token in ordered]
 
 
 def _share(drawn: dict[int, float], token: int, distribution: NextTokenDistribution) -> float | None:

@@ -1,8 +1,8 @@
-"""The engine: requests come and go at any step; each step runs one batch of all that are under way.
+"""The engine: requests join and leave at any step; each step runs one batch of everything in flight.
 
     submit(request) → handle;   step(): schedule → forward → sample or score → tokens on the handles
 
-Everything that belongs to a request is on its handle. What a request gives does not depend on what else is running.
+Everything that belongs to a request is on its handle. Its result does not depend on what else is running.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .sequence import Prompt, Sample, Scored, Sequence
 from .structure import Grammars
 from .worker import stepping, working
 
-MAX_SEQUENCES = 64  # that run at a time
-CACHE_BYTES = 2**30  # of keys and values, unless one whole context takes more
+MAX_SEQUENCES = 64  # running at a time
+CACHE_BYTES = 2**30  # keys and values, unless one full context needs more
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
 
 class PromptTooLong(UsageError):
-    """A prompt that leaves no room for an answer. `fact` says so alone: the ways out depend on who asks."""
+    """A prompt that leaves no room for an answer. `fact` is the message without a fix, which depends on the caller."""
 
     def __init__(self, tokens: int, context: int, ways_out: str = "Shorten it") -> None:
         self.fact = (
@@ -50,7 +50,7 @@ class PromptTooLong(UsageError):
 
 @dataclass(frozen=True)
 class Drawing:
-    """A sample whose next tokens are drawn from the rows of the logits from `row` on, one more for each draft."""
+    """A sample whose next tokens are sampled from logit rows starting at `row`, plus one row per draft."""
 
     chunk: Chunk
     sample: Sample
@@ -60,9 +60,9 @@ class Drawing:
 class Engine:
     """Runs requests through one model.
 
-    `cache_bytes` bounds the memory of keys, values and states of all sequences, those of the prefix cache included.
-    By default 1 GiB, more where one sequence of the whole context needs more, and never more than half of what is
-    free. `step_tokens` bounds a step: smaller, and decoding waits less while others' prompts are read.
+    `cache_bytes` limits the memory of keys, values and states of all sequences, including the prefix cache.
+    Default: 1 GiB, or more if one sequence of the full context needs more, and never more than half of the free
+    memory. `step_tokens` limits a step: a smaller one makes decoding wait less while prompts are being read.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class Engine:
     ) -> None:
         self.backend, self.tokenizer = backend, tokenizer
         self.cache_bytes = _cache_bytes(backend, cache_bytes)
-        self.tokens_read = 0  # of prompts and texts to score, without those that the prefix cache held
-        self.wake: Callable[[], None] | None = None  # a worker's: called when there is something to do
+        self.tokens_read = 0  # of prompts and scored texts, not counting prefix cache hits
+        self.wake: Callable[[], None] | None = None  # set by a worker; called when there is work
         self._limits = (step_tokens or backend.step_tokens, max_sequences)
         self._new_scheduler()
         self._grammars = Grammars(tokenizer, backend.vocabulary)
         self._allocated = False
-        self._submitted: deque[Sequence] = deque()  # what any thread leaves for the next step
+        self._submitted: deque[Sequence] = deque()  # by any thread, for the next step
         self._cancelled: deque[Handle] = deque()
 
-    # ---- what users call
+    # ---- public
 
     @overload
     def submit(self, request: Request) -> CompletionHandle: ...
@@ -93,9 +93,9 @@ class Engine:
     @overload
     def submit(self, request: LogitsRequest) -> LogitsHandle: ...
     def submit(self, request: AnyRequest) -> Handle:
-        """Take a request; from the next step on it runs with all others. Callable from any thread.
+        """Queue a request; it joins the batch at the next step. Callable from any thread.
 
-        Raises UsageError for one that can never run: an empty prompt, one beyond the context or beyond the memory.
+        Raises UsageError for a request that can never run: an empty prompt, or one beyond the context or the cache.
         """
         sequences = self._sequences(request)
         handle: Handle = sequences[0].handle
@@ -106,25 +106,25 @@ class Engine:
         return handle
 
     def step(self) -> bool:
-        """Run one step; False where nothing is left to do. Handles do it for those who wait for them."""
+        """Run one step; False if there is nothing to do. Waiting on a handle runs steps too."""
         with stepping():
-            with self._whole():
+            with self._critical_section():
                 self._collect()
                 chunks = self._scheduler.schedule()
             if chunks and (output := self._forward(chunks)) is not None:
-                with self._whole():
+                with self._critical_section():
                     self._apply(chunks, output)
             return bool(chunks)
 
     def advance(self, handle: Handle) -> None:
-        """Come nearer to the end of a request: by a step, or by waiting for the worker to take one."""
+        """Make progress on a request: run a step, or wait for the worker to run one."""
         if working():
             handle.wait_for_change(1.0)
         elif not self.step() and not handle.done:
             raise AssertionError("a request waits and nothing runs")
 
     def drop(self, handle: Handle, now: bool = True) -> None:
-        """End the sequences of a cancelled request: `now`, or before the next step if a worker takes it."""
+        """End the sequences of a cancelled request: `now`, or before the next step if a worker runs it."""
         self._cancelled.append(handle)
         self._wake_worker()
         if now and not working():
@@ -132,7 +132,7 @@ class Engine:
                 self._collect()
 
     def complete(self, requests: Iterable[Request]) -> list[CompletionHandle]:
-        """Run several requests to their end."""
+        """Run several requests to completion."""
         return self._together([self.submit(request) for request in requests])
 
     def score(self, requests: Iterable[ScoreRequest]) -> list[tuple[Score, ...]]:
@@ -148,7 +148,7 @@ class Engine:
         return Engine(backend, self.tokenizer, self.cache_bytes, *self._limits)
 
     def clear_cache(self) -> None:
-        """Forget what the prefix cache holds. Raises UsageError while requests are under way: they use it."""
+        """Empty the prefix cache. Raises UsageError while requests in flight use it."""
         with stepping():
             self._collect()
             if self.sequences_under_way:
@@ -157,12 +157,12 @@ class Engine:
 
     @property
     def pages_used(self) -> int:
-        """Pages that requests under way hold; those of the prefix cache are not counted."""
+        """Pages held by requests in flight, not counting the prefix cache."""
         return self._pool.used
 
     @property
     def sequences_under_way(self) -> int:
-        """Sequences that run or wait."""
+        """Running and waiting sequences."""
         return len(self._scheduler.running) + len(self._scheduler.waiting)
 
     def _together(self, handles: list[AnyHandle]) -> list[AnyHandle]:
@@ -182,7 +182,7 @@ class Engine:
     # ---- requests as sequences
 
     def _sequences(self, request: AnyRequest) -> list[Any]:
-        """A request's sequences: the first one runs alone until the others can share what it has read."""
+        """A request's sequences: the first runs alone until the others can share its prefix."""
         if isinstance(request, ScoreRequest):
             scores = ScoreHandle(self, self._checked(request))
             longer = [n for n, tokens in enumerate(request.continuations) if n == 0 or len(tokens) > 1]
@@ -199,7 +199,7 @@ class Engine:
         return [Sample(handle, number, self.tokenizer, matcher) for number, matcher in enumerate(matchers)]
 
     def _fit(self, request: Request | LogitsRequest) -> tuple[int, ...]:
-        """The prompt as it will be read: refused if it leaves no room for a token, or cut where that was asked."""
+        """The prompt as it will be read: refused if it leaves no room for a token, or truncated on request."""
         prompt, context = tuple(request.prompt), self.backend.context
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to continue. Give at least one token")
@@ -233,14 +233,14 @@ class Engine:
         if needed > self._pool.count:
             need, have = format_bytes(needed * self.backend.page_bytes), format_bytes(self.cache_bytes)
             raise UsageError(
-                f"{what} may have {tokens} tokens, which need {need} of cache; there are {have}. {way_out}, or give the"
-                " cache more"
+                f"{what} may have {tokens} tokens, which need {need} of cache; it has {have}. {way_out}, or raise"
+                " cache_bytes"
             )
 
     # ---- one step
 
     def _collect(self) -> None:
-        """Take what was submitted and cancelled since the last step."""
+        """Process what was submitted and cancelled since the last step."""
         if self._submitted and not self._allocated:
             self.backend.allocate(self._pool.count)
             self._allocated = True
@@ -254,8 +254,8 @@ class Engine:
             self.wake()
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """What is done here is done to its end: an interrupt or a mistake in between ends all requests."""
+    def _critical_section(self) -> Iterator[None]:
+        """A critical section: an interrupt or error inside it ends all requests."""
         try:
             yield
         except BaseException as error:
@@ -266,12 +266,12 @@ class Engine:
             raise
 
     def _forward(self, chunks: list[Chunk]) -> Output | None:
-        """Run the model. A failure ends the requests of this step; after an interrupt it can be taken again."""
+        """Run the model. A failure ends the requests of this step; after an interrupt the step can be repeated."""
         try:
             return self.backend.forward(_batch(chunks))
         except BaseException as error:
-            with self._whole():
-                for chunk in reversed(chunks):  # what was computed before is there, unless it was written over
+            with self._critical_section():
+                for chunk in reversed(chunks):  # earlier results remain unless overwritten
                     self._scheduler.preempt(chunk.sequence, keep=self._pool.rewindable)
                 if isinstance(error, Exception):
                     for handle in dict.fromkeys(chunk.sequence.handle for chunk in chunks):
@@ -282,7 +282,7 @@ class Engine:
             return None
 
     def _apply(self, chunks: list[Chunk], output: Output) -> None:
-        """Give each sequence what the step computed for it."""
+        """Hand each sequence its results."""
         row = score = 0
         drawing: list[Drawing] = []
         for chunk in chunks:
@@ -301,7 +301,7 @@ class Engine:
         self._draw(drawing, output.logits)
 
     def _draw(self, drawing: list[Drawing], logits: NDArray[np.float32]) -> None:
-        """Draw a token from each first row, and go on along the drafts while they are what is drawn."""
+        """Sample from each first row, then along the drafts as long as they match."""
         for entry in drawing:
             entry.sample.handle.prompt_was_read()
         place = 0
@@ -316,7 +316,7 @@ class Engine:
             place += 1
 
     def _take(self, entry: Drawing, place: int, draw: Draw | RunError) -> bool:
-        """Give a sample the token drawn from its row `place`; whether the next row, of a draft, stands behind it."""
+        """Give a sample the token from its row `place`; return whether its draft matched and the next row counts."""
         chunk, handle = entry.chunk, entry.sample.handle
         draw = entry.sample.fault or draw
         if isinstance(draw, RunError):
@@ -342,7 +342,7 @@ class Engine:
         sequence.handle.closed(sequence)
 
     def _follow(self, sequence: Sequence) -> None:
-        """Let those run that waited for what the sequence has read."""
+        """Start the sequences that waited for this one's prefix."""
         self._scheduler.add_first(sequence.followers)
         sequence.followers = []
 
@@ -354,7 +354,7 @@ class Engine:
 
 
 def _batch(chunks: list[Chunk]) -> Batch:
-    """The chunks of a step as a backend takes them."""
+    """The chunks of a step in the form a backend takes."""
     lengths = [len(chunk.tokens) for chunk in chunks]
     offsets = [end - chunk.end for chunk, end in zip(chunks, accumulate(lengths), strict=True)]  # row of position 0
     spans = [(chunk.sequence, offset, chunk.start, chunk.end) for chunk, offset in zip(chunks, offsets, strict=True)]
@@ -376,14 +376,14 @@ def _batch(chunks: list[Chunk]) -> Batch:
 
 
 def _cache_bytes(backend: Backend, wanted: int | None) -> int:
-    """Bytes for pages: as asked, or the default that `Engine` describes."""
+    """Bytes for pages: as requested, or the default described in `Engine`."""
     free = backend.device_memory
     if wanted is None:
         context = backend.context or 0
         wanted = max(CACHE_BYTES, -(-context // backend.page_size) * backend.page_bytes)
         wanted = wanted if free is None else min(wanted, free // 2)
     elif free is not None and wanted > free:
-        raise UsageError(f"a cache of {format_bytes(wanted)} was asked for; {format_bytes(free)} of memory are free")
+        raise UsageError(f"cache_bytes is {format_bytes(wanted)}, but only {format_bytes(free)} of memory are free")
     if wanted < backend.page_bytes:
-        raise RunError(f"the cache takes at least {format_bytes(backend.page_bytes)}, one page; free memory first")
+        raise RunError(f"the cache needs at least {format_bytes(backend.page_bytes)}, one page. Free some memory first")
     return wanted

@@ -1,4 +1,4 @@
-"""What comes of a request: tokens as they are drawn, scores, logits, timings, and the way to cancel it."""
+"""Handles of requests: tokens as they are sampled, scores, logits, timings, and cancelling."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """A request under way. `prompt_tokens` of it were read or found in the prefix cache (`cached_tokens`)."""
+    """A request in flight. `cached_tokens` of its `prompt_tokens` came from the prefix cache."""
 
     request: AnyRequest
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = Condition()
-        self._sequences: dict[Sequence, None] = {}  # that have not ended, in their order
+        self._sequences: dict[Sequence, None] = {}  # unfinished ones, in order
         self._begun = self._read = self._ended = 0.0
         self.prompt_tokens = self.cached_tokens = 0
         self.cancelled = False
@@ -36,29 +36,29 @@ class Handle:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has finished, failed or been cancelled."""
         return not self._sequences
 
     def cancel(self) -> None:
-        """End it where it is, and give its memory back. May be called at any time and from any thread."""
+        """Stop it and free its memory. Callable at any time from any thread."""
         self.cancelled = True
         self._engine.drop(self)
 
     def abandon(self) -> None:
-        """The same before the next step, without waiting for anything."""
+        """Like `cancel`, but takes effect before the next step, without blocking."""
         if not self.done:
             self.cancelled = True
             self._engine.drop(self, now=False)
 
     def wait(self) -> Self:
-        """Run the engine until the request is done. Raises what went wrong with it."""
+        """Run the engine until the request is done. Raises the request's error if it failed."""
         while not self.done:
             self._engine.advance(self)
         if self.error is not None:
             raise self.error
         return self
 
-    # ---- told by the engine
+    # ---- called by the engine
 
     def started(self, sequence: Sequence, cached: int) -> None:
         self._begun = self._begun or time.perf_counter()
@@ -73,11 +73,11 @@ class Handle:
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
-        """Those that have not ended."""
+        """The unfinished ones."""
         return tuple(self._sequences)
 
     def ended_by(self, error: BaseException) -> None:
-        """The engine lost all that was under way."""
+        """The engine lost its state."""
         self.error = error if isinstance(error, Exception) else None
         self.cancelled = self.error is None
         self._sequences.clear()
@@ -93,10 +93,10 @@ class Handle:
 
 
 class CompletionHandle(Handle, Iterator[Token]):
-    """A completion under way: an iterator over its tokens, each as soon as it is drawn.
+    """A completion in flight: an iterator over its tokens as they are sampled.
 
-    `prompt` is what is read, after any cut, and `seed` what its tokens are drawn with. `tokens` are those drawn so far,
-    a list for each of the `n` samples.
+    `prompt` is the prompt as read, after truncation; `seed` is the seed in use. `tokens` are the tokens so far, one
+    list for each of the `n` samples.
     """
 
     request: Request
@@ -120,12 +120,12 @@ class CompletionHandle(Handle, Iterator[Token]):
 
     @property
     def finish_reasons(self) -> tuple[FinishReason | None, ...]:
-        """Why each sample ended; None for one that has not."""
+        """Why each sample ended; None for an unfinished one."""
         return tuple(tokens[-1].finish if tokens else None for tokens in self.tokens)
 
     @property
     def timings(self) -> Timings:
-        """Wall time of reading the prompt and of drawing all samples, so far."""
+        """Wall time of prefill and of decoding all samples, so far."""
         generated = sum(map(len, self.tokens))
         return Timings(
             prompt_tokens=self.prompt_tokens,
@@ -138,7 +138,7 @@ class CompletionHandle(Handle, Iterator[Token]):
         )
 
     def completions(self, prompt: str, first: int = 0) -> list[Completion]:
-        """The samples of a request that is done, numbered from `first`; `prompt` is its text."""
+        """The samples of a finished request, numbered from `first`; `prompt` is its text."""
         timings = self.timings
         return [
             Completion(
@@ -164,9 +164,9 @@ class CompletionHandle(Handle, Iterator[Token]):
 
 
 class Stream(Iterator[Token]):
-    """A completion's tokens for a loop that may be left: the request ends when this is closed or no longer used.
+    """A completion's tokens for a loop that may exit early: the request ends when this is closed or garbage-collected.
 
-    All that a `CompletionHandle` has can be read here.
+    It has all attributes of its `CompletionHandle`.
     """
 
     def __init__(self, handle: CompletionHandle) -> None:
@@ -179,7 +179,7 @@ class Stream(Iterator[Token]):
         return getattr(self.handle, name)
 
     def close(self) -> None:
-        """End the completion where it is, and give its memory back."""
+        """Stop the completion and free its memory."""
         self.handle.cancel()
 
     def __del__(self) -> None:
@@ -209,7 +209,7 @@ class ScoreHandle(Handle):
 
 
 class LogitsHandle(Handle):
-    """A prompt being read for the logits behind it."""
+    """A prompt being read for its next-token logits."""
 
     request: LogitsRequest
 

@@ -1,4 +1,4 @@
-"""A loaded model as a person uses it: text in, typed results out."""
+"""The public model: text in, typed results out."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _OF_REQUEST = ("n", "top_logprobs", "truncate", "structure", "speculate")
 
 
 class LanguageModel:
-    """A model and its tokenizer. Made by `nextword.load`.
+    """A model and its tokenizer, returned by `nextword.load`.
 
-    Settings of every method are those of `SamplingParams` (temperature, top_k, top_p, min_p, typical_p,
-    repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, order) as keywords; the
-    defaults are the model's exact distribution.
+    Every method takes the fields of `SamplingParams` as keywords (temperature, top_k, top_p, min_p, typical_p,
+    repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, order); the defaults are the
+    model's exact distribution.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -53,9 +53,9 @@ class LanguageModel:
         )
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a prompt, with the beginning-of-text token where the model was trained with one.
+        """Token ids of a prompt, with the beginning-of-text token if the model was trained with one.
 
-        Special tokens written in `text` stay text unless `special` is set (as for a rendered chat).
+        Special tokens spelled out in `text` stay text unless `special` is set (as for a rendered chat template).
         """
         if not isinstance(text, str):
             raise UsageError(f"the text is {shown(text)}; it takes a str")
@@ -66,24 +66,24 @@ class LanguageModel:
         return ids
 
     def stream(self, prompt: Prompt, **settings: Any) -> Stream:
-        """Iterate over the tokens of a completion as they are drawn; the `n` samples of a prompt run side by side.
+        """Iterate over the tokens of a completion as they are sampled; the `n` samples of a prompt run in one batch.
 
-        Settings besides those of `SamplingParams`: n, max_tokens, stop, top_logprobs, truncate ("left"), structure (a
-        `Structure`), speculate. The seed, the timings and the prompt as it was read are attributes of what is returned.
+        Also takes n, max_tokens, stop, top_logprobs, truncate ("left"), structure (a `Structure`) and speculate. The
+        stream has the seed, the timings and the prompt as read as attributes.
         """
         return Stream(self.engine.submit(self.request(prompt, **settings)))
 
     def complete(self, prompt: Prompt, **settings: Any) -> Completion:
-        """Finish one prompt. Takes what `stream` takes, except `n`."""
+        """Complete one prompt. Takes the arguments of `stream` except `n`."""
         if "n" in settings:
-            raise UsageError("complete finishes a prompt once and takes no n. Use: complete_all([prompt], n=...)")
+            raise UsageError("complete takes no n. Use: complete_all([prompt], n=...)")
         return self.complete_all([prompt], **settings)[0]
 
     def complete_all(self, prompts: Sequence[Prompt], **settings: Any) -> list[Completion]:
-        """Finish several prompts, `n` times each, side by side; results are in the order of the prompts.
+        """Complete several prompts, `n` times each, in one batch; results are in the order of the prompts.
 
-        With a seed, a completion depends on its prompt, the seed and its number among the `n` alone: not on the other
-        prompts, nor on its place among them. Without one, each prompt gets its own.
+        With a seed, a completion depends only on its prompt, the seed and its index among the `n`, not on the other
+        prompts or their order. Without one, each prompt gets a random seed.
         """
         if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
             raise UsageError(f"prompts is {shown(prompts)}; it takes a list of prompts. For one there is: complete")
@@ -95,7 +95,7 @@ class LanguageModel:
         return completions
 
     def request(self, prompt: Prompt, **settings: Any) -> Request:
-        """What `stream` submits to the engine. Raises UsageError for a setting that does not fit."""
+        """The request that `stream` submits. Raises UsageError for an invalid argument."""
         own = {name: settings.pop(name) for name in (*_OF_REQUEST, *_OF_STOP) if name in settings}
         stop = own.get("stop", ())
         if not isinstance(stop, str | Sequence) or isinstance(stop, bytes):
@@ -128,21 +128,21 @@ class LanguageModel:
     def next_token_distribution(
         self, prompt: Prompt, temperature: float = 1.0, top: int = 10, **sampling: Any
     ) -> NextTokenDistribution:
-        """The distribution of the next token at one temperature; see `next_token_distributions` for several."""
+        """The distribution of the next token at one temperature."""
         return self.next_token_distributions(prompt, [temperature], top, **sampling)[0]
 
     def next_token_distributions(
         self, prompt: Prompt, temperatures: Sequence[float], top: int = 10, **sampling: Any
     ) -> list[NextTokenDistribution]:
-        """The distribution of the next token at several temperatures, from one pass through the model."""
+        """The distribution of the next token at several temperatures, from one forward pass."""
         top = whole("top", top, 1)
         if not isinstance(temperatures, Iterable):
             raise UsageError(f"temperatures is {shown(temperatures)}; it takes a list of numbers")
-        settings = [_sampling({**sampling, "temperature": each}, ("top",)) for each in temperatures]
+        settings = [_sampling({**sampling, "temperature": value}, ("top",)) for value in temperatures]
         ids = self._ids(prompt)
         text = self._text(prompt)
         raw = self.engine.logits(ids)
-        return [self._distribution(text, raw, adjust(raw, each, ids, ()), each, top) for each in settings]
+        return [self._distribution(text, raw, adjust(raw, params, ids, ()), params, top) for params in settings]
 
     def _distribution(
         self, text: str, raw: np.ndarray, adjusted: np.ndarray, sampling: SamplingParams, top: int
@@ -166,7 +166,7 @@ class LanguageModel:
         )
 
     def logprobs(self, text: Prompt) -> ScoredText:
-        """ln p of every token of `text` (or of token ids) given those before it."""
+        """The ln p of every token of `text` (or of token ids) given those before it."""
         ids = self._ids(text)
         if not ids:
             raise UsageError("the text is empty: there is nothing to score. Give at least one token")
@@ -190,7 +190,9 @@ def _sampling(settings: dict[str, Any], others: tuple[str, ...]) -> SamplingPara
 def load(name: str | PathLike[str] = DEFAULT_MODEL, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
     """Load a model: a catalogue name, a Hugging Face folder, a .gguf file, or hf:owner/name.
 
-    See `nextword.weights.load` for `dtype` and `device`, and for the errors.
+    dtype: "auto" (as stored where that is fast), "float32", "bfloat16", "float16" or "int8".
+    device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
+    Raises UsageError for an unknown name or an invalid file, RunError if a download fails or memory runs out.
     """
     if isinstance(name, PathLike):
         name = fspath(name)

@@ -1,7 +1,7 @@
-"""Pages of memory: who uses them, and which hold tokens that another sequence begins with (the prefix cache).
+"""The page pool: reference counts, and the prefix cache.
 
-A page is known by what it holds and by everything before it: by a digest of (digest of the page before it, its
-tokens). A page that no sequence uses any more stays until its memory is needed, the least recently used first.
+A full page is identified by a hash of its tokens and of everything before them: (hash of the previous page, its
+tokens). A page that no sequence uses stays cached until its memory is needed, least recently used first.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 
-ROOT = b""  # digest of what lies before the first page
-LEAST_COPIED = 8  # tokens from which on a copy of the beginning of another sequence's page is worth a wait
-MOST_COMPARED = 32  # pages whose beginning is compared with a prompt's, the newest first
+ROOT = b""  # hash of what precedes the first page
+LEAST_COPIED = 8  # tokens; copying a shorter shared prefix of a page is not worth waiting for
+MOST_COMPARED = 32  # pages compared with the rest of a prompt, newest first
 
 
 @dataclass
 class Page:
-    """One page in use or cached. `computed` of its `tokens` are there: of a prompt they are known before that."""
+    """One page in use or cached. `computed` of its `tokens` are filled in: a prompt's tokens are known before that."""
 
     number: int
-    parent: bytes = ROOT  # digest of the page before it
+    parent: bytes = ROOT  # hash of the previous page
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     references: int = 0
-    digest: bytes | None = None  # once it is full and can be found
-    final: bool = False  # whether nothing will be added to it
+    digest: bytes | None = None  # its hash, once full
+    final: bool = False  # whether it will not grow any more
 
 
 @dataclass
 class Match:
-    """What a prompt has in common with pages: `pages` whole, and `copied` tokens of `partial`."""
+    """A prompt's cached prefix: full `pages`, and `copied` tokens of `partial`."""
 
     pages: list[Page] = field(default_factory=list)
     partial: Page | None = None
@@ -41,34 +41,34 @@ class Match:
 
     @property
     def computed(self) -> bool:
-        """Whether all of it has been computed; else it is worth a wait."""
+        """Whether all of it has been computed; otherwise it is worth waiting for."""
         whole = all(page.computed == len(page.tokens) for page in self.pages)
         return whole and (self.partial is None or self.partial.computed >= self.copied)
 
 
 class PagePool:
-    """`count` pages of `size` tokens. `rewindable`: whether the beginning of a page can be used without its end."""
+    """`count` pages of `size` tokens. `rewindable`: whether a prefix of a page is usable (not for recurrent states)."""
 
     def __init__(self, count: int, size: int, rewindable: bool) -> None:
         self.count, self.size, self.rewindable = count, size, rewindable
-        self._free: list[int] = []  # given back
-        self._unused = 0  # the pages from here on were never taken: the memory in use stays compact
-        self._cached: OrderedDict[int, Page] = OrderedDict()  # that no sequence uses, least recently used first
-        self._found: dict[bytes, Page] = {}  # full pages by digest
-        self._children: defaultdict[bytes, dict[int, Page]] = defaultdict(dict)  # by the digest before them
+        self._free: list[int] = []  # released
+        self._unused = 0  # pages from here on were never taken, which keeps used memory compact
+        self._cached: OrderedDict[int, Page] = OrderedDict()  # unreferenced, least recently used first
+        self._found: dict[bytes, Page] = {}  # full pages by hash
+        self._children: defaultdict[bytes, dict[int, Page]] = defaultdict(dict)  # pages by the hash of the previous one
 
     @property
     def available(self) -> int:
-        """Pages that can be had."""
+        """Pages that can be taken."""
         return len(self._free) + self.count - self._unused + len(self._cached)
 
     @property
     def used(self) -> int:
-        """Pages that sequences hold."""
+        """Pages held by sequences."""
         return self.count - self.available
 
     def match(self, tokens: Sequence[int], limit: int) -> Match:
-        """The longest beginning of `tokens[:limit]` that pages hold or are about to hold."""
+        """The longest prefix of `tokens[:limit]` that pages hold or are about to hold."""
         match, parent, start = Match(), ROOT, 0
         while start + self.size <= limit:
             page = self._found.get(digest_of(parent, tokens[start : start + self.size]))
@@ -86,18 +86,18 @@ class PagePool:
         return match
 
     def _usable(self, page: Page, tokens: Sequence[int]) -> int:
-        """How many of `tokens` can be had from the beginning of a page."""
-        shared = common(page.tokens, tokens)
+        """How many of `tokens` a page can provide."""
+        shared = common_prefix(page.tokens, tokens)
         return shared if self.rewindable or shared == len(page.tokens) else 0
 
     def hold(self, page: Page) -> Page:
-        """Count one sequence more that uses the page."""
+        """Add a reference."""
         self._cached.pop(page.number, None)
         page.references += 1
         return page
 
     def take(self, parent: bytes = ROOT, tokens: Iterable[int] = (), final: bool = False) -> Page:
-        """A page for one sequence, with `tokens` that will be computed. There must be one `available`."""
+        """Take a page for one sequence, with `tokens` still to be computed. One must be `available`."""
         if self._free:
             number = self._free.pop()
         elif self._unused < self.count:
@@ -111,7 +111,7 @@ class PagePool:
         return page
 
     def computed(self, page: Page, parent: bytes, tokens: Sequence[int], start: int) -> None:
-        """`tokens` have been computed into the page from its place `start` on, behind the page of digest `parent`."""
+        """Record that `tokens` are computed in the page at offset `start`, after the page with hash `parent`."""
         if not page.tokens:
             page.parent = parent
         if len(page.tokens) < start + len(tokens):
@@ -120,7 +120,7 @@ class PagePool:
         page.computed = start + len(tokens)
 
     def release(self, page: Page, keep: bool = True) -> None:
-        """Count one sequence less. The last one's page stays cached as far as it is computed, unless not to `keep`."""
+        """Drop a reference. With `keep`, an unreferenced page stays cached as far as it is computed."""
         page.references -= 1
         if page.references:
             return
@@ -140,7 +140,7 @@ class PagePool:
             self._cached[page.number] = page
 
     def _remember(self, page: Page) -> None:
-        """Let the page be found: whole by its digest, and by how it begins unless that may yet be written over."""
+        """Index the page: by its hash if full, and by its prefix unless that may still be overwritten."""
         if self.rewindable or len(page.tokens) == self.size or page.final:
             self._children[page.parent][page.number] = page
         if len(page.tokens) == self.size:
@@ -159,12 +159,12 @@ class PagePool:
 
 
 def digest_of(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """What a full page is found by. Digests of different texts do not meet, whoever chose the texts."""
+    """The hash of a full page: cryptographic, so that no chosen text can collide with another."""
     return blake2b(array("q", tokens).tobytes(), digest_size=16, key=parent).digest()
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with."""
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
     for index, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return index

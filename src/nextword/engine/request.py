@@ -1,4 +1,4 @@
-"""What can be asked of the engine. Requests are values: what comes of one is on its handle."""
+"""Requests to the engine. They are plain values; results are on their handles."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .structure import Structure
 
 Tokens = tuple[int, ...]
 
-DRAFTED = 8  # tokens that prompt lookup drafts a step where only `True` is said
+DRAFTED = 8  # tokens per step that prompt lookup drafts if speculate is `True`
 
 
 @dataclass(frozen=True)
 class Request:
     """Complete `prompt` (token ids) `n` times.
 
-    A completion depends on its prompt, the seed and its number among the `n`, and on nothing else that the engine
-    does meanwhile. `truncate="left"` cuts the beginning of a prompt that does not fit. `top_logprobs` asks for that
-    many of the likeliest tokens at every position. `speculate` drafts up to so many tokens a step by prompt lookup
-    (Saxena 2023, "Prompt lookup decoding"): the same tokens in fewer steps where a text repeats itself.
+    A completion depends on its prompt, the seed and its index among the `n`, and on nothing else that the engine
+    does. `truncate="left"` drops the beginning of a prompt that does not fit. `top_logprobs` returns that many of the
+    likeliest tokens at every position. `speculate` drafts up to that many tokens per step by prompt lookup
+    (Saxena 2023, "Prompt lookup decoding"): the same tokens, in fewer steps for repetitive text.
     """
 
     prompt: Tokens
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """How probable the model holds each of `continuations` behind `context`; none of them may be empty."""
+    """Score each of `continuations` given `context`; none of them may be empty."""
 
     context: Tokens
     continuations: tuple[Tokens, ...]

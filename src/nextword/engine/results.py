@@ -1,4 +1,4 @@
-"""What generation returns: plain values that the terminal, JSON, a page and a test all read."""
+"""Results of generation and scoring: frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Alternative:
     """One candidate for the next token.
 
     `probability` is the model's own, softmax of the raw logits; `sampled_prob` is the probability after bias,
-    penalties, temperature and truncation: what the sampler draws from.
+    penalties, temperature and truncation, which the sampler draws from.
     """
 
     id: int
@@ -29,7 +29,7 @@ class Token:
 
     `token` is the token's own text, `text` what it adds to the output (empty while a character is
     incomplete), `logprob` the natural logarithm of the model's own probability, `sampled_prob` the probability
-    it was actually drawn with. `sample_index` numbers the completion within its batch, all of the first prompt first.
+    it was sampled with. `sample_index` is the index of its completion, those of the first prompt first.
     """
 
     sample_index: int
@@ -45,10 +45,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of wall time, and tokens a second; `decode` counts all samples of the request.
+    """Wall time in seconds, and tokens per second; `decode` counts all samples of the request.
 
-    `cached_tokens` of the prompt were found in the prefix cache. `accepted_tokens` of the `drafted_tokens` that
-    speculative decoding guessed were those that the model then drew.
+    `cached_tokens` of the prompt came from the prefix cache; `accepted_tokens` of the `drafted_tokens` of
+    speculative decoding were right.
     """
 
     prompt_tokens: int
@@ -70,9 +70,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished prompt. `text` does not repeat the prompt and ends before the stop string, if one ended it.
+    """One finished completion. `text` excludes the prompt and a stop string that ended it.
 
-    `prompt_ids` are as they were read, after any cut. `seed` repeats it; `timings` are those of its whole request.
+    `prompt_ids` are the prompt as read, after truncation. `seed` reproduces it; `timings` are of the whole request.
     """
 
     prompt: str
@@ -101,8 +101,8 @@ class Completion:
 class NextTokenDistribution:
     """The distribution of the next token at one temperature.
 
-    `top` is ordered by probability, highest first. `entropy` is in nats; `covering_90` is the least number
-    of tokens that together carry at least 90% of the mass; `tail_mass` is the mass outside `top`.
+    `top` is sorted by probability, highest first. `entropy` is in nats; `covering_90` is the smallest number
+    of tokens with a total probability of at least 90%; `tail_mass` is the probability outside `top`.
     """
 
     prompt: str
@@ -119,7 +119,7 @@ class NextTokenDistribution:
 
 @dataclass(frozen=True)
 class Score:
-    """How probable the model holds a continuation: ln p and rank (1 is the likeliest) of each of its tokens."""
+    """The ln p and rank (1 is the likeliest) of each token of a continuation."""
 
     logprobs: tuple[float, ...]
     ranks: tuple[int, ...]
@@ -132,7 +132,7 @@ class Score:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of a scored text; `logprob` (nats) is None for the first, which nothing precedes."""
+    """One token of a scored text; `logprob` (nats) is None for the first one."""
 
     id: int
     token: str
@@ -154,7 +154,7 @@ class ScoredText:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean negative log-probability a token; None for a single token, which nothing precedes."""
+        """exp of the mean negative log-probability per token; None for a single token."""
         import math
 
         scored = sum(token.logprob is not None for token in self.tokens)

@@ -27,10 +27,10 @@ Logits = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SampleRow:
-    """How the next token of one sequence is to be drawn.
+    """How to sample the next token of one sequence.
 
-    `prompt` and `generated` are read where `sampling` has penalties. `allowed`: bit i of word i // 32 says whether
-    token i may be drawn; None allows all. `top_logprobs`: how many of the likeliest tokens to report.
+    `prompt` and `generated` are read if `sampling` has penalties. `allowed`: bit i of word i // 32 says whether
+    token i may be sampled; None allows all. `top_logprobs`: how many of the likeliest tokens to report.
     """
 
     sampling: SamplingParams
@@ -43,7 +43,7 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could have come: its probability under the model, and the one it would have been drawn with."""
+    """An alternative: its probability under the model, and after sampling parameters."""
 
     id: int
     probability: float
@@ -52,7 +52,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Draw:
-    """A token, the probability it was drawn with, its ln p under the model, and the model's likeliest tokens."""
+    """A sampled token, its probability at sampling, its ln p under the model, and the model's likeliest tokens."""
 
     token: int
     sampled_prob: float

@@ -1,14 +1,14 @@
 """How a token is chosen, and when a completion ends.
 
-The definitions, in the order they apply; `sampler` carries them out:
+The definitions, in the order they apply; `sampler` implements them:
 
 1. repetition penalty (prompt and generated), presence and frequency penalties (generated), logit bias: on raw logits;
-2. temperature and truncations in `SamplingParams.order`, temperature first unless asked otherwise;
+2. temperature and truncations in `SamplingParams.order`, temperature first by default;
 3. one 53-bit uniform number from Philox keyed by (seed, sample) at counter = position, and the inverse of the
-   cumulative distribution over tokens by (logit descending, id ascending), in float64. `sample` numbers the
-   completions of one prompt.
+   cumulative distribution over tokens sorted by (logit descending, id ascending), in float64. `sample` is the index
+   of a completion among those of its prompt.
 
-So a token depends on the logits, the seed, the sample and the position, and on nothing else.
+So a token depends on the logits, the seed, the sample index and the position, and on nothing else.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a token is chosen. The defaults are neutral: the model's own distribution, untouched.
+    """How a token is sampled. The defaults are neutral: the model's own distribution.
 
-    Raises UsageError for a setting outside its range; every message names the range.
+    Raises UsageError for a value outside its range; the message names the range.
     """
 
-    temperature: float = 1.0  # 0 is greedy: the largest logit, ties to the lowest id, nothing drawn
+    temperature: float = 1.0  # 0 is greedy: the largest logit, ties to the lowest id, no random number
     top_k: int = 0  # keep exactly k tokens; 0 keeps all
     top_p: float = 1.0  # keep the smallest set with at least this probability; 1 keeps all
-    min_p: float = 0.0  # keep tokens with at least this share of the likeliest one's probability
+    min_p: float = 0.0  # keep tokens with at least this fraction of the likeliest token's probability
     typical_p: float = 1.0  # locally typical sampling, Meister et al. 2022 (2202.00666); 1 keeps all
     repetition_penalty: float = 1.0  # Keskar et al. 2019 (1909.05858)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None  # None: a fresh one, reported with the result
+    seed: int | None = None  # None: a random one, reported with the result
     order: tuple[str, ...] = ORDER
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class SamplingParams:
         if self.seed is not None:
             object.__setattr__(self, "seed", whole("seed", self.seed, 0, 2**64 - 1))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
-        object.__setattr__(self, "order", _whole_order(self.order))
+        object.__setattr__(self, "order", _full_order(self.order))
 
     @property
     def greedy(self) -> bool:
@@ -62,7 +62,7 @@ class SamplingParams:
 
     @property
     def neutral_logits(self) -> bool:
-        """Whether raw logits pass unchanged (no bias, no penalty)."""
+        """Whether the raw logits are used unchanged (no bias, no penalty)."""
         return not self.logit_bias and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (
             1,
             0,
@@ -72,10 +72,10 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """When a completion ends. Raises UsageError for values that make no sense."""
+    """When a completion ends. Raises UsageError for an invalid value."""
 
     max_tokens: int = 128
-    stop: tuple[str, ...] = ()  # it ends before the first of these texts
+    stop: tuple[str, ...] = ()  # end before the first of these texts
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_tokens", whole("max_tokens", self.max_tokens, 1))
@@ -98,7 +98,7 @@ _RANGES = {
 
 
 def _biases(biases: Mapping[int, Any]) -> dict[int, float]:
-    """What is added to which token's logit, checked but for the vocabulary's size."""
+    """Logit biases by token id, checked except for the vocabulary size."""
     if not isinstance(biases, Mapping):
         raise UsageError(f"logit_bias is {shown(biases)}; it takes a dictionary of token ids and numbers")
     return {whole("a token id of logit_bias", token, 0): _bias(token, bias) for token, bias in biases.items()}
@@ -110,8 +110,8 @@ def _bias(token: int, bias: Any) -> float:
     return number(f"logit_bias of token {token} (-inf forbids it)", bias)
 
 
-def _whole_order(order: Sequence[str]) -> tuple[str, ...]:
-    """All of ORDER: those named in that order, then the others."""
+def _full_order(order: Sequence[str]) -> tuple[str, ...]:
+    """All of ORDER: the named ones in the given order, then the rest."""
     if isinstance(order, str) or not isinstance(order, Sequence):
         raise UsageError(f"order is {shown(order)}; it takes a list of {', '.join(ORDER)}")
     if len(set(map(repr, order))) != len(order) or any(name not in ORDER for name in order):
@@ -120,5 +120,5 @@ def _whole_order(order: Sequence[str]) -> tuple[str, ...]:
 
 
 def fresh_seed() -> int:
-    """A seed from the operating system, small enough to be typed again."""
+    """A random seed, short enough to retype."""
     return int.from_bytes(os.urandom(4), "big")

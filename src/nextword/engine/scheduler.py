@@ -1,4 +1,4 @@
-"""What runs in the next step: decoding sequences first, then chunks of prompts, first come first served."""
+"""Chooses what runs in the next step: decoding sequences first, then prompt chunks, first come first served."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sequence import Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one sequence in one step, from position `start` on; `drafted` of them are guesses."""
+    """Tokens of one sequence in one step, starting at position `start`; the last `drafted` are drafts."""
 
     sequence: Sequence
     start: int
@@ -27,8 +27,8 @@ class Chunk:
 class Scheduler:
     """Continuous batching over one page pool.
 
-    A step has at most `step_tokens` tokens and `max_sequences` sequences. Where pages run out, the sequence that came
-    last gives its own back and is computed again later.
+    A step has at most `step_tokens` tokens and `max_sequences` sequences. When pages run out, the most recent sequence
+    is preempted and recomputed later.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Scheduler:
         self.pool, self._copy_page = pool, copy_page
         self.step_tokens, self.max_sequences = step_tokens, min(max_sequences, step_tokens)
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in the order in which they came
+        self.running: list[Sequence] = []  # in order of arrival
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
     def add_first(self, sequences: list[Sequence]) -> None:
-        """Let `sequences` run before all that wait."""
+        """Put `sequences` at the head of the queue."""
         self.waiting.extendleft(reversed(sequences))
 
     def schedule(self) -> list[Chunk]:
-        """The chunks of the next step; none where nothing is left to do."""
+        """The chunks of the next step; empty if there is nothing to do."""
         sequences = len(self.running)
         chunks = self._decode()
         budget = self.step_tokens - sum(len(chunk.tokens) for chunk in chunks)
@@ -62,7 +62,7 @@ class Scheduler:
         return chunks
 
     def remove(self, sequence: Sequence, keep: bool = True) -> None:
-        """Take a sequence out, whatever its state. Its pages stay in the prefix cache if they are to be kept."""
+        """Remove a sequence, running or waiting. With `keep`, its pages stay in the prefix cache."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence, keep)
@@ -70,12 +70,12 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def preempt(self, sequence: Sequence, keep: bool = True) -> None:
-        """Give the sequence's pages back and compute it again later, before all others that wait."""
+        """Free the sequence's pages and requeue it first."""
         self.remove(sequence, keep)
         self.waiting.appendleft(sequence)
 
     def advance(self, chunk: Chunk, count: int) -> None:
-        """The first `count` tokens of a chunk have been computed and hold."""
+        """Record that the first `count` tokens of a chunk have been computed and accepted."""
         sequence, size, position = chunk.sequence, self.pool.size, chunk.start
         while position < chunk.start + count:
             index, start = divmod(position, size)
@@ -95,9 +95,9 @@ class Scheduler:
     def _decode(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         decoding = [sequence for sequence in self.running if sequence.decoding]
-        spare = self.step_tokens - len(decoding)  # tokens of the step that may be drafted
+        spare = self.step_tokens - len(decoding)  # tokens left for drafts
         for sequence in decoding:
-            if sequence not in self.running:  # preempted meanwhile, for one that came before
+            if sequence not in self.running:  # preempted meanwhile by an earlier one
                 continue
             drafts = sequence.draft(spare) if self.pool.rewindable else []
             chunk = Chunk(sequence, sequence.computed, [sequence.tokens[-1], *drafts], len(drafts))
@@ -107,7 +107,7 @@ class Scheduler:
         return chunks
 
     def _grow(self, sequence: Sequence, end: int) -> bool:
-        """Give the sequence pages up to position `end`; False where it had to be preempted itself."""
+        """Allocate pages up to position `end`; False if the sequence itself was preempted."""
         while len(sequence.pages) < self._pages_for(end):
             if self.pool.available:
                 sequence.pages.append(self.pool.take())
@@ -125,9 +125,9 @@ class Scheduler:
         return Chunk(sequence, sequence.computed, sequence.tokens[sequence.computed : end])
 
     def _admit(self) -> bool:
-        """Start the next waiting sequence with what the prefix cache holds of it, if there is room.
+        """Start the next waiting sequence from its prefix in the cache, if there is room.
 
-        It waits while another computes a part of its prompt, so that nothing is computed twice.
+        It waits while another sequence computes a part of its prompt, so that nothing is computed twice.
         """
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
@@ -154,7 +154,7 @@ class Scheduler:
         return True
 
     def _take_pages(self, sequence: Sequence, checkpoints: list[int]) -> None:
-        """Pages for all tokens that are known, and for snapshots of the state at `checkpoints`."""
+        """Take pages for all known tokens, and for snapshots of the state at `checkpoints`."""
         size, tokens, pages = self.pool.size, sequence.tokens, sequence.pages
         for index in range(len(pages), self._pages_for(len(tokens))):
             parent = pages[-1].digest if pages else ROOT
@@ -166,7 +166,7 @@ class Scheduler:
             sequence.snapshots.append((at, snapshot))
 
     def _release(self, sequence: Sequence, keep: bool) -> None:
-        """Give all pages back, the last first: it is the first that will be needed for something else."""
+        """Release all pages, the last first, so that it is evicted first."""
         for page in (*reversed(sequence.pages), *(page for _, page in sequence.snapshots)):
             self.pool.release(page, keep)
         sequence.stop()

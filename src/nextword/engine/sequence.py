@@ -1,4 +1,4 @@
-"""Sequences: what the scheduler runs. A sample of a completion, a text to score, a prompt whose logits are wanted."""
+"""Sequences, the scheduler's unit: one sample of a completion, one text to score, or one prompt for its logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A token to be scored: the `place`-th of a continuation, predicted from the output at `position`."""
+    """A token to score: number `place` of a continuation, predicted from the output at `position`."""
 
     position: int
     token: int
@@ -29,18 +29,18 @@ class Target:
 
 
 class Sequence:
-    """Tokens that go through the model once, and the pages that hold what came of them.
+    """Tokens that go through the model once, and the pages that hold their keys and values.
 
-    The output after `tokens[first_row]` is the first that is wanted: what lies before may come from the prefix cache.
+    The output at `tokens[first_row]` is the first one needed; anything before may come from the prefix cache.
     """
 
     def __init__(self, handle: Handle, tokens: Tokens[int], first_row: int) -> None:
         self.handle = handle
         self.tokens = list(tokens)
-        self.checkpoints = [first_row]  # where a recurrent state is kept for others
+        self.checkpoints = [first_row]  # where a recurrent state is saved for sharing
         self.pages: list[Page] = []
-        self.snapshots: list[tuple[int, Page]] = []  # position and page of states that are still to be kept
-        self.followers: list[Sequence] = []  # of the same request, which wait for what this one reads
+        self.snapshots: list[tuple[int, Page]] = []  # position and page of states still to be saved
+        self.followers: list[Sequence] = []  # of the same request, waiting for this one's prefix
         self.computed = 0
         self._first_row = first_row
 
@@ -50,36 +50,36 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Whether only the newest token has not been computed."""
+        """Whether only the newest token is left to compute."""
         return False
 
     def start(self, pages: list[Page], computed: int) -> None:
-        """Run, with the first `computed` tokens held by `pages`."""
+        """Start, with the first `computed` tokens already in `pages`."""
         self.pages, self.computed = pages, computed
         self.handle.started(self, computed)
 
     def stop(self) -> None:
-        """Not run any more; what was computed is to be found in the prefix cache at the most."""
+        """Stop; what was computed may remain in the prefix cache."""
         self.pages, self.snapshots, self.computed = [], [], 0
 
     def draft(self, most: int) -> list[int]:
-        """Up to `most` guesses of the tokens to come."""
+        """Up to `most` drafted tokens."""
         return []
 
     def logit_positions(self, start: int, end: int) -> range:
-        """The positions from `start` to `end` whose logits are wanted: the newest token's, and those of a draft."""
+        """The positions in [start, end) whose logits are needed: the newest token's and those of drafts."""
         return range(max(start, len(self.tokens) - 1), end)
 
     def targets(self, start: int, end: int) -> list[Target]:
-        """The tokens to be scored that are predicted at the positions from `start` to `end`."""
+        """The tokens to score that are predicted at positions in [start, end)."""
         return []
 
     def receive(self, start: int, output: Output) -> None:
-        """What came of `logit_positions` and of `targets` of a chunk from `start` on."""
+        """Take the outputs for `logit_positions` and `targets` of a chunk starting at `start`."""
 
 
 class Prompt(Sequence):
-    """A prompt of which the raw logits of the next token are wanted."""
+    """A prompt, for the raw logits of its next token."""
 
     handle: LogitsHandle
 
@@ -92,9 +92,9 @@ class Prompt(Sequence):
 
 
 class Scored(Sequence):
-    """A context and one of the continuations behind it.
+    """A context followed by one of its continuations.
 
-    The first one's sequence also scores the first token of all others, and so everything of those that have no more.
+    The first sequence also scores the first token of every other continuation, which is all of a one-token one.
     """
 
     handle: ScoreHandle
@@ -123,7 +123,7 @@ class Scored(Sequence):
 
 
 class Sample(Sequence):
-    """One completion under way: the `sample`-th of its request."""
+    """One completion in progress: number `sample` of its request."""
 
     handle: CompletionHandle
 
@@ -131,7 +131,7 @@ class Sample(Sequence):
         super().__init__(handle, handle.prompt, len(handle.prompt) - 1)
         self.sample, self.prompt_length, self._tokenizer, self.matcher = sample, len(handle.prompt), tokenizer, matcher
         self._decoder = tokenizer.stream()
-        self._held = ""  # decoded, but it may be the beginning of a stop string
+        self._held = ""  # decoded, but possibly the start of a stop string
         self._uniforms = Uniforms(handle.seed, sample)
         self._lookup = PromptLookup(self.tokens) if handle.request.speculate else None
         self.finish: FinishReason | None = None
@@ -146,7 +146,7 @@ class Sample(Sequence):
 
     @property
     def fault(self) -> RunError | None:
-        """Why no token can be drawn, where the structure cannot be continued."""
+        """Why no token can be sampled, if the structure cannot be continued."""
         return None if self.matcher is None else self.matcher.error
 
     @property
@@ -163,7 +163,7 @@ class Sample(Sequence):
         return self._lookup.draft(max(0, min(most, left, request.speculate)))
 
     def row(self) -> SampleRow:
-        """How the next token is to be drawn."""
+        """How to sample the next token."""
         request, position = self.handle.request, len(self.tokens)
         sampling = request.sampling
         plain = sampling.neutral_logits
@@ -177,7 +177,7 @@ class Sample(Sequence):
         )
 
     def accept(self, draw: Draw) -> Token:
-        """Take a drawn token; `finish` says from then on whether it was the last."""
+        """Append a sampled token; `finish` is set if it was the last."""
         position, tokenizer = len(self.tokens), self._tokenizer
         self.tokens.append(draw.token)
         if self.matcher is not None:
@@ -200,7 +200,7 @@ class Sample(Sequence):
         )
 
     def _text_and_finish(self, token: int) -> tuple[FinishReason | None, str]:
-        """Why the completion ends here, if it does, and the text that may be shown now."""
+        """Why the completion ends here, if it does, and the text that can be shown now."""
         stops = self.handle.request.stop.stop
         ended = token in self._tokenizer.stop_ids
         text = self._held + ("" if ended else self._decoder.push(token))
@@ -228,13 +228,13 @@ class Sample(Sequence):
 
 
 class PromptLookup:
-    """Guesses that what followed the newest tokens where they stood before follows them again."""
+    """Drafts the tokens that followed the last time the newest tokens occurred."""
 
-    LONGEST, SHORTEST = 3, 2  # tokens that have to agree
+    LONGEST, SHORTEST = 3, 2  # matching tokens
 
     def __init__(self, tokens: Tokens[int]) -> None:
         self._tokens: list[int] = []
-        self._followed: dict[tuple[int, ...], int] = {}  # where the latest text behind these tokens begins
+        self._followed: dict[tuple[int, ...], int] = {}  # where the latest continuation of these tokens starts
         for token in tokens:
             self.append(token)
 
@@ -248,13 +248,13 @@ class PromptLookup:
         for size in range(self.LONGEST, self.SHORTEST - 1, -1):
             start = self._followed.get(tuple(self._tokens[-size:]))
             if start is not None:
-                period = len(self._tokens) - start  # a text that repeats itself goes on doing so
+                period = len(self._tokens) - start  # assume that repetition continues
                 return [self._tokens[start + place % period] for place in range(most)]
         return []
 
 
 def _beginning_of_stop(text: str, stops: Tokens[str]) -> int:
-    """Length of the longest end of `text` that a stop string begins with."""
+    """Length of the longest suffix of `text` that a stop string starts with."""
     longest = 0
     for stop in stops:
         for size in range(min(len(stop) - 1, len(text)), longest, -1):

@@ -1,4 +1,4 @@
-"""The one thread of a process that steps engines: the caller's own, or a worker's for servers."""
+"""The engine thread of a process: the caller's own, or a worker's for servers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from .engine import Engine
 
-_STEPPING = threading.RLock()  # kernels share one pool of threads: two steps at once would only be in each other's way
+_STEPPING = threading.RLock()  # kernels share one thread pool: concurrent steps would only compete
 _worker: Worker | None = None
 
 
 @contextmanager
 def stepping() -> Iterator[None]:
-    """Be the one thread that steps an engine, or changes what it runs, for a while."""
+    """Hold the right to step engines or change what they run."""
     assert _worker is None or _worker.is_current, "a worker steps the engines of this process: wait for the handle"
     with _STEPPING:
         yield
 
 
 def working() -> bool:
-    """Whether a worker steps the engines of this process, and the calling thread is another one."""
+    """Whether a worker in another thread steps the engines of this process."""
     return _worker is not None and not _worker.is_current
 
 
 class Worker:
-    """A thread that steps engines whenever there is something to do. There may be one a process.
+    """A thread that steps engines whenever there is work. At most one per process.
 
-    Use it as a context manager. While it runs, handles of its engines may be waited for in any thread.
+    Use it as a context manager. While it runs, any thread may wait on handles of its engines.
     """
 
     def __init__(self, *engines: Engine) -> None:
@@ -46,7 +46,7 @@ class Worker:
     def __enter__(self) -> Self:
         global _worker
         with _STEPPING:
-            assert _worker is None, "there is one engine thread a process, and it is running"
+            assert _worker is None, "a worker is already running in this process"
             _worker = self
         for engine in self._engines:
             engine.wake = self._wake.set
@@ -73,5 +73,5 @@ class Worker:
     def _step(engine: Engine) -> bool:
         try:
             return engine.step()
-        except Exception:  # those who wait for its requests are told
+        except Exception:  # reported on the handles of its requests
             return True

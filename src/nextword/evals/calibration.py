@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from ..base import UsageError
+from .task import Item, Task
+
 CONTENT_FREE = ("N/A", "", "[MASK]")
 
-_FLOAT = 600.0  # e^-600 is a number with all its digits
-
-Probabilities = np.ndarray  # (items, labels)
+_MAX_EXPONENT = 600.0  # e^-600 is a number with all its digits
 
 
-def label_probabilities(logprobs: np.ndarray) -> Probabilities:
-    """Probabilities over the labels alone, from ln p of each (items, labels)."""
+def label_probabilities(logprobs: np.ndarray) -> np.ndarray:
+    """Probabilities over the labels alone, (items, labels), from ln p of each: a softmax."""
     shifted = np.exp(logprobs - logprobs.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
@@ -22,8 +24,8 @@ def label_probabilities(logprobs: np.ndarray) -> Probabilities:
 def contextual(probabilities: np.ndarray, content_free: Sequence[Sequence[float]]) -> np.ndarray:
     """Scores after contextual calibration: W p with W = diag(p_cf)^-1 (Zhao et al. 2021, 2102.09690, section 5).
 
-    `probabilities` (items, labels) are made to sum to one a row. `content_free` (inputs, labels) are the model's own
-    probabilities, which do not: their mean is taken first, and made to sum to one then.
+    `probabilities` (items, labels) are normalised by row. `content_free` (inputs, labels) are the model's own
+    probabilities, which are not: their mean is taken first, and normalised then.
     """
     mean = np.asarray(content_free, float).mean(0) + np.finfo(float).tiny  # a label never said is no division by 0
     shares = probabilities / probabilities.sum(-1, keepdims=True)
@@ -40,6 +42,28 @@ def batch(logprobs: np.ndarray) -> np.ndarray:
     mean = np.logaddexp.reduce(own, axis=0) - np.log(len(own))
     usual = int(mean.argmax())  # near 1 where labels differ by many nats: its difference is that of all others
     own, mean = np.delete(own, usual, 1), np.delete(mean, usual)
-    scale = np.minimum(0.0, np.maximum(own, mean).max(1, initial=-np.inf, keepdims=True) + _FLOAT)
+    scale = np.minimum(0.0, np.maximum(own, mean).max(1, initial=-np.inf, keepdims=True) + _MAX_EXPONENT)
     others = np.exp(own - scale) - np.exp(mean - scale)
     return np.insert(others, usual, -others.sum(1), axis=1)
+
+
+def content_free_item(task: Task, item: Item, text: str) -> Item:
+    """The item with every text of its question replaced by `text`, for contextual calibration.
+
+    Raises UsageError where that changes its choices: then there is no one set of labels to calibrate.
+    """
+    emptied = {
+        name: text if isinstance(value, str) and not _has_answer(task, item, name) else value
+        for name, value in item.values.items()
+    }
+    if task.format.choices(emptied) != task.format.choices(item.values):
+        raise UsageError(f"{task.name}: its choices differ from item to item, so there are no labels to calibrate")
+    return replace(item, values=emptied)
+
+
+def _has_answer(task: Task, item: Item, column: str) -> bool:
+    """Whether a column holds the answer, so that the prompt needs it."""
+    try:
+        return task.format.gold({**item.values, column: "N/A"}) != task.format.gold(item.values)
+    except UsageError:
+        return True

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .comparing import Comparison, compare, p_text
-from .errorbars import LEVEL, with_interval
-from .lines import ENOUGH_DRAWS, Choice, Line, full_name, several
+from .paired_tests import Comparison, compare, p_text
 from .power import power_of, visible, what_is_needed
+from .result_rows import ENOUGH_SEEDS, Choice, ResultRow, differing, full_name
+from .statistics import LEVEL, with_interval
 
 Pair = tuple[Choice, Choice]  # before, after
 
 
 @dataclass(frozen=True)
-class Compared:
+class PairedComparison:
     """Two configurations on the same items. `p` and the interval are corrected for the comparisons of its family."""
 
     before: str
@@ -50,18 +50,18 @@ class Family:
 def pairs_of(choices: Sequence[Choice], baselines: Container[Choice], asked: Sequence[Pair] = ()) -> dict[Pair, bool]:
     """The pairs that are compared, before and after, and whether each is of the primary family.
 
-    More shots with the fewest, corrections with none, further forms and models with the first at the same shots, and
-    what is `asked` beside these; a baseline in `asked` counts as named.
+    More shots with the fewest, corrections with none, further templates and models with the first at the same shots,
+    and what is `asked` besides; a baseline in `asked` counts as named.
     """
     pairs: dict[Pair, bool] = {}
-    first_model, first_form, *_ = choices[0]
+    first_model, first_template, *_ = choices[0]
     for choice in choices:
-        model, form, shots, variant = choice
+        model, template, shots, variant = choice
         plain = variant == "plain"
-        fewest = min(count for *names, count, _ in choices if names == [model, form])
-        others: list[Choice] = [(model, form, fewest if plain else shots, "plain")]
+        fewest = min(count for *names, count, _ in choices if names == [model, template])
+        others: list[Choice] = [(model, template, fewest if plain else shots, "plain")]
         if plain:
-            others += [(model, first_form, shots, variant), (first_model, form, shots, variant)]
+            others += [(model, first_template, shots, variant), (first_model, template, shots, variant)]
         for other in others:
             if other in choices and other != choice:
                 pairs[other, choice] = not (other in baselines or choice in baselines)
@@ -71,44 +71,44 @@ def pairs_of(choices: Sequence[Choice], baselines: Container[Choice], asked: Seq
 
 
 def compare_pairs(
-    pairs: Mapping[Pair, bool], lines: Sequence[Line], groups: Sequence[str] | None
-) -> tuple[Compared, ...]:
+    pairs: Mapping[Pair, bool], rows: Sequence[ResultRow], groups: Sequence[str] | None
+) -> tuple[PairedComparison, ...]:
     """All pairs, each corrected for those of its family."""
-    by_choice, sizes = {line.choice: line for line in lines}, Counter(pairs.values())
-    differ = several(list(by_choice))
-    found = []
+    by_choice, sizes = {row.choice: row for row in rows}, Counter(pairs.values())
+    differ = differing(list(by_choice))
+    comparisons = []
     for (before, after), primary in pairs.items():
         sides = [by_choice[choice] for choice in (before, after)]
         names: list[Side] = [
-            (full_name(each.model, each.form, each.name, differ), each.one_set, each.draws) for each in sides
+            (full_name(row.model, row.template, row.name, differ), row.one_set, row.seeds) for row in sides
         ]
         scores = paired(np.array(sides[1].scores), np.array(sides[0].scores))
-        found.append(compared(names[0], names[1], scores, groups, primary, sizes[primary]))
-    return tuple(found)
+        comparisons.append(compared(names[0], names[1], scores, groups, primary, sizes[primary]))
+    return tuple(comparisons)
 
 
-Side = tuple[str, bool, int]  # name, whether it is one set of shots, draws
+Side = tuple[str, bool, int]  # name, whether it is one set of shots, seeds
 
 
 def compared(
     before: Side, after: Side, scores: tuple[np.ndarray, np.ndarray], groups: Sequence[str] | None, primary: bool,
     family: int, note: str = "",
-) -> Compared:  # fmt: skip
+) -> PairedComparison:  # fmt: skip
     """One comparison of a family of so many; `scores` are those of after and before."""
     level = LEVEL / family
     found = compare(*scores, groups, level)
     p = min(1.0, family * found.p)
-    return Compared(
+    return PairedComparison(
         before[0], after[0], found, p, verdict(after[0], before[0], found, p) + _limits(before, after) + note, primary,
         level, visible(power_of(found)), None if groups is None else len(set(groups)), note,
     )  # fmt: skip
 
 
 def paired(after: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (draws, orders, items) that can be subtracted: as many draws as both have, unless one has a single one.
+    """Scores (seeds, permutations, items) that can be subtracted: as many seeds as both have, or one.
 
-    Draws of different numbers are never averaged first: the difference would lose the error that draws add. Orders are,
-    where there are several draws to carry their error.
+    Seeds of different numbers are never averaged first: the difference would lose the error that seeds add.
+    Permutations are, where there are several seeds to carry their error.
     """
     after, before = _as_many(after, before, 0)
     several = max(len(after), len(before)) > 1
@@ -124,9 +124,9 @@ def _as_many(after: np.ndarray, before: np.ndarray, axis: int) -> tuple[np.ndarr
     return after.take(range(least), axis), before.take(range(least), axis)
 
 
-def families(found: Sequence[Compared]) -> tuple[Family, ...]:
+def families(comparisons: Sequence[PairedComparison]) -> tuple[Family, ...]:
     """The families of comparisons, and how each is corrected, in words."""
-    counts = {primary: sum(each.primary is primary for each in found) for primary in (True, False)}
+    counts = {primary: sum(pair.primary is primary for pair in comparisons) for primary in (True, False)}
     return tuple(
         Family(primary, count, LEVEL / count, _family_sentence(primary, count))
         for primary, count in counts.items()
@@ -160,6 +160,6 @@ def verdict(after: str, before: str, found: Comparison, p: float) -> str:
 def _limits(*sides: Side) -> str:
     """A reservation, if a side has one set of shots or few."""
     if any(one_set for _, one_set, _ in sides):
-        return f". Another set may score differently: use --draws {ENOUGH_DRAWS} or more"
-    few = [draws for *_, draws in sides if 1 < draws < ENOUGH_DRAWS]
-    return f". From {min(few)} draws of shots; use {ENOUGH_DRAWS} or more" if few else ""
+        return f". Another set may score differently: use --fewshot-seeds {ENOUGH_SEEDS} or more"
+    few = [seeds for *_, seeds in sides if 1 < seeds < ENOUGH_SEEDS]
+    return f". From {min(few)} few-shot seeds; use {ENOUGH_SEEDS} or more" if few else ""

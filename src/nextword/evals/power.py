@@ -1,6 +1,6 @@
-"""How small a difference a comparison detects, and how many items or draws of shots detect a given one.
+"""How small a difference a comparison detects, and how many items or few-shot seeds detect a given one.
 
-Everything comes from the comparison's own error (items, groups, draws), its own degrees of freedom and its own level,
+Everything comes from the comparison's own error (items, groups, seeds), its own degrees of freedom and its own level,
 so "these items detect .1" and "more items alone would not help" are never both printed for one difference.
 """
 
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .comparing import MCNEMAR, Comparison
-from .errorbars import LEVEL, Errors, normal, student
+from .paired_tests import MCNEMAR, Comparison
+from .statistics import LEVEL, Errors, normal, student
 
 POWER = 0.8  # probability of detecting a true difference
 _MOST = 1_000_000  # items
-_MOST_DRAWS = 1_000
+_MAX_SEEDS = 1_000
 _CHANGED = 0.2  # share of items whose score changes, assumed before the run
-_BETWEEN = 0.05  # standard deviation of a difference between draws of shots, assumed before the run
+_BETWEEN = 0.05  # standard deviation of a difference between few-shot seeds, assumed before the run
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What detects a difference with 80% power: so many items at these draws, or so many draws at these items."""
+    """What detects a difference with 80% power: so many items at these seeds, or so many seeds at these items."""
 
     items: int | None  # None where more items alone would not
-    draws: int | None  # None where there are no draws, or more of them alone would not
+    seeds: int | None  # None where there are no seeds, or more of them alone would not
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Power:
     changed: float | None = None
     most: float = math.inf  # that a difference can be
 
-    def shows(self, difference: float, items: float, draws: float) -> bool:
+    def shows(self, difference: float, items: float, seeds: float) -> bool:
         """Whether a true `difference` would be detected with 80% power."""
         if self.changed is not None:
             return mcnemar_power(math.ceil(items), difference, self.changed, self.level) >= POWER
-        return _visible(self.errors.scaled(items, draws), self.level) <= difference
+        return _visible(self.errors.scaled(items, seeds), self.level) <= difference
 
 
 def power_of(found: Comparison) -> Power:
@@ -53,7 +53,7 @@ def power_of(found: Comparison) -> Power:
 
 
 def visible(power: Power) -> float | None:
-    """The smallest difference detected with 80% power, at the present items and draws; None if there is none."""
+    """The smallest difference detected with 80% power, at the present items and seeds; None if there is none."""
     if power.changed is None:
         found = _visible(power.errors, power.level)
         return found if math.isfinite(found) and found <= power.most else None
@@ -75,13 +75,13 @@ def _visible(errors: Errors, level: float) -> float:
 
 
 def needed(power: Power, difference: float) -> Needed:
-    """Items, and draws, that detect `difference` with 80% power. If both are None, it takes more of both."""
+    """Items, and seeds, that detect `difference` with 80% power. If both are None, it takes more of both."""
     errors, size = power.errors, abs(difference)
-    items = _least(lambda n: power.shows(size, n, errors.draws), errors.count, _MOST)
-    draws = None
-    if errors.draws_freedom and errors.unit == "draws of shots":
-        draws = _least(lambda n: power.shows(size, errors.count, n), errors.draws, _MOST_DRAWS)
-    return Needed(items, draws)
+    items = _least(lambda n: power.shows(size, n, errors.seeds), errors.count, _MOST)
+    seeds = None
+    if errors.seeds_freedom and errors.unit == "few-shot seeds":
+        seeds = _least(lambda n: power.shows(size, errors.count, n), errors.seeds, _MAX_SEEDS)
+    return Needed(items, seeds)
 
 
 def _least(shows: Callable[[int], bool], there: int, most: int) -> int | None:
@@ -132,23 +132,23 @@ def items_needed(count: int) -> str:
 
 
 def what_is_needed(power: Power, difference: float) -> str:
-    """How many items detect a difference with 80% power, or how many draws if these dominate the error; in words."""
+    """How many items detect a difference with 80% power, or how many seeds if these dominate the error; in words."""
     found, unit = needed(power, difference), power.errors.unit
     if found.items is not None:
         return items_needed(found.items)
-    if unit == "orders":
-        return "more orders or other sets of shots are needed; more items alone would not help"
-    if found.draws is not None:
-        return f"about {found.draws:,} draws of shots are needed; more items alone would not help"
-    if power.errors.draws_freedom:
-        return "more items and more draws of shots are needed"
+    if unit == "permutations":
+        return "more permutations or other sets of shots are needed; more items alone would not help"
+    if found.seeds is not None:
+        return f"about {found.seeds:,} few-shot seeds are needed; more items alone would not help"
+    if power.errors.seeds_freedom:
+        return "more items and more few-shot seeds are needed"
     return f"more than {_MOST:,} items are needed"
 
 
 def power_sentence(power: Power, difference: float) -> str:
-    """What detects `difference`, and the smallest one that the present items and draws detect."""
+    """What detects `difference`, and the smallest one that the present items and seeds detect."""
     errors, smallest = power.errors, visible(power)
-    sets = f" and {errors.draws} {errors.unit}" if errors.draws_freedom else ""
+    sets = f" and {errors.seeds} {errors.unit}" if errors.seeds_freedom else ""
     shown = "cannot detect any difference" if smallest is None else f"can detect one of {smallest:.3f} or more"
     return (
         f"to detect a true difference of {difference:g} in 80% of runs, {what_is_needed(power, difference)}. These"
@@ -164,29 +164,29 @@ class Planned:
     visible: float | None  # None if nothing is detected
     items: int | None  # that show `difference`
     changed: float  # share of items that change, assumed
-    between: float  # standard deviation between draws of shots of the difference, assumed
+    between: float  # standard deviation between few-shot seeds of the difference, assumed
     comparisons: int
     level: float
     sentence: str
 
 
 def planned_power(
-    difference: float, items: int, groups: int | None, draws: int, comparisons: int, one_set: bool = False
+    difference: float, items: int, groups: int | None, seeds: int, comparisons: int, one_set: bool = False
 ) -> Planned:
-    """What `items` in so many `groups`, with `draws` sets of shots, would detect, at .05 over all `comparisons`.
+    """What `items` in so many `groups`, with `seeds` sets of shots, would detect, at .05 over all `comparisons`.
 
-    The share of items whose score changes and the standard deviation of the difference between draws are guesses, so
-    the sentence states them. Items of a group are taken to change together. `one_set`: the one draw serves all items.
+    The share of items whose score changes and the standard deviation of the difference between seeds are guesses, so
+    the sentence states them. Items of a group are taken to change together. `one_set`: the one seed serves all items.
     """
     changed, level = max(_CHANGED, difference), LEVEL / max(1, comparisons)
     units = groups if groups is not None else items
-    of_draws = _BETWEEN / math.sqrt(draws) if draws > 1 else 0.0
+    of_seeds = _BETWEEN / math.sqrt(seeds) if seeds > 1 else 0.0
     error = math.sqrt(changed - difference**2) / math.sqrt(units)
-    errors = Errors(items, error, units - 1, draws, of_draws, of_draws, draws - 1)
-    power = Power(errors, level, None if groups is not None or draws > 1 else changed, 1.0)
+    errors = Errors(items, error, units - 1, seeds, of_seeds, of_seeds, seeds - 1)
+    power = Power(errors, level, None if groups is not None or seeds > 1 else changed, 1.0)
     assumed = [f"{changed:.0%} of the items change"]
-    if draws > 1:
-        assumed.append(f"the difference has a standard deviation of {_BETWEEN:g} between draws of shots")
+    if seeds > 1:
+        assumed.append(f"the difference has a standard deviation of {_BETWEEN:g} between few-shot seeds")
     if one_set:
         assumed.append("conclusions are about this one set of shots")
     if groups is not None:

@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .. import __version__
 from .task import Item, Task, row_digests, text_digest
 from .template import Template
 
 if TYPE_CHECKING:
-    from .asking import Asker
-    from .evaluation import Evaluation
+    from .eval_run import EvalRun
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class ModelRecord:
 
     name: str
     file: str
-    weights: str  # SHA-256
+    weights: str  # SHA-256; empty where it is not known
     precision: str
     device: str
     chat_template: str | None  # its own, whether or not the prompts use it
@@ -44,14 +41,13 @@ class TaskRecord:
     rows_hash: str
     pool: int  # rows that shots are drawn from
     pool_hash: str
-    metrics: tuple[Mapping[str, Any], ...]
-    filters: tuple[Mapping[str, Any], ...]
+    scorers: tuple[Mapping[str, Any], ...]
     generation: Mapping[str, Any] | None  # where the model writes its answer
 
 
 @dataclass(frozen=True)
-class FormRecord:
-    """How rows become prompts: a template with its separator, description and labels, or a task file's fields."""
+class TemplateRecord:
+    """How rows become prompts: the fields of a `PromptFormat`."""
 
     name: str
     digest: str  # differs wherever a prompt would
@@ -60,19 +56,19 @@ class FormRecord:
 
 @dataclass(frozen=True)
 class ShotsRecord:
-    """The shots of one draw in one order, as they stand in the prompt: splits and row numbers, from 0 on."""
+    """The shots of one seed in one permutation, as they are in the prompt: splits and row numbers, from 0 on."""
 
-    form: str
+    template: str
     shots: int
     variant: str
-    draw: int
-    order: int
-    places: tuple[str, ...]
+    fewshot_seed: int
+    permutation: int
+    rows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How an evaluation was made. `design` and `scoring` have the fields of `Design` and `Settings`."""
+    """How an evaluation was made. `design` and `scoring` have the fields of `Design` and `ScoringConfig`."""
 
     made: str  # UTC, ISO 8601
     version: str  # of nextword
@@ -80,32 +76,32 @@ class Provenance:
     design: Mapping[str, Any]
     scoring: Mapping[str, Any]
     task: TaskRecord
-    forms: tuple[FormRecord, ...]
+    templates: tuple[TemplateRecord, ...]
     models: tuple[ModelRecord, ...]
     shots: tuple[ShotsRecord, ...]  # none where each item has shots of its own
     machine: Mapping[str, Any]
 
 
-def provenance(evaluation: Evaluation, command: str | None = None) -> Provenance:
-    """How `evaluation` is made; `command` is the command line, if there was one."""
+def provenance(run: EvalRun, command: str | None = None) -> Provenance:
+    """How an evaluation is made; `command` is the command line, if there was one."""
     return Provenance(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
         command=command,
-        design=_plain(evaluation.design),
-        scoring=_plain(evaluation.settings) | {"measure": evaluation.measure},
-        task=_task(evaluation.task, evaluation.items),
-        forms=tuple(_form(name, task) for name, task in evaluation.forms.items()),
-        models=tuple(_model(asker) for asker in evaluation.askers),
-        shots=_shots(evaluation),
+        design=_plain(run.design),
+        scoring=_plain(run.config),
+        task=_task(run.task, run.items),
+        templates=tuple(_template(name, task) for name, task in run.tasks.items()),
+        models=tuple(runner.record() for runner in run.runners),
+        shots=_shots(run),
         machine=_machine(),
     )
 
 
 def _task(task: Task, items: Sequence[Item]) -> TaskRecord:
     return TaskRecord(
-        task.name, Path(task.source).name, task.output, len(items), _rows_hash(items), len(task.pool),
-        _rows_hash(task.pool), tuple(map(_plain, task.metrics)), tuple(map(_plain, task.filters)),
+        task.name, Path(task.source).name, task.output, len(items), _rows_hash(items), len(task.fewshot_pool),
+        _rows_hash(task.fewshot_pool), tuple(map(_plain, task.scorers)),
         asdict(task.generation) if task.output == "generate_until" else None,
     )  # fmt: skip
 
@@ -115,10 +111,9 @@ def _rows_hash(items: Sequence[Item]) -> str:
     return text_digest(" ".join(item.digest or digest for item, digest in zip(items, own, strict=True)))
 
 
-def _form(name: str, task: Task) -> FormRecord:
-    parts: dict[str, Any] = _plain(task.form) if is_dataclass(task.form) else {}
+def _template(name: str, task: Task) -> TemplateRecord:
     chat = {} if task.chat is None else {"chat": _plain(task.chat)}
-    return FormRecord(name, text_digest(task.form.key + repr(task.chat)), parts | chat)
+    return TemplateRecord(name, text_digest(task.format.key + repr(task.chat)), _plain(task.format) | chat)
 
 
 def _plain(value: Any) -> Any:
@@ -128,29 +123,17 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.repr}
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def _model(asker: Asker) -> ModelRecord:
-    loaded = asker.model.loaded
-    device = loaded.model.device
-    return ModelRecord(
-        loaded.name, loaded.path.name, asker.store.hash_of(loaded.path), loaded.precision,
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        loaded.tokenizer.chat_template,
-    )  # fmt: skip
-
-
-def _shots(evaluation: Evaluation) -> tuple[ShotsRecord, ...]:
-    trials = {question.trial.condition: question.trial for question in evaluation.questions(0)}
+def _shots(run: EvalRun) -> tuple[ShotsRecord, ...]:
+    trials = {question.trial.condition: question.trial for question in run.questions(0)}
     return tuple(
         ShotsRecord(
-            condition.form, condition.shots, condition.variant, condition.draw, condition.order,
+            condition.template, condition.shots, condition.variant, condition.fewshot_seed, condition.permutation,
             tuple(shot.label for shot in trial.shots[None]),
         )
         for condition, trial in trials.items() if trial.shots.get(None)
@@ -158,6 +141,8 @@ def _shots(evaluation: Evaluation) -> tuple[ShotsRecord, ...]:
 
 
 def _machine() -> dict[str, Any]:
+    import torch
+
     return {
         "system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
         "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
@@ -165,7 +150,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name: Linux tells it in a file, others to Python."""
+    """The processor's name: Linux has it in a file, others tell Python."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

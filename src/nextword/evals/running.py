@@ -12,7 +12,7 @@ from ..backend import Backend, Batch, Output
 from ..engine import CompletionHandle, Engine, Request, SamplingParams, ScoreHandle, ScoreRequest, StopConfig
 from ..engine.engine import MAX_SEQUENCES
 from ..engine.handles import Handle
-from ..engine.pages import common
+from ..engine.pages import common_prefix
 
 
 @overload
@@ -119,7 +119,7 @@ class _UnderWay:
             return True
         oldest = next(iter(self.requests.values()))
         assert isinstance(oldest, Request)
-        shared = max(0, common(oldest.prompt, request.prompt) - 1) // self._size  # pages of all, as these are sorted
+        shared = max(0, common_prefix(oldest.prompt, request.prompt) - 1) // self._size
         pages = self._pages + self._most_pages(request) - shared * len(self.requests)
         return pages <= self._engine.cache_bytes // self._engine.backend.page_bytes
 

@@ -9,21 +9,17 @@ import string
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from types import FrameType
-from typing import Any
 
 from ..base import UsageError
 from ..base.errors import closest
-from .task import Filter, Metric, Row, Task
+from .task import Row, Scorer, ScorerFunction, Task
 
-Gold = str | list[str]  # the right answer, or several, each of which is right
-ScorerFunction = Callable[[str, Gold, Row], float]  # → a score from 0 to 1
-
-NAMES = ("exact", "contains", "number", "f1", "regex:PATTERN")
+NAMES = ("exact", "normalized", "contains", "number", "f1", "regex:PATTERN")
 _SECONDS = 1.0  # that a pattern may search one answer
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]])[-+\u2212])?[$€£¥]?"  # "3-4" is no -4
@@ -35,56 +31,43 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def with_scorer(task: Task, scorer: str | ScorerFunction) -> Task:
-    """The task with what the model writes scored by `scorer` alone, in place of its own metrics and filters.
+    """The task with generated answers scored by `scorer` alone: a name (see `NAMES`), or a function.
 
-    A name (see `NAMES`), or a function of the answer, the gold answer or list of them, and the row. Raises UsageError
-    for a task that asks for a choice or a likelihood, an unknown name, and a gold answer that no answer could meet.
+    A function takes the answer, the gold answer or list of them, and the row. Raises UsageError for a task that asks
+    for a choice, an unknown name, and a gold answer that no answer could equal.
     """
-    name, options, function = _named(scorer) if isinstance(scorer, str) else _given(scorer)
+    made = scorer_of(scorer) if isinstance(scorer, str) else _checked(scorer)
     if task.output != "generate_until":
-        hint = "" if task.harness else " (--free lets it generate)"
-        does = f"chooses among labels{hint}" if task.output == "multiple_choice" else "generates nothing"
-        raise UsageError(f"--scorer {name} is for generated answers; in {task.name} the model {does}")
-    if name == "number":
-        _check_numbers(task)
-    harness = {key: value for key, value in task.harness.items() if key != "filter_list"}
-    return replace(
-        task, metrics=(Metric(name, options=options, function=function),), filters=(Filter("none"),),
-        harness=harness and {**harness, "metric_list": [{"metric": name, **options}]},
-    )  # fmt: skip
+        raise UsageError(
+            f"--scorer {made.name} is for generated answers; in {task.name} the model chooses among labels (--generate"
+            " lets it generate)"
+        )
+    task = replace(task, scorers=(made,))
+    check_golds(task)
+    return task
 
 
-def scored_by(forms: Mapping[str, Task], scorer: str | ScorerFunction, as_harness: bool) -> dict[str, Task]:
-    """`with_scorer` of every form. lm-evaluation-harness's mode (`as_harness`) has its files' own metrics alone."""
-    if as_harness:
-        raise UsageError("--compat lm-eval uses the task file's metrics. Leave out --scorer")
-    return {name: with_scorer(task, scorer) for name, task in forms.items()}
-
-
-def _named(text: str) -> tuple[str, dict[str, Any], ScorerFunction]:
-    name, colon, pattern = text.partition(":")
-    if name == "regex" and colon:
-        return name, {"pattern": pattern}, _best(_found_by(pattern))
-    known = {"exact": exact, "contains": contains, "number": number, "f1": f1}
+def scorer_of(text: str, name: str | None = None) -> Scorer:
+    """The scorer that `--scorer` or a task file names, called `name`. Raises UsageError for an unknown one."""
+    kind, colon, pattern = text.partition(":")
+    if kind == "regex" and colon:
+        return Scorer(name or kind, text, _best(_found_by(pattern)))
+    known = {"exact": exact, "normalized": normalized, "contains": contains, "number": number, "f1": f1}
     if text not in known:
-        raise UsageError(f"there is no scorer {text!r}.{closest(name, NAMES)} There is: {', '.join(NAMES)}")
-    return text, {}, _best(known[text])
+        raise UsageError(f"scorer {text!r} is not known.{closest(kind, NAMES)} Known: {', '.join(NAMES)}")
+    return Scorer(name or text, text, _best(known[text]))
 
 
 def _best(score: Callable[[str, str], float]) -> ScorerFunction:
     """The best score over several right answers."""
-    return lambda answer, gold, row: max(score(answer, each) for each in _golds(gold))
+    return lambda answer, gold, row: max(score(answer, text) for text in ([gold] if isinstance(gold, str) else gold))
 
 
-def _golds(gold: str | Sequence[str]) -> list[str]:
-    return [gold] if isinstance(gold, str) else list(gold)
-
-
-def _given(function: ScorerFunction) -> tuple[str, dict[str, Any], ScorerFunction]:
-    """A function of one's own, and what it says held to a number from 0 to 1."""
+def _checked(function: ScorerFunction) -> Scorer:
+    """A function of the user's own; its result must be a number from 0 to 1."""
     name = getattr(function, "__name__", type(function).__name__).replace("<lambda>", "scorer")
 
-    def score(answer: str, gold: Gold, row: Row) -> float:
+    def score(answer: str, gold: str | list[str], row: Row) -> float:
         value = function(answer, gold, row)
         try:
             number = float(value)
@@ -96,18 +79,23 @@ def _given(function: ScorerFunction) -> tuple[str, dict[str, Any], ScorerFunctio
             )
         return number
 
-    return name, {}, score
+    return Scorer(name, "", score)
 
 
 def exact(answer: str, gold: str) -> float:
-    """1 where both are the same text, but for case and spaces around it."""
+    """1 if both are the same text, ignoring case and surrounding spaces."""
     return float(answer.strip().lower() == gold.strip().lower())
 
 
-def contains(answer: str, gold: str) -> float:
-    """1 where the gold text stands in the answer as whole words, whatever its case and spaces.
+def normalized(answer: str, gold: str) -> float:
+    """`exact`, also ignoring punctuation."""
+    return exact(*(text.translate(_NO_PUNCTUATION) for text in (answer, gold)))
 
-    Beside Chinese, Japanese or Korean characters a word begins and ends anywhere: no spaces part them.
+
+def contains(answer: str, gold: str) -> float:
+    """1 if the answer contains the gold text as whole words, ignoring case and spaces.
+
+    Next to Chinese, Japanese or Korean characters a word begins and ends anywhere: they are written without spaces.
     """
     words, text = _folded(gold), _folded(answer)
     if not words:
@@ -127,26 +115,31 @@ def _needs_no_border(character: str) -> bool:
 
 
 def number(answer: str, gold: str) -> float:
-    """1 where the last number of the answer is the last of the gold text: 1,234.0 is 1234, and -5 is not 5."""
-    found = last_number(answer)
-    return float(found is not None and found == last_number(gold))
+    """1 if the last number of the answer is the last of the gold text: 1,234.0 is 1234, and -5 is not 5."""
+    last = last_number(answer)
+    return float(last is not None and last == last_number(gold))
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, exactly as it is written (English: 1,234.5); None where there is none."""
-    found = None
-    for found in _NUMBER.finditer(text):  # noqa: B007
+    """The last number in a text, exactly as it is written (English: 1,234.5); None if there is none."""
+    match = None
+    for match in _NUMBER.finditer(text):  # noqa: B007
         pass
-    if found is None:
-        return None
-    sign = "-" if found["sign"] in ("-", "\u2212") else ""
-    return Decimal(sign + found["digits"].replace(",", "") + found["rest"])
+    return None if match is None else _decimal(match)
 
 
-def _check_numbers(task: Task) -> None:
+def _decimal(match: re.Match[str]) -> Decimal:
+    sign = "-" if match["sign"] in ("-", "\u2212") else ""
+    return Decimal(sign + match["digits"].replace(",", "") + match["rest"])
+
+
+def check_golds(task: Task) -> None:
+    """Raise UsageError where a right answer contains no number and numbers are compared."""
+    if not any(scorer.source == "number" for scorer in task.scorers):
+        return
     for item in task.items:
-        gold = task.form.gold(item.values)
-        if all(last_number(str(each)) is None for each in _golds(gold)):  # type: ignore[arg-type]
+        gold = task.format.gold(item.values)
+        if all(last_number(str(text)) is None for text in (gold if isinstance(gold, list) else [gold])):
             raise UsageError(
                 f"--scorer number: the right answer of row {item.index + 1}, {gold!r:.80}, contains no number"
             )
@@ -170,7 +163,7 @@ def _words(text: str) -> list[str]:
 
 
 def _found_by(source: str) -> Callable[[str, str], float]:
-    """`exact` of what a pattern's first group finds first in the answer, or, without a group, the whole match."""
+    """`exact` of what a pattern's first group (without one, the pattern) finds first; numbers count by their value."""
     try:
         pattern = re.compile(source)
     except (re.error, OverflowError, RecursionError) as error:
@@ -182,15 +175,21 @@ def _found_by(source: str) -> Callable[[str, str], float]:
         with _time_limit(_SECONDS, f"--scorer regex: {source!r} took more than {_SECONDS:g} s on one answer"):
             match = pattern.search(answer)
         found = None if match is None else match[1 if pattern.groups else 0]
-        return 0.0 if found is None else exact(found, gold)
+        if found is None:
+            return 0.0
+        numbers = [_NUMBER.fullmatch(text.strip()) for text in (found, gold)]
+        same = numbers[0] and numbers[1] and _decimal(numbers[0]) == _decimal(numbers[1])
+        return 1.0 if same else exact(found, gold)
 
     return score
 
 
 @contextmanager
 def _time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Raises UsageError after `seconds`: nested repeats can search for years. In the main thread alone, where signals
-    are handled; Ctrl-C ends a search too."""
+    """Raise UsageError after `seconds`: nested repeats can search for years.
+
+    Only in the main thread, where signals are handled; Ctrl-C ends a search too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

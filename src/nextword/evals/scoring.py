@@ -1,4 +1,4 @@
-"""How probable a model holds continuations: what is asked, in tokens, and the requests that ask it."""
+"""How probable continuations are to a model: what is asked, in tokens, and the engine's requests for it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..base import UsageError
 from ..engine.request import ScoreRequest
 from ..engine.results import Score
 from ..text import Tokenizer
-from .task import Encoded, Ids, Likelihood, Request
+from .task import Encoded, Ids, Likelihood, LogprobRequest
 
 CONTINUATIONS = 64  # of a request, so that answers come before all of very many have been read
-STRETCH, APART = 256, 16  # of sorted requests; neighbours among them are not read in the same step
+_STRETCH, _APART = 256, 16  # of sorted requests; neighbours among them are not read in the same step
 
 
-def encode(request: Request, tokenizer: Tokenizer, tokens: Callable[[str], list[int]] | None = None) -> Encoded:
+def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str], list[int]] | None = None) -> Encoded:
     """Tokens of a request. Spaces that end the context belong to the continuation, whose tokens begin with one.
 
     The whole text is tokenized (by `tokens`, or else as plain text), and cut after as many tokens as the context alone
@@ -34,9 +34,9 @@ def encode(request: Request, tokenizer: Tokenizer, tokens: Callable[[str], list[
             raise UsageError("the prompt is empty and the model has no token that begins a text. Give it some text")
         return Encoded((start,), tuple(tokens(continuation)))
     head, whole = tokens(context), tokens(context + continuation)
-    apart = whole[: len(head)] != head
+    split_token = whole[: len(head)] != head
     cut = min(len(head), len(whole) - 1)
-    return Encoded(begun(whole[:cut], tokenizer), tuple(whole[cut:]), apart)
+    return Encoded(begun(whole[:cut], tokenizer), tuple(whole[cut:]), split_token)
 
 
 def begun(tokens: Sequence[int], tokenizer: Tokenizer) -> Ids:
@@ -46,20 +46,6 @@ def begun(tokens: Sequence[int], tokenizer: Tokenizer) -> Ids:
     return (tokenizer.bos_id, *tokens)
 
 
-def windows(tokens: Sequence[int], start: int, context: int) -> list[Encoded]:
-    """A text of any length as pieces that fit `context`, each token predicted once and from as much as fits.
-
-    The first is predicted from `start` alone; each later piece sees, besides its own tokens, those before it.
-    """
-    first = tuple(tokens[:context])
-    pieces = [Encoded((start,), first)] if first else []
-    for begin in range(len(first), len(tokens), context):
-        piece = tuple(tokens[begin : begin + context])
-        before = tuple(tokens[begin + len(piece) - context - 1 : begin])
-        pieces.append(Encoded(before, piece))
-    return pieces
-
-
 def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
     """One for each context, with what is asked behind it, in the order in which they are to run.
 
@@ -67,14 +53,14 @@ def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
     runs before those in between: a text waits for a step when another one that shares a little more with it is being
     read (the sentiment task with shots filled 82 of 256 tokens of a step when sorted, 238 so).
     """
-    distinct = sorted({(each.context, each.continuation) for each in asked})
+    distinct = sorted({(request.context, request.continuation) for request in asked})
     requests = []
     for context, pairs in groupby(distinct, lambda pair: pair[0]):
         continuations = tuple(continuation for _, continuation in pairs)
         for start in range(0, len(continuations), CONTINUATIONS):
             requests.append(ScoreRequest(context, continuations[start : start + CONTINUATIONS]))
-    stretches = (requests[start : start + STRETCH] for start in range(0, len(requests), STRETCH))
-    return [request for stretch in stretches for first in range(APART) for request in stretch[first::APART]]
+    stretches = (requests[start : start + _STRETCH] for start in range(0, len(requests), _STRETCH))
+    return [request for stretch in stretches for first in range(_APART) for request in stretch[first::_APART]]
 
 
 def likelihood(score: Score) -> Likelihood:

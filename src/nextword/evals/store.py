@@ -36,7 +36,7 @@ _LONGEST_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
-class Kept:
+class Stored:
     """A finished evaluation in the store."""
 
     name: str
@@ -53,32 +53,28 @@ class Store:
         self._committed = time.monotonic()
 
     def likelihoods(self, model: str, requests: Sequence[Encoded]) -> dict[int, Likelihood]:
-        """The requests that were answered before, by their number."""
-        found = {}
-        for number, value, greedy in self._look(
-            [_key(model, "likelihood", r.context, r.continuation) for r in requests]
-        ):
-            found[number] = Likelihood(tuple(array("d", value)), bool(greedy))
-        return found
+        """The requests that were answered before, by their index."""
+        rows = self._read([_key(model, "likelihood", r.context, r.continuation) for r in requests])
+        return {index: Likelihood(tuple(array("d", value)), bool(greedy)) for index, value, greedy in rows}
 
-    def put_likelihood(self, model: str, request: Encoded, found: Likelihood) -> None:
+    def put_likelihood(self, model: str, request: Encoded, likelihood: Likelihood) -> None:
         """Keep an answer."""
         key = _key(model, "likelihood", request.context, request.continuation)
-        self._put(key, array("d", found.logprobs).tobytes(), int(found.greedy))
+        self._put(key, array("d", likelihood.logprobs).tobytes(), int(likelihood.greedy))
 
-    def texts(self, model: str, prompts: Sequence[Ids], generation: Generation, seed: int = 0) -> dict[int, list[str]]:
-        """What was written before, by the number of its prompt; where tokens are drawn, with the same seed."""
+    def texts(self, model: str, prompts: Sequence[Ids], generation: Generation, seed: int = 0) -> dict[int, str]:
+        """What was written before, by the index of its prompt; if tokens are sampled, with the same seed."""
         how = _how(generation, seed)
-        rows = self._look([_key(model, "text", prompt, how) for prompt in prompts])
-        return {number: json.loads(value) for number, value, _ in rows}
+        rows = self._read([_key(model, "text", prompt, how) for prompt in prompts])
+        return {index: json.loads(value)[0] for index, value, _ in rows}
 
-    def put_text(self, model: str, prompt: Ids, generation: Generation, seed: int, texts: Sequence[str]) -> None:
+    def put_text(self, model: str, prompt: Ids, generation: Generation, seed: int, text: str) -> None:
         """Keep what was written."""
-        self._put(_key(model, "text", prompt, _how(generation, seed)), json.dumps(list(texts)).encode(), None)
+        self._put(_key(model, "text", prompt, _how(generation, seed)), json.dumps([text]).encode(), None)
 
     def hash_of(self, path: Path) -> str:
         """SHA-256 of a model's file or folder; known as long as size and time of its files are the same."""
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         whole = hashlib.sha256()
         for file in files:
             if file.suffix in (".safetensors", ".gguf", ".json", ".model") or file == path:
@@ -98,7 +94,7 @@ class Store:
         self.commit()
         return found
 
-    def check_free(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
         """Raise UsageError for a name that an evaluation has already, or that none can have."""
         if not name.strip() or len(name) > _LONGEST_NAME or _LAST.fullmatch(name) or name.startswith("-"):
             raise UsageError(
@@ -126,26 +122,26 @@ class Store:
         return called
 
     def remove(self, names: Sequence[str]) -> list[str]:
-        """Remove evaluations by the names that `evaluation` takes, and return their whole names; answers stay.
+        """Remove evaluations by the names that `evaluation` takes, and return their full names; answers stay.
 
         Raises UsageError, and removes none, if one of the names is not there.
         """
-        whole = list(dict.fromkeys(map(self.whole_name, names)))
+        whole = list(dict.fromkeys(map(self.full_name, names)))
         self._connection.executemany("delete from evaluations where name = ?", [(name,) for name in whole])
         self.commit()
         return whole
 
-    def evaluation(self, name: str) -> Kept:
-        """A kept evaluation, by its name, the beginning of its name, `last`, or `last~1` for the one before.
+    def evaluation(self, name: str) -> Stored:
+        """A stored evaluation, by its name, the beginning of its name, `last`, or `last~1` for the one before.
 
         Raises UsageError for a name that is not there, or begins several.
         """
         query = "select name, made, result from evaluations where name = ?"
-        found, made, result = self._connection.execute(query, (self.whole_name(name),)).fetchone()
-        return Kept(found, made, json.loads(result))
+        found, made, result = self._connection.execute(query, (self.full_name(name),)).fetchone()
+        return Stored(found, made, json.loads(result))
 
-    def whole_name(self, name: str) -> str:
-        """The name of a kept evaluation; `name` as `evaluation` takes it, with its errors."""
+    def full_name(self, name: str) -> str:
+        """The name of a stored evaluation; `name` as `evaluation` takes it, with its errors."""
         names = self.names()
         if name in names:
             return name
@@ -156,23 +152,23 @@ class Store:
             if back >= len(names):
                 raise UsageError(f"{name}: {self.path} holds only {len(names):,} evaluation{'s' * (len(names) != 1)}")
             return names[-1 - back]
-        begun = [each for each in names if name and each.startswith(name)]
-        if len(begun) > 1:
-            several = ", ".join(begun[-3:]) + (", ..." if len(begun) > 3 else "")
-            raise UsageError(f"{name!r} matches {len(begun):,} evaluations ({several}); type more of the name")
-        if not begun:
+        matches = [other for other in names if name and other.startswith(name)]
+        if len(matches) > 1:
+            several = ", ".join(matches[-3:]) + (", ..." if len(matches) > 3 else "")
+            raise UsageError(f"{name!r} matches {len(matches):,} evaluations ({several}); type more of the name")
+        if not matches:
             near = closest(name, names)
             raise UsageError(f"no evaluation {name!r} in {self.path}.{near} See: nextword eval runs list")
-        return begun[0]
+        return matches[0]
 
     def names(self) -> list[str]:
-        """Of all evaluations that are kept, the newest last."""
+        """Of all evaluations that are stored, the newest last."""
         return [name for (name,) in self._connection.execute("select name from evaluations order by made, rowid")]
 
-    def evaluations(self) -> list[Kept]:
-        """All that are kept, the newest last."""
+    def evaluations(self) -> list[Stored]:
+        """All, the newest last."""
         rows = self._connection.execute("select name, made, result from evaluations order by made, rowid")
-        return [Kept(name, made, json.loads(result)) for name, made, result in rows]
+        return [Stored(name, made, json.loads(result)) for name, made, result in rows]
 
     def commit(self) -> None:
         """Write what was put to the disk."""
@@ -182,7 +178,7 @@ class Store:
         self._waiting.clear()
         self._committed = time.monotonic()
 
-    def _look(self, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes, int | None]]:
+    def _read(self, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes, int | None]]:
         query = "select value, greedy from answers where key = ?"
         for number, key in enumerate(keys):
             row = self._waiting.get(key) or self._connection.execute(query, (key,)).fetchone()
@@ -214,7 +210,7 @@ def _how(generation: Generation, seed: int) -> str:
     # "by": what keys the random numbers; before they were keyed by the prompt's place in a list
     drawn = {"seed": seed, "by": "sample"} if generation.temperature > 0 else {}
     given = {name: value for name, value in asdict(generation).items() if name != "choices" or value}
-    return json.dumps(given | drawn, sort_keys=True)
+    return json.dumps({"repeats": 1} | given | drawn, sort_keys=True)  # repeats: of answers that are stored already
 
 
 def default_path() -> Path:

@@ -1,4 +1,4 @@
-"""A task: rows of data, and the form in which each becomes a question, an answer and choices."""
+"""A task: rows of data, and the format in which each becomes a question, an answer and choices."""
 
 from __future__ import annotations
 
@@ -7,36 +7,41 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from ..base import UsageError, printable
+from .template import ANSWER, SEPARATOR, Template, text_of
 
 Row = Mapping[str, Any]
 Ids = tuple[int, ...]  # of tokens
-Output = Literal["multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"]
+Output = Literal["multiple_choice", "generate_until"]
+Gold = int | str | list[str]  # the right choice's index (-1: none of them), the right text, or several right texts
+ScorerFunction = Callable[[str, str | list[str], Row], float]  # answer, gold, row -> a score from 0 to 1
 
 
 @dataclass(frozen=True)
 class Item:
-    """A row of the data, and where it stands: that tells a scored item from the shots."""
+    """A row of the data, and its split and number, which no other row has."""
 
     split: str
     index: int
     values: Row
     group: str | None = None  # items that share it are not independent of each other
-    digest: str = ""  # of the row as it was read (`row_digests`): what pairs the same rows of two evaluations
+    digest: str = ""  # of the row as it was read (`row_digests`): pairs the same rows of two evaluations
 
     @property
-    def place(self) -> tuple[str, int]:
-        """What no other row of the data has."""
+    def row_id(self) -> tuple[str, int]:
+        """Its split and row number, from 0 on."""
         return self.split, self.index
 
     @property
     def label(self) -> str:
-        """Its place in words: split and row number, from 0 on."""
+        """Its split and row number as a text."""
         return f"{self.split} {self.index}"
 
 
 def row_digests(rows: Sequence[Row]) -> list[str]:
-    """A hash of each row's content, the same wherever the row stands; the second of two equal rows has its own."""
+    """A hash of each row's content, wherever the row is in its file; the second of two equal rows has its own."""
     seen: Counter[str] = Counter()
     digests = []
     for row in rows:
@@ -51,89 +56,131 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Form(Protocol):
-    """How a row becomes text."""
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a row becomes text: a template, the column of the right answer, and the choices.
+
+    `choices_from` lists the choices by the names that the data has, or names the column that holds each row's own; it
+    is empty for free answers. With `indexed` the target is a choice's number.
+    """
+
+    template: Template
+    target: str
+    choices_from: tuple[str, ...] | str = ()
+    words: Mapping[str, str] = field(default_factory=dict)  # what choices are called in prompts instead
+    separator: str = SEPARATOR
+    description: str = ""
+    indexed: bool = False
+    generates: bool = False  # the model writes its answer; choices then only name the right one
 
     @property
     def key(self) -> str:
-        """A text that differs wherever the form does."""
-
-    @property
-    def premise(self) -> str:
-        """What a question says behind its last gap: the part of it that asks for an answer, whatever the row."""
+        """A text that differs wherever a prompt would."""
+        return json.dumps([
+            self.template.source, self.template.jinja, self.target, self.choices_from, sorted(self.words.items()),
+            self.separator, self.description, self.indexed, self.generates,
+        ])  # fmt: skip
 
     @property
     def delimiter(self) -> str:
-        """What stands between a question and its answer."""
+        """The text between a question and its answer."""
+        return self.template.delimiter
 
-    def opening(self, row: Row) -> str:
-        """What stands before the shots of this row's prompt."""
+    def example(self, row: Row) -> str:
+        """The row as a shot: the whole template, and the separator."""
+        return self.template.example(self._filled(row)) + self.separator
 
-    def shot(self, row: Row) -> str:
-        """The row as an example, answered, with what parts it from the next."""
+    def questions(self, row: Row) -> list[tuple[str, str]]:
+        """The question and each choice as its continuation; one empty continuation where the model writes."""
+        question = self.template.question(self._filled(row))
+        choices = self.choices(row)
+        return [(question, self.delimiter + choice) for choice in choices] if choices else [(question, "")]
 
-    def asks(self, row: Row) -> Sequence[tuple[str, str]]:
-        """Question and continuation for each choice: mostly one question and as many continuations.
+    def turn(self, row: Row) -> tuple[str, str]:
+        """The row as a shot in a chat: what the user says, and the assistant."""
+        values = self._filled(row)
+        return self.template.question(values), self.template.answer(values)
 
-        One pair with an empty continuation where the model writes freely; one with the right text where only its
-        probability is asked.
-        """
+    def chat_questions(self, row: Row) -> list[tuple[str, str]]:
+        """`questions` in a chat: the choices are bare."""
+        question = self.template.question(self._filled(row))
+        return [(question, choice) for choice in self.choices(row) or ("",)]
 
-    @property
-    def separator(self) -> str:
-        """What parts the shots, and a system message from the opening."""
+    def choices(self, row: Row) -> tuple[str, ...]:
+        """The answers to choose from, as prompts call them; none where the model writes freely."""
+        return () if self.generates else tuple(self.words.get(name, name) for name in self.choice_names(row))
 
-    def turn(self, row: Row) -> tuple[str, str | None]:
-        """The row as an example in a chat: what the user says, and the answer, None where there is none."""
+    def choice_names(self, row: Row) -> tuple[str, ...]:
+        """The choices by the names that the data has. Raises UsageError for a column that is no list of them."""
+        if isinstance(self.choices_from, tuple):
+            return self.choices_from
+        names = row.get(self.choices_from)
+        if not isinstance(names, list | tuple) or not names:
+            raise UsageError(f"{self.choices_from!r} is not a list of choices: {printable(repr(names), 60)}")
+        return tuple(map(text_of, names))
 
-    def turns(self, row: Row) -> Sequence[tuple[str, str, str]]:
-        """`asks` in a chat: what the user says, what the answer is begun with (mostly nothing), how it goes on."""
-
-    def choices(self, row: Row) -> Sequence[str]:
-        """The answers to choose from, bare; none where the model writes freely."""
-
-    def gold(self, row: Row) -> int | str | Sequence[int] | Sequence[str]:
-        """The right choice's index, or the right text; several where each of them is right."""
-
-    def target(self, row: Row) -> Any:
-        """The answer as the data or the task file has it: an index, a text, or several; None where there is none."""
+    def gold(self, row: Row) -> Gold:
+        """The right choice's index (-1 where it is none of them), or the right text without spaces around it."""
+        names, value = self.choice_names(row), self._target(row)
+        if not names:
+            return [text_of(text).strip() for text in value] if isinstance(value, list) else text_of(value).strip()
+        index = self._index(value, names)
+        return self._answer(row).strip() if self.generates else index
 
     def with_answer(self, row: Row, choice: int) -> Row:
         """The row with another choice as its answer: for shots with random labels."""
+        return {**row, self.target: choice if self.indexed else self.choice_names(row)[choice]}
+
+    def _index(self, value: Any, names: Sequence[str]) -> int:
+        text = text_of(value)
+        if self.indexed:
+            return int(text) if is_index(text, names) else -1
+        return names.index(text) if text in names else -1
+
+    def _answer(self, row: Row) -> str:
+        """The answer as prompts have it; the first of several."""
+        value, names = self._target(row), self.choice_names(row)
+        if names:
+            index = self._index(value, names)
+            name = text_of(value) if index < 0 else names[index]
+            return self.words.get(name, name)
+        return text_of(value[0]) if isinstance(value, list) and value else text_of(value)
+
+    def _filled(self, row: Row) -> dict[str, Any]:
+        return {**row, ANSWER: self._answer(row)}
+
+    def _target(self, row: Row) -> Any:
+        value = row.get(self.target)
+        if value is None:
+            raise UsageError(f"there is no {self.target!r}, which has the answer")
+        if value == [] or not text_of(value).strip():
+            raise UsageError(f"the answer in {self.target!r} is empty")
+        return value
+
+
+def is_index(text: str, names: Sequence[str]) -> bool:
+    """Whether a text is the number of one of the choices."""
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names)
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One number over the items; `options` are its own (exact_match's ignore_case ...).
-
-    `function` scores a free answer from 0 to 1 by itself: of the answer, the gold one or a list of them, and the row.
-    """
+class Scorer:
+    """How a generated answer is scored: `source` as `--scorer` takes it, "" for a function of the user's own."""
 
     name: str
-    aggregation: str = "mean"
-    higher_is_better: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-    function: Callable[[str, Any, Row], float] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A chain of steps that turns what the model wrote into an answer; each step is its name and its options."""
-
-    name: str
-    steps: tuple[tuple[str, Mapping[str, Any]], ...] = (("take_first", {}),)
+    source: str
+    function: ScorerFunction = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Generation:
     """How a free answer is written."""
 
-    until: tuple[str, ...] = ("\n\n",)
-    max_tokens: int = 256
+    until: tuple[str, ...] = ("\n",)
+    max_tokens: int = 32
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    repeats: int = 1
     choices: tuple[str, ...] = ()  # nothing but one of these may be written; empty: anything
 
 
@@ -149,32 +196,34 @@ class Task:
     """What is asked, of which rows, and how answers are scored."""
 
     name: str
-    output: Output
     items: tuple[Item, ...]  # to be scored
-    pool: tuple[Item, ...]  # shots are drawn from these
-    form: Form
-    metrics: tuple[Metric, ...] = (Metric("acc"),)
-    filters: tuple[Filter, ...] = (Filter("none"),)
+    fewshot_pool: tuple[Item, ...]  # shots are drawn from these
+    format: PromptFormat
+    scorers: tuple[Scorer, ...] = ()  # of generated answers; the first one's is the score
     generation: Generation = Generation()
     shots: int = 0  # the number that its author meant
     source: str = ""  # where it was read
-    notes: tuple[str, ...] = ()  # what reading it should tell the user (skipped rows, ...)
-    warnings: tuple[str, ...] = ()  # what is likely not meant, or not known (rows kept from scoring, two spaces, ...)
-    harness: Mapping[str, Any] = field(default_factory=dict)  # the lm-evaluation-harness file, resolved, if it is one
-    chat: Chat | None = None  # None: its text is the prompt, raw
+    notes: tuple[str, ...] = ()  # about reading it (skipped rows, ...)
+    warnings: tuple[str, ...] = ()  # what is probably a mistake (two spaces before an answer, ...)
+    chat: Chat | None = None  # None: prompts are raw text
+
+    @property
+    def output(self) -> Output:
+        """What the model is asked for."""
+        return "generate_until" if self.format.generates else "multiple_choice"
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a chat."""
 
-    role: str  # system, user or assistant; an assistant's at the end is begun, and the model goes on
+    role: str  # system, user or assistant
     content: str
 
 
 @dataclass(frozen=True)
-class Request:
-    """A text and what may follow it: the question put to a model is how probable that is.
+class LogprobRequest:
+    """A text and what may follow it: how probable is that? An empty continuation is one that the model writes.
 
     `messages` are a chat, of which each model's own template makes the text.
     """
@@ -186,16 +235,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A request in tokens. `apart` tells that text and continuation meet inside a token of the whole."""
+    """A request in tokens. With `split_token` text and continuation meet inside a token of the whole."""
 
     context: Ids
     continuation: Ids
-    apart: bool = False
+    split_token: bool = False
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """ln p of each token of a continuation, and whether each of them was the likeliest at its place."""
+    """ln p of each token of a continuation, and whether each of them was the likeliest at its position."""
 
     logprobs: tuple[float, ...]
     greedy: bool
@@ -206,17 +255,13 @@ class Likelihood:
         return sum(self.logprobs)
 
 
-def requests(task: Task, shots: Sequence[Item], item: Item) -> list[Request]:
-    """What the model is asked of one item: a request a choice, or a single one."""
-    before = _before(task, shots, item)
-    return [Request(before + question, continuation) for question, continuation in task.form.asks(item.values)]
+def requests(task: Task, shots: Sequence[Item], item: Item, premise: str | None = None) -> list[LogprobRequest]:
+    """What the model is asked of one item: a request for each choice, or a single one.
 
-
-def premises(task: Task, shots: Sequence[Item], item: Item, premise: str) -> list[Request]:
-    """The same with `premise` in place of the question: how probable the choices are before anything is asked."""
-    before = _before(task, shots, item)
-    return [Request(before + premise, continuation) for _, continuation in task.form.asks(item.values)]
-
-
-def _before(task: Task, shots: Sequence[Item], item: Item) -> str:
-    return task.form.opening(item.values) + "".join(task.form.shot(shot.values) for shot in shots)
+    A `premise` replaces the question: how probable are the choices before anything is asked?
+    """
+    before = task.format.description + "".join(task.format.example(shot.values) for shot in shots)
+    return [
+        LogprobRequest(before + (question if premise is None else premise), continuation)
+        for question, continuation in task.format.questions(item.values)
+    ]

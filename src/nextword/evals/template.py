@@ -1,24 +1,34 @@
-"""Zero-, one- and few-shot prompts: a form with gaps, filled from examples.
+r"""Prompt templates: text with gaps, filled from the columns of a row.
 
-A template is text with named gaps, `{input}` and `{output}`; `{{` and `}}` stand for braces. The question put to the
-model is the template up to `{output}`, without the spaces before it: they belong to the answer's first
-token (" positive" is one token, "positive" after a lone space is a rarer one).
+A plain template has gaps such as `{text}` or `{options[0]}`; `{{` and `}}` stand for braces. A Jinja template has
+`{{ text }}` and everything else that Jinja has; it is rendered in a process of its own, which can be killed. Both have
+one gap where the answer goes, `output` or the name of the answer's column. The question put to the model is the
+template up to there, without the spaces before it: they belong to the answer's first token (" positive" is one token,
+"positive" after a lone space is a rarer one).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-from ..base import UsageError
+from ..base import UsageError, printable
 from ..base.errors import closest
 
 ANSWER = "output"
 SEPARATOR = "\n\n"
-_GAP = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*)\}|[{}]")
+JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
+_GAP = re.compile(r"\{\{|\}\}|\{([^\W\d]\w*(?:\[\d{1,4}\])?)\}|[{}]")
 
-Shot = Mapping[str, str]
+Shot = Mapping[str, Any]
+
+
+class Jinja(str):
+    """The source of a Jinja template; any other text is that of a plain one."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +41,50 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template. `parts` are literal texts and gaps in turn: text, name, text, name, ..., text."""
+    """A parsed template: `parts` are literal texts and gaps in turn (text, name, text, name, ..., text).
+
+    Those of a Jinja template are two sources with the answer between them.
+    """
 
     source: str
     parts: tuple[str, ...]
 
     @classmethod
     def parse(cls, source: str, answer: str = ANSWER) -> Template:
-        """Read a template whose answer stands at `{output}`, or else at `{answer}` by the name given.
+        """Read a template whose answer goes to `{output}`, or else to `{answer}` by the name given.
 
-        Raises UsageError for a lone brace or where the answer's gap is missing.
+        Raises UsageError for a lone brace, or unless there is exactly one gap for the answer.
         """
-        parts, literal, end = [], "", 0
-        for match in _GAP.finditer(source):
-            literal += source[end : match.start()]
-            end = match.end()
-            if match[0] in ("{{", "}}"):
-                literal += match[0][0]
-            elif match[1]:
-                parts += [literal, match[1]]
-                literal = ""
-            else:
-                raise UsageError(
-                    f"the template has a lone {match[0]!r} at character {match.start() + 1}."
-                    " A gap is {input} or {output}; a brace itself is written twice"
-                )
+        jinja = isinstance(source, Jinja)
+        parts = _jinja_parts(source, answer) if jinja else _plain_parts(source)
         if ANSWER not in parts[1::2]:
-            parts = [ANSWER if place % 2 and part == answer else part for place, part in enumerate(parts)]
-        template = cls(source, (*parts, literal + source[end:]))
-        if template.names.count(ANSWER) != 1:
-            wanted = "{output}" if answer == ANSWER else f"{{output}} or {{{answer}}}"
-            raise UsageError(f"the template needs exactly one {wanted}: where the answer stands")
-        return template
+            parts = [ANSWER if index % 2 and part == answer else part for index, part in enumerate(parts)]
+        if parts[1::2].count(ANSWER) != 1:
+            names = dict.fromkeys([ANSWER, answer])
+            gaps = " or ".join(f"{{{{ {name} }}}}" if jinja else f"{{{name}}}" for name in names)
+            raise UsageError(f"the template needs exactly one {gaps}: where the answer goes")
+        return cls(source, tuple(parts))
+
+    @property
+    def jinja(self) -> bool:
+        """Whether it is a Jinja template."""
+        return isinstance(self.source, Jinja)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the gaps, in order."""
+        """Names of the gaps, in order; of a Jinja template only the answer's."""
         return self.parts[1::2]
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the gaps read, in order."""
+        return tuple(name.partition("[")[0] for name in self.names)
+
+    @property
     def before(self) -> str:
-        """What stands between the answer and the gap before it."""
-        return self.parts[2 * self.names.index(ANSWER)]
+        """The literal text between the answer and the gap before it."""
+        text = self.parts[2 * self.names.index(ANSWER)]
+        return re.split(r"\}\}|%\}|#\}", text)[-1] if self.jinja else text
 
     @property
     def delimiter(self) -> str:
@@ -81,8 +93,8 @@ class Template:
 
     @property
     def last_words(self) -> str:
-        """What stands between the last gap and the answer, without the spaces before it."""
-        return self.parts[2 * self.names.index(ANSWER)].lstrip().rstrip(" ")
+        """The text between the last gap and the answer, without spaces around it."""
+        return self.before.lstrip().rstrip(" ")
 
     def question(self, values: Shot) -> str:
         """The template up to its answer, filled; what the model is to continue."""
@@ -93,21 +105,71 @@ class Template:
         return self._fill(values, self.parts)
 
     def answer(self, values: Shot) -> str:
-        """The template from its answer on, filled, without spaces around: what an assistant says in a chat."""
+        """The template from its answer on, filled, without spaces around it: what an assistant says in a chat."""
         return self._fill(values, ("", *self.parts[2 * self.names.index(ANSWER) + 1 :])).strip()
 
     def _fill(self, values: Shot, parts: Sequence[str]) -> str:
-        filled = []
-        for place, part in enumerate(parts):
-            if place % 2 == 0:
-                filled.append(part)
-            elif part in values:
-                filled.append(values[part])
-            else:
-                raise UsageError(
-                    f"the template asks for {{{part}}}.{closest(part, values)} There is: {', '.join(values)}"
-                )
-        return "".join(filled)
+        return "".join(
+            _value(part, values) if index % 2 else _rendered(part, values) if self.jinja else part
+            for index, part in enumerate(parts)
+        )
+
+
+def _plain_parts(source: str) -> list[str]:
+    parts, literal, end = [], "", 0
+    for match in _GAP.finditer(source):
+        literal += source[end : match.start()]
+        end = match.end()
+        if match[0] in ("{{", "}}"):
+            literal += match[0][0]
+        elif match[1]:
+            parts += [literal, match[1]]
+            literal = ""
+        else:
+            raise UsageError(
+                f"the template has a lone {match[0]!r} at character {match.start() + 1}."
+                " A gap is {input} or {output}; a brace itself is written twice"
+            )
+    return [*parts, literal + source[end:]]
+
+
+def _jinja_parts(source: str, answer: str) -> list[str]:
+    """The sources before and after the answer, and its name between them."""
+    for name in dict.fromkeys([ANSWER, answer]):
+        sides = re.split(r"\{\{-?\s*" + re.escape(name) + r"\s*-?\}\}", source)
+        if len(sides) > 1:
+            break
+    return [part for side in sides for part in (side, ANSWER)][:-1]
+
+
+def _value(gap: str, values: Shot) -> str:
+    name, bracket, number = gap.rstrip("]").partition("[")
+    if name not in values:
+        raise UsageError(f"the template asks for {{{name}}}.{closest(name, values)} There is: {', '.join(values)}")
+    value = values[name]
+    if value is None:
+        raise UsageError(f"there is no {name!r}, which the template asks for")
+    if not bracket:
+        return text_of(value)
+    if not isinstance(value, list | tuple) or int(number) >= len(value):
+        raise UsageError(f"{name!r} has no entry {number}: it is {printable(repr(value), 60)}")
+    return text_of(value[int(number)])
+
+
+def text_of(value: Any) -> str:
+    """A value of a row as a prompt has it: JSON, unless it is a text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _rendered(source: str, values: Shot) -> str:
+    return _render(source, json.dumps(dict(values), ensure_ascii=False, default=str)) if source else ""
+
+
+@lru_cache(maxsize=1 << 16)  # an example is in many prompts
+def _render(source: str, values: str) -> str:
+    from ..text.jinja import render
+
+    return render(source, json.loads(values), "the template", strict=True)
 
 
 def parse_shot(text: str) -> dict[str, str]:
@@ -121,6 +183,6 @@ def parse_shot(text: str) -> dict[str, str]:
 
 
 def few_shot(template: Template, shots: Sequence[Shot], values: Shot, separator: str = SEPARATOR) -> Prompt:
-    """The examples, then the question, each apart from the next by `separator`."""
+    """The examples, then the question, with `separator` between them."""
     texts = [template.example(shot) for shot in shots]
     return Prompt(separator.join([*texts, template.question(values)]), len(texts))

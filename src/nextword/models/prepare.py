@@ -111,6 +111,7 @@ def layer_weights(block: Block) -> LayerWeights:
         mlp_post_norm=_norm(block.mlp_post_norm),
         query_norm=_norm(attention.query_norm) if normed else None,
         key_norm=_norm(attention.key_norm) if normed else None,
+        sinks=None if attention.sinks is None else attention.sinks.detach(),
     )
 
 

@@ -203,7 +203,7 @@ class Transformer(Model):
     def rope_of(self, layer: int) -> RopeSpec | None:
         """How a layer rotates queries and keys; None where it does not."""
         spec = self.spec
-        if spec.position != "rotary" or (spec.rope_layers and not spec.rope_layers[layer]):
+        if not spec.has_rope(layer):
             return None
         return spec.local_rope if spec.local_rope and spec.window(layer) else spec.rope
 

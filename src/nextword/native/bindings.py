@@ -56,7 +56,7 @@ def find_library() -> ctypes.CDLL | None:
                     function.restype, function.argtypes = result, arguments
             except (OSError, AttributeError):  # built for another system, or by an older version
                 continue
-            kernels.nw_set_threads(default_threads())
+            kernels.nw_set_threads(_default_threads())
             return kernels
     return None
 
@@ -133,7 +133,7 @@ def _thread_setter() -> Callable[[int], object]:
     return getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
 
 
-def default_threads() -> int:
+def _default_threads() -> int:
     """This process's cores, or fewer if torch was told so (OMP_NUM_THREADS, torch.set_num_threads)."""
     torch = sys.modules.get("torch")  # not imported for this alone
     if torch is not None:

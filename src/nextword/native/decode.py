@@ -158,24 +158,14 @@ class KVCache:
 class TransformerProgram:
     """All layers of a model, every shape checked once. Keeps the weights it was given alive, at their addresses.
 
-    `residual_scale` multiplies what attention and MLP add to the residual stream (Granite). `rope_layers` says which
-    layers rotate queries and keys (SmolLM3); () is all.
+    `support.unsupported(spec)` says what of a model it does not run.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        layers: Sequence[LayerWeights],
-        residual_scale: float | None = None,
-        rope_layers: Sequence[bool] = (),
-    ) -> None:
-        if len(layers) != spec.layers or spec.heads % spec.kv_heads or len(rope_layers) not in (0, spec.layers):
+    def __init__(self, spec: ModelSpec, layers: Sequence[LayerWeights]) -> None:
+        if len(layers) != spec.layers or spec.heads % spec.kv_heads:
             raise ValueError(f"{len(layers)} layers for a model of {spec.layers}, or heads that form no groups")
         self.spec, self.layers = spec, tuple(layers)
-        self.residual_scale, self.rope_layers = residual_scale, tuple(rope_layers)
-        self._layers = (_Layer * spec.layers)(
-            *(_layer(spec, i, layer, not rope_layers or rope_layers[i]) for i, layer in enumerate(layers))
-        )
+        self._layers = (_Layer * spec.layers)(*(_layer(spec, i, layer) for i, layer in enumerate(layers)))
         self._model = _Model(
             layer_count=spec.layers,
             width=spec.width,
@@ -189,13 +179,12 @@ class TransformerProgram:
             full_qk_norm=spec.qk_norm == "full",
             scale=spec.attention_scale or spec.head_width**-0.5,
             softcap=spec.attention_softcap or 0.0,
-            residual_scale=1.0 if residual_scale is None else residual_scale,
+            residual_scale=spec.residual_scale or 1.0,
             layers=addressof(self._layers),
         )
 
     def __reduce__(self) -> tuple[type[TransformerProgram], tuple[object, ...]]:
-        # a copy reads the copied weights
-        return TransformerProgram, (self.spec, self.layers, self.residual_scale, self.rope_layers)
+        return TransformerProgram, (self.spec, self.layers)  # a copy reads the copied weights
 
     def forward(
         self, x: Tensor, tables: tuple[RopeTables | None, RopeTables | None], pool: KVCache, placement: Placement
@@ -269,9 +258,11 @@ def _vector(vector: Tensor | None, width: int) -> int | None:
     return vector.data_ptr()
 
 
-def _layer(spec: ModelSpec, index: int, layer: LayerWeights, rope: bool) -> _Layer:
+def _layer(spec: ModelSpec, index: int, layer: LayerWeights) -> _Layer:
     queries, keys, up_rows = spec.heads * spec.head_width, spec.kv_heads * spec.head_width, spec.mlp_width
     full, local = spec.qk_norm == "full", spec.window(index) > 0
+    if (layer.sinks is None) == spec.attention_sinks:
+        raise ValueError(f"layer {index} has attention sinks where the model has none, or the other way round")
     return _Layer(
         _norm(spec, layer.attention_norm, spec.width),
         _norm(spec, layer.attention_post_norm, spec.width),
@@ -285,7 +276,7 @@ def _layer(spec: ModelSpec, index: int, layer: LayerWeights, rope: bool) -> _Lay
         _matrix(layer.down, spec.width, spec.mlp_width),
         _vector(layer.sinks, spec.heads),
         spec.window(index),
-        int(local) if rope else -1,
+        int(local) if spec.has_rope(index) else -1,
     )
 
 

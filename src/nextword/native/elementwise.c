@@ -20,24 +20,33 @@ typedef struct {
     float *y, *inverse;                                // inverse (rows,): 1 / sqrt(mean(x^2) + eps), or NULL
 } norm_job;
 
-// The sum of a b c, where b and c may be NULL. Sixteen sums side by side: the compiler makes vectors of them, and rounding
-// stays small.
+// The sum of a b, or of a b c. Sixteen sums side by side: the compiler makes vectors of them, and rounding stays small.
 INLINE float sum_of_products(const float *a, const float *b, const float *c, int64_t width) {
     float partial[16] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + 16 <= width; i += 16)
-        for (int j = 0; j < 16; j++) partial[j] += a[i + j] * (b ? b[i + j] : 1.0f) * (c ? c[i + j] : 1.0f);
-    for (; i < width; i++) sum += a[i] * (b ? b[i] : 1.0f) * (c ? c[i] : 1.0f);
+        for (int j = 0; j < 16; j++) partial[j] += a[i + j] * b[i + j] * (c ? c[i + j] : 1.0f);
+    for (; i < width; i++) sum += a[i] * b[i] * (c ? c[i] : 1.0f);
     for (int j = 0; j < 16; j++) sum += partial[j];
     return sum;
+}
+
+INLINE float mean(const float *x, int64_t width) {
+    float partial[16] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + 16 <= width; i += 16)
+        for (int j = 0; j < 16; j++) partial[j] += x[i + j];
+    for (; i < width; i++) sum += x[i];
+    for (int j = 0; j < 16; j++) sum += partial[j];
+    return sum / (float)width;
 }
 
 // y may be x: each number is read before it is written, which is what `ivdep` promises.
 INLINE void norm_row(const norm *n, int64_t width, const float *x, float *y, float *inverse) {
     if (!n->rms) {
-        const float mean = sum_of_products(x, NULL, NULL, width) / (float)width;
+        const float middle = mean(x, width);
 #pragma GCC ivdep
-        for (int64_t i = 0; i < width; i++) y[i] = x[i] - mean;
+        for (int64_t i = 0; i < width; i++) y[i] = x[i] - middle;
         x = y;
     }
     const float r = 1.0f / sqrtf(sum_of_products(x, x, NULL, width) / (float)width + n->eps);

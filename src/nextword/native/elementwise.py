@@ -59,9 +59,10 @@ def rms_norm_backward(
     dx = torch.empty_like(x) if dx is None else dx
     rows, width = _rows(x, weight, dy, dx, *([] if residual_grad is None else [residual_grad]))
     sums = x.new_empty(library().nw_rms_norm_sums(rows, width), width)
+    residual = None if residual_grad is None else residual_grad.data_ptr()
     library().nw_rms_norm_backward(
-        x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), None if residual_grad is None else residual_grad.data_ptr(),
-        rows, width, dy.data_ptr(), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
+        x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), residual, rows, width, dy.data_ptr(), dx.data_ptr(),
+        sums.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx, sums[0].clone()
 

@@ -205,10 +205,6 @@ INLINE AVX2 void store_avx2(const product_job *job, int64_t group, int64_t at, _
 #define IN_ORDER(sum) __asm__("" : "+x"(sum))
 #define UNROLL _Pragma("GCC unroll 8")
 
-typedef struct {
-    int kind, precise, groups, vectors;  // constants wherever it is used, so that every variant is compiled by itself
-} variant;
-
 #include "matmul_quant_avx2.inc"
 #include "matmul_quant_vnni.inc"
 #endif
@@ -216,7 +212,7 @@ typedef struct {
 static void multiply_groups(const product_job *job, int64_t group, int64_t row_groups, int64_t at, int64_t size) {
 #if NW_X86
     if (nw_level() == LEVEL_VNNI) {
-        row_groups_vnni(job, group, row_groups, at, size);
+        groups_of_kind_vnni(job->m->kind)(job, group, row_groups, at, size);
         return;
     }
 #endif

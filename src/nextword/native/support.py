@@ -11,9 +11,6 @@ def unsupported(spec: ModelSpec) -> str:
     needs = {
         "a mixture of experts": spec.experts is not None,
         "latent attention": spec.latent is not None,
-        "attention sinks": spec.attention_sinks,
-        "residual scales": spec.residual_scale is not None,
-        "layers without rope": not all(spec.rope_layers),
         "clamped SwiGLU": spec.activation == "swiglu_clamped",
     }
     return ", ".join(name for name, needed in needs.items() if needed)

@@ -14,7 +14,6 @@ from ..spec import ModelSpec
 from .activations import Activations, activations
 from .budget import Budget, budget_from, plan_budget, prediction_interval
 from .compute import Flops, flops
-from .configs import spec_from_config
 from .data_constraints import best_when_limited, data_limited, inference_aware
 from .figure import Figure
 from .fit_search import Diagnosis, diagnose
@@ -70,7 +69,6 @@ __all__ = [
     "read_runs",
     "run_for",
     "shape_for",
-    "spec_from_config",
     "speed",
     "states",
     "weight_bytes",

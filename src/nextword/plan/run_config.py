@@ -17,8 +17,8 @@ from ..base import UsageError, atomic_write
 from ..base.cores import check_threads
 from ..base.fields import FieldError, Within, check_fields, description, from_plain
 from ..base.toml import read_toml, set_values, to_toml
+from ..families import spec_from_dict
 from ..spec import ModelKind, ModelSpec
-from .configs import spec_from_dict
 
 FEWEST_IDS, MOST_IDS = 257, 1 << 20  # of a bpe tokenizer: every byte and the end of the text, at least
 MOST_CONTEXT = 1 << 27

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..base import UsageError
+from ..families import experts_in_4_bits
 from ..spec import ModelSpec
 from .compute import flops
-from .configs import experts_in_4_bits
 from .figure import Figure, figure
 from .hardware import Device
 from .parameters import parameters

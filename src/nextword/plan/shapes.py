@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..base import UsageError
+from ..spec import GATES as GATES
 from ..spec import ModelSpec
 
 Part = Literal["embedding", "positions", "attention", "MLP", "router", "experts", "recurrent", "norms", "head"]
@@ -15,7 +16,6 @@ PARTS: tuple[Part, ...] = (
     "embedding", "positions", "attention", "MLP", "router", "experts", "recurrent", "norms", "head",
 )  # fmt: skip
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}  # matrices of a cell, each once for the input and once for the state
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,13 @@
-"""Chat templates: messages → the text a model was trained to answer.
-
-A template comes with a model and is a program by a stranger. It is rendered by a helper process that
-holds nothing but jinja2's sandbox, with limits on its time and memory, and that is killed if it does
-not answer: nothing less stops a loop inside one C call, such as 9 ** 9 ** 9.
-"""
+"""Chat templates: messages → the text a model was trained to answer."""
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
-import selectors
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError
+from ..base import UsageError
+from .jinja import render
 from .tokenizer import Tokenizer
-
-TIME_LIMIT = 2.0  # seconds a template may take
-_START_LIMIT = 20.0  # seconds until the helper process is up
-_IDLE_LIMIT = 60.0  # seconds after which an unused helper process ends itself
-_MEMORY_LIMIT = 512 << 20  # bytes of address space
-_LARGEST_ANSWER = 64 << 20  # bytes
-_WORKER = Path(__file__).with_name("_chat_worker.py")
 
 
 def render_chat(
@@ -41,8 +20,7 @@ def render_chat(
 
     `messages` are {"role": ..., "content": ...}; `extra` are further variables of the template (tools,
     documents, enable_thinking, ...); `chat_template` names one of several or is a template itself.
-    Raises UsageError, one line, if there is no template, or it fails, or takes longer than
-    `TIME_LIMIT` seconds or more memory than is sensible.
+    Raises UsageError if there is no template, or it fails, or takes too much time or memory.
     """
     template = _choose(tokenizer, extra.pop("chat_template", None))
     variables = {
@@ -53,7 +31,7 @@ def render_chat(
         "messages": [dict(message) for message in messages],
         "add_generation_prompt": add_generation_prompt,
     }
-    return _helper.render(template, variables, tokenizer.name)
+    return render(template, variables, f"the chat template of {tokenizer.name}")
 
 
 def _choose(tokenizer: Tokenizer, wanted: str | None) -> str:
@@ -64,149 +42,3 @@ def _choose(tokenizer: Tokenizer, wanted: str | None) -> str:
         hint = f" Name one of: {known}." if known else " It is not a chat model: use nextword complete."
         raise UsageError(f"{tokenizer.name} has no chat template.{hint}")
     return tokenizer.chat_template
-
-
-class _Silent(Exception):
-    """The helper process did not answer: it was too slow, too large, or is gone."""
-
-
-class _Helper:
-    """The helper process: started when first needed, started again after it had to be killed."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def render(self, template: str, variables: Mapping[str, Any], name: str) -> str:
-        try:
-            request = json.dumps({"template": template, "variables": variables}).encode() + b"\n"
-        except (TypeError, ValueError, RecursionError) as problem:
-            raise UsageError(f"the messages are not plain data ({problem}).") from None
-        with self._lock:
-            reply = self._ask(request, name)
-        if "error" in reply:
-            raise UsageError(f"the chat template of {name} fails: {reply['error']}")
-        text: str = reply["text"]
-        return text
-
-    def close(self) -> None:
-        """End the process. The next `render` starts another."""
-        with self._lock:
-            self._end()
-
-    def _ask(self, request: bytes, name: str) -> dict[str, Any]:
-        process = self._running()
-        try:
-            return _exchange(process, request, TIME_LIMIT)
-        except _Silent as reason:
-            self._end()
-            raise UsageError(f"the chat template of {name} was stopped: {reason}.") from None
-        except BaseException:
-            self._end()
-            raise
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        """A process that is ready for a request."""
-        if self._process is not None and self._process.poll() is None:
-            try:
-                _exchange(self._process, b"\n", TIME_LIMIT)  # it may be about to end, being idle
-                return self._process
-            except _Silent:
-                pass
-        self._end()
-        self._process = _start()
-        try:
-            _exchange(self._process, b"\n", _START_LIMIT)
-        except _Silent as reason:
-            self._end()
-            raise RunError(f"the process that renders chat templates does not start: {reason}.") from None
-        return self._process
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-            process.wait()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    places = {str(Path(_home(package)).parent) for package in ("jinja2", "markupsafe")}
-    command = [
-        sys.executable,
-        "-I",
-        "-S",
-        str(_WORKER),
-        str(_MEMORY_LIMIT),
-        str(_IDLE_LIMIT),
-        *sorted(places),
-    ]
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us, not for the helper
-            env={"PATH": os.environ.get("PATH", "")},
-        )
-    except OSError as problem:
-        raise RunError(f"the process that renders chat templates does not start: {problem}.") from None
-
-
-def _home(package: str) -> str:
-    """The folder of an installed package, found without importing it."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise RunError(f"chat templates need the package {package}. Install it: pip install {package}")
-    return spec.submodule_search_locations[0]
-
-
-def _exchange(process: subprocess.Popen[bytes], request: bytes, limit: float) -> dict[str, Any]:
-    """Send one line, receive one line, within `limit` seconds."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    until = time.monotonic() + limit
-    sending, answer = memoryview(request), bytearray()
-    to, back = process.stdin.fileno(), process.stdout.fileno()
-    os.set_blocking(to, False)
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(to, selectors.EVENT_WRITE)
-        waiting.register(back, selectors.EVENT_READ)
-        while not answer.endswith(b"\n"):
-            ready = waiting.select(max(0.0, until - time.monotonic()))
-            if not ready:
-                raise _Silent(f"it took longer than {limit:g} seconds")
-            for key, _ in ready:
-                if key.fd == back:
-                    _receive(back, answer)
-                    continue
-                sending = _send(to, sending)
-                if not sending:
-                    waiting.unregister(to)
-    reply: dict[str, Any] = json.loads(answer)
-    return reply
-
-
-def _send(to: int, data: memoryview) -> memoryview:
-    try:
-        return data[os.write(to, data[: 1 << 16]) :]
-    except BlockingIOError:
-        return data
-    except OSError:
-        raise _Silent("its process ended") from None
-
-
-def _receive(back: int, answer: bytearray) -> None:
-    piece = os.read(back, 1 << 20)
-    answer += piece
-    if not piece:
-        raise _Silent("it used too much memory or time")
-    if len(answer) > _LARGEST_ANSWER:
-        raise _Silent(f"its text is longer than {_LARGEST_ANSWER} bytes")
-
-
-_helper = _Helper()
-atexit.register(_helper.close)

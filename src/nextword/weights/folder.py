@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from ..base import UsageError, open_regular
-from .families import Piece, family
+from ..families import FileTensor, loadable_family, spec_from_config
+from . import mxfp4
 from .json_file import read_json
 from .model_folder import CONFIG, weight_files
-from .source import arrange, check_entries, check_layers, check_unread
+from .source import check_layers, check_tensors, check_unread, from_file
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -27,58 +28,63 @@ class FolderSource:
     """A folder as transformers writes it. Nothing in it is executed, and no pickle is opened."""
 
     def __init__(self, path: Path) -> None:
-        from ..plan.configs import spec_from_config
-
         self.path = path
         self.config = read_json(path / CONFIG)
-        self.family = family(str(self.config.get("model_type", "")))
+        self.family = loadable_family(str(self.config.get("model_type", "")))
         self.spec = spec_from_config(self.config)
         self._where = _tensors(path)
         check_layers(path, self.spec, len(self._where))
-        self.entries = self.family.entries(self.spec)
+        assert self.family.names is not None
+        self._names = self.family.names
+        self.parameters = self._names.parameters(self.spec)
         self._prefix = self._find_prefix()
-        check_entries(self, len(self._where))
-        check_unread(path, self._read_names(), self._where, "|".join(self.family.ignored) or "$")
+        check_tensors(self, len(self._where))
+        check_unread(path, self._read_names(), self._where, "|".join(self._names.ignored) or "$")
 
     def _read_names(self) -> set[str]:
         """Names of the tensors that are read, and that of a head which is the embedding again."""
-        whole = self.family.entries(replace(self.spec, tied=False))
-        head = [entry for entry in whole if entry.ours == "head.weight"]
-        return {self._name(piece) for entry in (*self.entries, *head) for piece in entry.pieces}
+        untied = self._names.parameters(replace(self.spec, tied=False))
+        names = {self._name(tensor.name) for parameter in untied for tensor in parameter.tensors}
+        return names | {name + part for name in names for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
 
     def _find_prefix(self) -> str:
-        first = self.entries[0].pieces[0].name
-        found = [prefix for prefix in self.family.prefixes if prefix + first in self._where]
-        return found[0] if found else self.family.prefixes[0]
+        first, prefixes = self.parameters[0].tensors[0].name, self._names.prefixes
+        return next((prefix for prefix in prefixes if prefix + first in self._where), prefixes[0])
 
-    def _name(self, piece: Piece) -> str:
-        if not piece.name.startswith("^"):
-            return self._prefix + piece.name
-        plain = piece.name[1:]
+    def _name(self, name: str) -> str:
+        if not name.startswith("^"):
+            return self._prefix + name
+        plain = name[1:]
         nested = self._prefix.removesuffix("model.") + plain  # language_model.lm_head.weight
         return plain if plain in self._where or nested not in self._where else nested
 
-    def kind(self, piece: Piece) -> str:
-        name = self._name(piece)
+    def kind(self, tensor: FileTensor) -> str:
+        name = self._name(tensor.name)
+        if name + mxfp4.BLOCKS in self._where:
+            return "mxfp4"
         kind = self._where[name].get_slice(name).get_dtype()
         if kind not in _KINDS:
             raise UsageError(f"{self.path}: tensor {name!r} is stored as {kind}; nextword reads {', '.join(_KINDS)}")
         return _KINDS[kind]
 
-    def shape(self, piece: Piece) -> tuple[int, ...] | None:
-        name = self._name(piece)
+    def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
+        name = self._name(tensor.name)
+        if (blocks := name + mxfp4.BLOCKS) in self._where:
+            *shape, groups, _ = self._where[blocks].get_slice(blocks).get_shape()
+            return (*shape, 32 * groups) if name + mxfp4.SCALES in self._where else None
         if name not in self._where:
             return None
         shape = tuple(self._where[name].get_slice(name).get_shape())
-        return shape[::-1] if piece.transposed else shape
+        return (*shape[:-2], shape[-1], shape[-2]) if tensor.transposed else shape
 
-    def read(self, piece: Piece) -> Tensor:
-        name = self._name(piece)
-        self.kind(piece)
-        tensor: Tensor = self._where[name].get_tensor(name)
-        return arrange(tensor, piece)
+    def read(self, tensor: FileTensor) -> Tensor:
+        name = self._name(tensor.name)
+        if self.kind(tensor) == "mxfp4":  # whose rows are never transposed
+            blocks, scales = (self._where[name + part].get_tensor(name + part) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
+            return tensor.rows_from_file(mxfp4.dequantize(blocks, scales))
+        return from_file(self._where[name].get_tensor(name), tensor)
 
-    def blocks(self, piece: Piece) -> np.ndarray:
+    def blocks(self, tensor: FileTensor) -> np.ndarray:
         raise UsageError(f"{self.path}: safetensors hold no quantized blocks")
 
     def tokenizer(self) -> Tokenizer:
@@ -111,4 +117,4 @@ def _open(path: Path) -> safe_open:
     except FileNotFoundError:
         raise UsageError(f"{path}: named in the index but not there; the download is incomplete") from None
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: not a whole safetensors file ({error})") from None
+        raise UsageError(f"{path}: incomplete or damaged safetensors file ({error})") from None

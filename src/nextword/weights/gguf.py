@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from nextword.base import RunError, UsageError, open_regular
-
+from ..base import RunError, UsageError, open_regular
 from .gguf_format import BlockType, Description, Header, read_header
 
 if TYPE_CHECKING:
@@ -56,16 +55,6 @@ class TensorInfo:
     @property
     def parameters(self) -> int:
         return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class KindSummary:
-    """How much of a file is stored as one kind."""
-
-    kind: str
-    tensors: int
-    parameters: int
-    nbytes: int
 
 
 class GGUFFile:
@@ -121,17 +110,6 @@ class GGUFFile:
     def parameters(self) -> int:
         return sum(tensor.parameters for tensor in self.tensors.values())
 
-    def summary(self) -> list[KindSummary]:
-        """Tensors, parameters and bytes by kind, the kind with the most bytes first."""
-        kinds: dict[str, list[TensorInfo]] = {}
-        for tensor in self.tensors.values():
-            kinds.setdefault(tensor.kind, []).append(tensor)
-        sums = (
-            KindSummary(kind, len(group), sum(t.parameters for t in group), sum(t.nbytes for t in group))
-            for kind, group in kinds.items()
-        )
-        return sorted(sums, key=lambda entry: -entry.nbytes)
-
     def raw(self, name: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """The stored bytes of a tensor, (rows, bytes a row); into `out` of that shape if given."""
         import numpy as np
@@ -170,7 +148,7 @@ class GGUFFile:
 
     def _tensor(self, name: str) -> TensorInfo:
         if name not in self.tensors:
-            raise UsageError(f"{self.paths[0]} has no tensor {name!r}.")
+            raise UsageError(f"{self.paths[0]} has no tensor {name!r}")
         return self.tensors[name]
 
     def _read(self, tensor: TensorInfo, into: NDArray[np.uint8], start: int) -> None:
@@ -182,7 +160,7 @@ class GGUFFile:
         while done < len(view):
             count = os.preadv(self._descriptors[tensor.part], [view[done:]], tensor.offset + start + done)
             if not count:
-                raise RunError(f"{self.paths[tensor.part]} became shorter while it was read.")
+                raise RunError(f"{self.paths[tensor.part]} became shorter while it was read")
             done += count
 
 
@@ -196,24 +174,24 @@ def _open(path: Path, siblings: int = 0) -> int:
         with open_regular(path) as file:
             return os.dup(file.fileno())
     except FileNotFoundError:
-        hint = f" All {siblings} parts of the model must lie in one folder." if siblings else ""
+        hint = f" All {siblings} parts of the model must lie in one folder" if siblings else ""
         raise UsageError(f"{path} does not exist; a GGUF file is expected.{hint}") from None
     except UsageError:
         raise
     except (OSError, ValueError) as problem:
-        raise UsageError(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}.") from None
+        raise UsageError(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
 
 
 def _parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
     """Where the parts of a model lie, given any of them; [path] if it is whole."""
     count = metadata.get("split.count", 1)
     if type(count) is not int or not 0 <= count <= 9999:
-        raise UsageError(f"{path} is not a sound GGUF file: it claims to be one of {count!r} parts.")
+        raise UsageError(f"{path} is not a valid GGUF file: it claims to be one of {count!r} parts")
     if count <= 1:
         return [path]
     match = _SPLIT_NAME.fullmatch(path.name)
     if not match or int(match["count"]) != count:
-        raise UsageError(f"{path} is one of {count} parts; its name must end in -00001-of-{count:05}.gguf.")
+        raise UsageError(f"{path} is one of {count} parts; its name must end in -00001-of-{count:05}.gguf")
     return [path.with_name(f"{match['stem']}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
 
 
@@ -221,11 +199,11 @@ def _check_parts(paths: list[Path], headers: list[Header]) -> None:
     for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
         says = header.metadata.get("split.no"), header.metadata.get("split.count")
         if says != (number, len(paths)):
-            raise UsageError(f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}.")
+            raise UsageError(f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}")
     found = sum(len(header.tensors) for header in headers)
     expected = headers[0].metadata.get("split.tensors.count", found)
     if found != expected:
-        raise UsageError(f"{paths[0]}: the parts hold {found} tensors together, but {expected} are expected.")
+        raise UsageError(f"{paths[0]}: the parts hold {found} tensors together, but {expected} are expected")
 
 
 def _merge(headers: list[Header], paths: list[Path]) -> Iterator[tuple[str, TensorInfo]]:
@@ -233,7 +211,7 @@ def _merge(headers: list[Header], paths: list[Path]) -> Iterator[tuple[str, Tens
     for part, header in enumerate(headers):
         for name, described in header.tensors.items():
             if name in seen:
-                raise UsageError(f"{paths[part]} repeats the tensor {name!r} of another part.")
+                raise UsageError(f"{paths[part]} repeats the tensor {name!r} of another part")
             seen.add(name)
             yield name, _info(described, part)
 
@@ -275,6 +253,6 @@ def _dequantize(tensor: TensorInfo, stored: NDArray[np.uint8]) -> NDArray[np.flo
         numbers: NDArray[np.float32] = dequantize(stored, GGMLQuantizationType[tensor.kind.upper()])
     except (KeyError, NotImplementedError, ValueError):
         raise UsageError(
-            f"tensor {tensor.name!r} is stored as {tensor.kind}, which cannot be turned into floats."
+            f"tensor {tensor.name!r} is stored as {tensor.kind}, which cannot be turned into floats"
         ) from None
     return numbers

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
-from nextword.base import UsageError
+from ..base import UsageError
 
 
 class BlockType(NamedTuple):
@@ -122,11 +122,11 @@ def read_header(descriptor: int, label: str) -> Header:
         except (_Short, struct.error):
             if len(data) >= min(size, _MAX_HEADER) or len(data) < min(want, size):
                 raise UsageError(
-                    f"{label} ends inside its header: it is cut short, or its counts lie. Fetch it again."
+                    f"{label} ends inside its header: it is cut short, or its counts are wrong. Download it again"
                 ) from None
             want *= 4
         except _Bad as problem:
-            raise UsageError(f"{label} is not a sound GGUF file: {problem}.") from None
+            raise UsageError(f"{label} is not a valid GGUF file: {problem}") from None
 
 
 def _parse(data: bytes, size: int) -> Header:

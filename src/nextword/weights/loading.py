@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import native
 from ..base import RunError, UsageError, free_memory
+from ..families import Parameter
 from ..models import Model, build, prepare
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
 from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
 from ..text import Tokenizer
-from .families import Entry
-from .source import GGUFSource, Source, is_quantized, native_kind
+from .source import GGUFSource, Source, is_quantized, native_kind, read_parameter, tensors_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -71,8 +73,8 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> M
     _check_memory(source, packed, floating)
     with torch.device("meta"):
         model = build(source.spec)
-    for entry in source.entries:
-        _fill(model, source, entry, packed, floating, where)
+    for parameter in source.parameters:
+        _fill(model, source, parameter, packed, floating, where)
     if source.spec.tied and isinstance(model.head, Linear) and isinstance(model.embedding, Embedding):
         model.head.weight = model.embedding.weight
     for module in model.modules():
@@ -107,7 +109,8 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
             )
         return True, torch.float32
     if dtype == "auto":
-        stored = {source.kind(piece) for entry in source.entries for piece in entry.pieces}
+        # experts, of three dimensions, are never packed
+        stored = {source.kind(tensor) for tensor in tensors_of(source) if len(tensor.shape) == 2}
         if runnable and any(is_quantized(kind) for kind in stored):
             return True, torch.float32
         return False, torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -115,35 +118,28 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
 
 
 def _fill(
-    model: Model, source: Source, entry: Entry, packed: bool, floating: torch.dtype, device: torch.device
+    model: Model, source: Source, parameter: Parameter, packed: bool, floating: torch.dtype, device: torch.device
 ) -> None:
-    """Read one entry and put it into the model."""
-    module_name, _, parameter = entry.ours.rpartition(".")
+    """Read one parameter and put it into the model."""
+    module_name, _, name = parameter.name.rpartition(".")
     module = model.get_submodule(module_name)
-    matrix = len(entry.shape) == 2 and parameter == "weight" and module_name != "positions"
-    if packed and matrix and entry.shape[1] % 32 == 0:
-        _fill_packed(model, module_name, module, source, entry)
+    matrix = len(parameter.shape) == 2 and name == "weight" and module_name != "positions"
+    if packed and matrix and parameter.shape[1] % 32 == 0:
+        _fill_packed(model, module_name, module, source, parameter)
         return
     dtype = torch.float32 if isinstance(module, Norm) else floating  # norms stay exact: they are small
-    values = torch.empty(entry.shape, dtype=dtype, device=device)
-    row = 0
-    for piece in entry.pieces:
-        values[row : row + piece.shape[0]] = source.read(piece)
-        row += piece.shape[0]
-    _assign(module, parameter, values)
+    _assign(module, name, read_parameter(source, parameter, dtype, device))
 
 
-def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, entry: Entry) -> None:
-    kinds = {native_kind(source.kind(piece)) for piece in entry.pieces}
-    width = entry.shape[1]
+def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, parameter: Parameter) -> None:
+    kinds = {native_kind(source.kind(tensor)) for tensor in parameter.tensors}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is not None:
-        import numpy as np
-
-        blocks = [source.blocks(piece) for piece in entry.pieces]
-        matrix = PackedMatrix.pack(kind, blocks[0] if len(blocks) == 1 else np.concatenate(blocks), width)
+        blocks = [source.blocks(tensor) for tensor in parameter.tensors]
+        stacked = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        matrix = PackedMatrix.pack(kind, stacked, parameter.shape[1])
     else:
-        matrix = PackedMatrix.pack_float(torch.cat([source.read(piece).float() for piece in entry.pieces]))
+        matrix = PackedMatrix.pack_float(read_parameter(source, parameter, torch.float32))
     if module is model.embedding:
         model.embedding = PackedEmbedding(matrix)
         if model.spec.tied:
@@ -166,19 +162,13 @@ def _precision(model: Model) -> str:
 
 def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
     """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
-    numbers = sum(_count(entry) for entry in source.entries)
-    a_number = 1.07 if packed else floating.itemsize  # packed: 8.5 bits, the larger of the kinds
-    needed, free = int(numbers * a_number), free_memory()
+    sizes = [(math.prod(parameter.shape), packed and len(parameter.shape) == 2) for parameter in source.parameters]
+    numbers, free = sum(size for size, _ in sizes), free_memory()
+    # packed: 8.5 bits, the larger of the kinds
+    needed = int(sum(size * (1.07 if in_blocks else floating.itemsize) for size, in_blocks in sizes))
     if free is not None and needed > free:
         raise RunError(
             f"{source.path}: {numbers:,} parameters need {needed / 1e9:.1f} GB as"
             f" {'8-bit blocks' if packed else str(floating).removeprefix('torch.')}, and {free / 1e9:.1f} GB are free."
             " Use a smaller model" + ("" if packed else ", or --dtype int8")
         )
-
-
-def _count(entry: Entry) -> int:
-    total = 1
-    for size in entry.shape:
-        total *= size
-    return total

@@ -1,23 +1,70 @@
-"""rope_freqs.weight of a GGUF file: positions stretched as in Llama 3.1, stored as one divisor a rotating pair."""
+"""Positions whose stretching a GGUF file holds as tensors: Llama 3's divisors, the factors of longrope."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..base import UsageError
-from ..models.rotary import frequencies
-from ..spec import RopeSpec
+from ..models.rotary import amplitude, frequencies
+from ..spec import ModelSpec, RopeSpec
+from .gguf import GGUFFile
 
-NAME = "rope_freqs.weight"
+_DIVISORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+NAMES = (_DIVISORS, _SHORT, _LONG)
 _CONTEXTS = (8192, 2048, 4096, 16384, 32768)  # before stretching; Llama 3's first
 _TOLERANCE = 1e-3
 
 
-def stretched(rope: RopeSpec, head_width: int, divisors: Tensor, path: Path) -> RopeSpec:
+def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
+    """`spec`, as the metadata gives it, with the stretching that is in tensors of the file.
+
+    Raises UsageError for one that no model of the family has.
+    """
+    if _DIVISORS in file.tensors:
+        divisors = torch.from_numpy(file.float32(_DIVISORS)).flatten()
+        return replace(spec, rope=_llama3(spec.rope, spec.head_width, divisors, file.paths[0]))
+    if _SHORT not in file.tensors or _LONG not in file.tensors:
+        return spec
+    architecture = file.architecture
+    context = file.metadata.get(f"{architecture}.rope.scaling.original_context_length")
+    short, long = (tuple(file.float32(name).flatten().tolist()) for name in (_SHORT, _LONG))
+    pairs = int(spec.head_width * spec.rope.fraction) // 2
+    if not isinstance(context, int) or context < 1 or not len(short) == len(long) == pairs:
+        raise UsageError(
+            f"{file.paths[0]}: {len(short)} and {len(long)} factors of longrope for {pairs} rotating pairs, and an"
+            f" original context of {context!r}; the file is damaged, or of another model"
+        )
+    rope = replace(
+        spec.rope, scaling="longrope", factor=spec.context / context, original_context=context,
+        short_factors=short, long_factors=long,
+    )  # fmt: skip
+    given = file.metadata.get(f"{architecture}.rope.scaling.attn_factor")
+    if isinstance(given, float) and abs(given / amplitude(rope) - 1) > _TOLERANCE:
+        rope = replace(rope, attention_factor=given)
+    return replace(spec, rope=rope)
+
+
+def factor_metadata(spec: ModelSpec, architecture: str) -> dict[str, float]:
+    """What the metadata says of longrope besides its factors."""
+    if spec.rope.scaling != "longrope":
+        return {}
+    return {f"{architecture}.rope.scaling.attn_factor": float(amplitude(spec.rope))}
+
+
+def factor_tensors(rope: RopeSpec) -> dict[str, np.ndarray]:
+    """The inverse: tensors that a file of a model with longrope holds besides its parameters."""
+    if rope.scaling != "longrope":
+        return {}
+    factors = {_SHORT: rope.short_factors, _LONG: rope.long_factors}
+    return {name: np.array(values, np.float32) for name, values in factors.items()}
+
+
+def _llama3(rope: RopeSpec, head_width: int, divisors: Tensor, path: Path) -> RopeSpec:
     """`rope` with the scaling that `divisors` (rotating pairs,) were computed from.
 
     llama.cpp's converter stores plain over stretched frequencies, and not the numbers of config.json they come from;
@@ -28,10 +75,10 @@ def stretched(rope: RopeSpec, head_width: int, divisors: Tensor, path: Path) -> 
     plain = frequencies(rope, head_width)
     if rope.scaling == "none" and divisors.shape == plain.shape:
         for context in _CONTEXTS:
-            found = replace(rope, scaling="llama3", factor=divisors.max().item(), original_context=context)
-            if torch.allclose(plain / frequencies(found, head_width), divisors, rtol=_TOLERANCE):
-                return found
+            candidate = replace(rope, scaling="llama3", factor=divisors.max().item(), original_context=context)
+            if torch.allclose(plain / frequencies(candidate, head_width), divisors, rtol=_TOLERANCE):
+                return candidate
     raise UsageError(
-        f"{path}: tensor {NAME!r} stretches positions in a way that nextword does not know."
+        f"{path}: tensor {_DIVISORS!r} stretches positions in a way that nextword does not know."
         " Use the model's safetensors folder"
     )

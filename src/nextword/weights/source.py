@@ -1,10 +1,9 @@
-"""A place that weights are read from: what every kind of file offers the loader."""
+"""Where weights are read from: what every kind of file offers the loader."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,15 +13,15 @@ from torch import Tensor
 
 from .. import native
 from ..base import UsageError
+from ..families import Family, FileTensor, Parameter
+from ..families.gguf_metadata import family_of_gguf, spec_from_gguf_metadata
 from ..native.matmul import PackedMatrix, QuantType
 from ..spec import ModelSpec
 from . import rope_factors
-from .families import GGUF_ARCHITECTURES, Entry, Family, Piece, family
-from .families import gguf as gguf_names
+from .gguf import GGUFFile
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
-    from .gguf import GGUFFile
 
 # GGUF block types that the compiled kernels compute with as they are
 _NATIVE: dict[str, QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
@@ -32,25 +31,25 @@ _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
 
 
 class Source(Protocol):
-    """Weights somewhere: the spec they fill and a way to read each piece."""
+    """Weights in a file or a folder: the spec they fill and a way to read each tensor."""
 
     path: Path
     spec: ModelSpec
     family: Family
-    entries: list[Entry]
+    parameters: list[Parameter]
     config: dict[str, Any]  # config.json, or the metadata of a GGUF
 
-    def kind(self, piece: Piece) -> str:
-        """How the piece is stored: "f32", "bf16", "q4_1", ..."""
+    def kind(self, tensor: FileTensor) -> str:
+        """How the tensor is stored: "f32", "bf16", "q4_1", ..."""
 
-    def shape(self, piece: Piece) -> tuple[int, ...] | None:
+    def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
         """Its shape in our layout, or None where the file has no such tensor."""
 
-    def read(self, piece: Piece) -> Tensor:
-        """The piece as a float tensor in our layout and row order."""
+    def read(self, tensor: FileTensor) -> Tensor:
+        """The tensor as floats in our layout and row order."""
 
-    def blocks(self, piece: Piece) -> np.ndarray:
-        """The piece's quantized blocks, uint8 (rows, bytes a row), in our row order."""
+    def blocks(self, tensor: FileTensor) -> np.ndarray:
+        """The tensor's quantized blocks, uint8 (rows, bytes per row), in our row order."""
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that came with the weights."""
@@ -66,28 +65,43 @@ def native_kind(kind: str) -> QuantType | None:
     return _NATIVE.get(kind)
 
 
-def check_entries(source: Source, names_in_file: int) -> None:
+def tensors_of(source: Source) -> list[FileTensor]:
+    """Every tensor that the model is read from."""
+    return [tensor for parameter in source.parameters for tensor in parameter.tensors]
+
+
+def read_parameter(
+    source: Source, parameter: Parameter, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> Tensor:
+    """One of our parameters, put together from its tensors in the file."""
+    values = torch.empty(parameter.shape, dtype=dtype, device=device)
+    for tensor in parameter.tensors:
+        values[tensor.index] = source.read(tensor)
+    return values
+
+
+def check_tensors(source: Source, names_in_file: int) -> None:
     """Compare every tensor's name and shape with the spec, before anything is read."""
-    pieces = [piece for entry in source.entries for piece in entry.pieces]
-    shapes = {piece.name: source.shape(piece) for piece in pieces}
-    missing = [piece.name for piece in pieces if shapes[piece.name] is None]
+    tensors = tensors_of(source)
+    shapes = {tensor.name: source.shape(tensor) for tensor in tensors}
+    missing = [tensor.name for tensor in tensors if shapes[tensor.name] is None]
     if missing:
         raise UsageError(
-            f"{source.path}: {_some(missing, len(pieces))} missing ({names_in_file} tensors present)."
+            f"{source.path}: {_some(missing, len(tensors))} missing ({names_in_file} tensors present)."
             " The download may be incomplete, or the config may belong to another model"
         )
-    wrong = [piece for piece in pieces if shapes[piece.name] != piece.shape]
+    wrong = [tensor for tensor in tensors if shapes[tensor.name] != tensor.shape]
     if wrong:
         first = wrong[0]
         raise UsageError(
-            f"{source.path}: {_some([piece.name for piece in wrong], len(pieces))} not of the size that its"
+            f"{source.path}: {_some([tensor.name for tensor in wrong], len(tensors))} not of the size that its"
             f" configuration says: {first.name} is {shapes[first.name]}, not {first.shape}."
             " The two do not belong together"
         )
 
 
 def check_unread(path: Path, read: Iterable[str], names: Iterable[str], ignored: str, hint: str = "") -> None:
-    """Refuse tensors that no entry reads: without them it would be another model.
+    """Refuse tensors that no parameter is read from: without them it would be another model.
 
     `ignored` is a regular expression of names that carry nothing of their own.
     """
@@ -112,64 +126,44 @@ def check_layers(path: Path, spec: ModelSpec, names_in_file: int) -> None:
         raise UsageError(f"{path}: its configuration says {spec.layers} layers, but it holds {names_in_file} tensors")
 
 
-def arrange(tensor: Tensor, piece: Piece) -> Tensor:
+def from_file(values: Tensor, tensor: FileTensor) -> Tensor:
     """A tensor as stored → our layout, row order and offset."""
-    if piece.transposed:
-        tensor = tensor.t()
-    order = piece.row_order()
-    if order is not None:
-        tensor = tensor[torch.from_numpy(order)]
-    return tensor.float() + piece.offset if piece.offset else tensor
+    values = tensor.rows_from_file(values.mT if tensor.transposed else values)
+    return values.float() + tensor.offset if tensor.offset else values
 
 
 class GGUFSource:
     """A GGUF file."""
 
     def __init__(self, path: Path) -> None:
-        from ..plan.configs import spec_from_gguf_metadata
-        from .gguf import GGUFFile
-
         self.path = path
-        self.file: GGUFFile = GGUFFile.open(path)
+        self.file = GGUFFile.open(path)
         self.config = self.file.metadata
-        architecture = str(self.config.get("general.architecture", ""))
-        if architecture not in GGUF_ARCHITECTURES:
-            raise UsageError(
-                f"{path}: architecture {architecture!r} is not one nextword runs. Runs: {', '.join(GGUF_ARCHITECTURES)}"
-            )
-        tied = "output.weight" not in self.file.tensors
-        self.spec = spec_from_gguf_metadata(self.config, tied=tied)
-        check_layers(path, self.spec, len(self.file.tensors))
-        self.family = family(GGUF_ARCHITECTURES[architecture])
-        self.entries = gguf_names.entries(self.spec, architecture)
-        check_entries(self, len(self.file.tensors))
-        read = {piece.name for entry in self.entries for piece in entry.pieces} | {rope_factors.NAME}
+        self.family = family_of_gguf(self.config)
+        spec = spec_from_gguf_metadata(self.config, tied="output.weight" not in self.file.tensors)
+        check_layers(path, spec, len(self.file.tensors))
+        assert self.family.gguf is not None
+        self.parameters = self.family.gguf.names.parameters(spec)
+        check_tensors(self, len(self.file.tensors))
+        read = {tensor.name for tensor in tensors_of(self)} | set(rope_factors.NAMES)
         check_unread(path, read, self.file.tensors, _DERIVED, "; use the model's safetensors folder")
-        if rope_factors.NAME in self.file.tensors:
-            self.spec = self._stretched()
+        self.spec = rope_factors.stretched(spec, self.file)
 
-    def _stretched(self) -> ModelSpec:
-        divisors = torch.from_numpy(self.file.float32(rope_factors.NAME)).flatten()
-        rope = rope_factors.stretched(self.spec.rope, self.spec.head_width, divisors, self.path)
-        return replace(self.spec, rope=rope)
+    def kind(self, tensor: FileTensor) -> str:
+        return self.file.tensors[tensor.name].kind.lower()
 
-    def kind(self, piece: Piece) -> str:
-        return self.file.tensors[piece.name].kind.lower()
-
-    def shape(self, piece: Piece) -> tuple[int, ...] | None:
-        info = self.file.tensors.get(piece.name)
+    def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
+        info = self.file.tensors.get(tensor.name)
         return tuple(info.shape) if info else None
 
-    def read(self, piece: Piece) -> Tensor:
-        kind = native_kind(self.kind(piece))
-        if kind is not None and len(piece.shape) == 2 and native.available():
-            return PackedMatrix.pack(kind, self.blocks(piece), piece.shape[1]).dequantize()
-        return arrange(torch.from_numpy(self.file.float32(piece.name)), piece)
+    def read(self, tensor: FileTensor) -> Tensor:
+        kind = native_kind(self.kind(tensor))
+        if kind is not None and len(tensor.shape) == 2 and native.available():
+            return PackedMatrix.pack(kind, self.blocks(tensor), tensor.shape[1]).dequantize()
+        return from_file(torch.from_numpy(self.file.float32(tensor.name)), tensor)
 
-    def blocks(self, piece: Piece) -> np.ndarray:
-        raw = self.file.raw(piece.name)
-        order = piece.row_order()
-        return raw if order is None else raw[order]
+    def blocks(self, tensor: FileTensor) -> np.ndarray:
+        return tensor.rows_from_file(self.file.raw(tensor.name))
 
     def tokenizer(self) -> Tokenizer:
         from ..text import tokenizer_from_gguf

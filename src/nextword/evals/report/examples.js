@@ -1,19 +1,19 @@
 "use strict";
 // The examples as data: no element of the page is touched here, so that node can test it.
 
-/** One item under one condition, put together from the columns of report_data.py. */
+/** One item under one condition, put together from the columns of data.py. */
 function answerOf(data, number, place) {
   const condition = data.conditions[number];
   const asked = condition.base === undefined ? condition : data.conditions[condition.base];
-  const form = data.forms[asked.form];
+  const template = data.templates[asked.template];
   const model = data.models[asked.model];
   const [id, group] = data.items[place];
   const column = (name) => (asked[name] ? asked[name][place] : undefined);
   return {
     id, group, condition: condition.name, shots: asked.shots[place], score: condition.score[place], said: condition.said[place],
     prompt: [...asked.prefix, ...model.tails[asked.tails[place]]], tokens: model.tokens, control: model.control,
-    choices: data.output === "multiple_choice" ? form.choices[form.choices.length === 1 ? 0 : place] : null,
-    gold: form.gold[place], logprobs: column("logprobs"), written: column("written"), numbers: column("numbers"),
+    choices: data.output === "multiple_choice" ? template.choices[template.choices.length === 1 ? 0 : place] : null,
+    gold: template.gold[place], logprobs: column("logprobs"), written: column("written"),
     by: condition.by, range: condition.range, scores: condition.scores ? condition.scores[place] : undefined,
   };
 }
@@ -80,7 +80,7 @@ const SHOWS = {
 function chosen(data, filters) {
   const text = filters.text.toLowerCase();
   const holds = (answer) =>
-    [promptOf(answer), ...(answer.written ?? []), ...(answer.choices ? [] : golds(answer))].join("\n").toLowerCase().includes(text);
+    [promptOf(answer), answer.written ?? "", ...(answer.choices ? [] : golds(answer))].join("\n").toLowerCase().includes(text);
   const pairs = data.items.map((_, place) => [
     answerOf(data, filters.condition, place), filters.beside === null ? null : answerOf(data, filters.beside, place),
   ]);
@@ -92,8 +92,8 @@ function chosen(data, filters) {
 function labels(data) {
   if (data.output !== "multiple_choice") return [];
   const found = new Set();
-  for (const form of Object.values(data.forms))
-    form.gold.forEach((gold, place) => gold.forEach((each) => found.add(form.choices[form.choices.length === 1 ? 0 : place][each] ?? "none of them")));
+  for (const template of Object.values(data.templates))
+    template.gold.forEach((gold, place) => gold.forEach((each) => found.add(template.choices[template.choices.length === 1 ? 0 : place][each] ?? "none of them")));
   return found.size <= 30 ? [...found].sort() : [];
 }
 

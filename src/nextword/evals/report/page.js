@@ -1,8 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const PAGE = 25;
-const GRADED = data.output !== "loglikelihood_rolling" && data.conditions.some(({ score }) => score.some((each) => each !== 0 && each !== 1));
-const ROLLING = data.output === "loglikelihood_rolling";
+const GRADED = data.conditions.some(({ score }) => score.some((each) => each !== 0 && each !== 1));
 let shown = PAGE;
 
 function element(name, className, text) {
@@ -51,12 +50,6 @@ function bars(answer) {
 
 const counted = (count, unit) => count + " " + unit + (count === 1 ? "" : "s");
 
-function numbers(answer) {
-  const [logprob, tokens, bytes, words] = answer.numbers;
-  const bits = (-logprob / Math.max(1, bytes) / Math.LN2).toFixed(3) + " bits per byte";
-  return [...(ROLLING ? ["ln p a byte " + (logprob / Math.max(1, bytes)).toFixed(3)] : []), bits, "ln p " + logprob.toFixed(2), counted(tokens, "token"), counted(bytes, "byte"), counted(words, "word")].join(", ");
-}
-
 function prompt(answer) {
   const control = new Set(answer.control);
   const spans = pieces(answer).map(({ ids, text }) => {
@@ -70,48 +63,44 @@ function prompt(answer) {
 function said(answer) {
   const parts = [];
   if (answer.choices) parts.push(bars(answer));
-  else if (answer.written) for (const text of answer.written) parts.push(textBox("what the model wrote", [element("b", "", "wrote: "), text]));
-  else parts.push(element("p", "head", (ROLLING ? "" : isRight(answer) ? "greedy decoding writes the right answer; " : "greedy decoding writes something else; ") + numbers(answer)));
+  else parts.push(textBox("what the model wrote", [element("b", "", "wrote: "), answer.written]));
   return parts;
 }
 
 function verdict(answer) {
-  const said = answer.choices ? wordOf(answer, answer.said) : answer.written ? answer.said : null;
+  const said = answer.choices ? wordOf(answer, answer.said) : answer.said;
   const kind = isRight(answer) ? "right" : "wrong";
   const made = element("b", kind, GRADED ? "score " + answer.score : kind);
-  return said === null ? [made] : [made, element("span", "", "said: " + said)];
+  return [made, element("span", "", "said: " + said)];
 }
 
 function head(answer) {
   const made = element("div", "head");
   made.append(element("span", "", answer.id));
   if (answer.group) made.append(element("span", "", "group " + answer.group));
-  if (!ROLLING) made.append(element("b", "", "right answer: " + golds(answer).join(" / ")));
+  made.append(element("b", "", "right answer: " + golds(answer).join(" / ")));
   return made;
 }
 
 function side(answer, asked) {
   const made = element("div", "side"), line = element("div", "head");
   line.append(element("span", "", answer.condition));
-  line.append(...(ROLLING ? [] : verdict(answer)));
+  line.append(...verdict(answer));
   made.append(line, ...(asked ? [prompt(answer)] : []), ...said(answer));
   return made;
 }
 
 function card([answer, other]) {
-  const item = element("li", ROLLING ? "example plain" : isRight(answer) ? "example" : "example wrong");
+  const item = element("li", isRight(answer) ? "example" : "example wrong");
   item.append(head(answer));
-  if (ROLLING) item.append(textBox("text of " + answer.id, answer.gold));
   if (other) {
-    const pair = element("div", "pair"), differ = !ROLLING && promptOf(answer) !== promptOf(other);
+    const pair = element("div", "pair"), differ = promptOf(answer) !== promptOf(other);
     pair.append(side(answer, differ), side(other, differ));
-    if (!ROLLING && !differ) item.append(prompt(answer));
+    if (!differ) item.append(prompt(answer));
     item.append(pair);
   } else {
-    if (!ROLLING) {
-      item.firstChild.append(element("span", "", counted(answer.shots, "shot")), ...verdict(answer));
-      item.append(prompt(answer));
-    }
+    item.firstChild.append(element("span", "", counted(answer.shots, "shot")), ...verdict(answer));
+    item.append(prompt(answer));
     item.append(...said(answer));
   }
   return item;
@@ -128,7 +117,7 @@ function draw() {
   at("examples").replaceChildren(...found.slice(0, shown).map(card));
   for (const box of at("examples").querySelectorAll(".prompt")) {
     if (box.scrollHeight > box.clientHeight) box.tabIndex = 0; // no stop for the keyboard where nothing scrolls
-    if (!ROLLING) box.scrollTop = box.scrollHeight; // to the question
+    box.scrollTop = box.scrollHeight; // to the question
   }
   at("count").textContent = found.length + " of " + data.items.length + " items";
   const names = [at("condition"), at("beside")].filter((list) => list.value !== "").map((list) => list.selectedOptions[0].text);
@@ -142,7 +131,6 @@ data.conditions.forEach((condition, number) => {
 for (const label of labels(data)) at("gold").append(new Option(label, label));
 at("beside").closest("label").hidden = data.conditions.length < 2;
 at("gold").closest("label").hidden = at("gold").options.length < 2;
-at("which").closest("label").hidden = ROLLING;
 if (GRADED) for (const option of at("which").options) option.text = option.text.replace("right", "score of .5 or more").replace("wrong", "score below .5");
 if (data.output !== "multiple_choice") for (const option of [...at("which").options]) if (option.value === "close") option.remove();
 at("filters").addEventListener("input", () => { shown = PAGE; draw(); });

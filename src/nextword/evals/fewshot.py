@@ -1,0 +1,104 @@
+"""Which examples are in a prompt, and in which order.
+
+A few-shot seed gives one ordering of the pool; k shots are its first k, so that more shots keep those before them. One
+set serves all items, except with `similar`, which picks for each item the pool's nearest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..base import UsageError
+from .design import Sampler
+from .task import Ids, Item, Task
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+Vectors = np.ndarray  # (texts, width) float32, each of length one
+
+
+def sample_shots(task: Task, count: int, sampler: Sampler, seed: int, number: int) -> tuple[Item, ...]:
+    """The first `count` shots of few-shot seed `number`. Raises UsageError where the pool is too small."""
+    pool = task.fewshot_pool
+    if count > len(pool):
+        raise UsageError(f"{count} shots cannot be drawn from {len(pool)} examples. Ask for fewer, or give more")
+    generator = random.Random(f"shots {seed} {number}")
+    if sampler == "first":
+        return pool[:count]
+    if sampler == "balanced":
+        return _balanced(task, count, generator)
+    return tuple(generator.sample(pool, len(pool))[:count])  # a sample of `count` need not begin as a smaller one does
+
+
+def _balanced(task: Task, count: int, generator: random.Random) -> tuple[Item, ...]:
+    """Every answer in turn, in an order drawn anew each round."""
+    by_answer: dict[str, list[Item]] = {}
+    for item in generator.sample(task.fewshot_pool, len(task.fewshot_pool)):
+        by_answer.setdefault(str(task.format.gold(item.values)), []).append(item)
+    shots: list[Item] = []
+    while len(shots) < count:
+        left = [answer for answer in by_answer if by_answer[answer]]
+        shots += [by_answer[answer].pop() for answer in generator.sample(left, len(left))]
+    return tuple(shots[:count])
+
+
+def permuted(shots: Sequence[Item], seed: int, permutation: int) -> tuple[Item, ...]:
+    """The same shots in another order; 0 is as drawn (Lu et al. 2022, 2104.08786)."""
+    if permutation == 0:
+        return tuple(shots)
+    return tuple(random.Random(f"order {seed} {permutation}").sample(list(shots), len(shots)))
+
+
+def with_random_answers(task: Task, shots: Sequence[Item], seed: int, number: int) -> tuple[Item, ...]:
+    """The shots of few-shot seed `number` with answers drawn blindly, anew for each seed.
+
+    What still helps is not their labels (Min et al. 2022, 2202.12837).
+    """
+    generator = random.Random(f"labels {seed} {number}")
+    return tuple(
+        replace(
+            shot,
+            values=task.format.with_answer(shot.values, generator.randrange(len(task.format.choices(shot.values)))),
+        )
+        for shot in shots
+    )
+
+
+def embed(model: Model, texts: Sequence[Ids]) -> Vectors:
+    """Each text as the mean of the model's last hidden states over its tokens, scaled to length one."""
+    import torch
+
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            hidden = model.hidden(torch.tensor([text], device=model.device))[0].float().mean(0)
+            rows.append((hidden / hidden.norm()).numpy(force=True))
+    return np.stack(rows)
+
+
+def nearest(pool: Vectors, items: Vectors, count: int) -> np.ndarray:
+    """For each item the pool's `count` nearest by cosine, (items, count), the nearest last: next to the question.
+
+    Liu et al. 2022, 2101.06804.
+    """
+    similarity = items @ pool.T
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return best[:, ::-1]
+
+
+def repeated_items(task: Task) -> int:
+    """How many scored items ask the same as another row of the pool."""
+    pool: dict[str, set[tuple[str, int]]] = {}
+    for shot in task.fewshot_pool:
+        pool.setdefault(_question(task, shot), set()).add(shot.row_id)
+    return sum(bool(pool.get(_question(task, item), set()) - {item.row_id}) for item in task.items)
+
+
+def _question(task: Task, item: Item) -> str:
+    return " ".join(task.format.questions(item.values)[0][0].split()).casefold()

@@ -1,0 +1,73 @@
+"""An evaluation as one HTML page: the curve, the comparisons, and every example with its prompt. No network needed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...base import RunError
+from ...base.files import atomic_write
+from ..results import Collected
+from ..summary import Result
+from . import tables
+from .curve import curve, legend
+from .data import embedded, embedded_json
+
+if TYPE_CHECKING:
+    from ..served import EvalModel
+
+_ASSETS = Path(__file__).parent
+
+
+def write_report(path: Path, collected: Collected, result: Result, models: Mapping[str, EvalModel]) -> None:
+    """Write the page to `path`; `models` by name turn token ids to text. Raises RunError where that fails."""
+    page = report_page(collected, result, models)
+    try:
+        with atomic_write(path) as file:
+            file.write(page)
+    except OSError as error:
+        raise RunError(f"{path}: the report could not be written ({error.strerror or error})") from error
+
+
+def report_page(collected: Collected, result: Result, models: Mapping[str, EvalModel]) -> str:
+    """The page's HTML."""
+    data = embedded(collected, models)
+    style, script = _asset("page.css"), _asset("examples.js") + _asset("page.js")
+    parts = {
+        "title": escape(f"{result.task}: {result.metric}"),
+        "policy": _policy(style, script),
+        "lead": tables.lead(result),
+        "curve": curve(result),
+        "legend": legend(result),
+        "table": tables.table(result),
+        "requirements": tables.requirements(result),
+        "comparisons": tables.comparisons(result),
+        "confusion": tables.confusions(collected, result),
+        "notes": tables.notes(result),
+        "provenance": tables.how_measured(result.provenance),
+        "left_out": tables.left_out(len(data["items"]), data["left_out"]),
+        "style": style,
+        "script": script,
+        "data": embedded_json(data),
+    }
+    chunks = re.split(r"<!-- (\w+) -->", _asset("page.html"))
+    page = "".join(parts[chunk] if index % 2 else chunk for index, chunk in enumerate(chunks))
+    return page.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, from a row, has no UTF-8
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy: nothing is loaded, and only the page's own style and script count."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; base-uri 'none';"
+        " form-action 'none'"
+    )

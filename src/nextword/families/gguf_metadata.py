@@ -1,0 +1,116 @@
+"""GGUF metadata ↔ ModelSpec. The keys are translated into those of config.json, so that a family is described once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..base import UsageError
+from ..base.errors import closest
+from ..spec import ModelSpec, RopeSpec
+from . import FAMILIES, without_empty_windows
+from .common import GGUF, Family, Values
+from .rope import scaling_from_gguf, scaling_to_gguf
+
+_ARCHITECTURES = {family.gguf.architecture: family for family in reversed(FAMILIES.values()) if family.gguf}
+
+
+def family_of_gguf(metadata: Mapping[str, Any]) -> Family:
+    """The family that a GGUF file's metadata describes. Raises UsageError for an architecture that is not known."""
+    architecture = str(metadata.get("general.architecture", ""))
+    if architecture not in _ARCHITECTURES:
+        raise UsageError(
+            f"GGUF architecture {architecture!r} is not one nextword runs.{closest(architecture, _ARCHITECTURES)}"
+            f" Runs: {', '.join(sorted(_ARCHITECTURES))}"
+        )
+    shared = [family for family in FAMILIES.values() if family.gguf and family.gguf.architecture == architecture]
+    for family in shared:
+        if (requires := _of(family).requires) and f"{architecture}.{requires}" in metadata:
+            return family
+    return shared[0]
+
+
+def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpec:
+    """The ModelSpec of a GGUF file's metadata; `tied` when it holds no `output.weight`."""
+    family = family_of_gguf(metadata)
+    gguf, values = _of(family), dict(metadata)
+    names = {name: f"{gguf.architecture}.{key}" for name, key in _keys(family).items()}
+    config = {name: metadata[key] for name, key in names.items() if key in metadata}
+    config |= {"vocab_size": _vocabulary(metadata, gguf.architecture), "tie_word_embeddings": tied}
+    if scaling := scaling_from_gguf(values, gguf.architecture):
+        config["rope_scaling"] = scaling
+    if gguf.partial_rotary:
+        config["partial_rotary_factor"] = _rotating_fraction(metadata, gguf.architecture)
+    spec = family.spec(config | gguf.read(values), "GGUF metadata")
+    key, width = f"{gguf.architecture}.rope.dimension_count", spec.head_width
+    if spec.position == "rotary" and not gguf.partial_rotary and metadata.get(key, width) != width:
+        raise UsageError(f"{key} is {metadata[key]!r}; it must be {width}, the width of a head")
+    return spec
+
+
+def gguf_metadata(spec: ModelSpec) -> tuple[Family, Values] | None:
+    """What a file says of the model, by the first family whose metadata reads back as `spec`; None where none does.
+
+    The factors of longrope are tensors of the file, in Phi-3's architecture alone.
+    """
+    spec, longrope = without_empty_windows(spec), spec.rope.scaling == "longrope"
+    wanted = replace(spec, rope=RopeSpec(spec.rope.theta, spec.rope.fraction)) if longrope else spec
+    for family in FAMILIES.values():
+        if not family.gguf or (longrope and not family.gguf.longrope):
+            continue
+        try:
+            values = _metadata(family, family.gguf, spec)
+            if spec_from_gguf_metadata(values, tied=spec.tied) == wanted:
+                return family, values
+        except UsageError:  # a shape that this family cannot have
+            continue
+    return None
+
+
+def _metadata(family: Family, gguf: GGUF, spec: ModelSpec) -> Values:
+    config = family.config(spec)
+    values = {key: config[name] for name, key in _keys(family).items() if config.get(name) is not None}
+    values |= {"vocab_size": spec.vocabulary} | scaling_to_gguf(spec) | gguf.write(spec)
+    if spec.position == "rotary":
+        values["rope.dimension_count"] = int(spec.head_width * spec.rope.fraction)
+    if "attention.key_length" in values:
+        values["attention.value_length"] = spec.head_width
+    named = {f"{gguf.architecture}.{key}": value for key, value in values.items()}
+    return {"general.architecture": gguf.architecture} | named
+
+
+def _of(family: Family) -> GGUF:
+    assert family.gguf is not None
+    return family.gguf
+
+
+def _keys(family: Family) -> dict[str, str]:
+    """config.json's keys, and what the metadata calls them."""
+    theta = {"rope_theta": "rope.freq_base"}
+    return theta | {key.name: key.gguf for key in family.keys.values() if key.gguf} | dict(_of(family).keys)
+
+
+def _vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
+    """Tokens, as the file says and its list of them shows."""
+    stated, tokens = metadata.get(f"{architecture}.vocab_size"), metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        return stated
+    if stated is not None and stated != len(tokens):
+        raise UsageError(f"{architecture}.vocab_size is {stated!r}, but the file lists {len(tokens)} tokens")
+    return len(tokens)
+
+
+def _rotating_fraction(metadata: Mapping[str, Any], architecture: str) -> float:
+    """The share of each head that rotates: all of it where the file does not say, as in llama.cpp."""
+    key = f"{architecture}.rope.dimension_count"
+    width, heads = (metadata.get(f"{architecture}.{name}") for name in ("embedding_length", "attention.head_count"))
+    rotating = metadata.get(key)
+    if rotating is None or not (isinstance(width, int) and isinstance(heads, int) and heads and width >= heads):
+        return 1.0  # wrong sizes are reported by who reads them
+    width //= heads
+    if isinstance(rotating, bool) or rotating not in range(2, width + 1, 2):
+        raise UsageError(f"{key} is {rotating!r}; it must be even, and at most {width}, the width of a head")
+    fraction: float = rotating / width
+    return fraction if int(width * fraction) == rotating else math.nextafter(fraction, 2)  # it was rounded down

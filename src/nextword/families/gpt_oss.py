@@ -1,0 +1,92 @@
+"""OpenAI's gpt-oss (2508.10925): experts with biases, a sink per head, a window in every second layer, yarn.
+
+The published folders keep the experts' matrices in MXFP4, as `*_blocks` and `*_scales`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..base import UsageError
+from ..spec import ExpertsSpec, ModelSpec
+from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Config, Family, Fields, Values, defaults, layer_types, layer_windows
+from .names import gguf_names, llama_names
+from .rope import rope_from_config, scaling_from_gguf
+
+_ROPE = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+_CLAMPED = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+
+
+def _read(config: Config, fields: Fields) -> Fields:
+    for key, value in _CLAMPED.items():
+        if config.number(key, value) != value:
+            raise UsageError(f"{config.what}: {key} is {config.values[key]!r}; nextword computes with {value} only")
+    experts = ExpertsSpec(
+        count=config.count("num_local_experts", 128),
+        active=config.count("num_experts_per_tok", 4),
+        width=fields["mlp_width"],
+        bias=True,
+    )
+    stretched = config.values.get("rope_parameters") or config.values.get("rope_scaling")
+    if not stretched:
+        config = Config(dict(config.values) | {"rope_scaling": _ROPE}, config.what)
+    return {
+        "experts": experts,
+        "rope": rope_from_config(config, 150_000.0),
+        "windows": layer_windows(config, fields, config.window(128), lambda layer: layer % 2 == 0),
+    }
+
+
+def _write(spec: ModelSpec) -> Values:
+    experts = spec.experts or ExpertsSpec(1, 1, spec.mlp_width)
+    keys = {"num_local_experts": experts.count, "num_experts_per_tok": experts.active, "hidden_act": "silu"}
+    return keys | _CLAMPED | layer_types(spec)
+
+
+def _exact_yarn(metadata: Values) -> Values:
+    """The ends of yarn's band are not rounded, which GGUF does not say."""
+    return {"rope_scaling": (scaling_from_gguf(metadata, "gpt-oss") or {}) | {"truncate": False}}
+
+
+def experts_in_4_bits(config: Mapping[str, Any]) -> bool:
+    """Whether the published weights keep the experts' matrices in MXFP4 and the rest in bf16, as gpt-oss does."""
+    how = config.get("quantization_config")
+    return isinstance(how, Mapping) and how.get("quant_method") == "mxfp4"
+
+
+_KEYS = defaults(LLAMA_KEYS, layers=36, context=131_072, kv_heads=8, head_width=64, norm_eps=1e-5)
+del _KEYS["activation"]
+GPT_OSS = Family(
+    "gpt_oss",
+    "GptOssForCausalLM",
+    _KEYS | defaults(BIAS_KEYS, attention_bias=True, attention_out_bias=True),
+    {"attention_sinks": True, "activation": "swiglu_clamped"},
+    read=_read,
+    write=_write,
+    names=replace(
+        llama_names(
+            attention__sinks="self_attn.sinks",
+            experts__router="mlp.router",
+            experts__up="mlp.experts.gate_up_proj",
+            experts__up_bias="mlp.experts.gate_up_proj_bias",
+            experts__down="mlp.experts.down_proj",
+            experts__down_bias="mlp.experts.down_proj_bias",
+        ),
+        transposed=("experts.up", "experts.down"),
+        paired=("experts.up",),
+    ),
+    gguf=GGUF(
+        "gpt-oss",
+        gguf_names({"mlp_norm": "post_attention_norm"}),
+        {
+            "num_local_experts": "expert_count",
+            "num_experts_per_tok": "expert_used_count",
+            "sliding_window": "attention.sliding_window",
+        },
+        read=_exact_yarn,
+        write=lambda spec: {"expert_feed_forward_length": spec.mlp_width},
+    ),
+)
+FAMILIES = (GPT_OSS,)
