@@ -14,7 +14,7 @@ from configs import config_of
 from nextword import plan
 from nextword.base import UsageError
 from nextword.plan import shape_for
-from nextword.plan.data_constraints import worth
+from nextword.plan.data_constraints import effective
 from nextword.train import calibration, planning
 from nextword.train.calibration import Entry, correction, loss_factor
 
@@ -120,10 +120,10 @@ def test_intervals_hold_the_next_run_95_times_in_100(count: int) -> None:
 
 def test_the_worth_of_repeated_tokens_is_of_one_law() -> None:
     """Muennighoff et al. 2023, §6: up to 4 epochs are nearly fresh, and no repetition is worth more than R* epochs."""
-    assert worth(4e6, 1e6) == pytest.approx(3.73e6, rel=0.01)
-    assert worth(1e12, 1e6) == pytest.approx((1 + 15.387756) * 1e6)
+    assert effective(4e6, 1e6) == pytest.approx(3.73e6, rel=0.01)
+    assert effective(1e12, 1e6) == pytest.approx((1 + 15.387756) * 1e6)
     law = [planning.small_loss(RUN.spec, tokens, 1e6, 2.5) for tokens in (1e6, 4e6)]
-    assert law[1] == planning.small_loss(RUN.spec, worth(4e6, 1e6), 1e12, 2.5) < law[0]
+    assert law[1] == planning.small_loss(RUN.spec, effective(4e6, 1e6), 1e12, 2.5) < law[0]
 
 
 # ---- forgetting

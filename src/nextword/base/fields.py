@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from .display import printable
 from .errors import UsageError, closest
 
-Made = TypeVar("Made")
+Dataclass = TypeVar("Dataclass")
 _FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
 
 
@@ -75,7 +75,7 @@ def check_field(owner: type, name: str, value: Any) -> None:
         raise FieldError(name, value, wanted)
 
 
-def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
+def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
     """The dataclass `kind` from plain data, dataclasses inside it included, every field checked.
 
     A list, as JSON and TOML have it, becomes the tuple that a field of a tuple wants. `prefix`, such as "train.",

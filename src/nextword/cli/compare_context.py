@@ -110,7 +110,7 @@ def _print(found: Study) -> None:
 
 def _table(title: str, kinds: list[str], rows: list[tuple[str, list[str]]]) -> None:
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     output().print(title, style="bold")
     table = plain_table("", *kinds)

@@ -12,6 +12,7 @@ from ..base.fields import FieldError
 from ._app import Suggesting
 from ._options import OUTPUT_MODEL, PICTURE
 from .plan_options import STEPS
+from .runs_calibration import command as calibration
 
 if TYPE_CHECKING:
     from ..train.changes import Change
@@ -22,7 +23,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group(name="runs", cls=Suggesting)
 def command() -> None:
-    """Training runs: list, show, compare, resume, export, forget.
+    """Training runs: list, show, compare, resume, export, calibrate, forget.
 
     \b
     Examples:
@@ -30,7 +31,11 @@ def command() -> None:
       nextword runs compare runs/transformer-1.20M runs/lstm-1.20M --plot both.svg
       nextword runs resume runs/transformer-1.20M
       nextword runs export runs/transformer-1.20M model.gguf
+      nextword runs calibration
     """
+
+
+command.add_command(calibration)
 
 
 @command.command(name="list")
@@ -47,7 +52,7 @@ def list_runs(root: Path, as_json: bool) -> None:
         emit_json(rows)
         return
     from ._console import messages, output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     if not rows:
         messages().print(f"no runs in {root}. Start one: nextword train FOLDER --minutes 20")
@@ -96,7 +101,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
     from .train_display import print_report
 
     summary = _summary(run, record) | {"changes": "; ".join(map(str, record.changes)) or None}
@@ -147,7 +152,7 @@ def _print_compared(
     runs: tuple[Path, ...], records: list[RunRecord], rows: list[dict[str, Any]], differing: dict[str, list[str]]
 ) -> None:
     from ._console import output
-    from .plan_tables import plain_table, rate
+    from ._table import plain_table
 
     table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
                         least=((2,), (6,), (5,), (1,)))  # fmt: skip
@@ -155,7 +160,7 @@ def _print_compared(
         measured = _measured(run, record)
         table.add_row(
             row["folder"], f"{row['parameters']:,}", units.format_count(row["tokens"]), _number(row["nats_per_token"]),
-            _number(row["bits_per_byte"]), rate(measured.tokens_per_second) if measured else "",
+            _number(row["bits_per_byte"]), units.format_rate(measured.tokens_per_second) if measured else "",
             units.format_bytes(measured.memory) if measured else "",
         )  # fmt: skip
     console = output()

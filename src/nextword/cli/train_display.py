@@ -13,7 +13,7 @@ from ..plan import parameters
 from ..spec import ModelSpec
 from ..train.callbacks import Callbacks, TrainStep
 from ._console import messages, output
-from .plan_tables import plain_table, rate
+from ._table import plain_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,8 +53,8 @@ def print_plan(run: PreparedRun) -> None:
     table.add_row("  learning", f"{train.optimizer}, {train.learning_rate:g} to {train.final_learning_rate:g}"
                   f" {train.schedule}, {train.dtype}, {_threads(config.run.threads)}")  # fmt: skip
     if plan is not None:
-        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {rate(plan.tokens_per_second)} tokens/s,"
-                      f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip
+        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {units.format_rate(plan.tokens_per_second)}"
+                      f" tokens/s, {plan.share_of_peak:.0%} of the peak")  # fmt: skip
         table.add_row("  memory", units.format_bytes(plan.memory))
         if not config.model.base:
             table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}:"
@@ -69,7 +69,7 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     table = plain_table("", "predicted", "measured", "off by", least=((3,),))
     rows = [
         ("time", "seconds", units.format_seconds),
-        ("tokens/s", "tokens_per_second", rate),
+        ("tokens/s", "tokens_per_second", units.format_rate),
         ("share of peak", "share_of_peak", lambda value: f"{value:.1%}"),
         ("peak memory", "memory", units.format_bytes),
         ("held-out loss, nats a token", "nats_per_token", lambda value: f"{value:.4f}"),
@@ -180,7 +180,7 @@ class Display(Callbacks):
         parts = [f"loss {self.loss:.3f}"]
         if self.val_loss is not None:
             parts.append(f"held out {self.val_loss:.3f}")
-        parts += [f"{rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
+        parts += [f"{units.format_rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
         if (plan := self.run.record.expected) is not None:
             parts.append(f"of {units.format_seconds(plan.seconds)} planned")
         return ", ".join([*parts, units.format_bytes(_resident())])

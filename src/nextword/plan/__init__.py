@@ -12,7 +12,7 @@ are imported where a law is fitted, matplotlib where one is drawn.
 
 from ..spec import ModelSpec
 from .activations import Activations, activations
-from .budget import Budget, budget_from, plan_budget, prediction_interval
+from .budget import BudgetPlan, budget_from, plan_budget, prediction_interval
 from .compute import Flops, flops
 from .data_constraints import best_when_limited, data_limited, inference_aware
 from .figure import Figure
@@ -30,7 +30,7 @@ from .training import Memory, Training, cost, duration, training_memory
 
 __all__ = [
     "Activations",
-    "Budget",
+    "BudgetPlan",
     "Device",
     "Diagnosis",
     "Figure",

@@ -161,7 +161,7 @@ def forget(run: str | None = None, place: Path | None = None) -> int:
     lines = read_text(place, _MOST_BYTES).splitlines() if place.exists() else []
     kept = [] if run is None else [line for line in lines if _folder(line) != str(Path(run).resolve())]
     if run is not None and len(kept) == len(lines):
-        raise UsageError(f"the ledger {place} has no entry of {run}; nextword plan verify lists those it has")
+        raise UsageError(f"the ledger {place} has no entry of {run}; nextword runs calibration lists those it has")
     if len(kept) < len(lines):
         with atomic_write(place) as file:
             file.writelines(f"{line}\n" for line in kept)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError, check_picture, figure_class, save_picture
+from ..base import UsageError, check_picture, save_picture
+from ..base.pictures import GREY, PALETTE, new_figure
 from .metrics import read_metrics
 
-_COLOURS = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
 _NARROWEST = 16  # of its cells
 _MARKS = "●○▲△■□"
@@ -39,15 +39,13 @@ def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[flo
 def draw_curves(folders: Sequence[Path], path: Path) -> None:
     """Loss against tokens: faint for each step, a line for its mean, dots for held-out text."""
     check_picture(path)
-    figure = figure_class()(figsize=(7.5, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = new_figure(7.5, 4.4)
     lowest, highest = math.inf, 0.0
     for number, folder in enumerate(folders):
         tokens, losses, at, val = curve(folder)
         if not losses:
             raise UsageError(f"{folder} has no steps to draw yet")
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         axes.plot(tokens, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(tokens, smoothed(losses), color=colour, linewidth=1.6, label=folder.name)
         if val:
@@ -98,14 +96,11 @@ def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
 def draw_study(found: Any, path: Path) -> None:
     """A `context_study.Study` in four panels: by position, by what may be seen, tasks, speed."""
     check_picture(path)
-    figure = figure_class()(figsize=(10, 7), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
+    figure, panels = new_figure(10, 7, 2, 2)
     (position, visible), (tasks, speed) = panels
     names = [(result.task, result.size) for result in found.kinds[0].tasks]
     for number, each in enumerate(found.kinds):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         for axes, means in ((position, each.by_position), (visible, each.by_visible)):
             values = [m.estimate for m in means]
             axes.errorbar([m.at for m in means], [v.mean for v in values], [v.margin for v in values], color=colour,
@@ -124,7 +119,7 @@ def draw_study(found: Any, path: Path) -> None:
     visible.set_title("loss given only the last tokens; dotted: tokens beyond are of use", loc="left", fontsize=10)
     tasks.set(ylabel="answers right", ylim=(0, 1.05))
     tasks.set_xticks(range(len(names)), [f"{task} {size}" for task, size in names], fontsize=8)
-    tasks.axhline(1 / 8, color="#8a8f98", linewidth=0.8, linestyle=":")
+    tasks.axhline(1 / 8, color=GREY, linewidth=0.8, linestyle=":")
     tasks.set_title("copying over a delay, recall of pairs; dotted: a guess", loc="left", fontsize=10)
     speed.set(ylabel="tokens a second")
     speed.set_title("training on one row: threads x length", loc="left", fontsize=10)

@@ -14,7 +14,7 @@ from ..base.units import format_seconds
 from ..data import Dataset
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
-from ..plan.data_constraints import best_when_limited, worth
+from ..plan.data_constraints import best_when_limited, effective
 from ..plan.laws import SMALL, Law, law
 from ..plan.run_config import TrainConfig
 from ..plan.search import largest
@@ -295,5 +295,5 @@ def small_loss(spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_t
 
     The law is of bytes, so that tokenizers compare; repeated text counts less (Muennighoff et al. 2023, eq. 5).
     """
-    seen = worth(tokens, min(unique_tokens, tokens)) * bytes_per_token
+    seen = effective(tokens, min(unique_tokens, tokens)) * bytes_per_token
     return min(SMALL.loss(parameters(spec).total, seen), math.log2(spec.vocabulary) / bytes_per_token)
