@@ -39,6 +39,7 @@ LAYOUTS = {
     "llama": LLAMA,
     "llama, untied, heads wider than width/heads": replace(LLAMA, tied=False, head_width=32),
     "llama, linear rope": replace(LLAMA, rope=RopeSpec(scaling="linear", factor=2.0)),
+    "llama, llama3 rope": replace(LLAMA, rope=RopeSpec(scaling="llama3", factor=8.0, original_context=2048)),
     "llama, experts": replace(LLAMA, experts=ExpertsSpec(4, 2, 160)),
     "qwen2": replace(LLAMA, attention_bias=True, norm_eps=1e-6),
     "qwen3": replace(LLAMA, qk_norm="head", rope=RopeSpec(theta=1e6)),
@@ -200,6 +201,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
         ({"mlp_bias": True}, "layout"),
         ({"parallel": True}, "layout"),
         ({"windows": (32, 0)}, "layout"),
+        ({"rope": RopeSpec(scaling="llama3", factor=8.0, original_context=100)}, "scaling of positions"),
     ],
 )
 def test_a_model_the_file_cannot_say_all_of_is_refused(
