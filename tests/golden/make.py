@@ -37,7 +37,7 @@ from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
 from nextword.spec import ModelSpec
 from nextword.train.trainer import Options, Silent, Step, Trainer
-from nextword.weights import write_model
+from nextword.weights.conversion import write_model
 
 HERE = Path(__file__).parent
 KINDS = ("transformer", "rnn", "lstm", "gru")

@@ -511,7 +511,7 @@ def _refit(request: Request, run: RunConfig, timed: StepTime, data: Dataset, her
 
 
 def _load(name: str) -> tuple[Any, Tokenizer]:
-    from ..weights import load
+    from ..weights.loading import load
 
     loaded = load(name, dtype="float32", device="cpu")
     return loaded.model.requires_grad_(True), loaded.tokenizer
@@ -673,7 +673,7 @@ def _whole(model: nn.Module, session: Session) -> nn.Module:
 
 def write_model(model: Any, session: Session) -> None:
     """The model and its tokenizer into the run's folder, as other programs open them."""
-    from ..weights import write_model as write
+    from ..weights.conversion import write_model as write
 
     write(session.folder, model.cpu(), session.tokenizer(), force=True)
 
