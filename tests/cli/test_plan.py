@@ -180,13 +180,12 @@ def test_a_budget_of_time_or_money_is_that_of_its_flops(run: Plan) -> None:
 
 
 def test_the_budgets_run_can_be_read_by_the_trainer_and_planned_again(run: Plan, tmp_path: Path) -> None:
-    done = run("budget", "--flops", "1e17", "--devices", "a100", "--out", "run.json")
+    done = run("budget", "--flops", "1e17", "--devices", "a100", "--out", "run.toml")
     assert done.code == 0
-    written = plan.RunConfig.read(tmp_path / "run.json")
-    assert written.tokens == written.steps * written.batch * written.context
-    assert plan.flops(written.model, written.context, written.tokens).total == pytest.approx(1e17, rel=0.05)
-    again = run("inference", "run.json", "--json").data
-    assert again["model"]["parameters"]["total"] == plan.parameters(written.model).total
+    written = plan.RunConfig.read(tmp_path / "run.toml")
+    assert plan.flops(written.spec, written.train.context, written.total_tokens).total == pytest.approx(1e17, rel=0.05)
+    again = run("inference", "run.toml", "--json").data
+    assert again["model"]["parameters"]["total"] == plan.parameters(written.spec).total
 
 
 def test_a_budget_that_its_devices_cannot_hold_keeps_its_optimum_and_says_so(run: Plan, tmp_path: Path) -> None:
@@ -194,10 +193,10 @@ def test_a_budget_that_its_devices_cannot_hold_keeps_its_optimum_and_says_so(run
     assert data["concrete"]["run"] is None
     assert data["optima"][0]["parameters"] == plan.optimum(5.76e23).parameters
     assert "no concrete run" in data["warnings"][-1]
-    done = run("budget", "--flops", "5.76e23", "--out", "run.json")
+    done = run("budget", "--flops", "5.76e23", "--out", "run.toml")
     assert done.code == 2
     assert "no concrete run" in done.err
-    assert not (tmp_path / "run.json").exists()
+    assert not (tmp_path / "run.toml").exists()
 
 
 def test_little_data_and_much_use_change_the_choice_and_are_said(run: Plan) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .display import printable
-from .errors import UsageError
+from .errors import UsageError, closest
 
 Dataclass = TypeVar("Dataclass")
 _FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
@@ -76,24 +76,60 @@ def check_field(owner: type, name: str, value: Any) -> None:
 
 
 def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
-    """The dataclass `kind` from plain data, every field checked. Raises UsageError that names what is wrong.
+    """The dataclass `kind` from plain data, dataclasses inside it included, every field checked.
 
-    A list, as JSON has it, becomes the tuple that a field of a tuple wants. `prefix`, such as "options.", comes before
-    the names of fields in messages.
+    A list, as JSON and TOML have it, becomes the tuple that a field of a tuple wants. `prefix`, such as "train.",
+    comes before the names of fields in messages. Raises UsageError that names what is wrong, and for an unknown field
+    the nearest.
     """
     if not isinstance(data, Mapping):
-        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
+        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a {type(data).__name__}, not an object")
     known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [str(name) for name in data if name not in known]:
-        raise UsageError(f"{prefix + printable(unknown[0], 40)!r} is not a setting of {kind.__name__}")
+        name = printable(unknown[0], 40)
+        near = closest(prefix + name, [*(prefix + field for field in known), *dotted_names(kind, prefix)], 1)
+        raise UsageError(f"{prefix + name!r} is not a setting of {kind.__name__}.{near}".removesuffix("."))
     if missing := [name for name, field in known.items() if name not in data and _needed(field)]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
+    hints = _hints(kind)  # type: ignore[arg-type]
+    values = {name: _from_plain_field(hints[name], value, prefix + name) for name, value in data.items()}
     try:
-        instance = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
-        check_fields(instance)
+        made = kind(**values)
+        check_fields(made)
     except FieldError as error:
-        raise UsageError(error.said_as(prefix + error.name)) from None
-    return instance
+        raise FieldError(prefix + error.name, error.value, error.wanted) from None
+    return made
+
+
+def _from_plain_field(hint: Any, value: Any, name: str) -> Any:
+    """The value of one field: dataclasses inside it are built, lists become tuples, whole numbers floats if wanted."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType, tuple) else (hint,)
+    inner = next((one for one in kinds if dataclasses.is_dataclass(one)), None)
+    if isinstance(value, list):
+        return tuple(_from_plain_field(inner, item, name) if inner else item for item in value)
+    if inner is not None and isinstance(value, Mapping):
+        return from_plain(inner, value, f"{name}.")  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _FINITE:
+        return float(value)
+    return value
+
+
+def dotted_names(kind: type, prefix: str = "") -> Iterator[str]:
+    """The names of all fields of a dataclass and of the dataclasses inside it, such as train.learning_rate."""
+    for name, hint in _hints(kind).items():
+        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(inner):
+            yield from dotted_names(inner, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name
+
+
+def description(kind: type, name: str) -> str:
+    """What a field is, in words: the text in its annotation, as in `Annotated[int, Within(least=0), "steps"]`."""
+    hint = _hints(kind)[name]
+    return next((item for item in get_args(hint)[1:] if isinstance(item, str)), "")
 
 
 def finite(value: Any) -> Any:
@@ -117,11 +153,11 @@ def rebuilt(hint: Any, data: Any) -> Any:
     if origin is Annotated:
         return rebuilt(args[0], data)
     if origin in (Union, types.UnionType):
-        kind = next((arg for arg in args if arg is not type(None)), None)
+        kind = next((each for each in args if each is not type(None)), None)
         return None if data is None else rebuilt(kind, data)
     if origin is tuple:
         kinds = args[:1] * len(data) if args[-1] is Ellipsis else args
-        return tuple(rebuilt(kind, item) for kind, item in zip(kinds, data, strict=True))
+        return tuple(rebuilt(kind, each) for kind, each in zip(kinds, data, strict=True))
     if isinstance(data, Mapping) and dataclasses.is_dataclass(hint):
         known = _hints(hint)  # type: ignore[arg-type]
         return hint(**{name: rebuilt(known[name], value) for name, value in data.items() if name in known})  # type: ignore[operator]
@@ -133,26 +169,27 @@ def rebuilt(hint: Any, data: Any) -> Any:
 @cache
 def _hints(owner: type) -> dict[str, Any]:
     """The annotations of a dataclass's fields, by name."""
-    hints = get_type_hints(owner, include_extras=True)
-    return {name: hint for name, hint in hints.items() if name in owner.__dataclass_fields__}  # type: ignore[attr-defined]
+    found = get_type_hints(owner, include_extras=True)
+    return {name: hint for name, hint in found.items() if name in owner.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _wanted(value: Any, hint: Any) -> str:
     """What `hint` wants in place of `value`; "" if it is right."""
     limits = Within()
     if get_origin(hint) is Annotated:
-        hint, limits = get_args(hint)[:2]
+        hint, *metadata = get_args(hint)
+        limits = next((item for item in metadata if isinstance(item, Within)), limits)
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return ""
     if origin in (Union, types.UnionType):
-        return _wanted_of_several(value, [Annotated[arg, limits] for arg in args])
+        return _wanted_of_several(value, [Annotated[each, limits] for each in args])
     if origin is Literal:
         return "" if isinstance(value, str) and value in args else f"one of {', '.join(args)}"
     if origin is tuple:
         return _wanted_of_a_tuple(value, args)
     if origin is dict and isinstance(value, dict):
-        return next((f"{one} for each" for one in (_wanted(item, args[1]) for item in value.values()) if one), "")
+        return next((f"{one} for each" for one in (_wanted(each, args[1]) for each in value.values()) if one), "")
     if hint in (int, float):
         kind: Any = Integral if hint is int else Real
         right = isinstance(value, kind) and not isinstance(value, bool) and limits.holds(value)  # a bool is an int
@@ -161,10 +198,10 @@ def _wanted(value: Any, hint: Any) -> str:
 
 
 def _wanted_of_several(value: Any, kinds: list[Any]) -> str:
-    wanted_by_kind = {kind: _wanted(value, kind) for kind in kinds}
-    if "" in wanted_by_kind.values():
+    found = {kind: _wanted(value, kind) for kind in kinds}
+    if "" in found.values():
         return ""
-    return " or ".join(wanted for kind, wanted in wanted_by_kind.items() if get_args(kind)[0] is not type(None))
+    return " or ".join(wanted for kind, wanted in found.items() if get_args(kind)[0] is not type(None))
 
 
 def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
@@ -172,7 +209,7 @@ def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
     if not isinstance(value, tuple) or (not several and len(value) != len(kinds)):
         return "a list" if several else f"a list of {len(kinds)}"
     wanted = [
-        _wanted(item, kind) for item, kind in zip(value, kinds[:1] * len(value) if several else kinds, strict=True)
+        _wanted(each, kind) for each, kind in zip(value, kinds[:1] * len(value) if several else kinds, strict=True)
     ]
     return next((f"a list, each {one}" for one in wanted if one), "")
 

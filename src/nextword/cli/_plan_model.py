@@ -11,9 +11,9 @@ from ..base.errors import closest
 from ..families import spec_from_config, spec_from_dict
 from ..families.gguf_metadata import spec_from_gguf_metadata
 from ..families.published import known_config, known_models, known_spec
-from ..plan import parameters, shape_for
+from ..plan import RunConfig, parameters, shape_for
 from ..plan.serving import BITS, published_bytes
-from ..plan.shape_search import FORMAT, RunConfig, recurrent_for
+from ..plan.shape_search import recurrent_for
 from ..spec import ModelKind, ModelSpec
 from ..weights.catalogue import cache_folder, cached_file, check_folder, find, is_cached
 from ..weights.json_file import read_json
@@ -73,18 +73,18 @@ def planned_model(model: str | None, params: float | None, arch: ModelKind | Non
         raise UsageError(f"--arch {arch} says what --params builds; {model} has its own. Leave one out")
     assert model is not None
     path = Path(model).expanduser()
+    if path.suffix.lower() == ".toml":
+        return PlannedModel(str(path), RunConfig.read(path).spec)
     if path.suffix.lower() == ".json" or (path.is_dir() and not list(path.glob("*.gguf"))):
         return _from_json(path / "config.json" if path.is_dir() else path)
     return _from_weights(model, path)
 
 
 def _from_json(path: Path) -> PlannedModel:
-    """A Hugging Face config.json, a run's configuration of nextword, or a ModelSpec as plain data."""
+    """A Hugging Face config.json, or a ModelSpec as plain data."""
     if not path.exists() and path.name != "config.json":
         raise UsageError(f"{path}: no such file; give a name, a folder, a .gguf file or a config.json")
     data = read_json(path)
-    if data.get("format") == FORMAT:
-        return PlannedModel(str(path), RunConfig.from_dict(data).model)
     if "kind" in data and "model_type" not in data:
         return PlannedModel(str(path), spec_from_dict(data, str(path)))
     stored = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) if path.name == "config.json" else 0

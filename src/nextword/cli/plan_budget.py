@@ -56,7 +56,7 @@ def command(
       nextword plan budget --flops 5.76e23
       nextword plan budget --devices 8xh100 --days 3 --tokens-available 50B
       nextword plan budget --dollars 500 --devices h100 --price 2.5
-      nextword plan budget --minutes 30 --devices this --out run.json
+      nextword plan budget --minutes 30 --devices this --out run.toml
     """
     seconds = _only_one(flops, {"--minutes": minutes, "--hours": hours, "--days": days}, dollars, price)
     count, device = devices or (1, find_device("this" if minutes is not None else "h100"))
@@ -154,14 +154,15 @@ def _concrete(plan: BudgetPlan) -> Iterator[Section]:
     if run is not None and concrete.memory is not None and concrete.time is not None and device is not None:
         memory, time = units.format_bytes(concrete.memory.total), units.format_seconds(concrete.time.value)
         share = f"assumed share {concrete.time.inputs['mfu']:.0%} of the peak"
+        train = run.train
         rows += [
-            ("tokens", f"{run.tokens:,} in {run.steps:,} steps of {run.batch:,} x {run.context:,}"),
-            ("a device", f"{run.micro_batch:,} sequences at a time, {run.accumulation:,} times a step; {run.precision},"
-             f" {run.shard if run.devices > 1 else 'one device'}"),
-            ("learning rate", f"{run.learning_rate:g} to {run.final_learning_rate:g}, {run.schedule},"
-             f" {run.warmup_steps:,} steps of warm-up"),
+            ("tokens", f"{run.total_tokens:,} in {train.steps:,} steps of {train.batch_size:,} x {train.context:,}"),
+            ("a device", f"{train.micro_batch:,} sequences at a time, {train.accumulation:,} times a step;"
+             f" {train.dtype}, {train.shard if train.devices > 1 else 'one device'}"),
+            ("learning rate", f"{train.learning_rate:g} to {train.final_learning_rate:g}, {train.schedule},"
+             f" {train.warmup_steps:,} steps of warm-up"),
             ("memory", f"{memory} of {units.format_bytes(device.memory)} on {device.title}"),
-            ("time", f"{time} on {run.devices:,} x {device.name}, {share}"),
+            ("time", f"{time} on {train.devices:,} x {device.name}, {share}"),
         ]  # fmt: skip
         yield formulas("its memory", concrete.memory.parts)
         yield formulas("its time", (concrete.time,))

@@ -35,8 +35,8 @@ _EXPLAINED = (
 
 
 @click.command(name="laws")
-@click.option("--data", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
-              help="Runs: columns for parameters, loss, and tokens or flops.")  # fmt: skip
+@click.option("--data", type=click.Path(path_type=Path), default=None, metavar="RUNS",
+              help="A folder of runs of `nextword train`, or a CSV: parameters, loss, tokens or flops.")  # fmt: skip
 @click.option("--method", type=click.Choice([*get_args(Method), "both"]), default="both", show_default=True)
 @click.option(
     "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
@@ -59,6 +59,7 @@ def command(
     Examples:
       nextword plan laws --at 1e21
       nextword plan laws --data runs.csv --at 1e20 --at 1e22 --plot law.svg
+      nextword plan laws --data runs/
     """
     if data is None:
         if plot is not None:
@@ -68,6 +69,8 @@ def command(
         emit(result, lambda: _published(rows), as_json=as_json, explain=explain)
         return
     runs = read_runs(data).without_highest(drop_highest)
+    for skipped in runs.skipped:
+        messages().print(f"skipped: {skipped}", style="dim")
     methods = get_args(Method) if method == "both" else (method,)
     log = _progress(len(runs))
     fits = [fit_law(runs, method, bootstrap=bootstrap, seed=seed, progress=log) for method in methods]

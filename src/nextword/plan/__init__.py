@@ -21,9 +21,10 @@ from .fitting import LawFit, fit_law
 from .hardware import Device, device, devices
 from .laws import Law, Optimum, flat_region, optima, optimum
 from .parameters import Parameters, parameters
+from .run_config import RunConfig
 from .runs import Runs, read_runs
 from .serving import Serving, cache_bytes, fit_on, serving_memory, speed, weight_bytes
-from .shape_search import RunConfig, run_for, shape_for
+from .shape_search import run_for, shape_for
 from .states import States, states
 from .training import Memory, Training, cost, duration, training_memory
 

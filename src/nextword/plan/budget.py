@@ -19,7 +19,8 @@ from .fitting import Interval
 from .hardware import Device
 from .laws import DEFAULT, FlatRegion, Law, Optimum, flat_region, law, optima, optimum
 from .parameters import parameters
-from .shape_search import LARGEST, SMALLEST, RunConfig, memory_setup, run_for, shape_for
+from .run_config import RunConfig
+from .shape_search import LARGEST, SMALLEST, memory_setup, run_for, shape_for
 from .training import MFU, Memory, duration, training_memory
 
 FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
@@ -163,9 +164,10 @@ def _concrete_run(
         run = run_for(model, compute, device, devices, choice.tokens if keep_tokens else None)
     except UsageError as error:  # the optimum holds all the same
         return ConcreteRun(model, warnings=(*warnings, f"no concrete run: {error}"))
-    memory = training_memory(run.model, memory_setup(run, device))
-    needed = flops(run.model, run.context, run.tokens).total
-    time = duration(needed, devices, device.speed(run.precision), mfu)
+    setup = memory_setup(run, device)
+    memory = training_memory(run.spec, setup)
+    needed = flops(run.spec, run.train.context, run.total_tokens).total
+    time = duration(needed, devices, device.speed(setup.precision), mfu)
     return ConcreteRun(model, run, memory, time, tuple(warnings))
 
 

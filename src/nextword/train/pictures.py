@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base import UsageError, check_picture, save_picture
 from ..base.pictures import GREY, PALETTE, new_figure
-from .trainer import read_metrics
+from .metrics import read_metrics
 
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
 _NARROWEST = 16  # of its cells
@@ -19,10 +19,10 @@ _MARKS = "●○▲△■□"
 def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
     """Tokens and loss of each step, tokens and held-out loss of each evaluation. A step done twice counts once."""
     steps: dict[int, tuple[int, float]] = {}
-    heldout: dict[int, float] = {}
+    val: dict[int, float] = {}
     for row in read_metrics(folder):
-        if "heldout" in row:
-            heldout[int(row["step"])] = row["heldout"]["nats_per_token"]
+        if "val" in row:
+            val[int(row["step"])] = row["val"]["nats_per_token"]
         elif "loss" in row:
             steps[int(row["step"])] = (int(row["tokens"]), float(row["loss"]))
     seen, tokens, losses = 0, [], []
@@ -32,8 +32,8 @@ def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[flo
         tokens.append(float(seen))
         losses.append(steps[step][1])
         at[step + 1] = seen
-    evaluated = [step for step in sorted(heldout) if step in at]
-    return tokens, losses, [float(at[step]) for step in evaluated], [heldout[step] for step in evaluated]
+    evaluated = [step for step in sorted(val) if step in at]
+    return tokens, losses, [float(at[step]) for step in evaluated], [val[step] for step in evaluated]
 
 
 def draw_curves(folders: Sequence[Path], path: Path) -> None:
@@ -42,17 +42,17 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     figure, axes = new_figure(7.5, 4.4)
     lowest, highest = math.inf, 0.0
     for number, folder in enumerate(folders):
-        tokens, losses, at, heldout = curve(folder)
+        tokens, losses, at, val = curve(folder)
         if not losses:
             raise UsageError(f"{folder} has no steps to draw yet")
         colour = PALETTE[number % len(PALETTE)]
         axes.plot(tokens, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(tokens, smoothed(losses), color=colour, linewidth=1.6, label=folder.name)
-        if heldout:
-            axes.plot(at, heldout, "o", color=colour, markersize=4.5, markeredgecolor="white")
-            axes.annotate(f"{heldout[-1]:.3f}", (at[-1], heldout[-1]), textcoords="offset points", xytext=(6, 0),
+        if val:
+            axes.plot(at, val, "o", color=colour, markersize=4.5, markeredgecolor="white")
+            axes.annotate(f"{val[-1]:.3f}", (at[-1], val[-1]), textcoords="offset points", xytext=(6, 0),
                           fontsize=8, color=colour, va="center")  # fmt: skip
-        finite = [loss for loss in [*losses[len(losses) // 50 :], *heldout] if math.isfinite(loss)]
+        finite = [loss for loss in [*losses[len(losses) // 50 :], *val] if math.isfinite(loss)]
         lowest, highest = min([lowest, *finite]), max([highest, *finite])
     axes.set(xlabel="tokens seen", ylabel="loss, nats a token", ylim=(lowest - 0.1, highest + 0.1))
     axes.set_title("training loss (line: running mean) and held-out loss (dots)", loc="left", fontsize=10)
