@@ -24,7 +24,7 @@ def command() -> None:
       nextword plan inference llama-3-8b --devices rtx4090,h100
       nextword plan train --params 1B --micro-batch 8 --context 2048 --devices h100
       nextword plan budget --devices 8xh100 --days 3
-      nextword plan budget --minutes 30 --devices this --out run.json
+      nextword plan budget --minutes 30 --devices this --out run.toml
       nextword plan fit llama-3-8b --devices rtx4090 --micro-batch 4
       nextword plan laws --data runs.csv --plot law.svg
 
