@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..base import printable
 from ..native.support import description
-from ..spec import ModelSpec
+from ..spec import ExpertsSpec, ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from ._table import plain_table
 
@@ -92,16 +92,24 @@ def _architecture(spec: ModelSpec) -> str:
         f"{spec.layers} layers",
         f"width {spec.width:,}",
         f"{spec.heads} heads of {spec.head_width}{grouped}",
-        f"{spec.mlp} MLP of {spec.mlp_width:,} ({spec.activation})",
+        f"{_experts(spec.experts)} ({spec.activation})"
+        if spec.experts
+        else f"{spec.mlp} MLP of {spec.mlp_width:,} ({spec.activation})",
         {"rms": "RMS norm", "layer": "layer norm"}[spec.norm],
         positions[spec.position] + (f", {spec.rope.scaling} scaling" if spec.rope.scaling != "none" else ""),
         tied,
     ]
+    if spec.rope_layers:
+        words.append(f"{spec.rope_layers.count(False)} of {spec.layers} layers without positions")
     if spec.qk_norm != "none":
         words.append("query and key norms")
     if spec.parallel:
         words.append("attention and MLP in parallel")
     return ", ".join(word for word in words if word)
+
+
+def _experts(experts: ExpertsSpec) -> str:
+    return f"{experts.count} experts of {experts.width:,}, {experts.active} per token"
 
 
 def _window(spec: ModelSpec) -> str:
