@@ -39,7 +39,7 @@ from nextword.plan.run_config import DataConfig, ModelConfig, RunConfig, RunSett
 from nextword.spec import ModelSpec
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.run import train_run
-from nextword.weights import write_model
+from nextword.weights.conversion import write_model
 
 HERE = Path(__file__).parent
 KINDS = ("transformer", "rnn", "lstm", "gru")

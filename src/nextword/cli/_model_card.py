@@ -116,10 +116,10 @@ def _window(spec: ModelSpec) -> str:
 
 def _tokenizer(facts: TokenizerFacts) -> str:
     words = [facts.kind, f"{facts.vocabulary:,} tokens"]
-    if facts.begins is not None:
-        words.append(f"texts begin with {facts.begins}" if facts.adds_beginning else "no token before a text")
-    if facts.ends:
-        words.append(f"a text ends with {' or '.join(facts.ends)}")
+    if facts.bos is not None:
+        words.append(f"texts begin with {facts.bos}" if facts.adds_bos else "no token before a text")
+    if facts.eos:
+        words.append(f"a text ends with {' or '.join(facts.eos)}")
     words.append("with a chat template" if facts.chat_template else "without a chat template")
     return ", ".join(words)
 

@@ -120,7 +120,8 @@ def _choice(literal: Any) -> click.Choice[str]:
 @click.argument("task", required=False, shell_complete=complete_task)
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", shell_complete=complete_model,
-    help=f"Model to evaluate; repeat it to compare several.  [default: {DEFAULT_MODEL}]",
+    help="Model to evaluate, or openai:http://HOST:PORT/v1#NAME; repeat it to compare several.  [default: "
+         f"{DEFAULT_MODEL}]",
 )  # fmt: skip
 @click.option("--shots", type=Numbers(), metavar="0,1,4",
               help="Numbers of few-shot examples.  [default: the task's own]")  # fmt: skip
@@ -311,6 +312,17 @@ def _check_together(context: click.Context, task: str | None) -> None:
         others = [*[str(task)] * (task is not None), *(name for name in typed if name not in (option, *allowed))]
         if option in typed and others:
             raise UsageError(f"{option} cannot be used with {', '.join(others)}: {why}")
+    served = [name.startswith("openai:") for name in context.params["models"]]
+    for options, useless, fix in (
+        (
+            ("--concurrency", "--timeout"),
+            not any(served),
+            "for served models. Add --model openai:http://host:port/v1#name",
+        ),
+        (("--dtype", "--device"), served and all(served), "for models that run here, and these are served"),
+    ):
+        if useless and (others := [name for name in typed if name in options]):
+            raise UsageError(f"{', '.join(others)} only count{'s' * (len(others) == 1)} {fix}")
     if "--no-store" in typed and (others := [name for name in typed if name in ("--store", "--name")]):
         raise UsageError(f"--no-store cannot be used with {', '.join(others)}: nothing is stored")
 

@@ -130,14 +130,14 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_s
     messages().print(f"{units.format_seconds(result.seconds)}, {read}{stored}", style="dim")
 
 
-def print_provenance(made: Provenance) -> None:
+def print_provenance(record: Provenance) -> None:
     """When, with what and by which command a stored evaluation was made."""
     table = plain_table("", "", right=False)
     table.show_header = False
-    table.add_row("made", f"{made.made}, nextword {made.version}")
-    if made.command is not None:
-        table.add_row("command", made.command)
-    for model in made.models:
+    table.add_row("made", f"{record.date}, nextword {record.version}")
+    if record.command is not None:
+        table.add_row("command", record.command)
+    for model in record.models:
         weights = f"SHA-256 {model.weights[:16]}..." if model.weights else model.file
         table.add_row("model", f"{model.name}, {model.precision} on {model.device}, {weights}")
     output().print()
@@ -313,11 +313,11 @@ def _run_row(stored: Stored) -> dict[str, Any]:
     try:
         result = result_of(stored)
     except UsageError:
-        return {"name": stored.name, "finished": stored.made, "task": str(stored.result.get("task", "")),
+        return {"name": stored.name, "finished": stored.finished, "task": str(stored.result.get("task", "")),
                 "items": int(stored.result.get("items", 0)), "models": [], "best": None}  # fmt: skip
     best = max((row for row in result.rows if not row.baseline), key=lambda row: row.score.value)
     return {
-        "name": stored.name, "finished": stored.made, "task": result.task, "items": result.items,
+        "name": stored.name, "finished": stored.finished, "task": result.task, "items": result.items,
         "models": list(dict.fromkeys(row.model for row in result.rows)),
         "best": {"name": best.name, "model": best.model, "template": best.template, "score": best.score.value},
     }  # fmt: skip

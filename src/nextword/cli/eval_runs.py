@@ -104,7 +104,7 @@ def show(name: str, path: Path | None, show_seeds: bool, as_json: bool) -> None:
     with _opened(path) as store:
         stored = store.evaluation(name)
     if as_json:
-        emit_json({"name": stored.name, "finished": stored.made, **stored.result})
+        emit_json({"name": stored.name, "finished": stored.finished, **stored.result})
         return
     result = result_of(stored)
     print_result(result, stored.name, show_seeds=show_seeds)

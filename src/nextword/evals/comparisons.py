@@ -96,11 +96,12 @@ def compared(
 ) -> PairedComparison:  # fmt: skip
     """One comparison of a family of so many; `scores` are those of after and before."""
     level = LEVEL / family
-    found = compare(*scores, groups, level)
-    p = min(1.0, family * found.p)
+    comparison = compare(*scores, groups, level)
+    p = min(1.0, family * comparison.p)
     return PairedComparison(
-        before[0], after[0], found, p, verdict(after[0], before[0], found, p) + _limits(before, after) + note, primary,
-        level, visible(power_of(found)), None if groups is None else len(set(groups)), note,
+        before[0], after[0], comparison, p,
+        verdict(after[0], before[0], comparison, p) + _limits(before, after) + note, primary,
+        level, visible(power_of(comparison)), None if groups is None else len(set(groups)), note,
     )  # fmt: skip
 
 
@@ -141,19 +142,19 @@ def _family_sentence(primary: bool, count: int) -> str:
     return f"{what}: p-values and intervals corrected together (Bonferroni; {1 - LEVEL / count:.1%} intervals)"
 
 
-def verdict(after: str, before: str, found: Comparison, p: float) -> str:
+def verdict(after: str, before: str, comparison: Comparison, p: float) -> str:
     """Better, worse, or no significant difference: a sentence without a full stop. `p` is corrected."""
-    items = f"{found.count:,} item{'s' * (found.count != 1)}"
-    gap = f"{with_interval(found.difference, found.low, found.high, '+')}, p {p_text(p)}"
+    items = f"{comparison.count:,} item{'s' * (comparison.count != 1)}"
+    gap = f"{with_interval(comparison.difference, comparison.low, comparison.high, '+')}, p {p_text(p)}"
     if p < LEVEL:
-        word = "better" if found.difference > 0 else "worse"
+        word = "better" if comparison.difference > 0 else "worse"
         return f"{after} is {word} than {before}: {gap}"
-    if found.difference == 0:
-        changed = f"{found.changed_share:.0%} changed"
+    if comparison.difference == 0:
+        changed = f"{comparison.changed_share:.0%} changed"
         return f"{after} and {before} scored the same on these {items} ({changed})"
     return (
         f"no significant difference between {after} and {before} ({items}): {gap}. To detect a true difference of this"
-        f" size, {what_is_needed(power_of(found), found.difference)}"
+        f" size, {what_is_needed(power_of(comparison), comparison.difference)}"
     )
 
 

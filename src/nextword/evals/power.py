@@ -46,17 +46,19 @@ class Power:
         return _visible(self.errors.scaled(items, seeds), self.level) <= difference
 
 
-def power_of(found: Comparison) -> Power:
+def power_of(comparison: Comparison) -> Power:
     """The power of a finished comparison, at its share of changed items (with one of two more counted as changed)."""
-    changed = (found.better + found.worse + 1) / (found.count + 2) if found.test == MCNEMAR else None
-    return Power(found.errors, found.level, changed, 1.0 if found.shares else math.inf)
+    changed = (
+        (comparison.better + comparison.worse + 1) / (comparison.count + 2) if comparison.test == MCNEMAR else None
+    )
+    return Power(comparison.errors, comparison.level, changed, 1.0 if comparison.shares else math.inf)
 
 
 def visible(power: Power) -> float | None:
     """The smallest difference detected with 80% power, at the present items and seeds; None if there is none."""
     if power.changed is None:
-        found = _visible(power.errors, power.level)
-        return found if math.isfinite(found) and found <= power.most else None
+        smallest = _visible(power.errors, power.level)
+        return smallest if math.isfinite(smallest) and smallest <= power.most else None
     low, high = 0.0, 1.0
     if not power.shows(high, power.errors.count, 1):
         return None
@@ -133,13 +135,13 @@ def items_needed(count: int) -> str:
 
 def what_is_needed(power: Power, difference: float) -> str:
     """How many items detect a difference with 80% power, or how many seeds if these dominate the error; in words."""
-    found, unit = needed(power, difference), power.errors.unit
-    if found.items is not None:
-        return items_needed(found.items)
+    need, unit = needed(power, difference), power.errors.unit
+    if need.items is not None:
+        return items_needed(need.items)
     if unit == "permutations":
         return "more permutations or other sets of shots are needed; more items alone would not help"
-    if found.seeds is not None:
-        return f"about {found.seeds:,} few-shot seeds are needed; more items alone would not help"
+    if need.seeds is not None:
+        return f"about {need.seeds:,} few-shot seeds are needed; more items alone would not help"
     if power.errors.seeds_freedom:
         return "more items and more few-shot seeds are needed"
     return f"more than {_MOST:,} items are needed"

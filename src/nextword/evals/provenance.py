@@ -70,7 +70,7 @@ class ShotsRecord:
 class Provenance:
     """How an evaluation was made. `design` and `scoring` have the fields of `Design` and `ScoringConfig`."""
 
-    made: str  # UTC, ISO 8601
+    date: str  # UTC, ISO 8601
     version: str  # of nextword
     command: str | None  # as it was typed, but without --name, which is taken; None from Python
     design: Mapping[str, Any]
@@ -85,7 +85,7 @@ class Provenance:
 def provenance(run: EvalRun, command: str | None = None) -> Provenance:
     """How an evaluation is made; `command` is the command line, if there was one."""
     return Provenance(
-        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
         command=command,
         design=_plain(run.design),

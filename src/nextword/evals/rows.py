@@ -1,4 +1,4 @@
-"""Rows of labelled data from CSV, TSV, JSONL, JSON and Parquet files, with the place of what is broken."""
+"""Rows of labelled data from CSV, TSV, JSONL, JSON and Parquet files, with the lines of what is broken."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Rows:
 def read_rows(path: Path, skip_invalid: bool = False) -> Rows:
     """All rows of a file. Raises UsageError for a file that cannot be read, is empty, or has a broken row.
 
-    With `skip_invalid` broken rows are left out and told in the result.
+    With `skip_invalid` broken rows are left out and listed in the result.
     """
     try:
         size = path.stat().st_size
@@ -40,16 +40,16 @@ def read_rows(path: Path, skip_invalid: bool = False) -> Rows:
             raise UsageError(f"{path}: data is read from {', '.join(SUFFIXES)}")
         if size > LARGEST:
             raise UsageError(f"{path}: {size / 1e9:.1f} GB; an evaluation's data is at most {LARGEST / 1e9:.1f} GB")
-        found = list(_PARSERS[path.suffix](path))
+        parsed = list(_PARSERS[path.suffix](path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text (byte {error.start}). Convert it first") from None
-    broken = tuple(f"{path}, line {line}: {fault}" for line, fault in found if isinstance(fault, str))
+    broken = tuple(f"{path}, line {line}: {fault}" for line, fault in parsed if isinstance(fault, str))
     if broken and not skip_invalid:
         more = f" ({len(broken)} such rows)" if len(broken) > 1 else ""
         raise UsageError(f"{broken[0]}{more}. Fix it, or skip such rows with --skip-invalid")
-    rows = tuple(row for _, row in found if not isinstance(row, str))
+    rows = tuple(row for _, row in parsed if not isinstance(row, str))
     if not rows:
         raise UsageError(f"{path}: holds no rows")
     return Rows(rows, broken)

@@ -119,7 +119,7 @@ class _UnderWay:
             return True
         oldest = next(iter(self.requests.values()))
         assert isinstance(oldest, Request)
-        shared = max(0, common_prefix(oldest.prompt, request.prompt) - 1) // self._size
+        shared = max(0, common_prefix(oldest.prompt, request.prompt) - 1) // self._size  # by all, as these are sorted
         pages = self._pages + self._most_pages(request) - shared * len(self.requests)
         return pages <= self._engine.cache_bytes // self._engine.backend.page_bytes
 

@@ -36,13 +36,13 @@ def with_scorer(task: Task, scorer: str | ScorerFunction) -> Task:
     A function takes the answer, the gold answer or list of them, and the row. Raises UsageError for a task that asks
     for a choice, an unknown name, and a gold answer that no answer could equal.
     """
-    made = scorer_of(scorer) if isinstance(scorer, str) else _checked(scorer)
+    named = scorer_of(scorer) if isinstance(scorer, str) else _checked(scorer)
     if task.output != "generate_until":
         raise UsageError(
-            f"--scorer {made.name} is for generated answers; in {task.name} the model chooses among labels (--generate"
+            f"--scorer {named.name} is for generated answers; in {task.name} the model chooses among labels (--generate"
             " lets it generate)"
         )
-    task = replace(task, scorers=(made,))
+    task = replace(task, scorers=(named,))
     check_golds(task)
     return task
 
@@ -174,12 +174,12 @@ def _found_by(source: str) -> Callable[[str, str], float]:
     def score(answer: str, gold: str) -> float:
         with _time_limit(_SECONDS, f"--scorer regex: {source!r} took more than {_SECONDS:g} s on one answer"):
             match = pattern.search(answer)
-        found = None if match is None else match[1 if pattern.groups else 0]
-        if found is None:
+        answered = None if match is None else match[1 if pattern.groups else 0]
+        if answered is None:
             return 0.0
-        numbers = [_NUMBER.fullmatch(text.strip()) for text in (found, gold)]
+        numbers = [_NUMBER.fullmatch(text.strip()) for text in (answered, gold)]
         same = numbers[0] and numbers[1] and _decimal(numbers[0]) == _decimal(numbers[1])
-        return 1.0 if same else exact(found, gold)
+        return 1.0 if same else exact(answered, gold)
 
     return score
 

@@ -65,14 +65,12 @@ class ServedModel:
 def open_model(name: str, dtype: str = "auto", device: str = "auto", connection: Connection | None = None) -> EvalModel:
     """The model of a server where `name` begins with "openai:", and otherwise what `nextword.load` gives.
 
-    `connection` says how a server is asked.
+    `dtype` and `device` are for models that run here, `connection` for those of servers.
     """
     if not name.startswith(PREFIX):
         from ..engine import load  # with torch
 
         return load(name, dtype, device)  # type: ignore[arg-type]
-    if (dtype, device) != ("auto", "auto"):
-        raise UsageError(f"{name} computes on its server; --dtype and --device do not apply")
     return ServedModel(Server(name, connection))
 
 

@@ -196,11 +196,11 @@ class Spread:
     seen: float  # as `of_seeds`, with the noise of items still in it
     freedom: int  # degrees of `seen`
 
-    def widened(self, found: Estimate, share: bool = False) -> Estimate:
-        """`found`, as an estimate over other few-shot seeds as well; `share`: of scores that lie in [0, 1]."""
-        errors = errors_of(found.count, found.standard_error, found.freedom, self, (self.freedom + 1, 1))
-        low, high = errors.interval(found.value, share)
-        return replace(found, standard_error=errors.total, low=min(low, found.low), high=max(high, found.high))
+    def widened(self, alone: Estimate, share: bool = False) -> Estimate:
+        """`alone`, as an estimate over other few-shot seeds as well; `share`: of scores that lie in [0, 1]."""
+        errors = errors_of(alone.count, alone.standard_error, alone.freedom, self, (self.freedom + 1, 1))
+        low, high = errors.interval(alone.value, share)
+        return replace(alone, standard_error=errors.total, low=min(low, alone.low), high=max(high, alone.high))
 
 
 def spread(cube: np.ndarray) -> Spread:

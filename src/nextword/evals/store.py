@@ -1,4 +1,4 @@
-"""Answers of models, kept between runs: an interrupted evaluation resumes, a new template asks what changed.
+"""Answers of models, stored between runs: an interrupted evaluation resumes, a new template asks what changed.
 
 One SQLite file. An answer's key is a hash of the model's weights, its precision, the token ids and the sampling
 settings, never the name of a task or a template, whose content may change.
@@ -40,7 +40,7 @@ class Stored:
     """A finished evaluation in the store."""
 
     name: str
-    made: float  # when it ended, in seconds since 1970
+    finished: float  # when it ended, in seconds since 1970
     result: dict[str, Any]
 
 
@@ -75,11 +75,11 @@ class Store:
     def hash_of(self, path: Path) -> str:
         """SHA-256 of a model's file or folder; known as long as size and time of its files are the same."""
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         for file in files:
             if file.suffix in (".safetensors", ".gguf", ".json", ".model") or file == path:
-                whole.update(f"{file.relative_to(path) if file != path else ''} {self._hash_of_file(file)}".encode())
-        return whole.hexdigest()
+                digest.update(f"{file.relative_to(path) if file != path else ''} {self._hash_of_file(file)}".encode())
+        return digest.hexdigest()
 
     def _hash_of_file(self, file: Path) -> str:
         status = file.stat()
@@ -88,11 +88,11 @@ class Store:
         if known:
             return str(known[0])
         with open_regular(file) as opened_file:
-            found = hashlib.file_digest(opened_file, "sha256").hexdigest()
-        row = (str(file), status.st_size, status.st_mtime_ns, found)
+            digest = hashlib.file_digest(opened_file, "sha256").hexdigest()
+        row = (str(file), status.st_size, status.st_mtime_ns, digest)
         self._connection.execute("insert or replace into weights values (?, ?, ?, ?)", row)
         self.commit()
-        return found
+        return digest
 
     def check_name(self, name: str) -> None:
         """Raise UsageError for a name that an evaluation has already, or that none can have."""
@@ -126,10 +126,10 @@ class Store:
 
         Raises UsageError, and removes none, if one of the names is not there.
         """
-        whole = list(dict.fromkeys(map(self.full_name, names)))
-        self._connection.executemany("delete from evaluations where name = ?", [(name,) for name in whole])
+        full = list(dict.fromkeys(map(self.full_name, names)))
+        self._connection.executemany("delete from evaluations where name = ?", [(name,) for name in full])
         self.commit()
-        return whole
+        return full
 
     def evaluation(self, name: str) -> Stored:
         """A stored evaluation, by its name, the beginning of its name, `last`, or `last~1` for the one before.
@@ -137,8 +137,8 @@ class Store:
         Raises UsageError for a name that is not there, or begins several.
         """
         query = "select name, made, result from evaluations where name = ?"
-        found, made, result = self._connection.execute(query, (self.full_name(name),)).fetchone()
-        return Stored(found, made, json.loads(result))
+        full, finished, result = self._connection.execute(query, (self.full_name(name),)).fetchone()
+        return Stored(full, finished, json.loads(result))
 
     def full_name(self, name: str) -> str:
         """The name of a stored evaluation; `name` as `evaluation` takes it, with its errors."""
@@ -168,7 +168,7 @@ class Store:
     def evaluations(self) -> list[Stored]:
         """All, the newest last."""
         rows = self._connection.execute("select name, made, result from evaluations order by made, rowid")
-        return [Stored(name, made, json.loads(result)) for name, made, result in rows]
+        return [Stored(name, finished, json.loads(result)) for name, finished, result in rows]
 
     def commit(self) -> None:
         """Write what was put to the disk."""
@@ -199,22 +199,22 @@ def default_name(result: dict[str, Any], began: float) -> str:
 
 
 def _key(model: str, *what: object) -> bytes:
-    whole = hashlib.sha256(f"{_VERSION} {model}".encode())
-    for part in what:
-        data = array("q", part).tobytes() if isinstance(part, tuple) else str(part).encode()
-        whole.update(len(data).to_bytes(8, "little") + data)
-    return whole.digest()
+    digest = hashlib.sha256(f"{_VERSION} {model}".encode())
+    for entry in what:
+        data = array("q", entry).tobytes() if isinstance(entry, tuple) else str(entry).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
 
 
 def _how(generation: Generation, seed: int) -> str:
-    # "by": what keys the random numbers; before they were keyed by the prompt's place in a list
+    # "by": what keys the random numbers; before, it was the prompt's index in a list
     drawn = {"seed": seed, "by": "sample"} if generation.temperature > 0 else {}
     given = {name: value for name, value in asdict(generation).items() if name != "choices" or value}
     return json.dumps({"repeats": 1} | given | drawn, sort_keys=True)  # repeats: of answers that are stored already
 
 
 def default_path() -> Path:
-    """In the folder where fetched models are kept."""
+    """In the folder of downloaded models."""
     return cache_folder() / "evaluations.sqlite"
 
 
@@ -234,7 +234,7 @@ def _connect(where: str) -> sqlite3.Connection:
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[Store]:
-    """The store at `path`, made where there is none; in memory if None.
+    """The store at `path`, created if missing; in memory if None.
 
     Pending answers are written even if the run is interrupted. Raises UsageError for a file that is not a store,
     RunError if the disk is full.

@@ -220,10 +220,10 @@ def _generation(given: bool | dict[str, Any], path: Path) -> Generation | None:
         return Generation() if given else None
     _check_keys(given, _GENERATE_KEYS, f"{path}: under generate,")
     until = given.get("until", Generation.until)
-    made = Generation(**{**given, "until": tuple(map(str, [until] if isinstance(until, str) else until))})
-    if made.max_tokens < 1:
-        raise UsageError(f"{path}: max_tokens is {made.max_tokens}; it must be a whole number of at least 1")
-    return made
+    generation = Generation(**{**given, "until": tuple(map(str, [until] if isinstance(until, str) else until))})
+    if generation.max_tokens < 1:
+        raise UsageError(f"{path}: max_tokens is {generation.max_tokens}; it must be a whole number of at least 1")
+    return generation
 
 
 def _scorers(given: str | dict[Any, Any], path: Path) -> tuple[Scorer, ...]:

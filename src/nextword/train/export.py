@@ -18,8 +18,7 @@ def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "floa
 
     Raises UsageError for a step without a checkpoint, and for a kind of model that the format has no place for.
     """
-    from ..weights import write_model
-    from ..weights.conversion import check_dtype
+    from ..weights.conversion import check_dtype, write_model
 
     check_dtype(out, dtype)  # before anything is loaded
     record = RunRecord.read(run)

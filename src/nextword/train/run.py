@@ -173,7 +173,7 @@ class _Run:
 
     def _finish(self, outcome: Outcome, device: torch.device) -> Measured | None:
         """Write the model, and at the run's end the report."""
-        from ..weights import write_model
+        from ..weights.conversion import write_model
 
         model: Any = _full_model(outcome.model, self.config, self.process)
         if not self.process.first:
@@ -201,7 +201,7 @@ def _model_maker(config: RunConfig) -> Callable[[bool], nn.Module] | None:
         return None
 
     def make(resumed: bool) -> nn.Module:
-        from ..weights import load
+        from ..weights.loading import load
 
         if resumed:
             model = new_model(config)

@@ -241,20 +241,20 @@ def left_out(shown: int, left: int) -> str:
     )
 
 
-def how_measured(made: Provenance | None) -> str:
+def how_measured(record: Provenance | None) -> str:
     """What it takes to run it again."""
-    if made is None:
+    if record is None:
         return "<p>Not recorded.</p>"
-    parts = [_command(made.command)]
-    parts.append(_facts({"made": f"{made.made} (UTC)", "nextword": made.version, **made.machine}))
-    parts += [f"<h3>Model</h3>{_facts(asdict(model))}" for model in made.models]
-    parts.append(f"<h3>Task</h3>{_facts(asdict(made.task))}")
+    parts = [_command(record.command)]
+    parts.append(_facts({"date": f"{record.date} (UTC)", "nextword": record.version, **record.machine}))
+    parts += [f"<h3>Model</h3>{_facts(asdict(model))}" for model in record.models]
+    parts.append(f"<h3>Task</h3>{_facts(asdict(record.task))}")
     parts += [
-        f"<h3>Template: {escape(template.name)}</h3>{_facts(_given(template.parts))}" for template in made.templates
+        f"<h3>Template: {escape(template.name)}</h3>{_facts(_given(template.parts))}" for template in record.templates
     ]
-    parts.append(f"<h3>Conditions</h3>{_facts(made.design)}<h3>Scoring</h3>{_facts(made.scoring)}")
-    if made.shots:
-        parts.append(f"<details><summary>The shots of every few-shot seed</summary>{_shots(made.shots)}</details>")
+    parts.append(f"<h3>Conditions</h3>{_facts(record.design)}<h3>Scoring</h3>{_facts(record.scoring)}")
+    if record.shots:
+        parts.append(f"<details><summary>The shots of every few-shot seed</summary>{_shots(record.shots)}</details>")
     return "".join(parts)
 
 
