@@ -517,7 +517,7 @@ def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
         ("run.checkpoint_every=1.5", "run.checkpoint_every 1.5: give a whole number"),
         ("train.on_loss_spike=sometimes", "train.on_loss_spike 'sometimes': give one of stop, skip, rewind"),
         ("train.colour=red", "'train.colour' is not a setting"),
-        ("model.spec.width=0", "model.spec.width 0: give"),
+        ("model.spec.width=0", "width 0: give"),
     ],
 )
 def test_a_value_of_config_toml_that_is_none_is_named_in_one_line(

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
+from ..data import IGNORED
 from ..native import elementwise
-
-IGNORED = -100  # a target that is not counted: padding
-CHUNK = 1024  # tokens whose logits exist at a time; plan/training.py counts with the same number
+from ..plan.training import CHUNK
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
