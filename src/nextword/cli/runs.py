@@ -49,7 +49,12 @@ command.add_command(calibration_command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_runs(root: Path, as_json: bool) -> None:
     """The runs in a folder, oldest first."""
-    rows = [_summary(folder, RunRecord.read(folder)) for folder in runs_under(root)]
+    rows = []
+    for folder in runs_under(root):
+        try:
+            rows.append(_summary(folder, RunRecord.read(folder)))
+        except UsageError as error:  # of another version, or damaged
+            messages().print(f"skipped: {error}", style="dim", soft_wrap=True)
     if as_json:
         emit_json(rows)
         return
