@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .display import printable
-from .errors import UsageError
+from .errors import UsageError, closest
 
 Made = TypeVar("Made")
 _FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
@@ -85,7 +85,9 @@ def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
         raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
     known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [str(name) for name in data if name not in known]:
-        raise UsageError(f"{prefix + printable(unknown[0], 40)!r} is not a setting of {kind.__name__}")
+        raise UsageError(
+            f"{prefix + printable(unknown[0], 40)!r} is not a setting of {kind.__name__}.{closest(unknown[0], known)}"
+        )
     if missing := [name for name, each in known.items() if name not in data and _needed(each)]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
     try:

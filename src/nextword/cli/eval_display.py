@@ -275,7 +275,7 @@ def print_compared(compared: Sequence[PairedComparison], as_json: bool) -> None:
 
 def print_list(as_json: bool) -> None:
     """The built-in tasks."""
-    from ..evals.task_loader import builtin_tasks
+    from ..evals.task_files import builtin_tasks
 
     if as_json:
         emit_json({"tasks": builtin_tasks()})
