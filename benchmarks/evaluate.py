@@ -37,7 +37,7 @@ def prepare(folder: Path, items: int) -> None:
     import yaml
 
     import nextword
-    from nextword.weights import write_model
+    from nextword.weights.conversion import write_model
 
     loaded = nextword.load(MODEL, dtype="float32").loaded
     write_model(folder / "model", loaded.model, loaded.tokenizer)

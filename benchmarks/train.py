@@ -44,31 +44,29 @@ def nextword_step(kind: str, precision: str, rows: int = ROWS) -> Callable[[int]
     """One step of nextword's trainer: its own wrapper, loss, optimizer and clipping."""
     import torch
 
-    from nextword.plan import RunConfig
+    from nextword.plan.run_config import ModelConfig, RunConfig, TrainConfig
     from nextword.plan.shape_search import recurrent_for
     from nextword.spec import ModelSpec
-    from nextword.train.loss_module import Placed, Training, new_model
-    from nextword.train.optimizers import make_optimizer
+    from nextword.train.learner import Learner
+    from nextword.train.loss_module import Placed, new_model
 
     if kind == "transformer":
         spec = ModelSpec(kind="transformer", vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, context=CONTEXT,
                          heads=HEADS, kv_heads=HEADS, head_width=WIDTH // HEADS, mlp_width=688)  # fmt: skip
     else:
         spec = recurrent_for(5.8e6, kind, VOCABULARY, CONTEXT)  # type: ignore[arg-type]
-    run = RunConfig(model=spec, tokens=0, context=CONTEXT, batch=rows, micro_batch=rows, accumulation=1, steps=1,
-                    learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=1, precision=precision)  # type: ignore[arg-type]  # fmt: skip
-    model = new_model(run)
-    training, optimizer = Training(model, precision), make_optimizer(model, run)
+    train = TrainConfig(steps=1, context=CONTEXT, batch_size=rows, micro_batch=rows, learning_rate=1e-3,
+                        dtype=precision)  # type: ignore[arg-type]  # fmt: skip
+    config = RunConfig(ModelConfig(spec=spec), train=train)
+    learner = Learner(config, new_model(config), torch.device("cpu"))
     batch = tokens(rows)
     placed = Placed(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), None)
 
     def step(number: int) -> float:
-        loss = training(placed) / (rows * CONTEXT)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        nats = learner.backward(placed, rows * CONTEXT)
+        learner.clip()
+        learner.update()
+        return float(nats) / (rows * CONTEXT)
 
     return step
 

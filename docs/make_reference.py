@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/cli.md, the help of every command, and the file tree in docs/architecture.md.
+"""Write the generated pages: docs/cli.md (every help), the file tree in architecture.md, the keys in train.md.
 
 python docs/make_reference.py           write them
 python docs/make_reference.py --check   exit with 1 if one is stale
@@ -15,11 +15,13 @@ from pathlib import Path
 import click
 
 from nextword.cli._app import PROGRAM, app
+from nextword.plan.run_config import table_of_keys
 
 ROOT = Path(__file__).resolve().parent.parent
-CLI, ARCHITECTURE = ROOT / "docs" / "cli.md", ROOT / "docs" / "architecture.md"
+CLI, ARCHITECTURE, TRAIN = (ROOT / "docs" / name for name in ("cli.md", "architecture.md", "train.md"))
 SOURCE = ROOT / "src" / "nextword"
 _HEAD = "# Command line\n\nThe help of every command, written by `python docs/make_reference.py`.\n"
+_KEYS = re.compile(r"(?<=<!-- configuration keys -->\n\n).*?(?=\n<!-- end -->)", re.DOTALL)
 _TREE = re.compile(r"(?<=<!-- file tree -->\n```text\n).*?(?=```)", re.DOTALL)
 
 
@@ -62,10 +64,17 @@ def architecture() -> str:
     return _TREE.sub(lambda _: tree, ARCHITECTURE.read_text(encoding="utf-8"))
 
 
+def train() -> str:
+    """docs/train.md with the table of the configuration's keys of today."""
+    rows = [f"| `{key}` | {default and f'`{default}`'} | {what} |\n" for key, default, what in table_of_keys()]
+    table = "".join(["| key | default | what |\n|---|---|---|\n", *rows])
+    return _KEYS.sub(lambda _: table, TRAIN.read_text(encoding="utf-8"))
+
+
 def main() -> int:
     """Write or compare; the exit code."""
     stale = False
-    for page, text in ((CLI, cli_reference()), (ARCHITECTURE, architecture())):
+    for page, text in ((CLI, cli_reference()), (ARCHITECTURE, architecture()), (TRAIN, train())):
         if "--check" not in sys.argv[1:]:
             page.write_text(text, encoding="utf-8")
         elif page.read_text(encoding="utf-8") != text:

@@ -158,7 +158,7 @@ def test_a_command_that_is_not_there_is_noticed(place: Path) -> None:
     for wrong in (
         "nextword look x",
         "nextword complete --gredy Hi",
-        "nextword plan train --batch many",
+        "nextword plan train --micro-batch many",
         "nextword runs go",
     ):
         with pytest.raises((AssertionError, click.ClickException, UsageError)):

@@ -158,9 +158,4 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
         """Build a spec from `to_dict`'s output. Raises UsageError that names the field at fault."""
-        nested = {"rope": RopeSpec, "local_rope": RopeSpec, "experts": ExpertsSpec, "latent": LatentSpec}
-        values = {
-            key: from_plain(nested[key], value) if key in nested and isinstance(value, Mapping) else value
-            for key, value in data.items()
-        }
-        return from_plain(cls, values)
+        return from_plain(cls, data)

@@ -57,6 +57,6 @@ def test_a_file_that_never_ends_is_one_line_at_once(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planned_run_that_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
-    KINDS[kind](tmp_path / "plan.json")
-    with pytest.raises(UsageError, match=r"plan\.json"):
-        RunConfig.read(tmp_path / "plan.json")
+    KINDS[kind](tmp_path / "plan.toml")
+    with pytest.raises(UsageError, match=r"plan\.toml"):
+        RunConfig.read(tmp_path / "plan.toml")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nextword.base import RunError, UsageError
-from nextword.cli import _faults, main
+from nextword.cli import _errors, main
 from nextword.cli._app import VERBS
 
 COMMAND = [sys.executable, "-m", "nextword"]
@@ -130,7 +130,7 @@ def test_a_reader_who_leaves_early_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-WRITES = ("--help", "models list", "complete Hi --max-tokens 2", "next Hi", "plan deploy gpt2")
+WRITES = ("--help", "models list", "complete Hi --max-tokens 2", "next Hi", "plan inference gpt2")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_debugging_shows_the_traceback(monkeypatch, capsys):
 
 
 def test_message_of_an_operating_system_error_without_a_number():
-    assert _faults.explain(OSError("cannot seek")) == ("cannot seek", 1)
+    assert _errors.explain(OSError("cannot seek")) == ("cannot seek", 1)
 
 
 @pytest.mark.parametrize("after", [0.05, 0.2, 0.4, 0.8, 3.0])

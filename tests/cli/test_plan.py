@@ -47,7 +47,7 @@ Plan = Callable[..., Done]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Plan]:
-    """`run("deploy", "gpt2")` is `nextword plan deploy gpt2` in an empty folder, with an empty cache."""
+    """`run("inference", "gpt2")` is `nextword plan inference gpt2` in an empty folder, with an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
@@ -92,10 +92,10 @@ def figures(value: Any) -> Iterator[dict[str, Any]]:
 
 
 QUESTIONS = {
-    "deploy": ("deploy", "llama-3-8b", "--device", "rtx4090,h100"),
-    "train": ("train", "--params", "1B", "--batch", "8", "--price", "2.5"),
+    "inference": ("inference", "llama-3-8b", "--devices", "rtx4090,h100"),
+    "train": ("train", "--params", "1B", "--micro-batch", "8", "--price", "2.5"),
     "budget": ("budget", "--flops", "1e21", "--tokens-available", "10B", "--inference-tokens", "1T"),
-    "fit": ("fit", "--params", "1B", "--device", "rtx4090", "--batch", "16"),
+    "fit": ("fit", "--params", "1B", "--devices", "rtx4090", "--micro-batch", "16"),
 }
 
 
@@ -113,28 +113,28 @@ def test_every_number_in_json_is_its_formula_worked_out_with_unit(run: Plan, que
         assert again == pytest.approx(figure["value"], rel=1e-12), figure["name"]
 
 
-def test_deploy_gives_the_numbers_of_the_python_api(run: Plan) -> None:
-    data = run("deploy", "llama-3-8b", "--device", "rtx4090,h100", "--batch", "4", "--context", "4096", "--json").data
+def test_inference_gives_the_numbers_of_the_python_api(run: Plan) -> None:
+    data = run(
+        "inference", "llama-3-8b", "--devices", "rtx4090,h100", "--batch-size", "4", "--context", "4096", "--json"
+    ).data
     spec = known_spec("llama-3-8b")
     assert data["model"]["parameters"]["total"] == plan.parameters(spec).total == 8_030_261_248
     assert total(data["model"]["parameters"]["parts"]) == 8_030_261_248
     for row in data["devices"]:
         on = plan.device(row["device"]["name"])
         use = plan.Serving(batch=4, context=4096, runtime=on.runtime)
-        assert row["memory"]["total"]["value"] == total(row["memory"]["parts"]) == plan.memory(spec, use).total
-        assert row["memory"]["total"]["unit"] == "bytes"
-        held = plan.fit_on(spec, use, on)
-        assert (row["largest_batch"]["value"], row["longest_context"]["value"]) == (
-            held.largest_batch,
-            held.longest_context,
-        )
-        assert row["decode"]["value"] == plan.speed(spec, use, on).decode.value
-        assert row["decode"]["unit"] == "tokens/s"
+        assert row["memory"]["total"] == total(row["memory"]["parts"]) == plan.memory(spec, use).total
+        assert row["memory"]["units"]["total"] == "bytes"
+        fit = plan.fit_on(spec, use, on)
+        assert row["fit"]["largest_batch"] == fit.largest_batch
+        assert row["fit"]["longest_context"] == fit.longest_context
+        assert row["speed"]["decode"]["value"] == plan.speed(spec, use, on).decode.value
+        assert row["speed"]["decode"]["unit"] == "tokens/s"
 
 
-def test_deploy_gives_weights_at_every_precision(run: Plan) -> None:
-    weights = run("deploy", "llama-3-8b", "--json").data["weights_at"]
-    assert weights["fp32"] == {"value": 4 * 8_030_261_248, "unit": "bytes"}
+def test_inference_gives_weights_at_every_precision(run: Plan) -> None:
+    weights = run("inference", "llama-3-8b", "--json").data["weights"]
+    assert (weights["fp32"]["value"], weights["fp32"]["unit"]) == (4 * 8_030_261_248, "bytes")
     assert weights["bf16"]["value"] == 2 * 8_030_261_248
     assert weights["q4_0"]["value"] == 8_030_261_248 // 32 * 18  # GGUF: blocks of 32 in 18 bytes
     assert {"int8", "nf4", "q8_0", "q6_k"} <= set(weights)
@@ -142,77 +142,77 @@ def test_deploy_gives_weights_at_every_precision(run: Plan) -> None:
 
 def test_train_gives_the_numbers_of_the_python_api(run: Plan) -> None:
     data = run(
-        "train", "gpt2", "--batch", "4", "--context", "512", "--recompute", "selective", "--optimizer", "adam8bit",
-        "--tokens", "1B", "--device", "a100", "--price", "$2", "--json",
+        "train", "gpt2", "--micro-batch", "4", "--context", "512", "--recompute", "selective", "--optimizer",
+        "adam8bit", "--tokens", "1B", "--devices", "a100", "--price", "$2", "--json",
     ).data  # fmt: skip
     spec, on = known_spec("gpt2"), plan.device("a100")
     setup = plan.Training(batch=4, context=512, recompute="selective", optimizer="adam8bit", runtime=on.runtime)
     memory = plan.memory(spec, setup)
-    assert data["memory"]["total"] == {"value": memory.total, "unit": "bytes"}
+    assert (data["memory"]["total"], data["memory"]["units"]["total"]) == (memory.total, "bytes")
     assert total(data["memory"]["parts"]) == memory.total
-    assert total(data["memory"]["activations"]) == pytest.approx(memory.part("activations"))
+    assert total(data["activations"]) == pytest.approx(memory.part("activations"))
     price = plan.cost(spec, setup, 1e9, on.peak, price=2.0)
-    assert data["flops"]["total"]["value"] == total(data["flops"]["parts"]) == price.flops.total
-    assert data["flops"]["rule"]["value"] == pytest.approx(6 * 124_439_808 * 1e9)
-    assert data["time"]["value"] == price.seconds.value
-    assert data["price"]["value"] == pytest.approx(2 * price.seconds.value / 3600)
+    cost = data["cost"]
+    assert cost["flops"]["total"] == total(cost["flops"]["parts"]) == price.flops.total
+    assert cost["flops"]["rule"]["value"] == pytest.approx(6 * 124_439_808 * 1e9)
+    assert cost["seconds"]["value"] == price.seconds.value
+    assert cost["money"]["value"] == pytest.approx(2 * price.seconds.value / 3600)
 
 
 def test_budget_gives_the_numbers_of_the_python_api(run: Plan) -> None:
     data = run("budget", "--flops", "5.76e21", "--json").data
     for row in data["optima"]:
         best = plan.optimum(5.76e21, row["law"])
-        assert (row["parameters"]["value"], row["tokens"]["value"]) == (best.parameters, best.tokens)
-        assert row["loss"]["value"] == pytest.approx(total(row["loss_parts"])) == best.loss
-        assert row["loss"]["unit"] == "nats/token"
+        assert (row["parameters"], row["tokens"]) == (best.parameters, best.tokens)
+        assert row["loss"] == pytest.approx(total(row["loss_parts"])) == best.loss
+        assert row["units"]["loss"] == "nats/token"
         assert 6 * best.parameters * best.tokens == pytest.approx(5.76e21)
     assert {row["law"] for row in data["optima"]} >= {"epoch", "hoffmann", "rule-of-20"}
-    assert data["loss_interval"]["low"] < data["optima"][0]["loss"]["value"] < data["loss_interval"]["high"]
-    assert data["flat_region"]["smallest"] < plan.optimum(5.76e21).parameters < data["flat_region"]["largest"]
+    assert data["interval"]["low"] < data["optima"][0]["loss"] < data["interval"]["high"]
+    assert data["flat"]["smallest"] < plan.optimum(5.76e21).parameters < data["flat"]["largest"]
 
 
 def test_a_budget_of_time_or_money_is_that_of_its_flops(run: Plan) -> None:
-    days = run("budget", "--devices", "8xh100", "--days", "3 days", "--json").data["budget"]["value"]
+    days = run("budget", "--devices", "8xh100", "--days", "3 days", "--json").data["flops"]["value"]
     assert days == pytest.approx(8 * 3 * 86_400 * 989e12 * 0.4, rel=1e-3)
-    money = run("budget", "--dollars", "$500", "--device", "h100", "--price", "2.5", "--json").data["budget"]["value"]
+    money = run("budget", "--dollars", "$500", "--devices", "h100", "--price", "2.5", "--json").data["flops"]["value"]
     assert money == pytest.approx(200 * 3600 * 989e12 * 0.4, rel=1e-3)
 
 
 def test_the_budgets_run_can_be_read_by_the_trainer_and_planned_again(run: Plan, tmp_path: Path) -> None:
-    done = run("budget", "--flops", "1e17", "--device", "a100", "--out", "run.json")
+    done = run("budget", "--flops", "1e17", "--devices", "a100", "--out", "run.toml")
     assert done.code == 0
-    written = plan.RunConfig.read(tmp_path / "run.json")
-    assert written.tokens == written.steps * written.batch * written.context
-    assert plan.flops(written.model, written.context, written.tokens).total == pytest.approx(1e17, rel=0.05)
-    again = run("deploy", "run.json", "--json").data
-    assert again["model"]["parameters"]["total"] == plan.parameters(written.model).total
+    written = plan.RunConfig.read(tmp_path / "run.toml")
+    assert plan.flops(written.spec, written.train.context, written.total_tokens).total == pytest.approx(1e17, rel=0.05)
+    again = run("inference", "run.toml", "--json").data
+    assert again["model"]["parameters"]["total"] == plan.parameters(written.spec).total
 
 
 def test_a_budget_that_its_devices_cannot_hold_keeps_its_optimum_and_says_so(run: Plan, tmp_path: Path) -> None:
     data = run("budget", "--flops", "5.76e23", "--json").data
-    assert data["run"] is None
-    assert data["optima"][0]["parameters"]["value"] == plan.optimum(5.76e23).parameters
+    assert data["concrete"]["run"] is None
+    assert data["optima"][0]["parameters"] == plan.optimum(5.76e23).parameters
     assert "no concrete run" in data["warnings"][-1]
-    done = run("budget", "--flops", "5.76e23", "--out", "run.json")
+    done = run("budget", "--flops", "5.76e23", "--out", "run.toml")
     assert done.code == 2
     assert "no concrete run" in done.err
-    assert not (tmp_path / "run.json").exists()
+    assert not (tmp_path / "run.toml").exists()
 
 
 def test_little_data_and_much_use_change_the_choice_and_are_said(run: Plan) -> None:
     limited = run("budget", "--flops", "1e21", "--tokens-available", "5B", "--json").data
-    assert limited["data_limited"]["epochs"] > 4
-    epochs, worth, _, loss = limited["limits"]["data_limited"]
-    assert epochs["value"] == pytest.approx(limited["data_limited"]["epochs"])
-    assert worth["value"] == pytest.approx(limited["data_limited"]["worth"])
-    assert loss["value"] == pytest.approx(limited["data_limited"]["loss"])
+    assert limited["limited"]["epochs"] > 4
+    epochs, tokens, _, loss = limited["limited"]["figures"]
+    assert epochs["value"] == pytest.approx(limited["limited"]["epochs"])
+    assert tokens["value"] == pytest.approx(limited["limited"]["effective_tokens"])
+    assert loss["value"] == pytest.approx(limited["limited"]["loss"])
     assert any("Muennighoff" in warning for warning in limited["warnings"])
     aware = run("budget", "--flops", "1e21", "--inference-tokens", "1T", "--json").data
     assert aware["choice"]["parameters"] < plan.optimum(1e21).parameters
-    tokens, training, use = aware["limits"]["inference_aware"]
-    assert tokens["value"] == pytest.approx(aware["inference_aware"]["tokens"])
-    assert training["value"] == pytest.approx(aware["inference_aware"]["training"])
-    assert use["value"] == pytest.approx(aware["inference_aware"]["inference"])
+    tokens, training, use = aware["aware"]["figures"]
+    assert tokens["value"] == pytest.approx(aware["aware"]["tokens"])
+    assert training["value"] == pytest.approx(aware["aware"]["training"])
+    assert use["value"] == pytest.approx(aware["aware"]["inference"])
     assert use["inputs"]["D_use"] == pytest.approx(1e12)
     assert any("Sardana" in warning for warning in aware["warnings"])
 
@@ -232,34 +232,34 @@ def test_a_budget_far_outside_what_laws_say_is_refused_with_the_limit(
 
 def test_a_budget_outside_the_runs_behind_a_law_says_so(run: Plan) -> None:
     repeated = run("budget", "--flops", "1e20", "--tokens-available", "20M", "--json").data
-    assert repeated["data_limited"]["epochs"] > 500
+    assert repeated["limited"]["epochs"] > 500
     assert any("beyond the 500 that the law" in warning for warning in repeated["warnings"])
     used = run("budget", "--flops", "1e21", "--inference-tokens", "200T", "--json").data
-    assert used["inference_aware"]["tokens"] / used["inference_aware"]["parameters"] > 10_000
+    assert used["aware"]["tokens"] / used["aware"]["parameters"] > 10_000
     assert any("beyond the 10,000 that were tried" in warning for warning in used["warnings"])
 
 
 def test_a_device_that_does_not_hold_a_model_has_no_speed_and_its_number_that_would(run: Plan) -> None:
-    asked = ("deploy", "deepseek-v3", "--device", "rtx4090", "--context", "4096")
+    asked = ("inference", "deepseek-v3", "--devices", "rtx4090", "--context", "4096")
     (row,) = run(*asked, "--json").data["devices"]
-    assert (row["fits"], row["decode"], row["prefill"], row["first_token"]) == (False, None, None, None)
-    weights = 2 * 671_026_419_200
-    assert weights / 24e9 < row["devices_needed"] < 1.05 * weights / 24e9
+    assert (row["fit"]["fits"], row["speed"]) == (False, None)
+    weights, needed = 2 * 671_026_419_200, row["fit"]["devices_needed"]
+    assert weights / 24e9 < needed < 1.05 * weights / 24e9
     out = " ".join(run(*asked, "--explain").out.split())
-    assert f"1.32 TB short, so that no speed is given; {row['devices_needed']} hold it" in out
+    assert f"1.32 TB short, so no speed is given; {needed} hold it" in out
     assert "≤" not in out
     assert "speed on" not in out
 
 
 def test_gpt_oss_is_as_large_as_it_is_published(run: Plan, tmp_path: Path) -> None:
     """Its experts in MXFP4: 13,761,316,904 bytes are gpt-oss-20b's files, headers included."""
-    data = run("deploy", "gpt-oss-20b", "--device", "rtx4090", "--json").data
+    data = run("inference", "gpt-oss-20b", "--devices", "rtx4090", "--json").data
     assert data["model"]["stored"]["value"] == pytest.approx(13_761_316_904, rel=1e-4)
-    read = data["devices"][0]["decode"]["inputs"]["weights_read"]
+    read = data["devices"][0]["speed"]["decode"]["inputs"]["weights_read"]
     assert read < 0.3 * data["model"]["stored"]["value"]  # 4 of 32 experts
     (tmp_path / "config.json").write_text(json.dumps(known_config("gpt-oss-20b")))
-    assert run("deploy", "config.json", "--json").data["model"]["stored"] == data["model"]["stored"]
-    whole = run("deploy", "gpt-oss-20b", "--precision", "bf16", "--json").data["devices"][0]["memory"]["parts"][0]
+    assert run("inference", "config.json", "--json").data["model"]["stored"] == data["model"]["stored"]
+    whole = run("inference", "gpt-oss-20b", "--dtype", "bf16", "--json").data["devices"][0]["memory"]["parts"][0]
     assert whole["value"] == 2 * 20_914_757_184
 
 
@@ -277,8 +277,8 @@ def test_adapters_stand_beside_the_matrices_that_are_named(run: Plan, targets: t
 
 
 def test_two_accounts_of_zero_stage_2_are_named_with_their_sources(run: Plan) -> None:
-    data = run("train", "gpt2", "--devices", "8", "--shard", "zero2", "--json").data
-    rules = {rule["name"]: rule for rule in data["rules_of_thumb"]}
+    data = run("train", "gpt2", "--devices", "8xh100", "--shard", "zero2", "--json").data
+    rules = {rule["name"]: rule for rule in data["rules"]}
     count = 124_439_808
     assert rules["ZeRO stage 2, paper"]["value"] == 2 * count + 14 * count / 8
     assert rules["ZeRO stage 2, DeepSpeed"]["value"] == 4 * count + 16 * count / 8
@@ -292,29 +292,29 @@ def test_two_accounts_of_zero_stage_2_are_named_with_their_sources(run: Plan) ->
 
 
 def test_a_device_named_twice_is_planned_once(run: Plan) -> None:
-    assert len(run("deploy", "gpt2", "--device", "h100,H100", "--json").data["devices"]) == 1
+    assert len(run("inference", "gpt2", "--devices", "h100,H100", "--json").data["devices"]) == 1
 
 
 @pytest.mark.parametrize("text", ["2000", "2k", "2e3", "2_000", " 2000 "])
 def test_whole_numbers_are_written_as_counts_are_everywhere(run: Plan, text: str) -> None:
-    setup = run("train", "gpt2", "--batch", text, "--context", text, "--devices", text, "--json").data["setup"]
-    assert (setup["batch"], setup["context"], setup["devices"]) == (2000, 2000, 2000)
+    setup = run("train", "gpt2", "--micro-batch", text, "--context", text, "--json").data["setup"]
+    assert (setup["batch"], setup["context"]) == (2000, 2000)
 
 
 def test_fit_offers_changes_that_fit_with_the_same_result_and_least_time_first(run: Plan) -> None:
     data = run(*QUESTIONS["fit"], "--json").data
     assert not data["fits"]
-    order = [(not remedy["same_result"], round(remedy["time"]["value"], 3)) for remedy in data["remedies"]]
+    order = [(not remedy["same_result"], round(remedy["time"], 3)) for remedy in data["remedies"]]
     assert order == sorted(order)
     assert order
     for remedy in data["remedies"]:
-        assert remedy["memory"]["value"] == pytest.approx(total(remedy["parts"]))
-        assert remedy["memory"]["value"] <= 24e9
+        assert remedy["memory"]["total"] == pytest.approx(total(remedy["memory"]["parts"]))
+        assert remedy["memory"]["total"] <= 24e9
 
 
 def test_fit_says_how_many_devices_hold_what_nothing_makes_fit(run: Plan) -> None:
-    asked = ("fit", "llama-3-70b", "--device", "rtx4090", "--context", "2048")
-    alone = run(*asked)
+    asked = ("fit", "llama-3-70b", "--context", "2048", "--devices")
+    alone = run(*asked, "rtx4090")
     found = re.search(r"([\d,]+) such devices hold it with FSDP", alone.out)
     assert found, alone.out
     assert "nothing makes it fit" in alone.out
@@ -322,7 +322,7 @@ def test_fit_says_how_many_devices_hold_what_nothing_makes_fit(run: Plan) -> Non
     assert count > 1
 
     def by_sharding(devices: int) -> bool:
-        remedies = run(*asked, "--devices", str(devices), "--json").data["remedies"]
+        remedies = run(*asked, f"{devices}xrtx4090", "--json").data["remedies"]
         used = [{change["axis"] for change in remedy["changes"]} for remedy in remedies]
         return any(axes <= {"shard", "recompute", "loss"} for axes in used)
 
@@ -335,7 +335,7 @@ def test_laws_without_runs_are_the_published_ones(run: Plan) -> None:
     by_name = {law["name"]: law for law in data["laws"]}
     assert (by_name["epoch"]["E"], by_name["epoch"]["A"]) == (1.8172, 482.01)  # Besiroglu et al. 2024
     assert (by_name["hoffmann"]["alpha"], by_name["hoffmann"]["beta"]) == (0.34, 0.28)  # Hoffmann et al. 2022
-    chosen = {row["law"]: row["N"] for row in data["optima"]}
+    chosen = {row["law"]: row["parameters"] for row in data["optima"]}
     assert chosen["approach1"] == pytest.approx(67e9, rel=0.02)  # their Table 3 at Gopher's budget
 
 
@@ -347,8 +347,10 @@ def test_laws_fitted_to_the_epoch_points_are_besiroglus(run: Plan) -> None:
     (fit,) = done.data["fits"]
     assert fit["constants"]["E"] == pytest.approx(1.8172, rel=0.005)
     assert fit["constants"]["beta"] == pytest.approx(0.3658, rel=0.01)
-    assert fit["optima"][0]["N"] == pytest.approx(plan.optimum(5.76e23, "epoch").parameters, rel=0.05)
-    assert fit["units"] == {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"}
+    best = fit["optima"][0]
+    assert best["optimum"]["parameters"] == pytest.approx(plan.optimum(5.76e23, "epoch").parameters, rel=0.05)
+    assert best["optimum"]["units"]["loss"] == "nats/token"
+    assert best["parameters"]["low"] <= best["optimum"]["parameters"] <= best["parameters"]["high"]
     assert abs(fit["held_out"]["bias"]) < 0.01
     assert not fit["not_identified"]
 
@@ -361,16 +363,19 @@ def test_explain_shows_every_formula_with_values_put_in_and_its_source(run: Plan
     plain, explained = (" ".join(run(*QUESTIONS[question], *more).out.split()) for more in ((), ("--explain",)))
     assert explained.startswith(plain)
     data = run(*QUESTIONS[question], "--json").data
-    shown = {"deploy": lambda: data["devices"][0], "fit": lambda: data["memory"]}.get(question, lambda: data)()
-    for each in figures(shown):
+    if question == "inference":  # the weights in other types are printed, not explained; memory is of the first device
+        data = [data["devices"][0], *(row["speed"] for row in data["devices"])]
+    if question == "fit":
+        data = [data["memory"], *(remedy["memory"] for remedy in data["remedies"][:8])]
+    for each in figures(data):
         figure = plan.Figure(**{key: each[key] for key in ("name", "value", "unit", "formula", "inputs", "source")})
         assert figure.symbolic() in explained
         assert figure.filled() in explained
         assert " ".join(figure.source.split()) in explained
 
 
-def test_deploy_prints_parts_and_total_and_what_fits(run: Plan) -> None:
-    out = run("deploy", "llama-3-8b", "--context", "8192", "--device", "rtx4090,t4").out
+def test_inference_prints_parts_and_total_and_what_fits(run: Plan) -> None:
+    out = run("inference", "llama-3-8b", "--context", "8192", "--devices", "rtx4090,t4").out
     assert re.search(r"weights +16\.1 GB", out)
     assert re.search(r"key-value cache +1\.07 GB", out)  # 2 x 32 x 8 x 128 x 2 x 8,192 bytes
     assert re.search(r"rtx4090 +24\.0 GB +yes", out)
@@ -392,7 +397,7 @@ def test_a_fit_that_its_runs_do_not_pin_down_prints_no_number_for_it(run: Plan, 
     assert re.search(r"^[AB] +not identified", run(*options).out, re.MULTILINE)
     (fit,) = run(*options, "--json").data["fits"]
     assert {"A", "B"} & set(fit["not_identified"])
-    assert all(fit["constants"][name] is None for name in fit["not_identified"])
+    assert not set(fit["constants"]) & set(fit["not_identified"])
     assert fit["optima"] == []
 
 
@@ -431,50 +436,50 @@ def test_a_picture_of_another_kind_is_refused_before_anything_is_printed(run: Pl
 
 @pytest.mark.parametrize(("text", "count"), [("1B", 1e9), ("1.3e9", 1.3e9), ("7b", 7e9), ("350M", 350e6), ("20k", 2e4)])
 def test_sizes_are_read_as_people_write_them(run: Plan, text: str, count: float) -> None:
-    assert run("deploy", "--params", text, "--json").data["model"]["parameters"]["total"] == pytest.approx(
+    assert run("inference", "--params", text, "--json").data["model"]["parameters"]["total"] == pytest.approx(
         count, rel=0.3
     )
 
 
 def test_a_device_of_ones_own_has_memory_bandwidth_and_speed(run: Plan) -> None:
-    row = run("deploy", "gpt2", "--device", "mine=2 TB,1.5TB/s,300 TFLOP/s,h100", "--json").data["devices"]
+    row = run("inference", "gpt2", "--devices", "mine=2 TB,1.5TB/s,300 TFLOP/s,h100", "--json").data["devices"]
     own, h100 = (each["device"] for each in row)
-    assert (own["name"], own["memory"]["value"]) == ("mine", 2e12)
-    assert (own["bandwidth"]["value"], own["peak"]["value"]) == (1.5e12, 300e12)
+    assert (own["name"], own["memory"]) == ("mine", 2e12)
+    assert (own["bandwidth"], own["peak"]) == (1.5e12, 300e12)
     assert h100["name"] == "h100"
 
 
 def test_this_machine_is_measured_and_remembered(run: Plan, tmp_path: Path) -> None:
-    first = run("deploy", "gpt2", "--device", "this", "--json").data["devices"][0]["device"]
-    assert first["bandwidth"]["value"] > 1e8
-    assert first["peak"]["value"] > 1e8
+    first = run("inference", "gpt2", "--devices", "this", "--json").data["devices"][0]["device"]
+    assert first["bandwidth"] > 1e8
+    assert first["peak"] > 1e8
     assert "measured" in first["source"]
     assert list((tmp_path / "cache").glob("*.json"))
-    assert run("deploy", "gpt2", "--device", "this", "--json").data["devices"][0]["device"] == first
+    assert run("inference", "gpt2", "--devices", "this", "--json").data["devices"][0]["device"] == first
 
 
 @pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
 def test_recurrent_kinds_are_planned_with_a_state_that_does_not_grow(run: Plan, kind: str) -> None:
     short, long = (
-        run("deploy", "--params", "10M", "--kind", kind, "--context", context, "--json").data["devices"][0]["memory"]
+        run("inference", "--params", "10M", "--arch", kind, "--context", context, "--json").data["devices"][0]["memory"]
         for context in ("4096", "65536")
     )
     assert [part for part in short["parts"] if part["name"] == "state"] == [
         part for part in long["parts"] if part["name"] == "state"
     ]
-    assert run("train", "--params", "10M", "--kind", kind).code == 0
+    assert run("train", "--params", "10M", "--arch", kind).code == 0
 
 
 def test_a_config_file_and_its_folder_are_the_same_model(run: Plan, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    by_file, by_folder = (run("deploy", where, "--json").data["model"] for where in ("config.json", "."))
+    by_file, by_folder = (run("inference", where, "--json").data["model"] for where in ("config.json", "."))
     assert by_file["parameters"] == by_folder["parameters"]
 
 
 def test_a_gguf_file_is_planned_as_it_is_stored(nextword: Any, smollm2_path: Path) -> None:
-    data = json.loads(nextword("plan", "deploy", str(smollm2_path), "--device", "t4", "--json").stdout)
+    data = json.loads(nextword("plan", "inference", str(smollm2_path), "--devices", "t4", "--json").stdout)
     assert data["model"]["parameters"]["total"] == 134_515_008
-    assert data["precision"] == "as stored"
+    assert data["use"]["weight_bytes"] == data["model"]["stored"]["value"]
     assert 0.8 * smollm2_path.stat().st_size < data["model"]["stored"]["value"] < smollm2_path.stat().st_size
 
 
@@ -482,43 +487,43 @@ def test_a_gguf_file_is_planned_as_it_is_stored(nextword: Any, smollm2_path: Pat
 
 
 WRONG = {
-    "unit of size": (("deploy", "--params", "7q"), ("'7q'", "Accepted forms: 1B, 7b, 350M, 20k, 1.3e9")),
+    "unit of size": (("inference", "--params", "7q"), ("'7q'", "Accepted forms: 1B, 7b, 350M, 20k, 1.3e9")),
     "unit of time": (("budget", "--days", "3 fortnights"), ("'3 fortnights'", "3 days")),
     "unit of money": (("budget", "--dollars", "¥5", "--price", "1"), ("'¥5'", "$500")),
     "unit of compute": (("budget", "--flops", "5 parsecs"), ("5 parsecs", "1e21")),
-    "unit of a device": (("deploy", "gpt2", "--device", "x=24GB,1TB/s,7q"), ("'7q'", "989 TFLOP/s")),
-    "half a device": (("deploy", "gpt2", "--device", "x=24GB,1TB/s"), ("mine=24GB,1TB/s,165TFLOP/s",)),
-    "unknown device": (("deploy", "gpt2", "--device", "h10"), ("Did you mean h100", "NAME=MEMORY,BANDWIDTH,SPEED")),
-    "unknown device to fit": (("fit", "gpt2", "--device", "rtx4091"), ("rtx4090", "mine=24GB,1TB/s,165TFLOP/s")),
+    "unit of a device": (("inference", "gpt2", "--devices", "x=24GB,1TB/s,7q"), ("'7q'", "989 TFLOP/s")),
+    "half a device": (("inference", "gpt2", "--devices", "x=24GB,1TB/s"), ("mine=24GB,1TB/s,165TFLOP/s",)),
+    "unknown device": (("inference", "gpt2", "--devices", "h10"), ("Did you mean h100", "NAME=MEMORY,BANDWIDTH,SPEED")),
+    "unknown device to fit": (("fit", "gpt2", "--devices", "rtx4091"), ("rtx4090", "mine=24GB,1TB/s,165TFLOP/s")),
     "unknown devices of a budget": (("budget", "--days", "3", "--devices", "8xh10"), ("h100",)),
     "unknown model": (("train", "llama3-8b"), ("Did you mean llama-3-8b", "config.json", "--params")),
-    "no model": (("deploy",), ("--params 1B",)),
-    "two models": (("deploy", "gpt2", "--params", "1B"), ("either",)),
-    "no such file": (("deploy", "nowhere/config.json"), ("nowhere", "config.json")),
-    "no such json": (("deploy", "nowhere.json"), ("nowhere.json", "no such file")),
-    "nothing": (("deploy", "--params", "0"), ("above zero",)),
-    "negative": (("deploy", "--params", "-1B"), ("above zero",)),
-    "NaN": (("deploy", "--params", "nan"), ("1B",)),
-    "infinite": (("deploy", "--params", "inf"), ("1B",)),
+    "no model": (("inference",), ("--params 1B",)),
+    "two models": (("inference", "gpt2", "--params", "1B"), ("either",)),
+    "no such file": (("inference", "nowhere/config.json"), ("nowhere", "config.json")),
+    "no such json": (("inference", "nowhere.json"), ("nowhere.json", "no such file")),
+    "nothing": (("inference", "--params", "0"), ("above zero",)),
+    "negative": (("inference", "--params", "-1B"), ("above zero",)),
+    "NaN": (("inference", "--params", "nan"), ("1B",)),
+    "infinite": (("inference", "--params", "inf"), ("1B",)),
     "absurdly small": (("train", "--params", "3"), ("20000",)),
     "absurdly large": (("train", "--params", "1e18"), ("2e+13",)),
     "beyond numbers": (("train", "--params", "1e400"), ("at most",)),
-    "batch of none": (("deploy", "gpt2", "--batch", "0"), ("--batch",)),
+    "batch of none": (("inference", "gpt2", "--batch-size", "0"), ("--batch-size",)),
     "negative context": (("train", "gpt2", "--context", "-1"), ("--context",)),
     "no tokens": (("train", "gpt2", "--tokens", "0"), ("--tokens", "above zero")),
     "negative price": (("train", "gpt2", "--price", "-2"), ("--price", "above zero")),
     "no share of the peak": (("train", "gpt2", "--mfu", "0"), ("--mfu", "between 0 and 1")),
     "more than the peak": (("budget", "--flops", "1e20", "--mfu", "1.5"), ("--mfu", "between 0 and 1")),
     "sharding alone": (("train", "gpt2", "--shard", "fsdp"), ("--devices 8",)),
-    "batch of a half": (("deploy", "gpt2", "--batch", "1.5"), ("--batch 1.5", "whole number from 1 to")),
-    "batch of words": (("deploy", "gpt2", "--batch", "many"), ("--batch 'many'", "20k", "1.3e9")),
-    "kind of a model that is there": (("train", "gpt2", "--kind", "lstm"), ("--kind lstm", "--params", "gpt2")),
+    "batch of a half": (("inference", "gpt2", "--batch-size", "1.5"), ("--batch-size 1.5", "whole number from 1 to")),
+    "batch of words": (("inference", "gpt2", "--batch-size", "many"), ("--batch-size 'many'", "20k", "1.3e9")),
+    "kind of a model that is there": (("train", "gpt2", "--arch", "lstm"), ("--arch lstm", "--params", "gpt2")),
     "matrices without a rank": (("train", "gpt2", "--lora-targets", "q"), ("--lora 16",)),
     "no such matrix": (("train", "gpt2", "--lora", "8", "--lora-targets", "q,x"), ("'x'", "q, k, v, o, gate")),
     "a matrix it has not": (("train", "gpt2", "--lora", "8", "--lora-targets", "gate"), ("'gate'", "q, k, v, o, up")),
     "rank above the matrix": (("train", "gpt2", "--lora", "60000"), ("768", "--lora")),
     "unknown optimizer": (("train", "gpt2", "--optimizer", "adm"), ("adamw",)),
-    "unknown precision": (("deploy", "gpt2", "--precision", "int3"), ("int3", "q4_k")),
+    "unknown dtype": (("inference", "gpt2", "--dtype", "int3"), ("int3", "q4_k")),
     "unknown law": (("budget", "--flops", "1e21", "--law", "epok"), ("Did you mean epoch",)),
     "no budget": (("budget",), ("--flops", "--dollars")),
     "two budgets": (("budget", "--flops", "1e21", "--days", "3"), ("--flops and --days",)),
@@ -527,7 +532,7 @@ WRONG = {
     "a budget too small": (("budget", "--flops", "1000"), ("1e+09",)),
     "a budget too large": (("budget", "--flops", "1e39"), ("1e+32",)),
     "no data at hand": (("budget", "--flops", "1e21", "--tokens-available", "0"), ("above zero",)),
-    "a fit without a device": (("fit", "gpt2"), ("--device",)),
+    "a fit without a device": (("fit", "gpt2"), ("--devices",)),
     "a table that is not there": (("laws", "--data", "none.csv"), ("none.csv", "no such file")),
     "a picture of no runs": (("laws", "--plot", "law.svg"), ("--data",)),
     "unknown question": (("budgt",), ("Did you mean budget",)),
@@ -543,7 +548,7 @@ def test_bad_input_gets_one_line_that_names_the_fix_and_exit_code_2(run: Plan, c
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "model_type"])
 def test_a_config_without_an_essential_key_is_refused_by_file_and_key(run: Plan, tmp_path: Path, key: str) -> None:
     (tmp_path / "half.json").write_text(json.dumps({name: value for name, value in TINY.items() if name != key}))
-    refused(run("deploy", "half.json"), "half.json", key)
+    refused(run("inference", "half.json"), "half.json", key)
 
 
 CONFIGS = {
@@ -607,7 +612,7 @@ def test_a_reader_that_leaves_early_ends_a_plan_quietly() -> None:
 def test_the_examples_of_every_help_text_run(run: Plan, tmp_path: Path) -> None:
     assert "plan" in VERBS
     (tmp_path / "runs.csv").write_bytes(Path(EPOCH_POINTS).read_bytes())
-    shown = [line.split() for verb in ("", "deploy", "train", "budget", "fit", "laws")
+    shown = [line.split() for verb in ("", "inference", "train", "budget", "fit", "laws")
              for line in run(*filter(None, [verb]), "--help").out.splitlines()]  # fmt: skip
     examples = {tuple(words[2:]) for words in shown if words[:2] == ["nextword", "plan"]}
     assert len(examples) > 12

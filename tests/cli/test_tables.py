@@ -17,9 +17,8 @@ import pytest
 
 import nextword
 from nextword.cli import _console, main
-from nextword.cli._table import FittingTable
-from nextword.cli.plan_tables import plain_table
-from nextword.train import planning, timing
+from nextword.cli._table import FittingTable, plain_table
+from nextword.train import timing
 
 WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
@@ -32,20 +31,22 @@ VERBS = {
     "the list of models": (("models", "list"), {"models._print_list"}),
     "a model's card": (("models", "info", "{model}", "--tensors"),
                        {"_model_card._parts_table", "_model_card._kinds_table", "_model_card._tensor_table"}),
-    "a deployment": (("plan", "deploy", "deepseek-v3", "--device", "h100"),
-                     {"plan_deploy._print", "plan_tables.parts_table"}),
-    "a deployment on many": (("plan", "deploy", "llama-3-8b", "--device", "h100,t4,mi300x"), {"plan_deploy._print"}),
-    "a training": (("plan", "train", "llama-3-8b", "--device", "h100", "--price", "2.5"),
-                   {"plan_train._print", "plan_train._compute_table", "plan_tables.parts_table"}),
-    "what would make it fit": (("plan", "fit", "--params", "1B", "--device", "rtx4090", "--batch", "16"),
+    "a model in use": (("plan", "inference", "deepseek-v3", "--devices", "h100"),
+                       {"plan_inference._device_table", "_sections.bars"}),
+    "a model in use on many": (("plan", "inference", "llama-3-8b", "--devices", "h100,t4,mi300x"),
+                               {"plan_inference._device_table"}),
+    "a training": (("plan", "train", "llama-3-8b", "--devices", "h100", "--price", "2.5"),
+                   {"_sections.facts", "_sections.bars"}),
+    "what would make it fit": (("plan", "fit", "--params", "1B", "--devices", "rtx4090", "--micro-batch", "16"),
                                {"plan_fit._table"}),
-    "a budget": (("plan", "budget", "--flops", "1e21", "--device", "h100"),
-                 {"plan_budget._print", "plan_budget._print_model"}),
+    "a budget": (("plan", "budget", "--flops", "1e21", "--devices", "h100"),
+                 {"plan_budget._optima", "_sections.facts"}),
     "the laws": (("plan", "laws"), {"plan_laws._published"}),
-    "a fitted law": (("plan", "laws", "--data", "{csv}", "--bootstrap", "4"), {"plan_laws._print_fit"}),
-    "what was predicted": (("plan", "verify"), {"plan_verify.command"}),
-    "a plan of a run": (("train", "{text}", "--params", "20k", "--context", "16", "--steps", "3", "--batch", "4",
-                         "--precision", "fp32", "--threads", "1", "--dry-run"), {"train_display.print_plan"}),
+    "a fitted law": (("plan", "laws", "--data", "{csv}", "--bootstrap", "4"),
+                     {"plan_laws._fit", "plan_laws._fitted_optima"}),
+    "what was predicted": (("runs", "calibration"), {"runs_calibration.command"}),
+    "a plan of a run": (("train", "{text}", "--params", "20k", "--context", "16", "--steps", "3", "--batch-size", "4",
+                         "--train-dtype", "fp32", "--set", "run.threads=1", "--dry-run"), {"train_display.print_plan"}),
     "the runs": (("runs", "list", "{runs}"), {"runs.list_runs"}),
     "a run": (("runs", "show", "{run}"), {"runs._print_run", "train_display.print_report"}),
     "two runs": (("runs", "compare", "{run}", "{other}"), {"runs._print_compared"}),
@@ -81,13 +82,15 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
     (root / "b.txt").write_text("Is it good? {text}\nAnswer: {label}\n")
     runs = {"run": root / "runs" / "a-transformer-with-a-long-name", "other": root / "runs" / "an-lstm"}
     with pytest.MonkeyPatch.context() as patch:
-        measured = cache(lambda *given: timing.time_steps(*given, seconds=0.2))  # the same at every width
-        patch.setattr(planning, "time_steps", lambda *given, **_: measured(*given))
+        time_steps = timing.time_steps
+        measured = cache(lambda *given: time_steps(*given, seconds=0.2))  # the same at every width
+        patch.setattr(timing, "time_steps", lambda *given, **_: measured(*given))
         for name, value in (("CACHE", root / "cache"), ("LEDGER", root / "ledger.jsonl"), ("STORE", root / "store")):
             patch.setenv(f"NEXTWORD_{name}", str(value))
         for (_, folder), kind in zip(runs.items(), ("transformer", "lstm"), strict=True):
-            given = ["train", str(text), "--model", kind, "--params", "20k", "--context", "16", "--steps", "3",
-                     "--batch", "4", "--precision", "fp32", "--threads", "1", "--out", str(folder)]  # fmt: skip
+            given = ["train", str(text), "--arch", kind, "--params", "20k", "--context", "16", "--steps", "3",
+                     "--batch-size", "4", "--train-dtype", "fp32", "--set", "run.threads=1", "--out",
+                     str(folder)]  # fmt: skip
             assert main(given) == 0
         patch.setattr(fitting, "fit_law", by_method(fitting.fit_law))
         patch.setattr("nextword.train.context_study.study", lambda *_, **__: study())

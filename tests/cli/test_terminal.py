@@ -22,7 +22,7 @@ from rich.text import Text
 
 from nextword.base import UsageError, printable
 from nextword.cli import _console, main
-from nextword.cli._faults import explain
+from nextword.cli._errors import explain
 
 OBEYED = "\x1b]0;title\x07\x1b[2J\x9b31m\u202ereversed\r\x08\x7f"
 

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nextword"]
-SMALL = ["--params", "20k", "--context", "16", "--batch", "4", "--precision", "fp32"]
+SMALL = ["--params", "20k", "--context", "16", "--batch-size", "4", "--train-dtype", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,14 @@ def said(output: str) -> list[str]:
 
 def trained_by_two(run: Path, shard: str) -> bool:
     """Whether the run says that two processes made it, and has its report."""
-    training = json.loads((run / "run.json").read_text())["run"]["training"]
-    return (training["devices"], training["shard"], (run / "report.json").exists()) == (2, shard, True)
+    train = tomllib.loads((run / "config.toml").read_text())["train"]
+    return (train["devices"], train["shard"], (run / "report.json").exists()) == (2, shard, True)
 
 
 def test_two_processes_train_shards_from_text_to_a_model(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = torchrun(tmp_path, environment, "train", "books/", *SMALL, "--steps", "3", "--shard", "fsdp", "--out", "run")
+    done = torchrun(
+        tmp_path, environment, "train", "books/", *SMALL, "--steps", "3", "--set", "train.shard=fsdp", "--out", "run"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert steps_of(tmp_path / "run") == [0, 1, 2]
     assert trained_by_two(tmp_path / "run", "fsdp")
@@ -66,7 +69,7 @@ def test_a_killed_process_is_named_in_one_line_and_the_line_it_gives_resumes_the
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     run = tmp_path / "run"
-    start = [*TORCHRUN, "train", "books/", *SMALL, "--steps", "100", "--checkpoint-every", "10", "--out", "run"]
+    start = [*TORCHRUN, "train", "books/", *SMALL, "--steps", "100", "--set", "run.checkpoint_every=10", "--out", "run"]
     with subprocess.Popen(
         start, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as job:
@@ -108,8 +111,8 @@ def test_adapters_trained_in_shards_are_written_beside_the_weights_that_they_ada
 
     begun = tiny_model()
     done = torchrun(
-        tmp_path, environment, "train", "books/", "--from", str(begun), "--lora", "2", "--shard", "fsdp",
-        "--steps", "2", "--batch", "4", "--precision", "fp32", "--learning-rate", "1e-4", "--out", "tuned",
+        tmp_path, environment, "train", "books/", "--model", str(begun), "--lora", "2", "--set", "train.shard=fsdp",
+        "--steps", "2", "--batch-size", "4", "--train-dtype", "fp32", "--learning-rate", "1e-4", "--out", "tuned",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     base, tuned = (load_file(folder / "model.safetensors") for folder in (begun, tmp_path / "tuned"))

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama_cpp_server import llama_cpp
 from nextword.cli import _console, main
 
-SMALL = ["--params", "20k", "--context", "16", "--steps", "12", "--batch", "4", "--precision", "fp32", "--threads", "1"]
+ONE = ["--batch-size", "4", "--train-dtype", "fp32", "--set", "run.threads=1"]
+SMALL = ["--params", "20k", "--context", "16", "--steps", "12", *ONE]
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_folders(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from nextword.train import planning, timing
+    from nextword.train import timing
 
     # what a step takes here need not be known as well as for a run of hours
-    monkeypatch.setattr(planning, "time_steps", partial(timing.time_steps, seconds=0.2))
+    monkeypatch.setattr(timing, "time_steps", partial(timing.time_steps, seconds=0.2))
     monkeypatch.setenv("NEXTWORD_CACHE", str(cache))
     monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.chdir(tmp_path)
@@ -63,12 +65,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_text_becomes_a_model_with_its_plan_beside_what_was_measured(
     kind: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, "train", str(text), *SMALL, "--model", kind, "--out", "run", "--json")
+    code, out, err = run(capsys, "train", str(text), *SMALL, "--arch", kind, "--out", "run", "--json")
     assert code == 0, err
     report = json.loads(out)
     assert report["measured"]["tokens"] == 12 * 4 * 16
     assert report["predicted"]["seconds"] > 0
-    assert report["run"]["model"]["kind"] == kind
+    assert report["config"]["model"]["arch"] == kind
     assert json.loads((tmp_path / "run" / "report.json").read_text())["measured"] == report["measured"]
     code, out, err = run(capsys, "complete", "--model", "run", "--greedy", "--max-tokens", "5", "the king")
     assert code == 0, err
@@ -96,14 +98,14 @@ def test_a_fine_tuned_run_counts_frozen_weights_as_they_are_computed_and_names_i
     from nextword.plan import RunConfig, flops
 
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
-    small = ["--context", "16", "--steps", "12", "--batch", "4", "--precision", "fp32", "--threads", "1"]
-    code, out, err = run(capsys, "train", str(text), *small, "--from", "run", "--lora", "2", "--out", "tuned")
+    small = ["--context", "16", "--steps", "12", *ONE]
+    code, out, err = run(capsys, "train", str(text), *small, "--model", "run", "--lora", "2", "--out", "tuned")
     assert code == 0, err
     assert re.search(r"1 thread *\n", out)
     assert re.search(r"the peak: [\d,]+ GFLOP/s, (float32|bfloat16) products, measured on this CPU", out)
     measured = json.loads((tmp_path / "tuned" / "report.json").read_text())["measured"]
-    config = RunConfig.from_dict(json.loads((tmp_path / "tuned" / "run.json").read_text())["run"])
-    work = flops(config.model, config.context, measured["tokens"], lora=2).total
+    config = RunConfig.read(tmp_path / "tuned" / "config.toml")
+    work = flops(config.spec, config.train.context, measured["tokens"], lora=2).total
     assert measured["share_of_peak"] == pytest.approx(work / measured["seconds"] / measured["peak"])
 
 
@@ -132,7 +134,18 @@ def test_a_model_of_real_text_exported_as_gguf_goes_on_alike_in_nextword_and_lla
 
     licence = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     (tmp_path / "licence.txt").write_text("\n".join(line.strip() for line in licence.splitlines()))
-    larger = ["--params", "60k", "--context", "64", "--steps", "400", "--batch", "8", "--vocabulary", "300"]
+    larger = [
+        "--params",
+        "60k",
+        "--context",
+        "64",
+        "--steps",
+        "400",
+        "--batch-size",
+        "8",
+        "--set",
+        "data.vocabulary=300",
+    ]
     code, _, err = run(capsys, "train", "licence.txt", *SMALL, *larger, "--learning-rate", "0.01", "--out", "run")
     assert code == 0, err
     assert run(capsys, "runs", "export", "run", "model.gguf")[0] == 0
@@ -153,24 +166,24 @@ def test_the_steps_of_a_run_are_in_tensorboards_event_files(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert run(capsys, "train", str(text), *SMALL, "--tensorboard", "--out", "run")[0] == 0
+    assert run(capsys, "train", str(text), *SMALL, "--set", "run.tensorboard=true", "--out", "run")[0] == 0
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     for name, key in (("loss", "loss"), ("learning_rate", "learning_rate"), ("norm", "gradient_norm")):
         found = [(each.step, each.value) for each in events.Scalars(name)]
         assert found == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in steps]
-    found = [(each.step, each.value) for each in events.Scalars("heldout")]
-    heldout = [(row["step"], pytest.approx(row["heldout"]["nats_per_token"])) for row in rows if "heldout" in row]
-    assert found == heldout
-    assert heldout
+    found = [(each.step, each.value) for each in events.Scalars("val")]
+    val = [(row["step"], pytest.approx(row["val"]["nats_per_token"])) for row in rows if "val" in row]
+    assert found == val
+    assert val
 
 
 def test_event_files_without_tensorboard_say_what_to_install(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    code, _, err = run(capsys, "train", str(text), *SMALL, "--tensorboard", "--out", "run")
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--set", "run.tensorboard=true", "--out", "run")
     assert code == 1
     assert "pip install 'nextword[tensorboard]'" in " ".join(err.split())
     assert not list(tmp_path.rglob("run.json"))
@@ -179,17 +192,20 @@ def test_event_files_without_tensorboard_say_what_to_install(
 def test_runs_are_listed_shown_compared_and_exported(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from nextword.plan import read_runs
+
     for name, seed in (("a", "0"), ("b", "1")):
         assert run(capsys, "train", str(text), *SMALL, "--seed", seed, "--out", f"runs/{name}")[0] == 0
     code, out, _ = run(capsys, "runs", "list", "--json")
     assert code == 0
     assert [row["folder"] for row in json.loads(out)] == ["runs/a", "runs/b"]
+    assert read_runs(Path("runs")).tokens == (12 * 4 * 16, 12 * 4 * 16)
     code, out, _ = run(capsys, "runs", "show", "runs/a")
     assert code == 0
     assert "held-out loss" in out
     code, out, _ = run(capsys, "runs", "compare", "runs/a", "runs/b", "--plot", "both.svg")
     assert code == 0
-    assert "training.seed: 0 -> 1" in " ".join(out.split())
+    assert "train.seed: 0 -> 1" in " ".join(out.split())
     assert (tmp_path / "both.svg").read_text().startswith("<?xml")
     assert run(capsys, "runs", "export", "runs/a", "folder")[0] == 0
     assert (tmp_path / "folder" / "model.safetensors").exists()
@@ -223,25 +239,34 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
         (["train", "nosuch", "--minutes", "1"], "no such file or folder"),
         (["train", "{text}"], "give a budget"),
         (["train", "{text}", "--minutes", "1", "--flops", "1e12"], "budgets of their own"),
-        (["train", "{text}", "--minutes", "1", "--lora", "4"], "--from"),
-        (["train", "{text}", "--steps", "3", "--device", "cuda:9"], "--device cpu"),
-        (["train", "{text}", *SMALL, "--carry-state"], "no state to carry"),
-        (["train", "{text}", *SMALL, "--batch", "100000"], "smaller batch"),
-        (["train", "{text}", *SMALL, "--compile"], "--compile gains nothing"),
+        (["train", "{text}", "--minutes", "1", "--lora", "4"], "model.lora has no effect without model.base"),
+        (["train", "{text}", "--steps", "3", "--set", "run.device=cuda:9"], "device 'cuda:9' cannot be used here"),
+        (["train", "{text}", *SMALL, "--set", "train.stateful=true"], "no state to carry"),
+        (["train", "{text}", *SMALL, "--batch-size", "100000"], "smaller batch"),
+        (["train", "{text}", *SMALL, "--set", "run.compile=true"], "run.compile gains nothing"),
         (["train", "{tiny}", "--minutes", "1"], "at least 2,000 characters"),
         (["train", "{rows}", "--minutes", "1"], "line 2"),
         (["train", "{binary}", "--minutes", "1"], "the file is binary"),
         (["train", "{rst}", "--minutes", "1"], "no reader for .rst"),
         (["train", "{latin}", "--minutes", "1"], "line 1: not valid UTF-8 (byte 0xFC)"),
-        (["train", "{latin}", "--minutes", "1"], "--encoding latin-1"),
-        (["train", "{text}", "--minutes", "1", "--encoding", "latin-99"], "not a known encoding"),
-        (["train", "{text}", "--minutes", "1", "--holdout", "nan"], "above 0 and below 0.9"),
+        (["train", "{latin}", "--minutes", "1"], "--set data.encoding=latin-1"),
+        (["train", "{text}", "--minutes", "1", "--set", "data.encoding=latin-99"], "encoding 'latin-99' is not known"),
+        (
+            ["train", "{text}", "--minutes", "1", "--set", "data.val_fraction=nan"],
+            "val_fraction nan: give a finite number",
+        ),
         (["train", "{text}", "--minutes", "1", "--out", "{text}"], "Choose a folder outside"),
         (["train", "{text}", "--minutes", "1", "--out", "{text}/run"], "Choose a folder outside"),
-        (["train", "{text}", "--minutes", "1", "--vocabulary", "5"], "--vocabulary 5: give a whole number from 257"),
-        (["train", "{text}", "--minutes", "1", "--vocabulary", "99999999"], "from 257 to 1,048,576"),
-        (["train", "{text}", "--minutes", "1", "--vocabulary", "50000"], "one token for every 8 bytes"),
-        (["train", "{text}", "--minutes", "1", "--vocabulary", "300", "--tokenizer", "bytes"], "leave it out"),
+        (
+            ["train", "{text}", "--minutes", "1", "--set", "data.vocabulary=5"],
+            "data.vocabulary 5: give a whole number",
+        ),
+        (["train", "{text}", "--minutes", "1", "--set", "data.vocabulary=99999999"], "from 0 to 1,048,576"),
+        (["train", "{text}", "--minutes", "1", "--set", "data.vocabulary=50000"], "one token for every 8 bytes"),
+        (
+            ["train", "{text}", "--minutes", "1", "--set", "data.vocabulary=300", "--set", "data.tokenizer=bytes"],
+            "data.vocabulary has no effect with data.tokenizer=bytes",
+        ),
         (["runs", "resume", "nosuch"], "not a run's folder"),
         (["runs", "compare", "a"], "at least two runs"),
         (["compare-context"], "give the text"),
@@ -280,15 +305,15 @@ def files_under(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def half(text: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run that stopped after half its steps, beside `whole`, which did not."""
-    from nextword.train import pipeline
-    from nextword.train.planning import Budget
+    from nextword.plan.run_config import ModelConfig, RunConfig, RunSettings, TrainConfig
+    from nextword.train.pipeline import prepare_run
+    from nextword.train.run import train_run
 
+    train = TrainConfig(steps=12, context=16, batch_size=4, dtype="fp32")
+    config = RunConfig(ModelConfig(params=20e3), train=train, run=RunSettings(threads=1))
     for name, until in (("whole", None), ("half", 6)):
-        request = pipeline.Request(
-            (str(text),), Budget(), count=20e3, context=16, changes={"batch": 4, "steps": 12}, precision="fp32",
-            threads=1, out=tmp_path / name,
-        )  # fmt: skip
-        pipeline.train(pipeline.start(request, cache, print), until=until)
+        ready = prepare_run(config, [str(text)], tmp_path / name, cache, print)
+        train_run(ready.record.config, ready.data, ready.folder, record=ready.record, until=until)
     assert len(losses(tmp_path / "half")) == 6
     capsys.readouterr()
     return tmp_path / "half"
@@ -299,7 +324,9 @@ def test_a_run_goes_on_exactly_when_text_was_added_meanwhile_and_keeps_its_token
 ) -> None:
     before = files_under(cache / "data")
     (text / "another.txt").write_text("ÄÖÜ wholly other words, zymurgy and quixotry and syzygy " * 200)
-    code, _, err = run(capsys, "train", str(text), *SMALL, "--vocabulary", "300", "--dry-run", "--out", "third")
+    code, _, err = run(
+        capsys, "train", str(text), *SMALL, "--set", "data.vocabulary=300", "--dry-run", "--out", "third"
+    )
     assert code == 0, err
     assert not (tmp_path / "third").exists()
     assert before.items() <= files_under(cache / "data").items()
@@ -337,20 +364,20 @@ def test_a_run_whose_prepared_data_is_gone_goes_on_exactly_with_the_text_given_a
 def test_a_run_has_its_tokenizer_before_its_first_step(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextword.train import pipeline
+    from nextword.train.trainer import Trainer
 
     def first_step(*arguments: object) -> None:
         assert (tmp_path / "run" / "tokenizer.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.Trainer, "_loop", first_step)
+    monkeypatch.setattr(Trainer, "_loop", first_step)
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 130
 
 
 def test_the_report_has_the_held_out_loss_with_its_standard_error(
     text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, "train", str(text), *SMALL, "--evaluate-every", "5", "--out", "run")
+    code, out, err = run(capsys, "train", str(text), *SMALL, "--set", "run.evaluate_every=5", "--out", "run")
     assert code == 0, err
     assert re.search(r"held-out loss, nats a token .* \d\.\d{4} ± 0\.\d{4}", out)
     assert "±: standard error over" in out
@@ -366,7 +393,16 @@ def test_what_is_special_about_a_text_is_said_before_training(
     for name in ("b.rst", "c.rst", ".d"):
         (tmp_path / "few" / name).write_text("text")
     (tmp_path / "few" / "e.txt").write_bytes(b"caf\xe9")
-    arguments = ["train", "few", *SMALL, "--vocabulary", "1024", "--skip-bad", "--dry-run"]
+    arguments = [
+        "train",
+        "few",
+        *SMALL,
+        "--set",
+        "data.vocabulary=1024",
+        "--set",
+        "data.skip_invalid=true",
+        "--dry-run",
+    ]
     code, _, err = run(capsys, *arguments)
     said = " ".join(err.split())
     assert code == 0, err
@@ -378,11 +414,11 @@ def test_what_is_special_about_a_text_is_said_before_training(
 
 def test_progress_is_a_line_now_and_then(tmp_path: Path) -> None:
     from nextword.data import find_sources
-    from nextword.train.pipeline import _Progress
+    from nextword.train.pipeline import Progress
 
     (tmp_path / "a.txt").write_text("x" * 1_500_000)
     said, now = [], iter([0.0, 1.0, 2.5, 3.0, 4.0, 16.0, 16.1, 17.0])
-    progress = _Progress(find_sources([tmp_path]), said.append, lambda: next(now))
+    progress = Progress(find_sources([tmp_path]), said.append, lambda: next(now))
     for share, what in ((0.0, "reading"), (0.5, "reading"), (0.6, "reading"), (0.9, "reading"), (0.0, "tokenizing"),
                         (0.01, "tokenizing"), (0.9, "tokenizing"), (0.99, "tokenizing")):  # fmt: skip
         progress(share, what)
@@ -393,18 +429,21 @@ def test_the_model_is_as_large_as_the_texts_tokens_allow_and_not_a_constant_numb
     """A token of bytes is a byte, and one of a small vocabulary is two: the text has so many more tokens."""
     from nextword.data import find_sources, measure_bytes_per_token
     from nextword.plan import device, parameters
-    from nextword.train.pipeline import Request, _choose_shape
+    from nextword.plan.run_config import DataConfig, RunConfig, TrainConfig
+    from nextword.train.pipeline import measured
+    from nextword.train.planning import Machine, choose_shape
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopr", k=draw.randint(3, 9))) for _ in range(2000)]
     (tmp_path / "a.txt").write_text(" ".join(draw.choices(words, k=300_000)))
-    sources, here = find_sources([tmp_path]), device("h100")
-    for wishes in ({"tokenizer": "bytes"}, {"vocabulary": 300}, {"vocabulary": 2000}, {"tokenizer": "characters"}):
-        request = Request((str(tmp_path),), changes={"steps": 10}, holdout=0.05, **wishes)  # type: ignore[arg-type]
-        kind, vocabulary = request.tokenizer, request.vocabulary or 0
-        bytes_per_token = measure_bytes_per_token(sources, None, kind, vocabulary)  # type: ignore[arg-type]
-        tokens = sources.bytes * 0.95 / bytes_per_token
-        assert parameters(_choose_shape(request, sources, here, [], None)).total == pytest.approx(tokens / 20, rel=0.25)
+    sources, machine = find_sources([tmp_path]), Machine(device("h100"))
+    settings: dict[str, Any]
+    for settings in ({"tokenizer": "bytes"}, {"vocabulary": 300}, {"vocabulary": 2000}, {"tokenizer": "characters"}):
+        data = DataConfig(**settings)
+        text_bytes, bytes_per_token = sources.bytes * 0.95, measure_bytes_per_token(sources, data)
+        config, measure = RunConfig(data=data, train=TrainConfig(steps=10)), partial(measured, sources, data)
+        spec = choose_shape(config, text_bytes, machine, measure)
+        assert parameters(spec).total == pytest.approx(text_bytes / bytes_per_token / 20, rel=0.25)
 
 
 def test_a_run_is_not_begun_where_one_is(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,27 +488,25 @@ def test_compare_context_prints_every_number_with_its_interval_at_any_width(
 
 def test_fine_tuning_tells_the_loss_that_it_began_from(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "train", str(text), *SMALL, "--out", "base")[0] == 0
-    small = ["--precision", "fp32", "--threads", "1", "--batch", "4", "--steps", "5"]
-    code, out, err = run(capsys, "train", str(text), *small, "--from", "base", "--lora", "2", "--out", "tuned")
+    small = [*ONE, "--steps", "5"]
+    code, out, err = run(capsys, "train", str(text), *small, "--model", "base", "--lora", "2", "--out", "tuned")
     assert code == 0, err
     base, tuned = (json.loads(Path(name, "report.json").read_text())["measured"] for name in ("base", "tuned"))
     assert base["nats_before"] is None
     assert tuned["nats_before"] == pytest.approx(base["nats_per_token"], abs=1e-4)
     rows = [json.loads(line) for line in Path("tuned", "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["step"] == 0
-    assert rows[0]["heldout"]["nats_per_token"] == tuned["nats_before"]
+    assert rows[0]["val"]["nats_per_token"] == tuned["nats_before"]
     assert f"{tuned['nats_before']:.4f}" in out
 
 
 def test_a_shortened_run_has_ended_and_is_not_resumed(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextword.train import deadline, pipeline
+    from nextword.train import deadline
 
     monkeypatch.setattr(deadline.Deadline, "cut", lambda self, step, steps, elapsed: (5, 12, 8) if step == 5 else None)
-    options = pipeline._options
-    monkeypatch.setattr(pipeline, "_options", lambda *given: options(*given) | {"seconds": 60.0})
-    code, _, err = run(capsys, "train", str(text), *SMALL, "--out", "run")
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--set", "train.minutes=1", "--out", "run")
     assert code == 0, err
     assert "The run now ends after 8 steps" in " ".join(err.split())
     assert len(losses(tmp_path / "run")) == 8

@@ -1,21 +1,20 @@
-"""What `nextword train` refuses before it reads anything: values that no run has, and options without an effect."""
+"""What `nextword train` refuses before it reads anything: values that no run has, and settings without an effect."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 
 from nextword.base import UsageError
 from nextword.base.cores import cores
 from nextword.cli import _console, main
-from nextword.cli.train import command
-from nextword.cli.train_options import NO_EFFECT, check_options
-
-TWO = {"WORLD_SIZE": "2"}
+from nextword.cli.train import _KEYS, command, run_config
+from nextword.plan.run_config import RunConfig
+from nextword.train.pipeline import check_combinations
 
 
 @pytest.fixture(autouse=True)
@@ -31,126 +30,124 @@ def _fresh_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        (f"--threads {4 * cores() + 1}", f"--threads {4 * cores() + 1}: give at most {4 * cores()}, 4 for each core"),
-        ("--threads 100000", f"this process may use ({cores()})"),
-        ("--learning-rate nan", "--learning-rate nan: give a finite number above 0"),
-        ("--learning-rate -1", "--learning-rate -1.0: give a finite number above 0"),
-        ("--learning-rate 0", "--learning-rate 0.0: give"),
-        ("--dropout nan", "--dropout nan: give a finite number at least 0 and below 1"),
-        ("--dropout 1.5", "--dropout 1.5: give"),
-        ("--dropout -0.1", "--dropout -0.1: give"),
-        ("--weight-decay nan", "--weight-decay nan: give a finite number at least 0"),
-        ("--weight-decay -1", "--weight-decay -1.0: give"),
-        ("--clip nan", "--clip nan: give"),
-        ("--clip -1", "--clip -1.0: give"),
+        (
+            f"--set run.threads={4 * cores() + 1}",
+            f"run.threads {4 * cores() + 1}: give at most {4 * cores()}",
+        ),
+        ("--learning-rate nan", "--learning-rate nan: give a finite number at least 0"),
+        ("--learning-rate -1", "-1.0 is not in the range x>0"),
+        ("--learning-rate 0", "0.0 is not in the range x>0"),
+        ("--set train.learning_rate=-1", "train.learning_rate -1.0: give a finite number at least 0"),
+        ("--set train.dropout=nan", "train.dropout nan: give a finite number at least 0 and below 1"),
+        ("--set train.dropout=1.5", "train.dropout 1.5: give"),
+        ("--set train.grad_clip=-1", "train.grad_clip -1.0: give"),
         ("--seed -1", "--seed -1: give a whole number from 0 to"),
-        ("--holdout nan", "--holdout nan: give a finite number above 0 and below 0.9"),
-        ("--holdout 0", "--holdout 0.0: give"),
-        ("--vocabulary 5", "--vocabulary 5: give a whole number from 257 to 1,048,576"),
-        ("--vocabulary 99999999", "--vocabulary 99999999: give"),
+        ("--set data.val_fraction=0", "data.val_fraction 0.0: give"),
+        ("--set data.vocabulary=5", "data.vocabulary 5: give a whole number from 257 to 1,048,576"),
+        (
+            "--set data.vocabulery=500",
+            "'data.vocabulery' is not a setting of DataConfig. Did you mean data.voc",
+        ),
+        ("--set vocabulary=500", "'vocabulary' is not a setting of RunConfig. Did you mean data.vocabulary?"),
+        ("--set dropout", "--set dropout: give section.key=value"),
         ("--context 0", "give a whole number from"),
         ("--context 1000000000", "--context 1000000000: give a whole number from 2 to"),
-        ("--batch 0", "give a whole number from"),
-        ("--micro-batch 0", "give a whole number from"),
+        ("--batch-size 0", "give a whole number from"),
+        ("--batch-size 4 --set train.micro_batch=8", "train.micro_batch 8: give at most the 4 rows in the batch"),
         ("--lora 0", "0 is not in the range"),
-        ("--lora -1", "-1 is not in the range"),
-        ("--batch 4 --micro-batch 8", "give --micro-batch 4 or a larger --batch"),
         ("--minutes nan", "'nan' is not understood"),
-        ("--minutes inf", "'inf' is not understood"),
         ("--minutes 0", "'0' must be above zero"),
-        ("--minutes -1", "'-1' must be above zero"),
+        ("--minutes 1 --steps 3", "--minutes and --steps are budgets of their own; give one"),
+        ("--flops 1e12 --tokens 1M", "--flops and --tokens are budgets of their own; give one"),
+        ("--config no-such-file.toml", "does not exist"),
     ],
 )
 def test_a_bad_value_is_refused_before_the_text_is_looked_for(
     options: str, wanted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budget = [] if "--minutes" in options else ["--steps", "3"]
+    budget = [] if {"--minutes", "--flops", "--config"} & set(options.split()) else ["--steps", "3"]
     assert main(["train", "no-such-text", *budget, *shlex.split(options)]) == 2
-    assert wanted in " ".join(capsys.readouterr().err.split())
-
-
-EXAMPLES = {  # a command line for each rule, and the processes it runs in
-    ("kind", "with --config"): ("--config f --model gru", {}),
-    ("match", "with --config"): ("--config f --match flops", {}),
-    ("count", "with --config"): ("--config f --params 1M", {}),
-    ("context", "with --config"): ("--config f --context 64", {}),
-    ("batch", "with --config"): ("--config f --batch 4", {}),
-    ("start_from", "with --config"): ("--config f --from m", {}),
-    ("lora", "with --config"): ("--config f --lora 4", {}),
-    ("kind", "with --from"): ("--steps 1 --from m --model transformer", {}),
-    ("match", "with --from"): ("--steps 1 --from m --match params", {}),
-    ("count", "with --from"): ("--steps 1 --from m --params 1M", {}),
-    ("tokenizer", "with --from"): ("--steps 1 --from m --tokenizer bytes", {}),
-    ("vocabulary", "with --from"): ("--steps 1 --from m --vocabulary 300", {}),
-    ("lora", "without --from"): ("--steps 1 --lora 4", {}),
-    ("match", "with --model transformer"): ("--steps 1 --match flops", {}),
-    ("carry_state", "with --model transformer"): ("--steps 1 --carry-state", {}),
-    ("recompute", "with a recurrent net"): ("--steps 1 --model lstm --recompute full", {}),
-    ("vocabulary", "with --tokenizer bytes"): ("--steps 1 --tokenizer bytes --vocabulary 300", {}),
-    ("vocabulary", "with --tokenizer characters"): ("--steps 1 --tokenizer characters --vocabulary 300", {}),
-    ("vocabulary", "with a model's tokenizer"): ("--steps 1 --tokenizer smollm2-135m --vocabulary 300", {}),
-    ("packing", "with --carry-state"): ("--steps 1 --model lstm --carry-state --packing stream", {}),
-    ("shard", "in a single process"): ("--steps 1 --shard ddp", {}),
-    ("sample", "with --shard fsdp"): ("--steps 1 --shard fsdp --sample Hi", TWO),
-    ("threads", "on a GPU"): ("--steps 1 --device cuda:0 --threads 2", {}),
-    ("keep", "with --checkpoint-every 0"): ("--steps 1 --checkpoint-every 0 --keep 3", {}),
-}
-
-
-def check(line: str, environment: dict[str, str]) -> None:
-    with command.make_context("train", ["text", *shlex.split(line)]) as context:
-        check_options(context, environment)
-
-
-@pytest.mark.parametrize("rule", NO_EFFECT, ids=lambda rule: f"{rule.option} {rule.where}")
-def test_an_option_without_effect_is_refused_by_name_with_the_way_out(rule: object) -> None:
-    line, environment = EXAMPLES[rule.option, rule.where]  # type: ignore[attr-defined]
-    name = next(each.opts[0] for each in command.params if each.name == rule.option)  # type: ignore[attr-defined]
-    with pytest.raises(UsageError) as refused:
-        check(line, environment)
-    assert str(refused.value) == f"{name} has no effect {rule.where}; {rule.instead}"  # type: ignore[attr-defined]
-
-
-def test_every_example_belongs_to_a_rule() -> None:
-    assert EXAMPLES.keys() == {(rule.option, rule.where) for rule in NO_EFFECT}
-
-
-@pytest.mark.parametrize("pair", ["--minutes 1 --steps 3", "--flops 1e12 --steps 3", "--tokens 1M --steps 3",
-                                  "--config f --steps 3", "--minutes 1 --flops 1e12"])  # fmt: skip
-def test_two_budgets_are_refused(pair: str) -> None:
-    with pytest.raises(UsageError, match="are budgets of their own; give one"):
-        check(pair, {})
-
-
-def test_rewinding_without_checkpoints_is_refused() -> None:
-    with pytest.raises(UsageError, match="--checkpoint-every 0 writes none"):
-        check("--steps 3 --guard rewind --checkpoint-every 0", {})
+    said = " ".join(capsys.readouterr().err.split())
+    assert wanted in said or "no-such-file.toml" in said
 
 
 @pytest.mark.parametrize(
-    ("line", "environment"),
+    ("settings", "wanted"),
     [
-        ("--steps 3", {}),
-        ("--minutes 1", TWO),
-        ("--config f --micro-batch 2 --learning-rate 1e-3 --tokenizer bytes --seed 1", {}),
-        ("--steps 3 --model lstm --match flops --carry-state --params 1M --dropout 0.1 --within-documents", {}),
-        ("--steps 3 --from m --lora 8 --context 64 --batch 4 --recompute full", {}),
-        ("--steps 3 --shard fsdp --micro-batch 2", TWO),
-        ("--steps 3 --shard ddp --sample Hi", TWO),
-        ("--steps 3 --vocabulary 512 --tokenizer bpe --device cpu --threads 1 --keep 3 --checkpoint-every 5", {}),
-        ("--steps 3 --guard rewind", {}),
+        ("", "give a budget"),
+        ("train.steps=1 model.lora=4", "model.lora has no effect without model.base"),
+        ("train.steps=1 model.base=m model.params=1e6", "model.params has no effect with model.base=m"),
+        ("train.steps=1 model.base=m model.arch=lstm", "model.arch has no effect with model.base=m"),
+        ("train.steps=1 model.base=m data.tokenizer=bytes", "data.tokenizer has no effect with model.base=m"),
+        ("train.steps=1 model.base=m data.vocabulary=300", "data.vocabulary has no effect with model.base=m"),
+        (
+            "train.steps=1 data.vocabulary=300 data.tokenizer=bytes",
+            "no effect with data.tokenizer=bytes",
+        ),
+        ("train.steps=1 model.match=flops", "model.match has no effect with a transformer"),
+        ("train.steps=1 train.stateful=true", "a transformer has no state to carry"),
+        ("train.steps=1 model.arch=lstm train.recompute=full", "train.recompute has no effect with a recurrent model"),
+        ("train.steps=1 model.arch=lstm train.stateful=true train.packing=best-fit", "train.packing has no effect"),
+        ("train.steps=1 train.on_loss_spike=rewind run.checkpoint_every=0", "run.checkpoint_every=0 writes none"),
     ],
 )
-def test_defaults_and_options_with_an_effect_pass(line: str, environment: dict[str, str]) -> None:
-    check(line, environment)
+def test_a_setting_without_effect_is_refused_by_name(settings: str, wanted: str) -> None:
+    with pytest.raises(UsageError, match=wanted):
+        check_combinations(run_config(None, {}, tuple(settings.split())))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "train.minutes=1",
+        "train.steps=3 model.arch=lstm model.match=flops train.stateful=true train.mask_documents=true",
+        "train.steps=3 model.base=m model.lora=8 train.context=64 train.recompute=full",
+        "train.steps=3 data.vocabulary=512 run.keep_checkpoints=3 run.checkpoint_every=5",
+        "train.steps=3 train.on_loss_spike=rewind",
+    ],
+)
+def test_defaults_and_settings_with_an_effect_pass(settings: str) -> None:
+    check_combinations(run_config(None, {}, tuple(settings.split())))
+
+
+def test_options_overrule_the_file_and_assignments_both(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[train]\nsteps = 100\nseed = 3\nlearning_rate = 0.1\n[model]\narch = "gru"\n')
+    config = run_config(file, {"minutes": 90.0, "seed": 4, "params": 1e6}, ("train.seed=5",))
+    assert (config.train.minutes, config.train.steps) == (1.5, 0)  # one budget in place of another
+    assert (config.train.seed, config.train.learning_rate) == (5, 0.1)
+    assert (config.model.arch, config.model.params) == ("gru", 1e6)
+    file.write_text('[model.spec]\nkind = "gru"\nvocabulary = 9\nwidth = 8\nlayers = 1\ncontext = 8\n')
+    assert run_config(file, {}).model.arch == "gru"
+    with pytest.raises(UsageError, match=r"--arch has no effect: .*run\.toml has the model's shape"):
+        run_config(file, {"arch": "lstm"})
+    file.write_text("[train]\nstepz = 3\n")
+    with pytest.raises(UsageError, match=r"run\.toml: 'train\.stepz' is not a setting.*train\.steps"):
+        run_config(file, {})
+
+
+def test_every_option_is_a_key_of_the_configuration() -> None:
+    others = {"data", "config", "assignments", "out", "dry_run", "as_json"}
+    assert {each.name for each in command.params} - others == _KEYS.keys()
+    config = RunConfig().to_dict()
+    assert all(section in config for section, _ in (key.split(".") for key in _KEYS.values()))
 
 
 def test_the_batch_is_checked_against_the_processes_before_the_text_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "no-such-text", "--steps", "3", "--batch", "7"]) == 2
-    assert "does not divide among 2 processes; give --batch 6 or 8" in capsys.readouterr().err
+    monkeypatch.setattr("nextword.train.pipeline._on_first", lambda process, work: work())
+    monkeypatch.setattr("nextword.train.pipeline.this_process", lambda: Two())
+    monkeypatch.setattr("nextword.train.pipeline.joined", lambda *_, **__: open("/dev/null"))  # noqa: SIM115
+    assert main(["train", "no-such-text", "--steps", "3", "--batch-size", "7"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--batch-size 7: give a multiple of the 2 processes, such as 6 or 8" in said
+
+
+class Two:
+    """The first of two processes."""
+
+    rank, world, local, first = 0, 2, 0, True
 
 
 def test_adapters_thicker_than_the_model_are_refused_before_the_text_is_tokenized(
@@ -159,11 +156,7 @@ def test_adapters_thicker_than_the_model_are_refused_before_the_text_is_tokenize
     monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("a text " * 1000)
     model = str(tiny_model())  # of width 16
-    assert main(["train", "text.txt", "--steps", "3", "--from", model, "--lora", "17"]) == 2
+    arguments: list[Any] = ["train", "text.txt", "--steps", "3", "--model", model, "--lora", "17"]
+    assert main(arguments) == 2
     assert "--lora 17: give at most the model's width, 16" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "cache" / "data").exists()
-
-
-def test_every_option_has_a_name_on_the_command_line() -> None:
-    assert isinstance(command, click.Command)
-    assert {rule.option for rule in NO_EFFECT} <= {each.name for each in command.params}

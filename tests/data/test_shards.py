@@ -29,7 +29,8 @@ from nextword.data import (
     shards,
     train_tokenizer,
 )
-from nextword.data.splitting import choose_heldout, hash_of
+from nextword.data.splitting import choose_val, hash_of
+from nextword.plan.run_config import DataConfig
 
 
 def paragraphs(count: int, seed: int = 0, words: int = 60) -> str:
@@ -46,16 +47,16 @@ def test_a_folder_that_holds_other_things_keeps_them_all(tmp_path: Path) -> None
     for name, data in others.items():
         (tmp_path / name).write_bytes(data)
     for vocabulary in (300, 310):
-        prepare([tmp_path / "corpus.txt"], tmp_path, vocabulary=vocabulary)
+        prepare([tmp_path / "corpus.txt"], tmp_path, DataConfig(vocabulary=vocabulary))
         assert (tmp_path / "corpus.txt").read_text() == text
         assert {name: (tmp_path / name).read_bytes() for name in others} == others
 
 
 def test_preparing_otherwise_leaves_no_shard_of_before(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text(paragraphs(40))
-    prepare([tmp_path / "corpus.txt"], tmp_path / "data", tokenizer_kind="bytes")
+    prepare([tmp_path / "corpus.txt"], tmp_path / "data", DataConfig(tokenizer="bytes"))
     (tmp_path / "data" / "train-00007.bin").write_bytes(b"left by a longer text")
-    prepare([tmp_path / "corpus.txt"], tmp_path / "data", vocabulary=300)
+    prepare([tmp_path / "corpus.txt"], tmp_path / "data", DataConfig(vocabulary=300))
     assert not (tmp_path / "data" / "train-00007.bin").exists()
 
 
@@ -85,29 +86,29 @@ def segments_of(stream: TokenStream) -> list[list[int]]:
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "characters"])
 def test_every_document_is_there_once_behind_its_mark_on_the_side_of_its_hash(tmp_path: Path, kind: str) -> None:
     source = lines_of(tmp_path / "a.jsonl", 200)
-    data = prepare([source], tmp_path / "data", tokenizer_kind=kind, vocabulary=300)
+    data = prepare([source], tmp_path / "data", DataConfig(tokenizer=kind, vocabulary=300))
     tokenizer, given = data.tokenizer(), [json.loads(line)["text"] for line in source.read_text().splitlines()]
     found: dict[str, list[str]] = {}
-    for side, stream in (("train", data.train), ("heldout", data.heldout)):
+    for side, stream in (("train", data.train), ("val", data.val)):
         documents = segments_of(stream)
         assert all(document[0] == 0 and 0 not in document[1:] for document in documents)
         assert stream.segments.ends.all()
         found[side] = [tokenizer.decode(document[1:]) for document in documents]
         assert stream.documents == len(documents)
         assert stream.bytes == sum(len(text.encode()) for text in found[side])
-    assert sorted(found["train"] + found["heldout"]) == sorted(given)
-    chosen = choose_heldout([Document(text, "") for text in given], 0.05)
-    assert {hash_of(text) for text in found["heldout"]} == chosen
-    assert data.heldout_share == pytest.approx(0.05, abs=0.01)
+    assert sorted(found["train"] + found["val"]) == sorted(given)
+    chosen = choose_val([Document(text, "") for text in given], 0.05)
+    assert {hash_of(text) for text in found["val"]} == chosen
+    assert data.val_share == pytest.approx(0.05, abs=0.01)
 
 
 def test_equal_texts_are_counted_and_never_stand_on_both_sides(tmp_path: Path) -> None:
     texts = paragraphs(60).strip().split("\n\n")
     rows = texts * 3 + texts[:7]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", tokenizer_kind="bytes", holdout=0.3)
+    data = prepare([tmp_path / "a.jsonl"], tmp_path / "data", DataConfig(tokenizer="bytes", val_fraction=0.3))
     sides = []
-    for stream in (data.train, data.heldout):
+    for stream in (data.train, data.val):
         sides.append({tuple(segment) for segment in segments_of(stream)})
     assert data.manifest.duplicates == 60 * 2 + 7
     assert not sides[0] & sides[1]
@@ -118,30 +119,30 @@ def test_only_documents_end_and_not_the_pieces_that_are_held_out_of_them(tmp_pat
     """Three books: each begins with one mark, and a gap where a piece is held out has none."""
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(paragraphs(200, seed=ord(name)))
-    data = prepare(sorted(tmp_path.glob("*.txt")), tmp_path / "data", tokenizer_kind="bytes")
+    data = prepare(sorted(tmp_path.glob("*.txt")), tmp_path / "data", DataConfig(tokenizer="bytes"))
     assert data.manifest.settings.piece > 0
-    assert data.train.bytes + data.heldout.bytes == sum(file.stat().st_size for file in tmp_path.glob("*.txt"))
-    assert data.heldout_share == pytest.approx(0.05, abs=0.01)
-    marks = [segment.count(0) for stream in (data.train, data.heldout) for segment in segments_of(stream)]
+    assert data.train.bytes + data.val.bytes == sum(file.stat().st_size for file in tmp_path.glob("*.txt"))
+    assert data.val_share == pytest.approx(0.05, abs=0.01)
+    marks = [segment.count(0) for stream in (data.train, data.val) for segment in segments_of(stream)]
     assert sum(marks) == 3
-    assert sum(int(stream.segments.ends.sum()) for stream in (data.train, data.heldout)) == 3
+    assert sum(int(stream.segments.ends.sum()) for stream in (data.train, data.val)) == 3
     tokenizer = data.tokenizer()
     for file, document in zip("abc", range(3), strict=True):
         text = (tmp_path / f"{file}.txt").read_text()
-        for stream in (data.train, data.heldout):
+        for stream in (data.train, data.val):
             for segment, number in zip(segments_of(stream), stream.segments.documents, strict=True):
                 assert number != document or tokenizer.decode([id for id in segment if id]) in text
     assert data.train.documents == 3
-    assert len(data.heldout.segments.starts) > 3
+    assert len(data.val.segments.starts) > 3
 
 
 def test_a_text_that_is_read_in_parts_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "PIECE", 1000)
     monkeypatch.setattr(shards, "FEW", 1)  # it is not cut into smaller ones
     (tmp_path / "book.txt").write_text(text := paragraphs(100))
-    data = prepare([tmp_path / "book.txt"], tmp_path / "data", tokenizer_kind="bytes", holdout=0.2)
+    data = prepare([tmp_path / "book.txt"], tmp_path / "data", DataConfig(tokenizer="bytes", val_fraction=0.2))
     assert data.manifest.settings.piece == 0
-    sides = [segments_of(stream) for stream in (data.train, data.heldout)]
+    sides = [segments_of(stream) for stream in (data.train, data.val)]
     assert sum(segment.count(0) for side in sides for segment in side) == 1
     assert len(sides[0]) > 3
     assert sum(len(segment) for side in sides for segment in side) == len(text) + 1
@@ -149,10 +150,10 @@ def test_a_text_that_is_read_in_parts_is_one_document(tmp_path: Path, monkeypatc
 
 def test_segments_do_not_end_where_shards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "book.txt").write_text(paragraphs(400))
-    whole = prepare([tmp_path / "book.txt"], tmp_path / "whole", tokenizer_kind="bytes")
+    whole = prepare([tmp_path / "book.txt"], tmp_path / "whole", DataConfig(tokenizer="bytes"))
     monkeypatch.setattr(shards, "_BATCH", 2000)
     monkeypatch.setattr(shards, "_SHARD", 10_000)
-    cut = prepare([tmp_path / "book.txt"], tmp_path / "cut", tokenizer_kind="bytes")
+    cut = prepare([tmp_path / "book.txt"], tmp_path / "cut", DataConfig(tokenizer="bytes"))
     assert len(cut.manifest.train) > 3
     assert segments_of(cut.train) == segments_of(whole.train)
 
@@ -162,7 +163,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
 ) -> None:
     """Killed for good while the fourth shard is written: then nothing of the first three is done again."""
     source = lines_of(tmp_path / "a.jsonl", 300)
-    whole = prepare([source], tmp_path / "whole", vocabulary=300)
+    whole = prepare([source], tmp_path / "whole", DataConfig(vocabulary=300))
     program = f"""
 import os
 from nextword.data import shards
@@ -174,15 +175,15 @@ def write_some(self, *arguments):
         os.kill(os.getpid(), 9)
     written.append(write(self, *arguments))
 shards._Shard.write = write_some
-shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, vocabulary=300)
+shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, shards.DataConfig(vocabulary=300))
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
-    with pytest.raises(UsageError, match="not prepared to its end"):
+    with pytest.raises(UsageError, match="incomplete"):
         open_dataset(tmp_path / "cut")
     before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "cut").glob("*-0000[012].bin")}
     assert len(before) == 6
     monkeypatch.setattr(shards, "train_tokenizer", lambda *_: pytest.fail("the tokenizer was there already"))
-    again = prepare([source], tmp_path / "cut", vocabulary=300)
+    again = prepare([source], tmp_path / "cut", DataConfig(vocabulary=300))
     assert {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in before} == before
     assert shard_files(tmp_path / "cut") == shard_files(tmp_path / "whole")
     assert again.train.fingerprint == whole.train.fingerprint
@@ -191,30 +192,30 @@ shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, vocabulary=300)
 
 def test_what_is_whole_is_not_written_again_and_what_changed_is(tmp_path: Path) -> None:
     source = lines_of(tmp_path / "a.jsonl", 100)
-    first = prepare([source], tmp_path / "data", vocabulary=300)
+    first = prepare([source], tmp_path / "data", DataConfig(vocabulary=300))
     times = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").iterdir()}
-    assert prepare([source], tmp_path / "data", vocabulary=300).fingerprint == first.fingerprint
+    assert prepare([source], tmp_path / "data", DataConfig(vocabulary=300)).fingerprint == first.fingerprint
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").iterdir()} == times
     lines_of(source, 100, seed=1)
-    assert prepare([source], tmp_path / "data", vocabulary=300).fingerprint != first.fingerprint
+    assert prepare([source], tmp_path / "data", DataConfig(vocabulary=300)).fingerprint != first.fingerprint
 
 
 def test_a_tokenizer_trained_before_is_not_confused_with_one_given_in_between(tmp_path: Path) -> None:
     source = lines_of(tmp_path / "a.jsonl", 100)
-    first = prepare([source], tmp_path / "data", vocabulary=300)
-    prepare([source], tmp_path / "data", train_tokenizer([], "bytes", 0))
-    assert prepare([source], tmp_path / "data", vocabulary=300).fingerprint == first.fingerprint
+    first = prepare([source], tmp_path / "data", DataConfig(vocabulary=300))
+    prepare([source], tmp_path / "data", tokenizer=train_tokenizer([], "bytes", 0))
+    assert prepare([source], tmp_path / "data", DataConfig(vocabulary=300)).fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize("files", ["*.bin", "*.pieces.npy"])
 def test_a_file_that_is_missing_or_cut_off_or_changed_is_found(tmp_path: Path, files: str) -> None:
-    prepare([lines_of(tmp_path / "a.jsonl", 100)], tmp_path / "data", tokenizer_kind="bytes")
+    prepare([lines_of(tmp_path / "a.jsonl", 100)], tmp_path / "data", DataConfig(tokenizer="bytes"))
     for path in sorted((tmp_path / "data").glob(files)):
         data = path.read_bytes()
         changed = data[:-1] + bytes([data[-1] ^ 1])
         for damaged in (changed, data[:-2], None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
-            with pytest.raises(UsageError, match="prepare the data anew"):
+            with pytest.raises(UsageError, match="prepare the data again"):
                 open_dataset(tmp_path / "data", verify=True)
         path.write_bytes(data)
     open_dataset(tmp_path / "data", verify=True)
@@ -238,14 +239,14 @@ def test_a_full_disk_is_said_in_a_line_and_nothing_half_written_counts(
     with monkeypatch.context() as patched:
         patched.setattr(shards._Shard, "write", write_until_full)
         with pytest.raises(RunError, match="no space left on device") as caught:
-            prepare([source], tmp_path / "data", tokenizer_kind="bytes")
+            prepare([source], tmp_path / "data", DataConfig(tokenizer="bytes"))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "data") in str(caught.value)
     monkeypatch.undo()
     names = {file.name for file in (tmp_path / "data").iterdir()}
     assert "train-00001.bin" in names
     assert not {name for name in names if name.startswith(".") or "00002" in name}
-    with pytest.raises(UsageError, match="not prepared to its end"):
+    with pytest.raises(UsageError, match="incomplete"):
         open_dataset(tmp_path / "data")
 
 
@@ -262,10 +263,10 @@ def test_broken_rows_are_counted_once_however_often_the_text_is_read(tmp_path: P
     rows = source.read_text().splitlines()
     source.write_text("\n".join([*rows[:5], "{broken", *rows[5:], '{"text": "\\ud800"}']) + "\n")
     with pytest.raises(UsageError, match="line 6"):
-        prepare([source], tmp_path / "data", vocabulary=300)
-    data = prepare([source], tmp_path / "data", vocabulary=300, skip_bad=True)
+        prepare([source], tmp_path / "data", DataConfig(vocabulary=300))
+    data = prepare([source], tmp_path / "data", DataConfig(vocabulary=300, skip_invalid=True))
     assert data.manifest.broken == 2
-    assert data.manifest.pieces == data.train.documents + data.heldout.documents == 100
+    assert data.manifest.pieces == data.train.documents + data.val.documents == 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
@@ -284,12 +285,12 @@ shards._BATCH, shards._SHARD, shards._SMALL = 1 << 15, 1 << 19, 1 << 19
 def peak():  # not getrusage's, which begins with that of the process that started this one
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 characters = shards.train_tokenizer(["abcdefghijklmnopqrstuvwxyz 0123456789"], "characters", 0)
-shards.prepare([{str(tmp_path / "warm.jsonl")!r}], {str(tmp_path / "warm")!r}, characters)
+shards.prepare([{str(tmp_path / "warm.jsonl")!r}], {str(tmp_path / "warm")!r}, tokenizer=characters)
 before = peak()
-data = shards.prepare([{str(tmp_path / "a.jsonl")!r}], {str(tmp_path / "data")!r}, characters)
+data = shards.prepare([{str(tmp_path / "a.jsonl")!r}], {str(tmp_path / "data")!r}, tokenizer=characters)
 after = peak()
 held = list(shards.read_documents(shards.Path({str(tmp_path / "a.jsonl")!r})))
-print(data.train.documents + data.heldout.documents, after - before, peak() - before)
+print(data.train.documents + data.val.documents, after - before, peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     documents, prepared, held = map(int, done.stdout.split())
@@ -308,29 +309,33 @@ def bytes_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_text_that_is_added_makes_another_folder_and_leaves_the_one_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     lines_of(tmp_path / "text" / "a.jsonl", 60)
-    first = prepare_in(tmp_path / "store", [tmp_path / "text"], vocabulary=300)
+    first = prepare_in(tmp_path / "store", [tmp_path / "text"], DataConfig(vocabulary=300))
     before = bytes_of(first.folder)
     lines_of(tmp_path / "text" / "b.jsonl", 60, seed=1)
-    second = prepare_in(tmp_path / "store", [tmp_path / "text"], vocabulary=300)
+    second = prepare_in(tmp_path / "store", [tmp_path / "text"], DataConfig(vocabulary=300))
     assert second.fingerprint != first.fingerprint
     assert bytes_of(first.folder) == before
     assert open_dataset(first.folder, verify=True).fingerprint == first.fingerprint
     (tmp_path / "text" / "b.jsonl").unlink()
     (tmp_path / "text").rename(tmp_path / "moved")
-    again = prepare_in(tmp_path / "store", [tmp_path / "moved"], vocabulary=300)  # by content, wherever it lies
+    again = prepare_in(
+        tmp_path / "store", [tmp_path / "moved"], DataConfig(vocabulary=300)
+    )  # by content, wherever it lies
     assert again.folder == first.folder
     assert bytes_of(first.folder) == before
 
 
 @pytest.mark.parametrize(
     "otherwise",
-    [{"holdout": 0.1}, {"vocabulary": 310}, {"tokenizer_kind": "bytes"}, {"skip_bad": True}, {"column": "text"},
+    [{"val_fraction": 0.1}, {"vocabulary": 310}, {"tokenizer": "bytes"}, {"skip_invalid": True}, {"column": "text"},
      {"encoding": "latin-1"}],
 )  # fmt: skip
 def test_whatever_the_tokens_depend_on_is_in_the_folders_name(tmp_path: Path, otherwise: dict[str, Any]) -> None:
     source = lines_of(tmp_path / "a.jsonl", 60)
-    first = prepare_in(tmp_path / "store", [source], vocabulary=300)
-    assert prepare_in(tmp_path / "store", [source], **{"vocabulary": 300, **otherwise}).folder != first.folder
+    first = prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
+    assert (
+        prepare_in(tmp_path / "store", [source], DataConfig(**{"vocabulary": 300, **otherwise})).folder != first.folder
+    )
 
 
 def test_two_that_prepare_the_same_text_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +353,9 @@ def test_two_that_prepare_the_same_text_at_once_make_it_once(tmp_path: Path, mon
 
     monkeypatch.setattr(shards, "train_tokenizer", train_when_the_other_waits)
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(prepare_in, tmp_path / "store", [source], vocabulary=300, say=say) for _ in range(2)]
+        both = [
+            pool.submit(prepare_in, tmp_path / "store", [source], DataConfig(vocabulary=300), log=say) for _ in range(2)
+        ]
         first, second = (each.result(30) for each in both)
     assert first.folder == second.folder
     assert (trained, said) == ([1], ["another command prepares this text; waiting for it"])
@@ -367,18 +374,18 @@ def test_what_was_interrupted_is_not_taken_for_whole_and_is_gone_on_with(
     with monkeypatch.context() as patched:
         patched.setattr(shards._Shard, "write", write_some)
         with pytest.raises(KeyboardInterrupt):
-            prepare_in(tmp_path / "store", [source], vocabulary=300)
+            prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
     assert [path.name for path in (tmp_path / "store").iterdir()] == [".making"]
     monkeypatch.setattr(shards, "train_tokenizer", lambda *_: pytest.fail("the tokenizer was there already"))
-    data = prepare_in(tmp_path / "store", [source], vocabulary=300)
-    assert data.fingerprint == prepare([source], tmp_path / "other", data.tokenizer()).fingerprint
+    data = prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
+    assert data.fingerprint == prepare([source], tmp_path / "other", tokenizer=data.tokenizer()).fingerprint
 
 
-def test_a_damaged_folder_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_made_again(tmp_path: Path) -> None:
     source = lines_of(tmp_path / "a.jsonl", 60)
-    data = prepare_in(tmp_path / "store", [source], vocabulary=300)
+    data = prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
     (data.folder / "train-00000.bin").unlink()
-    assert prepare_in(tmp_path / "store", [source], vocabulary=300).fingerprint == data.fingerprint
+    assert prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300)).fingerprint == data.fingerprint
 
 
 def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,13 +399,13 @@ def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(shards, "train_tokenizer", train_and_change)
         with pytest.raises(RunError, match="changed while it was read"):
-            prepare_in(tmp_path / "store", [source], vocabulary=300)
-    assert prepare_in(tmp_path / "store", [source], vocabulary=300).train.documents > 50
+            prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
+    assert prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300)).train.documents > 50
 
 
 @pytest.mark.parametrize(("kind", "vocabulary"), [("bpe", 300), ("bpe", 500), ("characters", 0), ("bytes", 0)])
 def test_bytes_a_token_are_measured_on_the_text(tmp_path: Path, kind: Any, vocabulary: int) -> None:
     source = lines_of(tmp_path / "a.jsonl", 200)
-    measured = measure_bytes_per_token(find_sources([source]), None, kind, vocabulary)
-    data = prepare([source], tmp_path / "data", tokenizer_kind=kind, vocabulary=vocabulary)
+    measured = measure_bytes_per_token(find_sources([source]), DataConfig(tokenizer=kind, vocabulary=vocabulary))
+    data = prepare([source], tmp_path / "data", DataConfig(tokenizer=kind, vocabulary=vocabulary))
     assert measured == pytest.approx(data.bytes_per_token, rel=0.02)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nextword.base import UsageError
 from nextword.data.documents import Document
-from nextword.data.splitting import choose_heldout, hash_of, pieces
+from nextword.data.splitting import choose_val, hash_of, pieces
 
 words = st.lists(st.sampled_from(["a", "word", "\n", "\n\n", " ", "längere Wörter", "x" * 30]), max_size=300).map(
     "".join
@@ -34,7 +34,7 @@ def test_pieces_end_where_paragraphs_do_or_lines_or_words() -> None:
 
 
 def held_out(documents: list[Document], share: float) -> list[str]:
-    chosen = choose_heldout(documents, share)
+    chosen = choose_val(documents, share)
     return [document.text for document in documents if hash_of(document.text) in chosen]
 
 
@@ -84,11 +84,11 @@ def test_texts_that_repeat_do_not_draw_most_of_the_text_to_the_held_out_side(see
 def test_equal_texts_stay_together_also_where_hashes_are_cut() -> None:
     documents = [Document(f"text {number % 50}", "") for number in range(400)]
     for shift in (0, 52, 60):
-        chosen = choose_heldout(documents, 0.3, shift)
+        chosen = choose_val(documents, 0.3, shift)
         held = sum(len(d.text) for d in documents if hash_of(d.text) >> shift in chosen)
         assert held / sum(len(d.text) for d in documents) == pytest.approx(0.3, abs=0.1)
 
 
 def test_text_that_only_repeats_itself_cannot_be_split_and_says_how_much_is_needed() -> None:
     with pytest.raises(UsageError, match=r"40 characters in 1 piece of its own.*at least 2,000"):
-        choose_heldout([Document("the same again there", "")] * 2, 0.05)
+        choose_val([Document("the same again there", "")] * 2, 0.05)

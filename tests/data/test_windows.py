@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextword.base import UsageError
-from nextword.data import shards
+from nextword.data import dataset
 from nextword.data.packing import best_fit
 from nextword.data.streams import IGNORED, TokenStream
 from nextword.data.windows import Batch, Windows
@@ -59,7 +59,7 @@ def side_of(corpus: Corpus) -> tuple[TokenStream, list[Read]]:
         table += [(size + (number == 0), document, number, number == len(pieces) - 1)
                   for number, (size, here) in enumerate(pieces) if here]  # fmt: skip
         run += 1
-    segments = shards._segments(np.array(table, shards._PIECE))
+    segments = dataset.segments_of(np.array(table, dataset.PIECE))
     array = np.array(tokens, np.uint32)
     return TokenStream([array], [array.size], lambda: segments, "<u4", END, array.size, ""), expected
 
@@ -76,17 +76,17 @@ def place_of(inputs: list[int], expected: list[Read]) -> int:
 
 @given(corpora, st.integers(2, 16), st.booleans(), st.integers(0, 3))
 def test_rows_of_the_stream_have_the_targets_and_masks_of_the_reference(
-    corpus: Corpus, context: int, across: bool, epoch: int
+    corpus: Corpus, context: int, mask: bool, epoch: int
 ) -> None:
     stream, expected = side_of(corpus)
-    windows = Windows(stream, context, 1, "stream", across)
+    windows = Windows(stream, context, 1, "stream", mask)
     seen = Counter[int]()
     for batch in epoch_of(windows, epoch):
         at = place_of(batch.inputs[0].tolist(), expected)
         reads = [expected[(at + n) % len(expected)] for n in range(context)]
         seen.update((at + n) % len(expected) for n in range(context))
         assert batch.targets[0].tolist() == [read.target for read in reads]
-        if not across:
+        if mask:
             assert batch.documents is not None
             runs = [read.run for read in reads]
             changes = [b != a or (at + n + 1) % len(expected) == 0 for n, (a, b) in enumerate(pairwise(runs))]
@@ -97,16 +97,16 @@ def test_rows_of_the_stream_have_the_targets_and_masks_of_the_reference(
 
 @given(corpora, st.integers(1, 16), st.booleans(), st.integers(0, 3))
 def test_packed_rows_have_the_targets_and_masks_of_the_reference(
-    corpus: Corpus, context: int, across: bool, epoch: int
+    corpus: Corpus, context: int, mask: bool, epoch: int
 ) -> None:
     stream, expected = side_of(corpus)
-    batches = epoch_of(Windows(stream, context, 1, "best-fit", across), epoch)
+    batches = epoch_of(Windows(stream, context, 1, "best-fit", mask), epoch)
     pairs = Counter((read.token, read.target) for read in expected if read.target != IGNORED)
     found = Counter[tuple[int, int]]()
     for batch in batches:
         counted = batch.targets[0] != IGNORED
         found.update(zip(batch.inputs[0][counted].tolist(), batch.targets[0][counted].tolist(), strict=True))
-        if not across:
+        if mask:
             assert batch.documents is not None
             for number in set(batch.documents[0][counted].tolist()):
                 piece = batch.inputs[0][counted & (batch.documents[0] == number)].tolist()
@@ -118,10 +118,10 @@ def test_packed_rows_have_the_targets_and_masks_of_the_reference(
 @pytest.mark.parametrize("packing", PACKINGS)
 @given(corpora, st.integers(1, 16), st.booleans(), st.integers(1, 4))
 def test_rows_in_order_have_every_target_of_the_reference_once_whatever_the_context(
-    packing: str, corpus: Corpus, context: int, across: bool, size: int
+    packing: str, corpus: Corpus, context: int, mask: bool, size: int
 ) -> None:
     stream, expected = side_of(corpus)
-    windows = Windows(stream, context, 9, packing, across)  # type: ignore[arg-type]
+    windows = Windows(stream, context, 9, packing, mask)  # type: ignore[arg-type]
     found = Counter[tuple[int, int]]()
     for start in range(0, windows.rows_in_order, size):
         batch, positions = windows.in_order(np.arange(start, min(start + size, windows.rows_in_order)))
@@ -148,7 +148,7 @@ def test_stretches_of_a_stream_have_no_target_that_the_stream_has_not(corpus: Co
 
 
 def test_documents_between_which_nothing_is_held_out_share_one_mark_and_each_is_learnt_to_its_end() -> None:
-    windows = Windows(TokenStream.of([[1, 2], [3]], END), 4, 0, "stream", across_documents=False)
+    windows = Windows(TokenStream.of([[1, 2], [3]], END), 4, 0, "stream", mask_documents=True)
     batch = windows.in_order(np.arange(2))[0]
     assert batch.inputs.tolist() == [[END, 1, 2, END], [1, 2, END, 3]]  # the second goes back to have a whole context
     assert batch.targets.tolist() == [[1, 2, END, 3], [IGNORED, IGNORED, IGNORED, END]]
@@ -157,9 +157,9 @@ def test_documents_between_which_nothing_is_held_out_share_one_mark_and_each_is_
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("across", [True, False])
-def test_processes_together_see_what_one_process_sees(packing: str, across: bool) -> None:
-    windows = Windows(stream_of([17, 5, 90, 33, 2, 60] * 4), 8, 7, packing, across)
+@pytest.mark.parametrize("mask", [True, False])
+def test_processes_together_see_what_one_process_sees(packing: str, mask: bool) -> None:
+    windows = Windows(stream_of([17, 5, 90, 33, 2, 60] * 4), 8, 7, packing, mask)
     for step in range(40):
         for make in (windows.batch, windows.sequential_batch):
             whole = make(step, 12)
@@ -167,7 +167,7 @@ def test_processes_together_see_what_one_process_sees(packing: str, across: bool
                 parts = [make(step, 12, rank, world) for rank in range(world)]
                 assert np.array_equal(np.concatenate([part.inputs for part in parts]), whole.inputs)
                 assert np.array_equal(np.concatenate([part.targets for part in parts]), whole.targets)
-                if not across:
+                if mask:
                     joined = np.concatenate([part.documents for part in parts])  # type: ignore[misc]
                     assert np.array_equal(joined, whole.documents)
 
@@ -199,10 +199,10 @@ def test_epochs_differ_in_order_and_in_where_windows_begin() -> None:
     assert all(each != sorted(each) for each in begins)
 
 
-@pytest.mark.parametrize("across", [True, False])
-def test_rows_of_sequential_batches_go_on_where_they_ended(across: bool) -> None:
+@pytest.mark.parametrize("mask", [True, False])
+def test_rows_of_sequential_batches_go_on_where_they_ended(mask: bool) -> None:
     stream = stream_of([300, 41, 200, 7, 120])
-    windows = Windows(stream, 8, 7, across_documents=across)
+    windows = Windows(stream, 8, 7, mask_documents=mask)
     steps = windows.lane_steps(4)
     assert steps == stream.tokens // 32
     for epoch in range(2):
@@ -210,7 +210,7 @@ def test_rows_of_sequential_batches_go_on_where_they_ended(across: bool) -> None
         rows = np.concatenate([batch.inputs for batch in batches], axis=1)
         text = np.tile(stream.read(0, stream.tokens), 2)
         begin = next(at for at in range(8) if np.array_equal(text[at : at + rows.size], rows.ravel()))
-        if across:
+        if not mask:
             targets = np.concatenate([batch.targets for batch in batches], axis=1)
             assert np.array_equal(targets.ravel(), text[begin + 1 : begin + 1 + rows.size])
 

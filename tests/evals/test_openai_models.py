@@ -27,7 +27,7 @@ from nextword.evals.served import ServedModel, open_model
 from nextword.evals.store import opened
 from nextword.evals.task import Task
 from nextword.evals.task_loader import TaskOptions, open_task
-from nextword.weights import write_model
+from nextword.weights.conversion import write_model
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"

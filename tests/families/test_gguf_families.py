@@ -17,8 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from family_cases import CASES, Case, saved
 from nextword.base import UsageError
-from nextword.weights import convert, load_model, open_source
+from nextword.weights.conversion import convert
 from nextword.weights.gguf import GGUFFile
+from nextword.weights.loading import load_model, open_source
 
 pytest.importorskip("transformers")
 

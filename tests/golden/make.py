@@ -35,9 +35,11 @@ from nextword.evals.task_loader import open_task
 from nextword.families.published import known_spec
 from nextword.models import build
 from nextword.plan import fit_law, fit_on, read_runs
+from nextword.plan.run_config import DataConfig, ModelConfig, RunConfig, RunSettings, TrainConfig
 from nextword.spec import ModelSpec
-from nextword.train.trainer import Options, Silent, Step, Trainer
-from nextword.weights import write_model
+from nextword.train.callbacks import Callbacks, TrainStep
+from nextword.train.run import train_run
+from nextword.weights.conversion import write_model
 
 HERE = Path(__file__).parent
 KINDS = ("transformer", "rnn", "lstm", "gru")
@@ -60,13 +62,13 @@ def tiny_spec(kind: str) -> ModelSpec:
 # ---- training
 
 
-class Losses(Silent):
+class Losses(Callbacks):
     """Keeps the loss of every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def stepped(self, step: Step) -> None:
+    def on_step(self, step: TrainStep) -> None:
         self.losses.append(step.loss)
 
 
@@ -75,18 +77,19 @@ def training() -> Values:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = shutil.copy(HERE.parents[1] / "LICENSE", folder / "text.txt")
-        data = prepare([text], folder / "data", tokenizer_kind="bytes")
+        data = prepare([text], folder / "data", DataConfig(tokenizer="bytes"))
         return {kind: _losses(kind, data, folder / kind) for kind in KINDS}
 
 
 def _losses(kind: str, data: Any, folder: Path) -> list[float]:
-    run = plan.RunConfig(
-        model=tiny_spec(kind), tokens=0, context=32, batch=8, micro_batch=4, accumulation=2, steps=20,
-        learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3, precision="fp32", seed=7,
+    train = TrainConfig(
+        steps=20, context=32, batch_size=8, micro_batch=4, learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3,
+        dtype="fp32", seed=7,
     )  # fmt: skip
-    observer = Losses()
-    Trainer(run, data, Options(folder, device="cpu", threads=1), observer).train()
-    return observer.losses
+    config = RunConfig(ModelConfig(spec=tiny_spec(kind)), train=train, run=RunSettings(device="cpu", threads=1))
+    callbacks = Losses()
+    train_run(config, data, folder, callbacks)
+    return callbacks.losses
 
 
 # ---- generation

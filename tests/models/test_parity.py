@@ -11,7 +11,7 @@ from paged import Paged
 from family_cases import CASES, saved
 from nextword.models import prepare
 from nextword.models.backend import TorchBackend
-from nextword.weights import load_model, open_source
+from nextword.weights.loading import load_model, open_source
 
 pytest.importorskip("transformers")
 

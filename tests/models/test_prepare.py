@@ -106,7 +106,7 @@ def test_adapters_and_hooks_are_left_alone() -> None:
 @pytest.mark.parametrize("kind", ["transformer", "rnn"])
 def test_inference_runs_all_layers_in_one_call(kind: Any) -> None:
     execution = prepare(model_of(kind=kind), "infer")
-    assert str(execution) == f"compiled CPU kernels ({native.level()}), all layers in one call"
+    assert str(execution) == "compiled CPU kernels, all layers in one call"
     assert execution.program is not None
 
 

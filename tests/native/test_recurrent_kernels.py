@@ -305,6 +305,6 @@ def test_requests_give_the_same_bits_alone_and_together(kind: str, seed: int) ->
 
 def test_logits_through_pages_equal_the_model_in_float64() -> None:
     model, prompt = model_of("lstm"), tuple(range(1, 26)) * 3
-    handle = engine_of(model, step_tokens=10).submit(LogitsRequest(prompt)).wait()
     expected = copy.deepcopy(model).double()(torch.tensor([prompt]))[0, -1]
+    handle = engine_of(model, step_tokens=10).submit(LogitsRequest(prompt)).wait()
     assert np.allclose(handle.logits, expected.numpy(force=True), rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nextword.plan import Runs
+from nextword.plan import Runs, States
 from nextword.plan.laws import DEFAULT, Law
 from nextword.spec import ModelSpec
 
@@ -49,3 +49,8 @@ def optimal_budget(parameters: float, law: Law = DEFAULT) -> float:
     """FLOPs for which `parameters` is the optimal size: N = G (C / 6)^a solved for C (Hoffmann et al. 2022, eq. 4)."""
     scale = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
     return 6 * (parameters / scale) ** ((law.alpha + law.beta) / law.beta)
+
+
+def model_states(states: States) -> float:
+    """ZeRO's term: weights, gradients and optimizer, without the layers that FSDP gathers for a moment."""
+    return states.total - states.part("gathered layers")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planner_formulas import isoflop_power, megatron_layer_bytes, palm_flops_per_token
+from planner_formulas import isoflop_power, megatron_layer_bytes, model_states, palm_flops_per_token
 
 from nextword.families import spec_from_config
 from nextword.families.published import known_spec
@@ -123,7 +123,7 @@ def test_a10_model_states_as_zeros_figure_1(monkeypatch: pytest.MonkeyPatch) -> 
     module = import_module("nextword.plan.states")  # the package's own name for it is the function
     monkeypatch.setattr(module, "tensors", lambda spec: [TensorShape("MLP", "all", (75_000, 100_000), 1, 1, True)])
     spec = known("gpt2")
-    found = [states(spec, precision="mixed", shard=shard, devices=64).model_states / 1e9
+    found = [model_states(states(spec, precision="mixed", shard=shard, devices=64)) / 1e9
              for shard in ("ddp", "zero1", "zero2", "fsdp")]  # fmt: skip
     assert found == pytest.approx(expected("A10"), rel=0.005)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nextword.base import UsageError
-from nextword.plan import Runs, fit_law, fitting, optimum, read_runs
+from nextword.plan import Runs, fit_law, fit_methods, fitting, optimum, read_runs
 from nextword.plan.budget import epoch_draws, prediction_interval
 from nextword.plan.fitting import NAMES, believed, outlier_remark
 from nextword.plan.laws import DATA_LIMITED, EPOCH, HOFFMANN, Law
@@ -80,7 +80,8 @@ def scattered(count: int, law: Law = EPOCH, noise: float = 0.01) -> Runs:
 
 
 def test_many_runs_are_fitted_whole_from_starts_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "MOST_RUNS", 100)
+    for module in (fitting, fit_methods):
+        monkeypatch.setattr(module, "MOST_RUNS", 100)
     fit = fit_law(scattered(100_000), "nnls", bootstrap=0, hold_out=False)  # 75 GB would a square of them take
     assert fit.law.loss(1e9, 2e10) == pytest.approx(EPOCH.loss(1e9, 2e10), rel=5e-4)
     assert len(fit.terms) == 100_000
@@ -95,7 +96,8 @@ def test_resampling_a_part_of_the_runs_gives_the_interval_of_all(monkeypatch: py
         return interval.high - interval.low
 
     whole = width()
-    monkeypatch.setattr(fitting, "MOST_RUNS", 300)
+    for module in (fitting, fit_methods):
+        monkeypatch.setattr(module, "MOST_RUNS", 300)
     assert width() == pytest.approx(whole, rel=0.5)  # by itself a quarter of the runs would give twice as much
 
 

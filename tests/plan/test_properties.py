@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planner_formulas import optimal_budget
+from planner_formulas import model_states, optimal_budget
 
 from nextword.plan import (
     Figure,
@@ -196,10 +196,10 @@ def test_recomputation_saves_memory_and_costs_flops(spec: ModelSpec, run: Traini
 
 @given(specs(), st.sampled_from(["fp32", "mixed", "amp", "bf16"]), st.integers(2, 512))
 def test_each_stage_of_sharding_needs_no_more_than_the_one_before(spec: ModelSpec, precision: Any, n: int) -> None:
-    stages = [states(spec, precision=precision, shard=shard, devices=n).model_states
+    stages = [model_states(states(spec, precision=precision, shard=shard, devices=n))
               for shard in ("ddp", "zero1", "zero2", "fsdp")]  # fmt: skip
     assert stages == sorted(stages, reverse=True)
-    assert states(spec, precision=precision).model_states == stages[0]
+    assert model_states(states(spec, precision=precision)) == stages[0]
 
 
 @given(specs())
@@ -248,7 +248,7 @@ def test_the_flat_region_holds_the_optimum_and_ends_at_the_tolerance(budget: flo
 def test_repeated_data_is_worth_less_than_fresh_and_more_than_once(budget: float, share: float) -> None:
     best = optimum(budget, DATA_LIMITED)
     limited = data_limited(best.parameters, best.tokens, share * best.tokens)
-    assert limited.unique < limited.worth < limited.tokens
+    assert limited.unique < limited.effective_tokens < limited.tokens
     assert limited.loss >= limited.loss_if_fresh
     assert best_when_limited(budget, share * best.tokens).loss <= limited.loss * (1 + 1e-9)
 
@@ -308,8 +308,8 @@ def test_every_remedy_fits_and_none_contains_another(size: float, name: str) -> 
         assert found.remedies == ()
     groups = [{change.name for change in remedy.changes} for remedy in found.remedies]
     for remedy, group in zip(found.remedies, groups, strict=True):
-        assert memory(spec, remedy.run).total == pytest.approx(remedy.needed)
-        assert remedy.needed <= on.memory
+        assert memory(spec, remedy.setup).total == remedy.memory.total
+        assert remedy.memory.total <= on.memory
         assert not any(other < group for other in groups)
     order = [(not remedy.same_result, round(remedy.time, 3)) for remedy in found.remedies]
     assert order == sorted(order)

@@ -15,7 +15,7 @@ from family_cases import CASES, PLANNED_ONLY, config_of
 from nextword import native
 from nextword.families import spec_from_config
 from nextword.families.published import known_spec
-from nextword.models import build
+from nextword.models import build, prepare
 from nextword.plan import activations, flops, parameters
 from nextword.spec import ModelSpec
 
@@ -152,6 +152,7 @@ def kept_bytes(spec: ModelSpec, batch: int, time: int, autocast: bool) -> int:
     """What autograd keeps of `hidden`: each storage once; parameters and their 16-bit copies not."""
     torch.manual_seed(0)
     model = build(spec)
+    prepare(model, "train", autocast=autocast)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}

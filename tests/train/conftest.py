@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nextword.data import Dataset, prepare
+from nextword.plan.run_config import DataConfig
 
 WORDS = "the a king queen went to of and in castle river stone old young night day saw spoke".split()  # noqa: SIM905
 
@@ -31,4 +32,5 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The documents as tokens of a small vocabulary."""
-    return prepare([text_folder], tmp_path_factory.mktemp("data") / "tokens", vocabulary=300, holdout=0.15)
+    folder = tmp_path_factory.mktemp("data") / "tokens"
+    return prepare([text_folder], folder, DataConfig(vocabulary=300, val_fraction=0.15))

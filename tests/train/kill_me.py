@@ -8,25 +8,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+from configs import config_of
 
 from nextword.data import open_dataset
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
+from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.distributed import leave
-from nextword.train.trainer import Options, Silent, Step, Trainer
+from nextword.train.trainer import Trainer
 
 
-class Killer(Silent):
+class Killer(Callbacks):
     """Ends the process after a step, as nothing can be caught or cleaned up."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def stepped(self, step: Step) -> None:
+    def on_step(self, step: TrainStep) -> None:
         if step.step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -35,9 +36,9 @@ def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
     """Several epochs of little text, dropout, two micro-batches a step."""
     attention = {"heads": 2, "kv_heads": 1, "head_width": 16, "mlp_width": 48} if kind == "transformer" else {}
     spec = ModelSpec(kind=kind, vocabulary=vocabulary, width=32, layers=2, context=16, **attention)  # type: ignore[arg-type]
-    return RunConfig(
-        model=spec, tokens=0, context=16, batch=8, micro_batch=4, accumulation=2, steps=steps, learning_rate=3e-3,
-        final_learning_rate=3e-4, warmup_steps=5, precision="fp32", dropout=0.1, seed=7, carry_state=kind == "lstm",
+    return config_of(
+        spec, context=16, batch_size=8, micro_batch=4, steps=steps, learning_rate=3e-3,
+        final_learning_rate=3e-4, warmup_steps=5, dtype="fp32", dropout=0.1, seed=7, stateful=kind == "lstm",
     )  # fmt: skip
 
 
@@ -49,11 +50,11 @@ def option(name: str, default: str) -> str:
 def main() -> None:
     kind, folder, data, steps = sys.argv[1], Path(sys.argv[2]), open_dataset(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    run = replace(run_of(kind, data.vocabulary, steps), shard=option("--shard", "none"))  # type: ignore[arg-type]
+    run = run_of(kind, data.vocabulary, steps).with_train(shard=option("--shard", "none"))  # type: ignore[arg-type]
     if "--shard" in sys.argv:  # dropout differs from process to process
-        run = replace(run, dropout=0.0, micro_batch=2)
-    options = Options(folder, threads=1, checkpoint_every=int(option("--every", "10")))
-    trainer = Trainer(run, data, options, Killer(int(option("--kill-at", "-1"))))
+        run = run.with_train(dropout=0.0, micro_batch=2)
+    run = run.with_run(checkpoint_every=int(option("--every", "10")))
+    trainer = Trainer(run, data, folder, Killer(int(option("--kill-at", "-1"))))
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
         restore = trainer.restore
 

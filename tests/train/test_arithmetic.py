@@ -8,24 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import config_of, with_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextword.base import UsageError
 from nextword.models import build
-from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
 from nextword.train.lora import add_adapters, merge_adapters
 from nextword.train.loss import summed_loss
-from nextword.train.loss_guard import Guard
-from nextword.train.loss_module import Placed, Training, new_model
+from nextword.train.loss_guard import LossGuard
+from nextword.train.loss_module import LossModule, Placed, new_model
 from nextword.train.optimizers import Lion, make_optimizer, newton_schulz
 from nextword.train.schedules import cosine, learning_rate, warmup_stable_decay
 
 SPEC = ModelSpec(kind="transformer", vocabulary=97, width=48, layers=3, context=64, tied=False, heads=6, kv_heads=2,
                  head_width=8, mlp_width=128)  # fmt: skip
-RUN = RunConfig(model=SPEC, tokens=0, context=32, batch=4, micro_batch=4, accumulation=1, steps=10,
-                learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, precision="fp32")  # fmt: skip
+RUN = config_of(SPEC, context=32, batch_size=4, micro_batch=4, steps=10,
+                learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, dtype="fp32")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_warmup_stable_decay_has_the_reference_values(step: int, factor: float) 
 
 def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="cosine, wsd, constant"):
-        learning_rate(replace(RUN, schedule="cosin"), 0)
+        learning_rate(RUN.with_train(schedule="cosin").train, 0)
 
 
 def test_adamw_moves_a_parameter_as_worked_out_by_hand() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(model.weight)
-    optimizer = make_optimizer(model, RUN)
+    optimizer = make_optimizer(model, RUN.train)
     for gradient, expected in ((0.1, 0.9989000001), (-0.3, 0.9992894058)):
         model.weight.grad = torch.tensor([[gradient]])
         optimizer.step()
@@ -68,7 +68,7 @@ def test_newton_schulz_brings_singular_values_near_one() -> None:
 
 def test_muon_moves_layers_and_leaves_ends_and_vectors_to_adamw() -> None:
     model = build(SPEC)
-    muon = make_optimizer(model, replace(RUN, optimizer="muon"))
+    muon = make_optimizer(model, RUN.with_train(optimizer="muon").train)
     moved = {id(p) for group in muon.param_groups if group["muon"] for p in group["params"]}
     named = {name for name, p in model.named_parameters() if id(p) in moved}
     assert all(name.startswith("blocks.") and p.ndim == 2 for name, p in model.named_parameters() if name in named)
@@ -81,8 +81,8 @@ def test_muons_adam_equals_torchs_adamw() -> None:
     torch.manual_seed(0)
     ours, theirs = build(SPEC), build(SPEC)
     theirs.load_state_dict(ours.state_dict())
-    a = make_optimizer(ours, replace(RUN, optimizer="muon"))
-    b = make_optimizer(theirs, RUN)
+    a = make_optimizer(ours, RUN.with_train(optimizer="muon").train)
+    b = make_optimizer(theirs, RUN.train)
     for _ in range(3):
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             p.grad = torch.randn_like(p)
@@ -103,7 +103,7 @@ def test_lion_steps_by_the_sign_of_its_momentum() -> None:
 
 def test_an_optimizer_that_only_plans_know_is_refused() -> None:
     with pytest.raises(UsageError, match="adamw, muon, lion"):
-        make_optimizer(build(SPEC), replace(RUN, optimizer="adam8bit"))
+        make_optimizer(build(SPEC), RUN.with_train(optimizer="adam8bit").train)
 
 
 @settings(max_examples=25, deadline=None)
@@ -128,7 +128,7 @@ def test_accumulation_divides_by_the_tokens_of_the_whole_batch() -> None:
     # Micro-batches with loss sums 6.0 over 3 tokens and 4.0 over 1: 10 / 4, and not (2 + 4) / 2.
     targets = torch.tensor([[1, 2, 3, -100], [4, -100, -100, -100]])
     tokens = torch.randint(0, 97, (2, 4), generator=torch.Generator().manual_seed(0))
-    training = Training(new_model(RUN))
+    training = LossModule(new_model(RUN))
     whole = training(Placed(tokens, targets, None))
     parts = [training(Placed(tokens, targets, None).rows(row, row + 1)) for row in range(2)]
     assert Placed(tokens, targets, None).counted == 4
@@ -138,10 +138,10 @@ def test_accumulation_divides_by_the_tokens_of_the_whole_batch() -> None:
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_recomputation_changes_no_gradient(recompute: str) -> None:
     tokens = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(0))
-    model = new_model(replace(RUN, recompute=recompute))  # type: ignore[arg-type]
-    Training(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
+    model = new_model(RUN.with_train(recompute=recompute))  # type: ignore[arg-type]
+    LossModule(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
     plain = new_model(RUN)
-    Training(plain)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
+    LossModule(plain)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
 
@@ -164,9 +164,9 @@ def test_the_first_loss_is_that_of_a_guess() -> None:
                      head_width=32, mlp_width=512, mlp="plain", activation="gelu", norm="layer", norm_bias=False,
                      position="learned")  # fmt: skip
     tokens = torch.randint(0, 65, (12, 65), generator=torch.Generator().manual_seed(0))
-    model = new_model(replace(RUN, model=spec, context=64))
+    model = new_model(with_spec(RUN, spec).with_train(context=64))
     assert sum(p.numel() for p in model.parameters()) == 804_096
-    loss = Training(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)) / (12 * 64)
+    loss = LossModule(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)) / (12 * 64)
     assert 4.15 <= loss.item() <= 4.32  # ln 65 = 4.1744
 
 
@@ -186,7 +186,7 @@ def test_loss_and_gradient_equal_transformers_llama() -> None:
     tokens = torch.randint(0, 97, (4, 33))
     expected = theirs(tokens, labels=tokens).loss
     expected.backward()
-    loss = Training(ours)(Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)) / (4 * 32)
+    loss = LossModule(ours)(Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)) / (4 * 32)
     loss.backward()
     for model, found in ((theirs, expected), (ours, loss)):  # the reference's numbers, of transformers 5.23
         assert found.item() == pytest.approx(4.5989999771, rel=1e-6)
@@ -235,19 +235,19 @@ def test_adapters_begin_at_the_model_they_adapt_and_merge_into_what_they_learnt(
 
 
 def test_the_guard_notices_what_is_no_number_and_what_leaps() -> None:
-    guard = Guard(4096)
-    assert all(guard.trouble(3.0 + 0.01 * (n % 5), 1.0) is None for n in range(30))
-    assert "nan" in (guard.trouble(float("nan"), 1.0) or "")
-    assert "gradient norm is inf" in (guard.trouble(3.0, float("inf")) or "")
-    assert "leapt" in (guard.trouble(5.2, 1.0) or "")
-    assert guard.trouble(3.02, 1.0) is None
+    guard = LossGuard(4096)
+    assert all(guard.check(3.0 + 0.01 * (n % 5), 1.0) is None for n in range(30))
+    assert "nan" in (guard.check(float("nan"), 1.0) or "")
+    assert "gradient norm is inf" in (guard.check(3.0, float("inf")) or "")
+    assert "spike" in (guard.check(5.2, 1.0) or "")
+    assert guard.check(3.02, 1.0) is None
 
 
 def test_no_loss_beyond_twice_that_of_a_guess_is_sound_in_the_first_steps_either() -> None:
-    guard = Guard(512)
-    assert guard.trouble(2 * math.log(512) - 0.01, 1.0) is None
-    assert "above 12.477 = 2 ln 512" in (guard.trouble(2 * math.log(512) + 0.01, 1.0) or "")
-    assert "2,262.0" in (guard.trouble(2262.0, 1.0) or "")
+    guard = LossGuard(512)
+    assert guard.check(2 * math.log(512) - 0.01, 1.0) is None
+    assert "above 12.477 = 2 ln 512" in (guard.check(2 * math.log(512) + 0.01, 1.0) or "")
+    assert "2,262.0" in (guard.check(2262.0, 1.0) or "")
     assert len(guard.losses) == 1
 
 
@@ -255,9 +255,9 @@ def test_four_micro_batches_of_one_row_have_the_gradient_of_one_of_four() -> Non
     tokens = torch.randint(0, 97, (4, 33), generator=torch.Generator().manual_seed(0))
     batch = Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)
     whole, parts = new_model(RUN), new_model(RUN)
-    (Training(whole)(batch) / 128).backward()
+    (LossModule(whole)(batch) / 128).backward()
     for row in range(4):
-        (Training(parts)(batch.rows(row, row + 1)) / 128).backward()
+        (LossModule(parts)(batch.rows(row, row + 1)) / 128).backward()
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
 
@@ -265,11 +265,11 @@ def test_four_micro_batches_of_one_row_have_the_gradient_of_one_of_four() -> Non
 @pytest.mark.parametrize("kind", ["transformer", "lstm", "gru", "rnn"])
 def test_one_batch_is_overfitted_by_every_kind(kind: str) -> None:
     spec = SPEC if kind == "transformer" else ModelSpec(kind=kind, vocabulary=97, width=48, layers=2, context=64)  # type: ignore[arg-type]
-    run = replace(RUN, model=spec, learning_rate=1e-2)
+    run = with_spec(RUN, spec).with_train(learning_rate=1e-2)
     tokens = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(0))
     batch = Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)
     model = new_model(run)
-    training, optimizer = Training(model), make_optimizer(model, run)
+    training, optimizer = LossModule(model), make_optimizer(model, run.train)
     for _ in range(150):
         loss = training(batch) / 32
         loss.backward()

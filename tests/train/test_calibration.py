@@ -6,18 +6,20 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from configs import config_of
 
 from nextword import plan
 from nextword.base import UsageError
-from nextword.plan import RunConfig, shape_for
-from nextword.plan.data_constraints import worth
+from nextword.plan import shape_for
+from nextword.plan.data_constraints import effective
 from nextword.train import calibration, planning
 from nextword.train.calibration import Entry, correction, loss_factor
 
-RUN = RunConfig(model=shape_for(1e6), tokens=1_000_000, context=256, batch=8, micro_batch=8, accumulation=1, steps=500,
-                learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=5, precision="fp32")  # fmt: skip
+RUN = config_of(shape_for(1e6), context=256, batch_size=8, micro_batch=8, steps=500,
+                learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=5, dtype="fp32")  # fmt: skip
 
 
 def entry(factor: float = 1.0, **changes: object) -> Entry:
@@ -84,7 +86,9 @@ def test_a_share_above_the_peak_teaches_nothing() -> None:
 
 
 def predicted(entries: list[Entry]) -> tuple[float, float, float]:
-    found = planning.predict(RUN, plan.device("h100"), None, 1e6, 2.5, entries, "this text")
+    text = SimpleNamespace(fingerprint="this text", train=SimpleNamespace(tokens=1e6), bytes_per_token=2.5)
+    machine = planning.Machine(plan.device("h100"), past=tuple(entries))
+    found = planning.predict(RUN.with_train(steps=488), text, machine)  # type: ignore[arg-type]
     return found.low, found.nats_per_token, found.high
 
 
@@ -116,10 +120,10 @@ def test_intervals_hold_the_next_run_95_times_in_100(count: int) -> None:
 
 def test_the_worth_of_repeated_tokens_is_of_one_law() -> None:
     """Muennighoff et al. 2023, §6: up to 4 epochs are nearly fresh, and no repetition is worth more than R* epochs."""
-    assert worth(4e6, 1e6) == pytest.approx(3.73e6, rel=0.01)
-    assert worth(1e12, 1e6) == pytest.approx((1 + 15.387756) * 1e6)
-    law = [planning.small_loss(RUN.model, tokens, 1e6, 2.5) for tokens in (1e6, 4e6)]
-    assert law[1] == planning.small_loss(RUN.model, worth(4e6, 1e6), 1e12, 2.5) < law[0]
+    assert effective(4e6, 1e6) == pytest.approx(3.73e6, rel=0.01)
+    assert effective(1e12, 1e6) == pytest.approx((1 + 15.387756) * 1e6)
+    law = [planning.small_loss(RUN.spec, tokens, 1e6, 2.5) for tokens in (1e6, 4e6)]
+    assert law[1] == planning.small_loss(RUN.spec, effective(4e6, 1e6), 1e12, 2.5) < law[0]
 
 
 # ---- forgetting
@@ -144,7 +148,7 @@ def test_a_run_that_the_ledger_does_not_know_is_refused(place: Path, tmp_path: P
     assert len(place.read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_all_runs_can_be_forgotten_and_lines_that_are_not_whole_are_kept_till_then(place: Path, tmp_path: Path) -> None:
+def test_all_runs_can_be_forgotten_and_incomplete_lines_are_kept_till_then(place: Path, tmp_path: Path) -> None:
     with place.open("a", encoding="utf-8") as file:
         file.write('{"half": \n')
     calibration.forget(str(tmp_path / "b"), place)

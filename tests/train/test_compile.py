@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from configs import config_of
 from torch import nn
 
 from nextword import native
@@ -15,18 +15,19 @@ from nextword.base import RunError, UsageError
 from nextword.data import Dataset
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
-from nextword.train.trainer import Options, Trainer, read_metrics
+from nextword.train.metrics import read_metrics
+from nextword.train.trainer import Trainer
 
 
 def run_of(data: Dataset) -> RunConfig:
     spec = ModelSpec(kind="transformer", vocabulary=data.vocabulary, width=16, layers=1, context=8, heads=2, kv_heads=2,
                      head_width=8, mlp_width=32)  # fmt: skip
-    return RunConfig(model=spec, tokens=0, context=8, batch=4, micro_batch=4, accumulation=1, steps=3,
-                     learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=1, precision="amp")  # fmt: skip
+    return config_of(spec, context=8, batch_size=4, micro_batch=4, steps=3,
+                     learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=1, dtype="amp")  # fmt: skip
 
 
 def losses(run: RunConfig, data: Dataset, folder: Path, compiled: bool) -> list[float]:
-    Trainer(run, data, Options(folder, "cpu", threads=1, compile=compiled, evaluate_tokens=64)).train()
+    Trainer(run.with_run(compile=compiled, evaluate_tokens=64), data, folder).train()
     return [row["loss"] for row in read_metrics(folder) if "loss" in row]
 
 
@@ -49,8 +50,8 @@ def test_what_torchs_compiler_fails_with_is_one_line(
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-such-compiler")))
     torch._dynamo.reset()
-    with pytest.raises(RunError, match=r"torch\.compile failed .*no-such-compiler.*without --compile") as failed:
-        losses(replace(run_of(data), seed=1), data, tmp_path / "run", True)
+    with pytest.raises(RunError, match=r"torch\.compile failed .*no-such-compiler.*without run") as failed:
+        losses(run_of(data).with_train(seed=1), data, tmp_path / "run", True)
     assert "\n" not in str(failed.value)
 
 
@@ -58,4 +59,4 @@ def test_compiling_is_refused_where_our_kernels_are_as_fast(data: Dataset, tmp_p
     if not native.available():
         pytest.skip("no compiled kernels here")
     with pytest.raises(UsageError, match="gains nothing"):
-        losses(replace(run_of(data), precision="fp32"), data, tmp_path, True)
+        losses(run_of(data).with_train(dtype="fp32"), data, tmp_path, True)

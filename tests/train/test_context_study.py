@@ -195,7 +195,7 @@ def test_the_best_kind_is_named_only_where_seeds_do_not_turn_it() -> None:
 
 
 def test_the_plan_fits_the_time_and_leaves_out_the_largest_sizes_first() -> None:
-    steps, tokens = text_plan(100.0, a_step=0.1, batch_tokens=2048, context=256, heldout=10_000)
+    steps, tokens = text_plan(100.0, a_step=0.1, batch_tokens=2048, context=256, val_tokens=10_000)
     trained = steps * 0.1 * len(RATES) * 3
     measured = tokens * 3 * (2 + 2 * 8) * 0.1 / 2048 / 3
     assert 95 < trained + measured <= 100

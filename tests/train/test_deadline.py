@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from kill_me import run_of
 from nextword.data import Dataset
 from nextword.plan import RunConfig
 from nextword.train import trainer as training
-from nextword.train.deadline import LATE, Cut, Deadline, last_step_of, place_in_schedule
+from nextword.train.callbacks import Callbacks, TrainStep
+from nextword.train.deadline import LATE, Cut, Deadline, last_step_of, schedule_step
+from nextword.train.metrics import read_metrics
 from nextword.train.schedules import learning_rate
-from nextword.train.trainer import Options, Outcome, Silent, Trainer, read_metrics
+from nextword.train.trainer import Outcome, Trainer
 
 STEPS, SLOW_FROM, SECONDS = 40, 10, 40.0
 
@@ -62,16 +63,16 @@ def test_a_run_that_is_over_its_time_already_still_gets_some_steps_to_cool_down(
 
 def test_a_schedule_that_was_cut_goes_on_where_it_was_and_ends_where_it_would_have_ended() -> None:
     cuts = [(10, 101, 41), (20, 41, 31)]
-    assert place_in_schedule(9, cuts) == 9
-    assert place_in_schedule(10, cuts) == 10
-    assert place_in_schedule(20, cuts[:1]) == place_in_schedule(20, cuts) == 40  # a third of the way from 10 to 100
-    assert place_in_schedule(25, cuts) == 70  # half of what was left
-    assert place_in_schedule(30, cuts) == 100
+    assert schedule_step(9, cuts) == 9
+    assert schedule_step(10, cuts) == 10
+    assert schedule_step(20, cuts[:1]) == schedule_step(20, cuts) == 40  # a third of the way from 10 to 100
+    assert schedule_step(25, cuts) == 70  # half of what was left
+    assert schedule_step(30, cuts) == 100
     assert last_step_of(101, cuts) == 31
 
 
 def test_a_cut_to_a_single_step_gives_it_the_last_rate() -> None:
-    assert place_in_schedule(10, [(10, 100, 11)]) == 99
+    assert schedule_step(10, [(10, 100, 11)]) == 99
 
 
 class Clock:
@@ -85,14 +86,14 @@ class Clock:
         return self.now
 
 
-class Heard(Silent):
+class Heard(Callbacks):
     def __init__(self, clock: Clock) -> None:
         self.clock, self.lines = clock, list[str]()
 
-    def stepped(self, step: training.Step) -> None:
+    def on_step(self, step: TrainStep) -> None:
         self.clock.step = step.step + 1
 
-    def said(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.lines.append(message)
 
 
@@ -102,7 +103,7 @@ def trained(
     clock = Clock(slow)
     heard = Heard(clock)
     monkeypatch.setattr(training, "time", clock)
-    return Trainer(run, data, Options(folder, "cpu", 1, seconds=SECONDS), heard).train(until), heard.lines
+    return Trainer(run.with_train(minutes=SECONDS / 60), data, folder, heard).train(until), heard.lines
 
 
 def losses(folder: Path) -> dict[int, tuple[float, float]]:
@@ -112,7 +113,7 @@ def losses(folder: Path) -> dict[int, tuple[float, float]]:
 def test_a_run_on_a_machine_that_gets_busy_cools_down_in_time_and_resumes_to_the_bit(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = replace(run_of("gru", data.vocabulary, STEPS), micro_batch=8)
+    run = run_of("gru", data.vocabulary, STEPS).with_train(micro_batch=8)
     whole, said = trained(run, data, tmp_path / "whole", monkeypatch, slow=3.0)
     assert whole.complete
     assert SLOW_FROM < whole.steps < STEPS
@@ -120,8 +121,8 @@ def test_a_run_on_a_machine_that_gets_busy_cools_down_in_time_and_resumes_to_the
     assert said
     assert f"ends after {whole.steps} steps" in said[-1]
     rates = [rate for _, rate in losses(tmp_path / "whole").values()]
-    assert rates[:SLOW_FROM] == [learning_rate(run, step) for step in range(SLOW_FROM)]
-    assert rates[-1] == learning_rate(run, STEPS - 1)
+    assert rates[:SLOW_FROM] == [learning_rate(run.train, step) for step in range(SLOW_FROM)]
+    assert rates[-1] == learning_rate(run.train, STEPS - 1)
     assert rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)  # no leap on the way down
 
     half = whole.steps - 3
@@ -138,4 +139,4 @@ def test_a_run_on_a_machine_that_gets_busy_cools_down_in_time_and_resumes_to_the
 def test_a_run_without_a_time_is_never_cut(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "time", Clock(1000.0))
     run = run_of("gru", data.vocabulary, 12)
-    assert Trainer(run, data, Options(tmp_path, "cpu", 1)).train().steps == 12
+    assert Trainer(run, data, tmp_path).train().steps == 12

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nextword.data import Dataset
-from nextword.train.trainer import read_metrics
+from nextword.train.metrics import read_metrics
 
 SCRIPT = Path(__file__).with_name("kill_me.py")
 STEPS = 20
@@ -51,11 +51,9 @@ def test_two_processes_have_the_losses_and_gradients_of_one(
     assert numbers(tmp_path, "loss") == pytest.approx(numbers(alone, "loss"), abs=1e-5)
     assert numbers(tmp_path, "gradient_norm") == pytest.approx(numbers(alone, "gradient_norm"), rel=1e-4)
     assert numbers(tmp_path, "tokens") == numbers(alone, "tokens")
-    heldout, expected = (
-        [row["heldout"] for row in read_metrics(each) if "heldout" in row] for each in (tmp_path, alone)
-    )
-    assert len(heldout) == len(expected) > 0
-    for one, other in zip(heldout, expected, strict=True):
+    val, expected = ([row["val"] for row in read_metrics(each) if "val" in row] for each in (tmp_path, alone))
+    assert len(val) == len(expected) > 0
+    for one, other in zip(val, expected, strict=True):
         assert one == {key: pytest.approx(value, abs=1e-5) for key, value in other.items()}
 
 

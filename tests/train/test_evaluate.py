@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import config_of, with_spec
 
 from nextword.data import IGNORED, Dataset, TokenStream, Windows
-from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
-from nextword.train.evaluate import evaluate, heldout_windows, standard_error
-from nextword.train.loss_module import Training, new_model
-from nextword.train.trainer import Options, Trainer
+from nextword.train.evaluate import evaluate, standard_error, val_windows
+from nextword.train.loss_module import LossModule, new_model
+from nextword.train.trainer import Trainer
 
 SPEC = ModelSpec(kind="transformer", vocabulary=97, width=16, layers=1, context=64, heads=2, kv_heads=2, head_width=8,
                  mlp_width=32)  # fmt: skip
-RUN = RunConfig(model=SPEC, tokens=0, context=64, batch=4, micro_batch=4, accumulation=1, steps=4, learning_rate=1e-3,
-                final_learning_rate=1e-4, warmup_steps=1, precision="fp32")  # fmt: skip
+RUN = config_of(SPEC, context=64, batch_size=4, micro_batch=4, steps=4, learning_rate=1e-3,
+                final_learning_rate=1e-4, warmup_steps=1, dtype="fp32")  # fmt: skip
 CPU, END = torch.device("cpu"), 0
 WAYS = list(product(("stream", "best-fit"), (True, False)))
 
@@ -34,8 +34,8 @@ def documents(count: int, seed: int = 0, longest: int = 60) -> list[list[int]]:
 
 
 def measured(stream: TokenStream, most: int = 10**9, **changes: Any) -> Any:
-    run = replace(RUN, **changes)
-    return evaluate(Training(new_model(run)), heldout_windows(stream, run, most), 3, CPU)
+    run = RUN.with_train(**changes)
+    return evaluate(LossModule(new_model(run)), val_windows(stream, run, most), 3, CPU)
 
 
 @torch.no_grad()
@@ -49,32 +49,32 @@ def loss_alone(tokens: list[int]) -> tuple[float, int]:
 def test_packed_documents_that_are_kept_apart_are_evaluated_as_each_by_itself() -> None:
     texts = documents(40)
     alone = np.array([loss_alone(text) for text in texts])
-    found = measured(TokenStream.of(texts, END), packing="best-fit", across_documents=False)
+    found = measured(TokenStream.of(texts, END), packing="best-fit", mask_documents=True)
     assert found.nats_per_token == pytest.approx(alone[:, 0].sum() / alone[:, 1].sum(), rel=1e-5)
     assert found.tokens == alone[:, 1].sum()
     assert found.error == pytest.approx(standard_error(alone[:, 0], alone[:, 1]), rel=1e-4)
     assert (found.clusters, found.over) == (40, "documents")
 
 
-@pytest.mark.parametrize(("packing", "across"), WAYS)
-def test_one_document_in_one_window_is_evaluated_alike_however_it_is_read(packing: str, across: bool) -> None:
+@pytest.mark.parametrize(("packing", "mask"), WAYS)
+def test_one_document_in_one_window_is_evaluated_alike_however_it_is_read(packing: str, mask: bool) -> None:
     text = documents(1, longest=60)[0]
-    found = measured(TokenStream.of([text], END), packing=packing, across_documents=across, context=len(text))
+    found = measured(TokenStream.of([text], END), packing=packing, mask_documents=mask, context=len(text))
     if packing == "stream":  # a window for all but the last input, and one for that
         assert found.tokens == len(text) + 1
     else:
-        whole = measured(TokenStream.of([text], END), packing=packing, across_documents=across, context=63)
+        whole = measured(TokenStream.of([text], END), packing=packing, mask_documents=mask, context=63)
         assert whole.tokens == found.tokens == len(text) + 1
 
 
-@pytest.mark.parametrize(("packing", "across"), WAYS)
-def test_training_and_evaluation_count_the_same_targets(packing: Any, across: bool) -> None:
+@pytest.mark.parametrize(("packing", "mask"), WAYS)
+def test_training_and_evaluation_count_the_same_targets(packing: Any, mask: bool) -> None:
     """Over whole epochs, but for the rest of a stream that is shorter than a window."""
     stream = TokenStream.of(documents(60, seed=1), END)
-    windows = Windows(stream, 16, 0, packing, across)
+    windows = Windows(stream, 16, 0, packing, mask)
     targets = np.concatenate([windows.batch(step, 1).targets for step in range(windows.count)])
     trained = int((targets != IGNORED).sum())
-    found = measured(stream, context=16, packing=packing, across_documents=across)
+    found = measured(stream, context=16, packing=packing, mask_documents=mask)
     assert found.tokens == stream.tokens  # every token, and every document's end for its mark
     assert found.tokens - trained == (stream.tokens % 16 if packing == "stream" else 0)
 
@@ -83,23 +83,23 @@ def test_training_and_evaluation_count_the_same_targets(packing: Any, across: bo
 def test_the_targets_are_the_same_whatever_the_context_the_packing_and_the_masks(most: int) -> None:
     stream = TokenStream.of(documents(60, seed=2), END)
     counted = {
-        measured(stream, most, context=context, packing=packing, across_documents=across).tokens
+        measured(stream, most, context=context, packing=packing, mask_documents=mask).tokens
         for context in (7, 16, 50)
-        for packing, across in WAYS
+        for packing, mask in WAYS
     }
     assert len(counted) == 1
 
 
 def test_keeping_documents_apart_changes_what_is_seen_and_not_what_is_counted() -> None:
     stream = TokenStream.of(documents(30, seed=3), END)
-    apart, across = (measured(stream, across_documents=each) for each in (False, True))
+    apart, across = (measured(stream, mask_documents=each) for each in (True, False))
     assert apart.tokens == across.tokens
     assert apart.nats_per_token != across.nats_per_token
 
 
 def test_long_text_is_evaluated_in_stretches_spread_over_all_of_it() -> None:
     stream = TokenStream.of(documents(6, seed=4, longest=9000), END)
-    windows = heldout_windows(stream, RUN, 8192)
+    windows = val_windows(stream, RUN, 8192)
     assert windows.stream.tokens == 8192
     assert windows.stream.read(0, 4096).tolist() == stream.read(0, 4096).tolist()
     assert windows.stream.read(4096, 4096).tolist() == stream.read(stream.tokens - 4096, 4096).tolist()
@@ -148,14 +148,14 @@ def test_runs_of_unlike_length_are_evaluated_on_the_same_text_and_on_samples_of_
     ends = []
     for steps in (2, 6):
         folder = tmp_path / str(steps)
-        run = replace(RUN, model=model, context=16, steps=steps, tokens=steps * 64)
-        options = Options(folder, "cpu", 1, evaluate_every=1, evaluate_tokens=data.heldout.tokens)
-        Trainer(run, data, options).train()
+        run = with_spec(RUN, model).with_train(context=16, steps=steps)
+        run = run.with_run(evaluate_every=1, evaluate_tokens=data.val.tokens)
+        Trainer(run, data, folder).train()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        *meanwhile, end = [line["heldout"] for line in lines if "heldout" in line]
+        *meanwhile, end = [line["val"] for line in lines if "val" in line]
         assert [each["sample"] for each in meanwhile] == [True] * (steps - 1)
         assert all(each["tokens"] < end["tokens"] for each in meanwhile)
         assert not end["sample"]
         assert end["error"] > 0
         ends.append(end)
-    assert ends[0]["tokens"] == ends[1]["tokens"] == data.heldout.tokens
+    assert ends[0]["tokens"] == ends[1]["tokens"] == data.val.tokens

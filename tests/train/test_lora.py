@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import config_of, with_spec
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,17 +20,17 @@ from nextword.models.layers import Linear
 from nextword.plan import RunConfig, Training, flops
 from nextword.plan.training import training_memory
 from nextword.spec import ModelSpec
-from nextword.train import checkpoint, loss_module
-from nextword.train.evaluate import MOST, evaluate, heldout_windows
+from nextword.train import checkpoint
+from nextword.train.evaluate import MOST, evaluate, val_windows
 from nextword.train.lora import LoRALinear, add_adapters, merge_adapters
-from nextword.train.loss_module import Placed, new_model
-from nextword.train.trainer import Options, Trainer
+from nextword.train.loss_module import LossModule, Placed, new_model
+from nextword.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec(kind="transformer", vocabulary=301, width=64, layers=3, context=64, heads=8, kv_heads=4, head_width=8,
                  mlp_width=160)  # fmt: skip
-RUN = RunConfig(model=SPEC, tokens=0, context=64, batch=4, micro_batch=4, accumulation=1, steps=6, learning_rate=1e-2,
-                final_learning_rate=1e-3, warmup_steps=1, precision="fp32", lora=4)  # fmt: skip
+RUN = config_of(SPEC, context=64, batch_size=4, micro_batch=4, steps=6, learning_rate=1e-2,
+                final_learning_rate=1e-3, warmup_steps=1, dtype="fp32", lora=4)  # fmt: skip
 
 
 def adapted(run: RunConfig = RUN, spread: float = 0.0) -> nn.Module:
@@ -37,7 +38,7 @@ def adapted(run: RunConfig = RUN, spread: float = 0.0) -> nn.Module:
     model = new_model(run)
     with torch.no_grad():
         model.embedding.weight.mul_(15)  # logits that differ, so that the loss depends on the layers
-    add_adapters(model, run.lora, seed=0)
+    add_adapters(model, run.model.lora, seed=0)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if name.endswith(".up") and spread:
@@ -83,7 +84,7 @@ def kept() -> Iterator[dict[int, torch.Tensor]]:
 def test_the_plans_memory_of_adapters_is_what_a_step_keeps(precision: str, kept: dict[int, torch.Tensor]) -> None:
     model, rows = adapted(), 8
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    loss_module.Training(model, precision)(batch(rows))
+    LossModule(model, precision)(batch(rows))
     found = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
     setup = Training(batch=rows, context=64, precision=precision, lora=4, base="fp32", fused=native.available())  # type: ignore[arg-type]
     planned = training_memory(SPEC, setup)
@@ -95,7 +96,7 @@ def test_the_plans_memory_of_adapters_is_what_a_step_keeps(precision: str, kept:
 
 def test_no_gradient_is_made_of_a_frozen_head(kept: dict[int, torch.Tensor]) -> None:
     model = adapted()
-    loss_module.Training(model)(batch())
+    LossModule(model)(batch())
     head = SPEC.vocabulary, SPEC.width
     assert not any(tuple(t.shape) == head and not t.is_leaf for t in kept.values())
     assert all(t is model.head.weight for t in kept.values() if tuple(t.shape) == head)
@@ -103,7 +104,7 @@ def test_no_gradient_is_made_of_a_frozen_head(kept: dict[int, torch.Tensor]) -> 
 
 def test_an_evaluation_keeps_nothing(kept: dict[int, torch.Tensor]) -> None:
     with torch.no_grad():
-        loss_module.Training(new_model(replace(RUN, lora=0)))(batch())
+        LossModule(new_model(RUN))(batch())
     assert not kept
 
 
@@ -113,7 +114,7 @@ def test_a_checkpoint_of_several_files_is_the_model_again(tmp_path: Path, monkey
 
     monkeypatch.setattr(checkpoint, "_FILE_BYTES", 1 << 15)  # the writer holds each file twice in memory
     model, other = adapted(spread=0.1), adapted()
-    folder = checkpoint.save(tmp_path, 3, model, make_optimizer(model, RUN), {}, Process(), 2)
+    folder = checkpoint.save(tmp_path, 3, model, make_optimizer(model, RUN.train), {}, Process(), 2)
     assert len(list(folder.glob("*.safetensors"))) > 3
     checkpoint.load(checkpoint.read(folder), other)
     for (name, left), right in zip(model.named_parameters(), other.parameters(), strict=True):
@@ -125,7 +126,7 @@ def test_a_checkpoint_of_several_files_is_the_model_again(tmp_path: Path, monkey
 
 def loss(model: nn.Module, precision: str) -> float:
     with torch.no_grad():
-        return float(loss_module.Training(model, precision)(batch(32))) / (32 * 64)
+        return float(LossModule(model, precision)(batch(32))) / (32 * 64)
 
 
 def test_in_16_bits_what_adapters_add_is_not_rounded_away() -> None:
@@ -154,11 +155,11 @@ def test_the_adapted_and_the_merged_model_have_one_loss(precision: str) -> None:
 
 
 def test_the_held_out_loss_of_a_run_is_of_the_merged_model(data: Dataset, tmp_path: Path) -> None:
-    run = replace(RUN, model=replace(SPEC, vocabulary=data.vocabulary), precision="amp")
-    outcome = Trainer(run, data, Options(tmp_path, "cpu", 1, guard="skip"), make=lambda begun: adapted(run)).train()
+    run = with_spec(RUN, replace(SPEC, vocabulary=data.vocabulary)).with_train(dtype="amp", on_loss_spike="skip")
+    outcome = Trainer(run, data, tmp_path, make_model=lambda resumed: adapted(run)).train()
     assert not any(isinstance(part, LoRALinear) for part in outcome.model.modules())
-    assert outcome.heldout is not None
-    windows = heldout_windows(data.heldout, run, MOST)
-    written = evaluate(loss_module.Training(outcome.model, "amp"), windows, run.micro_batch, CPU)
-    assert outcome.heldout.nats_per_token == written.nats_per_token
+    assert outcome.val is not None
+    windows = val_windows(data.val, run, MOST)
+    written = evaluate(LossModule(outcome.model, "amp"), windows, run.train.micro_batch, CPU)
+    assert outcome.val.nats_per_token == written.nats_per_token
     assert math.isfinite(written.nats_per_token)

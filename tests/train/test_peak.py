@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nextword import plan
-from nextword.plan import RunConfig, hardware
+from nextword.plan import hardware
 from nextword.train import peak as peaks
-from nextword.train import pipeline
+from nextword.train import run
 from nextword.train.peak import Peak, measured_peak
 
 CPU = torch.device("cpu")
@@ -56,17 +55,14 @@ def test_measuring_this_machine_again_keeps_the_larger_speeds(tmp_path: Path, mo
 def test_a_run_that_beats_its_peak_has_it_measured_again(
     seconds: float, expected: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunConfig(model=plan.shape_for(1e5), tokens=0, context=64, batch=1, micro_batch=1, accumulation=1, steps=1,
-                    learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=1, precision="amp")  # fmt: skip
     asked: list[bool] = []
 
     def measure(device: torch.device, precision: str, cache: Path, anew: bool = False) -> Peak:
         asked.append(anew)
         return Peak(1e12, precision)
 
-    monkeypatch.setattr(pipeline, "measured_peak", measure)
-    asking = SimpleNamespace(run=run, device=CPU)
-    found = pipeline._peak(asking, SimpleNamespace(tokens=64, seconds=seconds))  # type: ignore[arg-type]
+    monkeypatch.setattr(run, "measured_peak", measure)
+    found = run._peak(CPU, "amp", 1e7 / seconds)
     assert asked == expected
     assert found.what == "amp"
 

@@ -1,4 +1,4 @@
-"""Numbers of ../shared/reference/training.md that no other test holds, through the code that trains."""
+"""Worked numbers of training that no other test holds, through the code that trains."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import config_of, with_spec
 from torch import Tensor, nn
 
 from nextword.data import Dataset
 from nextword.models import build
-from nextword.plan import RunConfig, memory, parameters
 from nextword.plan import Training as Trained
+from nextword.plan import memory, parameters
 from nextword.spec import ModelKind, ModelSpec
 from nextword.train.context_tasks import IGNORED, copy_batch
-from nextword.train.loss_module import Placed, Training, new_model
+from nextword.train.loss_module import LossModule, Placed, new_model
 from nextword.train.optimizers import make_optimizer
-from nextword.train.trainer import Options, Trainer
+from nextword.train.trainer import Trainer
 
 SMALL = ModelSpec(kind="transformer", vocabulary=65, width=128, layers=4, context=64, heads=4, kv_heads=4,
                   head_width=32, mlp_width=512, mlp="plain", activation="gelu", norm="layer", norm_bias=False,
                   position="learned")  # fmt: skip
-RUN = RunConfig(model=SMALL, tokens=0, context=64, batch=12, micro_batch=12, accumulation=1, steps=10,
-                learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, precision="fp32")  # fmt: skip
+RUN = config_of(SMALL, context=64, batch_size=12, micro_batch=12, steps=10,
+                learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, dtype="fp32")  # fmt: skip
 
 
 def test_a_block_of_the_small_model_has_as_many_parameters_as_the_reference_says() -> None:
@@ -34,9 +35,9 @@ def test_a_block_of_the_small_model_has_as_many_parameters_as_the_reference_says
 
 def test_weights_gradients_and_adams_states_take_sixteen_bytes_a_parameter_as_planned() -> None:
     model = new_model(RUN)
-    optimizer = make_optimizer(model, RUN)
+    optimizer = make_optimizer(model, RUN.train)
     tokens = torch.randint(0, 65, (2, 65), generator=torch.Generator().manual_seed(0))
-    Training(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
+    LossModule(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
     optimizer.step()
     held = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values()) if t is not None]
     assert sum(t.nbytes for t in held if t.ndim) == 12_865_536  # Adam counts its steps in tensors without dimensions
@@ -47,7 +48,7 @@ def test_weights_gradients_and_adams_states_take_sixteen_bytes_a_parameter_as_pl
 def test_adamw_in_double_precision_has_the_worked_values_to_nine_digits() -> None:
     model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     nn.init.ones_(model.weight)
-    optimizer = make_optimizer(model, RUN)
+    optimizer = make_optimizer(model, RUN.train)
     for gradient, expected in ((0.1, 0.9989000001), (-0.3, 0.9992894058)):
         model.weight.grad = torch.tensor([[gradient]], dtype=torch.float64)
         optimizer.step()
@@ -67,13 +68,13 @@ class Nats(nn.Module):
 
 def test_micro_batches_of_unlike_many_tokens_weigh_as_their_tokens(data: Dataset, tmp_path: Path) -> None:
     model = replace(SMALL, vocabulary=data.vocabulary, width=16, head_width=4, layers=1, mlp_width=16)
-    trainer = Trainer(replace(RUN, model=model, batch=2, micro_batch=1, accumulation=2), data, Options(tmp_path))
-    trainer._build()
-    trainer.training = Nats()
+    trainer = Trainer(with_spec(RUN, model).with_train(batch_size=2, micro_batch=1), data, tmp_path)
+    trainer._build(resumed=False)
+    trainer.learner.loss_module = Nats()
     targets = torch.tensor([[1, 1, 1], [1, IGNORED, IGNORED]])
     loss, counted = trainer._gradients(Placed(torch.tensor([[2.0] * 3, [4.0] * 3]), targets, None))
     assert (loss, counted) == (2.5, 4)  # (6 + 4) / 4, and not (6 / 3 + 4 / 1) / 2 = 3
-    assert trainer.training.scale.grad == 2.5
+    assert trainer.learner.loss_module.scale.grad == 2.5
 
 
 @pytest.mark.parametrize(("delay", "baseline"), [(50, 0.29706), (100, 0.17329), (200, 0.09452)])
@@ -108,9 +109,9 @@ def test_recurrent_training_is_that_of_torchs_layers_one_upon_the_other(
     kind: ModelKind, layer: type[nn.RNNBase]
 ) -> None:
     spec = ModelSpec(kind=kind, vocabulary=97, width=24, layers=3, context=33)
-    model = new_model(replace(RUN, model=spec, context=33))
+    model = new_model(with_spec(RUN, spec).with_train(context=33))
     tokens = torch.randint(0, 97, (4, 34), generator=torch.Generator().manual_seed(0))
-    loss = Training(model)(Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)) / (4 * 33)
+    loss = LossModule(model)(Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)) / (4 * 33)
     loss.backward()
 
     ours = dict(model.named_parameters())

@@ -17,7 +17,7 @@ from forked import run, start
 from nextword.data import Dataset
 from nextword.train.checkpoint import newest
 from nextword.train.distributed import Process
-from nextword.train.trainer import read_metrics
+from nextword.train.metrics import read_metrics
 
 STEPS, EVERY, KILLED_AT = 300, 50, (137, 222)
 KINDS = ("transformer", "lstm", "gru", "rnn")

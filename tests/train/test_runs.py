@@ -1,4 +1,4 @@
-"""A run that meets damage, a full disk, the guard or its own end, and how it goes on."""
+"""A run that meets damage, a full disk, a loss spike or its own end, and how it continues."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,20 @@ from kill_me import run_of
 from safetensors.numpy import load_file
 
 from full_disk import full_disk
-from nextword.base import RunError
+from nextword.base import RunError, UsageError
+from nextword.base.toml import read_toml, set_values, to_toml
 from nextword.cli import _console, main
-from nextword.data import Dataset
-from nextword.train import calibration, checkpoint, memory
+from nextword.data import Dataset, save_tokenizer
+from nextword.train import calibration, checkpoint, memory, pipeline
+from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.changes import Change
-from nextword.train.pipeline import resume, train
-from nextword.train.run_dir import Measured, Prediction, RunRecord, append_line, held, read_report
+from nextword.train.metrics import append_line, read_metrics
+from nextword.train.pipeline import resume_run
+from nextword.train.run import RunResult, train_run
+from nextword.train.run_dir import Measured, Prediction, RunRecord, locked_run, read_report
 from nextword.train.schedules import learning_rate
-from nextword.train.trainer import Silent, Step, Trainer, read_metrics
+from nextword.train.timing import StepTime
+from nextword.train.trainer import Trainer
 
 STEPS = 12
 
@@ -35,7 +41,7 @@ STEPS = 12
 def _own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nextword.train.pipeline.keep_freed_memory", lambda: None)  # of the tests' own process
+    monkeypatch.setattr("nextword.train.memory.keep_freed_memory", lambda: None)  # of the tests' own process
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -43,21 +49,27 @@ def _own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     _console.messages.cache_clear()
 
 
-def begin(folder: Path, data: Dataset, kind: str = "gru", every: int = 5, origin: str = "", **changes: Any) -> Path:
+def begin(folder: Path, data: Dataset, kind: str = "gru", every: int = 5, base: str = "", **changes: Any) -> Path:
     """The folder of a small run that has not taken a step."""
-    run = replace(run_of(kind, data.vocabulary, STEPS), **changes)
-    guess = Prediction(1e9, 1.0, 1e4, 0.5, 4.0, 3.0, 5.0, 2.0, formula_memory=1e9, law_bits=2.0)
-    options = {"guard": "stop", "keep": 2, "checkpoint_every": every}
+    config = run_of(kind, data.vocabulary, STEPS).with_train(**changes).with_run(checkpoint_every=every)
+    config = replace(config, model=replace(config.model, base=base))
+    guess = Prediction(1e9, 1.0, 1e4, 0.5, 4.0, 3.0, 5.0, 2.0, formula_memory=1e9, law_bits=2.0, peak=1e10)
     folder.mkdir(parents=True)
-    RunRecord(
-        run, str(data.folder), data.fingerprint, ("text",), guess, threads=1, device="cpu", peak=1e10, options=options,
-        origin=origin,
-    ).write(folder)  # fmt: skip
+    save_tokenizer(data.tokenizer(), folder)
+    RunRecord(config, str(data.folder), data.fingerprint, ("text",), guess).write(folder)
     return folder
 
 
+def resumed(
+    folder: Path, callbacks: Callbacks | None = None, until: int | None = None, restart: bool = False, **change: Any
+) -> RunResult:
+    run = resume_run(folder)
+    config = run.record.config
+    return train_run(config, run.data, folder, callbacks, change=Change(**change), restart=restart, until=until)
+
+
 def go_on(folder: Path, until: int | None = None, **change: Any) -> Measured | None:
-    return train(resume(folder, change=Change(**change)), until=until)[1]
+    return resumed(folder, until=until, **change).measured
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -104,6 +116,12 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (folder / "run.json").write_text(json.dumps(data))
 
 
+def edit_config(folder: Path, *assignments: str) -> None:
+    table = read_toml(folder / "config.toml")
+    set_values(table, assignments)
+    (folder / "config.toml").write_text(to_toml(table))
+
+
 # ---- damaged checkpoints
 
 
@@ -111,7 +129,7 @@ def test_a_fine_tuned_run_without_a_sound_checkpoint_stops_and_begins_anew_only_
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     go_on(begin(tmp_path / "base", data, "transformer"))
-    tuned = begin(tmp_path / "tuned", data, "transformer", origin=str(tmp_path / "base"), seed=8)
+    tuned = begin(tmp_path / "tuned", data, "transformer", base=str(tmp_path / "base"), seed=8)
     go_on(tuned)
     first = losses(tuned)[0]
     assert first < math.log(data.vocabulary) - 0.2  # it began from what the base had learned
@@ -137,7 +155,7 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_does_not_count_among_tho
     data: Dataset, tmp_path: Path
 ) -> None:
     folder = begin(tmp_path / "run", data)
-    edit(folder, lambda run: run["options"].update(keep=1))
+    edit_config(folder, "run.keep_checkpoints=1")
     go_on(folder, until=5)
     later = shutil.copytree(folder / "checkpoints" / "step-00000005", folder / "checkpoints" / "step-00000009")
     damage(later)
@@ -150,7 +168,7 @@ def test_the_last_sound_checkpoint_stays_until_the_next_one_is_found_whole(
     stage: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(tmp_path / "run", data)
-    edit(folder, lambda run: run["options"].update(keep=1))
+    edit_config(folder, "run.keep_checkpoints=1")
     go_on(folder, until=5)
     before = getattr(checkpoint, stage)
 
@@ -174,7 +192,7 @@ def test_resuming_an_ended_run_says_so_and_touches_nothing(
     assert command(capsys, "runs", "resume", folder)[0] == 0
     before = content(tmp_path)
     assert "ledger.jsonl" in before
-    for options in ([], ["--guard", "skip"], ["--json"]):
+    for options in ([], ["--on-loss-spike", "skip"], ["--json"]):
         code, out, said = command(capsys, "runs", "resume", folder, *options)
         assert code == 0
         assert f"{folder} has ended after 12 steps: nothing to do" in said
@@ -182,11 +200,14 @@ def test_resuming_an_ended_run_says_so_and_touches_nothing(
     assert content(tmp_path) == before
 
 
-def test_a_run_is_one_entry_of_the_ledger_however_often_it_ended(data: Dataset, tmp_path: Path) -> None:
+def test_a_run_is_one_entry_of_the_ledger_however_often_it_ended(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = begin(tmp_path / "run", data)
-    go_on(folder)
-    (folder / "report.json").unlink()
-    measured = go_on(folder)
+    for _ in range(2):
+        (folder / "report.json").unlink(missing_ok=True)
+        assert command(capsys, "runs", "resume", folder)[0] == 0
+    measured = read_report(folder)
     assert measured is not None
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
     (entry,) = calibration.read()
@@ -200,7 +221,7 @@ def test_an_ended_run_is_made_longer_with_more_steps(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = begin(tmp_path / "run", data)
-    go_on(folder)
+    assert command(capsys, "runs", "resume", folder)[0] == 0
     assert command(capsys, "runs", "resume", folder, "--steps", 20)[0] == 0
     assert sorted(losses(folder)) == list(range(20))
     report = json.loads((folder / "report.json").read_text())
@@ -236,7 +257,7 @@ def test_a_changed_run_has_the_same_bits_whenever_it_is_resumed_again(data: Data
     once, again = begin(tmp_path / "once", data), tmp_path / "again"
     go_on(once, until=6)
     shutil.copytree(once, again)
-    change = {"learning_rate_scale": 0.5, "steps": 20, "guard": "skip"}
+    change = {"learning_rate_scale": 0.5, "steps": 20, "on_loss_spike": "skip"}
     go_on(once, **change)
     go_on(again, until=8, **change)
     damage(again / "checkpoints" / "step-00000008")
@@ -244,7 +265,7 @@ def test_a_changed_run_has_the_same_bits_whenever_it_is_resumed_again(data: Data
     go_on(again)
     assert losses(again) == losses(once)
     assert weights(again) == weights(once)
-    planned = RunRecord.read(once).run
+    planned = RunRecord.read(once).config.train
     for row in rows(once):
         total, scale = (STEPS, 1.0) if row["step"] < 6 else (20, 0.5)
         assert row["learning_rate"] == scale * learning_rate(replace(planned, steps=total), row["step"])
@@ -252,11 +273,11 @@ def test_a_changed_run_has_the_same_bits_whenever_it_is_resumed_again(data: Data
 
 
 def test_threads_change_from_the_step_on_from_which_they_were_asked_for(data: Dataset, tmp_path: Path) -> None:
-    class Counting(Silent):
+    class Counting(Callbacks):
         def __init__(self) -> None:
             self.threads: list[int] = []
 
-        def stepped(self, step: Step) -> None:
+        def on_step(self, step: TrainStep) -> None:
             self.threads.append(torch.get_num_threads())
 
     folder = begin(tmp_path / "run", data)
@@ -265,11 +286,11 @@ def test_threads_change_from_the_step_on_from_which_they_were_asked_for(data: Da
     for place in checkpoint.stored(folder / "checkpoints")[1:]:
         damage(place)
     heard = Counting()
-    train(resume(folder), heard, until=7)
+    resumed(folder, heard, until=7)
     assert heard.threads == [2, 2]
     shutil.rmtree(folder / "checkpoints")
     heard = Counting()
-    train(resume(folder), heard, until=7)
+    resumed(folder, heard, until=7)
     assert heard.threads == [1] * 5 + [2] * 2
 
 
@@ -286,11 +307,13 @@ def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
         code, _, said = command(capsys, "runs", "resume", folder, *options)
         assert (code, wanted in said) == (2, True)
     assert RunRecord.read(folder).changes == ()
-    assert command(capsys, "runs", "resume", folder, "--steps", 10, "--guard", "skip")[0] == 0
+    assert command(capsys, "runs", "resume", folder, "--steps", 10, "--on-loss-spike", "skip")[0] == 0
     assert len(losses(folder)) == 10
-    assert "from step 8 on: --guard skip, --steps 10" in " ".join(command(capsys, "runs", "show", folder)[1].split())
+    assert "from step 8 on: --on-loss-spike skip, --steps 10" in " ".join(
+        command(capsys, "runs", "show", folder)[1].split()
+    )
     shown = json.loads(command(capsys, "runs", "show", folder, "--json")[1])
-    assert shown["changes"] == [{"step": 8, "guard": "skip", "steps": 10}]
+    assert shown["changes"] == [{"step": 8, "on_loss_spike": "skip", "steps": 10}]
 
 
 def test_a_change_asked_for_before_the_step_of_the_same_one_is_in_force_from_there(
@@ -299,13 +322,13 @@ def test_a_change_asked_for_before_the_step_of_the_same_one_is_in_force_from_the
     folder = begin(tmp_path / "run", data)
     go_on(folder, until=5)
     go_on(folder, until=7, learning_rate_scale=0.5)
-    train(resume(folder, change=Change(learning_rate_scale=0.5), restart=True), until=3)
+    resumed(folder, until=3, restart=True, learning_rate_scale=0.5)
     assert [each.step for each in RunRecord.read(folder).changes] == [5, 0]
-    planned = RunRecord.read(folder).run
+    planned = RunRecord.read(folder).config.train
     assert [row["learning_rate"] for row in rows(folder)] == [0.5 * learning_rate(planned, step) for step in range(3)]
 
 
-# ---- the guard
+# ---- loss spikes
 
 
 @pytest.fixture
@@ -315,7 +338,7 @@ def trouble_at_step_7(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spoiled(self: Trainer, batch: Any) -> tuple[float, int]:
         loss, counted = gradients(self, batch)
-        met = self.progress.step + self.progress.skipped == 7 and self.optimizer.param_groups[0]["lr"] > 2e-3
+        met = self.progress.step + self.progress.skipped == 7 and self.learner.optimizer.param_groups[0]["lr"] > 2e-3
         return (math.nan if met else loss), counted
 
     monkeypatch.setattr(Trainer, "_gradients", spoiled)
@@ -323,8 +346,8 @@ def trouble_at_step_7(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("trouble_at_step_7")
 @pytest.mark.parametrize("every", [5, 0])
-@pytest.mark.parametrize("way", ["--guard skip", "--guard rewind", "--learning-rate-scale 0.5"])
-def test_each_way_on_that_the_guard_names_leads_past_the_step_where_the_run_stopped(
+@pytest.mark.parametrize("way", ["--on-loss-spike skip", "--on-loss-spike rewind", "--learning-rate-scale 0.5"])
+def test_each_way_that_the_message_names_leads_past_the_step_where_the_run_stopped(
     way: str, every: int, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = begin(tmp_path / "a run", data, every=every)
@@ -349,14 +372,14 @@ def test_weights_that_are_no_numbers_are_not_kept(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(tmp_path / "run", data, every=3)
-    handle = Trainer._now_and_then
+    handle = Trainer._periodic
 
     def spoil(self: Trainer, end: int) -> None:
         if self.progress.step == 6:
             next(self.model.parameters()).data[0, 0] = math.nan
         handle(self, end)
 
-    monkeypatch.setattr(Trainer, "_now_and_then", spoil)
+    monkeypatch.setattr(Trainer, "_periodic", spoil)
     code, _, said = command(capsys, "runs", "resume", folder)
     assert code == 1
     assert "after step 6 weights are not finite (embedding.weight, 1 of" in said
@@ -372,17 +395,17 @@ def test_an_interrupted_run_names_the_command_that_goes_on_with_it(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(tmp_path / "a run of a name that a terminal of eighty columns has no room for", data)
-    handle = Trainer._now_and_then
+    handle = Trainer._periodic
 
     def interrupt(self: Trainer, end: int) -> None:
-        self.interrupts.asked = self.progress.step == 4
+        self.callbacks.interrupted = self.progress.step == 4  # type: ignore[attr-defined]
         handle(self, end)
 
-    monkeypatch.setattr(Trainer, "_now_and_then", interrupt)
+    monkeypatch.setattr(Trainer, "_periodic", interrupt)
     code, _, said = command(capsys, "runs", "resume", folder)
     assert code == 130
     assert len(rows(folder)) == 5
-    assert command(capsys, *shlex.split(said.partition("Go on: nextword ")[2]))[0] == 0
+    assert command(capsys, *shlex.split(said.partition("Resume: nextword ")[2]))[0] == 0
     assert [row["step"] for row in rows(folder)] == list(range(STEPS))
 
 
@@ -411,7 +434,7 @@ def test_metrics_on_a_full_disk_keep_whole_lines_and_go_on_there(
     with full_disk(500):
         code, _, said = command(capsys, "runs", "resume", folder)
     assert code == 1
-    assert f"{folder / 'metrics.jsonl'}: file too large. Free some space, then go on: nextword runs resume" in said
+    assert f"{folder / 'metrics.jsonl'}: file too large. Free some space, then continue: nextword runs resume" in said
     lines = (folder / "metrics.jsonl").read_text()
     assert lines.endswith("}\n")
     assert command(capsys, "runs", "resume", folder)[0] == 0
@@ -456,32 +479,22 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
     assert names(folder) == before
 
 
-# ---- run.json
+# ---- run.json and config.toml
 
 
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (lambda run: run.update(threads="two"), "threads 'two': give a whole number at least 1"),
-        (lambda run: run.update(threads=True), "threads True: give"),
-        (lambda run: run.update(threads=-1), "threads -1: give a whole number at least 1"),
-        (lambda run: run.update(peak=0), "peak 0: give a finite number above 0"),
         (lambda run: run.update(sources="text"), "sources 'text': give a list"),
         (lambda run: run.update(data=None), "data None: give text"),
         (lambda run: run.pop("fingerprint"), "fingerprint is missing"),
         (lambda run: run.update(colour="red"), "'colour' is not a setting"),
-        (lambda run: run.update(run=[]), "format"),
         (lambda run: run["prediction"].pop("seconds"), "prediction.seconds is missing"),
         (lambda run: run["prediction"].update(memory_parts=[1]), "prediction.memory_parts (1,): give an object"),
-        (
-            lambda run: run["options"].update(guard="sometimes"),
-            "options.guard 'sometimes': give one of stop, skip, rewind",
-        ),
-        (lambda run: run["options"].update(keep=0), "options.keep 0: give a whole number at least 1"),
-        (lambda run: run["options"].update(checkpoint_every=1.5), "options.checkpoint_every 1.5: give a whole number"),
         (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number at least 0"),
         (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "'changes.batch' is not a setting"),
         (lambda run: run.update(changes=7), "changes 7: give a list"),
+        (lambda run: run.update(format="nextword-run-folder/1"), "the run is of another version of nextword"),
     ],
 )
 def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
@@ -497,28 +510,107 @@ def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("assignment", "wanted"),
     [
-        (lambda run: run["run"]["model"].update(width=48), "run.model.width: 32 -> 48"),
-        (lambda run: run["run"]["training"].update(learning_rate=0.5), "run.training.learning_rate: 0.003 -> 0.5"),
-        (lambda run: run["run"]["training"].update(steps=40), "run.training.steps: 12 -> 40"),
-        (lambda run: run.update(threads=2), "begun.threads: 1 -> 2"),
-        (lambda run: run.update(changes=[{"step": 2, "learning_rate_scale": 2.0}]), "changes"),
+        ("run.threads=two", "run.threads 'two': give a whole number at least 0"),
+        ("run.keep_checkpoints=0", "run.keep_checkpoints 0: give a whole number at least 1"),
+        ("run.checkpoint_every=1.5", "run.checkpoint_every 1.5: give a whole number"),
+        ("train.on_loss_spike=sometimes", "train.on_loss_spike 'sometimes': give one of stop, skip, rewind"),
+        ("train.colour=red", "'train.colour' is not a setting"),
+        ("model.spec.width=0", "model.spec.width 0: give"),
+    ],
+)
+def test_a_value_of_config_toml_that_is_none_is_named_in_one_line(
+    assignment: str, wanted: str, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    edit_config(folder, assignment)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 2
+    assert said.startswith(f"nextword: {folder / 'config.toml'}: ")
+    assert wanted in said
+
+
+@pytest.mark.parametrize(
+    ("assignment", "wanted"),
+    [
+        ("model.spec.width=48", "model.spec.width: 32 -> 48"),
+        ("train.learning_rate=0.5", "train.learning_rate: 0.003 -> 0.5"),
+        ("train.steps=40", "train.steps: 12 -> 40"),
+        ("run.threads=2", "run.threads: 1 -> 2"),
+        ("", "changes"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_and_they_are_named(
-    change: Callable[[dict[str, Any]], Any], wanted: str, data: Dataset, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    assignment: str, wanted: str, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = begin(tmp_path / "run", data)
     go_on(folder, until=5)
-    edit(folder, change)
+    if assignment:
+        edit_config(folder, assignment)
+    else:
+        edit(folder, lambda run: run.update(changes=[{"step": 2, "learning_rate_scale": 2.0}]))
     before = content(folder)
     code, _, said = command(capsys, "runs", "resume", folder)
     assert code == 2
-    assert "step-00000005 was trained with other settings than run.json has now" in said
+    assert "step-00000005 was trained with other settings than the run has now" in said
     assert wanted in said
     assert content(folder) == before
+
+
+def test_the_resolved_configuration_trained_again_has_the_same_losses(
+    text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was chosen, timed and measured is in config.toml: nothing is chosen again."""
+    monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pipeline, "time_part", lambda *_: StepTime(1, 1e-3, 0.05))
+    chosen = ["--params", "30k", "--minutes", "3s", "--set", "train.dropout=0.1"]
+    first = command(capsys, "train", text_folder, *chosen, "--out", tmp_path / "first")
+    assert first[0] == 0, first[2]
+    given = ["--config", tmp_path / "first" / "config.toml", "--out", tmp_path / "second"]
+    second = command(capsys, "train", text_folder, *given)
+    assert second[0] == 0, second[2]
+    assert len(losses(tmp_path / "first")) > 30
+    assert losses(tmp_path / "second") == losses(tmp_path / "first")
+    configs = [(tmp_path / name / "config.toml").read_text() for name in ("first", "second")]
+    assert configs[0] == configs[1]
+
+
+def test_train_run_is_a_function_without_a_terminal_signals_threads_or_ledger(
+    data: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Watching(Callbacks):
+        def on_step(self, step: TrainStep) -> None:
+            assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    config, threads = run_of("gru", data.vocabulary, STEPS), torch.get_num_threads()
+    result = train_run(config.with_run(threads=threads % 2 + 1), data, tmp_path / "run", Watching())
+    assert torch.get_num_threads() == threads
+    assert result.measured is not None
+    assert result.measured.threads == threads % 2 + 1
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "ledger.jsonl").exists()
+    with pytest.raises(UsageError, match=r"holds another run: train\.seed: 7 -> 8"):
+        train_run(config.with_train(seed=8), data, tmp_path / "run")
+
+
+def test_a_run_that_is_told_to_stop_does_and_is_continued_by_the_same_call(data: Dataset, tmp_path: Path) -> None:
+    class Stopping(Callbacks):
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def on_step(self, step: TrainStep) -> None:
+            self.steps += 1
+
+        def should_stop(self) -> bool:
+            return self.steps == 4
+
+    config = run_of("gru", data.vocabulary, STEPS)
+    assert train_run(config, data, tmp_path / "run", Stopping()).outcome.interrupted
+    assert len(rows(tmp_path / "run")) == 5
+    assert train_run(config, data, tmp_path / "run").measured is not None
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(STEPS))
 
 
 # ---- runs list
@@ -536,8 +628,8 @@ def test_the_list_tells_how_each_run_stands(data: Dataset, tmp_path: Path, capsy
     def states() -> list[str]:
         return [row["state"] for row in json.loads(command(capsys, "runs", "list", tmp_path / "runs", "--json")[1])]
 
-    with held(tmp_path / "runs" / "d"):
-        assert sorted(states()) == ["ended", "interrupted at step 6", "stopped by the guard at step 7",
+    with locked_run(tmp_path / "runs" / "d"):
+        assert sorted(states()) == ["ended", "interrupted at step 6", "stopped by a loss spike at step 7",
                                     "under way at step 0"]  # fmt: skip
         code, _, said = command(capsys, "runs", "resume", tmp_path / "runs" / "d")
         assert code == 2

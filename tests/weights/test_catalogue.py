@@ -201,7 +201,9 @@ def test_an_incomplete_folder_says_what_is_missing(cache, tmp_path, names, words
         resolve(str(_folder(tmp_path / "model", *names)), cache)
 
 
-@pytest.mark.parametrize(("name", "words"), [("model.safetensors", "Give the folder"), ("a.txt", "is no model file")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("model.safetensors", "Give the folder"), ("a.txt", "is not a model file")]
+)
 def test_other_files_are_refused(cache, tmp_path, name, words):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UsageError, match=words):

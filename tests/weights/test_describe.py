@@ -68,7 +68,7 @@ def test_the_real_gguf_is_described_whole(smollm2_path):
     facts = described.tokenizer
     assert facts is not None
     assert (facts.kind, facts.vocabulary, facts.chat_template) == ("byte-level BPE", 49152, True)
-    assert "<|im_end|>" in facts.ends
+    assert "<|im_end|>" in facts.eos
 
 
 def test_a_model_that_nextword_does_not_run_is_still_described(tmp_path):

@@ -317,6 +317,19 @@ def test_a_hub_model_is_fetched_once_without_pickles_and_code_and_is_there_offli
     assert pull(site, HF_HUB_OFFLINE="1").returncode == 0
 
 
+def test_one_gguf_file_of_a_repository_is_fetched_alone(nextword, tmp_path):
+    hub = FakeHub(FILES | {"quantized/small.Q4_0.gguf": b"GGUF"})
+    with serve(hub) as site:
+        environment = {"HF_ENDPOINT": site, "HF_HOME": str(tmp_path)}
+        done = nextword("models", "pull", "hf:owner/name/quantized/small.Q4_0.gguf", env=environment)
+        missing = nextword("models", "pull", "hf:owner/name/large.gguf", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.split(": ")[1].strip()).read_bytes() == b"GGUF"
+    assert [name for name, _ in hub.requested] == ["quantized/small.Q4_0.gguf"]
+    assert missing.returncode == 2
+    assert "hf:owner/name has no file large.gguf" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("refusal", "code", "words"),
     [

@@ -16,8 +16,9 @@ from nextword.base import UsageError
 from nextword.families import family_of
 from nextword.models import build
 from nextword.spec import ModelSpec
-from nextword.weights import convert, load_model, open_source
+from nextword.weights.conversion import convert
 from nextword.weights.describe import describe
+from nextword.weights.loading import load_model, open_source
 
 Model = Callable[..., Path]
 COMMON: dict[str, Any] = {
@@ -85,7 +86,7 @@ def test_buffers_and_a_tied_head_of_real_checkpoints_change_nothing(
     spec: ModelSpec, buffers: list[str], tiny_model: Model, tmp_path: Path
 ) -> None:
     from nextword.text import tokenizer_from_folder
-    from nextword.weights import write_model
+    from nextword.weights.conversion import write_model
 
     model = build(spec)
     folder = write_model(tmp_path / "model", model, tokenizer_from_folder(tiny_model()))
@@ -93,6 +94,26 @@ def test_buffers_and_a_tied_head_of_real_checkpoints_change_nothing(
     change(folder, **{name: torch.zeros(4) for name in buffers})
     again = dict(load_model(open_source(folder), "float32", "cpu").named_parameters())
     assert all(torch.equal(again[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_of_a_gemma_that_sees_the_text_part_is_read_and_written(tiny_model: Model, tmp_path: Path) -> None:
+    from family_cases import CASES, saved
+
+    model, folder = saved(CASES["gemma3"], tmp_path / "gemma")
+    for file in tiny_model().glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    tensors = load_file(folder / "model.safetensors")
+    seeing = {"vision_tower.embeddings.weight": torch.ones(3), "multi_modal_projector.mm_norm.weight": torch.ones(3)}
+    save_file(seeing | {f"language_model.{name}": each for name, each in tensors.items()}, folder / "model.safetensors")
+    out = convert(folder, tmp_path / "text")
+    assert json.loads((out / "config.json").read_text())["model_type"] == "gemma3_text"
+    tokens = torch.arange(1, 30)[None]
+    with torch.inference_mode():
+        for path in (folder, out):
+            ours = load_model(open_source(path), "float32", "cpu")
+            torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
 
 
 def test_one_file_wins_over_an_index_and_over_other_files_as_in_transformers(folder: Path) -> None:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from family_cases import CASES, Case, saved
 from nextword.base import UsageError
-from nextword.weights import load_model, open_source
 from nextword.weights.describe import describe
+from nextword.weights.loading import load_model, open_source
 from nextword.weights.mxfp4 import dequantize
 
 pytest.importorskip("transformers")

@@ -16,7 +16,8 @@ from nextword.base import RunError, UsageError
 from nextword.models import Model, build, prepare
 from nextword.spec import ModelSpec
 from nextword.text import Tokenizer, tokenizer_from_folder
-from nextword.weights import load_model, open_source, write_model
+from nextword.weights.conversion import write_model
+from nextword.weights.loading import load_model, open_source
 from nextword.weights.source import tensors_of
 
 COMMON: dict[str, Any] = {"vocabulary": 257, "width": 32, "layers": 2, "context": 64}

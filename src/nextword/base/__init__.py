@@ -1,4 +1,4 @@
-"""Words that every room shares: errors, units, atomic files."""
+"""What every package shares: errors, units, atomic files."""
 
 from .display import printable
 from .errors import NextwordError, RunError, UsageError

@@ -11,7 +11,7 @@ class NextwordError(Exception):
 
 
 class UsageError(NextwordError, ValueError):
-    """The request cannot be carried out as put: a bad setting, an unknown name, a file that lies."""
+    """The request cannot be carried out: a bad setting, an unknown name, a damaged file."""
 
     exit_code = 2
 

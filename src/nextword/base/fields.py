@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from .display import printable
 from .errors import UsageError, closest
 
-Made = TypeVar("Made")
+Dataclass = TypeVar("Dataclass")
 _FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
 
 
@@ -75,27 +75,61 @@ def check_field(owner: type, name: str, value: Any) -> None:
         raise FieldError(name, value, wanted)
 
 
-def from_plain(kind: type[Made], data: Any, prefix: str = "") -> Made:
-    """The dataclass `kind` from plain data, every field checked. Raises UsageError that names what is wrong.
+def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
+    """The dataclass `kind` from plain data, dataclasses inside it included, every field checked.
 
-    A list, as JSON has it, becomes the tuple that a field of a tuple wants. `prefix`, such as "options.", comes before
-    the names of fields in messages.
+    A list, as JSON and TOML have it, becomes the tuple that a field of a tuple wants. `prefix`, such as "train.",
+    comes before the names of fields in messages. Raises UsageError that names what is wrong, and for an unknown field
+    the nearest.
     """
     if not isinstance(data, Mapping):
-        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a JSON {type(data).__name__}, not an object")
-    known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a {type(data).__name__}, not an object")
+    known = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := [str(name) for name in data if name not in known]:
-        raise UsageError(
-            f"{prefix + printable(unknown[0], 40)!r} is not a setting of {kind.__name__}.{closest(unknown[0], known)}"
-        )
-    if missing := [name for name, each in known.items() if name not in data and _needed(each)]:
+        name = printable(unknown[0], 40)
+        near = closest(prefix + name, [*(prefix + field for field in known), *dotted_names(kind, prefix)], 1)
+        raise UsageError(f"{prefix + name!r} is not a setting of {kind.__name__}.{near}".removesuffix("."))
+    if missing := [name for name, field in known.items() if name not in data and _needed(field)]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
+    hints = _hints(kind)  # type: ignore[arg-type]
+    values = {name: _from_plain_field(hints[name], value, prefix + name) for name, value in data.items()}
     try:
-        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        made = kind(**values)
         check_fields(made)
     except FieldError as error:
-        raise UsageError(error.said_as(prefix + error.name)) from None
+        raise FieldError(prefix + error.name, error.value, error.wanted) from None
     return made
+
+
+def _from_plain_field(hint: Any, value: Any, name: str) -> Any:
+    """The value of one field: dataclasses inside it are built, lists become tuples, whole numbers floats if wanted."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType, tuple) else (hint,)
+    inner = next((one for one in kinds if dataclasses.is_dataclass(one)), None)
+    if isinstance(value, list):
+        return tuple(_from_plain_field(inner, item, name) if inner else item for item in value)
+    if inner is not None and isinstance(value, Mapping):
+        return from_plain(inner, value, f"{name}.")  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _FINITE:
+        return float(value)
+    return value
+
+
+def dotted_names(kind: type, prefix: str = "") -> Iterator[str]:
+    """The names of all fields of a dataclass and of the dataclasses inside it, such as train.learning_rate."""
+    for name, hint in _hints(kind).items():
+        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(inner):
+            yield from dotted_names(inner, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name
+
+
+def description(kind: type, name: str) -> str:
+    """What a field is, in words: the text in its annotation, as in `Annotated[int, Within(least=0), "steps"]`."""
+    hint = _hints(kind)[name]
+    return next((item for item in get_args(hint)[1:] if isinstance(item, str)), "")
 
 
 def finite(value: Any) -> Any:
@@ -143,7 +177,8 @@ def _wanted(value: Any, hint: Any) -> str:
     """What `hint` wants in place of `value`; "" if it is right."""
     limits = Within()
     if get_origin(hint) is Annotated:
-        hint, limits = get_args(hint)[:2]
+        hint, *metadata = get_args(hint)
+        limits = next((item for item in metadata if isinstance(item, Within)), limits)
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return ""

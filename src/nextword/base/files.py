@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before long work, read only if regular and of bounded size."""
+"""Files: written atomically, checked before long work, read only if regular and of bounded size."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from .errors import UsageError
 
 @contextmanager
 def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; rename it to `path` if the block ends well, else remove it.
+    """Open a temporary file next to `path`; rename it to `path` if the block succeeds, else remove it.
 
     `mode` is "w" (UTF-8 text) or "wb". The data is flushed to disk before the rename, so that a crash
     leaves either the old file or the new one.
@@ -74,10 +74,10 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
             if not os.access(path, os.W_OK):
                 raise UsageError(f"{what} {path}: permission denied")
             return
-        place = path if folder else path.parent
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place):
+        existing = path if folder else path.parent
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
             pass
         os.fsencode(path.name)
         if len(os.fsencode(path.name)) > 240:  # 255 bytes, less the suffix of a temporary file
@@ -86,7 +86,7 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
         if isinstance(error, UsageError):
             raise
         reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
-        raise UsageError(f"{what} {path}: cannot be written ({reason}). Choose another place") from None
+        raise UsageError(f"{what} {path}: cannot be written ({reason}). Choose another path") from None
 
 
 def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:

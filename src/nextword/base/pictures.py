@@ -1,7 +1,8 @@
-"""Pictures: refused before the work if they cannot be drawn, written whole or not at all."""
+"""Pictures: one palette, refused before the work if they cannot be drawn, written atomically."""
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from .errors import RunError, UsageError
 from .files import atomic_write, check_writable
 
 PICTURE_KINDS = (".svg", ".png", ".pdf")
+BLUE, ORANGE, GREEN, RED, PURPLE, CYAN = PALETTE = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
+GREY, PALE, INK = "#8a8f98", "#e6e8ec", "#23262b"
+_HEAT = (BLUE, CYAN, GREEN, ORANGE, RED)  # temperatures 1/4, 1/2, 1, 2, 4
 _NO_MATPLOTLIB = "pictures need matplotlib. Install it with: pip install 'nextword[plot]'"
 
 
@@ -21,6 +25,20 @@ def check_picture(path: Path | str, what: str = "picture") -> None:
     if find_spec("matplotlib") is None:
         raise UsageError(_NO_MATPLOTLIB)
     check_writable(path, what)
+
+
+def heat(temperature: float) -> str:
+    """The colour of a temperature, from blue to red."""
+    return _HEAT[0 if temperature <= 0 else min(max(round(math.log2(temperature)) + 2, 0), len(_HEAT) - 1)]
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes without a frame: one, or an array of `rows` by `columns`."""
+    figure = figure_class()(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for one in [axes] if rows * columns == 1 else axes.flat:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def figure_class() -> Any:
@@ -39,4 +57,4 @@ def save_picture(figure: Any, path: Path | str) -> None:
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error}); the picture is lost") from error
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); the picture was not written") from error

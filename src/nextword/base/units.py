@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from .errors import UsageError
 
@@ -131,6 +131,22 @@ def format_money(value: float) -> str:
     if value >= 1e7:
         return f"${format_count(value)}"
     return f"${value:,.0f}" if value >= 100 else f"${value:,.2f}"
+
+
+def format_rate(value: float) -> str:
+    """Tokens a second: 0.42, 64.8, 1,234, 30.7 k."""
+    return format_count(value) if value >= 1000 else f"{value:.3g}"
+
+
+def format_quantity(value: float, unit: str) -> str:
+    """A value with its unit, about three digits."""
+    formats: dict[str, Callable[[float], str]] = {
+        "bytes": format_bytes, "FLOPs": format_flops, "s": format_seconds, "$": format_money,
+        "parameters": format_count, "tokens": format_count,
+    }  # fmt: skip
+    if unit in formats:
+        return formats[unit](value)
+    return f"{format_rate(value)} tokens/s" if unit == "tokens/s" else f"{value:,.4g} {unit}".rstrip()
 
 
 def _scaled(value: float, steps: tuple[tuple[str, float], ...], unit: str, least: float) -> str:

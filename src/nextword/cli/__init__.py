@@ -154,7 +154,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _drop_output()  # whoever read our output has what it wanted
         return 0
-    from ._faults import explain
+    from ._errors import explain
 
     message, code = explain(error)
     if _is_said_by_another():

@@ -38,7 +38,7 @@ def _console(stream: TextIO) -> Console:
     from rich.segment import Segment
 
     class Plain(Console):
-        """Prints text and never obeys it: control characters that are not rich's own come out escaped.
+        """Escapes control characters that are not rich's own.
 
         A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1.
         """

@@ -10,14 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base import printable
+from ..native.support import description
 from ..spec import ModelSpec
 from ..weights.describe import Description, TokenizerFacts
-from .plan_tables import plain_table
+from ._table import plain_table
 
 _LONGEST, _LONGEST_NAME = 600, 100  # characters of what a file says of itself
 
 
-def model_card(name: str, origin: str, described: Description, every_tensor: bool) -> RenderableType:
+def model_card(name: str, origin: str, described: Description, all_tensors: bool) -> RenderableType:
     """Everything `nextword models info` prints of a model that is here."""
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
@@ -32,7 +33,7 @@ def model_card(name: str, origin: str, described: Description, every_tensor: boo
         Text(),
         _kinds_table(described),
     ]
-    if every_tensor:
+    if all_tensors:
         parts += [Text(), _tensor_table(described)]
     return Group(*parts)
 
@@ -48,6 +49,7 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "architecture": described.architecture,
         "runs": described.not_run is None,
         "not_run_because": described.not_run,
+        "execution": execution(described),
         "spec": described.spec.to_dict() if described.spec else None,
         "parameters": described.parameters,
         "parameters_by_part": described.parts(),
@@ -58,15 +60,21 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
     }
 
 
+def execution(described: Description) -> str | None:
+    """How the CPU here computes it, as `model.execution` of the loaded model says; None if it is not run."""
+    return None if described.spec is None or described.not_run else description(described.spec)
+
+
 def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
     spec = described.spec
     return [
         ("from", origin),
         ("path", str(described.path)),
         *([("title", described.title)] if described.title else []),
-        ("licence", described.licence or "not said in the files"),
+        ("licence", described.licence or "not stated in the files"),
         ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
         *([("runs", f"no: {described.not_run}")] if described.not_run else []),
+        *([("execution", execution(described) or "")] if execution(described) else []),
         *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
         (
             "tokenizer",
@@ -76,7 +84,7 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
 
 
 def _architecture(spec: ModelSpec) -> str:
-    tied = "head tied to the embedding" if spec.tied else "head of its own"
+    tied = "head tied to the embedding" if spec.tied else "untied head"
     if spec.kind != "transformer":
         return f"{spec.layers} layers, width {spec.width:,}, {tied}"
     grouped = f" ({spec.kv_heads} for keys and values)" if spec.kv_heads != spec.heads else ""
@@ -85,7 +93,7 @@ def _architecture(spec: ModelSpec) -> str:
         "learned": "learned positions",
         "none": "",
     }
-    said = [
+    words = [
         f"{spec.layers} layers",
         f"width {spec.width:,}",
         f"{spec.heads} heads of {spec.head_width}{grouped}",
@@ -95,40 +103,40 @@ def _architecture(spec: ModelSpec) -> str:
         tied,
     ]
     if spec.qk_norm != "none":
-        said.append("norms of queries and keys")
+        words.append("query and key norms")
     if spec.parallel:
-        said.append("attention and MLP in parallel")
-    return ", ".join(part for part in said if part)
+        words.append("attention and MLP in parallel")
+    return ", ".join(word for word in words if word)
 
 
 def _window(spec: ModelSpec) -> str:
     windows = [window for window in spec.windows if window]
-    return f"; {len(windows)} of {spec.layers} layers look back {max(windows):,}" if windows else ""
+    return f"; {len(windows)} of {spec.layers} layers have a sliding window of {max(windows):,}" if windows else ""
 
 
 def _tokenizer(facts: TokenizerFacts) -> str:
-    said = [facts.kind, f"{facts.vocabulary:,} tokens"]
-    if facts.begins is not None:
-        said.append(f"texts begin with {facts.begins}" if facts.adds_beginning else "texts begin without a mark")
-    if facts.ends:
-        said.append(f"ends with {' or '.join(facts.ends)}")
-    said.append("with a chat template" if facts.chat_template else "without a chat template")
-    return ", ".join(said)
+    words = [facts.kind, f"{facts.vocabulary:,} tokens"]
+    if facts.bos is not None:
+        words.append(f"texts begin with {facts.bos}" if facts.adds_bos else "no token before a text")
+    if facts.eos:
+        words.append(f"a text ends with {' or '.join(facts.eos)}")
+    words.append("with a chat template" if facts.chat_template else "without a chat template")
+    return ", ".join(words)
 
 
 def _parts_table(described: Description) -> Table:
     table = plain_table("parameters", "", "share")
-    whole = max(described.parameters, 1)
+    total = max(described.parameters, 1)
     tied = described.spec is not None and described.spec.tied
     for part, count in described.parts().items():
         shown = "embedding, also the head" if part == "embedding" and tied else part
-        table.add_row(shown, f"{count:,}", f"{100 * count / whole:.1f}%")
+        table.add_row(shown, f"{count:,}", f"{100 * count / total:.1f}%")
     table.add_row("all", f"{described.parameters:,}", "100.0%", style="bold")
     return table
 
 
 def _kinds_table(described: Description) -> Table:
-    table = plain_table("stored as", "tensors", "parameters", "bytes", "bits each", least=((1,), (4,)))
+    table = plain_table("stored as", "tensors", "parameters", "bytes", "bits a weight", least=((1,), (4,)))
     for kind in described.kinds():
         bits = 8 * kind.bytes / max(kind.parameters, 1)
         table.add_row(

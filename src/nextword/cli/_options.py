@@ -20,18 +20,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _LARGEST_PROMPT = 64 << 20  # bytes of a prompt's file; a context of a million tokens has 4 MB
-SAMPLING = (
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-    "sampler_order",
-)
+_SAMPLING = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+             "seed")  # fmt: skip
 
 
 class OutputPath(click.Path):
@@ -63,84 +53,44 @@ def _called(param: click.Parameter | None) -> str:
 OUTPUT_FILE, OUTPUT_FOLDER, OUTPUT_MODEL, PICTURE = map(OutputPath, ("file", "folder", "model", "picture"))
 
 
-def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator that adds `options` in the order given."""
-    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
-model_options = _stack(
-    click.option(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        metavar="NAME",
-        shell_complete=complete_model,
-        help="A name from `nextword models list`, a Hugging Face folder, a .gguf file, or hf:owner/name.",
-    ),
-    click.option(
-        "--dtype",
-        default="auto",
-        metavar="TYPE",
-        help="auto (as stored where that is fast), float32, bfloat16, float16, or int8.",
-    ),
+model_options = stack(
+    click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME",
+                 shell_complete=complete_model,
+                 help="A name from `nextword models list`, a Hugging Face folder, a .gguf file, or hf:owner/name."),
+    click.option("--dtype", default="auto", metavar="TYPE",
+                 help="auto (as stored where that is fast), float32, bfloat16, float16, or int8."),
     click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ..."),
-)
-
-sampling_options = _stack(
+)  # fmt: skip
+sampling_options = stack(
     click.option("--top-k", type=int, default=0, metavar="K", help="Draw from the K likeliest tokens; 0: from all."),
     click.option("--top-p", type=float, default=1.0, metavar="P", help="Draw from the smallest set holding P; 1: all."),
-    click.option(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="Drop tokens under P times the likeliest one's probability.",
-    ),
+    click.option("--min-p", type=float, default=0.0, metavar="P",
+                 help="Drop tokens under P times the likeliest one's probability."),
     click.option("--typical-p", type=float, default=1.0, metavar="P", help="Locally typical sampling; 1: off."),
     click.option("--repetition-penalty", type=float, default=1.0, metavar="R", help="Over prompt and answer; 1: none."),
-    click.option(
-        "--presence-penalty",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="Off the logit of tokens already there.",
-    ),
-    click.option(
-        "--frequency-penalty",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="The same, for each time it was there.",
-    ),
-    click.option(
-        "--logit-bias",
-        multiple=True,
-        metavar="ID=BIAS",
-        help="Add to a token's logit; -inf forbids it. Repeatable.",
-    ),
-    click.option(
-        "--seed",
-        type=int,
-        default=None,
-        metavar="N",
-        help="Same seed, same text. Default: a fresh one, reported.",
-    ),
-    click.option(
-        "--sampler-order",
-        default=None,
-        metavar="STEPS",
-        help="Order of temperature,top_k,top_p,min_p,typical_p (that is the default).",
-    ),
-)
+    click.option("--presence-penalty", type=float, default=0.0, metavar="X",
+                 help="Off the logit of tokens already there."),
+    click.option("--frequency-penalty", type=float, default=0.0, metavar="X",
+                 help="The same, for each time it was there."),
+    click.option("--logit-bias", multiple=True, metavar="ID=BIAS",
+                 help="Add to a token's logit; -inf forbids it. Repeatable."),
+    click.option("--seed", type=int, default=None, metavar="N",
+                 help="Same seed, same text. Default: a fresh one, reported."),
+    click.option("--sampler-order", default=None, metavar="STEPS",
+                 help="Order of temperature,top_k,top_p,min_p,typical_p (that is the default)."),
+)  # fmt: skip
 
 
 def sampling_settings(values: dict[str, Any]) -> dict[str, Any]:
     """The sampling options among `values`, as keywords of `SamplingParams`."""
-    settings = {name: values[name] for name in SAMPLING}
-    settings["logit_bias"] = dict(map(_bias, settings["logit_bias"]))
-    order = settings.pop("sampler_order")
-    if order:
+    settings = {name: values[name] for name in _SAMPLING}
+    settings["logit_bias"] = dict(map(_bias, values["logit_bias"]))
+    if order := values["sampler_order"]:
         settings["order"] = tuple(name.strip().replace("-", "_") for name in order.split(","))
     return settings
 

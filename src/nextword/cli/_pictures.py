@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from ..base.pictures import heat
 from ..engine.display import Row, bits, label, mass, percent, rows, visible
 from ..engine.results import Alternative, Completion, NextTokenDistribution, Token
 from ..engine.sampling_params import SamplingParams
@@ -20,8 +21,6 @@ _GAP = 2
 _PERCENT = 6
 _LONGEST_TOKEN = 18
 
-# from cold to hot: temperatures 1/4, 1/2, 1, 2, 4
-_HEAT = ("#5b8ff9", "#4cb5d0", "#63c08a", "#f2a03d", "#ec5f59")
 # from unlikely to likely
 _LIKELIHOOD = (
     (0.5, "green3"),
@@ -51,7 +50,7 @@ def next_picture(distributions: Sequence[NextTokenDistribution], width: int, uni
     """Bars of the next token's probabilities, one column a temperature, within `width` characters.
 
     Bars of all columns have one scale, set by the likeliest token; the 'others' row may run off it.
-    Temperatures that do not fit beside each other go below.
+    Temperatures that do not fit side by side go below.
     """
     shown = rows(distributions)
     names = [_fit(visible(row.text, unicode), _LONGEST_TOKEN, unicode) for row in shown]
@@ -88,29 +87,23 @@ def _block(
     unicode: bool,
 ) -> Text:
     """The lines of the temperatures in `block`."""
-    here = distributions[block]
-    colours = [heat(each.temperature) for each in here]
+    panels = distributions[block]
+    colours = [heat(panel.temperature) for panel in panels]
     full = max((share for row in shown for share in row.shares if share is not None), default=1.0)
-    lines = [
-        _line(
-            "",
-            [Text(label(each), f"bold {colour}") for each, colour in zip(here, colours, strict=True)],
-            margin,
-            column,
-        )
-    ]
+    lines = []
+
+    def add(name: str, cells: Sequence[Text], style: str = "") -> None:
+        lines.append(_line(name, cells, margin, column, style))
+
+    add("", [Text(label(panel), f"bold {colour}") for panel, colour in zip(panels, colours, strict=True)])
     for name, row in zip(names, shown, strict=True):
-        cells = [
-            _cell(share, full, colour, column, unicode)
-            for share, colour in zip(row.shares[block], colours, strict=True)
-        ]
-        lines.append(_line(name, cells, margin, column))
-    listed = "others"
-    lines.append(_line(listed, [_others(each, full, column, unicode) for each in here], margin, column, "dim"))
+        shares = zip(row.shares[block], colours, strict=True)
+        add(name, [_cell(share, full, colour, column, unicode) for share, colour in shares])
+    add("others", [_others(panel, full, column, unicode) for panel in panels], "dim")
     lines.append(Text())
-    lines.append(_line("entropy", [Text(f"{bits(each.entropy):.2f} bits") for each in here], margin, column, "dim"))
-    lines.append(_line("", [Text(f"{each.entropy:.2f} nats", "dim") for each in here], margin, column))
-    lines.append(_line("90% mass", [Text(mass(each)) for each in here], margin, column, "dim"))
+    add("entropy", [Text(f"{bits(panel.entropy):.2f} bits") for panel in panels], "dim")
+    add("", [Text(f"{panel.entropy:.2f} nats", "dim") for panel in panels])
+    add("90% mass", [Text(mass(panel)) for panel in panels], "dim")
     return Text("\n").join(lines)
 
 
@@ -152,21 +145,13 @@ def bar(share: float, room: int, unicode: bool = True) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def heat(temperature: float) -> str:
-    """The colour of a temperature: blue when cold, green at 1, red when hot."""
-    if temperature <= 0:
-        return _HEAT[0]
-    place = round(math.log2(temperature)) + 2
-    return _HEAT[min(max(place, 0), len(_HEAT) - 1)]
-
-
 # --- every step's alternatives
 
 
 def probability_table(completion: Completion, sampling: SamplingParams, width: int, unicode: bool = True) -> Text:
     """One row a step: the token, its probability by the model and as drawn, then the alternatives.
 
-    Alternatives that do not fit beside each other go on below. Numbers are percentages.
+    Alternatives that do not fit side by side continue below. Numbers are percentages.
     """
     steps = completion.tokens
     longest = min(_LONGEST_TOKEN, width // 5)
@@ -174,19 +159,21 @@ def probability_table(completion: Completion, sampling: SamplingParams, width: i
     wide = max(map(cell_len, [*names, "token"]))
     number = len(str(len(steps)))
     same = sampling.greedy or all(
-        math.isclose(each.probability, each.sampled_prob, rel_tol=1e-6) for step in steps for each in step.alternatives
+        math.isclose(alternative.probability, alternative.sampled_prob, rel_tol=1e-6)
+        for step in steps
+        for alternative in step.alternatives
     )
     indent = number + wide + 2 * _PERCENT + 8
     layout = _best_layout(steps, same, width - indent, unicode)
     head = f"{'#':>{number}}  {set_cell_size('token', wide)}  {'model':>{_PERCENT}}  {'drawn':>{_PERCENT}}"
     lines = [_explain_table(sampling, same, unicode), Text(f"{head}   alternatives", "bold")]
-    for place, (step, name) in enumerate(zip(steps, names, strict=True)):
+    for position, (step, name) in enumerate(zip(steps, names, strict=True), 1):
         line = Text.assemble(
-            (f"{place + 1:>{number}}  ", "dim"),
+            (f"{position:>{number}}  ", "dim"),
             (set_cell_size(name, wide), "bold"),
             f"  {percent(math.exp(step.logprob)):>{_PERCENT}}  {percent(step.sampled_prob):>{_PERCENT}}  ",
         )
-        items = [_alternative(each, step, same, layout.longest, unicode) for each in step.alternatives]
+        items = [_alternative(token, step, same, layout.longest, unicode) for token in step.alternatives]
         lines += _flow(line, items, layout, indent)
     return Text("\n").join(lines)
 
@@ -201,13 +188,13 @@ class _Layout:
 def _best_layout(steps: Sequence[Token], same: bool, room: int, unicode: bool) -> _Layout:
     """The fewest lines a step, then the longest tokens, then lines of like length."""
     count = max((len(step.alternatives) for step in steps), default=1) or 1
-    found = []
+    layouts = []
     for longest in (14, 11, 8):  # characters
-        items = [_alternative(each, step, same, longest, unicode) for step in steps for each in step.alternatives]
-        item = max((one.cell_len for one in items), default=1)
+        items = [_alternative(token, step, same, longest, unicode) for step in steps for token in step.alternatives]
+        item = max((text.cell_len for text in items), default=1)
         lines = math.ceil(count / max(1, (room + _GAP) // (item + _GAP)))
-        found.append((lines, _Layout(longest, item, math.ceil(count / lines))))
-    return min(found, key=lambda each: each[0])[1]
+        layouts.append((lines, _Layout(longest, item, math.ceil(count / lines))))
+    return min(layouts, key=lambda layout: layout[0])[1]
 
 
 def _explain_table(sampling: SamplingParams, same: bool, unicode: bool) -> Text:
@@ -236,13 +223,13 @@ def _flow(line: Text, items: Sequence[Text], layout: _Layout, indent: int) -> li
     return lines
 
 
-def _alternative(each: Alternative, step: Token, same: bool, longest: int, unicode: bool) -> Text:
-    chosen = each.id == step.id
+def _alternative(alternative: Alternative, step: Token, same: bool, longest: int, unicode: bool) -> Text:
+    chosen = alternative.id == step.id
     mark = ("•" if unicode else "*") if chosen else " "
     arrow = "→" if unicode else ">"
-    name = _fit(visible(each.text, unicode), longest, unicode)
-    numbers = _short(each.probability) + ("" if same else arrow + _short(each.sampled_prob))
-    style = likelihood(each.probability)
+    name = _fit(visible(alternative.text, unicode), longest, unicode)
+    numbers = _short(alternative.probability) + ("" if same else arrow + _short(alternative.sampled_prob))
+    style = likelihood(alternative.probability)
     return Text.assemble((mark + name, f"bold {style}" if chosen else style), " ", (numbers, style))
 
 

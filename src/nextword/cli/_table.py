@@ -1,4 +1,4 @@
-"""A table that fits its console: it leaves out whole columns rather than break what is in them."""
+"""A table that fits its console: it drops whole columns rather than break cells."""
 
 from __future__ import annotations
 
@@ -12,12 +12,35 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 
 _GAP = 2  # characters between columns
 _WIDE = 10_000  # characters: no cell is measured narrower than it is
 _LONGEST_WORD = 24  # characters; a longer one, such as a path, goes on in the next line
 _NARROWEST = 8  # characters that are left of a name
+
+
+def plain_table(
+    *columns: str,
+    right: bool = True,
+    left: int = 1,
+    wraps: Sequence[int] | None = None,
+    least: Sequence[tuple[int, ...]] = (),
+    names: Sequence[int] = (0,),
+) -> FittingTable:
+    """A table without lines; the first `left` columns are on the left, the others on the right.
+
+    Columns at the places `wraps` hold text and go on in the next line; without `right`, all but the first do. Others
+    are never broken: where the console is too narrow, the groups of columns in `least` are left out, the first of
+    them first, and named below the table. Only if that is too little, those at the places `names` are shortened.
+    """
+    if wraps is None:
+        wraps = () if right else range(1, len(columns))
+    table = FittingTable(least, names)
+    for number, name in enumerate(columns):
+        justify: JustifyMethod = "right" if right and number >= left else "left"
+        table.add_column(name, justify=justify, no_wrap=number not in wraps, overflow="fold")
+    return table
 
 
 class FittingTable(Table):
@@ -32,39 +55,39 @@ class FittingTable(Table):
         self.least, self.names = least, names
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        needed = {place: self._needed(console, options, column) for place, column in enumerate(self.columns)}
-        narrow = {place: min(width, _NARROWEST) for place, width in needed.items() if self._is_name(place)}
+        needed = {index: self._needed(console, options, column) for index, column in enumerate(self.columns)}
+        narrow = {index: min(width, _NARROWEST) for index, width in needed.items() if self._is_name(index)}
         kept = _fitting(needed, self.least, options.max_width)
-        kept = _fitting(kept | {place: narrow[place] for place in narrow if place in kept},
-                        [(place,) for place in sorted(kept, reverse=True)[:-1]], options.max_width)  # fmt: skip
+        kept = _fitting(kept | {index: narrow[index] for index in narrow if index in kept},
+                        [(index,) for index in sorted(kept, reverse=True)[:-1]], options.max_width)  # fmt: skip
         widths = _widened(kept, needed, options.max_width)
         shown = copy(self)
-        shown.columns = [copy(self.columns[place]) for place in kept]
-        for number, (place, column) in enumerate(zip(kept, shown.columns, strict=True)):
+        shown.columns = [copy(self.columns[index]) for index in kept]
+        for number, (index, column) in enumerate(zip(kept, shown.columns, strict=True)):
             column._index = number
-            if widths[place] < needed[place]:
-                _shorten(column, widths[place], "..." if options.ascii_only else "…")
+            if widths[index] < needed[index]:
+                _shorten(column, widths[index], "..." if options.ascii_only else "…")
         yield from Table.__rich_console__(shown, console, options)
-        if left_out := [head for place, head in enumerate(self._heads()) if head and place not in kept]:
+        if left_out := [head for index, head in enumerate(self._heads()) if head and index not in kept]:
             yield Text(f"left out (narrow terminal): {', '.join(left_out)}", style="dim")
 
     def _heads(self) -> list[str]:
         """The columns' heads; one that several have, such as "95%", behind that of the column before it."""
         heads = [str(column.header) for column in self.columns]
         return [
-            f"{heads[place - 1]} {head}" if head and heads.count(head) > 1 else head for place, head in enumerate(heads)
+            f"{heads[index - 1]} {head}" if head and heads.count(head) > 1 else head for index, head in enumerate(heads)
         ]
 
-    def _is_name(self, place: int) -> bool:
-        return place in self.names and self.columns[place].no_wrap
+    def _is_name(self, index: int) -> bool:
+        return index in self.names and self.columns[index].no_wrap
 
     def _needed(self, console: Console, options: ConsoleOptions, column: Column) -> int:
         """Characters without which the column would be broken: its longest cell, or its longest word if it wraps."""
         cells = [column.header, *column.cells] if self.show_header else [*column.cells]
         measured = [Measurement.get(console, options.update(max_width=_WIDE), cell) for cell in cells]
         if column.no_wrap:
-            return max((each.maximum for each in measured), default=0)
-        return min(max((each.minimum for each in measured), default=0), _LONGEST_WORD)
+            return max((size.maximum for size in measured), default=0)
+        return min(max((size.minimum for size in measured), default=0), _LONGEST_WORD)
 
 
 def _fitting(widths: dict[int, int], groups: Sequence[tuple[int, ...]], room: int) -> dict[int, int]:
@@ -73,7 +96,7 @@ def _fitting(widths: dict[int, int], groups: Sequence[tuple[int, ...]], room: in
     for group in groups:
         if _sum(kept) <= room:
             break
-        kept = {place: width for place, width in kept.items() if place not in group}
+        kept = {index: width for index, width in kept.items() if index not in group}
     return kept
 
 
@@ -81,7 +104,7 @@ def _widened(kept: dict[int, int], needed: dict[int, int], room: int) -> dict[in
     """The room that is left, given to the narrowest of the columns that need more."""
     widths = dict(kept)
     for _ in range(room - _sum(kept)):
-        short = [place for place in widths if widths[place] < needed[place]]
+        short = [index for index in widths if widths[index] < needed[index]]
         if not short:
             break
         widths[min(short, key=widths.__getitem__)] += 1

@@ -13,7 +13,7 @@ import click
 from ..base import NextwordError, UsageError, printable
 from ..engine.sampling_params import SamplingParams, StopConfig
 from ._console import as_shown
-from ._faults import explain
+from ._errors import explain
 from ._options import load_model, model_options, sampling_options, sampling_settings
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ def command(
     if not data:
         raise UsageError("give the text to train on, such as: nextword compare-context books/ --minutes 10")
     from ..data import prepare_in
+    from ..plan.run_config import DataConfig
     from ..train.context_study import KINDS, study
     from ..train.pictures import draw_study
     from ..weights.catalogue import cache_folder
@@ -57,7 +58,7 @@ def command(
     def say(text: str) -> None:
         messages().print(text, style="dim")
 
-    dataset = prepare_in(cache_folder() / "data", list(data), vocabulary=vocabulary, say=say)
+    dataset = prepare_in(cache_folder() / "data", list(data), DataConfig(vocabulary=vocabulary), log=say)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
     found = study(dataset, minutes, context, count, chosen, sizes, seed, say, widths)  # type: ignore[arg-type]
     if as_json:
@@ -109,7 +110,7 @@ def _print(found: Study) -> None:
 
 def _table(title: str, kinds: list[str], rows: list[tuple[str, list[str]]]) -> None:
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     output().print(title, style="bold")
     table = plain_table("", *kinds)

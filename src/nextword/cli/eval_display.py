@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError, units
 from ._console import draws_unicode, emit_json, is_terminal, messages, output
-from .plan_tables import plain_table
+from ._table import plain_table
 
 if TYPE_CHECKING:
     from rich.console import Console

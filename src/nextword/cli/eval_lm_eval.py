@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..base import UsageError
 from ..weights.catalogue import DEFAULT_MODEL
 from ._console import emit_json, output
-from .plan_tables import plain_table
+from ._table import plain_table
 
 if TYPE_CHECKING:
     from ..evals.lm_eval_adapter import LMEvalOptions, LMEvalResult

@@ -80,7 +80,7 @@ def _stored_json(copy: Stored) -> dict[str, Any]:
 def _print_list(listed: list[tuple[CatalogueEntry, Stored | None]], others: list[Stored], cache: Path) -> None:
     from ..weights.catalogue import MEMORY_CONTEXT
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     table = plain_table("name", "parameters", "download", "memory", "dtype", "licence", "", least=((4,), (1,), (5,)))
     for column in table.columns[4:]:
@@ -106,7 +106,7 @@ def _print_list(listed: list[tuple[CatalogueEntry, Stored | None]], others: list
 @command.command(short_help="Fetch models before they are needed.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
 def pull(names: tuple[str, ...]) -> None:
-    """Fetch models before they are needed: names of the list, or hf:owner/name[@revision].
+    """Fetch models before they are needed: names of the list, or hf:owner/name[/file.gguf][@revision].
 
     An interrupted fetch from the hub continues where it stopped.
     """
@@ -123,9 +123,9 @@ def pull(names: tuple[str, ...]) -> None:
 
 @command.command(short_help="Show what a model is made of.")
 @click.argument("model", shell_complete=complete_model)
-@click.option("--tensors", "every_tensor", is_flag=True, help="Also list every tensor.")
+@click.option("--tensors", "all_tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every tensor included.")
-def info(model: str, every_tensor: bool, as_json: bool) -> None:
+def info(model: str, all_tensors: bool, as_json: bool) -> None:
     """Show what MODEL is made of: architecture, parameters by part, context, tokenizer, how it is stored.
 
     MODEL is a name, a .gguf file, a folder, or hf:owner/name. Reads headers only, and fetches nothing.
@@ -139,7 +139,7 @@ def info(model: str, every_tensor: bool, as_json: bool) -> None:
     if as_json:
         emit_json(card_json(model, origin, described))
     else:
-        output().print(model_card(model, origin, described, every_tensor))
+        output().print(model_card(model, origin, described, all_tensors))
 
 
 def _find(model: str) -> tuple[Path, str]:
@@ -177,7 +177,7 @@ def remove(name: str, yes: bool) -> None:
     fetched = find_stored(name, cache)
     if fetched and not yes:
         if not is_terminal(sys.stdin):
-            raise UsageError(f"removing {name} asks first, and there is no terminal to ask on. Add --yes")
+            raise UsageError(f"removing {name} needs a confirmation, and there is no terminal. Add --yes")
         if not click.confirm(f"Delete {printable(str(fetched.path))} ({units.format_bytes(fetched.bytes)})?", err=True):
             click.echo("kept", err=True)
             return

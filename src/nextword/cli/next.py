@@ -14,15 +14,8 @@ from ._options import PICTURE, load_model, model_options, read_prompt, sampling_
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
 @model_options
-@click.option(
-    "-t",
-    "--temperature",
-    "temperatures",
-    default="0.5,1,2",
-    show_default=True,
-    metavar="T,T,...",
-    help="Temperatures to compare.",
-)
+@click.option("-t", "--temperature", "temperatures", default="0.5,1,2", show_default=True, metavar="T,T,...",
+              help="Temperatures to compare.")  # fmt: skip
 @click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Number of tokens to show.")
 @sampling_options
 @click.option("--plot", type=PICTURE, metavar="FILE", help="Also draw it (.svg, .png, .pdf); needs nextword[plot].")

@@ -9,12 +9,11 @@ import click
 from ._app import Suggesting
 
 _QUESTIONS = {
-    "deploy": "Using a model: memory, what fits on which device, how fast.",
+    "inference": "Using a model: memory, what fits on which device, how fast.",
     "train": "Training a model: memory line by line, FLOPs, days, price.",
     "budget": "The best model and data for a budget of compute, time or money.",
     "fit": "The cheapest change that makes a training run fit on a device.",
     "laws": "Scaling laws: published ones, and fits to your own runs.",
-    "verify": "Past runs on this machine: predicted beside measured.",
 }
 
 
@@ -43,11 +42,11 @@ def command(context: click.Context) -> None:
 
     \b
     Examples:
-      nextword plan deploy llama-3-8b --device rtx4090,h100
-      nextword plan train --params 1B --batch 8 --context 2048 --device h100
+      nextword plan inference llama-3-8b --devices rtx4090,h100
+      nextword plan train --params 1B --micro-batch 8 --context 2048 --devices h100
       nextword plan budget --devices 8xh100 --days 3
-      nextword plan budget --minutes 30 --device this --out run.json
-      nextword plan fit llama-3-8b --device rtx4090 --batch 4
+      nextword plan budget --minutes 30 --devices this --out run.json
+      nextword plan fit llama-3-8b --devices rtx4090 --micro-batch 4
       nextword plan laws --data runs.csv --plot law.svg
 
     \b

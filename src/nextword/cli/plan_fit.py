@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..base import units
-from .plan_options import Target, find_device, model_argument, output_options, target, training_options
+from ..plan import Device, Diagnosis, diagnose
+from ..plan.fit_search import Change, Remedy
+from ..spec import ModelKind
+from ._plan_model import PlannedModel, planned_model
+from ._sections import Section, emit, formulas, line, plain
+from ._table import plain_table
+from .plan_options import devices_option, model_argument, output_options, training_options
 from .plan_train import setup_line, training
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..plan import Device, Diagnosis
-    from ..plan.fit_search import Remedy
 
 _SHOWN = 8
 
@@ -23,131 +24,77 @@ _SHOWN = 8
 @click.command(name="fit")
 @model_argument
 @training_options
-@click.option("--device", required=True, metavar="NAME",
-              help="A name, `this` (measured), or NAME=24GB,1TB/s,165TFLOP/s.")  # fmt: skip
+@devices_option(note=" Several are offered to shard over.", required=True)
 @output_options
 def command(
-    model: str | None, params: float | None, kind: str | None, device: str, explain: bool, as_json: bool,
-    plot: Path | None, **setup: Any,
+    model: str | None, params: float | None, arch: ModelKind | None, devices: tuple[int, Device], explain: bool,
+    as_json: bool, plot: Path | None, **setup: Any,
 ) -> None:  # fmt: skip
     """The cheapest changes that make a training run fit on a device, ranked, each with its cost in time.
 
-    First come those after which the same model is learned. --devices above 1 offers sharding over them.
+    Changes that leave the trained model the same come first.
 
     \b
     Examples:
-      nextword plan fit --params 1B --device rtx4090 --batch 16 --context 2048
-      nextword plan fit llama-3-8b --device h100 --devices 8
+      nextword plan fit --params 1B --devices rtx4090 --micro-batch 16 --context 2048
+      nextword plan fit llama-3-8b --devices 8xh100
     """
-    from ..plan.fit_search import diagnose
-
-    about, on = target(model, params, kind), find_device(device)
-    run = training(about, setup, on)
-    found = diagnose(about.spec, run, on)
-    if as_json:
-        from ._console import emit_json
-
-        emit_json(_json(about, found, on))
-    else:
-        from ._console import output
-
-        _print(about, found, on, output())
-        if explain:
-            _explain(about, found, output())
+    about = planned_model(model, params, arch)
+    plan = diagnose(about.spec, training(about, setup, devices), devices[1])
+    emit({"model": about, **plain(plan)}, lambda: _sections(about, plan), as_json=as_json, explain=explain)
     if plot is not None:
         from ..plan.pictures import draw_remedies
 
-        draw_remedies(about.spec, found, f"{about.name} on {on.title}", plot)
+        draw_remedies(plan, f"{about.name} on {plan.device.title}", plot)
 
 
-def _print(about: Target, found: Diagnosis, on: Device, console: Console) -> None:
-    from .plan_tables import describe
-
-    console.print(describe(about))
-    console.print(f"{setup_line(found.asked)}\n")
-    needed, room = units.format_bytes(found.needed), units.format_bytes(on.memory)
-    if found.fits:
-        console.print(f"fits: {needed} of {room} on {on.title}", style="green")
-        console.print(f"largest batch {found.largest_batch:,}, longest context {found.longest_context:,}")
+def _sections(about: PlannedModel, plan: Diagnosis) -> Iterator[Section]:
+    description, *_ = about.sections()
+    yield description
+    yield setup_line(plan.setup)
+    yield line("")
+    needed, room = units.format_bytes(plan.memory.total), units.format_bytes(plan.device.memory)
+    as_asked = formulas("memory as asked for", plan.memory.parts)
+    if plan.fits:
+        yield line(f"fits: {needed} of {room} on {plan.device.title}", "green")
+        yield line(f"largest batch {plan.largest_batch:,}, longest context {plan.longest_context:,}")
+        yield as_asked
         return
-    short = units.format_bytes(found.needed - on.memory)
-    console.print(f"does not fit: {needed} needed, {room} on {on.title}: {short} short\n", style="red")
-    if found.remedies:
-        console.print(_table(found.remedies[:_SHOWN]))
-        console.print(
-            "\ntime: relative to the run as asked for; FLOPs are counted, other costs assumed (--explain)", style="dim"
-        )
+    short = units.format_bytes(plan.memory.total - plan.device.memory)
+    yield line(f"does not fit: {needed} needed, {room} on {plan.device.title}: {short} short\n", "red")
+    yield as_asked
+    if not plan.remedies:
+        yield from _no_remedy(plan)
         return
-    if found.closest is not None:
-        names = " + ".join(change.name for change in found.closest.changes)
-        console.print(f"nothing makes it fit. The least is {units.format_bytes(found.closest.needed)}: {names}")
-    count = found.devices_needed
-    if count:
-        console.print(f"{count:,} such devices hold it with FSDP and full recomputation: --devices {count}")
+    yield _table(plan.remedies[:_SHOWN])
+    yield line("\ntime: relative to the run as asked for; FLOPs are counted, other costs assumed (--explain)", "dim")
+    for remedy in plan.remedies[:_SHOWN]:
+        yield formulas(f"{remedy.name}: {'; '.join(map(_why, remedy.changes))}", remedy.memory.parts)
+
+
+def _why(change: Change) -> str:
+    return change.why + (f" (assumed {change.time:.2f}x the time)" if change.time != 1 else "")
+
+
+def _no_remedy(plan: Diagnosis) -> Iterator[Section]:
+    if plan.closest is not None:
+        least = units.format_bytes(plan.closest.memory.total)
+        yield line(f"nothing makes it fit. The least is {least}: {plan.closest.name}")
+    if plan.devices_needed:
+        count, name = plan.devices_needed, plan.device.name
+        yield line(f"{count:,} such devices hold it with FSDP and full recomputation: --devices {count}x{name}")
     else:
-        console.print("even 4,096 such devices with FSDP and full recomputation do not hold it: shorten --context")
+        yield line("even 4,096 such devices with FSDP and full recomputation do not hold it: shorten --context")
 
 
-def _table(remedies: tuple[Remedy, ...]) -> Any:
-    from .plan_tables import plain_table
-
-    table = plain_table("changes", "memory", "time", "learns", wraps=(0,), least=((3,),))
+def _table(remedies: tuple[Remedy, ...]) -> Section:
+    table = plain_table("changes", "memory", "time", "result", wraps=(0,), least=((3,),))
     for remedy in remedies:
         table.add_row(
-            " + ".join(change.name for change in remedy.changes),
-            units.format_bytes(remedy.needed),
+            remedy.name,
+            units.format_bytes(remedy.memory.total),
             f"{remedy.time:.2f}x",
-            "the same" if remedy.same_result else "otherwise",
+            "the same" if remedy.same_result else "changes",
             style="" if remedy.same_result else "dim",
         )
-    return table
-
-
-def _explain(about: Target, found: Diagnosis, console: Console) -> None:
-    from ..plan.training import training_memory
-    from .plan_tables import explain
-
-    console.print()
-    explain("memory as asked for", training_memory(about.spec, found.asked).parts, console)
-    for remedy in found.remedies[:_SHOWN]:
-        for change in remedy.changes:
-            assumed = f"; assumed {change.time:.2f}x the time" if change.time != 1 else ""
-            console.print(f"  {change.name}: {change.why}{assumed}", style="dim", soft_wrap=True)
-        explain(
-            " + ".join(change.name for change in remedy.changes),
-            training_memory(about.spec, remedy.run).parts,
-            console,
-        )
-
-
-def _json(about: Target, found: Diagnosis, on: Device) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from ..plan.training import training_memory
-    from .plan_tables import device_json, figures_json, quantity, target_json
-
-    def remedy_json(remedy: Remedy) -> dict[str, Any]:
-        return {
-            "changes": [asdict(change) for change in remedy.changes],
-            "setup": asdict(remedy.run),
-            "memory": quantity(remedy.needed, "bytes"),
-            "parts": figures_json(training_memory(about.spec, remedy.run).parts),
-            "time": quantity(remedy.time, "times the run as asked for"),
-            "same_result": remedy.same_result,
-        }
-
-    return {
-        "model": target_json(about),
-        "device": device_json(on),
-        "setup": asdict(found.asked),
-        "memory": {
-            "total": quantity(found.needed, "bytes"),
-            "parts": figures_json(training_memory(about.spec, found.asked).parts),
-        },
-        "fits": found.fits,
-        "largest_batch": quantity(found.largest_batch, "sequences"),
-        "longest_context": quantity(found.longest_context, "tokens"),
-        "remedies": [remedy_json(remedy) for remedy in found.remedies],
-        "least": remedy_json(found.closest) if found.closest else None,
-        "devices_needed": found.devices_needed,
-    }
+    return Section(table)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
 
 from ..base import UsageError, units
+from ..plan import Optimum, fit_law, optima, read_runs
+from ..plan.fit_methods import MOST_RUNS, Method
+from ..plan.fitting import Interval, LawFit, believed, outlier_remark
+from ..plan.laws import LAWS
+from ._console import messages
+from ._sections import Section, emit, formulas, line, plain, warning
+from ._table import plain_table
 from .plan_options import FLOPS, WholeNumber, output_options
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..plan import LawFit
-    from ..plan.fitting import Interval
 
 _QUIET_SECONDS = 5.0  # between lines of progress
 _BUDGETS = (1e19, 1e21, 5.76e23)
 _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a = β/(α+β)"}
+_METHODS = {"huber": "Huber loss of log-sum-exp", "nnls": "non-negative least squares and a search of α, β"}
+_EXPLAINED = (
+    "huber: min over (a, b, e, α, β) of Σ Huber_1e-3(LSE(a − α ln N, b − β ln D, e) − ln L); E, A, B = exp(e, a, b)."
+    " Starts from Hoffmann et al.'s grid, BFGS. Hoffmann et al. 2022, 2203.15556, eq. 3 and appendix D.2",
+    "nnls: for each (α, β) the non-negative E, A, B of least relative squares; Nelder-Mead over (α, β)",
+    "N optimal = G (C/6)^(β/(α+β)), G = (αA/βB)^(1/(α+β)); D = C/(6N). Hoffmann et al. 2022, eq. 4",
+    "intervals: 2.5% to 97.5% of fits to runs drawn with replacement",
+    "believe: of the fits whose constants are identified the one with the least error in cross-validation: the tenths"
+    " of the runs from 60% of them on, by compute, each predicted by a fit to all runs of less compute",
+)
 
 
 @click.command(name="laws")
-@click.option("--data", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="CSV",
-              help="Runs: columns for parameters, loss, and tokens or flops.")  # fmt: skip
-@click.option("--method", type=click.Choice(["huber", "nnls", "both"]), default="both", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), default=None, metavar="RUNS",
+              help="A folder of runs of `nextword train`, or a CSV: parameters, loss, tokens or flops.")  # fmt: skip
+@click.option("--method", type=click.Choice([*get_args(Method), "both"]), default="both", show_default=True)
 @click.option(
     "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
 )
@@ -47,39 +59,29 @@ def command(
     Examples:
       nextword plan laws --at 1e21
       nextword plan laws --data runs.csv --at 1e20 --at 1e22 --plot law.svg
+      nextword plan laws --data runs/
     """
     if data is None:
         if plot is not None:
             raise UsageError("--plot draws a fit; give the runs with --data")
-        _published(budgets or _BUDGETS, explain, as_json)
+        rows = [optima(budget) for budget in budgets or _BUDGETS]
+        result = {"laws": list(LAWS.values()), "optima": [optimum for row in rows for optimum in row]}
+        emit(result, lambda: _published(rows), as_json=as_json, explain=explain)
         return
-    from ..plan.fitting import believed, fit_law
-    from ..plan.runs import read_runs
-
     runs = read_runs(data).without_highest(drop_highest)
-    methods = ("huber", "nnls") if method == "both" else (method,)
-    say = _progress(len(runs))
-    fits = [fit_law(runs, each, bootstrap=bootstrap, seed=seed, progress=say) for each in methods]  # type: ignore[arg-type]
+    for skipped in runs.skipped:
+        messages().print(f"skipped: {skipped}", style="dim")
+    methods = get_args(Method) if method == "both" else (method,)
+    log = _progress(len(runs))
+    fits = [fit_law(runs, method, bootstrap=bootstrap, seed=seed, progress=log) for method in methods]
     best, why = believed(fits)
     at = budgets or (max(runs.flops), 10 * max(runs.flops))
-    if as_json:
-        from ._console import emit_json
-
-        emit_json(
-            {
-                "runs": len(runs),
-                "fits": [_fit_json(fit, at) for fit in fits],
-                "believe": {"method": best.method, "why": why},
-            }
-        )
-    else:
-        from ._console import output
-
-        for fit in fits:
-            _print_fit(fit, at, output())
-        output().print(f"believe {best.method}: {why}", style="bold", highlight=False)
-        if explain:
-            _explain(output())
+    result = {
+        "runs": len(runs),
+        "fits": [_fit_json(fit, at) for fit in fits],
+        "believe": {"method": best.method, "why": why},
+    }
+    emit(result, lambda: _fitted(fits, at, best, why, explain), as_json=as_json, explain=explain)
     if plot is not None:
         from ..plan.pictures import draw_law
 
@@ -88,118 +90,88 @@ def command(
 
 def _progress(runs: int) -> Callable[[str], None]:
     """Says on standard error what takes long, and of how many runs what is."""
-    import time
-
-    from ..plan.fitting import MOST_RUNS
-    from ._console import messages
-
     if runs > MOST_RUNS:
         messages().print(
             f"{runs:,} runs: the law is fitted to all; starting points, intervals (narrowed by the root of the ratio)"
             f" and cross-validation are of {MOST_RUNS:,} drawn at random",
             style="dim",
         )
-    spoke = time.monotonic()
+    last = time.monotonic()
 
-    def say(what: str) -> None:
-        nonlocal spoke
-        if time.monotonic() - spoke > _QUIET_SECONDS:
-            spoke = time.monotonic()
+    def log(what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > _QUIET_SECONDS:
+            last = time.monotonic()
             messages().print(what, style="dim")
 
-    return say
+    return log
 
 
-def _published(budgets: tuple[float, ...], explain: bool, as_json: bool) -> None:
-    from ..plan.laws import LAWS, optima
-
-    if as_json:
-        from dataclasses import asdict
-
-        from ._console import emit_json
-        from .plan_tables import figures_json
-
-        emit_json(
-            {
-                "laws": [asdict(law) for law in LAWS.values()],
-                "units": {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"},
-                "optima": [
-                    {"law": each.law, "C": budget, "N": each.parameters, "D": each.tokens, "loss": each.loss,
-                     "figures": figures_json(each.figures), "note": each.note or None}
-                    for budget in budgets
-                    for each in optima(budget)
-                ],
-            }
-        )  # fmt: skip
-        return
-    from ._console import output
-    from .plan_tables import explain as explain_figures
-    from .plan_tables import plain_table
-
-    console = output()
-    console.print("L(N, D) = E + A / N^α + B / D^β, nats a token\n", style="bold")
+def _published(rows: Sequence[tuple[Optimum, ...]]) -> Iterator[Section]:
+    yield line("L(N, D) = E + A / N^α + B / D^β, nats a token\n", "bold")
     table = plain_table("law", "E", "A", "B", "α", "β")
     for law in LAWS.values():
-        values = (law.E, law.A, law.B, law.alpha, law.beta)
-        table.add_row(law.name, *(f"{value:.5g}" for value in values))
-    console.print(table)
+        table.add_row(law.name, *(f"{value:.5g}" for value in (law.E, law.A, law.B, law.alpha, law.beta)))
+    yield Section(table)
     for law in LAWS.values():
-        console.print(f"{law.name}: {law.source}", style="dim")
-    console.print()
-    count = len(budgets)
-    table = plain_table("optimum", *(f"N at {budget:.3g}" for budget in budgets), "tokens a parameter",
-                        least=((count + 1,), *((place,) for place in range(2, count))))  # fmt: skip
-    rows = [optima(budget) for budget in budgets]
+        yield line(f"{law.name}: {law.source}", "dim")
+    yield line("")
+    count = len(rows)
+    table = plain_table("optimum", *(f"N at {row[0].budget:.3g}" for row in rows), "tokens a parameter",
+                        least=((count + 1,), *((column,) for column in range(2, count))))  # fmt: skip
     for column in zip(*rows, strict=True):
-        sizes = [units.format_count(each.parameters) for each in column]
+        sizes = [units.format_count(optimum.parameters) for optimum in column]
         table.add_row(column[0].law, *sizes, f"{column[-1].ratio:.3g} at the last")
-    console.print(table)
+    yield Section(table)
+    for optimum in rows[-1]:
+        yield formulas(f"{optimum.law} {optimum.note}".strip(), (*optimum.figures, *optimum.loss_parts))
+
+
+def _fitted(
+    fits: Sequence[LawFit], budgets: Sequence[float], best: LawFit, why: str, explain: bool
+) -> Iterator[Section]:
+    for fit in fits:
+        yield from _fit(fit, budgets)
+    yield line(f"believe {best.method}: {why}", "bold")
     if explain:
-        console.print()
-        for each in rows[-1]:
-            explain_figures(f"{each.law} {each.note}".strip(), (*each.figures, *each.loss_parts), console)
+        yield from (line(text, "dim") for text in _EXPLAINED)
 
 
-def _print_fit(fit: LawFit, budgets: tuple[float, ...], console: Console) -> None:
-    from ..plan.fitting import optimal_size, outlier_remark, power_of_size
-    from ..plan.laws import optimum
-    from .plan_tables import plain_table
-
-    names = {"huber": "Huber loss of log-sum-exp", "nnls": "non-negative least squares and a search of α, β"}
-    console.print(f"{names[fit.method]}: {len(fit.runs)} runs, objective {fit.objective:.8f}", style="bold")
+def _fit(fit: LawFit, budgets: Sequence[float]) -> Iterator[Section]:
+    yield line(f"{_METHODS[fit.method]}: {len(fit.runs)} runs, objective {fit.objective:.8f}", "bold")
     table = plain_table("", "value", "95% from", "to")
-    intervals = fit.intervals
+    constants, intervals = fit.constants, fit.intervals
     for name, symbol in _SYMBOLS.items():
-        value = power_of_size(fit.law) if name == "a" else getattr(fit.law, name)
-        if name in fit.unidentified:
-            table.add_row(symbol, "not identified", "", "")
-            continue
-        low, high = (f"{end:.5g}" if fit.draws else "" for end in (intervals[name].low, intervals[name].high))
-        table.add_row(symbol, f"{value:.5g}", low, high)
-    console.print(table)
-    for reason in dict.fromkeys(fit.unidentified.values()):
-        console.print(f"! {reason}", style="yellow")
+        if name in constants:
+            ends = (intervals[name].low, intervals[name].high) if fit.draws else ()
+            table.add_row(symbol, f"{constants[name]:.5g}", *(f"{end:.5g}" for end in ends))
+        else:
+            table.add_row(symbol, "not identified")
+    yield Section(table)
+    yield from map(warning, dict.fromkeys(fit.unidentified.values()))
     if not fit.unidentified:
-        table = plain_table("C", "N optimal", "95%", "D/N", "95%", "loss", "95%", least=((4,), (2,), (6,)))
-        for budget in budgets:
-            best = optimum(budget, fit.law)
-            size, ratio = fit.interval(optimal_size(budget)), fit.interval(lambda law, c=budget: optimum(c, law).ratio)  # type: ignore[misc]
-            loss = fit.interval(lambda law, c=budget: optimum(c, law).loss)  # type: ignore[misc]
-            table.add_row(
-                f"{budget:.3g}", units.format_count(best.parameters), _span(size, units.format_count),
-                f"{best.ratio:.3g}", _span(ratio, "{:.3g}".format), f"{best.loss:.4f}", _span(loss, "{:.4f}".format),
-            )  # fmt: skip
-        console.print(table)
-    for remark in outlier_remark(fit):
-        console.print(f"! {remark}", style="yellow")
-    if fit.held_out is not None:
-        held = fit.held_out
-        console.print(
+        yield _fitted_optima(fit, budgets)
+    yield from map(warning, outlier_remark(fit))
+    if (held := fit.held_out) is not None:
+        yield line(
             f"left out: the {held.runs} runs above {held.least_flops:.3g} FLOPs are predicted {held.bias:+.2%} on"
             f" average, {held.rms:.2%} root mean square; cross-validated over {held.folds} folds, {held.ahead_rms:.2%}",
-            style="dim",
+            "dim",
         )
-    console.print()
+    yield line("")
+
+
+def _fitted_optima(fit: LawFit, budgets: Sequence[float]) -> Section:
+    table = plain_table("C", "N optimal", "95%", "D/N", "95%", "loss", "95%", least=((4,), (2,), (6,)))
+    for budget in budgets:
+        fitted = fit.at(budget)
+        best = fitted.optimum
+        table.add_row(
+            f"{budget:.3g}", units.format_count(best.parameters), _span(fitted.parameters, units.format_count),
+            f"{best.ratio:.3g}", _span(fitted.ratio, "{:.3g}".format), f"{best.loss:.4f}",
+            _span(fitted.loss, "{:.4f}".format),
+        )  # fmt: skip
+    return Section(table)
 
 
 def _span(interval: Interval, shown: Callable[[float], str]) -> str:
@@ -207,51 +179,15 @@ def _span(interval: Interval, shown: Callable[[float], str]) -> str:
     return f"{shown(interval.low)} – {shown(interval.high)}" if interval.low <= interval.high else ""
 
 
-def _explain(console: Console) -> None:
-    for line in (
-        "huber: min over (a, b, e, α, β) of Σ Huber_1e-3(LSE(a − α ln N, b − β ln D, e) − ln L);"
-        " E, A, B = exp(e, a, b). Starts from Hoffmann et al.'s grid, BFGS. Hoffmann et al. 2022, 2203.15556,"
-        " eq. 3 and appendix D.2",
-        "nnls: for each (α, β) the non-negative E, A, B of least relative squares; Nelder-Mead over (α, β)",
-        "N optimal = G (C/6)^(β/(α+β)), G = (αA/βB)^(1/(α+β)); D = C/(6N). Hoffmann et al. 2022, eq. 4",
-        "intervals: 2.5% to 97.5% of fits to runs drawn with replacement",
-        "believe: of the fits whose constants are identified the one with the least error in cross-validation: the"
-        " tenths of the runs from 60% of them on, by compute, each predicted by a fit to all runs of less compute",
-    ):
-        console.print(line, style="dim")
-
-
-def _fit_json(fit: LawFit, budgets: tuple[float, ...]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from ..plan.fitting import NAMES, optimal_size, outlier_remark
-    from ..plan.laws import optimum
-
-    known = {name: None if name in fit.unidentified else getattr(fit.law, name) for name in NAMES}
+def _fit_json(fit: LawFit, budgets: Sequence[float]) -> dict[str, Any]:
     return {
         "method": fit.method,
         "objective": fit.objective,
-        "constants": known,
-        "intervals": {
-            name: asdict(interval) for name, interval in fit.intervals.items() if name not in fit.unidentified
-        },
+        "constants": fit.constants,
+        "intervals": {name: fit.intervals[name] for name in fit.constants},
         "level": 0.95,
         "not_identified": fit.unidentified,
         "remarks": outlier_remark(fit),
-        "units": {"N": "parameters", "D": "tokens", "C": "FLOPs", "loss": "nats/token"},
-        "optima": []
-        if fit.unidentified
-        else [
-            {
-                "C": budget,
-                "N": optimum(budget, fit.law).parameters,
-                "N_interval": asdict(fit.interval(optimal_size(budget))),
-                "D": optimum(budget, fit.law).tokens,
-                "ratio_interval": asdict(fit.interval(lambda law, c=budget: optimum(c, law).ratio)),  # type: ignore[misc]
-                "loss": optimum(budget, fit.law).loss,
-                "loss_interval": asdict(fit.interval(lambda law, c=budget: optimum(c, law).loss)),  # type: ignore[misc]
-            }
-            for budget in budgets
-        ],
-        "held_out": asdict(fit.held_out) if fit.held_out else None,
+        "optima": [] if fit.unidentified else [plain(fit.at(budget)) for budget in budgets],
+        "held_out": fit.held_out,
     }

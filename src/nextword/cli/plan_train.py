@@ -1,214 +1,150 @@
-"""nextword plan train: memory line by line, FLOPs, time, price, and the rules of thumb beside them."""
+"""nextword plan train: memory line by line, FLOPs, time, price, and rules of thumb for comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..base import UsageError, units
+from ..plan import Device, Training, parameters
+from ..plan.laws import TOKENS_A_PARAMETER
+from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, TrainingPlan, plan_training
+from ..spec import ModelKind
+from ._plan_model import PlannedModel, planned_model
+from ._sections import Section, bars, emit, facts, formulas, line, plain
 from .plan_options import (
     COUNT,
-    MONEY,
-    Target,
-    context_of,
-    find_device,
+    devices_option,
+    mfu_option,
     model_argument,
     output_options,
-    target,
+    price_option,
     training_options,
 )
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..plan import Device, Memory, Training
-    from ..plan.training import Cost
-
-_DEVICE = "h100"
 _ADAPTING = 10e6  # tokens; adapters learn from some thousands of examples
 
 
 @click.command(name="train")
 @model_argument
 @training_options
-@click.option("--device", default=_DEVICE, show_default=True, metavar="NAME",
-              help="A name, `this` (measured), or NAME=24GB,1TB/s,165TFLOP/s.")  # fmt: skip
+@devices_option("h100")
 @click.option(
     "--tokens", type=COUNT, default=None, metavar="N", help="To train on; default: 20 a parameter, 10M with --lora."
 )
-@click.option("--mfu", type=float, default=0.4, show_default=True, help="Assumed share of the device's peak.")
-@click.option("--price", type=MONEY, default=None, metavar="$", help="Of a device for an hour.")
+@mfu_option
+@price_option
 @output_options
 def command(
-    model: str | None, params: float | None, kind: str | None, device: str, tokens: float | None, mfu: float,
-    price: float | None, explain: bool, as_json: bool, plot: Path | None, **setup: Any,
+    model: str | None, params: float | None, arch: ModelKind | None, devices: tuple[int, Device], tokens: float | None,
+    mfu: float, price: float | None, explain: bool, as_json: bool, plot: Path | None, **setup: Any,
 ) -> None:  # fmt: skip
-    """Memory of a training run line by line, its FLOPs, days and price, and rules of thumb beside them.
+    """Memory of a training run line by line, its FLOPs, days and price, and rules of thumb for comparison.
 
     \b
     Examples:
-      nextword plan train llama-3-8b --device h100 --devices 8 --shard fsdp --context 4096
-      nextword plan train --params 1B --batch 8 --context 2048 --recompute selective
-      nextword plan train gpt2 --device this --precision fp32 --tokens 10M
-      nextword plan train llama-3-8b --lora 16 --base nf4 --device rtx4090 --price 0.4
+      nextword plan train llama-3-8b --devices 8xh100 --shard fsdp --context 4096
+      nextword plan train --params 1B --micro-batch 8 --context 2048 --recompute selective
+      nextword plan train gpt2 --devices this --train-dtype fp32 --tokens 10M
+      nextword plan train llama-3-8b --lora 16 --base nf4 --devices rtx4090 --price 0.4
     """
-    from ..plan.parameters import parameters
-    from ..plan.training import cost, training_memory
-
-    about, on = target(model, params, kind), find_device(device)
-    run = training(about, setup, on)
-    seen = tokens or (_ADAPTING if run.lora else 20.0 * parameters(about.spec).total)
-    memory = training_memory(about.spec, run)
-    price_of = cost(about.spec, run, seen, on.speed(run.precision), mfu, price)
-    if as_json:
-        from ._console import emit_json
-
-        emit_json(_json(about, run, memory, price_of, on, seen))
-    else:
-        from ._console import output
-
-        _print(about, run, memory, price_of, on, tokens is None and not run.lora, output())
-        if explain:
-            _explain(about, run, memory, price_of, output())
+    about = planned_model(model, params, arch)
+    run = training(about, setup, devices)
+    by_rule = tokens is None and not run.lora
+    seen = tokens or (_ADAPTING if run.lora else float(TOKENS_A_PARAMETER * parameters(about.spec).total))
+    plan = plan_training(about.spec, run, devices[1], seen, mfu, price)
+    emit({"model": about, **plain(plan)}, lambda: _sections(about, plan, by_rule), as_json=as_json, explain=explain)
     if plot is not None:
         from ..plan.pictures import draw_memory
 
-        draw_memory(memory, [on], f"{about.name} in training, batch {run.batch:,} x {run.context:,}", plot)
+        title = f"{about.name} in training, batch {run.batch:,} x {run.context:,}"
+        draw_memory(plan.memory, [plan.device], title, plot)
 
 
-def training(about: Target, setup: dict[str, Any], on: Device) -> Training:
-    """The options of `training_options` as a Training."""
-    from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, Training
-
-    on_cpu = on.peak == on.peak_fp32
+def training(about: PlannedModel, setup: dict[str, Any], devices: tuple[int, Device]) -> Training:
+    """The options of `training_options` and --devices as a Training."""
+    count, device = devices
     if setup["lora_targets"] and not setup["lora"]:
         raise UsageError("--lora-targets says which matrices --lora adapts; give a rank, such as --lora 16")
     return Training(
         **{key: value for key, value in setup.items() if key not in ("context", "loss", "precision")},
-        precision=setup["precision"] or ("fp32" if on_cpu else "mixed"),
-        fragmentation=CPU_FRAGMENTATION if on_cpu else FRAGMENTATION,
-        context=context_of(about.spec, setup["context"]),
+        devices=count,
+        precision=setup["precision"] or ("fp32" if device.is_cpu else "mixed"),
+        fragmentation=CPU_FRAGMENTATION if device.is_cpu else FRAGMENTATION,
+        context=about.context(setup["context"]),
         chunked_loss=setup["loss"] == "chunked",
-        runtime=on.runtime,
+        runtime=device.runtime,
     )
 
 
-def setup_line(run: Training) -> str:
+def setup_line(run: Training) -> Section:
     """The run in words."""
-    said = [f"batch {run.batch:,} x {run.context:,} tokens", run.optimizer, run.precision, f"recompute {run.recompute}"]
+    words = [f"batch {run.batch:,} x {run.context:,} tokens", run.optimizer, run.precision]
+    words.append(f"recompute {run.recompute}")
     if run.kernel == "plain":
-        said.append("plain attention")
+        words.append("plain attention")
     if run.chunked_loss:
-        said.append("chunked loss")
+        words.append("chunked loss")
     if run.devices > 1:
-        said.append(f"{run.devices:,} devices, {'no sharding' if run.shard == 'none' else run.shard}")
+        words.append(f"{run.devices:,} devices, {'no sharding' if run.shard == 'none' else run.shard}")
     if run.lora:
-        beside = f" beside {', '.join(run.lora_targets)}" if run.lora_targets else ""
-        said.append(f"LoRA of rank {run.lora}{beside} on {run.base}")
-    return ", ".join(said)
+        targets = f" on {', '.join(run.lora_targets)}" if run.lora_targets else ""
+        words.append(f"LoRA of rank {run.lora}{targets}, weights in {run.base}")
+    return line(", ".join(words))
 
 
-def _print(
-    about: Target, run: Training, memory: Memory, price: Cost, on: Device, tokens_by_rule: bool, console: Console
-) -> None:
-    from ..plan.fit_search import limits
-    from ..plan.training import rules_of_thumb
-    from .plan_tables import describe, parts_table, plain_table, shown
+def _sections(about: PlannedModel, plan: TrainingPlan, tokens_by_rule: bool) -> Iterator[Section]:
+    yield from about.sections()
+    yield setup_line(plan.setup)
+    yield line("")
+    yield bars(f"memory on each {plan.device.title}", plan.memory.parts)
+    yield _verdict(plan)
+    yield line("")
+    yield formulas("activations", plan.activations)
+    yield _compute(plan, tokens_by_rule)
+    yield line("")
+    total = plan.memory.total
+    yield facts(
+        "rules of thumb",
+        [(rule.name, units.format_quantity(rule.value, rule.unit), f"{rule.value / total:.2f} of the sum")
+         for rule in plan.rules],
+        plan.rules,
+    )  # fmt: skip
 
-    console.print(describe(about))
-    console.print(f"{setup_line(run)}\n")
-    console.print(parts_table(f"memory on each {on.title}", memory.parts, console))
-    left = on.memory - memory.total
-    batch, context = limits(about.spec, run, on)
-    if left >= 0:
-        verdict = (
-            f"fits in {units.format_bytes(on.memory)}, {units.format_bytes(left)} left;"
-            f" largest batch {batch:,}, longest context {context:,}"
+
+def _verdict(plan: TrainingPlan) -> Section:
+    room, left = units.format_bytes(plan.device.memory), plan.device.memory - plan.memory.total
+    if plan.fits:
+        text = (
+            f"fits in {room}, {units.format_bytes(left)} left;"
+            f" largest batch {plan.largest_batch:,}, longest context {plan.longest_context:,}"
         )
-    else:
-        verdict = (
-            f"does not fit in {units.format_bytes(on.memory)}: {units.format_bytes(-left)} short;"
-            f" largest batch {batch:,}. What would make it fit: nextword plan fit"
-        )
-    console.print(f"{verdict}\n", style="green" if left >= 0 else "red")
-    console.print(_compute_table(price, tokens_by_rule, on, run))
-    console.print()
-    table = plain_table("", "", "")
-    table.show_header = False
-    table.title, table.title_justify, table.title_style = "rules of thumb", "left", "bold"
-    for rule in rules_of_thumb(about.spec, run.devices):
-        table.add_row(f"  {rule.name}", shown(rule.value, rule.unit), f"{rule.value / memory.total:.2f} of the sum")
-    console.print(table)
-
-
-def _compute_table(price: Cost, tokens_by_rule: bool, on: Device, run: Training) -> Any:
-    from .plan_tables import plain_table, shown
-
-    counted = price.flops
-    tokens = units.format_count(counted.tokens) + (" (20 a parameter)" if tokens_by_rule else "")
-    table = plain_table("", "", right=False)
-    table.show_header = False
-    table.title, table.title_justify, table.title_style = "compute", "left", "bold"
-    table.add_row("  tokens", tokens)
-    table.add_row("  exact", f"{counted.total:.4g} FLOPs, {counted.per_token:.4g} a token of the model's own")
-    table.add_row(
-        f"  {counted.rule.name}",
-        f"{counted.rule.value:.4g} FLOPs, {counted.rule.value / counted.total:.1%} of the exact",
+        return line(text, "green")
+    text = (
+        f"does not fit in {room}: {units.format_bytes(-left)} short; largest batch {plan.largest_batch:,}."
+        " What would make it fit: nextword plan fit"
     )
-    mfu = price.seconds.inputs["mfu"]
-    peak = units.format_flops(on.speed(run.precision)).replace("FLOPs", "FLOP/s")
-    devices = f"{run.devices:,} x {on.name}" if run.devices > 1 else on.name
-    table.add_row("  time", f"{shown(price.seconds.value, 's')} on {devices} at {mfu:.0%} of {peak} (assumed)")
-    if price.money is not None:
-        hours = units.format_count(price.device_hours.value)
-        table.add_row("  price", f"{units.format_money(price.money.value)} for {hours} device hours")
-    return table
+    return line(text, "red")
 
 
-def _explain(about: Target, run: Training, memory: Memory, price: Cost, console: Console) -> None:
-    from ..plan.training import rules_of_thumb, saved_parts
-    from .plan_tables import explain, parameter_figures
-
-    console.print()
-    explain("parameters", parameter_figures(about.spec), console)
-    explain("memory", memory.parts, console)
-    explain("activations", saved_parts(about.spec, run), console)
-    explain("FLOPs", (*price.flops.parts, price.flops.rule), console)
-    money = (price.money,) if price.money else ()
-    explain("time", (price.seconds, price.device_hours, *money), console)
-    explain("rules of thumb", rules_of_thumb(about.spec, run.devices), console)
-
-
-def _json(about: Target, run: Training, memory: Memory, price: Cost, on: Device, tokens: float) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from ..plan.fit_search import limits
-    from ..plan.training import rules_of_thumb, saved_parts
-    from .plan_tables import device_json, figures_json, quantity, target_json
-
-    batch, context = limits(about.spec, run, on)
-    return {
-        "model": target_json(about),
-        "setup": asdict(run),
-        "device": device_json(on),
-        "memory": {
-            "total": quantity(memory.total, "bytes"),
-            "parts": figures_json(memory.parts),
-            "activations": figures_json(saved_parts(about.spec, run)),
-        },
-        "fits": memory.total <= on.memory,
-        "largest_batch": quantity(batch, "sequences"),
-        "longest_context": quantity(context, "tokens"),
-        "tokens": quantity(tokens, "tokens"),
-        "flops": {
-            "total": quantity(price.flops.total, "FLOPs"),
-            "parts": figures_json(price.flops.parts),
-            "rule": price.flops.rule.to_dict(),
-        },
-        "time": price.seconds.to_dict(),
-        "device_hours": price.device_hours.to_dict(),
-        "price": price.money.to_dict() if price.money else None,
-        "rules_of_thumb": figures_json(rules_of_thumb(about.spec, run.devices)),
-    }
+def _compute(plan: TrainingPlan, tokens_by_rule: bool) -> Section:
+    cost, run, device = plan.cost, plan.setup, plan.device
+    flops, mfu = cost.flops, cost.seconds.inputs["mfu"]
+    by_rule = f" ({TOKENS_A_PARAMETER} a parameter)" if tokens_by_rule else ""
+    peak = units.format_flops(device.speed(run.precision)).replace("FLOPs", "FLOP/s")
+    devices = f"{run.devices:,} x {device.name}" if run.devices > 1 else device.name
+    rows = [
+        ("tokens", units.format_count(flops.tokens) + by_rule),
+        ("exact", f"{flops.total:.4g} FLOPs, {flops.per_token:.4g} a token of the model's own"),
+        (flops.rule.name, f"{flops.rule.value:.4g} FLOPs, {flops.rule.value / flops.total:.1%} of the exact"),
+        ("time", f"{units.format_seconds(cost.seconds.value)} on {devices} at {mfu:.0%} of {peak} (assumed)"),
+    ]
+    figures = [*flops.parts, flops.rule, cost.seconds, cost.device_hours]
+    if cost.money is not None:
+        hours = units.format_count(cost.device_hours.value)
+        rows.append(("price", f"{units.format_money(cost.money.value)} for {hours} device hours"))
+        figures.append(cost.money)
+    return facts("compute", rows, figures)

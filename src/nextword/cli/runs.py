@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base import UsageError, units
+from ..base.fields import FieldError
 from ._app import Suggesting
 from ._options import OUTPUT_MODEL, PICTURE
 from .plan_options import STEPS
+from .runs_calibration import command as calibration
 
 if TYPE_CHECKING:
+    from ..train.changes import Change
     from ..train.run_dir import Measured, RunRecord
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -20,7 +23,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group(name="runs", cls=Suggesting)
 def command() -> None:
-    """Training runs: list, show, compare, resume, export, forget.
+    """Training runs: list, show, compare, resume, export, calibrate, forget.
 
     \b
     Examples:
@@ -28,7 +31,11 @@ def command() -> None:
       nextword runs compare runs/transformer-1.20M runs/lstm-1.20M --plot both.svg
       nextword runs resume runs/transformer-1.20M
       nextword runs export runs/transformer-1.20M model.gguf
+      nextword runs calibration
     """
+
+
+command.add_command(calibration)
 
 
 @command.command(name="list")
@@ -45,10 +52,10 @@ def list_runs(root: Path, as_json: bool) -> None:
         emit_json(rows)
         return
     from ._console import messages, output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     if not rows:
-        messages().print(f"no runs in {root}. Begin one: nextword train FOLDER --minutes 20")
+        messages().print(f"no runs in {root}. Start one: nextword train FOLDER --minutes 20")
         return
     table = plain_table("run", "kind", "parameters", "tokens", "steps", "held-out", "bits/byte", "state",
                         least=((4,), (3,), (1,), (5,)))  # fmt: skip
@@ -79,7 +86,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
         emit_json(
             {
                 **_summary(run, record),
-                "run": record.run.to_dict(),
+                "config": record.config.to_dict(),
                 "predicted": asdict(record.expected) if record.expected else None,
                 "measured": asdict(measured) if measured else None,
             }
@@ -94,7 +101,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     from ._console import output
-    from .plan_tables import plain_table
+    from ._table import plain_table
     from .train_display import print_report
 
     summary = _summary(run, record) | {"changes": "; ".join(map(str, record.changes)) or None}
@@ -121,13 +128,14 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     """Several runs side by side: settings that differ, losses, curves."""
-    from ..train.run_dir import RunRecord, difference
+    from ..train.run_dir import RunRecord, differences
 
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
     records = [RunRecord.read(run) for run in runs]
     rows = [_summary(run, record) for run, record in zip(runs, records, strict=True)]
-    differing = {str(run): difference(records[0].run, record.run) for run, record in zip(runs, records, strict=True)}
+    configs = [record.config.to_dict() for record in records]
+    differing = {str(run): differences(configs[0], config) for run, config in zip(runs, configs, strict=True)}
     if as_json:
         from ._console import emit_json
 
@@ -144,7 +152,7 @@ def _print_compared(
     runs: tuple[Path, ...], records: list[RunRecord], rows: list[dict[str, Any]], differing: dict[str, list[str]]
 ) -> None:
     from ._console import output
-    from .plan_tables import plain_table, rate
+    from ._table import plain_table
 
     table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
                         least=((2,), (6,), (5,), (1,)))  # fmt: skip
@@ -152,7 +160,7 @@ def _print_compared(
         measured = _measured(run, record)
         table.add_row(
             row["folder"], f"{row['parameters']:,}", units.format_count(row["tokens"]), _number(row["nats_per_token"]),
-            _number(row["bits_per_byte"]), rate(measured.tokens_per_second) if measured else "",
+            _number(row["bits_per_byte"]), units.format_rate(measured.tokens_per_second) if measured else "",
             units.format_bytes(measured.memory) if measured else "",
         )  # fmt: skip
     console = output()
@@ -168,66 +176,58 @@ def _print_compared(
 @command.command(name="resume")
 @click.argument("run", type=_FOLDER)
 @click.argument("data", nargs=-1)
-@click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default=None,
+@click.option("--on-loss-spike", type=click.Choice(["stop", "skip", "rewind"]), default=None,
               help="What to do from now on about a NaN loss or a loss spike.")  # fmt: skip
 @click.option("--learning-rate-scale", type=float, default=None, metavar="FACTOR",
               help="From now on this times the planned learning rate: 0.5. A later one replaces it.")  # fmt: skip
 @click.option("--steps", type=STEPS, default=None, metavar="N",
               help="Of the whole run, to make it longer or shorter.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="From now on.")
-@click.option("--restart", is_flag=True, help="Begin anew. What the run has made so far is moved aside.")
-@click.option("--device", default="", metavar="DEVICE", help="Default: as it was begun.")
+@click.option("--restart", is_flag=True, help="Start over. What the run has written so far is moved aside.")
+@click.option("--device", default="", metavar="DEVICE", help="Default: as it was started.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
-@click.pass_context
 def resume(
-    click_context: click.Context, /, run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool,
-    **wishes: Any,
+    run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool,
+    **changes: Any,
 ) -> None:  # fmt: skip
-    """Go on with a run that was interrupted, to the bit as if it had not been.
+    """Resume an interrupted run, bit-exactly.
 
     What is changed here is kept in run.json with the step from which it is in force, so that resuming again gives the
-    same bits again. DATA: the text that it was begun with, where the prepared data is gone from the cache.
+    same bits again. DATA: the text that it was started with, where the prepared data is gone from the cache.
 
     \b
     Examples:
       nextword runs resume runs/transformer-1.20M
-      nextword runs resume runs/transformer-1.20M --guard skip
+      nextword runs resume runs/transformer-1.20M --on-loss-spike skip
       nextword runs resume runs/transformer-1.20M --steps 20000
     """
-    from ..train.distributed import one_voice
-    from .train_options import options_named
-
-    with one_voice(), options_named(click_context):
-        _resume(run, data, restart, device, as_json, wishes)
-
-
-def _resume(
-    run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, wishes: dict[str, Any]
-) -> None:
     from ..train.changes import Change
+    from ..train.distributed import one_voice
+
+    try:
+        change = Change(**changes)
+    except FieldError as error:
+        raise UsageError(error.said_as(f"--{error.name.replace('_', '-')}")) from None
+    with one_voice():
+        _resume(run, data, restart, device, as_json, change)
+
+
+def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, change: Change) -> None:
     from ..train.run_dir import RunRecord, read_report
     from ._console import messages
-    from .train import emit, finish
+    from .train import emit, train
 
-    change = Change(**wishes)
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and record.ended(ended, change):
-        messages().print(f"{run} has ended after {record.current.steps:,} steps: nothing to do."
-                         " --steps N makes it longer, --restart begins anew", soft_wrap=True)  # fmt: skip
+        messages().print(f"{run} has ended after {record.current.train.steps:,} steps: nothing to do."
+                         " --steps N makes it longer, --restart starts over", soft_wrap=True)  # fmt: skip
         if as_json:
             emit(run, record, ended)
         return
-    from ..train import pipeline
-    from .train_display import Display, print_report
+    from ..train.pipeline import resume_run
 
-    session = pipeline.resume(
-        run, device=device, say=lambda text: messages().print(text, style="dim"), change=change, restart=restart,
-        sources=data,
-    )  # fmt: skip
-    with Display(session) as display:
-        outcome, measured = pipeline.train(session, display)
-    if session.process.first:
-        finish(session, outcome, measured, as_json, print_report)
+    prepared = resume_run(run, device, data, lambda text: messages().print(text, style="dim"))
+    train(prepared, as_json, change=change, restart=restart)
 
 
 @command.command(name="export")
@@ -262,24 +262,24 @@ def forget(run: str | None, every: bool) -> None:
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
     from ..plan import parameters
-    from ..train.run_dir import is_held
-    from ..train.trainer import progress_of
+    from ..train.metrics import progress_of
+    from ..train.run_dir import is_locked
 
     measured, run = _measured(folder, record), record.current
     step, stopped = progress_of(folder)
-    at = "under way" if is_held(folder) else "stopped by the guard" if stopped else "interrupted"
+    at = "under way" if is_locked(folder) else "stopped by a loss spike" if stopped else "interrupted"
     return {
         "folder": str(folder),
-        "kind": run.model.kind,
-        "parameters": parameters(run.model).total,
-        "tokens": run.tokens,
+        "kind": run.spec.kind,
+        "parameters": parameters(run.spec).total,
+        "tokens": run.total_tokens,
         "step": step,
-        "steps": run.steps,
+        "steps": run.train.steps,
         "nats_per_token": measured.nats_per_token if measured else None,
         "bits_per_byte": measured.bits_per_byte if measured else None,
         "state": "ended" if measured else f"{at} at step {step:,}",
         "created": record.created,
-        "from": record.origin or None,
+        "base": run.model.base or None,
         "changes": [change.to_dict() for change in record.changes],
     }
 

@@ -2,145 +2,176 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..base import UsageError
+from ..base.fields import FieldError
+from ..base.toml import read_toml, set_values
+from ..plan.run_config import BUDGETS, RunConfig
 from ._options import OUTPUT_FOLDER
-from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, VOCABULARY, duration_in
-from .train_options import check_options, options_named, processes
+from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, duration_in
 
 if TYPE_CHECKING:
-    from ..train.pipeline import Request, Session
+    from ..train.pipeline import PreparedRun
+    from ..train.run import RunResult
     from ..train.run_dir import Measured, RunRecord
 
-_CHANGES = ("batch", "micro_batch", "learning_rate", "optimizer", "schedule", "dropout", "weight_decay", "clip", "seed",
-            "packing", "recompute", "steps")  # fmt: skip
+_KEYS = {  # parameters of the command that are keys of the configuration
+    **{name: f"train.{name}" for name in ("minutes", "flops", "tokens", "steps", "context", "batch_size",
+                                          "learning_rate", "seed")},
+    **{name: f"model.{name}" for name in ("arch", "params", "lora")},
+    "base": "model.base", "train_dtype": "train.dtype",
+}  # fmt: skip
 
 
 @click.command(name="train")
 @click.argument("data", nargs=-1)
-@click.option("--minutes", type=duration_in("min"), default=None, metavar="TIME", help="Time to train: 20, 90s, 2h.")
-@click.option("--flops", type=FLOPS, default=None, metavar="C", help="Or compute to spend: 1e15.")
-@click.option("--tokens", type=COUNT, default=None, metavar="D", help="Or tokens to see: 50M.")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), default=None, metavar="FILE",
-              help="Or a run that `nextword plan budget --out FILE` wrote.")  # fmt: skip
-@click.option("--model", "kind", type=click.Choice(["transformer", "rnn", "lstm", "gru"]), default="transformer",
-              show_default=True)  # fmt: skip
-@click.option("--match", type=click.Choice(["params", "flops"]), default="params", show_default=True,
-              help="A recurrent net takes the transformer's number of parameters, or its FLOPs a token.")  # fmt: skip
-@click.option("--params", "count", type=COUNT, default=None, metavar="N", help="Parameters. Default: compute-optimal.")
-@click.option("--context", type=TOKENS, default=None, metavar="TOKENS")
-@click.option("--tokenizer", default="bpe", show_default=True, metavar="NAME",
-              help="bpe, bytes, characters (made for the text), or a model whose tokenizer is taken.")  # fmt: skip
-@click.option("--vocabulary", type=VOCABULARY, default=None, metavar="V", help="Tokens of a bpe tokenizer.")
-@click.option("--from", "start_from", default=None, metavar="MODEL", help="Fine-tune open weights.")
-@click.option("--lora", type=click.IntRange(1), default=None, metavar="RANK", help="Of adapters; with --from.")
-@click.option("--batch", type=ROWS, default=None, metavar="ROWS", help="Sequences a step.")
-@click.option("--micro-batch", type=ROWS, default=None, metavar="ROWS", help="Sequences at a time.")
-@click.option("--steps", type=STEPS, default=None, metavar="N")
-@click.option("--learning-rate", type=float, default=None, metavar="RATE", help="At its highest; it ends at a tenth.")
-@click.option("--schedule", type=click.Choice(["cosine", "wsd", "constant"]), default=None)
-@click.option("--optimizer", type=click.Choice(["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]), default=None)
-@click.option("--dropout", type=float, default=None, metavar="SHARE", help="Of the features, while training.")
-@click.option("--weight-decay", type=float, default=None)
-@click.option("--clip", type=float, default=None, metavar="NORM", help="Of gradients; 0: none.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "amp"]), default="auto", show_default=True,
-              help="amp: products in bfloat16. auto: amp where that is faster here.")  # fmt: skip
-@click.option("--seed", type=int, default=None, metavar="N")
-@click.option("--packing", type=click.Choice(["stream", "best-fit"]), default=None)
-@click.option("--within-documents", is_flag=True, help="Tokens do not look into the document before theirs.")
-@click.option("--carry-state", is_flag=True, help="Recurrent nets: rows go on where the step before ended.")
-@click.option("--recompute", type=click.Choice(["none", "full"]), default=None, help="Less memory, more time.")
-@click.option("--shard", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Under torchrun. Default: ddp.")
-@click.option("--guard", type=click.Choice(["stop", "skip", "rewind"]), default="stop", show_default=True,
-              help="What to do about a NaN loss or a loss spike.")  # fmt: skip
-@click.option("--holdout", type=float, default=0.05, show_default=True, metavar="SHARE", help="Of the text.")
-@click.option("--column", default=None, metavar="NAME", help="Of the text in .jsonl and .parquet.")
-@click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of text files: latin-1, ...")
-@click.option("--skip-bad", is_flag=True, help="Skip broken rows, and files of another encoding, and count them.")
-@click.option("--sample", "sample", default=None, metavar="TEXT", help="What sample completions begin with.")
-@click.option("--out", type=OUTPUT_FOLDER, default=None, metavar="FOLDER",
-              help="Default: runs/<kind>-<parameters>.")  # fmt: skip
-@click.option("--checkpoint-every", type=click.IntRange(0), default=None, metavar="STEPS")
-@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Checkpoints.")
-@click.option("--evaluate-every", type=click.IntRange(0), default=None, metavar="STEPS")
-@click.option("--tensorboard", is_flag=True, help="Write event files too; needs nextword[tensorboard].")
-@click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute first, then faster on a GPU.")
-@click.option("--device", default="auto", metavar="DEVICE")
-@click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="Default: timed.")
+@click.option("--minutes", type=duration_in("min"), metavar="TIME", help="Budget: time to train: 20, 90s, 2h.")
+@click.option("--flops", type=FLOPS, metavar="C", help="Or compute to spend: 1e15.")
+@click.option("--tokens", type=COUNT, metavar="D", help="Or tokens to see: 50M.")
+@click.option("--steps", type=STEPS, metavar="N", help="Or optimizer steps.")
+@click.option("--arch", type=click.Choice(["transformer", "rnn", "lstm", "gru"]), help="Default: transformer.")
+@click.option("--params", type=COUNT, metavar="N", help="Parameters. Default: compute-optimal.")
+@click.option("--model", "base", metavar="MODEL", help="Fine-tune these weights, with their tokenizer.")
+@click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train adapters of this rank; with --model.")
+@click.option("--context", type=TOKENS, metavar="TOKENS", help="Of a row. Default: grows with the model.")
+@click.option("--batch-size", type=ROWS, metavar="ROWS", help="Sequences a step.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), metavar="RATE",
+              help="At its highest; it ends at a tenth.")  # fmt: skip
+@click.option("--train-dtype", type=click.Choice(["auto", "fp32", "amp"]),
+              help="amp: products in bfloat16. Default: amp where that is faster here.")  # fmt: skip
+@click.option("--seed", type=int, metavar="N", help="Of the weights, the order of the data and dropout.")
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="A configuration in TOML: a run's config.toml, or of `nextword plan budget --out`.")  # fmt: skip
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
+              help="Any key of the configuration: train.dropout=0.1. Repeatable.")  # fmt: skip
+@click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER", help="Default: runs/<arch>-<parameters>.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and measurement as JSON.")
-@click.pass_context
 def command(
-    click_context: click.Context, /, data: tuple[str, ...], sample: str | None, tensorboard: bool, dry_run: bool,
-    as_json: bool, **wishes: Any,
+    data: tuple[str, ...], config: Path | None, assignments: tuple[str, ...], out: Path | None, dry_run: bool,
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train a language model on DATA: files or folders of .txt, .md, .jsonl, .parquet, or hf:owner/name.
 
     The budget is the one dial: this machine is measured, a compute-optimal model chosen and a tokenizer made for
-    the text. The plan is printed before, and beside what was measured after. Ctrl-C writes a checkpoint.
+    the text. The plan is printed before, and beside what was measured after. Ctrl-C writes a checkpoint. Everything
+    else is a key of the configuration (--config, --set), which docs/train.md lists.
 
     \b
     Examples:
       nextword train books/ --minutes 20
-      nextword train books/ --minutes 20 --model lstm --match params
-      nextword train notes.md --from smollm2-135m-instruct --lora 8 --minutes 5
+      nextword train books/ --minutes 20 --arch lstm --set train.dropout=0.1
+      nextword train notes.md --model smollm2-135m-instruct --lora 8 --minutes 5
+      nextword train books/ --config runs/transformer-1.20M/config.toml --out again
       torchrun --nproc-per-node 2 -m nextword train books/ --minutes 20
       nextword complete --model runs/transformer-1.20M "Once upon a time"
     """
     if not data:
         raise UsageError("give the text to train on: files, folders or hf:owner/name, such as: nextword train books/")
-    from ..train.distributed import one_voice
+    given = {name: value for name, value in options.items() if value is not None}
+    with _options_named(given):
+        settings = run_config(config, given, assignments)
+        from ..train.distributed import one_voice
 
-    with one_voice(), options_named(click_context):
-        check_options(click_context)
-        _train(_request(data, wishes), sample, tensorboard, dry_run, as_json)
+        with one_voice():
+            _train(settings, data, out, dry_run, as_json)
 
 
-def _train(request: Request, sample: str | None, tensorboard: bool, dry_run: bool, as_json: bool) -> None:
-    from ..train import pipeline
+def run_config(file: Path | None, given: dict[str, Any], assignments: tuple[str, ...] = ()) -> RunConfig:
+    """The configuration in `file`, with the options of the command line and each KEY=VALUE in place of its own."""
+    table = read_toml(file) if file is not None else {}
+    budgets = [f"--{name}" for name in BUDGETS if name in given]
+    if len(budgets) > 1:
+        raise UsageError(f"{' and '.join(budgets)} are budgets of their own; give one")
+    if budgets and isinstance(train := table.get("train"), dict):
+        for name in BUDGETS:
+            train.pop(name, None)
+    if "arch" in given and "spec" in table.get("model", {}):
+        raise UsageError(f"--arch has no effect: {file} has the model's shape in [model.spec]")
+    for name, value in given.items():
+        section, _, key = _KEYS[name].partition(".")
+        table.setdefault(section, {})[key] = value / 60 if name == "minutes" else value
+    set_values(table, assignments)
+    try:
+        return RunConfig.from_dict(table)
+    except FieldError:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}" if file is not None else str(error)) from None
+
+
+@contextmanager
+def _options_named(given: dict[str, Any]) -> Iterator[None]:
+    """Say --learning-rate for train.learning_rate in the errors of the block, where that option was given."""
+    try:
+        yield
+    except FieldError as error:
+        options = {_KEYS[name]: "--model" if name == "base" else f"--{name.replace('_', '-')}" for name in given}
+        named = next((option for key, option in options.items() if error.name in (key, key.partition(".")[2])), None)
+        raise UsageError(error.said_as(named or error.name)) from None
+
+
+def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: bool, as_json: bool) -> None:
+    from ..train.distributed import this_process
+    from ..train.pipeline import prepare_run
     from ..weights.catalogue import cache_folder
     from ._console import messages
-    from .train_display import Display, print_plan, print_report
+    from .train_display import print_plan
 
-    def say(text: str) -> None:
-        messages().print(text, style="dim")
-
-    session = pipeline.start(request, cache_folder(), say)
-    if session.process.first and not as_json:
-        print_plan(session)
-    if dry_run:
-        if as_json:
-            emit(session.folder, session.record, None)
-        return
-    display = Display(session, sample, tensorboard)
-    with display:
-        outcome, measured = pipeline.train(session, display)
-    if not session.process.first:
-        return
-    finish(session, outcome, measured, as_json, print_report)
+    run = prepare_run(config, data, out, cache_folder(), lambda text: messages().print(text, style="dim"))
+    first = this_process().first
+    if first and not as_json:
+        print_plan(run)
+    if not dry_run:
+        train(run, as_json)
+    elif first and as_json:
+        emit(run.folder, run.record, None)
 
 
-def finish(session: Session, outcome: Any, measured: Any, as_json: bool, print_report: Any) -> None:
-    """What is said at a run's end."""
+def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
+    """Train a prepared run on the terminal, and print what it measured; `how` goes on to `train_run`."""
+    import torch
+
+    from ..train import calibration
+    from ..train.distributed import this_process
+    from ..train.memory import keep_freed_memory
+    from ..train.run import train_run
+    from .train_display import Display
+
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    with Display(run) as display:
+        result = train_run(run.record.config, run.data, run.folder, display, record=run.record, **how)
+    if this_process().first:
+        if result.measured is not None:
+            calibration.remember(result.folder, result.record, result.measured)
+        _finish(result, as_json)
+
+
+def _finish(result: RunResult, as_json: bool) -> None:
+    """What is printed at a run's end."""
+    from ..train.run_dir import resume_command
     from ._console import messages
+    from .train_display import print_report
 
+    folder, record, outcome = result.folder, result.record, result.outcome
     if outcome.interrupted:
-        from ..train.run_dir import resume_command
-
         messages().print(
-            f"stopped after step {outcome.steps:,} of {session.run.steps:,}; the model so far is in {session.folder}."
-            f" Go on: {resume_command(session.folder)}", soft_wrap=True,
+            f"stopped after step {outcome.steps:,} of {record.current.train.steps:,}; the model so far is in {folder}."
+            f" Resume: {resume_command(folder)}", soft_wrap=True,
         )  # fmt: skip
         raise KeyboardInterrupt
     if as_json:
-        emit(session.folder, session.record, measured)
-    elif measured is not None:
-        print_report(session.record.expected, measured, session.folder)
-    draw_curve(session.folder)  # last: a full disk must not keep the report back
+        emit(folder, record, result.measured)
+    elif result.measured is not None:
+        print_report(record.expected, result.measured, folder)
+    draw_curve(folder)  # last: a full disk must not keep the report back
 
 
 def draw_curve(folder: Path) -> None:
@@ -162,35 +193,10 @@ def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:
     emit_json(
         {
             "folder": str(folder),
-            "run": record.run.to_dict(),
+            "config": record.config.to_dict(),
             "predicted": asdict(record.expected) if record.expected else None,
             "measured": asdict(measured) if measured else None,
             "units": {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s",
                       "nats_per_token": "nats/token", "bits_per_byte": "bits/byte"},
         }
     )  # fmt: skip
-
-
-def _request(data: tuple[str, ...], wishes: dict[str, Any]) -> Request:
-    from ..train.pipeline import Request
-    from ..train.planning import Budget, check_batch
-
-    changes = {name: wishes[name] for name in _CHANGES if wishes[name] is not None}
-    if wishes["within_documents"]:
-        changes["across_documents"] = False
-    if wishes["carry_state"]:
-        changes["carry_state"] = True
-    request = Request(
-        data=data,
-        budget=Budget(wishes["minutes"], wishes["flops"], wishes["tokens"]),
-        changes=changes,
-        lora=wishes["lora"] or 0,
-        compile=wishes["compiled"],
-        **{name: wishes[name] for name in (
-            "kind", "match", "count", "config", "tokenizer", "vocabulary", "context", "holdout", "skip_bad", "column",
-            "encoding",
-            "start_from", "precision", "device", "threads", "out", "shard", "guard", "keep", "checkpoint_every",
-            "evaluate_every")},
-    )  # fmt: skip
-    check_batch(wishes["batch"], wishes["micro_batch"], processes())
-    return request

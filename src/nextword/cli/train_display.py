@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base import units
 from ..plan import parameters
+from ..spec import ModelSpec
+from ..train.callbacks import Callbacks, TrainStep
 from ._console import messages, output
-from .plan_tables import plain_table, rate
+from ._table import plain_table
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..train.evaluate import HeldOutLoss
-    from ..train.pipeline import Session
+    from ..train.evaluate import ValLoss
+    from ..train.pipeline import PreparedRun
     from ..train.run_dir import Measured, Prediction
-    from ..train.trainer import Step
 
 _QUIET_SECONDS = 10.0  # between lines where no terminal shows a live one
 _SAMPLE_TOKENS = 40
 
 
-def shape_line(session: Session) -> str:
+def shape_line(spec: ModelSpec) -> str:
     """The model in words."""
-    spec = session.run.model
     attention = f", {spec.heads} heads, MLP {spec.mlp_width:,}" if spec.kind == "transformer" else ""
     return f"{spec.kind}: {spec.layers} layers, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
 
@@ -34,30 +36,30 @@ def _threads(count: int) -> str:
     return f"{count} {'thread' if count == 1 else 'threads'}"
 
 
-def print_plan(session: Session) -> None:
+def print_plan(run: PreparedRun) -> None:
     """What is going to happen, on standard output."""
-    run, data, plan = session.run, session.data, session.record.prediction
-    count = parameters(run.model)
+    config, data, plan = run.record.config, run.data, run.record.prediction
+    train, tokens, count = config.train, config.total_tokens, parameters(config.spec)
     table = plain_table("", "", right=False)
     table.show_header = False
     table.title, table.title_justify, table.title_style = "the plan", "left", "bold"
-    table.add_row("  model", shape_line(session))
+    table.add_row("  model", shape_line(config.spec))
     table.add_row("  parameters", f"{count.total:,} ({count.non_embedding:,} without embedding and head)")
-    epochs = run.tokens / max(1, data.train.tokens)
+    epochs = tokens / max(1, data.train.tokens)
     table.add_row("  text", f"{units.format_count(data.train.tokens)} tokens of {data.bytes_per_token:.2f} bytes"
-                  f" ({units.format_count(data.heldout.tokens)} more held out)")  # fmt: skip
-    table.add_row("  tokens", f"{run.tokens:,}: {run.steps:,} steps of {run.batch:,} x {run.context:,};"
-                  f" {epochs:.2f} epochs, {run.tokens / count.total:.1f} a parameter")  # fmt: skip
-    table.add_row("  learning", f"{run.optimizer}, {run.learning_rate:g} to {run.final_learning_rate:g} {run.schedule}"
-                  f", {run.precision}, {_threads(session.record.threads)}")  # fmt: skip
+                  f" ({units.format_count(data.val.tokens)} more held out)")  # fmt: skip
+    table.add_row("  tokens", f"{tokens:,}: {train.steps:,} steps of {train.batch_size:,} x {train.context:,};"
+                  f" {epochs:.2f} epochs, {tokens / count.total:.1f} a parameter")  # fmt: skip
+    table.add_row("  learning", f"{train.optimizer}, {train.learning_rate:g} to {train.final_learning_rate:g}"
+                  f" {train.schedule}, {train.dtype}, {_threads(config.run.threads)}")  # fmt: skip
     if plan is not None:
-        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {rate(plan.tokens_per_second)} tokens/s,"
-                      f" {plan.share_of_peak:.0%} of the peak")  # fmt: skip
+        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {units.format_rate(plan.tokens_per_second)}"
+                      f" tokens/s, {plan.share_of_peak:.0%} of the peak")  # fmt: skip
         table.add_row("  memory", units.format_bytes(plan.memory))
-        if not session.record.origin:
+        if not config.model.base:
             table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}:"
                           f" {plan.interval_is or 'assumed'}), {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
-    table.add_row("  folder", str(session.folder))
+    table.add_row("  folder", str(run.folder))
     output().print(table)
     output().print()
 
@@ -67,19 +69,19 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     table = plain_table("", "predicted", "measured", "off by", least=((3,),))
     rows = [
         ("time", "seconds", units.format_seconds),
-        ("tokens/s", "tokens_per_second", rate),
+        ("tokens/s", "tokens_per_second", units.format_rate),
         ("share of peak", "share_of_peak", lambda value: f"{value:.1%}"),
         ("peak memory", "memory", units.format_bytes),
         ("held-out loss, nats a token", "nats_per_token", lambda value: f"{value:.4f}"),
         ("held-out loss, bits a byte", "bits_per_byte", lambda value: f"{value:.4f}"),
     ]
     for name, key, show in rows:
-        found = getattr(measured, key)
+        value = getattr(measured, key)
         expected = getattr(plan, key) if plan is not None else None
         known = expected is not None and expected == expected
-        off = f"{expected / found - 1:+.1%}" if known and found else ""
+        off = f"{expected / value - 1:+.1%}" if known and value else ""
         error = f" ± {measured.error:.4f}" if key == "nats_per_token" and measured.error is not None else ""
-        table.add_row(name, show(expected) if known else "", show(found) + error, off)
+        table.add_row(name, show(expected) if known else "", show(value) + error, off)
     if measured.nats_before is not None:
         table.add_row("held-out loss before training", "", f"{measured.nats_before:.4f}", "")
     console = output()
@@ -95,17 +97,26 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     )
 
 
-class Display:
-    """Shows a run on standard error: one live line on a terminal, a line now and then elsewhere."""
+class Display(Callbacks):
+    """A run on standard error: one live line on a terminal, a line now and then elsewhere. The first Ctrl-C stops it.
 
-    def __init__(self, session: Session, sample: str | None = None, tensorboard: bool = False) -> None:
-        self.session, self.prompt = session, sample
-        self.live = session.process.first and messages().is_terminal and not messages().is_dumb_terminal
-        self.steps = session.run.steps
+    The first Ctrl-C (or SIGTERM) ends training after the step under way, with a checkpoint; a second one at once.
+    """
+
+    def __init__(self, run: PreparedRun) -> None:
+        from ..train.distributed import this_process
+
+        self.run, self.first = run, this_process().first
+        self.config = run.record.current
+        self.steps = self.config.train.steps
+        self.live = self.first and messages().is_terminal and not messages().is_dumb_terminal
         self.loss: float | None = None
-        self.heldout: float | None = None
-        self.began, self.spoke, self.first_step = time.perf_counter(), time.perf_counter(), -1
-        self.events = _Events(session.folder) if tensorboard and session.process.first else None
+        self.val_loss: float | None = None
+        self.start = self.last_line = time.perf_counter()
+        self.first_step = -1
+        self.events = _Events(run.folder) if self.config.run.tensorboard and self.first else None
+        self.interrupted = False
+        self._handlers: dict[int, Any] = {}
         self._progress: Any = None
 
     def __enter__(self) -> Display:
@@ -126,10 +137,30 @@ class Display:
         if self.events is not None:
             self.events.close()
 
-    def stepped(self, step: Step) -> None:
-        """Move the line on."""
+    # ---- Ctrl-C
+
+    def on_start(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_end(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def should_stop(self) -> bool:
+        return self.interrupted
+
+    # ---- what is printed
+
+    def on_step(self, step: TrainStep) -> None:
         if self.first_step < 0:
-            self.first_step, self.began = step.step, time.perf_counter() - step.seconds
+            self.first_step, self.start = step.step, time.perf_counter() - step.seconds
         self.loss = step.loss if self.loss is None or self.loss != self.loss else 0.9 * self.loss + 0.1 * step.loss
         if self.events is not None:
             self.events.write(step.step, loss=step.loss, learning_rate=step.learning_rate, norm=step.gradient_norm)
@@ -137,60 +168,50 @@ class Display:
         if self._progress is not None:
             self._progress.update(
                 self._task, total=self.steps, completed=step.step + 1,
-                description=f"step {step.step + 1:,}/{self.steps:,}",
-                status=self._status(step, now),
+                description=f"step {step.step + 1:,}/{self.steps:,}", status=self._status(step, now),
             )  # fmt: skip
-        elif self.session.process.first and now - self.spoke > _QUIET_SECONDS:
-            self.spoke = now
+        elif now - self.last_line > _QUIET_SECONDS:
+            self.last_line = now
             messages().print(f"step {step.step + 1:,}/{self.steps:,}: {self._status(step, now)}")
 
-    def _status(self, step: Step, now: float) -> str:
-        done = step.step + 1 - self.first_step
-        a_step = (now - self.began) / done
+    def _status(self, step: TrainStep, now: float) -> str:
+        a_step = (now - self.start) / (step.step + 1 - self.first_step)
         left = a_step * (self.steps - step.step - 1)
-        said = [f"loss {self.loss:.3f}"]
-        if self.heldout is not None:
-            said.append(f"held out {self.heldout:.3f}")
-        said += [f"{rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
-        plan = self.session.record.expected
-        if plan is not None:
-            said.append(f"of {units.format_seconds(plan.seconds)} planned")
-        said.append(units.format_bytes(_resident()))
-        return ", ".join(said)
+        parts = [f"loss {self.loss:.3f}"]
+        if self.val_loss is not None:
+            parts.append(f"held out {self.val_loss:.3f}")
+        parts += [f"{units.format_rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
+        if (plan := self.run.record.expected) is not None:
+            parts.append(f"of {units.format_seconds(plan.seconds)} planned")
+        return ", ".join([*parts, units.format_bytes(_resident())])
 
-    def evaluated(self, step: int, loss: HeldOutLoss) -> None:
-        """Remember the held-out loss, and say it."""
-        self.heldout = loss.nats_per_token
+    def on_evaluation(self, step: int, loss: ValLoss) -> None:
+        self.val_loss = loss.nats_per_token
         if self.events is not None:
-            self.events.write(step, heldout=loss.nats_per_token)
+            self.events.write(step, val=loss.nats_per_token)
         error = f" ± {loss.error:.3f}" if loss.error is not None else ""
         messages().print(
             f"step {step:,}: held-out loss{' on a sample' if loss.sample else ''} {loss.nats_per_token:.4f}{error}"
             f" nats a token, {loss.bits_per_byte:.4f} bits a byte"
         )
 
-    def saved(self, step: int, folder: Path) -> None:
-        """Checkpoints are silent."""
-
-    def shortened(self, steps: int) -> None:
-        """The run has `steps` steps now."""
+    def on_steps_changed(self, steps: int) -> None:
         self.steps = steps
 
-    def said(self, message: str) -> None:
-        """A remark of the trainer."""
+    def on_message(self, message: str) -> None:
         messages().print(message, style="yellow")
 
-    def sample(self, step: int, model: nn.Module) -> None:
-        """Complete a prompt with the model as it is."""
+    def on_sample(self, step: int, model: nn.Module) -> None:
         from ..engine import Engine, Request, SamplingParams, StopConfig
         from ..models.backend import TorchBackend
+        from ..text import tokenizer_from_folder
 
-        tokenizer = self.session.tokenizer()
-        prompt = tokenizer.encode(self.prompt) if self.prompt else [min(tokenizer.stop_ids, default=0)]
-        stop = StopConfig(min(_SAMPLE_TOKENS, max(1, self.session.run.context - len(prompt) - 1)))
+        tokenizer, prompt = tokenizer_from_folder(self.run.folder), self.config.run.sample_prompt
+        ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
+        stop = StopConfig(min(_SAMPLE_TOKENS, max(1, self.config.train.context - len(ids) - 1)))
         engine = Engine(TorchBackend(model), tokenizer)  # type: ignore[arg-type]
-        steps = engine.submit(Request(tuple(prompt), SamplingParams(temperature=0.8, seed=0), stop))
-        text = " ".join(((self.prompt or "") + "".join(step.text for step in steps)).split())
+        tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
+        text = " ".join((prompt + "".join(token.text for token in tokens)).split())
         messages().print(f"step {step:,}: {text}", style="italic")
 
 

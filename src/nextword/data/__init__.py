@@ -1,9 +1,10 @@
 """Text files into shards of tokens, and those into batches whose position is a function of seed and step."""
 
+from .dataset import Dataset, open_dataset
 from .documents import Document, Faults, Sources, check_encoding, find_sources, read_documents
 from .order import permute
 from .packing import best_fit
-from .shards import Dataset, measure_bytes_per_token, open_dataset, prepare, prepare_in
+from .shards import measure_bytes_per_token, prepare, prepare_in
 from .streams import IGNORED, TokenStream
 from .tokenizer_training import save_tokenizer, train_tokenizer
 from .windows import Batch, Windows

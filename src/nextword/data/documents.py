@@ -57,7 +57,7 @@ class Faults:
     skip: bool = False
     count: int = 0
 
-    def meet(self, message: str, fix: str = "Mend it, or skip such rows with --skip-bad") -> None:
+    def meet(self, message: str, fix: str = "Fix it, or skip such rows: --set data.skip_invalid=true") -> None:
         """Count it, or raise UsageError with it."""
         if not self.skip:
             raise UsageError(f"{message}. {fix}")
@@ -144,7 +144,7 @@ def check_encoding(name: str) -> str:
             return found.name
     except LookupError:
         pass
-    raise UsageError(f"--encoding {name}: not a known encoding. Such as utf-8, latin-1, cp1252, utf-16")
+    raise UsageError(f"encoding {name!r} is not known. Give one such as utf-8, latin-1, cp1252, utf-16")
 
 
 def _kind(path: Path) -> str | None:
@@ -165,7 +165,7 @@ def _is_binary(path: Path, encoding: str) -> bool:
 
 
 def read_documents(
-    path: Path, faults: Faults | None = None, column: str | None = None, encoding: str = "utf-8"
+    path: Path, faults: Faults | None = None, column: str = "", encoding: str = "utf-8"
 ) -> Iterator[Document]:
     """The documents of one file: one a row, or the whole text file, in parts where it is longer than `PIECE`.
 
@@ -188,10 +188,9 @@ def _guarded(path: Path, faults: Faults, read: Callable[[IO[bytes]], Iterator[An
         with _opened(path) as file:
             yield from read(file)
     except _UndecodableError as error:
-        fix = "Name its encoding, such as --encoding latin-1, or skip such files with --skip-bad"
-        faults.meet(f"{path}, {error}", fix)
+        faults.meet(f"{path}, {error}", _fix_encoding("files"))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        faults.meet(f"{path}: not a whole gzip file ({error})")
+        faults.meet(f"{path}: an incomplete gzip file ({error})")
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
 
@@ -204,6 +203,10 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 yield inner  # type: ignore[misc]
         else:
             yield file
+
+
+def _fix_encoding(what: str) -> str:
+    return f"Name its encoding, such as --set data.encoding=latin-1, or skip such {what}: --set data.skip_invalid=true"
 
 
 class _UndecodableError(Exception):
@@ -256,7 +259,7 @@ def _decode(decoder: codecs.IncrementalDecoder, data: bytes, line: int, name: st
         raise _UndecodableError(f"line {line}: not valid {name.upper()} (byte 0x{byte:02X})") from None
 
 
-def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None, encoding: str) -> Iterator[Document]:
+def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str, encoding: str) -> Iterator[Document]:
     name = codecs.lookup(encoding).name
     for number, line in enumerate(file, 1):
         if not line.strip():
@@ -269,7 +272,7 @@ def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None,
             byte = error.object[error.start]
             faults.meet(
                 f"{path}, line {number}: not valid {name.upper()} (byte 0x{byte:02X})",
-                "Name its encoding, such as --encoding latin-1, or skip such rows with --skip-bad",
+                _fix_encoding("rows"),
             )
             continue
         except UnicodeEncodeError:
@@ -283,7 +286,7 @@ def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str | None,
             yield Document(text, f"{path}:{number}")
 
 
-def _column(row: object, column: str | None) -> str:
+def _column(row: object, column: str) -> str:
     if not isinstance(row, dict):
         raise KeyError(f"a row is a {type(row).__name__}, not an object")
     names = (column,) if column else COLUMNS
@@ -291,10 +294,10 @@ def _column(row: object, column: str | None) -> str:
         if isinstance(row.get(name), str):
             return str(row[name])
     known = ", ".join(map(str, list(row)[:12]))
-    raise KeyError(f"no text in {' or '.join(map(repr, names))}; the row has: {known}. Name it with --column")
+    raise KeyError(f"no text in {' or '.join(map(repr, names))}; the row has: {known}. Name it: --set data.column=NAME")
 
 
-def _read_parquet(path: Path, faults: Faults, column: str | None) -> Iterator[Document]:
+def _read_parquet(path: Path, faults: Faults, column: str) -> Iterator[Document]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -306,7 +309,7 @@ def _read_parquet(path: Path, faults: Faults, column: str | None) -> Iterator[Do
         wanted = [name for name in ((column,) if column else COLUMNS) if name in names]
         if not wanted:
             raise UsageError(f"{path}: no column {column or ' or '.join(COLUMNS)}; it has {', '.join(names)}."
-                             " Name it with --column")  # fmt: skip
+                             " Name it: --set data.column=NAME")  # fmt: skip
         number = 0
         for batch in table.iter_batches(batch_size=256, columns=wanted[:1]):
             for cell in batch.column(0):
@@ -317,7 +320,7 @@ def _read_parquet(path: Path, faults: Faults, column: str | None) -> Iterator[Do
                 elif value.strip():
                     yield Document(value, f"{path}:{number}")
     except (pyarrow.ArrowException, OSError) as error:
-        faults.meet(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})")
+        faults.meet(f"{path}: an incomplete Parquet file ({str(error).splitlines()[0]})")
 
 
 def _value(cell: Any) -> object:

@@ -38,13 +38,7 @@ def hash_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def check_share(share: float) -> None:
-    """Raise UsageError unless `share` of a text can be held out."""
-    if not 0 < share < 0.9:
-        raise UsageError(f"--holdout {share}: the share to hold out lies between 0 and 0.9")
-
-
-def choose_heldout(documents: Iterable[Document], share: float, shift: int = 0) -> frozenset[int]:
+def choose_val(documents: Iterable[Document], share: float, shift: int = 0) -> frozenset[int]:
     """The hashes, less their lowest `shift` bits, of the texts to hold out: about `share` of these texts' characters.
 
     Equal texts have one hash, so they stay together. In the order of their hashes, which is chance, texts are taken

@@ -6,20 +6,19 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..base import UsageError, atomic_write
+from ..plan.run_config import FEWEST_IDS
 from ..text import Tokenizer, tokenizer_from_folder
 
-TokenizerKind = Literal["bpe", "bytes", "characters"]
-KINDS: tuple[TokenizerKind, ...] = ("bpe", "bytes", "characters")
+TOKENIZERS = ("bpe", "bytes", "characters")
 END, UNKNOWN = "<|endoftext|>", "<|unk|>"  # END has id 0
-_LEAST = 257  # every byte and the end of text
 # Runs of letters with what leads into them, up to three digits, punctuation, line ends: as Llama 3 and GPT-4 cut.
 _SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(texts: Iterable[str], kind: TokenizerKind = "bpe", vocabulary: int = 4096) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocabulary: int = 4096) -> Tokenizer:
     """A tokenizer of `kind` with at most `vocabulary` tokens, trained on `texts`; id 0 ends a document.
 
     "bpe": byte-level byte-pair encoding, no text is unknown. "bytes": 256 bytes and the end. "characters": those of
@@ -29,8 +28,8 @@ def train_tokenizer(texts: Iterable[str], kind: TokenizerKind = "bpe", vocabular
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from tokenizers.pre_tokenizers import Split
 
-    if kind not in KINDS:
-        raise UsageError(f"tokenizer {kind!r} is not known. Kinds made here: {', '.join(KINDS)}")
+    if kind not in TOKENIZERS:
+        raise UsageError(f"tokenizer {kind!r} is not known. Made here: {', '.join(TOKENIZERS)}")
     if kind == "characters":
         tokens = [END, UNKNOWN, *sorted({character for text in texts for character in text})]
         engine = Engine(models.BPE(vocab=_numbered(tokens), merges=[], unk_token=UNKNOWN))
@@ -42,8 +41,10 @@ def train_tokenizer(texts: Iterable[str], kind: TokenizerKind = "bpe", vocabular
         engine = Engine(models.BPE(vocab=_numbered([END, *alphabet]), merges=[]))
         engine.pre_tokenizer = whole
     else:
-        if vocabulary < _LEAST:
-            raise UsageError(f"a byte-level vocabulary has at least {_LEAST} tokens, not {vocabulary}; or use bytes")
+        if vocabulary < FEWEST_IDS:
+            raise UsageError(
+                f"a byte-level vocabulary has at least {FEWEST_IDS} tokens, not {vocabulary}; or use bytes"
+            )
         from tokenizers import Regex
 
         engine = Engine(models.BPE())

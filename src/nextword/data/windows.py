@@ -37,8 +37,8 @@ class Windows:
     where they do not fill them.
 
     Either way an epoch has every token of a document and its end as target once (streams.py says what is read and what
-    predicted), but for a rest of the stream that is shorter than a window. Unless `across_documents`, batches number
-    the segments of a row, and no token is predicted from another document's.
+    predicted), but for a rest of the stream that is shorter than a window. With `mask_documents` batches
+    number the segments of a row, and no token is predicted from another document's.
 
     Raises UsageError if the stream has not one window, and later if it has not one batch.
     """
@@ -49,7 +49,7 @@ class Windows:
         context: int,
         seed: int,
         packing: Packing = "stream",
-        across_documents: bool = True,
+        mask_documents: bool = False,
     ) -> None:
         if context < 1:
             raise UsageError(f"a window needs a context of at least one token, not {context}")
@@ -61,7 +61,7 @@ class Windows:
                 f" {context + 1:,}. Give more text, or a shorter context"
             )
         self.stream, self.context, self.seed = stream, context, seed
-        self.across_documents = across_documents
+        self.mask_documents = mask_documents
         self._pieces = pack(stream.segments, context) if packing == "best-fit" else None
         if self._pieces is not None and not self._pieces.count:
             raise UsageError("no document of the text has two tokens, so there is nothing to predict. Give more text")
@@ -140,7 +140,7 @@ class Windows:
         """Rows that begin at `starts` of the stream, which goes round."""
         positions = (starts[:, None] + np.arange(self.context)) % self.stream.tokens
         inputs, targets = self.stream.take(positions), self.stream.following(positions)
-        if self.across_documents:
+        if not self.mask_documents:
             return Batch(inputs, targets, None)
         begins = positions == self.stream.segments.starts[self.stream.segment_of(positions)]
         begins[:, 0] = False
@@ -154,7 +154,7 @@ class Windows:
         targets = np.full(positions.shape, IGNORED, np.int64)
         inputs[filled] = self.stream.take(positions[filled])
         targets[filled] = self.stream.following(positions[filled])
-        if self.across_documents:
+        if not self.mask_documents:
             return Batch(inputs, targets, None)
         documents = np.zeros(positions.shape, np.int32)
         for row, (begin, end) in enumerate(

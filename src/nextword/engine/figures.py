@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..base import check_picture, figure_class, save_picture
+from ..base.pictures import GREY, INK, PALE, heat
 from .display import bits, label, mass, percent, rows, visible
 from .results import NextTokenDistribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_HEAT = ("#3b6fd4", "#2f9fbe", "#3fa36b", "#e08a1e", "#d8453e")  # temperatures 1/4, 1/2, 1, 2, 4
-_GREY, _PALE, _INK = "#8a8f98", "#e6e8ec", "#23262b"
 
 
 def plot_next(distributions: Sequence[NextTokenDistribution], path: Path | str) -> None:
@@ -40,15 +37,15 @@ def next_figure(distributions: Sequence[NextTokenDistribution]) -> Figure:
         shares = [row.shares[place] for row in shown]
         _panel(panel, distribution, shares, full)
     # parse_math: a dollar sign is a dollar sign, not the beginning of a formula
-    panels[0].set_yticks(range(len(names)), names, fontsize=10, family="monospace", color=_INK, parse_math=False)
-    panels[0].get_yticklabels()[-1].set_color(_GREY)
+    panels[0].set_yticks(range(len(names)), names, fontsize=10, family="monospace", color=INK, parse_math=False)
+    panels[0].get_yticklabels()[-1].set_color(GREY)
     panels[0].invert_yaxis()
-    figure.suptitle(_title(distributions[0].prompt), fontsize=13, fontweight="bold", color=_INK, x=0.02, ha="left")
+    figure.suptitle(_title(distributions[0].prompt), fontsize=13, fontweight="bold", color=INK, x=0.02, ha="left")
     return figure
 
 
 def _panel(panel: Axes, distribution: NextTokenDistribution, shares: Sequence[float | None], full: float) -> None:
-    colour = _colour(distribution.temperature)
+    colour = heat(distribution.temperature)
     places = range(len(shares))
     panel.barh(places, [share or 0.0 for share in shares], height=0.72, color=colour)
     # 'others' may be far larger than any token: it is drawn up to the edge, and its number says the rest
@@ -57,13 +54,13 @@ def _panel(panel: Axes, distribution: NextTokenDistribution, shares: Sequence[fl
         [len(shares)],
         [min(distribution.tail_mass, edge)],
         height=0.72,
-        color=_PALE,
+        color=PALE,
         hatch="////",
         edgecolor="white",
     )
     for place, share in zip(places, shares, strict=True):
         text = "·" if share is None else percent(share)
-        panel.text((share or 0.0) + full * 0.02, place, text, va="center", fontsize=8.5, color=_INK)
+        panel.text((share or 0.0) + full * 0.02, place, text, va="center", fontsize=8.5, color=INK)
     inside = distribution.tail_mass > full
     panel.text(
         full * 0.02 + (0.0 if inside else distribution.tail_mass),
@@ -71,7 +68,7 @@ def _panel(panel: Axes, distribution: NextTokenDistribution, shares: Sequence[fl
         percent(distribution.tail_mass) + (" →" if distribution.tail_mass > edge else ""),
         va="center",
         fontsize=8.5,
-        color=_INK,
+        color=INK,
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"} if inside else None,
     )
     panel.set_xlim(0, edge)
@@ -79,20 +76,14 @@ def _panel(panel: Axes, distribution: NextTokenDistribution, shares: Sequence[fl
     panel.set_title(label(distribution), fontsize=12, fontweight="bold", color=colour, loc="left", pad=22)
     entropy = f"{bits(distribution.entropy):.2f} bits ({distribution.entropy:.2f} nats)"
     summary = f"{entropy}, 90% in {mass(distribution)}"
-    panel.text(0, 1.015, summary, transform=panel.transAxes, fontsize=8, color=_GREY, va="bottom")
+    panel.text(0, 1.015, summary, transform=panel.transAxes, fontsize=8, color=GREY, va="bottom")
     panel.set_xticks([])
     panel.tick_params(axis="y", length=0)
     for side in ("top", "right", "bottom"):
         panel.spines[side].set_visible(False)
-    panel.spines["left"].set_color(_GREY)
+    panel.spines["left"].set_color(GREY)
 
 
 def _title(prompt: str) -> str:
     text = visible(prompt).replace("␣", " ")
     return text if len(text) <= 60 else "…" + text[-59:]
-
-
-def _colour(temperature: float) -> Any:
-    if temperature <= 0:
-        return _HEAT[0]
-    return _HEAT[min(max(round(math.log2(temperature)) + 2, 0), len(_HEAT) - 1)]

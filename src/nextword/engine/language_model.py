@@ -13,9 +13,9 @@ import numpy as np
 from ..base import UsageError
 from ..models.backend import TorchBackend
 from ..spec import ModelSpec
-from ..weights import Dtype, Loaded
-from ..weights import load as load_weights
 from ..weights.catalogue import DEFAULT_MODEL
+from ..weights.loading import Dtype, Loaded
+from ..weights.loading import load as load_weights
 from .checks import known, shown, whole
 from .engine import Engine
 from .handles import Stream

@@ -1,33 +1,19 @@
 """One file per family of models: config.json ↔ ModelSpec ↔ GGUF metadata, and the names of tensors in both directions.
 
-To add a family, write its file and name it here, and add a row to tests/families/test_families.py. No torch here.
+To add a family, write its file and name it here, and add a row to tests/family_cases.py. No torch here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..spec import MOST, MOST_LAYERS, ModelKind, ModelSpec
-from . import (
-    deepseek,
-    gemma,
-    gpt2,
-    gpt_neox,
-    gpt_oss,
-    granite,
-    llama,
-    mixtral,
-    olmo2,
-    phi3,
-    qwen,
-    recurrent,
-    smollm3,
-)
-from .common import GGUF, Config, Family, checked
+from ..spec import ModelSpec
+from . import deepseek, gemma, gpt2, gpt_neox, gpt_oss, granite, llama, mixtral, olmo2, phi3, qwen, recurrent, smollm3
+from .common import GGUF, Family, checked
 from .gpt_oss import experts_in_4_bits
 from .names import FileTensor, Names, Parameter
 
@@ -35,8 +21,10 @@ from .names import FileTensor, Names, Parameter
 _MODULES = (
     llama, qwen, gemma, olmo2, gpt2, gpt_neox, phi3, smollm3, granite, mixtral, gpt_oss, recurrent, deepseek
 )  # fmt: skip
-FAMILIES: dict[str, Family] = {family.model_type: family for module in _MODULES for family in module.FAMILIES}
-LOADABLE: dict[str, Family] = {name: family for name, family in FAMILIES.items() if family.names}
+FAMILIES: dict[str, Family] = {
+    name: family for module in _MODULES for family in module.FAMILIES for name in (family.model_type, *family.aliases)
+}
+LOADABLE: dict[str, Family] = {name: family for name, family in FAMILIES.items() if not family.plan_only}
 
 
 def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> ModelSpec:
@@ -58,11 +46,9 @@ def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> Mo
 def loadable_family(model_type: str) -> Family:
     """The family of config.json's `model_type`. Raises UsageError for one that nextword cannot run."""
     if model_type not in LOADABLE:
-        only_planned = " It can be planned only" if model_type in FAMILIES else ""
-        raise UsageError(
-            f"model type {model_type!r} is not one nextword runs.{only_planned or closest(model_type, LOADABLE)}"
-            f"{'.' if only_planned else ''} Runs: {', '.join(LOADABLE)}"
-        )
+        problem = "can be planned, but not run" if model_type in FAMILIES else "is not one nextword runs"
+        near = closest(model_type, LOADABLE)
+        raise UsageError(f"model type {model_type!r} {problem}.{near} Runs: {', '.join(LOADABLE)}")
     return LOADABLE[model_type]
 
 
@@ -79,7 +65,7 @@ def family_of(spec: ModelSpec) -> Family:
     for family in LOADABLE.values():
         try:
             read = family.spec(family.config(wanted), "config.json")
-        except (UsageError, AttributeError):
+        except UsageError:
             continue
         if read == wanted:
             return family
@@ -96,13 +82,6 @@ def without_empty_windows(spec: ModelSpec) -> ModelSpec:
 
 def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
     """The ModelSpec that `to_dict` made plain. Raises UsageError that names the key; `name` is the file's."""
-    config, kind = Config(data, name), data.get("kind")
-    if kind not in get_args(ModelKind):
-        raise UsageError(f"{name}: kind is {kind!r}; known kinds are {', '.join(get_args(ModelKind))}")
-    sizes = ("vocabulary", "width", "layers", "context")
-    for key in (*sizes, "heads", "kv_heads", "head_width") if kind == "transformer" else sizes:
-        config.count(key, most=MOST_LAYERS if key == "layers" else MOST)
-    config.count("mlp_width", 0, least=0)
     try:
         spec = ModelSpec.from_dict(data)
     except UsageError as error:

@@ -1,12 +1,13 @@
 """DeepSeek-V2 (2405.04434) and V3 (2412.19437), planned only: multi-head latent attention, shared experts."""
 
-from __future__ import annotations
+from dataclasses import replace
 
-from ..spec import ExpertsSpec, LatentSpec
-from .common import BIAS_KEYS, LLAMA_KEYS, Config, Family, Fields, defaults
+from ..spec import LatentSpec
+from .common import BIAS_KEYS, LLAMA_KEYS, Family, Key, Values, defaults
+from .config import Config
 
 
-def _read(config: Config, fields: Fields) -> Fields:
+def _read(config: Config, fields: Values) -> Values:
     latent = LatentSpec(
         kv_rank=config.count("kv_lora_rank", 512),
         query_rank=config.count("q_lora_rank", 0 if "q_lora_rank" in config.values else 1536, least=0),  # null: none
@@ -14,11 +15,8 @@ def _read(config: Config, fields: Fields) -> Fields:
         plain_head_width=config.count("qk_nope_head_dim", 128),
         value_head_width=config.count("v_head_dim", 128),
     )
-    experts = ExpertsSpec(
-        count=config.count("n_routed_experts"),
-        active=config.count("num_experts_per_tok"),
-        width=config.count("moe_intermediate_size"),
-        normalize=config.flag("norm_topk_prob", False),
+    experts = replace(
+        fields["experts"],
         shared=config.count("n_shared_experts", 0, least=0),
         dense_layers=config.count("first_k_dense_replace", 0, least=0),
         correction_bias=config.values.get("model_type") == "deepseek_v3",
@@ -28,7 +26,20 @@ def _read(config: Config, fields: Fields) -> Fields:
 
 
 _KEYS = defaults(LLAMA_KEYS, head_width=1) | BIAS_KEYS
+_EXPERTS = {
+    "count": Key("n_routed_experts"),
+    "active": Key("num_experts_per_tok"),
+    "width": Key("moe_intermediate_size"),
+    "normalize": Key("norm_topk_prob", False),
+}
 FAMILIES = tuple(
-    Family(f"deepseek_{version}", f"Deepseek{version.upper()}ForCausalLM", _KEYS, read=_read)
+    Family(
+        f"deepseek_{version}",
+        f"Deepseek{version.upper()}ForCausalLM",
+        _KEYS,
+        experts=_EXPERTS,
+        read=_read,
+        plan_only=True,
+    )
     for version in ("v2", "v3")
 )

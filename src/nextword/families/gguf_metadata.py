@@ -14,56 +14,54 @@ from . import FAMILIES, without_empty_windows
 from .common import GGUF, Family, Values
 from .rope import scaling_from_gguf, scaling_to_gguf
 
-_ARCHITECTURES = {family.gguf.architecture: family for family in reversed(FAMILIES.values()) if family.gguf}
+_WITH_GGUF = [(family, family.gguf) for family in FAMILIES.values() if family.gguf]
 
 
-def family_of_gguf(metadata: Mapping[str, Any]) -> Family:
+def family_of_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> tuple[Family, GGUF]:
     """The family that a GGUF file's metadata describes. Raises UsageError for an architecture that is not known."""
     architecture = str(metadata.get("general.architecture", ""))
-    if architecture not in _ARCHITECTURES:
+    shared = [(family, gguf) for family, gguf in _WITH_GGUF if gguf.architecture == architecture]
+    if not shared:
+        known = sorted({gguf.architecture for _, gguf in _WITH_GGUF})
         raise UsageError(
-            f"GGUF architecture {architecture!r} is not one nextword runs.{closest(architecture, _ARCHITECTURES)}"
-            f" Runs: {', '.join(sorted(_ARCHITECTURES))}"
+            f"{name}: architecture {architecture!r} is not one nextword runs.{closest(architecture, known)}"
+            f" Runs: {', '.join(known)}"
         )
-    shared = [family for family in FAMILIES.values() if family.gguf and family.gguf.architecture == architecture]
-    for family in shared:
-        if (requires := _of(family).requires) and f"{architecture}.{requires}" in metadata:
-            return family
-    return shared[0]
+    special = [found for found in shared if metadata.get(f"{architecture}.{found[1].requires}")]
+    return (special or shared)[0]
 
 
-def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool) -> ModelSpec:
-    """The ModelSpec of a GGUF file's metadata; `tied` when it holds no `output.weight`."""
-    family = family_of_gguf(metadata)
-    gguf, values = _of(family), dict(metadata)
-    names = {name: f"{gguf.architecture}.{key}" for name, key in _keys(family).items()}
-    config = {name: metadata[key] for name, key in names.items() if key in metadata}
+def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool, name: str = "the GGUF file") -> ModelSpec:
+    """The ModelSpec of a GGUF file's metadata; `tied` when it holds no `output.weight`. `name` is the file's."""
+    family, gguf = family_of_gguf(metadata, name)
+    keys = {key: f"{gguf.architecture}.{theirs}" for key, theirs in _keys(family, gguf).items()}
+    config = {key: metadata[theirs] for key, theirs in keys.items() if theirs in metadata}
     config |= {"vocab_size": _vocabulary(metadata, gguf.architecture), "tie_word_embeddings": tied}
-    if scaling := scaling_from_gguf(values, gguf.architecture):
+    if scaling := scaling_from_gguf(metadata, gguf.architecture):
         config["rope_scaling"] = scaling
     if gguf.partial_rotary:
         config["partial_rotary_factor"] = _rotating_fraction(metadata, gguf.architecture)
-    spec = family.spec(config | gguf.read(values), "GGUF metadata")
+    spec = family.spec(config | gguf.read(dict(metadata)), name)
     key, width = f"{gguf.architecture}.rope.dimension_count", spec.head_width
     if spec.position == "rotary" and not gguf.partial_rotary and metadata.get(key, width) != width:
-        raise UsageError(f"{key} is {metadata[key]!r}; it must be {width}, the width of a head")
+        raise UsageError(f"{name}: {key} is {metadata[key]!r}; it must be {width}, the width of a head")
     return spec
 
 
-def gguf_metadata(spec: ModelSpec) -> tuple[Family, Values] | None:
+def gguf_metadata(spec: ModelSpec) -> tuple[GGUF, Values] | None:
     """What a file says of the model, by the first family whose metadata reads back as `spec`; None where none does.
 
     The factors of longrope are tensors of the file, in Phi-3's architecture alone.
     """
     spec, longrope = without_empty_windows(spec), spec.rope.scaling == "longrope"
     wanted = replace(spec, rope=RopeSpec(spec.rope.theta, spec.rope.fraction)) if longrope else spec
-    for family in FAMILIES.values():
-        if not family.gguf or (longrope and not family.gguf.longrope):
+    for family, gguf in _WITH_GGUF:
+        if longrope and not gguf.longrope:
             continue
         try:
-            values = _metadata(family, family.gguf, spec)
+            values = _metadata(family, gguf, spec)
             if spec_from_gguf_metadata(values, tied=spec.tied) == wanted:
-                return family, values
+                return gguf, values
         except UsageError:  # a shape that this family cannot have
             continue
     return None
@@ -71,7 +69,7 @@ def gguf_metadata(spec: ModelSpec) -> tuple[Family, Values] | None:
 
 def _metadata(family: Family, gguf: GGUF, spec: ModelSpec) -> Values:
     config = family.config(spec)
-    values = {key: config[name] for name, key in _keys(family).items() if config.get(name) is not None}
+    values = {key: config[name] for name, key in _keys(family, gguf).items() if config.get(name) is not None}
     values |= {"vocab_size": spec.vocabulary} | scaling_to_gguf(spec) | gguf.write(spec)
     if spec.position == "rotary":
         values["rope.dimension_count"] = int(spec.head_width * spec.rope.fraction)
@@ -81,15 +79,10 @@ def _metadata(family: Family, gguf: GGUF, spec: ModelSpec) -> Values:
     return {"general.architecture": gguf.architecture} | named
 
 
-def _of(family: Family) -> GGUF:
-    assert family.gguf is not None
-    return family.gguf
-
-
-def _keys(family: Family) -> dict[str, str]:
+def _keys(family: Family, gguf: GGUF) -> dict[str, str]:
     """config.json's keys, and what the metadata calls them."""
-    theta = {"rope_theta": "rope.freq_base"}
-    return theta | {key.name: key.gguf for key in family.keys.values() if key.gguf} | dict(_of(family).keys)
+    keys = (*family.keys.values(), *family.experts.values())
+    return {"rope_theta": "rope.freq_base"} | {key.name: key.gguf for key in keys if key.gguf} | dict(gguf.keys)
 
 
 def _vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:

@@ -1,44 +1,31 @@
 """GPT-2: learned positions, LayerNorm, biases, matrices stored as (in, out)."""
 
-from __future__ import annotations
-
 from ..spec import MOST_LAYERS, ModelSpec
-from .common import GGUF, MOST_HEADS, Config, Family, Fields, Values, activation, count, flag, head_width, number
+from .common import GGUF, Family, Key, Values
 from .names import GGUF_PLAIN, Names, gguf_names
 
 
-def _read(config: Config, fields: Fields) -> Fields:
-    width = config.count("n_inner", 4 * fields["width"])
-    return {"kv_heads": fields["heads"], "head_width": head_width(config, fields), "mlp_width": width}
-
-
 def _write(spec: ModelSpec) -> Values:
-    name = {"gelu_tanh": "gelu_new"}.get(spec.activation, "gelu")
-    return {"n_inner": spec.mlp_width, "activation_function": name}
+    return {"activation_function": "gelu_new"} if spec.activation == "gelu_tanh" else {}
 
 
 GPT2 = Family(
-    "gpt2",
-    "GPT2LMHeadModel",
+    "gpt2", "GPT2LMHeadModel",
     {
-        "vocabulary": count("vocab_size"),
-        "width": count("n_embd", gguf="embedding_length"),
-        "layers": count("n_layer", gguf="block_count", most=MOST_LAYERS),
-        "context": count("n_positions", 1024, "context_length"),
-        "tied": flag("tie_word_embeddings", True),
-        "heads": count("n_head", gguf="attention.head_count", most=MOST_HEADS),
-        "norm_eps": number("layer_norm_epsilon", 1e-5, "attention.layer_norm_epsilon"),
-        "activation": activation("activation_function", "gelu_new"),
+        "vocabulary": Key("vocab_size"),
+        "width": Key("n_embd", gguf="embedding_length"),
+        "layers": Key("n_layer", gguf="block_count", most=MOST_LAYERS),
+        "context": Key("n_positions", 1024, "context_length"),
+        "tied": Key("tie_word_embeddings", True),
+        "heads": Key("n_head", gguf="attention.head_count"),
+        "mlp_width": Key("n_inner", lambda config, fields: 4 * fields["width"], "feed_forward_length"),
+        "norm_eps": Key("layer_norm_epsilon", 1e-5, "attention.layer_norm_epsilon"),
+        "activation": Key("activation_function", "gelu_new"),
     },
     {
-        "position": "learned",
-        "norm": "layer",
-        "mlp": "plain",
-        "mlp_bias": True,
-        "attention_bias": True,
+        "position": "learned", "norm": "layer", "mlp": "plain", "mlp_bias": True, "attention_bias": True,
         "attention_out_bias": True,
     },
-    read=_read,
     write=_write,
     names=Names(
         {
@@ -58,6 +45,6 @@ GPT2 = Family(
         ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks
         transposed=("attention.qkv", "attention.out", "mlp.up", "mlp.down"),
     ),
-    gguf=GGUF("gpt2", gguf_names(GGUF_PLAIN), {"n_inner": "feed_forward_length"}),
-)
+    gguf=GGUF("gpt2", gguf_names(GGUF_PLAIN)),
+)  # fmt: skip
 FAMILIES = (GPT2,)

@@ -1,56 +1,33 @@
 """GPT-NeoX and Pythia: parallel attention and MLP, part of each head rotates, query/key/value by head."""
 
-from __future__ import annotations
-
-from ..spec import MOST_LAYERS, ModelSpec
-from .common import (
-    BIAS_KEYS,
-    GGUF,
-    MOST_HEADS,
-    Config,
-    Family,
-    Fields,
-    Values,
-    activation,
-    count,
-    defaults,
-    flag,
-    head_width,
-    number,
-)
+from ..spec import ModelSpec
+from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Family, Key, Values, defaults
+from .config import Config
 from .names import GGUF_PLAIN, Names, gguf_names
 from .rope import rope_from_config
 
 
-def _read(config: Config, fields: Fields) -> Fields:
+def _read(config: Config, fields: Values) -> Values:
     fraction = config.number("partial_rotary_factor", config.number("rotary_pct", 0.25))
-    rope = rope_from_config(config, config.number("rotary_emb_base", 10_000.0), fraction=fraction)
-    return {"kv_heads": fields["heads"], "head_width": head_width(config, fields), "rope": rope}
+    return {"rope": rope_from_config(config, config.number("rotary_emb_base", 10_000.0), fraction=fraction)}
 
 
 def _write(spec: ModelSpec) -> Values:
     return {"rotary_pct": spec.rope.fraction, "rotary_emb_base": spec.rope.theta}
 
 
+_SHARED = ("vocabulary", "width", "layers", "context", "tied", "heads", "mlp_width")
 GPT_NEOX = Family(
-    "gpt_neox",
-    "GPTNeoXForCausalLM",
+    "gpt_neox", "GPTNeoXForCausalLM",
     {
-        "vocabulary": count("vocab_size"),
-        "width": count("hidden_size", gguf="embedding_length"),
-        "layers": count("num_hidden_layers", gguf="block_count", most=MOST_LAYERS),
-        "context": count("max_position_embeddings", 2048, "context_length"),
-        "tied": flag("tie_word_embeddings", False),
-        "heads": count("num_attention_heads", gguf="attention.head_count", most=MOST_HEADS),
-        "mlp_width": count("intermediate_size", gguf="feed_forward_length"),
-        "norm_eps": number("layer_norm_eps", 1e-5, "attention.layer_norm_epsilon"),
-        "activation": activation("hidden_act", "gelu"),
-        "parallel": flag("use_parallel_residual", True),
+        **{name: LLAMA_KEYS[name] for name in _SHARED},
         **defaults(BIAS_KEYS, attention_bias=True, attention_out_bias=True),
+        "norm_eps": Key("layer_norm_eps", 1e-5, "attention.layer_norm_epsilon"),
+        "activation": Key("hidden_act", "gelu"),
+        "parallel": Key("use_parallel_residual", True, "use_parallel_residual"),
     },
     {"norm": "layer", "mlp": "plain", "mlp_bias": True},
-    read=_read,
-    write=_write,
+    read=_read, write=_write,
     names=Names(
         {
             "embedding": "embed_in",
@@ -70,11 +47,6 @@ GPT_NEOX = Family(
         ),
         qkv_by_head=True,
     ),
-    gguf=GGUF(
-        "gptneox",
-        gguf_names(GGUF_PLAIN),
-        {"use_parallel_residual": "use_parallel_residual", "rotary_emb_base": "rope.freq_base"},
-        partial_rotary=True,
-    ),
-)
+    gguf=GGUF("gptneox", gguf_names(GGUF_PLAIN), {"rotary_emb_base": "rope.freq_base"}, partial_rotary=True),
+)  # fmt: skip
 FAMILIES = (GPT_NEOX,)

@@ -3,15 +3,14 @@
 The published folders keep the experts' matrices in MXFP4, as `*_blocks` and `*_scales`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..base import UsageError
-from ..spec import ExpertsSpec, ModelSpec
-from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Config, Family, Fields, Values, defaults, layer_types, layer_windows
+from ..spec import ModelSpec
+from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Family, Key, Values, Windows, defaults
+from .config import Config
 from .names import gguf_names, llama_names
 from .rope import rope_from_config, scaling_from_gguf
 
@@ -19,30 +18,17 @@ _ROPE = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings"
 _CLAMPED = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 
 
-def _read(config: Config, fields: Fields) -> Fields:
+def _read(config: Config, fields: Values) -> Values:
     for key, value in _CLAMPED.items():
         if config.number(key, value) != value:
             raise UsageError(f"{config.what}: {key} is {config.values[key]!r}; nextword computes with {value} only")
-    experts = ExpertsSpec(
-        count=config.count("num_local_experts", 128),
-        active=config.count("num_experts_per_tok", 4),
-        width=fields["mlp_width"],
-        bias=True,
-    )
-    stretched = config.values.get("rope_parameters") or config.values.get("rope_scaling")
-    if not stretched:
+    if not config.values.get("rope_parameters") and not config.values.get("rope_scaling"):
         config = Config(dict(config.values) | {"rope_scaling": _ROPE}, config.what)
-    return {
-        "experts": experts,
-        "rope": rope_from_config(config, 150_000.0),
-        "windows": layer_windows(config, fields, config.window(128), lambda layer: layer % 2 == 0),
-    }
+    return {"experts": replace(fields["experts"], bias=True), "rope": rope_from_config(config, 150_000.0)}
 
 
 def _write(spec: ModelSpec) -> Values:
-    experts = spec.experts or ExpertsSpec(1, 1, spec.mlp_width)
-    keys = {"num_local_experts": experts.count, "num_experts_per_tok": experts.active, "hidden_act": "silu"}
-    return keys | _CLAMPED | layer_types(spec)
+    return {"hidden_act": "silu", **_CLAMPED}
 
 
 def _exact_yarn(metadata: Values) -> Values:
@@ -56,15 +42,19 @@ def experts_in_4_bits(config: Mapping[str, Any]) -> bool:
     return isinstance(how, Mapping) and how.get("quant_method") == "mxfp4"
 
 
-_KEYS = defaults(LLAMA_KEYS, layers=36, context=131_072, kv_heads=8, head_width=64, norm_eps=1e-5)
-del _KEYS["activation"]
+_LLAMA = defaults(LLAMA_KEYS, layers=36, context=131_072, kv_heads=8, head_width=64, norm_eps=1e-5)
 GPT_OSS = Family(
-    "gpt_oss",
-    "GptOssForCausalLM",
-    _KEYS | defaults(BIAS_KEYS, attention_bias=True, attention_out_bias=True),
+    "gpt_oss", "GptOssForCausalLM",
+    {name: key for name, key in _LLAMA.items() if name != "activation"}
+    | defaults(BIAS_KEYS, attention_bias=True, attention_out_bias=True),
     {"attention_sinks": True, "activation": "swiglu_clamped"},
-    read=_read,
-    write=_write,
+    experts={
+        "count": Key("num_local_experts", 128, "expert_count"),
+        "active": Key("num_experts_per_tok", 4, "expert_used_count"),
+        "width": Key("intermediate_size"),
+    },
+    windows=Windows(128, lambda config, fields, layer: layer % 2 == 0),
+    read=_read, write=_write,
     names=replace(
         llama_names(
             attention__sinks="self_attn.sinks",
@@ -78,15 +68,8 @@ GPT_OSS = Family(
         paired=("experts.up",),
     ),
     gguf=GGUF(
-        "gpt-oss",
-        gguf_names({"mlp_norm": "post_attention_norm"}),
-        {
-            "num_local_experts": "expert_count",
-            "num_experts_per_tok": "expert_used_count",
-            "sliding_window": "attention.sliding_window",
-        },
-        read=_exact_yarn,
-        write=lambda spec: {"expert_feed_forward_length": spec.mlp_width},
+        "gpt-oss", gguf_names({"mlp_norm": "post_attention_norm"}), {"sliding_window": "attention.sliding_window"},
+        read=_exact_yarn, write=lambda spec: {"expert_feed_forward_length": spec.mlp_width},
     ),
-)
+)  # fmt: skip
 FAMILIES = (GPT_OSS,)

@@ -1,19 +1,18 @@
 """Granite 3: Llama with multipliers of the embedding, of attention, of what layers add, and of the logits."""
 
-from __future__ import annotations
-
 from ..spec import ModelSpec
-from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Config, Family, Fields, Values, flag
+from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, MLP_BIAS, Family, Values
+from .config import Config
 from .names import gguf_names, llama_names
 
 
-def _read(config: Config, fields: Fields) -> Fields:
+def _read(config: Config, fields: Values) -> Values:
     scales = {
         "embedding_scale": config.number("embedding_multiplier", 1.0),
         "residual_scale": config.number("residual_multiplier", 1.0),
         "logit_scale": 1 / config.number("logits_scaling", 1.0),
     }
-    values: Fields = {name: None if scale == 1 else scale for name, scale in scales.items()}
+    values: Values = {name: None if scale == 1 else scale for name, scale in scales.items()}
     return values | {"attention_scale": config.number("attention_multiplier", 1.0)}
 
 
@@ -27,15 +26,9 @@ def _write(spec: ModelSpec) -> Values:
 
 
 GRANITE = Family(
-    "granite",
-    "GraniteForCausalLM",
-    LLAMA_KEYS | BIAS_KEYS | {"mlp_bias": flag("mlp_bias", False)},
-    read=_read,
-    write=_write,
-    names=llama_names(),
+    "granite", "GraniteForCausalLM", LLAMA_KEYS | BIAS_KEYS | MLP_BIAS, read=_read, write=_write, names=llama_names(),
     gguf=GGUF(
-        "granite",
-        gguf_names(paired=True),
+        "granite", gguf_names(paired=True),
         {
             "embedding_multiplier": "embedding_scale",
             "residual_multiplier": "residual_scale",
@@ -43,5 +36,5 @@ GRANITE = Family(
             "attention_multiplier": "attention.scale",
         },
     ),
-)
+)  # fmt: skip
 FAMILIES = (GRANITE,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -27,11 +26,6 @@ class FileTensor:
     swapped: tuple[int, int, int] | None = None
     transposed: bool = False
     offset: float = 0.0
-
-    @property
-    def size(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
 
     def rows_from_file(self, array: Array) -> Array:
         """`array`, with the file's order of rows, in our order."""

@@ -1,139 +1,75 @@
 """Qwen 2 and 2.5 (biases), Qwen 3 (norms of queries and keys), and their mixtures of experts."""
 
-from __future__ import annotations
+from dataclasses import replace
 
 from ..base import UsageError
-from ..spec import ExpertsSpec, ModelSpec
-from .common import (
-    BIAS_KEYS,
-    GGUF,
-    LLAMA_KEYS,
-    Config,
-    Family,
-    Fields,
-    Values,
-    defaults,
-    flag,
-    head_width,
-    layer_types,
-    layer_windows,
-)
+from ..spec import ModelSpec
+from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Family, Key, Values, Windows, defaults, head_width
+from .config import Config
 from .names import gguf_names, llama_names
 
 
-def _windows(config: Config, fields: Fields) -> Fields:
-    """Only with use_sliding_window, and then from max_window_layers on."""
-    if not config.flag("use_sliding_window", False):
-        return {"windows": ()}
-    first = config.count("max_window_layers", 28, least=0)
-    return {"windows": layer_windows(config, fields, config.window(4096), lambda layer: layer >= first)}
+def _slides(config: Config, fields: Values, layer: int) -> bool:
+    return layer >= config.count("max_window_layers", 28, least=0)
 
 
-def _window_keys(spec: ModelSpec) -> Values:
-    types = layer_types(spec)
-    use = types["sliding_window"] is not None
-    return types | {"use_sliding_window": use, "max_window_layers": 0 if use else spec.layers}
+def _write(spec: ModelSpec) -> Values:
+    return {"max_window_layers": 0 if any(spec.windows) else spec.layers}
 
 
 QWEN2 = Family(
-    "qwen2",
-    "Qwen2ForCausalLM",
-    defaults(LLAMA_KEYS, kv_heads=32),
-    {"attention_bias": True},
-    read=_windows,
-    write=_window_keys,
-    names=llama_names(),
-    gguf=GGUF("qwen2", gguf_names()),
-)
-QWEN3 = Family(
-    "qwen3",
-    "Qwen3ForCausalLM",
-    defaults(LLAMA_KEYS, kv_heads=32, head_width=128) | BIAS_KEYS,
-    {"qk_norm": "head"},
-    read=_windows,
-    write=_window_keys,
-    names=llama_names(),
-    gguf=GGUF("qwen3", gguf_names()),
-)
+    "qwen2", "Qwen2ForCausalLM", defaults(LLAMA_KEYS, kv_heads=32), {"attention_bias": True}, write=_write,
+    windows=Windows(4096, _slides, "use_sliding_window"), names=llama_names(), gguf=GGUF("qwen2", gguf_names()),
+)  # fmt: skip
+QWEN3 = replace(
+    QWEN2, model_type="qwen3", architecture="Qwen3ForCausalLM", fixed={"qk_norm": "head"},
+    keys=defaults(LLAMA_KEYS, kv_heads=32, head_width=128) | BIAS_KEYS, gguf=GGUF("qwen3", gguf_names()),
+)  # fmt: skip
 
 
 # ---- mixtures of experts
 
+_EXPERTS = {
+    "active": Key("num_experts_per_tok", 8, "expert_used_count"),
+    "width": Key("moe_intermediate_size", 768, "expert_feed_forward_length"),
+    "normalize": Key("norm_topk_prob", False),
+}
 
-def _check_layers(config: Config) -> None:
+
+def _check_layers(config: Config, fields: Values) -> Values:
     """Refuse configurations that keep plain MLPs in some layers: an ExpertsSpec has leading ones alone."""
     if config.values.get("mlp_only_layers") or config.count("decoder_sparse_step", 1) != 1:
         raise UsageError(
             f"{config.what}: mlp_only_layers and decoder_sparse_step other than 1 are not supported;"
             " all layers must be mixtures of experts"
         )
+    return {}
 
 
-def _qwen2_moe(config: Config, fields: Fields) -> Fields:
-    _check_layers(config)
-    shared = config.count("shared_expert_intermediate_size", 5632, least=0)
-    experts = ExpertsSpec(
-        count=config.count("num_experts", 60),
-        active=config.count("num_experts_per_tok", 4),
-        width=config.count("moe_intermediate_size", 1408),
-        normalize=config.flag("norm_topk_prob", False),
-        shared=1 if shared else 0,
-        shared_width=shared,
-        shared_gate=bool(shared),
-    )
-    return {"experts": experts} | _windows(config, fields)
+def _qwen2_moe(config: Config, fields: Values) -> Values:
+    width = config.count("shared_expert_intermediate_size", 5632, least=0)
+    shared = {"shared": 1 if width else 0, "shared_width": width, "shared_gate": bool(width)}
+    return {"experts": replace(fields["experts"], **shared)} | _check_layers(config, fields)
 
 
-QWEN2_MOE = Family(  # planned only
-    "qwen2_moe",
-    "Qwen2MoeForCausalLM",
-    defaults(LLAMA_KEYS, kv_heads=16) | {"attention_bias": flag("qkv_bias", True)},
-    read=_qwen2_moe,
-)
+def _count(config: Config, fields: Values) -> int:
+    return config.count("num_local_experts", 128)  # as transformers 5 writes it
 
 
-def _qwen3_moe(config: Config, fields: Fields) -> Fields:
-    _check_layers(config)
-    experts = ExpertsSpec(
-        count=config.count("num_experts", config.count("num_local_experts", 128)),  # transformers 5 writes the second
-        active=config.count("num_experts_per_tok", 8),
-        width=config.count("moe_intermediate_size", 768),
-        normalize=config.flag("norm_topk_prob", False),
-    )
-    return {"experts": experts} | _windows(config, fields)
-
-
-def _qwen3_moe_keys(spec: ModelSpec) -> Values:
-    experts = spec.experts or ExpertsSpec(1, 1, spec.mlp_width)
-    return _window_keys(spec) | {
-        "num_experts": experts.count,
-        "num_experts_per_tok": experts.active,
-        "moe_intermediate_size": experts.width,
-        "norm_topk_prob": experts.normalize,
-    }
-
-
-QWEN3_MOE = Family(
-    "qwen3_moe",
-    "Qwen3MoeForCausalLM",
-    defaults(LLAMA_KEYS, kv_heads=4, head_width=head_width) | BIAS_KEYS,
-    {"qk_norm": "head"},
-    read=_qwen3_moe,
-    write=_qwen3_moe_keys,
+QWEN2_MOE = Family(
+    "qwen2_moe", "Qwen2MoeForCausalLM", defaults(LLAMA_KEYS, kv_heads=16) | {"attention_bias": Key("qkv_bias", True)},
+    experts=defaults(_EXPERTS, active=4, width=1408) | {"count": Key("num_experts", 60)}, read=_qwen2_moe,
+    windows=QWEN2.windows, plan_only=True,
+)  # fmt: skip
+QWEN3_MOE = replace(
+    QWEN3, model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", read=_check_layers,
+    keys=defaults(LLAMA_KEYS, kv_heads=4, head_width=head_width) | BIAS_KEYS,
+    experts=_EXPERTS | {"count": Key("num_experts", _count, "expert_count")},
     names=llama_names(
         experts__router="mlp.gate",
         experts__up="mlp.experts.{}.gate_proj.weight mlp.experts.{}.up_proj.weight",
         experts__down="mlp.experts.{}.down_proj.weight",
     ),
-    gguf=GGUF(
-        "qwen3moe",
-        gguf_names(),
-        {
-            "num_experts": "expert_count",
-            "num_experts_per_tok": "expert_used_count",
-            "moe_intermediate_size": "expert_feed_forward_length",
-        },
-        read=lambda metadata: {"norm_topk_prob": True},  # llama.cpp always does
-    ),
-)
+    gguf=GGUF("qwen3moe", gguf_names(), read=lambda metadata: {"norm_topk_prob": True}),  # as llama.cpp always does
+)  # fmt: skip
 FAMILIES = (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE)

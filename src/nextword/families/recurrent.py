@@ -1,20 +1,16 @@
 """nextword's own RNN, LSTM and GRU: tensors under torch's names, so that `nn.LSTM` loads them as they are."""
 
-from __future__ import annotations
-
 from ..spec import MOST_LAYERS
-from .common import Family, count, flag
-from .names import Names
+from .common import Family, Key
 
 _KEYS = {
-    "vocabulary": count("vocab_size"),
-    "width": count("hidden_size"),
-    "layers": count("num_hidden_layers", most=MOST_LAYERS),
-    "context": count("max_position_embeddings", 2048),
-    "tied": flag("tie_word_embeddings", True),
-    "head_bias": flag("head_bias", False),
+    "vocabulary": Key("vocab_size"),
+    "width": Key("hidden_size"),
+    "layers": Key("num_hidden_layers", most=MOST_LAYERS),
+    "context": Key("max_position_embeddings", 2048),
+    "tied": Key("tie_word_embeddings", True),
+    "head_bias": Key("head_bias", False),
 }
 FAMILIES = tuple(
-    Family(f"nextword-{kind}", f"Nextword{kind.upper()}", _KEYS, {"kind": kind}, names=Names({}))
-    for kind in ("rnn", "lstm", "gru")
+    Family(f"nextword-{kind}", f"Nextword{kind.upper()}", _KEYS, {"kind": kind}) for kind in ("rnn", "lstm", "gru")
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ..base import UsageError
 from ..spec import ModelSpec, RopeSpec
-from .common import Config, Values
+from .config import Config
+
+Values = dict[str, Any]  # of a config.json, or of GGUF metadata
 
 _KNOWN = ("default", "linear", "llama3", "yarn", "longrope")
 
@@ -102,7 +105,7 @@ _GGUF_SCALING = {
 }
 
 
-def scaling_from_gguf(metadata: Values, architecture: str) -> Values | None:
+def scaling_from_gguf(metadata: Mapping[str, Any], architecture: str) -> Values | None:
     """`rope_scaling` of config.json, or None where positions are not stretched."""
     keys = {name: f"{architecture}.rope.scaling.{key}" for key, name in _GGUF_SCALING.items()}
     values = {name: metadata[key] for name, key in keys.items() if key in metadata}

@@ -1,57 +1,57 @@
-"""Parts of a layer as single autograd functions, which keep less and pass over memory less than torch's operators.
+"""Parts of a layer as single autograd functions, which save less and read memory less often than PyTorch's operators.
 
-They compute with the compiled kernels, in contiguous float32 on a CPU: `prepare` uses them nowhere else. What is cheap
-to form again (a norm's output, the gated product) is not kept for the backward pass. Gradients of gradients are formed
-by torch's own operators.
+They run on the compiled kernels, in contiguous float32 on a CPU; `prepare` uses them nowhere else. What is cheap to
+recompute (a norm's output, the gated product) is not saved for the backward pass. Second derivatives are not supported,
+as they are not by PyTorch's attention on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..native import elementwise as kernels
 
 Gradients = tuple[Tensor | None, ...]
-BLOCK = 1024  # rows that pass through an MLP together: few enough for the cache, many enough for matrix products
+BLOCK = 1024  # rows that go through an MLP together: few enough for the cache, many enough for matrix products
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number a row are kept."""
+    """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number per row are saved."""
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
 
 
 def normed_linear(x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, of which x and one number a row are kept.
+    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, of which x and one number per row are saved.
 
-    Whoever reads x a second time (the residual stream does) takes it from here: the two gradients are added in passing.
+    The residual stream continues from the x returned, so that its gradient is added in the same pass.
     """
     z, same = _NormedLinear.apply(x, gain, eps, weight, bias)  # type: ignore[no-untyped-call]
     return z, same
 
 
 def gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is kept."""
+    """`F.linear(F.silu(gate) * up, weight)`, gates = (gate, up) side by side; only `gates` is saved."""
     y: Tensor = _GatedLinear.apply(gates, weight)  # type: ignore[no-untyped-call]
     return y
 
 
 def gated_mlp(x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
-    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; x, a number a row and `up`'s product are kept.
+    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; x, one number a row and `up`'s output are saved.
 
-    Some rows at a time pass through all of it, forward and backward, so that each step finds them in the cache.
+    A block of rows goes through all of it at a time, forward and backward, so that it stays in the cache.
     """
     y: Tensor = _GatedMLP.apply(x, gain, eps, up, down)  # type: ignore[no-untyped-call]
     return y
 
 
 def linear_added(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    """`residual + F.linear(x, weight)`, the sum made by the product."""
+    """`residual + F.linear(x, weight)`, added by the matrix product itself."""
     return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.t()).view(residual.shape)
 
 
@@ -69,14 +69,12 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         y, inverse = kernels.rms_norm_forward(_rows(x), weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        ctx.eps = eps
         return y.view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         x, weight, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (*_by_torch(lambda x, weight: _norm(x, weight, ctx.eps), (x, weight), gradients), None)
         dy = _rows(gradients[0]).clone(memory_format=torch.contiguous_format)  # the kernel writes over it
         dx, dweight = kernels.rms_norm_backward(_rows(x), weight, inverse, None, dy)
         return dx.view(x.shape), dweight, None
@@ -89,21 +87,13 @@ class _NormedLinear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         y, inverse = kernels.rms_norm_forward(_rows(x), gain, eps)
         ctx.save_for_backward(x, gain, weight, bias, inverse)
-        ctx.eps = eps
         ctx.set_materialize_grads(False)
         return F.linear(y, weight, bias).view(*x.shape[:-1], len(weight)), x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Gradients:
         x, gain, weight, bias, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():
-
-            def recomputed(x: Tensor, gain: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
-                return F.linear(_norm(x, gain, ctx.eps), weight, *bias), x.view_as(x)
-
-            inputs = (x, gain, weight) if bias is None else (x, gain, weight, bias)
-            dx, dgain, dweight, *dbias = _by_torch(recomputed, inputs, gradients)
-            return dx, dgain, None, dweight, dbias[0] if dbias else None
         dz, residual_grad = gradients
         if dz is None:
             return residual_grad, None, None, None, None
@@ -122,10 +112,9 @@ class _GatedLinear(torch.autograd.Function):
         return (kernels.swiglu_forward(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         gates, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _by_torch(_gated_linear, (gates, weight), gradients)
         dy = _rows(gradients[0])
         dh = dy @ weight
         dgates = kernels.swiglu_backward(_rows(gates), dh)
@@ -142,19 +131,12 @@ class _GatedMLP(torch.autograd.Function):
             torch.mm(normed, up.t(), out=gates[block])
             torch.addmm(rows[block], kernels.swiglu_forward(gates[block]), down.t(), out=y[block])
         ctx.save_for_backward(x, gain, up, down, gates, inverse)
-        ctx.eps = eps
         return y.view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         x, gain, up, down, gates, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():
-
-            def recomputed(x: Tensor, gain: Tensor, up: Tensor, down: Tensor) -> Tensor:
-                return x + _gated_linear(F.linear(_norm(x, gain, ctx.eps), up), down)
-
-            dx, dgain, dup, ddown = _by_torch(recomputed, (x, gain, up, down), gradients)
-            return dx, dgain, None, dup, ddown
         rows, dy = _rows(x), _rows(gradients[0])
         dx, dgain, dup, ddown = (torch.zeros_like(tensor) for tensor in (rows, gain, up, down))
         for block in _blocks(rows):
@@ -178,12 +160,9 @@ class _SplitRope(torch.autograd.Function):
         return queries, keys, values
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         cosine, sine = ctx.angles
-        if torch.is_grad_enabled():
-            queries, keys, values = gradients
-            rotated_back = (_rope_backward(heads, cosine, sine) for heads in (queries, keys))
-            return torch.cat((*rotated_back, values), 2), None, None, None, None
         return kernels.rope_backward(gradients, cosine, sine), None, None, None, None
 
 
@@ -193,38 +172,3 @@ def _blocks(rows: Tensor) -> list[slice]:
 
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, eps)
-
-
-def _gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
-    gate, up = gates.chunk(2, -1)
-    return F.linear(F.silu(gate) * up, weight)
-
-
-def _rope_backward(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    width = cosine.shape[-1]
-    rotated = x[..., :width]
-    return torch.cat((rotated * cosine + (rotated * sine).roll(width // 2, -1), x[..., width:]), -1)
-
-
-def _by_torch(function: Callable[..., Any], inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Gradients:
-    """The gradients of `inputs` with a graph of their own. Aliases keep what one input owes another out of it."""
-    aliases = [x.view_as(x) if x.requires_grad else x for x in inputs]
-    with torch.enable_grad():
-        result = function(*aliases)
-    outputs = result if isinstance(result, tuple) else (result,)
-    pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
-    wanted = [alias for alias in aliases if alias.requires_grad]
-    input_gradients = iter(
-        torch.autograd.grad(
-            [output for output, _ in pairs],
-            wanted,
-            [gradient for _, gradient in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return tuple(next(input_gradients) if alias.requires_grad else None for alias in aliases)

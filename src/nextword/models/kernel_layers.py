@@ -46,14 +46,14 @@ class FusedAttention(Attention):
 
 
 class FusedMLP(MLP):
-    """For training, SwiGLU: the gated product is formed again in the backward pass."""
+    """For training, SwiGLU: the gated product is recomputed in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.gated_linear(self.up(x), self.down.weight)
 
 
 class FusedBlock(Block):
-    """For training, pre-norm with SwiGLU: norms and sums join the matrix products, the MLP runs by blocks of rows."""
+    """For training, pre-norm with SwiGLU: norms and sums join the matrix products, the MLP runs in blocks of rows."""
 
     def forward(self, x: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
         attention, mlp = self.attention, cast(MLP, self.mlp)

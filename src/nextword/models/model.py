@@ -33,7 +33,7 @@ EAGER = Execution("eager", "PyTorch, not prepared")
 
 
 class Model(nn.Module):
-    """A language model. Generation, evaluation and training know no more of it than this."""
+    """A language model: all that generation, evaluation and training know of it."""
 
     spec: ModelSpec
     embedding: Embedding | PackedEmbedding
@@ -77,7 +77,7 @@ class Model(nn.Module):
         return self.logits(self.hidden(tokens))
 
     def set_regularization(self, dropout: float, recompute: bool) -> None:
-        """Share of features dropped in training, and whether activations are formed again in the backward pass.
+        """Set the share of features to drop in training, and whether to recompute activations in the backward pass.
 
         Only transformers recompute.
         """

@@ -12,7 +12,7 @@ from .. import native
 from ..backend import Batch
 from ..native.decode import KVCache, Placement, TransformerProgram
 from ..native.recurrent import RecurrentProgram
-from .recurrent import Recurrent, RecurrentState, state_of
+from .recurrent import Recurrent, RecurrentState
 from .rotary import Rope
 from .transformer import Attention, Transformer
 
@@ -128,24 +128,25 @@ class StatePages:
 
     def __init__(self, model: Recurrent, page_size: int = STATE_PAGE_SIZE) -> None:
         self.model, self.page_size = model, page_size
-        self.page_bytes = RecurrentState.bytes_a_row(model.spec, model.dtype)
+        tensors = 2 if model.spec.kind == "lstm" else 1
+        self.page_bytes = tensors * model.spec.layers * model.spec.width * model.dtype.itemsize
 
     def allocate(self, pages: int) -> None:
         spec, dtype, device = self.model.spec, self.model.dtype, self.model.device
         shape = (spec.layers, pages, spec.width)
         cell = zeros(shape, dtype, device) if spec.kind == "lstm" else None
-        self.state = state_of(zeros(shape, dtype, device), cell)
+        self.state = RecurrentState(zeros(shape, dtype, device), cell)
 
     def copy_page(self, source: int, target: int) -> None:
         for tensor in self.state.tensors:
             tensor[:, target] = tensor[:, source]
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Page by page: what each sequence has in its first page of the step side by side, then in its second, ..."""
+        """Page by page: the tokens in each sequence's first page of this step together, then in its second, ..."""
         x = torch.empty(len(tokens), self.model.spec.width, dtype=self.model.dtype, device=tokens.device)
         for rows, lengths, sources, targets in self._spans(batch):
             padded = tokens[torch.from_numpy(rows).to(tokens.device)]
-            state = self.state.select(np.maximum(sources, 0).tolist())
+            state = self.state.gather(np.maximum(sources, 0).tolist())
             state.clear(torch.from_numpy(sources < 0).to(tokens.device))
             out = self.model.hidden(padded, state=state, lengths=lengths.tolist())
             for row, length in enumerate(lengths):

@@ -27,7 +27,7 @@ class AttentionContext(Protocol):
 
 
 class Positions:
-    """Positions 0 to `time` - 1, formed once and read by every layer.
+    """Positions 0 to `time` - 1, computed once and read by every layer.
 
     With `documents` (batch, time), numbers of the documents packed in a row, none sees another document.
     """

@@ -28,13 +28,14 @@ def prepare(
     model: Model, mode: Mode, *, dropout: float = 0.0, recompute: bool = False, autocast: bool = False,
     compiled: bool = False,
 ) -> Execution:  # fmt: skip
-    """Put in place what computes `model` fastest, and say what that is; `model.execution` keeps it.
+    """Choose the fastest way to compute `model`, put it in place and return it; it is kept as `model.execution`.
 
-    mode: "eager" for plain PyTorch, "train" for gradients, "infer" for none. Training may drop features (`dropout`),
-    form activations again in the backward pass (`recompute`), run under autocast to 16 bits and be `compiled` by torch.
+    mode: "train" with gradients, "infer" without, "eager" for plain PyTorch, which is what `build` returns. The options
+    are for training: the share of features to drop, whether to recompute activations in the backward pass, whether it
+    runs under autocast to 16 bits, and whether torch.compile compiles it.
 
-    Modules, parameters and their names stay; only classes of modules change, as torch's `fully_shard` changes them.
-    Prepare again after a change of device, dtype, modules (adapters, quantized matrices) or hooks.
+    Modules, parameters and their names stay: only the classes of modules change, as in PyTorch's `fully_shard`. Prepare
+    again after changing device, dtype, modules (adapters, quantized matrices) or hooks.
     """
     for module in model.modules():
         _become(module, EAGER_CLASSES.get(type(module), type(module)))
@@ -71,12 +72,12 @@ def _for_inference(model: Model) -> Execution:
         elif _is_rms_norm(module):
             _become(module, KernelRMSNorm)
     if program is None and not support.unsupported(model.spec):
-        return Execution("infer", "PyTorch with compiled products and norms: the kernels do not know all modules")
+        return Execution("infer", "PyTorch with compiled products and norms: some modules are not nextword's own")
     return Execution("infer", support.description(model.spec), program)
 
 
 def _program(model: Model) -> TransformerProgram | RecurrentProgram | None:
-    """All layers as the compiled kernels run them; None where these cannot compute, or do not know a module."""
+    """All layers as the compiled kernels run them; None where they cannot, or where a module is unknown to them."""
     if not _fits_kernels(model) or support.unsupported(model.spec):
         return None
     if isinstance(model, Recurrent):
@@ -143,7 +144,7 @@ def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
 
 
 def _fuse_block(model: Transformer, block: Block) -> bool:
-    """Whether the whole layer is fused. Where it cannot be, its parts are that can."""
+    """Fuse the whole layer and return True, or else those parts of it that can be fused."""
     whole = _fusable(block)
     attention, mlp = block.attention, block.mlp
     rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
@@ -157,7 +158,7 @@ def _fuse_block(model: Transformer, block: Block) -> bool:
 
 
 def _fusable(block: Block) -> bool:
-    """Whether each norm and each sum can join a matrix product: norms before, sums at once, nothing between."""
+    """Whether each norm comes right before a matrix product and each sum right after one."""
     attention, mlp = block.attention, block.mlp
     if block.parallel or block.residual_scale is not None or block.dropout.p or not isinstance(mlp, MLP):
         return False
@@ -182,7 +183,7 @@ def _fusable_mlp(mlp: MLP) -> bool:
 
 
 def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether `module` is just what `kind` says: not replaced (adapters do), and no hook waits for its call."""
+    """Whether `module` is exactly a `kind`, not replaced (as adapters do), and has no hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and not any(hooks)
 
@@ -192,12 +193,12 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _fits_kernels(model: Model) -> bool:
-    """Whether the compiled kernels are here and can read the model: float32 on a CPU."""
+    """Whether the compiled kernels were built and can read the model: float32 on a CPU."""
     return native.available() and model.dtype == torch.float32 and all(map(_readable, model.parameters()))
 
 
 def _readable(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter)  # others stand for tensors that are elsewhere or nowhere
+    plain = type(tensor) in (Tensor, nn.Parameter)  # subclasses may hold their numbers elsewhere, or none
     return plain and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,56 +17,42 @@ from .model import Model
 FLAT = 0.5  # largest standard deviation of the first logits
 
 
+@dataclass
 class RecurrentState:
-    """The hidden state of every layer (and an LSTM's cell): the same size after any number of tokens.
+    """The hidden state of every layer, and an LSTM's cell, (layers, batch, width) each: one size after any text."""
 
-    `hidden` and `cell` are (layers, batch, width); `cell` is None but for an LSTM.
-    """
-
-    def __init__(
-        self, spec: ModelSpec, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        self.hidden = torch.zeros(spec.layers, batch, spec.width, dtype=dtype, device=device)
-        self.cell = torch.zeros_like(self.hidden) if spec.kind == "lstm" else None
-
-    @staticmethod
-    def bytes_a_row(spec: ModelSpec, dtype: torch.dtype) -> int:
-        """Bytes of one row: layers x width, twice in an LSTM."""
-        return (2 if spec.kind == "lstm" else 1) * spec.layers * spec.width * dtype.itemsize
+    hidden: Tensor
+    cell: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that is carried, each (layers, batch, width)."""
+        """All that is carried."""
         return (self.hidden,) if self.cell is None else (self.hidden, self.cell)
 
-    def select(self, rows: Sequence[int]) -> RecurrentState:
+    def map(self, function: Callable[[Tensor], Tensor]) -> RecurrentState:
+        """The state that `function` makes of each tensor."""
+        return RecurrentState(*map(function, self.tensors))
+
+    def gather(self, rows: Sequence[int]) -> RecurrentState:
         """A state of the given rows, in that order; a row may be taken several times."""
         index = torch.tensor(rows, device=self.hidden.device)
-        cell = None if self.cell is None else self.cell.index_select(1, index)
-        return state_of(self.hidden.index_select(1, index), cell)
+        return self.map(lambda tensor: tensor.index_select(1, index))
 
     def clear(self, rows: Tensor) -> None:
-        """Set the rows where `rows` (batch,) is True back to what they were before any token."""
+        """Reset the rows where `rows` (batch,) is True to the state before any token."""
         for tensor in self.tensors:
             tensor.masked_fill_(rows[:, None], 0.0)
 
     def detach(self) -> RecurrentState:
-        """The same numbers, through which no gradient flows back: where back-propagation through time is cut."""
-        return state_of(self.hidden.detach(), None if self.cell is None else self.cell.detach())
-
-
-def state_of(hidden: Tensor, cell: Tensor | None) -> RecurrentState:
-    """A state that holds these numbers, (layers, batch, width) each."""
-    state = object.__new__(RecurrentState)
-    state.hidden, state.cell = hidden, cell
-    return state
+        """The same numbers without their graph: where back-propagation through time is truncated."""
+        return self.map(torch.detach)
 
 
 class _Initialised(nn.RNNBase):
-    """Orthogonal matrices, gate by gate, and no biases but that of an LSTM's forget gate, which is 1.
+    """Orthogonal matrices, gate by gate, and biases of zero, but 1 for an LSTM's forget gate.
 
-    An orthogonal matrix neither shrinks nor blows up what is carried (Saxe et al. 2013, 1312.6120). A forget gate
-    that begins open lets gradients reach back (Jozefowicz et al. 2015, "An Empirical Exploration", section 2.2).
+    An orthogonal matrix neither shrinks nor amplifies the state (Saxe et al. 2013, 1312.6120). A forget gate that
+    starts open lets gradients reach far back (Jozefowicz et al. 2015, "An Empirical Exploration", section 2.2).
     """
 
     def reset_parameters(self) -> None:
@@ -82,16 +69,13 @@ class _Initialised(nn.RNNBase):
                     parameter[self.hidden_size : 2 * self.hidden_size] = 1.0
 
 
-class _RNN(_Initialised, nn.RNN):
-    pass
+class _RNN(_Initialised, nn.RNN): ...
 
 
-class _LSTM(_Initialised, nn.LSTM):
-    pass
+class _LSTM(_Initialised, nn.LSTM): ...
 
 
-class _GRU(_Initialised, nn.GRU):
-    pass
+class _GRU(_Initialised, nn.GRU): ...
 
 
 CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
@@ -113,11 +97,11 @@ class Recurrent(Model):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Logits that begin nearly flat, and gates that hear the input from the first step.
+        """Logits start nearly flat, and the input reaches the gates from the first step.
 
         Hidden features lie in (-1, 1), so a head of std FLAT/√width gives logits of std below FLAT, and a first loss
-        within FLAT²/2 of ln(vocabulary) or nearer. Tied embeddings are as small, and the gates would hardly hear
-        them: the first input matrix makes up for it, so that what reaches the gates has a variance of one.
+        within FLAT²/2 of ln(vocabulary) or nearer. Tied embeddings are as small, and would hardly
+        move the gates: the first input matrix is scaled up, so that its output has a variance of one.
         """
         if self.embedding.weight.is_meta:
             return
@@ -137,7 +121,8 @@ class Recurrent(Model):
 
     def new_state(self, batch: int) -> RecurrentState:
         """A state of zeros for `batch` sequences."""
-        return RecurrentState(self.spec, batch, self.dtype, self.device)
+        hidden = torch.zeros(self.spec.layers, batch, self.spec.width, dtype=self.dtype, device=self.device)
+        return RecurrentState(hidden, torch.zeros_like(hidden) if self.spec.kind == "lstm" else None)
 
     def hidden(
         self,
@@ -179,7 +164,7 @@ class Recurrent(Model):
         starts = begins.flatten().nonzero()[:, 0]  # of every document, in the rows laid end to end
         rows = starts // time
         last = torch.cat((rows[1:] != rows[:-1], rows.new_ones(1).bool()))
-        fresh = before.select(rows.tolist())
+        fresh = before.gather(rows.tolist())
         fresh.clear(starts % time != 0)
         texts = list(x.flatten(0, 1).tensor_split(starts[1:].tolist()))
         out, after = self.recurrent(pack_sequence(texts, enforce_sorted=False), _as_torch(fresh))

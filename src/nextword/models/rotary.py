@@ -66,13 +66,13 @@ class RopeCache:
 
     def tables(self, positions: int, rope: RopeSpec, device: torch.device) -> Rope:
         """float32 cos and signed sin of at least `positions` positions, (positions, rotary_width)."""
-        known = self._tables.get((rope, device))
-        if known is not None and len(known[0]) >= positions:
-            return known
-        with torch.inference_mode(False):  # formed while generating, they must still serve training
+        cached = self._tables.get((rope, device))
+        if cached is not None and len(cached[0]) >= positions:
+            return cached
+        with torch.inference_mode(False):  # created while generating, they must still work in training
             cosine, sine = tables(rope, self.head_width, max(2 * positions, 1024))
-        made = self._tables[rope, device] = cosine.to(device), sine.to(device)
-        return made  # another thread may store shorter ones
+        longer = self._tables[rope, device] = cosine.to(device), sine.to(device)
+        return longer  # not what is stored now: another thread may have stored shorter ones
 
 
 def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:

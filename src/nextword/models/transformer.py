@@ -77,14 +77,9 @@ class Attention(Layer):
             assert mask is not None
             return self._explicit_attention(queries, keys, values, mask)
         return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and queries.shape[2] > 1,
-            scale=self.scale,
+            queries, keys, values, mask, is_causal=mask is None and queries.shape[2] > 1, scale=self.scale,
             enable_gqa=self.heads != self.kv_heads,
-        )
+        )  # fmt: skip
 
     def _explicit_attention(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """With what torch's attention does not offer: capped scores (Gemma 2) and sinks (gpt-oss)."""

@@ -64,7 +64,7 @@ static void rope_and_store(const attention *a, int64_t token) {
 
 static void store_chunk(void *pointer, int64_t chunk) {
     const attention *a = pointer;
-    int64_t token = chunk * TOKENS_A_CHUNK, end = least(token + TOKENS_A_CHUNK, a->at->tokens);
+    int64_t token = chunk * TOKENS_A_CHUNK, end = min_i64(token + TOKENS_A_CHUNK, a->at->tokens);
     for (; token < end; token++) rope_and_store(a, token);
 }
 
@@ -81,13 +81,13 @@ static void attend_to_split(const attention *a, const query_block *b, int64_t sp
     }
     for (int64_t p = start; p < end; p += count) {
         const float *keys = row_at(a, a->keys, sequence, b->head, first + p, &count);
-        count = least(least(count, CACHED_KEYS), end - p);
+        count = min_i64(min_i64(count, CACHED_KEYS), end - p);
         scores(level, q, queries, keys, p, count, a->width, a->scale);
     }
     for (int64_t n = 0; n < queries; n++) softmax_partial(level, q + n, a->softcap, a->width);
     for (int64_t p = start; p < end; p += count) {
         const float *values = row_at(a, a->values, sequence, b->head, first + p, &count);
-        count = least(least(count, CACHED_KEYS), end - p);
+        count = min_i64(min_i64(count, CACHED_KEYS), end - p);
         weighted_sums(level, q, queries, values, p, p + count, a->width);
     }
 }
@@ -104,7 +104,7 @@ static void split_chunk(void *pointer, int64_t chunk) {
     if (index >= b->splits) return;  // other blocks have more
     for (int64_t n = 0; n < b->tokens * group; n++, partial += width + 2) {
         const int64_t token = b->token + n / group, seen = first_seen(a, token) - first;
-        const int64_t end = least(a->at->positions[token] + 1 - first, SPLIT), from = seen > 0 ? seen : 0;
+        const int64_t end = min_i64(a->at->positions[token] + 1 - first, SPLIT), from = seen > 0 ? seen : 0;
         if (from >= end) continue;
         const float *vector = a->qkv + (token * (a->heads + 2 * a->kv_heads) + b->head * group + n % group) * width;
         queries[count] = (query){vector, from, end, partial, kept[count]};
@@ -161,7 +161,7 @@ static int64_t consecutive(const placement *at, int64_t token, int64_t limit) {
 static query_block block_at(const attention *a, int64_t token, int64_t head) {
     const int64_t group = a->heads / a->kv_heads, first = first_split(a, token);
     const int64_t numbers_a_token = (last_split(a, token) + 2 - first) * group * (a->width + 2);
-    const int64_t tokens = consecutive(a->at, token, least(BLOCK_TOKENS, MAX_PARTIALS / numbers_a_token));
+    const int64_t tokens = consecutive(a->at, token, min_i64(BLOCK_TOKENS, MAX_PARTIALS / numbers_a_token));
     return (query_block){token, tokens, head, first, last_split(a, token + tokens - 1) + 1 - first, 0};
 }
 

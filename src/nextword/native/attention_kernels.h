@@ -11,7 +11,8 @@ typedef struct {
     float *partial, *scores;
 } query;
 
-static void scores_portable(const float *vector, const float *keys, int64_t count, int64_t width, float scale, float *scores) {
+static void scores_portable(const float *vector, const float *keys, int64_t count, int64_t width, float scale,
+                            float *scores) {
     for (int64_t p = 0; p < count; p++) {
         float sum = 0;
         for (int64_t i = 0; i < width; i++) sum += vector[i] * keys[p * width + i];
@@ -19,21 +20,19 @@ static void scores_portable(const float *vector, const float *keys, int64_t coun
     }
 }
 
-// exp(score - largest) of `count` scores, a multiple of eight, and the sum. That of -infinity is 1e-38, which no sum
-// notices.
-INLINE float probs_of(float *scores, int64_t count, float largest, const int fused) {
-    const exp_range range = nw_exp_range;
-    float s[8] = {0};
-    for (int64_t p = 0; p < count; p += 8) {
-        float e[8];
-        for (int j = 0; j < 8; j++) e[j] = exp_f32(scores[p + j] - largest, range, fused);
-        for (int j = 0; j < 8; j++) s[j] += e[j];
-        for (int j = 0; j < 8; j++) scores[p + j] = e[j];
-    }
-    return (s[0] + s[4] + (s[2] + s[6])) + (s[1] + s[5] + (s[3] + s[7]));
+// Scores become exp(score - largest), which of -infinity is 1e-38: no sum notices.
+INLINE void exp_of(float *scores, const int count, float largest, const exp_range range, const int fused) {
+    for (int i = 0; i < count; i++) scores[i] = exp_f32(scores[i] - largest, range, fused);
 }
 
-static float probs_portable(float *scores, int64_t count, float largest) { return probs_of(scores, count, largest, 0); }
+// The same for `count` scores, a multiple of eight, and their sum.
+static float probs_portable(float *scores, int64_t count, float largest) {
+    const exp_range range = nw_exp_range;
+    float sum = 0;
+    for (int64_t p = 0; p < count; p += 8) exp_of(scores + p, 8, largest, range, 0);
+    for (int64_t p = 0; p < count; p++) sum += scores[p];
+    return sum;
+}
 
 static void weighted_sum_portable(const float *probs, const float *values, int64_t count, int64_t width, float *y) {
     for (int64_t p = 0; p < count; p++)
@@ -55,7 +54,8 @@ INLINE AVX2 __m256 add_lanes_of_eight(const __m256 *v) {
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-AVX2 static void scores_avx2(const float *vector, const float *keys, int64_t count, int64_t width, float scale, float *scores) {
+AVX2 static void scores_avx2(const float *vector, const float *keys, int64_t count, int64_t width, float scale,
+                             float *scores) {
     for (int64_t p = 0; p < count; p += 8) {
         const float *key = keys + p * width;
         __m256 sums[8];
@@ -77,7 +77,26 @@ AVX2 static float largest_avx2(const float *scores, int64_t count) {
     return largest_portable(lanes, 8);
 }
 
-AVX2 static float probs_avx2(float *scores, int64_t count, float largest) { return probs_of(scores, count, largest, 1); }
+INLINE AVX2 float probs_of(float *scores, int64_t count, float largest, const int lanes) {
+    const exp_range range = nw_exp_range;
+    __m256 sums = _mm256_setzero_ps();
+    int64_t p = 0;
+    for (; p + lanes <= count; p += lanes) {
+        exp_of(scores + p, lanes, largest, range, 1);
+        for (int i = 0; i < lanes; i += 8) sums = _mm256_add_ps(sums, _mm256_loadu_ps(scores + p + i));
+    }
+    for (; p < count; p += 8) {
+        exp_of(scores + p, 8, largest, range, 1);
+        sums = _mm256_add_ps(sums, _mm256_loadu_ps(scores + p));
+    }
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+AVX2 static float probs_avx2(float *scores, int64_t count, float largest) { return probs_of(scores, count, largest, 8); }
+
+VNNI static float probs_avx512(float *scores, int64_t count, float largest) { return probs_of(scores, count, largest, 16); }
 
 // `vectors` times eight columns of y
 INLINE AVX2 void weighted_columns(const float *probs, const float *values, int64_t count, int64_t width, const int vectors,
@@ -121,7 +140,8 @@ INLINE VNNI __m512 two_halves(const float *low, const float *high) {
     return _mm512_castpd_ps(_mm512_insertf64x4(both, _mm256_castps_pd(_mm256_loadu_ps(high)), 1));
 }
 
-VNNI static void scores_of_four(const query *q, const float *keys, int64_t start, int64_t count, int64_t width, float scale) {
+VNNI static void scores_of_four(const query *q, const float *keys, int64_t start, int64_t count, int64_t width,
+                                float scale) {
     for (int64_t p = 0; p < count; p += 8) {
         const float *key = keys + p * width;
         __m512 first[8], second[8];
@@ -192,7 +212,7 @@ static void softmax_partial(int level, const query *q, float softcap, int64_t wi
 #if NW_X86
     if (level) {
         *largest = largest_avx2(scores + start, count);
-        *sum = probs_avx2(scores + start, count, *largest);
+        *sum = (level == LEVEL_VNNI ? probs_avx512 : probs_avx2)(scores + start, count, *largest);
         return;
     }
 #endif

@@ -1,4 +1,4 @@
-"""The shared library: found, loaded, and told how many threads to use."""
+"""Loads the compiled library, and sets its instructions and threads."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL:
     kernels = find_library()
     if kernels is None:
         raise RunError(
-            "nextword's compiled CPU kernels are not here: nextword was installed without a C compiler."
+            "nextword's compiled CPU kernels are missing: nextword was installed without a C compiler."
             " Install one and reinstall nextword, or use: --dtype float32"
         )
     return kernels
@@ -97,11 +97,10 @@ def set_threads(threads: int) -> None:
 def threads_for(vectors: int) -> Iterator[None]:
     """Share the cores between torch's threads and the kernels', for a pass over `vectors` positions.
 
-    With few, torch's operations are too small to share out, and its idle threads would only take the cores from
-    the kernels': torch gets one thread, the kernels their own, which wake faster and of which one that the
-    system takes off its core does not hold up the others. With many, torch's large operations alternate with
-    the kernels', which then borrow torch's threads. Results are the same. All of it holds for the calling thread
-    alone, so that passes in several threads do not end up with each other's counts.
+    With few, torch's operations are too small to share out, and its idle threads would take the cores from the
+    kernels': torch gets one thread, and the kernels their own, which wake faster. With many, torch's large operations
+    alternate with the kernels', which then borrow torch's threads. Results are the same. It holds for the calling
+    thread alone, so that passes in several threads do not end up with each other's counts.
     """
     if not available():
         yield
@@ -125,8 +124,8 @@ def threads_for(vectors: int) -> Iterator[None]:
 def _thread_setter() -> Callable[[int], object]:
     """Sets how many threads torch uses for the operations of the calling thread.
 
-    That is OpenMP's own function, where torch computes with it: torch.set_num_threads would also set what threads that
-    come into being meanwhile use from then on.
+    That is OpenMP's own function where torch computes with it: torch.set_num_threads would also change the default of
+    threads that start meanwhile.
     """
     import torch
 
@@ -138,5 +137,5 @@ def _default_threads() -> int:
     torch = sys.modules.get("torch")  # not imported for this alone
     if torch is not None:
         return min(cores(), int(torch.get_num_threads()))
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores(), int(told)) if told.isdecimal() else cores()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(wanted)) if wanted.isdecimal() else cores()

@@ -11,7 +11,12 @@
 #define NW_X86 1
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
-#define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")))
+#if defined(__clang__)
+#define WIDE_VECTORS
+#else
+#define WIDE_VECTORS ",prefer-vector-width=512"  // in loops that GCC makes vectors of
+#endif
+#define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni" WIDE_VECTORS)))
 // Asks for the line 8 KB on. Several vectors take long enough over each weight that the processor's own prefetching
 // falls behind: without this four or eight vectors wait for memory as well as computing.
 INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p + 8192, _MM_HINT_T0); }
@@ -39,8 +44,8 @@ static inline float half_to_float(uint16_t half) {
     return result;
 }
 
-static inline float load_half(const void *place) {
+static inline float load_half(const void *p) {
     uint16_t half;
-    memcpy(&half, place, 2);
+    memcpy(&half, p, 2);
     return half_to_float(half);
 }

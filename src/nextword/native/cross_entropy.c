@@ -13,30 +13,30 @@ typedef struct {
 } entropy_job;
 
 INLINE float largest(const float *x, int64_t width) {
-    float partial[16], most = x[0];
+    float partial[16], max = x[0];
     int64_t i = 0;
     for (int j = 0; j < 16; j++) partial[j] = x[0];
     for (; i + 16 <= width; i += 16)
         for (int j = 0; j < 16; j++) partial[j] = partial[j] > x[i + j] ? partial[j] : x[i + j];
-    for (; i < width; i++) most = most > x[i] ? most : x[i];
-    for (int j = 0; j < 16; j++) most = most > partial[j] ? most : partial[j];
-    return most;
+    for (; i < width; i++) max = max > x[i] ? max : x[i];
+    for (int j = 0; j < 16; j++) max = max > partial[j] ? max : partial[j];
+    return max;
 }
 
-// The sum of exp(x - most); with `keep` each where its logit was.
-INLINE float sum_of_exp(float *x, int64_t width, float most, int keep) {
+// The sum of exp(x - max); with `keep` each where its logit was.
+INLINE float sum_of_exp(float *x, int64_t width, float max, int keep) {
     const exp_range range = nw_exp_range;
     float partial[16] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + 16 <= width; i += 16) {
         float e[16];
-        for (int j = 0; j < 16; j++) e[j] = exp_f32(x[i + j] - most, range, 0);
+        for (int j = 0; j < 16; j++) e[j] = exp_f32(x[i + j] - max, range, 0);
         for (int j = 0; j < 16; j++) partial[j] += e[j];
         if (keep)
             for (int j = 0; j < 16; j++) x[i + j] = e[j];
     }
     for (; i < width; i++) {
-        float e = exp_f32(x[i] - most, range, 0);
+        float e = exp_f32(x[i] - max, range, 0);
         sum += e;
         if (keep) x[i] = e;
     }
@@ -46,7 +46,7 @@ INLINE float sum_of_exp(float *x, int64_t width, float most, int keep) {
 
 INLINE void entropy_rows(void *pointer, int64_t chunk) {
     const entropy_job *job = pointer;
-    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, job->rows);
+    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, job->rows);
     for (; row < end; row++) {
         float *x = job->logits + row * width;
         int64_t target = job->targets[row];
@@ -55,8 +55,8 @@ INLINE void entropy_rows(void *pointer, int64_t chunk) {
             if (job->gradient) memset(x, 0, (size_t)width * sizeof *x);
             continue;
         }
-        float most = largest(x, width), own = x[target], sum = sum_of_exp(x, width, most, job->gradient);
-        job->losses[row] = logf(sum) + most - own;
+        float max = largest(x, width), own = x[target], sum = sum_of_exp(x, width, max, job->gradient);
+        job->losses[row] = logf(sum) + max - own;
         if (!job->gradient) continue;
         float scale = 1.0f / sum;
         for (int64_t i = 0; i < width; i++) x[i] *= scale;

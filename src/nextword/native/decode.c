@@ -55,7 +55,8 @@ static int add_product(const model *m, const matrix *w, const norm *post, const 
 static void norm_heads(const model *m, const layer *l, float *qkv, int64_t tokens) {
     if (!l->query_norm.weight) return;
     const int64_t queries = m->heads * m->head_width, keys = m->kv_heads * m->head_width, all = queries + 2 * keys;
-    const int64_t query_width = m->full_qk_norm ? queries : m->head_width, key_width = m->full_qk_norm ? keys : m->head_width;
+    const int64_t query_width = m->full_qk_norm ? queries : m->head_width;
+    const int64_t key_width = m->full_qk_norm ? keys : m->head_width;
     normalize_heads(&l->query_norm, qkv, tokens, all, queries / query_width, query_width);
     normalize_heads(&l->key_norm, qkv + queries, tokens, all, keys / key_width, key_width);
 }

@@ -1,4 +1,4 @@
-"""Any mix of prompt chunks and decoding sequences through all layers of a transformer, in one call of the kernels.
+"""All layers of a transformer in one call of the kernels, for any mix of prompt chunks and decoding sequences.
 
 It computes what models/transformer.py says, layer by layer, with keys and values in pages. What a token gets is the
 same bits whatever other tokens are in the call, how its sequence was cut into calls, where its pages lie and how
@@ -121,7 +121,7 @@ RopeTables = tuple[Tensor, Tensor]  # cos and signed sin, (positions, rotary_wid
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the tokens of one call stand; contiguous arrays.
+    """Sequence, position and pages of the tokens of one call; contiguous arrays.
 
     positions, sequences: (tokens,) position in its sequence, and row of `page_tables`, of each token.
     page_tables: (sequences, pages) page `j` of a row holds positions `j * page_size` onwards.
@@ -147,12 +147,12 @@ class KVCache:
         )  # fmt: skip
         if self.page_size < 8 or self.page_size % 8:
             raise ValueError(f"pages of {self.page_size} tokens: give a multiple of 8")
-        for stored in (*keys, *values):
-            check_weight(stored, *self.shape)
+        for pages in (*keys, *values):
+            check_weight(pages, *self.shape)
         self.keys, self.values = tuple(keys), tuple(values)
         pointers = c_void_p * spec.layers
-        self.key_pointers = pointers(*(stored.data_ptr() for stored in keys))
-        self.value_pointers = pointers(*(stored.data_ptr() for stored in values))
+        self.key_pointers = pointers(*(pages.data_ptr() for pages in keys))
+        self.value_pointers = pointers(*(pages.data_ptr() for pages in values))
 
 
 class TransformerProgram:
@@ -207,7 +207,7 @@ class TransformerProgram:
             if table is not None:
                 state.tables[index] = _table(table, self.spec.head_width, last)
         if library().nw_decode(addressof(self._model), addressof(state), y.data_ptr()):
-            raise MemoryError(f"no memory for a step of {len(y)} tokens")
+            raise MemoryError(f"not enough memory for a step of {len(y)} tokens")
         return y
 
 

@@ -59,7 +59,7 @@ INLINE void norm_row(const norm *n, int64_t width, const float *x, float *y, flo
 INLINE void norm_rows(void *pointer, int64_t chunk) {
     const norm_job *job = pointer;
     const norm n = job->n;
-    int64_t row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, job->rows);
+    int64_t row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, job->rows);
     for (; row < end; row++)
         for (int64_t head = 0; head < job->heads; head++) {
             const int64_t from = row * job->stride + head * job->width;
@@ -89,7 +89,7 @@ EXPORT void nw_rms_norm(const float *x, const float *weight, int64_t rows, int64
 
 // ---- backward pass of RMSNorm
 
-#define FEWEST_ROWS 16  // a chunk leaves a row of sums; they shall not outweigh its work
+#define MIN_ROWS 16  // a chunk leaves a row of sums; they shall not outweigh its work
 
 typedef struct {
     const float *x, *weight, *inverse, *residual_grad;
@@ -97,10 +97,10 @@ typedef struct {
     float *y, *dx, *sums;
 } norm_backward_job;
 
-// dx = r w dy - x r^3 / width sum(w dy x) + residual_grad; y takes the place of dy; a chunk's dy x r are summed in its row.
+// dx = r w dy - x r^3 / width sum(w dy x) + residual_grad; y replaces dy; a chunk's dy x r are summed in its row of sums.
 INLINE void norm_backward_rows(void *pointer, int64_t chunk) {
     const norm_backward_job *job = pointer;
-    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, job->rows);
+    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, job->rows);
     const float *restrict weight = job->weight;
     float *restrict sums = job->sums + chunk * width;
     for (int64_t i = 0; i < width; i++) sums[i] = 0;
@@ -123,7 +123,7 @@ COMPILED_TWICE(norm_backward)
 
 static int64_t backward_rows_a_chunk(int64_t width) {
     const int64_t rows = 2 * CHUNK_NUMBERS / width + 1;
-    return rows < FEWEST_ROWS ? FEWEST_ROWS : rows;
+    return rows < MIN_ROWS ? MIN_ROWS : rows;
 }
 
 // How many rows of `sums` nw_rms_norm_backward needs.
@@ -167,7 +167,7 @@ INLINE void activate_row(const activation_function f, const float *restrict x, c
 
 INLINE void activation_chunk(const activation_job *job, int64_t chunk, const int fused) {
     const int64_t width = job->width, stride = width * (job->gated ? 2 : 1);
-    int64_t row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, job->rows);
+    int64_t row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, job->rows);
     for (; row < end; row++) {
         const float *x = job->x + row * stride, *up = job->gated ? x + width : NULL;
         float *y = job->y + row * width;
@@ -198,11 +198,11 @@ EXPORT void nw_swiglu(const float *gates, int64_t rows, int64_t width, float *h,
     else activate(SILU, 1, gates, rows, width, h);
 }
 
-// h takes the place of its gradient.
+// h replaces its gradient.
 INLINE void swiglu_backward_rows(void *pointer, int64_t chunk) {
     const activation_job *job = pointer;
     const exp_range range = nw_exp_range;
-    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, job->rows);
+    int64_t width = job->width, row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, job->rows);
     for (; row < end; row++) {
         const float *restrict gate = job->x + row * 2 * width, *restrict up = gate + width;
         float *restrict h = job->y + row * width, *restrict d = job->dx + row * 2 * width, *restrict d_up = d + width;
@@ -245,7 +245,8 @@ typedef struct {
 INLINE void rope_rows(void *pointer, int64_t chunk) {
     const rope_job *job = pointer;
     const rope_shape *s = job->shape;
-    int64_t row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, s->batch * s->time), half = s->rope_width / 2;
+    int64_t row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, s->batch * s->time);
+    const int64_t half = s->rope_width / 2;
     for (; row < end; row++) {
         int64_t angles = row / s->time * s->table_stride + row % s->time * s->rope_width;
         const float *cosine = s->cosine + angles, *sine = s->sine + angles;
@@ -260,7 +261,8 @@ COMPILED_TWICE(rope)
 INLINE void rope_backward_rows(void *pointer, int64_t chunk) {
     const rope_job *job = pointer;
     const rope_shape *s = job->shape;
-    int64_t row = chunk * job->rows_a_chunk, end = least(row + job->rows_a_chunk, s->batch * s->time), half = s->rope_width / 2;
+    int64_t row = chunk * job->rows_a_chunk, end = min_i64(row + job->rows_a_chunk, s->batch * s->time);
+    const int64_t half = s->rope_width / 2;
     for (; row < end; row++) {
         int64_t b = row / s->time, t = row % s->time, angles = b * s->table_stride + t * s->rope_width, done = 0;
         const float *cosine = s->cosine + angles, *sine = s->sine + angles;

@@ -41,7 +41,7 @@ static inline void share_chunks(chunk_function work, void *job, int64_t chunks, 
 
 static inline int64_t chunks_of(int64_t rows, int64_t rows_a_chunk) { return (rows + rows_a_chunk - 1) / rows_a_chunk; }
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // a * b + c, rounded once if `fused`, or twice.
 INLINE float multiply_add(float a, float b, float c, const int fused) {
@@ -51,7 +51,7 @@ INLINE float multiply_add(float a, float b, float c, const int fused) {
 // The bounds of exp_f32 are variables. Of constants the compiler works out what follows from them as a case of its own,
 // in which x / (1 + exp(88)) is a subnormal number, and computes that for every x: four times slower.
 typedef struct {
-    float least, most;
+    float low, high;
 } exp_range;
 
 extern exp_range nw_exp_range;  // -87 to 88
@@ -60,11 +60,11 @@ extern exp_range nw_exp_range;  // -87 to 88
 //
 // `fused` is a constant. Inference with AVX2 wants it: multiply-adds in one instruction. Training does not, so that a
 // run has the same losses on every instruction set. The two differ in last bits.
-INLINE float exp_f32(float x, const exp_range bounds, const int fused) {
-    x = x < bounds.least ? bounds.least : x;
-    x = x > bounds.most ? bounds.most : x;
+INLINE float exp_f32(float x, const exp_range range, const int fused) {
+    x = x < range.low ? range.low : x;
+    x = x > range.high ? range.high : x;
     const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // the nearest integer: 1.5 * 2^23 has no fraction
-    const float r = multiply_add(n, 2.12194440e-4f, x - n * 0.693359375f, fused);  // ln 2 in two: n times the first is exact
+    const float r = multiply_add(n, 2.12194440e-4f, x - n * 0.693359375f, fused);  // ln 2 in two terms
     float p = 1.9875691500e-4f;
     p = multiply_add(p, r, 1.3981999507e-3f, fused);
     p = multiply_add(p, r, 8.3334519073e-3f, fused);

@@ -61,7 +61,7 @@ static void rank_row(ranking *r, const void *z, int wide) {
     r->z = z, r->wide = wide, r->largest = find_peaks(z, wide, r->width, r->peaks);
 }
 
-static void heat(ranking *r, double temperature) {
+static void set_temperature(ranking *r, double temperature) {
     r->temperature = temperature;
     r->scale = smaller(1 / temperature, DBL_MAX);  // not infinite: the largest logit's 0 stays 0
 }
@@ -160,7 +160,7 @@ typedef struct {
     edge token;
     double mass;  // of it and all before it
     int64_t count;
-} place;
+} boundary;
 
 static int reached(const goal *g, double mass, int64_t count) {
     switch (g->of) {
@@ -177,7 +177,7 @@ static void keep(ranking *r, int64_t to, int64_t from) {
 
 // Go to the bin of the `count` tokens collected, whose logits are from `bottom` to `top`, that reaches the goal, and
 // leave its tokens alone; returns how many.
-static int64_t narrow(ranking *r, int64_t count, double bottom, double top, const goal *g, place *p) {
+static int64_t narrow(ranking *r, int64_t count, double bottom, double top, const goal *g, boundary *p) {
     double masses[BINS] = {0};
     int64_t counts[BINS] = {0}, kept = 0;
     const double step = smaller(BINS / smaller(top - bottom, DBL_MAX), DBL_MAX);
@@ -209,7 +209,7 @@ static void sort(ranking *r, int64_t count) {
 }
 
 // Walk through the `count` tokens collected, of which one reaches the goal, unless the last is the last of all.
-static void walk(ranking *r, int64_t count, double bottom, double top, const goal *g, place *p) {
+static void walk(ranking *r, int64_t count, double bottom, double top, const goal *g, boundary *p) {
     for (int exact = 0; count > SHORT; exact = 1) {
         if (exact) {
             bottom = INFINITY, top = -INFINITY;
@@ -228,10 +228,10 @@ static void walk(ranking *r, int64_t count, double bottom, double top, const goa
 }
 
 // The first token at which the goal is reached, of those before `end`; or the last of them.
-static place find(ranking *r, goal g, edge end) {
+static boundary find(ranking *r, goal g, edge end) {
     // how deep the bands go, in temperatures below the largest logit; beyond the last nothing has any weight
     static const double depths[] = {1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 64, 128, 707};
-    place p = {{r->largest, 0}, 0, 0};
+    boundary p = {{r->largest, 0}, 0, 0};
     double high = INFINITY, last_low = 0, last_high = 0;
     for (size_t band = 0; band < sizeof depths / sizeof *depths && high > end.logit; band++) {
         double low = larger(r->largest - depths[band] * r->temperature, -DBL_MAX);
@@ -261,8 +261,8 @@ typedef struct {
     const logit_row *rows;
     const draw_settings *settings;
     draw_result *results;
-    int32_t *top_ids;  // (rows, most), -1 behind the last
-    int64_t most, width;
+    int32_t *top_ids;  // (rows, max_top), -1 behind the last
+    int64_t max_top, width;
 } draw_job;
 
 static edge behind(edge token) { return (edge){token.logit, token.id + 1}; }
@@ -272,11 +272,11 @@ static void draw_token(ranking *r, const draw_settings *s, double total, draw_re
     edge end = {-INFINITY, 0};
     double mass = total;
     if (s->top_k) {
-        const place p = find(r, (goal){COUNT, (double)s->top_k, 0}, end);
+        const boundary p = find(r, (goal){COUNT, (double)s->top_k, 0}, end);
         end = behind(p.token), mass = p.mass;
     }
     if (s->top_p < 1) {
-        const place p = find(r, (goal){SHARE, s->top_p, mass}, end);
+        const boundary p = find(r, (goal){SHARE, s->top_p, mass}, end);
         end = behind(p.token), mass = p.mass;
     }
     // a weight a little short of min_p, by half a unit in the last place of 1, is rounded up to it
@@ -285,7 +285,7 @@ static void draw_token(ranking *r, const draw_settings *s, double total, draw_re
         end = (edge){lowest, INT64_MAX};
         mass = find(r, (goal){END, 0, 0}, end).mass;
     }
-    const place drawn = find(r, (goal){MASS, s->uniform * mass, 0}, end);
+    const boundary drawn = find(r, (goal){MASS, s->uniform * mass, 0}, end);
     r->logits[0] = drawn.token.logit;
     result->token = drawn.token.id;
     result->drawn = weigh(r, 1) / mass;
@@ -293,8 +293,8 @@ static void draw_token(ranking *r, const draw_settings *s, double total, draw_re
 }
 
 // The ids of the `wanted` likeliest tokens, in no order.
-static void likeliest_ids(ranking *r, int64_t wanted, int32_t *ids, int64_t most) {
-    for (int64_t i = 0; i < most; i++) ids[i] = -1;
+static void likeliest_ids(ranking *r, int64_t wanted, int32_t *ids, int64_t max_top) {
+    for (int64_t i = 0; i < max_top; i++) ids[i] = -1;
     if (!wanted) return;
     const edge end = behind(find(r, (goal){COUNT, (double)wanted, 0}, (edge){-INFINITY, 0}).token);
     memcpy(ids, r->ids, sizeof *ids * (size_t)collect(r, end.logit, INFINITY, end));
@@ -305,17 +305,17 @@ static void draw_row(void *pointer, int64_t row) {
     const logit_row *logits = &job->rows[row];
     const draw_settings *s = &job->settings[row];
     draw_result *result = &job->results[row];
-    const size_t room = (size_t)job->width + 8, groups = room / GROUP + 1;
-    double *memory = scratch(FOR_SAMPLING, (2 * room + groups) * sizeof(double) + room * sizeof(int32_t));
+    const size_t capacity = (size_t)job->width + 8, groups = capacity / GROUP + 1;
+    double *memory = scratch(FOR_SAMPLING, (2 * capacity + groups) * sizeof(double) + capacity * sizeof(int32_t));
     result->finite = memory ? 0 : -1;
     if (!memory) return;
     ranking r = {.width = job->width, .temperature = 1, .scale = 1};
-    r.logits = memory, r.weights = memory + room, r.peaks = memory + 2 * room, r.ids = (int32_t *)(r.peaks + groups);
+    r.logits = memory, r.weights = memory + capacity, r.peaks = memory + 2 * capacity, r.ids = (int32_t *)(r.peaks + groups);
     rank_row(&r, logits->raw, 0);
     const double own = isfinite(r.largest) ? total_of(&r) : NAN;
     if (isnan(own)) return;  // one logit was
     result->own_largest = r.largest, result->own_log_sum = log(own);
-    likeliest_ids(&r, s->top, job->top_ids + row * job->most, job->most);
+    likeliest_ids(&r, s->top, job->top_ids + row * job->max_top, job->max_top);
     if (logits->adjusted) rank_row(&r, logits->adjusted, (int)logits->wide);
     if (!isfinite(r.largest)) return;
     result->finite = 1, result->largest = r.largest;
@@ -323,18 +323,18 @@ static void draw_row(void *pointer, int64_t row) {
         result->token = likeliest(&r), result->drawn = 1;
         return;
     }
-    heat(&r, s->temperature);
+    set_temperature(&r, s->temperature);
     const int all = !s->top_k && (s->top_p < 1 || !(s->min_p > 0));  // whether it takes the sum over all tokens
     const int known = r.z == logits->raw && s->temperature == 1;
     draw_token(&r, s, known ? own : all ? total_of(&r) : 0, result);
 }
 
-// Draw a token from each row of logits, `width` of them; `top_ids` is (rows, most).
+// Draw a token from each row of logits, `width` of them; `top_ids` is (rows, max_top).
 EXPORT void nw_draw(const logit_row *logits, const draw_settings *settings, int64_t rows, int64_t width,
-                    draw_result *results, int32_t *top_ids, int64_t most) {
+                    draw_result *results, int32_t *top_ids, int64_t max_top) {
 #if NW_X86
     pthread_once(&once, find_set_bits);
 #endif
-    draw_job job = {logits, settings, results, top_ids, most, width};
+    draw_job job = {logits, settings, results, top_ids, max_top, width};
     pool_run(draw_row, &job, rows);
 }

@@ -1,4 +1,4 @@
-"""SamplingParams from rows of logits: numpy in and out, no torch."""
+"""Sampling from rows of logits: numpy in and out, no torch."""
 
 from __future__ import annotations
 
@@ -39,20 +39,23 @@ RESULTS = np.dtype(
 
 
 def draw(
-    logits: NDArray[np.float32], places: Sequence[int], adjusted: Sequence[Logits | None], settings: NDArray[np.void]
+    logits: NDArray[np.float32],
+    row_indices: Sequence[int],
+    adjusted: Sequence[Logits | None],
+    settings: NDArray[np.void],
 ) -> tuple[NDArray[np.void], NDArray[np.int32]]:
     """Draw tokens from rows of `logits` (·, vocabulary), the model's own: RESULTS (rows,) and the ids (rows, ·) of each
     row's `top` likeliest, in no order, -1 where there are no more.
 
-    `places`: which rows. `adjusted`: what is drawn from instead, float32 or float64, where that is not the same.
+    `row_indices`: which rows. `adjusted`: what is drawn from instead, float32 or float64, where that is not the same.
     `settings`: SETTINGS (rows,).
     """
     _check(logits, np.float32)
-    count, (total, width) = len(places), logits.shape
+    count, (total, width) = len(row_indices), logits.shape
     addresses = np.zeros(count, _LOGITS)
-    if settings.dtype != SETTINGS or settings.shape != (count,) or not all(0 <= place < total for place in places):
-        raise ValueError(f"settings {settings.shape} or places {places} do not fit {total} rows")
-    addresses["raw"] = logits.ctypes.data + np.asarray(places, np.int64) * logits.strides[0]
+    if settings.dtype != SETTINGS or settings.shape != (count,) or not all(0 <= index < total for index in row_indices):
+        raise ValueError(f"settings {settings.shape} or row indices {row_indices} do not fit {total} rows")
+    addresses["raw"] = logits.ctypes.data + np.asarray(row_indices, np.int64) * logits.strides[0]
     for index, row in enumerate(adjusted):
         if row is not None:
             _check(row, row.dtype)
@@ -66,7 +69,7 @@ def draw(
         top_ids.shape[1],
     )  # fmt: skip
     if (results["finite"] < 0).any():
-        raise RunError("memory is short: there is none to draw a token with")
+        raise RunError("not enough memory to sample a token")
     return results, top_ids
 
 

@@ -1,4 +1,4 @@
-"""A matrix in quantized blocks, held as GGUF stores it and multiplied without being expanded."""
+"""Matrix products: float32, and matrices in quantized blocks, which are multiplied as GGUF stores them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from .bindings import library
 
 QuantType = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
-PRECISE = False  # whether activations are held in two terms, where nobody says
-_CODE = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # what matrix.h calls them
-_STORED = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # bytes a block in a GGUF file
-
-
+PRECISE = False  # the default: activations in one int8 term, not in two
 _FLOAT32 = 0  # what matrix.h calls a plain matrix
+_CODES = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # and packed ones
+_BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # in a GGUF file
 
 
 def rows_of(x: Tensor, width: int) -> Tensor:
@@ -61,7 +59,7 @@ class PackedMatrix:
 
     def __init__(self, kind: QuantType, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
         self.kind, self.rows, self.width, self.data, self.precise = kind, rows, width, data, precise
-        self.code = _CODE[kind]
+        self.code = _CODES[kind]
 
     @classmethod
     def pack(cls, kind: QuantType, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
@@ -71,12 +69,12 @@ class PackedMatrix:
                 f"{kind} takes uint8 rows of whole blocks of {BLOCK}, not {blocks.dtype} for width {width}"
             )
         rows = blocks.shape[0]
-        if blocks.shape[1] != width // BLOCK * _STORED[kind]:
+        if blocks.shape[1] != width // BLOCK * _BLOCK_BYTES[kind]:
             raise ValueError(
-                f"a {kind} row of width {width} has {width // BLOCK * _STORED[kind]} bytes, not {blocks.shape[1]}"
+                f"a {kind} row of width {width} has {width // BLOCK * _BLOCK_BYTES[kind]} bytes, not {blocks.shape[1]}"
             )
         blocks = np.ascontiguousarray(blocks)
-        kernels, code = library(), _CODE[kind]
+        kernels, code = library(), _CODES[kind]
         data = torch.empty(kernels.nw_packed_bytes(code, rows, width), dtype=torch.uint8, device="cpu")
         kernels.nw_pack(code, blocks.ctypes.data, rows, width, data.data_ptr())
         return cls(kind, rows, width, data, precise)
@@ -110,7 +108,7 @@ class PackedMatrix:
         if library().nw_multiply(
             self.code, self.precise, self.data.data_ptr(), self.rows, self.width, x.data_ptr(), batch, y.data_ptr()
         ):
-            raise MemoryError(f"no memory to multiply {batch} vectors of {self.width}")
+            raise MemoryError(f"not enough memory to multiply {batch} vectors of {self.width}")
         return y
 
     def dequantize(self, first: int = 0, end: int | None = None, out: Tensor | None = None) -> Tensor:
@@ -119,16 +117,16 @@ class PackedMatrix:
         if not 0 <= first <= end <= self.rows:
             raise ValueError(f"rows {first} to {end} of {self.rows}")
         count = end - first
-        part = torch.empty((count, self.width), dtype=torch.float32, device="cpu") if out is None else out[:count]
-        check_weight(part, count, self.width)
-        library().nw_unpack(self.code, self.data.data_ptr(), first, count, self.width, None, part.data_ptr())
-        return part
+        rows = torch.empty((count, self.width), dtype=torch.float32, device="cpu") if out is None else out[:count]
+        check_weight(rows, count, self.width)
+        library().nw_unpack(self.code, self.data.data_ptr(), first, count, self.width, None, rows.data_ptr())
+        return rows
 
     def rows_at(self, ids: Tensor) -> Tensor:
         """The rows `ids` (...) as float32 (..., width). Raises IndexError for an id outside the matrix."""
         flat = ids.reshape(-1).to(torch.int64).contiguous()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
-            raise IndexError(f"a row outside 0 to {self.rows - 1} is asked for")
+            raise IndexError(f"a row id is outside 0 to {self.rows - 1}")
         out = torch.empty((flat.numel(), self.width), dtype=torch.float32, device="cpu")
         library().nw_unpack(
             self.code, self.data.data_ptr(), 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()

@@ -154,8 +154,8 @@ AVX2 static void linear_few(const linear_job *job, int64_t row, int64_t end) {
 // ---- many vectors: a stretch of sixteen rows is transposed once and then multiplied by all of them
 
 #define PANEL 16          // rows of a panel
-#define MOST_PANELS 2     // panels of a chunk
-#define MOST_VECTORS 128  // vectors of a chunk
+#define MAX_PANELS 2     // panels of a chunk
+#define MAX_VECTORS 128  // vectors of a chunk
 #define TILE 6            // vectors whose sums fill the registers
 
 // to (depth, PANEL) = columns `from` on of the panel's rows, transposed
@@ -211,8 +211,8 @@ AVX2 static void tile_of(int64_t tile, const float *panel, int64_t depth, const 
 AVX2 static void linear_many(const linear_job *job, int64_t row, int64_t end, int64_t at, int64_t count) {
     const int64_t width = job->m->width, panels = (end - row + PANEL - 1) / PANEL, tiles = (count + TILE - 1) / TILE;
     const float *x = job->x + at * width;
-    float panel[MOST_PANELS][STRETCH * PANEL] __attribute__((aligned(64)));
-    float total[MOST_PANELS][MOST_VECTORS * PANEL] __attribute__((aligned(64)));
+    float panel[MAX_PANELS][STRETCH * PANEL] __attribute__((aligned(64)));
+    float total[MAX_PANELS][MAX_VECTORS * PANEL] __attribute__((aligned(64)));
     for (int64_t p = 0; p < panels; p++) memset(total[p], 0, (size_t)(count * PANEL) * sizeof(float));
     for (int64_t from = 0; from < width; from += STRETCH) {
         const int64_t depth = stretch_from(from, width);
@@ -252,7 +252,7 @@ static void linear_chunk(void *pointer, int64_t chunk) {
 // computing takes longer than that by far, two, which read the vectors half as often.
 static int64_t rows_of_chunk(const matrix *m, int64_t batch) {
 #if NW_X86
-    if (batch > FEW && nw_level()) return batch <= 48 ? PANEL : MOST_PANELS * PANEL;
+    if (batch > FEW && nw_level()) return batch <= 48 ? PANEL : MAX_PANELS * PANEL;
 #endif
     const int64_t rows = CHUNK_BYTES / (m->width * 4) / 8 * 8;
     return rows < 8 ? 8 : rows;
@@ -263,7 +263,7 @@ int multiply_float(const matrix *m, const float *x, int64_t batch, float *y, int
     job.row_chunks = (m->rows + job.rows_a_chunk - 1) / job.rows_a_chunk;
     job.skipped = (nw_threads() - 1) * job.rows_a_chunk * m->width;
 #if NW_X86
-    if (nw_level()) job.blocks = (batch + MOST_VECTORS - 1) / MOST_VECTORS;
+    if (nw_level()) job.blocks = (batch + MAX_VECTORS - 1) / MAX_VECTORS;
 #endif
     pool_run(linear_chunk, &job, job.row_chunks * job.blocks);
     return 0;

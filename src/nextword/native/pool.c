@@ -10,7 +10,7 @@
 
 #include "cpu.h"
 
-#define MOST_THREADS 64
+#define MAX_THREADS 64
 #define SLOTS 8  // a job's slot is used again only this many jobs later
 #define SPIN_NANOSECONDS 150000
 
@@ -134,7 +134,7 @@ static void start_workers(int threads) {
 }
 
 EXPORT void nw_set_threads(int threads) {
-    atomic_store(&wanted, threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads);
+    atomic_store(&wanted, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads);
 }
 
 EXPORT void nw_borrow_torch_threads(int yes) { borrowing = yes; }

@@ -1,6 +1,6 @@
 // The tokens of any number of sequences through all layers of an RNN, an LSTM or a GRU, in one call.
 //
-// A layer's input product is one for all tokens. Then the sequences move on together, a token each at a time: one
+// A layer's input product is one for all tokens. Then the sequences advance together, a token each at a time: one
 // product for the states of all that still have tokens, and the gates. A token gets the same bits in any company.
 // The structures are mirrored in recurrent.py.
 #include "cpu.h"
@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     float *from_input;     // (tokens, gates * width)
     float *from_hidden;    // (sequences, gates * width)
-    float *hidden, *cell;  // (sequences, width): where each sequence stands
+    float *hidden, *cell;  // (sequences, width): the current state of each sequence
 } workspace;
 
 static int64_t gates_of(int64_t kind) { return kind == RNN ? 1 : kind == LSTM ? 4 : 3; }
@@ -81,10 +81,12 @@ INLINE void gates_of_kind(const cell_kind kind, const unit_row *u, int64_t from,
     if (kind == RNN)
         for (int64_t i = from; i < to; i++) hidden[i] = TANH(a[i] + b[i]);
     else if (kind == LSTM)
+#pragma GCC ivdep
         for (int64_t i = from; i < to; i++) {
             float in = SIGMOID(a[i] + b[i]) * TANH(a[third + i] + b[third + i]);
-            cell[i] = multiply_add(SIGMOID(a[second + i] + b[second + i]), cell[i], in, fused);
-            hidden[i] = SIGMOID(a[fourth + i] + b[fourth + i]) * TANH(cell[i]);
+            float next = multiply_add(SIGMOID(a[second + i] + b[second + i]), cell[i], in, fused);
+            hidden[i] = SIGMOID(a[fourth + i] + b[fourth + i]) * TANH(next);
+            cell[i] = next;
         }
     else
         for (int64_t i = from; i < to; i++) {

@@ -1,4 +1,4 @@
-"""The tokens of any number of sequences through all layers of an RNN, an LSTM or a GRU, in one call of the kernels.
+"""All layers of an RNN, an LSTM or a GRU in one call of the kernels, for any number of sequences.
 
 What a token gets is the same bits whatever other tokens are in the call, how its sequence was cut into calls, where
 its pages lie and how many threads work. The structures mirror those of recurrent.c.
@@ -78,7 +78,7 @@ class RecurrentProgram:
     def forward(self, x: Tensor, states: Sequence[Tensor], page_size: int, placement: Placement) -> Tensor:
         """What the last layer leaves, (tokens, width), for the embedded tokens `x` (tokens, width).
 
-        `states` are the hidden states and, of an LSTM, the cells: (layers, pages, width) each. A sequence goes on
+        `states` are the hidden states and, of an LSTM, the cells: (layers, pages, width) each. A sequence continues
         from the page of the position before its first token, from zeros at position 0; each page it comes through
         takes the state after the last of its tokens. Raises ValueError for what does not fit, before anything is
         written.
@@ -95,13 +95,13 @@ class RecurrentProgram:
         addresses = (*(array.ctypes.data for array in spans), *(state.data_ptr() for state in states))
         schedule = _Schedule(len(spans[0]), len(y), pages, *addresses)
         if library().nw_recur(addressof(self._network), addressof(schedule), y.data_ptr()):
-            raise MemoryError(f"no memory for a step of {len(y)} tokens")
+            raise MemoryError(f"not enough memory for a step of {len(y)} tokens")
         return y
 
 
 def _addresses(layer: RecurrentWeights) -> list[int | None]:
-    parts = (layer.input, layer.hidden, layer.input_bias, layer.hidden_bias)
-    return [None if part is None else part.data_ptr() for part in parts]
+    weights = (layer.input, layer.hidden, layer.input_bias, layer.hidden_bias)
+    return [None if weight is None else weight.data_ptr() for weight in weights]
 
 
 Int64s = NDArray[np.int64]
@@ -120,9 +120,9 @@ def _spans(placement: Placement, page_size: int, pages: int) -> tuple[Int64s, In
     first, count = first[order], count[order]
     _check(placement, page_size, first)
 
-    place, within = np.divmod(positions, page_size)
-    ends = np.append(begins[1:], True) | (within == page_size - 1)
-    target = np.where(ends, tables[sequences, place], -1)
+    page_index, offset = np.divmod(positions, page_size)
+    ends = np.append(begins[1:], True) | (offset == page_size - 1)
+    target = np.where(ends, tables[sequences, page_index], -1)
     start = positions[first]
     before = tables[sequences[first], (start - 1) // page_size]  # at position 0 of no meaning
     source = np.where(start > 0, before, -1)
@@ -149,4 +149,4 @@ def _check(placement: Placement, page_size: int, first: Int64s) -> None:
     steps = np.diff(positions)
     steps[first[first > 0] - 1] = 1
     if (steps != 1).any() or len(np.unique(sequences[first])) != len(first):
-        raise ValueError("tokens of a sequence must stand next to each other, at consecutive positions")
+        raise ValueError("tokens of a sequence must be next to each other, at consecutive positions")

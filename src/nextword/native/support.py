@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..spec import ModelSpec
-from .bindings import available, level
+from .bindings import available
 
 
 def unsupported(spec: ModelSpec) -> str:
@@ -17,9 +17,9 @@ def unsupported(spec: ModelSpec) -> str:
 
 
 def description(spec: ModelSpec) -> str:
-    """How a model runs in float32 or in quantized blocks on this machine's CPU, in one line."""
+    """How a model runs on this machine's CPU, in float32 or in quantized blocks."""
     if not available():
         return "PyTorch: the compiled kernels were not built"
     if missing := unsupported(spec):
         return f"PyTorch with compiled products and norms: the kernels do not run {missing}"
-    return f"compiled CPU kernels ({level()}), all layers in one call"
+    return "compiled CPU kernels, all layers in one call"

@@ -12,7 +12,7 @@ are imported where a law is fitted, matplotlib where one is drawn.
 
 from ..spec import ModelSpec
 from .activations import Activations, activations
-from .budget import Budget, budget_from, plan_budget, prediction_interval
+from .budget import BudgetPlan, budget_from, plan_budget, prediction_interval
 from .compute import Flops, flops
 from .data_constraints import best_when_limited, data_limited, inference_aware
 from .figure import Figure
@@ -21,15 +21,16 @@ from .fitting import LawFit, fit_law
 from .hardware import Device, device, devices
 from .laws import Law, Optimum, flat_region, optima, optimum
 from .parameters import Parameters, parameters
+from .run_config import RunConfig
 from .runs import Runs, read_runs
 from .serving import Serving, cache_bytes, fit_on, serving_memory, speed, weight_bytes
-from .shape_search import RunConfig, run_for, shape_for
+from .shape_search import run_for, shape_for
 from .states import States, states
 from .training import Memory, Training, cost, duration, training_memory
 
 __all__ = [
     "Activations",
-    "Budget",
+    "BudgetPlan",
     "Device",
     "Diagnosis",
     "Figure",

@@ -12,30 +12,23 @@ from typing import Literal
 from ..base import UsageError
 from ..spec import ModelSpec
 from .compute import Recompute
-from .figure import Figure, figure
+from .figure import Figure, Parts, figure
 from .shapes import GATES, expert_layers
 
 Kernel = Literal["flash", "plain"]
 
 _KEPT = "tensors that autograd keeps of nextword's layers"
 _ESTIMATE = "estimate: the layer's matrix products keep their inputs; not measured"
-NORM_BYTES = 4  # norms are computed in float32 whatever the precision
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes kept between the forward and the backward pass of one micro-batch. `parts` sum to `total`."""
-
-    parts: tuple[Figure, ...]
-
-    @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
+class Activations(Parts):
+    """Bytes kept between the forward and the backward pass of one micro-batch."""
 
 
 @dataclass(frozen=True)
 class _Kernels:
-    """What nextword's compiled kernels compute: RMSNorms, and what stands beside matrix products in float32."""
+    """What nextword's compiled kernels compute: RMSNorms, and in float32 what comes with the matrix products."""
 
     norms: bool
     products: bool
@@ -58,8 +51,8 @@ def activations(
     forms again what costs no weight matrix: norms, rotary positions, the MLP's inner product and the scores a
     "plain" kernel keeps; "full" keeps each layer's input and forms one layer at a time. `fused` is training with
     nextword's compiled kernels, on a CPU: in float32 they keep no norm's output, no gated product and no second copy
-    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters beside
-    their matrices, which the kernels for products leave to torch.
+    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters on
+    their matrices, which the kernels leave to torch.
     """
     if batch < 1 or context < 1:
         raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")
@@ -97,7 +90,7 @@ def _swiglu(spec: ModelSpec) -> bool:
 
 
 def _norms(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) -> list[Figure]:
-    """Each norm keeps its input in float32; an RMSNorm made of single operations also its normalised form."""
+    """Each norm keeps its input in float32; an RMSNorm copied of single operations also its normalised form."""
     norms = {"before": 2, "after": 2, "both": 4}[spec.norm_place]
     inputs = norms - 1 if spec.parallel else norms  # parallel: both norms before the layer read the same
     normalised = 0 if lean or spec.norm == "layer" or fused.norms else norms
@@ -122,18 +115,20 @@ def _attention(
     sizes = {**sizes, "q": heads, "kv": kv, "heads": spec.heads}
     capped = spec.attention_softcap is not None
     scores_kept = (capped or kernel == "plain") and not lean
-    made = not lean and (spec.qk_norm != "none" or (spec.position == "rotary" and not fused.products))
+    copied = not lean and (spec.qk_norm != "none" or (spec.position == "rotary" and not fused.products))
     parts = []
     if scores_kept:  # keys and values copied out to every head, and what softmax leaves
         parts.append(figure("queries, keys, values", "bytes", "layers * tokens * a * 3 * q", _KEPT, **sizes))
         # tanh's result (a), the float32 softmax, and its 16-bit copy where products are in 16 bits
-        each = (2 if capped else 1) * sizes["a"] + (4 if sizes["a"] < 4 else 0)
-        formula = "layers * tokens * heads * context * each"
-        parts.append(figure("attention scores", "bytes", formula, _KEPT, context=context, each=each, **sizes))
+        score_bytes = (2 if capped else 1) * sizes["a"] + (4 if sizes["a"] < 4 else 0)
+        formula = "layers * tokens * heads * context * score_bytes"
+        parts.append(
+            figure("attention scores", "bytes", formula, _KEPT, context=context, score_bytes=score_bytes, **sizes)
+        )
     else:
         parts.append(figure("queries, keys, values", "bytes", "layers * tokens * a * (q + 2 * kv)", _KEPT, **sizes))
-        formula = "layers * tokens * a * turned * (q + kv)"
-        parts.append(figure("turned queries and keys", "bytes", formula, _KEPT, turned=int(made), **sizes))
+        formula = "layers * tokens * a * copies * (q + kv)"
+        parts.append(figure("rotated queries and keys", "bytes", formula, _KEPT, copies=int(copied), **sizes))
         formula = "layers * tokens * 4 * heads"
         parts.append(figure("softmax sums", "bytes", formula, "flash attention (Dao 2023, 2307.08691)", **sizes))
     if spec.qk_norm != "none" and not lean:

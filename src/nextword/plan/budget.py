@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 from ..base import UsageError
 from ..base.units import format_count, format_flops
@@ -18,8 +19,9 @@ from .fitting import Interval
 from .hardware import Device
 from .laws import DEFAULT, FlatRegion, Law, Optimum, flat_region, law, optima, optimum
 from .parameters import parameters
-from .shape_search import LARGEST, SMALLEST, RunConfig, memory_setup, run_for, shape_for
-from .training import Memory, duration, training_memory
+from .run_config import RunConfig
+from .shape_search import LARGEST, SMALLEST, memory_setup, run_for, shape_for
+from .training import MFU, Memory, duration, training_memory
 
 FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
 MANY_EPOCHS = 4  # up to so many a repeated token is worth almost a fresh one (2305.16264, §6)
@@ -38,6 +40,7 @@ _SLACK = 1.02
 class Choice:
     """The size and data chosen for the concrete model, and why."""
 
+    units: ClassVar = {"parameters": "parameters", "tokens": "tokens", "loss": "nats/token", "interval": "nats/token"}
     parameters: float
     tokens: float
     loss: float
@@ -46,7 +49,18 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Budget:
+class ConcreteRun:
+    """A model that can be built, and on a device that holds it a run; None where there is none, and `warnings` why."""
+
+    model: ModelSpec | None = None
+    run: RunConfig | None = None
+    memory: Memory | None = None
+    time: Figure | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
     """What a budget buys. `optima` has one entry a law or rule."""
 
     flops: Figure
@@ -58,10 +72,7 @@ class Budget:
     plain_limited: DataLimited | None  # the plain optimum trained on the data at hand
     aware: InferenceAware | None
     choice: Choice
-    model: ModelSpec | None
-    run: RunConfig | None
-    memory: Memory | None
-    time: Figure | None
+    concrete: ConcreteRun
     device: Device | None
     devices: int
     warnings: tuple[str, ...]
@@ -75,7 +86,7 @@ def budget_from(
     price: float | None = None,
     device: Device | None = None,
     devices: int = 1,
-    mfu: float = 0.4,
+    mfu: float = MFU,
 ) -> Figure:
     """FLOPs from FLOPs, from time on devices, or from money at a price per device and hour."""
     if compute is not None:
@@ -99,11 +110,11 @@ def plan_budget(
     by: str = DEFAULT.name,
     device: Device | None = None,
     devices: int = 1,
-    mfu: float = 0.4,
+    mfu: float = MFU,
     tokens_available: float | None = None,
     inference_tokens: float | None = None,
-) -> Budget:
-    """Everything a budget says: optima, loss, flat region, warnings, and a model that can be trained."""
+) -> BudgetPlan:
+    """What a budget buys: optima, loss, flat region, warnings, and a model that can be trained."""
     chosen, compute = law(by), work.value
     if not LEAST_FLOPS <= compute <= MOST_FLOPS:
         raise UsageError(
@@ -118,45 +129,46 @@ def plan_budget(
     aware = inference_aware(best, inference_tokens, chosen) if inference_tokens else None
     _check_reach(limited, aware)
     choice = _choose(best, chosen, limited, aware)
-    warnings = [*_range_warning(compute), *_data_warnings(best, limited, plain), *_use_warnings(best, aware)]
-    model, run = None, None
-    if SMALLEST <= choice.parameters <= LARGEST:
-        model = shape_for(choice.parameters)
-        warnings += _count_warning(model, compute) + _guess_warning(model, choice.loss)
-        if device is not None:
-            try:
-                run = _run(model, compute, choice, device, devices, limited, aware)
-            except UsageError as error:  # the optimum stands, whatever the devices hold
-                warnings.append(f"no concrete run: {error}")
-    else:
-        warnings.append(
-            f"no concrete model: {format_count(choice.parameters)} parameters lie outside"
-            f" {format_count(SMALLEST)} to {format_count(LARGEST)}"
-        )
-    memory, time = None, None
-    if run is not None and device is not None:
-        memory = training_memory(run.model, memory_setup(run, device))
-        needed = flops(run.model, run.context, run.tokens).total
-        time = duration(needed, devices, device.speed(run.precision), mfu)
-    interval = prediction_interval(best.parameters, best.tokens)
-    return Budget(
+    run = _concrete_run(compute, choice, device, devices, mfu, keep_tokens=aware is not None and limited is None)
+    return BudgetPlan(
         flops=work,
         optima=optima(compute),
         best=best,
         flat=flat_region(best, chosen),
-        interval=interval,
+        interval=prediction_interval(best.parameters, best.tokens),
         limited=limited,
         plain_limited=plain,
         aware=aware,
         choice=choice,
-        model=model,
-        run=run,
-        memory=memory,
-        time=time,
+        concrete=run,
         device=device,
         devices=devices,
-        warnings=tuple(warnings),
-    )
+        warnings=(
+            *_range_warning(compute), *_data_warnings(best, limited, plain), *_use_warnings(best, aware), *run.warnings
+        ),
+    )  # fmt: skip
+
+
+def _concrete_run(
+    compute: float, choice: Choice, device: Device | None, devices: int, mfu: float, keep_tokens: bool
+) -> ConcreteRun:
+    """A model near the choice and a run of it that spends the budget by exact FLOPs, or the choice's tokens."""
+    if not SMALLEST <= choice.parameters <= LARGEST:
+        outside = f"{format_count(choice.parameters)} parameters are outside {SMALLEST:g} to {LARGEST:g}"
+        return ConcreteRun(warnings=(f"no concrete model: {outside}",))
+    model = shape_for(choice.parameters)
+    warnings = [*_count_warning(model), *_guess_warning(model, choice.loss)]
+    if device is None:
+        return ConcreteRun(model, warnings=tuple(warnings))
+    try:
+        run = run_for(model, compute, device, devices, choice.tokens if keep_tokens else None)
+    except UsageError as error:  # the optimum holds all the same
+        return ConcreteRun(model, warnings=(*warnings, f"no concrete run: {error}"))
+    setup = memory_setup(run, device)
+    memory = training_memory(run.spec, setup)
+    needed = flops(run.spec, run.train.context, run.total_tokens).total
+    time = duration(needed, devices, device.speed(setup.precision), mfu)
+    return ConcreteRun(model, run, memory, time, tuple(warnings))
 
 
 def _check_tokens(available: float | None, use: float | None) -> None:
@@ -184,19 +196,10 @@ def _check_reach(limited: DataLimited | None, aware: InferenceAware | None) -> N
         )
 
 
-def _run(
-    model: ModelSpec, compute: float, choice: Choice, device: Device, devices: int,
-    limited: DataLimited | None, aware: InferenceAware | None,
-) -> RunConfig:  # fmt: skip
-    # By exact FLOPs the run spends the budget; a choice that spends another sum keeps its tokens.
-    tokens = choice.tokens if aware is not None and limited is None else None
-    return run_for(model, compute, device, devices, tokens)
-
-
 def _choose(best: Optimum, by: Law, limited: DataLimited | None, aware: InferenceAware | None) -> Choice:
     if limited is not None:
-        spread = prediction_interval(limited.parameters, limited.worth)
-        shift = limited.loss - DEFAULT.loss(limited.parameters, limited.worth)
+        spread = prediction_interval(limited.parameters, limited.effective_tokens)
+        shift = limited.loss - DEFAULT.loss(limited.parameters, limited.effective_tokens)
         interval = Interval(spread.low + shift, spread.high + shift)
         reason = "optimal for this compute and the tokens at hand, repeated (Muennighoff et al. 2023)"
         return Choice(limited.parameters, limited.tokens, limited.loss, interval, reason)
@@ -217,7 +220,7 @@ def epoch_draws() -> tuple[Law, ...]:
 
 def prediction_interval(size: float, tokens: float) -> Interval:
     """95% of the resampled fits' predictions: what the runs leave open, not how other text differs."""
-    losses = sorted(each.loss(size, tokens) for each in epoch_draws())
+    losses = sorted(draw.loss(size, tokens) for draw in epoch_draws())
     last = len(losses) - 1
     return Interval(losses[round(0.025 * last)], losses[round(0.975 * last)])
 
@@ -236,10 +239,10 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
     if limited is None or plain is None:
         return []
     said = [
-        f"the optimum wants {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
-        f" {plain.epochs:.1f} epochs, worth {format_count(plain.worth)} fresh ones; loss {plain.loss:.3f} instead of"
-        f" {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters for"
-        f" {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
+        f"the optimum needs {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
+        f" {plain.epochs:.1f} epochs, worth {format_count(plain.effective_tokens)} fresh tokens; loss"
+        f" {plain.loss:.3f} instead of {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters"
+        f" for {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
     ]
     if limited.epochs > EPOCHS_FITTED:
         said.append(
@@ -248,8 +251,7 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
         )
     if limited.epochs > MANY_EPOCHS:
         said.append(
-            f"beyond {MANY_EPOCHS} epochs repeated tokens lose their worth quickly: more data, or less compute, is"
-            " better spent"
+            f"beyond {MANY_EPOCHS} epochs repeated tokens teach little more: get more data, or spend less compute"
         )
     return said
 
@@ -273,7 +275,7 @@ def _use_warnings(best: Optimum, aware: InferenceAware | None) -> list[str]:
     ]
 
 
-def _count_warning(model: ModelSpec, compute: float) -> list[str]:
+def _count_warning(model: ModelSpec) -> list[str]:
     exact, rule = flops(model).per_token, 6 * parameters(model).total
     if abs(exact / rule - 1) < 0.1:
         return []
@@ -289,7 +291,7 @@ def _guess_warning(model: ModelSpec, loss: float) -> list[str]:
     if loss < guess:
         return []
     return [
-        f"a loss of {loss:.2f} is no prediction: guessing among {model.vocabulary:,} tokens alone gives"
+        f"a loss of {loss:.2f} is not a prediction: guessing among {model.vocabulary:,} tokens alone gives"
         f" {guess:.2f}. Runs of your own (nextword train) correct it"
     ]
 

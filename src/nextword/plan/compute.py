@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .figure import Figure, figure, total
+from .figure import Figure, Parts, figure
 from .parameters import parameters
 from .states import adapters
 
@@ -26,23 +26,18 @@ _ADAPTERS = "low-rank adapters (Hu et al. 2021, 2106.09685): trained, so 2 forwa
 
 
 @dataclass(frozen=True)
-class Flops:
-    """FLOPs of `tokens` tokens in sequences of `context`. `parts` sum to `total`."""
+class Flops(Parts):
+    """FLOPs of `tokens` tokens in sequences of `context`, recomputation included in `total`."""
 
-    parts: tuple[Figure, ...]
+    units: ClassVar = {"total": "FLOPs", "model": "FLOPs", "per_token": "FLOPs/token", "tokens": "tokens"}
     tokens: float
     context: int
     rule: Figure  # 6 N D; 2 N D without the backward pass; 4 N D where the weights are frozen
 
     @property
-    def total(self) -> float:
-        """Everything the hardware computes, recomputation included."""
-        return sum(part.value for part in self.parts)
-
-    @property
     def model(self) -> float:
         """What the model needs: the numerator of MFU. Recomputation is left out."""
-        return self.total - total("recomputed", self.parts)
+        return self.total - self.part("recomputed")
 
     @property
     def per_token(self) -> float:
@@ -90,7 +85,7 @@ def flops(
         if recompute == "full":
             parts.append(_recomputed(spec, weights, sums))
         if lora:
-            trained = sum(each.active * math.prod(each.shape) for each in adapters(spec, lora, lora_targets))
+            trained = sum(adapter.active * math.prod(adapter.shape) for adapter in adapters(spec, lora, lora_targets))
             parts.append(figure("adapters", "FLOPs", "6 * adapters * tokens", _ADAPTERS, adapters=trained,
                                 tokens=tokens))  # fmt: skip
     times = 2 if not backward else 4 if lora else 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..base import UsageError
 from .figure import Figure, figure
@@ -18,29 +19,49 @@ REPEATED_PARAMETERS = 5.309743  # R*_N
 class DataLimited:
     """Training on `unique` tokens several times. Losses in nats a token by Muennighoff et al.'s law."""
 
+    units: ClassVar = {"unique": "tokens", "tokens": "tokens", "effective_tokens": "tokens", "loss": "nats/token"}
     unique: float
     parameters: float
     tokens: float  # seen in all
     epochs: float
-    worth: float  # fresh tokens that the tokens seen are worth
+    effective_tokens: float  # fresh tokens that teach as much as the tokens seen
     loss: float
     loss_if_fresh: float  # of the same model and tokens, were none repeated
 
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """How it follows from the size, the tokens and those that differ."""
+        law, source = DATA_LIMITED, "Muennighoff et al. 2023, 2305.16264, eq. 5 and 7"
+        unique = min(self.unique, self.tokens)
+        enough = min(_optimal_parameters(unique), self.parameters)
+        formula = "{0} + {0} * R * (1 - exp(-({1} / {0} - 1) / R))"
+        fresh = figure("effective tokens", "tokens", formula.format("U", "D"), source, U=unique,
+                       D=self.tokens, R=REPEATED_TOKENS)  # fmt: skip
+        size = figure("effective parameters", "parameters", formula.format("enough", "N"), source, enough=enough,
+                      N=self.parameters, R=REPEATED_PARAMETERS)  # fmt: skip
+        return (
+            figure("epochs", "", "D / U", "tokens seen over different ones", D=self.tokens, U=unique),
+            fresh,
+            size,
+            figure("loss", "nats/token", "E + A / N ** alpha + B / D ** beta", law.source, E=law.E, A=law.A, B=law.B,
+                   alpha=law.alpha, beta=law.beta, N=size.value, D=fresh.value),
+        )  # fmt: skip
+
 
 def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited:
-    """What `tokens` are worth when only `unique` of them are different.
+    """What `tokens` teach when only `unique` of them are different.
 
     D' = U + U R* (1 − exp(−R / R*)) with R = D / U − 1 repetitions, and the same for parameters beyond those
     that are optimal for the unique tokens (Muennighoff et al. 2023, eq. 5 and 7).
     """
     if min(parameters, tokens, unique) <= 0:
         raise UsageError("the law of repeated data needs parameters and tokens above 0")
-    fresh_worth = worth(tokens, min(unique, tokens))
+    fresh_tokens = effective(tokens, min(unique, tokens))
     enough = min(_optimal_parameters(min(unique, tokens)), parameters)
-    effective = worth(parameters, enough, REPEATED_PARAMETERS)
-    loss = DATA_LIMITED.loss(effective, fresh_worth)
+    size = effective(parameters, enough, REPEATED_PARAMETERS)
+    loss = DATA_LIMITED.loss(size, fresh_tokens)
     fresh = DATA_LIMITED.loss(parameters, tokens)
-    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), fresh_worth, loss, fresh)
+    return DataLimited(unique, parameters, tokens, max(1.0, tokens / unique), fresh_tokens, loss, fresh)
 
 
 def best_when_limited(budget: float, unique: float) -> DataLimited:
@@ -56,8 +77,8 @@ def best_when_limited(budget: float, unique: float) -> DataLimited:
     return data_limited(size, budget / (6 * size), unique)
 
 
-def worth(used: float, unique: float, decay: float = REPEATED_TOKENS) -> float:
-    """What `used` are worth, of which only `unique` are different (at most as many): eq. 5, `decay` is R*."""
+def effective(used: float, unique: float, decay: float = REPEATED_TOKENS) -> float:
+    """How many fresh ones teach as much as `used`, of which only `unique` are different: eq. 5, `decay` is R*."""
     return unique + unique * decay * -math.expm1(-(used / unique - 1) / decay)
 
 
@@ -68,29 +89,12 @@ def _optimal_parameters(tokens: float) -> float:
     return float(scale**2 * tokens)
 
 
-def limited_figures(found: DataLimited) -> tuple[Figure, ...]:
-    """How `found` follows from its size, its tokens and those that differ."""
-    law, source = DATA_LIMITED, "Muennighoff et al. 2023, 2305.16264, eq. 5 and 7"
-    unique = min(found.unique, found.tokens)
-    enough = min(_optimal_parameters(unique), found.parameters)
-    formula = "{0} + {0} * R * (1 - exp(-({1} / {0} - 1) / R))"
-    counted = figure("fresh tokens they are worth", "tokens", formula.format("U", "D"), source, U=unique,
-                     D=found.tokens, R=REPEATED_TOKENS)  # fmt: skip
-    size = figure("parameters that count", "parameters", formula.format("enough", "N"), source, enough=enough,
-                  N=found.parameters, R=REPEATED_PARAMETERS)  # fmt: skip
-    return (
-        figure("epochs", "", "D / U", "tokens seen over different ones", D=found.tokens, U=unique),
-        counted,
-        size,
-        figure("loss", "nats/token", "E + A / N ** alpha + B / D ** beta", law.source, E=law.E, A=law.A, B=law.B,
-               alpha=law.alpha, beta=law.beta, N=size.value, D=counted.value),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class InferenceAware:
-    """The cheapest way to a loss, training and later use together. FLOPs in all."""
+    """The cheapest way to a loss by `law`, training and later use together. FLOPs in all."""
 
+    units: ClassVar = dict.fromkeys(("training", "inference", "saved", "total"), "FLOPs")
+    law: Law
     loss: float
     parameters: float
     tokens: float
@@ -101,6 +105,18 @@ class InferenceAware:
     @property
     def total(self) -> float:
         return self.training + self.inference
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What it takes: tokens that bring its size to the loss, training and use. A search found the size."""
+        law, use = self.law, self.inference / (2 * self.parameters)
+        source = "Sardana et al. 2024, 2401.00448, eq. 3: the size at which training and use together are least"
+        return (
+            figure("tokens", "tokens", "(B / (L - E - A / N ** alpha)) ** (1 / beta)", law.source, L=self.loss, E=law.E,
+                   A=law.A, B=law.B, alpha=law.alpha, beta=law.beta, N=self.parameters),
+            figure("training", "FLOPs", "6 * N * D", source, N=self.parameters, D=self.tokens),
+            figure("use", "FLOPs", "2 * N * D_use", source, N=self.parameters, D_use=use),
+        )  # fmt: skip
 
 
 def inference_aware(best: Optimum, inference_tokens: float, by: Law = DEFAULT) -> InferenceAware:
@@ -121,15 +137,4 @@ def inference_aware(best: Optimum, inference_tokens: float, by: Law = DEFAULT) -
     tokens = by.tokens_for(target, size)
     before = plain.budget + 2 * plain.parameters * inference_tokens
     training, use = 6 * size * tokens, 2 * size * inference_tokens
-    return InferenceAware(target, size, tokens, training, use, before - training - use)
-
-
-def aware_figures(found: InferenceAware, inference_tokens: float, by: Law = DEFAULT) -> tuple[Figure, ...]:
-    """What `found` takes: tokens that bring its size to the loss, training and use. A search found the size."""
-    source = "Sardana et al. 2024, 2401.00448, eq. 3: the size at which training and use together are least"
-    return (
-        figure("tokens", "tokens", "(B / (L - E - A / N ** alpha)) ** (1 / beta)", by.source, L=found.loss, E=by.E,
-               A=by.A, B=by.B, alpha=by.alpha, beta=by.beta, N=found.parameters),
-        figure("training", "FLOPs", "6 * N * D", source, N=found.parameters, D=found.tokens),
-        figure("use", "FLOPs", "2 * N * D_use", source, N=found.parameters, D_use=inference_tokens),
-    )  # fmt: skip
+    return InferenceAware(by, target, size, tokens, training, use, before - training - use)

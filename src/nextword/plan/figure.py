@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import CodeType
@@ -63,9 +63,19 @@ def figure(name: str, unit: str, formula: str, source: str = "", **inputs: float
     return Figure(name, value, unit, formula, inputs, source)
 
 
-def total(name: str, parts: Iterable[Figure]) -> float:
-    """Sum of the parts called `name`, 0 if there is none."""
-    return sum(part.value for part in parts if part.name == name)
+@dataclass(frozen=True)
+class Parts:
+    """Figures that sum to `total`."""
+
+    parts: tuple[Figure, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(part.value for part in self.parts)
+
+    def part(self, name: str) -> float:
+        """The sum of the parts of that name, 0 if there is none."""
+        return sum(part.value for part in self.parts if part.name == name)
 
 
 @cache

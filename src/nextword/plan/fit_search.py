@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ..spec import ModelSpec
 from .compute import flops
 from .hardware import Device
-from .search import largest
-from .training import Training, cost, training_memory
+from .training import Memory, Training, cost, largest_training, training_memory
 
 _MOST_CHANGES = 5
 _ENOUGH = 6  # ways to offer
@@ -42,9 +42,13 @@ class Remedy:
     """Changes that together make the training fit."""
 
     changes: tuple[Change, ...]
-    run: Training
-    needed: float  # bytes a device
+    setup: Training
+    memory: Memory
     time: float  # relative to the run as asked for
+
+    @property
+    def name(self) -> str:
+        return " + ".join(change.name for change in self.changes)
 
     @property
     def same_result(self) -> bool:
@@ -55,9 +59,10 @@ class Remedy:
 class Diagnosis:
     """Whether a run fits on a device, and what would make it fit: the same result first, then the fastest."""
 
+    units: ClassVar = {"largest_batch": "sequences", "longest_context": "tokens"}
     device: Device
-    asked: Training
-    needed: float
+    setup: Training
+    memory: Memory
     remedies: tuple[Remedy, ...]
     closest: Remedy | None  # the least memory that all changes reach, where nothing fits
     largest_batch: int
@@ -66,24 +71,24 @@ class Diagnosis:
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.device.memory
+        return self.memory.total <= self.device.memory
 
 
-def diagnose(spec: ModelSpec, asked: Training, on: Device, devices: int | None = None) -> Diagnosis:
-    """Whether `asked` fits on `on`, and the cheapest changes if not. `devices` are there to be shared among."""
-    asked = replace(asked, runtime=on.runtime)
-    needed = training_memory(spec, asked).total
-    least: Remedy | None = None
+def diagnose(spec: ModelSpec, setup: Training, on: Device, devices: int | None = None) -> Diagnosis:
+    """Whether `setup` fits on `on`, and the cheapest changes if not. `devices` are there to be shared among."""
+    setup = replace(setup, runtime=on.runtime)
+    memory = training_memory(spec, setup)
     remedies: list[Remedy] = []
-    if needed > on.memory:
-        remedies, least = _search(spec, asked, on, devices or asked.devices)
-    return Diagnosis(on, asked, needed, tuple(remedies), least, *limits(spec, asked, on),
-                     devices_needed(spec, asked, on))  # fmt: skip
+    least: Remedy | None = None
+    if memory.total > on.memory:
+        remedies, least = _search(spec, setup, on, devices or setup.devices)
+    return Diagnosis(on, setup, memory, tuple(remedies), least, *largest_training(spec, setup, on),
+                     devices_needed(spec, setup, on))  # fmt: skip
 
 
-def devices_needed(spec: ModelSpec, asked: Training, on: Device) -> int | None:
+def devices_needed(spec: ModelSpec, setup: Training, on: Device) -> int | None:
     """The smallest power of two of devices that hold the run with FSDP, full recomputation and one sequence each."""
-    lean = replace(asked, batch=1, chunked_loss=True, recompute="full", kernel="flash", shard="none", devices=1)
+    lean = replace(setup, batch=1, chunked_loss=True, recompute="full", kernel="flash", shard="none", devices=1)
     for power in range(13):
         run = replace(lean, shard="fsdp", devices=1 << power) if power else lean
         if training_memory(spec, run).total <= on.memory:
@@ -91,36 +96,24 @@ def devices_needed(spec: ModelSpec, asked: Training, on: Device) -> int | None:
     return None
 
 
-def limits(spec: ModelSpec, run: Training, on: Device) -> tuple[int, int]:
-    """The largest batch at the run's context and the longest context at its batch that a device holds; 0 for none."""
-
-    def fits(changed: Training) -> bool:
-        return training_memory(spec, changed).total <= on.memory
-
-    return (
-        largest(lambda batch: fits(replace(run, batch=batch)), 1 << 20),
-        largest(lambda context: fits(replace(run, context=context)), 1 << 24),
-    )
-
-
-def _search(spec: ModelSpec, asked: Training, on: Device, devices: int) -> tuple[list[Remedy], Remedy | None]:
+def _search(spec: ModelSpec, setup: Training, on: Device, devices: int) -> tuple[list[Remedy], Remedy | None]:
     """Sets of changes by their number; none that contains a set that already fits."""
-    options = list(_options(spec, asked, on, devices))
-    found: list[Remedy] = []
+    options = list(_options(spec, setup, on, devices))
+    remedies: list[Remedy] = []
     least: Remedy | None = None
     for count in range(1, _MOST_CHANGES + 1):
         for group in itertools.combinations(options, count):
-            if not _compatible(group) or any(set(_names(each.changes)) <= set(_names(group)) for each in found):
+            if not _compatible(group) or any(set(_names(remedy.changes)) <= set(_names(group)) for remedy in remedies):
                 continue
-            remedy = _remedy(spec, asked, on, group)
-            if least is None or remedy.needed < least.needed:
+            remedy = _remedy(spec, setup, on, group)
+            if least is None or remedy.memory.total < least.memory.total:
                 least = remedy
-            if remedy.needed <= on.memory:
-                found.append(remedy)
-        if len(found) >= _ENOUGH:
+            if remedy.memory.total <= on.memory:
+                remedies.append(remedy)
+        if len(remedies) >= _ENOUGH:
             break
-    found.sort(key=lambda each: (not each.same_result, round(each.time, 3), len(each.changes), each.needed))
-    return found, None if found else least
+    remedies.sort(key=lambda fix: (not fix.same_result, round(fix.time, 3), len(fix.changes), fix.memory.total))
+    return remedies, None if remedies else least
 
 
 def _names(changes: Iterable[Change]) -> list[str]:
@@ -132,15 +125,15 @@ def _compatible(group: tuple[Change, ...]) -> bool:
     return len(set(axes)) == len(axes)
 
 
-def _remedy(spec: ModelSpec, asked: Training, on: Device, group: tuple[Change, ...]) -> Remedy:
+def _remedy(spec: ModelSpec, setup: Training, on: Device, group: tuple[Change, ...]) -> Remedy:
     fields: dict[str, object] = {}
     time = 1.0
     for change in group:
         fields |= change.fields
         time *= change.time
-    run = replace(asked, **fields)  # type: ignore[arg-type]
-    time *= _work(spec, run, on) / _work(spec, asked, on)
-    return Remedy(group, run, training_memory(spec, run).total, time)
+    run = replace(setup, **fields)  # type: ignore[arg-type]
+    time *= _work(spec, run, on) / _work(spec, setup, on)
+    return Remedy(group, run, training_memory(spec, run), time)
 
 
 def _work(spec: ModelSpec, run: Training, on: Device) -> float:
@@ -148,52 +141,52 @@ def _work(spec: ModelSpec, run: Training, on: Device) -> float:
     return cost(spec, run, run.context, on.speed(run.precision), 1.0).flops.total / on.speed(run.precision)
 
 
-def _options(spec: ModelSpec, asked: Training, on: Device, devices: int) -> Iterator[Change]:
-    if not asked.chunked_loss:
+def _options(spec: ModelSpec, setup: Training, on: Device, devices: int) -> Iterator[Change]:
+    if not setup.chunked_loss:
         yield Change("loss", "chunked loss", {"chunked_loss": True}, _CHUNKED, "logits of 1,024 tokens at a time")
-    if asked.kernel == "plain" and spec.kind == "transformer":
+    if setup.kernel == "plain" and spec.kind == "transformer":
         yield Change("kernel", "flash attention", {"kernel": "flash"}, _FLASH, "scores are never stored")
     if spec.kind == "transformer":
-        if asked.recompute == "none":
-            why = "norms, rotary positions and the MLP's product are formed again"
+        if setup.recompute == "none":
+            why = "norms, rotary positions and the MLP's product are computed again"
             yield Change("recompute", "selective recomputation", {"recompute": "selective"}, _SELECTIVE, why)
-        if asked.recompute != "full":
-            share = flops(spec, asked.context, recompute="full").total / flops(spec, asked.context).total - 1
+        if setup.recompute != "full":
+            share = flops(spec, setup.context, recompute="full").total / flops(spec, setup.context).total - 1
             why = f"each layer's forward pass once more: {share:.0%} more FLOPs"
             yield Change("recompute", "full recomputation", {"recompute": "full"}, 1.0, why)
-    if asked.optimizer in ("adamw", "muon", "lion", "momentum") and asked.lora == 0:
+    if setup.optimizer in ("adamw", "muon", "lion", "momentum") and setup.lora == 0:
         why = "Adam's states in 1 byte each; losses stay close (2110.02861)"
         yield Change("optimizer", "8-bit Adam", {"optimizer": "adam8bit"}, _EIGHT_BIT, why)
-    yield from _precisions(asked, on)
-    yield from _shardings(asked, devices)
-    yield from _adapters(asked)
-    yield from _batches(asked)
+    yield from _precisions(setup, on)
+    yield from _shardings(setup, devices)
+    yield from _adapters(setup)
+    yield from _batches(setup)
 
 
-def _precisions(asked: Training, on: Device) -> Iterator[Change]:
-    if asked.precision in ("fp32", "amp"):
+def _precisions(setup: Training, on: Device) -> Iterator[Change]:
+    if setup.precision in ("fp32", "amp"):
         gain = (
-            f"{on.peak / on.peak_fp32:.3g}x the arithmetic of float32" if asked.precision == "fp32" else "2 bytes less"
+            f"{on.peak / on.peak_fp32:.3g}x the arithmetic of float32" if setup.precision == "fp32" else "2 bytes less"
         )
         why = f"bf16 weights and activations, float32 master weights; {gain}"
         yield Change("precision", "mixed precision", {"precision": "mixed"}, 1.0, why)
-    if asked.precision != "bf16":
+    if setup.precision != "bf16":
         why = "weights and states in bf16: small updates are lost in rounding"
         yield Change("precision", "pure bf16", {"precision": "bf16"}, 1.0, why, same_result=False)
 
 
-def _shardings(asked: Training, devices: int) -> Iterator[Change]:
+def _shardings(setup: Training, devices: int) -> Iterator[Change]:
     if devices < 2:
         return
     order = ["none", "ddp", "zero1", "zero2", "fsdp"]
-    for shard in order[max(2, order.index(asked.shard) + 1) :]:
+    for shard in order[max(2, order.index(setup.shard) + 1) :]:
         fields: dict[str, object] = {"shard": shard, "devices": devices}
         why = f"states shared among {devices} devices; traffic assumed" + ("" if shard == "fsdp" else " as in DDP")
         yield Change("shard", f"{shard} over {devices}", fields, _SHARDED[shard], why)
 
 
-def _adapters(asked: Training) -> Iterator[Change]:
-    if asked.lora:
+def _adapters(setup: Training) -> Iterator[Change]:
+    if setup.lora:
         return
     why = f"rank-{_RANK} adapters are trained, the weights stay"
     fields: dict[str, object] = {"lora": _RANK, "base": "bf16"}
@@ -202,9 +195,9 @@ def _adapters(asked: Training) -> Iterator[Change]:
     yield Change("lora", "LoRA on 4 bits", {"lora": _RANK, "base": "nf4"}, _FOUR_BIT, why, same_result=False)
 
 
-def _batches(asked: Training) -> Iterator[Change]:
-    batch, halvings = asked.batch, 0
+def _batches(setup: Training) -> Iterator[Change]:
+    batch, halvings = setup.batch, 0
     while batch > 1:
         batch, halvings = batch // 2, halvings + 1
-        why = f"{asked.batch} sequences in {-(-asked.batch // batch)} parts, gradients accumulated"
+        why = f"{setup.batch} sequences in {-(-setup.batch // batch)} parts, gradients accumulated"
         yield Change("batch", f"micro-batch {batch}", {"batch": batch}, _HALVED**halvings, why)

@@ -6,25 +6,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
 
 from ..base import UsageError
-from .laws import Law, optimum
+from .fit_methods import MOST_RUNS, Method, Point, fit_point, logs, sample, terms
+from .laws import Law, Optimum, optimum
 from .runs import Runs
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Vector = NDArray[Any]
-
-Method = Literal["huber", "nnls"]
-DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022, appendix D.2)
-LEAST_POWER = 0.02  # an exponent at or below it is no power law: the term is as good as constant
+LEAST_POWER = 0.02  # an exponent at or below it is not a power law: the term is nearly constant
 FAR = 6  # times the median error, from which a run is called an outlier
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
-STARTS = 24  # of the grid's best that are followed to the end
-MOST_RUNS = 2000  # that starting points and resampled fits are made of, drawn at random from more
 CUTS = (0.6, 0.7, 0.8, 0.9)  # shares of the runs, by compute, from which cross-validation predicts the next tenth
 NAMES = ("E", "A", "B", "alpha", "beta")
 
@@ -80,10 +71,36 @@ class LawFit:
         return _interval([value(draw) for draw in self.draws])
 
     @property
+    def constants(self) -> dict[str, float]:
+        """Each constant that the runs pin down, and a = β / (α + β), the power of N_opt."""
+        named = {name: float(getattr(self.law, name)) for name in NAMES} | {"a": power_of_size(self.law)}
+        return {name: value for name, value in named.items() if name not in self.unidentified}
+
+    @property
     def intervals(self) -> dict[str, Interval]:
-        """Of each constant, and of a = β / (α + β), the power of N_opt."""
+        """Of each constant, and of a."""
         named = {name: self.interval(lambda law, name=name: float(getattr(law, name))) for name in NAMES}  # type: ignore[misc]
         return named | {"a": self.interval(power_of_size)}
+
+    def at(self, budget: float) -> FittedOptimum:
+        """The optimum at a budget of FLOPs, with intervals."""
+        draws = [optimum(budget, draw) for draw in self.draws]
+        return FittedOptimum(
+            optimum(budget, self.law),
+            _interval([draw.parameters for draw in draws]),
+            _interval([draw.ratio for draw in draws]),
+            _interval([draw.loss for draw in draws]),
+        )
+
+
+@dataclass(frozen=True)
+class FittedOptimum:
+    """An optimum by a fitted law, and the intervals of its numbers."""
+
+    optimum: Optimum
+    parameters: Interval
+    ratio: Interval
+    loss: Interval
 
 
 def power_of_size(law: Law) -> float:
@@ -104,26 +121,26 @@ def fit_law(
 
     "huber" minimises the sum of Huber losses between log-sum-exp and log L (Hoffmann et al. 2022, eq. 3);
     "nnls" solves E, A, B by non-negative least squares of relative errors for each (α, β) and searches the two.
-    `bootstrap` refits to that many resampled sets of runs. `progress` hears of what is under way. Raises UsageError
-    where the runs cannot tell the constants apart.
+    `bootstrap` refits to that many resampled sets of runs. `progress` is called with what is being computed. Raises
+    UsageError where the runs cannot tell the constants apart.
     """
-    say = progress or (lambda what: None)
+    log = progress or (lambda what: None)
     _check(runs)
-    say(f"{method}: fitting {len(runs):,} runs")
-    point = _fit(runs, method, None)
-    found = _law(point)
+    log(f"{method}: fitting {len(runs):,} runs")
+    point = fit_point(runs, method, None)
+    law = _law(point)
     draws = []
     for number, draw in enumerate(_bootstrap(runs, method, point, bootstrap, seed), 1):
         draws.append(draw)
-        say(f"{method}: {number:,} of {bootstrap:,} resampled fits")
-    fitted = LawFit(found, method, runs, _terms(runs, point, method), tuple(draws), None, {})
+        log(f"{method}: {number:,} of {bootstrap:,} resampled fits")
+    fitted = LawFit(law, method, runs, terms(runs, point, method), tuple(draws), None, {})
     unidentified = _unidentified(runs, point) or _wide(fitted)
     held = _hold_out(runs, method, point) if hold_out else None
-    return LawFit(found, method, runs, fitted.terms, fitted.draws, held, unidentified)
+    return LawFit(law, method, runs, fitted.terms, fitted.draws, held, unidentified)
 
 
 def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
-    """Which of several fits to the same runs to believe, and why.
+    """Which of several fits to the same runs to use, and why.
 
     The one that predicts the runs of most compute best from those of less, among those whose constants the runs pin
     down; an optimum follows from these alone.
@@ -146,17 +163,17 @@ def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
         f" off by (root mean square): {errors}"
     )
     if not identified:
-        return best, f"{why}; no fit identifies all constants, so that none gives an optimum"
+        return best, f"{why}; no fit identifies all constants, so none gives an optimum"
     return best, why + (f"; not identified by these runs: constants of {names}" if names else "")
 
 
 def objective(runs: Runs, law: Law) -> float:
     """Sum of Huber losses (δ = 1e-3) of log L."""
-    return sum(_terms(runs, (math.log(law.E), math.log(law.A), math.log(law.B), law.alpha, law.beta), "huber"))
+    return sum(terms(runs, (math.log(law.E), math.log(law.A), math.log(law.B), law.alpha, law.beta), "huber"))
 
 
 def outlier_remark(fit: LawFit) -> list[str]:
-    """Says so if the highest losses lie far off the law: the Huber loss weighs them less, and still follows them."""
+    """A remark if the highest losses are far off the law: the Huber loss weighs them less, and still follows them."""
     errors = [
         math.log(fit.law.loss(n, d) / loss)
         for n, d, loss in zip(fit.runs.parameters, fit.runs.tokens, fit.runs.losses, strict=True)
@@ -175,125 +192,12 @@ def outlier_remark(fit: LawFit) -> list[str]:
     ]
 
 
-# ---- the two fits; a point is (log E, log A, log B, alpha, beta)
-
-Point = Sequence[float]
-
-
-def _fit(runs: Runs, method: Method, start: Point | None) -> Point:
-    """From `start` alone, or from the best starting points, which a sample of many runs shows as well as all."""
-    fit = _fit_huber if method == "huber" else _fit_nnls
-    if start is None and len(runs) > MOST_RUNS:
-        start = fit(_sample(runs), None)
-    return fit(runs, start)
-
-
-def _sample(runs: Runs) -> Runs:
-    import random
-
-    return runs.take(random.Random(0).sample(range(len(runs)), MOST_RUNS))
+# ---- how sure
 
 
 def _law(point: Point, name: str = "fitted", source: str = "fitted to the runs given") -> Law:
     E, A, B = (math.exp(min(value, 700.0)) for value in point[:3])  # a resampled set may pin nothing down
     return Law(name, E, A, B, point[3], point[4], source)
-
-
-def _logs(runs: Runs) -> tuple[Vector, Vector, Vector]:
-    import numpy as np
-
-    return np.log(runs.parameters), np.log(runs.tokens), np.log(runs.losses)
-
-
-def _fit_huber(runs: Runs, start: Point | None) -> Point:
-    import numpy as np
-    from scipy.optimize import minimize
-
-    n, d, loss = _logs(runs)
-
-    def value(point: Vector) -> tuple[float, Vector]:
-        terms = np.stack([point[0] + 0 * n, point[1] - point[3] * n, point[2] - point[4] * d])
-        top = terms.max(0)
-        shares = np.exp(terms - top)
-        whole = shares.sum(0)
-        residual = top + np.log(whole) - loss
-        slope = np.clip(residual, -DELTA, DELTA) / DELTA
-        shares *= slope / whole
-        gradient = np.array([shares[0].sum(), shares[1].sum(), shares[2].sum(), -shares[1] @ n, -shares[2] @ d])
-        return float(_huber(residual).sum() / DELTA), gradient
-
-    def follow(point: Point) -> Any:
-        # Twice: the second run begins with a fresh picture of the curvature.
-        first = minimize(
-            value, np.asarray(point, float), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 2000}
-        )
-        again = minimize(value, first.x, jac=True, method="BFGS", options={"gtol": 1e-12, "maxiter": 2000})
-        return min(first, again, key=lambda result: result.fun)
-
-    starts = [start] if start is not None else _grid(value)
-    best = min((follow(point) for point in starts), key=lambda result: result.fun)
-    return tuple(float(x) for x in best.x)
-
-
-def _grid(value: Callable[[Vector], tuple[float, Vector]]) -> list[Point]:
-    """The best of Hoffmann et al.'s starting points (appendix D.2)."""
-    import itertools
-
-    import numpy as np
-
-    halves, fives = np.arange(0, 2.1, 0.5), np.arange(0, 26.0, 5)
-    points = itertools.product(np.arange(-1, 1.1, 0.5), fives, fives, halves, halves)
-    best = sorted(points, key=lambda point: value(np.array(point))[0])[:STARTS]
-    return [tuple(float(x) for x in point) for point in best]
-
-
-def _huber(residual: Vector) -> Vector:
-    import numpy as np
-
-    size = np.abs(residual)
-    return np.where(size <= DELTA, 0.5 * residual**2, DELTA * (size - 0.5 * DELTA))
-
-
-def _terms(runs: Runs, point: Point, method: Method) -> tuple[float, ...]:
-    import numpy as np
-
-    n, d, loss = _logs(runs)
-    predicted = np.exp(point[0]) + np.exp(point[1] - point[3] * n) + np.exp(point[2] - point[4] * d)
-    if method == "nnls":
-        return tuple(float(x) for x in (predicted / np.exp(loss) - 1) ** 2)
-    return tuple(float(x) for x in _huber(np.log(predicted) - loss))
-
-
-def _fit_nnls(runs: Runs, start: Point | None) -> Point:
-    import numpy as np
-    from scipy.optimize import minimize, nnls
-
-    n, d, loss = _logs(runs)
-    n0, d0, weight = n.mean(), d.mean(), np.exp(-loss)  # centred, so that the columns are of one size
-
-    def solve(powers: Vector) -> tuple[Vector, float]:
-        columns = np.stack([np.ones_like(n), np.exp(-powers[0] * (n - n0)), np.exp(-powers[1] * (d - d0))], 1)
-        # a triangle of four rows has the same solution and residual as all rows, of which nnls would make a square
-        whole: Any = np.linalg.qr(np.column_stack([columns * weight[:, None], np.ones_like(n)]), mode="r")
-        factors, residual = nnls(whole[:, :3], whole[:, 3])
-        return factors, float(residual)
-
-    def value(powers: Vector) -> float:
-        return solve(powers)[1] ** 2 if powers.min() > 0 and powers.max() < 5 else math.inf
-
-    grid = [(a, b) for a in np.arange(0.1, 1.6, 0.1) for b in np.arange(0.1, 1.6, 0.1)]
-    first = start[3:] if start is not None else min(grid, key=lambda powers: value(np.array(powers)))
-    fine, coarse = {"xatol": 1e-10, "fatol": 1e-22, "maxiter": 4000}, {"xatol": 1e-4, "fatol": 1e-7, "maxiter": 200}
-    options = fine if start is None else coarse  # a resampled fit need not be exact
-    best = minimize(value, np.asarray(first), method="Nelder-Mead", options=options)
-    if start is None:
-        best = minimize(value, best.x, method="Nelder-Mead", options=options)
-    E, A, B = (math.log(max(factor, 1e-300)) for factor in solve(best.x)[0])
-    alpha, beta = float(best.x[0]), float(best.x[1])
-    return E, A + alpha * float(n0), B + beta * float(d0), alpha, beta
-
-
-# ---- how sure
 
 
 def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) -> Iterator[Law]:
@@ -308,10 +212,10 @@ def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) 
     nearer = math.sqrt(size / len(runs))
     for _ in range(count):
         rows = [draw.randrange(len(runs)) for _ in range(size)]
-        found = _fit(runs.take(rows), method, point)
+        refit = fit_point(runs.take(rows), method, point)
         if nearer < 1:
-            found = [middle + nearer * (value - middle) for middle, value in zip(point, found, strict=True)]
-        yield _law(found, "bootstrap")
+            refit = [middle + nearer * (value - middle) for middle, value in zip(point, refit, strict=True)]
+        yield _law(refit, "bootstrap")
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -325,15 +229,15 @@ def _interval(values: Sequence[float]) -> Interval:
 def _hold_out(runs: Runs, method: Method, point: Point) -> HeldOut | None:
     """Leave out the runs of most compute, a tenth after the other, and predict them by fits to those of less."""
     if len(runs) > MOST_RUNS:
-        return _hold_out(_sample(runs), method, point)
+        return _hold_out(sample(runs), method, point)
     order = sorted(range(len(runs)), key=lambda row: runs.flops[row])
     folds = [errors for cut in CUTS if (errors := _ahead(runs, order, method, point, cut))]
     if not folds:
         return None
     last = folds[-1]  # where fewer runs are enough, more are
-    each = [error for errors in folds for error in errors]
+    errors = [error for fold in folds for error in fold]
     least = min(runs.flops[row] for row in order[len(order) - len(last) :])
-    return HeldOut(len(last), least, sum(last) / len(last), _rms(last), len(folds), len(each), _rms(each))
+    return HeldOut(len(last), least, sum(last) / len(last), _rms(last), len(folds), len(errors), _rms(errors))
 
 
 def _ahead(runs: Runs, order: Sequence[int], method: Method, point: Point, cut: float) -> list[float]:
@@ -345,7 +249,7 @@ def _ahead(runs: Runs, order: Sequence[int], method: Method, point: Point, cut: 
         _check(kept)
     except UsageError:
         return []
-    law = _law(_fit(kept, method, point))
+    law = _law(fit_point(kept, method, point))
     return [law.loss(n, d) / loss - 1 for n, d, loss in zip(asked.parameters, asked.tokens, asked.losses, strict=True)]
 
 
@@ -380,7 +284,7 @@ def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
     """Constants that can move together without changing any prediction, or whose term has vanished."""
     import numpy as np
 
-    n, d, _ = _logs(runs)
+    n, d, _ = logs(runs)
     terms = np.exp(np.stack([point[0] + 0 * n, point[1] - point[3] * n, point[2] - point[4] * d]))
     shares = terms / terms.sum(0)
     problems: dict[str, str] = {}
@@ -394,8 +298,8 @@ def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
         mixed = [name for name, part in zip(NAMES, directions[-1], strict=True) if abs(part) > 0.3]
         reason = f"{', '.join(mixed)} can change together without changing any prediction: vary size and data apart"
         problems |= dict.fromkeys(mixed, reason)
-    for place, names, what in ((3, ("A", "alpha"), "size"), (4, ("B", "beta"), "data")):
-        if point[place] <= LEAST_POWER:
+    for row, names, what in ((3, ("A", "alpha"), "size"), (4, ("B", "beta"), "data")):
+        if point[row] <= LEAST_POWER:
             problems |= dict.fromkeys(
                 names, f"{what} hardly changes the loss of these runs, so its power law is not seen"
             )
@@ -413,8 +317,3 @@ def _wide(fitted: LawFit) -> dict[str, str]:
             reason = f"95% of resampled fits give {name} from {interval.low:.2g} to {interval.high:.2g}"
             problems |= {name: reason, factor: reason}
     return problems
-
-
-def optimal_size(budget: float) -> Callable[[Law], float]:
-    """For `LawFit.interval`: N_opt at a budget."""
-    return lambda law: optimum(budget, law).parameters

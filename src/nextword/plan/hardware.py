@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base import RunError, UsageError, atomic_write
 from ..base.cores import cores
 from ..base.errors import closest
 from ..base.units import parse_bandwidth, parse_bytes, parse_flop_rate
-from .training import RUNTIME
 
+RUNTIME = 0.6e9  # bytes; assumed for a GPU's context and its libraries
 OWN = "Give your own as NAME=MEMORY,BANDWIDTH,SPEED, such as mine=24GB,1TB/s,165TFLOP/s"
 _TF32 = 0.5  # float32 products as TF32, relative to bf16, on NVIDIA since Ampere and AMD CDNA 3
 _CPU_RUNTIME = 0.3e9  # bytes; torch's libraries and Python, measured on Linux
@@ -30,8 +30,9 @@ _SPEEDS = ("bandwidth", "peak", "peak_fp32")
 
 @dataclass(frozen=True)
 class Device:
-    """Bytes, bytes a second, FLOP/s. `peak` is dense and 16-bit; of a CPU, measured float32."""
+    """A device. `peak` is of dense 16-bit products; of a CPU, of float32, measured."""
 
+    units: ClassVar = {"memory": "bytes", "bandwidth": "bytes/s", "peak": "FLOP/s", "peak_fp32": "FLOP/s"}
     name: str
     title: str
     memory: float
@@ -40,6 +41,10 @@ class Device:
     peak_fp32: float
     runtime: float
     source: str
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.peak == self.peak_fp32
 
     def speed(self, precision: str) -> float:
         """FLOP/s of matrix products in a training precision."""
@@ -124,7 +129,7 @@ def _this(cache_folder: Path | None, anew: bool) -> Device:
         speeds = {name: max(getattr(known, name), getattr(measured, name)) for name in _SPEEDS}
         measured = replace(measured, **speeds)
     if stored is not None:
-        with suppress(OSError), atomic_write(stored) as file:  # a cache that cannot be written is no failure
+        with suppress(OSError), atomic_write(stored) as file:  # a cache that cannot be written is not an error
             json.dump({"machine": machine, "device": asdict(measured)}, file, indent=2)
     return measured
 
@@ -143,8 +148,8 @@ def _measure() -> Device:
     command = [sys.executable, "-m", "nextword.plan.machine"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        found = json.loads(done.stdout)
-        speed, bandwidth = float(found["flops"]), float(found["bandwidth"])
+        speeds = json.loads(done.stdout)
+        speed, bandwidth = float(speeds["flops"]), float(speeds["bandwidth"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
         raise RunError(f"this machine could not be measured ({error}). {OWN}") from error
     return Device(
@@ -164,11 +169,11 @@ def _memory() -> float:
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError) as error:
-        raise RunError(f"this system does not say how much memory it has. {OWN}") from error
+        raise RunError(f"this system does not report how much memory it has. {OWN}") from error
     return float(min([whole, *_limits()]))
 
 
 def _limits() -> Iterable[int]:
-    for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
-            yield int(Path(place).read_text())
+            yield int(Path(file).read_text())

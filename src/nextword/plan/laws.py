@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..base import UsageError
 from ..base.errors import closest
@@ -74,8 +75,9 @@ class Optimum:
     The loss of a rule that predicts none is that of the default law at the rule's choice.
     """
 
+    units: ClassVar = {"budget": "FLOPs", "parameters": "parameters", "tokens": "tokens", "loss": "nats/token"}
     law: str
-    budget: float  # FLOPs
+    budget: float
     parameters: float
     tokens: float
     figures: tuple[Figure, ...]
@@ -174,6 +176,7 @@ RULES: dict[str, Callable[[float], tuple[Figure, str]]] = {
 class FlatRegion:
     """Sizes whose loss at the same budget is within `tolerance` of the best; and what half and double size cost."""
 
+    units: ClassVar = {"smallest": "parameters", "largest": "parameters"}
     smallest: float
     largest: float
     tolerance: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..spec import ModelSpec
 from .figure import Figure, figure
@@ -13,6 +14,7 @@ from .shapes import PARTS, Part, TensorShape, tensors
 class Parameters:
     """Counts of parameters. `parts` sum to `total`, and a part's `tensors` to the part."""
 
+    units: ClassVar = dict.fromkeys(("total", "active", "multiplying", "looked_up", "non_embedding"), "parameters")
     parts: tuple[Figure, ...]
     tensors: tuple[Figure, ...]
     active: int  # those one token passes through: all but the experts it is not sent to

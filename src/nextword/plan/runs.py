@@ -1,15 +1,19 @@
-"""Training runs as a law is fitted to them: size, tokens, loss, read from a CSV file."""
+"""Training runs as a law is fitted to them: size, tokens, loss, read from a CSV file or from runs' folders."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..base import UsageError, read_text
+from ..base import UsageError, read_regular, read_text
+from .parameters import parameters
+from .run_config import RunConfig
 
 _LARGEST = 64 << 20  # bytes of a CSV file
 _RANGES = {"parameters": (1.0, 1e18), "tokens": (1.0, 1e21), "flops": (1.0, 1e40), "loss": (1e-4, 1e4)}  # of any run
@@ -28,6 +32,7 @@ class Runs:
     parameters: tuple[float, ...]
     tokens: tuple[float, ...]
     losses: tuple[float, ...]
+    skipped: tuple[str, ...] = ()  # what was read and left out, and why
 
     def __post_init__(self) -> None:
         if not len(self.parameters) == len(self.tokens) == len(self.losses):
@@ -50,7 +55,8 @@ class Runs:
     def take(self, rows: Sequence[int]) -> Runs:
         """The given rows, in that order; a row may be taken several times."""
         columns = (self.parameters, self.tokens, self.losses)
-        return Runs(*(tuple(column[row] for row in rows) for column in columns))
+        parameters, tokens, losses = (tuple(column[row] for row in rows) for column in columns)
+        return Runs(parameters, tokens, losses, self.skipped)
 
     def without_highest(self, count: int) -> Runs:
         """All but the `count` runs of highest loss: early points that no law of this form follows."""
@@ -60,11 +66,67 @@ class Runs:
         return self.take(sorted(order))
 
 
+def from_folders(paths: Sequence[Path]) -> Runs:
+    """The runs in folders that `nextword train` wrote, or in folders of such; `skipped` says which are left out.
+
+    A run counts if it has ended and began from nothing. N is of all its parameters, D the tokens that it saw, the loss
+    the one on held-out text. Raises UsageError where no run counts, and for runs of different tokens, whose losses in
+    nats a token do not compare.
+    """
+    rows: list[tuple[Any, ...]] = []
+    fingerprints: dict[str, Path] = {}
+    skipped: list[str] = []
+    for folder in [run for path in paths for run in _run_folders(path)]:
+        record, config = _read_json(folder / "run.json"), RunConfig.read(folder / "config.toml")
+        if config.model.base:
+            skipped.append(f"{folder} was fine-tuned")
+        elif not (folder / "report.json").exists():
+            skipped.append(f"{folder} has not ended")
+        else:
+            measured = _read_json(folder / "report.json").get("measured") or {}
+            rows.append((parameters(config.spec).total, measured.get("tokens"), measured.get("nats_per_token")))
+            fingerprints.setdefault(str(record.get("fingerprint")), folder)
+    if not rows:
+        folders = ", ".join(map(str, paths))
+        raise UsageError(f"{folders}: no run there to fit ({', '.join(skipped) or 'no run.json'})")
+    if len(fingerprints) > 1:
+        one, other, *_ = fingerprints.values()
+        raise UsageError(
+            f"{one} and {other} saw different tokens, so that their losses do not compare. Give runs on one text with"
+            " one tokenizer, such as --set data.vocabulary=4096 for all of them"
+        )
+    if bad := [row for row in rows if not all(isinstance(value, (int, float)) for value in row)]:
+        raise UsageError(f"a report.json lacks tokens or nats_per_token: {bad[0]}")
+    sizes, tokens, losses = (tuple(map(float, column)) for column in zip(*rows, strict=True))
+    return Runs(sizes, tokens, losses, tuple(skipped))
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """`path` if it is a run's folder, else those directly in it."""
+    if (path / "run.json").exists():
+        return [path]
+    return sorted(file.parent for file in path.glob("*/run.json"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(read_regular(path, _LARGEST))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")
+    return data
+
+
 def read_runs(path: Path) -> Runs:
     """Runs from a CSV file with columns for the size, the loss, and the tokens or the FLOPs (then D = C / 6N).
 
+    A folder is one of runs that `nextword train` wrote (`from_folders`).
+
     Raises UsageError that names the file, the line and the fault.
     """
+    if path.is_dir():
+        return from_folders([path])
     try:
         rows = list(csv.reader(io.StringIO(read_text(path, _LARGEST, "utf-8-sig"))))
     except (OSError, UnicodeError, csv.Error) as error:
@@ -75,7 +137,8 @@ def read_runs(path: Path) -> Runs:
         raise UsageError(f"{path} is empty; a table of runs with a heading is expected")
     where = _find_columns(rows[0], path)
     values = [_row(row, line, where, path) for line, row in enumerate(rows[1:], 2) if any(cell.strip() for cell in row)]
-    return Runs(*(tuple(value[i] for value in values) for i in range(3)))
+    sizes, tokens, losses = (tuple(value[column] for value in values) for column in range(3))
+    return Runs(sizes, tokens, losses)
 
 
 def _find_columns(heading: list[str], path: Path) -> dict[str, int]:

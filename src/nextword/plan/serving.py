@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base import UsageError
+from ..base.errors import closest
 from ..families import experts_in_4_bits
 from ..spec import ModelSpec
 from .compute import flops
@@ -33,12 +34,12 @@ _ROOF = "bandwidth over the bytes read for a token (Pope et al. 2022, 2211.05102
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model is used. `precision` is of the weights and a key of BITS, unless `weight_bytes` is known exactly."""
+    """How a model is used. `dtype` is of the weights and a key of BITS, unless `weight_bytes` is known exactly."""
 
     batch: int = 1
     context: int = 4096
-    precision: str = "bf16"
-    cache: str = "bf16"
+    dtype: str = "bf16"
+    kv_dtype: str = "bf16"
     weight_bytes: float | None = None
     expert_bits: float | None = None  # of the experts' matrices, where `weight_bytes` keeps the rest in bf16
     runtime: float = 0.6e9
@@ -46,16 +47,16 @@ class Serving:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.context < 1:
             raise UsageError(f"batch and context are whole numbers from 1, not {self.batch} and {self.context}")
-        for name in (self.precision, self.cache):
+        for name in (self.dtype, self.kv_dtype):
             if name not in BITS:
-                raise UsageError(f"precision {name!r} is not known. Known: {', '.join(BITS)}")
+                raise UsageError(f"dtype {name!r} is not known.{closest(name, BITS)} Known: {', '.join(BITS)}")
 
 
-def weight_bytes(spec: ModelSpec, precision: str) -> Figure:
-    """Bytes of all weights at a precision."""
+def weight_bytes(spec: ModelSpec, dtype: str) -> Figure:
+    """Bytes of all weights in a type of BITS."""
     count = parameters(spec).total
     source = "bits a number, scales of the blocks included; norms kept wider are not counted apart"
-    inputs = {"parameters": count, "bits": BITS[precision]}
+    inputs = {"parameters": count, "bits": BITS[dtype]}
     return figure("weights", "bytes", "ceil(parameters * bits / 8)", source, **inputs)
 
 
@@ -70,32 +71,32 @@ def published_bytes(config: Mapping[str, Any], spec: ModelSpec) -> float | None:
     return (inner * BITS["mxfp4"] + (parameters(spec).total - inner) * BITS["bf16"]) / 8
 
 
-def cache_bytes(spec: ModelSpec, batch: int, context: int, cache: str = "bf16") -> Figure:
+def cache_bytes(spec: ModelSpec, batch: int, context: int, kv_dtype: str = "bf16") -> Figure:
     """Bytes carried from token to token: keys and values, latents, or a recurrent state."""
-    each = {"batch": batch, "bytes_each": BITS[cache] / 8}
+    per_sequence = {"batch": batch, "bytes_each": BITS[kv_dtype] / 8}
     if spec.kind != "transformer":
         formula = "batch * layers * states * width * bytes_each"
         inputs = {"layers": spec.layers, "states": 2 if spec.kind == "lstm" else 1, "width": spec.width}
-        return figure("state", "bytes", formula, "constant: it does not grow with the text", **inputs, **each)
+        return figure("state", "bytes", formula, "constant: it does not grow with the text", **inputs, **per_sequence)
     if spec.latent:
         inputs = {"layers": spec.layers, "kv_rank": spec.latent.kv_rank, "rope_width": spec.latent.rope_head_width}
         source = "multi-head latent attention (2405.04434, §2.1.4)"
         formula = "batch * context * layers * (kv_rank + rope_width) * bytes_each"
-        return figure("key-value cache", "bytes", formula, source, context=context, **inputs, **each)
+        return figure("key-value cache", "bytes", formula, source, context=context, **inputs, **per_sequence)
     positions = sum(min(context, window or context) for window in (spec.windows or (0,) * spec.layers))
     inputs = {"layer_positions": positions, "kv_heads": spec.kv_heads, "head_width": spec.head_width}
     formula = "2 * batch * layer_positions * kv_heads * head_width * bytes_each"
     source = _CACHE + "; layer_positions sums min(context, window) over the layers"
-    return figure("key-value cache", "bytes", formula, source, **inputs, **each)
+    return figure("key-value cache", "bytes", formula, source, **inputs, **per_sequence)
 
 
 def serving_memory(spec: ModelSpec, use: Serving) -> Memory:
     """Bytes a device needs to generate with `use.batch` sequences of `use.context` tokens."""
-    weights = weight_bytes(spec, use.precision)
+    weights = weight_bytes(spec, use.dtype)
     if use.weight_bytes is not None:
         weights = figure("weights", "bytes", "stored", "the file's tensors as they are stored", stored=use.weight_bytes)
     runtime = figure("runtime", "bytes", "runtime", "assumed: device context and libraries", runtime=use.runtime)
-    parts = (weights, cache_bytes(spec, use.batch, use.context, use.cache), _working_space(spec, use), runtime)
+    parts = (weights, cache_bytes(spec, use.batch, use.context, use.kv_dtype), _working_space(spec, use), runtime)
     return Memory(tuple(part for part in parts if part.value))
 
 
@@ -122,7 +123,7 @@ def speed(spec: ModelSpec, use: Serving, on: Device) -> Speed:
     """How fast `on` can generate at most, and read a prompt at the assumed share of its peak."""
     stored = serving_memory(spec, use).part("weights")
     weights = _read(spec, use.batch, stored, use.expert_bits)
-    cache = cache_bytes(spec, use.batch, use.context, use.cache)
+    cache = cache_bytes(spec, use.batch, use.context, use.kv_dtype)
     by_bandwidth = figure(
         "decode", "tokens/s", "batch * bandwidth / (weights_read + cache_read)", _ROOF, batch=use.batch,
         bandwidth=on.bandwidth, weights_read=weights.value, cache_read=cache.value,
@@ -168,6 +169,10 @@ def _read(spec: ModelSpec, batch: int, stored: float, expert_bits: float | None 
 class Fit:
     """Whether and how much of a plan one device holds. 0 where not even one fits."""
 
+    units: ClassVar = {
+        "needed": "bytes", "shared": "bytes", "headroom": "bytes", "largest_batch": "sequences",
+        "longest_context": "tokens",
+    }  # fmt: skip
     device: Device
     needed: float
     largest_batch: int
@@ -205,3 +210,32 @@ def fit_on(spec: ModelSpec, use: Serving, on: Device) -> Fit:
         largest_batch=largest(lambda batch: fits(batch=batch), 1 << 20),
         longest_context=largest(lambda context: fits(context=context), LONGEST),
     )
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A model in use on one device; no speed where it does not fit."""
+
+    device: Device
+    memory: Memory
+    fit: Fit
+    speed: Speed | None
+
+
+@dataclass(frozen=True)
+class InferencePlan:
+    """A model in use: the weights' bytes in every type of BITS, and what each device makes of it."""
+
+    use: Serving
+    weights: dict[str, Figure]
+    devices: tuple[OnDevice, ...]
+
+
+def plan_inference(spec: ModelSpec, use: Serving, devices: Iterable[Device]) -> InferencePlan:
+    """What using a model takes, where it fits and how fast it can be there."""
+    rows = []
+    for device in devices:
+        here = replace(use, runtime=device.runtime)
+        fit = fit_on(spec, here, device)
+        rows.append(OnDevice(device, serving_memory(spec, here), fit, speed(spec, here, device) if fit.fits else None))
+    return InferencePlan(use, {name: weight_bytes(spec, name) for name in BITS}, tuple(rows))

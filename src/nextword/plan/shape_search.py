@@ -2,132 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Literal
 
-from ..base import UsageError, atomic_write, read_regular
-from ..base.fields import FieldError, Within, check_fields, from_plain
-from ..families import spec_from_dict
+from ..base import UsageError
 from ..spec import ModelKind, ModelSpec
-from .compute import Recompute, flops
+from .compute import flops
 from .hardware import Device
 from .parameters import parameters
+from .run_config import ModelConfig, RunConfig, TrainConfig
 from .search import largest
-from .states import Precision, Shard
 from .training import Training, training_memory
 
-FORMAT = "nextword-run/1"
 SMALLEST, LARGEST = 2e4, 2e13  # parameters of the models that are designed
 _VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _EMBEDDING_SHARE = 0.2
-_LARGEST_FILE = 1 << 24  # bytes of a configuration
 _CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # up to so many parameters
 _TILED, _SHARDED = 1e8, 1e9  # parameters from which widths are coarser
 _MOST_RATE = 3e-3
 _FEWEST_STEPS = 1000  # updates matter more than smooth gradients while budgets are small (docs/decisions.md)
-
-
-Whole = Annotated[int, Within(least=1)]
-AtLeastZero = Annotated[float, Within(least=0)]
-Beta = Annotated[float, Within(least=0, below=1)]
-Context = Annotated[int, Within(1, 1 << 27)]
-Schedule = Literal["cosine", "wsd", "constant"]
-Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # of a plan's, those that can be run
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What a trainer needs to know. Batches count sequences of `context` tokens over all devices and accumulation.
-
-    Raises UsageError that names the field, its value and what it may be.
-    """
-
-    model: ModelSpec
-    tokens: Annotated[int, Within(least=0)]
-    context: Context
-    batch: Whole  # sequences a step
-    micro_batch: Whole  # sequences a device at a time
-    accumulation: Whole
-    steps: Whole
-    learning_rate: Annotated[float, Within(above=0)]
-    final_learning_rate: AtLeastZero
-    warmup_steps: Annotated[int, Within(least=0)]
-    schedule: Schedule = "cosine"
-    optimizer: Optimizer = "adamw"
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: AtLeastZero = 0.1
-    clip: AtLeastZero = 1.0  # norm of the gradients; 0: none
-    precision: Precision = "amp"
-    shard: Shard = "none"
-    devices: Whole = 1
-    seed: Annotated[int, Within(0, (1 << 63) - 1)] = 0  # of weights, order of the data, dropout
-    dropout: Annotated[float, Within(least=0, below=1)] = 0.0
-    decay_share: Annotated[float, Within(least=0, most=1)] = 0.65  # of the steps, under the schedule "wsd"
-    recompute: Recompute = "none"
-    packing: Literal["stream", "best-fit"] = "stream"
-    across_documents: bool = True  # a token may look at the document before its own, where both are in one row
-    carry_state: bool = False  # recurrent nets: rows go on where the step before ended, its state carried along
-    lora: Annotated[int, Within(least=0)] = 0  # rank of the adapters; 0 trains every weight
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_lora(self.lora, self.model)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `from_dict` reads it back."""
-        training = {key: value for key, value in asdict(self).items() if key != "model"}
-        return {"format": FORMAT, "model": self.model.to_dict(), "training": training}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """Read `to_dict`'s output. Raises UsageError for anything else."""
-        if data.get("format") != FORMAT:
-            raise UsageError(f"a run's configuration has format {FORMAT!r}, this one {data.get('format')!r}")
-        model, training = data.get("model"), data.get("training")
-        if not isinstance(model, Mapping) or not isinstance(training, Mapping):
-            raise UsageError(
-                "the run's configuration is not whole: it needs an object 'model' and an object 'training'"
-            )
-        try:
-            return from_plain(cls, {**training, "model": spec_from_dict(model, "its model")})
-        except UsageError as error:
-            raise UsageError(f"the run's configuration is not sound: {error}") from None
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        with atomic_write(path) as file:
-            json.dump(self.to_dict(), file, indent=2)
-            file.write("\n")
-
-    @classmethod
-    def read(cls, path: Path) -> RunConfig:
-        """Read a configuration that `write` wrote."""
-        try:
-            data = json.loads(read_regular(path, _LARGEST_FILE))
-        except UsageError:
-            raise
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path} cannot be read as JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise UsageError(f"{path}: holds a JSON {type(data).__name__}, not an object")
-        try:
-            return cls.from_dict(data)
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
-
-
-def check_lora(rank: int, model: ModelSpec) -> None:
-    """Raise UsageError where `model` cannot have adapters of `rank`; 0 means none."""
-    if not rank:
-        return
-    if model.kind != "transformer":
-        raise UsageError(f"LoRA adapts the matrices of a transformer's layers; train this {model.kind} whole")
-    if rank > model.width:
-        raise FieldError("lora", rank, f"at most the model's width, {model.width:,}")
 
 
 def shape_for(count: float, vocabulary: int | None = None, context: int | None = None) -> ModelSpec:
@@ -199,10 +93,10 @@ def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, to
     context = spec.context
     seen = tokens or budget / flops(spec, context).per_token
     wanted = min(0.2920 * budget**0.3271, seen / _FEWEST_STEPS)
-    precision: Precision = "fp32" if device.peak == device.peak_fp32 else "amp"
-    shard: Shard = "fsdp" if devices > 1 else "none"
+    dtype: Literal["fp32", "amp"] = "fp32" if device.peak == device.peak_fp32 else "amp"
+    shard: Literal["none", "fsdp"] = "fsdp" if devices > 1 else "none"
     plan = Training(
-        batch=1, context=context, precision=precision, chunked_loss=True, shard=shard, devices=devices,
+        batch=1, context=context, precision=dtype, chunked_loss=True, shard=shard, devices=devices,
         runtime=device.runtime,
     )  # fmt: skip
 
@@ -210,39 +104,35 @@ def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, to
         return training_memory(spec, replace(plan, batch=batch)).total <= 0.9 * device.memory
 
     batch = max(devices, round(wanted / context / devices) * devices)
-    room = largest(fits, max(1, batch // devices))
-    if not room:
+    capacity = largest(fits, max(1, batch // devices))
+    if not capacity:
         raise UsageError(
             f"not even one sequence of {context:,} tokens of this model trains on {device.title}. What would make it"
             " fit: nextword plan fit"
         )
-    micro = 1 << (room.bit_length() - 1)
-    accumulation = max(1, round(batch / (micro * devices)))
-    batch = micro * devices * accumulation
+    micro_batch = 1 << (capacity.bit_length() - 1)
+    batch = micro_batch * devices * max(1, round(batch / (micro_batch * devices)))
     steps = max(1, round(seen / (batch * context)))
     rate = _two_digits(min(_MOST_RATE, 0.3118 * budget**-0.1250))
-    return RunConfig(
-        model=spec,
-        tokens=steps * batch * context,
-        context=context,
-        batch=batch,
-        micro_batch=micro,
-        accumulation=accumulation,
-        steps=steps,
-        learning_rate=rate,
-        final_learning_rate=_two_digits(rate / 10),
-        warmup_steps=min(2000, max(1, steps // 20)),
-        precision=precision,
-        shard=shard,
+    train = TrainConfig(
+        steps=steps, context=context, batch_size=batch, micro_batch=micro_batch, learning_rate=rate,
+        final_learning_rate=_two_digits(rate / 10), warmup_steps=warmup_for(steps), dtype=dtype, shard=shard,
         devices=devices,
-    )
+    )  # fmt: skip
+    return RunConfig(model=ModelConfig(arch=spec.kind, spec=spec), train=train)
 
 
-def memory_setup(run: RunConfig, device: Device) -> Training:
+def warmup_for(steps: int) -> int:
+    """Steps of warm-up for a run of `steps`, where none were asked for."""
+    return min(2000, max(1, steps // 20))
+
+
+def memory_setup(config: RunConfig, device: Device) -> Training:
     """The run as `training_memory` takes it."""
+    train = config.train
     return Training(
-        batch=run.micro_batch, context=run.context, precision=run.precision, chunked_loss=True, shard=run.shard,
-        devices=run.devices, runtime=device.runtime,
+        batch=train.micro_batch, context=train.context, precision="fp32" if train.dtype == "auto" else train.dtype,
+        chunked_loss=True, shard=train.shard, devices=train.devices, runtime=device.runtime,
     )  # fmt: skip
 
 

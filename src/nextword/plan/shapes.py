@@ -53,14 +53,14 @@ def separate(spec: ModelSpec, names: tuple[str, ...]) -> tuple[TensorShape, ...]
 
     Raises UsageError for names that are unknown or that no matrix of the model has.
     """
-    found = [(name, tensor) for tensor in tensors(spec) if tensor.is_matrix for name, tensor in _apart(spec, tensor)]
-    known = tuple(dict.fromkeys(name for name, _ in found))
+    named = [(name, tensor) for tensor in tensors(spec) if tensor.is_matrix for name, tensor in _apart(spec, tensor)]
+    known = tuple(dict.fromkeys(name for name, _ in named))
     for name in names:
         if name != "all" and name not in known:
             raise UsageError(
                 f"the model has no matrix called {name!r} to adapt; it has {', '.join(known) or 'none by these names'}"
             )
-    return tuple(tensor for name, tensor in found if name in names or "all" in names)
+    return tuple(tensor for name, tensor in named if name in names or "all" in names)
 
 
 def _apart(spec: ModelSpec, tensor: TensorShape) -> Iterator[tuple[str, TensorShape]]:
@@ -75,8 +75,8 @@ def _apart(spec: ModelSpec, tensor: TensorShape) -> Iterator[tuple[str, TensorSh
         "up": {"up": rows},
         "down": {"down": rows},
     }
-    for each, width in parts.get(name, {}).items():
-        yield each, replace(tensor, name=f"{tensor.name}: {each}", shape=(width, columns))
+    for matrix, width in parts.get(name, {}).items():
+        yield matrix, replace(tensor, name=f"{tensor.name}: {matrix}", shape=(width, columns))
 
 
 def expert_layers(spec: ModelSpec) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .figure import Figure, figure
+from .figure import Figure, Parts, figure
 from .shapes import TensorShape, separate, tensors
 
 Optimizer = Literal["adamw", "adam8bit", "adafactor", "muon", "lion", "momentum", "sgd"]
@@ -58,20 +58,10 @@ _ENDS = ("embedding", "positions", "head", "norms")
 
 
 @dataclass(frozen=True)
-class States:
-    """Bytes on each device that depend on the parameters alone. `parts` sum to `total`."""
+class States(Parts):
+    """Bytes on each device that depend on the parameters alone."""
 
-    parts: tuple[Figure, ...]
     trained: int  # parameters that get a gradient
-
-    @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
-
-    @property
-    def model_states(self) -> float:
-        """Weights, gradients and optimizer, without the layers gathered for a moment: ZeRO's term."""
-        return sum(part.value for part in self.parts if part.name != "gathered layers")
 
 
 def states(
@@ -135,11 +125,14 @@ def _states(
     over_weights = devices if shard == "fsdp" else 1
     over_gradients = devices if shard in ("zero2", "fsdp") else 1
     over_states = devices if shard in ("zero1", "zero2", "fsdp") else 1
-    each = "parameters * bytes_each / devices"
+    lines = (
+        ("weights", widths.weight, over_weights),
+        ("master weights", widths.master, over_states),
+        ("gradients", widths.gradient, over_gradients),
+    )
     parts = [
-        figure("weights", "bytes", each, _ZERO, parameters=count, bytes_each=widths.weight, devices=over_weights),
-        figure("master weights", "bytes", each, _ZERO, parameters=count, bytes_each=widths.master, devices=over_states),
-        figure("gradients", "bytes", each, _ZERO, parameters=count, bytes_each=widths.gradient, devices=over_gradients),
+        *(figure(name, "bytes", "parameters * bytes_each / devices", _ZERO, parameters=count, bytes_each=width,
+                 devices=over) for name, width, over in lines),
         figure("optimizer states", "bytes", "all_states / devices", f"{OPTIMIZERS[optimizer]}; {_ZERO}",
                all_states=optimizer_bytes(trained, optimizer, widths.state), devices=over_states),
     ]  # fmt: skip

@@ -1,20 +1,22 @@
-"""One training run: bytes a device line by line, FLOPs, time, price, and the rules of thumb beside them."""
+"""One training run: bytes a device line by line, FLOPs, time, price, and rules of thumb for comparison."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ..base import UsageError
 from ..spec import ModelSpec
 from .activations import Kernel, activations
 from .compute import Flops, Recompute, flops
-from .figure import Figure, figure
+from .figure import Figure, Parts, figure
+from .hardware import RUNTIME, Device
 from .parameters import parameters
+from .search import largest
 from .shapes import GATES
 from .states import PRECISIONS, Optimizer, Precision, Shard, states
 
 CHUNK = 1024  # tokens whose logits a chunked loss holds at a time
-RUNTIME = 0.6e9  # bytes; assumed for a GPU's context and its libraries
 FRAGMENTATION = 0.05  # share; assumed for the caching allocator's gaps
 CPU_FRAGMENTATION = 0.3  # share; measured with glibc's allocator: 29 to 39% over two models, fp32, amp and LoRA
 MFU = 0.40
@@ -53,18 +55,54 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Parts):
     """Bytes on one device. `parts` sum to `total`."""
 
-    parts: tuple[Figure, ...]
+    units: ClassVar = {"total": "bytes"}
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training run on devices of a kind. `activations` sum to memory's line of that name; `rules` are of thumb."""
+
+    units: ClassVar = {"largest_batch": "sequences", "longest_context": "tokens", "tokens": "tokens"}
+    setup: Training
+    device: Device
+    memory: Memory
+    activations: tuple[Figure, ...]
+    largest_batch: int  # a device holds at the run's context; 0 for none
+    longest_context: int  # at its batch
+    tokens: float
+    cost: Cost
+    rules: tuple[Figure, ...]
 
     @property
-    def total(self) -> float:
-        return sum(part.value for part in self.parts)
+    def fits(self) -> bool:
+        return self.memory.total <= self.device.memory
 
-    def part(self, name: str) -> float:
-        """Bytes of one line, 0 if it is not there."""
-        return sum(part.value for part in self.parts if part.name == name)
+
+def plan_training(
+    spec: ModelSpec, run: Training, device: Device, tokens: float, mfu: float, price: float | None = None
+) -> TrainingPlan:
+    """What training a model on `tokens` tokens takes; `mfu` and `price` as in `cost`."""
+    run = replace(run, runtime=device.runtime)
+    batch, context = largest_training(spec, run, device)
+    return TrainingPlan(
+        run, device, training_memory(spec, run), saved_parts(spec, run), batch, context, tokens,
+        cost(spec, run, tokens, device.speed(run.precision), mfu, price), rules_of_thumb(spec, run.devices),
+    )  # fmt: skip
+
+
+def largest_training(spec: ModelSpec, run: Training, device: Device) -> tuple[int, int]:
+    """The largest batch at the run's context and the longest context at its batch that a device holds; 0 for none."""
+
+    def fits(changed: Training) -> bool:
+        return training_memory(spec, changed).total <= device.memory
+
+    return (
+        largest(lambda batch: fits(replace(run, batch=batch)), 1 << 20),
+        largest(lambda context: fits(replace(run, context=context)), 1 << 24),
+    )
 
 
 def training_memory(spec: ModelSpec, run: Training) -> Memory:
@@ -74,24 +112,22 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
         lora_targets=run.lora_targets, base=run.base,
     )  # fmt: skip
     width = PRECISIONS[run.precision].compute
-    saved = activations(
-        spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
-        fused=run.fused, adapted=run.lora > 0,
-    ).parts  # fmt: skip
+    saved = saved_parts(spec, run)
     formula = " + ".join(f"part_{number}" for number in range(len(saved)))
-    each = {f"part_{number}": part.value for number, part in enumerate(saved)}
-    held = figure("activations", "bytes", formula, "the sum of what the layers keep, listed below", **each)
+    inputs = {f"part_{number}": part.value for number, part in enumerate(saved)}
+    activations_held = figure(
+        "activations", "bytes", formula, "the sum of what the layers keep, listed below", **inputs
+    )
     logits = _logits(spec, run)
-    moving = [held, logits, _working_space(spec, run, width, logits.value)]
-    gathered = sum(part.value for part in kept.parts if part.name == "gathered layers")
+    moving = [activations_held, logits, _working_space(spec, run, width, logits.value)]
+    gathered = kept.part("gathered layers")
     gaps = figure(
         "fragmentation", "bytes", "share * moving",
         "share of what is allocated and freed at every step: assumed on a GPU, measured on a CPU",
         share=run.fragmentation, moving=sum(part.value for part in moving) + gathered,
     )  # fmt: skip
     runtime = figure("runtime", "bytes", "runtime", "assumed: device context and libraries", runtime=run.runtime)
-    parts = (*kept.parts, *moving, gaps, runtime)
-    return Memory(tuple(part for part in parts if part.value))
+    return Memory(tuple(part for part in (*kept.parts, *moving, gaps, runtime) if part.value))
 
 
 def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:

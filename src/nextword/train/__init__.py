@@ -1,1 +1,1 @@
-"""One trainer for every model: optimizers, schedules, checkpoints, many processes, the ledger of past runs."""
+"""A run is a function: RunConfig → plan_run → train_run → report. Optimizers, checkpoints, many processes."""

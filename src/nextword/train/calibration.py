@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 
 from ..base import UsageError, atomic_write, read_text
 from ..base.cores import cores
+from ..plan import flops, parameters
+from .run_dir import Measured, RunRecord
 
 VARIABLE = "NEXTWORD_LEDGER"
 _MOST_BYTES = 64 << 20  # of the ledger
@@ -117,8 +120,28 @@ def append(entry: Entry, place: Path | None = None) -> None:
             file.write(json.dumps(asdict(entry)) + "\n")
 
 
+def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
+    """Append a run that ended, unless it says nothing of plans: it had none, was fine-tuned, or was shortened."""
+    config, predicted = record.config, record.expected
+    if predicted is None or config.model.base or measured.shortened:
+        return
+    spec, train = config.spec, config.train
+    append(
+        Entry(
+            machine=machine(), when=time.strftime("%Y-%m-%dT%H:%M:%S"), run=str(folder.resolve()), kind=spec.kind,
+            parameters=parameters(spec).total, flops_per_token=flops(spec, train.context).per_token,
+            tokens=measured.tokens, context=train.context, micro_batch=train.micro_batch, precision=train.dtype,
+            threads=measured.threads, peak=predicted.peak, data=record.fingerprint,
+            formula_memory=predicted.formula_memory, predicted_memory=predicted.memory,
+            measured_memory=measured.memory, predicted_seconds=predicted.seconds, measured_seconds=measured.seconds,
+            law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
+            id=record.id, steps=train.steps,
+        )
+    )  # fmt: skip
+
+
 def read(place: Path | None = None) -> list[Entry]:
-    """The last entry of each run, oldest first; lines that are not whole are left out."""
+    """The last entry of each run, oldest first; incomplete lines are left out."""
     found: dict[tuple[str, str], Entry] = {}
     with suppress(OSError):
         for line in read_text(place or path(), _MOST_BYTES).splitlines():
@@ -132,13 +155,13 @@ def read(place: Path | None = None) -> list[Entry]:
 def forget(run: str | None = None, place: Path | None = None) -> int:
     """Take a run's entries out of the ledger, by its folder, or all of them; how many lines there were.
 
-    Lines that are not whole stay, unless all go. Raises UsageError for a run that has no entry.
+    Incomplete lines stay, unless all go. Raises UsageError for a run that has no entry.
     """
     place = place or path()
     lines = read_text(place, _MOST_BYTES).splitlines() if place.exists() else []
     kept = [] if run is None else [line for line in lines if _folder(line) != str(Path(run).resolve())]
     if run is not None and len(kept) == len(lines):
-        raise UsageError(f"the ledger {place} has no entry of {run}; nextword plan verify lists those it has")
+        raise UsageError(f"the ledger {place} has no entry of {run}; nextword runs calibration lists those it has")
     if len(kept) < len(lines):
         with atomic_write(place) as file:
             file.writelines(f"{line}\n" for line in kept)

@@ -1,4 +1,4 @@
-"""What a resumed run does otherwise than it was begun, from which step on.
+"""Settings that change when a run is resumed, each from a step on.
 
 The numbers of a run are a function of its configuration and of these changes: whoever resumes it later, from whichever
 checkpoint, applies each change from its own step on and gets the same bits.
@@ -13,15 +13,15 @@ from typing import Annotated, Any
 
 from ..base.cores import check_threads
 from ..base.fields import Within, check_fields
+from ..plan.run_config import LossSpikeAction
 from ..spec import Positive
-from .loss_guard import Action
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a change can set."""
 
-    guard: Action
+    on_loss_spike: LossSpikeAction
     threads: int | None  # None: torch's own number
     steps: int  # of the whole run
     learning_rate_scale: float = 1.0  # times the rate of the schedule
@@ -37,10 +37,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Change:
-    """Settings taken on when a run was resumed, in force from `step` on. None leaves a setting as it was."""
+    """Settings in force from `step` on. None leaves a setting as it was."""
 
     step: Annotated[int, Within(least=0)] = 0
-    guard: Action | None = None
+    on_loss_spike: LossSpikeAction | None = None
     threads: Annotated[int, Within(least=1)] | None = None
     steps: Annotated[int, Within(least=1)] | None = None
     learning_rate_scale: Positive | None = None
@@ -55,7 +55,7 @@ class Change:
 
     def beyond(self, *settings: Settings) -> Change:
         """Only what differs from one of `settings`."""
-        new = [name for name, value in self.values().items() if any(getattr(each, name) != value for each in settings)]
+        new = [name for name, value in self.values().items() if any(getattr(old, name) != value for old in settings)]
         return Change(self.step, **{name: getattr(self, name) for name in new})
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +63,8 @@ class Change:
         return {"step": self.step, **self.values()}
 
     def __str__(self) -> str:
-        said = [f"--{name.replace('_', '-')} {value}" for name, value in self.values().items()]
-        return f"from step {self.step:,} on: {', '.join(said)}"
+        options = [f"--{name.replace('_', '-')} {value}" for name, value in self.values().items()]
+        return f"from step {self.step:,} on: {', '.join(options)}"
 
 
-NOTHING = Change()
+NO_CHANGE = Change()

@@ -1,6 +1,6 @@
-"""Checkpoints: folders of safetensors that appear whole or not at all, and are checked before they are believed.
+"""Checkpoints: folders of safetensors that appear complete or not at all, and are checked when they are read.
 
-Written by torch.distributed.checkpoint, each process its share, so that a run saved by two goes on with one. No
+Written by torch.distributed.checkpoint, each process its share, so that a run saved by two continues with one. No
 pickle. Everything else a run needs is a function of the seed and the step: data order, dropout, learning rate.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..base import RunError, open_regular, read_regular
 from .distributed import Process, from_first, total, wait
-from .run_dir import resume_command
+from .run_dir import free_name, resume_command
 
-FORMAT = "nextword-checkpoint/1"
+FORMAT = "nextword-checkpoint/2"
 _STATE = "state.json"
 _MOST_BYTES = 16_000_000  # of state.json
 _FILE_BYTES = 64 << 20  # of tensors in a file, unless one alone is larger
@@ -34,7 +34,7 @@ _FILE_BYTES = 64 << 20  # of tensors in a file, unless one alone is larger
 class Checkpoint:
     """A folder that holds everything after `step` steps.
 
-    `progress` is what the trainer counts, `configuration` what the numbers follow from (empty in older ones).
+    `progress` is what the trainer counts, `configuration` what the numbers follow from.
     """
 
     folder: Path
@@ -56,7 +56,8 @@ def stored(root: Path) -> list[Path]:
 
 def save(
     root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any],
-    process: Process, keep: int, carried: dict[str, Tensor] | None = None, configuration: dict[str, Any] | None = None,
+    process: Process, keep: int, recurrent_state: dict[str, Tensor] | None = None,
+    configuration: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Write `root`/step-…: weights, optimizer and progress; then remove all but the newest `keep`.
 
@@ -65,7 +66,7 @@ def save(
     """
     final = root / folder_name(step)
     working = root / f".{folder_name(step)}.part"
-    tensors = _tensors(model, optimizer) | _carried(carried)
+    tensors = _tensors(model, optimizer) | _named_states(recurrent_state)
     _check_finite(tensors, step, root, process)
     try:
         if process.first:
@@ -90,7 +91,7 @@ def save(
             raise cause from None
         raise RunError(
             f"{final}: the checkpoint could not be written ({_reason(cause)}); {_kept(root)}. Free some space,"
-            f" then go on: {resume_command(root.parent)}"
+            f" then continue: {resume_command(root.parent)}"
         ) from cause
     return final
 
@@ -103,7 +104,7 @@ def _check_finite(tensors: dict[str, Any], step: int, root: Path, process: Proce
         where = f" ({bad[0].partition('.')[2]}, {len(bad):,} of {len(tensors):,} tensors)" if bad else ""
         raise RunError(
             f"after step {step:,} weights are not finite{where}: no checkpoint is made of them; {_kept(root)}."
-            f" To go on from there: {resume_command(root.parent, '--learning-rate-scale 0.5')}"
+            f" To continue from there: {resume_command(root.parent, '--learning-rate-scale 0.5')}"
         )
 
 
@@ -117,16 +118,16 @@ def _kept(root: Path) -> str:
     return f"the last one is {there[-1].name}" if there else "there is none before it"
 
 
-def newest(root: Path, process: Process, say: Any = None) -> Checkpoint | None:
+def newest(root: Path, process: Process, log: Any = None) -> Checkpoint | None:
     """The newest checkpoint under `root` whose files are what they were written as; None if there are none at all.
 
-    `say` hears of damaged ones, which are moved aside where one before them is sound. Raises RunError that says what
+    `log` is told of damaged ones, which are moved aside where an earlier one is sound. Raises RunError that says what
     is wrong with each if there are some and none is sound.
     """
     found: tuple[Checkpoint | None, str] = (None, "")
     if process.first:
         try:
-            found = (_newest(root, say), "")
+            found = (_newest(root, log), "")
         except RunError as error:
             found = (None, str(error))
     checkpoint, trouble = from_first(found, process)
@@ -135,9 +136,9 @@ def newest(root: Path, process: Process, say: Any = None) -> Checkpoint | None:
     return checkpoint  # type: ignore[no-any-return]
 
 
-def _newest(root: Path, say: Any) -> Checkpoint | None:
-    for part in root.glob(".step-*.part"):  # a write that was cut off
-        shutil.rmtree(part, ignore_errors=True)
+def _newest(root: Path, log: Any) -> Checkpoint | None:
+    for path in root.glob(".step-*.part"):  # a write that was cut off
+        shutil.rmtree(path, ignore_errors=True)
     damaged: list[tuple[Path, RunError]] = []
     for folder in reversed(stored(root)):
         try:
@@ -145,15 +146,15 @@ def _newest(root: Path, say: Any) -> Checkpoint | None:
         except RunError as error:
             damaged.append((folder, error))
             continue
-        for place, damage in damaged:
-            aside = _set_aside(place)
-            if say is not None:
-                say(f"{damage}; it is now {aside.name}, and {sound.folder.name} is taken")
+        for path, damage in damaged:
+            aside = _set_aside(path)
+            if log is not None:
+                log(f"{damage}; it is now {aside.name}, and {sound.folder.name} is used")
         return sound
     if damaged:
-        each = "; ".join(str(damage).removeprefix(f"{root}{os.sep}") for _, damage in damaged)
+        details = "; ".join(str(damage).removeprefix(f"{root}{os.sep}") for _, damage in damaged)
         raise RunError(
-            f"{root}: no checkpoint there is sound. {each}. Put a sound one back, or begin anew, which moves them"
+            f"{root}: no checkpoint there is sound. {details}. Put a sound one back, or start over, which moves them"
             f" aside: {resume_command(root.parent, '--restart')}"
         )
     return None
@@ -161,11 +162,9 @@ def _newest(root: Path, say: Any) -> Checkpoint | None:
 
 def _set_aside(folder: Path) -> Path:
     """Rename a damaged checkpoint: another of its step may come, and it must not count among those that are kept."""
-    place, number = folder.with_name(f"damaged-{folder.name}"), 2
-    while place.exists():
-        place, number = folder.with_name(f"damaged-{folder.name}-{number}"), number + 1
-    folder.rename(place)
-    return place
+    aside = free_name(folder.with_name(f"damaged-{folder.name}"))
+    folder.rename(aside)
+    return aside
 
 
 def read(folder: Path) -> Checkpoint:
@@ -188,14 +187,14 @@ def read(folder: Path) -> Checkpoint:
 
 def load(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None,
-    carried: dict[str, Tensor] | None = None,
+    recurrent_state: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Put the checkpoint's numbers into `model`, into `optimizer` and into the tensors of `carried`."""
+    """Put the checkpoint's numbers into `model`, into `optimizer` and into the tensors of `recurrent_state`."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-    tensors = _tensors(model, optimizer) | _carried(carried)
+    tensors = _tensors(model, optimizer) | _named_states(recurrent_state)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a single process is no mistake
@@ -237,8 +236,8 @@ def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _carried(carried: dict[str, Tensor] | None) -> dict[str, Any]:
-    return {f"carried.{name}": tensor for name, tensor in (carried or {}).items()}
+def _named_states(states: dict[str, Tensor] | None) -> dict[str, Any]:
+    return {f"recurrent_state.{name}": tensor for name, tensor in (states or {}).items()}
 
 
 def _write(tensors: dict[str, Any], folder: Path) -> None:

@@ -32,13 +32,14 @@ from .context_tasks import (
     smallest_width,
     solve,
     step_seconds,
+    study_config,
     task_spec,
     width_spec,
 )
 from .estimates import LEVEL, Estimate, Values, crossed, in_stretches
 from .planning import recurrent_like
+from .run import train_run
 from .timing import time_steps
-from .trainer import Options, Trainer
 
 KINDS: tuple[ModelKind, ...] = ("transformer", "lstm", "gru", "rnn")
 SIZES: dict[str, tuple[int, ...]] = {"copy": (10, 30, 60), "recall": (4, 8, 16)}
@@ -49,6 +50,7 @@ _ENOUGH_STEPS = 300  # of a task; larger sizes are left out to reach it
 _MEASURING = 0.3  # of the text's time, at most
 _ROUNDS = 5  # of timing
 _AT_ONCE = 4096  # tokens
+_ROWS = 8  # of a step on the text
 _COUNTED = 4 << 20  # tokens of the training text whose frequencies are counted
 
 
@@ -131,25 +133,26 @@ def study(
     `widths` takes as long again to find how wide each kind must be to recall 2, 4 and 8 pairs. A `plan` replaces the
     one that is made from a timing. Raises UsageError where text or time are too little.
     """
-    if data.heldout.tokens < 4 * context + 2:
+    if data.val.tokens < 4 * context + 2:
         raise UsageError(
-            f"{data.heldout.tokens:,} tokens are held out; contexts of {context} need {4 * context + 2}. Give more text"
+            f"{data.val.tokens:,} tokens are held out; contexts of {context} need {4 * context + 2}. Give more text"
         )
     runs = {kind: _run(kind, data, context, count) for kind in kinds}
     plan = plan or _plan(runs, data, seconds, sizes or SIZES, widths, say)
     seeds = tuple(range(seed, seed + 3))
     found, losses = [], {}
     for kind, run in runs.items():
-        say(f"{kind}: {parameters(run.model).total:,} parameters")
-        steps = replace(run, steps=plan.text_steps, warmup_steps=max(1, plan.text_steps // 20))
-        rate, models = _best(steps, data, seeds, plan.threads, say)
+        say(f"{kind}: {parameters(run.spec).total:,} parameters")
+        run = run.with_train(steps=plan.text_steps, warmup_steps=max(1, plan.text_steps // 20))
+        run = run.with_run(threads=plan.threads, evaluate_tokens=context)
+        rate, models = _best(run, data, seeds, say)
         tasks = tuple(
             solve(kind, task, size, plan.task_steps, seeds) for task in plan.sizes for size in plan.sizes[task]
         )
         result, losses[kind] = _measure(models, rate, run, data, plan, tasks)
         found.append(result)
     recall = tuple(smallest_width(kind, pairs, plan.width_steps) for kind in kinds for pairs in PAIRS if widths)
-    tokens = plan.text_steps * runs[kinds[0]].batch * context
+    tokens = plan.text_steps * _ROWS * context
     return Study(context, tokens, plan, RATES, seeds, 1 - LEVEL, tuple(found), behind_the_best(losses), recall)
 
 
@@ -165,10 +168,7 @@ def _run(kind: ModelKind, data: Dataset, context: int, count: float) -> RunConfi
 
     spec = shape_for(count, vocabulary=data.vocabulary, context=context)
     spec = spec if kind == "transformer" else recurrent_like(spec, kind, "params")
-    return RunConfig(
-        model=spec, tokens=0, context=context, batch=8, micro_batch=8, accumulation=1, steps=1, learning_rate=RATES[0],
-        final_learning_rate=RATES[0] / 10, warmup_steps=1, precision="fp32",
-    )  # fmt: skip
+    return study_config(spec, context, _ROWS, steps=1, learning_rate=RATES[0], warmup_steps=1, on_loss_spike="skip")
 
 
 # ---- how the time is split
@@ -180,11 +180,11 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """Time some steps of everything, and share the time out."""
     times = {kind: time_steps(run, torch.device("cpu"), seconds=min(3.0, seconds / 40)) for kind, run in runs.items()}
-    threads = statistics.mode(each.threads for each in times.values())
+    threads = statistics.mode(timed.threads for timed in times.values())
     torch.set_num_threads(threads)
-    a_step = sum(each.step(runs[kind]) for kind, each in times.items())
-    one = next(iter(runs.values()))
-    shape = one.batch * one.context, one.context, data.heldout.tokens // 2
+    a_step = sum(timed.step(runs[kind].train) for kind, timed in times.items())
+    context = next(iter(runs.values())).train.context
+    shape = _ROWS * context, context, data.val.tokens // 2
     text_steps, test_tokens = text_plan(seconds * SHARES["text"], a_step, *shape)
     if text_steps < FEWEST_STEPS:
         needed = seconds
@@ -211,14 +211,14 @@ def _plan(
     return plan
 
 
-def text_plan(seconds: float, a_step: float, batch_tokens: int, context: int, heldout: int) -> tuple[int, int]:
+def text_plan(seconds: float, a_step: float, batch_tokens: int, context: int, val_tokens: int) -> tuple[int, int]:
     """Steps of each run on text, and held-out tokens to measure, for runs whose steps take `a_step` over all kinds.
 
     A token measured is taken to cost a third of one trained; at most `_MEASURING` of the time measures.
     """
     passes = 3 * (2 + 2 * len(visible_sizes(context)))  # seeds, each by position, carried on, and by what is visible
     a_token = passes * a_step / batch_tokens / 3
-    tokens = min(heldout, max(2 * context + 1, int(_MEASURING * seconds / a_token)))
+    tokens = min(val_tokens, max(2 * context + 1, int(_MEASURING * seconds / a_token)))
     return max(0, int((seconds - tokens * a_token) / (a_step * len(RATES) * 3))), tokens
 
 
@@ -251,25 +251,21 @@ def _split(plan: Plan, kinds: int, wanted: dict[str, tuple[int, ...]]) -> str:
 # ---- training on text
 
 
-def _best(
-    run: RunConfig, data: Dataset, seeds: Sequence[int], threads: int, say: Callable[[str], None]
-) -> tuple[float, list[Any]]:
+def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], say: Callable[[str], None]) -> tuple[float, list[Any]]:
     """The rate with the lowest mean loss on the first half of the held-out text, and its models, one a seed."""
-    windows = _windows(data, 0, data.heldout.tokens // 2, run.context, 32)
+    windows = _windows(data, 0, data.val.tokens // 2, run.train.context, 32)
     models, losses = {}, {}
     for rate in RATES:
-        some = [replace(run, learning_rate=rate, final_learning_rate=rate / 10, seed=seed) for seed in seeds]
-        models[rate] = [_train(each, data, threads) for each in some]
+        models[rate] = [_train(run.with_train(learning_rate=rate, seed=seed), data) for seed in seeds]
         losses[rate] = statistics.fmean(float(token_losses(model, windows).mean()) for model in models[rate])
     best = min(losses, key=losses.__getitem__)
-    say(f"{run.model.kind}: rate {best:g} of {', '.join(f'{rate:g}: {loss:.3f}' for rate, loss in losses.items())}")
+    say(f"{run.spec.kind}: rate {best:g} of {', '.join(f'{rate:g}: {loss:.3f}' for rate, loss in losses.items())}")
     return best, models[best]
 
 
-def _train(run: RunConfig, data: Dataset, threads: int) -> Any:
+def _train(run: RunConfig, data: Dataset) -> Any:
     with tempfile.TemporaryDirectory(prefix="nextword-context-") as folder:
-        options = Options(Path(folder), "cpu", threads, evaluate_tokens=run.context, guard="skip")
-        return Trainer(run, data, options).train().model.eval()
+        return train_run(run, data, Path(folder)).model
 
 
 # ---- held-out text
@@ -279,8 +275,8 @@ def _measure(
     models: list[Any], rate: float, run: RunConfig, data: Dataset, plan: Plan, tasks: tuple[TaskResult, ...]
 ) -> tuple[KindResult, Values]:
     """The result, and losses (seeds, stretches) to compare with other kinds'."""
-    spec, context = run.model, run.context
-    start = data.heldout.tokens - plan.test_tokens
+    spec, context = run.spec, run.train.context
+    start = data.val.tokens - plan.test_tokens
     windows = _windows(data, start, plan.test_tokens, context)
     losses = np.stack([token_losses(model, windows).numpy() for model in models])  # (seeds, windows, context)
     guessed = _frequency_losses(data)[windows[:, 1:]].numpy()
@@ -305,7 +301,7 @@ def _windows(data: Dataset, start: int, tokens: int, context: int, most: int | N
     """Held-out tokens from `start` in windows that follow each other; at most `most` of them, evenly spread."""
     count = (tokens - 1) // context
     chosen = np.unique(np.linspace(0, count - 1, min(count, most or count)).astype(int))
-    return torch.from_numpy(np.stack([data.heldout.read(start + int(n) * context, context + 1) for n in chosen]))
+    return torch.from_numpy(np.stack([data.val.read(start + int(n) * context, context + 1) for n in chosen]))
 
 
 @torch.no_grad()
@@ -352,7 +348,7 @@ def _by_visible(
 ) -> tuple[tuple[Mean, ...], tuple[Mean, ...]]:
     """Loss of tokens given only the last n to 2n - 1 (as Khandelwal et al. 2018), and what the most adds, paired."""
     sizes = visible_sizes(context)
-    tokens = torch.from_numpy(data.heldout.read(start, data.heldout.tokens - start))
+    tokens = torch.from_numpy(data.val.read(start, data.val.tokens - start))
     last = {size: np.stack([losses_seeing(model, tokens, size, sizes[-1]) for model in models]) for size in sizes}
     visible = tuple(Mean(size, crossed(in_stretches(last[size]))) for size in sizes)
     gains = tuple(Mean(size, crossed(in_stretches(last[size] - last[sizes[-1]]))) for size in sizes[:-1])
@@ -392,20 +388,14 @@ def _throughput(run: RunConfig, seconds: float) -> tuple[dict[str, Estimate], Es
 
     In rounds, so that a neighbour who comes and goes widens the intervals.
     """
-    lengths = (run.context // 2, 2 * run.context)
+    lengths = (run.train.context // 2, 2 * run.train.context)
     rounds: dict[str, list[float]] = {f"{threads} x {length}": [] for threads in (1, 2) for length in lengths}
     for _ in range(_ROUNDS):
         for length in lengths:
-            model = replace(run.model, context=max(length, run.model.context))
-            row = replace(run, model=model, context=length, batch=1, micro_batch=1)
+            spec = replace(run.spec, context=max(length, run.spec.context))
+            row = study_config(spec, length, 1, steps=1, learning_rate=RATES[0])
             for threads in (1, 2):
-                timed = time_steps(row, torch.device("cpu"), threads, seconds / len(rounds) / _ROUNDS)
-                rounds[f"{threads} x {length}"].append(length / timed.step(row))
+                timed = time_steps(row, torch.device("cpu"), threads, seconds=seconds / len(rounds) / _ROUNDS)
+                rounds[f"{threads} x {length}"].append(length / timed.step(row.train))
     ratios = [statistics.fmean(rounds[f"2 x {n}"][r] / rounds[f"1 x {n}"][r] for n in lengths) for r in range(_ROUNDS)]
     return {name: crossed([values]) for name, values in rounds.items()}, crossed([ratios])
-
-
-__all__ = [
-    "KINDS", "SHARES", "KindResult", "Mean", "Plan", "Study", "behind_the_best", "losses_seeing", "study", "task_plan",
-    "text_plan", "token_losses", "useful_distance", "visible_sizes",
-]  # fmt: skip

@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..plan import RunConfig, cache_bytes, parameters
+from ..plan.run_config import ModelConfig, RunSettings, TrainConfig
 from ..spec import ModelKind, ModelSpec
 from .estimates import Estimate, Values, crossed
+from .learner import Learner
 from .loss import IGNORED
-from .loss_module import new_model, prepare
-from .optimizers import make_optimizer
+from .loss_module import Placed, new_model
 from .planning import recurrent_like
 from .schedules import learning_rate
 
-Made = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED where nothing is asked
+Examples = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED where nothing is asked
 RATES = (1e-3, 3e-3, 1e-2)
 _SYMBOLS, _COPIED, _ROWS = 8, 10, 32
 _WIDTH, _LAYERS = 64, 2
@@ -77,7 +78,7 @@ class WidthResult:
     steps: int
 
 
-def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Made:
+def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Examples:
     """Ten symbols of eight, a delay of blanks, a signal; then the ten symbols are asked for (Arjovsky et al. 2016).
 
     Without memory the loss over all delay + 20 steps is 10 ln 8 / (delay + 20); an answer's is ln 8.
@@ -92,7 +93,7 @@ def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Mad
     return inputs, targets
 
 
-def recall_batch(pairs: int, generator: torch.Generator, rows: int = _ROWS) -> Made:
+def recall_batch(pairs: int, generator: torch.Generator, rows: int = _ROWS) -> Examples:
     """`pairs` keys, each followed by its value; then the keys, shuffled: what was their value? (Arora et al. 2023)"""
     keys = torch.stack([torch.randperm(2 * pairs, generator=generator)[:pairs] for _ in range(rows)])
     values = torch.randint(_SYMBOLS, (rows, pairs), generator=generator) + 2 * pairs
@@ -105,7 +106,7 @@ def recall_batch(pairs: int, generator: torch.Generator, rows: int = _ROWS) -> M
     return inputs, targets
 
 
-TASKS: dict[str, tuple[Callable[..., Made], Callable[[int], int], Callable[[int], int]]] = {
+TASKS: dict[str, tuple[Callable[..., Examples], Callable[[int], int], Callable[[int], int]]] = {
     # name -> batch, vocabulary and length by size
     "copy": (copy_batch, lambda size: _SYMBOLS + 2, lambda size: size + 2 * _COPIED),
     "recall": (recall_batch, lambda size: 2 * size + _SYMBOLS, lambda size: 3 * size),
@@ -161,13 +162,13 @@ def solve(
     spec = task_spec(kind, task, size)
     models = {rate: [_train(spec, task, size, rate, steps, seed) for seed in seeds] for rate in rates}
     losses = {
-        rate: statistics.fmean(float(_answers(model, task, size, _VALIDATION)[1].mean()) for model in some)
-        for rate, some in models.items()
+        rate: statistics.fmean(float(_answers(model, task, size, _VALIDATION)[1].mean()) for model in of_rate)
+        for rate, of_rate in models.items()
     }
     rate = min(losses, key=losses.__getitem__)
     tested = [_answers(model, task, size, _TEST) for model in models[rate]]
     by_seed = tuple(float(right.mean()) for right, _ in tested)
-    accuracy, loss = (crossed([list(each[number][0]) for each in tested]) for number in (0, 1))
+    accuracy, loss = (crossed([list(result[number][0]) for result in tested]) for number in (0, 1))
     guess = most_often(_COPIED if task == "copy" else size)
     return TaskResult(task, size, accuracy, by_seed, loss, math.log(_SYMBOLS), guess, rate, steps)
 
@@ -188,33 +189,33 @@ def most_often(shown: int) -> float:
 def step_seconds(spec: ModelSpec, task: str, size: int) -> float:
     """Seconds of a training step here, with validation's share left out."""
     _train(spec, task, size, RATES[0], 1, 0)
-    began = time.perf_counter()
+    start = time.perf_counter()
     _train(spec, task, size, RATES[0], 3, 0)
-    return (time.perf_counter() - began) / 3
+    return (time.perf_counter() - start) / 3
 
 
 def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed: int) -> Any:
     """A model after `steps` batches; equal seeds see equal batches, whatever the kind and the rate."""
-    make, warmup = TASKS[task][0], min(20, max(1, steps // 10))
-    run = RunConfig(
-        model=spec, tokens=0, context=TASKS[task][2](size), batch=_ROWS, micro_batch=_ROWS, accumulation=1,
-        steps=steps, learning_rate=rate, final_learning_rate=rate / 10, warmup_steps=warmup, precision="fp32",
-        weight_decay=0.0, seed=seed,
-    )  # fmt: skip
-    model = new_model(run)
-    prepare(model, run)
-    optimizer = make_optimizer(model, run)
+    make_batch, context = TASKS[task][0], TASKS[task][2](size)
+    warmup = min(20, max(1, steps // 10))
+    config = study_config(
+        spec, context, _ROWS, steps=steps, learning_rate=rate, warmup_steps=warmup, weight_decay=0.0, seed=seed
+    )
+    learner = Learner(config, new_model(config), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(run, step)
-        inputs, targets = make(size, generator)
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return model.eval()
+        learner.set_learning_rate(learning_rate(config.train, step))
+        batch = Placed(*make_batch(size, generator), None)
+        learner.backward(batch, batch.counted)
+        learner.clip()
+        learner.update()
+    return learner.model.eval()
+
+
+def study_config(spec: ModelSpec, context: int, rows: int, **train: Any) -> RunConfig:
+    """A run of the study: in float32 on the CPU, all rows of a step at once."""
+    settings = TrainConfig(context=context, batch_size=rows, micro_batch=rows, dtype="fp32", **train)
+    return RunConfig(ModelConfig(spec=spec), train=settings, run=RunSettings(device="cpu"))
 
 
 @torch.no_grad()
@@ -226,21 +227,3 @@ def _answers(model: Any, task: str, size: int, seed: int) -> tuple[Values, Value
     count = asked.sum(1).double()
     right = ((logits.argmax(-1) == targets) & asked).sum(1).double() / count
     return right.numpy()[None], (losses.double().sum(1) / count).numpy()[None]
-
-
-__all__ = [
-    "ABLE",
-    "RATES",
-    "TASKS",
-    "WIDTHS",
-    "TaskResult",
-    "WidthResult",
-    "copy_batch",
-    "most_often",
-    "recall_batch",
-    "smallest_width",
-    "solve",
-    "step_seconds",
-    "task_spec",
-    "width_spec",
-]  # fmt: skip

@@ -24,7 +24,7 @@ def last_step_of(steps: int, cuts: Sequence[Cut]) -> int:
     return cuts[-1][2] if cuts else steps
 
 
-def place_in_schedule(step: int, cuts: Sequence[Cut]) -> float:
+def schedule_step(step: int, cuts: Sequence[Cut]) -> float:
     """The step of the run as it was planned whose learning rate `step` has: the rest of a schedule is squeezed.
 
     The step of a cut keeps its own rate, the last step gets the rate of what was the last step, and those between lie

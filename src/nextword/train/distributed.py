@@ -193,7 +193,7 @@ def _key(name: str) -> str:
 
 
 def share(model: nn.Module, shard: str, process: Process, device: torch.device) -> nn.Module:
-    """`model` (a `Training`) made to sum its gradients over all processes.
+    """`model` (a `LossModule`) made to sum its gradients over all processes.
 
     "ddp" keeps whole copies; "fsdp" gives each process a share of weights, gradients and optimizer states (FSDP2).
     Gradients are sums, not means: the loss is divided by the tokens of all processes before.
@@ -209,7 +209,7 @@ def share(model: nn.Module, shard: str, process: Process, device: torch.device) 
         return wrapped
     if shard == "fsdp":
         return _fully_shard(model, process, device)
-    raise UsageError(f"--shard {shard} can be planned but not run. Runs: ddp, fsdp")
+    raise UsageError(f"train.shard {shard!r} is not known. Known: ddp, fsdp")
 
 
 def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:

@@ -19,14 +19,15 @@ from ..data import IGNORED, TokenStream, Windows
 from ..data.splitting import FEW
 from ..plan import RunConfig
 from .distributed import Process, total
-from .loss_module import Training, place
+from .loss_module import LossModule, place
 
 MOST = 200_000  # tokens of the held-out text that are evaluated
+_FINE_TUNED_MOST = 20_000  # of a large model's, 200,000 would take minutes
 _STRETCH = 4096  # tokens that are taken together where it has more
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
+class ValLoss:
     """Over `tokens` targets, each seen with at most a whole context of text before it.
 
     `error` is the standard error of `nats_per_token`, as it would vary over other text of this kind: over `clusters`
@@ -40,6 +41,11 @@ class HeldOutLoss:
     clusters: int = 0
     over: str = "documents"
     sample: bool = False  # of the targets that are evaluated at a run's end
+
+
+def final_val_tokens(config: RunConfig) -> int:
+    """Held-out tokens that are evaluated at a run's end, at most; a fifth of them at other times."""
+    return config.run.evaluate_tokens or (_FINE_TUNED_MOST if config.model.base else MOST)
 
 
 def bits_per_byte(nats_per_token: float, stream: TokenStream) -> float:
@@ -61,31 +67,32 @@ def standard_error(nats: ArrayLike, counts: ArrayLike) -> float | None:
     return float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / sizes.sum())
 
 
-def heldout_windows(stream: TokenStream, run: RunConfig, most_tokens: int = MOST) -> Windows:
+def val_windows(stream: TokenStream, config: RunConfig, most_tokens: int = MOST) -> Windows:
     """The text to evaluate on, in the windows of a run: all of it, or stretches spread evenly over it."""
+    train = config.train
     if stream.tokens < 2:
-        raise UsageError("the held-out text has no two tokens; give more text, or a larger share to hold out")
+        raise UsageError("the held-out text has fewer than two tokens; give more text, or a larger data.val_fraction")
     if stream.tokens > most_tokens:
         size = min(_STRETCH, max(2, most_tokens))
         stream = stream.spread(max(1, most_tokens // size), size)
-    return Windows(stream, min(run.context, stream.tokens - 1), run.seed, run.packing, run.across_documents)
+    return Windows(stream, min(train.context, stream.tokens - 1), train.seed, train.packing, train.mask_documents)
 
 
 def evaluate(
     training: Any, windows: Windows, rows: int, device: torch.device,
     process: Process = Process(), sample: bool = False,  # noqa: B008 - frozen
-) -> HeldOutLoss:  # fmt: skip
+) -> ValLoss:  # fmt: skip
     """Mean loss over all targets of the windows' stream, `rows` windows at a time."""
     by_document = windows.stream.documents >= FEW  # fewer say little of how documents differ
     groups = _documents(windows.stream) if by_document else _stretches(windows.stream)
-    inner: Training = training
+    inner: LossModule = training
     was_training = inner.training
     inner.eval()
     sums = _sums(inner, windows, rows, groups, device, process)
     inner.train(was_training)
     nats, counts = np.array(total(sums.ravel().tolist(), process, device)).reshape(sums.shape)
     mean = float(nats.sum() / counts.sum())
-    return HeldOutLoss(
+    return ValLoss(
         mean, bits_per_byte(mean, windows.stream), int(counts.sum()), standard_error(nats, counts),
         int(np.count_nonzero(counts)), "documents" if by_document else "stretches of text", sample,
     )  # fmt: skip
@@ -117,7 +124,7 @@ def _sums(
         start = starts[min(number, len(starts) - 1)]
         batch, positions = windows.in_order(np.arange(start, min(start + rows, windows.rows_in_order)))
         placed = place(batch, device)
-        losses = training(placed, each=True).double().cpu().numpy()
+        losses = training(placed, each_target=True).double().cpu().numpy()
         if number < len(starts):
             counted = (batch.targets != IGNORED).ravel()
             group = groups[positions.ravel()[counted]]

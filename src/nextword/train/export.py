@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import RunError, UsageError
-from ..data import open_dataset
+from ..text import tokenizer_from_folder
 from . import checkpoint as checkpoints
 from .lora import add_adapters, merge_adapters
 from .loss_module import new_model
@@ -18,13 +18,12 @@ def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "floa
 
     Raises UsageError for a step without a checkpoint, and for a kind of model that the format has no place for.
     """
-    from ..weights import write_model
-    from ..weights.conversion import check_dtype
+    from ..weights.conversion import check_dtype, write_model
 
     check_dtype(out, dtype)  # before anything is loaded
     record = RunRecord.read(run)
     model = model_at(run, record, step)
-    written: Path = write_model(out, model, open_dataset(record.data).tokenizer(), dtype=dtype, force=force)
+    written: Path = write_model(out, model, tokenizer_from_folder(run), dtype=dtype, force=force)
     return written
 
 
@@ -40,13 +39,14 @@ def model_at(run: Path, record: RunRecord, step: int | None) -> Any:
         if not found.exists():
             known = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(root.glob("step-*")))
             raise UsageError(f"{run} has no checkpoint of step {step}; it has {known or 'none'}")
-    model = new_model(record.run)
-    if record.run.lora:
-        add_adapters(model, record.run.lora, record.run.seed)
+    config = record.config
+    model = new_model(config)
+    if config.model.lora:
+        add_adapters(model, config.model.lora, config.train.seed)
     try:
         checkpoints.load(checkpoints.read(found), model)
     except RunError as error:
         raise RunError(f"{error}. Another one: --step N") from error
-    if record.run.lora:
+    if config.model.lora:
         merge_adapters(model)
     return model.eval()

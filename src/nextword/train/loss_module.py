@@ -12,27 +12,28 @@ from .. import models
 from ..data import Batch
 from ..models import Model
 from ..plan import RunConfig
+from ..plan.run_config import TrainConfig
 from ..spec import ModelSpec
 from .loss import IGNORED, single_losses, summed_loss, summed_loss_of_logits
 
-HALF = {"amp": torch.bfloat16, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
+AUTOCAST_DTYPE = {"amp": torch.bfloat16}
 
 
-def new_model(run: RunConfig) -> Model:
+def new_model(config: RunConfig) -> Model:
     """A freshly initialised model of the run; the same numbers for the same seed, whatever ran before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        model = models.build(run.model)
-        if run.model.kind == "transformer":
-            _initialise(model, run.model)
+        torch.manual_seed(config.train.seed)
+        model = models.build(config.spec)
+        if config.spec.kind == "transformer":
+            _initialise(model, config.spec)
     return model
 
 
-def prepare(model: Model, run: RunConfig, compiled: bool = False) -> None:
-    """Make `model`, on its device and with its adapters, ready to be trained as `run` says, by torch.compile or not."""
+def prepare(model: Model, train: TrainConfig, compiled: bool = False) -> None:
+    """Make `model`, on its device and with its adapters, ready to be trained, by torch.compile or not."""
     models.prepare(
-        model, "train", dropout=run.dropout, recompute=run.recompute == "full", autocast=run.precision in HALF,
-        compiled=compiled,
+        model, "train", dropout=train.dropout, recompute=train.recompute == "full",
+        autocast=train.dtype in AUTOCAST_DTYPE, compiled=compiled,
     )  # fmt: skip
 
 
@@ -77,18 +78,18 @@ def place(batch: Batch, device: torch.device) -> Placed:
     return Placed(move(batch.inputs), move(batch.targets), documents)
 
 
-class Training(nn.Module):
+class LossModule(nn.Module):
     """Wraps a model so that its forward pass is the loss: what DDP and FSDP wrap in turn."""
 
-    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
+    def __init__(self, model: nn.Module, dtype: str = "fp32") -> None:
         super().__init__()
         self.model = model
-        self.product_type = HALF.get(precision)
+        self.product_type = AUTOCAST_DTYPE.get(dtype)
 
-    def forward(self, batch: Placed, state: Any = None, each: bool = False) -> Tensor:
+    def forward(self, batch: Placed, state: Any = None, each_target: bool = False) -> Tensor:
         """Summed loss of a batch in nats, float32 scalar; a state given is moved on in place.
 
-        With `each` the loss of every target instead, flat, 0 where it is ignored, and without gradients.
+        With `each_target` the loss of every target instead, flat, 0 where it is ignored, and without gradients.
         """
         model: Any = self.model
         given = {"state": state, "documents": batch.documents}
@@ -97,5 +98,6 @@ class Training(nn.Module):
             hidden = model.hidden(batch.inputs, **extra)
             spec: ModelSpec = model.spec
             if spec.head_bias or spec.logit_scale or spec.logit_softcap or not isinstance(model.head, nn.Linear):
-                return summed_loss_of_logits(model.logits(hidden), batch.targets, "none" if each else "sum")
-        return (single_losses if each else summed_loss)(hidden, model.head.weight, batch.targets, self.product_type)
+                return summed_loss_of_logits(model.logits(hidden), batch.targets, "none" if each_target else "sum")
+        loss = single_losses if each_target else summed_loss
+        return loss(hidden, model.head.weight, batch.targets, self.product_type)

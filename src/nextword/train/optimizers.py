@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..plan import RunConfig
+from ..plan.run_config import TrainConfig
 
 _MUON_STEPS = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024: a polynomial that lifts singular values to about 1
 _EPS = 1e-8
 
 
-def make_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The run's optimizer over the parameters of `model` that are trained.
 
     Matrices decay, vectors (norms, biases) do not. Under "muon" the layers' matrices are moved by Muon;
@@ -23,32 +23,33 @@ def make_optimizer(model: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for _, p in trained if p.ndim >= 2]
     vectors = [p for _, p in trained if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": run.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    if run.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=run.learning_rate, betas=run.betas, eps=_EPS, fused=_fusable(matrices))
-    if run.optimizer == "muon":
-        return Muon(_muon_groups(trained, run), lr=run.learning_rate)
-    if run.optimizer == "lion":
-        return Lion(groups, lr=run.learning_rate, betas=run.betas)
-    if run.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=run.learning_rate)
-    momentum = 0.9 if run.optimizer == "momentum" else 0.0
-    return torch.optim.SGD(groups, lr=run.learning_rate, momentum=momentum)
+    if config.optimizer == "adamw":
+        fused = _fusable(matrices)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=_EPS, fused=fused)
+    if config.optimizer == "muon":
+        return Muon(_muon_groups(trained, config), lr=config.learning_rate)
+    if config.optimizer == "lion":
+        return Lion(groups, lr=config.learning_rate, betas=config.betas)
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+    momentum = 0.9 if config.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=momentum)
 
 
 def _fusable(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type in ("cpu", "cuda") and torch.is_floating_point(p) for p in parameters)
 
 
-def _muon_groups(trained: list[tuple[str, nn.Parameter]], run: RunConfig) -> list[dict[str, Any]]:
+def _muon_groups(trained: list[tuple[str, nn.Parameter]], config: TrainConfig) -> list[dict[str, Any]]:
     inner = [p for name, p in trained if p.ndim == 2 and not _is_end(name)]
     ends = [p for name, p in trained if p.ndim == 2 and _is_end(name)]
     vectors = [p for _, p in trained if p.ndim != 2]
-    adam = {"betas": run.betas, "muon": False}
+    adam = {"betas": config.betas, "muon": False}
     groups = [
-        {"params": inner, "muon": True, "weight_decay": run.weight_decay},
-        {"params": ends, "weight_decay": run.weight_decay, **adam},
+        {"params": inner, "muon": True, "weight_decay": config.weight_decay},
+        {"params": ends, "weight_decay": config.weight_decay, **adam},
         {"params": vectors, "weight_decay": 0.0, **adam},
     ]
     return [group for group in groups if group["params"]]

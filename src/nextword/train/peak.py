@@ -15,7 +15,7 @@ from ..base import atomic_write
 from ..base.cores import cores
 from ..plan import Device
 from ..plan import device as plan_device
-from .loss_module import HALF
+from .loss_module import AUTOCAST_DTYPE
 
 _FILE = "product-speeds.json"
 _WIDTHS = {"cpu": 2048, "cuda": 8192}  # of the square matrices
@@ -30,15 +30,15 @@ class Peak:
     what: str
 
 
-def measured_peak(device: torch.device, precision: str, cache: Path, anew: bool = False) -> Peak:
-    """The speed of products in the type that `precision` multiplies in, measured once and remembered in `cache`.
+def measured_peak(device: torch.device, dtype_name: str, cache: Path, anew: bool = False) -> Peak:
+    """The speed of products in the type of a run's dtype, measured once and remembered in `cache`.
 
     `anew` measures again and keeps the larger: a neighbour on the machine makes a peak too small, never too large.
     """
-    if device.type == "cpu" and precision not in HALF:
+    if device.type == "cpu" and dtype_name not in AUTOCAST_DTYPE:
         here: Device = plan_device("measure" if anew else "this", cache)
         return Peak(here.peak_fp32, "float32 products, measured on this CPU")
-    dtype = HALF.get(precision, torch.float32)
+    dtype = AUTOCAST_DTYPE.get(dtype_name, torch.float32)
     name = f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {os.uname().nodename}, {dtype}"
     known = _read(cache / _FILE)
     if anew or name not in known:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError, check_picture, figure_class, save_picture
-from .trainer import read_metrics
+from ..base import UsageError, check_picture, save_picture
+from ..base.pictures import GREY, PALETTE, new_figure
+from .metrics import read_metrics
 
-_COLOURS = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
 _NARROWEST = 16  # of its cells
 _MARKS = "●○▲△■□"
@@ -19,10 +19,10 @@ _MARKS = "●○▲△■□"
 def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
     """Tokens and loss of each step, tokens and held-out loss of each evaluation. A step done twice counts once."""
     steps: dict[int, tuple[int, float]] = {}
-    heldout: dict[int, float] = {}
+    val: dict[int, float] = {}
     for row in read_metrics(folder):
-        if "heldout" in row:
-            heldout[int(row["step"])] = row["heldout"]["nats_per_token"]
+        if "val" in row:
+            val[int(row["step"])] = row["val"]["nats_per_token"]
         elif "loss" in row:
             steps[int(row["step"])] = (int(row["tokens"]), float(row["loss"]))
     seen, tokens, losses = 0, [], []
@@ -32,29 +32,27 @@ def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[flo
         tokens.append(float(seen))
         losses.append(steps[step][1])
         at[step + 1] = seen
-    evaluated = [step for step in sorted(heldout) if step in at]
-    return tokens, losses, [float(at[step]) for step in evaluated], [heldout[step] for step in evaluated]
+    evaluated = [step for step in sorted(val) if step in at]
+    return tokens, losses, [float(at[step]) for step in evaluated], [val[step] for step in evaluated]
 
 
 def draw_curves(folders: Sequence[Path], path: Path) -> None:
     """Loss against tokens: faint for each step, a line for its mean, dots for held-out text."""
     check_picture(path)
-    figure = figure_class()(figsize=(7.5, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = new_figure(7.5, 4.4)
     lowest, highest = math.inf, 0.0
     for number, folder in enumerate(folders):
-        tokens, losses, at, heldout = curve(folder)
+        tokens, losses, at, val = curve(folder)
         if not losses:
             raise UsageError(f"{folder} has no steps to draw yet")
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         axes.plot(tokens, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(tokens, smoothed(losses), color=colour, linewidth=1.6, label=folder.name)
-        if heldout:
-            axes.plot(at, heldout, "o", color=colour, markersize=4.5, markeredgecolor="white")
-            axes.annotate(f"{heldout[-1]:.3f}", (at[-1], heldout[-1]), textcoords="offset points", xytext=(6, 0),
+        if val:
+            axes.plot(at, val, "o", color=colour, markersize=4.5, markeredgecolor="white")
+            axes.annotate(f"{val[-1]:.3f}", (at[-1], val[-1]), textcoords="offset points", xytext=(6, 0),
                           fontsize=8, color=colour, va="center")  # fmt: skip
-        finite = [loss for loss in [*losses[len(losses) // 50 :], *heldout] if math.isfinite(loss)]
+        finite = [loss for loss in [*losses[len(losses) // 50 :], *val] if math.isfinite(loss)]
         lowest, highest = min([lowest, *finite]), max([highest, *finite])
     axes.set(xlabel="tokens seen", ylabel="loss, nats a token", ylim=(lowest - 0.1, highest + 0.1))
     axes.set_title("training loss (line: running mean) and held-out loss (dots)", loc="left", fontsize=10)
@@ -98,14 +96,11 @@ def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
 def draw_study(found: Any, path: Path) -> None:
     """A `context_study.Study` in four panels: by position, by what may be seen, tasks, speed."""
     check_picture(path)
-    figure = figure_class()(figsize=(10, 7), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
+    figure, panels = new_figure(10, 7, 2, 2)
     (position, visible), (tasks, speed) = panels
     names = [(result.task, result.size) for result in found.kinds[0].tasks]
     for number, each in enumerate(found.kinds):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         for axes, means in ((position, each.by_position), (visible, each.by_visible)):
             values = [m.estimate for m in means]
             axes.errorbar([m.at for m in means], [v.mean for v in values], [v.margin for v in values], color=colour,
@@ -124,7 +119,7 @@ def draw_study(found: Any, path: Path) -> None:
     visible.set_title("loss given only the last tokens; dotted: tokens beyond are of use", loc="left", fontsize=10)
     tasks.set(ylabel="answers right", ylim=(0, 1.05))
     tasks.set_xticks(range(len(names)), [f"{task} {size}" for task, size in names], fontsize=8)
-    tasks.axhline(1 / 8, color="#8a8f98", linewidth=0.8, linestyle=":")
+    tasks.axhline(1 / 8, color=GREY, linewidth=0.8, linestyle=":")
     tasks.set_title("copying over a delay, recall of pairs; dotted: a guess", loc="left", fontsize=10)
     speed.set(ylabel="tokens a second")
     speed.set_title("training on one row: threads x length", loc="left", fontsize=10)

@@ -1,80 +1,128 @@
-"""From a budget and some text to a run that can start: its size, its steps, and what the plan says of it."""
+"""From a configuration, a text and a machine to a run that can start: its shape, its steps, and what is predicted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Literal
 
 from .. import native
 from ..base import UsageError
-from ..base.fields import check_field, check_fields
+from ..base.fields import FieldError
 from ..base.units import format_seconds
+from ..data import Dataset
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
-from ..plan.data_constraints import best_when_limited, worth
+from ..plan.data_constraints import best_when_limited, effective
 from ..plan.laws import SMALL, Law, law
+from ..plan.run_config import TrainConfig
 from ..plan.search import largest
-from ..plan.shape_search import SMALLEST, recurrent_for
+from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
-from ..spec import ModelKind, ModelSpec, Positive
-from . import calibration
+from ..spec import ModelKind, ModelSpec
+from .calibration import Entry, correction
 from .run_dir import Prediction
-from .timing import StepTime, share_of_peak, time_steps
+from .timing import StepTime, share_of_peak
 
-RUNS = Path("runs")  # where runs are written for want of --out
 FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
 _MOST_TOKENS_AT_ONCE = 8192  # of a CPU's micro-batch: more is no faster and takes memory
-_TIMED_SECONDS = 1.0  # that a micro-batch may take, so that timing some takes a few
 _SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is evaluation and checkpoints
+_TOKENS_A_PARAMETER = 20.0  # where no budget says how many
+_FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
+_FINE_TUNING_ROWS, _FINE_TUNING_CONTEXT = 8, 512  # of a step, at least; at most
+_CHECKPOINT_SECONDS, _CHECKPOINTS = 120.0, 10  # between checkpoints; of a run, at least
+_EVALUATIONS, _SAMPLES = 10, 4
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a run may cost: one of the three, or none. Raises UsageError for anything but a finite number above 0."""
+class Machine:
+    """What a run is planned for: `world` devices, and what was measured on them.
 
-    seconds: Positive | None = None
-    flops: Positive | None = None
-    tokens: Positive | None = None
+    `peak` is the speed of one device's matrix products in the run's dtype, FLOP/s; `past` are runs that ended here.
+    """
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+    device: Device
+    peak: float = 0.0  # 0: that of `device`
+    world: int = 1
+    gpu: bool = False
+    amp_faster: bool = False  # products in bfloat16 are well faster than in float32
+    past: tuple[Entry, ...] = ()
+    step_time: StepTime | None = None  # timed steps of the run itself
+
+    def share(self, kind: ModelKind) -> float:
+        """The share of the peak that a run of this kind is expected to reach."""
+        return correction(self.past, kind, "fp32").share or FIRST_SHARE
 
 
-def compute(budget: Budget, device: Device, share: float) -> float | None:
-    """FLOPs that a budget buys on `device`; None for a budget of tokens."""
-    if budget.flops is not None:
-        return budget.flops
-    if budget.seconds is not None:
-        return budget.seconds * _SHARE_TO_TRAIN * device.peak_fp32 * share
-    return None
+@dataclass(frozen=True)
+class RunPlan:
+    """A resolved configuration, and what it is predicted to take and to reach."""
+
+    config: RunConfig
+    prediction: Prediction
+
+
+def plan_run(config: RunConfig, data: Dataset, machine: Machine) -> RunPlan:
+    """Choose all that `config` leaves open for a run on `data`, and predict it. Pure: no files, no measurements.
+
+    With `machine.step_time` the steps of a run of `train.minutes` are as many as fit. Raises UsageError for what
+    cannot be trained.
+    """
+    if config.model.base and config.model.spec is None:
+        raise UsageError(f"model.spec has to be that of model.base, {config.model.base}; prepare_run reads it")
+    spec = config.model.spec or choose_shape(config, data.train.bytes, machine, lambda size: data.bytes_per_token)
+    if not config.model.base:
+        spec = replace(spec, vocabulary=data.vocabulary)
+    context = _context(config, spec, data)
+    if config.model.spec is None:
+        spec = replace(spec, context=context)
+    config = replace(config, model=replace(config.model, spec=spec, params=0.0, match="params"))
+    train = _resolved(config, replace(spec, context=context), data, machine)
+    if machine.step_time is not None and train.minutes and not config.train.steps:
+        train = fit_to_time(train, machine.step_time)
+    config = replace(config, train=train)
+    prediction = predict(config, data, machine)
+    return RunPlan(_with_intervals(config, prediction.seconds / train.steps, machine.step_time), prediction)
 
 
 def choose_shape(
-    work: float, unique_bytes: float, bytes_per_token: float, kind: ModelKind, match: str, count: float | None = None,
-    context: int | None = None,
-) -> ModelSpec:  # fmt: skip
-    """The compute-optimal model for `work` FLOPs and the text at hand; recurrent kinds match its size or FLOPs."""
-    if count is None:
-        unique_tokens = unique_bytes / bytes_per_token
-        best = optimum(work, law("epoch") if work >= FITTED_FROM else _small_in_tokens(bytes_per_token))
-        count = best.parameters
-        if unique_tokens < best.tokens:
-            count = min(count, best_when_limited(work, unique_tokens).parameters)
-        count = max(count, SMALLEST)
-    spec = shape_for(count, context=context)
-    if kind == "transformer":
-        return spec
-    return recurrent_like(spec, kind, match)
+    config: RunConfig, text_bytes: float, machine: Machine, bytes_per_token: Callable[[int], float]
+) -> ModelSpec:
+    """The compute-optimal model for the budget and `text_bytes` of training text, or the one of `model.params`.
+
+    `bytes_per_token` gives those of a vocabulary of some size, which grows with the model. Recurrent kinds have the
+    parameters or the FLOPs a token of the transformer.
+    """
+    model, train, vocabulary = config.model, config.train, config.data.vocabulary
+    budget = compute(train, machine, model.arch)
+
+    def shape(bytes_a_token: float) -> ModelSpec:
+        count = model.params
+        if not count and budget is None:
+            count = max(SMALLEST, (train.tokens or text_bytes / bytes_a_token) / _TOKENS_A_PARAMETER)
+        count = count or _optimal_size(budget or 1.0, text_bytes, bytes_a_token)
+        spec = shape_for(count, context=train.context or None)
+        return spec if model.arch == "transformer" else recurrent_like(spec, model.arch, model.match)
+
+    if model.params or (budget is None and train.tokens):
+        return shape(1.0)  # which does not matter then
+    spec = shape(bytes_per_token(vocabulary or 4096))
+    if config.data.tokenizer == "bpe" and not vocabulary:
+        spec = shape(bytes_per_token(spec.vocabulary))
+    return spec
 
 
-def _small_in_tokens(bytes_per_token: float) -> Law:
-    """The law of small runs over tokens instead of bytes, as an optimum wants it."""
-    return replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)
+def _optimal_size(budget: float, text_bytes: float, bytes_per_token: float) -> float:
+    """Parameters that spend `budget` FLOPs best, fewer where the text is too little for that."""
+    tokens = text_bytes / bytes_per_token
+    small = replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)  # over tokens instead of bytes
+    chosen: Law = law("epoch") if budget >= FITTED_FROM else small
+    best = optimum(budget, chosen)
+    count = best.parameters
+    if tokens < best.tokens:
+        count = min(count, best_when_limited(budget, tokens).parameters)
+    return max(count, SMALLEST)
 
 
 def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:
@@ -83,73 +131,86 @@ def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:
         return recurrent_for(parameters(spec).total, kind, spec.vocabulary, spec.context)
     wanted = flops(spec).per_token
 
-    def cost(width: int) -> float:
-        return flops(replace(_like(spec, kind), width=width)).per_token
+    def of(width: int) -> ModelSpec:
+        return ModelSpec(kind=kind, vocabulary=spec.vocabulary, width=width, layers=2, context=spec.context)
 
-    return replace(_like(spec, kind), width=max(1, largest(lambda width: cost(width) <= wanted, 1 << 24)))
-
-
-def _like(spec: ModelSpec, kind: ModelKind) -> ModelSpec:
-    return ModelSpec(kind=kind, vocabulary=spec.vocabulary, width=1, layers=2, context=spec.context)
+    return of(max(1, largest(lambda width: flops(of(width)).per_token <= wanted, 1 << 24)))
 
 
-def configure(
-    spec: ModelSpec, work: float, device: Device, *, world: int = 1, tokens: float | None = None,
-    changes: dict[str, Any] | None = None,
-) -> RunConfig:  # fmt: skip
-    """The run that spends `work` FLOPs on `spec`, or sees `tokens`; `changes` are settings the user chose.
+def compute(train: TrainConfig, machine: Machine, kind: ModelKind) -> float | None:
+    """FLOPs that the budget buys on one device; None for a budget of tokens or steps."""
+    if train.flops:
+        return train.flops
+    if train.minutes:
+        return train.minutes * 60 * _SHARE_TO_TRAIN * machine.device.peak_fp32 * machine.share(kind)
+    return None
 
-    A batch asked for is the batch trained: where the micro-batch does not divide it, the last one is smaller.
-    """
-    changes = dict(changes or {})
-    check_changes(changes)
-    run = run_for(spec, work, device, world, tokens)
-    asked, micro = changes.pop("batch", None), changes.pop("micro_batch", None)
-    batch = run.batch if asked is None else asked
-    check_batch(asked, micro, world)
-    micro = micro or _micro_batch(batch, run.context, world, run.micro_batch)
-    accumulation = math.ceil(batch / (micro * world))
-    if asked is None:
-        batch = micro * world * accumulation
-    seen = tokens or work / flops(spec, run.context).per_token
-    steps = changes.pop("steps", None) or max(1, round(seen / (batch * run.context)))
-    run = replace(
-        run, batch=batch, micro_batch=micro, accumulation=accumulation, steps=steps, tokens=steps * batch * run.context,
-        warmup_steps=min(2000, max(1, steps // 20)), shard="ddp" if world > 1 else "none",
+
+def _context(config: RunConfig, spec: ModelSpec, data: Dataset) -> int:
+    """Tokens of a row: those asked for, or fewer than the model's where the text is too little for some rows."""
+    if config.model.base:
+        wanted = config.train.context or _FINE_TUNING_CONTEXT
+        return min(wanted, spec.context, max(32, data.train.tokens // 16))
+    if config.train.context:
+        return config.train.context
+    context = spec.context
+    while context > 32 and data.train.tokens < 64 * context:
+        context //= 2
+    return context
+
+
+def _resolved(config: RunConfig, spec: ModelSpec, data: Dataset, machine: Machine) -> TrainConfig:
+    """The section `train` with the batch, the steps, the rates and the dtype chosen; a batch asked for is trained."""
+    train, model = config.train, config.model
+    budget, tokens = compute(train, machine, spec.kind), train.tokens
+    if budget is None:
+        tokens = tokens or (data.train.tokens if model.base else _TOKENS_A_PARAMETER * parameters(spec).total)
+        budget = flops(spec, lora=model.lora).per_token * tokens
+    batch_size, micro_batch, rate = train.batch_size, train.micro_batch, train.learning_rate
+    check_batch(train, machine.world)
+    if model.base:
+        rows = math.ceil(max(_FINE_TUNING_ROWS / machine.world, micro_batch or 1)) * machine.world
+        batch_size, rate = batch_size or rows, rate or (_LORA_RATE if model.lora else _FINE_TUNING_RATE)
+    final = rate / 10 if rate and train.final_learning_rate is None else train.final_learning_rate
+    if not (batch_size and micro_batch and rate):
+        usual = run_for(spec, budget, machine.device, machine.world, tokens or None).train
+        rows = batch_size or usual.batch_size
+        micro_batch = micro_batch or _micro_batch(rows, spec.context, machine.world, usual.micro_batch)
+        if not batch_size:
+            batch_size = micro_batch * machine.world * math.ceil(rows / (micro_batch * machine.world))
+        final = usual.final_learning_rate if final is None else final
+        rate = rate or usual.learning_rate
+    seen = tokens or budget / flops(spec).per_token
+    steps = train.steps or max(1, round(seen / (batch_size * spec.context)))
+    return replace(
+        train, flops=0.0, tokens=0.0, steps=steps, context=spec.context, batch_size=batch_size, micro_batch=micro_batch,
+        learning_rate=rate, final_learning_rate=final, devices=machine.world,
+        warmup_steps=warmup_for(steps) if train.warmup_steps is None else train.warmup_steps,
+        dtype=choose_dtype(train, machine.amp_faster), shard=_shard(train, machine.world),
     )  # fmt: skip
-    if "learning_rate" in changes and "final_learning_rate" not in changes:
-        changes["final_learning_rate"] = changes["learning_rate"] / 10
-    return replace(run, **changes)
 
 
-def changed(run: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """`run`, a whole one, with the settings of `changes`, which leave its batch and its steps as they are."""
-    check_batch(run.batch, changes.get("micro_batch"), run.devices)
-    run = replace(run, **changes)
-    accumulation = math.ceil(run.batch / (run.micro_batch * run.devices))
-    return replace(run, accumulation=accumulation)
+def choose_dtype(train: TrainConfig, amp_faster: bool) -> Literal["fp32", "amp"]:
+    """What was asked for, or what is faster on this machine."""
+    return ("amp" if amp_faster else "fp32") if train.dtype == "auto" else train.dtype
 
 
-def check_changes(changes: dict[str, Any]) -> None:
-    """Raise FieldError, a UsageError, for a setting that no run can have."""
-    for name, value in changes.items():
-        check_field(RunConfig, name, value)
+def _shard(train: TrainConfig, world: int) -> Literal["none", "ddp", "fsdp"]:
+    return "none" if world == 1 else "ddp" if train.shard == "none" else train.shard
 
 
-def check_batch(batch: int | None, micro_batch: int | None, world: int) -> None:
-    """Raise UsageError for rows that cannot be shared out as asked: `batch` a step among `world` processes."""
-    if batch is None:
+def check_batch(train: TrainConfig, world: int) -> None:
+    """Raise FieldError, a UsageError, for rows that cannot be divided as asked among `world` processes."""
+    batch, micro_batch = train.batch_size, train.micro_batch
+    if not batch:
         return
     if batch % world:
         below = batch - batch % world
         ways = f"{below:,} or {below + world:,}" if below else f"{world:,}"
-        raise UsageError(f"a batch of {batch:,} rows does not divide among {world:,} processes; give --batch {ways}")
-    if micro_batch is not None and micro_batch > batch // world:
-        of = f"a batch of {batch:,} rows" + (f" among {world:,} processes" if world > 1 else "")
-        raise UsageError(
-            f"a micro-batch of {micro_batch:,} rows is more than the {batch // world:,} of {of};"
-            f" give --micro-batch {batch // world:,} or a larger --batch"
-        )
+        raise FieldError("train.batch_size", batch, f"a multiple of the {world:,} processes, such as {ways}")
+    if micro_batch > batch // world:
+        of = f" of each of {world:,} processes" if world > 1 else ""
+        raise FieldError("train.micro_batch", micro_batch, f"at most the {batch // world:,} rows{of} in the batch")
 
 
 def _micro_batch(batch: int, context: int, world: int, most: int) -> int:
@@ -158,48 +219,54 @@ def _micro_batch(batch: int, context: int, world: int, most: int) -> int:
     return 1 << (rows.bit_length() - 1)
 
 
-def fit_to_time(run: RunConfig, timed: StepTime, seconds: float) -> RunConfig:
-    """As many steps as fit the time, by steps that were timed. Raises UsageError if there is no time for one."""
-    a_step = timed.step(run)
+def fit_to_time(train: TrainConfig, timed: StepTime) -> TrainConfig:
+    """As many steps as fit the minutes, by steps that were timed. Raises UsageError if there is no time for one."""
+    seconds, a_step = train.minutes * 60, timed.step(train)
     steps = int(seconds * _SHARE_TO_TRAIN / a_step)
     if steps < 1:
         raise UsageError(
-            f"one step of {run.batch} x {run.context:,} tokens takes {format_seconds(a_step)} here, and the run is to"
-            f" take {format_seconds(seconds)}. Give more time, a shorter --context, a smaller --batch or fewer --params"
+            f"one step of {train.batch_size} x {train.context:,} tokens takes {format_seconds(a_step)} here, and the"
+            f" run is to take {format_seconds(seconds)}. Give more time, a smaller train.context or train.batch_size,"
+            " or fewer parameters"
         )
-    return replace(
-        run, steps=steps, tokens=steps * run.batch * run.context, warmup_steps=min(2000, max(1, steps // 20))
+    return replace(train, steps=steps, warmup_steps=warmup_for(steps))
+
+
+def _with_intervals(config: RunConfig, step_seconds: float, timed: StepTime | None) -> RunConfig:
+    """With the steps between checkpoints, evaluations and samples chosen, and the threads that were fastest."""
+    run, steps = config.run, config.train.steps
+    every = max(1, min(round(_CHECKPOINT_SECONDS / step_seconds), max(1, steps // _CHECKPOINTS)))
+
+    def chosen(value: int | None, otherwise: int) -> int:
+        return otherwise if value is None else value
+
+    return config.with_run(
+        threads=run.threads or (timed.threads if timed else 0), checkpoint_every=chosen(run.checkpoint_every, every),
+        evaluate_every=chosen(run.evaluate_every, max(1, steps // _EVALUATIONS)),
+        sample_every=chosen(run.sample_every, max(1, steps // _SAMPLES)),
+    )  # fmt: skip
+
+
+def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
+    """Memory, time and loss of a resolved run: formulas, corrected by what this machine's past runs measured."""
+    spec, train, lora, peak = config.spec, config.train, config.model.lora, machine.peak or machine.device.peak_fp32
+    tokens = config.total_tokens
+    known = correction(machine.past, spec.kind, train.dtype, data.fingerprint, parameters(spec).total, tokens)
+    memory = training_memory(spec, _memory_setup(config, machine))
+    seconds = flops(spec, train.context, tokens, lora=lora).total / (
+        train.devices * peak * (known.share or FIRST_SHARE)
     )
-
-
-def predict(
-    run: RunConfig, device: Device, timed: StepTime | None, unique_tokens: float, bytes_per_token: float,
-    entries: Sequence[calibration.Entry] = (), data: str = "",
-) -> Prediction:  # fmt: skip
-    """Memory, time and loss of a run: formulas, corrected by what this machine's past runs measured."""
-    known = calibration.correction(
-        entries, run.model.kind, run.precision, data, parameters(run.model).total, run.tokens
-    )  # fmt: skip
-    on_cpu = not torch.cuda.is_available()
-    setup = Training(
-        batch=run.micro_batch, context=run.context, optimizer=run.optimizer, precision=run.precision,
-        recompute=run.recompute, chunked_loss=True, shard=run.shard if run.devices > 1 else "none",
-        devices=run.devices, lora=run.lora, base="fp32", runtime=device.runtime,
-        fragmentation=CPU_FRAGMENTATION if on_cpu else FRAGMENTATION, fused=native.available() and on_cpu,
-    )  # fmt: skip
-    memory = training_memory(run.model, setup)
-    work = flops(run.model, run.context, run.tokens, lora=run.lora).total
-    share = known.share or FIRST_SHARE
-    seconds = work / (run.devices * device.peak_fp32 * share)
-    if timed is not None:
-        seconds = run.steps * timed.step(run)
-    law_bits = small_loss(run.model, run.tokens, unique_tokens, bytes_per_token)
-    law_nats = law_bits * math.log(2) * bytes_per_token
+    if machine.step_time is not None:
+        seconds = train.steps * machine.step_time.step(train)
+    law_bits = small_loss(spec, tokens, data.train.tokens, data.bytes_per_token)
+    if config.model.base:  # no law says how far open weights are from this text
+        law_bits = math.nan
+    law_nats = law_bits * math.log(2) * data.bytes_per_token
     return Prediction(
         memory=memory.total + known.memory,
         seconds=seconds,
-        tokens_per_second=run.tokens / seconds,
-        share_of_peak=share_of_peak(run, seconds / run.steps, device.peak_fp32),
+        tokens_per_second=tokens / seconds,
+        share_of_peak=share_of_peak(config, seconds / train.steps, peak),
         nats_per_token=law_nats * known.loss.factor,
         low=law_nats * known.loss.low,
         high=law_nats * known.loss.high,
@@ -208,7 +275,19 @@ def predict(
         formula_memory=memory.total,
         law_bits=law_bits,
         memory_parts={part.name: part.value for part in memory.parts},
+        peak=peak,
     )
+
+
+def _memory_setup(config: RunConfig, machine: Machine) -> Training:
+    train = config.train
+    return Training(
+        batch=train.micro_batch, context=train.context, optimizer=train.optimizer,
+        precision="amp" if train.dtype == "amp" else "fp32", recompute=train.recompute, chunked_loss=True,
+        shard=train.shard, devices=train.devices, lora=config.model.lora, base="fp32", runtime=machine.device.runtime,
+        fragmentation=FRAGMENTATION if machine.gpu else CPU_FRAGMENTATION,
+        fused=native.available() and not machine.gpu,
+    )  # fmt: skip
 
 
 def small_loss(spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_token: float) -> float:
@@ -216,35 +295,5 @@ def small_loss(spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_t
 
     The law is of bytes, so that tokenizers compare; repeated text counts less (Muennighoff et al. 2023, eq. 5).
     """
-    seen = worth(tokens, min(unique_tokens, tokens)) * bytes_per_token
+    seen = effective(tokens, min(unique_tokens, tokens)) * bytes_per_token
     return min(SMALL.loss(parameters(spec).total, seen), math.log2(spec.vocabulary) / bytes_per_token)
-
-
-def probe(run: RunConfig, device: torch.device, threads: int | None, peak: float) -> StepTime:
-    """Time some steps of the run itself, or, where one would take long at `peak` FLOP/s, of fewer and shorter rows.
-
-    The time of the whole micro-batch then follows from its FLOPs.
-    """
-    trial = run
-    while _micro_flops(trial) > _TIMED_SECONDS * FIRST_SHARE * peak and trial.micro_batch * trial.context > 64:
-        fewer, shorter = max(1, trial.micro_batch // 2), max(32, trial.context // 2)
-        trial = replace(trial, micro_batch=fewer) if trial.micro_batch > 1 else replace(trial, context=shorter)
-    if trial is not run:
-        trial = replace(trial, batch=trial.micro_batch * run.devices, accumulation=1)
-    timed = time_steps(trial, device, threads)
-    return replace(timed, micro_batch=timed.micro_batch * _micro_flops(run) / _micro_flops(trial))
-
-
-def _micro_flops(run: RunConfig) -> float:
-    return flops(run.model, run.context).per_token * run.context * run.micro_batch
-
-
-def default_folder(run: RunConfig, root: Path = RUNS) -> Path:
-    """runs/transformer-1.2M, or -2, -3 … behind it where that is taken."""
-    from ..base.units import format_count
-
-    size = format_count(parameters(run.model).total).replace(" ", "").replace(",", "")
-    folder, number = root / f"{run.model.kind}-{size}", 2
-    while folder.exists():
-        folder, number = root / f"{run.model.kind}-{size}-{number}", number + 1
-    return folder

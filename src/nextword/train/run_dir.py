@@ -1,8 +1,9 @@
 """A run's folder: what was planned, what happened, and the model.
 
-run.json          configuration, data, prediction, what was changed on resuming
+config.toml       the resolved configuration: `nextword train DATA --config FOLDER/config.toml` trains it again
+run.json          the data, the prediction, what changed on resuming
 metrics.jsonl     a line a step, a line an evaluation
-checkpoints/      step-…: what the run goes on from
+checkpoints/      step-…: what the run continues from
 report.json       predicted and measured, when it has ended
 curve.svg         the loss, drawn (needs nextword[plot])
 config.json, model.safetensors, tokenizer.json   the model as other programs open it
@@ -16,9 +17,9 @@ import shlex
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +28,12 @@ from safetensors import SafetensorError
 from ..base import RunError, UsageError, atomic_write, read_regular, try_lock
 from ..base.fields import Within, from_plain
 from ..plan import RunConfig
-from ..spec import Positive
-from .changes import NOTHING, Change, Settings
+from .changes import NO_CHANGE, Change, Settings
 
-FORMAT = "nextword-run-folder/1"
+FORMAT = "nextword-run/2"
+CONFIG, RECORD = "config.toml", "run.json"
 _MOST_BYTES = 16_000_000  # of a JSON file in a run's folder
-_MADE = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, beside its model
+_WRITTEN = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, beside its model
 Figure = Annotated[float, Within(finite=False)]  # NaN: nobody knows
 
 
@@ -52,6 +53,7 @@ class Prediction:
     law_bits: Figure = 0.0
     memory_parts: dict[str, Figure] = field(default_factory=dict)
     interval_is: str = ""
+    peak: Figure = 0.0  # FLOP/s of one device in products of the run's dtype, which `share_of_peak` refers to
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Measured:
     error: Figure | None = None  # standard error of nats_per_token
     clusters: int = 0  # that it is over
     over: str = "documents"
-    steps: int = 0  # that were done; 0 in a report of an older version
+    steps: int = 0  # that were done
     shortened: bool = False  # to end in time
     nats_before: Figure | None = None  # on the same held-out text before the first step of fine-tuning
     peak: Figure = 0.0  # FLOP/s of one device that `share_of_peak` refers to
@@ -80,70 +82,61 @@ class Measured:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """run.json."""
+    """config.toml and run.json."""
 
-    run: RunConfig
+    config: RunConfig
     data: str  # folder of the prepared data
     fingerprint: str
-    sources: tuple[str, ...]
-    prediction: Prediction | None
-    threads: Annotated[int, Within(least=1)]
-    device: str
-    peak: Positive  # FLOP/s of one device, in the products of the run's precision
-    options: dict[str, Any] = field(default_factory=dict)
-    origin: str = ""  # the model that fine-tuning began from
-    created: str = ""
-    preparation: dict[str, Any] = field(default_factory=dict)  # how the sources were made tokens
+    sources: tuple[str, ...] = ()
+    prediction: Prediction | None = None
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S"))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the run, however often it is resumed
     changes: tuple[Change, ...] = ()  # in the order in which they were made
 
     @property
     def settings(self) -> Settings:
-        """What the run was begun with."""
-        return Settings(self.options.get("guard", "stop"), self.threads, self.run.steps)
+        """What the run was started with."""
+        train = self.config.train
+        return Settings(train.on_loss_spike, self.config.run.threads or None, train.steps)
 
     @property
     def current(self) -> RunConfig:
         """The configuration with the number of steps that the run is to do now."""
-        run, steps = self.run, self.settings.after(self.changes).steps
-        return run if steps == run.steps else replace(run, steps=steps, tokens=steps * run.batch * run.context)
+        return self.config.with_train(steps=self.settings.after(self.changes).steps)
 
     @property
     def expected(self) -> Prediction | None:
         """The prediction, where the run still has the length that it is of."""
-        return self.prediction if self.current.steps == self.run.steps else None
+        return self.prediction if self.current == self.config else None
 
-    def ended(self, measured: Measured | None, change: Change = NOTHING) -> bool:
+    def ended(self, measured: Measured | None, change: Change = NO_CHANGE) -> bool:
         """Whether `measured`, of the run's report, is of all its steps, and would be with `change`."""
-        steps = change.steps or self.current.steps
+        steps = change.steps or self.current.train.steps
         if measured is None:
             return False
-        return (measured.steps or self.run.steps) >= steps or (measured.shortened and steps == self.run.steps)
+        return measured.steps >= steps or (measured.shortened and steps == self.config.train.steps)
 
     def write(self, folder: Path) -> None:
-        """Write it to `folder`/run.json."""
-        apart = ("run", "prediction", "changes")
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        values["created"] = self.created or time.strftime("%Y-%m-%dT%H:%M:%S")
-        values["changes"] = [change.to_dict() for change in self.changes]
-        prediction = asdict(self.prediction) if self.prediction else None
-        _write(folder / "run.json", {"format": FORMAT, **values, "prediction": prediction, "run": self.run.to_dict()})
+        """Write config.toml and, last, run.json into `folder`."""
+        names = [field.name for field in fields(self) if field.name not in ("config", "changes")]
+        values = {name: value for name, value in asdict(self).items() if name in names}
+        self.config.write(folder / CONFIG)
+        changes = [change.to_dict() for change in self.changes]
+        _write(folder / RECORD, {"format": FORMAT, **values, "changes": changes})
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        """Read `folder`/run.json. Raises UsageError where there is none, it is not whole, or a value is none."""
-        path = folder / "run.json"
+        """Read what `write` wrote. Raises UsageError where there is no run, a file is damaged, or a value is wrong."""
+        path = folder / RECORD
         data = _read(path, "a run's folder")
-        if data.pop("format", None) != FORMAT:
-            raise UsageError(f"{path}: not a run of nextword, or of another version")
+        if (version := data.pop("format", None)) != FORMAT:
+            raise UsageError(
+                f"{path}: the run is of another version of nextword ({version!r}, not {FORMAT!r}), which has to resume"
+                " and show it; its model opens as it is. To train it again: nextword train"
+            )
+        config = RunConfig.read(folder / CONFIG)
         try:
-            run = data.get("run")
-            data["run"] = RunConfig.from_dict(run if isinstance(run, dict) else {})
-            if data.get("prediction") is not None:
-                data["prediction"] = from_plain(Prediction, data["prediction"], "prediction.")
-            if isinstance(data.get("changes"), list):
-                data["changes"] = [from_plain(Change, each, "changes.") for each in data["changes"]]
-            return from_plain(cls, {"id": "", **data})
+            return from_plain(cls, {**data, "config": config})
         except UsageError as error:
             raise UsageError(f"{path}: {error}. Put back what was there") from None
 
@@ -172,7 +165,7 @@ def runs_under(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked_run(folder: Path) -> Iterator[None]:
     """Keep `folder` from every other process that would train there, until the block or this process ends.
 
     Raises UsageError if another process holds it.
@@ -186,7 +179,7 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process trains there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -195,31 +188,37 @@ def is_held(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in a run's folder. Only while it is `held`."""
-    for part in [*folder.glob(".*.part"), folder / ".model", *(folder / "checkpoints").glob(".step-*.part")]:
-        if part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part, ignore_errors=True)
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left half-written in a run's folder. Only while it is locked."""
+    for path in [*folder.glob(".*.part"), folder / ".model", *(folder / "checkpoints").glob(".step-*.part")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            part.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def set_aside(folder: Path) -> Path | None:
     """Move what a run has made, but for its model, to `folder`/before-restart; None if there is nothing."""
-    made = [folder / name for name in _MADE if (folder / name).exists()]
-    if not made:
+    written = [folder / name for name in _WRITTEN if (folder / name).exists()]
+    if not written:
         return None
-    place, number = folder / "before-restart", 2
-    while place.exists():
-        place, number = folder / f"before-restart-{number}", number + 1
-    place.mkdir()
-    for path in made:
-        os.replace(path, place / path.name)
-    return place
+    aside = free_name(folder / "before-restart")
+    aside.mkdir()
+    for path in written:
+        os.replace(path, aside / path.name)
+    return aside
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with -2, -3, ... behind it where that exists."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
 
 
 def resume_command(folder: Path, options: str = "") -> str:
-    """The command line that goes on with a run, with as many processes as torchrun has started here."""
+    """The command line that resumes a run, with as many processes as torchrun has started here."""
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     program = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 2)} -m nextword" if many else "nextword"
     return f"{program} runs resume {shlex.quote(str(folder))}{options and ' ' + options}"
@@ -236,48 +235,18 @@ def writing(path: Path, then: str = "try again") -> Iterator[None]:
         raise RunError(f"{path}: {reason}. Free some space, then {then}") from error
 
 
-def append_line(path: Path, data: dict[str, Any]) -> None:
-    """Add one line of JSON to `path`, whole or not at all. What an interrupted write left at its end is cut off."""
-    with path.open("ab+", buffering=0) as file:
-        end = _whole_lines(file)
-        try:
-            line = memoryview(json.dumps(data).encode() + b"\n")
-            while line:
-                line = line[file.write(line) :]
-        except BaseException:
-            with suppress(OSError):
-                file.truncate(end)
-            raise
-
-
-def _whole_lines(file: Any) -> int:
-    """The length of an open file, less a last line without an end, which is removed."""
-    end: int = file.seek(0, os.SEEK_END)
-    if end == 0 or (file.seek(end - 1), file.read(1))[1] == b"\n":
-        return end
-    file.seek(0)
-    whole = bytes(file.read()).rfind(b"\n") + 1
-    file.truncate(whole)
-    return whole
-
-
-def difference(old: RunConfig, new: RunConfig) -> list[str]:
-    """The settings in which two configurations differ, each as "name: old -> new"."""
-    return differences(old.to_dict(), new.to_dict())
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], added: bool = True) -> list[str]:
-    """`difference` of plain data; without `added` only of what `old` has."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], added: bool = True) -> list[str]:
+    """The settings in which two configurations differ, each as "name: old -> new"; without `added` only `old`'s."""
     before, after = _flat(old), _flat(new)
     names = [name for name in (before | after if added else before) if before.get(name) != after.get(name)]
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, value in data.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

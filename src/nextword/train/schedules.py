@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
-from ..plan import RunConfig
+from ..plan.run_config import TrainConfig
 
 
-def learning_rate(run: RunConfig, step: float) -> float:
+def learning_rate(config: TrainConfig, step: float) -> float:
     """The rate of step `step`, counted from 0; between two steps where a run was shortened (deadline.py)."""
-    if run.schedule == "cosine":
-        return cosine(step, run.steps, run.warmup_steps, run.learning_rate, run.final_learning_rate)
-    if run.schedule == "wsd":
-        floor = run.final_learning_rate / run.learning_rate
-        return run.learning_rate * warmup_stable_decay(step, run.steps, run.warmup_steps, run.decay_share, floor)
-    return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+    rate, steps, warmup = config.learning_rate, config.steps, config.warmup_steps or 0
+    final = rate / 10 if config.final_learning_rate is None else config.final_learning_rate
+    if config.schedule == "cosine":
+        return cosine(step, steps, warmup, rate, final)
+    if config.schedule == "wsd":
+        return rate * warmup_stable_decay(step, steps, warmup, config.decay_fraction, final / rate)
+    return rate * min(1.0, (step + 1) / max(1, warmup))
 
 
 def cosine(step: float, steps: int, warmup: int, most: float, least: float) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..base.cores import check_threads, cores
 from ..plan import RunConfig, flops
+from ..plan.run_config import TrainConfig
+from .learner import Learner
 from .lora import add_adapters
-from .loss import IGNORED
-from .loss_module import HALF, Placed, Training, new_model, prepare
-from .optimizers import make_optimizer
+from .loss_module import Placed, new_model
+
+_SECONDS_A_MICRO_BATCH = 1.0  # that one may take at half the peak, so that timing some takes a few
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,42 @@ class StepTime:
     threads: int
     micro_batch: float
     update: float
-    precision: str
 
-    def step(self, run: RunConfig) -> float:
-        """Seconds of a whole step of `run`, whose micro-batches are those that were timed; the last may be smaller."""
-        return run.batch / (run.devices * run.micro_batch) * self.micro_batch + self.update
+    def step(self, train: TrainConfig) -> float:
+        """Seconds of a whole step, whose micro-batches are those that were timed; the last may be smaller."""
+        return train.batch_size / (train.devices * train.micro_batch) * self.micro_batch + self.update
 
 
-def time_steps(run: RunConfig, device: torch.device, threads: int | None = None, seconds: float = 4.0) -> StepTime:
-    """Time the run's own step. On a CPU the number of threads that was quickest is kept, for want of `threads`.
+def time_part(config: RunConfig, device: torch.device, threads: int | None, peak: float) -> StepTime:
+    """Time some steps of the run itself, or, where one would take long at `peak` FLOP/s, of fewer and shorter rows.
+
+    The time of the whole micro-batch then follows from its FLOPs.
+    """
+    trial = config
+    while _micro_flops(trial) > _SECONDS_A_MICRO_BATCH * peak / 2:
+        rows, context = trial.train.micro_batch, trial.train.context
+        if rows * context <= 64:
+            break
+        smaller = {"micro_batch": rows // 2} if rows > 1 else {"context": max(32, context // 2)}
+        trial = trial.with_train(**smaller)
+    timed = time_steps(trial, device, threads)
+    return replace(timed, micro_batch=timed.micro_batch * _micro_flops(config) / _micro_flops(trial))
+
+
+def _micro_flops(config: RunConfig) -> float:
+    train = config.train
+    return flops(config.spec, train.context).per_token * train.context * train.micro_batch
+
+
+def time_steps(
+    config: RunConfig, device: torch.device, threads: int | None = None, seconds: float = 4.0
+) -> StepTime:  # fmt: skip
+    """Time the run's own step. On a CPU the number of threads that was quickest is kept, unless `threads` says one.
 
     Two threads can be slower than one: a neighbour that holds one core makes the other wait for it.
     """
     if device.type != "cpu":
-        return _time(run, device, 0, seconds)
+        return _time(config, device, 0, seconds)
     check_threads(threads)
     before = torch.get_num_threads()
     most = cores()
@@ -44,13 +68,13 @@ def time_steps(run: RunConfig, device: torch.device, threads: int | None = None,
         times = []
         for count in candidates:
             torch.set_num_threads(count)
-            times.append(_time(run, device, count, seconds / len(candidates)))
+            times.append(_time(config, device, count, seconds / len(candidates)))
     finally:
         torch.set_num_threads(before)
-    return min(times, key=lambda each: each.step(run))
+    return min(times, key=lambda timed: timed.step(config.train))
 
 
-def half_pays(device: torch.device) -> bool:
+def amp_is_faster(device: torch.device) -> bool:
     """Whether bfloat16 products are well faster than float32 ones here: on CPUs with AMX or AVX-512-BF16, and GPUs.
 
     On a CPU without them they are tens to hundreds of times slower, so that it is tried on a small product.
@@ -66,38 +90,36 @@ def half_pays(device: torch.device) -> bool:
 def _seconds(matrix: torch.Tensor) -> float:
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         matrix @ matrix
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     return best
 
 
-def _time(run: RunConfig, device: torch.device, threads: int, seconds: float) -> StepTime:
-    model = new_model(run).to(device)
-    if run.lora:
-        add_adapters(model, run.lora, run.seed)
-    prepare(model, run)
-    training = Training(model, run.precision)
-    optimizer = make_optimizer(model, run)
-    tokens = torch.randint(run.model.vocabulary, (run.micro_batch, run.context + 1), device=device)
-    assert IGNORED < 0  # every target counts
+def _time(config: RunConfig, device: torch.device, threads: int, seconds: float) -> StepTime:
+    train = config.train
+    config = config.with_train(batch_size=train.micro_batch, devices=1, shard="none")
+    model = new_model(config)
+    if config.model.lora:
+        add_adapters(model, config.model.lora, train.seed)
+    learner = Learner(config, model, device)
+    tokens = torch.randint(config.spec.vocabulary, (train.micro_batch, train.context + 1), device=device)
     batch = Placed(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None)
     micro: list[float] = []
     update: list[float] = []
     end = time.perf_counter() + seconds
     while len(micro) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        (training(batch) / batch.targets.numel()).backward()
+        start = time.perf_counter()
+        learner.backward(batch, batch.targets.numel())
         _finish(device)
         middle = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip or 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        learner.clip()
+        learner.update()
         _finish(device)
-        micro.append(middle - began)
+        micro.append(middle - start)
         update.append(time.perf_counter() - middle)
     half = len(micro) // 2  # the first ones warm up
-    return StepTime(threads, sorted(micro[1:])[half // 2], sorted(update[1:])[half // 2], run.precision)
+    return StepTime(threads, sorted(micro[1:])[half // 2], sorted(update[1:])[half // 2])
 
 
 def _finish(device: torch.device) -> None:
@@ -105,10 +127,8 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def share_of_peak(run: RunConfig, step_seconds: float, peak: float) -> float:
+def share_of_peak(config: RunConfig, step_seconds: float, peak: float) -> float:
     """Exact FLOPs of a step over what `peak` FLOP/s of all devices would have done in its time."""
-    work = flops(run.model, run.context, lora=run.lora).per_token * run.batch * run.context
-    return work / step_seconds / (peak * run.devices)
-
-
-__all__ = ["HALF", "StepTime", "half_pays", "share_of_peak", "time_steps"]
+    train = config.train
+    work = flops(config.spec, train.context, lora=config.model.lora).per_token * train.batch_size * train.context
+    return work / step_seconds / (peak * train.devices)

@@ -20,7 +20,9 @@ MEMORY_CONTEXT = 2048  # tokens of the sequence that `CatalogueEntry.memory` cou
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_HUB_NAME = re.compile(
+    r"([\w.-]+/[\w.-]+)(?:/([\w./-]+\.gguf))?(?:@([\w./-]+))?", re.ASCII
+)  # repository, file, revision
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def cache_folder() -> Path:
 
 
 def cached_file(entry: CatalogueEntry, cache: Path) -> Path | None:
-    """Where a pinned model lies in the cache, whether or not it is there; None for a model on the hub."""
+    """Where a pinned model goes in the cache, fetched or not; None for a model on the hub."""
     return cache / "models" / entry.name / Path(entry.wheel.path).name if entry.wheel else None
 
 
@@ -135,7 +137,7 @@ def is_cached(entry: CatalogueEntry, cache: Path) -> bool:
 def resolve(name: str, cache: Path | None = None) -> Path:
     """A model's name or place → its .gguf file or its folder, fetched first if it has to be.
 
-    `name` is a catalogue name, a folder, a .gguf file, or hf:owner/name[@revision]. Raises UsageError for
+    `name` is a catalogue name, a folder, a .gguf file, or hf:owner/name[/file.gguf][@revision]. Raises UsageError for
     what is unknown, missing or a pickle, RunError where fetching fails.
     """
     if not name.strip():
@@ -166,12 +168,20 @@ def _from_catalogue(entry: CatalogueEntry, cache: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    if not _HUB_NAME.fullmatch(name):
-        raise UsageError(f"hf:{name} is not of the form hf:owner/name or hf:owner/name@revision")
     from .hub import download
 
-    repository, _, revision = name.partition("@")
-    return check_folder(download(repository, revision or None))
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(
+            f"hf:{name} is not of the form hf:owner/name, hf:owner/name/file.gguf or hf:owner/name@revision"
+        )
+    repository, file, revision = match.groups()
+    if file is None:
+        return check_folder(download(repository, revision))
+    path = download(repository, revision, [file], []) / file
+    if not path.exists():
+        raise UsageError(f"hf:{repository} has no file {file}")
+    return path
 
 
 def check_file(path: Path) -> Path:
@@ -183,9 +193,9 @@ def check_file(path: Path) -> Path:
         raise UsageError(f"{path} is a pickle: opening it could run code. {_INSTEAD}")
     if kind == ".safetensors":
         raise UsageError(
-            f"{path} holds weights alone; its config.json and tokenizer stand beside it. Give the folder: {path.parent}"
+            f"{path} holds weights only, without config.json and tokenizer. Give the folder: {path.parent}"
         )
-    raise UsageError(f"{path} is no model file. Give a .gguf file, or a folder with config.json and .safetensors")
+    raise UsageError(f"{path} is not a model file. Give a .gguf file, or a folder with config.json and .safetensors")
 
 
 _INSTEAD = "Use the same model as .safetensors or .gguf; most publishers offer one of them"
@@ -202,7 +212,7 @@ def check_folder(path: Path) -> Path:
         return path / _only_gguf(path, ggufs)
     if kinds & set(PICKLES) and ".safetensors" not in kinds:
         pickle = next(name for name in names if os.path.splitext(name)[1].lower() in PICKLES)
-        raise UsageError(f"{path} holds its weights as a pickle ({pickle}): opening it could run code. {_INSTEAD}")
+        raise UsageError(f"{path} has its weights as a pickle ({pickle}): opening it could run code. {_INSTEAD}")
     missing = "config.json" if ".safetensors" in kinds else "no .safetensors and no .gguf file"
     what = f"has no {missing}" if missing == "config.json" else f"holds {missing}"
     raise UsageError(f"{path} {what}. A model folder has config.json, tokenizer.json and .safetensors files")
@@ -218,8 +228,8 @@ def _only_gguf(path: Path, names: list[str]) -> str:
 
 def _unknown(name: str, path: Path) -> str:
     if "/" in name or os.sep in name or name.lower().endswith((".gguf", ".safetensors", *PICKLES)):
-        if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not path.parent.exists():
-            return f"{name} is no file or folder here. On the Hugging Face hub it would be: hf:{name}"
+        if name.count("/") == 1 and _HUB_NAME.fullmatch(name) and not name.startswith(".") and not path.parent.exists():
+            return f"{name} is not a file or folder here. For the Hugging Face hub write: hf:{name}"
         return f"{name} does not exist.{closest(path.name, _neighbours(path))} See: nextword models list"
     return f"model {name!r} is not known.{closest(name.lower(), known_names())} See: nextword models list"
 

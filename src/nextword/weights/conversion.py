@@ -122,7 +122,7 @@ def _tokenizer_config(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
 def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], None]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its name in transformers, one after the other."""
     stored = {parameter.name: parameter for parameter in source.parameters}
-    written = _parameters(source.family, source.spec)
+    written = source.family.names.parameters(source.spec)
     for done, parameter in enumerate(written):
         values = read_parameter(source, stored[parameter.name], torch.float32)
         yield from _as_stored(source.family, parameter, values, dtype)
@@ -132,23 +132,17 @@ def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], Non
 def _tensors_of(model: Model, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """`_tensors` of a model in memory."""
     held = dict(model.named_parameters())
-    parameters = _parameters(family, model.spec)
+    parameters = family.names.parameters(model.spec)
     if any(parameter.name not in held for parameter in parameters):
         raise UsageError("the model holds packed matrices, which safetensors have no type for. Load it as float32")
     for parameter in parameters:
         yield from _as_stored(family, parameter, held[parameter.name].detach().float().cpu(), dtype)
 
 
-def _parameters(family: Family, spec: ModelSpec) -> list[Parameter]:
-    assert family.names is not None
-    return family.names.parameters(spec)
-
-
 def _as_stored(
     family: Family, parameter: Parameter, values: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """One of our parameters as the tensors it is stored in, under their names."""
-    assert family.names is not None
     for tensor in parameter.tensors:
         name = tensor.name[1:] if tensor.name.startswith("^") else family.names.prefixes[0] + tensor.name
         yield name, to_file(values[tensor.index], tensor).to(dtype).contiguous()

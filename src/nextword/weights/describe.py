@@ -42,7 +42,7 @@ _TOKENIZER_KINDS = {
 }
 
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class TokenizerFacts:
 
     kind: str
     vocabulary: int
-    begins: str | None
-    adds_beginning: bool
-    ends: tuple[str, ...]
+    bos: str | None
+    adds_bos: bool
+    eos: tuple[str, ...]
     chat_template: bool
 
 
@@ -117,7 +117,7 @@ class Description:
         }
 
     def kinds(self) -> list[StoredKind]:
-        """Quantization and precision, the kind with the most bytes first."""
+        """Types of stored numbers, the one with the most bytes first."""
         groups: dict[str, list[StoredTensor]] = {}
         for tensor in self.tensors:
             groups.setdefault(tensor.kind, []).append(tensor)
@@ -125,7 +125,7 @@ class Description:
             StoredKind(kind, len(group), sum(t.parameters for t in group), sum(t.bytes for t in group))
             for kind, group in groups.items()
         )
-        return sorted(sums, key=lambda each: -each.bytes)
+        return sorted(sums, key=lambda stored: -stored.bytes)
 
 
 def describe(path: Path) -> Description:
@@ -174,8 +174,8 @@ def _describe_folder(path: Path) -> Description:
     )
 
 
-def _tried(make: Callable[[], Made]) -> tuple[Made | None, str | None]:
-    """What `make` returns, or None and the reason: a part that is missing must not hide the rest."""
+def _tried(make: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What `make` returns, or None and the reason: a missing part must not hide the rest."""
     try:
         return make(), None
     except UsageError as error:
@@ -186,9 +186,9 @@ def _facts(tokenizer: Tokenizer, kind: str) -> TokenizerFacts:
     return TokenizerFacts(
         kind=_TOKENIZER_KINDS.get(kind, kind or "unknown kind"),
         vocabulary=tokenizer.vocabulary,
-        begins=None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
-        adds_beginning=tokenizer.adds_bos,
-        ends=tuple(tokenizer.token_text(token) for token in sorted(tokenizer.stop_ids)),
+        bos=None if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+        adds_bos=tokenizer.adds_bos,
+        eos=tuple(tokenizer.token_text(token) for token in sorted(tokenizer.stop_ids)),
         chat_template=tokenizer.chat_template is not None,
     )
 
@@ -210,15 +210,15 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
             if not 0 < length <= min(_LARGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
                 raise ValueError(f"its header says {length} bytes")
             header = json.loads(opened.read(length))
-            room = os.fstat(opened.fileno()).st_size - 8 - length
+            size = os.fstat(opened.fileno()).st_size - 8 - length
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             begin, end = map(int, tensor["data_offsets"])
-            found = StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
-            bits = re.search(r"\d+", found.kind)  # "f32", "f8_e4m3"; a "bool" has a byte
-            if not 0 <= begin <= end <= room or 8 * found.bytes != found.parameters * int(bits[0] if bits else 8):
-                raise ValueError(f"tensor {name!r} cannot lie at bytes {begin} to {end} of {room}")
-            yield found
+            stored = StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
+            bits = re.search(r"\d+", stored.kind)  # "f32", "f8_e4m3"; a "bool" has a byte
+            if not 0 <= begin <= end <= size or 8 * stored.bytes != stored.parameters * int(bits[0] if bits else 8):
+                raise ValueError(f"tensor {name!r} cannot lie at bytes {begin} to {end} of {size}")
+            yield stored
     except UsageError:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

@@ -34,21 +34,19 @@ class FolderSource:
         self.spec = spec_from_config(self.config)
         self._where = _tensors(path)
         check_layers(path, self.spec, len(self._where))
-        assert self.family.names is not None
-        self._names = self.family.names
-        self.parameters = self._names.parameters(self.spec)
+        self.parameters = self.family.names.parameters(self.spec)
         self._prefix = self._find_prefix()
         check_tensors(self, len(self._where))
-        check_unread(path, self._read_names(), self._where, "|".join(self._names.ignored) or "$")
+        check_unread(path, self._read_names(), self._where, "|".join(self.family.names.ignored) or "$")
 
     def _read_names(self) -> set[str]:
         """Names of the tensors that are read, and that of a head which is the embedding again."""
-        untied = self._names.parameters(replace(self.spec, tied=False))
+        untied = self.family.names.parameters(replace(self.spec, tied=False))
         names = {self._name(tensor.name) for parameter in untied for tensor in parameter.tensors}
         return names | {name + part for name in names for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
 
     def _find_prefix(self) -> str:
-        first, prefixes = self.parameters[0].tensors[0].name, self._names.prefixes
+        first, prefixes = self.parameters[0].tensors[0].name, self.family.names.prefixes
         return next((prefix for prefix in prefixes if prefix + first in self._where), prefixes[0])
 
     def _name(self, name: str) -> str:

@@ -51,7 +51,7 @@ def vocabulary_of(tokenizer: Tokenizer, count: int) -> Vocabulary:
     """
     data: dict[str, Any] = json.loads(tokenizer.to_json())
     if tokenizer.vocabulary > count:
-        raise UsageError(f"the tokenizer has {tokenizer.vocabulary} tokens, the model {count}: they are no pair")
+        raise UsageError(f"the tokenizer has {tokenizer.vocabulary} tokens, but the model has {count}")
     rule, merges = _rule(data), data["model"].get("merges", [])
     added = {token["id"] for token in data.get("added_tokens", [])}
     by_id = {number: word for word, number in data["model"]["vocab"].items()}

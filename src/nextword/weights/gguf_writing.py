@@ -73,9 +73,8 @@ def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
     if described is None:
         known = ", ".join(dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf))
         raise UsageError(f"this model's layout is none that nextword writes as GGUF ({known}). {_FOLDER}")
-    family, metadata = described
-    assert family.gguf is not None
-    return family.gguf, metadata | factor_metadata(spec, family.gguf.architecture)
+    gguf, metadata = described
+    return gguf, metadata | factor_metadata(spec, gguf.architecture)
 
 
 def _tensors(model: Model, gguf: GGUF, dtype: str) -> Iterator[_Stored]:

@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(read_regular(path, _LARGEST))
     except FileNotFoundError:
         raise UsageError(
-            f"{path.parent}: no {path.name} there, so it is not a model folder, or one whose writing was interrupted"
+            f"{path.parent}: it has no {path.name}, so it is not a model folder, or writing it was interrupted"
         ) from None
     except UsageError:
         raise

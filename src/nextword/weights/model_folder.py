@@ -1,7 +1,7 @@
-"""Which files make a model folder, and how a model is put in its place: whole, by one process at a time. No torch here.
+"""Which files make a model folder, and how one is written: completely or not at all, by one process at a time.
 
-A model is written into a working folder beside its place (inside it where a folder stands there), which its process
-holds locked. The lock dies with the process, so that the next writer knows which of these folders are left over.
+A model is written into a working folder beside its target (inside it where a folder is there), which its process
+holds locked. The lock ends with the process, so that the next writer knows which of these folders are leftovers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _named_in(index: Path) -> list[str]:
         raise UsageError(f"{index}: weight_map is {str(where)[:40]}; an object from tensors to files is expected")
     for tensor, name in where.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise UsageError(f"{index}: {tensor} is said to be in {name!r}, no safetensors file of this folder")
+            raise UsageError(f"{index}: {tensor} is listed in {name!r}, no safetensors file of this folder")
     return sorted(set(where.values()))
 
 
@@ -76,16 +76,16 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file. Choose another folder, or a name that ends in .gguf")
     with _working(out, force) as working:
-        made = working / "model"
-        made.mkdir()
-        yield made
-        for file in made.iterdir():
+        written = working / "model"
+        written.mkdir()
+        yield written
+        for file in written.iterdir():
             _flush_to_disk(file)
         _refuse_unless_forced(out, force)
         if out.is_dir():
-            _replace_files(made, out)
+            _replace_files(written, out)
         else:
-            os.rename(made, out)
+            os.rename(written, out)
         _flush_to_disk(out)
 
 
@@ -97,11 +97,11 @@ def new_file(out: Path, force: bool) -> Iterator[Path]:
     if out.exists() and not out.is_file():
         raise UsageError(f"{out} is not a regular file. Choose another name")
     with _working(out, force) as working:
-        made = working / out.name
-        yield made
-        _flush_to_disk(made)
+        written = working / out.name
+        yield written
+        _flush_to_disk(written)
         _refuse_unless_forced(out, force)
-        os.replace(made, out)
+        os.replace(written, out)
 
 
 @contextmanager
@@ -109,10 +109,10 @@ def _working(out: Path, force: bool) -> Iterator[Path]:
     """A folder near `out` for this process alone, gone at the end. An OSError in the block becomes a RunError."""
     _refuse_unless_forced(out, force)
     try:
-        place = out if out.is_dir() else out.parent
-        place.mkdir(parents=True, exist_ok=True)
-        _sweep(place)
-        working = place / f".{out.name}{_PART}"
+        parent = out if out.is_dir() else out.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        working = parent / f".{out.name}{_PART}"
         lock = _claim(working, out)
         try:
             _refuse_unless_forced(out, force)  # another process may have written it meanwhile
@@ -122,7 +122,7 @@ def _working(out: Path, force: bool) -> Iterator[Path]:
             os.close(lock)
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else "the disk may be full"  # numpy gives no number
-        raise RunError(f"{out} could not be written ({reason}). Choose another place, or make room there") from error
+        raise RunError(f"{out} could not be written ({reason}). Choose another place, or free some space") from error
 
 
 def _refuse_unless_forced(out: Path, force: bool) -> None:
@@ -137,8 +137,8 @@ def _claim(working: Path, out: Path) -> int:
             working.mkdir()
         lock = _locked(working)
         if lock is not None:
-            for left in working.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for leftover in working.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             (working / _PID).write_text(str(os.getpid()))
             return lock
         if pid := _pid(working):
@@ -168,22 +168,22 @@ def _pid(working: Path) -> str:
         return ""
 
 
-def _sweep(place: Path) -> None:
+def _sweep(parent: Path) -> None:
     """Remove the working folders of processes that are gone."""
-    for left in place.glob(f".*{_PART}"):
+    for leftover in parent.glob(f".*{_PART}"):
         with suppress(OSError):  # no folder, or not ours to remove
-            lock = _locked(left)
+            lock = _locked(leftover)
             if lock is not None:
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
                 os.close(lock)
 
 
-def _replace_files(made: Path, out: Path) -> None:
-    """Put the files of `made` in the place of the model's files in `out`.
+def _replace_files(written: Path, out: Path) -> None:
+    """Put the files of `written` in the place of the model's files in `out`.
 
     Its configuration goes first and comes last: between the two, nothing opens the folder as a model.
     """
-    new = {file.name for file in made.iterdir()}
+    new = {file.name for file in written.iterdir()}
     old = {name for name in os.listdir(out) if belongs_to_model(name)}
     for name in old | new:
         if (out / name).is_dir() and not (out / name).is_symlink():
@@ -192,10 +192,10 @@ def _replace_files(made: Path, out: Path) -> None:
         (out / CONFIG).unlink(missing_ok=True)
         _flush_to_disk(out)
         for name in new - {CONFIG}:
-            os.replace(made / name, out / name)
+            os.replace(written / name, out / name)
         for name in old - new:
             (out / name).unlink(missing_ok=True)
-        os.replace(made / CONFIG, out / CONFIG)
+        os.replace(written / CONFIG, out / CONFIG)
 
 
 @contextmanager
@@ -204,15 +204,16 @@ def _signals_deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    met: list[int] = []
-    before = {n: signal.signal(n, lambda number, frame: met.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if met:
-        signal.raise_signal(met[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _flush_to_disk(path: Path) -> None:

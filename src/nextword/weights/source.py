@@ -139,11 +139,10 @@ class GGUFSource:
         self.path = path
         self.file = GGUFFile.open(path)
         self.config = self.file.metadata
-        self.family = family_of_gguf(self.config)
-        spec = spec_from_gguf_metadata(self.config, tied="output.weight" not in self.file.tensors)
+        self.family, gguf = family_of_gguf(self.config, str(path))
+        spec = spec_from_gguf_metadata(self.config, "output.weight" not in self.file.tensors, str(path))
         check_layers(path, spec, len(self.file.tensors))
-        assert self.family.gguf is not None
-        self.parameters = self.family.gguf.names.parameters(spec)
+        self.parameters = gguf.names.parameters(spec)
         check_tensors(self, len(self.file.tensors))
         read = {tensor.name for tensor in tensors_of(self)} | set(rope_factors.NAMES)
         check_unread(path, read, self.file.tensors, _DERIVED, "; use the model's safetensors folder")

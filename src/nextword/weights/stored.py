@@ -29,7 +29,7 @@ def stored(cache: Path) -> list[Stored]:
 def find_stored(name: str, cache: Path) -> Stored | None:
     """The stored model of a catalogue name or hf:owner/name, if it is on disk."""
     entry = find(name)
-    reference = entry.reference if entry else name.partition("@")[0]
+    reference = entry.reference if entry else "/".join(name.partition("@")[0].split("/")[:2])  # hf:owner/name
     if entry and entry.wheel:
         return _pinned(entry, cache)
     return next((model for model in stored(cache) if model.reference.lower() == reference.lower()), None)

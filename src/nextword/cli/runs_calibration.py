@@ -1,4 +1,4 @@
-"""nextword plan verify: what past runs on this machine were predicted to take, and what they took."""
+"""nextword runs calibration: what past runs on this machine were predicted to take, and what they took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..train.calibration import Entry
 
 
-@click.command(name="verify")
+@click.command(name="calibration", short_help="Past runs on this machine: predicted beside measured.")
 @click.option("--last", type=WholeNumber(1, 1 << 20), default=20, show_default=True, metavar="N", help="Runs to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with units.")
 def command(last: int, as_json: bool) -> None:
@@ -35,10 +35,10 @@ def command(last: int, as_json: bool) -> None:
         )
         return
     from ._console import messages, output
-    from .plan_tables import plain_table
+    from ._table import plain_table
 
     if not here:
-        messages().print("no run has ended on this machine yet. Begin one: nextword train FOLDER --minutes 5")
+        messages().print("no run has ended on this machine yet. Start one: nextword train FOLDER --minutes 5")
         return
     table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by",
                         least=((2,), (1,), (5, 6)))  # fmt: skip

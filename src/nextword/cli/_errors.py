@@ -9,7 +9,7 @@ import click
 
 from ..base import NextwordError, printable
 
-_LONGEST = 600  # characters; what is cut goes from the middle, for the way out stands at the end
+_LONGEST = 600  # characters; cut in the middle, since the fix is at the end
 _MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 
 

@@ -1,0 +1,174 @@
+"""Prepared text: token shards on disk with a manifest, memory-mapped and checksummed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base import UsageError, atomic_write, open_regular, read_regular
+from ..text import Tokenizer, tokenizer_from_folder
+from .streams import Segments, TokenStream
+
+FORMAT = "nextword-data/3"
+PIECE = np.dtype([("tokens", "<u4"), ("document", "<u4"), ("number", "<u4"), ("last", "?")])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens. Beside it the length of each piece, its document, its number there, and if it is the last."""
+
+    name: str
+    tokens: int
+    bytes: int  # of the text, UTF-8, ends of documents not counted
+    sha256: str
+    pieces_sha256: str
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What the tokens depend on; data prepared with other settings is prepared anew."""
+
+    sources: tuple[tuple[str, str], ...]  # ending and SHA-256 of each file
+    tokenizer: str  # SHA-256 of its tokenizer.json
+    vocabulary: int
+    end: int  # id of the end-of-text token
+    val_fraction: float
+    piece: int  # characters of a piece where documents are few; 0 keeps them whole
+    column: str = ""
+    skip_invalid: bool = False
+    encoding: str = "utf-8"
+
+
+@dataclass
+class Manifest:
+    """manifest.json: what is in a folder of shards, and whether it is all."""
+
+    settings: TokenSettings
+    train: list[Shard] = field(default_factory=list)
+    val: list[Shard] = field(default_factory=list)
+    pieces: int = 0  # read so far: documents, or pieces of them
+    duplicates: int = 0
+    broken: int = 0
+    complete: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Write it whole or not at all."""
+        with atomic_write(folder / "manifest.json") as file:
+            json.dump({"format": FORMAT, **asdict(self)}, file, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises UsageError where there is none or it is incomplete."""
+        try:
+            data = json.loads(read_regular(folder / "manifest.json", 64 << 20))
+            if data.pop("format") != FORMAT:
+                raise ValueError("of another version")
+            settings = data.pop("settings")
+            settings["sources"] = tuple(map(tuple, settings["sources"]))
+            train, val = ([Shard(**shard) for shard in data.pop(side)] for side in ("train", "val"))
+            return cls(TokenSettings(**settings), train, val, **data)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{folder}: no prepared data there ({error})") from None
+
+
+class Dataset:
+    """Prepared text. `train` and `val` are token streams; `vocabulary` is the tokenizer's."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.train, self.val = _stream(folder, manifest, "train"), _stream(folder, manifest, "val")
+
+    def tokenizer(self) -> Tokenizer:
+        """As it was saved with the data."""
+        return tokenizer_from_folder(self.folder)
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids are below it."""
+        return self.manifest.settings.vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the tokens: equal for equal data."""
+        return f"{self.train.fingerprint[:16]}-{self.val.fingerprint[:16]}"
+
+    @property
+    def val_share(self) -> float:
+        """Of the text's bytes, held out."""
+        return self.val.bytes / max(1, self.train.bytes + self.val.bytes)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text a token, over both sides."""
+        return (self.train.bytes + self.val.bytes) / max(1, self.train.tokens + self.val.tokens)
+
+
+def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
+    """Data that `prepare` finished. Raises UsageError if it is incomplete; `verify` checks every byte."""
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    if not manifest.complete:
+        raise UsageError(f"{folder}: the data is incomplete; give its sources again to continue")
+    data = Dataset(folder, manifest)
+    if verify:
+        for shard in (*manifest.train, *manifest.val):
+            path = folder / f"{shard.name}.bin"
+            with open_regular(path) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    raise UsageError(f"{path} is not as it was written; prepare the data again")
+            _read_pieces(folder, shard)
+    return data
+
+
+def token_dtype(vocabulary: int) -> np.dtype[Any]:
+    return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+
+
+def _read_pieces(folder: Path, shard: Shard) -> NDArray[np.void]:
+    path = folder / f"{shard.name}.pieces.npy"
+    try:
+        pieces: NDArray[np.void] = np.load(path)
+    except (OSError, ValueError, EOFError):
+        pieces = np.empty(0, PIECE)
+    if pieces.dtype != PIECE or hashlib.sha256(pieces.tobytes()).hexdigest() != shard.pieces_sha256:
+        raise UsageError(f"{path} is not as it was written; prepare the data again")
+    return pieces
+
+
+def segments_of(pieces: NDArray[np.void]) -> Segments:
+    """Pieces that follow each other in one document, in one segment."""
+    document, number = pieces["document"].astype(np.int64), pieces["number"].astype(np.int64)
+    begins = np.flatnonzero((np.diff(document, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 1))
+    last = np.append(begins, len(pieces))[1:] - 1
+    lengths = np.diff(np.cumsum(pieces["tokens"], dtype=np.int64)[last], prepend=0)
+    some = lengths > 0
+    return Segments.of(lengths[some], pieces["last"][last][some], document[begins][some])
+
+
+def _stream(folder: Path, manifest: Manifest, side: Literal["train", "val"]) -> TokenStream:
+    """One side's files as a stream. Raises UsageError where a file is missing or cut off."""
+    dtype = token_dtype(manifest.settings.vocabulary)
+    shards: list[Shard] = [shard for shard in getattr(manifest, side) if shard.tokens]
+    for shard in shards:
+        path = folder / f"{shard.name}.bin"
+        if not path.exists() or path.stat().st_size != shard.tokens * dtype.itemsize:
+            raise UsageError(f"{path} is not its {shard.tokens:,} tokens; prepare the data again")
+
+    def segments() -> Segments:
+        return segments_of(np.concatenate([np.empty(0, PIECE), *(_read_pieces(folder, shard) for shard in shards)]))
+
+    return TokenStream(
+        [folder / f"{shard.name}.bin" for shard in shards],
+        [shard.tokens for shard in shards],
+        segments,
+        dtype.str,
+        manifest.settings.end,
+        sum(shard.bytes for shard in shards),
+        hashlib.sha256("".join(shard.sha256 + shard.pieces_sha256 for shard in shards).encode()).hexdigest(),
+    )

@@ -1,0 +1,87 @@
+"""A model with its optimizer: the gradients of a batch, and an update. Every training loop goes through here."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import RunConfig
+from .distributed import Process, share
+from .loss_module import LossModule, Placed, prepare
+from .optimizers import make_optimizer
+
+
+class Learner:
+    """Trains `model` on `device`, with other processes where there are any."""
+
+    def __init__(
+        self, config: RunConfig, model: Any, device: torch.device,
+        process: Process = Process(),  # noqa: B008 - frozen
+    ) -> None:  # fmt: skip
+        self.config, self.process, self.device = config.train, process, device
+        self.model: Any = model.to(device)
+        prepare(self.model, self.config, config.run.compile)
+        self.loss_module: nn.Module = share(
+            LossModule(self.model, self.config.dtype), self.config.shard, process, device
+        )
+        self.loss_module.train()
+        self.optimizer = make_optimizer(self.model, self.config)
+        self.states: list[Any] | None = self._fresh_states() if self.config.stateful else None
+
+    def backward(self, batch: Placed, counted: int) -> Tensor:
+        """Add the gradients of the batch's summed loss over `counted`, micro-batch by micro-batch; the sum, in nats."""
+        rows = batch.inputs.shape[0]
+        size = min(self.config.micro_batch, rows)
+        nats = torch.zeros((), device=self.device)
+        for start in range(0, rows, size):
+            state = None if self.states is None else self.states[start // size]
+            with self._synchronised(last=start + size >= rows):
+                loss = self.loss_module(batch.rows(start, min(start + size, rows)), state)
+                (loss / max(1, counted)).backward()
+            nats += loss.detach()
+        if self.states is not None:
+            self.states = [state.detach() for state in self.states]
+        return nats
+
+    def _synchronised(self, last: bool) -> Any:
+        """Exchange gradients with the other processes after the last micro-batch only."""
+        if last or self.process.world == 1:
+            return nullcontext()
+        waiting = getattr(self.loss_module, "no_sync", None)
+        return waiting() if waiting is not None else nullcontext()
+
+    def clip(self) -> float:
+        """Clip the gradients; their norm before."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm: Any = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the updates that follow."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self) -> None:
+        """Move the weights by their gradients, and drop these."""
+        self.optimizer.step()
+        self.zero_grad()
+
+    def state_tensors(self) -> dict[str, Tensor] | None:
+        """The recurrent state of each micro-batch that goes on to the next step, by name."""
+        if self.states is None:
+            return None
+        hidden = {f"{number}.hidden": state.hidden for number, state in enumerate(self.states)}
+        cells = {f"{number}.cell": state.cell for number, state in enumerate(self.states) if state.cell is not None}
+        return hidden | cells
+
+    def _fresh_states(self) -> list[Any]:
+        rows, size = self.config.batch_size, min(self.config.micro_batch, self.config.batch_size)
+        return [self.model.new_state(min(size, rows - start)) for start in range(0, rows, size)]

@@ -1,0 +1,72 @@
+"""metrics.jsonl: a line a step, a line an evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..base import UsageError, read_text
+from .callbacks import TrainStep
+
+_MOST_BYTES = 4 << 30
+
+
+def step_row(step: TrainStep) -> dict[str, Any]:
+    """A step as a line of metrics.jsonl; NaN stays visible as "nan"."""
+    values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(step).items()}
+    return {name: value for name, value in values.items() if value != ""}
+
+
+def append_line(path: Path, data: dict[str, Any]) -> None:
+    """Add one line of JSON to `path`, all of it or nothing. A last line that a crash left incomplete is cut off."""
+    with path.open("ab+", buffering=0) as file:
+        end = _cut_incomplete_line(file)
+        try:
+            line = memoryview(json.dumps(data).encode() + b"\n")
+            while line:
+                line = line[file.write(line) :]
+        except BaseException:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _cut_incomplete_line(file: Any) -> int:
+    """The length of an open file, less a last line without an end, which is removed."""
+    end: int = file.seek(0, os.SEEK_END)
+    if end == 0 or (file.seek(end - 1), file.read(1))[1] == b"\n":
+        return end
+    file.seek(0)
+    length = bytes(file.read()).rfind(b"\n") + 1
+    file.truncate(length)
+    return length
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, "nan" as NaN; an incomplete last line is left out."""
+    try:
+        lines = read_text(folder / "metrics.jsonl", _MOST_BYTES).splitlines()
+    except OSError as error:
+        raise UsageError(f"{folder}: no metrics.jsonl there ({error.strerror}); is it a run's folder?") from None
+    for line in lines:
+        with suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict):
+                yield {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in values.items()}
+
+
+def progress_of(folder: Path) -> tuple[int, bool]:
+    """Steps that a run has done, and whether a loss spike stopped it after them, by the last line of its metrics."""
+    try:
+        row = next((row for row in reversed(list(read_metrics(folder))) if "loss" in row), None)
+    except UsageError:
+        row = None
+    if row is None:
+        return 0, False
+    action = row.get("action")
+    return int(row["step"]) + (action not in ("stop", "rewind")), action == "stop"

@@ -1,0 +1,274 @@
+"""A run as a function: `train_run(config, data, folder, callbacks)` trains it, or continues it, to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base import RunError, UsageError
+from ..data import Dataset, save_tokenizer
+from ..plan import RunConfig, flops
+from ..text import tokenizer_from_folder
+from .callbacks import Callbacks
+from .changes import NO_CHANGE, Change
+from .distributed import Process, joined, this_process, wait
+from .lora import add_adapters, merge_adapters
+from .loss_module import new_model
+from .metrics import progress_of, read_metrics
+from .peak import Peak, measured_peak
+from .pipeline import ways_to_shrink
+from .run_dir import (
+    CONFIG,
+    RECORD,
+    Measured,
+    RunRecord,
+    differences,
+    locked_run,
+    read_report,
+    remove_partial_files,
+    resume_command,
+    set_aside,
+    write_report,
+    writing,
+)
+from .trainer import Outcome, Trainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run is and measured. `measured` is None unless it has ended, and in every process but the first."""
+
+    folder: Path
+    record: RunRecord
+    outcome: Outcome
+    measured: Measured | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained model, in eval mode."""
+        return self.outcome.model
+
+
+def train_run(
+    config: RunConfig, data: Dataset, folder: Path, callbacks: Callbacks | None = None, *,
+    record: RunRecord | None = None, change: Change = NO_CHANGE, restart: bool = False, until: int | None = None,
+) -> RunResult:  # fmt: skip
+    """Train a resolved `config` on `data` to its end, or to step `until`; then write the model and the report.
+
+    Where `folder` holds this run already it is continued from its newest checkpoint, with `change` from there on, or
+    from its beginning with `restart`. `record` says what else is kept of the run: its sources and its prediction. Under
+    torchrun every process calls it. Prints nothing, handles no signals, and sets the number of threads only where
+    `config.run.threads` does, while it runs. Raises UsageError for a run that cannot be trained, RunError for one that
+    fails.
+    """
+    process, threads = this_process(), torch.get_num_threads()
+    record = record or RunRecord(config, str(data.folder.resolve()), data.fingerprint)
+    run = _Run(folder, _stored(folder, record), data, process, callbacks or Callbacks())
+    try:
+        return run.train(change, restart, until)
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+def _stored(folder: Path, record: RunRecord) -> RunRecord:
+    """The record of the run in `folder`, if there is one: of the same configuration, however it is computed."""
+    if not (folder / RECORD).exists():
+        return record
+    stored = RunRecord.read(folder)
+    ours, theirs = (one.config.to_dict() | {"run": {}} for one in (record, stored))
+    for one in (ours, theirs):
+        one["train"] = {name: value for name, value in one["train"].items() if name not in ("devices", "shard")}
+    if different := differences(theirs, ours):
+        raise UsageError(f"{folder} holds another run: {'; '.join(different)}. Choose another folder")
+    return replace(stored, config=replace(record.config, train=stored.config.train))
+
+
+@dataclass
+class _Run:
+    """A run while it is trained."""
+
+    folder: Path
+    record: RunRecord
+    data: Dataset
+    process: Process
+    callbacks: Callbacks
+
+    @property
+    def config(self) -> RunConfig:
+        return self.record.config
+
+    def train(self, change: Change, restart: bool, until: int | None) -> RunResult:
+        folder, process = self.folder, self.process
+        trainer = Trainer(
+            self.config, self.data, folder, self.callbacks, _model_maker(self.config), self.record.changes
+        )
+        with joined(process, trainer.device, f"continue: {resume_command(folder)}"):
+            fresh = process.first and not (folder / RECORD).exists()
+            if fresh:
+                self._begin()
+            with locked_run(folder) if process.first else nullcontext():
+                if process.first:
+                    self._tidy(change, restart)
+                wait(process)
+                try:
+                    outcome = self._train(trainer, change, until)
+                except UsageError:
+                    if fresh and not progress_of(folder)[0]:
+                        _remove_new_run(folder)
+                    raise
+                return RunResult(folder, self.record, outcome, self._finish(outcome, trainer.device))
+
+    def _begin(self) -> None:
+        """Write the run's own tokenizer, then its record."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_tokenizer(self.data.tokenizer(), self.folder)
+            self.record.write(self.folder)
+        except BaseException:
+            _remove_new_run(self.folder)
+            raise
+
+    def _tidy(self, change: Change, restart: bool) -> None:
+        """Remove what a killed process left, and for a restart move all that the run has written aside.
+
+        Raises UsageError if the run has ended: training nothing would write a report of nothing.
+        """
+        if not restart and self.record.ended(read_report(self.folder), change):
+            raise UsageError(f"{self.folder} has ended; there is nothing left to train")
+        remove_partial_files(self.folder)
+        if restart and (aside := set_aside(self.folder)) is not None:
+            self.callbacks.on_message(f"what the run had written is now in {aside}")
+
+    def _train(self, trainer: Trainer, change: Change, until: int | None) -> Outcome:
+        try:
+            self._apply(trainer, replace(change, step=trainer.restore()))
+            return trainer.train(until)
+        except (MemoryError, RuntimeError) as error:
+            text, train = str(error).lower(), self.config.train
+            if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+                rows = f"{train.micro_batch} rows of {train.context}"
+                raise RunError(f"out of memory with {rows} at once. {ways_to_shrink(self.config)}") from error
+            raise
+
+    def _apply(self, trainer: Trainer, change: Change) -> None:
+        """Put what changes into run.json and into the trainer."""
+        record, step = self.record, change.step
+        change = change.beyond(record.settings.after(record.changes, step), record.settings.after(record.changes))
+        if not change.values():
+            return
+        if change.steps is not None and change.steps < step:
+            raise UsageError(f"--steps {change.steps}: the run is at step {step:,} already; give at least as many")
+        self.record = replace(record, changes=(*record.changes, change))
+        if self.process.first:
+            with writing(self.folder / RECORD):
+                self.record.write(self.folder)
+        trainer.changes = self.record.changes
+
+    def _finish(self, outcome: Outcome, device: torch.device) -> Measured | None:
+        """Write the model, and at the run's end the report."""
+        from ..weights.conversion import write_model
+
+        model: Any = _full_model(outcome.model, self.config, self.process)
+        if not self.process.first:
+            return None
+        with writing(self.folder, f"continue: {resume_command(self.folder)}"):
+            write_model(self.folder, model.cpu(), tokenizer_from_folder(self.folder), force=True)
+            if outcome.val is None or not outcome.complete:
+                return None
+            measured = _measure(self.folder, self.config, outcome, device)
+            write_report(self.folder, self.record.expected, measured)
+        return measured
+
+
+def _remove_new_run(folder: Path) -> None:
+    """Remove what a run wrote that could not begin, which would be in the way of the next try."""
+    for name in (RECORD, CONFIG, "metrics.jsonl", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something else is there
+        folder.rmdir()
+
+
+def _model_maker(config: RunConfig) -> Callable[[bool], nn.Module] | None:
+    """Makes the model that fine-tuning starts from, or for the weights of a checkpoint one without reading those."""
+    if not config.model.base:
+        return None
+
+    def make(resumed: bool) -> nn.Module:
+        from ..weights.loading import load
+
+        if resumed:
+            model = new_model(config)
+        else:
+            model = load(config.model.base, dtype="float32", device="cpu").model.requires_grad_(True)
+        if config.model.lora:
+            add_adapters(model, config.model.lora, config.train.seed)
+        return model
+
+    return make
+
+
+def _full_model(model: nn.Module, config: RunConfig, process: Process) -> nn.Module:
+    """The model in one piece in the first process, adapters merged."""
+    if process.world > 1 and config.train.shard == "fsdp":
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        tensors = get_model_state_dict(model, options=options)
+        model = new_model(config)
+        if config.model.lora:
+            add_adapters(model, config.model.lora, config.train.seed)  # the tensors have their names
+        if process.first:
+            missing, unknown = model.load_state_dict(tensors, strict=False)  # a tied head is there as the embedding
+            assert not unknown
+            assert set(missing) <= {"head.weight"}
+    if config.model.lora:
+        merge_adapters(model)
+    return model.eval()
+
+
+def _measure(folder: Path, config: RunConfig, outcome: Outcome, device: torch.device) -> Measured:
+    val, train = outcome.val, config.train
+    assert val is not None
+    work = flops(config.spec, train.context, outcome.tokens, lora=config.model.lora).total
+    peak = _peak(device, train.dtype, work / outcome.seconds / train.devices)
+    return Measured(
+        memory=outcome.peak_bytes,
+        seconds=outcome.seconds,
+        tokens=outcome.tokens,
+        tokens_per_second=outcome.tokens / outcome.seconds,
+        share_of_peak=work / outcome.seconds / (peak.flops * train.devices),
+        data_share=outcome.data_seconds / outcome.seconds,
+        train_loss=outcome.loss,
+        nats_per_token=val.nats_per_token,
+        bits_per_byte=val.bits_per_byte,
+        threads=outcome.threads,
+        error=val.error,
+        clusters=val.clusters,
+        over=val.over,
+        steps=outcome.steps,
+        shortened=outcome.shortened,
+        nats_before=_loss_before(folder) if config.model.base else None,
+        peak=peak.flops,
+        peak_is=peak.what,
+    )
+
+
+def _loss_before(folder: Path) -> float | None:
+    """The held-out loss that fine-tuning started from, which its first session measured."""
+    first = (row["val"] for row in read_metrics(folder) if "val" in row and row["step"] == 0)
+    return next((loss["nats_per_token"] for loss in first), None)
+
+
+def _peak(device: torch.device, dtype: str, reached: float) -> Peak:
+    """What the device was measured to do; measured again where the run did more, `reached` FLOP/s."""
+    from ..weights.catalogue import cache_folder
+
+    peak = measured_peak(device, dtype, cache_folder())
+    return peak if reached <= peak.flops else measured_peak(device, dtype, cache_folder(), anew=True)
