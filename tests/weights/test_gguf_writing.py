@@ -24,6 +24,7 @@ from nextword.text.tokenizer import SpecialTokens
 from nextword.text.vocab_engines import byte_level_engine
 from nextword.weights.gguf import GGUFFile
 from nextword.weights.gguf_writing import write_gguf
+from nextword.weights.loading import load_model, open_source
 
 TEXTS = ["The king went to the castle.", "it's 12345 o'clock\n\n  and Stone, RIVER'S!\r\n", "naïve café  日本 🙂"]
 WORDS = "the a king queen went to of and in castle river stone old young night it's 1234 don't clock".split()  # noqa: SIM905
@@ -138,6 +139,16 @@ def test_smaller_types_change_the_loss_little(
     assert loss(again.loaded.model, ids) == pytest.approx(loss(model, ids), rel=tolerance)
     kinds = {tensor.kind for tensor in GGUFFile.open(path).tensors.values()}
     assert kinds == {"f32", {"float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}[dtype]}
+
+
+def test_experts_are_computed_in_the_blocks_they_are_stored_in(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = made(LAYOUTS["llama, experts"], tokenizer.vocabulary)
+    source = open_source(write_gguf(tmp_path / "model.gguf", model, tokenizer, "q8_0"))
+    packed, floats = (load_model(source, dtype, "cpu") for dtype in ("auto", "float32"))
+    for name in ("up", "down"):
+        for ours, stored in zip(getattr(packed.blocks[1].mlp, name), getattr(floats.blocks[1].mlp, name), strict=True):
+            assert ours.kind == "q8_0"
+            assert torch.equal(ours.dequantize(), stored)
 
 
 def test_rows_that_no_q8_0_block_divides_are_float16(tokenizer: Tokenizer, tmp_path: Path) -> None:
