@@ -27,7 +27,7 @@ def family_of_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> 
             f"{name}: architecture {architecture!r} is not one nextword runs.{closest(architecture, known)}"
             f" Runs: {', '.join(known)}"
         )
-    special = [found for found in shared if metadata.get(f"{architecture}.{found[1].requires}")]
+    special = [pair for pair in shared if metadata.get(f"{architecture}.{pair[1].requires}")]
     return (special or shared)[0]
 
 

@@ -51,7 +51,7 @@ class GGUFFile:
             if len(paths) > 1:
                 _close_all(descriptors)
                 descriptors += [_open(part, siblings=len(paths)) for part in paths]
-                headers = [read_header(each, str(part)) for each, part in zip(descriptors, paths, strict=True)]
+                headers = [read_header(file, str(part)) for file, part in zip(descriptors, paths, strict=True)]
                 _check_parts(paths, headers)
             return cls(paths, descriptors, headers)
         except BaseException:
@@ -165,10 +165,10 @@ def _check_parts(paths: list[Path], headers: list[Header]) -> None:
         says = header.metadata.get("split.no"), header.metadata.get("split.count")
         if says != (number, len(paths)):
             raise UsageError(f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}")
-    found = sum(len(header.tensors) for header in headers)
-    expected = headers[0].metadata.get("split.tensors.count", found)
-    if found != expected:
-        raise UsageError(f"{paths[0]}: the parts hold {found} tensors together, but {expected} are expected")
+    count = sum(len(header.tensors) for header in headers)
+    expected = headers[0].metadata.get("split.tensors.count", count)
+    if count != expected:
+        raise UsageError(f"{paths[0]}: the parts hold {count} tensors together, but {expected} are expected")
 
 
 def _merge(headers: list[Header], paths: list[Path]) -> Iterator[tuple[str, TensorInfo]]:
