@@ -18,7 +18,8 @@ import yaml
 
 from nextword.base import UsageError
 from nextword.evals.task import requests
-from nextword.evals.task_loader import TASKS, builtin_tasks, open_task
+from nextword.evals.task_files import TASKS, builtin_tasks
+from nextword.evals.task_loader import open_task
 
 MAKERS = Path(__file__).parents[1] / "oracles/tasks"
 ROWS = {  # shots, scored

@@ -139,7 +139,7 @@ def test_calibrations_measures_and_selections_work_in_a_chat(
     settings: ScoringConfig, design: dict[str, Any], task: Task, model: LanguageModel
 ) -> None:
     for result in run(task, model, settings, limit=4, **design).conditions:
-        assert all(answer.values["score"] in (0.0, 1.0) for answer in result.answers)
+        assert all(answer.score in (0.0, 1.0) for answer in result.answers)
 
 
 def test_a_chat_too_long_for_the_context_loses_whole_turns(task: Task, tiny_model: Callable[..., Path]) -> None:

@@ -65,7 +65,7 @@ def test_the_choice_is_what_greedy_decoding_writes_among_the_choices(
         assert (prompt, greedy_among(model, prompt, way.choices)) in checked
     for answer in answers:
         assert answer.choice_scores[int(answer.prediction)] == 1
-        assert answer.values["constrained"] == answer.values["score"] == float(answer.prediction == answer.gold)
+        assert answer.score == float(answer.prediction == answer.gold)
 
 
 def test_what_is_said_before_is_what_is_read(reviews: Path, model: LanguageModel) -> None:

@@ -19,7 +19,7 @@ from nextword.evals import evaluate
 from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.report import write_report
-from nextword.evals.results import LIKELIHOOD_SCORINGS, Collected
+from nextword.evals.results import Collected
 from nextword.evals.store import Store, opened
 from nextword.evals.stored import compare_stored
 from nextword.evals.summary import summarise
@@ -63,7 +63,7 @@ def test_every_answer_is_that_of_its_prompt_asked_alone(task: Task, model: Langu
                 assert found.logprob == pytest.approx(alone(model, each.context, each.continuation), abs=1e-3)
             if result.condition.variant in ("plain", "random labels"):
                 assert answer.prediction == int(np.argmax(answer.logprobs))
-                assert answer.values["score"] == float(answer.prediction == answer.gold)
+                assert answer.score == float(answer.prediction == answer.gold)
 
 
 def test_no_item_stands_in_its_own_prompt_and_all_conditions_share_the_items(task: Task, model: LanguageModel) -> None:
@@ -114,7 +114,7 @@ def test_an_interrupted_evaluation_goes_on(task: Task, model: LanguageModel, tmp
 
 def test_every_measure_and_calibration_gives_scores(task: Task, model: LanguageModel) -> None:
     with opened(None) as store:
-        for measure in LIKELIHOOD_SCORINGS:
+        for measure in ("raw", "chars", "bytes", "tokens", "pmi"):
             settings = ScoringConfig(choice_scoring=measure, calibrate=("contextual", "batch"))
             collected = run(task, model, store, shots=(0, 1), fewshot_seeds=1, limit=12, settings=settings)
             variants = {result.condition.variant for result in collected.conditions}

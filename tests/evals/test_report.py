@@ -93,7 +93,7 @@ def test_the_page_carries_every_answer_with_the_prompt_it_was_given(collected: C
         condition = data["conditions"][number]
         for place, answer in enumerate(result.answers):
             assert prompt_of(data, number, place) == list(answer.encoded[0].context)
-            assert (condition["said"][place], condition["score"][place]) == (answer.prediction, answer.values["score"])
+            assert (condition["said"][place], condition["score"][place]) == (answer.prediction, answer.score)
             assert data["templates"]["form"]["gold"][place] == [answer.gold]
             assert data["items"][place][0] == f"{answer.item.split} {answer.item.index}"
 
@@ -329,7 +329,7 @@ def many(model: LanguageModel) -> Collected:
                 item, 4, (LogprobRequest("x", "y"),), (Encoded(shots + tail, (1,)),),
                 tuple(Likelihood((-0.1 - (item.index * k + seed) % 97 / 31,), False) for k in (1, 2)),
                 choices=("no", "yes"), gold=item.index % 2, prediction=(item.index + seed) % 2,
-                values={"score": float(seed % 2)}, choice_scores=(0.0, 1.0),
+                score=float(seed % 2), choice_scores=(0.0, 1.0),
             )
             for item, tail in zip(items, tails, strict=True)
         )  # fmt: skip
@@ -504,7 +504,7 @@ def test_a_browser_calls_a_score_between_0_and_1_neither_right_nor_wrong(
     browser: Callable[[str], str], collected: Collected, model: LanguageModel
 ) -> None:
     first, *others = collected.conditions
-    answers = tuple(replace(answer, values={"score": n / 20}) for n, answer in enumerate(first.answers))
+    answers = tuple(replace(answer, score=n / 20) for n, answer in enumerate(first.answers))
     graded = replace(collected, conditions=(replace(first, answers=answers), *others))
     found = browser(report_page(graded, summarise(collected), {model.name: model}))
     assert re.findall(r'<b class="(\w+)">score ([\d.]+)</b>', found) == [

@@ -13,7 +13,7 @@ def answer(choices: list[str], logprobs: list[float], gold: int = 0, sizes: list
     sizes = sizes or [1] * len(choices)
     found = tuple(Likelihood((p / n,) * n, False) for p, n in zip(logprobs, sizes, strict=True))
     encoded = tuple(Encoded((1,), tuple(range(n))) for n in sizes)
-    return Answer(Item("test", 0, {}), 0, (), encoded, found, choices=tuple(choices), gold=gold, values={})
+    return Answer(Item("test", 0, {}), 0, (), encoded, found, choices=tuple(choices), gold=gold)
 
 
 def test_the_length_of_a_choice_counts_in_characters_bytes_or_tokens() -> None:

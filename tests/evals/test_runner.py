@@ -204,7 +204,7 @@ def test_pmi_compares_with_the_same_shots_and_the_premise_in_place_of_the_questi
             for label in ("negative", "positive")
         ]
         assert answer.choice_scores == pytest.approx(differences, abs=1e-3)
-        assert answer.values["score"] == answer.values["pmi"] == float(np.argmax(differences) == answer.gold)
+        assert answer.score == float(np.argmax(differences) == answer.gold)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_what_a_calibration_chose_is_what_its_metrics_measure(task: Task, model:
         assert result.metrics["acc"] == pytest.approx(result.scores.mean())
         for answer in result.answers:
             assert answer.prediction == np.argmax(answer.choice_scores)
-            assert answer.values["score"] == float(answer.prediction == answer.gold)
+            assert answer.score == float(answer.prediction == answer.gold)
     before = {result.condition: result for result in collected.conditions if result.condition.variant == "plain"}
     changed = [
         result for result in corrected

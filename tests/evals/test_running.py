@@ -42,19 +42,16 @@ def prompts(seed: int, count: int) -> Prompts:
     return list(dict.fromkeys(made))
 
 
-def completions(asked: Sequence[tuple[int, ...]], temperature: float, most: int, n: int = 1) -> list[Request]:
+def completions(asked: Sequence[tuple[int, ...]], temperature: float, most: int) -> list[Request]:
     sampling = SamplingParams(temperature=temperature, seed=5)
-    return descending([Request(prompt, sampling, StopConfig(most, ("a", "\n")), n) for prompt in asked])
+    return descending([Request(prompt, sampling, StopConfig(most, ("a", "\n"))) for prompt in asked])
 
 
 @pytest.mark.parametrize("memory", [300, 1000, 20_000])
-@pytest.mark.parametrize("n", [1, 3])
-def test_what_prompts_read_is_known_before_however_long_completions_become(
-    n: int, memory: int, model: LanguageModel
-) -> None:
+def test_what_prompts_read_is_known_before_however_long_completions_become(memory: int, model: LanguageModel) -> None:
     for seed in range(4):
-        engine = engine_of(model, memory * n)
-        requests = completions(prompts(seed, 40), 1.0, 50, n)
+        engine = engine_of(model, memory)
+        requests = completions(prompts(seed, 40), 1.0, 50)
         said = tokens_to_read(engine, requests)
         lengths = {len(steps) for handle in answered(engine, requests) for steps in handle.tokens}
         assert engine.tokens_read == said

@@ -233,7 +233,7 @@ def test_a_function_scores_answers_and_its_scores_reach_table_and_files(
     assert {gold for _, gold, _ in seen} <= {f"= {2 * n}" for n in range(30)}
     write_results(tmp_path / "out", collected, result)
     samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
-    assert all(sample["scores"]["nearness"] == sample["scores"]["score"] for sample in samples)
+    assert all(sample["scores"]["nearness"] == sample["score"] for sample in samples)
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), "good", None])

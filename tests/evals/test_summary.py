@@ -46,8 +46,7 @@ def collected(
         for seed, permutations in enumerate(cube):
             for permutation, scores in enumerate(permutations):
                 answers = tuple(
-                    Answer(item, shots, (), (), values={"score": float(score)})
-                    for item, score in zip(items, scores, strict=True)
+                    Answer(item, shots, (), (), score=float(score)) for item, score in zip(items, scores, strict=True)
                 )
                 made.append(ConditionResult(Condition(model, template, shots, seed, permutation, variant), answers))
     scorers = (Scorer("accuracy", "", lambda answer, gold, row: 0.0),)

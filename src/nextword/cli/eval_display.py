@@ -99,6 +99,8 @@ def print_cost(run: EvalRun, as_json: bool, power: Planned | None = None) -> Non
 
 def print_result(result: Result, name: str | None, as_json: bool = False, show_seeds: bool = False) -> None:
     """The tables, the comparisons and the conclusions of a new or a stored result."""
+    from ..evals.result_rows import full_names
+
     if as_json:
         emit_json({"name": name, **result.to_dict()})
         return
@@ -106,9 +108,10 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_s
     clustered = f", in {result.groups} groups" if result.groups else ""
     console.print(f"{result.task}: {result.metric} over {result.items:,} items{clustered}", style="bold")
     console.print(_table(result, console))
+    names = full_names(result.rows)
     for row in result.rows:
         if row.variant == "plain" and _more(row):
-            console.print(f"{_full_name(row, result)}: {_more(row)}", style="dim")
+            console.print(f"{names[row.choice]}: {_more(row)}", style="dim")
     if result.majority is not None:
         console.print(f"always the most frequent label: {result.majority:.3f}", style="dim")
     for footnote in _footnotes(result):
@@ -149,12 +152,8 @@ def _more(row: ResultRow) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items()) if len(row.metrics) > 1 else ""
 
 
-def _full_name(row: ResultRow, result: Result) -> str:
-    return ", ".join([*_differing(row, result), row.name])
-
-
 def _heads(result: Result) -> list[str]:
-    """Heads of the columns for models and templates, where lines differ in these."""
+    """Heads of the columns for models and templates, where rows differ in these."""
     from ..evals.result_rows import differing, prefixes
 
     return prefixes("model", "template", differing(row.choice for row in result.rows))
@@ -216,11 +215,10 @@ def _caveats(result: Result) -> dict[str, str]:
 
 def _footnotes(result: Result) -> list[str]:
     """The caveats after their marks, and whether permutations differ."""
+    from ..evals.result_rows import permutation_notes
+
     caveats = [f"{mark} {caveat}" for caveat, mark in _caveats(result).items()]
-    tests = [
-        f"{_full_name(row, result)}: {row.permutations_test.sentence}" for row in result.rows if row.permutations_test
-    ]
-    return caveats + tests
+    return caveats + permutation_notes(result.rows)
 
 
 def _print_seeds(result: Result, console: Console) -> None:
@@ -275,7 +273,7 @@ def print_compared(compared: Sequence[PairedComparison], as_json: bool) -> None:
 
 def print_list(as_json: bool) -> None:
     """The built-in tasks."""
-    from ..evals.task_loader import builtin_tasks
+    from ..evals.task_files import builtin_tasks
 
     if as_json:
         emit_json({"tasks": builtin_tasks()})

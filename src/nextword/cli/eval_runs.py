@@ -128,7 +128,7 @@ def complete_task(context: click.Context, parameter: click.Parameter, typed: str
     """Names of built-in tasks and subcommands that start with `typed`; files if none does."""
     from click.shell_completion import CompletionItem
 
-    from ..evals.task_loader import builtin_tasks
+    from ..evals.task_files import builtin_tasks
 
     known = {**builtin_tasks(), "runs": runs.get_short_help_str()}
     items = [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(typed)]

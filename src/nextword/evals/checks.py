@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..base import UsageError, printable
+from ..text.jinja import TemplateStopped
 from .task import Item, PromptFormat, Row, Task
 
 _LONGEST = 60  # characters shown of an answer, and of a choice
@@ -41,6 +42,8 @@ def _fault(format: PromptFormat, row: Row, shots: bool) -> str:
                 f"the answer {_short(row[format.target])} is none of the choices{named}: {_listed(format.choices(row))}"
             )
         format.example(row) if shots else format.questions(row)
+    except TemplateStopped:
+        raise  # it would take as long for every row
     except UsageError as error:
         return str(error)
     return ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .result_rows import ENOUGH_SEEDS, ResultRow, differing, full_name
+from .result_rows import ENOUGH_SEEDS, ResultRow, full_names
 from .statistics import Estimate, errors_of, estimate, is_share, spread, with_interval
 
 
@@ -51,8 +51,14 @@ def choose(rows: Sequence[ResultRow], groups: Sequence[str], seed: int) -> Chose
     held_out = held_out_estimate(
         cubes[best][measured_on][:, :, ~first], [group for group in groups if group not in half]
     )
-    name = full_name(row.model, row.template, row.name, differing([other.choice for other in rows]))
-    chosen = Chosen(name, held_out, float(cubes[best].mean()), len(eligible), len(chosen_on), len(measured_on))
+    chosen = Chosen(
+        full_names(rows)[row.choice],
+        held_out,
+        float(cubes[best].mean()),
+        len(eligible),
+        len(chosen_on),
+        len(measured_on),
+    )
     return replace(chosen, sentence=_sentence(chosen, row))
 
 

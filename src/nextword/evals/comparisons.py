@@ -10,7 +10,7 @@ import numpy as np
 
 from .paired_tests import Comparison, compare, p_text
 from .power import power_of, visible, what_is_needed
-from .result_rows import ENOUGH_SEEDS, Choice, ResultRow, differing, full_name
+from .result_rows import ENOUGH_SEEDS, Choice, ResultRow, full_names
 from .statistics import LEVEL, with_interval
 
 Pair = tuple[Choice, Choice]  # before, after
@@ -75,13 +75,11 @@ def compare_pairs(
 ) -> tuple[PairedComparison, ...]:
     """All pairs, each corrected for those of its family."""
     by_choice, sizes = {row.choice: row for row in rows}, Counter(pairs.values())
-    differ = differing(list(by_choice))
+    full = full_names(rows)
     comparisons = []
     for (before, after), primary in pairs.items():
         sides = [by_choice[choice] for choice in (before, after)]
-        names: list[Side] = [
-            (full_name(row.model, row.template, row.name, differ), row.one_set, row.seeds) for row in sides
-        ]
+        names: list[Side] = [(full[row.choice], row.one_set, row.seeds) for row in sides]
         scores = paired(np.array(sides[1].scores), np.array(sides[0].scores))
         comparisons.append(compared(names[0], names[1], scores, groups, primary, sizes[primary]))
     return tuple(comparisons)

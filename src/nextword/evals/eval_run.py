@@ -238,7 +238,7 @@ class EvalRun:
                 calibration.contextual(share[None], content_free[question.dropped])
                 for share, question in zip(shares, questions, strict=True)
             ])  # fmt: skip
-        answers = tuple(answer.choosing(list(row), "score") for answer, row in zip(plain, scores, strict=True))
+        answers = tuple(answer.choosing(list(row)) for answer, row in zip(plain, scores, strict=True))
         return ConditionResult(replace(condition, variant=method), answers)
 
     def _calibrations(self, trial: Trial) -> tuple[Calibrate, ...]:

@@ -40,5 +40,5 @@ def _sample(condition: Condition, answer: Answer) -> dict[str, Any]:
     return asdict(condition) | {
         "row": answer.item.label, "group": answer.item.group, "digest": answer.item.digest,
         "values": dict(answer.item.values), "shots_in_prompt": answer.shots, "prompt": answer.requests[0].context,
-        "gold": answer.gold, **said, "scores": dict(answer.values),
+        "gold": answer.gold, **said, "score": answer.score, "scores": dict(answer.scores),
     }  # fmt: skip

@@ -14,7 +14,7 @@ from ..base.errors import closest
 from .comparisons import Pair, PairedComparison
 from .paired_tests import p_text
 from .power import Power, items_needed, items_of_share, power_of, what_is_needed
-from .result_rows import Choice, ResultRow, differing, full_name, row_name
+from .result_rows import Choice, ResultRow, differing, full_name, full_names, row_name
 from .statistics import errors_of, estimate, is_binary, is_share, log_odds, with_interval
 
 Outcome = Literal["met", "not met", "undecided"]
@@ -115,7 +115,7 @@ def judge(
     groups: Sequence[str] | None,
 ) -> tuple[JudgedRequirement, ...]:
     """Judge each requirement by its comparison, which may be the other way round, or by its rows' intervals."""
-    judged, differ = [], differing([row.choice for row in rows])
+    judged, full = [], full_names(rows)
     for requirement in requirements:
         if requirement.after is None or isinstance(requirement.before, float):
             assert isinstance(requirement.before, float)
@@ -124,7 +124,9 @@ def judge(
                 for row in rows
                 if (row.choice == requirement.after if requirement.after else row.variant == "plain")
             ]
-            judged += [_by_interval(requirement.text, requirement.before, row, groups, differ) for row in chosen]
+            judged += [
+                _by_interval(requirement.text, requirement.before, row, full[row.choice], groups) for row in chosen
+            ]
         else:
             pair, way = (requirement.before, requirement.after), 1
             if pair not in compared:
@@ -145,12 +147,9 @@ def _by_comparison(text: str, pair: PairedComparison, way: int, caveats: set[str
     return JudgedRequirement(text, outcome, _said(text, outcome, gap, caveats) + more)
 
 
-def _by_interval(
-    text: str, least: float, row: ResultRow, groups: Sequence[str] | None, differ: tuple[bool, bool]
-) -> JudgedRequirement:
+def _by_interval(text: str, least: float, row: ResultRow, name: str, groups: Sequence[str] | None) -> JudgedRequirement:
     score = row.score
     outcome: Outcome = "met" if score.low >= least else "not met" if score.high < least else "undecided"
-    name = full_name(row.model, row.template, row.name, differ)
     more = ""
     if outcome == "undecided" and score.value != least:
         more = f". If {score.value:.3f} is the true score, {_what_decides(row, least, groups)}"

@@ -96,6 +96,18 @@ def full_name(model: str, template: str, name: str, differ: tuple[bool, bool]) -
     return ", ".join([*prefixes(model, template, differ), name])
 
 
+def full_names(rows: Sequence[ResultRow]) -> dict[Choice, str]:
+    """Each row's name among all, by its choice."""
+    differ = differing([row.choice for row in rows])
+    return {row.choice: full_name(row.model, row.template, row.name, differ) for row in rows}
+
+
+def permutation_notes(rows: Sequence[ResultRow]) -> list[str]:
+    """Whether right and wrong depend on the order of the shots, for each row that was tested."""
+    names = full_names(rows)
+    return [f"{names[row.choice]}: {row.permutations_test.sentence}" for row in rows if row.permutations_test]
+
+
 def row_of(
     choice: Choice, results: Sequence[ConditionResult], groups: Sequence[str] | None, shared_shots: bool, baseline: bool
 ) -> ResultRow:

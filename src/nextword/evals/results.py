@@ -10,12 +10,10 @@ import numpy as np
 from .design import Condition
 from .task import Encoded, Gold, Item, Likelihood, LogprobRequest, Task
 
-LIKELIHOOD_SCORINGS = ("raw", "chars", "bytes", "tokens", "pmi")  # --choice-scoring by likelihoods
-
 
 @dataclass(frozen=True)
 class Answer:
-    """One item under one condition. `values` holds a score for each way to choose, or for each scorer."""
+    """One item under one condition."""
 
     item: Item
     shots: int  # in the prompt
@@ -26,7 +24,8 @@ class Answer:
     choices: tuple[str, ...] = ()
     gold: Gold = 0
     prediction: int | str = 0
-    values: Mapping[str, float] = field(default_factory=dict)
+    score: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)  # of a generated answer, by each scorer
     choice_scores: tuple[float, ...] = ()  # of each choice, as `prediction` was chosen by: the highest is taken
 
     @property
@@ -34,11 +33,10 @@ class Answer:
         """ln p of each choice."""
         return [likelihood.logprob for likelihood in self.likelihoods]
 
-    def choosing(self, scores: Sequence[float], name: str) -> Answer:
+    def choosing(self, scores: Sequence[float]) -> Answer:
         """The answer when the choice of highest score is taken."""
         best = int(np.argmax(scores))
-        values = {**self.values, name: float(best == self.gold)}
-        return replace(self, prediction=best, values=values, choice_scores=tuple(map(float, scores)))
+        return replace(self, prediction=best, score=float(best == self.gold), choice_scores=tuple(map(float, scores)))
 
 
 def scores_of(answer: Answer, choice_scoring: str, premise: Sequence[float] = ()) -> list[float]:
@@ -64,18 +62,12 @@ def answer_choice(
     task: Task, item: Item, shots: int, asked: Sequence[LogprobRequest], encoded: Sequence[Encoded],
     likelihoods: Sequence[Likelihood], choice_scoring: str, premise: Sequence[float] = (),
 ) -> Answer:  # fmt: skip
-    """An answer among choices, chosen by `choice_scoring`, one of LIKELIHOOD_SCORINGS.
-
-    `values` has every scoring; pmi only with `premise`, ln p of each choice behind it.
-    """
+    """An answer among choices, chosen by `choice_scoring`; `premise` are ln p of each choice behind it, for pmi."""
     answer = Answer(
         item, shots, tuple(asked), tuple(encoded), tuple(likelihoods), choices=task.format.choices(item.values),
         gold=task.format.gold(item.values),
     )  # fmt: skip
-    for name in LIKELIHOOD_SCORINGS:
-        if name != "pmi" or premise:
-            answer = answer.choosing(scores_of(answer, name, premise), name)
-    return answer.choosing(scores_of(answer, choice_scoring, premise), "score")
+    return answer.choosing(scores_of(answer, choice_scoring, premise))
 
 
 def answer_text(
@@ -84,10 +76,10 @@ def answer_text(
     """A generated answer with the scores of the task's scorers; the first one's is the score."""
     gold = task.format.gold(item.values)
     assert not isinstance(gold, int)
-    values = {scorer.name: scorer.function(written, gold, item.values) for scorer in task.scorers}
+    scores = {scorer.name: scorer.function(written, gold, item.values) for scorer in task.scorers}
     return Answer(
         item, shots, tuple(asked), tuple(encoded), written=written, gold=gold, prediction=written.strip(),
-        values={**values, "score": values[task.scorers[0].name]},
+        score=scores[task.scorers[0].name], scores=scores,
     )  # fmt: skip
 
 
@@ -101,15 +93,16 @@ class ConditionResult:
     @property
     def scores(self) -> np.ndarray:
         """The score of every item, (items,)."""
-        return np.array([answer.values["score"] for answer in self.answers])
+        return np.array([answer.score for answer in self.answers])
 
     @property
     def metrics(self) -> dict[str, float]:
         """Means over the items: the accuracy of the choices made, or each scorer's."""
         if self.answers[0].choices:
             return {"acc": float(self.scores.mean())}
-        names = [name for name in self.answers[0].values if name != "score"]
-        return {name: float(np.mean([answer.values[name] for answer in self.answers])) for name in names}
+        return {
+            name: float(np.mean([answer.scores[name] for answer in self.answers])) for name in self.answers[0].scores
+        }
 
 
 @dataclass(frozen=True)

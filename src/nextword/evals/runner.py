@@ -360,6 +360,5 @@ def choose_written(
     chosen = []
     for answer, writing in zip(answers, writings, strict=True):
         scores = [float(choice == texts[writing]) for choice in writing[1].choices]
-        answer = answer.choosing(scores, "constrained").choosing(scores, "score")
-        chosen.append(replace(answer, written=texts[writing]))
+        chosen.append(replace(answer.choosing(scores), written=texts[writing]))
     return chosen

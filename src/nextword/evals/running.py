@@ -45,8 +45,8 @@ def tokens_to_read(engine: Engine, requests: Sequence[ScoreRequest] | Sequence[R
 
     They go through the engine's own code over a backend that computes nothing. Exact for scores. For completions it is
     because prompts in descending order find nothing that was written before them (see `descending`) and because
-    `_UnderWay` lets no sequence be preempted; only the samples of one request that are more than the whole memory are
-    read again, and a recurrent model whose memory is full may read some tokens more at the end of a prompt.
+    `_UnderWay` lets no sequence be preempted; but a recurrent model whose memory is full may read some tokens more at
+    the end of a prompt.
     """
     if not requests:
         return 0
@@ -127,13 +127,11 @@ class _UnderWay:
         if isinstance(request, ScoreRequest):
             self._sequences += sign * len(request.continuations)
         else:
-            self._sequences += sign * request.n
+            self._sequences += sign
             self._pages += sign * self._most_pages(request)
 
     def _most_pages(self, request: Request) -> int:
-        """Pages that a completion holds when it is as long as it may be; its samples share the prompt's full ones."""
-        backend, prompt = self._engine.backend, len(request.prompt)
-        longest = prompt + request.stop.max_tokens
+        """Pages that a completion of one sample holds when it is as long as it may be."""
+        backend, longest = self._engine.backend, len(request.prompt) + request.stop.max_tokens
         longest = longest if backend.context is None else min(longest, backend.context)
-        of_one = -(-longest // self._size) + (not backend.rewindable)  # a state kept for others takes another
-        return of_one + (request.n - 1) * (of_one - (prompt - 1) // self._size)
+        return -(-longest // self._size) + (not backend.rewindable)  # a state kept for others takes another

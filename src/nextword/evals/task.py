@@ -7,9 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..base import UsageError, printable
+from ..base.fields import Within
 from .template import ANSWER, SEPARATOR, Template, text_of
 
 Row = Mapping[str, Any]
@@ -177,10 +178,10 @@ class Generation:
     """How a free answer is written."""
 
     until: tuple[str, ...] = ("\n",)
-    max_tokens: int = 32
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    max_tokens: Annotated[int, Within(least=1)] = 32
+    temperature: Annotated[float, Within(least=0)] = 0.0
+    top_p: Annotated[float, Within(above=0, most=1)] = 1.0
+    top_k: Annotated[int, Within(least=0)] = 0
     choices: tuple[str, ...] = ()  # nothing but one of these may be written; empty: anything
 
 

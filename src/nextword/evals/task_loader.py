@@ -10,31 +10,19 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ..base import UsageError, read_text
+from ..base import UsageError
 from ..base.errors import closest
 from .checks import valid_items, warnings_of
-from .rows import SUFFIXES, Rows, read_rows
+from .rows import Rows, read_rows
 from .scorers import check_golds, scorer_of
-from .task import Generation, Item, PromptFormat, Row, Scorer, Task, is_index, row_digests
-from .template import ANSWER, JINJA_SUFFIXES, SEPARATOR, Jinja, Template, text_of
+from .task import Generation, Item, PromptFormat, Row, Task, is_index, row_digests
+from .task_files import TaskSpec, read_template_file, spec_of
+from .template import ANSWER, Jinja, Template, text_of
 
-TASKS = Path(__file__).parent / "tasks"
 MAX_LABELS = 26  # different answers that are still taken for labels
 _ANSWER_COLUMNS = (ANSWER, "label", "answer", "target", "class", "sentiment")
 _HELD_BACK = 200  # rows at most that are reserved for shots where no file of shots is given
-_MAX_TASK_FILE = 1 << 20  # bytes
-_KEYS: dict[str, tuple[type, ...]] = {
-    "data": (str,), "fewshot_data": (str,), "template": (str,), "template_file": (str,), "target": (str,),
-    "choices": (list, str), "shots": (int,), "description": (str,), "separator": (str,), "group": (str,),
-    "generate": (bool, dict), "scorers": (str, dict), "summary": (str,), "metadata": (dict,),
-}  # fmt: skip
-_GENERATE_KEYS: dict[str, tuple[type, ...]] = {
-    "until": (list, str), "max_tokens": (int,), "temperature": (int, float), "top_p": (int, float), "top_k": (int,),
-}  # fmt: skip
-_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping",
-               bool: "true or false"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,25 +51,6 @@ class TaskOptions:
             raise UsageError(f"--max-tokens is {self.max_tokens}; it must be a whole number of at least 1")
 
 
-@dataclass(frozen=True)
-class TaskSpec:
-    """A task before its rows are read."""
-
-    name: str
-    source: Path  # the file that a user named
-    data: Path
-    fewshot_data: Path | None = None
-    template: str | None = None
-    target: str | None = None
-    choices: tuple[str, ...] | str | None = None  # by the data's names, or a column's name; None: those of the data
-    shots: int = 0
-    description: str = ""
-    separator: str = SEPARATOR
-    group: str | None = None
-    generation: Generation | None = None
-    scorers: tuple[Scorer, ...] = ()
-
-
 def read_templates(given: Sequence[str]) -> dict[str, str]:
     r"""Template files by their names, or template texts, in which \n is a newline; *.jinja files are Jinja.
 
@@ -93,21 +62,11 @@ def read_templates(given: Sequence[str]) -> dict[str, str]:
             name = f"template {len(templates) + 1}" if len(given) > 1 else "template"
             source = text.replace("\\n", "\n")
         else:
-            name, source = Path(text).stem, _template_file(Path(text))
+            name, source = Path(text).stem, read_template_file(Path(text))
         if name in templates:
             raise UsageError(f"two templates have the name {name!r}; rename a file")
         templates[name] = source
     return templates
-
-
-def _template_file(path: Path) -> str:
-    try:
-        source = read_text(path, 1 << 20).removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"template {str(path)!r} is neither a readable file ({error}) nor a text with gaps such as {{input}}"
-        ) from None
-    return Jinja(source) if path.suffix in JINJA_SUFFIXES else source
 
 
 def open_task(
@@ -118,7 +77,7 @@ def open_task(
     With several templates all are scored on the rows that all of them can use. Raises UsageError for an unknown name,
     and for whatever is wrong with the task, its rows or the options.
     """
-    spec, options = _spec(name), options or TaskOptions()
+    spec, options = spec_of(name), options or TaskOptions()
     if not templates:
         return {spec.name: load_task(spec, options)}
     tasks = {label: load_task(replace(spec, template=source), options) for label, source in templates.items()}
@@ -133,107 +92,12 @@ def open_task(
     }
 
 
-def _spec(name: str) -> TaskSpec:
-    path = Path(name)
-    if path.suffix in SUFFIXES:
-        return TaskSpec(path.stem, path, path)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file")
-        return read_task_file(path)
-    if name not in builtin_tasks():
+def check_column(name: str | None, columns: Sequence[str], path: Path, purpose: str = "") -> None:
+    """Raise UsageError where the data of `path` lacks a column."""
+    if name is not None and name not in columns:
         raise UsageError(
-            f"there is no task {name!r}.{closest(name, builtin_tasks())} A task is a .yaml file, a table ("
-            f"{', '.join(SUFFIXES)}), or one of: {', '.join(builtin_tasks())}"
+            f"{path}: there is no column {name!r}{purpose}.{closest(name, columns)} Columns: {', '.join(columns)}"
         )
-    return read_task_file(TASKS / f"{name}.yaml")
-
-
-def builtin_tasks() -> dict[str, str]:
-    """Each built-in task's name and what it asks, in one line."""
-    return {path.stem: _read_yaml(path)["summary"] for path in sorted(TASKS.glob("*.yaml"))}
-
-
-def read_task_file(path: Path) -> TaskSpec:
-    """Read a task file. Raises UsageError for an unknown key, or a value of the wrong type."""
-    given = _read_yaml(path)
-    _check_keys(given, _KEYS, f"{path}:")
-    if "data" not in given:
-        raise UsageError(f"{path}: it names no data. Add a line such as data: rows.jsonl")
-    if ("template" in given) == ("template_file" in given):
-        raise UsageError(f"{path}: it needs either template or template_file")
-    if "target" not in given:
-        raise UsageError(f"{path}: it names no target, the column of the right answer")
-    template = given["template"] if "template" in given else _template_file(path.parent / given["template_file"])
-    choices = given.get("choices")
-    if given.get("shots", 0) < 0:
-        raise UsageError(f"{path}: shots is {given['shots']}; it must be a whole number of at least 0")
-    return TaskSpec(
-        path.stem, path, path.parent / given["data"],
-        path.parent / given["fewshot_data"] if "fewshot_data" in given else None,
-        template, given["target"],
-        tuple(_choice(choice, path) for choice in choices) if isinstance(choices, list) else choices,
-        given.get("shots", 0), given.get("description", ""), given.get("separator", SEPARATOR), given.get("group"),
-        _generation(given.get("generate", False), path), _scorers(given.get("scorers", {}), path),
-    )  # fmt: skip
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        def flatten_mapping(self, node: Any) -> None:
-            """Leave merge keys (<<) alone: a few of them unfold to any size. They are then refused."""
-
-    try:
-        given = yaml.load(read_text(path, _MAX_TASK_FILE), Loader)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise UsageError(f"{path}: a task file is a mapping of keys such as template")
-    return given
-
-
-def _check_keys(given: Mapping[Any, Any], known: Mapping[str, tuple[type, ...]], where: str) -> None:
-    harness = {"dataset_path", "doc_to_text", "output_type"} & set(given)
-    for key, value in given.items():
-        if key not in known:
-            hint = closest(str(key), known) or f" Known: {', '.join(known)}"
-            hint = " This is a task of lm-evaluation-harness: use --lm-eval" if harness else hint
-            raise UsageError(f"{where} the key {str(key)[:60]!r} is not known.{hint}")
-        kinds = known[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            meant = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
-            raise UsageError(f"{where} {key} must be {meant}, not {_TYPE_NAMES.get(type(value), 'empty')}")
-
-
-def _choice(choice: Any, path: Path) -> str:
-    if not isinstance(choice, str | int | float):
-        raise UsageError(f"{path}: choices is a list of texts")
-    return text_of(choice)
-
-
-def _generation(given: bool | dict[str, Any], path: Path) -> Generation | None:
-    if isinstance(given, bool):
-        return Generation() if given else None
-    _check_keys(given, _GENERATE_KEYS, f"{path}: under generate,")
-    until = given.get("until", Generation.until)
-    generation = Generation(**{**given, "until": tuple(map(str, [until] if isinstance(until, str) else until))})
-    if generation.max_tokens < 1:
-        raise UsageError(f"{path}: max_tokens is {generation.max_tokens}; it must be a whole number of at least 1")
-    return generation
-
-
-def _scorers(given: str | dict[Any, Any], path: Path) -> tuple[Scorer, ...]:
-    if isinstance(given, str):
-        return (scorer_of(given),)
-    if not all(isinstance(text, str) for text in given.values()):
-        raise UsageError(
-            f"{path}: scorers is a scorer's name, or a mapping of names to such as number or regex:PATTERN"
-        )
-    return tuple(scorer_of(text, str(name)) for name, text in given.items())
 
 
 def load_task(spec: TaskSpec, options: TaskOptions) -> Task:
@@ -243,7 +107,8 @@ def load_task(spec: TaskSpec, options: TaskOptions) -> Task:
     """
     spec = _overridden(spec, options)
     data = read_rows(spec.data, options.skip_invalid)
-    _check_group(spec.group, data.rows, spec.data)
+    lacking = next((row for row in data.rows if spec.group not in row), data.rows[0])
+    check_column(spec.group, list(lacking), spec.data, " to group by")
     shots = None if spec.fewshot_data is None else _shot_rows(spec.fewshot_data, spec.data, options.skip_invalid)
     format = _format(spec, options, data, shots)
     items = _items("test", data.rows, spec.group)
@@ -307,15 +172,6 @@ def _items(split: str, rows: Sequence[Row], group: str | None) -> tuple[Item, ..
     )
 
 
-def _check_group(group: str | None, rows: Sequence[Row], path: Path) -> None:
-    lacking = next((row for row in rows if group is not None and group not in row), None)
-    if lacking is not None:
-        raise UsageError(
-            f"{path}: there is no column {group!r} to group by.{closest(str(group), lacking)} Columns:"
-            f" {', '.join(lacking)}"
-        )
-
-
 def _reserved(items: Sequence[Item], seed: int) -> set[tuple[str, int]]:
     """A fifth of the rows (200 at the most), drawn by `seed`, to take shots from."""
     count = min(_HELD_BACK, len(items) // 5)
@@ -325,14 +181,10 @@ def _reserved(items: Sequence[Item], seed: int) -> set[tuple[str, int]]:
 def _format(spec: TaskSpec, options: TaskOptions, data: Rows, shots: Rows | None) -> PromptFormat:
     assert spec.template is not None
     target = spec.target or _answer_column(spec, data)
-    if target not in data.columns:
-        raise UsageError(
-            f"{spec.data}: there is no column {target!r}.{closest(target, data.columns)} Columns:"
-            f" {', '.join(data.columns)}"
-        )
+    check_column(target, data.columns, spec.data)
     template = Template.parse(spec.template, target)
     _check_columns(template, data, target, spec.data)
-    if shots is not None:
+    if shots is not None and spec.fewshot_data is not None:
         _check_columns(template, shots, target, spec.fewshot_data)
     format = PromptFormat(
         template, target, (), {}, spec.separator, spec.description, generates=spec.generation is not None
@@ -370,14 +222,11 @@ def _answer_column(spec: TaskSpec, data: Rows) -> str:
     )
 
 
-def _check_columns(template: Template, rows: Rows, target: str, path: Path | None) -> None:
+def _check_columns(template: Template, rows: Rows, target: str, path: Path) -> None:
     """Raise UsageError where the data lacks a column that the template asks for."""
     for name in dict.fromkeys((*template.columns, target)):
-        if name not in rows.columns and not name == ANSWER != target:
-            raise UsageError(
-                f"{path}: the template asks for {{{name}}}.{closest(name, rows.columns)} Columns:"
-                f" {', '.join(rows.columns)}"
-            )
+        if name != ANSWER or target == ANSWER:
+            check_column(name, rows.columns, path, ", which the template asks for")
 
 
 def _with_labels(format: PromptFormat, options: TaskOptions, rows: Sequence[Row], spec: TaskSpec) -> PromptFormat:

@@ -29,12 +29,16 @@ _LARGEST_ANSWER = 64 << 20  # bytes
 _WORKER = Path(__file__).with_name("_jinja_worker.py")
 
 
+class TemplateStopped(UsageError):
+    """A template took too much time or memory; it would for other variables too."""
+
+
 def render(template: str, variables: Mapping[str, Any], what: str, strict: bool = False) -> str:
     """The template filled with `variables`, plain data. `what` names it in messages.
 
     With `strict` a variable that is not there is an error, and white space stays as it is; otherwise chat templates'
-    rules hold, as transformers has them. Raises UsageError if the template fails, or takes longer than `TIME_LIMIT`
-    seconds or too much memory.
+    rules hold, as transformers has them. Raises UsageError if the template fails, TemplateStopped if it takes longer
+    than `TIME_LIMIT` seconds or too much memory.
     """
     try:
         request = json.dumps({"template": template, "variables": variables, "strict": strict}).encode() + b"\n"
@@ -73,7 +77,7 @@ class _Worker:
             return _exchange(process, request, TIME_LIMIT)
         except _Silent as reason:
             self._end()
-            raise UsageError(f"{what} was stopped: {reason}") from None
+            raise TemplateStopped(f"{what} was stopped: {reason}") from None
         except BaseException:
             self._end()
             raise

@@ -103,7 +103,7 @@ def _verdicts(answers: Sequence[Answer]) -> dict[str, Any]:
     """What was said, and how right it was: a column each."""
     return {
         "said": [answer.prediction if answer.choices else str(answer.prediction) for answer in answers],
-        "score": [round(answer.values["score"], 4) for answer in answers],
+        "score": [round(answer.score, 4) for answer in answers],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..provenance import Provenance, ShotsRecord
-from ..result_rows import Choice, ResultRow, differing, full_name
+from ..result_rows import Choice, ResultRow, differing, full_names, permutation_notes
 from ..results import Collected, ConditionResult
 from ..summary import Result
 
@@ -33,22 +33,13 @@ def lead(result: Result) -> str:
 def table(result: Result) -> str:
     """A row for each configuration, with a folded table of its seeds and permutations."""
     columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
-    rows, differ = [], differing([row.choice for row in result.rows])
+    rows, names = [], full_names(result.rows)
     for number, row in enumerate(result.rows):
         kind = "" if row.variant == "plain" else ' class="variant"'
         rows.append(f"<tr{kind}>{cells_of([cells[number] for cells in columns.values()])}</tr>")
-        rows.append(_seed_rows(row, full_name(*row.choice[:2], row.name, differ), len(columns), result.metric))
+        rows.append(_seed_rows(row, names[row.choice], len(columns), result.metric))
     inside = scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
-    return inside + "".join(f'<p class="notes">{escape(sentence)}</p>' for sentence in _permutation_tests(result))
-
-
-def _permutation_tests(result: Result) -> list[str]:
-    """Whether right and wrong depend on the order of the shots, for each row that was tested."""
-    differ = differing([row.choice for row in result.rows])
-    return [
-        f"{full_name(row.model, row.template, row.name, differ)}: {row.permutations_test.sentence}"
-        for row in result.rows if row.permutations_test
-    ]  # fmt: skip
+    return inside + "".join(f'<p class="notes">{escape(sentence)}</p>' for sentence in permutation_notes(result.rows))
 
 
 def _columns(result: Result) -> dict[str, Sequence[str]]:
@@ -165,8 +156,7 @@ def confusions(collected: Collected, result: Result) -> str:
     by_choice: dict[Choice, list[ConditionResult]] = {}
     for own in collected.conditions:
         by_choice.setdefault(own.condition.choice, []).append(own)
-    differ = differing(by_choice)
-    names = {row.choice: full_name(row.model, row.template, row.name, differ) for row in result.rows}
+    names = full_names(result.rows)
     figures = "".join(_confusion(own, names[choice]) for choice, own in by_choice.items())
     if not figures:
         return ""
