@@ -20,7 +20,7 @@ from nextword.models.transformer import Attention
 from nextword.native.matmul import PackedMatrix
 from nextword.plan import parameters
 from nextword.spec import ExpertsSpec, ModelSpec
-from nextword.weights import load_model, open_source
+from nextword.weights.loading import load_model, open_source
 
 compiled_only = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 BASE = ModelSpec("transformer", 61, 16, 2, 24, heads=4, kv_heads=2, head_width=8, mlp_width=44)
