@@ -44,7 +44,7 @@ CASES: dict[str, Case] = {
     "gpt_neox serial": Case("gpt_neox", {"use_parallel_residual": False}),
     "llama": Case("llama", gguf="llama"),
     "llama tied with biases": Case("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
-    "llama wide heads": Case("llama", {"head_dim": 32}, "llama"),
+    "llama wide heads": Case("llama", {"head_dim": 32}),
     "llama llama3 rope": Case("llama", {"rope_parameters": LLAMA3_ROPE}),
     "llama linear rope": Case("llama", {"rope_parameters": STRETCHED | {"rope_type": "linear"}}),
     "llama yarn rope": Case("llama", {"rope_parameters": STRETCHED | {"rope_type": "yarn"}}),
@@ -58,7 +58,7 @@ CASES: dict[str, Case] = {
     "olmo2": Case("olmo2", gguf="olmo2"),
     "phi3": Case("phi3", {"original_max_position_embeddings": 128}, "phi3"),
     # which factors transformers takes depends on the text's length; here it is always below, and always above
-    "phi3 short": Case("phi3", {"original_max_position_embeddings": 128, "rope_parameters": LONGROPE}, "phi3"),
+    "phi3 short": Case("phi3", {"original_max_position_embeddings": 128, "rope_parameters": LONGROPE}),
     "phi3 long": Case("phi3", {"original_max_position_embeddings": 4, "rope_parameters": LONGROPE}, "phi3"),
     "smollm3": Case("smollm3", gguf="smollm3"),
     "granite": Case(

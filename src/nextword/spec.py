@@ -56,11 +56,11 @@ class ExpertsSpec:
     width: Size  # inner width of one expert
     normalize: bool = True  # the weights of a token's active experts sum to 1; else they are shares among all experts
     bias: bool = False  # of the experts' matrices and of the router (gpt-oss)
+    dense_layers: Count = 0  # leading layers that keep a plain MLP
 
     # planned only
     shared: Count = 0  # experts that every token passes through
     shared_width: Count = 0  # inner width of one shared expert; 0 means `width`
-    dense_layers: Count = 0  # leading layers that keep a plain MLP
     shared_gate: bool = False  # the shared expert is weighted by a gate of its own (Qwen2-MoE)
     correction_bias: bool = False  # a bias per expert steers the routing (DeepSeek-V3)
 

@@ -74,7 +74,7 @@ def test_text_becomes_a_model_with_its_plan_beside_what_was_measured(
     assert json.loads((tmp_path / "run" / "report.json").read_text())["measured"] == report["measured"]
     code, out, err = run(capsys, "complete", "--model", "run", "--greedy", "--max-tokens", "5", "the king")
     assert code == 0, err
-    code, out, _ = run(capsys, "plan", "verify", "--json")
+    code, out, _ = run(capsys, "runs", "calibration", "--json")
     assert code == 0
     assert json.loads(out)["runs"][0]["tokens"] == 12 * 4 * 16
     assert json.loads(out)["corrections"][0]["loss_interval_is"].startswith("±30% assumed")
@@ -84,7 +84,7 @@ def test_a_forgotten_run_is_no_longer_in_the_ledger(text: Path, capsys: pytest.C
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
     code, _, err = run(capsys, "runs", "forget", "run")
     assert (code, err.startswith("1 entry taken out of")) == (0, True)
-    assert json.loads(run(capsys, "plan", "verify", "--json")[1])["runs"] == []
+    assert json.loads(run(capsys, "runs", "calibration", "--json")[1])["runs"] == []
     code, _, err = run(capsys, "runs", "forget", "run")
     assert (code, "has no entry of run" in err) == (2, True)
     code, _, err = run(capsys, "runs", "forget")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
 
-from family_cases import CASES
+from family_cases import CASES, PLANNED_ONLY, config_of
 from nextword.base import UsageError
 from nextword.families import FAMILIES, spec_from_config
 from nextword.families.gguf_metadata import spec_from_gguf_metadata
@@ -105,6 +106,21 @@ def test_sizes_that_are_no_sizes_are_refused_by_name(key: str, value: object) ->
 def test_values_that_do_not_fit_are_refused_with_the_reason(change: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         spec_from_config(LLAMA3_8B | change)
+
+
+ODD: list[Any] = [
+    None, -1, 0, 1.5, True, "x", [], [1], {}, 10**12, 1e300, float("nan"), {"rope_type": ["yarn"]},
+    {"rope_type": "yarn"}, {"rope_type": "longrope", "short_factor": [1], "long_factor": ["x"]}, {"full_attention": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES | PLANNED_ONLY)
+def test_whatever_a_configuration_holds_it_is_read_or_refused(name: str) -> None:
+    config = config_of((CASES | PLANNED_ONLY)[name]).to_dict()
+    for key in config | dict.fromkeys(("rope_scaling", "head_dim", "layer_types")):
+        for value in ODD:
+            with suppress(UsageError):
+                spec_from_config(config | {key: value})
 
 
 def test_layer_types_must_be_as_many_as_layers() -> None:

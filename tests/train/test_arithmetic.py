@@ -18,7 +18,7 @@ from nextword.spec import ModelSpec
 from nextword.train.lora import add_adapters, merge_adapters
 from nextword.train.loss import summed_loss
 from nextword.train.loss_guard import LossGuard
-from nextword.train.loss_module import LossModule, Placed, new_model
+from nextword.train.loss_module import LossModule, Placed, new_model, prepare
 from nextword.train.optimizers import Lion, make_optimizer, newton_schulz
 from nextword.train.schedules import cosine, learning_rate, warmup_stable_decay
 
@@ -138,9 +138,10 @@ def test_accumulation_divides_by_the_tokens_of_the_whole_batch() -> None:
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_recomputation_changes_no_gradient(recompute: str) -> None:
     tokens = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(0))
-    model = new_model(RUN.with_train(recompute=recompute))  # type: ignore[arg-type]
+    model, plain = new_model(RUN), new_model(RUN)
+    prepare(model, RUN.with_train(recompute=recompute).train)  # type: ignore[arg-type]
     LossModule(model)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
-    plain = new_model(RUN)
+    prepare(plain, RUN.train)
     LossModule(plain)(Placed(tokens[:, :-1], tokens[:, 1:], None)).backward()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)

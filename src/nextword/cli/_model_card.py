@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..base import printable
 from ..native.support import description
-from ..spec import ModelSpec
+from ..spec import ExpertsSpec, ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from ._table import plain_table
 
@@ -49,7 +49,7 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "architecture": described.architecture,
         "runs": described.not_run is None,
         "not_run_because": described.not_run,
-        "execution": execution(described),
+        "execution": description(described.spec) if described.spec and not described.not_run else None,
         "spec": described.spec.to_dict() if described.spec else None,
         "parameters": described.parameters,
         "parameters_by_part": described.parts(),
@@ -58,11 +58,6 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "tokenizer": asdict(described.tokenizer) if described.tokenizer else None,
         "tensors": [asdict(tensor) for tensor in described.tensors],
     }
-
-
-def execution(described: Description) -> str | None:
-    """How the CPU here computes it, as `model.execution` of the loaded model says; None if it is not run."""
-    return None if described.spec is None or described.not_run else description(described.spec)
 
 
 def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
@@ -74,7 +69,7 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
         ("licence", described.licence or "not stated in the files"),
         ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
         *([("runs", f"no: {described.not_run}")] if described.not_run else []),
-        *([("execution", execution(described) or "")] if execution(described) else []),
+        *([("execution", description(spec))] if spec and not described.not_run else []),
         *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
         (
             "tokenizer",
@@ -97,16 +92,24 @@ def _architecture(spec: ModelSpec) -> str:
         f"{spec.layers} layers",
         f"width {spec.width:,}",
         f"{spec.heads} heads of {spec.head_width}{grouped}",
-        f"{spec.mlp} MLP of {spec.mlp_width:,} ({spec.activation})",
+        f"{_experts(spec.experts)} ({spec.activation})"
+        if spec.experts
+        else f"{spec.mlp} MLP of {spec.mlp_width:,} ({spec.activation})",
         {"rms": "RMS norm", "layer": "layer norm"}[spec.norm],
         positions[spec.position] + (f", {spec.rope.scaling} scaling" if spec.rope.scaling != "none" else ""),
         tied,
     ]
+    if spec.rope_layers:
+        words.append(f"{spec.rope_layers.count(False)} of {spec.layers} layers without positions")
     if spec.qk_norm != "none":
         words.append("query and key norms")
     if spec.parallel:
         words.append("attention and MLP in parallel")
     return ", ".join(word for word in words if word)
+
+
+def _experts(experts: ExpertsSpec) -> str:
+    return f"{experts.count} experts of {experts.width:,}, {experts.active} per token"
 
 
 def _window(spec: ModelSpec) -> str:
@@ -117,7 +120,7 @@ def _window(spec: ModelSpec) -> str:
 def _tokenizer(facts: TokenizerFacts) -> str:
     words = [facts.kind, f"{facts.vocabulary:,} tokens"]
     if facts.bos is not None:
-        words.append(f"texts begin with {facts.bos}" if facts.adds_bos else "no token before a text")
+        words.append(f"texts begin with {facts.bos}" if facts.adds_bos else "no BOS token")
     if facts.eos:
         words.append(f"a text ends with {' or '.join(facts.eos)}")
     words.append("with a chat template" if facts.chat_template else "without a chat template")

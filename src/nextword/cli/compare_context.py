@@ -55,56 +55,56 @@ def command(
     if unknown := [kind for kind in chosen if kind not in KINDS]:
         raise UsageError(f"kind {unknown[0]!r} is not known. Known: {', '.join(KINDS)}")
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         messages().print(text, style="dim")
 
-    dataset = prepare_in(cache_folder() / "data", list(data), DataConfig(vocabulary=vocabulary), log=say)
+    dataset = prepare_in(cache_folder() / "data", list(data), DataConfig(vocabulary=vocabulary), log=log)
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
-    found = study(dataset, minutes, context, count, chosen, sizes, seed, say, widths)  # type: ignore[arg-type]
+    result = study(dataset, minutes, context, count, chosen, sizes, seed, log, widths)  # type: ignore[arg-type]
     if as_json:
         from dataclasses import asdict
 
         from ._console import emit_json
 
         units = {"loss": "nats/token", "state_bytes": "bytes", "tokens_per_second": "tokens/s"}
-        emit_json({**asdict(found), "findings": found.findings(), "units": units})
+        emit_json({**asdict(result), "findings": result.findings(), "units": units})
     else:
-        _print(found)
+        _print(result)
     if plot is not None:
-        draw_study(found, plot)
+        draw_study(result, plot)
 
 
-def _print(found: Study) -> None:
+def _print(result: Study) -> None:
     from ..train.context_findings import cell, percent
     from ._console import output
 
     console = output()
     console.print(
-        f"{found.plan.text_steps:,} steps on the text and {found.plan.task_steps:,} on each task for every kind,"
-        f" rate and seed; ± is the {found.confidence:.0%} interval over {len(found.seeds)} seeds and held-out text\n"
+        f"{result.plan.text_steps:,} steps on the text and {result.plan.task_steps:,} on each task for every kind,"
+        f" rate and seed; ± is the {result.confidence:.0%} interval over {len(result.seeds)} seeds and held-out text\n"
     )
-    first, kinds = found.kinds[0], found.kinds
+    first, kinds = result.kinds[0], result.kinds
     tables = {
         "held-out loss, nats a token, by tokens of context before it": [
-            (f"{mean.at:,}", [cell(each.by_position[n].estimate, 2) for each in kinds])
+            (f"{mean.at:,}", [cell(model.by_position[n].estimate, 2) for model in kinds])
             for n, mean in enumerate(first.by_position)
         ],
         "loss of a token, given only the last so many": [
-            (f"{mean.at:,} to {2 * mean.at - 1:,}", [cell(each.by_visible[n].estimate, 2) for each in kinds])
+            (f"{mean.at:,} to {2 * mean.at - 1:,}", [cell(model.by_visible[n].estimate, 2) for model in kinds])
             for n, mean in enumerate(first.by_visible)
         ],
         "made-up tasks, % of answers right": [
-            (f"{task.task} {task.size}", [percent(each.tasks[n].accuracy).replace(" ", "") for each in kinds])
+            (f"{task.task} {task.size}", [percent(model.tasks[n].accuracy).replace(" ", "") for model in kinds])
             for n, task in enumerate(first.tasks)
         ],
         "training speed on one row, tokens/s, threads x length": [
-            (name, [cell(each.tokens_per_second[name], 0) for each in kinds])
+            (name, [cell(model.tokens_per_second[name], 0) for model in kinds])
             for name in first.tokens_per_second
         ],
     }  # fmt: skip
     for title, rows in tables.items():
-        _table(title, [each.kind for each in kinds], rows)
-    for sentence in found.findings():
+        _table(title, [model.kind for model in kinds], rows)
+    for sentence in result.findings():
         console.print(f"- {sentence}")
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..base import UsageError, units
 from ..base.fields import FieldError
+from ..plan import parameters
+from ..train import calibration
+from ..train.changes import Change
+from ..train.metrics import progress_of
+from ..train.pictures import draw_curves, terminal_curve
+from ..train.run_dir import Measured, RunRecord, differences, is_locked, read_report, runs_under
 from ._app import Suggesting
+from ._console import emit_json, messages, output
 from ._options import OUTPUT_MODEL, PICTURE
+from ._table import plain_table
 from .plan_options import STEPS
-from .runs_calibration import command as calibration
-
-if TYPE_CHECKING:
-    from ..train.changes import Change
-    from ..train.run_dir import Measured, RunRecord
+from .runs_calibration import command as calibration_command
+from .train import emit, run_json, train
+from .train_display import print_report
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -35,7 +41,7 @@ def command() -> None:
     """
 
 
-command.add_command(calibration)
+command.add_command(calibration_command)
 
 
 @command.command(name="list")
@@ -43,17 +49,15 @@ command.add_command(calibration)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_runs(root: Path, as_json: bool) -> None:
     """The runs in a folder, oldest first."""
-    from ..train.run_dir import RunRecord, runs_under
-
-    rows = [_summary(folder, RunRecord.read(folder)) for folder in runs_under(root)]
+    rows = []
+    for folder in runs_under(root):
+        try:
+            rows.append(_summary(folder, RunRecord.read(folder)))
+        except UsageError as error:  # of another version, or damaged
+            messages().print(f"skipped: {error}", style="dim", soft_wrap=True)
     if as_json:
-        from ._console import emit_json
-
         emit_json(rows)
         return
-    from ._console import messages, output
-    from ._table import plain_table
-
     if not rows:
         messages().print(f"no runs in {root}. Start one: nextword train FOLDER --minutes 20")
         return
@@ -74,48 +78,23 @@ def list_runs(root: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
     """One run: its plan, what it measured, its curve."""
-    from ..train.run_dir import RunRecord
-
     record = RunRecord.read(run)
     measured = _measured(run, record)
     if as_json:
-        from dataclasses import asdict
-
-        from ._console import emit_json
-
-        emit_json(
-            {
-                **_summary(run, record),
-                "config": record.config.to_dict(),
-                "predicted": asdict(record.expected) if record.expected else None,
-                "measured": asdict(measured) if measured else None,
-            }
-        )
+        emit_json(_summary(run, record) | run_json(run, record, measured))
     else:
         _print_run(run, record, measured)
     if plot is not None:
-        from ..train.pictures import draw_curves
-
         draw_curves([run], plot)
 
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
-    from ._console import output
-    from ._table import plain_table
-    from .train_display import print_report
-
     summary = _summary(run, record) | {"changes": "; ".join(map(str, record.changes)) or None}
     table = plain_table("", "", right=False)
     table.show_header = False
     for name, value in summary.items():
-        table.add_row(
-            name,
-            f"{value:,}"
-            if isinstance(value, int)
-            else _number(value)
-            if value is None or isinstance(value, float)
-            else str(value),
-        )
+        number = value is None or isinstance(value, float)
+        table.add_row(name, _number(value) if number else f"{value:,}" if isinstance(value, int) else str(value))
     output().print(table)
     output().print("\n" + _terminal_curve([run]))
     if measured is not None:
@@ -128,8 +107,6 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     """Several runs side by side: settings that differ, losses, curves."""
-    from ..train.run_dir import RunRecord, differences
-
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
     records = [RunRecord.read(run) for run in runs]
@@ -137,23 +114,16 @@ def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     configs = [record.config.to_dict() for record in records]
     differing = {str(run): differences(configs[0], config) for run, config in zip(runs, configs, strict=True)}
     if as_json:
-        from ._console import emit_json
-
         emit_json({"runs": rows, "differs_from_the_first": differing})
     else:
         _print_compared(runs, records, rows, differing)
     if plot is not None:
-        from ..train.pictures import draw_curves
-
         draw_curves(list(runs), plot)
 
 
 def _print_compared(
     runs: tuple[Path, ...], records: list[RunRecord], rows: list[dict[str, Any]], differing: dict[str, list[str]]
 ) -> None:
-    from ._console import output
-    from ._table import plain_table
-
     table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
                         least=((2,), (6,), (5,), (1,)))  # fmt: skip
     for run, row, record in zip(runs, rows, records, strict=True):
@@ -201,7 +171,6 @@ def resume(
       nextword runs resume runs/transformer-1.20M --on-loss-spike skip
       nextword runs resume runs/transformer-1.20M --steps 20000
     """
-    from ..train.changes import Change
     from ..train.distributed import one_voice
 
     try:
@@ -213,10 +182,6 @@ def resume(
 
 
 def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, change: Change) -> None:
-    from ..train.run_dir import RunRecord, read_report
-    from ._console import messages
-    from .train import emit, train
-
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and record.ended(ended, change):
         messages().print(f"{run} has ended after {record.current.train.steps:,} steps: nothing to do."
@@ -240,7 +205,6 @@ def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_jso
 def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> None:
     """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends so."""
     from ..train.export import export_run
-    from ._console import messages
 
     written = export_run(run, out, step, dtype, force)
     messages().print(f"wrote {written}")
@@ -251,9 +215,6 @@ def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> N
 @click.option("--all", "every", is_flag=True, help="Every run.")
 def forget(run: str | None, every: bool) -> None:
     """Take a run out of the ledger, so that it corrects no plan any more. Its folder stays, or may be gone already."""
-    from ..train import calibration
-    from ._console import messages
-
     if (run is None) != every:
         raise UsageError("give the folder of a run whose entries the ledger should forget, or --all")
     count = calibration.forget(run)
@@ -261,9 +222,6 @@ def forget(run: str | None, every: bool) -> None:
 
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
-    from ..plan import parameters
-    from ..train.metrics import progress_of
-    from ..train.run_dir import is_locked
 
     measured, run = _measured(folder, record), record.current
     step, stopped = progress_of(folder)
@@ -286,16 +244,11 @@ def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
 
 def _measured(folder: Path, record: RunRecord) -> Measured | None:
     """What the run measured, if it has ended; a report from before it was made longer does not count."""
-    from ..train.run_dir import read_report
-
     measured = read_report(folder)
     return measured if record.ended(measured) else None
 
 
 def _terminal_curve(folders: list[Path]) -> str:
-    from ..train.pictures import terminal_curve
-    from ._console import output
-
     return terminal_curve(folders, output().width)
 
 

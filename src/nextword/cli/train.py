@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..base import UsageError
 from ..base.fields import FieldError
 from ..base.toml import read_toml, set_values
 from ..plan.run_config import BUDGETS, RunConfig
+from ._console import emit_json, messages
 from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, duration_in
 
@@ -121,7 +123,6 @@ def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: 
     from ..train.distributed import this_process
     from ..train.pipeline import prepare_run
     from ..weights.catalogue import cache_folder
-    from ._console import messages
     from .train_display import print_plan
 
     run = prepare_run(config, data, out, cache_folder(), lambda text: messages().print(text, style="dim"))
@@ -157,7 +158,6 @@ def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
 def _finish(result: RunResult, as_json: bool) -> None:
     """What is printed at a run's end."""
     from ..train.run_dir import resume_command
-    from ._console import messages
     from .train_display import print_report
 
     folder, record, outcome = result.folder, result.record, result.outcome
@@ -184,19 +184,17 @@ def draw_curve(folder: Path) -> None:
         draw_curves([folder], folder / "curve.svg")
 
 
+def run_json(folder: Path, record: RunRecord, measured: Measured | None) -> dict[str, Any]:
+    """A run as plain data."""
+    units = {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s", "nats_per_token": "nats/token",
+             "bits_per_byte": "bits/byte"}  # fmt: skip
+    return {
+        "folder": str(folder), "config": record.config.to_dict(), "units": units,
+        "predicted": asdict(record.expected) if record.expected else None,
+        "measured": asdict(measured) if measured else None,
+    }  # fmt: skip
+
+
 def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:
-    """A run as JSON."""
-    from dataclasses import asdict
-
-    from ._console import emit_json
-
-    emit_json(
-        {
-            "folder": str(folder),
-            "config": record.config.to_dict(),
-            "predicted": asdict(record.expected) if record.expected else None,
-            "measured": asdict(measured) if measured else None,
-            "units": {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s",
-                      "nats_per_token": "nats/token", "bits_per_byte": "bits/byte"},
-        }
-    )  # fmt: skip
+    """Print a run as JSON."""
+    emit_json(run_json(folder, record, measured))

@@ -140,8 +140,8 @@ def _skipped_line(unread: dict[str, int], skipped: dict[str, int]) -> str:
 def check_encoding(name: str) -> str:
     """The codec's own name of a text encoding. Raises UsageError for one that is not known."""
     try:
-        if (found := codecs.lookup(name))._is_text_encoding:
-            return found.name
+        if (codec := codecs.lookup(name))._is_text_encoding:
+            return codec.name
     except LookupError:
         pass
     raise UsageError(f"encoding {name!r} is not known. Give one such as utf-8, latin-1, cp1252, utf-16")

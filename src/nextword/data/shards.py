@@ -143,13 +143,13 @@ def _wanted(config: DataConfig, tokenizer: Tokenizer | None = None) -> dict[str,
 
 def _contents(sources: Sources) -> tuple[tuple[str, str], ...]:
     """The ending and the hash of every file."""
-    found = []
+    contents = []
     for file in sources.files:
         status = file.stat()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
         inner = Path(file.stem).suffix if file.suffix.lower() == ".gz" else ""
-        found.append(((inner + file.suffix).lower(), _file_digest(file.resolve(), stamp)))
-    return tuple(found)
+        contents.append(((inner + file.suffix).lower(), _file_digest(file.resolve(), stamp)))
+    return tuple(contents)
 
 
 @lru_cache(maxsize=1 << 16)

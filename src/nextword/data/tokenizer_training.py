@@ -76,9 +76,9 @@ def _made(engine: Any) -> Tokenizer:
         folder = Path(name)
         engine.save(str(folder / "tokenizer.json"))
         write_config(folder, {"eos_token": END})
-        made = tokenizer_from_folder(folder)
-    made.name = "the tokenizer of this run"
-    return made
+        tokenizer = tokenizer_from_folder(folder)
+    tokenizer.name = "the tokenizer of this run"
+    return tokenizer
 
 
 def write_config(folder: Path, special: dict[str, str], adds_bos: bool = False) -> None:

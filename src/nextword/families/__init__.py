@@ -65,7 +65,7 @@ def family_of(spec: ModelSpec) -> Family:
     for family in LOADABLE.values():
         try:
             read = family.spec(family.config(wanted), "config.json")
-        except UsageError:
+        except (UsageError, OverflowError):
             continue
         if read == wanted:
             return family

@@ -70,7 +70,7 @@ class Config:
     def activation(self, key: str, default: str) -> str:
         """ModelSpec's name of an activation that transformers knows."""
         value = self.values.get(key) or default
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise UsageError(f"{self.what}: activation {value!r} is not known. Known: {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[value]
 

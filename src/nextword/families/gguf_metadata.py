@@ -62,7 +62,7 @@ def gguf_metadata(spec: ModelSpec) -> tuple[GGUF, Values] | None:
             values = _metadata(family, gguf, spec)
             if spec_from_gguf_metadata(values, tied=spec.tied) == wanted:
                 return gguf, values
-        except UsageError:  # a shape that this family cannot have
+        except (UsageError, OverflowError):  # a shape that this family cannot have
             continue
     return None
 

@@ -28,8 +28,9 @@ def rope_from_config(
     if table is None:
         return RopeSpec(theta=config.number("rope_theta", theta), fraction=fraction)
     kind = table.values.get("rope_type") or table.values.get("type") or "default"
-    kind = {"su": "longrope"}.get(kind, kind)  # the name of its first versions
-    if kind not in _KNOWN:
+    if kind == "su":  # the name of its first versions
+        kind = "longrope"
+    if not isinstance(kind, str) or kind not in _KNOWN:
         raise UsageError(f"{table.what}: rope type {kind!r} is not known. Known: {', '.join(_KNOWN)}")
     values: dict[str, Any] = {} if kind == "default" else {"scaling": kind, **_scaling(kind, table, config)}
     theta = table.number("rope_theta", config.number("rope_theta", theta))

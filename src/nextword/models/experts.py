@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..native.matmul import PackedMatrix
 from ..spec import ExpertsSpec, ModelSpec
 from .layers import Layer, Linear, activate
 
@@ -21,8 +22,8 @@ class Experts(Layer):
         self.spec, self.active, self.normalize = spec, experts.active, experts.normalize
         rows = experts.width * (2 if spec.mlp == "gated" else 1)
         self.router = Linear(spec.width, experts.count, experts.bias)
-        self.up = nn.Parameter(torch.empty(experts.count, rows, spec.width))
-        self.down = nn.Parameter(torch.empty(experts.count, spec.width, experts.width))
+        self.up: Tensor | list[PackedMatrix] = nn.Parameter(torch.empty(experts.count, rows, spec.width))
+        self.down: Tensor | list[PackedMatrix] = nn.Parameter(torch.empty(experts.count, spec.width, experts.width))
         self.up_bias = nn.Parameter(torch.zeros(experts.count, rows)) if experts.bias else None
         self.down_bias = nn.Parameter(torch.zeros(experts.count, spec.width)) if experts.bias else None
         self.reset_parameters()
@@ -30,7 +31,7 @@ class Experts(Layer):
     def reset_parameters(self) -> None:
         """As torch.nn.Linear draws each matrix."""
         for weight in (self.up, self.down):
-            if not weight.is_meta:
+            if isinstance(weight, Tensor) and not weight.is_meta:
                 bound = weight.shape[-1] ** -0.5
                 nn.init.uniform_(weight, -bound, bound)
 
@@ -53,7 +54,15 @@ class Experts(Layer):
 
     def expert(self, number: int, x: Tensor) -> Tensor:
         """The output of one expert, (rows, width) → (rows, width)."""
-        up_bias = None if self.up_bias is None else self.up_bias[number]
-        down_bias = None if self.down_bias is None else self.down_bias[number]
-        inner = F.linear(x, self.up[number], up_bias)
-        return F.linear(activate(inner, self.spec), self.down[number], down_bias)
+        inner = _product(x, self.up[number], self.up_bias, number)
+        return _product(activate(inner, self.spec), self.down[number], self.down_bias, number)
+
+    def pack(self, name: str, matrices: list[PackedMatrix]) -> None:
+        """Hold `up` or `down` in quantized blocks, a matrix per expert, as `PackedLinear` holds one."""
+        delattr(self, name)
+        setattr(self, name, matrices)
+
+
+def _product(x: Tensor, matrix: Tensor | PackedMatrix, biases: Tensor | None, number: int) -> Tensor:
+    y = matrix.matmul(x) if isinstance(matrix, PackedMatrix) else F.linear(x, matrix)
+    return y if biases is None else y + biases[number]

@@ -111,12 +111,12 @@ def machine() -> str:
     return f"{platform.machine()}, {cores()} cores, {platform.node()}"
 
 
-def append(entry: Entry, place: Path | None = None) -> None:
+def append(entry: Entry, ledger: Path | None = None) -> None:
     """Add one line. A ledger that cannot be written is no failure of the run."""
-    place = place or path()
+    ledger = ledger or path()
     with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("a", encoding="utf-8") as file:
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        with ledger.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(entry)) + "\n")
 
 
@@ -140,30 +140,30 @@ def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
     )  # fmt: skip
 
 
-def read(place: Path | None = None) -> list[Entry]:
+def read(ledger: Path | None = None) -> list[Entry]:
     """The last entry of each run, oldest first; incomplete lines are left out."""
-    found: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     with suppress(OSError):
-        for line in read_text(place or path(), _MOST_BYTES).splitlines():
+        for line in read_text(ledger or path(), _MOST_BYTES).splitlines():
             with suppress(ValueError, TypeError):
                 entry = Entry(**json.loads(line))
-                found.pop(entry.key, None)
-                found[entry.key] = entry
-    return list(found.values())
+                entries.pop(entry.key, None)
+                entries[entry.key] = entry
+    return list(entries.values())
 
 
-def forget(run: str | None = None, place: Path | None = None) -> int:
+def forget(run: str | None = None, ledger: Path | None = None) -> int:
     """Take a run's entries out of the ledger, by its folder, or all of them; how many lines there were.
 
     Incomplete lines stay, unless all go. Raises UsageError for a run that has no entry.
     """
-    place = place or path()
-    lines = read_text(place, _MOST_BYTES).splitlines() if place.exists() else []
+    ledger = ledger or path()
+    lines = read_text(ledger, _MOST_BYTES).splitlines() if ledger.exists() else []
     kept = [] if run is None else [line for line in lines if _folder(line) != str(Path(run).resolve())]
     if run is not None and len(kept) == len(lines):
-        raise UsageError(f"the ledger {place} has no entry of {run}; nextword runs calibration lists those it has")
+        raise UsageError(f"the ledger {ledger} has no entry of {run}; nextword runs calibration lists those it has")
     if len(kept) < len(lines):
-        with atomic_write(place) as file:
+        with atomic_write(ledger) as file:
             file.writelines(f"{line}\n" for line in kept)
     return len(lines) - len(kept)
 

@@ -124,13 +124,13 @@ def newest(root: Path, process: Process, log: Any = None) -> Checkpoint | None:
     `log` is told of damaged ones, which are moved aside where an earlier one is sound. Raises RunError that says what
     is wrong with each if there are some and none is sound.
     """
-    found: tuple[Checkpoint | None, str] = (None, "")
+    newest_one: tuple[Checkpoint | None, str] = (None, "")
     if process.first:
         try:
-            found = (_newest(root, log), "")
+            newest_one = (_newest(root, log), "")
         except RunError as error:
-            found = (None, str(error))
-    checkpoint, trouble = from_first(found, process)
+            newest_one = (None, str(error))
+    checkpoint, trouble = from_first(newest_one, process)
     if trouble:
         raise RunError(trouble)
     return checkpoint  # type: ignore[no-any-return]
@@ -219,11 +219,13 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
 
     tensors = get_model_state_dict(model)
     named = [name for part in (model.named_parameters(), model.named_buffers()) for name, _ in part]
-    found = {f"model.{name}": tensors[name] for name in named if name in tensors}  # a tied head once, as the embedding
+    named_tensors = {
+        f"model.{name}": tensors[name] for name in named if name in tensors
+    }  # a tied head once, as the embedding
     if optimizer is not None:
         for name, values in _optimizer_state(model, optimizer)["state"].items():
-            found |= {f"optimizer.{name}|{key}": value for key, value in values.items()}
-    return found
+            named_tensors |= {f"optimizer.{name}|{key}": value for key, value in values.items()}
+    return named_tensors
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -252,13 +254,13 @@ def _write(tensors: dict[str, Any], folder: Path) -> None:
 
 def _files(tensors: dict[str, Any]) -> dict[str, int]:
     """The file, from 1, that each tensor goes to: the writer holds a file twice in memory before it is on disk."""
-    found, number, size = {}, 1, 0
+    files, number, size = {}, 1, 0
     for name, tensor in tensors.items():
         more = tensor.nbytes if isinstance(tensor, Tensor) else 0
         if size and size + more > _FILE_BYTES:
             number, size = number + 1, 0
-        found[name], size = number, size + more
-    return found
+        files[name], size = number, size + more
+    return files
 
 
 def _seal(folder: Path, step: int, progress: dict[str, Any], configuration: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ class Study:
 
 def study(
     data: Dataset, seconds: float, context: int = 256, count: float = 600e3, kinds: Sequence[ModelKind] = KINDS,
-    sizes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, say: Callable[[str], None] = print,
+    sizes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, log: Callable[[str], None] = print,
     widths: bool = False, plan: Plan | None = None,
 ) -> Study:  # fmt: skip
     """Train every kind on the same rows for about `seconds` in all, and measure what each remembers.
@@ -138,22 +138,22 @@ def study(
             f"{data.val.tokens:,} tokens are held out; contexts of {context} need {4 * context + 2}. Give more text"
         )
     runs = {kind: _run(kind, data, context, count) for kind in kinds}
-    plan = plan or _plan(runs, data, seconds, sizes or SIZES, widths, say)
+    plan = plan or _plan(runs, data, seconds, sizes or SIZES, widths, log)
     seeds = tuple(range(seed, seed + 3))
-    found, losses = [], {}
+    results, losses = [], {}
     for kind, run in runs.items():
-        say(f"{kind}: {parameters(run.spec).total:,} parameters")
+        log(f"{kind}: {parameters(run.spec).total:,} parameters")
         run = run.with_train(steps=plan.text_steps, warmup_steps=max(1, plan.text_steps // 20))
         run = run.with_run(threads=plan.threads, evaluate_tokens=context)
-        rate, models = _best(run, data, seeds, say)
+        rate, models = _best(run, data, seeds, log)
         tasks = tuple(
             solve(kind, task, size, plan.task_steps, seeds) for task in plan.sizes for size in plan.sizes[task]
         )
         result, losses[kind] = _measure(models, rate, run, data, plan, tasks)
-        found.append(result)
+        results.append(result)
     recall = tuple(smallest_width(kind, pairs, plan.width_steps) for kind in kinds for pairs in PAIRS if widths)
     tokens = plan.text_steps * _ROWS * context
-    return Study(context, tokens, plan, RATES, seeds, 1 - LEVEL, tuple(found), behind_the_best(losses), recall)
+    return Study(context, tokens, plan, RATES, seeds, 1 - LEVEL, tuple(results), behind_the_best(losses), recall)
 
 
 def behind_the_best(losses: dict[ModelKind, Values]) -> dict[str, Estimate]:
@@ -176,7 +176,7 @@ def _run(kind: ModelKind, data: Dataset, context: int, count: float) -> RunConfi
 
 def _plan(
     runs: dict[ModelKind, RunConfig], data: Dataset, seconds: float, sizes: dict[str, tuple[int, ...]], widths: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Plan:  # fmt: skip
     """Time some steps of everything, and share the time out."""
     times = {kind: time_steps(run, torch.device("cpu"), seconds=min(3.0, seconds / 40)) for kind, run in runs.items()}
@@ -207,7 +207,7 @@ def _plan(
         )
         width_steps = max(1, int(seconds / (together * len(RATES))))
     plan = Plan(text_steps, task_steps, kept, test_tokens, width_steps, seconds * SHARES["speed"], threads)
-    say(_split(plan, len(runs), sizes))
+    log(_split(plan, len(runs), sizes))
     return plan
 
 
@@ -230,7 +230,7 @@ def task_plan(
     `costs` are seconds of a step over all kinds, by task and size.
     """
     for count in range(max(map(len, sizes.values())), 0, -1):
-        together = sum(sum(each[:count]) for each in costs.values()) * len(RATES) * 3
+        together = sum(sum(seconds_of[:count]) for seconds_of in costs.values()) * len(RATES) * 3
         steps = max(1, int(seconds / together))
         if steps >= _ENOUGH_STEPS or count == 1:
             break
@@ -251,7 +251,7 @@ def _split(plan: Plan, kinds: int, wanted: dict[str, tuple[int, ...]]) -> str:
 # ---- training on text
 
 
-def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], say: Callable[[str], None]) -> tuple[float, list[Any]]:
+def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], log: Callable[[str], None]) -> tuple[float, list[Any]]:
     """The rate with the lowest mean loss on the first half of the held-out text, and its models, one a seed."""
     windows = _windows(data, 0, data.val.tokens // 2, run.train.context, 32)
     models, losses = {}, {}
@@ -259,7 +259,7 @@ def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], say: Callable[[st
         models[rate] = [_train(run.with_train(learning_rate=rate, seed=seed), data) for seed in seeds]
         losses[rate] = statistics.fmean(float(token_losses(model, windows).mean()) for model in models[rate])
     best = min(losses, key=losses.__getitem__)
-    say(f"{run.spec.kind}: rate {best:g} of {', '.join(f'{rate:g}: {loss:.3f}' for rate, loss in losses.items())}")
+    log(f"{run.spec.kind}: rate {best:g} of {', '.join(f'{rate:g}: {loss:.3f}' for rate, loss in losses.items())}")
     return best, models[best]
 
 
@@ -288,7 +288,7 @@ def _measure(
     stretches = in_stretches(losses.mean(2))
     result = KindResult(
         kind=spec.kind, parameters=parameters(spec).total, width=spec.width, rate=rate, loss=crossed(stretches),
-        by_seed=tuple(float(each) for each in losses.mean((1, 2))),
+        by_seed=tuple(float(loss) for loss in losses.mean((1, 2))),
         over_frequencies=crossed(in_stretches((losses - guessed).mean(2))), carrying=carried,
         by_position=_by_position(losses), by_visible=visible, gain_beyond=beyond, useful=useful_distance(beyond),
         tasks=tasks, tokens_per_second=speeds, two_threads=ratio,
@@ -307,13 +307,14 @@ def _windows(data: Dataset, start: int, tokens: int, context: int, most: int | N
 @torch.no_grad()
 def token_losses(model: Any, windows: Tensor, state: Any = None) -> Tensor:
     """−ln p of every target of `windows` (rows, context + 1), float32 (rows, context)."""
-    found, rows_at_once = [], max(1, _AT_ONCE // windows.shape[1])
+    losses, rows_at_once = [], max(1, _AT_ONCE // windows.shape[1])
     carried = {} if state is None else {"state": state}
     for start in range(0, len(windows), rows_at_once):
         rows = windows[start : start + rows_at_once]
         logits = model.logits(model.hidden(rows[:, :-1].contiguous(), **carried))
-        found.append(F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1))
-    return torch.cat(found)
+        targets = rows[:, 1:].flatten()
+        losses.append(F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(rows), -1))
+    return torch.cat(losses)
 
 
 def token_losses_carried(model: Any, windows: Tensor) -> Tensor:
@@ -331,11 +332,11 @@ def _frequency_losses(data: Dataset) -> Tensor:
 
 def _by_position(losses: Values) -> tuple[Mean, ...]:
     """Means over 1, 2, 3–4, 5–8, … tokens seen."""
-    found, start, end = [], 0, 1
+    means, start, end = [], 0, 1
     while start < losses.shape[2]:
-        found.append(Mean(end, crossed(in_stretches(losses[:, :, start:end].mean(2)))))
+        means.append(Mean(end, crossed(in_stretches(losses[:, :, start:end].mean(2)))))
         start, end = end, min(2 * end, losses.shape[2])
-    return tuple(found)
+    return tuple(means)
 
 
 def visible_sizes(context: int) -> list[int]:
@@ -372,10 +373,10 @@ def useful_distance(beyond: Sequence[Mean]) -> int:
     Tested from the shortest until one is not told from nothing, so that no correction is due (fixed sequence).
     """
     useful = 0
-    for each in beyond:
-        if each.estimate.low <= 0:
+    for gain in beyond:
+        if gain.estimate.low <= 0:
             break
-        useful = each.at
+        useful = gain.at
     return useful
 
 

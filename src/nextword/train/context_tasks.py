@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data import IGNORED
 from ..plan import RunConfig, cache_bytes, parameters
 from ..plan.run_config import ModelConfig, RunSettings, TrainConfig
 from ..spec import ModelKind, ModelSpec
 from .estimates import Estimate, Values, crossed
 from .learner import Learner
-from .loss import IGNORED
 from .loss_module import Placed, new_model
 from .planning import recurrent_like
 from .schedules import learning_rate

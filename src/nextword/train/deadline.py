@@ -30,13 +30,13 @@ def schedule_step(step: int, cuts: Sequence[Cut]) -> float:
     The step of a cut keeps its own rate, the last step gets the rate of what was the last step, and those between lie
     evenly between.
     """
-    place = float(step)
+    position = float(step)
     for start, before, after in reversed(cuts):
-        if place >= after - 1:
-            place = before - 1.0
-        elif place > start:
-            place = start + (place - start) * (before - 1 - start) / (after - 1 - start)
-    return place
+        if position >= after - 1:
+            position = before - 1.0
+        elif position > start:
+            position = start + (position - start) * (before - 1 - start) / (after - 1 - start)
+    return position
 
 
 class Deadline:

@@ -117,7 +117,7 @@ def _sums(
     training: Any, windows: Windows, rows: int, groups: NDArray[np.int64], device: torch.device, process: Process
 ) -> NDArray[np.float64]:
     """Nats and targets of each group of tokens: (2, groups), this process's share of them."""
-    found = np.zeros((2, int(groups.max()) + 1))
+    sums = np.zeros((2, int(groups.max()) + 1))
     starts = list(range(0, windows.rows_in_order, rows))
     for turn in range(-(-len(starts) // process.world)):  # as many turns for every process: they wait for each other
         number = turn * process.world + process.rank
@@ -128,6 +128,6 @@ def _sums(
         if number < len(starts):
             counted = (batch.targets != IGNORED).ravel()
             group = groups[positions.ravel()[counted]]
-            found[0] += np.bincount(group, losses[counted], found.shape[1])
-            found[1] += np.bincount(group, minlength=found.shape[1])
-    return found
+            sums[0] += np.bincount(group, losses[counted], sums.shape[1])
+            sums[1] += np.bincount(group, minlength=sums.shape[1])
+    return sums

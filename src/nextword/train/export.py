@@ -31,12 +31,12 @@ def model_at(run: Path, record: RunRecord, step: int | None) -> Any:
     """The run's model after `step` steps, or after the newest checkpoint."""
     root = run / "checkpoints"
     if step is None:
-        found = max(root.glob("step-*"), default=None)
-        if found is None:
+        folder = max(root.glob("step-*"), default=None)
+        if folder is None:
             raise UsageError(f"{run} has no checkpoint yet")
     else:
-        found = root / checkpoints.folder_name(step)
-        if not found.exists():
+        folder = root / checkpoints.folder_name(step)
+        if not folder.exists():
             known = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(root.glob("step-*")))
             raise UsageError(f"{run} has no checkpoint of step {step}; it has {known or 'none'}")
     config = record.config
@@ -44,7 +44,7 @@ def model_at(run: Path, record: RunRecord, step: int | None) -> Any:
     if config.model.lora:
         add_adapters(model, config.model.lora, config.train.seed)
     try:
-        checkpoints.load(checkpoints.read(found), model)
+        checkpoints.load(checkpoints.read(folder), model)
     except RunError as error:
         raise RunError(f"{error}. Another one: --step N") from error
     if config.model.lora:

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
+from ..data import IGNORED
 from ..native import elementwise
-
-IGNORED = -100  # a target that is not counted: padding
-CHUNK = 1024  # tokens whose logits exist at a time; plan/training.py counts with the same number
+from ..plan.training import CHUNK
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -23,7 +22,7 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dt
     products are made in it (bfloat16); softmax and sums stay float32.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    by = tuple(torch.is_grad_enabled() and each.requires_grad for each in (hidden, weight))
+    by = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight))
     loss: Tensor = _ChunkedLoss.apply(flat, weight, targets.reshape(-1), dtype, by)  # type: ignore[no-untyped-call]
     return loss
 
@@ -58,30 +57,30 @@ class _ChunkedLoss(torch.autograd.Function):
             to_hidden = torch.empty_like(left) if by[0] else None
             to_weight: Tensor | None = None
             for start in range(0, left.shape[0], CHUNK):
-                part = slice(start, start + CHUNK)
-                logits = left[part] @ matrix.t()  # (chunk, vocabulary)
-                losses, gradient = _softmax_minus_one_hot(logits, targets[part], any(by))
+                rows = slice(start, start + CHUNK)
+                logits = left[rows] @ matrix.t()  # (chunk, vocabulary)
+                losses, gradient = _softmax_minus_one_hot(logits, targets[rows], any(by))
                 loss += losses.sum()
                 if to_hidden is not None and gradient is not None:
-                    torch.mm(gradient, matrix, out=to_hidden[part])
+                    torch.mm(gradient, matrix, out=to_hidden[rows])
                 if by[1] and gradient is not None:
                     to_weight = (
-                        gradient.t() @ left[part]
+                        gradient.t() @ left[rows]
                         if to_weight is None
-                        else to_weight.addmm_(gradient.t(), left[part])
+                        else to_weight.addmm_(gradient.t(), left[rows])
                         if dtype is None
-                        else to_weight.add_(gradient.t() @ left[part])
+                        else to_weight.add_(gradient.t() @ left[rows])
                     )
                     if to_weight.dtype != torch.float32 and weight.dtype == torch.float32:
                         to_weight = to_weight.float()  # sums of many chunks stay exact
-        made = ((to_hidden, hidden), (to_weight, weight))
-        ctx.save_for_backward(*(None if each is None else each.to(of.dtype) for each, of in made))
+        gradients_of = ((to_hidden, hidden), (to_weight, weight))
+        ctx.save_for_backward(*(None if tensor is None else tensor.to(of.dtype) for tensor, of in gradients_of))
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight = ctx.saved_tensors
-        scaled = (None if each is None else each * gradients[0] for each in (to_hidden, to_weight))
+        scaled = (None if tensor is None else tensor * gradients[0] for tensor in (to_hidden, to_weight))
         return *scaled, None, None, None
 
 

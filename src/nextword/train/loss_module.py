@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data import Batch
+from ..data import IGNORED, Batch
 from ..models import Model
 from ..plan import RunConfig
 from ..plan.run_config import TrainConfig
 from ..spec import ModelSpec
-from .loss import IGNORED, single_losses, summed_loss, summed_loss_of_logits
+from .loss import single_losses, summed_loss, summed_loss_of_logits
 
 AUTOCAST_DTYPE = {"amp": torch.bfloat16}
 

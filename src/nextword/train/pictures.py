@@ -64,12 +64,12 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
 def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
     """A running mean that forgets over `share` of the steps."""
     keep = 1 - 1 / max(1.0, share * len(losses))
-    mean, weight, found = 0.0, 0.0, []
+    mean, weight, means = 0.0, 0.0, []
     for loss in losses:
         if math.isfinite(loss):
             mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
-        found.append(mean / weight if weight else math.nan)
-    return found
+        means.append(mean / weight if weight else math.nan)
+    return means
 
 
 def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
@@ -93,24 +93,24 @@ def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
     return "\n".join([*lines, f"{'':8}└{'─' * wide}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])
 
 
-def draw_study(found: Any, path: Path) -> None:
+def draw_study(study: Any, path: Path) -> None:
     """A `context_study.Study` in four panels: by position, by what may be seen, tasks, speed."""
     check_picture(path)
     figure, panels = new_figure(10, 7, 2, 2)
     (position, visible), (tasks, speed) = panels
-    names = [(result.task, result.size) for result in found.kinds[0].tasks]
-    for number, each in enumerate(found.kinds):
+    names = [(result.task, result.size) for result in study.kinds[0].tasks]
+    for number, model in enumerate(study.kinds):
         colour = PALETTE[number % len(PALETTE)]
-        for axes, means in ((position, each.by_position), (visible, each.by_visible)):
+        for axes, means in ((position, model.by_position), (visible, model.by_visible)):
             values = [m.estimate for m in means]
             axes.errorbar([m.at for m in means], [v.mean for v in values], [v.margin for v in values], color=colour,
-                          marker="o", markersize=3, linewidth=1.3, capsize=2, label=each.kind)  # fmt: skip
-        if each.useful:
-            visible.axvline(each.useful, color=colour, linewidth=0.8, linestyle=":")
-        shift = (number - (len(found.kinds) - 1) / 2) * 0.2
-        _bars(tasks, [result.accuracy for result in each.tasks], shift, colour)
-        _bars(speed, list(each.tokens_per_second.values()), shift, colour)
-        labels = list(each.tokens_per_second)
+                          marker="o", markersize=3, linewidth=1.3, capsize=2, label=model.kind)  # fmt: skip
+        if model.useful:
+            visible.axvline(model.useful, color=colour, linewidth=0.8, linestyle=":")
+        shift = (number - (len(study.kinds) - 1) / 2) * 0.2
+        _bars(tasks, [result.accuracy for result in model.tasks], shift, colour)
+        _bars(speed, list(model.tokens_per_second.values()), shift, colour)
+        labels = list(model.tokens_per_second)
         speed.set_xticks(range(len(labels)), [f"{label} tokens" for label in labels], fontsize=8)
     position.set(xscale="log", xlabel="tokens before it in the context", ylabel="nats a token")
     position.set_title("held-out loss by position (95% intervals)", loc="left", fontsize=10)
@@ -129,5 +129,5 @@ def draw_study(found: Any, path: Path) -> None:
 def _bars(axes: Any, values: Sequence[Any], shift: float, colour: str) -> None:
     """Estimates as bars with their intervals, `shift` from the ticks."""
     places = [place + shift for place in range(len(values))]
-    margins = [each.margin for each in values]
-    axes.bar(places, [each.mean for each in values], 0.18, color=colour, yerr=margins, capsize=2, ecolor="#555555")
+    margins = [value.margin for value in values]
+    axes.bar(places, [value.mean for value in values], 0.18, color=colour, yerr=margins, capsize=2, ecolor="#555555")

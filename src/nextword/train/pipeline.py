@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -41,7 +40,6 @@ _BYTES_AN_ID = 8  # of text, at least, for an id of its vocabulary: more ids are
 _FAR_OFF = 1.5  # times the fraction to hold out, or less than that part of it: worth a message
 
 Log = Callable[[str], None]
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ def prepare_run(config: RunConfig, sources: Sequence[str], folder: Path | None, 
 
 def _on_first(process: Process, work: Callable[[], PreparedRun]) -> PreparedRun:
     """`work` in the first process; the others take its record. If it fails there, `joined` ends them all."""
-    made = work() if process.first else None
-    folder, record = from_first((made.folder, made.record) if made else None, process)
-    return made or PreparedRun(folder, record, open_dataset(record.data))
+    prepared = work() if process.first else None
+    folder, record = from_first((prepared.folder, prepared.record) if prepared else None, process)
+    return prepared or PreparedRun(folder, record, open_dataset(record.data))
 
 
 def _prepare_run(
@@ -209,11 +207,11 @@ def open_base(name: str) -> tuple[ModelSpec, Tokenizer]:
 
 
 def _log_surprises(data: Dataset, config: DataConfig, log: Log) -> None:
-    found, share = data.manifest, data.val_share
-    if found.duplicates:
-        log(f"{found.duplicates:,} of {found.pieces:,} texts occur more than once; none is on both sides")
-    if found.broken:
-        log(f"skipped {found.broken:,} broken {'row or file' if found.broken == 1 else 'rows or files'}")
+    manifest, share = data.manifest, data.val_share
+    if manifest.duplicates:
+        log(f"{manifest.duplicates:,} of {manifest.pieces:,} texts occur more than once; none is on both sides")
+    if manifest.broken:
+        log(f"skipped {manifest.broken:,} broken {'row or file' if manifest.broken == 1 else 'rows or files'}")
     if not 1 / _FAR_OFF < share / config.val_fraction < _FAR_OFF:
         log(f"held out {share:.1%} of the text for the {config.val_fraction:.1%} asked: it does not divide more finely,"
             " for equal texts stay together")  # fmt: skip

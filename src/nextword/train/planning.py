@@ -263,20 +263,12 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
         law_bits = math.nan
     law_nats = law_bits * math.log(2) * data.bytes_per_token
     return Prediction(
-        memory=memory.total + known.memory,
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-        share_of_peak=share_of_peak(config, seconds / train.steps, peak),
-        nats_per_token=law_nats * known.loss.factor,
-        low=law_nats * known.loss.low,
-        high=law_nats * known.loss.high,
-        interval_is=known.loss.basis,
-        bits_per_byte=law_bits * known.loss.factor,
-        formula_memory=memory.total,
-        law_bits=law_bits,
-        memory_parts={part.name: part.value for part in memory.parts},
-        peak=peak,
-    )
+        memory=memory.total + known.memory, seconds=seconds, tokens_per_second=tokens / seconds,
+        share_of_peak=share_of_peak(config, seconds / train.steps, peak), nats_per_token=law_nats * known.loss.factor,
+        low=law_nats * known.loss.low, high=law_nats * known.loss.high, interval_is=known.loss.basis,
+        bits_per_byte=law_bits * known.loss.factor, formula_memory=memory.total, law_bits=law_bits,
+        memory_parts={part.name: part.value for part in memory.parts}, peak=peak,
+    )  # fmt: skip
 
 
 def _memory_setup(config: RunConfig, machine: Machine) -> Training:

@@ -239,25 +239,13 @@ def _measure(folder: Path, config: RunConfig, outcome: Outcome, device: torch.de
     work = flops(config.spec, train.context, outcome.tokens, lora=config.model.lora).total
     peak = _peak(device, train.dtype, work / outcome.seconds / train.devices)
     return Measured(
-        memory=outcome.peak_bytes,
-        seconds=outcome.seconds,
-        tokens=outcome.tokens,
-        tokens_per_second=outcome.tokens / outcome.seconds,
-        share_of_peak=work / outcome.seconds / (peak.flops * train.devices),
-        data_share=outcome.data_seconds / outcome.seconds,
-        train_loss=outcome.loss,
-        nats_per_token=val.nats_per_token,
-        bits_per_byte=val.bits_per_byte,
-        threads=outcome.threads,
-        error=val.error,
-        clusters=val.clusters,
-        over=val.over,
-        steps=outcome.steps,
-        shortened=outcome.shortened,
-        nats_before=_loss_before(folder) if config.model.base else None,
-        peak=peak.flops,
-        peak_is=peak.what,
-    )
+        memory=outcome.peak_bytes, seconds=outcome.seconds, tokens=outcome.tokens,
+        tokens_per_second=outcome.tokens / outcome.seconds, data_share=outcome.data_seconds / outcome.seconds,
+        share_of_peak=work / outcome.seconds / (peak.flops * train.devices), train_loss=outcome.loss,
+        nats_per_token=val.nats_per_token, bits_per_byte=val.bits_per_byte, error=val.error, clusters=val.clusters,
+        over=val.over, threads=outcome.threads, steps=outcome.steps, shortened=outcome.shortened, peak=peak.flops,
+        peak_is=peak.what, nats_before=_loss_before(folder) if config.model.base else None,
+    )  # fmt: skip
 
 
 def _loss_before(folder: Path) -> float | None:

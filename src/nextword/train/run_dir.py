@@ -160,8 +160,8 @@ def read_report(folder: Path) -> Measured | None:
 
 def runs_under(root: Path) -> Iterator[Path]:
     """The run folders directly under `root`, oldest first."""
-    found = [path.parent for path in root.glob("*/run.json")]
-    yield from sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime)
+    folders = [path.parent for path in root.glob("*/run.json")]
+    yield from sorted(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
 
 
 @contextmanager

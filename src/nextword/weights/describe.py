@@ -142,7 +142,7 @@ def _describe_gguf(path: Path) -> Description:
         tensors = tuple(StoredTensor(t.name, t.kind, t.shape, t.nbytes) for t in file.tensors.values())
         architecture = file.architecture
     spec, problem = _tried(
-        lambda: spec_from_gguf_metadata(metadata, tied=all(t.name != "output.weight" for t in tensors))
+        lambda: spec_from_gguf_metadata(metadata, all(t.name != "output.weight" for t in tensors), str(path))
     )
     kind = str(metadata.get("tokenizer.ggml.model", ""))
     return Description(

