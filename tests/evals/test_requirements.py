@@ -111,12 +111,11 @@ def test_what_no_line_will_be_called_is_refused_before_the_work(text: str, said:
         read_requirements([text], None, names)
 
 
-def test_a_number_that_no_share_can_be_is_refused_and_a_likelihood_may_be_any() -> None:
+def test_a_number_that_no_score_can_be_is_refused() -> None:
     names = names_of([("model", "form", 0, "plain")])
     for require, at_least in ((["0 shots > 90"], None), ([], 95.0), ([], -0.5)):
         with pytest.raises(UsageError, match=r"between 0 and 1, so .* decides nothing"):
             read_requirements(require, at_least, names)
-    assert read_requirements([], -1.5, names, shares=False)[0].before == -1.5
 
 
 def test_names_tell_forms_and_models_apart_and_may_hold_a_greater_than() -> None:

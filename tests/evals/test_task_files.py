@@ -14,7 +14,7 @@ from table_tasks import table_task
 from nextword.base import UsageError
 from nextword.evals.task import Task, requests
 from nextword.evals.task_files import TaskFile
-from nextword.evals.task_loader import open_task
+from nextword.evals.task_loader import TaskOptions, open_task
 from nextword.evals.template import Jinja, Template
 from nextword.text.jinja import _worker
 
@@ -65,6 +65,14 @@ def test_answers_are_generated_and_scored_as_the_file_says(tmp_path: Path) -> No
     assert task.format.example(rows[3]).endswith("Answer: yes 3\n\n")
     assert [scorer.function("yes", ["yes 3", "YES"], {}) for scorer in task.scorers] == [1.0, 1.0]
     assert [scorer.name for scorer in task.scorers] == ["whole", "part"]
+
+
+def test_a_file_with_shots_and_no_rows_for_them_reserves_some(tmp_path: Path) -> None:
+    for shots, reserved in ((0, 0), (2, 2)):
+        path = written(tmp_path, choices=["A", "B"], shots=shots)
+        task = open_task(path, options=TaskOptions(hold_back=None))["t"]
+        assert len(task.fewshot_pool) == reserved
+        assert len(task.items) == 12 - reserved
 
 
 def test_description_separator_and_group_are_the_file_s(tmp_path: Path) -> None:

@@ -62,3 +62,21 @@ def test_values_are_put_in_as_they_are(before: str, value: str, answer: str) -> 
     literal = before.replace("{", "{{").replace("}", "}}")
     template = Template.parse(literal + "|{input}|{output}")
     assert template.example({"input": value, "output": answer}) == f"{before}|{value}|{answer}"
+
+
+def test_a_gap_may_be_an_entry_of_a_list() -> None:
+    template = Template.parse("{options[1]} or {options[0]}: {output}")
+    assert template.question({"options": ["a", {"b": 1}]}) == '{"b": 1} or a:'
+
+
+@pytest.mark.parametrize(
+    ("gap", "value", "said"),
+    [
+        ("x[2]", [1, 2], r"'x' has no entry 2: it is \[1, 2\]"),
+        ("x[0]", "abc", "'x' has no entry 0: it is 'abc'"),
+        ("x", None, "there is no 'x', which the template asks for"),
+    ],
+)
+def test_a_gap_that_a_row_cannot_fill_is_named(gap: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Template.parse(f"{{{gap}}} {{output}}").question({"x": value, "output": "y"})

@@ -94,7 +94,7 @@ class Arguments:
         return TaskOptions(
             self.target, labels_of(self.labels or ""), self.generate, self.max_tokens, self.group,
             _unescape(self.separator), _unescape(self.description), self.shots_from, self.skip_invalid, self.seed,
-            max(self.shots or (0,)) > 0,
+            None if self.shots is None else max(self.shots) > 0,
         )  # fmt: skip
 
     def design(self, task: Task) -> Design:

@@ -52,7 +52,7 @@ def evaluate(
     if isinstance(task, Task):
         tasks = {task.name: task}
     else:
-        hold_back = max(wanted or (0,)) > 0
+        hold_back = None if wanted is None else max(wanted, default=0) > 0
         tasks = open_task(str(task), templates, replace(options or TaskOptions(), hold_back=hold_back))
     if scorer is not None:
         tasks = {name: with_scorer(own, scorer) for name, own in tasks.items()}

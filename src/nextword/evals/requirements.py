@@ -49,11 +49,11 @@ def names_of(choices: Sequence[Choice]) -> dict[str, Choice]:
 
 
 def read_requirements(
-    require: Sequence[str], at_least: float | None, names: Mapping[str, Choice], shares: bool = True
+    require: Sequence[str], at_least: float | None, names: Mapping[str, Choice]
 ) -> tuple[Requirement, ...]:
     """`--require` and `--at-least` as requirements.
 
-    Raises UsageError for a name that no row will have, and, where scores are `shares`, for a number that none can be.
+    Raises UsageError for a name that no row will have, and for a number that no score can be.
     """
     requirements = [_read(text, names) for text in require]
     if at_least is not None:
@@ -61,7 +61,7 @@ def read_requirements(
             raise UsageError(f"--at-least is {at_least}; it must be a number, such as 0.9")
         requirements.append(Requirement(f"--at-least {at_least:g}", None, at_least))
     for requirement in requirements:
-        if shares and isinstance(requirement.before, float) and not 0 <= requirement.before <= 1:
+        if isinstance(requirement.before, float) and not 0 <= requirement.before <= 1:
             raise UsageError(
                 f"{requirement.text}: scores lie between 0 and 1, so {requirement.before:g} decides nothing"
             )

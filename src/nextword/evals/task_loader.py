@@ -42,7 +42,7 @@ class TaskOptions:
     shots_from: Path | None = None
     skip_invalid: bool = False
     seed: int = 0
-    hold_back: bool = True  # whether a task without a file of shots reserves rows for shots
+    hold_back: bool | None = True  # whether a task without a file of shots reserves rows; None: if it has shots
 
     def __post_init__(self) -> None:
         if self.labels and self.generate:
@@ -113,7 +113,8 @@ def load_task(spec: TaskSpec, options: TaskOptions) -> Task:
     format = _format(spec, options, data, shots)
     items = _items("test", data.rows, spec.group)
     pool = () if shots is None else _items("shots", shots.rows, spec.group)
-    kept = _reserved(items, options.seed) if shots is None and options.hold_back else set()
+    hold_back = spec.shots > 0 if options.hold_back is None else options.hold_back
+    kept = _reserved(items, options.seed) if shots is None and hold_back else set()
     items, notes = valid_items(format, items, str(spec.data), options.skip_invalid)
     notes, warnings = (*data.broken, *notes), list[str]()
     if shots is not None:

@@ -136,7 +136,7 @@ def _plain_parts(source: str) -> list[str]:
 def _jinja_parts(source: str, answer: str) -> list[str]:
     """The sources before and after the answer, and its name between them."""
     for name in dict.fromkeys([ANSWER, answer]):
-        sides = re.split(r"\{\{-?\s*" + re.escape(name) + r"\s*-?\}\}", source)
+        sides = re.split(r"\{\{\s*" + re.escape(name) + r"\s*\}\}", source)
         if len(sides) > 1:
             break
     return [part for side in sides for part in (side, ANSWER)][:-1]
