@@ -131,8 +131,8 @@ def recorded(made: Callable[..., None]) -> Callable[..., None]:
 
 def study() -> Any:
     """A study of context with numbers as wide as they come."""
-    from nextword.train.context_study import KINDS, KindResult, Mean, Plan, Study
-    from nextword.train.context_tasks import TaskResult
+    from nextword.train.context_results import KindResult, Mean, Plan, Study, TaskResult
+    from nextword.train.context_study import KINDS
     from nextword.train.estimates import Estimate
 
     wide, speed = Estimate(12.345, 0.1, 5, 0.255), Estimate(123_456.7, 9.0, 5, 12_345.6)

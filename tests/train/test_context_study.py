@@ -17,10 +17,9 @@ from nextword.data import Dataset
 from nextword.models import build
 from nextword.plan import parameters
 from nextword.train import context_study, context_tasks
+from nextword.train.context_findings import sentences
+from nextword.train.context_results import Mean, Plan, Study, TaskResult
 from nextword.train.context_study import (
-    Mean,
-    Plan,
-    Study,
     behind_the_best,
     losses_seeing,
     study,
@@ -33,7 +32,6 @@ from nextword.train.context_study import (
 from nextword.train.context_tasks import (
     IGNORED,
     RATES,
-    TaskResult,
     copy_batch,
     most_often,
     recall_batch,
@@ -248,7 +246,7 @@ def test_a_study_measures_every_kind_with_errors(found: Study, data: Dataset) ->
 
 def test_hardly_trained_models_get_no_findings(found: Study) -> None:
     young = tuple(replace(each, over_frequencies=crossed([[0.1, 0.3], [0.2, 0.1]])) for each in found.kinds)
-    said = replace(found, kinds=young).findings()
+    said = sentences(replace(found, kinds=young))
     assert "too little training to tell: no kind is surely better than the frequencies" in said[0]
     assert "transformer: too little training to tell what it remembers" in said
     assert any(line.startswith("copy: too little training to tell: after 4 steps no kind") for line in said)
@@ -263,7 +261,7 @@ def test_findings_name_what_would_not_be_seen(found: Study) -> None:
         replace(found.kinds[0], **trained, tasks=tasks),
         replace(found.kinds[1], **trained, tasks=tuple(result_of((0.28, 0.3, 0.29), each.size) for each in tasks)),
     )
-    said = replace(found, kinds=kinds, behind={"rnn": Estimate(0.1, 0.2, 5, 0.5)}).findings()
+    said = sentences(replace(found, kinds=kinds, behind={"rnn": Estimate(0.1, 0.2, 5, 0.5)}))
     least = gains[2].estimate.detectable()
     assert least == pytest.approx((2.042 + 0.854) * 0.004, rel=0.01)
     assert (

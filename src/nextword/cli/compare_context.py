@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ..base import UsageError
+from ..plan.run_config import DataConfig
+from ..train.context_findings import cell, percent, sentences
+from ..train.context_results import Study
+from ._console import emit_json, messages, output
 from ._options import PICTURE
+from ._table import plain_table
 from .plan_options import COUNT, VOCABULARY, WholeNumber, duration_in
-
-if TYPE_CHECKING:
-    from ..train.context_study import Study
 
 
 @click.command(name="compare-context")
@@ -45,11 +47,9 @@ def command(
     if not data:
         raise UsageError("give the text to train on, such as: nextword compare-context books/ --minutes 10")
     from ..data import prepare_in
-    from ..plan.run_config import DataConfig
     from ..train.context_study import KINDS, study
     from ..train.pictures import draw_study
     from ..weights.catalogue import cache_folder
-    from ._console import messages
 
     chosen = tuple(kind.strip() for kind in kinds.split(","))
     if unknown := [kind for kind in chosen if kind not in KINDS]:
@@ -62,12 +62,8 @@ def command(
     sizes = {"copy": (5,), "recall": (2,)} if quick else None
     result = study(dataset, minutes, context, count, chosen, sizes, seed, log, widths)  # type: ignore[arg-type]
     if as_json:
-        from dataclasses import asdict
-
-        from ._console import emit_json
-
         units = {"loss": "nats/token", "state_bytes": "bytes", "tokens_per_second": "tokens/s"}
-        emit_json({**asdict(result), "findings": result.findings(), "units": units})
+        emit_json({**asdict(result), "findings": sentences(result), "units": units})
     else:
         _print(result)
     if plot is not None:
@@ -75,9 +71,6 @@ def command(
 
 
 def _print(result: Study) -> None:
-    from ..train.context_findings import cell, percent
-    from ._console import output
-
     console = output()
     console.print(
         f"{result.plan.text_steps:,} steps on the text and {result.plan.task_steps:,} on each task for every kind,"
@@ -104,14 +97,11 @@ def _print(result: Study) -> None:
     }  # fmt: skip
     for title, rows in tables.items():
         _table(title, [model.kind for model in kinds], rows)
-    for sentence in result.findings():
+    for sentence in sentences(result):
         console.print(f"- {sentence}")
 
 
 def _table(title: str, kinds: list[str], rows: list[tuple[str, list[str]]]) -> None:
-    from ._console import output
-    from ._table import plain_table
-
     output().print(title, style="bold")
     table = plain_table("", *kinds)
     for name, cells in rows:

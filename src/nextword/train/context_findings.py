@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from .context_tasks import ABLE, TaskResult, WidthResult
+from .context_results import ABLE, KindResult, Study, TaskResult, WidthResult
 from .estimates import Estimate
-
-if TYPE_CHECKING:
-    from .context_study import KindResult, Study
 
 
 def sentences(study: Study) -> list[str]:

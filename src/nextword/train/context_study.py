@@ -10,7 +10,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,8 @@ from ..base.units import format_seconds
 from ..data import Dataset
 from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import ModelKind, ModelSpec
-from .context_tasks import (
-    RATES,
-    WIDTHS,
-    TaskResult,
-    WidthResult,
-    smallest_width,
-    solve,
-    step_seconds,
-    study_config,
-    task_spec,
-    width_spec,
-)
+from .context_results import KindResult, Mean, Plan, Study, TaskResult
+from .context_tasks import RATES, WIDTHS, smallest_width, solve, step_seconds, study_config, task_spec, width_spec
 from .estimates import LEVEL, Estimate, Values, crossed, in_stretches
 from .planning import recurrent_like
 from .run import train_run
@@ -52,75 +42,6 @@ _ROUNDS = 5  # of timing
 _AT_ONCE = 4096  # tokens
 _ROWS = 8  # of a step on the text
 _COUNTED = 4 << 20  # tokens of the training text whose frequencies are counted
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the time is split: equal steps for every kind, rate and seed."""
-
-    text_steps: int
-    task_steps: int
-    sizes: dict[str, tuple[int, ...]]
-    test_tokens: int  # of held-out text, measured
-    width_steps: int = 0
-    speed_seconds: float = 0.0
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Mean:
-    """An estimate at a place: tokens seen."""
-
-    at: int
-    estimate: Estimate
-
-
-@dataclass(frozen=True)
-class KindResult:
-    """One kind of model at its best rate. Losses in nats a token, bytes of float32 state a sequence."""
-
-    kind: ModelKind
-    parameters: int
-    width: int
-    rate: float
-    loss: Estimate
-    by_seed: tuple[float, ...]  # loss of each seed
-    over_frequencies: Estimate  # loss less that of guessing by how frequent each token is
-    carrying: Estimate | None  # recurrent nets: what carrying the state from window to window changes
-    by_position: tuple[Mean, ...]
-    by_visible: tuple[Mean, ...]  # loss given only the last `at` to 2 `at` - 1 tokens
-    gain_beyond: tuple[Mean, ...]  # paired: what the longest of these is worth over `at` to 2 `at` - 1
-    useful: int  # tokens beyond the last so many are of use; 0 where that is not shown even for one
-    tasks: tuple[TaskResult, ...]
-    state_bytes: dict[int, float]  # by distance
-    tokens_per_second: dict[str, Estimate]  # "threads x length" -> training, one row
-    two_threads: Estimate  # speed of two threads over that of one
-
-    @property
-    def trained(self) -> bool:
-        """Whether it surely predicts better than the frequencies of tokens."""
-        return self.over_frequencies.high < 0
-
-
-@dataclass(frozen=True)
-class Study:
-    """All kinds on one text."""
-
-    context: int
-    tokens: int  # seen by each run
-    plan: Plan
-    rates: tuple[float, ...]
-    seeds: tuple[int, ...]
-    confidence: float
-    kinds: tuple[KindResult, ...]
-    behind: dict[str, Estimate]  # loss over that of the kind with the lowest, paired; intervals hold together
-    widths: tuple[WidthResult, ...] = ()
-
-    def findings(self) -> list[str]:
-        """What the numbers say, a sentence each."""
-        from .context_findings import sentences
-
-        return sentences(self)
 
 
 def study(

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..data import IGNORED
 from ..plan import RunConfig, cache_bytes, parameters
 from ..plan.run_config import ModelConfig, RunSettings, TrainConfig
 from ..spec import ModelKind, ModelSpec
+from .context_results import ABLE, TaskResult, WidthResult
 from .estimates import Estimate, Values, crossed
 from .learner import Learner
 from .loss_module import Placed, new_model
@@ -33,49 +34,8 @@ RATES = (1e-3, 3e-3, 1e-2)
 _SYMBOLS, _COPIED, _ROWS = 8, 10, 32
 _WIDTH, _LAYERS = 64, 2
 WIDTHS = (16, 32, 64, 128, 256)
-ABLE = 0.95  # share of answers right
 _CHECKED = 256  # rows of validation examples, and of test examples
 _VALIDATION, _TEST = 1 << 40, (1 << 40) + 1  # seeds that no training has
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """Of one kind at one size: share of answers right, loss in nats an answer, that of the best memoryless guess."""
-
-    task: str
-    size: int
-    accuracy: Estimate  # over seeds and test examples
-    by_seed: tuple[float, ...]  # the same of each seed
-    loss: Estimate
-    baseline: float
-    guess: float  # share that is right by naming the symbol shown most often
-    rate: float
-    steps: int
-
-    @property
-    def able(self) -> bool | None:
-        """Whether `ABLE` answers are right, for all seeds and within the interval; None where that is not clear."""
-        if self.accuracy.low >= ABLE and min(self.by_seed) >= ABLE:
-            return True
-        return False if self.accuracy.high < ABLE and max(self.by_seed) < ABLE else None
-
-    @property
-    def learned(self) -> bool:
-        """Whether it surely knows where symbols stood, not only which."""
-        return self.accuracy.low > self.guess
-
-
-@dataclass(frozen=True)
-class WidthResult:
-    """The narrowest of the widths tried that learned to recall `pairs` pairs, and what it has; None where none did."""
-
-    kind: ModelKind
-    pairs: int
-    width: int | None
-    parameters: int | None
-    state_bytes: int | None  # float32, at the task's length
-    best: Estimate  # share of answers right, over test examples, at the width that was best in validation
-    steps: int
 
 
 def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Examples:
