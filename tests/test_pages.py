@@ -186,7 +186,7 @@ def cheap(words: tuple[str, ...]) -> bool:
     line = " ".join(words[1:])
     if line.startswith("plan"):
         return not line.startswith("plan laws --data")
-    if "--lm-eval" in line:  # fetches data
+    if line.startswith("eval") and line != "eval --list":
         return False
     return line.startswith(("models list", "models info", "eval --list", "next ")) or "--max-tokens" in line
 

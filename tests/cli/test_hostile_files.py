@@ -18,7 +18,7 @@ KINDS = {
 }
 # verb → the file to spoil, and its arguments for that file
 VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "plan a model": ("config.json", ("plan", "deploy", "{}")),
+    "plan a model": ("config.json", ("plan", "inference", "{}")),
     "fit a law": ("runs.csv", ("plan", "laws", "{}")),
     "show a model": ("config.json", ("models", "info", "{folder}")),
     "show a GGUF file": ("model.gguf", ("models", "info", "{}")),

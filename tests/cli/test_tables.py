@@ -65,7 +65,7 @@ VERBS = {
     "the kept evaluations": (("eval", "runs", "list"), {"eval_display.print_runs"}),
     "the tasks": (("eval", "--list"), {"eval_display.print_list"}),
 }  # fmt: skip
-ELSEWHERE = {"eval_display.print_provenance"}  # tested below
+ELSEWHERE = {"eval_display.print_provenance", "eval_lm_eval._print"}  # tested below
 REACHED: list[tuple[str, int, Any]] = []  # file, line and table of each call of plain_table
 
 
@@ -278,7 +278,7 @@ def test_where_a_kept_evaluation_comes_from_is_told(
 
     model = SimpleNamespace(name="smollm2", precision="float32", device="cpu", weights="0123456789abcdef" * 4)
     made = SimpleNamespace(
-        made="2026-11-24T18:13:00+00:00", version="1.0", command="nextword eval sentiment --shots 0,4", models=[model]
+        date="2026-11-24T18:13:00+00:00", version="1.0", command="nextword eval sentiment --shots 0,4", models=[model]
     )
     monkeypatch.setenv("COLUMNS", "60")
     _console.output.cache_clear()
@@ -288,3 +288,20 @@ def test_where_a_kept_evaluation_comes_from_is_told(
     assert {"2026-11-24T18:13:00+00:00,", "nextword eval sentiment --shots 0,4", "0123456789abcdef..."} <= {
         *out.split(), *(line.partition("command")[2].strip() for line in out.splitlines())
     }  # fmt: skip
+
+
+def test_results_of_lm_eval_fit_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextword.cli.eval_lm_eval import _print
+
+    row = SimpleNamespace(
+        task="gsm8k", filter="strict-match", num_fewshot=5, metric="exact_match", value=0.1234567, stderr=0.01
+    )
+    monkeypatch.setenv("COLUMNS", "60")
+    _console.output.cache_clear()
+    _print(SimpleNamespace(rows=[row]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[1].split()[:3] == ["gsm8k", "strict-match", "5"]
+    assert "0.1235" in lines[1]

@@ -51,7 +51,7 @@ def test_runs_of_different_tokens_are_refused(tmp_path: Path) -> None:
         from_folders([tmp_path])
 
 
-@pytest.mark.parametrize(("report", "wanted"), [("{", "cannot be read as JSON"), ("[]", "not an object"),
+@pytest.mark.parametrize(("report", "wanted"), [("{", "not valid JSON"), ("[]", "not an object"),
                                                 ('{"measured": {"tokens": 5}}', "lacks tokens")])  # fmt: skip
 def test_a_damaged_report_is_named(report: str, wanted: str, tmp_path: Path) -> None:
     run(tmp_path / "a", 1e5, 1000, 4.5)

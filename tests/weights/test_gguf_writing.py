@@ -24,6 +24,7 @@ from nextword.text.tokenizer import SpecialTokens
 from nextword.text.vocab_engines import byte_level_engine
 from nextword.weights.gguf import GGUFFile
 from nextword.weights.gguf_writing import write_gguf
+from nextword.weights.loading import load_model, open_source
 
 TEXTS = ["The king went to the castle.", "it's 12345 o'clock\n\n  and Stone, RIVER'S!\r\n", "naïve café  日本 🙂"]
 WORDS = "the a king queen went to of and in castle river stone old young night it's 1234 don't clock".split()  # noqa: SIM905
@@ -39,6 +40,7 @@ LAYOUTS = {
     "llama": LLAMA,
     "llama, untied, heads wider than width/heads": replace(LLAMA, tied=False, head_width=32),
     "llama, linear rope": replace(LLAMA, rope=RopeSpec(scaling="linear", factor=2.0)),
+    "llama, llama3 rope": replace(LLAMA, rope=RopeSpec(scaling="llama3", factor=8.0, original_context=2048)),
     "llama, experts": replace(LLAMA, experts=ExpertsSpec(4, 2, 160)),
     "qwen2": replace(LLAMA, attention_bias=True, norm_eps=1e-6),
     "qwen3": replace(LLAMA, qk_norm="head", rope=RopeSpec(theta=1e6)),
@@ -139,6 +141,16 @@ def test_smaller_types_change_the_loss_little(
     assert kinds == {"f32", {"float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}[dtype]}
 
 
+def test_experts_are_computed_in_the_blocks_they_are_stored_in(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = made(LAYOUTS["llama, experts"], tokenizer.vocabulary)
+    source = open_source(write_gguf(tmp_path / "model.gguf", model, tokenizer, "q8_0"))
+    packed, floats = (load_model(source, dtype, "cpu") for dtype in ("auto", "float32"))
+    for name in ("up", "down"):
+        for ours, stored in zip(getattr(packed.blocks[1].mlp, name), getattr(floats.blocks[1].mlp, name), strict=True):
+            assert ours.kind == "q8_0"
+            assert torch.equal(ours.dequantize(), stored)
+
+
 def test_rows_that_no_q8_0_block_divides_are_float16(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = made(replace(LLAMA, mlp_width=100), tokenizer.vocabulary)
     path = write_gguf(tmp_path / "model.gguf", model, tokenizer, "q8_0")
@@ -200,6 +212,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
         ({"mlp_bias": True}, "layout"),
         ({"parallel": True}, "layout"),
         ({"windows": (32, 0)}, "layout"),
+        ({"rope": RopeSpec(scaling="llama3", factor=8.0, original_context=100)}, "scaling of positions"),
     ],
 )
 def test_a_model_the_file_cannot_say_all_of_is_refused(

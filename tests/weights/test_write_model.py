@@ -124,7 +124,7 @@ def test_an_lstm_folder_is_completed_planned_and_described_on_the_command_line(
     completed = nextword("complete", "--model", folder, "--max-tokens", "9", "--seed", "1", "--json", long)
     assert completed.returncode == 0, completed.stderr
     assert len(json.loads(completed.stdout)["completions"][0]["ids"]) in range(1, 10)
-    planned = nextword("plan", "deploy", folder, "--json")
+    planned = nextword("plan", "inference", folder, "--json")
     assert planned.returncode == 0, planned.stderr
     shown = nextword("models", "info", folder)
     assert shown.returncode == 0, shown.stderr

@@ -2,7 +2,16 @@
 
 from .display import printable
 from .errors import NextwordError, RunError, UsageError
-from .files import atomic_path, atomic_write, check_writable, open_regular, read_regular, read_text, usual_mode
+from .files import (
+    atomic_path,
+    atomic_write,
+    check_writable,
+    open_regular,
+    read_json,
+    read_regular,
+    read_text,
+    usual_mode,
+)
 from .locks import locked, try_lock
 from .memory import free_memory
 from .pictures import check_picture, figure_class, save_picture
@@ -20,6 +29,7 @@ __all__ = [
     "locked",
     "open_regular",
     "printable",
+    "read_json",
     "read_regular",
     "read_text",
     "save_picture",

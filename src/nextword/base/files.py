@@ -1,5 +1,6 @@
 """Files: written atomically, checked before long work, read only if regular and of bounded size."""
 
+import json
 import os
 import stat
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import UsageError
+
+_LARGEST_JSON = 64 << 20  # bytes; real configurations, indexes and tokenizers are far smaller
 
 
 @contextmanager
@@ -132,3 +135,22 @@ def _is_special(path: Path) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def read_json(path: Path, missing: str = "") -> dict[str, Any]:
+    """The JSON object in a regular file of sensible size; `missing` is the message where there is no such file.
+
+    Raises UsageError that names the file and the fault.
+    """
+    try:
+        data = json.loads(read_regular(path, _LARGEST_JSON))
+    except UsageError:
+        raise
+    except OSError as error:
+        absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        raise UsageError((absent and missing) or f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: holds a JSON {type(data).__name__}, not an object")
+    return data

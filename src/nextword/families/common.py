@@ -93,8 +93,8 @@ class GGUF:
 
     Where two families share an `architecture`, files of this one have the key `requires`. `read` gives values of
     config.json that the metadata only implies, `write` metadata that no key of config.json holds. Heads rotate in part
-    only in files of an architecture with `partial_rotary`: in others the rows would be in another order. Those with
-    `longrope` hold its factors.
+    only in files of an architecture with `partial_rotary`: in others the rows would be in another order. `factors` is
+    the scaling of positions ("llama3", "longrope") that its files hold as tensors.
     """
 
     architecture: str
@@ -102,7 +102,7 @@ class GGUF:
     keys: Mapping[str, str] = field(default_factory=dict)
     requires: str = ""
     partial_rotary: bool = False
-    longrope: bool = False
+    factors: str = ""
     read: Callable[[Values], Values] = lambda metadata: {}
     write: Callable[[ModelSpec], Values] = lambda spec: {}
 

@@ -27,7 +27,7 @@ def family_of_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> 
             f"{name}: architecture {architecture!r} is not one nextword runs.{closest(architecture, known)}"
             f" Runs: {', '.join(known)}"
         )
-    special = [found for found in shared if metadata.get(f"{architecture}.{found[1].requires}")]
+    special = [pair for pair in shared if metadata.get(f"{architecture}.{pair[1].requires}")]
     return (special or shared)[0]
 
 
@@ -51,12 +51,13 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool, name: str =
 def gguf_metadata(spec: ModelSpec) -> tuple[GGUF, Values] | None:
     """What a file says of the model, by the first family whose metadata reads back as `spec`; None where none does.
 
-    The factors of longrope are tensors of the file, in Phi-3's architecture alone.
+    The scalings of Llama 3 and longrope are not in it: they are tensors of the file.
     """
-    spec, longrope = without_empty_windows(spec), spec.rope.scaling == "longrope"
-    wanted = replace(spec, rope=RopeSpec(spec.rope.theta, spec.rope.fraction)) if longrope else spec
+    spec = without_empty_windows(spec)
+    factors = spec.rope.scaling if spec.rope.scaling in ("llama3", "longrope") else ""
+    wanted = replace(spec, rope=RopeSpec(spec.rope.theta, spec.rope.fraction)) if factors else spec
     for family, gguf in _WITH_GGUF:
-        if longrope and not gguf.longrope:
+        if factors and factors != gguf.factors:
             continue
         try:
             values = _metadata(family, gguf, spec)

@@ -5,7 +5,7 @@ from .names import gguf_names, llama_names
 
 LLAMA = Family(
     "llama", "LlamaForCausalLM", LLAMA_KEYS | BIAS_KEYS | MLP_BIAS, names=llama_names(),
-    gguf=GGUF("llama", gguf_names(paired=True)),
+    gguf=GGUF("llama", gguf_names(paired=True), factors="llama3"),
 )  # fmt: skip
 MISTRAL = Family(
     "mistral", "MistralForCausalLM", defaults(LLAMA_KEYS, kv_heads=8), windows=Windows(4096), names=llama_names()

@@ -28,7 +28,7 @@ PHI3 = Family(
             "sliding_window": "attention.sliding_window",
             "original_max_position_embeddings": "rope.scaling.original_context_length",
         },
-        partial_rotary=True, longrope=True,
+        partial_rotary=True, factors="longrope",
     ),
 )  # fmt: skip
 FAMILIES = (PHI3,)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError, read_regular, read_text
+from ..base import UsageError, read_json, read_text
 from .parameters import parameters
 from .run_config import RunConfig
 
@@ -77,13 +76,13 @@ def from_folders(paths: Sequence[Path]) -> Runs:
     fingerprints: dict[str, Path] = {}
     skipped: list[str] = []
     for folder in [run for path in paths for run in _run_folders(path)]:
-        record, config = _read_json(folder / "run.json"), RunConfig.read(folder / "config.toml")
+        record, config = read_json(folder / "run.json"), RunConfig.read(folder / "config.toml")
         if config.model.base:
             skipped.append(f"{folder} was fine-tuned")
         elif not (folder / "report.json").exists():
             skipped.append(f"{folder} has not ended")
         else:
-            measured = _read_json(folder / "report.json").get("measured") or {}
+            measured = read_json(folder / "report.json").get("measured") or {}
             rows.append((parameters(config.spec).total, measured.get("tokens"), measured.get("nats_per_token")))
             fingerprints.setdefault(str(record.get("fingerprint")), folder)
     if not rows:
@@ -106,16 +105,6 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").exists():
         return [path]
     return sorted(file.parent for file in path.glob("*/run.json"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(read_regular(path, _LARGEST))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")
-    return data
 
 
 def read_runs(path: Path) -> Runs:

@@ -25,14 +25,13 @@ from typing import Annotated, Any
 
 from safetensors import SafetensorError
 
-from ..base import RunError, UsageError, atomic_write, read_regular, try_lock
+from ..base import RunError, UsageError, atomic_write, read_json, try_lock
 from ..base.fields import Within, from_plain
 from ..plan import RunConfig
 from .changes import NO_CHANGE, Change, Settings
 
 FORMAT = "nextword-run/2"
 CONFIG, RECORD = "config.toml", "run.json"
-_MOST_BYTES = 16_000_000  # of a JSON file in a run's folder
 _WRITTEN = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, beside its model
 Figure = Annotated[float, Within(finite=False)]  # NaN: nobody knows
 
@@ -128,7 +127,7 @@ class RunRecord:
     def read(cls, folder: Path) -> RunRecord:
         """Read what `write` wrote. Raises UsageError where there is no run, a file is damaged, or a value is wrong."""
         path = folder / RECORD
-        data = _read(path, "a run's folder")
+        data = read_json(path, f"{folder} is not a run's folder: it has no {RECORD}")
         if (version := data.pop("format", None)) != FORMAT:
             raise UsageError(
                 f"{path}: the run is of another version of nextword ({version!r}, not {FORMAT!r}), which has to resume"
@@ -153,7 +152,7 @@ def read_report(folder: Path) -> Measured | None:
     if not path.exists():
         return None
     try:
-        return from_plain(Measured, _read(path, "a report").get("measured"))
+        return from_plain(Measured, read_json(path).get("measured"))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -253,17 +252,3 @@ def _write(path: Path, data: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         json.dump(data, file, indent=2, ensure_ascii=False)
         file.write("\n")
-
-
-def _read(path: Path, what: str) -> dict[str, Any]:
-    try:
-        data = json.loads(read_regular(path, _MOST_BYTES))
-    except UsageError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{path.parent} is not {what}: {path.name} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} holds a JSON {type(data).__name__}, not an object")
-    return data

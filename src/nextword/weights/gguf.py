@@ -6,18 +6,17 @@ resident size is what the caller keeps. Split files (…-00001-of-00003.gguf) op
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..base import RunError, UsageError, open_regular
-from .gguf_format import BlockType, Description, Header, read_header
+from .gguf_format import Header, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,36 +24,6 @@ if TYPE_CHECKING:
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _CHUNK = 1 << 20  # numbers dequantized at a time
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file. `shape` is (out, in) as in PyTorch; experts come as (expert, out, in)."""
-
-    name: str
-    kind: str  # "f32", "f16", "q4_1", "q8_0", "q4_k", ...
-    shape: tuple[int, ...]
-    nbytes: int
-    offset: int  # of its first byte in its file
-    part: int  # which file of a split model, from 0
-    type: BlockType
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.shape[:-1])
-
-    @property
-    def width(self) -> int:
-        """Numbers a row."""
-        return self.shape[-1]
-
-    @property
-    def row_bytes(self) -> int:
-        return self.width // self.type.values * self.type.nbytes
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
 
 
 class GGUFFile:
@@ -82,7 +51,7 @@ class GGUFFile:
             if len(paths) > 1:
                 _close_all(descriptors)
                 descriptors += [_open(part, siblings=len(paths)) for part in paths]
-                headers = [read_header(each, str(part)) for each, part in zip(descriptors, paths, strict=True)]
+                headers = [read_header(file, str(part)) for file, part in zip(descriptors, paths, strict=True)]
                 _check_parts(paths, headers)
             return cls(paths, descriptors, headers)
         except BaseException:
@@ -105,10 +74,6 @@ class GGUFFile:
         """What `general.architecture` says, such as "llama"; "" if nothing."""
         name = self.metadata.get("general.architecture", "")
         return name if isinstance(name, str) else ""
-
-    @property
-    def parameters(self) -> int:
-        return sum(tensor.parameters for tensor in self.tensors.values())
 
     def raw(self, name: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """The stored bytes of a tensor, (rows, bytes a row); into `out` of that shape if given."""
@@ -200,32 +165,20 @@ def _check_parts(paths: list[Path], headers: list[Header]) -> None:
         says = header.metadata.get("split.no"), header.metadata.get("split.count")
         if says != (number, len(paths)):
             raise UsageError(f"{path} says it is part {says[0]!r} of {says[1]!r}, not {number} of {len(paths)}")
-    found = sum(len(header.tensors) for header in headers)
-    expected = headers[0].metadata.get("split.tensors.count", found)
-    if found != expected:
-        raise UsageError(f"{paths[0]}: the parts hold {found} tensors together, but {expected} are expected")
+    count = sum(len(header.tensors) for header in headers)
+    expected = headers[0].metadata.get("split.tensors.count", count)
+    if count != expected:
+        raise UsageError(f"{paths[0]}: the parts hold {count} tensors together, but {expected} are expected")
 
 
 def _merge(headers: list[Header], paths: list[Path]) -> Iterator[tuple[str, TensorInfo]]:
     seen: set[str] = set()
     for part, header in enumerate(headers):
-        for name, described in header.tensors.items():
+        for name, tensor in header.tensors.items():
             if name in seen:
                 raise UsageError(f"{paths[part]} repeats the tensor {name!r} of another part")
             seen.add(name)
-            yield name, _info(described, part)
-
-
-def _info(described: Description, part: int) -> TensorInfo:
-    return TensorInfo(
-        described.name,
-        described.type.name,
-        described.shape,
-        described.nbytes,
-        described.offset,
-        part,
-        described.type,
-    )
+            yield name, replace(tensor, part=part)
 
 
 def _chunks(tensor: TensorInfo) -> Iterable[tuple[int, int]]:

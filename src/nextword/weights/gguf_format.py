@@ -80,14 +80,33 @@ _FIRST_READ = 1 << 22
 
 
 @dataclass(frozen=True)
-class Description:
-    """A tensor as the header describes it. `shape` is (…, out, in): the reverse of the order in the file."""
+class TensorInfo:
+    """A tensor as the header describes it. `shape` is (..., out, in), as in PyTorch: the file has the reverse."""
 
     name: str
     type: BlockType
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
     nbytes: int
+    part: int = 0  # which file of a split model
+
+    @property
+    def kind(self) -> str:
+        """Name of its type: "f32", "f16", "q4_1", "q8_0", "q4_k", ..."""
+        return self.type.name
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def width(self) -> int:
+        """Numbers per row."""
+        return self.shape[-1]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width // self.type.values * self.type.nbytes
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ class Header:
 
     version: int
     metadata: dict[str, Any]
-    tensors: dict[str, Description]
+    tensors: dict[str, TensorInfo]
 
 
 class _Short(Exception):
@@ -145,7 +164,7 @@ def _parse(data: bytes, size: int) -> Header:
         metadata[key] = reader.value(key)
     raw = [reader.tensor() for _ in range(tensor_count)]
     start = _data_start(reader.position, metadata)
-    return Header(version, metadata, _place(raw, start, _alignment(metadata), size))
+    return Header(version, metadata, _checked_tensors(raw, start, _alignment(metadata), size))
 
 
 def _check_start(data: bytes, size: int) -> int:
@@ -310,12 +329,12 @@ def _data_start(header_end: int, metadata: dict[str, Any]) -> int:
     return -(-header_end // alignment) * alignment
 
 
-def _place(
-    raw: list[tuple[str, BlockType, tuple[int, ...], int]], start: int, alignment: int, size: int
-) -> dict[str, Description]:
+def _checked_tensors(
+    described: list[tuple[str, BlockType, tuple[int, ...], int]], start: int, alignment: int, size: int
+) -> dict[str, TensorInfo]:
     """Check where each tensor's bytes lie."""
-    tensors: dict[str, Description] = {}
-    for name, kind, shape, offset in raw:
+    tensors: dict[str, TensorInfo] = {}
+    for name, kind, shape, offset in described:
         if name in tensors:
             raise _Bad(f"the tensor {name!r} comes twice")
         if shape[-1] % kind.values:
@@ -326,7 +345,7 @@ def _place(
         end = start + offset + nbytes
         if end > size:
             raise _Bad(f"tensor {name!r} ends at byte {end}, but the file has {size}: it is cut short")
-        tensors[name] = Description(name, kind, shape, start + offset, nbytes)
+        tensors[name] = TensorInfo(name, kind, shape, start + offset, nbytes)
     in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
     for before, after in pairwise(in_order):
         if before.offset + before.nbytes > after.offset:

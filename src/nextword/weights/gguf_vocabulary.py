@@ -92,7 +92,7 @@ def _rule(data: dict[str, Any]) -> str:
 
 def _special(tokenizer: Tokenizer) -> dict[str, int]:
     texts = tokenizer.special.texts
-    found = {ours: tokenizer.token_id(texts[theirs]) for ours, theirs in _NAMES.items() if theirs in texts}
-    if found.get("eos") is None and tokenizer.stop_ids:
-        found["eos"] = min(tokenizer.stop_ids)
-    return {name: id for name, id in ({"bos": tokenizer.bos_id} | found).items() if id is not None}
+    ids = {ours: tokenizer.token_id(texts[theirs]) for ours, theirs in _NAMES.items() if theirs in texts}
+    if ids.get("eos") is None and tokenizer.stop_ids:
+        ids["eos"] = min(tokenizer.stop_ids)
+    return {name: id for name, id in ({"bos": tokenizer.bos_id} | ids).items() if id is not None}

@@ -93,7 +93,7 @@ def _tensors(model: Model, gguf: GGUF, dtype: str) -> Iterator[_Stored]:
             elif kind == Type.Q8_0 and tensor.shape[-1] % _BLOCK:
                 kind = Type.F16
             yield _Stored(tensor, held[parameter.name], kind)
-    for name, factors in factor_tensors(model.spec.rope).items():
+    for name, factors in factor_tensors(model.spec).items():
         values = torch.from_numpy(factors)
         yield _Stored(FileTensor(name, tuple(values.shape), (slice(None),), is_vector=True), values, Type.F32)
 

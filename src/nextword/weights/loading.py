@@ -17,7 +17,7 @@ from ..families import Parameter
 from ..models import Model, build, prepare
 from ..models.experts import Experts
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
-from ..native.matmul import PackedMatrix
+from ..native.matmul import PackedMatrix, QuantType
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from .source import GGUFSource, Source, is_quantized, native_kind, read_parameter, tensors_of
@@ -110,8 +110,7 @@ def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, t
             )
         return True, torch.float32
     if dtype == "auto":
-        # experts, of three dimensions, are packed where other matrices are
-        stored = {source.kind(tensor) for tensor in tensors_of(source) if len(tensor.shape) == 2}
+        stored = {source.kind(tensor) for tensor in tensors_of(source)}
         if runnable and any(is_quantized(kind) for kind in stored):
             return True, torch.float32
         return False, torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -128,16 +127,32 @@ def _fill(
     if packed and matrix and parameter.shape[1] % 32 == 0:
         _fill_packed(model, module_name, module, source, parameter)
         return
-    if packed and isinstance(module, Experts) and (name == "up" or name == "down") and parameter.shape[2] % 32 == 0:
-        module.pack(name, [PackedMatrix.pack_float(matrix) for matrix in read_parameter(source, parameter, floating)])
+    if packed and isinstance(module, Experts) and name in ("up", "down") and parameter.shape[2] % 32 == 0:
+        module.pack(name, _packed_experts(source, parameter))
         return
     dtype = torch.float32 if isinstance(module, Norm) else floating  # norms stay exact: they are small
     _assign(module, name, read_parameter(source, parameter, dtype, device))
 
 
-def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, parameter: Parameter) -> None:
+def _native_kind(source: Source, parameter: Parameter) -> QuantType | None:
+    """The kernels' name of the one type of blocks that a parameter is stored in; None where it is stored otherwise."""
     kinds = {native_kind(source.kind(tensor)) for tensor in parameter.tensors}
-    kind = kinds.pop() if len(kinds) == 1 else None
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _packed_experts(source: Source, parameter: Parameter) -> list[PackedMatrix]:
+    """A matrix per expert, in the file's blocks where the kernels compute with them."""
+    kind, (count, _, columns) = _native_kind(source, parameter), parameter.shape
+    if kind is None:
+        return [PackedMatrix.pack_float(matrix) for matrix in read_parameter(source, parameter, torch.float32)]
+    stacked = np.concatenate(
+        [source.blocks(tensor).reshape(count, tensor.shape[1], -1) for tensor in parameter.tensors], 1
+    )
+    return [PackedMatrix.pack(kind, blocks, columns) for blocks in stacked]
+
+
+def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, parameter: Parameter) -> None:
+    kind = _native_kind(source, parameter)
     if kind is not None:
         blocks = [source.blocks(tensor) for tensor in parameter.tensors]
         stacked = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -166,10 +181,9 @@ def _precision(model: Model) -> str:
 
 def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
     """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
-    sizes = [(math.prod(parameter.shape), packed and len(parameter.shape) > 1) for parameter in source.parameters]
-    numbers, free = sum(size for size, _ in sizes), free_memory()
-    # packed: 8.5 bits, the larger of the kinds
-    needed = int(sum(size * (1.07 if in_blocks else floating.itemsize) for size, in_blocks in sizes))
+    numbers = sum(math.prod(parameter.shape) for parameter in source.parameters)
+    a_number = 1.07 if packed else floating.itemsize  # packed: 8.5 bits, the larger of the kinds
+    needed, free = int(numbers * a_number), free_memory()
     if free is not None and needed > free:
         raise RunError(
             f"{source.path}: {numbers:,} parameters need {needed / 1e9:.1f} GB as"

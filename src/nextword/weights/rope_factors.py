@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +26,13 @@ def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
     """
     if _DIVISORS in file.tensors:
         divisors = torch.from_numpy(file.float32(_DIVISORS)).flatten()
-        return replace(spec, rope=_llama3(spec.rope, spec.head_width, divisors, file.paths[0]))
+        rope = _llama3(spec.rope, spec.head_width, divisors)
+        if rope is None:
+            raise UsageError(
+                f"{file.paths[0]}: tensor {_DIVISORS!r} stretches positions in a way that nextword does not know."
+                " Use the model's safetensors folder"
+            )
+        return replace(spec, rope=rope)
     if _SHORT not in file.tensors or _LONG not in file.tensors:
         return spec
     architecture = file.architecture
@@ -56,19 +61,29 @@ def factor_metadata(spec: ModelSpec, architecture: str) -> dict[str, float]:
     return {f"{architecture}.rope.scaling.attn_factor": float(amplitude(spec.rope))}
 
 
-def factor_tensors(rope: RopeSpec) -> dict[str, np.ndarray]:
-    """The inverse: tensors that a file of a model with longrope holds besides its parameters."""
+def factor_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
+    """The inverse: tensors that a file holds besides the parameters.
+
+    Raises UsageError for a scaling that could not be told from its divisors again.
+    """
+    rope = spec.rope
+    if rope.scaling == "llama3":
+        plain = RopeSpec(rope.theta, rope.fraction)
+        divisors = frequencies(plain, spec.head_width) / frequencies(rope, spec.head_width)
+        if _llama3(plain, spec.head_width, divisors) != rope:
+            raise UsageError("GGUF cannot say all of this scaling of positions. Write a Hugging Face folder instead")
+        return {_DIVISORS: divisors.numpy()}
     if rope.scaling != "longrope":
         return {}
     factors = {_SHORT: rope.short_factors, _LONG: rope.long_factors}
     return {name: np.array(values, np.float32) for name, values in factors.items()}
 
 
-def _llama3(rope: RopeSpec, head_width: int, divisors: Tensor, path: Path) -> RopeSpec:
+def _llama3(rope: RopeSpec, head_width: int, divisors: Tensor) -> RopeSpec | None:
     """`rope` with the scaling that `divisors` (rotating pairs,) were computed from.
 
     llama.cpp's converter stores plain over stretched frequencies, and not the numbers of config.json they come from;
-    those that give the same divisors back are found. Raises UsageError where none do.
+    those that give the same divisors back are found. None where none do.
     """
     if torch.allclose(divisors, torch.ones(())):
         return rope
@@ -78,7 +93,4 @@ def _llama3(rope: RopeSpec, head_width: int, divisors: Tensor, path: Path) -> Ro
             candidate = replace(rope, scaling="llama3", factor=divisors.max().item(), original_context=context)
             if torch.allclose(plain / frequencies(candidate, head_width), divisors, rtol=_TOLERANCE):
                 return candidate
-    raise UsageError(
-        f"{path}: tensor {_DIVISORS!r} stretches positions in a way that nextword does not know."
-        " Use the model's safetensors folder"
-    )
+    return None
