@@ -145,7 +145,7 @@ def test_a_name_that_is_taken_is_refused_before_the_work(
 ) -> None:
     asked = [str(reviews), "-m", model, "--template", FORM, "--shots", "0", "--limit", "8", "--name", "mine"]
     assert "stored as 'mine'" in run(capsys, *asked)[2]
-    monkeypatch.setattr("nextword.cli.eval.load_model", None)  # whoever begins the work fails otherwise
+    monkeypatch.setattr("nextword.evals.served.open_model", None)  # whoever begins the work fails otherwise
     code, out, err = run(capsys, *asked)
     assert (code, out) == (2, "")
     assert "an evaluation 'mine' exists already" in err
