@@ -99,7 +99,7 @@ def test_models_in_the_hubs_cache_are_listed_and_removed(nextword, alone, tmp_pa
 def test_pull_of_a_fetched_model_says_so_and_asks_nobody(nextword, alone, fetched):
     done = nextword("models", "pull", DEFAULT.name, env=alone)
     assert done.returncode == 0
-    assert "was already fetched" in done.stdout
+    assert "was already downloaded" in done.stdout
     assert str(fetched) in done.stdout
 
 

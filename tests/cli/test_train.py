@@ -83,7 +83,7 @@ def test_text_becomes_a_model_with_its_plan_beside_what_was_measured(
 def test_a_forgotten_run_is_no_longer_in_the_ledger(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
     code, _, err = run(capsys, "runs", "forget", "run")
-    assert (code, err.startswith("1 entry taken out of")) == (0, True)
+    assert (code, err.startswith("1 entry removed from")) == (0, True)
     assert json.loads(run(capsys, "runs", "calibration", "--json")[1])["runs"] == []
     code, _, err = run(capsys, "runs", "forget", "run")
     assert (code, "has no entry of run" in err) == (2, True)
