@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
         (["train"], "give the text to train on"),
         (["train", "nosuch", "--minutes", "1"], "no such file or folder"),
         (["train", "{text}"], "give a budget"),
-        (["train", "{text}", "--minutes", "1", "--flops", "1e12"], "budgets of their own"),
+        (["train", "{text}", "--minutes", "1", "--flops", "1e12"], "separate budgets"),
         (["train", "{text}", "--minutes", "1", "--lora", "4"], "model.lora has no effect without model.base"),
         (["train", "{text}", "--steps", "3", "--set", "run.device=cuda:9"], "device 'cuda:9' cannot be used here"),
         (["train", "{text}", *SMALL, "--set", "train.stateful=true"], "no state to carry"),

@@ -291,5 +291,5 @@ def test_a_data_set_without_a_network_says_what_to_give_instead(monkeypatch: pyt
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(RunError, match=r"hf:owner/name could not be fetched .*give a folder of text"):
+    with pytest.raises(RunError, match=r"hf:owner/name could not be downloaded .*give a folder of text"):
         find_sources(["hf:owner/name"])

@@ -631,8 +631,8 @@ def test_the_list_tells_how_each_run_stands(data: Dataset, tmp_path: Path, capsy
     with locked_run(tmp_path / "runs" / "d"):
         (tmp_path / "runs" / "old").mkdir()
         (tmp_path / "runs" / "old" / "run.json").write_text('{"format": "nextword-run-folder/1"}')
-        assert sorted(states()) == ["ended", "interrupted at step 6", "stopped by a loss spike at step 7",
-                                    "running at step 0"]  # fmt: skip
+        assert sorted(states()) == ["ended", "interrupted at step 6", "running at step 0",
+                                    "stopped by a loss spike at step 7"]  # fmt: skip
         code, _, said = command(capsys, "runs", "resume", tmp_path / "runs" / "d")
         assert code == 2
         assert "another process is training this run" in said
