@@ -212,7 +212,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
         ({"mlp_bias": True}, "layout"),
         ({"parallel": True}, "layout"),
         ({"windows": (32, 0)}, "layout"),
-        ({"rope": RopeSpec(scaling="llama3", factor=8.0, original_context=100)}, "scaling of positions"),
+        ({"rope": RopeSpec(scaling="llama3", factor=8.0, original_context=100)}, "rope scaling"),
     ],
 )
 def test_a_model_the_file_cannot_say_all_of_is_refused(
@@ -243,14 +243,14 @@ def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(model: Model, tokenizer:
 def test_packed_matrices_are_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf", model, tokenizer, "q8_0")
     packed = nextword.load(str(path), dtype="auto").loaded.model
-    with pytest.raises(UsageError, match=r"packed.*float32"):
+    with pytest.raises(UsageError, match=r"quantized.*float32"):
         write_gguf(tmp_path / "b.gguf", packed, tokenizer)
 
 
 def test_what_stands_there_is_replaced_only_when_asked(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("there")
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         write_gguf(path, model, tokenizer)
     assert path.read_text() == "there"
     write_gguf(path, model, tokenizer, force=True)
