@@ -46,9 +46,9 @@ def _fresh_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         ("--set data.vocabulary=5", "data.vocabulary 5: give a whole number from 257 to 1,048,576"),
         (
             "--set data.vocabulery=500",
-            "'data.vocabulery' is not a setting of DataConfig. Did you mean data.voc",
+            "'data.vocabulery' is not a known setting. Did you mean data.voc",
         ),
-        ("--set vocabulary=500", "'vocabulary' is not a setting of RunConfig. Did you mean data.vocabulary?"),
+        ("--set vocabulary=500", "'vocabulary' is not a known setting. Did you mean data.vocabulary?"),
         ("--set dropout", "--set dropout: give section.key=value"),
         ("--context 0", "give a whole number from"),
         ("--context 1000000000", "--context 1000000000: give a whole number from 2 to"),
@@ -122,7 +122,7 @@ def test_options_overrule_the_file_and_assignments_both(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--arch has no effect: .*run\.toml has the model's shape"):
         run_config(file, {"arch": "lstm"})
     file.write_text("[train]\nstepz = 3\n")
-    with pytest.raises(UsageError, match=r"run\.toml: 'train\.stepz' is not a setting.*train\.steps"):
+    with pytest.raises(UsageError, match=r"run\.toml: 'train\.stepz' is not a known setting.*train\.steps"):
         run_config(file, {})
 
 

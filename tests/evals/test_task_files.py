@@ -86,7 +86,7 @@ def test_description_separator_and_group_are_the_file_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"tempalte": "x"}, "'tempalte' is not a setting of TaskFile. Did you mean template"),
+        ({"tempalte": "x"}, "'tempalte' is not a known setting. Did you mean template"),
         ({"output_type": "generate_until"}, "this is a task of lm-evaluation-harness. Use --lm-eval"),
         ({"shots": "2"}, "shots '2': give a whole number at least 0"),
         ({"shots": True}, "shots True: give a whole number at least 0"),
@@ -94,7 +94,7 @@ def test_description_separator_and_group_are_the_file_s(tmp_path: Path) -> None:
         ({"choices": [["A"]]}, "choices (['A'],): give"),
         (
             {"generate": {"max_token": 3}},
-            "'generate.max_token' is not a setting of Generation. Did you mean generate.max_tokens",
+            "'generate.max_token' is not a known setting. Did you mean generate.max_tokens",
         ),
         ({"generate": {"max_tokens": 0}}, "generate.max_tokens 0: give a whole number at least 1"),
         ({"generate": True, "scorers": "exactly"}, "scorer 'exactly' is not known. Did you mean exact"),
