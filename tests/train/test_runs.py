@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -619,14 +620,29 @@ def test_train_run_is_a_function_without_a_terminal_signals_threads_or_ledger(
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     config, threads = run_of("gru", data.vocabulary, STEPS), torch.get_num_threads()
+    generator = torch.get_rng_state()
     result = train_run(config.with_run(threads=threads % 2 + 1), data, tmp_path / "run", Watching())
     assert torch.get_num_threads() == threads
     assert result.measured is not None
     assert result.measured.threads == threads % 2 + 1
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "ledger.jsonl").exists()
+    assert torch.equal(torch.get_rng_state(), generator)  # though dropout draws from it
     with pytest.raises(UsageError, match=r"holds another run: train\.seed: 7 -> 8"):
         train_run(config.with_train(seed=8), data, tmp_path / "run")
+
+
+def test_runs_in_threads_of_one_process_start_from_the_weights_of_their_seed(data: Dataset, tmp_path: Path) -> None:
+    config = run_of("lstm", data.vocabulary, STEPS).with_train(dropout=0.0).with_run(threads=1)
+
+    def train(name: int) -> float:
+        result = train_run(config, data, tmp_path / str(name))
+        assert result.measured is not None
+        return result.measured.nats_per_token
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(train, range(4)))
+    assert set(together) == {train(4)}
 
 
 def test_a_run_that_is_told_to_stop_does_and_is_continued_by_the_same_call(data: Dataset, tmp_path: Path) -> None:
