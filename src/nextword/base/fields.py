@@ -216,7 +216,7 @@ def _wanted_of_a_tuple(value: Any, kinds: tuple[Any, ...]) -> str:
 
 def _called(kind: type) -> str:
     known = {bool: "true or false", str: "text", type(None): "nothing", dict: "an object"}
-    return known.get(kind, f"a {kind.__name__}")
+    return known.get(kind, "a table of settings" if dataclasses.is_dataclass(kind) else f"a {kind.__name__}")
 
 
 def _needed(field: dataclasses.Field[Any]) -> bool:

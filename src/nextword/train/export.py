@@ -16,7 +16,7 @@ from .run_dir import RunRecord
 def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "float32", force: bool = False) -> Path:
     """Write the model of the folder `run` to `out`: a .gguf file by its ending, else a folder.
 
-    Raises UsageError for a step without a checkpoint, and for a kind of model that the format has no place for.
+    Raises UsageError for a step without a checkpoint, and for a kind of model that the format does not support.
     """
     from ..weights.conversion import check_dtype, write_model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def train_run(
     Where `folder` holds this run already it is continued from its newest checkpoint, with `change` from there on, or
     from its beginning with `restart`. `record` says what else is kept of the run: its sources and its prediction. Under
     torchrun every process calls it. Prints nothing, handles no signals, and sets the number of threads only where
-    `config.run.threads` does, while it runs. Raises UsageError for a run that cannot be trained, RunError for one that
+    `config.run.threads` does, while it runs. Two runs may train in two threads of a process; with dropout they would
+    draw from one generator, torch's, and not repeat. Raises UsageError for a run that cannot be trained, RunError for one that
     fails.
     """
     process, threads = this_process(), torch.get_num_threads()
@@ -149,7 +150,8 @@ class _Run:
     def _train(self, trainer: Trainer, change: Change, until: int | None) -> Outcome:
         try:
             self._apply(trainer, replace(change, step=trainer.restore()))
-            return trainer.train(until)
+            with _own_dropout(self.config, trainer.device):
+                return trainer.train(until)
         except (MemoryError, RuntimeError) as error:
             text, train = str(error).lower(), self.config.train
             if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
@@ -185,6 +187,12 @@ class _Run:
             measured = _measure(self.folder, self.config, outcome, device)
             write_report(self.folder, self.record.expected, measured)
         return measured
+
+
+def _own_dropout(config: RunConfig, device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's generator, which dropout draws from, as it was."""
+    devices = [device] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices, enabled=bool(config.train.dropout))
 
 
 def _remove_new_run(folder: Path) -> None:

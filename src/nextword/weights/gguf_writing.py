@@ -68,7 +68,7 @@ def write_gguf(
 def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
     """The family's way of writing GGUF files, and what the file says of the model."""
     if spec.kind != "transformer":
-        raise UsageError(f"GGUF has no place for a model of kind {spec.kind}. {_FOLDER}")
+        raise UsageError(f"GGUF does not support a model of kind {spec.kind}. {_FOLDER}")
     described = gguf_metadata(spec)
     if described is None:
         known = ", ".join(dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf))
