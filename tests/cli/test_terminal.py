@@ -94,7 +94,7 @@ def test_an_error_is_escaped_and_cut_in_its_middle() -> None:
 
 
 def test_a_command_line_is_not_obeyed_either(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([OBEYED], ["models", "info", OBEYED], ["complete", f"--{OBEYED}"], ["plan", "deploy", OBEYED]):
+    for arguments in ([OBEYED], ["models", "info", OBEYED], ["complete", f"--{OBEYED}"], ["plan", "inference", OBEYED]):
         assert main(arguments) == 2
         assert obeyed(capsys.readouterr().err) == set()
 

@@ -267,6 +267,10 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
             ["train", "{text}", "--minutes", "1", "--set", "data.vocabulary=300", "--set", "data.tokenizer=bytes"],
             "data.vocabulary has no effect with data.tokenizer=bytes",
         ),
+        (
+            ["train", "{text}", "--minutes", "1", "--set", "data.tokenizer=byte"],
+            "data.tokenizer=byte: give bpe, bytes, characters or a model",
+        ),
         (["runs", "resume", "nosuch"], "not a run's folder"),
         (["runs", "compare", "a"], "at least two runs"),
         (["compare-context"], "give the text"),

@@ -40,6 +40,11 @@ def test_one_slow_step_of_many_shortens_nothing() -> None:
     assert cuts_of([1.0] * 30 + [4.0] + [1.0] * 69) == []
 
 
+def test_a_busy_moment_of_thousands_of_short_steps_shortens_nothing() -> None:
+    assert cuts_of([0.05] * 20 + [0.01] * 9980, steps=10_000) == []
+    assert cuts_of([0.01] * 300 + [0.05] * 20 + [0.01] * 9680, steps=10_000) == []
+
+
 @pytest.mark.parametrize("pace", [1.5, 3.0, 10.0])
 def test_a_slow_run_is_cut_once_to_end_by_the_limit(pace: float) -> None:
     (cut,) = cuts_of([pace] * 100)

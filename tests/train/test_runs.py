@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nextword.base import RunError, UsageError
 from nextword.base.toml import read_toml, set_values, to_toml
 from nextword.cli import _console, main
 from nextword.data import Dataset, save_tokenizer
+from nextword.models.backend import TorchBackend
 from nextword.train import calibration, checkpoint, memory, pipeline
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.changes import Change
@@ -198,6 +200,39 @@ def test_resuming_an_ended_run_says_so_and_touches_nothing(
         assert f"{folder} finished after 12 steps: nothing to do" in said
     assert json.loads(out)["measured"] == json.loads(before["run/report.json"])["measured"]
     assert content(tmp_path) == before
+
+
+def test_a_shortened_run_is_told_by_the_steps_and_tokens_it_took(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    assert command(capsys, "runs", "resume", folder)[0] == 0
+    report = json.loads((folder / "report.json").read_text())
+    report["measured"] |= {"steps": 7, "tokens": 70, "shortened": True}
+    (folder / "report.json").write_text(json.dumps(report))
+    (row,) = json.loads(command(capsys, "runs", "list", tmp_path, "--json")[1])
+    assert (row["steps"], row["tokens"], row["state"]) == (7, 70, "ended")
+    assert "has ended after 7 steps" in command(capsys, "runs", "resume", folder)[2]
+
+
+@pytest.mark.parametrize("kind", ["transformer", "gru"])
+def test_sample_completions_allocate_a_cache_of_their_own_size_alone(
+    kind: str, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated: list[int] = []
+    allocate = TorchBackend.allocate
+
+    def recorded(self: TorchBackend, pages: int) -> None:
+        allocated.append(pages * self.page_bytes)
+        allocate(self, pages)
+
+    monkeypatch.setattr(TorchBackend, "allocate", recorded)
+    folder = begin(tmp_path / "run", data, kind)
+    record = RunRecord.read(folder)
+    replace(record, config=record.config.with_run(sample_every=6)).write(folder)
+    assert command(capsys, "runs", "resume", folder)[0] == 0
+    assert len(allocated) == 2
+    assert max(allocated) < 1e6  # the default, 1 GiB, would be the run's peak memory
 
 
 def test_a_run_is_one_entry_of_the_ledger_however_often_it_ended(
@@ -488,11 +523,11 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
         (lambda run: run.update(sources="text"), "sources 'text': give a list"),
         (lambda run: run.update(data=None), "data None: give text"),
         (lambda run: run.pop("fingerprint"), "fingerprint is missing"),
-        (lambda run: run.update(colour="red"), "'colour' is not a setting"),
+        (lambda run: run.update(colour="red"), "unknown setting 'colour'"),
         (lambda run: run["prediction"].pop("seconds"), "prediction.seconds is missing"),
         (lambda run: run["prediction"].update(memory_parts=[1]), "prediction.memory_parts (1,): give an object"),
-        (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number at least 0"),
-        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "'changes.batch' is not a setting"),
+        (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number of at least 0"),
+        (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "unknown setting 'changes.batch'"),
         (lambda run: run.update(changes=7), "changes 7: give a list"),
         (lambda run: run.update(format="nextword-run-folder/1"), "the run is of another version of nextword"),
     ],
@@ -512,11 +547,11 @@ def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("assignment", "wanted"),
     [
-        ("run.threads=two", "run.threads 'two': give a whole number at least 0"),
-        ("run.keep_checkpoints=0", "run.keep_checkpoints 0: give a whole number at least 1"),
+        ("run.threads=two", "run.threads 'two': give a whole number of at least 0"),
+        ("run.keep_checkpoints=0", "run.keep_checkpoints 0: give a whole number of at least 1"),
         ("run.checkpoint_every=1.5", "run.checkpoint_every 1.5: give a whole number"),
         ("train.on_loss_spike=sometimes", "train.on_loss_spike 'sometimes': give one of stop, skip, rewind"),
-        ("train.colour=red", "'train.colour' is not a setting"),
+        ("train.colour=red", "unknown setting 'train.colour'"),
         ("model.spec.width=0", "width 0: give"),
     ],
 )
@@ -585,14 +620,29 @@ def test_train_run_is_a_function_without_a_terminal_signals_threads_or_ledger(
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     config, threads = run_of("gru", data.vocabulary, STEPS), torch.get_num_threads()
+    generator = torch.get_rng_state()
     result = train_run(config.with_run(threads=threads % 2 + 1), data, tmp_path / "run", Watching())
     assert torch.get_num_threads() == threads
     assert result.measured is not None
     assert result.measured.threads == threads % 2 + 1
     assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "ledger.jsonl").exists()
+    assert torch.equal(torch.get_rng_state(), generator)  # though dropout draws from it
     with pytest.raises(UsageError, match=r"holds another run: train\.seed: 7 -> 8"):
         train_run(config.with_train(seed=8), data, tmp_path / "run")
+
+
+def test_runs_in_threads_of_one_process_start_from_the_weights_of_their_seed(data: Dataset, tmp_path: Path) -> None:
+    config = run_of("lstm", data.vocabulary, STEPS).with_train(dropout=0.0).with_run(threads=1)
+
+    def train(name: int) -> float:
+        result = train_run(config, data, tmp_path / str(name))
+        assert result.measured is not None
+        return result.measured.nats_per_token
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(train, range(4)))
+    assert set(together) == {train(4)}
 
 
 def test_a_run_that_is_told_to_stop_does_and_is_continued_by_the_same_call(data: Dataset, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"kind": "lstm"}, "does not support models of kind lstm"),
+        ({"kind": "lstm"}, "GGUF does not support a model of kind lstm"),
         ({"mlp_bias": True}, "layout"),
         ({"parallel": True}, "layout"),
         ({"windows": (32, 0)}, "layout"),

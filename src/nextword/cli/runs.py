@@ -183,8 +183,8 @@ def resume(
 
 def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, change: Change) -> None:
     record, ended = RunRecord.read(run), read_report(run)
-    if not restart and record.ended(ended, change):
-        messages().print(f"{run} finished after {record.current.train.steps:,} steps: nothing to do."
+    if not restart and ended is not None and record.ended(ended, change):
+        messages().print(f"{run} has ended after {ended.steps:,} steps: nothing to do."
                          " --steps N makes it longer, --restart starts over", soft_wrap=True)  # fmt: skip
         if as_json:
             emit(run, record, ended)
@@ -222,7 +222,6 @@ def forget(run: str | None, every: bool) -> None:
 
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
-
     measured, run = _measured(folder, record), record.current
     step, stopped = progress_of(folder)
     at = "running" if is_locked(folder) else "stopped by a loss spike" if stopped else "interrupted"
@@ -230,9 +229,9 @@ def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
         "folder": str(folder),
         "kind": run.spec.kind,
         "parameters": parameters(run.spec).total,
-        "tokens": run.total_tokens,
+        "tokens": measured.tokens if measured else run.total_tokens,
         "step": step,
-        "steps": run.train.steps,
+        "steps": measured.steps if measured else run.train.steps,
         "nats_per_token": measured.nats_per_token if measured else None,
         "bits_per_byte": measured.bits_per_byte if measured else None,
         "state": "ended" if measured else f"{at} at step {step:,}",

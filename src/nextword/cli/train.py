@@ -152,18 +152,18 @@ def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
     if this_process().first:
         if result.measured is not None:
             calibration.remember(result.folder, result.record, result.measured)
-        _finish(result, as_json)
+        _finish(result, display.steps, as_json)
 
 
-def _finish(result: RunResult, as_json: bool) -> None:
-    """Print the report at a run's end."""
+def _finish(result: RunResult, steps: int, as_json: bool) -> None:
+    """What is printed at the end of a run of `steps` steps."""
     from ..train.run_dir import resume_command
     from .train_display import print_report
 
     folder, record, outcome = result.folder, result.record, result.outcome
     if outcome.interrupted:
         messages().print(
-            f"stopped after step {outcome.steps:,} of {record.current.train.steps:,}; the model so far is in {folder}."
+            f"stopped after step {outcome.steps:,} of {steps:,}; the model so far is in {folder}."
             f" Resume: {resume_command(folder)}", soft_wrap=True,
         )  # fmt: skip
         raise KeyboardInterrupt

@@ -106,7 +106,8 @@ class Display(Callbacks):
     def __init__(self, run: PreparedRun) -> None:
         from ..train.distributed import this_process
 
-        self.run, self.first = run, this_process().first
+        process = this_process()
+        self.run, self.first, self.alone = run, process.first, process.world == 1
         self.config = run.record.current
         self.steps = self.config.train.steps
         self.live = self.first and messages().is_terminal and not messages().is_dumb_terminal
@@ -132,6 +133,7 @@ class Display(Callbacks):
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._restore_handlers()
         if self._progress is not None:
             self._progress.stop()
         if self.events is not None:
@@ -150,8 +152,13 @@ class Display(Callbacks):
         self.interrupted = True
 
     def on_end(self) -> None:
+        if self.alone:  # else torchrun's SIGTERM could end this process before it has said which one was lost
+            self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers.clear()
 
     def should_stop(self) -> bool:
         return self.interrupted
@@ -209,7 +216,9 @@ class Display(Callbacks):
         tokenizer, prompt = tokenizer_from_folder(self.run.folder), self.config.run.sample_prompt
         ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
         stop = StopConfig(min(_SAMPLE_TOKENS, max(1, self.config.train.context - len(ids) - 1)))
-        engine = Engine(TorchBackend(model), tokenizer)  # type: ignore[arg-type]
+        backend = TorchBackend(model)  # type: ignore[arg-type]
+        pages = -(-(len(ids) + _SAMPLE_TOKENS) // backend.page_size) + 1
+        engine = Engine(backend, tokenizer, cache_bytes=pages * backend.page_bytes)  # the run's memory is measured
         tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
         text = " ".join((prompt + "".join(token.text for token in tokens)).split())
         messages().print(f"step {step:,}: {text}", style="italic")

@@ -74,7 +74,7 @@ def _made(engine: Any) -> Tokenizer:
     engine.add_special_tokens([AddedToken(END, normalized=False, special=True)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        engine.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(engine.to_str(), encoding="utf-8")
         write_config(folder, {"eos_token": END})
         tokenizer = tokenizer_from_folder(folder)
     tokenizer.name = "the tokenizer of this run"

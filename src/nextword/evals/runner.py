@@ -285,7 +285,7 @@ class ModelRunner:
     def _answered(self, requests: Any) -> Iterator[tuple[Any, int]]:
         """Yield each request's handle as soon as it is done, and the tokens read since the previous one.
 
-        The prefix cache is emptied before, so that what is read is what `tokens_to_score` says.
+        The prefix cache is emptied first, so that what is read is what `tokens_to_score` says.
         """
         engine = self.model.engine
         if requests:

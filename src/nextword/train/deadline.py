@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 LATE = 1.2  # times the requested time: a run that would end later is shortened
 _AIM = 1.15  # times the requested time: the new end, with slack so that the next slow step does not cut it again
-_FEWEST, _RECENT = 3, 20  # steps that determine the pace
+_FEWEST, _RECENT = 3, 20  # steps that determine the pace, and more if they are short
+_SHARE = 0.05  # of the requested time: a short burst of other load must not cut a run
 _COOLDOWN = 0.05  # of the steps done: the fewest left after a cut, for the learning rate to decay
 _WORTH_IT = 0.95  # a cut leaves at most this share of the remaining steps
 
@@ -43,16 +44,19 @@ class Deadline:
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self._elapsed: deque[float] = deque(maxlen=_RECENT + 1)
+        self._elapsed: deque[float] = deque()
 
     def cut(self, step: int, steps: int, elapsed: float) -> Cut | None:
         """The cut to make after `step` of `steps`, `elapsed` seconds of training since the run began, if it is late."""
         if self.seconds is None:
             return None
-        self._elapsed.append(elapsed)
-        if len(self._elapsed) <= _FEWEST:
+        recent, least = self._elapsed, _SHARE * self.seconds
+        recent.append(elapsed)
+        while len(recent) > _RECENT + 1 and elapsed - recent[1] >= least:
+            recent.popleft()
+        if len(recent) <= _FEWEST or elapsed - recent[0] < least:
             return None
-        pace = (self._elapsed[-1] - self._elapsed[0]) / (len(self._elapsed) - 1)
+        pace = (elapsed - recent[0]) / (len(recent) - 1)
         left = steps - step
         if left < 1 or elapsed + left * pace <= LATE * self.seconds:
             return None

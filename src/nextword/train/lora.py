@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..base import UsageError
 from ..models.layers import Layer, Linear
+from .loss_module import seeded
 
 SCALE = 2.0  # alpha / rank
 
@@ -47,8 +48,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
     if blocks is None:
         raise UsageError("LoRA adapts the matrices of a transformer's layers; train this model without it")
     model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for parent in list(blocks.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, Linear):

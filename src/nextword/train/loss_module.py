@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +20,20 @@ from ..spec import ModelSpec
 from .loss import single_losses, summed_loss, summed_loss_of_logits
 
 AUTOCAST_DTYPE = {"amp": torch.bfloat16}
+_DRAWING = threading.Lock()  # torch has one generator for all threads
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's generator as `seed` has it, one thread at a time, and leave the generator as it was."""
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def new_model(config: RunConfig) -> Model:
     """A freshly initialised model of the run, determined by the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+    with seeded(config.train.seed):
         model = models.build(config.spec)
         if config.spec.kind == "transformer":
             _initialise(model, config.spec)

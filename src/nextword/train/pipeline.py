@@ -172,7 +172,7 @@ def _prepare_data(
         spec, tokenizer = open_base(config.model.base)
         config = replace(config, model=replace(config.model, spec=spec))
     elif config.data.tokenizer not in TOKENIZERS:
-        tokenizer = open_base(config.data.tokenizer)[1]
+        tokenizer = _named_tokenizer(config.data.tokenizer)
     settings = config.data
     if tokenizer is None and settings.tokenizer == "bpe" and not settings.vocabulary:
         text_bytes = sources.bytes * (1 - settings.val_fraction)
@@ -203,6 +203,13 @@ def open_base(name: str) -> tuple[ModelSpec, Tokenizer]:
 
     source = open_source(resolve(name))
     return source.spec, source.tokenizer()
+
+
+def _named_tokenizer(name: str) -> Tokenizer:
+    try:
+        return open_base(name)[1]
+    except UsageError as error:
+        raise UsageError(f"data.tokenizer={name}: give {', '.join(TOKENIZERS)} or a model; {error}") from None
 
 
 def _log_surprises(data: Dataset, config: DataConfig, log: Log) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,10 @@ def train_run(
     If `folder` already holds this run, it is continued from its newest checkpoint, with `change` from there on, or from
     the beginning with `restart`. `record` has the run's sources and prediction, to be stored. Under torchrun every
     process calls it. Prints nothing, handles no signals, and sets the number of threads only for `config.run.threads`,
-    while it runs. Raises UsageError for an invalid run, RunError for one that fails.
+    while it runs. Two runs may train in two threads of a process; with dropout they would share torch's generator, and
+    not be reproducible.
+
+    Raises UsageError for an invalid run, RunError for one that fails.
     """
     process, threads = this_process(), torch.get_num_threads()
     record = record or RunRecord(config, str(data.folder.resolve()), data.fingerprint)
@@ -148,7 +151,8 @@ class _Run:
     def _train(self, trainer: Trainer, change: Change, until: int | None) -> Outcome:
         try:
             self._apply(trainer, replace(change, step=trainer.restore()))
-            return trainer.train(until)
+            with _own_dropout(self.config, trainer.device):
+                return trainer.train(until)
         except (MemoryError, RuntimeError) as error:
             text, train = str(error).lower(), self.config.train
             if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
@@ -184,6 +188,12 @@ class _Run:
             measured = _measure(self.folder, self.config, outcome, device)
             write_report(self.folder, self.record.expected, measured)
         return measured
+
+
+def _own_dropout(config: RunConfig, device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's generator, which dropout draws from, as it was."""
+    devices = [device] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices, enabled=bool(config.train.dropout))
 
 
 def _remove_new_run(folder: Path) -> None:

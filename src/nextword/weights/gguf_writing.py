@@ -68,11 +68,11 @@ def write_gguf(
 def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
     """The family's GGUF description, and the file's metadata."""
     if spec.kind != "transformer":
-        raise UsageError(f"GGUF does not support models of kind {spec.kind}. {_FOLDER}")
+        raise UsageError(f"GGUF does not support a model of kind {spec.kind}. {_FOLDER}")
     described = gguf_metadata(spec)
     if described is None:
         known = ", ".join(dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf))
-        raise UsageError(f"nextword cannot write this model's layout as GGUF ({known}). {_FOLDER}")
+        raise UsageError(f"this model's layout cannot be written as GGUF. Those that can: {known}. {_FOLDER}")
     gguf, metadata = described
     return gguf, metadata | factor_metadata(spec, gguf.architecture)
 
