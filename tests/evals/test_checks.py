@@ -152,7 +152,7 @@ def test_rows_that_are_shots_of_a_task_that_has_no_others_are_told(model: Langua
     task = table(tmp_path, FORM)
     task = replace(task, fewshot_pool=task.items)
     (warning,) = told(task, model, shots=(0, 3), fewshot_seeds=1)
-    assert warning == "3 of 20 rows are shots with some seed and are not scored; use --shots-from to score all"
+    assert warning == "3 of 20 rows are shots for some seed and are not scored; use --shots-from to score all"
     assert told(task, model, shots=(0,)) == ()
 
 
@@ -162,5 +162,5 @@ def test_items_that_ask_the_same_are_told_unless_a_group_holds_them(
 ) -> None:
     rows = [{**row, "text": f"text {n // 2}"} for n, row in enumerate(ROWS[:16])]
     (warning,) = told(table(tmp_path, FORM, rows, generate=written), model, baselines=False)
-    assert warning.startswith("16 of 16 items ask the same as another, but count as independent")
+    assert warning.startswith("16 of 16 items are copies of another, but count as independent")
     assert told(table(tmp_path, FORM, rows, generate=written, group="shop"), model, baselines=False) == ()

@@ -153,7 +153,7 @@ def test_no_item_stands_among_its_own_shots_though_both_come_from_one_split(
 
 
 def test_all_examples_taken_for_shots_leaves_none_to_score() -> None:
-    with pytest.raises(UsageError, match="none is left to be scored"):
+    with pytest.raises(UsageError, match="none is left to score"):
         scored_items(one_split(8), Design(shots=(8,), fewshot_seeds=1))
 
 

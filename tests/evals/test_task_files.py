@@ -115,7 +115,7 @@ def test_what_is_wrong_with_a_file_is_one_line(keys: dict[str, Any], said: str, 
     ("text", "said"),
     [
         ("[1, 2", "not YAML"),
-        ("- a", "a task file is a mapping of keys"),
+        ("- a", "a task file must be a mapping with keys"),
         ("data: rows.jsonl\nx: !!python/object:os.system {}\n", "not YAML"),
         ("a: &a {b: 1}\nc: {<<: *a}\n", "not YAML"),
         ("template: x\n", "data is missing"),

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no place for the answer": ("Text: {text}", {}, GAP),
     "two places for the answer": ("{label} {text} {output}{output}", {}, GAP),
-    "a lone brace": ("{text} { {label}", {}, "lone '{' at character 8"),
+    "a lone brace": ("{text} { {label}", {}, "unmatched '{' at character 8"),
     "a label without a name": (
         FORM,
         {"labels": ("0=no",)},

@@ -198,8 +198,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"labels": ("no=bad",)}, "--labels does not name 'yes', a choice of t"),
     ({}, {"labels": ("no", "yess=good")}, "--labels: 'yess' does not occur in the choices of t"),
     ({}, {"labels": ("no=x", "yes=x")}, "the same word for two labels"),
-    ({"generate": True}, {"labels": ("no", "yes=x")}, "--labels: in t the model writes its answer"),
-    ({}, {"max_tokens": 3}, "--max-tokens: the model writes no answer here. Add --generate"),
+    ({"generate": True}, {"labels": ("no", "yes=x")}, "--labels: t generates answers"),
+    ({}, {"max_tokens": 3}, "--max-tokens: this task does not generate answers. Add --generate"),
     ({}, {"shots_from": Path("x")}, "x: cannot be read"),
 ]  # fmt: skip
 
