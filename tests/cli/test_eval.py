@@ -290,7 +290,7 @@ def test_templates_models_and_orders_make_a_grid(
         (["--compare", "a", "b", "--shots", "4", "--no-store"], "--compare cannot be used with --shots, --no-store"),
         (["--compare", "a", "b", "sentiment"], "--compare cannot be used with sentiment"),
         (["--list", "sentiment"], "--list cannot be used with sentiment"),
-        (["sentiment", "--max-tokens", "4"], "the model writes no answer here"),
+        (["sentiment", "--max-tokens", "4"], "does not generate answers"),
         (["sentiment", "--at-least", "95", "--shots", "0"], "95 decides nothing"),
     ],
 )

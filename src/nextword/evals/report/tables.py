@@ -162,7 +162,7 @@ def confusions(collected: Collected, result: Result) -> str:
         return ""
     return (
         "<section><h2>Confusion matrices</h2><p class='notes'>Counts of answers, summed over all seeds and"
-        " permutations of a configuration; in parentheses the share of the row, i.e. of one correct answer.</p>"
+        " permutations of a configuration; in parentheses the share of the row, i.e. of one right answer.</p>"
         f'<div class="confusions">{figures}</div></section>'
     )
 
@@ -186,11 +186,11 @@ def _confusion(results: Sequence[ConditionResult], name: str) -> str:
     head = "".join(f'<th scope="col">{label}</th>' for label in short)
     inside = (
         f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
-        f'<tr><th scope="col">correct answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
     )
     name += _summed(results)
     if left := len(answers) - int(counts.sum()):
-        name += f"; {left:,} answers to items without a single correct choice are not counted"
+        name += f"; {left:,} answers to items without a single right choice are not counted"
     kind = "confusion" + " numbered" * numbered
     return f'<figure class="{kind}"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
 
