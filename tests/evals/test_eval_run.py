@@ -198,5 +198,5 @@ def test_what_python_gives_is_checked_as_the_command_line_s_is() -> None:
         ScoringConfig(calibrate=("batch", "batch"))
     with pytest.raises(UsageError, match="--fewshot-sampler 'best' is not known"):
         Design(sampler="best")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="which model"):
+    with pytest.raises(UsageError, match="no model given"):
         evaluate("sentiment", [], shots=[0])

@@ -145,7 +145,7 @@ def test_power_is_that_of_each_comparison_s_own_error_and_level() -> None:
 
 def test_power_without_a_comparison_says_what_to_name() -> None:
     found = summarise(collected({(0,): right(0.6, 1, 1, 40)}), power=0.1).power
-    assert found == "--power speaks of comparisons, and there is none here: name several --shots, --template or --model"
+    assert found == "--power needs a comparison, and there is none: name several --shots, --template or --model"
 
 
 def test_a_draw_and_order_has_a_row_of_its_own() -> None:
