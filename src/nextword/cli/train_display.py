@@ -29,7 +29,8 @@ _SAMPLE_TOKENS = 40
 def shape_line(spec: ModelSpec) -> str:
     """The model in words."""
     attention = f", {spec.heads} heads, MLP {spec.mlp_width:,}" if spec.kind == "transformer" else ""
-    return f"{spec.kind}: {spec.layers} layers, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
+    layers = f"{spec.layers} {'layer' if spec.layers == 1 else 'layers'}"
+    return f"{spec.kind}: {layers}, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
 
 
 def _threads(count: int) -> str:
