@@ -15,6 +15,23 @@ import pytest
 
 from nextword import native
 
+SMOKE = (  # modules of `pytest -m smoke`: one or two of each package, fast
+    "base/", "engine/test_engine", "engine/test_sampling.py", "engine/test_language_model", "evals/test_statistics",
+    "evals/test_template", "models/test_prepare", "models/test_recurrent", "native/test_decode", "plan/test_cases",
+    "plan/test_run_config", "text/test_stream_decoder", "text/test_contents", "train/test_estimates",
+    "data/test_windows", "weights/test_mxfp4", "cli/test_pictures", "cli/test_complete_structure",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the smoke tests: those of SMOKE's modules that do not need the downloaded model."""
+    root = Path(__file__).parent
+    for item in items:
+        name = item.path.relative_to(root).as_posix()
+        if name.startswith(SMOKE) and "smollm2_path" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.smoke)
+
+
 hypothesis.settings.register_profile("checks", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("checks")
 

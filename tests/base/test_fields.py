@@ -28,7 +28,7 @@ class Sample:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"share": 1}, "share 1: give a finite number at least 0 and below 1"),
+        ({"share": 1}, "share 1: give a finite number of at least 0 and below 1"),
         ({"share": 10**400}, "share 1000"),
         ({"share": False}, "share False: give a finite number"),
         ({"share": 0, "count": 1001}, "count 1001: give a whole number from 1 to 1,000"),
@@ -60,7 +60,7 @@ def test_plain_data_becomes_the_dataclass_with_lists_as_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [({}, "share is missing"), ({"share": 0, "sahre": 1}, "'sahre' is not a setting")]
+    ("data", "said"), [({}, "share is missing"), ({"share": 0, "sahre": 1}, "unknown setting 'sahre'")]
 )
 def test_a_missing_or_unknown_name_in_plain_data_is_said(data: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):

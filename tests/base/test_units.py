@@ -75,6 +75,7 @@ def test_zero_negative_and_absurd_values_are_refused(text: str) -> None:
         (units.format_bytes, {16_060_522_496: "16.1 GB", 0: "0 bytes", 999: "999 bytes", 1000: "1.00 kB"}),
         (units.format_seconds, {90: "90.0 s", 1800: "30.0 min", 259_200: "3.00 days", 0: "0 s", float("inf"): "never"}),
         (units.format_flops, {5_168_640: "5.17 MFLOPs", 3.14e23: "3.14e+23 FLOPs"}),
+        (units.format_count, {999_885_952: "1.00 B", 999_400_000: "999 M"}),
         (units.format_money, {0.4: "$0.40", 1234: "$1,234", 2.5e8: "$250 M"}),
     ],
 )

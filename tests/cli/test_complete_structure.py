@@ -67,7 +67,7 @@ def test_a_text_that_max_tokens_cuts_is_told_of(tiny: str, capsys: Said) -> None
     assert main(["complete", "-m", tiny, "--regex", "a{9}", "--max-tokens", "4", "a"]) == 0
     said = capsys.readouterr()
     assert said.out == "aaaa\n"
-    assert said.err == "nextword: the text is not whole: --max-tokens allows no more tokens\n"
+    assert said.err == "nextword: the text is incomplete: --max-tokens was reached\n"
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {

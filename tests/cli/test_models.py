@@ -220,3 +220,10 @@ def test_a_converted_model_is_shown_opened_by_transformers_and_replaced_only_by_
     assert "134,515,008" in shown.stdout
     assert nextword("models", "convert", DEFAULT.name, str(out), env=alone).returncode == 2
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_convert_refuses_a_type_the_format_lacks_before_fetching(nextword, alone, tmp_path):
+    done = nextword("models", "convert", DEFAULT.name, str(tmp_path / "folder"), "--dtype", "q8_0", env=alone)
+    assert done.returncode == 2
+    assert "dtype 'q8_0' cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1

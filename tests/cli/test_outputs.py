@@ -92,7 +92,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(
     monkeypatch.setattr("nextword.cli._options.load_model", None)  # whoever begins the work fails otherwise
     code, out, err = run(capsys, *(part.format("file/under.svg") for part in LINES[line]))
     assert (code, out) == (2, "")
-    assert "file/under.svg: cannot be written (not a directory). Choose another place" in err
+    assert "file/under.svg: cannot be written (not a directory). Choose another path" in err
     assert err.count("\n") == 1
 
 

@@ -246,7 +246,7 @@ def test_a_device_that_does_not_hold_a_model_has_no_speed_and_its_number_that_wo
     weights, needed = 2 * 671_026_419_200, row["fit"]["devices_needed"]
     assert weights / 24e9 < needed < 1.05 * weights / 24e9
     out = " ".join(run(*asked, "--explain").out.split())
-    assert f"1.32 TB short, so no speed is given; {needed} hold it" in out
+    assert f"1.32 TB short, so no speed is given; {needed} of them hold it" in out
     assert "≤" not in out
     assert "speed on" not in out
 

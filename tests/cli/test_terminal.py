@@ -94,7 +94,7 @@ def test_an_error_is_escaped_and_cut_in_its_middle() -> None:
 
 
 def test_a_command_line_is_not_obeyed_either(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([OBEYED], ["models", "info", OBEYED], ["complete", f"--{OBEYED}"], ["plan", "deploy", OBEYED]):
+    for arguments in ([OBEYED], ["models", "info", OBEYED], ["complete", f"--{OBEYED}"], ["plan", "inference", OBEYED]):
         assert main(arguments) == 2
         assert obeyed(capsys.readouterr().err) == set()
 
@@ -110,7 +110,7 @@ def test_what_a_gguf_file_says_of_itself_is_escaped_and_cut(tmp_path: Path, next
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    for arguments in (("models", "info", str(path), "--tensors"), ("models", "show", str(path), "--json")):
+    for arguments in (("models", "info", str(path), "--tensors"), ("models", "info", str(path), "--json")):
         shown = nextword(*arguments).stdout
         assert "title" in shown
         assert obeyed(shown) == set()

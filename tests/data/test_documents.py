@@ -250,7 +250,7 @@ def test_a_broken_row_or_file_of_parquet_is_named_or_counted(tmp_path: Path) -> 
     assert texts(path, faults) == ["one"]
     assert faults.count == 1
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UsageError, match="not a whole Parquet file"):
+    with pytest.raises(UsageError, match="an incomplete Parquet file"):
         texts(path)
 
 

@@ -110,7 +110,9 @@ def test_a_tasks_python_functions_run(model: LanguageModel) -> None:
 
 def test_no_stop_text_writes_to_the_limit_and_repeats_differ(model: LanguageModel, tmp_path: Path) -> None:
     run_tasks(model, [str(TASKS / "endless.yaml")], LMEvalOptions(limit=2, out=tmp_path))
-    assert list(tmp_path.glob("**/results_*.json"))
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.endswith(Path(model.name).name)
+    assert list(folder.glob("results_*.json"))
     [samples] = tmp_path.glob("**/samples_endless_*.jsonl")
     for line in samples.read_text().splitlines():
         [texts] = json.loads(line)["resps"]

@@ -13,7 +13,15 @@ from statsmodels.api import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from nextword.evals.paired_tests import compare
-from nextword.evals.statistics import Errors, clustered_error, estimate, majority_accuracy, spread, wilson
+from nextword.evals.statistics import (
+    Errors,
+    clustered_error,
+    estimate,
+    majority_accuracy,
+    spread,
+    wilson,
+    with_interval,
+)
 
 
 def test_clusters_widen_the_error_as_published() -> None:
@@ -178,3 +186,7 @@ def test_draws_that_answer_the_opposite_of_each_other_do_not_prove_their_mean() 
     assert found.standard_error == pytest.approx(0.1)  # of seeds alone: sd .1414 over the root of 2
     assert found.low < 0.1
     assert found.high > 0.9
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
+    assert with_interval(-1e-9, -0.25, 0.25, "+") == "+0.000 [-0.250, +0.250]"

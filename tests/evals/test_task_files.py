@@ -86,17 +86,17 @@ def test_description_separator_and_group_are_the_file_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"tempalte": "x"}, "'tempalte' is not a known setting. Did you mean template"),
+        ({"tempalte": "x"}, "unknown setting 'tempalte'. Did you mean template"),
         ({"output_type": "generate_until"}, "this is a task of lm-evaluation-harness. Use --lm-eval"),
-        ({"shots": "2"}, "shots '2': give a whole number at least 0"),
-        ({"shots": True}, "shots True: give a whole number at least 0"),
-        ({"shots": -1}, "shots -1: give a whole number at least 0"),
+        ({"shots": "2"}, "shots '2': give a whole number of at least 0"),
+        ({"shots": True}, "shots True: give a whole number of at least 0"),
+        ({"shots": -1}, "shots -1: give a whole number of at least 0"),
         ({"choices": [["A"]]}, "choices (['A'],): give"),
         (
             {"generate": {"max_token": 3}},
-            "'generate.max_token' is not a known setting. Did you mean generate.max_tokens",
+            "unknown setting 'generate.max_token'. Did you mean generate.max_tokens",
         ),
-        ({"generate": {"max_tokens": 0}}, "generate.max_tokens 0: give a whole number at least 1"),
+        ({"generate": {"max_tokens": 0}}, "generate.max_tokens 0: give a whole number of at least 1"),
         ({"generate": True, "scorers": "exactly"}, "scorer 'exactly' is not known. Did you mean exact"),
         ({"generate": True, "scorers": {"a": 3}}, "scorers {'a': 3}: give"),
         ({"template_file": "x.txt"}, "it needs either template or template_file"),

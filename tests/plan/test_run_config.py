@@ -132,10 +132,10 @@ def test_a_file_has_only_what_is_set_and_the_rest_is_the_default(tmp_path: Path)
     [
         (
             "train.learning_rte=1",
-            "'train.learning_rte' is not a known setting. Did you mean train.learning",
+            "unknown setting 'train.learning_rte'. Did you mean train.learning",
         ),
-        ("learning_rate=1", "'learning_rate' is not a known setting. Did you mean train.learning_rate?"),
-        ("trian.seed=1", "'trian' is not a known setting. Did you mean train"),
+        ("learning_rate=1", "unknown setting 'learning_rate'. Did you mean train.learning_rate?"),
+        ("trian.seed=1", "unknown setting 'trian'. Did you mean train"),
         ("train.dropout", "--set train.dropout: give section.key=value"),
         ("train.seed.x=1", "train.seed"),
         ("train=3", "train"),

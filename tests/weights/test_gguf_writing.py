@@ -212,7 +212,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
         ({"mlp_bias": True}, "layout"),
         ({"parallel": True}, "layout"),
         ({"windows": (32, 0)}, "layout"),
-        ({"rope": RopeSpec(scaling="llama3", factor=8.0, original_context=100)}, "scaling of positions"),
+        ({"rope": RopeSpec(scaling="llama3", factor=8.0, original_context=100)}, "rope scaling"),
     ],
 )
 def test_a_model_the_file_cannot_say_all_of_is_refused(

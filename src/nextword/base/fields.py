@@ -43,7 +43,7 @@ class Within:
     def __str__(self) -> str:
         if self.least is not None and self.most is not None:
             return f" from {self.least:,} to {self.most:,}"
-        words = {"at least": self.least, "at most": self.most, "above": self.above, "below": self.below}
+        words = {"of at least": self.least, "of at most": self.most, "above": self.above, "below": self.below}
         limits = [f"{word} {limit:,}" for word, limit in words.items() if limit is not None]
         return f" {' and '.join(limits)}" if limits else ""
 
@@ -70,7 +70,7 @@ def check_fields(instance: Any) -> None:
 def check_field(owner: type, name: str, value: Any) -> None:
     """Raise FieldError unless `value` is what the field `name` of the dataclass `owner` wants."""
     if name not in _hints(owner):
-        raise UsageError(f"{printable(name, 40)!r} is not a known setting")
+        raise UsageError(f"unknown setting {printable(name, 40)!r}")
     if wanted := _wanted(value, _hints(owner)[name]):
         raise FieldError(name, value, wanted)
 
@@ -88,7 +88,7 @@ def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
     if unknown := [str(name) for name in data if name not in known]:
         name = printable(unknown[0], 40)
         near = closest(prefix + name, [*(prefix + field for field in known), *dotted_names(kind, prefix)], 1)
-        raise UsageError(f"{prefix + name!r} is not a known setting.{near}".removesuffix("."))
+        raise UsageError(f"unknown setting {prefix + name!r}.{near}".removesuffix("."))
     if missing := [name for name, field in known.items() if name not in data and _needed(field)]:
         raise UsageError(f"{prefix}{missing[0]} is missing")
     hints = _hints(kind)  # type: ignore[arg-type]

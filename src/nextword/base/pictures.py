@@ -21,7 +21,7 @@ def check_picture(path: Path | str, what: str = "picture") -> None:
     """Raise UsageError unless a picture can be drawn to `path`. `what` names the option, such as "--plot"."""
     path = Path(path)
     if path.suffix.lower() not in PICTURE_KINDS:
-        raise UsageError(f"{what} {path}: a picture's name ends in {', '.join(PICTURE_KINDS)}")
+        raise UsageError(f"{what} {path}: the name must end in {', '.join(PICTURE_KINDS)}")
     if find_spec("matplotlib") is None:
         raise UsageError(_NO_MATPLOTLIB)
     check_writable(path, what)

@@ -152,7 +152,7 @@ def format_quantity(value: float, unit: str) -> str:
 def _scaled(value: float, steps: tuple[tuple[str, float], ...], unit: str, least: float) -> str:
     sign, size = ("-" if value < 0 else ""), abs(value)
     for name, step in steps:
-        if size >= step:
+        if size >= step * 0.9995:  # what would round to 1,000 of the next smaller unit
             return f"{sign}{_three(size / step)} {name}"
     shown = f"{size:,.0f}" if size >= least or size == int(size) else f"{size:.3g}"
     return f"{sign}{shown} {unit}".rstrip()

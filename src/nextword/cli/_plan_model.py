@@ -76,20 +76,20 @@ def planned_model(model: str | None, params: float | None, arch: ModelKind | Non
     if path.suffix.lower() == ".toml":
         return PlannedModel(str(path), RunConfig.read(path).spec)
     if path.suffix.lower() == ".json" or (path.is_dir() and not list(path.glob("*.gguf"))):
-        return _from_json(path / "config.json" if path.is_dir() else path)
+        return _from_json(model, path / "config.json" if path.is_dir() else path)
     return _from_weights(model, path)
 
 
-def _from_json(path: Path) -> PlannedModel:
+def _from_json(name: str, path: Path) -> PlannedModel:
     """A Hugging Face config.json, or a ModelSpec as plain data."""
     if not path.exists() and path.name != "config.json":
         raise UsageError(f"{path}: no such file; give a name, a folder, a .gguf file or a config.json")
     data = read_json(path)
     if "kind" in data and "model_type" not in data:
-        return PlannedModel(str(path), spec_from_dict(data, str(path)))
+        return PlannedModel(name, spec_from_dict(data, str(path)))
     stored = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) if path.name == "config.json" else 0
     spec = spec_from_config(data, str(path))
-    return PlannedModel(str(path), spec, stored) if stored else _published(str(path), spec, published_bytes(data, spec))
+    return PlannedModel(name, spec, stored) if stored else _published(name, spec, published_bytes(data, spec))
 
 
 def _published(name: str, spec: ModelSpec, stored: float | None) -> PlannedModel:

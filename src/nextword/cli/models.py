@@ -61,8 +61,8 @@ def _entry_json(entry: CatalogueEntry, copy: Stored | None) -> dict[str, Any]:
         "name": entry.name,
         "model": entry.reference,
         "parameters": entry.parameters,
-        "bytes": entry.bytes,
-        "memory": entry.memory(),
+        "bytes": round(entry.bytes),
+        "memory": round(entry.memory()),
         "dtype": entry.dtype,
         "licence": entry.licence,
         "checksum_pinned": entry.wheel is not None,
@@ -199,12 +199,14 @@ def convert(model: str, out: Path, dtype: str, force: bool) -> None:
     The folder holds safetensors: transformers, vLLM and llama.cpp's converter open it. OUT appears whole or not at
     all.
     """
-    if out.exists() and not force:  # before anything is fetched
+    if out.exists() and not force:  # before anything is fetched, as `check_dtype`
         raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
     from ..weights.catalogue import resolve
+    from ..weights.conversion import check_dtype
     from ..weights.conversion import convert as convert_weights
     from ..weights.progress import on_stderr
 
+    check_dtype(out, dtype)
     path = resolve(model)
     total, done = _bytes_of(path), 0
     with on_stderr(f"converting {printable(model)}", total) as advance:

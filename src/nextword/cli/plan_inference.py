@@ -115,4 +115,4 @@ def _too_small(row: OnDevice) -> str:
     short = f"{row.device.name} is {units.format_bytes(-row.fit.headroom)} short, so no speed is given"
     if row.fit.devices_needed is None:
         return f"{short}; no number of them holds it"
-    return f"{short}; {row.fit.devices_needed:,} hold it, with weights, cache and working space split evenly"
+    return f"{short}; {row.fit.devices_needed:,} of them hold it, with weights, cache and working space split evenly"

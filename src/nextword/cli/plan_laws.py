@@ -70,7 +70,7 @@ def command(
         return
     runs = read_runs(data).without_highest(drop_highest)
     for skipped in runs.skipped:
-        messages().print(f"skipped: {skipped}", style="dim")
+        messages().print(f"skipped: {skipped}", style="dim", soft_wrap=True)
     methods = get_args(Method) if method == "both" else (method,)
     log = _progress(len(runs))
     fits = [fit_law(runs, method, bootstrap=bootstrap, seed=seed, progress=log) for method in methods]

@@ -107,7 +107,8 @@ class Display(Callbacks):
     def __init__(self, run: PreparedRun) -> None:
         from ..train.distributed import this_process
 
-        self.run, self.first = run, this_process().first
+        process = this_process()
+        self.run, self.first, self.alone = run, process.first, process.world == 1
         self.config = run.record.current
         self.steps = self.config.train.steps
         self.live = self.first and messages().is_terminal and not messages().is_dumb_terminal
@@ -133,6 +134,7 @@ class Display(Callbacks):
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._restore_handlers()
         if self._progress is not None:
             self._progress.stop()
         if self.events is not None:
@@ -151,8 +153,13 @@ class Display(Callbacks):
         self.interrupted = True
 
     def on_end(self) -> None:
+        if self.alone:  # else torchrun's SIGTERM could end this process before it has said which one was lost
+            self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers.clear()
 
     def should_stop(self) -> bool:
         return self.interrupted

@@ -257,7 +257,7 @@ class LMEvalOptions:
     max_tokens: int | None = None  # that an answer may have
     seed: int = 1234  # of few-shot sampling
     include_path: Path | None = None  # a folder with task files of one's own
-    out: Path | None = None  # a folder for lm_eval's results_*.json and samples_*.jsonl
+    out: Path | None = None  # a folder, for lm_eval's results_*.json and samples_*.jsonl in one named after the model
 
 
 @dataclass(frozen=True)
@@ -327,6 +327,7 @@ def _evaluate(model: NextwordLM, tasks: list[Any], manager: Any, options: LMEval
     tracker = None if options.out is None else EvaluationTracker(output_path=str(options.out))
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model,
+        model_args={"pretrained": model.model.name},  # names the folder of the results, and is recorded in them
         tasks=tasks,
         num_fewshot=options.num_fewshot,
         limit=options.limit,

@@ -50,7 +50,7 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
     """As "0.912 [0.861, 0.948]"; with the `sign` "+", as differences are written, "+0.012 [-0.003, +0.027]"."""
-    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{value:{sign}z.3f} [{low:{sign}z.3f}, {high:{sign}z.3f}]"  # z: no -0.000
 
 
 def _around(mean: float, error: float, freedom: float, count: int, scores: np.ndarray) -> Estimate:

@@ -161,7 +161,7 @@ def _length(generation: Generation, options: TaskOptions, format: PromptFormat) 
 
 def _shot_rows(path: Path, scored: Path, skip_invalid: bool) -> Rows:
     if path.resolve() == scored.resolve():
-        raise UsageError(f"--shots-from is the scored file {path}: items would be among their own shots")
+        raise UsageError(f"the shots come from {path}, the scored file: items would be among their own shots")
     return read_rows(path, skip_invalid)
 
 

@@ -182,7 +182,7 @@ def cost(
     `mfu` is the share of the peak that the computed FLOPs reach, recomputation counted; `price` is an hour's.
     """
     if not 0 < mfu <= 1:
-        raise UsageError(f"the share of the peak (--mfu) lies between 0 and 1, not {mfu}")
+        raise UsageError(f"--mfu is a share between 0 and 1, not {mfu}")
     counted = flops(spec, run.context, tokens, recompute=run.recompute, lora=run.lora,
                     lora_targets=run.lora_targets)  # fmt: skip
     seconds = duration(counted.total, run.devices, peak, mfu)

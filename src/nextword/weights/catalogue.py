@@ -230,6 +230,8 @@ def _unknown(name: str, path: Path) -> str:
     if "/" in name or os.sep in name or name.lower().endswith((".gguf", ".safetensors", *PICKLES)):
         if name.count("/") == 1 and _HUB_NAME.fullmatch(name) and not name.startswith(".") and not path.parent.exists():
             return f"{name} is not a file or folder here. For the Hugging Face hub write: hf:{name}"
+        if name.startswith("openai:"):
+            return f"{name} is a served model, which only nextword eval takes. See: nextword models list"
         return f"{name} does not exist.{closest(path.name, _neighbours(path))} See: nextword models list"
     return f"model {name!r} is not known.{closest(name.lower(), known_names())} See: nextword models list"
 

@@ -139,8 +139,8 @@ def _open(path: Path, siblings: int = 0) -> int:
         with open_regular(path) as file:
             return os.dup(file.fileno())
     except FileNotFoundError:
-        hint = f" All {siblings} parts of the model must lie in one folder" if siblings else ""
-        raise UsageError(f"{path} does not exist; a GGUF file is expected.{hint}") from None
+        hint = f". All {siblings} parts of the model must lie in one folder" if siblings else ""
+        raise UsageError(f"{path} does not exist{hint}") from None
     except UsageError:
         raise
     except (OSError, ValueError) as problem:

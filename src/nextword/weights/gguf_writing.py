@@ -72,7 +72,7 @@ def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
     described = gguf_metadata(spec)
     if described is None:
         known = ", ".join(dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf))
-        raise UsageError(f"this model's layout is none that nextword writes as GGUF ({known}). {_FOLDER}")
+        raise UsageError(f"this model's layout cannot be written as GGUF. Those that can: {known}. {_FOLDER}")
     gguf, metadata = described
     return gguf, metadata | factor_metadata(spec, gguf.architecture)
 

@@ -71,7 +71,7 @@ def factor_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
         plain = RopeSpec(rope.theta, rope.fraction)
         divisors = frequencies(plain, spec.head_width) / frequencies(rope, spec.head_width)
         if _llama3(plain, spec.head_width, divisors) != rope:
-            raise UsageError("GGUF cannot say all of this scaling of positions. Write a Hugging Face folder instead")
+            raise UsageError("GGUF cannot hold this rope scaling. Write a Hugging Face folder instead")
         return {_DIVISORS: divisors.numpy()}
     if rope.scaling != "longrope":
         return {}

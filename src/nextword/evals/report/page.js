@@ -71,7 +71,7 @@ function verdict(answer) {
   const said = answer.choices ? wordOf(answer, answer.said) : answer.said;
   const kind = isRight(answer) ? "right" : "wrong";
   const made = element("b", kind, GRADED ? "score " + answer.score : kind);
-  return [made, element("span", "", "said: " + said)];
+  return [made, element("span", "", "answer: " + said)];
 }
 
 function head(answer) {

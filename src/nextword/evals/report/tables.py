@@ -161,7 +161,7 @@ def confusions(collected: Collected, result: Result) -> str:
     if not figures:
         return ""
     return (
-        "<section><h2>Right answers and the model's</h2><p class='notes'>Counts of answers, summed over all seeds and"
+        "<section><h2>Confusion matrices</h2><p class='notes'>Counts of answers, summed over all seeds and"
         " permutations of a configuration; in brackets the share of the row, i.e. of one right answer.</p>"
         f'<div class="confusions">{figures}</div></section>'
     )
