@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from . import plan
     from .engine import LanguageModel, SamplingParams, load
 
-# Read by torch's OpenMP when it is loaded: how long its threads wait for each other by spinning. Its own choice is
-# milliseconds, which burns the time of the thread that works as soon as another program wants a core: docs/decisions.md
+# How long threads of torch's OpenMP spin while they wait for each other; read when torch is loaded. The default is
+# milliseconds, which starves the working thread as soon as another program needs a core: docs/decisions.md
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -8,7 +8,7 @@ from .cli import main
 if __name__ == "__main__":
     one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
     if one_of_many:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what fails is said in one line of our own
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we print our own one-line errors
     code = main()
     if one_of_many and "torch.distributed" in sys.modules:
         from .train.distributed import leave

@@ -1,4 +1,4 @@
-"""What the engine asks of a model: one step for any mix of prompt chunks and decoding sequences."""
+"""The engine's interface to a model: one step over any mix of prefill and decode."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """The tokens of one step. Tokens of a sequence stand next to each other, at consecutive positions.
+    """The tokens of one step. Tokens of a sequence are adjacent, at consecutive positions.
 
     tokens, positions, sequences: (tokens,): id, position in its sequence, and row of `page_tables`.
-    page_tables: (sequences, pages) int32: page `j` of a row holds positions `j * page_size` onwards; -1: none.
+    page_tables: (sequences, pages) int32: page `j` of a row holds positions from `j * page_size` on; -1: none.
     logit_rows: (rows,): tokens (indices into `tokens`) whose next token is to be sampled.
     score_rows, targets: (scores,): tokens after which a known token follows, and that token.
     """
@@ -32,10 +32,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Output:
-    """What a step gives.
+    """The result of a step.
 
     logits: (rows, vocabulary) float32, one row for each of `Batch.logit_rows`.
-    logprobs: (scores,) float64, ln p of each target. ranks: (scores,): 1 for the likeliest token, ties by id.
+    logprobs: (scores,) float64, ln p of each target. ranks: (scores,): 1 for the most likely token, ties by id.
     """
 
     logits: NDArray[np.float32]
@@ -48,30 +48,30 @@ class Output:
 
 
 class Backend(Protocol):
-    """Runs a model over pages of memory.
+    """Runs a model over paged memory.
 
-    A page holds what attention needs of `page_size` consecutive tokens (keys and values), or the state of a recurrent
+    A page holds the keys and values of `page_size` consecutive tokens, or the state of a recurrent
     network after the last of up to `page_size` tokens. A token at position p reads the pages up to that of p - 1 and
     writes into page `p // page_size` of its sequence's table. Within one step a token sees the earlier tokens of its
-    own sequence, also those of the same step; a page shared by several sequences is only ever read in a step.
+    own sequence, those of the same step included; a page shared by several sequences is never written.
 
-    `rewindable`: whether a page can also be read up to its middle. Keys and values can; a recurrent state is only what
-    it was after the last token.
+    `rewindable`: whether a prefix of a page is usable. True for keys and values; a recurrent state is only known
+    after its last token.
     """
 
     vocabulary: int
-    context: int | None  # tokens a sequence may have; None where there is no limit
+    context: int | None  # most tokens in a sequence; None: no limit
     page_size: int
     page_bytes: int
     rewindable: bool
-    step_tokens: int  # tokens a step at the most, unless the user asks otherwise
+    step_tokens: int  # most tokens per step, unless the user sets it
 
     @property
     def device_memory(self) -> int | None:
-        """Bytes free where the pages are; None where it cannot be known."""
+        """Free bytes on the device; None if unknown."""
 
     def allocate(self, pages: int) -> None:
-        """Provide pages 0 to `pages` - 1, once. Raises RunError where there is no such memory."""
+        """Allocate pages 0 to `pages` - 1; called once. Raises RunError if memory is short."""
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` equal to page `source`."""

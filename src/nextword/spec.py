@@ -1,4 +1,4 @@
-"""What a model is, in numbers. Free of torch, and below every other package but `base`."""
+"""ModelSpec: a model in numbers. Torch-free; imports only `base`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RopeSpec:
 
     `scaling` stretches them to longer contexts: "linear" (positions divided by `factor`), "llama3"
     (Llama 3.1: low frequencies divided, a smooth band between), "yarn" (Peng et al. 2023, 2309.00071), "longrope"
-    (Ding et al. 2024, 2402.13753: each frequency divided by a factor of its own: of the long ones where `factor`,
-    the context over `original_context`, is above 1, else of the short ones).
+    (Ding et al. 2024, 2402.13753: each frequency divided by its own factor, from the long ones if `factor`,
+    the context over `original_context`, is above 1, otherwise from the short ones).
     """
 
     theta: Positive = 10_000.0
@@ -54,14 +54,14 @@ class ExpertsSpec:
     count: Size  # routed experts a layer
     active: Size  # routed experts a token passes through
     width: Size  # inner width of one expert
-    normalize: bool = True  # the weights of a token's active experts sum to 1; else they are shares among all experts
+    normalize: bool = True  # a token's active experts have weights that sum to 1; otherwise a softmax over all experts
     bias: bool = False  # of the experts' matrices and of the router (gpt-oss)
     dense_layers: Count = 0  # leading layers that keep a plain MLP
 
     # planned only
     shared: Count = 0  # experts that every token passes through
     shared_width: Count = 0  # inner width of one shared expert; 0 means `width`
-    shared_gate: bool = False  # the shared expert is weighted by a gate of its own (Qwen2-MoE)
+    shared_gate: bool = False  # the shared expert is weighted by its own gate (Qwen2-MoE)
     correction_bias: bool = False  # a bias per expert steers the routing (DeepSeek-V3)
 
     def __post_init__(self) -> None:
@@ -84,10 +84,10 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A language model in numbers. For recurrent kinds only the first block of fields is read.
+    """A language model in numbers. Recurrent kinds use only the first block of fields.
 
-    Units: widths are counts of features, `context` and `windows` are tokens. Raises UsageError for a number or a name
-    that no model has.
+    Units: widths are counts of features, `context` and `windows` are tokens. Raises UsageError for an invalid
+    number or name.
     """
 
     kind: ModelKind
@@ -157,5 +157,5 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Build a spec from `to_dict`'s output. Raises UsageError that names the field at fault."""
+        """Build a spec from `to_dict`'s output. Raises UsageError that names the invalid field."""
         return from_plain(cls, data)

@@ -71,7 +71,7 @@ def test_shots_and_template_make_the_prompt_that_is_shown(nextword: Any, smollm2
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("transformer", " of a context of 512"), ("gru", "; no context limits them")]
+    ("kind", "said"), [("transformer", " of a context of 512"), ("gru", "; its context is unlimited")]
 )
 def test_the_prompt_is_shown_with_the_limit_that_the_model_has(
     kind: str, said: str, tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]

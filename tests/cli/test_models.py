@@ -99,7 +99,7 @@ def test_models_in_the_hubs_cache_are_listed_and_removed(nextword, alone, tmp_pa
 def test_pull_of_a_fetched_model_says_so_and_asks_nobody(nextword, alone, fetched):
     done = nextword("models", "pull", DEFAULT.name, env=alone)
     assert done.returncode == 0
-    assert "was already fetched" in done.stdout
+    assert "was already downloaded" in done.stdout
     assert str(fetched) in done.stdout
 
 
@@ -113,8 +113,8 @@ def test_pull_without_a_network_is_one_line(nextword, alone):
     done = nextword("models", "pull", DEFAULT.name, env=alone | {"PATH": ""})
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert [line for line in lines if not line.startswith("nextword: fetching")] == lines[-1:]
-    assert "could not be fetched: pip: no connection to the package index" in lines[-1]
+    assert [line for line in lines if not line.startswith("nextword: downloading")] == lines[-1:]
+    assert "could not be downloaded: pip: no connection to the package index" in lines[-1]
 
 
 def test_remove_asks_and_does_not_delete_unasked(nextword, alone, fetched):
@@ -152,7 +152,7 @@ def test_remove_touches_nothing_but_the_cache(nextword, alone, tmp_path):
     for name in (str(precious), "../precious", DEFAULT.name, "hf:no/such"):
         done = nextword("models", "remove", name, "--yes", env=alone)
         assert done.returncode == 2
-        assert "is not among the fetched models" in done.stderr
+        assert "is not a downloaded model" in done.stderr
     assert precious.exists()
 
 

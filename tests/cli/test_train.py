@@ -83,7 +83,7 @@ def test_text_becomes_a_model_with_its_plan_beside_what_was_measured(
 def test_a_forgotten_run_is_no_longer_in_the_ledger(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
     code, _, err = run(capsys, "runs", "forget", "run")
-    assert (code, err.startswith("1 entry taken out of")) == (0, True)
+    assert (code, err.startswith("1 entry removed from")) == (0, True)
     assert json.loads(run(capsys, "runs", "calibration", "--json")[1])["runs"] == []
     code, _, err = run(capsys, "runs", "forget", "run")
     assert (code, "has no entry of run" in err) == (2, True)
@@ -246,7 +246,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
         (["train"], "give the text to train on"),
         (["train", "nosuch", "--minutes", "1"], "no such file or folder"),
         (["train", "{text}"], "give a budget"),
-        (["train", "{text}", "--minutes", "1", "--flops", "1e12"], "budgets of their own"),
+        (["train", "{text}", "--minutes", "1", "--flops", "1e12"], "separate budgets"),
         (["train", "{text}", "--minutes", "1", "--lora", "4"], "model.lora has no effect without model.base"),
         (["train", "{text}", "--steps", "3", "--set", "run.device=cuda:9"], "device 'cuda:9' cannot be used here"),
         (["train", "{text}", *SMALL, "--set", "train.stateful=true"], "no state to carry"),

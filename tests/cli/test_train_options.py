@@ -57,8 +57,8 @@ def _fresh_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         ("--lora 0", "0 is not in the range"),
         ("--minutes nan", "'nan' is not understood"),
         ("--minutes 0", "'0' must be above zero"),
-        ("--minutes 1 --steps 3", "--minutes and --steps are budgets of their own; give one"),
-        ("--flops 1e12 --tokens 1M", "--flops and --tokens are budgets of their own; give one"),
+        ("--minutes 1 --steps 3", "--minutes and --steps are separate budgets; give one"),
+        ("--flops 1e12 --tokens 1M", "--flops and --tokens are separate budgets; give one"),
         ("--config no-such-file.toml", "does not exist"),
     ],
 )
@@ -119,7 +119,7 @@ def test_options_overrule_the_file_and_assignments_both(tmp_path: Path) -> None:
     assert (config.model.arch, config.model.params) == ("gru", 1e6)
     file.write_text('[model.spec]\nkind = "gru"\nvocabulary = 9\nwidth = 8\nlayers = 1\ncontext = 8\n')
     assert run_config(file, {}).model.arch == "gru"
-    with pytest.raises(UsageError, match=r"--arch has no effect: .*run\.toml has the model's shape"):
+    with pytest.raises(UsageError, match=r"--arch has no effect: the shape is fixed by \[model\.spec\] in .*run\.toml"):
         run_config(file, {"arch": "lstm"})
     file.write_text("[train]\nstepz = 3\n")
     with pytest.raises(UsageError, match=r"run\.toml: unknown setting 'train\.stepz'.*train\.steps"):

@@ -42,7 +42,7 @@ def test_all_that_was_skipped_is_said_in_one_line_with_how_many_of_which_kind(tm
         (tmp_path / name).write_text("text")
     (tmp_path / "empty.txt").touch()
     assert find_sources([tmp_path]).skipped_line() == (
-        "skipped 9 files: no reader for .rst (2), .zip (2), files without an ending (1), .py (1), .html (1);"
+        "skipped 9 files: no reader for .rst (2), .zip (2), files without an extension (1), .py (1), .html (1);"
         " empty (1); hidden (1)"
     )
     (tmp_path / "only").mkdir()
@@ -52,7 +52,7 @@ def test_all_that_was_skipped_is_said_in_one_line_with_how_many_of_which_kind(tm
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
-    [("a.rst", b"text", r"no reader for \.rst\. Takes \.txt"), ("a.txt", b"a\0b", "the file is binary"),
+    [("a.rst", b"text", r"no reader for \.rst\. Accepted: \.txt"), ("a.txt", b"a\0b", "the file is binary"),
      ("a.txt", b"", "the file is empty")],
 )  # fmt: skip
 def test_a_file_that_is_named_and_not_read_says_why(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
@@ -291,5 +291,5 @@ def test_a_data_set_without_a_network_says_what_to_give_instead(monkeypatch: pyt
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(RunError, match=r"hf:owner/name could not be fetched .*give a folder of text"):
+    with pytest.raises(RunError, match=r"hf:owner/name could not be downloaded .*give a folder of text"):
         find_sources(["hf:owner/name"])

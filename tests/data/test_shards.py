@@ -398,7 +398,7 @@ def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(shards, "train_tokenizer", train_and_change)
-        with pytest.raises(RunError, match="changed while it was read"):
+        with pytest.raises(RunError, match="changed while it was being read"):
             prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
     assert prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300)).train.documents > 50
 

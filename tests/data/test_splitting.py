@@ -90,5 +90,5 @@ def test_equal_texts_stay_together_also_where_hashes_are_cut() -> None:
 
 
 def test_text_that_only_repeats_itself_cannot_be_split_and_says_how_much_is_needed() -> None:
-    with pytest.raises(UsageError, match=r"40 characters in 1 piece of its own.*at least 2,000"):
+    with pytest.raises(UsageError, match=r"40 characters in 1 piece.*at least 2,000"):
         choose_val([Document("the same again there", "")] * 2, 0.05)

@@ -194,10 +194,10 @@ def write_llama(path: Path, extra: dict[str, np.ndarray], **settings: Any) -> An
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        (["blk.0.attn_q.bias"], r"1 of 40 tensors \('blk.0.attn_q.bias'\) is left over"),
+        (["blk.0.attn_q.bias"], r"1 of 40 tensors \('blk.0.attn_q.bias'\) is unused"),
         (
             [f"blk.{n}.attn_{part}.bias" for n in range(4) for part in "qkv"],
-            r"12 of 51 tensors \('blk.0.attn_q.b.*, \.\.\.\) are left over",
+            r"12 of 51 tensors \('blk.0.attn_q.b.*, \.\.\.\) are unused",
         ),
         (["blk.4.attn_norm.weight"], "'blk.4.attn_norm.weight'"),
     ],

@@ -38,7 +38,7 @@ def test_folders_of_runs_are_the_table_of_their_parameters_tokens_and_losses(tmp
     assert runs.parameters == tuple(map(float, sizes))
     assert runs.tokens == (1e6, 2e6, 5e6)
     assert runs.losses == (4.5, 4.0, 3.5)
-    assert runs.skipped == (f"{tmp_path / 'd'} has not ended", f"{tmp_path / 'e'} was fine-tuned")
+    assert runs.skipped == (f"{tmp_path / 'd'} is not finished", f"{tmp_path / 'e'} was fine-tuned")
     assert runs.take([0]).skipped == runs.skipped
     assert read_runs(tmp_path) == runs
     assert from_folders([tmp_path / "a", tmp_path / "c"]).parameters == (runs.parameters[0], runs.parameters[2])
@@ -81,4 +81,4 @@ def test_a_law_is_fitted_to_a_folder_of_runs(tmp_path: Path, capsys: pytest.Capt
     assert found["runs"] == 15
     assert found["fits"][0]["constants"]["alpha"] == pytest.approx(true.alpha, rel=0.02)
     assert found["fits"][0]["constants"]["beta"] == pytest.approx(true.beta, rel=0.02)
-    assert "unfinished has not ended" in " ".join(err.split())
+    assert "unfinished is not finished" in " ".join(err.split())

@@ -163,7 +163,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_do_not_cut_texts(tmp_path
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_needs(tmp_path):
-    with pytest.raises(UsageError, match=r"no tokenizer there \(tokenizer\.json, tokenizer\.model"):
+    with pytest.raises(UsageError, match=r"has no tokenizer \(tokenizer\.json, tokenizer\.model"):
         tokenizer_from_folder(tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_a_configuration_that_is_no_json_is_named(tmp_path, file):
 def test_an_expression_that_never_ends_stops_with_a_line(tmp_path):
     bomb = {"type": "Split", "pattern": {"Regex": "(x+)+$"}, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(_edit(pre_tokenizer=bomb))
-    with pytest.raises(UsageError, match="cannot cut this text"):
+    with pytest.raises(UsageError, match="cannot encode this text"):
         tokenizer_from_folder(tmp_path).encode("x" * 4000 + "y")
 
 

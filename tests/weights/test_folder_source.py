@@ -46,7 +46,7 @@ def change(folder: Path, config: dict[str, Any] | None = None, **tensors: torch.
 
 def test_weights_of_more_layers_than_the_config_says_are_refused(folder: Path) -> None:
     change(folder, {"num_hidden_layers": 1})
-    with pytest.raises(UsageError, match=r"9 of 20 tensors \('model\.layers\.1\..*, \.\.\.\) are left over"):
+    with pytest.raises(UsageError, match=r"9 of 20 tensors \('model\.layers\.1\..*, \.\.\.\) are unused"):
         open_source(folder)
 
 
@@ -64,7 +64,7 @@ def test_weights_of_another_width_are_refused_with_both_sizes(folder: Path) -> N
 
 def test_a_bias_that_the_config_does_not_tell_of_is_refused(folder: Path) -> None:
     change(folder, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(16)})
-    with pytest.raises(UsageError, match=r"\('model\.layers\.0\.self_attn\.q_proj\.bias'\) is left over"):
+    with pytest.raises(UsageError, match=r"\('model\.layers\.0\.self_attn\.q_proj\.bias'\) is unused"):
         open_source(folder)
 
 

@@ -96,11 +96,11 @@ CHANGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a zero dimension": (lambda d: changed(d, at(d, b"a.weight") + 4, "<Q", 0), "impossible shape"),
     "a product over 64 bits": (lambda d: changed(d, at(d, b"a.weight") + 4, "<Q", 2**63), "impossible shape"),
     "a long row": (lambda d: changed(d, at(d, b"a.weight") + 4, "<Q", 2**40), "cut short"),
-    "half a block": (lambda d: changed(d, at(d, b"b.weight") + 4, "<Q", 65), "no multiple of q8_0's 32"),
+    "half a block": (lambda d: changed(d, at(d, b"b.weight") + 4, "<Q", 65), "not a multiple of q8_0's 32"),
     "tensor type": (lambda d: changed(d, at(d, b"a.weight") + 20, "<I", 4), "unknown type 4"),
     "an offset beyond": (lambda d: changed(d, at(d, b"a.weight") + 24, "<Q", 2**40), "cut short"),
     "an offset of 2^64 - 32": (lambda d: changed(d, at(d, b"a.weight") + 24, "<Q", 2**64 - 32), "cut short"),
-    "an odd offset": (lambda d: changed(d, at(d, b"b.weight") + 24, "<Q", 3), "no multiple of the alignment"),
+    "an odd offset": (lambda d: changed(d, at(d, b"b.weight") + 24, "<Q", 3), "not a multiple of the alignment"),
     "overlap": (lambda d: changed(d, at(d, b"b.weight") + 24, "<Q", 0), "overlap"),
     "nothing after the magic": (lambda d: d[:4], "only 4 bytes"),
 }  # fmt: skip

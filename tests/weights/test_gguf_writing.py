@@ -226,14 +226,14 @@ def test_a_model_the_file_cannot_say_all_of_is_refused(
 
 
 def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no tokenizer of this kind.*Hugging Face folder"):
+    with pytest.raises(UsageError, match=r"does not support this kind of tokenizer.*Hugging Face folder"):
         write_gguf(tmp_path / "a.gguf", model, train_tokenizer(["abc"], "characters"))
     odd = json.loads(tokenizer.to_json())
     odd["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
     from tokenizers import Tokenizer as Engine
 
     other = Tokenizer(Engine.from_str(json.dumps(odd)), ByteDecoding(byte_level), tokenizer.special)
-    with pytest.raises(UsageError, match=r"no name for the rule.*Hugging Face folder"):
+    with pytest.raises(UsageError, match=r"no name for this tokenizer.*Hugging Face folder"):
         write_gguf(tmp_path / "a.gguf", model, other)
     with pytest.raises(UsageError, match="but the model has"):
         write_gguf(tmp_path / "a.gguf", made(LLAMA, tokenizer.vocabulary - 1), tokenizer)

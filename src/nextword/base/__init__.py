@@ -1,4 +1,4 @@
-"""What every package shares: errors, units, atomic files."""
+"""Shared by every package: errors, units, atomic files."""
 
 from .display import printable
 from .errors import NextwordError, RunError, UsageError

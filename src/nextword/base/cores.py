@@ -1,4 +1,4 @@
-"""The cores that this process may use, and how many threads make sense on them."""
+"""The cores this process may use, and a limit on threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from .fields import FieldError
 
-_THREADS_A_CORE = 4  # more of them only wait; tens of thousands end in a crash of OpenMP
+_THREADS_A_CORE = 4  # more only wait; tens of thousands crash OpenMP
 
 
 def cores() -> int:
@@ -15,7 +15,7 @@ def cores() -> int:
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise FieldError, a UsageError, for more than 4 threads a core. None, or 0, leaves the number to others."""
+    """Raise FieldError, a UsageError, for more than 4 threads per core. None and 0 mean the default."""
     here = cores()
     if threads is not None and threads > _THREADS_A_CORE * here:
         most = f"at most {_THREADS_A_CORE * here:,}, {_THREADS_A_CORE} for each core this process may use ({here:,})"

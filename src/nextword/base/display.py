@@ -4,11 +4,11 @@ import unicodedata
 
 _ELLIPSIS = "…"
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidirectional overrides), surrogates, …
-_JOINERS = "\u200c\u200d"  # of emoji and of Persian and Indian scripts: harmless
+_JOINERS = "\u200c\u200d"  # used in emoji and in Persian and Indic scripts; harmless
 
 
 def printable(text: str, limit: int | None = None, keep: str = "") -> str:
-    r"""`text` with every character that a terminal could obey written as an escape, cut to `limit` characters.
+    r"""`text` with every character that a terminal might interpret escaped, cut to `limit` characters.
 
     ESC becomes `\x1b`, a line break `\n`, a bidirectional override `\u202e`; characters in `keep` stay as they are.
     Use it on everything that comes from a file, a template or a model's metadata before it reaches a terminal.

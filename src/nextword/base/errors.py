@@ -1,4 +1,4 @@
-"""Errors that a user may meet: one line each, naming the thing, the reason and the fix."""
+"""Errors meant for the user: one line with the value, the reason and the fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ class RunError(NextwordError, RuntimeError):
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ' Did you mean a, b or c?' with the known names nearest to `name`, or '' if none is near.
+    """Return ' Did you mean a, b or c?' with the known names closest to `name`, or '' if none is close.
 
-    A name is also compared with the beginnings of longer ones: people type "smolm" for "smollm2-135m".
+    `name` is also compared with prefixes of longer names: people type "smolm" for "smollm2-135m".
     """
 
     def likeness(candidate: str) -> float:

@@ -1,6 +1,6 @@
-"""Dataclasses that check their fields: the type from the annotation, the range from an `Annotated[..., Within(...)]`.
+"""Dataclasses that validate their fields, from annotations and `Annotated[..., Within()]`.
 
-Numbers that come from a command line, a file of JSON and a caller's Python thus meet the same limits, once.
+Values from the command line, JSON files and Python callers thus meet the same limits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .display import printable
 from .errors import UsageError, closest
 
 Dataclass = TypeVar("Dataclass")
-_FINITE = 1e40  # far beyond any plan, as in units; keeps later arithmetic finite
+_FINITE = 1e40  # far beyond any plan, as in units; keeps arithmetic finite
 
 
 @dataclass(frozen=True)
 class Within:
-    """Limits of a number: from `least` to `most`, strictly `above`, `below`; any at all unless `finite`."""
+    """Limits of a number: from `least` to `most`, strictly `above` and `below`; `finite` unless turned off."""
 
     least: float | None = None
     most: float | None = None
@@ -49,26 +49,26 @@ class Within:
 
 
 class FieldError(UsageError):
-    """A field whose value is not what its dataclass wants."""
+    """A field with an invalid value."""
 
     def __init__(self, name: str, value: Any, wanted: str) -> None:
         self.name, self.value, self.wanted = name, value, wanted
         super().__init__(self.said_as(name))
 
     def said_as(self, name: str) -> str:
-        """The message, with the field called `name`: an option's name, where the value came from one."""
+        """The message for the field under `name`, such as the option that set it."""
         return f"{name} {printable(repr(self.value), 60)}: give {self.wanted}"
 
 
 def check_fields(instance: Any) -> None:
-    """Check every field of a dataclass's instance, as its `__post_init__`. Raises FieldError."""
+    """Check every field of a dataclass instance; used as `__post_init__`. Raises FieldError."""
     owner: type = type(instance)
     for name in _hints(owner):
         check_field(owner, name, getattr(instance, name))
 
 
 def check_field(owner: type, name: str, value: Any) -> None:
-    """Raise FieldError unless `value` is what the field `name` of the dataclass `owner` wants."""
+    """Raise FieldError unless `value` is valid for the field `name` of the dataclass `owner`."""
     if name not in _hints(owner):
         raise UsageError(f"unknown setting {printable(name, 40)!r}")
     if wanted := _wanted(value, _hints(owner)[name]):
@@ -76,11 +76,10 @@ def check_field(owner: type, name: str, value: Any) -> None:
 
 
 def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
-    """The dataclass `kind` from plain data, dataclasses inside it included, every field checked.
+    """Build the dataclass `kind` from plain data, with nested dataclasses, checking every field.
 
-    A list, as JSON and TOML have it, becomes the tuple that a field of a tuple wants. `prefix`, such as "train.",
-    comes before the names of fields in messages. Raises UsageError that names what is wrong, and for an unknown field
-    the nearest.
+    A list from JSON or TOML becomes a tuple for a tuple field. `prefix`, such as "train.", precedes field names in
+    messages. Raises UsageError that names the field, and the closest known name for an unknown one.
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"{prefix.rstrip('.') or kind.__name__} is a {type(data).__name__}, not an object")
@@ -102,7 +101,7 @@ def from_plain(kind: type[Dataclass], data: Any, prefix: str = "") -> Dataclass:
 
 
 def _from_plain_field(hint: Any, value: Any, name: str) -> Any:
-    """The value of one field: dataclasses inside it are built, lists become tuples, whole numbers floats if wanted."""
+    """The value of one field: nested dataclasses are built, lists become tuples, and ints floats as annotated."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType, tuple) else (hint,)
@@ -117,7 +116,7 @@ def _from_plain_field(hint: Any, value: Any, name: str) -> Any:
 
 
 def dotted_names(kind: type, prefix: str = "") -> Iterator[str]:
-    """The names of all fields of a dataclass and of the dataclasses inside it, such as train.learning_rate."""
+    """The names of all fields of a dataclass and its nested dataclasses, such as train.learning_rate."""
     for name, hint in _hints(kind).items():
         inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if dataclasses.is_dataclass(inner):
@@ -127,7 +126,7 @@ def dotted_names(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def description(kind: type, name: str) -> str:
-    """What a field is, in words: the text in its annotation, as in `Annotated[int, Within(least=0), "steps"]`."""
+    """A field's description: the text in its annotation, as in `Annotated[int, Within(least=0), "steps"]`."""
     hint = _hints(kind)[name]
     return next((item for item in get_args(hint)[1:] if isinstance(item, str)), "")
 
@@ -144,10 +143,9 @@ def finite(value: Any) -> Any:
 
 
 def rebuilt(hint: Any, data: Any) -> Any:
-    """What was of type `hint` before `dataclasses.asdict` and JSON, dataclasses inside it included.
+    """Rebuild a value of type `hint` from its JSON form, the inverse of `dataclasses.asdict`.
 
-    Fields that the dataclass does not have today are left out. Raises TypeError or ValueError where one that it needs
-    is missing or of another shape.
+    Unknown fields are ignored. Raises TypeError or ValueError for a missing or malformed field.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -174,7 +172,7 @@ def _hints(owner: type) -> dict[str, Any]:
 
 
 def _wanted(value: Any, hint: Any) -> str:
-    """What `hint` wants in place of `value`; "" if it is right."""
+    """A description of what `hint` expects in place of `value`; "" if `value` is valid."""
     limits = Within()
     if get_origin(hint) is Annotated:
         hint, *metadata = get_args(hint)

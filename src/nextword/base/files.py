@@ -56,14 +56,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def usual_mode(file: Path | str) -> None:
-    """Give a file the mode the umask says, where a library made it readable to its owner alone."""
+    """Give a file the mode from the umask, if a library made it readable only by its owner."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(file, 0o666 & ~mask)
 
 
 def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
-    """Raise UsageError unless a file (or with `folder` a folder) can be written at `path`. Creates nothing lasting.
+    """Raise UsageError unless a file (or with `folder` a folder) can be written at `path`. Leaves nothing behind.
 
     `what` names the option in the message, such as "--report". Call it before the work whose result goes there.
     """
@@ -83,7 +83,7 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
         os.fsencode(path.name)
-        if len(os.fsencode(path.name)) > 240:  # 255 bytes, less the suffix of a temporary file
+        if len(os.fsencode(path.name)) > 240:  # 255 bytes, minus the suffix of a temporary file
             raise UsageError(f"{what} {path.name[:40]}…: the name is too long")
     except (OSError, ValueError) as error:
         if isinstance(error, UsageError):
@@ -95,7 +95,7 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
 def open_regular(path: Path | str, limit: int | None = None) -> BufferedReader:
     """Open a regular file for reading, or a link to one. Never blocks on a FIFO and never reads a device.
 
-    Raises UsageError for anything else, or if it is larger than `limit` bytes; OSError where it cannot be opened.
+    Raises UsageError for anything else, or if it is larger than `limit` bytes; OSError if it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -122,9 +122,9 @@ def read_regular(path: Path | str, limit: int) -> bytes:
 
 
 def read_text(path: Path | str, limit: int, encoding: str = "utf-8") -> str:
-    r"""The text of a regular file of at most `limit` bytes, its lines ending in \n. Errors as in `open_regular`.
+    r"""The text of a regular file of at most `limit` bytes, with \n line endings. Errors as in `open_regular`.
 
-    Raises UnicodeDecodeError for what is not in that encoding.
+    Raises UnicodeDecodeError for text not in that encoding.
     """
     return read_regular(path, limit).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
@@ -138,9 +138,9 @@ def _is_special(path: Path) -> bool:
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """The JSON object in a regular file of sensible size; `missing` is the message where there is no such file.
+    """The JSON object in a regular file of bounded size; `missing` is the message if there is no such file.
 
-    Raises UsageError that names the file and the fault.
+    Raises UsageError that names the file and the problem.
     """
     try:
         data = json.loads(read_regular(path, _LARGEST_JSON))

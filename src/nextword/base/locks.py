@@ -1,4 +1,4 @@
-"""One process at a time: advisory locks that end with the process, however it ends."""
+"""Advisory file locks, released when the process ends for any reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def try_lock(descriptor: int) -> bool:
     """Lock an open file or folder; False if another process holds the lock.
 
-    Where the file system or the operating system has no such locks, every caller gets one.
+    On a file system or operating system without such locks, every caller gets one.
     """
     try:
         import fcntl

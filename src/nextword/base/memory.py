@@ -1,10 +1,10 @@
-"""How much memory can still be had."""
+"""Free memory."""
 
 from pathlib import Path
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping, or None where the system does not say."""
+    """Bytes of memory available without swapping, or None if the system does not say."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Pictures: one palette, refused before the work if they cannot be drawn, written atomically."""
+"""Figures: one palette, a check before long work, atomic writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def heat(temperature: float) -> str:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes without a frame: one, or an array of `rows` by `columns`."""
+    """A figure of the given size in inches, and its frameless axes: one, or an array of `rows` by `columns`."""
     figure = figure_class()(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns)
     for one in [axes] if rows * columns == 1 else axes.flat:
@@ -42,7 +42,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure, which opens no window. Raises UsageError without matplotlib."""
+    """matplotlib's Figure class, which opens no window. Raises UsageError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -51,7 +51,7 @@ def figure_class() -> Any:
 
 
 def save_picture(figure: Any, path: Path | str) -> None:
-    """Write a figure as its name's ending says. Raises RunError where that fails."""
+    """Write a figure in the format of its file extension. Raises RunError if that fails."""
     path = Path(path)
     try:
         with atomic_write(path, "wb") as file:

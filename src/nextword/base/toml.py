@@ -1,4 +1,4 @@
-"""Settings as TOML: read with the standard library, written by a few lines, single keys set by name."""
+"""Settings as TOML: reading, writing, and setting single keys by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_BYTES = 1 << 24
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file. Raises UsageError where it cannot be read."""
+    """The table in a TOML file. Raises UsageError if it cannot be read."""
     try:
         return tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8-sig"))
     except UsageError:
@@ -27,7 +27,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Plain data as TOML, tables behind values; None is left out, as TOML has none."""
+    """Plain data as TOML, with tables after values. None is left out, since TOML has no null."""
     return "\n".join(_lines(table, "")).strip() + "\n"
 
 
@@ -48,13 +48,13 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
-    return repr(value)  # whole numbers and floats, infinities and NaN too, as Python writes them
+    return repr(value)  # ints and floats, infinities and NaN included, as Python writes them
 
 
 def set_values(table: dict[str, Any], assignments: Iterable[str]) -> None:
-    """Put each "section.key=value" into `table`. A value that is not TOML is text, so that text needs no quotes.
+    """Set each "section.key=value" in `table`. A value that is not TOML is taken as text, so text needs no quotes.
 
-    Raises UsageError for one without a key.
+    Raises UsageError for an assignment without a key.
     """
     for assignment in assignments:
         name, equals, text = assignment.partition("=")

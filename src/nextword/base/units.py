@@ -1,6 +1,6 @@
 """Numbers with units as people type them ("1B", "2 TB", "3 days", "$500"), and back.
 
-Decimal prefixes are powers of ten (GB = 1e9 bytes), binary ones powers of two (GiB = 2^30), as IEC 80000-13 has it.
+Decimal prefixes are powers of ten (GB = 1e9 bytes), binary ones powers of two (GiB = 2^30), as in IEC 80000-13.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from .errors import UsageError
 
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(.*)", re.IGNORECASE | re.DOTALL)
-_LARGEST = 1e40  # far beyond any plan; keeps later arithmetic finite
+_LARGEST = 1e40  # far beyond any plan; keeps arithmetic finite
 
 _COUNTS = {"": 1.0, "k": 1e3, "thousand": 1e3, "m": 1e6, "mn": 1e6, "million": 1e6, "b": 1e9, "bn": 1e9, "g": 1e9,
            "billion": 1e9, "t": 1e12, "tn": 1e12, "trillion": 1e12}  # fmt: skip
@@ -42,7 +42,7 @@ _FLOPS = {"": 1.0} | {
 
 
 def parse_count(text: str, what: str = "count") -> float:
-    """A count of parameters, tokens or devices: "1B", "1.3e9", "7b", "350M". Above zero, else UsageError."""
+    """A count of parameters, tokens or devices: "1B", "1.3e9", "7b", "350M". Raises UsageError unless above zero."""
     cleaned = re.sub(r"\s*(params?|parameters?|tokens?)\s*$", "", text.strip(), flags=re.IGNORECASE)
     return _quantity(cleaned, text, what, _COUNTS, "1B, 7b, 350M, 20k, 1.3e9")
 
@@ -53,7 +53,7 @@ def parse_bytes(text: str, what: str = "size") -> float:
 
 
 def parse_seconds(text: str, what: str = "time", unit: str = "") -> float:
-    """Seconds: "3 days", "30min", "2h"; a bare number counts `unit`s, and is refused if there is none."""
+    """Seconds: "3 days", "30min", "2h"; a bare number counts `unit`s, and is an error without `unit`."""
     units = _SECONDS | ({"": _SECONDS[unit]} if unit else {})
     return _quantity(text, text, what, units, "90 s, 30 min, 2h, 3 days, 1 week")
 
@@ -106,7 +106,7 @@ def format_bytes(value: float) -> str:
 
 
 def format_flops(value: float) -> str:
-    """3.14e+23 FLOPs, with the prefix people say where there is one: 5.17 MFLOPs."""
+    """3.14e+23 FLOPs, or with a common prefix: 5.17 MFLOPs."""
     if value >= 1e15 or value < 1e3:
         return f"{value:.3g} FLOPs"
     return _scaled(value, (("TFLOPs", 1e12), ("GFLOPs", 1e9), ("MFLOPs", 1e6), ("kFLOPs", 1e3)), "", 1)

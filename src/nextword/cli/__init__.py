@@ -1,8 +1,8 @@
-"""The command line: one file a verb, each loaded when it is used.
+"""The command line: one file per command, loaded when it is used.
 
 `main` is the only place where an exception becomes a line on stderr and an exit code: 0 done, 1 failed at
-run time, 2 wrong usage, 130 interrupted, 143 terminated. click is imported inside it, so that Ctrl-C is met
-from the first moment. NEXTWORD_DEBUG=1 adds tracebacks.
+run time, 2 wrong usage, 130 interrupted, 143 terminated. click is imported inside it, so that Ctrl-C is handled
+from the start. NEXTWORD_DEBUG=1 adds tracebacks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _flush()
     except BaseException as error:
         code = _report(error)
-    _ignore_interrupts()  # the end must not be broken by a late Ctrl-C
+    _ignore_interrupts()  # a late Ctrl-C must not break the exit
     return code
 
 
@@ -43,15 +43,15 @@ def _run(arguments: list[str]) -> int:
     from . import _console
     from ._app import COMPLETION_VARIABLE, PROGRAM, app
 
-    _console.output.cache_clear()  # a console belongs to the command, whose streams it holds
+    _console.output.cache_clear()  # a console holds the streams of one command
     _console.messages.cache_clear()
     if instruction := os.environ.get(COMPLETION_VARIABLE):
         from click.shell_completion import shell_complete
 
         return shell_complete(app, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
-    typed = shlex.join([PROGRAM, *arguments])  # before click takes the list apart
+    typed = shlex.join([PROGRAM, *arguments])  # before click consumes the list
     try:
-        # Not app.main(): it would turn a closed pipe and Ctrl-C into codes of its own.
+        # Not app.main(), which has its own exit codes for a closed pipe and Ctrl-C.
         with app.make_context(PROGRAM, arguments, color=False if _plain_terminal() else None) as context:
             context.meta["command line"] = typed
             app.invoke(context)
@@ -61,16 +61,16 @@ def _run(arguments: list[str]) -> int:
 
 
 def _catch_interrupts() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit, so that what was begun is cleared away.
+    """Let Ctrl-C raise KeyboardInterrupt and SIGTERM SystemExit, so that unfinished work is cleaned up.
 
-    Except while torch is being imported: there both end the process.
-    Code that runs during that import swallows exceptions, so that a raised one may vanish.
+    While torch is being imported, both end the process instead.
+    Code that runs during that import swallows exceptions, so that a raised one may be lost.
     """
     if threading.current_thread() is not threading.main_thread():
-        return  # signals belong to the main thread
+        return  # only the main thread may handle signals
 
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        if signal.getsignal(number) is usual:  # not ignored (nohup, a background job) or somebody else's
+        if signal.getsignal(number) is usual:  # not ignored (nohup, a background job) or handled elsewhere
             signal.signal(number, _on_signal)
 
 
@@ -102,12 +102,12 @@ def _ignore_interrupts() -> None:
 def _end_terminal_line(show_cursor: bool = False) -> None:
     """Leave the ^C on its own line; a progress bar may have hidden the cursor."""
     if sys.stderr is not None and sys.stderr.isatty():
-        dumb = os.environ.get("TERM") == "dumb"  # rich hid no cursor there
+        dumb = os.environ.get("TERM") == "dumb"  # rich does not hide the cursor there
         os.write(sys.stderr.fileno(), b"\x1b[?25h\n" if show_cursor and not dumb else b"\n")
 
 
 def _plain_terminal() -> bool:
-    """Whether text is printed without styles even to a terminal. What rich draws obeys the same variables."""
+    """Whether text is printed without styles even on a terminal. rich obeys the same variables."""
     return os.environ.get("TERM") == "dumb" or bool(os.environ.get("NO_COLOR"))
 
 
@@ -134,7 +134,7 @@ def _nowhere(access: int) -> int:
 def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a character the terminal lacks is no reason to stop
+            stream.reconfigure(errors="replace")  # a character the terminal lacks must not stop the command
     if not _debugging() and not sys.warnoptions:
         import warnings
 
@@ -142,7 +142,7 @@ def _prepare_streams() -> None:
 
 
 def _report(error: BaseException) -> int:
-    """Say in one line what went wrong, and return the exit code."""
+    """Print the error as one line, and return the exit code."""
     if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
         return error.code or 0
     if _was_interrupted(error):
@@ -152,14 +152,14 @@ def _report(error: BaseException) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
-        _drop_output()  # whoever read our output has what it wanted
+        _drop_output()  # the reader closed the pipe: it has what it needs
         return 0
     from ._errors import explain
 
     message, code = explain(error)
-    if _is_said_by_another():
+    if _is_reported_elsewhere():
         return code
-    with suppress(OSError):  # nobody may listen on stderr
+    with suppress(OSError):  # stderr may be closed
         print(f"nextword: {message}", file=sys.stderr, flush=True)
     try:
         _flush()
@@ -168,8 +168,8 @@ def _report(error: BaseException) -> int:
     return code
 
 
-def _is_said_by_another() -> bool:
-    """torchrun starts one command line many times: what is wrong with it is said by the first process alone.
+def _is_reported_elsewhere() -> bool:
+    """torchrun starts one command line many times: only the first process reports what is wrong with it.
 
     Once the processes know of each other, `one_voice` decides which of them speaks.
     """
@@ -177,7 +177,7 @@ def _is_said_by_another() -> bool:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the root: an extension module's import may wrap it in another error."""
+    """Whether Ctrl-C is the cause: an extension module's import may wrap it in another error."""
     seen = 0
     while error is not None and seen < 20:
         if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
@@ -203,7 +203,7 @@ def _flush() -> None:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered nowhere, so that the interpreter's own last flush cannot fail."""
+    """Discard buffered output, so that the interpreter's final flush cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

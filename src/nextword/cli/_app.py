@@ -45,7 +45,7 @@ Environment: NEXTWORD_CACHE sets the model folder, NO_COLOR disables colour, NEX
 
 
 class Suggesting(click.Group):
-    """A click group that keeps its commands in order and offers the nearest for one it does not know."""
+    """A click group that keeps its commands in order and suggests the nearest for an unknown one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -60,7 +60,7 @@ class Suggesting(click.Group):
 
 
 class LazyGroup(Suggesting):
-    """Commands that live in one module each, and are described without importing it.
+    """Commands with one module each, listed in help without importing it.
 
     `modules` maps each command to its line of help; the command itself is `nextword.cli.<prefix><command>:command`.
     """

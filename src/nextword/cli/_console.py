@@ -1,4 +1,4 @@
-"""Where a verb prints: rich consoles made on first use, JSON, and what the terminal can show."""
+"""Where commands print: rich consoles, JSON, and what the terminal can show."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
-_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # what json.dumps leaves as it is
-WIDTH_OF_FILES = 100  # characters; of output that no terminal shows
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")  # left unescaped by json.dumps
+WIDTH_OF_FILES = 100  # characters; for output that goes to a file or a pipe
 
 
 @cache
@@ -38,9 +38,9 @@ def _console(stream: TextIO) -> Console:
     from rich.segment import Segment
 
     class Plain(Console):
-        """Escapes control characters that are not rich's own.
+        """Escapes control characters other than rich's own.
 
-        A reader that leaves early ends the command as everywhere else, not with rich's exit code of 1.
+        A closed pipe ends the command as everywhere else, not with rich's exit code of 1.
         """
 
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
@@ -55,7 +55,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person sees the stream, or may type into it."""
+    """Whether the stream is a terminal."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -63,21 +63,21 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def as_shown(text: str, stream: TextIO | None = None) -> str:
-    """`text` as it may go to `stream` (standard output): in a terminal it is printed, and never obeyed.
+    """`text` made safe for `stream` (default: standard output): a terminal must not interpret it.
 
-    What a file, a model or a command line brings is printed with this wherever no console prints it.
+    Use it to print text from a file, a model or a command line without a console.
     """
     stream = sys.stdout if stream is None else stream
     return printable(text, keep="\n\t") if is_terminal(stream) else text
 
 
 def draws_unicode(console: Console) -> bool:
-    """Whether block characters arrive as such; otherwise pictures are drawn in ASCII."""
+    """Whether block characters can be printed; otherwise pictures are drawn in ASCII."""
     return console.encoding.lower().replace("-", "").startswith("utf")
 
 
 def emit_json(value: Any) -> None:
     """Print one JSON document. Infinities and NaN, which JSON lacks, become null."""
     text = json.dumps(finite(value), ensure_ascii=False, indent=2)
-    # what a terminal could obey becomes escapes, which read back as the same text
+    # control characters become escapes, which parse as the same text
     sys.stdout.write(_OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")

@@ -1,4 +1,4 @@
-"""An exception → the one line a user reads and the exit code."""
+"""Exceptions → a one-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 
 from ..base import NextwordError, printable
 
-_LONGEST = 600  # characters; cut in the middle, since the fix is at the end
+_LONGEST = 600  # characters; the middle is cut, since the fix comes last
 _MEMORY_WORDS = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 def explain(error: BaseException) -> tuple[str, int]:
     """The message, without the program's name before it, and the exit code.
 
-    Messages hold parts of files and of command lines: what a terminal could obey is escaped, and what is long is cut.
+    Messages quote files and command lines: control characters are escaped, and long messages cut.
     """
     message, code = _explained(error)
     message = printable(message)
@@ -54,7 +54,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's own class, known by name so that reporting an error never imports torch
+    # torch's own class, compared by name so that reporting an error never imports torch
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
@@ -64,9 +64,9 @@ def _system(error: OSError) -> str:
     reason = os.strerror(error.errno) if error.errno else str(error)
     reason = reason[:1].lower() + reason[1:]
     where = f"{os.fspath(error.filename)!s}: " if error.filename is not None else ""
-    ways_out = {
+    fixes = {
         errno.ENOSPC: ". Free some space, or write elsewhere",
         errno.EDQUOT: ". Your quota is used up",
         errno.EBADF: ". Standard output is closed",
     }
-    return _one_line(f"{where}{reason}{ways_out.get(error.errno or 0, '')}")
+    return _one_line(f"{where}{reason}{fixes.get(error.errno or 0, '')}")

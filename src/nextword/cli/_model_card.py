@@ -1,4 +1,4 @@
-"""A model's description as text for the terminal and as JSON: pure functions."""
+"""A model's description as text and as JSON: pure functions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..spec import ExpertsSpec, ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from ._table import plain_table
 
-_LONGEST, _LONGEST_NAME = 600, 100  # characters of what a file says of itself
+_LONGEST, _LONGEST_NAME = 600, 100  # characters of text quoted from a model's metadata
 
 
 def model_card(name: str, origin: str, described: Description, all_tensors: bool) -> RenderableType:
-    """Everything `nextword models info` prints of a model that is here."""
+    """Everything `nextword models info` prints about a model on disk."""
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -39,7 +39,7 @@ def model_card(name: str, origin: str, described: Description, all_tensors: bool
 
 
 def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
-    """The same as plain data."""
+    """The model card as plain data."""
     return {
         "name": name,
         "from": origin,

@@ -7,7 +7,7 @@ from click.shell_completion import CompletionItem
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Names of the catalogue that begin as typed; files where none does."""
+    """Catalogue names that start with the typed text; files if none does."""
     from ..weights.catalogue import CATALOGUE
 
     names = [entry for entry in CATALOGUE if entry.name.startswith(typed)]

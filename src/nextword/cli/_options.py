@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they become: a model, a SamplingParams, a prompt."""
+"""Options shared by several commands, turned into a model, SamplingParams and a prompt."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_LARGEST_PROMPT = 64 << 20  # bytes of a prompt's file; a context of a million tokens has 4 MB
+_LARGEST_PROMPT = 64 << 20  # bytes of a prompt file; a million tokens take about 4 MB
 _SAMPLING = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
              "seed")  # fmt: skip
 
 
 class OutputPath(click.Path):
-    """Where a verb writes: tried while the command line is read, so that no work is done for nothing.
+    """An output path, checked while the command line is parsed, so that no work is wasted.
 
     `kind` is "file", "folder", "model" (a folder, or a file if its name ends in .gguf) or "picture".
     """
@@ -67,22 +67,22 @@ model_options = stack(
     click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ..."),
 )  # fmt: skip
 sampling_options = stack(
-    click.option("--top-k", type=int, default=0, metavar="K", help="Draw from the K likeliest tokens; 0: from all."),
-    click.option("--top-p", type=float, default=1.0, metavar="P", help="Draw from the smallest set holding P; 1: all."),
+    click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K most likely tokens; 0: all."),
+    click.option("--top-p", type=float, default=1.0, metavar="P", help="Sample from the top tokens holding P; 1: all."),
     click.option("--min-p", type=float, default=0.0, metavar="P",
-                 help="Drop tokens under P times the likeliest one's probability."),
+                 help="Drop tokens less likely than P times the most likely one."),
     click.option("--typical-p", type=float, default=1.0, metavar="P", help="Locally typical sampling; 1: off."),
-    click.option("--repetition-penalty", type=float, default=1.0, metavar="R", help="Over prompt and answer; 1: none."),
+    click.option("--repetition-penalty", type=float, default=1.0, metavar="R", help="Over prompt and output; 1: off."),
     click.option("--presence-penalty", type=float, default=0.0, metavar="X",
-                 help="Off the logit of tokens already there."),
+                 help="Subtracted from the logits of tokens already in the text."),
     click.option("--frequency-penalty", type=float, default=0.0, metavar="X",
-                 help="The same, for each time it was there."),
+                 help="The same, times the token's number of occurrences."),
     click.option("--logit-bias", multiple=True, metavar="ID=BIAS",
                  help="Add to a token's logit; -inf forbids it. Repeatable."),
     click.option("--seed", type=int, default=None, metavar="N",
-                 help="Same seed, same text. Default: a fresh one, reported."),
+                 help="Same seed, same text. Default: random, and reported."),
     click.option("--sampler-order", default=None, metavar="STEPS",
-                 help="Order of temperature,top_k,top_p,min_p,typical_p (that is the default)."),
+                 help="Order of sampling filters. Default: temperature,top_k,top_p,min_p,typical_p."),
 )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 def read_prompt(argument: str | None, file: str | None) -> str:
-    """The prompt from the argument, a file or standard input; the last newline of a file is not part of it."""
+    """The prompt from the argument, a file or standard input. A file's final newline is dropped."""
     if argument is not None and file is not None:
         raise UsageError("the prompt is given twice: as an argument and with -f. Give one of them")
     if argument is not None:

@@ -1,4 +1,4 @@
-"""Results as pictures for the terminal: pure functions from results to rich text, and their printing."""
+"""Bar charts and probability tables for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..engine.sampling_params import SamplingParams
 from ._console import draws_unicode, output
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_NARROWEST, _WIDEST = 16, 40  # characters of one temperature's column
+_NARROWEST, _WIDEST = 16, 40  # characters per temperature column
 _GAP = 2
 _PERCENT = 6
 _LONGEST_TOKEN = 18
@@ -47,9 +47,9 @@ def print_probabilities(completion: Completion, sampling: SamplingParams) -> Non
 
 
 def next_picture(distributions: Sequence[NextTokenDistribution], width: int, unicode: bool = True) -> Text:
-    """Bars of the next token's probabilities, one column a temperature, within `width` characters.
+    """Bars of the next token's probabilities, one column per temperature, at most `width` characters wide.
 
-    Bars of all columns have one scale, set by the likeliest token; the 'others' row may run off it.
+    All columns share one scale, set by the most likely token; the 'others' row may exceed it.
     Temperatures that do not fit side by side go below.
     """
     shown = rows(distributions)
@@ -128,7 +128,7 @@ def _cell(share: float | None, full: float, colour: str, column: int, unicode: b
 
 
 def _others(distribution: NextTokenDistribution, full: float, column: int, unicode: bool) -> Text:
-    """The mass outside the tokens shown, on their scale; an arrow where it runs off."""
+    """The probability of all tokens not shown, on the same scale; an arrow if it exceeds it."""
     text = Text(f"{percent(distribution.tail_mass):>{_PERCENT}} ", "dim")
     room = column - _PERCENT - 1
     length = math.ceil(distribution.tail_mass / full * room)
@@ -138,7 +138,7 @@ def _others(distribution: NextTokenDistribution, full: float, column: int, unico
 
 
 def bar(share: float, room: int, unicode: bool = True) -> str:
-    """A bar of `share` (0 to 1) of `room` characters, to an eighth of one; anything above 0 is seen."""
+    """A bar over `share` (0 to 1) of `room` characters, to an eighth of one; any share above 0 is visible."""
     if not unicode:
         return "#" * max(round(share * room), share > 0)
     eighths = max(round(share * room * 8), share > 0)
@@ -149,7 +149,7 @@ def bar(share: float, room: int, unicode: bool = True) -> str:
 
 
 def probability_table(completion: Completion, sampling: SamplingParams, width: int, unicode: bool = True) -> Text:
-    """One row a step: the token, its probability by the model and as drawn, then the alternatives.
+    """One row per step: the token, its probability by the model and as sampled, then the alternatives.
 
     Alternatives that do not fit side by side continue below. Numbers are percentages.
     """
@@ -182,11 +182,11 @@ def probability_table(completion: Completion, sampling: SamplingParams, width: i
 class _Layout:
     longest: int  # characters of an alternative's token
     item: int  # characters of an alternative
-    abreast: int  # alternatives on one line
+    abreast: int  # alternatives per line
 
 
 def _best_layout(steps: Sequence[Token], same: bool, room: int, unicode: bool) -> _Layout:
-    """The fewest lines a step, then the longest tokens, then lines of like length."""
+    """The fewest lines per step, then the longest tokens, then lines of equal length."""
     count = max((len(step.alternatives) for step in steps), default=1) or 1
     layouts = []
     for longest in (14, 11, 8):  # characters
@@ -200,7 +200,7 @@ def _best_layout(steps: Sequence[Token], same: bool, room: int, unicode: bool) -
 def _explain_table(sampling: SamplingParams, same: bool, unicode: bool) -> Text:
     arrow, dot = ("→", "•") if unicode else (">", "*")
     if sampling.greedy:
-        numbers = "% by the model (greedy: the likeliest is taken)"
+        numbers = "% by the model (greedy: the most likely is chosen)"
     elif same:
         numbers = "% by the model, and as drawn"
     else:
@@ -209,7 +209,7 @@ def _explain_table(sampling: SamplingParams, same: bool, unicode: bool) -> Text:
 
 
 def _flow(line: Text, items: Sequence[Text], layout: _Layout, indent: int) -> list[Text]:
-    """`line` followed by its items, in columns; what does not fit goes below."""
+    """`line` followed by its items, in columns that continue below."""
     lines = []
     for start in range(0, max(len(items), 1), layout.abreast):
         if start:
@@ -234,7 +234,7 @@ def _alternative(alternative: Alternative, step: Token, same: bool, longest: int
 
 
 def _short(probability: float) -> str:
-    """Percent without its sign, in two digits or so; "-" for what cannot be drawn."""
+    """A percentage to about two digits, without the sign; "-" for zero."""
     hundredths = 100 * probability
     if probability <= 0:
         return "-"

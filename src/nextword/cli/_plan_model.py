@@ -1,4 +1,4 @@
-"""The model that a plan is about: from a name, a folder, a file, or a number of parameters."""
+"""The model to plan for: from a name, a folder, a file, or a parameter count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST_DEFAULT_CONTEXT = 8192
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """The model a plan is about. `stored_bytes` where its file or folder is here, or how it is published is known."""
+    """The model to plan for. `stored_bytes` is known for a local model, or if its published format is known."""
 
     name: str
     spec: ModelSpec
@@ -33,11 +33,11 @@ class PlannedModel:
     expert_bits: float | None = None  # where `stored_bytes` has experts in fewer bits than the rest
 
     def context(self, tokens: int | None) -> int:
-        """The context asked for, or the model's own up to 8,192."""
+        """The requested context, or the model's own up to 8,192."""
         return tokens or min(self.spec.context, LONGEST_DEFAULT_CONTEXT)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; the parts of the parameters, not every tensor."""
+        """Plain data for JSON, with parameters by part rather than by tensor."""
         counted = plain(parameters(self.spec))
         del counted["tensors"]
         stored = {"value": self.stored_bytes, "unit": "bytes"} if self.stored_bytes else None
@@ -59,7 +59,7 @@ class PlannedModel:
 
 
 def planned_model(model: str | None, params: float | None, arch: ModelKind | None) -> PlannedModel:
-    """The model from MODEL or --params. Raises UsageError that says what may be given."""
+    """The model from MODEL or --params. Raises UsageError that lists the accepted forms."""
     if (model is None) == (params is None):
         raise UsageError(
             "give either MODEL (a name, a folder, a .gguf file, a config.json) or --params, such as --params 1B"
@@ -70,7 +70,7 @@ def planned_model(model: str | None, params: float | None, arch: ModelKind | Non
         layout = "Llama's layout" if arch == "transformer" else "two layers, head tied"
         return PlannedModel(f"{arch} of about {units.format_count(params)}", spec, note=f"shape assumed: {layout}")
     if arch is not None:
-        raise UsageError(f"--arch {arch} says what --params builds; {model} has its own. Leave one out")
+        raise UsageError(f"--arch {arch} only applies to --params; {model} has its own architecture. Leave one out")
     assert model is not None
     path = Path(model).expanduser()
     if path.suffix.lower() == ".toml":
@@ -93,7 +93,7 @@ def _from_json(name: str, path: Path) -> PlannedModel:
 
 
 def _published(name: str, spec: ModelSpec, stored: float | None) -> PlannedModel:
-    """A model whose weights are not here, of which is known how they are published."""
+    """A model that is not downloaded, but whose published format is known."""
     if stored is None:
         return PlannedModel(name, spec)
     return PlannedModel(name, spec, stored, "experts in MXFP4, the rest in bf16", BITS["mxfp4"])
@@ -119,12 +119,12 @@ def _from_weights(model: str, path: Path) -> PlannedModel:
 def _existing(model: str, path: Path) -> Path:
     if model.startswith("hf:"):
         raise UsageError(
-            f"{model} is not planned from the hub: fetch it with nextword models pull, and give its folder"
+            f"{model} must be local to plan for it: download it with nextword models pull, and give its folder"
         )
     if path.is_dir():
         return check_folder(path)
     if path.suffix.lower() == ".gguf":
-        return path  # opening it says whether it is there
+        return path  # opening it fails if it is missing
     if path.exists():
         raise UsageError(f"{path} is not a model: give a folder, a .gguf file or a config.json")
     known = known_models()

@@ -1,4 +1,4 @@
-"""A plan as it is printed: sections of text, tables and figures, the same figures worked out, or all of it as JSON."""
+"""How a plan is printed: sections of text and tables, worked formulas, or JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BAR = 24  # characters
 
 @dataclass(frozen=True)
 class Section:
-    """What is printed, if anything, and the figures behind it, which --explain works out under `title`."""
+    """What is printed, if anything, and the figures that --explain works out under `title`."""
 
     body: RenderableType | None = None
     title: str = ""
@@ -29,7 +29,7 @@ class Section:
 
 
 def emit(result: Any, sections: Callable[[], Iterable[Section]], *, as_json: bool, explain: bool) -> None:
-    """Print `result` as JSON, or its sections; with `explain` every figure of theirs once more, with its formula."""
+    """Print `result` as JSON, or its sections; with `explain`, then also every figure with its formula."""
     if as_json:
         emit_json(plain(result))
         return
@@ -69,12 +69,12 @@ def warning(text: str) -> Section:
 
 
 def formulas(title: str, figures: Sequence[Figure]) -> Section:
-    """Figures that only --explain shows."""
+    """Figures shown only by --explain."""
     return Section(None, title, figures)
 
 
 def facts(title: str, rows: Iterable[Sequence[str]], figures: Sequence[Figure] = ()) -> Section:
-    """Rows of a name and what is said of it, under a heading."""
+    """Rows of a name and its description, under a heading."""
     table = plain_table("", "", right=False)
     for name, *cells in rows:
         table.add_row(f"  {name}", *cells)
@@ -82,7 +82,7 @@ def facts(title: str, rows: Iterable[Sequence[str]], figures: Sequence[Figure] =
 
 
 def bars(title: str, parts: Sequence[Figure]) -> Section:
-    """Figures with their share and a bar each, and their sum."""
+    """Figures with a share and a bar each, and their sum."""
     table = plain_table("", "", "", "", least=((3,),))
     table.columns[3].justify = "left"
     total = sum(part.value for part in parts)
@@ -101,7 +101,7 @@ def _headed(title: str, table: Table) -> Group:
 
 
 def _explain(section: Section, console: Console) -> None:
-    """Each number: formula, the formula with values, the value, the source."""
+    """For each figure: formula, formula with values, value and source."""
     console.print(section.title, style="bold")
     for figure in section.figures:
         unit = f" {figure.unit}" if figure.unit else ""

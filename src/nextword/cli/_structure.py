@@ -1,4 +1,4 @@
-"""--json-schema, --regex and --choices → what a completion must be."""
+"""--json-schema, --regex and --choices → a structure the output must match."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..base import UsageError, read_text
 if TYPE_CHECKING:
     from ..engine import Structure
 
-_LARGEST_SCHEMA = 1 << 20  # bytes of a schema's file
+_LARGEST_SCHEMA = 1 << 20  # bytes of a schema file
 
 
 def structure_from_options(json_schema: str | None, regex: str | None, choices: str | None) -> Structure | None:
-    """The structure that one of the options asks for, None without any. `json_schema` is the name of a file.
+    """The structure from the options; None if none is given. `json_schema` is a file name.
 
     Raises UsageError if more than one is given, if the file is not a JSON schema, or if the structure is invalid.
     """
@@ -45,7 +45,7 @@ def _read(file: str) -> str:
 
 
 def _split(choices: str) -> tuple[str, ...]:
-    """Texts between commas, spaces included; or a JSON array of texts, which may hold commas themselves."""
+    """Texts separated by commas, spaces kept; or a JSON array of texts, which may contain commas."""
     if not choices.startswith("["):
         return tuple(choices.split(","))
     try:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _GAP = 2  # characters between columns
 _WIDE = 10_000  # characters: no cell is measured narrower than it is
-_LONGEST_WORD = 24  # characters; a longer one, such as a path, goes on in the next line
-_NARROWEST = 8  # characters that are left of a name
+_LONGEST_WORD = 24  # characters; a longer one, such as a path, wraps
+_NARROWEST = 8  # characters kept of a shortened name
 
 
 def plain_table(
@@ -28,11 +28,11 @@ def plain_table(
     least: Sequence[tuple[int, ...]] = (),
     names: Sequence[int] = (0,),
 ) -> FittingTable:
-    """A table without lines; the first `left` columns are on the left, the others on the right.
+    """A table without lines; the first `left` columns are left-aligned, the others right-aligned.
 
-    Columns at the places `wraps` hold text and go on in the next line; without `right`, all but the first do. Others
-    are never broken: where the console is too narrow, the groups of columns in `least` are left out, the first of
-    them first, and named below the table. Only if that is too little, those at the places `names` are shortened.
+    The columns `wraps` hold text and wrap; without `right`, all but the first do. Others
+    never break: if the console is too narrow, the groups of columns in `least` are left out, the first of
+    them first, and named below the table. If that is not enough, the columns `names` are shortened.
     """
     if wraps is None:
         wraps = () if right else range(1, len(columns))
@@ -44,10 +44,10 @@ def plain_table(
 
 
 class FittingTable(Table):
-    """A table without lines, whose columns at the places `least` go where the console is too narrow, first ones first.
+    """A table without lines that drops the columns `least`, first ones first, if the console is too narrow.
 
-    Where even the others do not fit, the columns at the places `names` go on in the next line, words that are too
-    long shortened in their middle; then further columns go, from the last.
+    If the others still do not fit, the columns `names` wrap, with the middle of long words left out; then further
+    columns are dropped, the last ones first.
     """
 
     def __init__(self, least: Sequence[tuple[int, ...]] = (), names: Sequence[int] = (0,)) -> None:
@@ -72,7 +72,7 @@ class FittingTable(Table):
             yield Text(f"left out (narrow terminal): {', '.join(left_out)}", style="dim")
 
     def _heads(self) -> list[str]:
-        """The columns' heads; one that several have, such as "95%", behind that of the column before it."""
+        """The columns' heads; a repeated one, such as "95%", is prefixed with the head before it."""
         heads = [str(column.header) for column in self.columns]
         return [
             f"{heads[index - 1]} {head}" if head and heads.count(head) > 1 else head for index, head in enumerate(heads)
@@ -82,7 +82,7 @@ class FittingTable(Table):
         return index in self.names and self.columns[index].no_wrap
 
     def _needed(self, console: Console, options: ConsoleOptions, column: Column) -> int:
-        """Characters without which the column would be broken: its longest cell, or its longest word if it wraps."""
+        """The column's minimum width: its longest cell, or its longest word if it wraps."""
         cells = [column.header, *column.cells] if self.show_header else [*column.cells]
         measured = [Measurement.get(console, options.update(max_width=_WIDE), cell) for cell in cells]
         if column.no_wrap:
@@ -91,7 +91,7 @@ class FittingTable(Table):
 
 
 def _fitting(widths: dict[int, int], groups: Sequence[tuple[int, ...]], room: int) -> dict[int, int]:
-    """Columns with their widths, without as many of the first `groups` as it takes to fit."""
+    """Columns with their widths, dropping as many of the first `groups` as needed to fit."""
     kept = dict(widths)
     for group in groups:
         if _sum(kept) <= room:
@@ -101,7 +101,7 @@ def _fitting(widths: dict[int, int], groups: Sequence[tuple[int, ...]], room: in
 
 
 def _widened(kept: dict[int, int], needed: dict[int, int], room: int) -> dict[int, int]:
-    """The room that is left, given to the narrowest of the columns that need more."""
+    """Give the remaining width to the narrowest of the columns that need more."""
     widths = dict(kept)
     for _ in range(room - _sum(kept)):
         short = [index for index in widths if widths[index] < needed[index]]
@@ -112,14 +112,14 @@ def _widened(kept: dict[int, int], needed: dict[int, int], room: int) -> dict[in
 
 
 def _shorten(column: Column, width: int, mark: str) -> None:
-    """Let a column of names go on in the next line."""
+    """Let a column of names wrap."""
     column.no_wrap, column.width = False, width
     column.header = _shortened(str(column.header), width, mark)
     column._cells = [_shortened(cell, width, mark) if isinstance(cell, str) else cell for cell in column._cells]
 
 
 def _shortened(text: str, width: int, mark: str) -> str:
-    """`text` with the middle of each word left out that is longer than `width`."""
+    """`text` with the middle of words longer than `width` left out."""
     return " ".join(
         word if cell_len(word) <= width else _cut(word, width - len(mark), mark) for word in text.split(" ")
     )

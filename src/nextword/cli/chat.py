@@ -31,7 +31,7 @@ Ctrl-C stops an answer; the part already shown is kept."""
 
 @dataclass
 class Conversation:
-    """The messages so far, and the settings answers are sampled with."""
+    """The messages so far, and the sampling settings."""
 
     model: LanguageModel
     settings: dict[str, Any]
@@ -43,7 +43,7 @@ class Conversation:
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def answer(self, text: str) -> Iterator[str]:
-        """Yield the model's answer to `text` as it is generated; both are kept, even if it is stopped early."""
+        """Yield the model's answer to `text` as it is generated. Both are kept, even if stopped early."""
         from ..text import render_chat
 
         asked = [*self.messages, {"role": "user", "content": text}]
@@ -177,7 +177,7 @@ def _set(conversation: Conversation, rest: str) -> None:
     key = key.replace("-", "_")
     known = {name for name in conversation.settings if name not in ("logit_bias", "order")}
     if key not in known:
-        raise UsageError(f"{key!r} is not a setting. There are: {', '.join(sorted(known))}")
+        raise UsageError(f"{key!r} is not a setting. Known: {', '.join(sorted(known))}")
     whole = key in ("max_tokens", "top_k", "seed")
     try:
         value = int(text) if whole else float(text)

@@ -1,4 +1,4 @@
-"""nextword compare-context: where transformer, LSTM, GRU and RNN stop using what came before."""
+"""nextword compare-context: how much context each architecture uses."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .plan_options import COUNT, VOCABULARY, WholeNumber, duration_in
 @click.command(name="compare-context")
 @click.argument("data", nargs=-1)
 @click.option("--minutes", type=duration_in("min"), default="10", show_default=True, metavar="TIME", help="In all.")
-@click.option("--params", "count", type=COUNT, default="600k", show_default=True, metavar="N", help="Of every kind.")
+@click.option("--params", "count", type=COUNT, default="600k", show_default=True, metavar="N", help="Of each model.")
 @click.option("--context", type=WholeNumber(8, 4096), default=256, show_default=True, metavar="TOKENS")
 @click.option("--vocabulary", type=VOCABULARY, default=2048, show_default=True, metavar="V")
 @click.option("--kinds", default="transformer,lstm,gru,rnn", show_default=True, metavar="LIST")
-@click.option("--quick", is_flag=True, help="The smallest tasks alone.")
-@click.option("--widths", is_flag=True, help="Also how wide each must be to recall more pairs: as long again.")
+@click.option("--quick", is_flag=True, help="Run only the smallest tasks.")
+@click.option("--widths", is_flag=True, help="Also find the width each needs to recall more pairs; doubles the time.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
 @click.option("--plot", type=PICTURE, metavar="FILE", help="Draw it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -33,12 +33,12 @@ def command(
     data: tuple[str, ...], minutes: float, count: float, context: int, vocabulary: int, kinds: str, quick: bool,
     widths: bool, seed: int, plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train every kind alike on DATA, then measure what each of them remembers.
+    """Train every kind of model the same way on DATA, then measure how far back each remembers.
 
-    Loss against the position in the context and against how much of it may be seen, on held-out text; copying over a
-    delay and associative recall; memory for a distance; training speed against threads and length. Every kind has
-    the same steps, three learning rates and three seeds; every number has its 95% interval, and where the training
-    was too little to tell, that is said. Half of the time goes to the text, 40% to the tasks, 10% to the speed.
+    Measures held-out loss by position and by visible context, copying over a delay, associative recall, memory over
+    a distance, and training speed by threads and length. Every kind gets the same steps, three learning rates and
+    three seeds. Every number has its 95% interval, and results from too little training are marked as such. Half of
+    the time goes to the text, 40% to the tasks, 10% to the speed.
 
     \b
     Example:
@@ -78,15 +78,15 @@ def _print(result: Study) -> None:
     )
     first, kinds = result.kinds[0], result.kinds
     tables = {
-        "held-out loss, nats a token, by tokens of context before it": [
+        "held-out loss, nats per token, by tokens of context before it": [
             (f"{mean.at:,}", [cell(model.by_position[n].estimate, 2) for model in kinds])
             for n, mean in enumerate(first.by_position)
         ],
-        "loss of a token, given only the last so many": [
+        "loss of a token, given only the last N tokens": [
             (f"{mean.at:,} to {2 * mean.at - 1:,}", [cell(model.by_visible[n].estimate, 2) for model in kinds])
             for n, mean in enumerate(first.by_visible)
         ],
-        "made-up tasks, % of answers right": [
+        "synthetic tasks, % of answers correct": [
             (f"{task.task} {task.size}", [percent(model.tasks[n].accuracy).replace(" ", "") for model in kinds])
             for n, task in enumerate(first.tasks)
         ],

@@ -1,4 +1,4 @@
-"""nextword complete: finish a prompt."""
+"""nextword complete: complete a prompt."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
     default=1.0,
     show_default=True,
     metavar="T",
-    help="0: greedy; 1: the model's own.",
+    help="0: greedy; 1: the model's own distribution.",
 )
-@click.option("--greedy", is_flag=True, help="Always take the likeliest token; same as --temperature 0.")
+@click.option("--greedy", is_flag=True, help="Always choose the most likely token; same as --temperature 0.")
 @sampling_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (\\n is a newline). Repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text (\\n is a newline). Repeatable.")
 @click.option("-n", "count", type=int, default=1, metavar="N", help="Number of completions, computed together.")
 @click.option(
     "--example",
@@ -77,7 +77,7 @@ DEFAULT_TEMPLATE = "Input: {input}\nOutput: {output}"
     flag_value=5,
     default=0,
     metavar="K",
-    help="Also show the K likeliest tokens at every position (5 if K is omitted).",
+    help="Also show the K most likely tokens at every position (5 if K is omitted).",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object: text, tokens, probabilities, settings, timings."
@@ -144,7 +144,7 @@ def _stream(model: LanguageModel, text: str, settings: dict[str, Any]) -> Stream
 
 
 def _build_prompt(prompt: str, options: dict[str, Any]) -> str:
-    """The prompt, put into the template behind its examples where there are any."""
+    """The prompt, put into the template after its examples, if any."""
     if not options["examples"] and options["template"] is None:
         return prompt
     from ..evals import Template, few_shot, parse_shot
@@ -224,18 +224,18 @@ def _warn_of_cut(completions: list[Completion]) -> None:
 
 
 def _show_prompt(model: LanguageModel, prompt: str) -> None:
-    """The prompt on standard error, a token and its id a line; then the whole, as the model reads it."""
+    """The prompt on standard error, one token and its id per line; then all of it, as the model reads it."""
     ids = model.encode(prompt)
     for token in ids:
         click.echo(f"{token:>8}  {model.tokenizer.token_text(token)!r}", err=True)
     limit = (
-        f" of a context of {model.spec.context:,}" if model.spec.kind == "transformer" else "; no context limits them"
+        f" of a context of {model.spec.context:,}" if model.spec.kind == "transformer" else "; its context is unlimited"
     )
     click.echo(f"{len(ids)} tokens{limit}", err=True)
 
 
 def _echo_prompt(prompt: str) -> None:
-    """In a terminal the completion follows its prompt, which is dim."""
+    """On a terminal the completion follows its prompt, which is dim."""
     if sys.stdout.isatty():
         click.echo(click.style(as_shown(prompt), dim=True), nl=False)
         sys.stdout.flush()

@@ -42,7 +42,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Arguments:
-    """The options of `nextword eval`, as they are typed."""
+    """The options of `nextword eval`, as typed."""
 
     models: tuple[str, ...]
     shots: tuple[int, ...] | None
@@ -90,7 +90,7 @@ class Arguments:
     timeout: float
 
     def task_options(self) -> TaskOptions:
-        """What is said about rows and prompts, in place of what a task file says."""
+        """Options about rows and prompts, which override the task file."""
         return TaskOptions(
             self.target, labels_of(self.labels or ""), self.generate, self.max_tokens, self.group,
             _unescape(self.separator), _unescape(self.description), self.shots_from, self.skip_invalid, self.seed,
@@ -98,7 +98,7 @@ class Arguments:
         )  # fmt: skip
 
     def design(self, task: Task) -> Design:
-        """The conditions; the number of shots is the task's own where none is given."""
+        """The experiment's conditions; the default number of shots is the task's own."""
         shots = (task.shots,) if self.shots is None else self.shots
         return Design(
             shots, self.fewshot_seeds, self.permutations, self.sampler, self.seed, self.limit, not self.no_baselines
@@ -145,7 +145,7 @@ def _choice(literal: Any) -> click.Choice[str]:
                    "states.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed of everything drawn.")
 @click.option("--choice-scoring", type=_choice(ChoiceScoring), default="raw", show_default=True,
-              help="How a choice is scored: ln p as it is, per character, byte or token, minus ln p "
+              help="How a choice is scored: ln p, ln p per character, byte or token, minus ln p "
                    "after a premise, or by constrained decoding.")  # fmt: skip
 @click.option("--premise", metavar="TEXT",
               help="Prompt without the question, for pmi.  [default: the template's last words]")  # fmt: skip
@@ -187,9 +187,9 @@ def _choice(literal: Any) -> click.Choice[str]:
               help="Type of the weights: auto (as stored, if fast), float32, ...")  # fmt: skip
 @click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
 @click.option("--concurrency", type=int, default=8, show_default=True, metavar="N",
-              help="Requests under way at a time, for openai:http://host:port/v1#model.")  # fmt: skip
+              help="Concurrent requests, for openai:http://host:port/v1#model.")  # fmt: skip
 @click.option("--timeout", type=float, default=120.0, show_default=True, metavar="SECONDS",
-              help="Longest wait for an answer of such a server.")  # fmt: skip
+              help="Timeout of a request to such a server.")  # fmt: skip
 @click.option("--show-seeds", is_flag=True, help="Also print a row for each few-shot seed and permutation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -286,7 +286,7 @@ def _evaluate(task: str, store: Store, arguments: Arguments) -> None:
 
 
 def _without_name(command: str) -> str:
-    """A command line without --name: run again, it would be refused, since the name is taken."""
+    """The command line without --name, so that running it again is not refused for a taken name."""
     words, kept = iter(shlex.split(command)), []
     for word in words:
         if word == "--name":
@@ -297,7 +297,7 @@ def _without_name(command: str) -> str:
 
 
 def _check_together(context: click.Context, task: str | None) -> None:
-    """Raise UsageError for an option that would do nothing next to another one."""
+    """Raise UsageError for an option that has no effect with another one."""
     typed = [
         option.opts[0]
         for option in context.command.params
@@ -307,7 +307,7 @@ def _check_together(context: click.Context, task: str | None) -> None:
     for option, allowed, why in (
         ("--compare", ("--store", "--json"), "it compares two stored evaluations, and measures nothing"),
         ("--list", ("--json",), "it lists tasks, and measures nothing"),
-        ("--lm-eval", LM_EVAL_OPTIONS, "lm-evaluation-harness runs its tasks by itself"),
+        ("--lm-eval", LM_EVAL_OPTIONS, "lm-evaluation-harness decides how its tasks are run"),
     ):
         others = [*[str(task)] * (task is not None), *(name for name in typed if name not in (option, *allowed))]
         if option in typed and others:
@@ -319,7 +319,7 @@ def _check_together(context: click.Context, task: str | None) -> None:
             not any(served),
             "for served models. Add --model openai:http://host:port/v1#name",
         ),
-        (("--dtype", "--device"), served and all(served), "for models that run here, and these are served"),
+        (("--dtype", "--device"), served and all(served), "for local models, and these are served"),
     ):
         if useless and (others := [name for name in typed if name in options]):
             raise UsageError(f"{', '.join(others)} only count{'s' * (len(others) == 1)} {fix}")
@@ -332,7 +332,7 @@ def _keep(store: Store, name: str, result: Result) -> None:
 
     if (stored_as := store.keep(name, asdict(result))) != name:
         messages().print(
-            f"another evaluation has taken the name {name!r} in the meantime; this one is stored as {stored_as!r}"
+            f"another evaluation took the name {name!r} in the meantime; this one is stored as {stored_as!r}"
         )
 
 

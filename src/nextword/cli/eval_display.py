@@ -1,4 +1,4 @@
-"""An evaluation on the terminal: its cost before the run, a progress bar, and its results."""
+"""An evaluation on the terminal: cost before the run, progress bar, results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run_with_progress(run: EvalRun) -> Collected:
-    """Run it, after printing its cost, with a progress bar; both on standard error."""
+    """Print the cost, then run with a progress bar, both on standard error."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = messages()
@@ -48,8 +48,8 @@ def run_with_progress(run: EvalRun) -> Collected:
 
 
 def print_interrupted(stored: bool) -> None:
-    """What becomes of the answers so far."""
-    kept = "the answers so far are in the store, and the same command asks only the others"
+    """Say what happens to the answers so far."""
+    kept = "the answers so far are in the store; run the same command to continue"
     messages().print(f"interrupted; {kept if stored else 'nothing is stored'}")
 
 
@@ -66,11 +66,11 @@ def _cost_line(model: str, cost: Cost, run: EvalRun) -> str:
     )
 
 
-_NOTES = 5  # lines of a kind
+_NOTES = 5  # lines of each kind
 
 
 def print_cost(run: EvalRun, as_json: bool, power: Planned | None = None) -> None:
-    """What an evaluation would cost, what it could detect (`power`), and one whole prompt."""
+    """Print what an evaluation would cost, what it could detect (`power`), and one complete prompt."""
     costs = {model.name: run.cost(number) for number, model in enumerate(run.models)}
     longest = max(run.questions(0), key=lambda question: question.shots)
     if as_json:
@@ -134,7 +134,7 @@ def print_result(result: Result, name: str | None, as_json: bool = False, show_s
 
 
 def print_provenance(record: Provenance) -> None:
-    """When, with what and by which command a stored evaluation was made."""
+    """Print a stored evaluation's date, model and command."""
     table = plain_table("", "", right=False)
     table.show_header = False
     table.add_row("made", f"{record.date}, nextword {record.version}")
@@ -148,12 +148,12 @@ def print_provenance(record: Provenance) -> None:
 
 
 def _more(row: ResultRow) -> str:
-    """The task's other metrics, where it has several."""
+    """The task's other metrics, if it has several."""
     return ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items()) if len(row.metrics) > 1 else ""
 
 
 def _heads(result: Result) -> list[str]:
-    """Heads of the columns for models and templates, where rows differ in these."""
+    """Heads of the model and template columns, if rows differ in these."""
     from ..evals.result_rows import differing, prefixes
 
     return prefixes("model", "template", differing(row.choice for row in result.rows))
@@ -164,7 +164,7 @@ def _differing(row: ResultRow, result: Result) -> list[str]:
 
 
 def exit_unless_met(requirements: Sequence[JudgedRequirement]) -> None:
-    """Exit with code 1, and a row on standard error for each requirement that is not met."""
+    """If a requirement is not met, exit with code 1 and a line on standard error for each."""
     unmet = [requirement for requirement in requirements if requirement.outcome != "met"]
     for requirement in unmet:
         messages().print(requirement.sentence, style="red", soft_wrap=True)
@@ -199,7 +199,7 @@ def _table(result: Result, console: Console) -> Any:
 
 
 def _whisker(row: ResultRow, low: float, high: float, width: int = 24) -> str:
-    """The interval on one scale for all lines."""
+    """The interval, drawn on a scale shared by all rows."""
     unit = (width - 1) / (high - low or 1.0)
     left, middle, right = (round((value - low) * unit) for value in (row.score.low, row.score.value, row.score.high))
     marks = ["-" if left <= column <= right else " " for column in range(width)]
@@ -208,7 +208,7 @@ def _whisker(row: ResultRow, low: float, high: float, width: int = 24) -> str:
 
 
 def _caveats(result: Result) -> dict[str, str]:
-    """Why scores may not hold for other shots, each reason with its footnote mark."""
+    """Reasons why scores may not hold for other shots, each with its footnote mark."""
     caveats = dict.fromkeys(row.caveat for row in result.rows if row.caveat)
     return {caveat: "*" * (number + 1) for number, caveat in enumerate(caveats)}
 
@@ -239,7 +239,7 @@ def _print_seeds(result: Result, console: Console) -> None:
 
 
 def _print_comparisons(comparisons: Sequence[PairedComparison], console: Console) -> None:
-    """The requested ones, then those with baselines, and how each family is corrected."""
+    """Print the requested comparisons, then those with baselines, and how each family is corrected."""
     from ..evals.comparisons import families
 
     for number, family in enumerate(families(comparisons)):
@@ -262,7 +262,7 @@ def _print_point(sentence: str, console: Console) -> None:
 
 
 def print_compared(compared: Sequence[PairedComparison], as_json: bool) -> None:
-    """The comparisons of two evaluations of the store."""
+    """Print the comparisons of two stored evaluations."""
     if as_json:
         from dataclasses import asdict
 
@@ -305,7 +305,7 @@ def print_runs(store: Store, as_json: bool) -> None:
 
 
 def _run_row(stored: Stored) -> dict[str, Any]:
-    """A summary of an evaluation; without its best row if another version stored it in another format."""
+    """A summary of an evaluation, without its best row if that was stored in an older format."""
     from ..evals.stored import result_of
 
     try:

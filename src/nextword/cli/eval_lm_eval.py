@@ -1,4 +1,4 @@
-"""nextword eval --lm-eval TASK,...: tasks of lm-evaluation-harness on nextword's engine, with its own numbers."""
+"""nextword eval --lm-eval: lm-evaluation-harness tasks on nextword's engine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from ..evals.lm_eval_adapter import LMEvalOptions, LMEvalResult
     from .eval import Arguments
 
-LM_EVAL_OPTIONS = (  # the options of `eval` that --lm-eval takes
+LM_EVAL_OPTIONS = (  # the options of `eval` that work with --lm-eval
     "-m", "--shots", "--limit", "--chat-template", "--system", "--max-tokens", "--seed", "--include-path", "--out",
     "--dtype", "--device", "--json",
 )  # fmt: skip
 
 
 def run_lm_eval(arguments: Arguments, seeded: bool) -> None:
-    """Run tasks and print their numbers; `seeded` if the user chose a seed, otherwise it is lm_eval's own.
+    """Run tasks and print their results. `seeded`: whether the user chose a seed; otherwise it is lm_eval's own.
 
     Raises UsageError for what lm_eval cannot do.
     """
@@ -36,7 +36,7 @@ def run_lm_eval(arguments: Arguments, seeded: bool) -> None:
         )
     tasks = [name for name in str(arguments.lm_eval).split(",") if name]
     if not tasks:
-        raise UsageError("--lm-eval names no task. Name some, as arc_easy,hellaswag")
+        raise UsageError("--lm-eval names no task. Name some, such as arc_easy,hellaswag")
     result = run_tasks(models[0], tasks, _options(arguments, seeded), arguments.dtype, arguments.device)
     if arguments.as_json:
         emit_json(result.to_dict())

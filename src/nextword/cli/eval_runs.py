@@ -1,4 +1,4 @@
-"""nextword eval runs: list, show and remove stored evaluations; and the class that gives `eval` this subcommand."""
+"""nextword eval runs: list, show and remove stored evaluations."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def list_runs(path: Path | None, as_json: bool) -> None:
 @click.option("--show-seeds", is_flag=True, help="Also print a row for each few-shot seed and permutation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, path: Path | None, show_seeds: bool, as_json: bool) -> None:
-    """Show an evaluation as it was printed when it ended."""
+    """Show an evaluation as it was first printed."""
     from ..evals.stored import result_of
     from ._console import emit_json
     from .eval_display import print_provenance, print_result

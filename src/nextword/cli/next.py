@@ -1,4 +1,4 @@
-"""nextword next: the distribution of the next token alone."""
+"""nextword next: the distribution of the next token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._options import PICTURE, load_model, model_options, read_prompt, sampling_
               help="Temperatures to compare.")  # fmt: skip
 @click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Number of tokens to show.")
 @sampling_options
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Also draw it (.svg, .png, .pdf); needs nextword[plot].")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Also save a plot (.svg, .png, .pdf); needs nextword[plot].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every number.")
 def command(prompt: str | None, file: str | None, temperatures: str, **options: Any) -> None:
     """Show the distribution of the token after PROMPT, as bars, at several temperatures.

@@ -1,4 +1,4 @@
-"""nextword plan: what fits, what it costs, how large a model on how many tokens."""
+"""nextword plan: memory, time, cost, and the best model for a budget."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import click
 from ._app import LazyGroup
 
 _QUESTIONS = {
-    "inference": "Using a model: memory, what fits on which device, how fast.",
-    "train": "Training a model: memory line by line, FLOPs, days, price.",
-    "budget": "The best model and data for a budget of compute, time or money.",
+    "inference": "Inference: memory, which devices it fits on, and speed.",
+    "train": "Training: memory line by line, FLOPs, days and price.",
+    "budget": "The best model and data size for a budget of compute, time or money.",
     "fit": "The cheapest change that makes a training run fit on a device.",
     "laws": "Scaling laws: published ones, and fits to your own runs.",
 }

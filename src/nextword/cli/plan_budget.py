@@ -1,4 +1,4 @@
-"""nextword plan budget: the best model and data that compute, time or money buys."""
+"""nextword plan budget: the best model for a budget of compute, time or money."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from .plan_options import (
 @devices_option(note=" Default: h100; this for --minutes.")
 @mfu_option
 @law_option
-@click.option("--tokens-available", type=COUNT, default=None, metavar="D", help="Different tokens at hand.")
-@click.option("--inference-tokens", type=COUNT, default=None, metavar="D", help="Tokens it will read and write in use.")
+@click.option("--tokens-available", type=COUNT, default=None, metavar="D", help="Unique tokens available.")
+@click.option("--inference-tokens", type=COUNT, default=None, metavar="D", help="Tokens to process in deployment.")
 @click.option("--out", type=OUTPUT_FILE, default=None, metavar="FILE",
-              help="Write the model and its training for nextword train --config.")  # fmt: skip
+              help="Write a configuration for nextword train --config.")  # fmt: skip
 @output_options
 def command(
     flops: float | None, minutes: float | None, hours: float | None, days: float | None, dollars: float | None,
     price: float | None, devices: tuple[int, Device] | None, mfu: float, law: str, tokens_available: float | None,
     inference_tokens: float | None, out: Path | None, explain: bool, as_json: bool, plot: Path | None,
 ) -> None:  # fmt: skip
-    """Parameters and tokens that spend a budget best, by every law; the loss; and a model to train.
+    """The optimal parameters and tokens for a budget by every law, the loss, and a concrete model to train.
 
-    The budget is --flops, or a time on --devices, or --dollars at --price an hour.
+    The budget is --flops, or a time on --devices, or --dollars with --price per hour.
 
     \b
     Examples:
@@ -79,13 +79,13 @@ def command(
 def _only_one(
     flops: float | None, times: dict[str, float | None], dollars: float | None, price: float | None
 ) -> float | None:
-    """The time given, if it is the budget. Raises UsageError unless exactly one budget is given."""
+    """The given time, if it is the budget. Raises UsageError unless exactly one budget is given."""
     given = [name for name, value in {"--flops": flops, **times, "--dollars": dollars}.items() if value is not None]
     if len(given) != 1:
-        what = "no budget is given" if not given else f"{' and '.join(given)} are budgets of their own"
+        what = "no budget is given" if not given else f"{' and '.join(given)} are separate budgets"
         raise UsageError(f"{what}; give one of --flops, --minutes, --hours, --days, --dollars (with --price)")
     if dollars is not None and price is None:
-        raise UsageError("--dollars needs the price of a device for an hour, such as --price 2.5")
+        raise UsageError("--dollars needs the price per device hour, such as --price 2.5")
     return next((value for value in times.values() if value is not None), None)
 
 
@@ -119,10 +119,10 @@ def _sections(plan: BudgetPlan) -> Iterator[Section]:
     )
     yield from map(warning, plan.warnings)
     if plan.plain_limited is not None and plan.limited is not None:
-        yield formulas("the optimum on the tokens at hand", plan.plain_limited.figures)
-        yield formulas("the best for the tokens at hand", plan.limited.figures)
+        yield formulas("the optimum on the available tokens", plan.plain_limited.figures)
+        yield formulas("the best for the available tokens", plan.limited.figures)
     if plan.aware is not None:
-        yield formulas("the cheapest for training and use", plan.aware.figures)
+        yield formulas("the cheapest for training and inference", plan.aware.figures)
     yield from _concrete(plan)
 
 

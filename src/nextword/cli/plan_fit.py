@@ -24,13 +24,13 @@ _SHOWN = 8
 @click.command(name="fit")
 @model_argument
 @training_options
-@devices_option(note=" Several are offered to shard over.", required=True)
+@devices_option(note=" Several: sharding is considered too.", required=True)
 @output_options
 def command(
     model: str | None, params: float | None, arch: ModelKind | None, devices: tuple[int, Device], explain: bool,
     as_json: bool, plot: Path | None, **setup: Any,
 ) -> None:  # fmt: skip
-    """The cheapest changes that make a training run fit on a device, ranked, each with its cost in time.
+    """The cheapest changes that make a training run fit on a device, ranked by their cost in time.
 
     Changes that leave the trained model the same come first.
 
@@ -54,7 +54,7 @@ def _sections(about: PlannedModel, plan: Diagnosis) -> Iterator[Section]:
     yield setup_line(plan.setup)
     yield line("")
     needed, room = units.format_bytes(plan.memory.total), units.format_bytes(plan.device.memory)
-    as_asked = formulas("memory as asked for", plan.memory.parts)
+    as_asked = formulas("memory as requested", plan.memory.parts)
     if plan.fits:
         yield line(f"fits: {needed} of {room} on {plan.device.title}", "green")
         yield line(f"largest batch {plan.largest_batch:,}, longest context {plan.longest_context:,}")
@@ -67,7 +67,7 @@ def _sections(about: PlannedModel, plan: Diagnosis) -> Iterator[Section]:
         yield from _no_remedy(plan)
         return
     yield _table(plan.remedies[:_SHOWN])
-    yield line("\ntime: relative to the run as asked for; FLOPs are counted, other costs assumed (--explain)", "dim")
+    yield line("\ntime: relative to the requested run; FLOPs are counted, other costs assumed (--explain)", "dim")
     for remedy in plan.remedies[:_SHOWN]:
         yield formulas(f"{remedy.name}: {'; '.join(map(_why, remedy.changes))}", remedy.memory.parts)
 

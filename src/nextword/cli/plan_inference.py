@@ -1,4 +1,4 @@
-"""nextword plan inference: what a model needs to be used, where it fits, how fast it can be."""
+"""nextword plan inference: memory, devices that fit, and speed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .plan_options import ROWS, context_option, find_device, model_argument, out
 @click.option("--batch-size", type=ROWS, default=1, show_default=True, metavar="N", help="Sequences at a time.")
 @context_option
 @click.option("--dtype", default=None, metavar="TYPE",
-              help=f"Of the weights: {', '.join(BITS)}. Default: as the file stores them, else bf16.")  # fmt: skip
-@click.option("--kv-dtype", default="bf16", show_default=True, metavar="TYPE", help="Of keys and values.")
+              help=f"Type of the weights: {', '.join(BITS)}. Default: as the file stores them, else bf16.")  # fmt: skip
+@click.option("--kv-dtype", default="bf16", show_default=True, metavar="TYPE", help="Type of keys and values.")
 @click.option("--devices", default="rtx4090,a100,h100", show_default=True, metavar="NAMES",
-              help="Names with commas; `this` is measured; NAME=24GB,1TB/s,165TFLOP/s is your own.")  # fmt: skip
+              help="Comma-separated names; `this` is measured; NAME=24GB,1TB/s,165TFLOP/s defines one.")  # fmt: skip
 @output_options
 def command(
     model: str | None, params: float | None, arch: ModelKind | None, batch_size: int, context: int | None,
     dtype: str | None, kv_dtype: str, devices: str, explain: bool, as_json: bool, plot: Path | None,
 ) -> None:  # fmt: skip
-    """Bytes of weights and cache, the largest batch and context that fit, and how fast it can be.
+    """Memory for weights and cache, the largest batch and context that fit, and speed.
 
     MODEL is a name, a folder, a .gguf file or a config.json. Speeds are upper bounds: bandwidth for decoding, half of
     the peak arithmetic for prompts.
@@ -57,7 +57,7 @@ def command(
 
 
 def _devices(names: str) -> list[Device]:
-    """Devices from a list with commas; NAME=MEMORY,BANDWIDTH,SPEED keeps its own."""
+    """Devices from a comma-separated list; the commas of NAME=MEMORY,BANDWIDTH,SPEED are kept."""
     devices, pieces = [], names.split(",")
     while pieces:
         take = 3 if "=" in pieces[0] else 1

@@ -1,4 +1,4 @@
-"""nextword plan laws: published scaling laws, and fits to runs of one's own."""
+"""nextword plan laws: published scaling laws, and fits to your own runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ._sections import Section, emit, formulas, line, plain, warning
 from ._table import plain_table
 from .plan_options import FLOPS, WholeNumber, output_options
 
-_QUIET_SECONDS = 5.0  # between lines of progress
+_QUIET_SECONDS = 5.0  # between progress lines
 _BUDGETS = (1e19, 1e21, 5.76e23)
 _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a = β/(α+β)"}
 _METHODS = {"huber": "Huber loss of log-sum-exp", "nnls": "non-negative least squares and a search of α, β"}
@@ -42,8 +42,8 @@ _EXPLAINED = (
     "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
 )
 @click.option("--bootstrap", type=WholeNumber(0, 5000), default=200, show_default=True, metavar="N",
-              help="Resampled fits behind the intervals.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the resampling.")
+              help="Bootstrap fits for the intervals.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the bootstrap.")
 @click.option("--at", "budgets", type=FLOPS, multiple=True, metavar="C", help="Budgets to predict for. Repeatable.")
 @output_options
 def command(
@@ -53,7 +53,7 @@ def command(
     """The published laws and their optima; with --data a law fitted to your runs.
 
     Two fits: Huber loss of log-sum-exp (Hoffmann et al. 2022, approach 3), and non-negative least squares inside a
-    search of the two powers. Intervals are of resampled runs; constants that the runs do not pin down are not printed.
+    search over the two exponents. Intervals are bootstrapped; constants the runs do not determine are not printed.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def command(
 
 
 def _progress(runs: int) -> Callable[[str], None]:
-    """Says on standard error what takes long, and of how many runs what is."""
+    """Report slow fits on standard error, and how many runs each part uses."""
     if runs > MOST_RUNS:
         messages().print(
             f"{runs:,} runs: the law is fitted to all; starting points, intervals (narrowed by the root of the ratio)"
@@ -175,7 +175,7 @@ def _fitted_optima(fit: LawFit, budgets: Sequence[float]) -> Section:
 
 
 def _span(interval: Interval, shown: Callable[[float], str]) -> str:
-    """An interval as text; empty where nothing was resampled (--bootstrap 0)."""
+    """An interval as text; empty without a bootstrap (--bootstrap 0)."""
     return f"{shown(interval.low)} – {shown(interval.high)}" if interval.low <= interval.high else ""
 
 

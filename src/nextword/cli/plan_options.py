@@ -1,4 +1,4 @@
-"""Numbers with units as options, and the options that the questions of `nextword plan` share."""
+"""Option types for numbers with units, and options shared by the plan commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_SEQUENCES = 1 << 24
 
 
 class Quantity(click.ParamType[float]):
-    """A number with a unit; what it may look like is said when it is not understood."""
+    """A number with a unit; the error for a malformed one lists the accepted forms."""
 
     def __init__(self, name: str, parse: Callable[[str, str], float]) -> None:
         self.name, self.parse = name, parse
@@ -38,7 +38,7 @@ class Quantity(click.ParamType[float]):
 
 
 class WholeNumber(click.ParamType[int]):
-    """A whole number within limits, written as counts are anywhere in plans: 8192, 8k, 1e9, 1_000."""
+    """A whole number within limits, such as 8192, 8k, 1e9 or 1_000."""
 
     name = "integer"
 
@@ -67,7 +67,7 @@ MONEY = Quantity("MONEY", units.parse_money)
 
 
 def _targets(context: click.Context, option: click.Parameter, names: str | None) -> tuple[str, ...]:
-    """Names of matrices from a list with commas."""
+    """Names of matrices from a comma-separated list."""
     targets = tuple(dict.fromkeys(name.strip().lower() for name in names.split(","))) if names is not None else ()
     for name in targets:
         if name not in (*LORA_TARGETS, "all"):
@@ -77,12 +77,12 @@ def _targets(context: click.Context, option: click.Parameter, names: str | None)
 
 
 def duration_in(unit: str) -> Quantity:
-    """A time whose bare numbers count `unit`s."""
+    """A duration; a bare number counts `unit`s."""
     return Quantity("TIME", lambda text, what: units.parse_seconds(text, what, unit))
 
 
 class DevicesType(click.ParamType[tuple[int, Device]]):
-    """How many devices and of which kind: h100, 8xh100, this, NAME=24GB,1TB/s,165TFLOP/s."""
+    """A number and a kind of devices: h100, 8xh100, this, NAME=24GB,1TB/s,165TFLOP/s."""
 
     name = "devices"
 
@@ -105,53 +105,55 @@ def devices_option(default: str | None = None, note: str = "", required: bool = 
 
 
 def choice(literal: Any) -> click.Choice[str]:
-    """What a Literal type allows."""
+    """A choice of a Literal type's values."""
     return click.Choice(get_args(literal))
 
 
 model_argument = stack(
     click.argument("model", required=False),
     click.option("--params", type=COUNT, metavar="N", help="Instead of MODEL: about N parameters, as in 1B."),
-    click.option("--arch", type=choice(ModelKind), default=None, help="What --params builds. Default: transformer."),
+    click.option(
+        "--arch", type=choice(ModelKind), default=None, help="Kind of model for --params. Default: transformer."
+    ),
 )
 output_options = stack(
-    click.option("--explain", is_flag=True, help="Print every number's formula, values put in, and source."),
+    click.option("--explain", is_flag=True, help="Print every number's formula, with values, and its source."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with units, formulas and sources."),
     click.option("--plot", type=PICTURE, metavar="FILE",
                  help="Draw the plan (.svg, .png, .pdf); needs nextword[plot]."),
 )  # fmt: skip
 context_option = click.option(
     "--context", type=WholeNumber(1, LONGEST_CONTEXT), default=None, metavar="TOKENS",
-    help="Tokens a sequence; default: the model's own, 8,192 at most.",
+    help="Tokens per sequence; default: the model's own, at most 8,192.",
 )  # fmt: skip
 mfu_option = click.option(
     "--mfu", type=float, default=MFU, show_default=True, help="Assumed share of the devices' peak."
 )
-price_option = click.option("--price", type=MONEY, default=None, metavar="$", help="Of a device for an hour.")
+price_option = click.option("--price", type=MONEY, default=None, metavar="$", help="Price per device hour.")
 law_option = click.option(
-    "--law", default=DEFAULT_LAW.name, show_default=True, metavar="NAME", help="Whose optimum becomes the model."
+    "--law", default=DEFAULT_LAW.name, show_default=True, metavar="NAME", help="Law whose optimum is chosen."
 )
 training_options = stack(
     click.option("--micro-batch", "batch", type=ROWS, default=1, show_default=True, metavar="N",
-                 help="Sequences a device holds at a time."),
+                 help="Sequences per device at a time."),
     context_option,
     click.option("--optimizer", type=choice(Optimizer), default="adamw", show_default=True),
     click.option("--train-dtype", "precision", type=choice(Precision), default=None,
                  help="mixed: bf16 with float32 master weights; amp: torch.autocast; bf16: nothing in float32."
                  " Default: mixed; fp32 on `this` CPU."),
     click.option("--recompute", type=choice(Recompute), default="none", show_default=True,
-                 help="Activations computed again in the backward pass."),
+                 help="Activations recomputed in the backward pass."),
     click.option("--attention", "kernel", type=choice(Kernel), default="flash", show_default=True,
-                 help="plain stores the scores of every pair of tokens."),
+                 help="plain stores the attention matrix; flash does not."),
     click.option("--loss", type=click.Choice(["whole", "chunked"]), default="whole", show_default=True,
                  help="chunked never holds all logits."),
     click.option("--shard", type=choice(Shard), default="none", show_default=True,
-                 help="How several devices share weights, gradients and states."),
+                 help="How weights, gradients and optimizer states are sharded."),
     click.option("--lora", type=WholeNumber(0, 1 << 16), default=0, metavar="RANK",
                  help="Train adapters of this rank; the rest is frozen. Default: on every matrix of the layers as"
                  " nextword train has them (queries, keys and values are one, gate and up are one)."),
     click.option("--lora-targets", default=None, metavar="NAMES", callback=_targets,
-                 help="Adapters for these matrices, each by itself as PEFT has them: q,k,v,o,gate,up,down or all."),
+                 help="Separate adapters for these matrices, as in PEFT: q,k,v,o,gate,up,down or all."),
     click.option("--base", type=click.Choice(list(BASES)), default="bf16", show_default=True,
-                 help="How --lora keeps the frozen weights."),
+                 help="Type of the frozen weights with --lora."),
 )  # fmt: skip

@@ -25,7 +25,7 @@ from .plan_options import (
     training_options,
 )
 
-_ADAPTING = 10e6  # tokens; adapters learn from some thousands of examples
+_ADAPTING = 10e6  # tokens; adapters need a few thousand examples
 
 
 @click.command(name="train")
@@ -33,7 +33,7 @@ _ADAPTING = 10e6  # tokens; adapters learn from some thousands of examples
 @training_options
 @devices_option("h100")
 @click.option(
-    "--tokens", type=COUNT, default=None, metavar="N", help="To train on; default: 20 a parameter, 10M with --lora."
+    "--tokens", type=COUNT, default=None, metavar="N", help="To train on; default: 20 per parameter, 10M with --lora."
 )
 @mfu_option
 @price_option
@@ -65,10 +65,10 @@ def command(
 
 
 def training(about: PlannedModel, setup: dict[str, Any], devices: tuple[int, Device]) -> Training:
-    """The options of `training_options` and --devices as a Training."""
+    """`training_options` and --devices as a Training."""
     count, device = devices
     if setup["lora_targets"] and not setup["lora"]:
-        raise UsageError("--lora-targets says which matrices --lora adapts; give a rank, such as --lora 16")
+        raise UsageError("--lora-targets needs --lora; give a rank, such as --lora 16")
     return Training(
         **{key: value for key, value in setup.items() if key not in ("context", "loss", "precision")},
         devices=count,
@@ -81,7 +81,7 @@ def training(about: PlannedModel, setup: dict[str, Any], devices: tuple[int, Dev
 
 
 def setup_line(run: Training) -> Section:
-    """The run in words."""
+    """A one-line summary of the run."""
     words = [f"batch {run.batch:,} x {run.context:,} tokens", run.optimizer, run.precision]
     words.append(f"recompute {run.recompute}")
     if run.kernel == "plain":

@@ -53,7 +53,7 @@ def list_runs(root: Path, as_json: bool) -> None:
     for folder in runs_under(root):
         try:
             rows.append(_summary(folder, RunRecord.read(folder)))
-        except UsageError as error:  # of another version, or damaged
+        except UsageError as error:  # written by another version, or damaged
             messages().print(f"skipped: {error}", style="dim", soft_wrap=True)
     if as_json:
         emit_json(rows)
@@ -74,10 +74,10 @@ def list_runs(root: Path, as_json: bool) -> None:
 
 @command.command(name="show")
 @click.argument("run", type=_FOLDER)
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw the curve.")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Plot the loss curve.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
-    """One run: its plan, what it measured, its curve."""
+    """Show one run: its plan, measurements and loss curve."""
     record = RunRecord.read(run)
     measured = _measured(run, record)
     if as_json:
@@ -103,10 +103,10 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
 
 @command.command(name="compare")
 @click.argument("runs", type=_FOLDER, nargs=-1)
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw the curves.")
+@click.option("--plot", type=PICTURE, metavar="FILE", help="Plot the loss curves.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
-    """Several runs side by side: settings that differ, losses, curves."""
+    """Compare runs: settings that differ, losses, curves."""
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
     records = [RunRecord.read(run) for run in runs]
@@ -147,14 +147,14 @@ def _print_compared(
 @click.argument("run", type=_FOLDER)
 @click.argument("data", nargs=-1)
 @click.option("--on-loss-spike", type=click.Choice(["stop", "skip", "rewind"]), default=None,
-              help="What to do from now on about a NaN loss or a loss spike.")  # fmt: skip
+              help="From now on, what to do at a NaN loss or a loss spike.")  # fmt: skip
 @click.option("--learning-rate-scale", type=float, default=None, metavar="FACTOR",
-              help="From now on this times the planned learning rate: 0.5. A later one replaces it.")  # fmt: skip
+              help="From now on, multiply the planned learning rate by this. A later one replaces it.")  # fmt: skip
 @click.option("--steps", type=STEPS, default=None, metavar="N",
-              help="Of the whole run, to make it longer or shorter.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="From now on.")
-@click.option("--restart", is_flag=True, help="Start over. What the run has written so far is moved aside.")
-@click.option("--device", default="", metavar="DEVICE", help="Default: as it was started.")
+              help="New total of steps, to make the run longer or shorter.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="CPU threads from now on.")
+@click.option("--restart", is_flag=True, help="Start over. The files written so far are moved aside.")
+@click.option("--device", default="", metavar="DEVICE", help="Default: the device it was started on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
 def resume(
     run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool,
@@ -162,8 +162,8 @@ def resume(
 ) -> None:  # fmt: skip
     """Resume an interrupted run, bit-exactly.
 
-    What is changed here is kept in run.json with the step from which it is in force, so that resuming again gives the
-    same bits again. DATA: the text that it was started with, where the prepared data is gone from the cache.
+    Changes are recorded in run.json with the step they take effect at, so that resuming again gives the same bits.
+    DATA: the text the run was started with, if the prepared data is no longer in the cache.
 
     \b
     Examples:
@@ -198,12 +198,12 @@ def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_jso
 @command.command(name="export")
 @click.argument("run", type=_FOLDER)
 @click.argument("out", type=OUTPUT_MODEL)
-@click.option("--step", type=click.IntRange(1), default=None, metavar="N", help="A checkpoint; default: the run's end.")
+@click.option("--step", type=click.IntRange(1), default=None, metavar="N", help="Checkpoint; default: the last one.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]), default="float32",
-              show_default=True, help="q8_0: of a .gguf file.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace what is there.")
+              show_default=True, help="q8_0: .gguf only.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace existing files.")
 def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> None:
-    """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends so."""
+    """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends in .gguf."""
     from ..train.export import export_run
 
     written = export_run(run, out, step, dtype, force)
@@ -214,17 +214,17 @@ def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> N
 @click.argument("run", type=click.Path(), required=False)
 @click.option("--all", "every", is_flag=True, help="Every run.")
 def forget(run: str | None, every: bool) -> None:
-    """Take a run out of the ledger, so that it corrects no plan any more. Its folder stays, or may be gone already."""
+    """Remove a run from the ledger, so that it no longer corrects plans. Its folder is kept, and need not exist."""
     if (run is None) != every:
-        raise UsageError("give the folder of a run whose entries the ledger should forget, or --all")
+        raise UsageError("give the folder of the run to forget, or --all")
     count = calibration.forget(run)
-    messages().print(f"{count:,} {'entry' if count == 1 else 'entries'} taken out of {calibration.path()}")
+    messages().print(f"{count:,} {'entry' if count == 1 else 'entries'} removed from {calibration.path()}")
 
 
 def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
     measured, run = _measured(folder, record), record.current
     step, stopped = progress_of(folder)
-    at = "under way" if is_locked(folder) else "stopped by a loss spike" if stopped else "interrupted"
+    at = "running" if is_locked(folder) else "stopped by a loss spike" if stopped else "interrupted"
     return {
         "folder": str(folder),
         "kind": run.spec.kind,
@@ -242,7 +242,7 @@ def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
 
 
 def _measured(folder: Path, record: RunRecord) -> Measured | None:
-    """What the run measured, if it has ended; a report from before it was made longer does not count."""
+    """What the run measured, if it finished; a report from before it was extended does not count."""
     measured = read_report(folder)
     return measured if record.ended(measured) else None
 

@@ -1,4 +1,4 @@
-"""nextword runs calibration: what past runs on this machine were predicted to take, and what they took."""
+"""nextword runs calibration: predicted and measured costs of past runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from ..train.calibration import Entry
 
 
-@click.command(name="calibration", short_help="Past runs on this machine: predicted beside measured.")
+@click.command(name="calibration", short_help="Past runs on this machine: predicted and measured.")
 @click.option("--last", type=WholeNumber(1, 1 << 20), default=20, show_default=True, metavar="N", help="Runs to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with units.")
 def command(last: int, as_json: bool) -> None:
-    """Predicted beside measured, run after run on this machine, and what that changes in the next plan.
+    """Predictions and measurements of past runs on this machine, and how they correct the next plan.
 
-    `nextword train` adds a line when a run ends. Corrections come from the last eight like runs: of the same kind and
-    precision, 300 steps at least, up to four times larger or smaller. Bytes added to the formula and the share of the
-    peak are their medians; the loss is corrected by three like runs on the same text and more. nextword runs forget
-    takes a run out.
+    `nextword train` adds a line when a run ends. Corrections come from the last eight similar runs: same kind and
+    precision, at least 300 steps, at most four times larger or smaller. The memory offset and the share of the peak
+    are their medians; the loss is corrected from three similar runs on the same text. nextword runs forget removes
+    a run.
     """
     from ..train import calibration
 
@@ -38,7 +38,7 @@ def command(last: int, as_json: bool) -> None:
     from ._table import plain_table
 
     if not here:
-        messages().print("no run has ended on this machine yet. Start one: nextword train FOLDER --minutes 5")
+        messages().print("no run has finished on this machine yet. Start one: nextword train FOLDER --minutes 5")
         return
     table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by",
                         least=((2,), (1,), (5, 6)))  # fmt: skip
@@ -50,7 +50,7 @@ def command(last: int, as_json: bool) -> None:
         )  # fmt: skip
     console = output()
     console.print(table)
-    console.print("\noff by: predicted / measured - 1, of the plan as it stood before the run", style="dim")
+    console.print("\noff by: predicted / measured - 1, of the plan made before the run", style="dim")
     for learnt in _learnt(here):
         console.print(
             f"the next {learnt['kind']} ({learnt['precision']}) of about {units.format_count(learnt['parameters'])} on"
@@ -71,7 +71,7 @@ def _row(entry: Entry) -> dict[str, object]:
 
 
 def _learnt(here: list[Entry]) -> list[dict[str, Any]]:
-    """What a run like the last one of each text, kind and precision would be corrected by."""
+    """The corrections for a run like the last one of each text, kind and precision."""
     from ..train import calibration
 
     found = []

@@ -1,4 +1,4 @@
-"""nextword train: a folder of text and a budget → a model, with the plan beside what was measured."""
+"""nextword train: text and a budget → a model, predicted and measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..train.run import RunResult
     from ..train.run_dir import Measured, RunRecord
 
-_KEYS = {  # parameters of the command that are keys of the configuration
+_KEYS = {  # command-line parameters that are configuration keys
     **{name: f"train.{name}" for name in ("minutes", "flops", "tokens", "steps", "context", "batch_size",
                                           "learning_rate", "seed")},
     **{name: f"model.{name}" for name in ("arch", "params", "lora")},
@@ -33,25 +33,25 @@ _KEYS = {  # parameters of the command that are keys of the configuration
 
 @click.command(name="train")
 @click.argument("data", nargs=-1)
-@click.option("--minutes", type=duration_in("min"), metavar="TIME", help="Budget: time to train: 20, 90s, 2h.")
-@click.option("--flops", type=FLOPS, metavar="C", help="Or compute to spend: 1e15.")
-@click.option("--tokens", type=COUNT, metavar="D", help="Or tokens to see: 50M.")
-@click.option("--steps", type=STEPS, metavar="N", help="Or optimizer steps.")
+@click.option("--minutes", type=duration_in("min"), metavar="TIME", help="Budget: training time, such as 20, 90s, 2h.")
+@click.option("--flops", type=FLOPS, metavar="C", help="Or: compute, such as 1e15.")
+@click.option("--tokens", type=COUNT, metavar="D", help="Or: tokens, such as 50M.")
+@click.option("--steps", type=STEPS, metavar="N", help="Or: optimizer steps.")
 @click.option("--arch", type=click.Choice(["transformer", "rnn", "lstm", "gru"]), help="Default: transformer.")
 @click.option("--params", type=COUNT, metavar="N", help="Parameters. Default: compute-optimal.")
 @click.option("--model", "base", metavar="MODEL", help="Fine-tune these weights, with their tokenizer.")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train adapters of this rank; with --model.")
-@click.option("--context", type=TOKENS, metavar="TOKENS", help="Of a row. Default: grows with the model.")
-@click.option("--batch-size", type=ROWS, metavar="ROWS", help="Sequences a step.")
+@click.option("--context", type=TOKENS, metavar="TOKENS", help="Tokens per sequence. Default: grows with the model.")
+@click.option("--batch-size", type=ROWS, metavar="ROWS", help="Sequences per step.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), metavar="RATE",
-              help="At its highest; it ends at a tenth.")  # fmt: skip
+              help="Peak learning rate; it decays to a tenth.")  # fmt: skip
 @click.option("--train-dtype", type=click.Choice(["auto", "fp32", "amp"]),
-              help="amp: products in bfloat16. Default: amp where that is faster here.")  # fmt: skip
-@click.option("--seed", type=int, metavar="N", help="Of the weights, the order of the data and dropout.")
+              help="amp: matrix products in bfloat16. Default: amp if it is faster on this machine.")  # fmt: skip
+@click.option("--seed", type=int, metavar="N", help="Seed of the weights, the data order and dropout.")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="A configuration in TOML: a run's config.toml, or of `nextword plan budget --out`.")  # fmt: skip
+              help="TOML configuration, such as a run's config.toml or from `nextword plan budget --out`.")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
-              help="Any key of the configuration: train.dropout=0.1. Repeatable.")  # fmt: skip
+              help="Set any configuration key, such as train.dropout=0.1. Repeatable.")  # fmt: skip
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER", help="Default: runs/<arch>-<parameters>.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and measurement as JSON.")
@@ -61,9 +61,9 @@ def command(
 ) -> None:  # fmt: skip
     """Train a language model on DATA: files or folders of .txt, .md, .jsonl, .parquet, or hf:owner/name.
 
-    The budget is the one dial: this machine is measured, a compute-optimal model chosen and a tokenizer made for
-    the text. The plan is printed before, and beside what was measured after. Ctrl-C writes a checkpoint. Everything
-    else is a key of the configuration (--config, --set), which docs/train.md lists.
+    A budget is enough: this machine is measured, a compute-optimal model chosen, and a tokenizer trained on the
+    text. The plan is printed before training, and compared with the measurements after it. Ctrl-C writes a
+    checkpoint. Everything else is a configuration key (--config, --set), listed in docs/train.md.
 
     \b
     Examples:
@@ -86,16 +86,16 @@ def command(
 
 
 def run_config(file: Path | None, given: dict[str, Any], assignments: tuple[str, ...] = ()) -> RunConfig:
-    """The configuration in `file`, with the options of the command line and each KEY=VALUE in place of its own."""
+    """The configuration in `file`, overridden by command-line options and each KEY=VALUE."""
     table = read_toml(file) if file is not None else {}
     budgets = [f"--{name}" for name in BUDGETS if name in given]
     if len(budgets) > 1:
-        raise UsageError(f"{' and '.join(budgets)} are budgets of their own; give one")
+        raise UsageError(f"{' and '.join(budgets)} are separate budgets; give one")
     if budgets and isinstance(train := table.get("train"), dict):
         for name in BUDGETS:
             train.pop(name, None)
     if "arch" in given and "spec" in table.get("model", {}):
-        raise UsageError(f"--arch has no effect: {file} has the model's shape in [model.spec]")
+        raise UsageError(f"--arch has no effect: the shape is fixed by [model.spec] in {file}")
     for name, value in given.items():
         section, _, key = _KEYS[name].partition(".")
         table.setdefault(section, {})[key] = value / 60 if name == "minutes" else value
@@ -110,7 +110,7 @@ def run_config(file: Path | None, given: dict[str, Any], assignments: tuple[str,
 
 @contextmanager
 def _options_named(given: dict[str, Any]) -> Iterator[None]:
-    """Say --learning-rate for train.learning_rate in the errors of the block, where that option was given."""
+    """In errors of the block, name the option (--learning-rate) that set a key (train.learning_rate)."""
     try:
         yield
     except FieldError as error:
@@ -136,7 +136,7 @@ def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: 
 
 
 def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
-    """Train a prepared run on the terminal, and print what it measured; `how` goes on to `train_run`."""
+    """Train a prepared run on the terminal, and print its report; `how` is passed to `train_run`."""
     import torch
 
     from ..train import calibration
@@ -171,11 +171,11 @@ def _finish(result: RunResult, steps: int, as_json: bool) -> None:
         emit(folder, record, result.measured)
     elif result.measured is not None:
         print_report(record.expected, result.measured, folder)
-    draw_curve(folder)  # last: a full disk must not keep the report back
+    draw_curve(folder)  # last: a full disk must not suppress the report
 
 
 def draw_curve(folder: Path) -> None:
-    """curve.svg, where matplotlib is there."""
+    """Write curve.svg, if matplotlib is installed."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is not None:

@@ -1,4 +1,4 @@
-"""A run on the terminal: the plan before, a live line while it goes, predicted beside measured after."""
+"""A training run on the terminal: the plan, live progress, predicted and measured."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from ..train.pipeline import PreparedRun
     from ..train.run_dir import Measured, Prediction
 
-_QUIET_SECONDS = 10.0  # between lines where no terminal shows a live one
+_QUIET_SECONDS = 10.0  # between lines, without a terminal for a live one
 _SAMPLE_TOKENS = 40
 
 
 def shape_line(spec: ModelSpec) -> str:
-    """The model in words."""
+    """A one-line summary of the model."""
     attention = f", {spec.heads} heads, MLP {spec.mlp_width:,}" if spec.kind == "transformer" else ""
     layers = f"{spec.layers} {'layer' if spec.layers == 1 else 'layers'}"
     return f"{spec.kind}: {layers}, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
@@ -38,7 +38,7 @@ def _threads(count: int) -> str:
 
 
 def print_plan(run: PreparedRun) -> None:
-    """What is going to happen, on standard output."""
+    """Print the plan on standard output."""
     config, data, plan = run.record.config, run.data, run.record.prediction
     train, tokens, count = config.train, config.total_tokens, parameters(config.spec)
     table = plain_table("", "", right=False)
@@ -66,7 +66,7 @@ def print_plan(run: PreparedRun) -> None:
 
 
 def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> None:
-    """Predicted and measured, side by side."""
+    """Print predicted and measured, side by side."""
     table = plain_table("", "predicted", "measured", "off by", least=((3,),))
     rows = [
         ("time", "seconds", units.format_seconds),
@@ -99,9 +99,9 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
 
 
 class Display(Callbacks):
-    """A run on standard error: one live line on a terminal, a line now and then elsewhere. The first Ctrl-C stops it.
+    """Progress on standard error: a live line on a terminal, otherwise a line every few seconds.
 
-    The first Ctrl-C (or SIGTERM) ends training after the step under way, with a checkpoint; a second one at once.
+    The first Ctrl-C (or SIGTERM) ends training after the current step, with a checkpoint; the second ends it at once.
     """
 
     def __init__(self, run: PreparedRun) -> None:
@@ -164,7 +164,7 @@ class Display(Callbacks):
     def should_stop(self) -> bool:
         return self.interrupted
 
-    # ---- what is printed
+    # ---- output
 
     def on_step(self, step: TrainStep) -> None:
         if self.first_step < 0:
@@ -228,7 +228,7 @@ class Display(Callbacks):
 
 
 class _Events:
-    """TensorBoard's event files."""
+    """TensorBoard event files."""
 
     def __init__(self, folder: Path) -> None:
         from ..base import RunError

@@ -1,4 +1,4 @@
-"""Text files into shards of tokens, and those into batches whose position is a function of seed and step."""
+"""Text files → token shards → batches, in an order that is a function of seed and step."""
 
 from .dataset import Dataset, open_dataset
 from .documents import Document, Faults, Sources, check_encoding, find_sources, read_documents

@@ -21,25 +21,25 @@ PIECE = np.dtype([("tokens", "<u4"), ("document", "<u4"), ("number", "<u4"), ("l
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of tokens. Beside it the length of each piece, its document, its number there, and if it is the last."""
+    """One file of tokens, with the length of each piece, its document, its number in it, and whether it is the last."""
 
     name: str
     tokens: int
-    bytes: int  # of the text, UTF-8, ends of documents not counted
+    bytes: int  # of the text in UTF-8, without the end-of-text tokens
     sha256: str
     pieces_sha256: str
 
 
 @dataclass(frozen=True)
 class TokenSettings:
-    """What the tokens depend on; data prepared with other settings is prepared anew."""
+    """The settings that determine the tokens; if they change, the data is prepared again."""
 
-    sources: tuple[tuple[str, str], ...]  # ending and SHA-256 of each file
+    sources: tuple[tuple[str, str], ...]  # file extension and SHA-256 of each file
     tokenizer: str  # SHA-256 of its tokenizer.json
     vocabulary: int
     end: int  # id of the end-of-text token
     val_fraction: float
-    piece: int  # characters of a piece where documents are few; 0 keeps them whole
+    piece: int  # characters per piece if there are few documents; 0: whole documents
     column: str = ""
     skip_invalid: bool = False
     encoding: str = "utf-8"
@@ -47,7 +47,7 @@ class TokenSettings:
 
 @dataclass
 class Manifest:
-    """manifest.json: what is in a folder of shards, and whether it is all."""
+    """manifest.json: the contents of a folder of shards, and whether it is complete."""
 
     settings: TokenSettings
     train: list[Shard] = field(default_factory=list)
@@ -58,13 +58,13 @@ class Manifest:
     complete: bool = False
 
     def write(self, folder: Path) -> None:
-        """Write it whole or not at all."""
+        """Write it atomically."""
         with atomic_write(folder / "manifest.json") as file:
             json.dump({"format": FORMAT, **asdict(self)}, file, indent=1)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises UsageError where there is none or it is incomplete."""
+        """Raises UsageError if it is missing or incomplete."""
         try:
             data = json.loads(read_regular(folder / "manifest.json", 64 << 20))
             if data.pop("format") != FORMAT:
@@ -85,27 +85,27 @@ class Dataset:
         self.train, self.val = _stream(folder, manifest, "train"), _stream(folder, manifest, "val")
 
     def tokenizer(self) -> Tokenizer:
-        """As it was saved with the data."""
+        """The tokenizer saved with the data."""
         return tokenizer_from_folder(self.folder)
 
     @property
     def vocabulary(self) -> int:
-        """Ids are below it."""
+        """The number of token ids."""
         return self.manifest.settings.vocabulary
 
     @property
     def fingerprint(self) -> str:
-        """Names the tokens: equal for equal data."""
+        """A hash of the tokens."""
         return f"{self.train.fingerprint[:16]}-{self.val.fingerprint[:16]}"
 
     @property
     def val_share(self) -> float:
-        """Of the text's bytes, held out."""
+        """The held-out share of the text's bytes."""
         return self.val.bytes / max(1, self.train.bytes + self.val.bytes)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text a token, over both sides."""
+        """UTF-8 bytes of text per token, over train and val."""
         return (self.train.bytes + self.val.bytes) / max(1, self.train.tokens + self.val.tokens)
 
 
@@ -121,7 +121,7 @@ def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:
             path = folder / f"{shard.name}.bin"
             with open_regular(path) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise UsageError(f"{path} is not as it was written; prepare the data again")
+                    raise UsageError(f"{path} has changed since it was written; prepare the data again")
             _read_pieces(folder, shard)
     return data
 
@@ -137,12 +137,12 @@ def _read_pieces(folder: Path, shard: Shard) -> NDArray[np.void]:
     except (OSError, ValueError, EOFError):
         pieces = np.empty(0, PIECE)
     if pieces.dtype != PIECE or hashlib.sha256(pieces.tobytes()).hexdigest() != shard.pieces_sha256:
-        raise UsageError(f"{path} is not as it was written; prepare the data again")
+        raise UsageError(f"{path} has changed since it was written; prepare the data again")
     return pieces
 
 
 def segments_of(pieces: NDArray[np.void]) -> Segments:
-    """Pieces that follow each other in one document, in one segment."""
+    """Segments: consecutive pieces of one document."""
     document, number = pieces["document"].astype(np.int64), pieces["number"].astype(np.int64)
     begins = np.flatnonzero((np.diff(document, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 1))
     last = np.append(begins, len(pieces))[1:] - 1
@@ -152,13 +152,13 @@ def segments_of(pieces: NDArray[np.void]) -> Segments:
 
 
 def _stream(folder: Path, manifest: Manifest, side: Literal["train", "val"]) -> TokenStream:
-    """One side's files as a stream. Raises UsageError where a file is missing or cut off."""
+    """The files of one split as a stream. Raises UsageError if a file is missing or truncated."""
     dtype = token_dtype(manifest.settings.vocabulary)
     shards: list[Shard] = [shard for shard in getattr(manifest, side) if shard.tokens]
     for shard in shards:
         path = folder / f"{shard.name}.bin"
         if not path.exists() or path.stat().st_size != shard.tokens * dtype.itemsize:
-            raise UsageError(f"{path} is not its {shard.tokens:,} tokens; prepare the data again")
+            raise UsageError(f"{path} does not hold {shard.tokens:,} tokens; prepare the data again")
 
     def segments() -> Segments:
         return segments_of(np.concatenate([np.empty(0, PIECE), *(_read_pieces(folder, shard) for shard in shards)]))

@@ -17,14 +17,14 @@ from ..base import RunError, UsageError, open_regular
 
 TEXT, LINES, TABLES = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMNS = ("text", "content")
-PIECE = 1 << 20  # bytes of a text file that are decoded at a time; a longer one comes in parts that end with a line
+PIECE = 1 << 20  # bytes of a text file decoded at a time; a longer file is read in parts that end with a line
 _SNIFFED = 4096
-_KINDS_SAID = 8  # kinds of unread files that are listed by name
+_KINDS_LISTED = 8  # kinds of unread files that are listed by name
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it came from; or a part of one, where it is too long to be held whole."""
+    """A text and its source; or a part of one that is too long to hold in memory."""
 
     text: str
     source: str
@@ -34,7 +34,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files to read, in order, and how many were skipped: by their ending where nothing reads it, else by reason."""
+    """Files to read, in order, and how many were skipped, by file extension or by reason."""
 
     files: tuple[Path, ...]
     unread: dict[str, int] = field(default_factory=dict)
@@ -42,32 +42,32 @@ class Sources:
 
     @property
     def bytes(self) -> int:
-        """Of the files as they are stored."""
+        """The size of the files as stored."""
         return sum(file.stat().st_size for file in self.files)
 
     def skipped_line(self) -> str:
-        """Everything that was skipped in one line; empty where nothing was."""
+        """A one-line summary of the skipped files; empty if there are none."""
         return _skipped_line(self.unread, self.skipped)
 
 
 @dataclass
 class Faults:
-    """Broken rows and files skipped, where that was asked for."""
+    """Counts broken rows and files, if they are to be skipped."""
 
     skip: bool = False
     count: int = 0
 
     def meet(self, message: str, fix: str = "Fix it, or skip such rows: --set data.skip_invalid=true") -> None:
-        """Count it, or raise UsageError with it."""
+        """Count a broken row or file, or raise UsageError."""
         if not self.skip:
             raise UsageError(f"{message}. {fix}")
         self.count += 1
 
 
 def find_sources(paths: Sequence[Path | str], encoding: str = "utf-8") -> Sources:
-    """The files under `paths` that hold text, each folder in sorted order; the folders of runs in it are skipped.
+    """The text files under `paths`, each folder in sorted order, without the folders of runs in it.
 
-    Raises UsageError where there is none.
+    Raises UsageError if there is none.
     """
     files: list[Path] = []
     unread: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def find_sources(paths: Sequence[Path | str], encoding: str = "utf-8") -> Source
         elif path.is_file():
             if (reason := _unreadable(path, encoding)) is not None:
                 what = f"the file is {reason}" if reason in _REASONS else f"no reader for {reason}"
-                raise UsageError(f"{path}: {what}. Takes {', '.join(_READ)}, or a folder of them")
+                raise UsageError(f"{path}: {what}. Accepted: {', '.join(_READ)}, or a folder of them")
             files.append(path)
         else:
             raise UsageError(f"{path}: no such file or folder")
@@ -93,7 +93,7 @@ def find_sources(paths: Sequence[Path | str], encoding: str = "utf-8") -> Source
         raise UsageError(
             f"no text in {looked}: looked for {', '.join(_READ)} (.gz of all but .parquet){passed and '; ' + passed}"
         )
-    once: dict[Path, Path] = {}  # a file may be named, and its folder as well
+    once: dict[Path, Path] = {}  # a file may be named together with its folder
     for file in files:
         once.setdefault(file.resolve(), file)
     return Sources(tuple(once.values()), dict(unread), dict(skipped))
@@ -118,9 +118,9 @@ def _inside(folder: Path, encoding: str) -> Iterator[tuple[Path, str | None]]:
 
 
 def _unreadable(path: Path, encoding: str) -> str | None:
-    """Why a file is skipped: its ending, which nothing reads, or one of `_REASONS`; None for a file to read."""
+    """Why a file is skipped: an unsupported extension, or one of `_REASONS`; None for a file to read."""
     if _kind(path) is None:
-        return path.suffix or "files without an ending"
+        return path.suffix or "files without an extension"
     if path.stat().st_size == 0:
         return "empty"
     return "binary" if _is_binary(path, encoding) else None
@@ -129,7 +129,7 @@ def _unreadable(path: Path, encoding: str) -> str | None:
 def _skipped_line(unread: dict[str, int], skipped: dict[str, int]) -> str:
     said = [f"{reason} ({count:,})" for reason, count in sorted(skipped.items())]
     if unread:
-        kinds = [f"{kind} ({count:,})" for kind, count in Counter(unread).most_common(_KINDS_SAID)]
+        kinds = [f"{kind} ({count:,})" for kind, count in Counter(unread).most_common(_KINDS_LISTED)]
         if more := len(unread) - len(kinds):
             kinds.append(f"{more:,} other kinds")
         said.insert(0, f"no reader for {', '.join(kinds)}")
@@ -138,13 +138,13 @@ def _skipped_line(unread: dict[str, int], skipped: dict[str, int]) -> str:
 
 
 def check_encoding(name: str) -> str:
-    """The codec's own name of a text encoding. Raises UsageError for one that is not known."""
+    """The codec's canonical name. Raises UsageError for an unknown encoding."""
     try:
         if (codec := codecs.lookup(name))._is_text_encoding:
             return codec.name
     except LookupError:
         pass
-    raise UsageError(f"encoding {name!r} is not known. Give one such as utf-8, latin-1, cp1252, utf-16")
+    raise UsageError(f"encoding {name!r} is not known. Use, for example, utf-8, latin-1, cp1252 or utf-16")
 
 
 def _kind(path: Path) -> str | None:
@@ -167,7 +167,7 @@ def _is_binary(path: Path, encoding: str) -> bool:
 def read_documents(
     path: Path, faults: Faults | None = None, column: str = "", encoding: str = "utf-8"
 ) -> Iterator[Document]:
-    """The documents of one file: one a row, or the whole text file, in parts where it is longer than `PIECE`.
+    """The documents of one file: one per row, or one per text file, in parts if it is longer than `PIECE`.
 
     Raises UsageError with file and line for rows that are broken and for text that is not of `encoding`. Where
     `faults` says to skip, such a row and such a text file are left out, the file as a whole.
@@ -183,7 +183,7 @@ def read_documents(
 
 
 def _guarded(path: Path, faults: Faults, read: Callable[[IO[bytes]], Iterator[Any]]) -> Iterator[Any]:
-    """What `read` gives of the open file, the errors of reading it named."""
+    """What `read` yields for the open file; errors of reading name the file."""
     try:
         with _opened(path) as file:
             yield from read(file)
@@ -210,11 +210,11 @@ def _fix_encoding(what: str) -> str:
 
 
 class _UndecodableError(Exception):
-    """Bytes that are no text of the encoding; says where."""
+    """Bytes that are invalid in the encoding, with their position."""
 
 
 def _is_sound(path: Path, faults: Faults, encoding: str) -> bool:
-    """Whether the file can be read to its end; a fault is counted. Before any of it is used: no part of it is to be."""
+    """Whether the file can be read to its end; counts a fault. Checked first, so that no part of a bad file is used."""
     before = faults.count
     for _ in _guarded(path, faults, lambda file: _decoded(file, encoding)):
         pass
@@ -223,7 +223,7 @@ def _is_sound(path: Path, faults: Faults, encoding: str) -> bool:
 
 def _read_text(path: Path, file: IO[bytes], encoding: str) -> Iterator[Document]:
     part, line = "", 1
-    held: Document | None = None  # until it is known whether it is the last
+    held: Document | None = None  # held until it is known whether it is the last
     for text in _decoded(file, encoding):
         part += text
         end = part.rfind("\n") + 1 or len(part)
@@ -276,7 +276,7 @@ def _read_lines(path: Path, file: IO[bytes], faults: Faults, column: str, encodi
             )
             continue
         except UnicodeEncodeError:
-            faults.meet(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff), which is no text")
+            faults.meet(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff), which is not text")
             continue
         except (ValueError, RecursionError, KeyError) as error:
             reason = str(error).strip("'\"") if isinstance(error, KeyError) else f"not JSON ({error})"
@@ -324,7 +324,7 @@ def _read_parquet(path: Path, faults: Faults, column: str) -> Iterator[Document]
 
 
 def _value(cell: Any) -> object:
-    """A cell's value, or None where it claims to be text and is not UTF-8."""
+    """A cell's value, or None for text that is not UTF-8."""
     try:
         return cell.as_py()
     except UnicodeDecodeError:
@@ -332,7 +332,7 @@ def _value(cell: Any) -> object:
 
 
 def fetch_data_set(name: str) -> Path:
-    """The text files of a data set owner/name[@revision] of the Hugging Face hub, in huggingface_hub's cache."""
+    """Download the text files of a hub data set owner/name[@revision] to huggingface_hub's cache."""
     from ..weights.hub import download
 
     repository, _, revision = name.partition("@")

@@ -1,4 +1,4 @@
-"""A shuffled order that needs no memory: a keyed permutation of range(count), computed where it is asked for."""
+"""A shuffled order in constant memory: a keyed permutation of range(count)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _ROUNDS = 8
-_FEW = 1024  # places that are rather sorted by random numbers: rounds on so few numbers do not mix evenly
-_LARGEST = 1 << 62  # so that no sum of two numbers below it leaves uint64
+_FEW = 1024  # up to this count, sort by random numbers: Feistel rounds on so few numbers do not mix evenly
+_LARGEST = 1 << 62  # the sum of two numbers below it fits uint64
 
 
 def permute(index: ArrayLike, count: int, key: object) -> NDArray[np.int64]:
-    """The places of `index` in the order of range(count) that `key` picks: a bijection, of the shape of `index`.
+    """The positions of `index` in the order of range(count) selected by `key`: a bijection, of `index`'s shape.
 
     `key` is any value with a stable repr, such as (seed, epoch). A generalized Feistel network on numbers
     left * width + right, with cycle walking (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): since
-    height * width is at least `count` and hardly larger, few numbers are walked twice.
+    height * width is at least `count` and barely larger, few numbers are walked twice.
     """
     if not 1 <= count <= _LARGEST:
         raise ValueError(f"an order has between 1 and {_LARGEST} places, not {count}")
@@ -39,12 +39,12 @@ def permute(index: ArrayLike, count: int, key: object) -> NDArray[np.int64]:
 
 
 def number_from(key: object, below: int) -> int:
-    """A number in range(below) that `key` picks, for choices of their own such as an epoch's offset."""
+    """A number in range(below) selected by `key`, such as an epoch's offset."""
     return int.from_bytes(digest(key, 16), "little") % below
 
 
 def digest(key: object, size: int) -> bytes:
-    """`size` bytes that depend on the whole of `key`, the same on every machine and in every process."""
+    """`size` bytes that depend on all of `key`, the same on every machine and in every process."""
     return blake2b(repr(key).encode(), digest_size=size).digest()
 
 
@@ -63,7 +63,7 @@ def _walk(
 
 
 def _mixed(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """64 well mixed bits of each number: the finalizer of splitmix64 (Steele et al. 2014). Wraps around by intent."""
+    """64 well-mixed bits of each number: the finalizer of splitmix64 (Steele et al. 2014). Overflow is intended."""
     mixed = numbers ^ key
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Documents into rows of equal length with little room left over."""
+"""Best-fit packing of documents into rows of equal length."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from .streams import Segments
 
-_TOGETHER = 1 << 16  # pieces packed at a time: more would fill rows hardly better
+_TOGETHER = 1 << 16  # pieces packed at a time; more would barely improve the fill
 
 
 def best_fit(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[list[int]]:
     """Rows of indices into `lengths`, each row's lengths at most `capacity` together.
 
-    Best-fit decreasing (Johnson 1974): the longest first, each into the row that it leaves least room in. Rows come
-    in the order they were begun; those not full are the last ones as a rule. Raises ValueError for a length outside
+    Best-fit decreasing (Johnson 1974): the longest first, each into the row where it leaves the least space. Rows are
+    in the order they were started, so the last ones are usually not full. Raises ValueError for a length outside
     1…capacity.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
@@ -46,9 +46,9 @@ def best_fit(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces of documents in rows: row r has the pieces from rows[r] up to rows[r + 1].
+    """Pieces of documents in rows: row r has the pieces rows[r] to rows[r + 1].
 
-    A piece is `lengths` inputs from position `starts` of the stream on, each with its `TokenStream.following` target.
+    A piece is `lengths` inputs from position `starts` of the stream, each with its `TokenStream.following` target.
     """
 
     rows: NDArray[np.int64]
@@ -62,9 +62,9 @@ class Pieces:
 
 
 def pack(segments: Segments, context: int) -> Pieces:
-    """Segments, cut where they are longer than `context`, packed best-fit into rows of `context` inputs.
+    """Pack segments, cut to at most `context`, best-fit into rows of `context` inputs.
 
-    The last token of a segment is an input only where its document ends there: else nothing is known to follow it.
+    A segment's last token is an input only if its document ends there; otherwise the next token is unknown.
     """
     inputs = segments.lengths - ~segments.ends
     cuts = -(-inputs // context)

@@ -1,7 +1,7 @@
-"""Text → token shards, once: tokenized over all cores, split into train and validation by document, resumable.
+"""Text → token shards: parallel tokenization, a train/val split by document, resumable.
 
-`prepare_in` names a folder by all that its tokens depend on, the contents of the text above all, and never writes to
-one that exists: what a run reads does not change under it, whatever is prepared meanwhile.
+`prepare_in` names a folder by a hash of everything its tokens depend on, and never writes to an existing one: the
+data a run reads does not change while other data is prepared.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .documents import Document, Faults, Sources, check_encoding, find_sources, 
 from .splitting import FEW, choose_val, hash_of, piece_size, pieces
 from .tokenizer_training import TOKENIZERS, save_tokenizer, train_tokenizer
 
-_BATCH = 1 << 20  # characters that are tokenized at a time, over all cores
-_SHARD = 32 << 20  # characters of a shard
-_TO_TRAIN_ON = 24 << 20  # characters that a tokenizer is trained on
-_TO_MEASURE_ON = 2 << 20  # characters that bytes a token are measured on
-_SMALL = 64 << 20  # bytes of text whose pieces are hashed one by one when the validation text is chosen
-_SHIFT = 52  # bits that hashes of more text are cut by: 4,096 groups
+_BATCH = 1 << 20  # characters tokenized at a time, over all cores
+_SHARD = 32 << 20  # characters per shard
+_TO_TRAIN_ON = 24 << 20  # characters to train a tokenizer on
+_TO_MEASURE_ON = 2 << 20  # characters to measure bytes per token on
+_SMALL = 64 << 20  # bytes of text up to which pieces are hashed individually when the validation text is chosen
+_SHIFT = 52  # bits dropped from the hashes of a larger text: 4,096 groups
 _OURS = re.compile(r"manifest\.json|(train|val)-\d{5,}\.(bin|pieces\.npy|hashes\.npy)")
-_VOCABULARY = 4096  # of a bpe tokenizer for want of another number
+_VOCABULARY = 4096  # default of a bpe tokenizer
 
 Progress = Callable[[float, str], None]
 Log = Callable[[str], None]
@@ -45,15 +45,15 @@ def prepare(
     paths: Sequence[Path | str] | Sources, folder: Path | str, config: DataConfig = DataConfig(),  # noqa: B008 - frozen
     tokenizer: Tokenizer | None = None, progress: Progress = lambda share, stage: None,
 ) -> Dataset:  # fmt: skip
-    """Tokenize text into `folder`, or continue what an interrupted call left there, and return it.
+    """Tokenize text into `folder`, or continue an interrupted call, and return the dataset.
 
-    Without a `tokenizer` one of the kind that `config` names is trained on the text first. About `val_fraction` of the
-    text is held out: documents that a hash of their text chooses, so that equal texts fall on one side. Where there
-    are fewer than 20 documents, pieces of them are split instead. `progress` gets the share done and the stage.
+    Without a `tokenizer`, one of the kind in `config` is first trained on the text. About `val_fraction` of the text
+    is held out: documents chosen by a hash of their text, so that equal texts are in one split. With fewer than 20
+    documents, pieces of them are split instead. `progress` gets the share done and the stage.
 
-    What was prepared with other settings in `folder` is replaced: where something may read it, use `prepare_in`.
+    Data prepared with other settings in `folder` is replaced; use `prepare_in` if something may be reading it.
 
-    Raises UsageError for text that is missing, broken or too little, RunError where it cannot be written.
+    Raises UsageError for text that is missing, broken or too short, RunError if `folder` cannot be written.
     """
     folder, sources = Path(folder), _check(paths, config, tokenizer)
     try:
@@ -81,10 +81,10 @@ def prepare_in(
     store: Path, paths: Sequence[Path | str] | Sources, config: DataConfig = DataConfig(),  # noqa: B008 - frozen
     tokenizer: Tokenizer | None = None, progress: Progress = lambda share, stage: None, log: Log = lambda text: None,
 ) -> Dataset:  # fmt: skip
-    """As `prepare`, in a folder of `store` that is named by its content; one that exists is only read.
+    """As `prepare`, in a folder of `store` named by its content; an existing one is only read.
 
-    It is made under another name and renamed when it is complete. Of two processes that want the same one makes it and
-    the other waits, which `log` is told.
+    It is written under a temporary name and renamed when complete. If two processes need the same data, one prepares
+    it and the other waits, which is logged.
     """
     sources = _check(paths, config, tokenizer)
     folder, making = store / _content_name(sources, tokenizer, config), store / ".making"
@@ -93,14 +93,14 @@ def prepare_in(
     try:
         making.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{making}: cannot be made ({(error.strerror or str(error)).lower()})") from None
+        raise RunError(f"{making}: cannot be created ({(error.strerror or str(error)).lower()})") from None
     with locked(making / f"{folder.name}.lock", lambda: log("another command prepares this text; waiting for it")):
         if (dataset := _complete(folder)) is not None:
             return dataset
         prepare(sources, making / folder.name, config, tokenizer, progress)
         damaged = making / f"{folder.name}.damaged"
         shutil.rmtree(damaged, ignore_errors=True)
-        if folder.exists():  # of no use to anyone; what a process has mapped of it stays readable
+        if folder.exists():  # incomplete or damaged; a process that has mapped it can still read it
             os.rename(folder, damaged)
         os.rename(making / folder.name, folder)
         shutil.rmtree(damaged, ignore_errors=True)
@@ -109,7 +109,7 @@ def prepare_in(
 
 def _check(paths: Sequence[Path | str] | Sources, config: DataConfig, tokenizer: Tokenizer | None) -> Sources:
     if tokenizer is None and config.tokenizer not in TOKENIZERS:
-        raise UsageError(f"tokenizer {config.tokenizer!r} is not known. Made here: {', '.join(TOKENIZERS)}")
+        raise UsageError(f"tokenizer {config.tokenizer!r} is not known. Known: {', '.join(TOKENIZERS)}")
     encoding = check_encoding(config.encoding)
     return paths if isinstance(paths, Sources) else find_sources(paths, encoding)
 
@@ -122,7 +122,7 @@ def _complete(folder: Path) -> Dataset | None:
 
 
 def _content_name(sources: Sources, tokenizer: Tokenizer | None, config: DataConfig) -> str:
-    """Of a folder: a hash of all that its tokens depend on."""
+    """A folder name: a hash of everything its tokens depend on."""
     try:
         contents = _contents(sources)
     except OSError as error:
@@ -132,7 +132,7 @@ def _content_name(sources: Sources, tokenizer: Tokenizer | None, config: DataCon
 
 
 def _wanted(config: DataConfig, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
-    """What of `config` the tokens depend on, as plain data: two spellings of one encoding are one."""
+    """The parts of `config` that the tokens depend on, as plain data, with the encoding's canonical name."""
     values = asdict(config) | {"encoding": check_encoding(config.encoding)}
     bpe = tokenizer is None and config.tokenizer == "bpe"
     values["vocabulary"] = (config.vocabulary or _VOCABULARY) if bpe else 0
@@ -142,7 +142,7 @@ def _wanted(config: DataConfig, tokenizer: Tokenizer | None = None) -> dict[str,
 
 
 def _contents(sources: Sources) -> tuple[tuple[str, str], ...]:
-    """The ending and the hash of every file."""
+    """The extension and hash of every file."""
     contents = []
     for file in sources.files:
         status = file.stat()
@@ -154,7 +154,7 @@ def _contents(sources: Sources) -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=1 << 16)
 def _file_digest(path: Path, stamp: tuple[int, int, int]) -> str:
-    """SHA-256 of a file that has not changed as long as its size, time and inode have not."""
+    """SHA-256 of a file, cached by its size, modification time and inode."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -164,7 +164,7 @@ def _digest_of(tokenizer: Tokenizer) -> str:
 
 
 class _Piece(NamedTuple):
-    """A document or a piece of one: a number for the document, one for the piece in it."""
+    """A document or a piece of one: the document's number, and the piece's number in it."""
 
     document: int
     number: int
@@ -172,7 +172,7 @@ class _Piece(NamedTuple):
 
 
 class _Reader:
-    """All documents of the sources in order, cut where they are few."""
+    """All documents of the sources in order, cut into pieces if they are few."""
 
     def __init__(self, sources: Sources, config: DataConfig) -> None:
         self.sources, self.config, self.encoding = sources, config, check_encoding(config.encoding)
@@ -192,7 +192,7 @@ class _Reader:
                     yield _Piece(document, number, piece)
 
     def texts(self) -> Iterator[Document]:
-        """The same without numbers."""
+        """The texts alone."""
         return (piece.text for piece in self)
 
     def _read(self, path: Path) -> Iterator[Document]:
@@ -205,13 +205,13 @@ class _Reader:
                 count += 1
                 if count == FEW:
                     return False
-                if not part.last:  # the only document of its file, whose other parts need not be read
+                if not part.last:  # the file's only document: its other parts need not be read
                     break
         return True
 
 
 def _kept_tokenizer(folder: Path, reader: _Reader, contents: Any, progress: Progress) -> Tokenizer:
-    """The tokenizer of an interrupted call with the same settings, or one trained now."""
+    """The tokenizer from an interrupted call with the same settings, or a newly trained one."""
     config, note, file = reader.config, folder / "tokenizer-settings.json", folder / "tokenizer.json"
     settings = {"contents": [list(content) for content in contents], **_wanted(config)}
 
@@ -229,7 +229,7 @@ def _kept_tokenizer(folder: Path, reader: _Reader, contents: Any, progress: Prog
 
 
 def sample(documents: Iterable[Document], size: int, most: int = 0) -> Iterator[str]:
-    """Of documents of `size` bytes in all, texts spread over them, `most` or `_TO_TRAIN_ON` characters together."""
+    """Texts spread over documents of `size` bytes in total, at most `most` or `_TO_TRAIN_ON` characters."""
     most = most or _TO_TRAIN_ON
     stride, taken = max(1, size // most), 0
     for number, document in enumerate(documents):
@@ -241,7 +241,7 @@ def sample(documents: Iterable[Document], size: int, most: int = 0) -> Iterator[
 
 
 def measure_bytes_per_token(sources: Sources, config: DataConfig, tokenizer: Tokenizer | None = None) -> float:
-    """UTF-8 bytes a token of the text, on a sample of it: of `tokenizer`, or of one made for the sample."""
+    """UTF-8 bytes per token on a sample of the text, with `tokenizer` or one trained on the sample."""
     if tokenizer is None and config.tokenizer == "bytes":
         return 1.0
     texts = list(sample(_Reader(sources, config).texts(), sources.bytes, _TO_MEASURE_ON))
@@ -251,7 +251,7 @@ def measure_bytes_per_token(sources: Sources, config: DataConfig, tokenizer: Tok
 
 
 def _begin(folder: Path, settings: TokenSettings, tokenizer: Tokenizer) -> Manifest:
-    """The manifest in `folder`, if it was made with the same settings; else an empty one."""
+    """The manifest in `folder` if it has the same settings; otherwise an empty one."""
     try:
         manifest = Manifest.read(folder)
         if manifest.settings == settings and _files_exist(folder, manifest):
@@ -266,7 +266,7 @@ def _begin(folder: Path, settings: TokenSettings, tokenizer: Tokenizer) -> Manif
 
 
 def _remove_shards(folder: Path) -> None:
-    """Remove what another `prepare` wrote, and nothing else: the folder may hold the text itself."""
+    """Remove the files of another `prepare`, and nothing else: the folder may hold the text itself."""
     for old in folder.iterdir():
         if _OURS.fullmatch(old.name):
             old.unlink()
@@ -285,14 +285,14 @@ def _files_exist(folder: Path, manifest: Manifest) -> bool:
 def _tokenize(folder: Path, manifest: Manifest, reader: _Reader, tokenizer: Tokenizer, progress: Progress) -> None:
     settings, done, size_of_all = manifest.settings, 0, max(1, reader.sources.bytes)
     shift = _SHIFT if size_of_all > _SMALL else 0
-    if shift:  # so large that reading it takes a while
+    if shift:  # large enough that reading takes a while
         progress(0.0, "choosing the validation text")
     val = choose_val(reader.texts(), settings.val_fraction, shift)
     new = partial(_Shard, tokenizer, settings.end, val, shift)
     shard, held, size = new(), list[_Piece](), 0
     for number, piece in enumerate(reader):
         done += len(piece.text.text)
-        if number < manifest.pieces:  # in a shard that was written before
+        if number < manifest.pieces:  # already in a written shard
             continue
         held.append(piece)
         size += len(piece.text.text)
@@ -310,14 +310,14 @@ def _tokenize(folder: Path, manifest: Manifest, reader: _Reader, tokenizer: Toke
     manifest.duplicates = _duplicates(folder, manifest)
     _check_enough(manifest)
     if _contents(reader.sources) != settings.sources:
-        raise RunError("the text changed while it was read; prepare it again when nothing writes to it")
+        raise RunError("the text changed while it was being read; prepare it again when nothing writes to it")
     manifest.complete = True
     manifest.write(folder)
     progress(1.0, "tokenizing")
 
 
 class _Shard:
-    """Tokens gathered until they are written: one file a side."""
+    """Tokens collected until they are written: one file per split."""
 
     def __init__(self, tokenizer: Tokenizer, end: int, val: frozenset[int], shift: int) -> None:
         self.tokenizer, self.end, self.val, self.shift = tokenizer, end, val, shift
@@ -329,7 +329,7 @@ class _Shard:
         self.characters = 0
 
     def add(self, pieces: list[_Piece]) -> None:
-        """Tokenize texts over all cores. A document begins with the end-of-text token (streams.py)."""
+        """Tokenize texts on all cores. A document begins with the end-of-text token (streams.py)."""
         texts = [piece.text.text for piece in pieces]
         for piece, text, ids in zip(pieces, texts, self.tokenizer.encode_batch(texts), strict=True):
             digest = hash_of(text)
@@ -342,7 +342,7 @@ class _Shard:
             self.characters += len(text)
 
     def write(self, folder: Path, manifest: Manifest, broken: int) -> None:
-        """Write both files and say so in the manifest, in this order."""
+        """Write both files, then the manifest."""
         for side, shards in (("train", manifest.train), ("val", manifest.val)):
             name = f"{side}-{len(shards):05d}"
             tokens = np.concatenate([*self.sides[side], np.zeros(0, self.dtype)])
@@ -369,12 +369,12 @@ def _check_enough(manifest: Manifest) -> None:
     train, val = (sum(shard.tokens for shard in side) for side in (manifest.train, manifest.val))
     if train < 2 or val < 2:
         raise UsageError(
-            f"the text gives {train:,} tokens to train on and {val:,} held out; both need some hundreds. Give more"
+            f"the text gives {train:,} tokens to train on and {val:,} held out; both need a few hundred. Give more"
         )
 
 
 def _end(tokenizer: Tokenizer) -> int:
     end = min(tokenizer.stop_ids, default=None)
     if end is None:
-        raise UsageError(f"{tokenizer.name} has no token that ends a text; take another tokenizer")
+        raise UsageError(f"{tokenizer.name} has no end-of-text token; use another tokenizer")
     return end

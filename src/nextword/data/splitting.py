@@ -1,4 +1,4 @@
-"""Which text is held out: told by a hash of each document, or of each piece where documents are few."""
+"""The train/val split, by a hash of each document or piece."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from ..base import UsageError
 from .documents import Document
 
 FEW = 20  # documents; fewer are cut into pieces before they are split
-_SHORTEST, _LONGEST = 1000, 32_000  # characters of a piece, about
-_PIECES = 200  # of a text that gives neither longer nor shorter ones
+_SHORTEST, _LONGEST = 1000, 32_000  # characters per piece, approximately
+_PIECES = 200  # target number of pieces, within these sizes
 
 
 def piece_size(text_bytes: int) -> int:
-    """About how many characters the pieces of few documents have: small enough that some can be held out."""
+    """The approximate piece size for few documents, small enough that some can be held out."""
     return max(_SHORTEST, min(_LONGEST, text_bytes // _PIECES))
 
 
 def pieces(document: Document, size: int) -> Iterator[Document]:
-    """A document's text in pieces of about `size` characters, at most twice that.
+    """Split a document into pieces of about `size` characters, at most twice that.
 
-    They end where a paragraph does, or else a line, or else a word. Together they are the text; none is empty.
+    They end at the end of a paragraph, a line or a word, in this preference. Joined they are the text; none is empty.
     """
     text, start = document.text, 0
     while len(text) - start > 1.5 * size:
@@ -34,18 +34,18 @@ def pieces(document: Document, size: int) -> Iterator[Document]:
 
 
 def hash_of(text: str) -> int:
-    """64 bits: equal texts have equal ones, so they fall on one side."""
+    """A 64-bit hash of a text, so that equal texts are in one split."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def choose_val(documents: Iterable[Document], share: float, shift: int = 0) -> frozenset[int]:
-    """The hashes, less their lowest `shift` bits, of the texts to hold out: about `share` of these texts' characters.
+    """The hashes, without their lowest `shift` bits, of the texts to hold out: about `share` of all characters.
 
-    Equal texts have one hash, so they stay together. In the order of their hashes, which is chance, texts are taken
-    while they fit; then one more, if that is nearer. What is missing or too much is less than the shortest text that
-    was left. With a `shift` so many texts have a hash in common that the sizes of very many take little memory.
+    Equal texts have one hash, so they stay together. Texts are taken in the order of their hashes, which is
+    random, while they fit; then one more, if that is closer. The error is less than the shortest text left. With a
+    `shift`, texts share hashes, so that the sizes of very many take little memory.
 
-    Raises UsageError unless there are two different ones: each side needs some.
+    Raises UsageError for fewer than two different hashes, since each split needs one.
     """
     sizes: dict[int, int] = {}
     for document in documents:
@@ -54,7 +54,7 @@ def choose_val(documents: Iterable[Document], share: float, shift: int = 0) -> f
     total, held, taken = sum(sizes.values()), set[int](), 0
     if len(sizes) < 2:
         raise UsageError(
-            f"the text has {total:,} characters in {len(sizes)} piece{'' if len(sizes) == 1 else 's'} of its own:"
+            f"the text has {total:,} characters in {len(sizes)} piece{'' if len(sizes) == 1 else 's'}:"
             f" too little to hold some out. Give at least {2 * _SHORTEST:,} characters that do not repeat"
         )
     wanted = share * total

@@ -1,13 +1,13 @@
-"""Tokens that lie in several memory-mapped files, read as one stream; where its documents begin and end.
+"""Memory-mapped token files as one stream, with its document boundaries.
 
-A document d1 … dn is written as E d1 … dn, E being the end-of-text token: every document begins with it, so its first
-token is learnt as well. What is predicted is d1 behind E, …, dn behind dn-1, and E behind dn: that the document ends.
-In the stream the E behind dn is the one that the next document begins with, so one token between two documents is both;
-where documents are kept apart (packed rows, masks within documents) the target behind dn is E without being read.
+A document d1 … dn is stored as E d1 … dn, where E is the end-of-text token: every document begins with it, so that
+its first token is learned as well. Targets are d1 after E, …, dn after dn-1, and E after dn, the document's end.
+In the stream the E after dn is the one the next document begins with, so a single token between two documents is
+both; if documents are separate (packed rows, document masks), the target after dn is E without reading it.
 
-Where parts of a document are held out, both sides have gaps. The text on each side of a gap is its own segment: nothing
-is predicted across it, and nothing looks across it where documents are kept apart. No E is put there: the document does
-not end.
+If parts of a document are held out, both splits have gaps. The text on each side of a gap is its own segment:
+nothing is predicted across it, and nothing attends across it if documents are separate. There is no E at a gap,
+since the document does not end there.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from numpy.typing import ArrayLike, NDArray
 
 _MOST_OPEN = 256  # mapped files at a time: each holds a file descriptor
 
-IGNORED = -100  # a target that the loss does not count, as torch's cross-entropy has it
+IGNORED = -100  # a target that the loss ignores, as in torch's cross-entropy
 
 Part = Path | NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Stretches of uninterrupted text, in the order of the stream, which they fill."""
+    """Spans of contiguous text that partition the stream, in order."""
 
-    starts: NDArray[np.int64]  # of each its first token's position
+    starts: NDArray[np.int64]  # position of the first token
     lengths: NDArray[np.int64]
     ends: NDArray[np.bool_]  # whether the segment's last token is the last of its document
     documents: NDArray[np.int64]  # the number of the document it is from
 
     @classmethod
     def of(cls, lengths: ArrayLike, ends: ArrayLike, documents: ArrayLike) -> Segments:
-        """From their lengths in tokens."""
+        """Segments from their lengths in tokens."""
         sizes = np.asarray(lengths, np.int64)
         return cls(np.cumsum(sizes) - sizes, sizes, np.asarray(ends, np.bool_), np.asarray(documents, np.int64))
 
 
 class TokenStream:
-    """One side of a dataset: its documents one after the other, each beginning with the end-of-text token."""
+    """One split of a dataset: consecutive documents, each beginning with the end-of-text token."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class TokenStream:
         bytes: int,
         fingerprint: str,
     ) -> None:
-        """`lengths` are the tokens of each part; `segments` is called when first needed."""
+        """`lengths`: tokens per file; `segments` is called on first use."""
         self.tokens = sum(lengths)
         self.bytes = bytes  # of the text as UTF-8
         self.end = end  # the id of the end-of-text token
@@ -74,7 +74,7 @@ class TokenStream:
 
     @classmethod
     def of(cls, documents: Sequence[ArrayLike], end: int, bytes: int | None = None) -> TokenStream:
-        """A stream in memory of whole documents; their tokens are given without the mark before them."""
+        """An in-memory stream of complete documents, given without their leading end-of-text token."""
         arrays = [np.concatenate([[end], np.asarray(document, np.uint32)]).astype(np.uint32) for document in documents]
         segments = Segments.of([array.size for array in arrays], [True] * len(arrays), np.arange(len(arrays)))
         tokens = np.concatenate([*arrays, np.empty(0, np.uint32)])
@@ -84,12 +84,12 @@ class TokenStream:
 
     @cached_property
     def segments(self) -> Segments:
-        """Where text begins and ends."""
+        """The segments of the stream."""
         return self._find_segments()
 
     @cached_property
     def documents(self) -> int:
-        """Documents of which some text is here."""
+        """The number of documents with text in this stream."""
         return len(np.unique(self.segments.documents))
 
     def segment_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -97,8 +97,8 @@ class TokenStream:
         return np.searchsorted(self.segments.starts, positions, side="right") - 1
 
     def following(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What is to be predicted behind the tokens at `positions`: the next token of the text, the end-of-text token
-        where the document ends, `IGNORED` where what follows is not here."""
+        """The targets of the tokens at `positions`: the next token of the text, the end-of-text token
+        where the document ends, and `IGNORED` where the next token is not in this stream."""
         targets = self.take((positions + 1) % self.tokens)
         segments, numbers = self.segments, self.segment_of(positions)
         last = positions == segments.starts[numbers] + segments.lengths[numbers] - 1
@@ -106,7 +106,7 @@ class TokenStream:
         return targets
 
     def spread(self, count: int, size: int) -> TokenStream:
-        """`count` stretches of `size` tokens, spread evenly, as a stream of their own in memory."""
+        """`count` evenly spaced spans of `size` tokens, as an in-memory stream."""
         places = np.arange(count) * (self.tokens - size) // max(1, count - 1)
         positions = (places[:, None] + np.arange(size)).ravel()
         numbers = self.segment_of(positions)
@@ -122,7 +122,7 @@ class TokenStream:
         return TokenStream([tokens], [tokens.size], lambda: segments, "<u4", self.end, size_of_text, mark)
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """`count` tokens from `start` on. Raises IndexError beyond the stream's ends."""
+        """`count` tokens from `start`. Raises IndexError beyond the stream."""
         if not 0 <= start <= start + count <= self.tokens:
             raise IndexError(f"tokens {start} to {start + count} of a stream of {self.tokens}")
         tokens, done = np.empty(count, np.int64), 0

@@ -1,4 +1,4 @@
-"""Tokenizers made for a text: byte-level BPE, bytes, characters."""
+"""Trains tokenizers on a text: byte-level BPE, bytes, characters."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..text import Tokenizer, tokenizer_from_folder
 
 TOKENIZERS = ("bpe", "bytes", "characters")
 END, UNKNOWN = "<|endoftext|>", "<|unk|>"  # END has id 0
-# Runs of letters with what leads into them, up to three digits, punctuation, line ends: as Llama 3 and GPT-4 cut.
+# Letters with one leading character, up to three digits, punctuation, line ends: the split of Llama 3 and GPT-4.
 _SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocabulary: int = 4096) -> Tokenizer:
     """A tokenizer of `kind` with at most `vocabulary` tokens, trained on `texts`; id 0 ends a document.
 
-    "bpe": byte-level byte-pair encoding, no text is unknown. "bytes": 256 bytes and the end. "characters": those of
-    the texts, the end, and a token for any other. `vocabulary` counts for "bpe" alone.
+    "bpe": byte-level byte-pair encoding; no text is unknown. "bytes": 256 bytes and the end. "characters": those of
+    the texts, the end, and an unknown token. `vocabulary` only applies to "bpe".
     """
     from tokenizers import Tokenizer as Engine
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -62,7 +62,7 @@ def _numbered(tokens: list[str]) -> dict[str, int]:
 
 
 def _bounded(texts: Iterable[str]) -> Iterator[str]:
-    """Texts in parts of a megabyte, so that a long one does not stand in memory twice as large."""
+    """Texts in parts of a megabyte, so that a long one does not take double the memory."""
     for text in texts:
         for start in range(0, len(text), 1 << 20):
             yield text[start : start + (1 << 20)]
@@ -82,7 +82,7 @@ def _made(engine: Any) -> Tokenizer:
 
 
 def write_config(folder: Path, special: dict[str, str], adds_bos: bool = False) -> None:
-    """tokenizer_config.json, by which transformers opens the tokenizer.json beside it."""
+    """Write tokenizer_config.json, which transformers needs to open tokenizer.json."""
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
               "add_bos_token": adds_bos, **special}  # fmt: skip
     with atomic_write(folder / "tokenizer_config.json") as file:
@@ -90,7 +90,7 @@ def write_config(folder: Path, special: dict[str, str], adds_bos: bool = False) 
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write it as tokenizer.json and tokenizer_config.json into an existing folder."""
+    """Write tokenizer.json and tokenizer_config.json to an existing folder."""
     with atomic_write(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_json())
     write_config(folder, dict(tokenizer.special.texts), tokenizer.adds_bos)

@@ -1,4 +1,4 @@
-"""Batches of windows of a token stream. What a step sees is a function of the seed and the step alone."""
+"""Batches of windows of a token stream, as a function of seed and step only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ Packing = Literal["stream", "best-fit"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens and what follows each of them; `documents` numbers a row's segments of documents from 0 on.
+    """Rows of tokens and their targets; `documents` numbers the document segments of a row from 0.
 
-    Targets that do not count are -100. `documents` is None where attention goes across documents; padding has a number
-    of its own.
+    Ignored targets are -100. `documents` is None if attention crosses documents; padding has its own number.
     """
 
     inputs: NDArray[np.int64]  # (rows, context)
@@ -30,17 +29,16 @@ class Batch:
 
 
 class Windows:
-    """All windows of `context` inputs of a stream, in an order shuffled anew each epoch.
+    """All windows of `context` inputs of a stream, reshuffled each epoch.
 
-    "stream": the documents one after the other, cut every `context` tokens from an offset that changes with the epoch;
-    the end of the stream goes on with its beginning. "best-fit": whole documents packed into rows (packing.py), padded
-    where they do not fill them.
+    "stream": consecutive documents, cut every `context` tokens from an offset that changes with the epoch, wrapping
+    around at the end. "best-fit": complete documents packed into rows (packing.py), with padding.
 
-    Either way an epoch has every token of a document and its end as target once (streams.py says what is read and what
-    predicted), but for a rest of the stream that is shorter than a window. With `mask_documents` batches
-    number the segments of a row, and no token is predicted from another document's.
+    Either way, each token of a document and its end is a target once per epoch (see streams.py), except for a
+    remainder of the stream shorter than a window. With `mask_documents`, batches number the segments of a row, and no
+    token is predicted from another document.
 
-    Raises UsageError if the stream has not one window, and later if it has not one batch.
+    Raises UsageError if the stream is shorter than a window, and later if it is shorter than a batch.
     """
 
     def __init__(
@@ -68,13 +66,13 @@ class Windows:
 
     @property
     def count(self) -> int:
-        """Windows in an epoch."""
+        """The number of windows per epoch."""
         return self._pieces.count if self._pieces else self.stream.tokens // self.context
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
-        """The part of process `rank` of `world` of the batch of `size` rows at `step`, counted from 0.
+        """Process `rank`'s share (of `world`) of the batch of `size` rows at `step`, counted from 0.
 
-        Sample i = step * size + row is of epoch i // count, and there the window permute(i % count), so the samples
+        Sample i = step * size + row belongs to epoch i // count, and is its window permute(i % count), so that samples
         do not depend on the number of processes.
         """
         self._check(size, self.count, world)
@@ -92,30 +90,30 @@ class Windows:
 
     @property
     def rows_in_order(self) -> int:
-        """Rows of `in_order` in which the whole stream is."""
+        """The number of rows of `in_order` that cover the stream."""
         return self._pieces.count if self._pieces else -(-self.stream.tokens // self.context)
 
     def in_order(self, rows: NDArray[np.int64]) -> tuple[Batch, NDArray[np.int64]]:
-        """Those of `rows_in_order` rows, and the position of every input; each target of the stream is in one of them.
+        """A batch of the given rows in order, and the position of every input; each target occurs in exactly one row.
 
-        For evaluation: what is counted depends neither on a seed nor on the context or packing.
+        For evaluation: the targets counted depend neither on the seed nor on the context or packing.
         """
         if self._pieces:
             return self._packed(rows), self._packed_positions(rows)
         starts = np.minimum(rows * self.context, self.stream.tokens - self.context)
         batch = self._cut(starts)
-        batch.targets[np.arange(self.context) < (rows * self.context - starts)[:, None]] = IGNORED  # of the row before
+        batch.targets[np.arange(self.context) < (rows * self.context - starts)[:, None]] = IGNORED  # previous row
         return batch, starts[:, None] + np.arange(self.context)
 
     def lane_steps(self, size: int) -> int:
-        """Steps until `sequential_batch` has read the stream once and every row begins elsewhere."""
+        """Steps until `sequential_batch` has read the stream once."""
         return self.stream.tokens // (size * self.context)
 
     def sequential_batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Batch:
-        """As `batch`, for training with carried state: each row goes on where it ended the step before.
+        """As `batch`, for training with carried state: each row continues where it ended in the previous step.
 
-        Row i reads the i-th of `size` equal parts of the stream in `lane_steps` steps; then an epoch is over, and it
-        begins anew from the next epoch's offset. Packing plays no part.
+        Row i reads the i-th of `size` equal parts of the stream in `lane_steps` steps, which is an epoch, then restarts
+        at the next epoch's offset. Packing does not apply.
         """
         self._check(size, self.stream.tokens // self.context, world)
         own, steps = size // world, self.lane_steps(size)
@@ -137,7 +135,7 @@ class Windows:
             )
 
     def _cut(self, starts: NDArray[np.int64]) -> Batch:
-        """Rows that begin at `starts` of the stream, which goes round."""
+        """Rows that begin at `starts` of the stream, which wraps around."""
         positions = (starts[:, None] + np.arange(self.context)) % self.stream.tokens
         inputs, targets = self.stream.take(positions), self.stream.following(positions)
         if not self.mask_documents:

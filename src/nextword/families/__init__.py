@@ -1,4 +1,4 @@
-"""One file per family of models: config.json ↔ ModelSpec ↔ GGUF metadata, and the names of tensors in both directions.
+"""One file per model family: config.json ↔ ModelSpec ↔ GGUF metadata, and tensor names.
 
 To add a family, write its file and name it here, and add a row to tests/family_cases.py. No torch here.
 """
@@ -17,7 +17,7 @@ from .common import GGUF, Family, checked
 from .gpt_oss import experts_in_4_bits
 from .names import FileTensor, Names, Parameter
 
-# A model in memory is written as the first of them that can express it.
+# A model in memory is written as the first family that can express it.
 _MODULES = (
     llama, qwen, gemma, olmo2, gpt2, gpt_neox, phi3, smollm3, granite, mixtral, gpt_oss, recurrent, deepseek
 )  # fmt: skip
@@ -30,8 +30,8 @@ LOADABLE: dict[str, Family] = {name: family for name, family in FAMILIES.items()
 def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> ModelSpec:
     """The ModelSpec of a Hugging Face config.json.
 
-    Missing keys take the defaults that transformers gives the family. Raises UsageError that names the key
-    for essential keys that are missing, for values out of range and for unknown model types; `name` is the file's.
+    Missing keys take the family's defaults in transformers. Raises UsageError that names the key
+    for missing required keys, values out of range and unknown model types; `name` is the file's.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -46,16 +46,16 @@ def spec_from_config(config: Mapping[str, Any], name: str = "config.json") -> Mo
 def loadable_family(model_type: str) -> Family:
     """The family of config.json's `model_type`. Raises UsageError for one that nextword cannot run."""
     if model_type not in LOADABLE:
-        problem = "can be planned, but not run" if model_type in FAMILIES else "is not one nextword runs"
+        problem = "can be planned, but not run" if model_type in FAMILIES else "is not supported"
         near = closest(model_type, LOADABLE)
-        raise UsageError(f"model type {model_type!r} {problem}.{near} Runs: {', '.join(LOADABLE)}")
+        raise UsageError(f"model type {model_type!r} {problem}.{near} Supported: {', '.join(LOADABLE)}")
     return LOADABLE[model_type]
 
 
 def family_of(spec: ModelSpec) -> Family:
-    """The first family whose config.json says all of `spec`, so that reading it back gives the same model.
+    """The first family whose config.json expresses all of `spec`, so that reading it back gives the same model.
 
-    Raises UsageError that names what the nearest family cannot say.
+    Raises UsageError that names what the closest family cannot express.
     """
     if spec.kind != "transformer":
         return FAMILIES[f"nextword-{spec.kind}"]
@@ -72,7 +72,7 @@ def family_of(spec: ModelSpec) -> Family:
         unsaid[family.model_type] = [name for name in names if getattr(read, name) != getattr(wanted, name)]
     nearest = min(unsaid, key=lambda name: len(unsaid[name]), default="none")
     differing = ", ".join(f"{name} {getattr(wanted, name)!r}" for name in unsaid.get(nearest, ()))
-    raise UsageError(f"no family of open weights holds this model. The nearest, {nearest}, cannot say: {differing}")
+    raise UsageError(f"no known family can express this model. The closest, {nearest}, cannot express: {differing}")
 
 
 def without_empty_windows(spec: ModelSpec) -> ModelSpec:
@@ -81,11 +81,11 @@ def without_empty_windows(spec: ModelSpec) -> ModelSpec:
 
 
 def spec_from_dict(data: Mapping[str, Any], name: str) -> ModelSpec:
-    """The ModelSpec that `to_dict` made plain. Raises UsageError that names the key; `name` is the file's."""
+    """The ModelSpec from `to_dict`'s output. Raises UsageError that names the key; `name` is the file's."""
     try:
         spec = ModelSpec.from_dict(data)
     except UsageError as error:
-        raise UsageError(f"{name} is not a model's specification: {error}") from None
+        raise UsageError(f"{name} is not a model specification: {error}") from None
     return checked(spec, name)
 
 

@@ -1,7 +1,7 @@
-"""What a family of models is.
+"""The description of a model family, shared by the families' files.
 
-A family is data: which key of config.json is which field of ModelSpec (and which key of a GGUF file's metadata), which
-fields are the same in all of its models, and what its tensors are called. `read` and `write` say the rest, both ways.
+A family is data: which key of config.json (and of GGUF metadata) is which field of ModelSpec, which fields are the
+same in all of its models, and its tensor names. `read` and `write` do the rest, in both directions.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .config import Config
 from .names import Names
 from .rope import rope_config, rope_from_config
 
-Values = dict[str, Any]  # by the fields of a ModelSpec, the keys of a config.json, or those of GGUF metadata
+Values = dict[str, Any]  # keyed by ModelSpec fields, config.json keys or GGUF metadata keys
 _MOST_HEADS = 1 << 16
-_WRITTEN = {"gelu_tanh": "gelu_pytorch_tanh"}  # our activations → transformers', where the name differs
+_WRITTEN = {"gelu_tanh": "gelu_pytorch_tanh"}  # our activation names → transformers', if different
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key of config.json that is a field of ModelSpec, of the type of its `default`: none is a whole number.
+    """A key of config.json that is a field of ModelSpec. Its type is that of `default`, or int without one.
 
-    `default` is what transformers takes where the key is missing, or a function of the configuration and the fields
-    read before; None: the key must be there. `gguf` is its name in GGUF metadata, without the architecture.
+    `default` is transformers' value for a missing key, or a function of the configuration and the fields read so far;
+    None: the key is required. `gguf` is its name in GGUF metadata, without the architecture.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Key:
         return config.count(self.name, default, self.most)
 
     def write(self, value: Any) -> Any:
-        """What config.json has for a field's value."""
+        """The config.json value for a field's value."""
         return _WRITTEN.get(value, value) if isinstance(self.default, str) else value
 
 
@@ -55,8 +55,8 @@ class Key:
 class Windows:
     """Sliding windows of `sliding_window` tokens: in all layers, or where `slides(config, fields, layer)`.
 
-    `default` holds where the key is missing; without `switch`, a flag that is off by default, there are none. A list
-    `layer_types` comes before `slides`.
+    `default` applies if the key is missing. There are none if the flag `switch`, off by default, is not set. A list
+    `layer_types` takes precedence over `slides`.
     """
 
     default: int = 0
@@ -64,7 +64,7 @@ class Windows:
     switch: str = ""
 
     def read(self, config: Config, fields: Values) -> tuple[int, ...]:
-        """The window of each layer; () where none has one."""
+        """The window of each layer; () if no layer has one."""
         window = config.count("sliding_window", 0, least=0) if "sliding_window" in config.values else self.default
         if not window or (self.switch and not config.flag(self.switch, False)):
             return ()
@@ -79,7 +79,7 @@ class Windows:
         return tuple(window if slides else 0 for slides in sliding) if any(sliding) else ()
 
     def write(self, spec: ModelSpec) -> Values:
-        """The keys that `read` reads."""
+        """The keys read by `read`."""
         values: Values = {"sliding_window": max(spec.windows, default=0) or None}
         if self.slides:
             names = ("full_attention", "sliding_attention")
@@ -89,12 +89,12 @@ class Windows:
 
 @dataclass(frozen=True)
 class GGUF:
-    """A family in GGUF files. `keys` are those of config.json that are no field of ModelSpec, and their names there.
+    """A family in GGUF files. `keys` maps config.json keys that are not ModelSpec fields to their GGUF names.
 
-    Where two families share an `architecture`, files of this one have the key `requires`. `read` gives values of
-    config.json that the metadata only implies, `write` metadata that no key of config.json holds. Heads rotate in part
-    only in files of an architecture with `partial_rotary`: in others the rows would be in another order. `factors` is
-    the scaling of positions ("llama3", "longrope") that its files hold as tensors.
+    If two families share an `architecture`, files of this one have the key `requires`. `read` gives config.json values
+    that the metadata only implies, `write` metadata without a config.json key. Only architectures with
+    `partial_rotary` may rotate part of a head: in others the rows would be in a different order. `factors` is the rope
+    scaling ("llama3", "longrope") that its files store as tensors.
     """
 
     architecture: str
@@ -109,7 +109,7 @@ class GGUF:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of open weights. One that is `plan_only` is neither loaded nor written."""
+    """A model family. One that is `plan_only` is neither loaded nor written."""
 
     model_type: str  # in config.json
     architecture: str  # the class of transformers
@@ -117,16 +117,16 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # fields that are the same in all of its models
     experts: Mapping[str, Key] = field(default_factory=dict)  # by the field of ExpertsSpec
     windows: Windows | None = None
-    theta: float = 10_000.0  # of rotary positions, where the file has none
+    theta: float = 10_000.0  # rope theta if the file has none
     read: Callable[[Config, Values], Values] = lambda config, fields: {}
     write: Callable[[ModelSpec], Values] = lambda spec: {}
     names: Names = field(default_factory=lambda: Names({}))
     gguf: GGUF | None = None
-    aliases: tuple[str, ...] = ()  # other model types that are read as this one
+    aliases: tuple[str, ...] = ()  # other model types read as this one
     plan_only: bool = False
 
     def spec(self, values: Mapping[str, Any], what: str) -> ModelSpec:
-        """The ModelSpec of a config.json, called `what` in messages. Raises UsageError that names the key at fault."""
+        """The ModelSpec of a config.json, called `what` in messages. Raises UsageError that names the invalid key."""
         config, fields = Config(values, what), {"kind": "transformer", **self.fixed}
         for name, key in self.keys.items():
             fields[name] = key.read(config, fields)
@@ -143,7 +143,7 @@ class Family:
         return checked(ModelSpec(**fields), what)
 
     def config(self, spec: ModelSpec) -> Values:
-        """The config.json of `spec`, which `spec` reads back, as far as the family can express it."""
+        """The config.json of `spec`, as far as the family can express it; the inverse of `spec`."""
         values = {key.name: key.write(getattr(spec, name)) for name, key in self.keys.items()}
         if spec.experts:
             values |= {key.name: getattr(spec.experts, name) for name, key in self.experts.items()}
@@ -159,7 +159,7 @@ class Family:
 
 
 def checked(spec: ModelSpec, what: str) -> ModelSpec:
-    """The spec, if its numbers fit each other."""
+    """The spec, after checking that its numbers are consistent."""
     if spec.kind != "transformer":
         return spec
     for name, value in (("heads", spec.heads), ("kv_heads", spec.kv_heads), ("head_width", spec.head_width)):
@@ -185,7 +185,7 @@ def checked(spec: ModelSpec, what: str) -> ModelSpec:
 
 
 def head_width(config: Config, fields: Values) -> int:
-    """Width over heads, the default of `head_dim`."""
+    """Width / heads, the default of `head_dim`."""
     width, heads = fields["width"], fields["heads"]
     if width % heads:
         raise UsageError(

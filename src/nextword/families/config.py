@@ -1,4 +1,4 @@
-"""The typed reader of a config.json. Files are not trusted: every value is checked, and errors name the key."""
+"""A typed reader of config.json. Files are not trusted: every value is checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Config:
         value = self.values.get(key)
         if value is None:
             if default is None:
-                raise UsageError(f"{self.what} has no {key!r}, without which the model's shape is not known")
+                raise UsageError(f"{self.what} has no {key!r}, which the model's shape needs")
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise UsageError(f"{self.what}: {key} is {value!r}; it takes a whole number from {least} to {most}")
@@ -42,12 +42,12 @@ class Config:
         return default if value is None else value
 
     def optional_number(self, key: str) -> float | None:
-        """A finite positive number, or None where there is none."""
+        """A finite positive number, or None if missing."""
         value = self.values.get(key)
         return None if value is None else self._positive(key, value)
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """A list of finite positive numbers; () where there is none."""
+        """A list of finite positive numbers; () if missing."""
         values = self.values.get(key)
         if not isinstance(values, list | None):
             raise UsageError(f"{self.what}: {key} is {values!r}; it takes a list of numbers")
@@ -68,7 +68,7 @@ class Config:
         return value
 
     def activation(self, key: str, default: str) -> str:
-        """ModelSpec's name of an activation that transformers knows."""
+        """ModelSpec's name of a transformers activation."""
         value = self.values.get(key) or default
         if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise UsageError(f"{self.what}: activation {value!r} is not known. Known: {', '.join(_ACTIVATIONS)}")

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 (2405.04434) and V3 (2412.19437), planned only: multi-head latent attention, shared experts."""
+"""DeepSeek-V2 (2405.04434) and V3 (2412.19437), for planning only: MLA, shared experts."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Gemma 2 (2408.00118) and Gemma 3 (2503.19786): norms on both sides, a scaled embedding, alternating windows."""
+"""Gemma 2 (2408.00118) and 3 (2503.19786): norms on both sides, alternating windows."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def _write(spec: ModelSpec) -> Values:
 
 
 def _gemma2(config: Config, fields: Values) -> Values:
-    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # null in the file is none
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # null in the file: none
     return _read(Config(caps | dict(config.values), config.what), fields)
 
 
@@ -55,7 +55,7 @@ def _gemma3_keys(spec: ModelSpec) -> Values:
 
 
 def _gguf(architecture: str, layers: int, scalar: int) -> GGUF:
-    """The converter does not store query_pre_attn_scalar: it is the width of a head, or `scalar` with `layers`."""
+    """The converter does not store query_pre_attn_scalar: it is the head width, or `scalar` with `layers`."""
 
     def read(metadata: Values) -> Values:
         largest = metadata.get(f"{architecture}.block_count") == layers
@@ -83,7 +83,7 @@ GEMMA2 = Family(
     names=_NAMES,
     gguf=_gguf("gemma2", 46, 144),
 )  # fmt: skip
-_VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"  # of folders that also see
+_VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"  # of multimodal folders
 GEMMA3 = replace(
     GEMMA2, model_type="gemma3_text", architecture="Gemma3ForCausalLM", keys=defaults(GEMMA2.keys, context=131_072),
     fixed={**GEMMA2.fixed, "qk_norm": "head"}, theta=1_000_000.0, read=_gemma3, write=_gemma3_keys,

@@ -1,4 +1,4 @@
-"""GGUF metadata ↔ ModelSpec. The keys are translated into those of config.json, so that a family is described once."""
+"""GGUF metadata ↔ ModelSpec, through the keys of config.json."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _WITH_GGUF = [(family, family.gguf) for family in FAMILIES.values() if family.gg
 
 
 def family_of_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> tuple[Family, GGUF]:
-    """The family that a GGUF file's metadata describes. Raises UsageError for an architecture that is not known."""
+    """The family of a GGUF file from its metadata. Raises UsageError for an unknown architecture."""
     architecture = str(metadata.get("general.architecture", ""))
     shared = [(family, gguf) for family, gguf in _WITH_GGUF if gguf.architecture == architecture]
     if not shared:
         known = sorted({gguf.architecture for _, gguf in _WITH_GGUF})
         raise UsageError(
-            f"{name}: architecture {architecture!r} is not one nextword runs.{closest(architecture, known)}"
-            f" Runs: {', '.join(known)}"
+            f"{name}: architecture {architecture!r} is not supported.{closest(architecture, known)}"
+            f" Supported: {', '.join(known)}"
         )
     special = [pair for pair in shared if metadata.get(f"{architecture}.{pair[1].requires}")]
     return (special or shared)[0]
 
 
 def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool, name: str = "the GGUF file") -> ModelSpec:
-    """The ModelSpec of a GGUF file's metadata; `tied` when it holds no `output.weight`. `name` is the file's."""
+    """The ModelSpec of a GGUF file's metadata; `tied` if it has no `output.weight`. `name` is the file's."""
     family, gguf = family_of_gguf(metadata, name)
     keys = {key: f"{gguf.architecture}.{theirs}" for key, theirs in _keys(family, gguf).items()}
     config = {key: metadata[theirs] for key, theirs in keys.items() if theirs in metadata}
@@ -44,14 +44,14 @@ def spec_from_gguf_metadata(metadata: Mapping[str, Any], tied: bool, name: str =
     spec = family.spec(config | gguf.read(dict(metadata)), name)
     key, width = f"{gguf.architecture}.rope.dimension_count", spec.head_width
     if spec.position == "rotary" and not gguf.partial_rotary and metadata.get(key, width) != width:
-        raise UsageError(f"{name}: {key} is {metadata[key]!r}; it must be {width}, the width of a head")
+        raise UsageError(f"{name}: {key} is {metadata[key]!r}; it must be {width}, the head width")
     return spec
 
 
 def gguf_metadata(spec: ModelSpec) -> tuple[GGUF, Values] | None:
-    """What a file says of the model, by the first family whose metadata reads back as `spec`; None where none does.
+    """The metadata of the first family whose metadata reads back as `spec`; None if there is no such family.
 
-    The scalings of Llama 3 and longrope are not in it: they are tensors of the file.
+    Llama 3's and longrope's scaling is not included: it is stored as tensors.
     """
     spec = without_empty_windows(spec)
     factors = spec.rope.scaling if spec.rope.scaling in ("llama3", "longrope") else ""
@@ -81,13 +81,13 @@ def _metadata(family: Family, gguf: GGUF, spec: ModelSpec) -> Values:
 
 
 def _keys(family: Family, gguf: GGUF) -> dict[str, str]:
-    """config.json's keys, and what the metadata calls them."""
+    """config.json's keys, and their names in the metadata."""
     keys = (*family.keys.values(), *family.experts.values())
     return {"rope_theta": "rope.freq_base"} | {key.name: key.gguf for key in keys if key.gguf} | dict(gguf.keys)
 
 
 def _vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
-    """Tokens, as the file says and its list of them shows."""
+    """The vocabulary size, as stated and as listed."""
     stated, tokens = metadata.get(f"{architecture}.vocab_size"), metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         return stated
@@ -97,14 +97,14 @@ def _vocabulary(metadata: Mapping[str, Any], architecture: str) -> Any:
 
 
 def _rotating_fraction(metadata: Mapping[str, Any], architecture: str) -> float:
-    """The share of each head that rotates: all of it where the file does not say, as in llama.cpp."""
+    """The share of each head that rotates; all of it by default, as in llama.cpp."""
     key = f"{architecture}.rope.dimension_count"
     width, heads = (metadata.get(f"{architecture}.{name}") for name in ("embedding_length", "attention.head_count"))
     rotating = metadata.get(key)
     if rotating is None or not (isinstance(width, int) and isinstance(heads, int) and heads and width >= heads):
-        return 1.0  # wrong sizes are reported by who reads them
+        return 1.0  # wrong sizes are reported elsewhere
     width //= heads
     if isinstance(rotating, bool) or rotating not in range(2, width + 1, 2):
-        raise UsageError(f"{key} is {rotating!r}; it must be even, and at most {width}, the width of a head")
+        raise UsageError(f"{key} is {rotating!r}; it must be even, and at most {width}, the head width")
     fraction: float = rotating / width
     return fraction if int(width * fraction) == rotating else math.nextafter(fraction, 2)  # it was rounded down

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: parallel attention and MLP, part of each head rotates, query/key/value by head."""
+"""GPT-NeoX and Pythia: parallel attention and MLP, partial rope, query/key/value by head."""
 
 from ..spec import ModelSpec
 from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Family, Key, Values, defaults

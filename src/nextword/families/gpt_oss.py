@@ -1,6 +1,6 @@
-"""OpenAI's gpt-oss (2508.10925): experts with biases, a sink per head, a window in every second layer, yarn.
+"""OpenAI's gpt-oss (2508.10925): experts with biases, attention sinks, alternating windows.
 
-The published folders keep the experts' matrices in MXFP4, as `*_blocks` and `*_scales`.
+The published folders store the experts' matrices in MXFP4, as `*_blocks` and `*_scales`.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _CLAMPED = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 def _read(config: Config, fields: Values) -> Values:
     for key, value in _CLAMPED.items():
         if config.number(key, value) != value:
-            raise UsageError(f"{config.what}: {key} is {config.values[key]!r}; nextword computes with {value} only")
+            raise UsageError(f"{config.what}: {key} is {config.values[key]!r}; nextword only supports {value}")
     if not config.values.get("rope_parameters") and not config.values.get("rope_scaling"):
         config = Config(dict(config.values) | {"rope_scaling": _ROPE}, config.what)
     return {"experts": replace(fields["experts"], bias=True), "rope": rope_from_config(config, 150_000.0)}
@@ -32,12 +32,12 @@ def _write(spec: ModelSpec) -> Values:
 
 
 def _exact_yarn(metadata: Values) -> Values:
-    """The ends of yarn's band are not rounded, which GGUF does not say."""
+    """The ends of yarn's band are not rounded, which GGUF cannot express."""
     return {"rope_scaling": (scaling_from_gguf(metadata, "gpt-oss") or {}) | {"truncate": False}}
 
 
 def experts_in_4_bits(config: Mapping[str, Any]) -> bool:
-    """Whether the published weights keep the experts' matrices in MXFP4 and the rest in bf16, as gpt-oss does."""
+    """Whether the published weights have the experts' matrices in MXFP4 and the rest in bf16, as in gpt-oss."""
     how = config.get("quantization_config")
     return isinstance(how, Mapping) and how.get("quant_method") == "mxfp4"
 

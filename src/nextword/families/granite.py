@@ -1,4 +1,4 @@
-"""Granite 3: Llama with multipliers of the embedding, of attention, of what layers add, and of the logits."""
+"""Granite 3: Llama with multipliers on embedding, attention, residual and logits."""
 
 from ..spec import ModelSpec
 from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, MLP_BIAS, Family, Values

@@ -1,4 +1,4 @@
-"""Names of tensors: our parameters ↔ the tensors of a folder or a GGUF file, in both directions."""
+"""Tensor names: our parameters ↔ the tensors of a folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Array = TypeVar("Array", bound=Any)  # of torch or of numpy
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a file, and the part of our parameter that it is.
+    """A tensor in a file, and the part of our parameter it holds.
 
-    Rows that the file orders as (a, b, c, ...) and we as (a, c, b, ...) have `swapped` (a, b, c). `transposed` matrices
-    are (in, out) in the file (GPT-2). `offset` is added on loading (Gemma stores norms as the distance from one).
+    `swapped` (a, b, c): the file orders the rows as (a, b, c, ...), we as (a, c, b, ...). `transposed` matrices are
+    (in, out) in the file (GPT-2). `offset` is added on loading (Gemma stores norm weights minus one).
     """
 
     name: str
     shape: tuple[int, ...]  # in our layout: (out, in), (width,), or one of these with the experts in front
-    index: tuple[int | slice, ...]  # where it stands in our parameter
+    index: tuple[int | slice, ...]  # its index in our parameter
     is_vector: bool = False
     swapped: tuple[int, int, int] | None = None
     transposed: bool = False
     offset: float = 0.0
 
     def rows_from_file(self, array: Array) -> Array:
-        """`array`, with the file's order of rows, in our order."""
+        """`array` with its rows reordered from the file's order to ours."""
         return array if self.swapped is None else self._swap(array, self.swapped)
 
     def rows_to_file(self, array: Array) -> Array:
@@ -48,7 +48,7 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of our parameters, by its name in the module, and the tensors that make it."""
+    """One of our parameters, by its name in the module, and the file tensors it consists of."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class Parameter:
 
 
 class Ours(NamedTuple):
-    """A parameter of ours, and what is stacked along its rows: queries, keys and values; gate and up.
+    """One of our parameters, and what is stacked along its rows: queries, keys and values; gate and up.
 
     0 columns: a vector. A mixture of experts is called `experts` here and `mlp` in the module.
     """
@@ -74,17 +74,17 @@ class Ours(NamedTuple):
 
 @dataclass(frozen=True)
 class Names:
-    """Our modules' names → those in a file.
+    """Our module names → those in a file.
 
-    `modules` has ours without the layer, and theirs: several names, apart by a space, where the file keeps apart what
-    we stack. A parameter may stand there by itself, with its full name. `{}` in a name is the number of the expert, and
-    names that begin with ^ have none of the `prefixes`. `ignored` are regular expressions of tensors that carry nothing
-    of their own, or are no part of the language model.
+    `modules` maps ours, without the layer, to theirs: several space-separated names if the file has separate tensors
+    for what we stack. It may also have a single parameter, by its full name. `{}` in a name is the expert's number, and
+    names that begin with ^ take none of the `prefixes`. `ignored` are regular expressions of tensors that are redundant
+    or not part of the language model.
     """
 
     modules: Mapping[str, str]
     layer: str = "layers.{}."
-    prefixes: tuple[str, ...] = ("",)  # the first is written
+    prefixes: tuple[str, ...] = ("",)  # the first is used for writing
     ignored: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()  # modules
     paired: tuple[str, ...] = ()  # modules whose halves alternate: rotary pairs of queries and keys, gate and up
@@ -92,7 +92,7 @@ class Names:
     norm_offset: float = 0.0
 
     def parameters(self, spec: ModelSpec) -> list[Parameter]:
-        """Our parameters, each with the tensors that make it."""
+        """Our parameters, each with its file tensors."""
         ends = [self._parameter(spec, ours, "", "") for ours in _ends(spec)]
         layers = [
             self._parameter(spec, ours, f"blocks.{layer}.", self.layer.format(layer))
@@ -137,7 +137,7 @@ class Names:
         module = _module(ours.name)
         if module == "attention.qkv" and self.qkv_by_head:
             return 1, spec.heads, 3
-        if module not in self.paired or (module == "attention.qkv" and number == 2):  # values have no positions
+        if module not in self.paired or (module == "attention.qkv" and number == 2):  # values are not rotated
             return None
         groups = (spec.heads, spec.kv_heads)[number] if module == "attention.qkv" else 1
         return groups, rows // groups // 2, 2
@@ -152,7 +152,7 @@ def _module(name: str) -> str:
 
 
 def _ends(spec: ModelSpec) -> Iterator[Ours]:
-    """What stands outside the layers; all of a recurrent net, whose names are those of torch's layers."""
+    """Parameters outside the layers; for a recurrent net, all of them, under torch's names."""
     yield Ours("embedding.weight", (spec.vocabulary,), spec.width)
     if spec.kind == "transformer":
         if spec.position == "learned":
@@ -219,7 +219,7 @@ def _norm(spec: ModelSpec, name: str) -> Iterator[Ours]:
         yield Ours(f"{name}.bias", (spec.width,))
 
 
-# ---- tables that many families share
+# ---- tables shared by many families
 
 LLAMA = {
     "embedding": "embed_tokens",
@@ -235,7 +235,7 @@ LLAMA = {
     "mlp.down": "mlp.down_proj",
 }
 LLAMA_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
-ROTARY_BUFFERS = r"(.*\.)?rotary_emb(_local)?\.(inv_freq|cos_cached|sin_cached)"  # as old versions saved them
+ROTARY_BUFFERS = r"(.*\.)?rotary_emb(_local)?\.(inv_freq|cos_cached|sin_cached)"  # saved by old versions
 
 GGUF = {
     "embedding": "token_embd",
@@ -263,7 +263,7 @@ GGUF_PLAIN = {"attention.qkv": "attn_qkv", "mlp.up": "ffn_up"}  # GPT-2 and GPT-
 
 
 def llama_names(**modules: str) -> Names:
-    """Llama's names in a folder, and what differs: dots of our names are written as __."""
+    """Llama's names in a folder, with changes given as keywords: our names with __ for dots."""
     changes = {name.replace("__", "."): theirs for name, theirs in modules.items()}
     return Names(LLAMA | changes, prefixes=LLAMA_PREFIXES, ignored=(ROTARY_BUFFERS,))
 

@@ -1,4 +1,4 @@
-"""OLMo 2 (2501.00656): norms after attention and MLP, and over all queries and all keys together."""
+"""OLMo 2 (2501.00656): norms after attention and MLP, and over all queries and all keys."""
 
 from .common import BIAS_KEYS, GGUF, LLAMA_KEYS, Family, defaults
 from .names import gguf_names, llama_names

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4 (2404.14219): Llama with joined matrices, and contexts stretched by longrope."""
+"""Phi-3 and Phi-4 (2404.14219): Llama with joined matrices, and longrope."""
 
 from ..spec import ModelSpec
 from .common import GGUF, LLAMA_KEYS, Family, Values, Windows, defaults

@@ -1,4 +1,4 @@
-"""Shapes of well-known models by name, so that they can be planned without being downloaded."""
+"""Shapes of well-known models by name, for planning without a download."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from . import spec_from_config
 
 
 def known_models() -> tuple[str, ...]:
-    """The names that `known_spec` takes."""
+    """The names accepted by `known_spec`."""
     return tuple(_configs())
 
 
 def known_spec(name: str) -> ModelSpec | None:
-    """The shape of a well-known model, in any case of letters; None for others."""
+    """The shape of a well-known model, by its case-insensitive name; None for others."""
     config = known_config(name)
     return spec_from_config(config) if config else None
 
 
 def known_config(name: str) -> dict[str, Any] | None:
-    """What its config.json says of the shape and of how the published weights are stored."""
+    """Its config.json, as far as shape and storage type are concerned."""
     return _configs().get(name.lower())
 
 

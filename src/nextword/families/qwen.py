@@ -37,7 +37,7 @@ _EXPERTS = {
 
 
 def _check_layers(config: Config, fields: Values) -> Values:
-    """Refuse configurations that keep plain MLPs in some layers: an ExpertsSpec has leading ones alone."""
+    """Reject configurations with plain MLPs in some layers: an ExpertsSpec only has leading ones."""
     if config.values.get("mlp_only_layers") or config.count("decoder_sparse_step", 1) != 1:
         raise UsageError(
             f"{config.what}: mlp_only_layers and decoder_sparse_step other than 1 are not supported;"
@@ -53,7 +53,7 @@ def _qwen2_moe(config: Config, fields: Values) -> Values:
 
 
 def _count(config: Config, fields: Values) -> int:
-    return config.count("num_local_experts", 128)  # as transformers 5 writes it
+    return config.count("num_local_experts", 128)  # transformers 5's name
 
 
 QWEN2_MOE = Family(

@@ -1,4 +1,4 @@
-"""nextword's own RNN, LSTM and GRU: tensors under torch's names, so that `nn.LSTM` loads them as they are."""
+"""nextword's own RNN, LSTM and GRU, with torch's tensor names."""
 
 from ..spec import MOST_LAYERS
 from .common import Family, Key

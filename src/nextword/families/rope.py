@@ -1,4 +1,4 @@
-"""Rotary positions in config.json and in GGUF metadata ↔ RopeSpec."""
+"""Rope in config.json and in GGUF metadata ↔ RopeSpec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rope_from_config(
 ) -> RopeSpec:
     """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
-    `theta` and `fraction` hold where the file has none; `layer_type` is the layers' where they differ (Gemma 3).
+    `theta` and `fraction` are defaults; `layer_type` selects the parameters of one type of layer (Gemma 3).
     """
     table = config.table("rope_parameters") or config.table("rope_scaling")
     if table is not None and layer_type is not None and layer_type in table.values:
@@ -28,7 +28,7 @@ def rope_from_config(
     if table is None:
         return RopeSpec(theta=config.number("rope_theta", theta), fraction=fraction)
     kind = table.values.get("rope_type") or table.values.get("type") or "default"
-    if kind == "su":  # the name of its first versions
+    if kind == "su":  # its former name
         kind = "longrope"
     if not isinstance(kind, str) or kind not in _KNOWN:
         raise UsageError(f"{table.what}: rope type {kind!r} is not known. Known: {', '.join(_KNOWN)}")
@@ -38,7 +38,7 @@ def rope_from_config(
 
 
 def _scaling(kind: str, table: Config, config: Config) -> dict[str, Any]:
-    """The fields of RopeSpec that only a stretched context has."""
+    """The fields of RopeSpec for an extended context."""
     values: dict[str, Any] = {"factor": table.number("factor", 1.0)}
     if kind == "linear":
         return values
@@ -107,7 +107,7 @@ _GGUF_SCALING = {
 
 
 def scaling_from_gguf(metadata: Mapping[str, Any], architecture: str) -> Values | None:
-    """`rope_scaling` of config.json, or None where positions are not stretched."""
+    """`rope_scaling` of config.json, or None without scaling."""
     keys = {name: f"{architecture}.rope.scaling.{key}" for key, name in _GGUF_SCALING.items()}
     values = {name: metadata[key] for name, key in keys.items() if key in metadata}
     stretched = values.get("rope_type") not in (None, "none") and isinstance(values.get("factor"), int | float)
@@ -115,7 +115,7 @@ def scaling_from_gguf(metadata: Mapping[str, Any], architecture: str) -> Values 
 
 
 def scaling_to_gguf(spec: ModelSpec) -> Values:
-    """The inverse. Llama 3's and longrope's scaling are tensors of the file."""
+    """The inverse of `scaling_from_gguf`. Llama 3's and longrope's scaling is stored as tensors."""
     if spec.rope.scaling not in ("linear", "yarn"):
         return {}
     values = rope_config(spec.rope)

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama, of whose layers every fourth has no positions."""
+"""SmolLM3: Llama with no rope in every fourth layer."""
 
 from ..base import UsageError
 from ..spec import ModelSpec
@@ -9,7 +9,7 @@ from .names import gguf_names, llama_names
 
 def _read(config: Config, fields: Values) -> Values:
     interval = config.count("no_rope_layer_interval", 4)
-    flags = config.values.get("no_rope_layers")  # 1 where a layer does have positions
+    flags = config.values.get("no_rope_layers")  # 1: the layer does have rope
     if flags is None:
         flags = [int((layer + 1) % interval != 0) for layer in range(fields["layers"])]
     if not isinstance(flags, list) or any(flag not in (0, 1) for flag in flags):
@@ -30,6 +30,6 @@ SMOLLM3 = Family(
     "smollm3", "SmolLM3ForCausalLM",
     defaults(LLAMA_KEYS, context=32_768, tied=True, kv_heads=4) | BIAS_KEYS | MLP_BIAS, theta=2_000_000.0,
     windows=Windows(0, _slides, "use_sliding_window"), read=_read, write=_write, names=llama_names(),
-    gguf=GGUF("smollm3", gguf_names(paired=True)),  # llama.cpp knows which layers have no positions
+    gguf=GGUF("smollm3", gguf_names(paired=True)),  # llama.cpp hard-codes the layers without rope
 )  # fmt: skip
 FAMILIES = (SMOLLM3,)

@@ -1,8 +1,8 @@
-"""A ModelSpec made of torch modules.
+"""PyTorch models built from a ModelSpec.
 
 A `Model` has a `spec`, `forward(tokens) -> logits`, and its two halves `hidden(tokens)` and `logits(hidden)`, for
-callers that want the logits of a few positions only. It is plain PyTorch until `prepare` puts compiled kernels in
-place. `backend.TorchBackend` runs one behind the engine.
+callers that need the logits of a few positions only. It is plain PyTorch until `prepare` swaps in compiled kernels.
+`backend.TorchBackend` runs it for the engine.
 """
 
 from .factory import build

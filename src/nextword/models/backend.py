@@ -1,4 +1,4 @@
-"""torch models behind the engine: any device, over pages of keys and values or of recurrent states."""
+"""The engine's torch backend: any device, with paged KV caches or recurrent states."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .prepare import inference_of
 from .recurrent import Recurrent
 from .transformer import Transformer
 
-LOGITS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # rows of scores whose logits are formed together
+LOGITS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # scored rows whose logits are computed at a time
 STEP_TOKENS = {"cpu": 256, "cuda": 4096}
 
 
 class Pages(Protocol):
-    """Memory in pages, and how a model's hidden vectors are computed over it."""
+    """Paged memory, and how a model computes hidden states over it."""
 
     page_size: int
     page_bytes: int
@@ -33,14 +33,14 @@ class Pages(Protocol):
     def allocate(self, pages: int) -> None: ...
     def copy_page(self, source: int, target: int) -> None: ...
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """What `logits` reads, (tokens, width)."""
+        """The hidden states that `logits` reads, (tokens, width)."""
 
 
 class TorchBackend:
     """See `nextword.backend.Backend`. `model` is prepared for inference if it is not prepared yet.
 
-    `page_size` is in tokens. Where the compiled kernels run all layers, and only there, a row's result is the same bits
-    whatever else is in the batch.
+    `page_size` is in tokens. If the compiled kernels run all layers, and only then, a row's result is bit-identical in
+    any batch.
     """
 
     def __init__(self, model: Model, page_size: int | None = None) -> None:
@@ -60,7 +60,7 @@ class TorchBackend:
         return free_memory() if device.type == "cpu" else None
 
     def allocate(self, pages: int) -> None:
-        with torch.inference_mode(False):  # what is made inside that mode could not be written to outside of it
+        with torch.inference_mode(False):  # tensors created in inference mode cannot be written to outside of it
             self.pages.allocate(pages)
 
     @torch.inference_mode()
@@ -72,7 +72,7 @@ class TorchBackend:
             return Output(logits.numpy(force=True), *self._scores(hidden, batch))
 
     def _scores(self, hidden: Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """ln p and rank of each target, formed a few rows at a time."""
+        """ln p and rank of each target, computed a few rows at a time."""
         rows, row_of = np.unique(batch.score_rows, return_inverse=True)
         logprobs, ranks = np.zeros(len(row_of)), np.zeros(len(row_of), np.int64)
         at_once = LOGITS_AT_ONCE.get(hidden.device.type, 64)

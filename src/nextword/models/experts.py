@@ -1,4 +1,4 @@
-"""A mixture of experts in place of a layer's MLP (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088)."""
+"""Mixture of experts (Shazeer et al. 2017, 1701.06538; Jiang et al. 2024, 2401.04088)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .layers import Layer, Linear, activate
 
 
 class Experts(Layer):
-    """A router sends each token to `active` of `count` MLPs, whose outputs are added by the router's weights.
+    """A router sends each token to `active` of `count` MLPs, whose outputs are summed with the router's weights.
 
     `up` is (count, 2 inner width, width), gate rows first; `down` is (count, width, inner width).
     """
@@ -29,7 +29,7 @@ class Experts(Layer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As torch.nn.Linear draws each matrix."""
+        """Initialise each matrix as torch.nn.Linear does."""
         for weight in (self.up, self.down):
             if isinstance(weight, Tensor) and not weight.is_meta:
                 bound = weight.shape[-1] ** -0.5
@@ -45,7 +45,7 @@ class Experts(Layer):
         return y.view(x.shape)
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and numbers of each token's experts, (tokens, active) each."""
+        """Weights and indices of each token's experts, (tokens, active) each."""
         probs = self.router(tokens).float().softmax(-1)
         weights, chosen = probs.topk(self.active)
         if self.normalize:
@@ -58,7 +58,7 @@ class Experts(Layer):
         return _product(activate(inner, self.spec), self.down[number], self.down_bias, number)
 
     def pack(self, name: str, matrices: list[PackedMatrix]) -> None:
-        """Hold `up` or `down` in quantized blocks, a matrix per expert, as `PackedLinear` holds one."""
+        """Store `up` or `down` in quantized blocks, a matrix per expert, as in `PackedLinear`."""
         delattr(self, name)
         setattr(self, name, matrices)
 

@@ -1,4 +1,4 @@
-"""A ModelSpec → the torch module of it."""
+"""Builds the torch module of a ModelSpec."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .transformer import Transformer
 def build(spec: ModelSpec) -> Model:
     """The torch module for `spec`, its parameters freshly initialised, not prepared (see `prepare`).
 
-    Raises UsageError for what is not built.
+    Raises UsageError for models that are not implemented.
     """
     if spec.kind != "transformer":
         return Recurrent(spec)

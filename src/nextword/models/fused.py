@@ -1,8 +1,8 @@
-"""Parts of a layer as single autograd functions, which save less and read memory less often than PyTorch's operators.
+"""Fused autograd functions for parts of a layer, with less memory traffic than PyTorch's.
 
-They run on the compiled kernels, in contiguous float32 on a CPU; `prepare` uses them nowhere else. What is cheap to
-recompute (a norm's output, the gated product) is not saved for the backward pass. Second derivatives are not supported,
-as they are not by PyTorch's attention on a CPU.
+They run on the compiled kernels, in contiguous float32 on a CPU; `prepare` only uses them there. Values that are cheap
+to recompute (a norm's output, the gated product) are not saved for the backward pass. Second derivatives are not
+supported, as in PyTorch's CPU attention.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch.autograd.function import once_differentiable
 from ..native import elementwise as kernels
 
 Gradients = tuple[Tensor | None, ...]
-BLOCK = 1024  # rows that go through an MLP together: few enough for the cache, many enough for matrix products
+BLOCK = 1024  # rows per MLP pass: few enough for the cache, enough for efficient matrix products
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`F.rms_norm(x, weight.shape, weight, eps)`, of which x and one number per row are saved."""
+    """`F.rms_norm(x, weight.shape, weight, eps)`, saving x and one number per row."""
     y: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
 
 
 def normed_linear(x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, of which x and one number per row are saved.
+    """`F.linear(rms_norm(x, gain, eps), weight, bias)` and x itself, saving x and one number per row.
 
-    The residual stream continues from the x returned, so that its gradient is added in the same pass.
+    The residual stream continues from the returned x, so that its gradient is added in the same pass.
     """
     z, same = _NormedLinear.apply(x, gain, eps, weight, bias)  # type: ignore[no-untyped-call]
     return z, same
@@ -42,16 +42,16 @@ def gated_linear(gates: Tensor, weight: Tensor) -> Tensor:
 
 
 def gated_mlp(x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
-    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; x, one number a row and `up`'s output are saved.
+    """`x + gated_linear(F.linear(rms_norm(x, gain, eps), up), down)`; saves x, one number per row and `up`'s output.
 
-    A block of rows goes through all of it at a time, forward and backward, so that it stays in the cache.
+    Computed in blocks of rows, forward and backward, so that a block stays in the cache.
     """
     y: Tensor = _GatedMLP.apply(x, gain, eps, up, down)  # type: ignore[no-untyped-call]
     return y
 
 
 def linear_added(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    """`residual + F.linear(x, weight)`, added by the matrix product itself."""
+    """`residual + F.linear(x, weight)`, with the addition fused into the matrix product."""
     return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.t()).view(residual.shape)
 
 
@@ -75,7 +75,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         x, weight, inverse = ctx.saved_tensors
-        dy = _rows(gradients[0]).clone(memory_format=torch.contiguous_format)  # the kernel writes over it
+        dy = _rows(gradients[0]).clone(memory_format=torch.contiguous_format)  # the kernel overwrites it
         dx, dweight = kernels.rms_norm_backward(_rows(x), weight, inverse, None, dy)
         return dx.view(x.shape), dweight, None
 
@@ -142,7 +142,7 @@ class _GatedMLP(torch.autograd.Function):
         for block in _blocks(rows):
             buffer = dy[block] @ down  # the gradient of the gated product, and then that product
             dgates = kernels.swiglu_backward(gates[block], buffer)
-            torch.addmm(ddown, dy[block].t(), buffer, out=ddown)  # not addmm_, which FLOP counters overlook
+            torch.addmm(ddown, dy[block].t(), buffer, out=ddown)  # not addmm_, which FLOP counters miss
             buffer = dgates @ up  # the gradient of the normed input, and then that
             dgain += kernels.rms_norm_backward(rows[block], gain, inverse[block], dy[block], buffer, dx[block])[1]
             torch.addmm(dup, dgates.t(), buffer, out=dup)
@@ -154,7 +154,7 @@ class _SplitRope(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.angles = cosine, sine  # of all layers together
+        ctx.angles = cosine, sine  # shared by all layers
         kernels.rope(qkv, heads + kv_heads, cosine, sine)
         queries, keys, values = qkv.detach().tensor_split((heads, heads + kv_heads), 2)
         return queries, keys, values

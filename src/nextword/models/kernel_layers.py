@@ -1,4 +1,4 @@
-"""Layers on the compiled kernels, in float32 on a CPU: `prepare` puts them in place of the classes they derive from."""
+"""Layers on the compiled kernels (float32 on a CPU), swapped in by `prepare`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .transformer import MLP, Attention, Block
 
 
 class KernelLinear(Linear):
-    """For inference: a vector's product is the same bits whatever the number of vectors."""
+    """For inference: a vector's product is bit-identical for any number of vectors."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = linear(x, self.weight)
@@ -31,7 +31,7 @@ class KernelRMSNorm(Norm):
 
 
 class FusedRMSNorm(Norm):
-    """For training, in any autocast: keeps its input and one number per row."""
+    """For training, with any autocast: saves its input and one number per row."""
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.rms_norm(x.float(), self.weight, self.eps).to(x.dtype)
@@ -63,7 +63,7 @@ class FusedBlock(Block):
         return fused.gated_mlp(x, mlp_norm.weight, mlp_norm.eps, mlp.up.weight, mlp.down.weight)
 
 
-EAGER_CLASSES: dict[type, type] = {  # what each stands in for
+EAGER_CLASSES: dict[type, type] = {  # kernel layer → the class it replaces
     KernelLinear: Linear, KernelRMSNorm: Norm, FusedRMSNorm: Norm, FusedAttention: Attention, FusedMLP: MLP,
     FusedBlock: Block,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The layers every model is made of: matrices with a bias, embeddings, norms and activations."""
+"""Basic layers: linear, embedding, norm, activation, and their quantized forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..spec import ModelSpec
 
 
 class Layer(nn.Module):
-    """A module whose call, unlike nn.Module's, is known to return a tensor."""
+    """A module whose call is typed to return a tensor, unlike nn.Module's."""
 
     if TYPE_CHECKING:
 
@@ -22,7 +22,7 @@ class Layer(nn.Module):
 
 
 class Linear(nn.Linear, Layer):
-    """y = x W^T + b, W (out, in), x (..., in). On the meta device nothing is drawn."""
+    """y = x W^T + b, W (out, in), x (..., in). Not initialised on the meta device."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__(in_features, out_features, bias)
@@ -38,7 +38,7 @@ class Linear(nn.Linear, Layer):
 
 
 class Embedding(nn.Embedding, Layer):
-    """A row for each token. On the meta device nothing is drawn: that alone would import all of torch's compiler."""
+    """A row per token. Not initialised on the meta device: that alone would import torch's compiler."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -48,7 +48,7 @@ class Embedding(nn.Embedding, Layer):
 class Norm(Layer):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension, in float32.
 
-    An RMSNorm's weight is the factor itself: weights stored as an offset from one are folded when loaded.
+    An RMSNorm's weight is the factor itself: weights stored as an offset from one are converted on loading.
     """
 
     def __init__(self, spec: ModelSpec, width: int) -> None:
@@ -64,7 +64,7 @@ class Norm(Layer):
 
 
 class PackedLinear(Layer):
-    """A matrix held in quantized blocks and multiplied by nextword's compiled kernels (CPU, no gradients)."""
+    """A matrix in quantized blocks, multiplied by nextword's compiled kernels (CPU, no gradients)."""
 
     def __init__(self, matrix: PackedMatrix, bias: Tensor | None) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class PackedEmbedding(Layer):
 
 
 def activate(inner: Tensor, spec: ModelSpec) -> Tensor:
-    """What `down` reads, (..., inner width), of what `up` made: with gates (..., 2 inner width), gate columns first."""
+    """The input of `down`, (..., inner width), from `up`'s output; gated: (..., 2 inner width), gate columns first."""
     function = _ACTIVATIONS[spec.activation]
     if spec.mlp == "plain":
         return function(inner)

@@ -1,4 +1,4 @@
-"""What every model offers, whatever it is made of."""
+"""Model: the interface of all language models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mode = Literal["eager", "train", "infer"]
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is computed, as `prepare` chose it. `program` runs all layers in one call of the compiled kernels."""
+    """How a model is computed, as chosen by `prepare`. `program`: all layers in one call of the compiled kernels."""
 
     mode: Mode
     description: str
@@ -33,7 +33,7 @@ EAGER = Execution("eager", "PyTorch, not prepared")
 
 
 class Model(nn.Module):
-    """A language model: all that generation, evaluation and training know of it."""
+    """A language model, as seen by generation, evaluation and training."""
 
     spec: ModelSpec
     embedding: Embedding | PackedEmbedding
@@ -47,25 +47,25 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its numbers are, and its tokens must be."""
+        """The device of its parameters and its inputs."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the activations, and so of keys, values and states."""
+        """Type of activations, keys, values and states."""
         return self.embedding.weight.dtype if isinstance(self.embedding, Embedding) else torch.float32
 
     @property
     def max_context(self) -> int | None:
-        """Tokens a sequence may have; None where there is no limit."""
+        """The longest sequence in tokens; None: no limit."""
         return None
 
     @abstractmethod
     def hidden(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """What `logits` reads: the last layer's output at every token, (batch, time, width).
+        """The last layer's output at every token, (batch, time, width), which `logits` reads.
 
-        `tokens` is (batch, time); each row is the beginning of a text. `documents` (batch, time) numbers the documents
-        packed in a row, which then do not see each other.
+        `tokens` is (batch, time); each row starts a text. `documents` (batch, time) numbers the documents packed in a
+        row, which then do not attend to each other.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -73,16 +73,16 @@ class Model(nn.Module):
         return self.head(hidden).float()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """float32 logits of the token after each, (batch, time, vocabulary)."""
+        """float32 logits of the next token at each position, (batch, time, vocabulary)."""
         return self.logits(self.hidden(tokens))
 
     def set_regularization(self, dropout: float, recompute: bool) -> None:
-        """Set the share of features to drop in training, and whether to recompute activations in the backward pass.
+        """Set the dropout rate, and whether to recompute activations in the backward pass.
 
         Only transformers recompute.
         """
         self.dropout.p = dropout
 
-    def _apply(self, *arguments: Any, **options: Any) -> Self:  # every change of device or dtype passes here
+    def _apply(self, *arguments: Any, **options: Any) -> Self:  # called for every change of device or dtype
         self.execution = EAGER
         return super()._apply(*arguments, **options)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,4 +1,4 @@
-"""Keys, values and states in pages, and a model's hidden vectors computed over them."""
+"""Paged KV caches and recurrent states, and forward passes over them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .rotary import Rope
 from .transformer import Attention, Transformer
 
 PAGE_SIZE = 32  # tokens; see docs/decisions.md
-STATE_PAGE_SIZE = 8  # a recurrent state is small beside the keys and values of a token
+STATE_PAGE_SIZE = 8  # a recurrent state is small compared with a token's keys and values
 
 
 class KeyValuePages:
@@ -45,7 +45,7 @@ class KeyValuePages:
 
 
 class CompiledPages(KeyValuePages):
-    """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
+    """All layers in one call of the compiled kernels: float32 on a CPU, bit-identical in any batch."""
 
     def __init__(self, model: Transformer, program: TransformerProgram, page_size: int = PAGE_SIZE) -> None:
         super().__init__(model, page_size)
@@ -63,7 +63,7 @@ class CompiledPages(KeyValuePages):
         return model.norm(self.program.forward(x, tables, self.pool, placement))
 
     def _rope_tables(self, positions: int) -> tuple[Rope | None, Rope | None]:
-        """Of at least `positions` positions, for layers without and with a window."""
+        """Rope tables for at least `positions` positions, for layers without and with a window."""
         model, spec = self.model, self.model.spec
         if spec.position != "rotary":
             return None, None
@@ -81,7 +81,7 @@ class EagerPages(KeyValuePages):
 
 
 class PagedAttention:
-    """Attention of one step over pages: of whole chunks one by one, of decoding sequences together."""
+    """Attention of one step over pages: prompt chunks one by one, decoding sequences together."""
 
     def __init__(self, pages: EagerPages, batch: Batch) -> None:
         device = pages.model.device
@@ -102,7 +102,7 @@ class PagedAttention:
             self._groups.append((_to_device(rows, device), _to_device(tables, device), _to_device(positions, device)))
 
     def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(1, heads, tokens, head_width), the new keys and values (1, kv_heads, tokens, head_width) being stored."""
+        """Store the new keys and values (1, kv_heads, tokens, head_width); attention (1, heads, tokens, head_width)."""
         stored = (self._pages.keys[attention.layer], self._pages.values[attention.layer])
         for pages, new in zip(stored, (keys, values), strict=True):
             pages[self._page_of, :, self._offset_of] = new[0].transpose(0, 1)
@@ -116,13 +116,13 @@ class PagedAttention:
 
     @staticmethod
     def _mask(positions: Tensor, keys: int, window: int) -> Tensor:
-        """True where a query may look, (n, 1, time, keys)."""
+        """True where a query may attend, (n, 1, time, keys)."""
         distance = positions[:, None, :, None] - torch.arange(keys, device=positions.device)
         return (distance >= 0) & (distance < window) if window else distance >= 0
 
 
 class StatePages:
-    """States of a recurrent network, each after the last token written to its page, and torch's modules over them."""
+    """Recurrent states, each after the last token written to its page, and torch's modules over them."""
 
     rewindable = False
 
@@ -142,7 +142,7 @@ class StatePages:
             tensor[:, target] = tensor[:, source]
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Page by page: the tokens in each sequence's first page of this step together, then in its second, ..."""
+        """Page by page: all sequences' tokens in their first page of this step, then in their second, ..."""
         x = torch.empty(len(tokens), self.model.spec.width, dtype=self.model.dtype, device=tokens.device)
         for rows, lengths, sources, targets in self._spans(batch):
             padded = tokens[torch.from_numpy(rows).to(tokens.device)]
@@ -156,7 +156,7 @@ class StatePages:
         return x
 
     def _spans(self, batch: Batch) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]]:
-        """Of each round: tokens (sequences, time) padded at the end, how many, and the pages before and after."""
+        """For each round: tokens (sequences, time), padded at the end, their counts, and the pages before and after."""
         page = batch.positions // self.page_size
         borders = np.flatnonzero(np.diff(batch.sequences, prepend=-1) | np.diff(page, prepend=-1))
         rounds: list[list[tuple[int, int]]] = []
@@ -180,7 +180,7 @@ class StatePages:
 
 
 class CompiledStatePages(StatePages):
-    """All layers in one call of the compiled kernels: float32 on a CPU, the same bits in any batch."""
+    """All layers in one call of the compiled kernels: float32 on a CPU, bit-identical in any batch."""
 
     def __init__(self, model: Recurrent, program: RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
         super().__init__(model, page_size)
@@ -188,12 +188,12 @@ class CompiledStatePages(StatePages):
 
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
         placement = Placement(batch.positions, batch.sequences, batch.page_tables)
-        with native.threads_for(len(batch.page_tables)):  # a product over a token of each sequence at a time
+        with native.threads_for(len(batch.page_tables)):  # each product has one token per sequence
             return self.program.forward(self.model.embedding(tokens), self.state.tensors, self.page_size, placement)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take memory only when written to, on a CPU: the system hands out untouched pages as zeros."""
+    """Zeros that take CPU memory only when written to: the system provides untouched pages as zeros."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

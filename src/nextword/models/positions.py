@@ -1,4 +1,4 @@
-"""Where the tokens of a text are, and which of them each may attend to."""
+"""Token positions and attention masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class AttentionContext(Protocol):
-    """What the tokens of a pass attend over: a text of their own (`Positions`), or pages (`paged.PagedAttention`)."""
+    """What tokens attend over: their own text (`Positions`), or pages (`paged.PagedAttention`)."""
 
     @property
     def positions(self) -> Tensor:
@@ -23,13 +23,13 @@ class AttentionContext(Protocol):
         """One past the last of `positions`."""
 
     def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What each token takes from those that it may see, (batch, heads, time, head_width)."""
+        """The attention output of each token, (batch, heads, time, head_width)."""
 
 
 class Positions:
-    """Positions 0 to `time` - 1, computed once and read by every layer.
+    """Positions 0 to `time` - 1, computed once for all layers.
 
-    With `documents` (batch, time), numbers of the documents packed in a row, none sees another document.
+    With `documents` (batch, time), the numbers of packed documents, tokens only attend within their document.
     """
 
     def __init__(self, time: int, device: torch.device, documents: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class Positions:
         return attention.scaled_dot_product(queries, keys, values, mask)
 
     def _mask(self, window: int) -> Tensor:
-        """True where a query may look: keys not after it and, with a window, less than `window` before it."""
+        """True where a query may attend: keys not after it and, with a window, less than `window` before it."""
         if window not in self._masks:
             distance = self.positions[:, None, :, None] - self.positions[0]  # (1, 1, time, time)
             visible = distance >= 0

@@ -1,4 +1,4 @@
-"""Chooses, once, how a model is computed: the only place that knows what the compiled kernels can do."""
+"""Chooses how a model is computed; the only place that knows the kernels' limits."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def prepare(
     model: Model, mode: Mode, *, dropout: float = 0.0, recompute: bool = False, autocast: bool = False,
     compiled: bool = False,
 ) -> Execution:  # fmt: skip
-    """Choose the fastest way to compute `model`, put it in place and return it; it is kept as `model.execution`.
+    """Switch `model` to the fastest way to compute it; returns it, and stores it as `model.execution`.
 
-    mode: "train" with gradients, "infer" without, "eager" for plain PyTorch, which is what `build` returns. The options
-    are for training: the share of features to drop, whether to recompute activations in the backward pass, whether it
-    runs under autocast to 16 bits, and whether torch.compile compiles it.
+    mode: "train" with gradients, "infer" without, "eager" for plain PyTorch, as returned by `build`. The options are
+    for training: the dropout rate, and whether to recompute activations in the backward pass, run under 16-bit
+    autocast, and use torch.compile.
 
-    Modules, parameters and their names stay: only the classes of modules change, as in PyTorch's `fully_shard`. Prepare
+    Modules, parameters and names stay the same: only module classes change, as in PyTorch's `fully_shard`. Call it
     again after changing device, dtype, modules (adapters, quantized matrices) or hooks.
     """
     for module in model.modules():
@@ -48,7 +48,7 @@ def prepare(
 
 
 def inference_of(model: Model) -> Execution:
-    """How an engine runs `model`: a model in training keeps its modules, any other one is prepared for inference."""
+    """How an engine runs `model`: a model in training keeps its modules, any other is prepared for inference."""
     if model.execution.mode == "train":
         return Execution("infer", "a model in training", _program(model))
     return prepare(model, "infer") if model.execution.mode == "eager" else model.execution
@@ -77,7 +77,7 @@ def _for_inference(model: Model) -> Execution:
 
 
 def _program(model: Model) -> TransformerProgram | RecurrentProgram | None:
-    """All layers as the compiled kernels run them; None where they cannot, or where a module is unknown to them."""
+    """All layers as a program of the compiled kernels; None if a module is modified or unsupported."""
     if not _fits_kernels(model) or support.unsupported(model.spec):
         return None
     if isinstance(model, Recurrent):
@@ -97,7 +97,7 @@ def _recurrent_program(model: Recurrent) -> RecurrentProgram | None:
 
 
 def layer_weights(block: Block) -> LayerWeights:
-    """What the compiled kernels read of a layer."""
+    """A layer's weights for the compiled kernels."""
     attention, mlp = block.attention, block.mlp
     assert isinstance(mlp, MLP)
     normed = attention.qk_norm != "none"
@@ -144,7 +144,7 @@ def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
 
 
 def _fuse_block(model: Transformer, block: Block) -> bool:
-    """Fuse the whole layer and return True, or else those parts of it that can be fused."""
+    """Fuse the whole layer and return True, or fuse the parts that can be."""
     whole = _fusable(block)
     attention, mlp = block.attention, block.mlp
     rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
@@ -158,7 +158,7 @@ def _fuse_block(model: Transformer, block: Block) -> bool:
 
 
 def _fusable(block: Block) -> bool:
-    """Whether each norm comes right before a matrix product and each sum right after one."""
+    """Whether each norm immediately precedes a matrix product and each sum follows one."""
     attention, mlp = block.attention, block.mlp
     if block.parallel or block.residual_scale is not None or block.dropout.p or not isinstance(mlp, MLP):
         return False
@@ -183,7 +183,7 @@ def _fusable_mlp(mlp: MLP) -> bool:
 
 
 def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether `module` is exactly a `kind`, not replaced (as adapters do), and has no hooks."""
+    """Whether `module` is exactly a `kind`, not replaced (as by adapters), and has no hooks."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return type(module) is kind and not any(hooks)
 
@@ -193,12 +193,12 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _fits_kernels(model: Model) -> bool:
-    """Whether the compiled kernels were built and can read the model: float32 on a CPU."""
+    """Whether the compiled kernels are available and can read the model: float32 on a CPU."""
     return native.available() and model.dtype == torch.float32 and all(map(_readable, model.parameters()))
 
 
 def _readable(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter)  # subclasses may hold their numbers elsewhere, or none
+    plain = type(tensor) in (Tensor, nn.Parameter)  # subclasses may have their data elsewhere, or none
     return plain and tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 

@@ -19,44 +19,44 @@ FLAT = 0.5  # largest standard deviation of the first logits
 
 @dataclass
 class RecurrentState:
-    """The hidden state of every layer, and an LSTM's cell, (layers, batch, width) each: one size after any text."""
+    """The hidden state of every layer, and an LSTM's cell, (layers, batch, width) each."""
 
     hidden: Tensor
     cell: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that is carried."""
+        """The state's tensors."""
         return (self.hidden,) if self.cell is None else (self.hidden, self.cell)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RecurrentState:
-        """The state that `function` makes of each tensor."""
+        """Apply `function` to each tensor."""
         return RecurrentState(*map(function, self.tensors))
 
     def gather(self, rows: Sequence[int]) -> RecurrentState:
-        """A state of the given rows, in that order; a row may be taken several times."""
+        """A state of the given rows, in that order; rows may repeat."""
         index = torch.tensor(rows, device=self.hidden.device)
         return self.map(lambda tensor: tensor.index_select(1, index))
 
     def clear(self, rows: Tensor) -> None:
-        """Reset the rows where `rows` (batch,) is True to the state before any token."""
+        """Reset the rows where `rows` (batch,) is True to the initial state."""
         for tensor in self.tensors:
             tensor.masked_fill_(rows[:, None], 0.0)
 
     def detach(self) -> RecurrentState:
-        """The same numbers without their graph: where back-propagation through time is truncated."""
+        """The state without its graph, to truncate backpropagation through time."""
         return self.map(torch.detach)
 
 
 class _Initialised(nn.RNNBase):
-    """Orthogonal matrices, gate by gate, and biases of zero, but 1 for an LSTM's forget gate.
+    """Orthogonal matrices, per gate, and zero biases, except 1 for an LSTM's forget gate.
 
     An orthogonal matrix neither shrinks nor amplifies the state (Saxe et al. 2013, 1312.6120). A forget gate that
     starts open lets gradients reach far back (Jozefowicz et al. 2015, "An Empirical Exploration", section 2.2).
     """
 
     def reset_parameters(self) -> None:
-        if self.weight_ih_l0.is_meta:  # drawing there would import all of torch's compiler
+        if self.weight_ih_l0.is_meta:  # initialising there would import torch's compiler
             return
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -82,7 +82,7 @@ CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": 
 
 
 class Recurrent(Model):
-    """An embedding, `spec.layers` recurrent layers as wide as it, and a head. Of any kind in "rnn", "lstm", "gru".
+    """An embedding, `spec.layers` recurrent layers of the same width, and a head. Kinds: "rnn", "lstm", "gru".
 
     Dropout acts between embedding, layers and head, never along time (Zaremba et al. 2014, 1409.2329).
     """
@@ -97,7 +97,7 @@ class Recurrent(Model):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Logits start nearly flat, and the input reaches the gates from the first step.
+        """Initialise so that logits start nearly flat, and the input affects the gates from the first step.
 
         Hidden features lie in (-1, 1), so a head of std FLAT/√width gives logits of std below FLAT, and a first loss
         within FLAT²/2 of ln(vocabulary) or nearer. Tied embeddings are as small, and would hardly
@@ -134,9 +134,9 @@ class Recurrent(Model):
     ) -> Tensor:
         """The last layer's output at every token, (batch, time, width); see `Model.hidden`.
 
-        Each row continues `state`, which moves on in place; without one each row begins a text. Rows may be padded at
-        the end; `lengths` then says how many tokens of each row are real. Of `documents` each begins with a state of
-        zeros, but for a row's first, which continues the row's. Rows so packed cannot be padded besides.
+        Each row continues `state`, which is updated in place; without one each row starts a text. Rows may be padded
+        at the end, with `lengths` real tokens each. Each of `documents` starts with a zero state, except a row's
+        first, which continues the row's state. Such packed rows cannot be padded.
         """
         before = state if state is not None else self.new_state(len(tokens))
         x = self.dropout(self.embedding(tokens))  # (batch, time, width)
@@ -151,17 +151,17 @@ class Recurrent(Model):
         return self.dropout(x)  # type: ignore[no-any-return]
 
     def _padded(self, x: Tensor, before: RecurrentState, lengths: Sequence[int]) -> tuple[Tensor, Any]:
-        """Rows of different lengths: each one's state is that after its last real token."""
+        """Rows of different lengths: each row's state is the one after its last real token."""
         packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
         out, after = self.recurrent(packed, _as_torch(before))
         return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], after
 
     def _by_document(self, x: Tensor, before: RecurrentState, documents: Tensor) -> tuple[Tensor, Any]:
-        """Each document of a row as a sequence of its own; a row's first one continues the row's state."""
+        """Each document of a row as a separate sequence; a row's first one continues the row's state."""
         batch, time, width = x.shape
         begins = torch.ones_like(documents, dtype=torch.bool)
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        starts = begins.flatten().nonzero()[:, 0]  # of every document, in the rows laid end to end
+        starts = begins.flatten().nonzero()[:, 0]  # start of every document in the concatenated rows
         rows = starts // time
         last = torch.cat((rows[1:] != rows[:-1], rows.new_ones(1).bool()))
         fresh = before.gather(rows.tolist())
@@ -173,5 +173,5 @@ class Recurrent(Model):
 
 
 def _as_torch(state: RecurrentState) -> Any:
-    """A state as torch's modules take it."""
+    """The state in the form of torch's modules."""
     return state.hidden if state.cell is None else (state.hidden, state.cell)

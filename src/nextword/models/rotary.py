@@ -1,4 +1,4 @@
-"""Rotary positions: the angles by which query and key pairs rotate (Su et al. 2021, 2104.09864)."""
+"""Rotary position embeddings (Su et al. 2021, 2104.09864)."""
 
 import math
 
@@ -11,7 +11,7 @@ Rope = tuple[Tensor, Tensor]  # cos and signed sin, (..., rotary_width)
 
 
 def frequencies(rope: RopeSpec, head_width: int) -> Tensor:
-    """Angle a position for each rotating pair, float32 (rotary_width / 2,), with the spec's scaling."""
+    """Angle per position for each rotating pair, float32 (rotary_width / 2,), with the spec's scaling."""
     width = int(head_width * rope.fraction)
     plain = 1.0 / rope.theta ** (torch.arange(0, width, 2, dtype=torch.int64).float() / width)
     if rope.scaling == "linear":
@@ -20,13 +20,13 @@ def frequencies(rope: RopeSpec, head_width: int) -> Tensor:
         return _llama3(plain, rope)
     if rope.scaling == "yarn":
         return _yarn(plain, rope, width)
-    if rope.scaling == "longrope":  # chosen once, not by each text's length: texts share pages of rotated keys
+    if rope.scaling == "longrope":  # one choice for all texts, whatever their length: they share pages of rotated keys
         return plain / torch.tensor(rope.long_factors if rope.factor > 1 else rope.short_factors)
     return plain
 
 
 def amplitude(rope: RopeSpec) -> float:
-    """What cos and sin are multiplied by: YaRN and LongRoPE sharpen attention with it, others leave 1."""
+    """The factor on cos and sin, by which YaRN and LongRoPE sharpen attention; otherwise 1."""
     if rope.scaling not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
@@ -49,7 +49,7 @@ def tables(rope: RopeSpec, head_width: int, positions: int) -> Rope:
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate the leading rotary_width features of `x` (..., head_width); pair i is (i, i + rotary_width/2).
 
-    (a, b) -> (a cos - b sin, b cos + a sin), with the minus sign held in the table of sines.
+    (a, b) -> (a cos - b sin, b cos + a sin), with the minus sign stored in the sine table.
     """
     width = cosine.shape[-1]
     if width == x.shape[-1]:
@@ -58,7 +58,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class RopeCache:
-    """The tables of a model's ropes on each device, extended as texts grow longer."""
+    """A model's rope tables on each device, extended for longer texts."""
 
     def __init__(self, head_width: int) -> None:
         self.head_width = head_width
@@ -69,14 +69,14 @@ class RopeCache:
         cached = self._tables.get((rope, device))
         if cached is not None and len(cached[0]) >= positions:
             return cached
-        with torch.inference_mode(False):  # created while generating, they must still work in training
+        with torch.inference_mode(False):  # tables created in inference must work in training
             cosine, sine = tables(rope, self.head_width, max(2 * positions, 1024))
         longer = self._tables[rope, device] = cosine.to(device), sine.to(device)
-        return longer  # not what is stored now: another thread may have stored shorter ones
+        return longer  # not the stored ones: another thread may have stored shorter tables
 
 
 def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
-    """Llama 3.1: waves longer than the old context are slowed by `factor`, short ones kept, between blended."""
+    """Llama 3.1: frequencies with wavelengths beyond the old context are divided by `factor`, high ones kept."""
     wavelength = 2 * math.pi / plain
     share = (rope.original_context / wavelength - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
     share = share.clamp(0, 1)
@@ -84,7 +84,7 @@ def _llama3(plain: Tensor, rope: RopeSpec) -> Tensor:
 
 
 def _yarn(plain: Tensor, rope: RopeSpec, width: int) -> Tensor:
-    """2309.00071, section 3.2: pairs that rotate often keep their speed, slow ones are interpolated."""
+    """2309.00071, section 3.2: high frequencies are kept, low ones interpolated."""
 
     def pair_rotating(times: float) -> float:
         ratio = rope.original_context / (times * 2 * math.pi)

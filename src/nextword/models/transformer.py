@@ -1,6 +1,6 @@
-"""The decoder-only transformer, every family of it, from one ModelSpec: plain PyTorch, on any device.
+"""The decoder-only transformer of every family, in plain PyTorch.
 
-`prepare` puts faster modules in place that compute the same.
+`prepare` swaps in faster, equivalent modules.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Attention(Layer):
         return self.out(self.attend(self.qkv(x), context, rope))
 
     def attend(self, qkv: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
-        """What `out` reads, (batch, time, heads * head_width), from what `self.qkv` gave, which may be overwritten."""
+        """The input of `out`, (batch, time, heads * head_width), from `self.qkv`'s output, which may be overwritten."""
         batch, time, _ = qkv.shape
         heads = self.split_rope(qkv.view(batch, time, -1, self.head_width), rope)
         queries, keys, values = (part.transpose(1, 2) for part in heads)  # (batch, heads, time, head_width)
         return context.attend(self, queries, keys, values).transpose(1, 2).reshape(batch, time, -1)
 
     def split_rope(self, qkv: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """Queries, keys and values (batch, time, heads of each, head_width), the first two normed and rotated."""
+        """Queries, keys and values (batch, time, heads of each, head_width), with norms and rope applied."""
         queries_keys, values = qkv.tensor_split((self.heads + self.kv_heads,), dim=2)
         if self.qk_norm != "none":
             queries_keys = self._normalize(queries_keys)
@@ -65,13 +65,13 @@ class Attention(Layer):
 
     @property
     def needs_mask(self) -> bool:
-        """Whether `scaled_dot_product` needs a mask for a plain causal text as well."""
+        """Whether `scaled_dot_product` needs a mask even for a plain causal text."""
         return self.softcap is not None or self.sinks is not None
 
     def scaled_dot_product(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(batch, heads, time, head_width) of values, weighted by how well each key answers each query.
+        """Scaled dot-product attention, (batch, heads, time, head_width).
 
-        `mask` is True where a query may look; without one, each looks at the keys up to its own.
+        `mask` is True where a query may attend; without one, attention is causal.
         """
         if self.needs_mask:
             assert mask is not None
@@ -82,14 +82,14 @@ class Attention(Layer):
         )  # fmt: skip
 
     def _explicit_attention(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """With what torch's attention does not offer: capped scores (Gemma 2) and sinks (gpt-oss)."""
+        """Attention with features that torch's lacks: capped scores (Gemma 2) and sinks (gpt-oss)."""
         group = self.heads // self.kv_heads
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
         scores = (queries @ keys.transpose(-1, -2)) * self.scale
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         scores = scores.masked_fill(~mask, float("-inf")).float()
-        if self.sinks is not None:  # a logit that takes its share of the softmax and has no value
+        if self.sinks is not None:  # a logit with a share of the softmax but no value
             sinks = self.sinks.float()[:, None, None].expand(*scores.shape[:3], 1)
             scores = torch.cat((scores, sinks), -1)
         return scores.softmax(-1)[..., : keys.shape[2]].to(values.dtype) @ values
@@ -109,7 +109,7 @@ class MLP(Layer):
 
 
 class Block(Layer):
-    """Attention and MLP, each added to the residual stream, with norms where the spec puts them."""
+    """Attention and MLP on the residual stream, with norms placed as in the spec."""
 
     def __init__(self, spec: ModelSpec, layer: int, dropout: nn.Dropout) -> None:
         super().__init__()
@@ -131,13 +131,13 @@ class Block(Layer):
         return x + self._branch(self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
 
     def _branch(self, y: Tensor) -> Tensor:
-        """What is added to the residual stream."""
+        """The addend to the residual stream."""
         y = self.dropout(y)
         return y if self.residual_scale is None else y * self.residual_scale
 
 
 class Transformer(Model):
-    """A decoder-only transformer. See `Model` for what every model offers."""
+    """A decoder-only transformer. See `Model` for the common interface."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -167,7 +167,7 @@ class Transformer(Model):
         return self.hidden_over(tokens, Positions(tokens.shape[1], tokens.device, documents))
 
     def hidden_over(self, tokens: Tensor, context: AttentionContext) -> Tensor:
-        """`hidden` in any context."""
+        """`hidden` with any attention context."""
         x = self.embed(tokens, context.positions)
         ropes = {rope: self._rope(rope, context, x.dtype) for rope in {*map(self.rope_of, range(self.spec.layers))}}
         recompute = self.recompute and self.training and torch.is_grad_enabled()
@@ -180,7 +180,7 @@ class Transformer(Model):
         return self.norm(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What the first layer reads, (batch, time, width); `positions` (1 or batch, time)."""
+        """The first layer's input, (batch, time, width); `positions` (1 or batch, time)."""
         x = self.embedding(tokens)  # (batch, time, width)
         if self.spec.embedding_scale is not None:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
@@ -196,7 +196,7 @@ class Transformer(Model):
         return cap * torch.tanh(logits / cap) if cap is not None else logits
 
     def rope_of(self, layer: int) -> RopeSpec | None:
-        """How a layer rotates queries and keys; None where it does not."""
+        """The rope of a layer; None if it has none."""
         spec = self.spec
         if not spec.has_rope(layer):
             return None

@@ -1,4 +1,4 @@
-"""Loads the compiled library, and sets its instructions and threads."""
+"""Loads the compiled library, and sets its instruction level and threads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from ..base import RunError
 from ..base.cores import cores
 
-TORCH_THREADS_FROM = 48  # vectors from which on torch's own operations are worth sharing out
+TORCH_THREADS_FROM = 48  # from this number of vectors, torch's own operations are worth parallelizing
 
-LEVELS = ("portable", "avx2", "avx512-vnni")  # instructions that the kernels know to use, by number
+LEVELS = ("portable", "avx2", "avx512-vnni")  # instruction sets that the kernels use, by number
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),
@@ -45,7 +45,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 
 @cache
 def find_library() -> ctypes.CDLL | None:
-    """The loaded library with its signatures set, or None where it was not built or cannot be loaded."""
+    """The loaded library with its signatures set, or None if it was not built or cannot be loaded."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.exists():
@@ -62,7 +62,7 @@ def find_library() -> ctypes.CDLL | None:
 
 
 def library() -> ctypes.CDLL:
-    """The library. Raises RunError where it is not `available()`."""
+    """The library. Raises RunError if it is not `available()`."""
     kernels = find_library()
     if kernels is None:
         raise RunError(
@@ -78,7 +78,7 @@ def available() -> bool:
 
 
 def level() -> str:
-    """Which instructions the kernels use here, one of LEVELS."""
+    """The instruction set that the kernels use, one of LEVELS."""
     return LEVELS[library().nw_level()]
 
 
@@ -88,19 +88,19 @@ def limit_level(level: str | None) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """How many threads share the work of one operation, from the next one on. Default: as many as torch uses."""
+    """Set the number of threads per operation. Default: as many as torch uses."""
     if available():
         library().nw_set_threads(threads)
 
 
 @contextmanager
 def threads_for(vectors: int) -> Iterator[None]:
-    """Share the cores between torch's threads and the kernels', for a pass over `vectors` positions.
+    """Divide the cores between torch's threads and the kernels', for a pass over `vectors` positions.
 
-    With few, torch's operations are too small to share out, and its idle threads would take the cores from the
-    kernels': torch gets one thread, and the kernels their own, which wake faster. With many, torch's large operations
-    alternate with the kernels', which then borrow torch's threads. Results are the same. It holds for the calling
-    thread alone, so that passes in several threads do not end up with each other's counts.
+    With few, torch's operations are too small to parallelize, and its idle threads would take cores from the kernels:
+    torch gets one thread, and the kernels their own, which wake up faster. With many, torch's large operations
+    alternate with the kernels', which then borrow torch's threads. Results are the same. It only affects the calling
+    thread, so that passes in several threads do not change each other's counts.
     """
     if not available():
         yield
@@ -122,10 +122,10 @@ def threads_for(vectors: int) -> Iterator[None]:
 
 @cache
 def _thread_setter() -> Callable[[int], object]:
-    """Sets how many threads torch uses for the operations of the calling thread.
+    """A function that sets torch's number of threads for the calling thread.
 
-    That is OpenMP's own function where torch computes with it: torch.set_num_threads would also change the default of
-    threads that start meanwhile.
+    This is OpenMP's own function if torch uses it: torch.set_num_threads would also change the default of threads
+    started meanwhile.
     """
     import torch
 
@@ -133,8 +133,8 @@ def _thread_setter() -> Callable[[int], object]:
 
 
 def _default_threads() -> int:
-    """This process's cores, or fewer if torch was told so (OMP_NUM_THREADS, torch.set_num_threads)."""
-    torch = sys.modules.get("torch")  # not imported for this alone
+    """This process's cores, or fewer if torch is limited (OMP_NUM_THREADS, torch.set_num_threads)."""
+    torch = sys.modules.get("torch")  # do not import it just for this
     if torch is not None:
         return min(cores(), int(torch.get_num_threads()))
     wanted = os.environ.get("OMP_NUM_THREADS", "")

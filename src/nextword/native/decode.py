@@ -1,8 +1,8 @@
-"""All layers of a transformer in one call of the kernels, for any mix of prompt chunks and decoding sequences.
+"""All layers of a transformer in one kernel call, for any mix of prefill and decode.
 
-It computes what models/transformer.py says, layer by layer, with keys and values in pages. What a token gets is the
-same bits whatever other tokens are in the call, how its sequence was cut into calls, where its pages lie and how
-many threads work. The structures mirror those of matrix.h, elementwise.h, attention.h and decode.c.
+It computes the same as models/transformer.py, with keys and values in pages. A token's result is bit-identical
+whatever other tokens are in the call, however its sequence is split into calls, and for any page placement and number
+of threads. The structures mirror those of matrix.h, elementwise.h, attention.h and decode.c.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NormWeights:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """What one layer reads. Norms that a spec does not have are None; gate rows come first in `up`."""
+    """The weights of one layer. Norms that a spec does not have are None; gate rows come first in `up`."""
 
     qkv: MatrixWeights
     out: MatrixWeights
@@ -124,7 +124,7 @@ class Placement:
     """Sequence, position and pages of the tokens of one call; contiguous arrays.
 
     positions, sequences: (tokens,) position in its sequence, and row of `page_tables`, of each token.
-    page_tables: (sequences, pages) page `j` of a row holds positions `j * page_size` onwards.
+    page_tables: (sequences, pages) page `j` of a row holds positions from `j * page_size` on.
     """
 
     positions: NDArray[np.int64]
@@ -133,10 +133,10 @@ class Placement:
 
 
 class KVCache:
-    """The pages of all layers, every shape checked once. Keeps the tensors it was given alive, at their addresses.
+    """The pages of all layers, with shapes checked once. Keeps its tensors alive, at fixed addresses.
 
-    `keys` and `values`: a tensor a layer, (pages, kv_heads, page_size, head_width). Raises ValueError for shapes
-    that do not fit, or a page size that is no multiple of eight.
+    `keys` and `values`: a tensor per layer, (pages, kv_heads, page_size, head_width). Raises ValueError for wrong
+    shapes, or a page size that is not a multiple of eight.
     """
 
     def __init__(self, spec: ModelSpec, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -156,9 +156,9 @@ class KVCache:
 
 
 class TransformerProgram:
-    """All layers of a model, every shape checked once. Keeps the weights it was given alive, at their addresses.
+    """All layers of a model, with shapes checked once. Keeps its weights alive, at fixed addresses.
 
-    `support.unsupported(spec)` says what of a model it does not run.
+    `support.unsupported(spec)` names features of a model that it does not support.
     """
 
     def __init__(self, spec: ModelSpec, layers: Sequence[LayerWeights]) -> None:
@@ -189,11 +189,11 @@ class TransformerProgram:
     def forward(
         self, x: Tensor, tables: tuple[RopeTables | None, RopeTables | None], pool: KVCache, placement: Placement
     ) -> Tensor:
-        """What the last layer leaves, (tokens, width), for the embedded tokens `x` (tokens, width).
+        """The last layer's output, (tokens, width), for the embedded tokens `x` (tokens, width).
 
-        Every token's key and value are stored in its page of `pool`; then it attends to positions 0 to its own,
-        which are stored already or are other tokens of this call. `tables` are the rope of layers without and with a
-        window; None: no rope. Raises ValueError for what does not fit, before anything is written.
+        Every token's key and value are stored in its page of `pool`; then it attends to positions up to its own, from
+        earlier calls or this one. `tables` are the rope tables of layers without and with a window; None: no rope.
+        Raises ValueError for mismatched arguments, before anything is written.
         """
         y = rows_of(x, self.spec.width).clone()
         if y.shape != (len(placement.positions), self.spec.width) or not len(y):
@@ -212,7 +212,7 @@ class TransformerProgram:
 
 
 def _placement(placement: Placement, pool: KVCache) -> _Placement:
-    """Checked: every page that is written or read is one of the pool's."""
+    """Check that every page to be read or written is in the pool."""
     positions, sequences, tables = placement.positions, placement.sequences, placement.page_tables
     for array, dtype, dimensions in ((positions, np.int64, 1), (sequences, np.int64, 1), (tables, np.int32, 2)):
         if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
@@ -224,7 +224,7 @@ def _placement(placement: Placement, pool: KVCache) -> _Placement:
         raise ValueError(f"a sequence number outside the {rows} rows of the page table")
     if not 0 <= positions.min() <= positions.max() < width * pool.page_size:
         raise ValueError(f"a position outside the {width} pages of {pool.page_size} tokens in the page table")
-    pages = np.zeros(rows, np.int64)  # that a sequence reads or writes
+    pages = np.zeros(rows, np.int64)  # read or written by each sequence
     np.maximum.at(pages, sequences, positions // pool.page_size + 1)
     page_ids = tables[np.arange(width) < pages[:, None]]
     if not 0 <= page_ids.min() <= page_ids.max() < pool.pages:
@@ -281,7 +281,7 @@ def _layer(spec: ModelSpec, index: int, layer: LayerWeights) -> _Layer:
 
 
 def _table(tables: RopeTables, head_width: int, last: int) -> _RopeTable:
-    """Checked for positions up to `last`."""
+    """Check a rope table for positions up to `last`."""
     cosine, sine = tables
     positions, rotary = cosine.shape
     check_weight(cosine, positions, rotary)

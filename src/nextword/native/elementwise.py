@@ -1,8 +1,8 @@
-"""RMSNorm, SwiGLU, rotary positions and cross-entropy: float32, on the CPU.
+"""RMSNorm, SwiGLU, rope and cross-entropy: float32, on the CPU.
 
-`rms_norm` and `swiglu` are inference's: they share the work among the kernels' threads and compute no gradients. The
-others are training's: they take contiguous tensors and share the work among torch's own threads. No result depends on
-the number of threads, and none of training's on the processor's instructions.
+`rms_norm` and `swiglu` are for inference: they use the kernels' threads and compute no gradients. The others are for
+training: they take contiguous tensors and use torch's threads. No result depends on the number of threads, and no
+training result on the processor's instruction set.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .bindings import library
 from .matmul import check_weight, rows_of
 
-_OWN_THREADS = 0  # where a kernel asks how many of torch's threads to use
+_OWN_THREADS = 0  # number of torch threads to borrow: none
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -154,7 +154,7 @@ def _rope_shape(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> _Ro
 
 
 def _check(*tensors: Tensor) -> None:
-    """Raise ValueError where an address must not be handed on."""
+    """Raise ValueError unless the tensor's address may be passed to a kernel."""
     for tensor in tensors:
         if tensor.dtype != torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
             raise ValueError(f"takes contiguous float32 on the CPU, not {tensor.dtype} on {tensor.device}")

@@ -20,16 +20,16 @@ SETTINGS = np.dtype(
         ("min_p", np.float64),
         ("uniform", np.float64),  # [0, 1)
         ("top_k", np.int64),  # 0 keeps all
-        ("top", np.int64),  # how many of the model's likeliest tokens to return
+        ("top", np.int64),  # how many of the model's most likely tokens to return
     ]
 )
 RESULTS = np.dtype(
     [
-        ("finite", np.int64),  # 0: no distribution can be made of the row, and nothing below is set
+        ("finite", np.int64),  # 0: the row is not a valid distribution, and nothing below is set
         ("token", np.int64),
-        ("drawn", np.float64),  # the probability it was drawn with
-        ("largest", np.float64),  # logit of those that the token is drawn from
-        ("own_largest", np.float64),  # logit of the model's own
+        ("drawn", np.float64),  # the probability it was sampled with
+        ("largest", np.float64),  # largest logit of those sampled from
+        ("own_largest", np.float64),  # largest of the model's own logits
         ("own_log_sum", np.float64),  # ln p under the model = logit - own_largest - own_log_sum
         ("mass", np.float64),  # of the tokens kept: the sum of exp((logit - largest) / temperature)
         ("edge_logit", np.float64),  # kept: tokens of a larger logit, and of this one those of an id below `edge_id`
@@ -44,11 +44,11 @@ def draw(
     adjusted: Sequence[Logits | None],
     settings: NDArray[np.void],
 ) -> tuple[NDArray[np.void], NDArray[np.int32]]:
-    """Draw tokens from rows of `logits` (·, vocabulary), the model's own: RESULTS (rows,) and the ids (rows, ·) of each
-    row's `top` likeliest, in no order, -1 where there are no more.
+    """Sample tokens from rows of the model's `logits` (·, vocabulary): RESULTS (rows,) and the ids (rows, ·) of each
+    row's `top` most likely tokens, unordered, padded with -1.
 
-    `row_indices`: which rows. `adjusted`: what is drawn from instead, float32 or float64, where that is not the same.
-    `settings`: SETTINGS (rows,).
+    `row_indices`: which rows. `adjusted`: logits to sample from instead, float32 or float64. `settings`: SETTINGS
+    (rows,).
     """
     _check(logits, np.float32)
     count, (total, width) = len(row_indices), logits.shape
@@ -74,6 +74,6 @@ def draw(
 
 
 def _check(logits: Logits, dtype: DTypeLike) -> None:
-    """Raise ValueError for logits whose memory is not what the kernels read."""
+    """Raise ValueError for logits in a layout that the kernels cannot read."""
     if logits.dtype != dtype or logits.dtype not in (np.float32, np.float64) or not logits.flags.c_contiguous:
-        raise ValueError(f"takes contiguous float32, or float64 where adjusted, not {logits.dtype}")
+        raise ValueError(f"takes contiguous float32, or float64 if adjusted, not {logits.dtype}")

@@ -1,4 +1,4 @@
-"""Matrix products: float32, and matrices in quantized blocks, which are multiplied as GGUF stores them."""
+"""Matrix products in float32 and with GGUF's quantized blocks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .bindings import library
 
 QuantType = Literal["q4_0", "q4_1", "q8_0"]
 BLOCK = 32  # columns that share a scale
-PRECISE = False  # the default: activations in one int8 term, not in two
-_FLOAT32 = 0  # what matrix.h calls a plain matrix
-_CODES = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # and packed ones
+PRECISE = False  # default: one int8 term per activation, not two
+_FLOAT32 = 0  # matrix.h's code of a plain matrix
+_CODES = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # and of packed ones
 _BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # in a GGUF file
 
 
 def rows_of(x: Tensor, width: int) -> Tensor:
-    """`x` with its numbers one after the other. Raises ValueError unless it is float32 (..., width) on the CPU."""
+    """`x`, made contiguous. Raises ValueError unless it is float32 (..., width) on the CPU."""
     if x.dtype != torch.float32 or not x.is_cpu or x.shape[-1] != width:
         raise ValueError(f"takes float32 (..., {width}) on the CPU, not {x.dtype} {tuple(x.shape)} on {x.device}")
     if x.requires_grad and torch.is_grad_enabled():
@@ -38,7 +38,7 @@ def check_weight(weight: Tensor, *shape: int) -> None:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear(x, weight)`: x (..., width), weight (rows, width) → (..., rows).
 
-    A vector's results are the same bits whatever the number of vectors. Few vectors pass at the memory's speed.
+    A vector's results are bit-identical for any number of vectors. With few vectors it runs at memory bandwidth.
     """
     rows, width = weight.shape
     check_weight(weight, rows, width)
@@ -52,9 +52,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 class PackedMatrix:
     """A (rows, width) matrix in blocks of 32: w = scale * q (+ minimum), bit for bit as in the file.
 
-    A product rounds the activations in blocks of 32, to int8 or, if `precise`, to two int8 terms of together 15 bits,
-    and sums integers exactly, so that a row's result is the same whatever else is in the batch. What either costs in
-    loss is measured by benchmarks/quality.py.
+    A product rounds the activations in blocks of 32, to int8 or, if `precise`, to two int8 terms with 15 bits in total,
+    and sums integers exactly, so that a row's result is the same in any batch. benchmarks/quality.py measures the cost
+    in loss.
     """
 
     def __init__(self, kind: QuantType, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
@@ -63,7 +63,7 @@ class PackedMatrix:
 
     @classmethod
     def pack(cls, kind: QuantType, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
-        """From GGUF blocks, uint8 (rows, bytes a row). Raises ValueError if they do not make rows of `width`."""
+        """From GGUF blocks, uint8 (rows, bytes per row). Raises ValueError if they are not rows of `width`."""
         if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
             raise ValueError(
                 f"{kind} takes uint8 rows of whole blocks of {BLOCK}, not {blocks.dtype} for width {width}"
@@ -81,7 +81,7 @@ class PackedMatrix:
 
     @classmethod
     def pack_float(cls, weight: Tensor, precise: bool = PRECISE) -> PackedMatrix:
-        """Round a float matrix (rows, width) to q8_0: a float16 scale and 32 bytes a block."""
+        """Round a float matrix (rows, width) to q8_0: a float16 scale and 32 bytes per block."""
         rows, width = weight.shape
         if width % BLOCK:
             raise ValueError(f"width {width} is not a multiple of {BLOCK}")

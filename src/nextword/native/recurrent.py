@@ -1,7 +1,7 @@
-"""All layers of an RNN, an LSTM or a GRU in one call of the kernels, for any number of sequences.
+"""All layers of an RNN, LSTM or GRU in one kernel call, for any number of sequences.
 
-What a token gets is the same bits whatever other tokens are in the call, how its sequence was cut into calls, where
-its pages lie and how many threads work. The structures mirror those of recurrent.c.
+A token's result is bit-identical whatever other tokens are in the call, however its sequence is split into calls, and
+for any page placement and number of threads. The structures mirror those of recurrent.c.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 @dataclass(frozen=True)
 class RecurrentWeights:
-    """What one layer reads, as torch's modules hold it: (gates * width, width) each, and biases (gates * width,)."""
+    """The weights of one layer, in torch's layout: (gates * width, width) each, and biases (gates * width,)."""
 
     input: Tensor
     hidden: Tensor
@@ -55,7 +55,7 @@ class _Schedule(Structure):
 
 
 class RecurrentProgram:
-    """All layers of a network, every shape checked once. Keeps the weights it was given alive, at their addresses.
+    """All layers of a network, with shapes checked once. Keeps its weights alive, at fixed addresses.
 
     `kind` is "rnn", "lstm" or "gru"; every layer is `width` wide.
     """
@@ -76,12 +76,11 @@ class RecurrentProgram:
         return RecurrentProgram, (self.kind, self.width, self.layers)  # a copy reads the copied weights
 
     def forward(self, x: Tensor, states: Sequence[Tensor], page_size: int, placement: Placement) -> Tensor:
-        """What the last layer leaves, (tokens, width), for the embedded tokens `x` (tokens, width).
+        """The last layer's output, (tokens, width), for the embedded tokens `x` (tokens, width).
 
-        `states` are the hidden states and, of an LSTM, the cells: (layers, pages, width) each. A sequence continues
-        from the page of the position before its first token, from zeros at position 0; each page it comes through
-        takes the state after the last of its tokens. Raises ValueError for what does not fit, before anything is
-        written.
+        `states` are the hidden states and, for an LSTM, the cells: (layers, pages, width) each. A sequence continues
+        from the page of the position before its first token, or from zeros at position 0; each page it writes gets the
+        state after the last of its tokens. Raises ValueError for mismatched arguments, before anything is written.
         """
         y = rows_of(x, self.width).clone()
         pages = states[0].shape[1]
@@ -108,9 +107,9 @@ Int64s = NDArray[np.int64]
 
 
 def _spans(placement: Placement, page_size: int, pages: int) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-    """Of each sequence, the longest first: its first token, how many, and the page of the state before; -1: zeros.
+    """For each sequence, longest first: its first token, its length, and the page of its state before; -1: zeros.
 
-    Last, of each token, the page that takes the state after it; -1: none. Every page is one of `pages`.
+    Also, for each token, the page that gets the state after it; -1: none. Every page is one of `pages`.
     """
     positions, sequences, tables = placement.positions, placement.sequences, placement.page_tables
     begins = np.diff(sequences, prepend=-1) != 0
@@ -124,7 +123,7 @@ def _spans(placement: Placement, page_size: int, pages: int) -> tuple[Int64s, In
     ends = np.append(begins[1:], True) | (offset == page_size - 1)
     target = np.where(ends, tables[sequences, page_index], -1)
     start = positions[first]
-    before = tables[sequences[first], (start - 1) // page_size]  # at position 0 of no meaning
+    before = tables[sequences[first], (start - 1) // page_size]  # meaningless at position 0
     source = np.where(start > 0, before, -1)
     if not 0 <= target[ends].min() <= target.max() < pages:
         raise ValueError(f"a page outside the {pages}: {target[ends].min()} to {target.max()}")
@@ -134,7 +133,7 @@ def _spans(placement: Placement, page_size: int, pages: int) -> tuple[Int64s, In
 
 
 def _check(placement: Placement, page_size: int, first: Int64s) -> None:
-    """Raise ValueError unless tokens of a sequence follow each other, in rows and pages that the tables have."""
+    """Raise ValueError unless a sequence's tokens are consecutive, with valid rows and pages."""
     positions, sequences, tables = placement.positions, placement.sequences, placement.page_tables
     for array, dtype, dimensions in ((positions, np.int64, 1), (sequences, np.int64, 1), (tables, np.int32, 2)):
         if array.dtype != dtype or array.ndim != dimensions:

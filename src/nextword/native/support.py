@@ -1,4 +1,4 @@
-"""Which models the compiled layers run. No torch here."""
+"""Which models the compiled layers support."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .bindings import available
 
 
 def unsupported(spec: ModelSpec) -> str:
-    """What of a model the compiled layers do not run; "" where they run all of it."""
+    """The features of a model that the compiled layers do not support; "" if none."""
     needs = {
         "a mixture of experts": spec.experts is not None,
         "latent attention": spec.latent is not None,

@@ -6,8 +6,8 @@
     plan.memory(spec, plan.Training(batch=8, context=1024)).parts
     plan.optimum(5.76e23).parameters
 
-Every result is a dataclass of figures; a figure carries its unit, its formula and the formula's source. numpy and scipy
-are imported where a law is fitted, matplotlib where one is drawn.
+Every result is a dataclass of figures; a figure has its unit, its formula and the formula's source. numpy and scipy
+are imported when a law is fitted, matplotlib when one is plotted.
 """
 
 from ..spec import ModelSpec
@@ -76,5 +76,5 @@ __all__ = [
 
 
 def memory(spec: ModelSpec, use: Training | Serving) -> Memory:
-    """Bytes a device needs to train (`Training`) or to use (`Serving`) a model; its parts sum to its total."""
+    """Memory of a device to train (`Training`) or serve (`Serving`) a model; parts sum to the total."""
     return serving_memory(spec, use) if isinstance(use, Serving) else training_memory(spec, use)

@@ -1,7 +1,7 @@
-"""What a training step keeps for its backward pass, in bytes.
+"""Activation memory: bytes that a training step keeps for its backward pass.
 
-`activations` counts the tensors that nextword's own transformer leaves to autograd (a test holds it to torch's
-saved-tensor hooks); mixtures of experts, latent attention and recurrent kinds are estimates, and marked so.
+`activations` counts the tensors that nextword's own transformer saves for autograd (a test compares it with torch's
+saved-tensor hooks); mixtures of experts, latent attention and recurrent kinds are estimates, and marked as such.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Activations(Parts):
 
 @dataclass(frozen=True)
 class _Kernels:
-    """What nextword's compiled kernels compute: RMSNorms, and in float32 what comes with the matrix products."""
+    """The operations that nextword's compiled kernels fuse: RMSNorms, and in float32 those around matrix products."""
 
     norms: bool
     products: bool
@@ -47,12 +47,12 @@ def activations(
 ) -> Activations:
     """Bytes kept for `batch` sequences of `context` tokens, without the logits.
 
-    `width_bytes` is 4 in float32 and 2 where matrix products run in a 16-bit type. Recomputation "selective"
-    forms again what costs no weight matrix: norms, rotary positions, the MLP's inner product and the scores a
-    "plain" kernel keeps; "full" keeps each layer's input and forms one layer at a time. `fused` is training with
-    nextword's compiled kernels, on a CPU: in float32 they keep no norm's output, no gated product and no second copy
-    of queries and keys, with 16-bit products only no norm's normalised form. `adapted` models have adapters on
-    their matrices, which the kernels leave to torch.
+    `width_bytes` is 4 in float32 and 2 with 16-bit matrix products. Recomputation "selective" recomputes everything
+    except weight products: norms, rope, the MLP's inner product and a "plain" kernel's scores; "full" keeps each
+    layer's input and recomputes one layer at a time. `fused`: training with nextword's compiled kernels, on a CPU,
+    which in float32 do not keep a norm's output, a gated product or a second copy of queries and keys, and with
+    16-bit products only no norm's normalised form. `adapted` models have adapters on their matrices, which run on
+    torch.
     """
     if batch < 1 or context < 1:
         raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")
@@ -90,7 +90,7 @@ def _swiglu(spec: ModelSpec) -> bool:
 
 
 def _norms(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) -> list[Figure]:
-    """Each norm keeps its input in float32; an RMSNorm copied of single operations also its normalised form."""
+    """Each norm keeps its input in float32; an unfused RMSNorm also its normalised form."""
     norms = {"before": 2, "after": 2, "both": 4}[spec.norm_place]
     inputs = norms - 1 if spec.parallel else norms  # parallel: both norms before the layer read the same
     normalised = 0 if lean or spec.norm == "layer" or fused.norms else norms

@@ -1,4 +1,4 @@
-"""A budget of compute → how large a model, on how many tokens, to what loss; and what to beware of."""
+"""A compute budget → model size, tokens, loss, and warnings."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from .run_config import RunConfig
 from .shape_search import LARGEST, SMALLEST, memory_setup, run_for, shape_for
 from .training import MFU, Memory, duration, training_memory
 
-FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs behind the laws, roughly
-MANY_EPOCHS = 4  # up to so many a repeated token is worth almost a fresh one (2305.16264, §6)
-LEAST_FLOPS, MOST_FLOPS = 1e9, 1e32  # beyond them no law says anything
-LEAST_TOKENS, MOST_TOKENS = 1e3, 1e16  # at hand, or to be trained on: from a page or two to more than all text there is
-MOST_USE = 1e18  # tokens read and written in use: a billion people's for years
+FITTED_FROM, FITTED_TO = 1e18, 1e22  # FLOPs of the runs that the laws were fitted to, roughly
+MANY_EPOCHS = 4  # up to this many epochs, repeated tokens are worth almost as much as fresh ones (2305.16264, §6)
+LEAST_FLOPS, MOST_FLOPS = 1e9, 1e32  # no law applies outside
+LEAST_TOKENS, MOST_TOKENS = 1e3, 1e16  # available, or to train on: from a page or two to more than all existing text
+MOST_USE = 1e18  # tokens processed in deployment: a billion users for years
 EPOCHS_FITTED, MOST_EPOCHS = (
     500,
     10_000,
-)  # of the runs behind the law of repeated data (2305.16264, appendix A); refused
-RATIO_TRIED, MOST_RATIO = 10_000, 1e6  # tokens a parameter (Sardana et al. 2024, 2401.00448, §4); refused
+)  # of the runs behind the law of repeated data (2305.16264, appendix A); the most accepted
+RATIO_TRIED, MOST_RATIO = 10_000, 1e6  # tokens per parameter (Sardana et al. 2024, 2401.00448, §4); the most accepted
 _SLACK = 1.02
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The size and data chosen for the concrete model, and why."""
+    """The size and data chosen for the concrete model, and the reason."""
 
     units: ClassVar = {"parameters": "parameters", "tokens": "tokens", "loss": "nats/token", "interval": "nats/token"}
     parameters: float
@@ -50,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ConcreteRun:
-    """A model that can be built, and on a device that holds it a run; None where there is none, and `warnings` why."""
+    """A model that can be built, and a run of it if the device holds it; None, with the reason in `warnings`."""
 
     model: ModelSpec | None = None
     run: RunConfig | None = None
@@ -61,7 +61,7 @@ class ConcreteRun:
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """What a budget buys. `optima` has one entry a law or rule."""
+    """The plan for a budget. `optima` has one entry per law or rule."""
 
     flops: Figure
     optima: tuple[Optimum, ...]
@@ -69,7 +69,7 @@ class BudgetPlan:
     flat: FlatRegion
     interval: Interval
     limited: DataLimited | None
-    plain_limited: DataLimited | None  # the plain optimum trained on the data at hand
+    plain_limited: DataLimited | None  # the plain optimum trained on the available data
     aware: InferenceAware | None
     choice: Choice
     concrete: ConcreteRun
@@ -114,7 +114,7 @@ def plan_budget(
     tokens_available: float | None = None,
     inference_tokens: float | None = None,
 ) -> BudgetPlan:
-    """What a budget buys: optima, loss, flat region, warnings, and a model that can be trained."""
+    """Plan for a budget: optima, loss, flat region, warnings, and a model that can be trained."""
     chosen, compute = law(by), work.value
     if not LEAST_FLOPS <= compute <= MOST_FLOPS:
         raise UsageError(
@@ -152,7 +152,7 @@ def plan_budget(
 def _concrete_run(
     compute: float, choice: Choice, device: Device | None, devices: int, mfu: float, keep_tokens: bool
 ) -> ConcreteRun:
-    """A model near the choice and a run of it that spends the budget by exact FLOPs, or the choice's tokens."""
+    """A model near the choice, and a run of it with the budget in exact FLOPs, or the choice's tokens."""
     if not SMALLEST <= choice.parameters <= LARGEST:
         outside = f"{format_count(choice.parameters)} parameters are outside {SMALLEST:g} to {LARGEST:g}"
         return ConcreteRun(warnings=(f"no concrete model: {outside}",))
@@ -162,7 +162,7 @@ def _concrete_run(
         return ConcreteRun(model, warnings=tuple(warnings))
     try:
         run = run_for(model, compute, device, devices, choice.tokens if keep_tokens else None)
-    except UsageError as error:  # the optimum holds all the same
+    except UsageError as error:  # the optimum is still valid
         return ConcreteRun(model, warnings=(*warnings, f"no concrete run: {error}"))
     setup = memory_setup(run, device)
     memory = training_memory(run.spec, setup)
@@ -181,7 +181,7 @@ def _check_tokens(available: float | None, use: float | None) -> None:
 
 
 def _check_reach(limited: DataLimited | None, aware: InferenceAware | None) -> None:
-    """Refuse what lies so far outside the runs behind a law that its numbers mean nothing."""
+    """Raise UsageError for a budget so far outside a law's runs that its numbers are meaningless."""
     if limited is not None and limited.epochs > MOST_EPOCHS:
         raise UsageError(
             f"--tokens-available {limited.unique:g}: this budget would see them {limited.epochs:,.0f} times; the law of"
@@ -190,7 +190,7 @@ def _check_reach(limited: DataLimited | None, aware: InferenceAware | None) -> N
         )
     if aware is not None and (aware.tokens > MOST_TOKENS or aware.tokens / aware.parameters > MOST_RATIO):
         raise UsageError(
-            f"--inference-tokens: that much use asks for {format_count(aware.parameters)} parameters on"
+            f"--inference-tokens: so many call for {format_count(aware.parameters)} parameters on"
             f" {format_count(aware.tokens)} tokens; plans are made up to {MOST_TOKENS:g} tokens and {MOST_RATIO:,.0f} a"
             " parameter. Give fewer, or a larger budget"
         )
@@ -201,11 +201,11 @@ def _choose(best: Optimum, by: Law, limited: DataLimited | None, aware: Inferenc
         spread = prediction_interval(limited.parameters, limited.effective_tokens)
         shift = limited.loss - DEFAULT.loss(limited.parameters, limited.effective_tokens)
         interval = Interval(spread.low + shift, spread.high + shift)
-        reason = "optimal for this compute and the tokens at hand, repeated (Muennighoff et al. 2023)"
+        reason = "optimal for this compute and the available tokens, repeated (Muennighoff et al. 2023)"
         return Choice(limited.parameters, limited.tokens, limited.loss, interval, reason)
     if aware is not None:
         interval = prediction_interval(aware.parameters, aware.tokens)
-        reason = "cheapest for training and use together (Sardana et al. 2024)"
+        reason = "cheapest for training and inference together (Sardana et al. 2024)"
         return Choice(aware.parameters, aware.tokens, aware.loss, interval, reason)
     interval = prediction_interval(best.parameters, best.tokens)
     return Choice(best.parameters, best.tokens, best.loss, interval, f"compute-optimal by {by.name}")
@@ -213,13 +213,13 @@ def _choose(best: Optimum, by: Law, limited: DataLimited | None, aware: Inferenc
 
 @cache
 def epoch_draws() -> tuple[Law, ...]:
-    """Resampled fits of the Epoch points, made by tests/oracles/make_epoch_draws.py."""
+    """Bootstrap fits of the Epoch points, from tests/oracles/make_epoch_draws.py."""
     data = json.loads((Path(__file__).parent / "epoch_draws.json").read_text(encoding="utf-8"))
     return tuple(Law("draw", E, A, B, alpha, beta, data["source"]) for E, A, B, alpha, beta in data["draws"])
 
 
 def prediction_interval(size: float, tokens: float) -> Interval:
-    """95% of the resampled fits' predictions: what the runs leave open, not how other text differs."""
+    """95% interval of the bootstrap fits' predictions; it does not cover other text."""
     losses = sorted(draw.loss(size, tokens) for draw in epoch_draws())
     last = len(losses) - 1
     return Interval(losses[round(0.025 * last)], losses[round(0.975 * last)])
@@ -239,7 +239,7 @@ def _data_warnings(best: Optimum, limited: DataLimited | None, plain: DataLimite
     if limited is None or plain is None:
         return []
     said = [
-        f"the optimum needs {format_count(best.tokens)} tokens and {format_count(plain.unique)} are at hand:"
+        f"the optimum needs {format_count(best.tokens)} tokens and {format_count(plain.unique)} are available:"
         f" {plain.epochs:.1f} epochs, worth {format_count(plain.effective_tokens)} fresh tokens; loss"
         f" {plain.loss:.3f} instead of {plain.loss_if_fresh:.3f}. Better: {format_count(limited.parameters)} parameters"
         f" for {limited.epochs:.1f} epochs, loss {limited.loss:.3f} (Muennighoff et al. 2023)"
@@ -286,7 +286,7 @@ def _count_warning(model: ModelSpec) -> list[str]:
 
 
 def _guess_warning(model: ModelSpec, loss: float) -> list[str]:
-    """The laws are of one text and tokenizer; far below their runs they lose to a guess."""
+    """The laws hold for one text and tokenizer; far below their runs they are worse than a guess."""
     guess = math.log(model.vocabulary)
     if loss < guess:
         return []

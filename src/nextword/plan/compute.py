@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, by counting its matrix products. A multiply and an add are two."""
+"""FLOPs of a model, from its matrix products; a multiply and an add count as two."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Flops(Parts):
 
     @property
     def model(self) -> float:
-        """What the model needs: the numerator of MFU. Recomputation is left out."""
+        """FLOPs without recomputation: the numerator of MFU."""
         return self.total - self.part("recomputed")
 
     @property
@@ -95,7 +95,7 @@ def flops(
 
 
 def attended(spec: ModelSpec, context: int, masked: Masked) -> int:
-    """Query-key pairs of one sequence, summed over the layers; 0 for recurrent kinds."""
+    """Query-key pairs per sequence, summed over the layers; 0 for recurrent kinds."""
     if spec.kind != "transformer":
         return 0
     if masked == "computed":
@@ -105,7 +105,7 @@ def attended(spec: ModelSpec, context: int, masked: Masked) -> int:
 
 
 def _causal_pairs(context: int, window: int) -> int:
-    """Each query sees itself and what is before it, `window` keys at most."""
+    """Pairs where each query attends to itself and earlier keys, at most `window`."""
     reach = min(window or context, context)
     return reach * (reach + 1) // 2 + (context - reach) * reach
 

@@ -1,4 +1,4 @@
-"""When the plain optimum misleads: too little data, or much use after training."""
+"""Corrections of the optimum for limited data and for inference cost."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class DataLimited:
     parameters: float
     tokens: float  # seen in all
     epochs: float
-    effective_tokens: float  # fresh tokens that teach as much as the tokens seen
+    effective_tokens: float  # fresh tokens of the same value as the tokens seen
     loss: float
-    loss_if_fresh: float  # of the same model and tokens, were none repeated
+    loss_if_fresh: float  # for the same model and tokens without repetition
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """How it follows from the size, the tokens and those that differ."""
+        """Its derivation from size, tokens and unique tokens."""
         law, source = DATA_LIMITED, "Muennighoff et al. 2023, 2305.16264, eq. 5 and 7"
         unique = min(self.unique, self.tokens)
         enough = min(_optimal_parameters(unique), self.parameters)
@@ -49,7 +49,7 @@ class DataLimited:
 
 
 def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited:
-    """What `tokens` teach when only `unique` of them are different.
+    """The loss after `tokens` when only `unique` of them are different.
 
     D' = U + U R* (1 − exp(−R / R*)) with R = D / U − 1 repetitions, and the same for parameters beyond those
     that are optimal for the unique tokens (Muennighoff et al. 2023, eq. 5 and 7).
@@ -65,7 +65,7 @@ def data_limited(parameters: float, tokens: float, unique: float) -> DataLimited
 
 
 def best_when_limited(budget: float, unique: float) -> DataLimited:
-    """The size that spends `budget` FLOPs best with `unique` tokens: a smaller model, seen through more epochs."""
+    """The optimal size for `budget` FLOPs with `unique` tokens: a smaller model, for more epochs."""
     free = optimum(budget, DATA_LIMITED)
     low, high = math.log(free.parameters) - 6, math.log(free.parameters) + 6
 
@@ -78,7 +78,7 @@ def best_when_limited(budget: float, unique: float) -> DataLimited:
 
 
 def effective(used: float, unique: float, decay: float = REPEATED_TOKENS) -> float:
-    """How many fresh ones teach as much as `used`, of which only `unique` are different: eq. 5, `decay` is R*."""
+    """The number of fresh ones equivalent to `used`, of which `unique` are different: eq. 5, `decay` is R*."""
     return unique + unique * decay * -math.expm1(-(used / unique - 1) / decay)
 
 
@@ -91,7 +91,7 @@ def _optimal_parameters(tokens: float) -> float:
 
 @dataclass(frozen=True)
 class InferenceAware:
-    """The cheapest way to a loss by `law`, training and later use together. FLOPs in all."""
+    """The cheapest way to reach a loss by `law`, training and inference together. All costs in FLOPs."""
 
     units: ClassVar = dict.fromkeys(("training", "inference", "saved", "total"), "FLOPs")
     law: Law
@@ -100,7 +100,7 @@ class InferenceAware:
     tokens: float
     training: float
     inference: float
-    saved: float  # FLOPs saved against the compute-optimal model of the same loss
+    saved: float  # FLOPs saved compared with the compute-optimal model of the same loss
 
     @property
     def total(self) -> float:
@@ -108,21 +108,21 @@ class InferenceAware:
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """What it takes: tokens that bring its size to the loss, training and use. A search found the size."""
+        """Tokens needed at this size, and the FLOPs of training and inference. The size comes from a search."""
         law, use = self.law, self.inference / (2 * self.parameters)
         source = "Sardana et al. 2024, 2401.00448, eq. 3: the size at which training and use together are least"
         return (
             figure("tokens", "tokens", "(B / (L - E - A / N ** alpha)) ** (1 / beta)", law.source, L=self.loss, E=law.E,
                    A=law.A, B=law.B, alpha=law.alpha, beta=law.beta, N=self.parameters),
             figure("training", "FLOPs", "6 * N * D", source, N=self.parameters, D=self.tokens),
-            figure("use", "FLOPs", "2 * N * D_use", source, N=self.parameters, D_use=use),
+            figure("inference", "FLOPs", "2 * N * D_use", source, N=self.parameters, D_use=use),
         )  # fmt: skip
 
 
 def inference_aware(best: Optimum, inference_tokens: float, by: Law = DEFAULT) -> InferenceAware:
     """Minimise 6 N D + 2 N D_inference at the loss of `best` (Sardana et al. 2024, 2401.00448, eq. 3)."""
     if not 0 < inference_tokens < math.inf:
-        raise UsageError(f"the tokens of later use are a number above 0, not {inference_tokens}")
+        raise UsageError(f"inference tokens are a number above 0, not {inference_tokens}")
     plain = optimum(best.budget, by)
     target = by.loss(plain.parameters, plain.tokens)
 
@@ -132,7 +132,7 @@ def inference_aware(best: Optimum, inference_tokens: float, by: Law = DEFAULT) -
         return 6 * size * tokens + 2 * size * inference_tokens
 
     high = math.log(plain.parameters) + 1e-9
-    smallest = math.log((by.A / (target - by.E)) ** (1 / by.alpha))  # below it no amount of tokens is enough
+    smallest = math.log((by.A / (target - by.E)) ** (1 / by.alpha))  # below this size no number of tokens is enough
     size = math.exp(lowest(work, smallest + 1e-9, high))
     tokens = by.tokens_for(target, size)
     before = plain.budget + 2 * plain.parameters * inference_tokens

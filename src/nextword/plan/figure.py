@@ -1,4 +1,4 @@
-"""A number that knows where it comes from. The formula that is shown is the formula that is computed."""
+"""Figure: a number with its formula and source; the formula shown is the one computed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Figure:
     source: str = ""
 
     def filled(self) -> str:
-        """The formula with the values put in: "2 × 32 × 8 × 128 × 2"."""
+        """The formula with values: "2 × 32 × 8 × 128 × 2"."""
 
         def put(match: re.Match[str]) -> str:
             name = match[0]
@@ -42,7 +42,7 @@ class Figure:
         return _readable(_NAME.sub(put, self.formula))
 
     def symbolic(self) -> str:
-        """The formula over its names, with the signs people read."""
+        """The formula with names, typeset."""
         return _readable(self.formula)
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Parts:
         return sum(part.value for part in self.parts)
 
     def part(self, name: str) -> float:
-        """The sum of the parts of that name, 0 if there is none."""
+        """The sum of the parts with that name."""
         return sum(part.value for part in self.parts if part.name == name)
 
 

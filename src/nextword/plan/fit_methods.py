@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 Point = Sequence[float]
 Method = Literal["huber", "nnls"]
 DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022, appendix D.2)
-STARTS = 24  # of the grid's best that are followed to the end
-MOST_RUNS = 2000  # that starting points and resampled fits are made of, drawn at random from more
+STARTS = 24  # best grid points to optimise from
+MOST_RUNS = 2000  # for starting points and bootstrap fits; a random sample if there are more
 
 
 def fit_point(runs: Runs, method: Method, start: Point | None) -> Point:
-    """From `start` alone, or from the best starting points, which a sample of many runs shows as well as all."""
+    """Fit from `start`, or from the best starting points, found on a sample if there are many runs."""
     method_fit = _fit_huber if method == "huber" else _fit_nnls
     if start is None and len(runs) > MOST_RUNS:
         start = method_fit(sample(runs), None)
@@ -119,7 +119,7 @@ def _fit_nnls(runs: Runs, start: Point | None) -> Point:
     grid = [(a, b) for a in np.arange(0.1, 1.6, 0.1) for b in np.arange(0.1, 1.6, 0.1)]
     first = start[3:] if start is not None else min(grid, key=lambda powers: value(np.array(powers)))
     fine, coarse = {"xatol": 1e-10, "fatol": 1e-22, "maxiter": 4000}, {"xatol": 1e-4, "fatol": 1e-7, "maxiter": 200}
-    options = fine if start is None else coarse  # a resampled fit need not be exact
+    options = fine if start is None else coarse  # a bootstrap fit need not be exact
     best = minimize(value, np.asarray(first), method="Nelder-Mead", options=options)
     if start is None:
         best = minimize(value, best.x, method="Nelder-Mead", options=options)

@@ -1,4 +1,4 @@
-"""A training run does not fit on a device: the cheapest changes that make it fit, each with its price in time."""
+"""The cheapest changes that make a training run fit on a device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .hardware import Device
 from .training import Memory, Training, cost, largest_training, training_memory
 
 _MOST_CHANGES = 5
-_ENOUGH = 6  # ways to offer
+_ENOUGH = 6  # remedies to list
 _RANK = 16  # of LoRA
-# Shares of time that no FLOP count gives; each is an assumption and said to be one.
+# Time factors that FLOP counts do not give; all are assumptions, and labelled as such.
 _CHUNKED = 1.02
 _EIGHT_BIT = 1.01
 _FLASH = 0.95
@@ -27,7 +27,7 @@ _FOUR_BIT = 1.3
 
 @dataclass(frozen=True)
 class Change:
-    """One change. `time` multiplies the run's time; `same_result` tells whether the same model is learned."""
+    """One change. `time` multiplies the run's time; `same_result`: whether the trained model is the same."""
 
     axis: str
     name: str
@@ -44,7 +44,7 @@ class Remedy:
     changes: tuple[Change, ...]
     setup: Training
     memory: Memory
-    time: float  # relative to the run as asked for
+    time: float  # relative to the requested run
 
     @property
     def name(self) -> str:
@@ -57,17 +57,17 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Whether a run fits on a device, and what would make it fit: the same result first, then the fastest."""
+    """Whether a run fits on a device, and remedies: those with the same result first, then the fastest."""
 
     units: ClassVar = {"largest_batch": "sequences", "longest_context": "tokens"}
     device: Device
     setup: Training
     memory: Memory
     remedies: tuple[Remedy, ...]
-    closest: Remedy | None  # the least memory that all changes reach, where nothing fits
+    closest: Remedy | None  # the changes with the least memory, if nothing fits
     largest_batch: int
     longest_context: int
-    devices_needed: int | None  # with FSDP and full recomputation; None where even 4,096 are too few
+    devices_needed: int | None  # with FSDP and full recomputation; None if even 4,096 are too few
 
     @property
     def fits(self) -> bool:
@@ -75,7 +75,7 @@ class Diagnosis:
 
 
 def diagnose(spec: ModelSpec, setup: Training, on: Device, devices: int | None = None) -> Diagnosis:
-    """Whether `setup` fits on `on`, and the cheapest changes if not. `devices` are there to be shared among."""
+    """Whether `setup` fits on `on`, and the cheapest changes if not. `devices`: available for sharding."""
     setup = replace(setup, runtime=on.runtime)
     memory = training_memory(spec, setup)
     remedies: list[Remedy] = []
@@ -97,7 +97,7 @@ def devices_needed(spec: ModelSpec, setup: Training, on: Device) -> int | None:
 
 
 def _search(spec: ModelSpec, setup: Training, on: Device, devices: int) -> tuple[list[Remedy], Remedy | None]:
-    """Sets of changes by their number; none that contains a set that already fits."""
+    """Sets of changes by size, without supersets of a set that already fits."""
     options = list(_options(spec, setup, on, devices))
     remedies: list[Remedy] = []
     least: Remedy | None = None
@@ -148,7 +148,7 @@ def _options(spec: ModelSpec, setup: Training, on: Device, devices: int) -> Iter
         yield Change("kernel", "flash attention", {"kernel": "flash"}, _FLASH, "scores are never stored")
     if spec.kind == "transformer":
         if setup.recompute == "none":
-            why = "norms, rotary positions and the MLP's product are computed again"
+            why = "norms, rotary positions and the MLP's product are recomputed"
             yield Change("recompute", "selective recomputation", {"recompute": "selective"}, _SELECTIVE, why)
         if setup.recompute != "full":
             share = flops(spec, setup.context, recompute="full").total / flops(spec, setup.context).total - 1
@@ -181,7 +181,7 @@ def _shardings(setup: Training, devices: int) -> Iterator[Change]:
     order = ["none", "ddp", "zero1", "zero2", "fsdp"]
     for shard in order[max(2, order.index(setup.shard) + 1) :]:
         fields: dict[str, object] = {"shard": shard, "devices": devices}
-        why = f"states shared among {devices} devices; traffic assumed" + ("" if shard == "fsdp" else " as in DDP")
+        why = f"states sharded over {devices} devices; traffic assumed" + ("" if shard == "fsdp" else " as in DDP")
         yield Change("shard", f"{shard} over {devices}", fields, _SHARDED[shard], why)
 
 

@@ -1,4 +1,4 @@
-"""L(N, D) = E + A/N^α + B/D^β fitted to runs, with intervals, or the reason why it cannot be."""
+"""Fits L(N, D) = E + A/N^α + B/D^β to runs, with intervals."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .laws import Law, Optimum, optimum
 from .runs import Runs
 
 LEAST_POWER = 0.02  # an exponent at or below it is not a power law: the term is nearly constant
-FAR = 6  # times the median error, from which a run is called an outlier
+FAR = 6  # times the median error: a run beyond it is an outlier
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
-CUTS = (0.6, 0.7, 0.8, 0.9)  # shares of the runs, by compute, from which cross-validation predicts the next tenth
+CUTS = (0.6, 0.7, 0.8, 0.9)  # shares of the runs, by compute, to predict the next tenth from in cross-validation
 NAMES = ("E", "A", "B", "alpha", "beta")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where 95% of the bootstrap's values lie."""
+    """The interval of 95% of the bootstrap's values."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a law fitted without the largest budgets predicts them. Errors are shares of the loss.
+    """How well a law fitted without the largest budgets predicts them. Errors are shares of the loss.
 
     `ahead_rms` is cross-validated: of every tenth of the runs from CUTS on, predicted from those of less compute.
     """
@@ -51,7 +51,7 @@ class HeldOut:
 class LawFit:
     """A fitted law. `terms` are the runs' contributions to the objective and sum to it.
 
-    `unidentified` gives, for each constant that the runs do not pin down, the reason; do not use its value.
+    `unidentified` maps each constant that the runs do not determine to the reason; do not use its value.
     """
 
     law: Law
@@ -67,18 +67,18 @@ class LawFit:
         return sum(self.terms)
 
     def interval(self, value: Callable[[Law], float]) -> Interval:
-        """The interval of anything that can be computed from a law, such as N_opt at a budget."""
+        """The interval of a function of the law, such as N_opt at a budget."""
         return _interval([value(draw) for draw in self.draws])
 
     @property
     def constants(self) -> dict[str, float]:
-        """Each constant that the runs pin down, and a = β / (α + β), the power of N_opt."""
+        """The identified constants, and a = β / (α + β), the exponent of N_opt."""
         named = {name: float(getattr(self.law, name)) for name in NAMES} | {"a": power_of_size(self.law)}
         return {name: value for name, value in named.items() if name not in self.unidentified}
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Of each constant, and of a."""
+        """The intervals of each constant, and of a."""
         named = {name: self.interval(lambda law, name=name: float(getattr(law, name))) for name in NAMES}  # type: ignore[misc]
         return named | {"a": self.interval(power_of_size)}
 
@@ -121,8 +121,8 @@ def fit_law(
 
     "huber" minimises the sum of Huber losses between log-sum-exp and log L (Hoffmann et al. 2022, eq. 3);
     "nnls" solves E, A, B by non-negative least squares of relative errors for each (α, β) and searches the two.
-    `bootstrap` refits to that many resampled sets of runs. `progress` is called with what is being computed. Raises
-    UsageError where the runs cannot tell the constants apart.
+    `bootstrap` is the number of resampled fits. `progress` is called with a description of the current work. Raises
+    UsageError if the runs cannot identify the constants.
     """
     log = progress or (lambda what: None)
     _check(runs)
@@ -140,10 +140,10 @@ def fit_law(
 
 
 def believed(fits: Sequence[LawFit]) -> tuple[LawFit, str]:
-    """Which of several fits to the same runs to use, and why.
+    """Which of several fits to the same runs to use, and the reason.
 
-    The one that predicts the runs of most compute best from those of less, among those whose constants the runs pin
-    down; an optimum follows from these alone.
+    The one that best predicts the runs with most compute from those with less, among the fits whose constants are
+    identified; only these give an optimum.
     """
     identified = [fit for fit in fits if not fit.unidentified]
 
@@ -173,7 +173,7 @@ def objective(runs: Runs, law: Law) -> float:
 
 
 def outlier_remark(fit: LawFit) -> list[str]:
-    """A remark if the highest losses are far off the law: the Huber loss weighs them less, and still follows them."""
+    """A remark if the highest losses are far off the law: they affect even the Huber loss."""
     errors = [
         math.log(fit.law.loss(n, d) / loss)
         for n, d, loss in zip(fit.runs.parameters, fit.runs.tokens, fit.runs.losses, strict=True)
@@ -192,18 +192,18 @@ def outlier_remark(fit: LawFit) -> list[str]:
     ]
 
 
-# ---- how sure
+# ---- uncertainty
 
 
 def _law(point: Point, name: str = "fitted", source: str = "fitted to the runs given") -> Law:
-    E, A, B = (math.exp(min(value, 700.0)) for value in point[:3])  # a resampled set may pin nothing down
+    E, A, B = (math.exp(min(value, 700.0)) for value in point[:3])  # a resampled set may not identify it
     return Law(name, E, A, B, point[3], point[4], source)
 
 
 def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) -> Iterator[Law]:
-    """Fits to runs drawn with replacement: as many as there are, or MOST_RUNS of more.
+    """Fits to runs drawn with replacement: as many as given, at most MOST_RUNS.
 
-    Fewer than there are spread more, by the root of the ratio; the fits are drawn in by it (m out of n bootstrap,
+    A smaller sample has a larger spread, by the root of the ratio, which is corrected for (m out of n bootstrap,
     Bickel, Götze and van Zwet 1997).
     """
     import random
@@ -227,14 +227,14 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def _hold_out(runs: Runs, method: Method, point: Point) -> HeldOut | None:
-    """Leave out the runs of most compute, a tenth after the other, and predict them by fits to those of less."""
+    """Leave out the runs with most compute, a tenth at a time, and predict them by fits to the rest."""
     if len(runs) > MOST_RUNS:
         return _hold_out(sample(runs), method, point)
     order = sorted(range(len(runs)), key=lambda row: runs.flops[row])
     folds = [errors for cut in CUTS if (errors := _ahead(runs, order, method, point, cut))]
     if not folds:
         return None
-    last = folds[-1]  # where fewer runs are enough, more are
+    last = folds[-1]  # if fewer runs are enough, so are more
     errors = [error for fold in folds for error in fold]
     least = min(runs.flops[row] for row in order[len(order) - len(last) :])
     return HeldOut(len(last), least, sum(last) / len(last), _rms(last), len(folds), len(errors), _rms(errors))
@@ -272,7 +272,7 @@ def _check(runs: Runs) -> None:
 
 
 def _different(values: Sequence[float]) -> int:
-    """How many values are more than 5% apart."""
+    """The number of values that are more than 5% apart."""
     count, last = 0, 0.0
     for value in sorted(values):
         if value > 1.05 * last:
@@ -307,7 +307,7 @@ def _unidentified(runs: Runs, point: Point) -> dict[str, str]:
 
 
 def _wide(fitted: LawFit) -> dict[str, str]:
-    """Exponents whose interval reaches zero or spans more than the value itself on either side."""
+    """Exponents whose interval reaches zero or extends by more than the value itself on either side."""
     if not fitted.draws:
         return {}
     problems: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Devices: what they hold, how fast they read it, how fast they compute. "this" is measured, never guessed."""
+"""Devices: memory, bandwidth and peak FLOP/s; "this" is measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SPEEDS = ("bandwidth", "peak", "peak_fp32")
 
 @dataclass(frozen=True)
 class Device:
-    """A device. `peak` is of dense 16-bit products; of a CPU, of float32, measured."""
+    """A device. `peak` is that of dense 16-bit products; for a CPU, of float32, measured."""
 
     units: ClassVar = {"memory": "bytes", "bandwidth": "bytes/s", "peak": "FLOP/s", "peak_fp32": "FLOP/s"}
     name: str
@@ -54,9 +54,9 @@ class Device:
 def device(name: str, cache_folder: Path | None = None) -> Device:
     """A device by name, "this", "measure", or NAME=MEMORY,BANDWIDTH,SPEED.
 
-    "this" is measured in about a second and remembered in `cache_folder`, if one is given; "measure" does it anew and
-    keeps the larger speeds: what else runs on the machine makes a measurement too small, never too large.
-    Raises UsageError that names the nearest ones for a name it does not know.
+    "this" is measured in about a second and cached in `cache_folder`, if given; "measure" measures again and keeps the
+    higher speeds, since other load makes a measurement too low, never too high.
+    Raises UsageError with the closest names for an unknown one.
     """
     wanted = name.strip().lower()
     if "=" in name:
@@ -86,7 +86,7 @@ def split_count(text: str) -> tuple[int, str]:
 
 @cache
 def devices() -> dict[str, Device]:
-    """Every device that has a name."""
+    """All named devices."""
     table = json.loads((Path(__file__).parent / "devices.json").read_text(encoding="utf-8"))
     return {name: _from_table(name, row, table["source"]) for name, row in table["devices"].items()}
 
@@ -144,7 +144,7 @@ def _remembered(stored: Path | None, machine: dict[str, Any]) -> Device | None:
 
 
 def _measure() -> Device:
-    """Run the measurement in a process of its own: numpy stays out of this one."""
+    """Run the measurement in a separate process, to keep numpy out of this one."""
     command = [sys.executable, "-m", "nextword.plan.machine"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -165,7 +165,7 @@ def _measure() -> Device:
 
 
 def _memory() -> float:
-    """Bytes of memory, or of what a container may use of it."""
+    """Bytes of memory, or a container's limit."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError) as error:

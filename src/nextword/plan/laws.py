@@ -1,7 +1,7 @@
-"""Published laws of loss against size and data, and the optimum that each gives for a budget of compute.
+"""Published scaling laws, and the compute-optimal size and data by each.
 
-N counts parameters, D tokens, C FLOPs; C = 6 N D throughout (Kaplan et al. 2020). No set of constants is the
-truth: an answer shows several.
+N counts parameters, D tokens, C FLOPs; C = 6 N D throughout (Kaplan et al. 2020). No set of constants is
+definitive: answers show several.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Law:
         )  # fmt: skip
 
     def tokens_for(self, loss: float, parameters: float) -> float:
-        """Tokens at which a model of that size reaches `loss`; infinite where it never does."""
+        """Tokens at which a model of that size reaches `loss`; infinite if it never does."""
         left = loss - self.E - self.A * parameters**-self.alpha
         return float((self.B / left) ** (1 / self.beta)) if left > 0 else math.inf
 
@@ -62,7 +62,7 @@ DATA_LIMITED = Law(
     "muennighoff", math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), 0.3526596, 0.3526596,
     "Muennighoff et al. 2023, 2305.16264, appendix B, unrounded: C4, repeated data",
 )  # fmt: skip
-# Bits a byte of text, D in bytes: twelve runs of this trainer on one core (docs/decisions.md), 6% root mean square.
+# Bits per byte of text, D in bytes: twelve runs of this trainer on one core (docs/decisions.md), 6% root mean square.
 SMALL = Law("small", 0.821, 31.95, 833.0, 0.343, 0.485, "12 runs of 68 k to 1.9 M parameters on 1 to 9 MB of speeches")
 LAWS: dict[str, Law] = {law.name: law for law in (EPOCH, UNROUNDED, HOFFMANN)}
 DEFAULT = EPOCH
@@ -70,9 +70,9 @@ DEFAULT = EPOCH
 
 @dataclass(frozen=True)
 class Optimum:
-    """The size and data that spend a budget best, by one law. `loss_parts` sum to `loss`.
+    """The optimal size and data for a budget, by one law. `loss_parts` sum to `loss`.
 
-    The loss of a rule that predicts none is that of the default law at the rule's choice.
+    For a rule that predicts no loss, it is the default law's at the rule's choice.
     """
 
     units: ClassVar = {"budget": "FLOPs", "parameters": "parameters", "tokens": "tokens", "loss": "nats/token"}
@@ -90,12 +90,12 @@ class Optimum:
 
     @property
     def ratio(self) -> float:
-        """Tokens a parameter."""
+        """Tokens per parameter."""
         return self.tokens / self.parameters
 
 
 def law(name: str) -> Law:
-    """A law by name. Raises UsageError with the nearest names."""
+    """A law by name. Raises UsageError with the closest names."""
     if name not in LAWS:
         raise UsageError(f"law {name!r} is not known.{closest(name, LAWS)} Known: {', '.join(LAWS)}")
     return LAWS[name]
@@ -174,7 +174,7 @@ RULES: dict[str, Callable[[float], tuple[Figure, str]]] = {
 
 @dataclass(frozen=True)
 class FlatRegion:
-    """Sizes whose loss at the same budget is within `tolerance` of the best; and what half and double size cost."""
+    """Sizes with a loss within `tolerance` of the best at the same budget, and the cost of half and double the size."""
 
     units: ClassVar = {"smallest": "parameters", "largest": "parameters"}
     smallest: float
@@ -185,7 +185,7 @@ class FlatRegion:
 
 
 def flat_region(best: Optimum, by: Law = DEFAULT, tolerance: float = 0.005) -> FlatRegion:
-    """How far the size may be from the best at little cost. Raises nothing: the loss has one valley."""
+    """How far the size may be from the optimum at little cost."""
 
     def excess(parameters: float) -> float:
         return by.loss(parameters, best.budget / (6 * parameters)) / lowest - 1

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies and reads; run as `python -m nextword.plan.machine`, prints JSON."""
+"""Measures this machine: `python -m nextword.plan.machine` prints JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_speed() -> float:
 
 
 def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest run within the time allowed; the first run warms up."""
+    """Seconds of the fastest run within the time limit; the first run is a warm-up."""
     work()
     best, end = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < end:

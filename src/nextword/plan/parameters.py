@@ -1,4 +1,4 @@
-"""How many numbers a model has, part by part; equal to sum(p.numel()) of the model built."""
+"""Parameter counts by part; equal to sum(p.numel()) of the built model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Parameters:
     units: ClassVar = dict.fromkeys(("total", "active", "multiplying", "looked_up", "non_embedding"), "parameters")
     parts: tuple[Figure, ...]
     tensors: tuple[Figure, ...]
-    active: int  # those one token passes through: all but the experts it is not sent to
-    multiplying: int  # active, in matrices that multiply: a tied head once, the input look-up not
+    active: int  # used per token: all but the experts it is not routed to
+    multiplying: int  # active, in matrix products: a tied head once, the input look-up not at all
     looked_up: int  # embedding and learned positions
 
     @property
@@ -32,12 +32,12 @@ class Parameters:
         return int(sum(part.value for part in self.parts if part.name not in ends))
 
     def part(self, name: Part) -> int:
-        """The parameters of one part, 0 if the model has none."""
+        """The parameters of one part, or 0."""
         return int(sum(part.value for part in self.parts if part.name == name))
 
 
 def parameters(spec: ModelSpec) -> Parameters:
-    """Count the parameters of a model of `spec`, every trained number once."""
+    """Count the trained parameters of a model of `spec`."""
     shapes = tensors(spec)
     return Parameters(
         parts=tuple(_part(name, group) for name in PARTS if (group := [t for t in shapes if t.part == name])),

@@ -1,4 +1,4 @@
-"""Pictures of plans. matplotlib is imported when one is drawn, and only its file writers: no window is opened."""
+"""Plots of plans, with matplotlib's file writers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _PARTS = {
     "fragmentation": GREY,
     "runtime": PALE,
 }
-_NEAR = 0.15  # of log FLOPs; runs that are shown with a curve of equal compute
-_APART = 1.0  # of log FLOPs between two such curves
+_NEAR = 0.15  # in log FLOPs; runs shown with an IsoFLOP curve
+_APART = 1.0  # in log FLOPs, between two such curves
 
 _SMALL: dict[str, Any] = {
     "fontsize": "x-small",
@@ -58,8 +58,8 @@ def draw_memory(memory: Memory, devices: Sequence[Device], title: str, path: Pat
 
 
 def draw_remedies(plan: Diagnosis, title: str, path: Path, most: int = 6) -> None:
-    """The run as asked for and the ways to make it fit, as stacked bars against the device's line."""
-    rows = [("as asked for", plan.memory)]
+    """The requested run and its remedies, as stacked bars against the device's line."""
+    rows = [("as requested", plan.memory)]
     for remedy in plan.remedies[:most]:
         result = "" if remedy.same_result else ", changes the result"
         rows.append((f"{remedy.name}\n{remedy.time:.2f}x the time{result}", remedy.memory))
@@ -78,7 +78,7 @@ def draw_remedies(plan: Diagnosis, title: str, path: Path, most: int = 6) -> Non
 
 
 def _bar(axes: Any, height: int, memory: Memory, seen: set[str]) -> None:
-    """One bar; parts that no bar before had get a name in the legend."""
+    """One bar; new parts are added to the legend."""
     left = 0.0
     for part in memory.parts:
         axes.barh(
@@ -90,7 +90,7 @@ def _bar(axes: Any, height: int, memory: Memory, seen: set[str]) -> None:
 
 
 def _device_lines(axes: Any, devices: Sequence[Device], total: float) -> None:
-    """Lines of devices; equal sizes share one label, and labels that would touch go on separate lines."""
+    """Lines of devices; equal sizes share a label, and labels that would overlap go on separate lines."""
     sizes: dict[float, list[str]] = {}
     for device in sorted(devices, key=lambda device: device.memory):
         sizes.setdefault(device.memory / 1e9, []).append(device.name)
@@ -135,7 +135,7 @@ def draw_surface(plan: BudgetPlan, path: Path) -> None:
 
 
 def _optima(axes: Any, plan: BudgetPlan, sizes: tuple[float, float], tokens: tuple[float, float]) -> None:
-    """A mark for each law, the larger ones below so that laws that agree are all seen."""
+    """A mark for each law, larger ones below so that marks of agreeing laws stay visible."""
     for number, (best, marker) in enumerate(zip(plan.optima, "o^sDPX*", strict=False)):
         if sizes[0] < best.parameters < sizes[1] and tokens[0] < best.tokens < tokens[1]:
             axes.plot(best.parameters, best.tokens, marker, color=PALETTE[number % len(PALETTE)], label=best.law,
@@ -172,7 +172,7 @@ def draw_law(fit: LawFit, path: Path) -> None:
 
 
 def _busiest(flops: Sequence[float], count: int = 5) -> list[float]:
-    """At most `count` budgets that most runs are near, each well apart from the others."""
+    """At most `count` well separated budgets with the most runs nearby."""
     import numpy as np
 
     logs = np.log(np.asarray(flops))

@@ -1,7 +1,7 @@
-"""A run in one file: the model, the text, the training, and where it runs, as TOML.
+"""RunConfig: the TOML configuration of a training run.
 
-What is left out, or is 0 where the description says so, is chosen when the run is planned. A resolved configuration has
-all of it, and gives the same losses on the same text again.
+Values that are missing, or 0 where the description says so, are chosen when the run is planned. A resolved
+configuration has all of them, and reproduces the same losses on the same text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..base.toml import read_toml, set_values, to_toml
 from ..families import spec_from_dict
 from ..spec import ModelKind, ModelSpec
 
-FEWEST_IDS, MOST_IDS = 257, 1 << 20  # of a bpe tokenizer: every byte and the end of the text, at least
+FEWEST_IDS, MOST_IDS = 257, 1 << 20  # of a bpe tokenizer; at least every byte and end-of-text
 MOST_CONTEXT = 1 << 27
 BUDGETS = ("minutes", "flops", "tokens", "steps")
 
@@ -29,23 +29,23 @@ Amount = Within(least=0)
 Fraction = Within(least=0, most=1)
 Beta = Annotated[float, Within(least=0, below=1)]
 Schedule = Literal["cosine", "wsd", "constant"]
-Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # of a plan's, those that can be run
+Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # the planner's optimizers that can be run
 TrainDtype = Literal["auto", "fp32", "amp"]
 LossSpikeAction = Literal["stop", "skip", "rewind"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained."""
+    """The model to train."""
 
     arch: Annotated[ModelKind, "the architecture"] = "transformer"
     base: Annotated[str, "weights to fine-tune: a name, a folder, a .gguf file or hf:owner/name"] = ""
     lora: Annotated[int, Count, "rank of the LoRA adapters; 0 trains every weight"] = 0
     params: Annotated[float, Amount, "parameters; 0: compute-optimal for the budget and the text"] = 0.0
     match: Annotated[
-        Literal["params", "flops"], "what a recurrent model has in common with the transformer of that size"
+        Literal["params", "flops"], "match a recurrent model's parameters or FLOPs to the transformer of that size"
     ] = "params"
-    spec: Annotated[ModelSpec | None, "the shape in numbers, in [model.spec]; left out: chosen"] = None
+    spec: Annotated[ModelSpec | None, "the shape, in [model.spec]; default: chosen"] = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,13 +58,13 @@ class ModelConfig:
 class DataConfig:
     """How text becomes tokens."""
 
-    tokenizer: Annotated[str, "bpe, bytes or characters (made for the text), or a model whose tokenizer is taken"] = (
+    tokenizer: Annotated[str, "bpe, bytes or characters (trained on the text), or a model whose tokenizer to use"] = (
         "bpe"
     )
     vocabulary: Annotated[int, Within(0, MOST_IDS), "tokens of a bpe tokenizer; 0: grows with the model"] = 0
-    val_fraction: Annotated[float, Within(above=0, below=0.9), "share of the text that is held out"] = 0.05
+    val_fraction: Annotated[float, Within(above=0, below=0.9), "held-out share of the text"] = 0.05
     skip_invalid: Annotated[bool, "skip broken rows, and files of another encoding, and count them"] = False
-    column: Annotated[str, "name of the text in .jsonl and .parquet; empty: text or content"] = ""
+    column: Annotated[str, "text column in .jsonl and .parquet; empty: text or content"] = ""
     encoding: Annotated[str, "encoding of text files: utf-8, latin-1, ..."] = "utf-8"
 
     def __post_init__(self) -> None:
@@ -75,33 +75,33 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What the numbers of a run follow from, beside model and text. Rows are sequences of `context` tokens."""
+    """Settings that determine a run's results, besides model and text. Rows are sequences of `context` tokens."""
 
     minutes: Annotated[float, Amount, "budget: time to train; 0: none"] = 0.0
     flops: Annotated[float, Amount, "budget: FLOPs to spend; 0: none"] = 0.0
     tokens: Annotated[float, Amount, "budget: tokens to see; 0: none"] = 0.0
     steps: Annotated[int, Count, "optimizer steps; 0: what the budget buys"] = 0
-    context: Annotated[int, Within(0, MOST_CONTEXT), "tokens of a row; 0: chosen with the model"] = 0
-    batch_size: Annotated[int, Count, "rows a step, over all processes; 0: chosen"] = 0
-    micro_batch: Annotated[int, Count, "rows a process takes at a time; 0: chosen"] = 0
-    learning_rate: Annotated[float, Amount, "at its highest; 0: chosen"] = 0.0
-    final_learning_rate: Annotated[Annotated[float, Amount] | None, "left out: a tenth of learning_rate"] = None
-    warmup_steps: Annotated[Annotated[int, Count] | None, "left out: a twentieth of the steps, 2,000 at most"] = None
-    schedule: Annotated[Schedule, "of the learning rate: cosine, wsd (warm-up, stable, decay) or constant"] = "cosine"
-    decay_fraction: Annotated[float, Fraction, "share of the steps that decay under wsd"] = 0.65
+    context: Annotated[int, Within(0, MOST_CONTEXT), "tokens per row; 0: chosen with the model"] = 0
+    batch_size: Annotated[int, Count, "rows per step, over all processes; 0: chosen"] = 0
+    micro_batch: Annotated[int, Count, "rows per process at a time; 0: chosen"] = 0
+    learning_rate: Annotated[float, Amount, "peak learning rate; 0: chosen"] = 0.0
+    final_learning_rate: Annotated[Annotated[float, Amount] | None, "default: a tenth of learning_rate"] = None
+    warmup_steps: Annotated[Annotated[int, Count] | None, "default: a twentieth of the steps, at most 2,000"] = None
+    schedule: Annotated[Schedule, "learning rate schedule: cosine, wsd (warm-up, stable, decay) or constant"] = "cosine"
+    decay_fraction: Annotated[float, Fraction, "share of decay steps with wsd"] = 0.65
     optimizer: Annotated[Optimizer, "adamw, muon, lion, adafactor, momentum or sgd"] = "adamw"
-    betas: Annotated[tuple[Beta, Beta], "of AdamW, Muon's AdamW part and Lion"] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], "betas of AdamW, Muon's AdamW part and Lion"] = (0.9, 0.95)
     weight_decay: Annotated[float, Amount, "of matrices"] = 0.1
-    grad_clip: Annotated[float, Amount, "largest norm of the gradients; 0: any"] = 1.0
-    dropout: Annotated[float, Within(least=0, below=1), "share of the features dropped while training"] = 0.0
-    dtype: Annotated[TrainDtype, "fp32, amp (products in bfloat16), or auto: amp where that is faster here"] = "auto"
+    grad_clip: Annotated[float, Amount, "largest gradient norm; 0: no clipping"] = 1.0
+    dropout: Annotated[float, Within(least=0, below=1), "dropout rate"] = 0.0
+    dtype: Annotated[TrainDtype, "fp32, amp (products in bfloat16), or auto: amp if it is faster here"] = "auto"
     recompute: Annotated[Literal["none", "full"], "full: recompute activations in the backward pass"] = "none"
     packing: Annotated[Literal["stream", "best-fit"], "how documents become rows"] = "stream"
-    mask_documents: Annotated[bool, "tokens attend to their own document alone"] = False
-    stateful: Annotated[bool, "recurrent models: rows continue where the step before ended"] = False
-    seed: Annotated[int, Within(0, (1 << 63) - 1), "of the weights, the order of the data and dropout"] = 0
+    mask_documents: Annotated[bool, "tokens only attend within their document"] = False
+    stateful: Annotated[bool, "recurrent models: rows continue where the previous step ended"] = False
+    seed: Annotated[int, Within(0, (1 << 63) - 1), "seed of the weights, the data order and dropout"] = 0
     on_loss_spike: Annotated[LossSpikeAction, "stop, skip or rewind at a NaN loss or a loss spike"] = "stop"
-    shard: Annotated[Literal["none", "ddp", "fsdp"], "of several processes; none: ddp"] = "none"
+    shard: Annotated[Literal["none", "ddp", "fsdp"], "how several processes share the model; none: ddp"] = "none"
     devices: Annotated[int, Within(least=1), "processes; set by torchrun"] = 1
 
     def __post_init__(self) -> None:
@@ -111,30 +111,30 @@ class TrainConfig:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches a step; the last may be smaller."""
+        """Micro-batches per step; the last may be smaller."""
         return math.ceil(self.batch_size / (self.micro_batch * self.devices))
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run computes and what it writes on the way: no number follows from it but last bits."""
+    """Where a run computes and what it writes; affects results in the last bits only."""
 
     device: Annotated[str, "auto, cpu, cuda, cuda:1, ..."] = "auto"
-    threads: Annotated[int, Count, "of a CPU; 0: the fastest of those timed"] = 0
-    compile: Annotated[bool, "torch.compile: a minute first, then faster on a GPU"] = False
+    threads: Annotated[int, Count, "CPU threads; 0: the fastest measured"] = 0
+    compile: Annotated[bool, "torch.compile: takes a minute, then faster on a GPU"] = False
     checkpoint_every: Annotated[
-        Annotated[int, Count] | None, "steps; 0: at the end only; left out: every 2 minutes, 10 at least"
+        Annotated[int, Count] | None, "steps; 0: at the end only; default: every 2 minutes, at least 10"
     ] = None
-    keep_checkpoints: Annotated[int, Within(least=1), "newest checkpoints that are kept"] = 2
+    keep_checkpoints: Annotated[int, Within(least=1), "number of checkpoints to keep"] = 2
     evaluate_every: Annotated[
-        Annotated[int, Count] | None, "steps; 0: at the end only; left out: a tenth of the steps"
+        Annotated[int, Count] | None, "steps; 0: at the end only; default: a tenth of the steps"
     ] = None
     evaluate_tokens: Annotated[int, Count, "held-out tokens evaluated at the end; 0: 200,000, fine-tuning 20,000"] = 0
     sample_every: Annotated[
-        Annotated[int, Count] | None, "steps between sample completions; 0: none; left out: a quarter of the steps"
+        Annotated[int, Count] | None, "steps between sample completions; 0: none; default: a quarter of the steps"
     ] = None
-    sample_prompt: Annotated[str, "what sample completions begin with"] = ""
-    tensorboard: Annotated[bool, "write event files too; needs nextword[tensorboard]"] = False
+    sample_prompt: Annotated[str, "prompt of sample completions"] = ""
+    tensorboard: Annotated[bool, "also write event files; needs nextword[tensorboard]"] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -143,7 +143,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run, as a TOML file has it. Raises UsageError that names the key, its value and what it may be."""
+    """A run's configuration. Raises UsageError that names the key, its value and the accepted values."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -152,33 +152,33 @@ class RunConfig:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The shape of the model. Raises UsageError where it is not chosen yet."""
+        """The model's shape. Raises UsageError if it is not chosen yet."""
         if self.model.spec is None:
             raise UsageError("the run has no [model.spec] yet; plan_run chooses one")
         return self.model.spec
 
     @property
     def total_tokens(self) -> int:
-        """Tokens that the run sees."""
+        """The run's total number of tokens."""
         return self.train.steps * self.train.batch_size * self.train.context
 
     def check_resolved(self) -> None:
-        """Raise UsageError if something is left to choose, which `plan_run` does."""
+        """Raise UsageError if a value is not chosen yet; `plan_run` chooses all of them."""
         _ = self.spec
         for name in ("steps", "context", "batch_size", "micro_batch", "learning_rate"):
             if not getattr(self.train, name):
                 raise UsageError(f"train.{name} is not chosen yet: give it, or let plan_run choose it")
 
     def with_train(self, **changes: Any) -> RunConfig:
-        """The same with other settings in its section `train`."""
+        """A copy with changes in section `train`."""
         return replace(self, train=replace(self.train, **changes))
 
     def with_run(self, **changes: Any) -> RunConfig:
-        """The same with other settings in its section `run`."""
+        """A copy with changes in section `run`."""
         return replace(self, run=replace(self.run, **changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, without what is left out; `from_dict` reads it back."""
+        """Plain data, without missing values; `from_dict` reads it back."""
         data = asdict(self)
         if self.model.spec is not None:
             data["model"]["spec"] = _without_defaults(self.model.spec)
@@ -187,20 +187,20 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
-        """The configuration in plain data, such as a table of TOML. Raises UsageError for what it cannot have."""
+        """The configuration in plain data, such as a table of TOML. Raises UsageError for invalid data."""
         model = data.get("model")
         if isinstance(model, Mapping) and isinstance(spec := model.get("spec"), Mapping):
             data = {**data, "model": {**model, "spec": spec_from_dict(spec, "its [model.spec]")}}
         return from_plain(cls, data)
 
     def write(self, path: Path) -> None:
-        """Write it as TOML, whole or not at all."""
+        """Write it as TOML, atomically."""
         with atomic_write(path) as file:
             file.write(to_toml(self.to_dict()))
 
     @classmethod
     def read(cls, path: Path, assignments: Iterable[str] = ()) -> RunConfig:
-        """The configuration in a TOML file, with each "section.key=value" of `assignments` put in place of its own."""
+        """Read a TOML file, overridden by each "section.key=value" of `assignments`."""
         table = read_toml(path)
         set_values(table, assignments)
         try:
@@ -210,7 +210,7 @@ class RunConfig:
 
 
 def _without_defaults(spec: Any) -> dict[str, Any]:
-    """What a dataclass has that is not its default, dataclasses inside it likewise."""
+    """The non-default values of a dataclass and its nested dataclasses."""
     values = {item.name: getattr(spec, item.name) for item in fields(spec)}
     defaults = {item.name: item.default_factory() if callable(item.default_factory) else item.default
                 for item in fields(spec)}  # fmt: skip
@@ -225,7 +225,7 @@ def _without_none(data: Any) -> Any:
 
 
 def check_lora(rank: int, model: ModelSpec) -> None:
-    """Raise UsageError where `model` cannot have adapters of `rank`; 0 means none."""
+    """Raise UsageError if `model` cannot have adapters of `rank`; 0 means none."""
     if not rank:
         return
     if model.kind != "transformer":
@@ -235,7 +235,7 @@ def check_lora(rank: int, model: ModelSpec) -> None:
 
 
 def table_of_keys() -> list[tuple[str, str, str]]:
-    """Every key, its default as TOML writes it ("" where it has none) and what it is, for the documentation."""
+    """Every key, its default in TOML ("" without one) and its description, for the documentation."""
     rows = []
     for section in fields(RunConfig):
         kind: Any = type(getattr(RunConfig(), section.name))

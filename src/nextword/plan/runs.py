@@ -1,4 +1,4 @@
-"""Training runs as a law is fitted to them: size, tokens, loss, read from a CSV file or from runs' folders."""
+"""Training runs to fit a law to: size, tokens and loss, from CSV or run folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .run_config import RunConfig
 
 _LARGEST = 64 << 20  # bytes of a CSV file
 _RANGES = {"parameters": (1.0, 1e18), "tokens": (1.0, 1e21), "flops": (1.0, 1e40), "loss": (1e-4, 1e4)}  # of any run
-_COLUMNS = {  # what a column may be called, letters and digits alone
+_COLUMNS = {  # accepted column names, reduced to letters and digits
     "parameters": ("n", "params", "parameters", "modelsize", "size", "nparams"),
     "tokens": ("d", "tokens", "trainingtokens", "ntokens", "data"),
     "flops": ("c", "flops", "flop", "trainingflop", "trainingflops", "compute"),
@@ -31,7 +31,7 @@ class Runs:
     parameters: tuple[float, ...]
     tokens: tuple[float, ...]
     losses: tuple[float, ...]
-    skipped: tuple[str, ...] = ()  # what was read and left out, and why
+    skipped: tuple[str, ...] = ()  # what was skipped, and why
 
     def __post_init__(self) -> None:
         if not len(self.parameters) == len(self.tokens) == len(self.losses):
@@ -52,13 +52,13 @@ class Runs:
         return tuple(6 * n * d for n, d in zip(self.parameters, self.tokens, strict=True))
 
     def take(self, rows: Sequence[int]) -> Runs:
-        """The given rows, in that order; a row may be taken several times."""
+        """The given rows, in that order; rows may repeat."""
         columns = (self.parameters, self.tokens, self.losses)
         parameters, tokens, losses = (tuple(column[row] for row in rows) for column in columns)
         return Runs(parameters, tokens, losses, self.skipped)
 
     def without_highest(self, count: int) -> Runs:
-        """All but the `count` runs of highest loss: early points that no law of this form follows."""
+        """All but the `count` runs with the highest loss: early points that no law of this form fits."""
         if not 0 <= count < len(self):
             raise UsageError(f"of {len(self)} runs the {count} of highest loss cannot be left out")
         order = sorted(range(len(self)), key=lambda row: self.losses[row])[: len(self) - count]
@@ -66,11 +66,11 @@ class Runs:
 
 
 def from_folders(paths: Sequence[Path]) -> Runs:
-    """The runs in folders that `nextword train` wrote, or in folders of such; `skipped` says which are left out.
+    """The runs in run folders of `nextword train`, or in folders of these; `skipped` lists the others.
 
-    A run counts if it has ended and began from nothing. N is of all its parameters, D the tokens that it saw, the loss
-    the one on held-out text. Raises UsageError where no run counts, and for runs of different tokens, whose losses in
-    nats a token do not compare.
+    A run counts if it finished and was not fine-tuned. N is all its parameters, D its tokens, the loss that on
+    held-out text. Raises UsageError if no run counts, and for runs on different tokens, whose losses in nats per
+    token are not comparable.
     """
     rows: list[tuple[Any, ...]] = []
     fingerprints: dict[str, Path] = {}
@@ -80,7 +80,7 @@ def from_folders(paths: Sequence[Path]) -> Runs:
         if config.model.base:
             skipped.append(f"{folder} was fine-tuned")
         elif not (folder / "report.json").exists():
-            skipped.append(f"{folder} has not ended")
+            skipped.append(f"{folder} is not finished")
         else:
             measured = read_json(folder / "report.json").get("measured") or {}
             rows.append((parameters(config.spec).total, measured.get("tokens"), measured.get("nats_per_token")))
@@ -91,7 +91,7 @@ def from_folders(paths: Sequence[Path]) -> Runs:
     if len(fingerprints) > 1:
         one, other, *_ = fingerprints.values()
         raise UsageError(
-            f"{one} and {other} saw different tokens, so that their losses do not compare. Give runs on one text with"
+            f"{one} and {other} used different tokens, so their losses are not comparable. Give runs on one text with"
             " one tokenizer, such as --set data.vocabulary=4096 for all of them"
         )
     if bad := [row for row in rows if not all(isinstance(value, (int, float)) for value in row)]:
@@ -101,7 +101,7 @@ def from_folders(paths: Sequence[Path]) -> Runs:
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """`path` if it is a run's folder, else those directly in it."""
+    """`path` if it is a run folder, otherwise the run folders directly in it."""
     if (path / "run.json").exists():
         return [path]
     return sorted(file.parent for file in path.glob("*/run.json"))
@@ -110,9 +110,9 @@ def _run_folders(path: Path) -> list[Path]:
 def read_runs(path: Path) -> Runs:
     """Runs from a CSV file with columns for the size, the loss, and the tokens or the FLOPs (then D = C / 6N).
 
-    A folder is one of runs that `nextword train` wrote (`from_folders`).
+    A folder holds runs of `nextword train` (`from_folders`).
 
-    Raises UsageError that names the file, the line and the fault.
+    Raises UsageError that names the file, the line and the problem.
     """
     if path.is_dir():
         return from_folders([path])

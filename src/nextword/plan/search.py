@@ -1,4 +1,4 @@
-"""Plain searches along one line: a root, a lowest point, the largest number that fits. No numpy: they start at once."""
+"""One-dimensional searches: root, minimum, largest number that fits. No numpy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a monotonic function crosses zero between `low` and `high`, by halving."""
+    """Where a monotonic function crosses zero between `low` and `high`, by bisection."""
     rises = function(low) < 0
     for _ in range(200):
         middle = (low + high) / 2
@@ -21,7 +21,7 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 
 
 def lowest(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley is lowest, by golden sections."""
+    """The minimum of a unimodal function, by golden-section search."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     for _ in range(100):
@@ -37,7 +37,7 @@ def lowest(function: Callable[[float], float], low: float, high: float) -> float
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number up to `most` for which `fits` holds, as it does for all below it; 0 if for none."""
+    """The largest number up to `most` for which `fits` holds, assuming it holds for all smaller ones; 0 if none."""
     if not fits(1):
         return 0
     low, high = 1, 2

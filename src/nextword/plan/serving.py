@@ -1,4 +1,4 @@
-"""Using a model: bytes at a precision, the cache of keys and values, what fits, and how fast it can be."""
+"""Inference: weight and KV cache memory, what fits, and upper bounds on speed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ BITS: dict[str, float] = {
     "fp32": 32, "bf16": 16, "q8_0": 8.5, "int8": 8, "fp8": 8, "q6_k": 6.5625, "q5_k": 5.5, "q4_1": 5, "q4_k": 4.5,
     "q4_0": 4.5, "mxfp4": 4.25, "nf4": 4.127, "q3_k": 3.4375, "q2_k": 2.625,
 }  # fmt: skip
-PREFILL_MFU = 0.5  # assumed share of the peak in long prompts
+PREFILL_MFU = 0.5  # assumed share of the peak for long prompts
 PROMPT_CHUNK = 2048  # prompt tokens computed at a time, as servers do
-LONGEST = 1 << 27  # tokens; where the search for the longest context ends
+LONGEST = 1 << 27  # tokens; limit of the search for the longest context
 
 _CACHE = "keys and values of every layer (Shazeer 2019, 1911.02150); head width as the configuration says"
 _ROOF = "bandwidth over the bytes read for a token (Pope et al. 2022, 2211.05102): an upper bound"
@@ -34,14 +34,14 @@ _ROOF = "bandwidth over the bytes read for a token (Pope et al. 2022, 2211.05102
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model is used. `dtype` is of the weights and a key of BITS, unless `weight_bytes` is known exactly."""
+    """Inference settings. `dtype` is the weights', a key of BITS, unless `weight_bytes` is known exactly."""
 
     batch: int = 1
     context: int = 4096
     dtype: str = "bf16"
     kv_dtype: str = "bf16"
     weight_bytes: float | None = None
-    expert_bits: float | None = None  # of the experts' matrices, where `weight_bytes` keeps the rest in bf16
+    expert_bits: float | None = None  # of the experts' matrices, if the rest of `weight_bytes` is bf16
     runtime: float = 0.6e9
 
     def __post_init__(self) -> None:
@@ -61,9 +61,9 @@ def weight_bytes(spec: ModelSpec, dtype: str) -> Figure:
 
 
 def published_bytes(config: Mapping[str, Any], spec: ModelSpec) -> float | None:
-    """Bytes of weights whose experts' matrices are in MXFP4 and whose other numbers in bf16 (gpt-oss, 2508.10925).
+    """Bytes of weights with the experts' matrices in MXFP4 and the rest in bf16 (gpt-oss, 2508.10925).
 
-    None where the model's configuration does not say that they are.
+    None if the model's configuration does not say so.
     """
     if not experts_in_4_bits(config):
         return None
@@ -120,7 +120,7 @@ class Speed:
 
 
 def speed(spec: ModelSpec, use: Serving, on: Device) -> Speed:
-    """How fast `on` can generate at most, and read a prompt at the assumed share of its peak."""
+    """The upper bound of `on`'s decoding speed, and its prefill speed at the assumed share of its peak."""
     stored = serving_memory(spec, use).part("weights")
     weights = _read(spec, use.batch, stored, use.expert_bits)
     cache = cache_bytes(spec, use.batch, use.context, use.kv_dtype)
@@ -144,7 +144,7 @@ def speed(spec: ModelSpec, use: Serving, on: Device) -> Speed:
 
 
 def _read(spec: ModelSpec, batch: int, stored: float, expert_bits: float | None = None) -> Figure:
-    """Bytes of weights read for one token of each sequence: rows of the input table aside, experts as drawn."""
+    """Bytes of weights read per token of each sequence, without the input table, with the expected experts."""
     counted = parameters(spec)
     idle = 0 if spec.tied else counted.part("embedding")
     idle += counted.part("positions")
@@ -167,7 +167,7 @@ def _read(spec: ModelSpec, batch: int, stored: float, expert_bits: float | None 
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether and how much of a plan one device holds. 0 where not even one fits."""
+    """Whether a plan fits on one device, and its largest batch and context; 0 if not even one fits."""
 
     units: ClassVar = {
         "needed": "bytes", "shared": "bytes", "headroom": "bytes", "largest_batch": "sequences",
@@ -177,11 +177,11 @@ class Fit:
     needed: float
     largest_batch: int
     longest_context: int
-    shared: float  # of the bytes needed, those that several devices share among them
+    shared: float  # bytes that several devices would share
 
     @property
     def devices_needed(self) -> int | None:
-        """Devices that hold it, all but their runtime split evenly; None if the runtime alone fills one."""
+        """Devices needed, with all but the runtime split evenly; None if the runtime alone fills one."""
         room = self.device.memory - (self.needed - self.shared)
         return math.ceil(self.shared / room) if room > 0 else None
 
@@ -191,12 +191,12 @@ class Fit:
 
     @property
     def headroom(self) -> float:
-        """Bytes left; below zero: bytes missing."""
+        """Free bytes; negative: bytes missing."""
         return self.device.memory - self.needed
 
 
 def fit_on(spec: ModelSpec, use: Serving, on: Device) -> Fit:
-    """What `on` holds: the largest batch at the context, and the longest context at the batch."""
+    """The largest batch at the context, and the longest context at the batch, that fit on `on`."""
     use = replace(use, runtime=on.runtime)
 
     def fits(**change: int) -> bool:
@@ -214,7 +214,7 @@ def fit_on(spec: ModelSpec, use: Serving, on: Device) -> Fit:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """A model in use on one device; no speed where it does not fit."""
+    """A model on one device; without speed if it does not fit."""
 
     device: Device
     memory: Memory
@@ -224,7 +224,7 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """A model in use: the weights' bytes in every type of BITS, and what each device makes of it."""
+    """An inference plan: bytes of the weights in every type of BITS, and the results for each device."""
 
     use: Serving
     weights: dict[str, Figure]
@@ -232,7 +232,7 @@ class InferencePlan:
 
 
 def plan_inference(spec: ModelSpec, use: Serving, devices: Iterable[Device]) -> InferencePlan:
-    """What using a model takes, where it fits and how fast it can be there."""
+    """Plan inference: memory, devices that fit, and speed."""
     rows = []
     for device in devices:
         here = replace(use, runtime=device.runtime)

@@ -1,4 +1,4 @@
-"""From a number of parameters to a model that can be built, and from a budget to a run that can be started."""
+"""A parameter count → a concrete model; a budget → a concrete run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .run_config import ModelConfig, RunConfig, TrainConfig
 from .search import largest
 from .training import Training, training_memory
 
-SMALLEST, LARGEST = 2e4, 2e13  # parameters of the models that are designed
+SMALLEST, LARGEST = 2e4, 2e13  # parameters of the models it designs
 _VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _EMBEDDING_SHARE = 0.2
-_CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # up to so many parameters
-_TILED, _SHARDED = 1e8, 1e9  # parameters from which widths are coarser
+_CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # (parameters up to, context)
+_TILED, _SHARDED = 1e8, 1e9  # from these parameter counts, widths are coarser
 _MOST_RATE = 3e-3
 _FEWEST_STEPS = 1000  # updates matter more than smooth gradients while budgets are small (docs/decisions.md)
 
@@ -27,11 +27,11 @@ _FEWEST_STEPS = 1000  # updates matter more than smooth gradients while budgets 
 def shape_for(count: float, vocabulary: int | None = None, context: int | None = None) -> ModelSpec:
     """A model in Llama's layout with about `count` parameters: head of 64, gated MLP of 8/3 the width.
 
-    A width is a multiple of the head's; of 128 from 100 million parameters, so that matrices divide into tiles; of 8
-    heads from a billion, so that 8 devices share them, with keys and values of 8 and an MLP of a multiple of 256.
+    The width is a multiple of the head's; of 128 from 100 million parameters, so that matrices divide into tiles; of
+    8 heads from a billion, so that 8 devices can share them, with 8 key-value heads and an MLP multiple of 256.
     Width over layers grows slowly with size, from 32 at a million to 120 at 7 billion; loss hardly depends on it
-    (Kaplan et al. 2020, figure 5). The embedding takes a fifth of the parameters at most. Whole layers and heads meet
-    `count` within 7% from 10 million on, 10% from a million, 18% from 100,000 and 26% below.
+    (Kaplan et al. 2020, figure 5). The embedding takes at most a fifth of the parameters. With whole layers and
+    heads, `count` is met within 7% from 10 million on, 10% from a million, 18% from 100,000 and 26% below.
     """
     if not SMALLEST <= count <= LARGEST:
         raise UsageError(f"a model of {count:.3g} parameters: shapes are known from {SMALLEST:g} to {LARGEST:g}")
@@ -84,7 +84,7 @@ def _with_width(count: float, width: int, head: int, vocabulary: int, context: i
 
 
 def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, tokens: float | None = None) -> RunConfig:
-    """The run that spends `budget` FLOPs on a model, by its exact FLOPs a token, unless `tokens` says how many.
+    """A run of a model with `budget` FLOPs, by its exact FLOPs per token, or with `tokens` if given.
 
     Batch in tokens 0.2920 C^0.3271 and learning rate 0.3118 C^-0.1250 (DeepSeek LLM, 2401.02954, §3.1; fitted
     from 1e17 to 2e19 FLOPs, an extrapolation elsewhere), the rate at most 3e-3 and at least 1000 steps. The
@@ -123,12 +123,12 @@ def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, to
 
 
 def warmup_for(steps: int) -> int:
-    """Steps of warm-up for a run of `steps`, where none were asked for."""
+    """Default warm-up steps for a run of `steps`."""
     return min(2000, max(1, steps // 20))
 
 
 def memory_setup(config: RunConfig, device: Device) -> Training:
-    """The run as `training_memory` takes it."""
+    """The run's settings for `training_memory`."""
     train = config.train
     return Training(
         batch=train.micro_batch, context=train.context, precision="fp32" if train.dtype == "auto" else train.dtype,

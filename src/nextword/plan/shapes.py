@@ -1,4 +1,4 @@
-"""Every tensor of a ModelSpec by shape: what parameter counts, FLOPs, optimizer states and LoRA are computed from."""
+"""The tensors of a ModelSpec by shape, the basis of counts, FLOPs, states and LoRA."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class TensorShape:
-    """Tensors of one shape. `copies` counts them in the model, `active` those that one token passes through.
+    """Tensors of one shape. `copies` is their number in the model, `active` the number used per token.
 
-    `multiplies` tells matrices that multiply from look-up tables, biases and norms.
+    `multiplies`: a matrix product, not a look-up table, bias or norm.
     """
 
     part: Part
@@ -34,7 +34,7 @@ class TensorShape:
 
     @property
     def numbers(self) -> int:
-        """Parameters in all copies."""
+        """The parameters of all copies."""
         return self.copies * math.prod(self.shape)
 
     @property
@@ -43,15 +43,15 @@ class TensorShape:
 
 
 def tensors(spec: ModelSpec) -> tuple[TensorShape, ...]:
-    """All tensors of a model of `spec`. A head tied to the embedding is listed with no copies of its own."""
+    """All tensors of a model of `spec`. A head tied to the embedding is listed with 0 copies."""
     blocks = _transformer(spec) if spec.kind == "transformer" else _recurrent(spec)
     return (*_ends(spec), *blocks)
 
 
 def separate(spec: ModelSpec, names: tuple[str, ...]) -> tuple[TensorShape, ...]:
-    """The layers' matrices of those `names` (of LORA_TARGETS, or "all"), each by itself, as transformers stores them.
+    """The layers' separate matrices by `names` (of LORA_TARGETS, or "all"), as transformers stores them.
 
-    Raises UsageError for names that are unknown or that no matrix of the model has.
+    Raises UsageError for unknown names and for matrices that the model does not have.
     """
     named = [(name, tensor) for tensor in tensors(spec) if tensor.is_matrix for name, tensor in _apart(spec, tensor)]
     known = tuple(dict.fromkeys(name for name, _ in named))
@@ -64,7 +64,7 @@ def separate(spec: ModelSpec, names: tuple[str, ...]) -> tuple[TensorShape, ...]
 
 
 def _apart(spec: ModelSpec, tensor: TensorShape) -> Iterator[tuple[str, TensorShape]]:
-    """The separate matrices that `tensor` joins, by their names in LORA_TARGETS."""
+    """The separate matrices stacked in `tensor`, by their names in LORA_TARGETS."""
     rows, columns = tensor.shape
     name = tensor.name.removeprefix("shared ").removeprefix("expert ")
     heads, kv_heads = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
@@ -102,7 +102,7 @@ def _ends(spec: ModelSpec) -> Iterator[TensorShape]:
 
 
 def _recurrent(spec: ModelSpec) -> Iterator[TensorShape]:
-    """torch's layout: an input matrix, a state matrix and two biases a layer, all gates stacked."""
+    """torch's layout: an input matrix, a state matrix and two biases per layer, with gates stacked."""
     rows = GATES[spec.kind] * spec.width
     yield _matrix("recurrent", "input to gates", rows, spec.width, spec.layers)
     yield _matrix("recurrent", "state to gates", rows, spec.width, spec.layers)

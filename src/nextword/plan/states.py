@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer states of training, with LoRA and with sharding over devices."""
+"""Memory of weights, gradients and optimizer states, with LoRA and sharding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ZERO = "Rajbhandari et al. 2020, 1910.02054, §3 and §5"
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes a parameter in a precision. `copy` is of the 16-bit copies that products read, in matrices only."""
+    """Bytes per parameter in a precision. `copy`: 16-bit copies of matrices for products."""
 
     weight: float
     master: float
@@ -59,7 +59,7 @@ _ENDS = ("embedding", "positions", "head", "norms")
 
 @dataclass(frozen=True)
 class States(Parts):
-    """Bytes on each device that depend on the parameters alone."""
+    """Bytes on each device that depend only on the parameters."""
 
     trained: int  # parameters that get a gradient
 
@@ -75,10 +75,10 @@ def states(
     lora_targets: tuple[str, ...] = (),
     base: str = "bf16",
 ) -> States:
-    """Bytes of weights, gradients and optimizer states a device.
+    """Bytes of weights, gradients and optimizer states per device.
 
-    `lora` is the rank of adapters (0: all parameters are trained) on the matrices that `lora_targets` names (none: on
-    every matrix of the layers), `base` how the frozen weights are kept. Raises UsageError for sizes that make no sense.
+    `lora` is the rank of adapters (0: all parameters are trained) on the matrices in `lora_targets` (default: every
+    matrix of the layers), `base` the type of the frozen weights. Raises UsageError for invalid sizes.
     """
     if devices < 1 or lora < 0:
         raise UsageError(f"training needs at least one device and a rank of 0 or more, not {devices} and {lora}")
@@ -97,10 +97,10 @@ def states(
 def adapters(spec: ModelSpec, rank: int, targets: tuple[str, ...] = ()) -> list[TensorShape]:
     """LoRA's pairs of narrow matrices, r x in and out x r, one for each matrix (Hu et al., 2106.09685).
 
-    Without `targets` the matrices are nextword's, all of the layers: queries, keys and values are one, gate and up
-    are one, so that a pair serves all of them. `targets` names separate matrices (LORA_TARGETS, or "all"), as PEFT
-    adapts them: Llama 3 8B, rank 16, is 35.7 M without and 41.9 M with "all". Raises UsageError for a rank above a
-    matrix's and for matrices that the model has not.
+    Without `targets`, every matrix of the layers, as in nextword, where queries, keys and values share a pair, and
+    gate and up share one. `targets` names separate matrices (LORA_TARGETS, or "all"), as in PEFT: Llama 3 8B with
+    rank 16 has 35.7 M without and 41.9 M with "all". Raises UsageError for a rank above a matrix's and for matrices
+    that the model does not have.
     """
     pairs = []
     for tensor in separate(spec, targets) if targets else tensors(spec):
@@ -136,14 +136,14 @@ def _states(
         figure("optimizer states", "bytes", "all_states / devices", f"{OPTIMIZERS[optimizer]}; {_ZERO}",
                all_states=optimizer_bytes(trained, optimizer, widths.state), devices=over_states),
     ]  # fmt: skip
-    if shard != "fsdp":  # there the copies are the gathered layers
+    if shard != "fsdp":  # with FSDP the copies are the gathered layers
         parts.append(figure("16-bit copies of weights", "bytes", "matrices * bytes_each", "torch.autocast's cache",
                             matrices=multiplied, bytes_each=widths.copy))  # fmt: skip
     return parts
 
 
 def optimizer_bytes(trained: list[TensorShape], optimizer: Optimizer, width: float = 4) -> float:
-    """Bytes of the optimizer's states; `width` is of one state's number."""
+    """Bytes of the optimizer's states, with `width` bytes per number."""
     return sum(_optimizer_bytes(tensor, optimizer, width) for tensor in trained)
 
 

@@ -1,4 +1,4 @@
-"""One training run: bytes a device line by line, FLOPs, time, price, and rules of thumb for comparison."""
+"""A training run: memory line by line, FLOPs, time, price, and rules of thumb."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .search import largest
 from .shapes import GATES
 from .states import PRECISIONS, Optimizer, Precision, Shard, states
 
-CHUNK = 1024  # tokens whose logits a chunked loss holds at a time
-FRAGMENTATION = 0.05  # share; assumed for the caching allocator's gaps
+CHUNK = 1024  # tokens whose logits a chunked loss computes at a time
+FRAGMENTATION = 0.05  # share; assumed for gaps in the caching allocator
 CPU_FRAGMENTATION = 0.3  # share; measured with glibc's allocator: 29 to 39% over two models, fp32, amp and LoRA
 MFU = 0.40
 MFU_SOURCE = (
@@ -27,7 +27,7 @@ MFU_SOURCE = (
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained. `batch` counts sequences of `context` tokens that one device holds at a time."""
+    """Training settings. `batch` is the number of sequences of `context` tokens per device at a time."""
 
     batch: int = 1
     context: int = 1024
@@ -41,7 +41,7 @@ class Training:
     lora: int = 0
     lora_targets: tuple[str, ...] = ()
     base: str = "bf16"
-    fused: bool = False  # by nextword's compiled kernels, on a CPU: they keep fewer activations
+    fused: bool = False  # with nextword's compiled kernels, on a CPU, which keep fewer activations
     runtime: float = RUNTIME
     fragmentation: float = FRAGMENTATION
 
@@ -51,7 +51,7 @@ class Training:
                 f"batch, context and devices are whole numbers from 1, not {self.batch}, {self.context}, {self.devices}"
             )
         if self.shard != "none" and self.devices == 1:
-            raise UsageError(f"--shard {self.shard} shares the states among several devices; say how many: --devices 8")
+            raise UsageError(f"--shard {self.shard} shards over devices; give their number, as in --devices 8")
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Memory(Parts):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training run on devices of a kind. `activations` sum to memory's line of that name; `rules` are of thumb."""
+    """A training run on one kind of device. `activations` sum to memory's line of that name; `rules`: of thumb."""
 
     units: ClassVar = {"largest_batch": "sequences", "longest_context": "tokens", "tokens": "tokens"}
     setup: Training
     device: Device
     memory: Memory
     activations: tuple[Figure, ...]
-    largest_batch: int  # a device holds at the run's context; 0 for none
+    largest_batch: int  # per device at the run's context; 0: none fits
     longest_context: int  # at its batch
     tokens: float
     cost: Cost
@@ -84,7 +84,7 @@ class TrainingPlan:
 def plan_training(
     spec: ModelSpec, run: Training, device: Device, tokens: float, mfu: float, price: float | None = None
 ) -> TrainingPlan:
-    """What training a model on `tokens` tokens takes; `mfu` and `price` as in `cost`."""
+    """Plan training a model on `tokens` tokens; `mfu` and `price` as in `cost`."""
     run = replace(run, runtime=device.runtime)
     batch, context = largest_training(spec, run, device)
     return TrainingPlan(
@@ -94,7 +94,7 @@ def plan_training(
 
 
 def largest_training(spec: ModelSpec, run: Training, device: Device) -> tuple[int, int]:
-    """The largest batch at the run's context and the longest context at its batch that a device holds; 0 for none."""
+    """The largest batch at the run's context and the longest context at its batch that fit; 0: none fits."""
 
     def fits(changed: Training) -> bool:
         return training_memory(spec, changed).total <= device.memory
@@ -106,7 +106,7 @@ def largest_training(spec: ModelSpec, run: Training, device: Device) -> tuple[in
 
 
 def training_memory(spec: ModelSpec, run: Training) -> Memory:
-    """Bytes a device needs at its peak: gradients of the step before are still there when the loss is computed."""
+    """A device's peak memory: gradients of the previous step still exist when the loss is computed."""
     kept = states(
         spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.devices, lora=run.lora,
         lora_targets=run.lora_targets, base=run.base,
@@ -131,7 +131,7 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
 
 
 def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:
-    """The lines that "activations" of `training_memory` sums."""
+    """The lines summed in "activations" of `training_memory`."""
     width = PRECISIONS[run.precision].compute
     return activations(
         spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
@@ -166,7 +166,7 @@ def _widest(spec: ModelSpec) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes. Seconds are of wall-clock time over all devices."""
+    """The cost of a run. Seconds are wall-clock time on all devices."""
 
     flops: Flops
     seconds: Figure
@@ -179,7 +179,7 @@ def cost(
 ) -> Cost:
     """FLOPs, time and price of training on `tokens` tokens with devices of `peak` FLOP/s each.
 
-    `mfu` is the share of the peak that the computed FLOPs reach, recomputation counted; `price` is an hour's.
+    `mfu` is the share of the peak reached, with recomputation counted; `price` is per device hour.
     """
     if not 0 < mfu <= 1:
         raise UsageError(f"--mfu is a share between 0 and 1, not {mfu}")
@@ -194,13 +194,13 @@ def cost(
 
 
 def duration(work: float, devices: int, peak: float, mfu: float = MFU) -> Figure:
-    """Seconds of `work` FLOPs on `devices` of `peak` FLOP/s, at the share `mfu` of it."""
+    """Seconds for `work` FLOPs on `devices` of `peak` FLOP/s, at the share `mfu`."""
     formula = "flops / (devices * peak * mfu)"
     return figure("time", "s", formula, f"MFU {MFU_SOURCE}", flops=work, devices=devices, peak=peak, mfu=mfu)
 
 
 def rules_of_thumb(spec: ModelSpec, devices: int = 1) -> tuple[Figure, ...]:
-    """Bytes by what people multiply the parameters with; with several `devices`, two accounts of ZeRO's stage 2."""
+    """Bytes by common rules of thumb; with several `devices`, two versions of ZeRO stage 2."""
     count = {"parameters": parameters(spec).total}
     table = "float32 weights 4, gradients 4, Adam 8, and 8 for activations, which really grow with batch x context"
     states_only = "ZeRO, 1910.02054, §3.1: weights, gradients and Adam's states, no activations"

@@ -1,4 +1,4 @@
-"""Text in, tokens out and back: tokenizers, chat templates, incremental detokenizing."""
+"""Tokenizers, chat templates, incremental detokenization."""
 
 from .chat import render_chat
 from .contents import Contents

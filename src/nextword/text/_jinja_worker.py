@@ -18,7 +18,7 @@ sys.path[:0] = sys.argv[3:]
 from jinja2 import StrictUndefined, Template, TemplateError, ext, nodes  # noqa: E402
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
 
-CPU_SECONDS = 3  # the parent kills earlier; this is for a parent that is gone
+CPU_SECONDS = 3  # the parent kills it earlier; this is for a parent that has died
 
 
 class Generation(ext.Extension):
@@ -37,7 +37,7 @@ def raise_exception(message: str) -> None:
 
 
 def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):  # type: ignore[no-untyped-def]
-    """As transformers has it: jinja2's own filter escapes HTML."""
+    """As in transformers: jinja2's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -55,7 +55,7 @@ def environment(strict: bool) -> ImmutableSandboxedEnvironment:
     return env
 
 
-@lru_cache(maxsize=4)  # an evaluation renders one template some thousand times
+@lru_cache(maxsize=4)  # an evaluation renders one template thousands of times
 def compiled(env: ImmutableSandboxedEnvironment, source: str) -> Template:
     return env.from_string(source)
 
@@ -84,7 +84,7 @@ def limit_cpu() -> None:
 
 
 def main() -> None:
-    with suppress(ValueError, OSError):  # macOS knows no such limit
+    with suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     environments = {strict: environment(strict) for strict in (False, True)}

@@ -1,7 +1,7 @@
-"""What bytes a token stands for.
+"""The bytes of a token, from its text in the vocabulary.
 
-Decoding needs nothing more: text is the UTF-8 reading of its tokens' bytes put together, so a stream
-can be decoded token by token and a character split over tokens waits for its last byte.
+Decoding needs nothing else: text is the UTF-8 decoding of its tokens' concatenated bytes, so a stream
+can be decoded token by token, and a character split over tokens waits for its last byte.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class ByteDecoding:
     """How the tokens of a vocabulary are written.
 
-    `to_bytes` turns a token of the vocabulary into the bytes it stands for. `strips_space`: a text's
-    first space was put there by the tokenizer and is taken away again.
+    `to_bytes` maps a token of the vocabulary to its bytes. `strips_space`: the tokenizer adds a space
+    before a text, which decoding removes.
     """
 
     to_bytes: Callable[[str], bytes]
@@ -45,7 +45,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def byte_level(token: str) -> bytes:
-    """The bytes of a byte-level token; a token outside the alphabet stands for its own text."""
+    """The bytes of a byte-level token; a token outside the alphabet is literal text."""
     alphabet = byte_alphabet()
     try:
         return bytes([alphabet[character] for character in token])
@@ -60,7 +60,7 @@ def sentencepiece(token: str, space: str = "\u2581") -> bytes:
 
 
 def byte_decoding_of(engine: Engine, where: object) -> ByteDecoding:
-    """Read a tokenizer's byte decoding off its decoder. Raises UsageError if it is of no known kind."""
+    """A tokenizer's byte decoding, from its decoder. Raises UsageError if that is of an unknown kind."""
     if engine.decoder is None:
         return ByteDecoding(str.encode)
     steps = _steps(json.loads(engine.decoder.__getstate__()))

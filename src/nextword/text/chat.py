@@ -1,4 +1,4 @@
-"""Chat templates: messages → the text a model was trained to answer."""
+"""Chat templates: messages → a prompt."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def render_chat(
     add_generation_prompt: bool = True,
     **extra: Any,
 ) -> str:
-    """Text of a conversation by the model's own chat template; encode it with `special=True`.
+    """Render a conversation with the model's chat template; encode the result with `special=True`.
 
-    `messages` are {"role": ..., "content": ...}; `extra` are further variables of the template (tools,
-    documents, enable_thinking, ...); `chat_template` names one of several or is a template itself.
-    Raises UsageError if there is no template, or it fails, or takes too much time or memory.
+    `messages` are {"role": ..., "content": ...}; `extra` are more variables of the template (tools,
+    documents, enable_thinking, ...); `chat_template` names one of several, or is a template itself.
+    Raises UsageError if there is no template, if it fails, or if it takes too much time or memory.
     """
     template = _choose(tokenizer, extra.pop("chat_template", None))
     variables = {

@@ -1,4 +1,4 @@
-"""What people and files put into a conversation, kept text: it may spell "<|im_end|>", and must not end a turn."""
+"""Keeps control tokens such as "<|im_end|>" in a message from acting as such."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MARKS = range(0xF0000, 0xFFFFE)  # a plane of Unicode for private use
 
 
 class Contents:
-    """Texts of one conversation, in which names of control tokens are replaced by marks until they are tokenized.
+    """Texts of one conversation, with names of control tokens replaced by marks until they are tokenized.
 
-    A template renders `hide(text)` for each text; `encode` makes tokens of what it rendered. Only what the
-    template itself writes becomes control tokens. Where no text has such a name, all is as without it.
+    A template renders `hide(text)` for each text; `encode` tokenizes the result. Only what the template
+    itself writes becomes control tokens. If no text has such a name, nothing changes.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
@@ -25,30 +25,30 @@ class Contents:
 
     @property
     def hides(self) -> bool:
-        """Whether any text has a name to hide."""
+        """Whether any text contains a name to hide."""
         return bool(self._marks)
 
     def hide(self, text: str) -> str:
-        """The text as a template may have it."""
+        """The text with marks, to be rendered by a template."""
         names = self._tokenizer.control_names
         if names is None or not self._marks:
             return text
         return names.sub(lambda match: self._marks[match[0]], text)
 
     def show(self, text: str) -> str:
-        """What was hidden, as it was written."""
+        """The text with the original names restored."""
         for name, mark in self._marks.items():
             text = text.replace(mark, name)
         return text
 
     def encode(self, rendered: str) -> list[int]:
-        """Tokens of a rendered text, without a beginning-of-text token of their own."""
+        """Tokens of a rendered text, without an extra beginning-of-text token."""
         if not self._marks:
             return self._tokenizer.encode(rendered, special=True)
         return [id for text, plain in self._parts(rendered) for id in self._tokenizer.encode(text, special=not plain)]
 
     def _parts(self, rendered: str) -> Iterator[tuple[str, bool]]:
-        """Stretches between two control tokens that hold a mark (to be told as plain text), and what is between."""
+        """Spans between control tokens that contain a mark (to be encoded as plain text), and the text between them."""
         names, begin = self._tokenizer.control_names, 0
         assert names is not None
         ends = [0, *(place for match in names.finditer(rendered) for place in match.span()), len(rendered)]

@@ -1,4 +1,4 @@
-"""Turns errors of the tokenizers library into UsageError."""
+"""Converts errors of the tokenizers library to UsageError."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def as_usage_error(where: object, call: Callable[[], Result], what: str = "its tokenizer cannot be built") -> Result:
-    """Run `call`; whatever the library raises becomes the UsageError "<where>: <what> (<reason>)"
+    """Run `call`; anything the library raises becomes the UsageError "<where>: <what> (<reason>)".
 
     The library is written in Rust: a panic in it arrives as a BaseException.
     """

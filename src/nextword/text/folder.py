@@ -26,7 +26,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 
 @dataclass(frozen=True)
 class _Built:
-    """An engine, and what its file said besides: special tokens by name, whether texts begin with bos."""
+    """An engine, and the file's special tokens by name and whether texts begin with bos."""
 
     engine: Engine
     byte_decoding: ByteDecoding
@@ -35,11 +35,11 @@ class _Built:
 
 
 def tokenizer_from_folder(path: Path | str) -> Tokenizer:
-    """Build a model folder's tokenizer: of tokenizer.json, tokenizer.model, or vocab.json with merges.txt.
+    """Build a model folder's tokenizer from tokenizer.json, tokenizer.model, or vocab.json with merges.txt.
 
     Special tokens, stop ids and the chat template come from tokenizer_config.json,
-    special_tokens_map.json, generation_config.json, config.json and chat_template.jinja where they are.
-    Raises UsageError, one line, if a file is missing or does not make sense.
+    special_tokens_map.json, generation_config.json, config.json and chat_template.jinja, if present.
+    Raises UsageError if a file is missing or invalid.
     """
     folder = Path(path)
     config = _json(folder / "tokenizer_config.json")
@@ -78,7 +78,7 @@ def _build(folder: Path, config: Mapping[str, Any]) -> _Built:
     if lexists(folder / "vocab.json") and lexists(folder / "merges.txt"):
         engine = _from_vocabulary(folder, config)
         return _Built(engine, byte_decoding_of(engine, folder), begins=False)
-    raise UsageError(f"{folder}: no tokenizer there (tokenizer.json, tokenizer.model, or vocab.json with merges.txt)")
+    raise UsageError(f"{folder} has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt)")
 
 
 def _from_json(file: Path) -> Engine:
@@ -106,7 +106,7 @@ def _from_sentencepiece(file: Path) -> _Built:
 
 
 def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Engine:
-    """GPT-2's two files: token → id, and one merge a line."""
+    """GPT-2's two files: token → id, and one merge per line."""
     file = folder / "vocab.json"
     vocabulary = _json(file)
     tokens = [token for token, _ in sorted(vocabulary.items(), key=lambda item: str(item[1]).zfill(12))]
@@ -121,11 +121,11 @@ def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Engine:
 
 
 def _register(engine: Engine, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Make special what the configuration calls so, where the vocabulary has it."""
+    """Register the configuration's special tokens, if the vocabulary has them."""
     from tokenizers import AddedToken
 
     more = config.get("additional_special_tokens", config.get("extra_special_tokens"))
-    # The unknown token stays plain: it is what strange text rightly becomes.
+    # The unknown token stays plain: unknown text correctly becomes it.
     named = [text for name, text in names.items() if name != "unk_token"]
     contents = [*named, *filter(None, map(_content, more if isinstance(more, list) else []))]
     declared = config.get("added_tokens_decoder")
@@ -138,7 +138,7 @@ def _register(engine: Engine, config: Mapping[str, Any], names: Mapping[str, str
 
 
 def _special_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and the like, given as text or as an object with its content."""
+    """bos_token and so on, given as text or as an object with `content`."""
     found = {name: _content(config.get(name)) for name in _NAMED}
     return {name: text for name, text in found.items() if text}
 
@@ -169,7 +169,7 @@ def _adds_bos(folder: Path, engine: Engine, config: Mapping[str, Any], bos: int,
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name. A file of its own wins over the configuration, as in transformers."""
+    """Chat templates by name. A separate file takes precedence over the configuration, as in transformers."""
     given = config.get("chat_template")
     if isinstance(given, list):
         named = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}

@@ -16,7 +16,7 @@ from .vocab_engines import PieceType, SentencePieceVocab, add_special, byte_leve
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
-# Control tokens that end a text or a turn under these names in every vocabulary that has them.
+# Control tokens that end a text or a turn in every vocabulary that has them.
 ENDS = frozenset(
     ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>")
 )
@@ -26,8 +26,8 @@ _KINDS = ("gpt2", "llama", "gemma4", "t5")
 def tokenizer_from_gguf(metadata: Mapping[str, Any], path: Path | str = "the GGUF file") -> Tokenizer:
     """Build the tokenizer a GGUF file describes; `path` names the file in messages.
 
-    Raises UsageError if the file has none, one of an unknown kind, or one that contradicts itself.
-    Warns if the rule by which text is cut is not known.
+    Raises UsageError if the file has none, one of an unknown kind, or an inconsistent one.
+    Warns if the pre-tokenizer is unknown.
     """
     facts = _Facts(metadata, path)
     kind = facts.text("model")
@@ -94,7 +94,7 @@ class _Facts:
 
 
 def _types(facts: _Facts, count: int) -> list[int]:
-    """The type of each token; what begins or ends a text is control, whatever an old file says."""
+    """The type of each token; bos and eos are control tokens, even if an old file says otherwise."""
     types = list(facts.integers("token_type", count)) or [int(PieceType.NORMAL)] * count
     for name in ("bos", "eos", "eot", "eom"):
         id = facts.id(name, count)
@@ -122,7 +122,7 @@ def _merges(facts: _Facts) -> list[tuple[str, str]]:
 
 def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SentencePieceVocab:
     gemma = str(facts.metadata.get("general.architecture", "")).startswith("gemma")
-    if gemma:  # such files write runs of spaces as themselves, while prepared text has ▁
+    if gemma:  # such files have runs of spaces literally, while normalized text has ▁
         tokens = ["\u2581" * len(token) if token and not token.strip(" ") else token for token in tokens]
     unigram = facts.text("model") == "t5"
     scores = facts.numbers("scores", len(tokens))

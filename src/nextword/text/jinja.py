@@ -1,7 +1,7 @@
-"""Jinja templates, of chats and of evaluation tasks: programs by strangers.
+"""Renders untrusted Jinja templates of chats and tasks in a worker process.
 
-They are rendered by a worker process that holds nothing but jinja2's sandbox, with limits on its time and memory, and
-that is killed if it does not answer: nothing less stops a loop inside one C call, such as 9 ** 9 ** 9.
+The worker has nothing but jinja2's sandbox, with limits on time and memory, and is killed if it does not answer:
+nothing else stops a loop inside one C call, such as 9 ** 9 ** 9.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import Any
 
 from ..base import RunError, UsageError
 
-TIME_LIMIT = 2.0  # seconds a template may take
+TIME_LIMIT = 2.0  # seconds per template
 _START_LIMIT = 20.0  # seconds until the worker is up
-_IDLE_LIMIT = 60.0  # seconds after which an unused worker ends itself
+_IDLE_LIMIT = 60.0  # seconds after which an idle worker exits
 _MEMORY_LIMIT = 512 << 20  # bytes of address space
 _LARGEST_ANSWER = 64 << 20  # bytes
 _WORKER = Path(__file__).with_name("_jinja_worker.py")
 
 
 class TemplateStopped(UsageError):
-    """A template took too much time or memory; it would for other variables too."""
+    """A template took too much time or memory, as it would with other variables."""
 
 
 def render(template: str, variables: Mapping[str, Any], what: str, strict: bool = False) -> str:
-    """The template filled with `variables`, plain data. `what` names it in messages.
+    """Render a template with `variables`, plain data. `what` names it in messages.
 
-    With `strict` a variable that is not there is an error, and white space stays as it is; otherwise chat templates'
-    rules hold, as transformers has them. Raises UsageError if the template fails, TemplateStopped if it takes longer
-    than `TIME_LIMIT` seconds or too much memory.
+    With `strict`, a missing variable is an error and white space is kept; otherwise the rules of transformers' chat
+    templates apply. Raises UsageError if the template fails, TemplateStopped if it takes longer than `TIME_LIMIT`
+    seconds or too much memory.
     """
     try:
         request = json.dumps({"template": template, "variables": variables, "strict": strict}).encode() + b"\n"
@@ -48,11 +48,11 @@ def render(template: str, variables: Mapping[str, Any], what: str, strict: bool 
 
 
 class _Silent(Exception):
-    """The worker did not answer: it was too slow, too large, or is gone."""
+    """The worker did not answer: it was too slow, used too much memory, or died."""
 
 
 class _Worker:
-    """The worker: started when first needed, started again after it had to be killed."""
+    """The worker: started on first use, and again after it was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -86,7 +86,7 @@ class _Worker:
         """A process that is ready for a request."""
         if self._process is not None and self._process.poll() is None:
             try:
-                _exchange(self._process, b"\n", TIME_LIMIT)  # it may be about to end, being idle
+                _exchange(self._process, b"\n", TIME_LIMIT)  # it may be about to exit after being idle
                 return self._process
             except _Silent:
                 pass
@@ -126,7 +126,7 @@ def _start() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us, not for the worker
+            start_new_session=True,  # Ctrl-C must not reach the worker
             env={"PATH": os.environ.get("PATH", "")},
         )
     except OSError as problem:

@@ -1,7 +1,7 @@
-"""How byte-level vocabularies cut text before merging, by the name GGUF gives it.
+"""Pre-tokenizers of byte-level vocabularies, by their GGUF names.
 
-The expressions are public facts of the models: each name's vocabulary was trained on text cut so.
-A rule is one expression or several, each cutting the pieces the one before left.
+The expressions are public facts about the models: each vocabulary was trained on text split this way.
+A rule is one or more expressions, each splitting the pieces left by the previous one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _RULES: dict[str, tuple[str, ...]] = {
     "deepseek-v3": _DEEPSEEK3,
 }
 
-# Vocabularies whose whole words win over their merges (tiktoken's way), and those that begin with bos.
+# Vocabularies where whole words take precedence over merges (as in tiktoken), and those that begin with bos.
 WHOLE_WORDS = frozenset(
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0", "tekken")
 )
@@ -64,7 +64,7 @@ def known_or_default(name: str, where: object) -> str:
     if name in _RULES:
         return name
     warnings.warn(
-        f"{where}: the pre-tokenizer {name!r} is not known; its text is cut by the default rule, so token"
+        f"{where}: the pre-tokenizer {name!r} is not known; text is split by the default rule, so token"
         " ids may differ from those the model was trained on.",
         stacklevel=2,
     )
@@ -80,15 +80,15 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     steps: list[PreTokenizer] = [pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in first]
     if last != _GPT2:
         steps.append(pre_tokenizers.Split(Regex(last), behavior="isolated"))
-    # The library has GPT-2's rule compiled in.
+    # The library has GPT-2's rule built in.
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last == _GPT2))
     return pre_tokenizers.Sequence(steps)
 
 
 def rule_name(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str | None:
-    """The name of the rule that a tokenizer.json's `pre_tokenizer` follows, or None for one that has no name.
+    """The name of a tokenizer.json's `pre_tokenizer` rule, or None if it has no name.
 
-    `whole_words` is its model's `ignore_merges`: names with the same expressions differ in it.
+    `whole_words` is its model's `ignore_merges`, which distinguishes names with the same expressions.
     """
     steps = tuple(_expressions(pre_tokenizer or {}))
     named = (name for name, rule in _RULES.items() if rule == steps and (name in WHOLE_WORDS) is whole_words)
@@ -96,7 +96,7 @@ def rule_name(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str
 
 
 def _expressions(step: Mapping[str, Any]) -> Iterator[str | None]:
-    """The expressions of a pre-tokenizer in turn; None for a step that is no rule of byte-level vocabularies."""
+    """The expressions of a pre-tokenizer in order; None for a step that byte-level vocabularies do not have."""
     match step:
         case {"type": "Sequence", "pretokenizers": [*steps]}:
             for each in steps:

@@ -1,4 +1,4 @@
-"""Reads the few fields that matter of a SentencePiece `tokenizer.model` (a protocol buffer).
+"""Reads the relevant fields of a SentencePiece `tokenizer.model` (a protocol buffer).
 
 Field numbers are those of sentencepiece_model.proto: ModelProto.pieces = 1 (piece = 1, score = 2,
 type = 3), trainer_spec = 2 (model_type = 3, treat_whitespace_as_suffix = 24, bos_id = 41, eos_id = 42),
@@ -22,7 +22,7 @@ _MAX_PIECES = 1 << 21
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """A vocabulary with its ids for the beginning and end of a text (None: it has none)."""
+    """A vocabulary with its bos and eos ids (None if missing)."""
 
     pieces: SentencePieceVocab
     bos: int | None
@@ -30,13 +30,13 @@ class SentencePieceModel:
 
 
 def read_sentencepiece(data: bytes, where: object) -> SentencePieceModel:
-    """Parse a `tokenizer.model`. Raises UsageError if it is none, or is of a kind not supported."""
+    """Parse a `tokenizer.model`. Raises UsageError if it is invalid or of an unsupported kind."""
     try:
         return _read(memoryview(data), where)
     except (struct.error, IndexError, ValueError) as problem:
         if isinstance(problem, UsageError):
             raise
-        raise UsageError(f"{where} is not a sound SentencePiece model: it is cut short or of another kind") from None
+        raise UsageError(f"{where} is not a valid SentencePiece model: it is truncated or of another kind") from None
 
 
 def _read(data: memoryview, where: object) -> SentencePieceModel:
@@ -88,7 +88,7 @@ def _piece(data: memoryview) -> tuple[str, float, int]:
 
 
 def _id(value: int | memoryview, count: int) -> int | None:
-    return value if isinstance(value, int) and 0 <= value < count else None  # -1 comes as 2^64 - 1
+    return value if isinstance(value, int) and 0 <= value < count else None  # -1 is read as 2^64 - 1
 
 
 def _message(value: int | memoryview) -> memoryview:
@@ -98,7 +98,7 @@ def _message(value: int | memoryview) -> memoryview:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: varints as int, everything else as its bytes."""
+    """The fields of a message: varints as int, everything else as bytes."""
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)

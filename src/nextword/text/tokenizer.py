@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a model's files say about its special tokens.
+    """A model's special tokens, from its files.
 
-    `control` are the ids that text never produces and that text never shows; `stop` those that end a
-    text; `texts` what chat templates call them ("bos_token" → "<s>").
+    `control`: ids that text never encodes to and that decoding omits; `stop`: those that end a text;
+    `texts`: their names in chat templates ("bos_token" → "<s>").
     """
 
     control: frozenset[int] = frozenset()
@@ -34,7 +34,7 @@ class SpecialTokens:
 
 
 class Tokenizer:
-    """Turns text into token ids and back. Safe to use from several threads."""
+    """Encodes text to token ids and decodes them. Thread-safe."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Tokenizer:
         name: str = "the model",
         tokens: Sequence[str] = (),
     ) -> None:
-        """`tokens` in order of their ids are needed only where two ids have the same token."""
+        """`tokens`, in order of their ids, are only needed if two ids have the same token."""
         engine.no_truncation()
         engine.no_padding()
         self.name = name
@@ -56,11 +56,11 @@ class Tokenizer:
         self.vocabulary = max(engine.get_vocab_size(), highest + 1, len(tokens))  # ids are below this
         self._tokens = tokens
         self._engine = engine
-        self._lock = threading.Lock()  # encoding with and without specials is a switch of the engine
+        self._lock = threading.Lock()  # encoding special tokens is a mode of the engine
         self._byte_decoding = byte_decoding
         unknown = self.token_id(special.texts.get("unk_token", ""))
         self._unknown = [] if unknown is None else [unknown]
-        self._forbidden = special.control.difference(self._unknown)  # what plain text must not lead to
+        self._forbidden = special.control.difference(self._unknown)  # plain text must not encode to these
         self._verbatim = {id: token.content for id, token in added.items()}
         self._bytes: dict[int, bytes] = {}
         self._spelled_out: dict[int, list[int]] = {}
@@ -76,12 +76,12 @@ class Tokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether the model expects `bos_id` before a text. `encode` leaves adding it to the caller."""
+        """Whether the model expects `bos_id` before a text. The caller of `encode` adds it."""
         return self.special.adds_bos
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the chat template, the default one if there are several."""
+        """The Jinja source of the (default) chat template."""
         return self.chat_templates.get("default")
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -94,11 +94,11 @@ class Tokenizer:
         if special or self._forbidden.isdisjoint(ids):
             return ids
         parts = [part for id in ids for part in self._as_text(id)]
-        # Where single characters are unknown, a run of them is one unknown token.
+        # A run of unknown characters is one unknown token.
         return [id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, over all cores."""
+        """`encode` for several texts, on all cores."""
         for text in texts:
             if not text.isascii():
                 _check_unicode(text)
@@ -108,54 +108,54 @@ class Tokenizer:
                 self._engine.encode_special_tokens = True
                 return [each.ids for each in self._engine.encode_batch(list(texts), add_special_tokens=False)]
 
-        found = as_usage_error(self.name, encode, "its tokenizer cannot cut these texts")
+        found = as_usage_error(self.name, encode, "its tokenizer cannot encode these texts")
         return [
             ids if self._forbidden.isdisjoint(ids) else self.encode(text)
             for text, ids in zip(texts, found, strict=True)
         ]
 
     def decode(self, ids: Iterable[int], special: bool = False, continues: bool = False) -> str:
-        """Text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary nothing.
+        """Text of `ids`. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are ignored.
 
-        Control tokens are left out, unless `special` is set. `continues`: the text follows another,
-        so a leading space is kept that a SentencePiece model would take away at a text's beginning.
+        Control tokens are omitted, unless `special` is set. `continues`: the text follows another, so keep
+        a leading space, which a SentencePiece model would strip at the beginning of a text.
         """
         decoder = self.stream(special, continues)
         return "".join([decoder.push(id) for id in ids]) + decoder.flush()
 
     def stream(self, special: bool = False, continues: bool = True) -> StreamDecoder:
-        """A decoder to be fed one id at a time, by default for tokens that follow a prompt.
+        """An incremental decoder, by default for tokens that follow a prompt.
 
         Its pieces together equal `decode(ids, special, continues)`.
         """
         return StreamDecoder(self, special, strips_space=self._byte_decoding.strips_space and not continues)
 
     def token_text(self, id: int) -> str:
-        """One token as text for display: control tokens by their name, part characters as U+FFFD."""
+        """One token as text for display: control tokens by name, partial characters as U+FFFD."""
         return self.token_bytes(id).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes a token stands for; none for an id outside the vocabulary."""
+        """The bytes of a token; empty for an id outside the vocabulary."""
         known = self._bytes.get(id)
         if known is None:
             known = self._bytes[id] = self._find_bytes(id)
         return known
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token given as its vocabulary spells it, such as "<|im_end|>"."""
+        """The id of a token by its text in the vocabulary, such as "<|im_end|>"."""
         id: int | None = self._engine.token_to_id(token)
         return id
 
     @cached_property
     def control_names(self) -> re.Pattern[str] | None:
-        """Finds what the control tokens are called ("<|im_end|>") in a text; None where there are none."""
+        """A pattern that finds names of control tokens ("<|im_end|>") in a text; None without control tokens."""
         names = sorted(filter(None, map(self.token_text, self.special.control)), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names))) if names else None
 
     def to_json(self) -> str:
         """The text of a tokenizer.json, which the tokenizers library and transformers open.
 
-        Where the model expects a beginning-of-text token, the file says so in its post-processor.
+        If the model expects a beginning-of-text token, the file's post-processor adds it.
         """
         from tokenizers import Tokenizer as Engine
         from tokenizers.processors import TemplateProcessing
@@ -192,10 +192,10 @@ class Tokenizer:
 
         if not text.isascii():
             _check_unicode(text)
-        return as_usage_error(self.name, encode, "its tokenizer cannot cut this text")
+        return as_usage_error(self.name, encode, "its tokenizer cannot encode this text")
 
     def _as_text(self, id: int) -> list[int]:
-        """A control token that plain text led to (through the vocabulary itself), in smaller tokens."""
+        """A control token that plain text encoded to (through the vocabulary), in smaller tokens."""
         if id not in self._forbidden:
             return [id]
         if id not in self._spelled_out:
@@ -205,7 +205,7 @@ class Tokenizer:
         return self._spelled_out[id]
 
     def _small(self, character: str) -> list[int]:
-        """A character as a token of its own, or as byte tokens, or as the unknown token."""
+        """A character as a single token, as byte tokens, or as the unknown token."""
         id = self.token_id(character)
         if id is not None and id not in self._forbidden:
             return [id]
@@ -221,7 +221,7 @@ def _check_unicode(text: str) -> None:
 
 
 class StreamDecoder:
-    """Turns tokens into text as they come, never half a character."""
+    """Decodes tokens as they arrive, without splitting characters."""
 
     def __init__(self, tokenizer: Tokenizer, special: bool, strips_space: bool) -> None:
         self._tokenizer = tokenizer
@@ -230,7 +230,7 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        """What this token adds to the text; "" while a character is incomplete."""
+        """The text this token adds; "" while a character is incomplete."""
         if id in self._hidden:
             return ""
         data = self._tokenizer.token_bytes(id)
@@ -240,5 +240,5 @@ class StreamDecoder:
         return self._decoder.decode(data)
 
     def flush(self) -> str:
-        """End the text: an incomplete character comes out as U+FFFD."""
+        """End the text: an incomplete character becomes U+FFFD."""
         return self._decoder.decode(b"", final=True)

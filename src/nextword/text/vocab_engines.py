@@ -1,4 +1,4 @@
-"""Build engines of the `tokenizers` library from vocabularies: byte-level BPE and SentencePiece kinds."""
+"""Builds engines of the `tokenizers` library: byte-level BPE and SentencePiece."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PieceType(IntEnum):
-    """What a token is. The numbers are SentencePiece's, which GGUF took over."""
+    """The type of a token, with SentencePiece's numbers, which GGUF uses as well."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -25,21 +25,21 @@ class PieceType(IntEnum):
 
 @dataclass(frozen=True)
 class SentencePieceVocab:
-    """A SentencePiece vocabulary and how text is prepared for it."""
+    """A SentencePiece vocabulary and its text normalization."""
 
     tokens: Sequence[str]
     scores: Sequence[float]
     types: Sequence[int]
     unigram: bool = False
-    prefix_space: bool = True  # a space is put before the text
-    squeezes_spaces: bool = False  # runs of spaces become one; none at the ends
+    prefix_space: bool = True  # add a space before the text
+    squeezes_spaces: bool = False  # collapse runs of spaces, strip the ends
     charsmap: bytes = b""  # compiled normalization rules
     merges_by_position: bool = False  # earlier tokens merge first, whatever their scores (Gemma)
-    merges: Sequence[tuple[str, str]] | None = None  # None: what the vocabulary implies
+    merges: Sequence[tuple[str, str]] | None = None  # None: implied by the vocabulary
 
     @property
     def unknown(self) -> int | None:
-        """The id that stands for what the vocabulary cannot write."""
+        """The id of the unknown token."""
         return next(iter(of_type(self.types, PieceType.UNKNOWN)), None)
 
 
@@ -49,7 +49,7 @@ def byte_level_engine(
     pre: str,
     whole_words: bool = False,
 ) -> Engine:
-    """A byte-level BPE engine. `pre` names the rule that cuts text before merging."""
+    """A byte-level BPE engine. `pre` names the pre-tokenizer."""
     from tokenizers import Tokenizer as Engine
     from tokenizers import decoders, models
 
@@ -94,7 +94,7 @@ def add_special(engine: Engine, tokens: Sequence[str], types: Sequence[int]) -> 
 
     control = [tokens[id] for id in of_type(types, PieceType.CONTROL) if tokens[id]]
     engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-    # Runs of spaces are reached by merging: in prepared text they are ▁, not the spaces of their name.
+    # Runs of spaces result from merging: in normalized text they are ▁, not the literal spaces of their name.
     defined = [tokens[id] for id in of_type(types, PieceType.USER_DEFINED) if tokens[id].strip(" \u2581")]
     engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
 
@@ -129,10 +129,10 @@ def _unigram(pieces: SentencePieceVocab) -> Model:
 
 
 def implied_merges(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
-    """The merges a SentencePiece BPE vocabulary implies: every cut of a piece into two pieces.
+    """The merges implied by a SentencePiece BPE vocabulary: every split of a piece into two pieces.
 
-    A piece with a higher score merges first; among the cuts of one piece the longer left half does, as
-    transformers orders them. SentencePieceVocab that text cannot reach (control, byte, unknown) take no part.
+    A piece with a higher score merges first; among the splits of one piece, the longer left half, as in
+    transformers. Pieces that text cannot produce (control, byte, unknown) are excluded.
     """
     ids = sorted(of_type(pieces.types, PieceType.NORMAL) + of_type(pieces.types, PieceType.USER_DEFINED))
     tokens, scores = pieces.tokens, pieces.scores

@@ -65,8 +65,9 @@ def train_run(
     from its beginning with `restart`. `record` says what else is kept of the run: its sources and its prediction. Under
     torchrun every process calls it. Prints nothing, handles no signals, and sets the number of threads only where
     `config.run.threads` does, while it runs. Two runs may train in two threads of a process; with dropout they would
-    draw from one generator, torch's, and not repeat. Raises UsageError for a run that cannot be trained, RunError for
-    one that fails.
+    draw from one generator, torch's, and not repeat.
+
+    Raises UsageError for a run that cannot be trained, RunError for one that fails.
     """
     process, threads = this_process(), torch.get_num_threads()
     record = record or RunRecord(config, str(data.folder.resolve()), data.fingerprint)

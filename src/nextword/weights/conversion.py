@@ -1,4 +1,4 @@
-"""Any weights nextword reads, or a model in memory → a Hugging Face folder that transformers opens, or a GGUF file."""
+"""Converts weights, or a model in memory, to a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def convert(
     force: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Path:
-    """Write the model at `path` (GGUF file or folder) as `out`: a GGUF file by its ending, else a safetensors folder.
+    """Write the model at `path` (GGUF file or folder) as `out`: a GGUF file if it ends in .gguf, otherwise a folder.
 
-    Quantized weights are written as the numbers they stand for; float32 keeps them exactly. `out` appears whole or
-    not at all; where a folder is replaced, only the files of a model in it are. `progress` is called with the share
-    done. Raises UsageError if `out` exists and `force` is not set, or if the format has no such `dtype`; RunError
-    where it cannot be written, or another process writes it.
+    Quantized weights are dequantized, exactly with float32. `out` is written completely or not at all; in an existing
+    folder only the model's files are replaced. `progress` is called with the share done. Raises UsageError if `out`
+    exists and `force` is not set, or if the format has no such `dtype`; RunError if it cannot be written, or another
+    process is writing it.
     """
     out, advance = Path(out), progress or (lambda share: None)
     floating = check_dtype(out, dtype)
@@ -56,10 +56,10 @@ def convert(
 def write_model(
     out: Path | str, model: Model, tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
 ) -> Path:
-    """Write a model in memory and its tokenizer as `out`: a GGUF file by its ending, else a safetensors folder.
+    """Write a model in memory and its tokenizer as `out`: a GGUF file if it ends in .gguf, otherwise a folder.
 
-    A folder is of the first family that holds the model's spec, and loads with `nextword.load`. Raises UsageError
-    where no family holds the spec, if the model's matrices are packed, and as `convert` does.
+    A folder is of the first family that can express the model's spec, and loads with `nextword.load`. Raises
+    UsageError if no family can, if the model's matrices are packed, and as `convert` does.
     """
     out = Path(out)
     floating = check_dtype(out, dtype)
@@ -75,15 +75,15 @@ def write_model(
 
 
 def is_gguf(out: Path) -> bool:
-    """Whether a model written as `out` becomes a GGUF file: by the ending of its name."""
+    """Whether `out` is the name of a GGUF file."""
     return out.suffix.lower() == ".gguf"
 
 
 def check_dtype(out: Path, name: str) -> torch.dtype:
-    """The type of matrices in `out`. Raises UsageError for one that its format does not have."""
+    """The type of matrices in `out`. Raises UsageError for a type its format does not have."""
     known = _TYPES | ({"q8_0": torch.float32} if is_gguf(out) else {})
     if name not in known:
-        hint = " q8_0 is a type of GGUF files; let OUT end in .gguf" if name == "q8_0" else ""
+        hint = " q8_0 is only for GGUF files; use an OUT that ends in .gguf" if name == "q8_0" else ""
         raise UsageError(f"dtype {name!r} cannot be written as {out}. Known: {', '.join(known)}.{hint}".rstrip("."))
     return known[name]
 
@@ -134,7 +134,7 @@ def _tensors_of(model: Model, family: Family, dtype: torch.dtype) -> Iterator[tu
     held = dict(model.named_parameters())
     parameters = family.names.parameters(model.spec)
     if any(parameter.name not in held for parameter in parameters):
-        raise UsageError("the model holds packed matrices, which safetensors have no type for. Load it as float32")
+        raise UsageError("the model has quantized matrices, which safetensors cannot store. Load it as float32")
     for parameter in parameters:
         yield from _as_stored(family, parameter, held[parameter.name].detach().float().cpu(), dtype)
 
@@ -142,7 +142,7 @@ def _tensors_of(model: Model, family: Family, dtype: torch.dtype) -> Iterator[tu
 def _as_stored(
     family: Family, parameter: Parameter, values: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """One of our parameters as the tensors it is stored in, under their names."""
+    """One of our parameters as the tensors it is stored in, by name."""
     for tensor in parameter.tensors:
         name = tensor.name[1:] if tensor.name.startswith("^") else family.names.prefixes[0] + tensor.name
         yield name, to_file(values[tensor.index], tensor).to(dtype).contiguous()
@@ -182,7 +182,7 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. A failure is an OSError with its number, as of other files: a full disk, ..."""
+    """Write a safetensors file. Raises OSError with an errno, such as a full disk, like other files."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

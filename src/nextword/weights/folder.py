@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config.json, tokenizer files, and safetensors in one file or many."""
+"""A Hugging Face folder as a source of weights: config.json, tokenizer, safetensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
 
 
 class FolderSource:
-    """A folder as transformers writes it. Nothing in it is executed, and no pickle is opened."""
+    """A folder in transformers' format. Nothing in it is executed, and no pickle is opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +40,7 @@ class FolderSource:
         check_unread(path, self._read_names(), self._where, "|".join(self.family.names.ignored) or "$")
 
     def _read_names(self) -> set[str]:
-        """Names of the tensors that are read, and that of a head which is the embedding again."""
+        """Names of the tensors to read, and of a head that duplicates the embedding."""
         untied = self.family.names.parameters(replace(self.spec, tied=False))
         names = {self._name(tensor.name) for parameter in untied for tensor in parameter.tensors}
         return names | {name + part for name in names for part in (mxfp4.BLOCKS, mxfp4.SCALES)}
@@ -99,7 +99,7 @@ def _tensors(path: Path) -> dict[str, safe_open]:
         names = opened.keys()
         twice = next((name for name in names if name in where), None)
         if twice is not None:
-            raise UsageError(f"{file}: tensor {twice!r} is in another file of the model too")
+            raise UsageError(f"{file}: tensor {twice!r} is in another file of the model as well")
         where.update(dict.fromkeys(names, opened))
     return where
 
@@ -113,6 +113,6 @@ def _open(path: Path) -> safe_open:
     except UsageError:
         raise
     except FileNotFoundError:
-        raise UsageError(f"{path}: named in the index but not there; the download is incomplete") from None
+        raise UsageError(f"{path}: named in the index but missing; the download is incomplete") from None
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path}: incomplete or damaged safetensors file ({error})") from None

@@ -1,6 +1,6 @@
 """GGUF files: metadata at once, tensors on demand.
 
-Nothing is mapped into memory: each tensor is read with pread into an array of its own, so that the
+Nothing is memory-mapped: each tensor is read with pread into its own array, so that the
 resident size is what the caller keeps. Split files (…-00001-of-00003.gguf) open as one.
 """
 
@@ -27,7 +27,7 @@ _CHUNK = 1 << 20  # numbers dequantized at a time
 
 
 class GGUFFile:
-    """An open GGUF model. Use `GGUFFile.open(path)`; close it, or let it go."""
+    """An open GGUF model. Use `GGUFFile.open(path)`; close it, or let it be garbage-collected."""
 
     def __init__(self, paths: list[Path], descriptors: list[int], headers: list[Header]) -> None:
         self.paths = paths
@@ -41,7 +41,7 @@ class GGUFFile:
     def open(cls, path: Path | str) -> GGUFFile:
         """Open a file, or any part of a split one. The metadata is that of the first part.
 
-        Raises UsageError, one line, if a file is missing, is no GGUF file, or says what cannot be.
+        Raises UsageError if a file is missing, not a GGUF file, or invalid.
         """
         descriptors: list[int] = []
         try:
@@ -71,12 +71,12 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """What `general.architecture` says, such as "llama"; "" if nothing."""
+        """`general.architecture`, such as "llama"; "" if missing."""
         name = self.metadata.get("general.architecture", "")
         return name if isinstance(name, str) else ""
 
     def raw(self, name: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor, (rows, bytes a row); into `out` of that shape if given."""
+        """The stored bytes of a tensor, (rows, bytes per row); into `out` of that shape if given."""
         import numpy as np
 
         tensor = self._tensor(name)
@@ -89,10 +89,10 @@ class GGUFFile:
         return out
 
     def float32(self, name: str, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """The numbers of a tensor as float32 in its shape (out, in); into `out` of that shape if given.
+        """A tensor as float32 in its shape (out, in); into `out` of that shape if given.
 
-        Whatever the kind, at most about a million numbers are in flight besides the result. Raises
-        UsageError if the kind cannot be turned into floats.
+        Takes temporary memory for about a million numbers. Raises UsageError if the kind cannot be
+        dequantized.
         """
         import numpy as np
 
@@ -125,7 +125,7 @@ class GGUFFile:
         while done < len(view):
             count = os.preadv(self._descriptors[tensor.part], [view[done:]], tensor.offset + start + done)
             if not count:
-                raise RunError(f"{self.paths[tensor.part]} became shorter while it was read")
+                raise RunError(f"{self.paths[tensor.part]} was truncated while it was being read")
             done += count
 
 
@@ -148,7 +148,7 @@ def _open(path: Path, siblings: int = 0) -> int:
 
 
 def _parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
-    """Where the parts of a model lie, given any of them; [path] if it is whole."""
+    """The paths of a model's parts, given any of them; [path] if it is not split."""
     count = metadata.get("split.count", 1)
     if type(count) is not int or not 0 <= count <= 9999:
         raise UsageError(f"{path} is not a valid GGUF file: it claims to be one of {count!r} parts")
@@ -187,7 +187,7 @@ def _chunks(tensor: TensorInfo) -> Iterable[tuple[int, int]]:
 
 
 def _decode(tensor: TensorInfo, stored: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Turn stored rows into float32 rows."""
+    """Dequantize stored rows to float32."""
     import numpy as np
 
     if tensor.kind == "bf16":  # the upper half of a float32
@@ -205,7 +205,5 @@ def _dequantize(tensor: TensorInfo, stored: NDArray[np.uint8]) -> NDArray[np.flo
     try:
         numbers: NDArray[np.float32] = dequantize(stored, GGMLQuantizationType[tensor.kind.upper()])
     except (KeyError, NotImplementedError, ValueError):
-        raise UsageError(
-            f"tensor {tensor.name!r} is stored as {tensor.kind}, which cannot be turned into floats"
-        ) from None
+        raise UsageError(f"tensor {tensor.name!r} is stored as {tensor.kind}, which cannot be dequantized") from None
     return numbers

@@ -1,4 +1,4 @@
-"""What a GGUF file is: the block types, the value types, and a header reader that trusts nothing.
+"""The GGUF format: block types, value types, and a validating header reader.
 
 Layout (little-endian), from the GGUF specification in the ggml repository, versions 2 and 3:
 magic "GGUF", u32 version, u64 tensor count, u64 metadata count, the metadata pairs, the tensor
@@ -66,12 +66,12 @@ BLOCK_TYPES = {
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
-# Far above any published file (a vocabulary of 262,144 with its merges is 15 MB), far below what hurts.
+# Far above any published file (a vocabulary of 262,144 with merges is 15 MB), and still harmless.
 _MAX_HEADER = 1 << 26  # bytes
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 16
 _MAX_STRING = 1 << 22  # bytes
-_MAX_ITEMS = 1 << 21  # array items in all metadata together
+_MAX_ITEMS = 1 << 21  # array items in all metadata
 _MAX_NAME = 1024  # bytes of a key or a tensor name
 _MAX_DEPTH = 2  # arrays of arrays, no deeper
 _MAX_NESTED = 1 << 16  # arrays in an array
@@ -111,7 +111,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """All of a file but the data. Every tensor lies inside the file and overlaps no other."""
+    """A file's header. Every tensor lies inside the file and overlaps no other."""
 
     version: int
     metadata: dict[str, Any]
@@ -119,18 +119,18 @@ class Header:
 
 
 class _Short(Exception):
-    """The bytes at hand end before the item does."""
+    """The bytes read so far end before the item does."""
 
 
 class _Bad(Exception):
-    """The header says something that cannot be; the message says what."""
+    """The header is invalid; the message says how."""
 
 
 def read_header(descriptor: int, label: str) -> Header:
     """Read and check the header of the open file `descriptor`.
 
-    `label` names the file in messages. Raises UsageError, one line, whatever the bytes are; reads
-    at most a few times the header's size and allocates in proportion to what the file really holds.
+    `label` names the file in messages. Raises UsageError for any invalid bytes; reads at most a few
+    times the header's size, and allocates in proportion to the file's real contents.
     """
     size = os.fstat(descriptor).st_size
     want = _FIRST_READ
@@ -181,7 +181,7 @@ def _check_start(data: bytes, size: int) -> int:
 
 
 def _guess(data: bytes, size: int) -> str:
-    """Say what a file that does not start with the magic seems to be."""
+    """Guess what a file without the magic number is."""
     head = data[:512].lstrip().lower()
     if not size:
         return "is empty"
@@ -270,9 +270,9 @@ class _Reader:
         return values
 
     def _strings(self, key: str, count: int) -> list[str]:
-        """One pass: a vocabulary is most of a header, so its items are not checked one by one.
+        """Read strings in one pass: a vocabulary is most of a header, so its items are not checked one by one.
 
-        A length that points outside makes the next unpack fail, or the end lie outside.
+        A length beyond the end makes the next unpack fail, or puts the end outside.
         """
         if count * 8 > self.size - self.position:
             raise _Bad(f"the array {key!r} claims {count} strings, more than the file could hold")
@@ -288,7 +288,7 @@ class _Reader:
             if end <= len(data):
                 raise _Bad(f"item {len(strings)} of {key!r} is not valid UTF-8") from None
         except (struct.error, OverflowError):
-            pass  # `end` lies outside, which is judged next
+            pass  # `end` lies outside, which is checked next
         if end > self.size or end > _MAX_HEADER:
             raise _Bad(f"item {len(strings)} of {key!r} reaches beyond the file")
         if end > len(data) or len(strings) < count:
@@ -297,7 +297,7 @@ class _Reader:
         return strings
 
     def tensor(self) -> tuple[str, BlockType, tuple[int, ...], int]:
-        """Name, type, shape in our order, offset inside the data section."""
+        """Name, type, shape in our order, offset in the data section."""
         name = self.name("a tensor name")
         count = self.u32()
         if not 1 <= count <= 4:
@@ -332,16 +332,16 @@ def _data_start(header_end: int, metadata: dict[str, Any]) -> int:
 def _checked_tensors(
     described: list[tuple[str, BlockType, tuple[int, ...], int]], start: int, alignment: int, size: int
 ) -> dict[str, TensorInfo]:
-    """Check where each tensor's bytes lie."""
+    """Check the location of each tensor's bytes."""
     tensors: dict[str, TensorInfo] = {}
     for name, kind, shape, offset in described:
         if name in tensors:
             raise _Bad(f"the tensor {name!r} comes twice")
         if shape[-1] % kind.values:
-            raise _Bad(f"tensor {name!r} has rows of {shape[-1]}, no multiple of {kind.name}'s {kind.values}")
+            raise _Bad(f"tensor {name!r} has rows of {shape[-1]}, not a multiple of {kind.name}'s {kind.values}")
         nbytes = math.prod(shape) // kind.values * kind.nbytes
         if offset % alignment:
-            raise _Bad(f"tensor {name!r} starts at {offset}, no multiple of the alignment {alignment}")
+            raise _Bad(f"tensor {name!r} starts at {offset}, not a multiple of the alignment {alignment}")
         end = start + offset + nbytes
         if end > size:
             raise _Bad(f"tensor {name!r} ends at byte {end}, but the file has {size}: it is cut short")

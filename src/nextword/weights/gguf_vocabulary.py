@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF's `tokenizer.ggml.*`, where llama.cpp cuts text as it does."""
+"""A tokenizer → GGUF's `tokenizer.ggml.*`, if llama.cpp can split text the same way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..text.pretokenize import rule_name
 from ..text.vocab_engines import PieceType
 
 _FOLDER = "Write a Hugging Face folder instead: a name without .gguf"
-_NO_RULE = "gpt-2"  # for a vocabulary without merges, which comes out the same however text is cut
+_NO_RULE = "gpt-2"  # for a vocabulary without merges, where the split does not matter
 _NAMES = {"eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}  # GGUF's, transformers'
 
 
@@ -45,9 +45,9 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: Tokenizer, count: int) -> Vocabulary:
-    """`tokenizer` for a model of `count` ids; ids it does not use are written as unused.
+    """The vocabulary of `tokenizer` for a model of `count` ids; ids without a token are written as unused.
 
-    Raises UsageError where llama.cpp has no way to cut text as the tokenizer does.
+    Raises UsageError if llama.cpp cannot split text as the tokenizer does.
     """
     data: dict[str, Any] = json.loads(tokenizer.to_json())
     if tokenizer.vocabulary > count:
@@ -76,17 +76,17 @@ def vocabulary_of(tokenizer: Tokenizer, count: int) -> Vocabulary:
 
 
 def _rule(data: dict[str, Any]) -> str:
-    """llama.cpp's name of the rule by which a tokenizer.json cuts text.
+    """llama.cpp's name of a tokenizer.json's pre-tokenizer.
 
-    A normalizer to NFC (Qwen's) is let through: llama.cpp leaves it out of every such model.
+    An NFC normalizer (Qwen's) is accepted: llama.cpp ignores it in all such models.
     """
     model, cutting = data["model"], data.get("pre_tokenizer")
     plain = (data.get("normalizer") or {"type": "NFC"})["type"] == "NFC"
     if model.get("type") != "BPE" or not plain or "ByteLevel" not in json.dumps(cutting):
-        raise UsageError(f"llama.cpp has no tokenizer of this kind, only byte-level ones (bpe, bytes). {_FOLDER}")
+        raise UsageError(f"llama.cpp does not support this kind of tokenizer, only bpe and bytes. {_FOLDER}")
     rule = rule_name(cutting, bool(model.get("ignore_merges"))) if model.get("merges") else _NO_RULE
     if rule is None:
-        raise UsageError(f"llama.cpp has no name for the rule by which this tokenizer cuts text. {_FOLDER}")
+        raise UsageError(f"llama.cpp has no name for this tokenizer's pre-tokenizer. {_FOLDER}")
     return rule
 
 

@@ -1,4 +1,4 @@
-"""A model in memory → a GGUF file, in llama.cpp's conventions."""
+"""Writes a model in memory as a GGUF file, in llama.cpp's conventions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama_f
 _BLOCK = 32  # numbers that share a scale in q8_0
 _QUANTIZATION_VERSION = 2
 _FOLDER = "Write a Hugging Face folder instead: a name without .gguf"
-_NOT_MULTIPLIED = ("position_embd.weight", "ffn_gate_inp.weight")  # float32: added; small, and decides the experts
+_NOT_MULTIPLIED = ("position_embd.weight", "ffn_gate_inp.weight")  # kept in float32: added; selects the experts
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor of the file, our parameter it is a part of, and its type there."""
+    """A tensor of the file, the parameter of ours it is part of, and its stored type."""
 
     tensor: FileTensor
     parameter: Tensor
@@ -48,11 +48,11 @@ class _Stored:
 def write_gguf(
     out: Path | str, model: Model, tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
 ) -> Path:
-    """Write a transformer of a family that llama.cpp has, and its byte-level tokenizer, as `out`, whole or not at all.
+    """Write a transformer of a llama.cpp family, with its byte-level tokenizer, to `out`, atomically.
 
-    `dtype` is of the matrices (float32, float16, bfloat16, q8_0; rows that no q8_0 block divides are float16); norms
-    and biases stay float32. Raises UsageError for a model or tokenizer that the file could not say all of, or where
-    `out` exists and `force` is not set; RunError where the file cannot be written.
+    `dtype` is that of the matrices (float32, float16, bfloat16, q8_0; rows not divisible into q8_0 blocks are
+    float16); norms and biases are float32. Raises UsageError for a model or tokenizer that GGUF cannot express, or if
+    `out` exists and `force` is not set; RunError if the file cannot be written.
     """
     out = Path(out)
     if dtype not in DTYPES:
@@ -66,7 +66,7 @@ def write_gguf(
 
 
 def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
-    """The family's way of writing GGUF files, and what the file says of the model."""
+    """The family's GGUF description, and the file's metadata."""
     if spec.kind != "transformer":
         raise UsageError(f"GGUF does not support a model of kind {spec.kind}. {_FOLDER}")
     described = gguf_metadata(spec)
@@ -78,14 +78,14 @@ def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
 
 
 def _tensors(model: Model, gguf: GGUF, dtype: str) -> Iterator[_Stored]:
-    """Every tensor as llama.cpp names, orders and stores it."""
+    """Every tensor with llama.cpp's names, row order and types."""
     from gguf import GGMLQuantizationType as Type
 
     wanted = {"float32": Type.F32, "float16": Type.F16, "bfloat16": Type.BF16, "q8_0": Type.Q8_0}[dtype]
     held = dict(model.named_parameters())
     for parameter in gguf.names.parameters(model.spec):
         if parameter.name not in held:
-            raise UsageError("the model holds packed matrices, whose numbers are not at hand. Load it as float32")
+            raise UsageError("the model has quantized matrices, which cannot be converted. Load it as float32")
         for tensor in parameter.tensors:
             kind = wanted
             if tensor.is_vector or tensor.name.endswith(_NOT_MULTIPLIED):
@@ -99,11 +99,11 @@ def _tensors(model: Model, gguf: GGUF, dtype: str) -> Iterator[_Stored]:
 
 
 def _write(path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, tensors: list[_Stored]) -> None:
-    """Head first, then one tensor after the other, so that one alone is in memory besides the model."""
+    """Write the header, then one tensor at a time, so that only one is in memory besides the model."""
     import gguf
 
     class Writer(gguf.GGUFWriter):
-        """Takes an empty list of strings too, which llama.cpp wants as the merges of a vocabulary without any."""
+        """Also writes an empty list of strings, which llama.cpp needs for a vocabulary without merges."""
 
         def _pack_val(self, val: Any, vtype: Any, *rest: Any, **options: Any) -> Any:
             if vtype == gguf.GGUFValueType.ARRAY and not val:

@@ -1,4 +1,4 @@
-"""Models and data sets of the Hugging Face hub, through huggingface_hub and its own cache. No torch here."""
+"""Models and data sets of the Hugging Face hub, through huggingface_hub and its cache."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def download(
     kind: str = "model",
     instead: str = "a model's folder or a .gguf file",
 ) -> Path:
-    """The folder of owner/name at a revision, in huggingface_hub's cache, which shows its own progress and resumes.
+    """Download owner/name at a revision to huggingface_hub's cache; it shows progress and resumes.
 
-    `kind` is "model" or "dataset", `instead` what to give where there is no network. Raises UsageError for a
-    repository that does not exist or is not open to this user, RunError for what fails on the way.
+    `kind` is "model" or "dataset", `instead` the alternative to name if there is no network. Raises UsageError for a
+    repository that does not exist or that this user cannot access, RunError for other failures.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     name = f"hf:{repository}" + (f"@{revision}" if revision else "")
     refusals: dict[type[Exception], str] = {
-        errors.GatedRepoError: "is open only to those who accept its licence. Do so on its page, then: hf auth login",
+        errors.GatedRepoError: "requires accepting its licence. Accept it on its page, then: hf auth login",
         errors.RevisionNotFoundError: f"has no revision {revision or 'main'!r}",
         errors.RepositoryNotFoundError: "is not on the hub, or is private. Check owner and name, or: hf auth login",
     }
@@ -53,9 +53,9 @@ def _failure(name: str, error: Exception, instead: str) -> str:
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{name} could not be fetched: no space left. Free some, or set HF_HOME to a folder on another disk"
+        return f"{name} could not be downloaded: no space left. Free some, or set HF_HOME to a folder on another disk"
     reason = str(cause).strip().partition("\n")[0][:160] or type(cause).__name__
-    return f"{name} could not be fetched ({reason}) and is not in the cache. Without a network, give {instead}"
+    return f"{name} could not be downloaded ({reason}) and is not in the cache. Without a network, give {instead}"
 
 
 def cached() -> dict[str, tuple[Path, int]]:

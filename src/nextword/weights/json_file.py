@@ -1,4 +1,4 @@
-"""JSON files of a model folder, read without trust."""
+"""Untrusted JSON files of a model folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from .. import base
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder. Raises UsageError that names the file and the fault."""
-    missing = f"{path.parent}: it has no {path.name}, so it is not a model folder, or writing it was interrupted"
+    """A JSON object of a model folder. Raises UsageError that names the file and the problem."""
+    missing = f"{path.parent} has no {path.name}: it is not a model folder, or writing it was interrupted"
     return base.read_json(path, missing)

@@ -1,4 +1,4 @@
-"""A name or a path → a model that runs and its tokenizer."""
+"""Loads a model and its tokenizer by name or path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run. `precision` says how its matrices are held: "float32", "q4_1 + q8_0", ..."""
+    """A model ready to run. `precision` is the type of its matrices: "float32", "q4_1 + q8_0", ..."""
 
     name: str
     path: Path
@@ -42,7 +42,7 @@ class Loaded:
 
 
 def open_source(path: Path) -> Source:
-    """The weights at `path`: a .gguf file or a Hugging Face folder. Reads headers only."""
+    """The weights at `path`: a .gguf file or a Hugging Face folder. Reads only headers."""
     if path.is_dir():
         from .folder import FolderSource
 
@@ -53,9 +53,9 @@ def open_source(path: Path) -> Source:
 def load(name: str, dtype: Dtype = "auto", device: str = "auto") -> Loaded:
     """Load a model by catalogue name, folder, .gguf file or hf:owner/name.
 
-    `dtype` "auto" keeps a quantized GGUF as it is stored where the compiled kernels run, and is float32 on
-    a CPU and bfloat16 on a GPU otherwise; "int8" holds matrices as 8-bit blocks of 32 (CPU). Raises
-    UsageError for names, files and settings that are wrong, RunError where fetching or memory fails.
+    `dtype` "auto" keeps a quantized GGUF as stored if the compiled kernels run it, and is otherwise float32
+    on a CPU and bfloat16 on a GPU; "int8" stores matrices as 8-bit blocks of 32 (CPU). Raises UsageError for
+    invalid names, files and settings, RunError if the download fails or memory is short.
     """
     from .catalogue import resolve
 
@@ -70,7 +70,7 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> M
     where = _device(device)
     packed, floating = _choose(source, dtype, where)
     if packed and source.spec.kind != "transformer":
-        raise UsageError(f"dtype int8 is not there for {source.spec.kind} models. Use: --dtype float32")
+        raise UsageError(f"dtype int8 is not available for {source.spec.kind} models. Use: --dtype float32")
     _check_memory(source, packed, floating)
     with torch.device("meta"):
         model = build(source.spec)
@@ -80,7 +80,7 @@ def load_model(source: Source, dtype: Dtype = "auto", device: str = "auto") -> M
         model.head.weight = model.embedding.weight
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()  # a GPU's kernels want them in one piece
+            module.flatten_parameters()  # GPU kernels need them contiguous
     prepare(model.requires_grad_(False).eval(), "infer")
     return model
 
@@ -98,14 +98,14 @@ def _device(name: str) -> torch.device:
 
 
 def _choose(source: Source, dtype: Dtype, device: torch.device) -> tuple[bool, torch.dtype]:
-    """Whether matrices are held in packed blocks, and the type of everything else."""
+    """Whether matrices are stored in packed blocks, and the type of everything else."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known. Known: {', '.join(DTYPES)}")
     runnable = device.type == "cpu" and native.available()
     if dtype == "int8":
         if not runnable:
             raise UsageError(
-                "dtype int8 needs nextword's compiled CPU kernels, which are not here."
+                "dtype int8 needs nextword's compiled CPU kernels, which are not installed."
                 " Install a C compiler and reinstall nextword, or use: --dtype float32"
             )
         return True, torch.float32
@@ -135,13 +135,13 @@ def _fill(
 
 
 def _native_kind(source: Source, parameter: Parameter) -> QuantType | None:
-    """The kernels' name of the one type of blocks that a parameter is stored in; None where it is stored otherwise."""
+    """The kernels' name of the block type of all of a parameter's tensors; None for other types or mixtures."""
     kinds = {native_kind(source.kind(tensor)) for tensor in parameter.tensors}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def _packed_experts(source: Source, parameter: Parameter) -> list[PackedMatrix]:
-    """A matrix per expert, in the file's blocks where the kernels compute with them."""
+    """A matrix per expert, in the file's blocks if the kernels support them."""
     kind, (count, _, columns) = _native_kind(source, parameter), parameter.shape
     if kind is None:
         return [PackedMatrix.pack_float(matrix) for matrix in read_parameter(source, parameter, torch.float32)]
@@ -180,7 +180,7 @@ def _precision(model: Model) -> str:
 
 
 def _check_memory(source: Source, packed: bool, floating: torch.dtype) -> None:
-    """Refuse a model that this machine's free memory cannot hold, before any of it is taken."""
+    """Raise an error, before allocating, if a model does not fit in free memory."""
     numbers = sum(math.prod(parameter.shape) for parameter in source.parameters)
     a_number = 1.07 if packed else floating.itemsize  # packed: 8.5 bits, the larger of the kinds
     needed, free = int(numbers * a_number), free_memory()

@@ -1,7 +1,7 @@
-"""Which files make a model folder, and how one is written: completely or not at all, by one process at a time.
+"""The files of a model folder, and writing one atomically, by one process at a time.
 
-A model is written into a working folder beside its target (inside it where a folder is there), which its process
-holds locked. The lock ends with the process, so that the next writer knows which of these folders are leftovers.
+A model is written to a working folder next to its target (inside it, if that is a folder), locked by its process.
+The lock ends with the process, so that the next writer recognizes leftovers.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _NAMES = {
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _PART = ".nextword-part"
 _PID = "pid"
-_PATIENCE = 20  # tries, a twentieth of a second apart, to claim a folder that nobody has signed yet
+_PATIENCE = 20  # attempts, 50 ms apart, to claim a folder that no process has signed yet
 
 
 def belongs_to_model(name: str) -> bool:
-    """Whether a file of this name in a model folder is the model's. All others are the user's and never touched."""
+    """Whether a file of this name in a model folder belongs to the model. All others are never touched."""
     return name in _NAMES or _WEIGHTS.fullmatch(name) is not None
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, by the rules of transformers: one file, else what the index names.
+    """The safetensors files of a model folder, by the rules of transformers: one file, or those in the index.
 
-    Where neither is there, every .safetensors file. Raises UsageError where there is none, where the index is not
-    one, or where it names files outside the folder.
+    Without either, every .safetensors file. Raises UsageError if there is none, if the index is invalid, or if it
+    names files outside the folder.
     """
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
@@ -50,7 +50,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UsageError(
-            f"{folder}: no .safetensors file there (pickle files are never read). Convert the model to safetensors"
+            f"{folder} has no .safetensors file (pickle files are never read). Convert the model to safetensors"
         )
     return files
 
@@ -67,11 +67,11 @@ def _named_in(index: Path) -> list[str]:
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write a model into, whose files are put in `out` if the block ends well.
+    """A folder to write a model into; its files are moved to `out` if the block succeeds.
 
-    A new `out` appears whole or not at all. With `force`, the files of a model that is there are replaced, and
-    nothing else is touched. Ctrl-C and SIGTERM wait for the exchange, which is a few renames; a process that is killed
-    in the middle of it leaves a folder that says so when it is opened.
+    A new `out` appears atomically. With `force`, the files of an existing model are replaced, and nothing else is
+    touched. Ctrl-C and SIGTERM wait for the exchange, which is a few renames; if the process is killed during it,
+    opening the folder reports that.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file. Choose another folder, or a name that ends in .gguf")
@@ -91,7 +91,7 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def new_file(out: Path, force: bool) -> Iterator[Path]:
-    """Where to write a file, which becomes `out` if the block ends well. `force` allows one that is there."""
+    """A temporary file that becomes `out` if the block succeeds. `force` replaces an existing one."""
     if out.is_dir():
         raise UsageError(f"{out} is a folder; a GGUF file is one file. Choose a name that ends in .gguf")
     if out.exists() and not out.is_file():
@@ -106,7 +106,7 @@ def new_file(out: Path, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def _working(out: Path, force: bool) -> Iterator[Path]:
-    """A folder near `out` for this process alone, gone at the end. An OSError in the block becomes a RunError."""
+    """A temporary folder next to `out` for this process. An OSError in the block becomes a RunError."""
     _refuse_unless_forced(out, force)
     try:
         parent = out if out.is_dir() else out.parent
@@ -122,16 +122,16 @@ def _working(out: Path, force: bool) -> Iterator[Path]:
             os.close(lock)
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else "the disk may be full"  # numpy gives no number
-        raise RunError(f"{out} could not be written ({reason}). Choose another place, or free some space") from error
+        raise RunError(f"{out} could not be written ({reason}). Choose another path, or free some space") from error
 
 
 def _refuse_unless_forced(out: Path, force: bool) -> None:
     if out.exists() and not force:
-        raise UsageError(f"{out} is already there. Choose another name, or replace it with --force")
+        raise UsageError(f"{out} already exists. Choose another name, or replace it with --force")
 
 
 def _claim(working: Path, out: Path) -> int:
-    """The descriptor that holds the lock on a working folder, new or left by a dead process, and empty."""
+    """The descriptor that holds the lock on an empty working folder, new or left by a dead process."""
     for _ in range(_PATIENCE):
         with suppress(FileExistsError):
             working.mkdir()
@@ -143,12 +143,12 @@ def _claim(working: Path, out: Path) -> int:
             return lock
         if pid := _pid(working):
             raise RunError(f"{out} is being written by process {pid}. Wait for it, or choose another name")
-        time.sleep(0.05)  # the other has only just begun, or ends at this moment
+        time.sleep(0.05)  # the other process has just started, or is ending
     raise RunError(f"{out} is being written by another process. Wait for it, or choose another name")
 
 
 def _locked(working: Path) -> int | None:
-    """Lock a folder, and return the descriptor that holds the lock; None if another process has it or it is gone."""
+    """Lock a folder and return its descriptor; None if another process holds the lock or the folder is gone."""
     try:
         lock = os.open(working, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def _locked(working: Path) -> int | None:
 
 
 def _pid(working: Path) -> str:
-    """The number of the process that signed a working folder, or ""."""
+    """The id of the process that signed a working folder, or ""."""
     try:
         return read_regular(working / _PID, 20).decode("ascii", "ignore")
     except OSError:
@@ -169,9 +169,9 @@ def _pid(working: Path) -> str:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the working folders of processes that are gone."""
+    """Remove the working folders of dead processes."""
     for leftover in parent.glob(f".*{_PART}"):
-        with suppress(OSError):  # no folder, or not ours to remove
+        with suppress(OSError):  # no folder, or no permission to remove it
             lock = _locked(leftover)
             if lock is not None:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -179,15 +179,15 @@ def _sweep(parent: Path) -> None:
 
 
 def _replace_files(written: Path, out: Path) -> None:
-    """Put the files of `written` in the place of the model's files in `out`.
+    """Replace the model's files in `out` by the files of `written`.
 
-    Its configuration goes first and comes last: between the two, nothing opens the folder as a model.
+    The configuration is removed first and added last, so that nothing opens the folder as a model in between.
     """
     new = {file.name for file in written.iterdir()}
     old = {name for name in os.listdir(out) if belongs_to_model(name)}
     for name in old | new:
         if (out / name).is_dir() and not (out / name).is_symlink():
-            raise UsageError(f"{out / name} is a folder where a model has a file. Choose another folder")
+            raise UsageError(f"{out / name} is a folder, but a model has a file of that name. Choose another folder")
     with _signals_deferred():
         (out / CONFIG).unlink(missing_ok=True)
         _flush_to_disk(out)
@@ -200,7 +200,7 @@ def _replace_files(written: Path, out: Path) -> None:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect after the block. Only the main thread can hold them back."""
+    """Defer Ctrl-C and SIGTERM until after the block; only possible in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""How far a long transfer is, on stderr: a bar in a terminal, a line every few seconds elsewhere."""
+"""Progress of a transfer on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TextIO
 
 SECONDS_BETWEEN_LINES = 5.0
 
-Advance = Callable[[int], None]  # called with the bytes that have come since the last call
+Advance = Callable[[int], None]  # called with the number of bytes since the last call
 
 
 def on_stderr(title: str, total: int) -> AbstractContextManager[Advance]:
-    """Report a transfer of `total` bytes: `with on_stderr("fetching x", 10_000) as advance: advance(1_000)`."""
+    """Report a transfer of `total` bytes: `with on_stderr("downloading x", 10_000) as advance: advance(1_000)`."""
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     return (_bar if terminal else _lines)(title, total, sys.stderr)
 

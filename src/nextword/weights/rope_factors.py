@@ -1,4 +1,4 @@
-"""Positions whose stretching a GGUF file holds as tensors: Llama 3's divisors, the factors of longrope."""
+"""Rope scaling that GGUF stores as tensors: Llama 3's divisors, longrope's factors."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .gguf import GGUFFile
 
 _DIVISORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 NAMES = (_DIVISORS, _SHORT, _LONG)
-_CONTEXTS = (8192, 2048, 4096, 16384, 32768)  # before stretching; Llama 3's first
+_CONTEXTS = (8192, 2048, 4096, 16384, 32768)  # original contexts; Llama 3's first
 _TOLERANCE = 1e-3
 
 
 def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
-    """`spec`, as the metadata gives it, with the stretching that is in tensors of the file.
+    """`spec`, from the metadata, with the rope scaling stored in tensors of the file.
 
-    Raises UsageError for one that no model of the family has.
+    Raises UsageError for a scaling that does not fit the family.
     """
     if _DIVISORS in file.tensors:
         divisors = torch.from_numpy(file.float32(_DIVISORS)).flatten()
         rope = _llama3(spec.rope, spec.head_width, divisors)
         if rope is None:
             raise UsageError(
-                f"{file.paths[0]}: tensor {_DIVISORS!r} stretches positions in a way that nextword does not know."
+                f"{file.paths[0]}: tensor {_DIVISORS!r} holds an unknown rope scaling."
                 " Use the model's safetensors folder"
             )
         return replace(spec, rope=rope)
@@ -42,7 +42,7 @@ def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
     if not isinstance(context, int) or context < 1 or not len(short) == len(long) == pairs:
         raise UsageError(
             f"{file.paths[0]}: {len(short)} and {len(long)} factors of longrope for {pairs} rotating pairs, and an"
-            f" original context of {context!r}; the file is damaged, or of another model"
+            f" original context of {context!r}; the file is damaged, or belongs to another model"
         )
     rope = replace(
         spec.rope, scaling="longrope", factor=spec.context / context, original_context=context,
@@ -55,16 +55,16 @@ def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
 
 
 def factor_metadata(spec: ModelSpec, architecture: str) -> dict[str, float]:
-    """What the metadata says of longrope besides its factors."""
+    """The metadata of longrope besides its factors."""
     if spec.rope.scaling != "longrope":
         return {}
     return {f"{architecture}.rope.scaling.attn_factor": float(amplitude(spec.rope))}
 
 
 def factor_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
-    """The inverse: tensors that a file holds besides the parameters.
+    """The inverse of `stretched`: tensors that a file holds besides the parameters.
 
-    Raises UsageError for a scaling that could not be told from its divisors again.
+    Raises UsageError for a scaling that cannot be recovered from its divisors.
     """
     rope = spec.rope
     if rope.scaling == "llama3":
@@ -80,10 +80,10 @@ def factor_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
 
 
 def _llama3(rope: RopeSpec, head_width: int, divisors: Tensor) -> RopeSpec | None:
-    """`rope` with the scaling that `divisors` (rotating pairs,) were computed from.
+    """`rope` with the scaling from which `divisors` (rotating pairs,) were computed.
 
-    llama.cpp's converter stores plain over stretched frequencies, and not the numbers of config.json they come from;
-    those that give the same divisors back are found. None where none do.
+    llama.cpp's converter stores plain over scaled frequencies, not the numbers of config.json; this searches for
+    numbers that give the same divisors. None if there are none.
     """
     if torch.allclose(divisors, torch.ones(())):
         return rope

@@ -1,4 +1,4 @@
-"""Where weights are read from: what every kind of file offers the loader."""
+"""The loader's interface to files of weights, and its GGUF implementation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .gguf import GGUFFile
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
-# GGUF block types that the compiled kernels compute with as they are
+# GGUF block types supported by the compiled kernels
 _NATIVE: dict[str, QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 _FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
-# what follows from the metadata: old converters stored the plain rotary frequencies of each layer
+# derived from the metadata: old converters stored each layer's plain rotary frequencies
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
 
 
 class Source(Protocol):
-    """Weights in a file or a folder: the spec they fill and a way to read each tensor."""
+    """Weights in a file or a folder: their spec, and reading each tensor."""
 
     path: Path
     spec: ModelSpec
@@ -40,10 +40,10 @@ class Source(Protocol):
     config: dict[str, Any]  # config.json, or the metadata of a GGUF
 
     def kind(self, tensor: FileTensor) -> str:
-        """How the tensor is stored: "f32", "bf16", "q4_1", ..."""
+        """The tensor's stored type: "f32", "bf16", "q4_1", ..."""
 
     def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
-        """Its shape in our layout, or None where the file has no such tensor."""
+        """Its shape in our layout, or None if the file has no such tensor."""
 
     def read(self, tensor: FileTensor) -> Tensor:
         """The tensor as floats in our layout and row order."""
@@ -52,7 +52,7 @@ class Source(Protocol):
         """The tensor's quantized blocks, uint8 (rows, bytes per row), in our row order."""
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that came with the weights."""
+        """The tokenizer stored with the weights."""
 
 
 def is_quantized(kind: str) -> bool:
@@ -61,19 +61,19 @@ def is_quantized(kind: str) -> bool:
 
 
 def native_kind(kind: str) -> QuantType | None:
-    """The kernels' name of a stored kind, or None for one they cannot compute with."""
+    """The kernels' name of a stored kind, or None if unsupported."""
     return _NATIVE.get(kind)
 
 
 def tensors_of(source: Source) -> list[FileTensor]:
-    """Every tensor that the model is read from."""
+    """Every tensor to read."""
     return [tensor for parameter in source.parameters for tensor in parameter.tensors]
 
 
 def read_parameter(
     source: Source, parameter: Parameter, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> Tensor:
-    """One of our parameters, put together from its tensors in the file."""
+    """One of our parameters, assembled from its tensors in the file."""
     values = torch.empty(parameter.shape, dtype=dtype, device=device)
     for tensor in parameter.tensors:
         values[tensor.index] = source.read(tensor)
@@ -81,7 +81,7 @@ def read_parameter(
 
 
 def check_tensors(source: Source, names_in_file: int) -> None:
-    """Compare every tensor's name and shape with the spec, before anything is read."""
+    """Compare every tensor's name and shape with the spec, before reading anything."""
     tensors = tensors_of(source)
     shapes = {tensor.name: source.shape(tensor) for tensor in tensors}
     missing = [tensor.name for tensor in tensors if shapes[tensor.name] is None]
@@ -94,40 +94,40 @@ def check_tensors(source: Source, names_in_file: int) -> None:
     if wrong:
         first = wrong[0]
         raise UsageError(
-            f"{source.path}: {_some([tensor.name for tensor in wrong], len(tensors))} not of the size that its"
+            f"{source.path}: {_some([tensor.name for tensor in wrong], len(tensors))} of another shape than its"
             f" configuration says: {first.name} is {shapes[first.name]}, not {first.shape}."
-            " The two do not belong together"
+            " The config may belong to another model"
         )
 
 
 def check_unread(path: Path, read: Iterable[str], names: Iterable[str], ignored: str, hint: str = "") -> None:
-    """Refuse tensors that no parameter is read from: without them it would be another model.
+    """Raise UsageError for tensors that would be left unread: the model would be a different one without them.
 
-    `ignored` is a regular expression of names that carry nothing of their own.
+    `ignored` is a regular expression of redundant tensors.
     """
     known, present = set(read), list(names)
     unread = [name for name in present if name not in known and not re.fullmatch(ignored, name)]
     if unread:
         raise UsageError(
-            f"{path}: {_some(unread, len(present))} left over: its configuration has no place for them."
-            f" Without them it would be another model{hint}"
+            f"{path}: {_some(unread, len(present))} unused: its configuration does not mention them."
+            f" The model would be a different one without them{hint}"
         )
 
 
 def _some(names: list[str], count: int) -> str:
-    """3 of 290 tensors ('a', 'b', 'c') are, and the first few where there are more."""
+    """As "3 of 290 tensors ('a', 'b', 'c') are", with the first few names."""
     shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} of {count} tensors ({shown}) {'is' if len(names) == 1 else 'are'}"
 
 
 def check_layers(path: Path, spec: ModelSpec, names_in_file: int) -> None:
-    """Refuse a layer count that the file cannot hold, before any loop runs over layers."""
+    """Reject a layer count that exceeds the file's tensors, before any loop runs over layers."""
     if spec.layers > names_in_file:
         raise UsageError(f"{path}: its configuration says {spec.layers} layers, but it holds {names_in_file} tensors")
 
 
 def from_file(values: Tensor, tensor: FileTensor) -> Tensor:
-    """A tensor as stored → our layout, row order and offset."""
+    """A stored tensor in our layout and row order, with the offset added."""
     values = tensor.rows_from_file(values.mT if tensor.transposed else values)
     return values.float() + tensor.offset if tensor.offset else values
 

@@ -1,4 +1,4 @@
-"""Which models are on this machine, and their removal. No torch here."""
+"""Lists and removes the models on this machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .catalogue import CATALOGUE, CatalogueEntry, cached_file, find, is_cached
 class Stored:
     """A model on disk; `path` is its folder."""
 
-    reference: str  # what to give as --model
+    reference: str  # the value for --model
     path: Path
     bytes: int
 
 
 def stored(cache: Path) -> list[Stored]:
-    """Models that were fetched: pinned ones in nextword's cache, others in huggingface_hub's."""
+    """Downloaded models: pinned ones in nextword's cache, others in huggingface_hub's."""
     pinned = [model for entry in CATALOGUE if (model := _pinned(entry, cache))]
     return pinned + [Stored(f"hf:{name}", path, size) for name, (path, size) in hub.cached().items()]
 
@@ -36,14 +36,14 @@ def find_stored(name: str, cache: Path) -> Stored | None:
 
 
 def remove(name: str, cache: Path) -> Stored:
-    """Delete a fetched model and say what it was. Touches nothing outside the caches.
+    """Delete a downloaded model and return it. Touches nothing outside the caches.
 
-    Raises UsageError for what is not in them, RunError where deleting fails.
+    Raises UsageError if it is not in them, RunError if deleting fails.
     """
     model = find_stored(name, cache)
     if model is None:
         fetched = ", ".join(other.reference for other in stored(cache)) or "none"
-        raise UsageError(f"{name} is not among the fetched models; only those are removed. Fetched: {fetched}")
+        raise UsageError(f"{name} is not a downloaded model; only those can be removed. Downloaded: {fetched}")
     try:
         if model.reference.startswith("hf:"):
             hub.remove(model.reference.removeprefix("hf:"))
