@@ -86,7 +86,7 @@ def test_a_forgotten_run_is_no_longer_in_the_ledger(text: Path, capsys: pytest.C
     assert (code, err.startswith("1 entry removed from")) == (0, True)
     assert json.loads(run(capsys, "runs", "calibration", "--json")[1])["runs"] == []
     code, _, err = run(capsys, "runs", "forget", "run")
-    assert (code, "has no entry of run" in err) == (2, True)
+    assert (code, "has no entry for run" in err) == (2, True)
     code, _, err = run(capsys, "runs", "forget")
     assert (code, "--all" in err) == (2, True)
     assert run(capsys, "runs", "forget", "--all")[0] == 0
@@ -419,7 +419,7 @@ def test_what_is_special_about_a_text_is_said_before_training(
     said = " ".join(err.split())
     assert code == 0, err
     assert "skipped 3 files: no reader for .rst (2); hidden (1)" in said
-    assert re.search(r"held out [234]\d\.\d% of the text for the 5\.0% asked", said)
+    assert re.search(r"held out [234]\d\.\d% of the text instead of 5\.0%", said)
     assert re.search(r"the text fills \d+ of 1,024 tokens", said)
     assert "skipped 1 broken row or file" in said
 
@@ -462,7 +462,7 @@ def test_a_run_is_not_begun_where_one_is(text: Path, capsys: pytest.CaptureFixtu
     assert run(capsys, "train", str(text), *SMALL, "--out", "run")[0] == 0
     code, _, err = run(capsys, "train", str(text), *SMALL, "--out", "run")
     assert code == 2
-    assert "holds a run already" in err
+    assert "already holds a run" in err
 
 
 def test_compare_context_prints_every_number_with_its_interval_at_any_width(

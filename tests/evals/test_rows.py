@@ -129,7 +129,7 @@ def test_objects_line_by_line_are_read_under_the_name_json_too(tmp_path: Path) -
         ("rows.json", "[1", "not JSON"),
         ("rows.csv", "text,text\na,b\n", "two columns have the same name"),
         ("rows.csv", '"text"x,label\na,b\n', "not CSV"),
-        ("rows.txt", "a", "data is read from .csv"),
+        ("rows.txt", "a", "unknown format. Use .csv"),
     ],
 )
 @pytest.mark.parametrize("skip_invalid", [False, True])

@@ -208,7 +208,7 @@ def test_choices_have_no_scorer(reviews: Path) -> None:
 
 def test_a_gold_answer_without_a_number_is_refused_before_anything_is_asked(task: Task) -> None:
     words = replace(task, items=tuple(replace(item, values={**item.values, "answer": "ten"}) for item in task.items))
-    with pytest.raises(UsageError, match="the right answer of row 1, 'ten', contains no number"):
+    with pytest.raises(UsageError, match="the correct answer of row 1, 'ten', contains no number"):
         with_scorer(words, "number")
 
 

@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a column that is not there": (
         "{txet} {label}",
         {},
-        "no column 'txet', which the template asks for. Did you mean text? Columns: text",
+        "no column 'txet', which the template uses. Did you mean text? Columns: text",
     ),
     "an answer that is not there": ("{text} {mood}", {"target": "mood"}, "no column 'mood'. Columns: text"),
     "a group that is not there": (
@@ -206,7 +206,7 @@ def test_shots_without_a_column_or_with_a_new_label_are_told_by_their_file(tmp_p
     bare = file_of(tmp_path, [{"text": "x", "answer": "a"}], "bare.jsonl")
     with pytest.raises(
         UsageError,
-        match=r"bare\.jsonl: there is no column 'output', which the template asks for.*Columns: text, answer",
+        match=r"bare\.jsonl: there is no column 'output', which the template uses.*Columns: text, answer",
     ):
         table_task(path, form, shots_from=bare)
     new = file_of(tmp_path, [{"text": "x", "output": "c"}], "new.jsonl")

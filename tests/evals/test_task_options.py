@@ -273,7 +273,7 @@ def test_what_one_of_several_templates_cannot_ask_none_of_them_does(kind: str, t
     name = file_of(tmp_path, rows, description="") if kind == "file" else str(lines(tmp_path, "r.jsonl", rows))
     templates = {"plain": "{q}: {output}", "wide": "{q} on {topic}: {output}"}
     answer = {"target": "a"} if kind == "table" else {}
-    with pytest.raises(UsageError, match=r"row 4: there is no 'topic', which the template asks for \("):
+    with pytest.raises(UsageError, match=r"row 4: there is no 'topic', which the template uses \("):
         open_task(name, templates, TaskOptions(**answer, hold_back=False))  # type: ignore[arg-type]
     plain, wide = open_task(name, templates, TaskOptions(**answer, skip_invalid=True)).values()  # type: ignore[arg-type]
     for one, other in ((plain.items, wide.items), (plain.fewshot_pool, wide.fewshot_pool)):

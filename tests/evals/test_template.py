@@ -74,7 +74,7 @@ def test_a_gap_may_be_an_entry_of_a_list() -> None:
     [
         ("x[2]", [1, 2], r"'x' has no entry 2: it is \[1, 2\]"),
         ("x[0]", "abc", "'x' has no entry 0: it is 'abc'"),
-        ("x", None, "there is no 'x', which the template asks for"),
+        ("x", None, "there is no 'x', which the template uses"),
     ],
 )
 def test_a_gap_that_a_row_cannot_fill_is_named(gap: str, value: object, said: str) -> None:

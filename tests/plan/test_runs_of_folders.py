@@ -47,7 +47,7 @@ def test_folders_of_runs_are_the_table_of_their_parameters_tokens_and_losses(tmp
 def test_runs_of_different_tokens_are_refused(tmp_path: Path) -> None:
     run(tmp_path / "a", 1e5, 1000, 4.5)
     run(tmp_path / "b", 1e5, 1000, 4.5, data="other text")
-    with pytest.raises(UsageError, match="saw different tokens"):
+    with pytest.raises(UsageError, match="used different tokens"):
         from_folders([tmp_path])
 
 

@@ -209,7 +209,7 @@ def test_too_little_time_is_said_at_once(data: Dataset, monkeypatch: pytest.Monk
     monkeypatch.setattr(context_study, "_best", None)  # whoever trains fails otherwise
     with pytest.raises(
         UsageError,
-        match="is too little time: 1 kinds x 3 rates x 3 seeds have 0 steps each here, and 10 are the fewest",
+        match="is too little time: 1 kinds x 3 rates x 3 seeds get 0 steps each, and need at least 10",
     ):
         study(data, 0.001, 16, 30e3, ("rnn",), log=lambda text: None)
 
@@ -247,10 +247,10 @@ def test_a_study_measures_every_kind_with_errors(found: Study, data: Dataset) ->
 def test_hardly_trained_models_get_no_findings(found: Study) -> None:
     young = tuple(replace(each, over_frequencies=crossed([[0.1, 0.3], [0.2, 0.1]])) for each in found.kinds)
     said = sentences(replace(found, kinds=young))
-    assert "too little training to tell: no kind is surely better than the frequencies" in said[0]
-    assert "transformer: too little training to tell what it remembers" in said
-    assert any(line.startswith("copy: too little training to tell: after 4 steps no kind") for line in said)
-    assert not any("best here" in line or "of use" in line or "95% right" in line for line in said)
+    assert "too little training: no kind is significantly better than token frequencies" in said[0]
+    assert "transformer: too little training to measure what it remembers" in said
+    assert any(line.startswith("copy: too little training: after 4 steps no kind") for line in said)
+    assert not any("best here" in line or "are useful" in line or "95% correct" in line for line in said)
 
 
 def test_findings_name_what_would_not_be_seen(found: Study) -> None:
@@ -265,13 +265,13 @@ def test_findings_name_what_would_not_be_seen(found: Study) -> None:
     least = gains[2].estimate.detectable()
     assert least == pytest.approx((2.042 + 0.854) * 0.004, rel=0.01)
     assert (
-        "transformer: at least the last 3 of 16 tokens are of use (those beyond the last 2: 0.200 ± 0.020 nats); a gain"
-        f" under {least:.2g} nats from tokens beyond the last 4 would not be seen"
+        "transformer: at least the last 3 of 16 tokens are useful (those beyond the last 2: 0.200 ± 0.020 nats); a gain"
+        f" under {least:.2g} nats from tokens beyond the last 4 would not be detected"
     ) in said
-    assert "is not told from rnn" in said[0]
+    assert "is not clearly better than rnn" in said[0]
     assert (
-        "copy, 95% right after 100 steps: transformer up to a delay of 10, unclear at 30, not yet at 60;"
-        " rnn too little training to tell"
+        "copy, 95% correct after 100 steps: transformer up to a delay of 10, unclear at 30, not yet at 60;"
+        " rnn too little training"
     ) in said
 
 

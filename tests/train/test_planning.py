@@ -201,7 +201,7 @@ def test_steps_of_any_length_are_timed_in_bounded_work_and_scaled_by_their_flops
 
 def test_a_step_longer_than_the_time_is_refused_with_both_times() -> None:
     train = replace(long_run(64).train, minutes=1.0)
-    with pytest.raises(UsageError, match=r"takes 10.0 min here, and the run is to take 60.0 s.*context"):
+    with pytest.raises(UsageError, match=r"takes 10.0 min here, and the budget is 60.0 s.*context"):
         fit_to_time(train, StepTime(1, 600.0, 0.0))
 
 

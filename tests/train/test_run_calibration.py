@@ -143,7 +143,7 @@ def test_a_forgotten_run_is_gone_with_all_its_lines_and_the_others_stay(place: P
 
 
 def test_a_run_that_the_ledger_does_not_know_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no entry of .*nowhere"):
+    with pytest.raises(UsageError, match=r"has no entry for .*nowhere"):
         calibration.forget(str(tmp_path / "nowhere"), place)
     assert len(place.read_text(encoding="utf-8").splitlines()) == 3
 

@@ -141,7 +141,7 @@ def test_a_fine_tuned_run_without_a_sound_checkpoint_stops_and_begins_anew_only_
     before = content(tuned)
     code, _, said = command(capsys, "runs", "resume", tuned)
     assert code == 1
-    assert f"{tuned / 'checkpoints'}: no checkpoint there is sound" in said
+    assert f"{tuned / 'checkpoints'}: all checkpoints are damaged" in said
     assert "step-00000010" in said
     assert "step-00000012" in said
     assert f"nextword runs resume {tuned} --restart" in said

@@ -243,14 +243,14 @@ def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(model: Model, tokenizer:
 def test_packed_matrices_are_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf", model, tokenizer, "q8_0")
     packed = nextword.load(str(path), dtype="auto").loaded.model
-    with pytest.raises(UsageError, match=r"packed.*float32"):
+    with pytest.raises(UsageError, match=r"quantized.*float32"):
         write_gguf(tmp_path / "b.gguf", packed, tokenizer)
 
 
 def test_what_stands_there_is_replaced_only_when_asked(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("there")
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         write_gguf(path, model, tokenizer)
     assert path.read_text() == "there"
     write_gguf(path, model, tokenizer, force=True)

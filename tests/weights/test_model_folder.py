@@ -188,7 +188,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(
         (out / "mine").write_text("mine")
 
     monkeypatch.setattr(model_folder, "_flush_to_disk", appear)
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         convert(tiny_model(), out)
     assert contents(out) == {"mine": b"mine"}
 
@@ -235,7 +235,7 @@ def test_a_folder_has_no_q8_0(tiny_model: Model, tmp_path: Path) -> None:
         ({"weight_map": {"a": "/etc/passwd"}}, "no safetensors file of this folder"),
         ({"weight_map": {"a": ".."}}, r"'\.\.'"),
         ({"weight_map": {"a": ""}}, "''"),
-        ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, r"model-00001-of-00002\.safetensors.*not there"),
+        ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, r"model-00001-of-00002\.safetensors.*missing"),
         ([], "list, not an object"),
     ],
 )

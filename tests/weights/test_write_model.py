@@ -151,7 +151,7 @@ def test_a_model_that_no_family_holds_is_refused_with_what_differs(
 
 
 def test_packed_models_are_refused(smollm2_path: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match=r"packed.*float32"):
+    with pytest.raises(UsageError, match=r"quantized.*float32"):
         write_model(tmp_path / "model", load_model(open_source(smollm2_path), "int8", "cpu"), tokenizer)
     assert not list(tmp_path.iterdir())
 
@@ -161,7 +161,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_beside(
 ) -> None:
     folder = write_model(tmp_path / "model", model_of(SPECS["nextword-gru"]), tokenizer)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="already exists"):
         write_model(folder, model_of(SPECS["llama"]), tokenizer)
     monkeypatch.setattr("nextword.weights.conversion._write_shards", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(RunError, match="full"):

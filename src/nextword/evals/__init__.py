@@ -1,4 +1,4 @@
-"""Templates and shots → prompts → scores → statistics → a report."""
+"""Prompt evaluation: tasks, templates, few-shot sampling, scoring, statistics, report."""
 
 from .api import evaluate
 from .template import Prompt, Template, few_shot, parse_shot

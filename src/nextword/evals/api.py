@@ -1,4 +1,4 @@
-"""Evaluations from Python: one call from a task's name to numbers with error bars."""
+"""Evaluations from Python: from a task's name to scores with error bars in one call."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def evaluate(
     store: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Measure a task's prompts on one or several models, also served ones ("openai:http://host:port/v1#name").
+    """Evaluate a task's prompts on one or more models, including served ones ("openai:http://host:port/v1#name").
 
-    `task` is a built-in task's name, a task file, a file of rows (with `templates` by name), or a Task. `options` say
-    how rows become a task, in place of what a task file says. `design` says seeds, permutations, limits (`shots`
-    overrides its own); `scoring` how choices are scored; `scorer` how generated answers are: a name of `scorers.NAMES`,
-    or a function of the answer, the gold answer and the row that gives 0 to 1. With `store`, a file, answers are kept
-    and an interrupted call resumes. `progress(done, total)` is told of tokens read.
+    `task` is a built-in task's name, a task file, a file of rows (with `templates` by name), or a Task. `options`
+    override a task file. `design` has seeds, permutations and limits (`shots` overrides its own); `scoring`: how
+    choices are scored; `scorer`: how generated answers are, a name in `scorers.NAMES` or a function (answer, gold
+    answer, row) -> 0 to 1. With `store`, a file, answers are kept and an interrupted call resumes. `progress(done,
+    total)` reports tokens read.
 
-    Raises UsageError for what cannot be asked, RunError where the disk is full.
+    Raises UsageError for an invalid evaluation, RunError if the disk is full.
     """
     from .served import open_model
 
@@ -60,7 +60,7 @@ def evaluate(
     plan = replace(design or Design(), shots=tuple(wanted) if wanted is not None else (first.shots,))
     given = list(model) if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     if not given:
-        raise UsageError("which model? Name at least one")
+        raise UsageError("no model given. Name at least one")
     models = [open_model(name) if isinstance(name, str) else name for name in given]
     with opened(store) as answers:
         run = EvalRun(tasks, models, plan, scoring or ScoringConfig(), answers)

@@ -1,4 +1,4 @@
-"""Corrections for a model that favours a label whatever is asked."""
+"""Calibration: corrections for a model's bias towards a label."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def contextual(probabilities: np.ndarray, content_free: Sequence[Sequence[float]
     `probabilities` (items, labels) are normalised by row. `content_free` (inputs, labels) are the model's own
     probabilities, which are not: their mean is taken first, and normalised then.
     """
-    mean = np.asarray(content_free, float).mean(0) + np.finfo(float).tiny  # a label never said is no division by 0
+    mean = np.asarray(content_free, float).mean(0) + np.finfo(float).tiny  # avoids division by 0
     shares = probabilities / probabilities.sum(-1, keepdims=True)
     return np.asarray(shares / (mean / mean.sum()))
 
@@ -35,12 +35,12 @@ def contextual(probabilities: np.ndarray, content_free: Sequence[Sequence[float]
 def batch(logprobs: np.ndarray) -> np.ndarray:
     """Scores after batch calibration: the label probabilities less their mean over the items (2309.17249).
 
-    It reads all items at once, but none of their answers (Zhou et al. 2023). A row whose differences are too small for
-    a float is scaled up: only their order counts.
+    It uses all items at once, but none of their answers (Zhou et al. 2023). A row with differences too small for a
+    float is scaled up: only their order matters.
     """
     own = logprobs - np.logaddexp.reduce(logprobs, axis=-1, keepdims=True)
     mean = np.logaddexp.reduce(own, axis=0) - np.log(len(own))
-    usual = int(mean.argmax())  # near 1 where labels differ by many nats: its difference is that of all others
+    usual = int(mean.argmax())  # near 1 if labels differ by many nats: its difference is the sum of all others'
     own, mean = np.delete(own, usual, 1), np.delete(mean, usual)
     scale = np.minimum(0.0, np.maximum(own, mean).max(1, initial=-np.inf, keepdims=True) + _MAX_EXPONENT)
     others = np.exp(own - scale) - np.exp(mean - scale)
@@ -48,9 +48,9 @@ def batch(logprobs: np.ndarray) -> np.ndarray:
 
 
 def content_free_item(task: Task, item: Item, text: str) -> Item:
-    """The item with every text of its question replaced by `text`, for contextual calibration.
+    """The item with all texts of its question replaced by `text`, for contextual calibration.
 
-    Raises UsageError where that changes its choices: then there is no one set of labels to calibrate.
+    Raises UsageError if that changes its choices: then there is no single set of labels to calibrate.
     """
     emptied = {
         name: text if isinstance(value, str) and not _has_answer(task, item, name) else value
@@ -62,7 +62,7 @@ def content_free_item(task: Task, item: Item, text: str) -> Item:
 
 
 def _has_answer(task: Task, item: Item, column: str) -> bool:
-    """Whether a column holds the answer, so that the prompt needs it."""
+    """Whether a column holds the answer, and so must be kept."""
     try:
         return task.format.gold({**item.values, column: "N/A"}) != task.format.gold(item.values)
     except UsageError:

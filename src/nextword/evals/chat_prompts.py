@@ -1,6 +1,6 @@
-"""Tasks asked through a model's chat template: system message, shots as turns, and the question as the last one.
+"""Prompts through a model's chat template, with shots as turns.
 
-The messages are those that lm-evaluation-harness 0.4.13 makes (`apply_chat_template` with `fewshot_as_multiturn`).
+The messages are the same as in lm-evaluation-harness 0.4.13 (`apply_chat_template` with `fewshot_as_multiturn`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .task import Chat, Encoded, Item, LogprobRequest, Message, Task
 
 
 def chat_variants(tasks: Mapping[str, Task], how: ChatTemplate, system: str) -> dict[str, Task]:
-    """Tasks by their templates' names, as they are asked: raw, through the chat template, or both."""
+    """Tasks by template name: raw, through the chat template, or both."""
     if how == "off":
         return dict(tasks)
     alone = len(tasks) == 1
@@ -28,7 +28,7 @@ def chat_variants(tasks: Mapping[str, Task], how: ChatTemplate, system: str) -> 
 
 
 def chat_requests(task: Task, shots: Sequence[Item], item: Item, premise: str | None = None) -> list[LogprobRequest]:
-    """What the model is asked of one item in a chat: a request for each choice, or a single one.
+    """The chat requests for one item: one per choice, or a single one.
 
     A `premise` replaces the question, for pointwise mutual information.
     """
@@ -45,16 +45,16 @@ def chat_requests(task: Task, shots: Sequence[Item], item: Item, premise: str | 
 
 
 def _joined(first: str, second: str, separator: str) -> str:
-    """Both, with the separator between them where neither brings white space of its own."""
+    """Both, joined by the separator unless either has white space there."""
     apart = first and second and not (first[-1].isspace() or second[0].isspace())
     return first + (separator if apart else "") + second
 
 
 def encode_chat(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> list[Encoded]:
-    """Chat requests in tokens, as the model's template writes them.
+    """Chat requests in tokens, rendered by the model's template.
 
-    Only the template makes control tokens: "<|im_end|>" in a message or a choice is text. A request whose
-    continuation is empty is one that the model writes. Raises UsageError for what the template refuses.
+    Only the template produces control tokens: "<|im_end|>" in a message or a choice is text. A request with an empty
+    continuation is to be generated. Raises UsageError if the template fails.
     """
     contents, contexts = _rendered(asked, tokenizer)
     return [
@@ -66,7 +66,7 @@ def encode_chat(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> list[E
 
 
 def show_chat(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> list[LogprobRequest]:
-    """Chat requests with the text that the model reads as their context; others as they are."""
+    """Chat requests with the rendered text as their context; other requests unchanged."""
     if not any(request.messages for request in asked):
         return list(asked)
     contents, contexts = _rendered(asked, tokenizer)
@@ -74,7 +74,7 @@ def show_chat(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> list[Log
 
 
 def _rendered(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> tuple[Contents, list[str]]:
-    """Each request's messages as text, in which contents are hidden; one that is shown has it, if nothing is hidden."""
+    """Each request's messages as text, with control tokens in contents hidden."""
     contents = Contents(tokenizer, [text for request in asked for text in _texts(request)])
     rendered: dict[tuple[Message, ...], str] = {}  # choices of one question share their messages
     for request in asked:
@@ -91,6 +91,6 @@ def _texts(request: LogprobRequest) -> Iterator[str]:
 
 
 def _render(messages: Sequence[Message], hide: Callable[[str], str], tokenizer: Tokenizer) -> str:
-    """The chat as text, up to where the model continues."""
+    """The chat as text, up to the model's answer."""
     plain = [{"role": message.role, "content": hide(message.content)} for message in messages]
     return render_chat(tokenizer, plain, add_generation_prompt=True)

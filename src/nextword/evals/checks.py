@@ -1,4 +1,4 @@
-"""What may be wrong with a task's rows, template and shots: refused, skipped, or reported."""
+"""Checks of a task's rows, template and shots: errors, skipped rows and warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..base import UsageError, printable
 from ..text.jinja import TemplateStopped
 from .task import Item, PromptFormat, Row, Task
 
-_LONGEST = 60  # characters shown of an answer, and of a choice
+_LONGEST = 60  # characters shown of an answer or a choice
 _MOST_SHOWN = 8  # choices
 
 
@@ -34,7 +34,7 @@ def valid_items(
 
 
 def _fault(format: PromptFormat, row: Row, shots: bool) -> str:
-    """Why a row cannot be scored (or be a shot); '' if it can."""
+    """Why a row cannot be scored (or be a shot); '' if it is valid."""
     try:
         if format.gold(row) == -1:
             named = " that --labels names" if format.words else ""
@@ -43,7 +43,7 @@ def _fault(format: PromptFormat, row: Row, shots: bool) -> str:
             )
         format.example(row) if shots else format.questions(row)
     except TemplateStopped:
-        raise  # it would take as long for every row
+        raise  # every row would take as long
     except UsageError as error:
         return str(error)
     return ""
@@ -58,15 +58,15 @@ def _listed(choices: Sequence[str]) -> str:
 
 
 def warnings_of(task: Task) -> tuple[str, ...]:
-    """What in its template and choices is probably a mistake.
+    """Probable mistakes in a task's template and choices.
 
-    Raises UsageError where two choices are the same in every item.
+    Raises UsageError if two choices are the same in every item.
     """
     return (*_of_template(task.format), *_of_spaces(task), *_of_choices(task))
 
 
 def _of_template(format: PromptFormat) -> list[str]:
-    """A newline at the end of a template, and one before its answer."""
+    """Warnings about a newline at the end of a template, or before its answer."""
     template, warnings = format.template, list[str]()
     shown = _short(template.source[-40:])
     if template.parts[-1].endswith("\n"):
@@ -106,7 +106,7 @@ def _spaces(text: str) -> int:
 
 
 def _of_choices(task: Task) -> list[str]:
-    """Choices that are the same, or differ only in case and spaces."""
+    """Warnings about choices that are the same, or differ only in case and spaces."""
     same = alike = 0
     for item in task.items:
         choices = task.format.choices(item.values)
@@ -125,7 +125,7 @@ def _of_choices(task: Task) -> list[str]:
 
 
 def warnings_of_copies(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
-    """How many scored items ask the same as another, in no group with it: they count as independent, and are not."""
+    """A warning about scored items with the same text as another outside their group: they are not independent."""
     questions = [str(task.format.questions(item.values)) for item in items]
     units = dict[str, set[str]]()
     for text, item in zip(questions, items, strict=True):
@@ -134,8 +134,8 @@ def warnings_of_copies(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
     if not copies:
         return ()
     return (
-        f"{copies} of {len(items)} items ask the same as another, but count as independent: intervals are too narrow."
-        " Leave out the copies, or give --group a column whose value they share",
+        f"{copies} of {len(items)} items are copies of another, but count as independent: intervals are too narrow."
+        " Remove the copies, or give --group a column whose value they share",
     )
 
 
@@ -150,7 +150,7 @@ def warnings_of_shots(prompts: Iterable[tuple[Item, Sequence[Item]]]) -> tuple[s
     warnings = []
     if own:
         warnings.append(
-            f"{len(own)} items are, with their answers, among their own shots. Take shots from other rows with"
+            f"{len(own)} items are among their own shots, with their answers. Take shots from other rows with"
             " --shots-from"
         )
     if related - own:

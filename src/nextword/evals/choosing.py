@@ -1,4 +1,4 @@
-"""The best of several configurations, with a score that the choice did not inflate.
+"""Selects the best configuration, with an unbiased score from held-out data.
 
 The choice is made on half of the items and a quarter of the few-shot seeds, and measured on the rest. A quarter, so
 that 5 seeds leave 4: intervals over fewer undercover. In simulations (5 configurations of equal mean, 5 seeds, 120
@@ -24,19 +24,19 @@ class Chosen:
     """The best configuration: chosen on some of the seeds and items, measured on the others."""
 
     name: str
-    held_out: Estimate  # on the items and seeds that did not choose it
-    optimistic: float  # on all items and seeds, the choosing ones included
+    held_out: Estimate  # on the items and seeds not used to choose it
+    optimistic: float  # on all items and seeds, including those used to choose it
     alternatives: int
     seeds_chosen_on: int = 1
-    seeds: int = 1  # that `held_out` is over
+    seeds: int = 1  # number of seeds in `held_out`
     sentence: str = ""
 
 
 def choose(rows: Sequence[ResultRow], groups: Sequence[str], seed: int) -> Chosen | None:
-    """The best row; None if the user named fewer than two, or there is too little to halve.
+    """The best row; None if the user named fewer than two, or there are too few items to halve.
 
     Halves are drawn by group, so that no group is in both. A row with one seed is chosen and measured on that seed,
-    over different items.
+    with different items.
     """
     eligible = [row for row in rows if not row.baseline]
     names = sorted(set(groups))
@@ -71,12 +71,12 @@ def _split_seeds(seeds: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def held_out_estimate(cube: np.ndarray, groups: Sequence[str]) -> Estimate:
-    """The mean of scores (seeds, permutations, items), over other items and, where there are several, other seeds."""
+    """The mean of scores (seeds, permutations, items) and an interval over items and seeds."""
     alone = estimate(cube.mean((0, 1)), groups if len(set(groups)) < len(groups) else None)
     if cube.shape[0] * cube.shape[1] == 1:
         return alone
     own = spread(cube)
-    # few seeds cannot separate their own variance from the noise of items, so that noise is left in
+    # too few seeds to separate their variance from the items' noise, so that noise is kept
     errors = replace(errors_of(alone.count, alone.standard_error, alone.freedom, own, cube.shape), of_seeds=own.seen)
     low, high = errors.interval(alone.value, is_share(cube))
     return replace(alone, standard_error=errors.total, low=min(low, alone.low), high=max(high, alone.high))

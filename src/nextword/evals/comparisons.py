@@ -1,4 +1,4 @@
-"""Which configurations are compared, in what families, and the sentence about each pair."""
+"""Paired comparisons of configurations, with corrections by family, and their verdicts."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Pair = tuple[Choice, Choice]  # before, after
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two configurations on the same items. `p` and the interval are corrected for the comparisons of its family."""
+    """Two configurations on the same items. `p` and interval are corrected for its family."""
 
     before: str
     after: str
     comparison: Comparison  # its interval is at `level`
     p: float  # times the comparisons of the family (Bonferroni), at most 1
     sentence: str
-    primary: bool = True  # between what the user named; else with a default baseline
-    level: float = LEVEL  # .05 over the comparisons of the family
+    primary: bool = True  # between configurations the user named; otherwise with a default baseline
+    level: float = LEVEL  # .05 / the number of comparisons in the family
     visible: float | None = None  # the smallest difference it detects with 80% power
-    groups: int | None = None  # that the error is clustered by
+    groups: int | None = None  # number of clusters of the error
     note: str = ""  # which rows of two stored evaluations were compared
 
     @property
     def better(self) -> bool | None:
-        """Whether `after` scores more; None where the difference is not significant."""
+        """Whether `after` scores higher; None if the difference is not significant."""
         return None if self.p >= LEVEL else self.comparison.difference > 0
 
 
 @dataclass(frozen=True)
 class Family:
-    """Comparisons that are corrected together."""
+    """Comparisons that are corrected jointly."""
 
     primary: bool
     comparisons: int
@@ -48,10 +48,10 @@ class Family:
 
 
 def pairs_of(choices: Sequence[Choice], baselines: Container[Choice], asked: Sequence[Pair] = ()) -> dict[Pair, bool]:
-    """The pairs that are compared, before and after, and whether each is of the primary family.
+    """The pairs to compare, before and after, and whether each is in the primary family.
 
-    More shots with the fewest, corrections with none, further templates and models with the first at the same shots,
-    and what is `asked` besides; a baseline in `asked` counts as named.
+    More shots with the fewest, calibrations with none, other templates and models with the first at the same shots, and
+    the pairs in `asked`; a baseline in `asked` counts as named.
     """
     pairs: dict[Pair, bool] = {}
     first_model, first_template, *_ = choices[0]
@@ -73,7 +73,7 @@ def pairs_of(choices: Sequence[Choice], baselines: Container[Choice], asked: Seq
 def compare_pairs(
     pairs: Mapping[Pair, bool], rows: Sequence[ResultRow], groups: Sequence[str] | None
 ) -> tuple[PairedComparison, ...]:
-    """All pairs, each corrected for those of its family."""
+    """All pairs, each corrected for its family."""
     by_choice, sizes = {row.choice: row for row in rows}, Counter(pairs.values())
     full = full_names(rows)
     comparisons = []
@@ -92,7 +92,7 @@ def compared(
     before: Side, after: Side, scores: tuple[np.ndarray, np.ndarray], groups: Sequence[str] | None, primary: bool,
     family: int, note: str = "",
 ) -> PairedComparison:  # fmt: skip
-    """One comparison of a family of so many; `scores` are those of after and before."""
+    """One comparison of a family of `count`; `scores` are those of after and before."""
     level = LEVEL / family
     comparison = compare(*scores, groups, level)
     p = min(1.0, family * comparison.p)
@@ -104,10 +104,10 @@ def compared(
 
 
 def paired(after: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (seeds, permutations, items) that can be subtracted: as many seeds as both have, or one.
+    """Scores (seeds, permutations, items) that can be subtracted: with the seeds that both have, or one.
 
-    Seeds of different numbers are never averaged first: the difference would lose the error that seeds add.
-    Permutations are, where there are several seeds to carry their error.
+    Different numbers of seeds are never averaged first: the difference would lose the error between seeds. Permutations
+    are averaged if there are several seeds to carry their error.
     """
     after, before = _as_many(after, before, 0)
     several = max(len(after), len(before)) > 1
@@ -124,7 +124,7 @@ def _as_many(after: np.ndarray, before: np.ndarray, axis: int) -> tuple[np.ndarr
 
 
 def families(comparisons: Sequence[PairedComparison]) -> tuple[Family, ...]:
-    """The families of comparisons, and how each is corrected, in words."""
+    """The families of comparisons, each with its correction in words."""
     counts = {primary: sum(pair.primary is primary for pair in comparisons) for primary in (True, False)}
     return tuple(
         Family(primary, count, LEVEL / count, _family_sentence(primary, count))
@@ -141,7 +141,7 @@ def _family_sentence(primary: bool, count: int) -> str:
 
 
 def verdict(after: str, before: str, comparison: Comparison, p: float) -> str:
-    """Better, worse, or no significant difference: a sentence without a full stop. `p` is corrected."""
+    """Better, worse, or no significant difference, as a sentence. `p` is corrected."""
     items = f"{comparison.count:,} item{'s' * (comparison.count != 1)}"
     gap = f"{with_interval(comparison.difference, comparison.low, comparison.high, '+')}, p {p_text(p)}"
     if p < LEVEL:
@@ -157,7 +157,7 @@ def verdict(after: str, before: str, comparison: Comparison, p: float) -> str:
 
 
 def _limits(*sides: Side) -> str:
-    """A reservation, if a side has one set of shots or few."""
+    """A caveat if a side has one set of shots, or few."""
     if any(one_set for _, one_set, _ in sides):
         return f". Another set may score differently: use --fewshot-seeds {ENOUGH_SEEDS} or more"
     few = [seeds for *_, seeds in sides if 1 < seeds < ENOUGH_SEEDS]

@@ -1,4 +1,4 @@
-"""What an evaluation varies and how answers are scored, and the checks that a task and its models fit both."""
+"""The design of an evaluation, how answers are scored, and checks of both."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ChatTemplate = Literal["off", "on", "both"]
 
 
 def check_word(option: str, value: object, known: Any) -> None:
-    """Raise UsageError for a value that is none of the words of the Literal `known`."""
+    """Raise UsageError for a value that is not in the Literal `known`."""
     if value not in get_args(known):
         raise UsageError(f"{option} {value!r} is not known. Known: {', '.join(get_args(known))}")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A combination of what a user chooses (model, template, shots) and what chance does (seed, permutation)."""
+    """A combination of the user's choices (model, template, shots) and random ones (seed, permutation)."""
 
     model: str
     template: str
@@ -38,13 +38,13 @@ class Condition:
 
     @property
     def choice(self) -> tuple[str, str, int, str]:
-        """The part of it that a user chooses."""
+        """The user's choices."""
         return self.model, self.template, self.shots, self.variant
 
 
 @dataclass(frozen=True)
 class Design:
-    """Which conditions and items there are. Raises UsageError for what makes no sense."""
+    """The conditions and items of an evaluation. Raises UsageError for invalid settings."""
 
     shots: tuple[int, ...] = (0,)
     fewshot_seeds: int = 5  # random sets of shots
@@ -62,17 +62,17 @@ class Design:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be a whole number of at least 1")
         if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
             raise UsageError(
-                f"--shots is {list(self.shots)}; it takes different whole numbers of at least 0, such as 0,1,4"
+                f"--shots is {list(self.shots)}; it takes distinct whole numbers of at least 0, such as 0,1,4"
             )
 
     @property
     def sets(self) -> int:
-        """Sets of shots for each number of them."""
+        """Sets of shots for each number of shots."""
         return 1 if self.sampler in ("first", "similar") else self.fewshot_seeds
 
     @property
     def shared_shots(self) -> bool:
-        """Whether a set of shots serves all items."""
+        """Whether all items share a set of shots."""
         return self.sampler != "similar"
 
 
@@ -81,11 +81,11 @@ class ScoringConfig:
     """How answers are scored. Raises UsageError for an unknown word, and for settings that exclude each other."""
 
     choice_scoring: ChoiceScoring = "raw"
-    premise: str | None = None  # of pointwise mutual information; None takes the template's last words
+    premise: str | None = None  # of pointwise mutual information; None: the template's last words
     calibrate: tuple[Calibrate, ...] = ()
     overflow: Overflow = "error"
     chat_template: ChatTemplate | None = None  # None: "on" with a system message, "off" without one
-    system: str | None = None  # message, in front of the task's description
+    system: str | None = None  # system message, before the task's description
 
     def __post_init__(self) -> None:
         check_word("--choice-scoring", self.choice_scoring, ChoiceScoring)
@@ -104,7 +104,7 @@ class ScoringConfig:
         return self.chat_template or ("off" if self.system is None else "on")
 
     def premise_of(self, task: Task) -> str | None:
-        """The text in place of a question that choices are compared after; None unless the scoring does that."""
+        """The premise that replaces the question in PMI scoring; None with other scoring."""
         if self.choice_scoring != "pmi":
             return None
         return task.format.template.last_words if self.premise is None else self.premise
@@ -117,7 +117,7 @@ def has_one_set_of_choices(task: Task) -> bool:
 
 
 def check_scoring(task: Task, design: Design, config: ScoringConfig) -> None:
-    """Raise UsageError where the design or the scoring does not fit the task."""
+    """Raise UsageError if the design or the scoring does not fit the task."""
     chooses, most = task.output == "multiple_choice", max(design.shots)
     if config.calibrate and not chooses:
         raise UsageError("--calibrate needs a choice among labels; this task has none")
@@ -131,7 +131,7 @@ def check_scoring(task: Task, design: Design, config: ScoringConfig) -> None:
         raise UsageError("--premise is only used by pmi. Add --choice-scoring pmi")
     if most > len(task.fewshot_pool):
         raise UsageError(
-            f"{most} shots cannot be drawn from {len(task.fewshot_pool)} examples. Ask for fewer, or give more with"
+            f"{most} shots cannot be drawn from {len(task.fewshot_pool)} examples. Use fewer, or give more with"
             " --shots-from"
         )
 
@@ -146,7 +146,7 @@ def check_chat(models: Sequence[EvalModel], config: ScoringConfig) -> None:
 
 
 def unused_chat_templates(models: Sequence[EvalModel], config: ScoringConfig) -> tuple[str, ...]:
-    """Notes on models that have a chat template and are prompted without it."""
+    """Notes about models with a chat template that are prompted without it."""
     if config.chat != "off":
         return ()
     return tuple(

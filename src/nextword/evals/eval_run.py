@@ -1,4 +1,4 @@
-"""Runs an evaluation: every condition of a grid on every item, each answer stored as it arrives."""
+"""Runs an evaluation: every condition on every item, storing each answer as it arrives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from .task import Encoded, Likelihood, Task
 if TYPE_CHECKING:
     from .served import EvalModel
 
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
+Progress = Callable[[int, int], None]  # tokens done, total tokens
 
 
 class EvalRun:
@@ -57,7 +57,7 @@ class EvalRun:
         config: ScoringConfig,
         store: Store,
     ) -> None:
-        """`tasks` are the same task with several templates, by name. Raises UsageError for what cannot be run."""
+        """`tasks` are the same task with several templates, by name. Raises UsageError for an invalid evaluation."""
         self.tasks = chat_variants(tasks, config.chat, config.system or "")
         self.models, self.design, self.config, self.store = models, design, config, store
         self.task = next(iter(self.tasks.values()))
@@ -77,11 +77,11 @@ class EvalRun:
         )
 
     def questions(self, number: int) -> list[Question]:
-        """What model `number` is asked of every item under every condition."""
+        """The questions to model `number`: every item under every condition."""
         return self.prepared(number).questions
 
     def prepared(self, number: int) -> Preparation:
-        """All that model `number` is asked, rendered and tokenized once."""
+        """The questions to model `number`, rendered and tokenized once."""
         if number not in self._prepared:
             runner = self.runners[number]
             trials = [
@@ -97,7 +97,7 @@ class EvalRun:
         return self._prepared[number]
 
     def _note(self, runner: ModelRunner, questions: Sequence[Question]) -> None:
-        """Add what preparing a model's prompts showed to the notes."""
+        """Add notes about a model's prompts."""
         split = {
             (request.context[-1], request.continuation[0])
             for question in questions for request in question.encoded if request.split_token
@@ -114,7 +114,7 @@ class EvalRun:
         )  # fmt: skip
 
     def conditions(self) -> list[Condition]:
-        """All conditions there will be, corrections included."""
+        """All conditions, calibrations included."""
         conditions: list[Condition] = []
         for number in range(len(self.models)):
             trials = {question.trial.condition: question.trial for question in self.questions(number)}
@@ -126,7 +126,7 @@ class EvalRun:
         return conditions
 
     def _add_content_free(self, runner: ModelRunner, preparation: Preparation) -> None:
-        """The labels after content-free inputs, with the shots that each condition has in its prompts."""
+        """Add the labels after content-free inputs, with the shots of each condition's prompts."""
         trials = {(question.trial.condition, question.dropped): question.trial for question in preparation.questions}
         for key, trial in trials.items():
             if "contextual" in self._calibrations(trial):
@@ -138,13 +138,13 @@ class EvalRun:
                 ]
 
     def _writings(self, runner: ModelRunner, questions: Sequence[Question]) -> list[Writing]:
-        """What the model writes: its answers, or its choices where decoding is constrained to them."""
+        """The texts to generate: answers, or choices with constrained decoding."""
         if self.task.output == "generate_until":
             return [(question.encoded[0].context, self.task.generation) for question in questions]
         return constrained_writings(runner, questions) if self.config.choice_scoring == "constrained" else []
 
     def cost(self, number: int = 0, timed: bool = True) -> Cost:
-        """What model `number` has to do, and, if `timed`, how long it takes here, at speeds measured now."""
+        """The cost of model `number` and, if `timed`, its time on this machine, measured now."""
         preparation, runner = self.prepared(number), self.runners[number]
         asked = preparation.requests()
         writings = self._writings(runner, preparation.questions)
@@ -169,7 +169,7 @@ class EvalRun:
         )
 
     def run(self, progress: Progress | None = None, costs: Sequence[Cost] = ()) -> Collected:
-        """Ask everything that the store does not know. `costs` are those of `cost` for every model, if counted."""
+        """Get all answers, from the store or the models. `costs`: from `cost` for every model, if known."""
         began = time.perf_counter()
         costs = costs or [self.cost(number, timed=False) for number in range(len(self.models))]
         total, done = sum(cost.tokens for cost in costs), sum(cost.embedded for cost in costs)
@@ -223,7 +223,7 @@ class EvalRun:
         self, method: Calibrate, questions: Sequence[Question], plain: Sequence[Answer], preparation: Preparation,
         likelihoods: Mapping[Encoded, Likelihood],
     ) -> ConditionResult:  # fmt: skip
-        """The same likelihoods after a correction."""
+        """The same likelihoods after calibration."""
         condition = questions[0].trial.condition
         logprobs = np.array([answer.logprobs for answer in plain])
         if method == "batch":
@@ -242,7 +242,7 @@ class EvalRun:
         return ConditionResult(replace(condition, variant=method), answers)
 
     def _calibrations(self, trial: Trial) -> tuple[Calibrate, ...]:
-        """The corrections that were asked for; calibrated zero-shot also as a baseline, where there are labels."""
+        """The requested calibrations, and calibrated zero-shot as a baseline if there are labels."""
         asked, task = self.config.calibrate, trial.task
         if trial.condition.variant != "plain":
             return ()
@@ -255,14 +255,14 @@ class EvalRun:
         return ("contextual",) if has_one_set_of_choices(task) else ()
 
     def _neighbours(self, runner: ModelRunner, task: Task) -> Neighbours | None:
-        """For --fewshot-sampler similar: each item's nearest in the pool, by the model's states of their questions."""
+        """For --fewshot-sampler similar: each item's nearest in the pool, by the model's embeddings."""
         most = max(self.design.shots)
         if self.design.sampler != "similar" or most == 0:
             return None
         scored = {item.row_id for item in self.items}
         pool = [shot for shot in task.fewshot_pool if shot.row_id not in scored]
         if most > len(pool):
-            raise UsageError(f"{most} shots cannot be chosen from {len(pool)} examples. Ask for fewer, or give more")
+            raise UsageError(f"{most} shots cannot be chosen from {len(pool)} examples. Use fewer, or give more")
         of_pool, of_items = (
             runner.embed([task.format.questions(item.values)[0][0] for item in items]) for items in (pool, self.items)
         )
@@ -271,5 +271,5 @@ class EvalRun:
 
 
 def _read_alone(request: Encoded) -> int:
-    """Tokens that are read for one request: the last of an answer is only predicted."""
+    """Tokens to read for one request: the last of an answer is only predicted."""
     return len(request.context) + max(0, len(request.continuation) - 1)

@@ -1,4 +1,4 @@
-"""Results as files: result.json with all numbers, samples.jsonl with every answer."""
+"""Writes result.json with all numbers, and samples.jsonl with every answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .summary import Result
 
 
 def write_results(folder: Path, collected: Collected, result: Result) -> None:
-    """Write both files into `folder`. Raises RunError where that fails."""
+    """Write both files into `folder`. Raises RunError if that fails."""
     samples = [_sample(own.condition, answer) for own in collected.conditions for answer in own.answers]
     lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
     files = {"result.json": json.dumps(result.to_dict(), indent=2, ensure_ascii=False), "samples.jsonl": lines}

@@ -1,7 +1,7 @@
-"""Which examples are in a prompt, and in which order.
+"""Few-shot sampling: the examples in a prompt, and their order.
 
-A few-shot seed gives one ordering of the pool; k shots are its first k, so that more shots keep those before them. One
-set serves all items, except with `similar`, which picks for each item the pool's nearest.
+A few-shot seed gives one ordering of the pool; k shots are its first k, so that larger sets contain smaller ones. All
+items share a set, except with `similar`, which picks the pool's nearest for each item.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Vectors = np.ndarray  # (texts, width) float32, each of length one
 
 
 def sample_shots(task: Task, count: int, sampler: Sampler, seed: int, number: int) -> tuple[Item, ...]:
-    """The first `count` shots of few-shot seed `number`. Raises UsageError where the pool is too small."""
+    """The first `count` shots of few-shot seed `number`. Raises UsageError if the pool is too small."""
     pool = task.fewshot_pool
     if count > len(pool):
-        raise UsageError(f"{count} shots cannot be drawn from {len(pool)} examples. Ask for fewer, or give more")
+        raise UsageError(f"{count} shots cannot be drawn from {len(pool)} examples. Use fewer, or give more")
     generator = random.Random(f"shots {seed} {number}")
     if sampler == "first":
         return pool[:count]
     if sampler == "balanced":
         return _balanced(task, count, generator)
-    return tuple(generator.sample(pool, len(pool))[:count])  # a sample of `count` need not begin as a smaller one does
+    return tuple(generator.sample(pool, len(pool))[:count])  # a sample of `count` need not start with a smaller sample
 
 
 def _balanced(task: Task, count: int, generator: random.Random) -> tuple[Item, ...]:
-    """Every answer in turn, in an order drawn anew each round."""
+    """Every answer in turn, in a new random order each round."""
     by_answer: dict[str, list[Item]] = {}
     for item in generator.sample(task.fewshot_pool, len(task.fewshot_pool)):
         by_answer.setdefault(str(task.format.gold(item.values)), []).append(item)
@@ -49,16 +49,16 @@ def _balanced(task: Task, count: int, generator: random.Random) -> tuple[Item, .
 
 
 def permuted(shots: Sequence[Item], seed: int, permutation: int) -> tuple[Item, ...]:
-    """The same shots in another order; 0 is as drawn (Lu et al. 2022, 2104.08786)."""
+    """The same shots in another order; 0: as drawn (Lu et al. 2022, 2104.08786)."""
     if permutation == 0:
         return tuple(shots)
     return tuple(random.Random(f"order {seed} {permutation}").sample(list(shots), len(shots)))
 
 
 def with_random_answers(task: Task, shots: Sequence[Item], seed: int, number: int) -> tuple[Item, ...]:
-    """The shots of few-shot seed `number` with answers drawn blindly, anew for each seed.
+    """The shots of few-shot seed `number` with random answers, different for each seed.
 
-    What still helps is not their labels (Min et al. 2022, 2202.12837).
+    Any remaining benefit does not come from their labels (Min et al. 2022, 2202.12837).
     """
     generator = random.Random(f"labels {seed} {number}")
     return tuple(
@@ -93,7 +93,7 @@ def nearest(pool: Vectors, items: Vectors, count: int) -> np.ndarray:
 
 
 def repeated_items(task: Task) -> int:
-    """How many scored items ask the same as another row of the pool."""
+    """The number of scored items with the same text as another row of the pool."""
     pool: dict[str, set[tuple[str, int]]] = {}
     for shot in task.fewshot_pool:
         pool.setdefault(_question(task, shot), set()).add(shot.row_id)

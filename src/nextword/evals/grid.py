@@ -1,4 +1,4 @@
-"""The grid of an evaluation: which items are asked under which conditions, with which shots."""
+"""The grid of an evaluation: conditions × items, with their shots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .fewshot import permuted, sample_shots, with_random_answers
 from .task import Item, LogprobRequest, Task, requests
 
 RowId = tuple[str, int]
-Neighbours = Mapping[RowId, tuple[Item, ...]]  # of each item, all that may be its shots, the nearest last
+Neighbours = Mapping[RowId, tuple[Item, ...]]  # each item's candidate shots, the nearest last
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One condition: its task, and the shots of every item (one set for all under None)."""
+    """One condition: its task, and the shots of every item (a shared set under None)."""
 
     condition: Condition
     task: Task
@@ -30,7 +30,7 @@ class Trial:
         return self.shots[None] if None in self.shots else self.shots[item.row_id]
 
     def requests(self, item: Item, dropped: int = 0, premise: str | None = None) -> list[LogprobRequest]:
-        """What the model is asked of `item`, without its first `dropped` shots; with `premise` as the question."""
+        """The requests for `item`, without its first `dropped` shots; with `premise` as the question."""
         make = chat_requests if self.task.chat else requests
         return make(self.task, self.shots_of(item)[dropped:], item, premise)
 
@@ -60,21 +60,21 @@ def trials_of(
 
 
 def _drawn(task: Task, design: Design) -> list[tuple[Item, ...]]:
-    """The most shots of every seed: random ones where picking similar ones would need every item's own."""
+    """The largest set of shots of every seed, if items share it; random ones for similar sampling."""
     sampler, seeds = design.sampler, design.fewshot_seeds if design.sampler == "similar" else design.sets
     sampler = "random" if sampler == "similar" else sampler
     return [sample_shots(task, max(design.shots), sampler, design.seed, number) for number in range(seeds)]
 
 
 def scored_items(task: Task, design: Design) -> tuple[Item, ...]:
-    """The items that every condition is asked: none of them is a shot in any.
+    """The items to score under every condition: none of them is a shot in any.
 
-    A limit takes a seeded sample, so that a file sorted by label does not mislead.
+    A limit takes a seeded sample, so that a file sorted by label gives no bias.
     """
     used = _shot_rows(task, design)
     items = [item for item in task.items if item.row_id not in used]
     if not items:
-        raise UsageError(f"{task.name}: all of its {len(task.items)} examples are shots; none is left to be scored")
+        raise UsageError(f"{task.name}: all of its {len(task.items)} examples are shots; none is left to score")
     if design.limit is None or design.limit >= len(items):
         return tuple(items)
     chosen = set(random.Random(f"items {design.seed}").sample(range(len(items)), design.limit))
@@ -82,16 +82,16 @@ def scored_items(task: Task, design: Design) -> tuple[Item, ...]:
 
 
 def grid_warnings(task: Task, design: Design, items: Sequence[Item]) -> tuple[str, ...]:
-    """The task's warnings, how many of its `items` are copies, and how many rows are shots and not scored."""
+    """The task's warnings, and those about copies among its `items` and about rows used as shots."""
     warnings = [*task.warnings, *warnings_of_copies(task, items)]
     if drawn := len(_shot_rows(task, design)):
-        rows = f"{drawn} of {len(task.items)} rows are shots with some seed and are not scored"
+        rows = f"{drawn} of {len(task.items)} rows are shots for some seed and are not scored"
         warnings.append(f"{rows}; use --shots-from to score all")
     return tuple(warnings)
 
 
 def _shot_rows(task: Task, design: Design) -> set[RowId]:
-    """Rows to be scored that are shots with some seed, where a task takes its shots from what it scores."""
+    """Rows that are shots for some seed, if a task takes its shots from the scored rows."""
     scored = {item.row_id for item in task.items}
     if scored.isdisjoint(shot.row_id for shot in task.fewshot_pool):
         return set()

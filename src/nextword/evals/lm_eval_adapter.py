@@ -1,10 +1,10 @@
-"""Every task of lm-evaluation-harness on nextword's engine: its model interface, and a call that runs its tasks.
+"""lm-evaluation-harness's model interface on nextword's engine, and running its tasks.
 
     nextword eval --lm-eval arc_easy,hellaswag --shots 8
     python -m nextword.evals.lm_eval_adapter --model nextword --model_args pretrained=gpt2 --tasks arc_easy
 
-lm_eval looks models up in a table of its own and has no entry point for others. So the second line is lm_eval's own
-command line, started where `nextword` is in that table; in Python, importing this module puts it there.
+lm_eval looks up models in its own registry and has no entry point for others. The second line is therefore lm_eval's
+command line, started with `nextword` registered; in Python, importing this module registers it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ except ImportError as error:
     ) from None
 
 _LOG = logging.getLogger(__name__)
-_GROUP = re.compile(rb"^group:", re.MULTILINE)  # of a file that names other tasks
-_NO_LIMIT = 2**31  # tokens: the "context" of a model that has no limit
+_GROUP = re.compile(rb"^group:", re.MULTILINE)  # a file that names other tasks
+_NO_LIMIT = 2**31  # tokens: the "context" of a model without a limit
 _SAMPLING = (
     "top_k",
     "top_p",
@@ -56,11 +56,11 @@ _SAMPLING = (
 
 @register_model("nextword")
 class NextwordLM(TemplateLM):
-    """lm_eval's model interface. `pretrained` is what `nextword.load` takes, or a model that is loaded already.
+    """lm_eval's model interface. `pretrained` is a name for `nextword.load`, or a loaded model.
 
-    As with lm_eval's `hf` model, names of control tokens in a text become control tokens, and what is longer than the
-    context loses its beginning. `batch_size` and `max_batch_size` have no effect: the engine fills its own batches.
-    `device` "cuda:0", lm_eval's default everywhere, is whatever is best here.
+    As with lm_eval's `hf` model, names of control tokens in a text become control tokens, and texts longer than the
+    context are truncated on the left. `batch_size` and `max_batch_size` have no effect: the engine fills its own
+    batches. `device` "cuda:0", lm_eval's default, means auto.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class NextwordLM(TemplateLM):
         tokenizer = self.model.tokenizer
         token = tokenizer.token_id(tokenizer.special.texts.get("eos_token", ""))
         if token is None and not tokenizer.stop_ids:
-            raise UsageError(f"{self.model.name} has no token that ends a text, which lm_eval needs. Use another model")
+            raise UsageError(f"{self.model.name} has no end-of-text token, which lm_eval needs. Use another model")
         return min(tokenizer.stop_ids) if token is None else token
 
     @property
@@ -103,7 +103,7 @@ class NextwordLM(TemplateLM):
         return {"model_name": self.model.name, "model_dtype": self.model.loaded.precision}
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's Jinja source; None where none is to be used."""
+        """The template's Jinja source; None to use none."""
         if not chat_template:
             return None
         own = self.model.tokenizer.chat_template
@@ -119,12 +119,12 @@ class NextwordLM(TemplateLM):
             rest = [message for message in chat_history if message["role"] != "system"]
             if len(rest) == len(chat_history):
                 raise
-            _LOG.warning("the chat template takes no system message, which is left out: %s", error)
+            _LOG.warning("the chat template does not support a system message, which is omitted: %s", error)
             return self.apply_chat_template(rest, add_generation_prompt)
         return text if add_generation_prompt else self._up_to_answer(text, chat_history[-1]["content"])
 
     def _up_to_answer(self, text: str, answer: str) -> str:
-        """A rendered chat cut where its last answer ends, as transformers does (`continue_final_message`)."""
+        """A rendered chat, cut after its last answer, as in transformers (`continue_final_message`)."""
         bare = answer.strip()
         start = text.rfind(bare)
         if start < 0:
@@ -136,7 +136,7 @@ class NextwordLM(TemplateLM):
         return text[: start + len(kept)]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Token ids, behind the token that begins texts where the model was trained with one."""
+        """Token ids, after the bos token if the model was trained with one."""
         if add_special_tokens is False:
             return self.model.tokenizer.encode(string, special=True)
         return self.model.encode(string, special=True)
@@ -144,14 +144,14 @@ class NextwordLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """ln p of each continuation behind its context, and whether greedy decoding would write it.
+        """ln p of each continuation after its context, and whether greedy decoding would produce it.
 
-        `requests` are (texts, context tokens, continuation tokens); equal ones are scored once, and contexts are read
-        in an order in which they share most.
+        `requests` are (texts, context tokens, continuation tokens); equal ones are scored once, and contexts are
+        ordered to share the longest prefixes.
         """
         encoded = [self._fitted(context, continuation) for _, context, continuation in requests]
         if longer := sum(len(e.context) < len(context) for e, (_, context, _) in zip(encoded, requests, strict=True)):
-            _LOG.warning("%d requests are longer than the context of %d tokens and lose their beginning", longer,
+            _LOG.warning("%d requests are longer than the context of %d tokens and are truncated on the left", longer,
                          self.max_length)  # fmt: skip
         rows: dict[Encoded, list[int]] = {}
         for row, pair in enumerate(encoded):
@@ -173,7 +173,7 @@ class NextwordLM(TemplateLM):
                 yield Encoded(handle.request.context, continuation), (found.logprob, found.greedy)
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Encoded:
-        """A pair whose tokens but the last fit the context: the rest is cut from its beginning."""
+        """The pair, truncated on the left so that all tokens but the last fit the context."""
         if not continuation or len(continuation) > self.max_length:
             raise UsageError(
                 f"a continuation has {len(continuation):,} tokens; lm_eval's tasks take 1 to {self.max_length:,}, the"
@@ -183,7 +183,7 @@ class NextwordLM(TemplateLM):
         return Encoded(tuple(context[-keep:]), tuple(continuation))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """ln p of whole texts, in windows of the context's length: each token is predicted once."""
+        """ln p of complete texts, in windows of the context's length: each token is predicted once."""
         windows = [
             (row, *make_disjoint_window(window))
             for row, request in enumerate(requests)
@@ -201,7 +201,7 @@ class NextwordLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What is written behind each prompt. Equal requests that sample get samples of their own."""
+        """Generate after each prompt. Equal requests that sample get different samples."""
         same: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
             same.setdefault(json.dumps(request.args, sort_keys=True), []).append(row)
@@ -219,7 +219,7 @@ class NextwordLM(TemplateLM):
         return texts
 
     def _completion(self, arguments: tuple[str, dict[str, Any]], count: int) -> Request:
-        """The engine's request for `count` answers to a prompt, cut on the left where it does not fit."""
+        """The engine's request for `count` answers to a prompt, truncated on the left if necessary."""
         prompt, given = arguments[0], normalize_gen_kwargs(arguments[1])
         max_tokens, until, sampled = given.pop("max_gen_toks"), given.pop("until"), given.pop("do_sample")
         temperature = given.pop("temperature", 1.0) if sampled else 0.0
@@ -242,21 +242,21 @@ class NextwordLM(TemplateLM):
 
 
 def _progress(what: str, total: int, disable: bool) -> Any:
-    """A progress bar as lm_eval's own models have, where a person sees it."""
+    """A progress bar as in lm_eval's own models, on a terminal."""
     return tqdm(total=total, desc=f"Running {what} requests", disable=disable or None)
 
 
 @dataclass(frozen=True)
 class LMEvalOptions:
-    """How tasks are run; what is None is the task's own. Names and defaults of seeds are lm_eval's."""
+    """How tasks are run; None: the task's own. Names and default seeds are lm_eval's."""
 
     num_fewshot: int | None = None
     limit: int | None = None  # the first items of each task
     chat_template: bool = False  # shots are turns of the conversation
     system: str | None = None
-    max_tokens: int | None = None  # that an answer may have
+    max_tokens: int | None = None  # per answer
     seed: int = 1234  # of few-shot sampling
-    include_path: Path | None = None  # a folder with task files of one's own
+    include_path: Path | None = None  # a folder with the user's task files
     out: Path | None = None  # a folder, for lm_eval's results_*.json and samples_*.jsonl in one named after the model
 
 
@@ -309,8 +309,8 @@ def run_tasks(
     """Run tasks of lm_eval: names of tasks, groups or tags (with wildcards), or paths of .yaml files.
 
     Tasks are code: their Python functions run here. `model`, `dtype` and `device` are as for `nextword.load`. Raises
-    UsageError for a task that is not known, before the model is loaded, and RunError for what goes wrong while lm_eval
-    runs one, such as a data set that cannot be downloaded.
+    UsageError for an unknown task, before the model is loaded, and RunError for failures while lm_eval runs one, such
+    as a data set that cannot be downloaded.
     """
     options = options or LMEvalOptions()
     try:
@@ -318,7 +318,7 @@ def run_tasks(
         return LMEvalResult(_evaluate(NextwordLM(model, dtype, device), known, manager, options))
     except NextwordError:
         raise
-    except Exception as error:  # whatever a task's own code raises
+    except Exception as error:  # a task's code may raise anything
         first = (str(error).strip().splitlines() or [""])[0]
         raise RunError(f"lm-evaluation-harness failed: {type(error).__name__}: {first}") from error
 
@@ -349,7 +349,7 @@ def _evaluate(model: NextwordLM, tasks: list[Any], manager: Any, options: LMEval
 
 
 def _known(tasks: Sequence[str], include_path: Path | None) -> tuple[list[Any], Any]:
-    """The tasks as lm_eval's command line finds them, and what loads them."""
+    """The tasks, found as by lm_eval's command line, and their loader."""
     files = [Path(task).absolute() for task in tasks if task.endswith(".yaml")]
     for file in files:
         if not file.is_file():

@@ -1,7 +1,7 @@
-"""A client of OpenAI-compatible servers (vLLM, llama.cpp, OpenAI): texts in, texts and log-probabilities out.
+"""A client for OpenAI-compatible servers (vLLM, llama.cpp, OpenAI).
 
-Over the standard library: what a server sends is bounded in size and time, redirects are not followed (they would carry
-the key elsewhere), and a server that answers nonsense is one line.
+It uses the standard library: responses are bounded in size and time, redirects are not followed (they would send the
+key elsewhere), and an invalid response is a one-line error.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ..base import RunError, UsageError, printable
 
 PREFIX = "openai:"
 _LARGEST_ANSWER = 64 << 20  # bytes
-_RETRIED = (429, 500, 502, 503, 504)  # HTTP statuses that another attempt may not have
-_UNSUPPORTED = (400, 404, 405, 422, 501)  # what servers answer to a request of a kind that they do not take
+_RETRIED = (429, 500, 502, 503, 504)  # HTTP statuses worth a retry
+_UNSUPPORTED = (400, 404, 405, 422, 501)  # HTTP statuses for unsupported kinds of requests
 _HINTS = {
     401: ". Is OPENAI_API_KEY set?",
     403: ". Is OPENAI_API_KEY the right one?",
     404: ". Check the address and the model's name; a server that only chats takes --chat-template on",
 }
-_LONGEST_WAIT = 60.0  # seconds before another attempt, whatever the server asks for
-_STOPS = 4  # stop texts that OpenAI takes; text is cut at the others when it arrives
+_LONGEST_WAIT = 60.0  # seconds before a retry, even if the server asks for more
+_STOPS = 4  # OpenAI's limit on stop texts; the response is cut at the others
 _ECHO = {"max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}  # asks for a prompt's own log-probabilities
-_SHOWN = 200  # characters of a server's own message
+_SHOWN = 200  # characters shown of a server's message
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,9 +44,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Connection:
-    """How a server is asked: requests under way at a time, seconds one may take, further attempts of one that failed.
+    """Connection settings: concurrent requests, timeout in seconds, retries of a failed request.
 
-    Raises UsageError for numbers that make no sense.
+    Raises UsageError for invalid values.
     """
 
     concurrency: int = 8
@@ -64,7 +64,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Scores:
-    """ln p of each token of a continuation, whether greedy decoding would write it, and the tokens that were read."""
+    """ln p of each token of a continuation, whether greedy decoding would produce it, and the tokens read."""
 
     logprobs: tuple[float, ...]
     greedy: bool
@@ -73,7 +73,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was written, and the tokens that were read for it."""
+    """The generated text, and the tokens read for it."""
 
     text: str
     tokens_read: int
@@ -81,7 +81,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Settings:
-    """How an answer is written."""
+    """Generation settings."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -92,14 +92,14 @@ class Settings:
 
     @property
     def body(self) -> dict[str, Any]:
-        """As a request holds it; `top_k`, which OpenAI does not know, only where it is set."""
+        """The settings in a request; `top_k`, which OpenAI lacks, only if set."""
         body = {key: value for key, value in asdict(self).items() if key not in ("stop", "top_k")}
         stop = {"stop": list(self.stop[:_STOPS])} if self.stop else {}
         return body | stop | ({"top_k": self.top_k} if self.top_k else {})
 
 
 class Refused(RunError):
-    """The server answered with an error that another attempt would not change."""
+    """The server answered with an error that a retry would not change."""
 
     def __init__(self, status: int, url: str, reason: str) -> None:
         self.status, self.reason = status, reason
@@ -107,9 +107,9 @@ class Refused(RunError):
 
 
 class Server:
-    """One model of one server. `address` is `openai:http://host:port/v1#model`; /v1 is added where there is no path.
+    """One model of one server. `address` is `openai:http://host:port/v1#model`; /v1 is the default path.
 
-    The API key is read from OPENAI_API_KEY and kept nowhere. Raises UsageError for an address that is none.
+    The API key is read from OPENAI_API_KEY and never stored. Raises UsageError for an invalid address.
     """
 
     def __init__(self, address: str, connection: Connection | None = None) -> None:
@@ -120,7 +120,7 @@ class Server:
         except ValueError as error:
             raise UsageError(f"{printable(address)}: {error}. Write it as openai:http://host:8000/v1#model") from None
         if parts.scheme not in ("http", "https") or not host or parts.query:
-            raise UsageError(f"{printable(address)} is no address. Write it as openai:http://host:8000/v1#model")
+            raise UsageError(f"{printable(address)} is not an address. Write it as openai:http://host:8000/v1#model")
         if parts.username or parts.password:
             raise UsageError("a server's address holds a password, which would be stored. Use OPENAI_API_KEY instead")
         self._secure, self._host, self.host = parts.scheme == "https", host, parts.netloc
@@ -137,13 +137,13 @@ class Server:
         listed = printable(", ".join(names[:8]), _SHOWN) or "it lists none"
         raise UsageError(f"which model of {self.url}? Add its name: {PREFIX}{self.url}#NAME. Models: {listed}")
 
-    # ---- what can be asked
+    # ---- requests
 
     def score(self, context: str, continuation: str) -> Scores:
-        """How probable the model holds `continuation` behind `context`.
+        """The log-probabilities of `continuation` after `context`.
 
-        The text is sent with `echo` and no token to write, and comes back in tokens. Those that hold a character of
-        the continuation are its. Raises UsageError where the endpoint does not do that.
+        The text is sent with `echo` and no tokens to generate, and comes back in tokens. Those with a character of the
+        continuation belong to it. Raises UsageError if the endpoint does not support that.
         """
         tokens, logprobs, tops, read = self._echo(context + continuation)
         span = _span(tokens, context, continuation) or slice(self._count(context), read)
@@ -153,7 +153,7 @@ class Server:
         return Scores(tuple(own), all(value >= top for value, top in zip(own, best, strict=True)), read)
 
     def _echo(self, text: str) -> tuple[list[str], list[Any], list[float], int]:
-        """A text in tokens: their texts, ln p of each, and that of the likeliest one at its place."""
+        """A text in tokens: their texts, ln p of each, and that of the most likely token at its position."""
         try:
             answer = self._ask("POST", "/completions", {"prompt": text, **_ECHO})
         except Refused as error:
@@ -175,7 +175,7 @@ class Server:
             raise self._nonsense("log-probabilities of tokens") from None
 
     def _echoes(self) -> bool:
-        """Whether the endpoint scores a short text, so that it was the text before that it refused."""
+        """Whether the endpoint can score a short text, so that the previous text was the problem."""
         try:
             self._ask("POST", "/completions", {"prompt": "A b", **_ECHO})
         except Refused:
@@ -184,25 +184,25 @@ class Server:
 
     def _cannot_score(self, reason: str) -> UsageError:
         return UsageError(
-            f"{self.url} cannot score choices ({reason}): that takes /completions with echo and logprobs, as vLLM has."
-            " It can write answers: use --generate"
+            f"{self.url} cannot score choices ({reason}): this needs /completions with echo and logprobs, as in vLLM."
+            " It can generate answers: use --generate"
         )
 
     def _count(self, text: str) -> int:
-        """Tokens of a text: where some hold parts of characters, so that their texts do not join to the prompt."""
+        """The number of tokens of a text whose tokens hold partial characters and do not join to the prompt."""
         return self._read(self._ask("POST", "/completions", {"prompt": text, "max_tokens": 1, "temperature": 0}))
 
     def complete(self, prompt: str, settings: Settings) -> Answer:
-        """What the model writes behind a text."""
+        """Generate after a text."""
         answer = self._ask("POST", "/completions", {"prompt": prompt, **settings.body})
         return self._written(answer, self._choice(answer).get("text"), settings)
 
     def chat(self, messages: Sequence[Mapping[str, str]], settings: Settings) -> Answer:
-        """What the model answers in a chat, through the server's own chat template."""
+        """Generate an answer in a chat, with the server's chat template."""
         body: dict[str, Any] = {"messages": list(messages), **settings.body}
         try:
             answer = self._ask("POST", "/chat/completions", body)
-        except Refused as error:  # OpenAI's newer models know the limit by this name only
+        except Refused as error:  # OpenAI's newer models only accept this name
             if "max_completion_tokens" not in error.reason:
                 raise
             body["max_completion_tokens"] = body.pop("max_tokens")
@@ -233,7 +233,7 @@ class Server:
     # ---- HTTP
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The server's answer. Raises Refused, or RunError once all attempts failed."""
+        """The server's response. Raises Refused, or RunError if all attempts fail."""
         data = None if body is None else json.dumps({"model": self.model, **body}).encode()
         for attempt in range(self.connection.retries + 1):
             wait = min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1)
@@ -246,7 +246,7 @@ class Server:
                 ) from None
             except (OSError, HTTPException) as error:
                 failure = f"cannot be reached ({_reason(error)})"
-                if not self._reached:  # most likely a wrong address, which no further attempt changes
+                if not self._reached:  # most likely a wrong address, which a retry does not fix
                     break
             else:
                 self._reached = True
@@ -260,10 +260,10 @@ class Server:
         raise RunError(f"{self.url} {failure}, after {attempt + 1} attempt{'s' * (attempt > 0)}")
 
     def _exchange(self, method: str, path: str, data: bytes | None) -> tuple[int, float, bytes]:
-        """Status, seconds that the server asks to wait, and the body, all of it within the timeout."""
+        """Status, Retry-After in seconds, and the body, within the timeout."""
         connection, limit = self._connect(), self.connection.timeout
         end = time.monotonic() + limit
-        timer = threading.Timer(limit, _shut, [connection])  # the socket's own limit is one for each piece
+        timer = threading.Timer(limit, _shut, [connection])  # the socket's timeout applies to each piece
         timer.daemon = True
         timer.start()
         try:
@@ -304,7 +304,7 @@ class Server:
 
 
 def in_parallel(call: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[tuple[Item, Result]]:
-    """Each item and what `call` gives for it, as soon as it is done, `workers` at a time; the first error ends it.
+    """Yield each item and `call`'s result as soon as it is done, with `workers` threads; the first error ends it.
 
     The threads are daemons, so that Ctrl-C does not wait for a server.
     """
@@ -338,9 +338,9 @@ def in_parallel(call: Callable[[Item], Result], items: Sequence[Item], workers: 
 
 
 def _span(tokens: Sequence[str], context: str, continuation: str) -> slice | None:
-    """The tokens that hold a character of the continuation; None where the tokens do not join to the text.
+    """The tokens with a character of the continuation; None if the tokens do not join to the text.
 
-    There may be others before (that begin every text) and behind (written in spite of `max_tokens` 0).
+    There may be others before (bos) and after (generated in spite of `max_tokens` 0).
     """
     start = "".join(tokens).find(context + continuation)
     if start < 0:
@@ -357,7 +357,7 @@ def _headers() -> dict[str, str]:
     headers = {"Content-Type": "application/json", "User-Agent": "nextword"}
     if key := os.environ.get("OPENAI_API_KEY", "").strip():
         if not key.isascii() or not key.isprintable():
-            raise UsageError("OPENAI_API_KEY holds characters that no key has")
+            raise UsageError("OPENAI_API_KEY has characters that are invalid in a key")
         headers["Authorization"] = f"Bearer {key}"
     return headers
 
@@ -370,17 +370,17 @@ def _number(value: Any) -> float:
 
 
 def _seconds(text: str | None) -> float:
-    """Retry-After in seconds; 0 where it is not given so."""
+    """Retry-After in seconds; 0 if missing or in another format."""
     return min(float(text), _LONGEST_WAIT) if text is not None and text.isdecimal() else 0.0
 
 
 def _message(answer: bytes) -> str:
-    """What a server says went wrong: OpenAI's {"error": {"message": ...}}, or else the text as it is."""
+    """A server's error message: OpenAI's {"error": {"message": ...}}, or the text itself."""
     text = answer[: 1 << 16].decode(errors="replace")
     with suppress(ValueError, RecursionError, AttributeError):
         error = json.loads(text).get("error", text)
         text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-    return printable(" ".join(text.split()), _SHOWN) or "no reason is given"
+    return printable(" ".join(text.split()), _SHOWN) or "no reason given"
 
 
 def _reason(error: Exception) -> str:
@@ -389,6 +389,6 @@ def _reason(error: Exception) -> str:
 
 
 def _shut(connection: HTTPConnection) -> None:
-    """End what another thread reads."""
+    """Interrupt a read in another thread."""
     with suppress(OSError, AttributeError):
         connection.sock.shutdown(socket.SHUT_RDWR)

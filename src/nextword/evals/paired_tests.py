@@ -1,4 +1,4 @@
-"""Two configurations on the same items, compared item by item: the test, the interval, and tests of permutations."""
+"""Paired tests and intervals of two configurations, and tests of permutations."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy as np
 
 from .statistics import LEVEL, Errors, clustered_error, errors_of, is_binary, is_share, normal, spread
 
-_SAMPLES = 20_000  # of a permutation test with too many permutations to enumerate
+_SAMPLES = 20_000  # for a permutation test with too many permutations to enumerate
 MCNEMAR = "McNemar's exact test"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two configurations on the same items: second less first. `p` is that of `test`, for this comparison alone."""
+    """Two configurations on the same items: second minus first. `p` is that of `test`, uncorrected."""
 
     difference: float
-    standard_error: float  # paired; of items and seeds
-    low: float  # of the interval that `interval` says
+    standard_error: float  # paired; over items and seeds
+    low: float  # of the interval; its kind is `interval`
     high: float
     p: float
     test: str
     interval: str
-    level: float  # 1 - coverage of the interval, which holds 0 unless p is below it
-    changed_share: float  # of the items whose score differs
-    better: int  # items that scored more the second time
+    level: float  # 1 - coverage of the interval, which contains 0 unless p is below it
+    changed_share: float  # share of items whose score differs
+    better: int  # items that scored higher the second time
     worse: int
     count: int
     seeds: int
     shares: bool  # both scores lie in [0, 1]
-    errors: Errors  # what `standard_error` is made of
+    errors: Errors  # components of `standard_error`
 
 
 def compare(
@@ -41,8 +41,8 @@ def compare(
 
     One side may have a single seed (no shots) against several. One seed of 0/1 scores: McNemar's exact test and the
     interval of Agresti & Min (2005); of others: a permutation test that swaps each pair, and Student's interval. With
-    `groups` or several seeds: Student's t on the whole error. Test and interval agree at `level`; scores that are
-    shares have no difference beyond [-1, 1].
+    `groups` or several seeds: Student's t on the whole error. Test and interval agree at `level`; differences of
+    shares lie in [-1, 1].
     """
     gaps = _cube(after) - _cube(before)  # (seeds, permutations, items)
     bounded = is_share(after) and is_share(before)
@@ -75,8 +75,8 @@ def _cube(scores: np.ndarray) -> np.ndarray:
 def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool) -> tuple[float, float]:
     """Standard error of the mean gap over items, and its degrees of freedom.
 
-    Where no gap of shares differs from another, others still might: the error is then that of Agresti & Min at no
-    change, 1 / (n + 2), with groups in the place of items.
+    If all gaps of shares are equal, other items might still differ: the error is then that of Agresti & Min for no
+    change, 1 / (n + 2), with groups instead of items.
     """
     size: float
     if groups is not None:
@@ -89,7 +89,7 @@ def _paired_error(gaps: np.ndarray, groups: Sequence[str] | None, bounded: bool)
 
 
 def _agreeing(low: float, high: float, mean: float, significant: bool) -> tuple[float, float]:
-    """The interval, holding 0 unless the difference is significant."""
+    """The interval, adjusted to contain 0 unless the difference is significant."""
     if not significant:
         return min(low, 0.0), max(high, 0.0)
     return (max(low, 0.0), high) if mean > 0 else (low, min(high, 0.0))
@@ -104,7 +104,7 @@ def _student_p(mean: float, errors: Errors) -> float:
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Exact two-sided p that `better` and `worse` are tosses of a fair coin (McNemar 1947)."""
+    """Exact two-sided p for `better` and `worse` under a fair coin (McNemar 1947)."""
     from scipy import special
 
     return min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
@@ -112,7 +112,7 @@ def mcnemar(better: int, worse: int) -> float:
 
 def agresti_min(better: int, worse: int, count: int, level: float = LEVEL) -> tuple[float, float]:
     """Interval of a difference of paired shares, half an item added to each of the four cells (Agresti & Min 2005,
-    Statistics in Medicine 24:729): it keeps a width where nothing changed. 0 and 0 of 100 give -.0192 to .0192.
+    Statistics in Medicine 24:729): it has a width even if nothing changed. 0 and 0 of 100 give -.0192 to .0192.
     """
     size, difference = count + 2, better - worse
     error = (better + worse + 1 - difference**2 / size) ** 0.5
@@ -120,9 +120,9 @@ def agresti_min(better: int, worse: int, count: int, level: float = LEVEL) -> tu
 
 
 def permutation(gaps: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p of the mean gap when each pair may as well be the other way round.
+    """Two-sided p of the mean gap under random sign flips of each pair.
 
-    All 2^n ways where at most 15 gaps are not zero, else 20,000 random ones (counting the observed one).
+    All 2^n flips for at most 15 nonzero gaps, otherwise 20,000 random ones (including the observed one).
     """
     moved = np.abs(gaps[gaps != 0])
     observed = abs(float(gaps.sum()))
@@ -140,10 +140,10 @@ def permutation(gaps: np.ndarray, seed: int = 0) -> float:
 
 @dataclass(frozen=True)
 class PermutationsTest:
-    """Whether the permutations of a seed score alike. `p` is the smallest of the seeds' times their number."""
+    """Test whether the permutations of a seed score equally. `p` is the smallest over seeds, times their number."""
 
     test: str
-    statistics: tuple[float, ...]  # of each seed
+    statistics: tuple[float, ...]  # per seed
     freedom: int
     p: float
     sentence: str
@@ -154,7 +154,7 @@ def cochran(cube: np.ndarray) -> PermutationsTest | None:
 
     None for one permutation, or for scores that are not 0 and 1.
 
-    Q = (k - 1)(k Σ G² - T²) / (k T - Σ L²), G right answers of a permutation, L of an item, T of all, k permutations.
+    Q = (k - 1)(k Σ G² - T²) / (k T - Σ L²), G correct answers per permutation, L per item, T in total, k permutations.
     """
     from scipy import stats
 

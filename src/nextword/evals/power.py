@@ -1,7 +1,7 @@
-"""How small a difference a comparison detects, and how many items or few-shot seeds detect a given one.
+"""Power analysis: detectable differences, and the items or seeds to detect a given one.
 
-Everything comes from the comparison's own error (items, groups, seeds), its own degrees of freedom and its own level,
-so "these items detect .1" and "more items alone would not help" are never both printed for one difference.
+Everything uses the comparison's own error (items, groups, seeds), degrees of freedom and level, so that "these items
+detect .1" and "more items alone would not help" are never both printed for one difference.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from .statistics import LEVEL, Errors, normal, student
 POWER = 0.8  # probability of detecting a true difference
 _MOST = 1_000_000  # items
 _MAX_SEEDS = 1_000
-_CHANGED = 0.2  # share of items whose score changes, assumed before the run
-_BETWEEN = 0.05  # standard deviation of a difference between few-shot seeds, assumed before the run
+_CHANGED = 0.2  # assumed share of items whose score changes, before the run
+_BETWEEN = 0.05  # assumed standard deviation of a difference between few-shot seeds, before the run
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What detects a difference with 80% power: so many items at these seeds, or so many seeds at these items."""
+    """Items at the present seeds, or seeds at the present items, that detect a difference with 80% power."""
 
-    items: int | None  # None where more items alone would not
-    seeds: int | None  # None where there are no seeds, or more of them alone would not
+    items: int | None  # None if more items alone would not
+    seeds: int | None  # None without seeds, or if more of them alone would not
 
 
 @dataclass(frozen=True)
 class Power:
-    """A comparison as far as its power goes. `changed` is the share of items that change, for McNemar's test only."""
+    """The power of a comparison. `changed` is the share of items that change, for McNemar's test only."""
 
     errors: Errors
     level: float = LEVEL
     changed: float | None = None
-    most: float = math.inf  # that a difference can be
+    most: float = math.inf  # largest possible difference
 
     def shows(self, difference: float, items: float, seeds: float) -> bool:
         """Whether a true `difference` would be detected with 80% power."""
@@ -47,7 +47,7 @@ class Power:
 
 
 def power_of(comparison: Comparison) -> Power:
-    """The power of a finished comparison, at its share of changed items (with one of two more counted as changed)."""
+    """The power of a finished comparison, at its share of changed items (adding two items, one changed)."""
     changed = (
         (comparison.better + comparison.worse + 1) / (comparison.count + 2) if comparison.test == MCNEMAR else None
     )
@@ -69,7 +69,7 @@ def visible(power: Power) -> float | None:
 
 
 def _visible(errors: Errors, level: float) -> float:
-    """(t of the level + t of the power) times the error (Miller eq. 10, with Student's quantiles)."""
+    """(t at the level + t at the power) times the error (Miller eq. 10, with Student's quantiles)."""
     freedom = errors.freedom
     if freedom <= 0:
         return math.inf
@@ -77,7 +77,7 @@ def _visible(errors: Errors, level: float) -> float:
 
 
 def needed(power: Power, difference: float) -> Needed:
-    """Items, and seeds, that detect `difference` with 80% power. If both are None, it takes more of both."""
+    """Items, and seeds, that detect `difference` with 80% power. If both are None, more of both are needed."""
     errors, size = power.errors, abs(difference)
     items = _least(lambda n: power.shows(size, n, errors.seeds), errors.count, _MOST)
     seeds = None
@@ -87,7 +87,7 @@ def needed(power: Power, difference: float) -> Needed:
 
 
 def _least(shows: Callable[[int], bool], there: int, most: int) -> int | None:
-    """The least number that shows it, starting from those that are `there`: these are never said to be too few."""
+    """The smallest number that detects it, starting from the present number."""
     low, high = 1, there
     while not shows(high):
         if high >= most:
@@ -112,17 +112,17 @@ def mcnemar_power(count: int, difference: float, changed: float, level: float = 
         return 0.0
     middle, width = count * changed, 8 * math.sqrt(count * changed * (1 - changed)) + 8
     pairs = np.arange(max(0, math.floor(middle - width)), min(count, math.ceil(middle + width)) + 1)
-    # the most of the rarer kind that is significant: twice its probability by a fair coin stays below the level
+    # the largest significant count of the rarer kind: twice its probability under a fair coin is below the level
     rarer = stats.binom.ppf(level / 2, pairs, 0.5) - 1
     detected = stats.binom.cdf(rarer, pairs, (1 - difference / changed) / 2)
     return float((stats.binom.pmf(pairs, count, changed) * detected).sum())
 
 
 def items_of_share(share: float, other: float, level: float = LEVEL) -> float:
-    """Items whose Wilson interval leaves out `other` four times in five where `share` is the true one.
+    """Items whose Wilson interval excludes `other` with 80% probability if `share` is the true share.
 
     ((z of the level √(other (1 - other)) + z of the power √(share (1 - share))) / (share - other))², as in Fleiss 1981,
-    section 2.2: Wilson's interval holds what the test of one share does not reject.
+    section 2.2: Wilson's interval contains what the test of one share does not reject.
     """
     under, true = (math.sqrt(each * (1 - each)) for each in (other, share))
     return float(((normal(level) * under + normal(2 * (1 - POWER)) * true) / (share - other)) ** 2)
@@ -134,7 +134,7 @@ def items_needed(count: int) -> str:
 
 
 def what_is_needed(power: Power, difference: float) -> str:
-    """How many items detect a difference with 80% power, or how many seeds if these dominate the error; in words."""
+    """The items that detect a difference with 80% power, or the seeds if they dominate the error, in words."""
     need, unit = needed(power, difference), power.errors.unit
     if need.items is not None:
         return items_needed(need.items)
@@ -148,7 +148,7 @@ def what_is_needed(power: Power, difference: float) -> str:
 
 
 def power_sentence(power: Power, difference: float) -> str:
-    """What detects `difference`, and the smallest one that the present items and seeds detect."""
+    """What is needed to detect `difference`, and the smallest detectable one now, as a sentence."""
     errors, smallest = power.errors, visible(power)
     sets = f" and {errors.seeds} {errors.unit}" if errors.seeds_freedom else ""
     shown = "cannot detect any difference" if smallest is None else f"can detect one of {smallest:.3f} or more"
@@ -160,13 +160,13 @@ def power_sentence(power: Power, difference: float) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a comparison can detect, before the run, under assumptions that `sentence` states."""
+    """What a comparison can detect, before the run, under the assumptions in `sentence`."""
 
     difference: float
-    visible: float | None  # None if nothing is detected
-    items: int | None  # that show `difference`
-    changed: float  # share of items that change, assumed
-    between: float  # standard deviation between few-shot seeds of the difference, assumed
+    visible: float | None  # None if nothing is detectable
+    items: int | None  # needed to detect `difference`
+    changed: float  # assumed share of items that change
+    between: float  # assumed standard deviation of the difference between few-shot seeds
     comparisons: int
     level: float
     sentence: str
@@ -175,10 +175,10 @@ class Planned:
 def planned_power(
     difference: float, items: int, groups: int | None, seeds: int, comparisons: int, one_set: bool = False
 ) -> Planned:
-    """What `items` in so many `groups`, with `seeds` sets of shots, would detect, at .05 over all `comparisons`.
+    """What `items` in `groups`, with `seeds` sets of shots, would detect, at .05 over all `comparisons`.
 
-    The share of items whose score changes and the standard deviation of the difference between seeds are guesses, so
-    the sentence states them. Items of a group are taken to change together. `one_set`: the one seed serves all items.
+    The share of items whose score changes and the standard deviation of the difference between seeds are assumptions,
+    stated in the sentence. Items of a group are assumed to change together. `one_set`: all items share the one seed.
     """
     changed, level = max(_CHANGED, difference), LEVEL / max(1, comparisons)
     units = groups if groups is not None else items

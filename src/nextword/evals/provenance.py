@@ -1,4 +1,4 @@
-"""How an evaluation was made: enough to run it again, and to see how another one differed."""
+"""Provenance of an evaluation: enough to reproduce it and compare it with others."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One of the models. `file` is the name of its file or folder, without the folders above it."""
+    """One of the models. `file` is its file or folder name, without the path."""
 
     name: str
     file: str
-    weights: str  # SHA-256; empty where it is not known
+    weights: str  # SHA-256; empty if unknown
     precision: str
     device: str
-    chat_template: str | None  # its own, whether or not the prompts use it
+    chat_template: str | None  # the model's, whether or not it is used
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What was asked. The hashes are of the rows in their order, each by its own hash."""
+    """The task. The hashes are of the ordered rows' hashes."""
 
     name: str
     source: str  # name of the file
     output: str
-    rows: int  # that were scored
+    rows: int  # scored
     rows_hash: str
-    pool: int  # rows that shots are drawn from
+    pool: int  # rows to draw shots from
     pool_hash: str
     scorers: tuple[Mapping[str, Any], ...]
-    generation: Mapping[str, Any] | None  # where the model writes its answer
+    generation: Mapping[str, Any] | None  # settings, if answers are generated
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class TemplateRecord:
     """How rows become prompts: the fields of a `PromptFormat`."""
 
     name: str
-    digest: str  # differs wherever a prompt would
+    digest: str  # a hash of everything that affects prompts
     parts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ShotsRecord:
-    """The shots of one seed in one permutation, as they are in the prompt: splits and row numbers, from 0 on."""
+    """The shots of one seed in one permutation, in prompt order: splits and row numbers from 0."""
 
     template: str
     shots: int
@@ -68,22 +68,22 @@ class ShotsRecord:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How an evaluation was made. `design` and `scoring` have the fields of `Design` and `ScoringConfig`."""
+    """The provenance of an evaluation. `design` and `scoring` have the fields of `Design` and `ScoringConfig`."""
 
     date: str  # UTC, ISO 8601
     version: str  # of nextword
-    command: str | None  # as it was typed, but without --name, which is taken; None from Python
+    command: str | None  # as typed, without --name, which is taken; None from Python
     design: Mapping[str, Any]
     scoring: Mapping[str, Any]
     task: TaskRecord
     templates: tuple[TemplateRecord, ...]
     models: tuple[ModelRecord, ...]
-    shots: tuple[ShotsRecord, ...]  # none where each item has shots of its own
+    shots: tuple[ShotsRecord, ...]  # empty if each item has its own shots
     machine: Mapping[str, Any]
 
 
 def provenance(run: EvalRun, command: str | None = None) -> Provenance:
-    """How an evaluation is made; `command` is the command line, if there was one."""
+    """The provenance of an evaluation; `command` is the command line, if any."""
     return Provenance(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -107,7 +107,7 @@ def _task(task: Task, items: Sequence[Item]) -> TaskRecord:
 
 
 def _rows_hash(items: Sequence[Item]) -> str:
-    own = row_digests([item.values for item in items])  # of a task that was made by hand
+    own = row_digests([item.values for item in items])  # for a task built in Python
     return text_digest(" ".join(item.digest or digest for item, digest in zip(items, own, strict=True)))
 
 
@@ -117,7 +117,7 @@ def _template(name: str, task: Task) -> TemplateRecord:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as what JSON can hold; a template as its text."""
+    """Dataclasses as plain data for JSON; a template as its text."""
     if isinstance(value, Template):
         return value.source
     if is_dataclass(value):
@@ -150,7 +150,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name: Linux has it in a file, others tell Python."""
+    """The processor's name: from a file on Linux, otherwise from Python."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""What a user requires of an evaluation ("4 shots > 0 shots", at least .9), and whether its statistics say so."""
+"""Requirements on an evaluation ("4 shots > 0 shots", at least .9), and judging them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Outcome = Literal["met", "not met", "undecided"]
 
 @dataclass(frozen=True)
 class Requirement:
-    """A requirement: `after` scores more than another configuration, or at least a number."""
+    """A requirement: `after` scores higher than another configuration, or at least a number."""
 
     text: str
     after: Choice | None  # None: every configuration that the user named
@@ -31,7 +31,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class JudgedRequirement:
-    """Whether a requirement is met. Only what the corrected comparison, or the 95% interval, shows counts as met."""
+    """Whether a requirement is met, by the corrected comparison or the 95% interval."""
 
     text: str
     outcome: Outcome
@@ -39,7 +39,7 @@ class JudgedRequirement:
 
 
 def names_of(choices: Sequence[Choice]) -> dict[str, Choice]:
-    """The rows there will be, by name; one set of shots goes by the number of its shots too."""
+    """The rows by name; one set of shots can also be named by its number of shots."""
     choices = list(dict.fromkeys(choices))
     differ = differing(choices)
     return {
@@ -53,7 +53,7 @@ def read_requirements(
 ) -> tuple[Requirement, ...]:
     """`--require` and `--at-least` as requirements.
 
-    Raises UsageError for a name that no row will have, and for a number that no score can be.
+    Raises UsageError for a name without a row, and for a number outside the scores' range.
     """
     requirements = [_read(text, names) for text in require]
     if at_least is not None:
@@ -69,7 +69,7 @@ def read_requirements(
 
 
 def _read(text: str, names: Mapping[str, Choice]) -> Requirement:
-    """Names may hold a '>' of their own, so that every one of the text is tried."""
+    """Parse a requirement. Names may contain '>', so every one in the text is tried."""
     parts = text.split(">")
     halves = [(">".join(parts[:n]), ">".join(parts[n:])) for n in range(1, len(parts))]
     if not halves:
@@ -100,7 +100,7 @@ def _number(text: str) -> float | None:
 
 
 def required_pairs(requirements: Sequence[Requirement]) -> list[Pair]:
-    """The pairs that are to be compared, before and after."""
+    """The pairs to compare, before and after."""
     return [
         (requirement.before, requirement.after)
         for requirement in requirements
@@ -114,7 +114,7 @@ def judge(
     compared: Mapping[Pair, PairedComparison],
     groups: Sequence[str] | None,
 ) -> tuple[JudgedRequirement, ...]:
-    """Judge each requirement by its comparison, which may be the other way round, or by its rows' intervals."""
+    """Judge each requirement by its comparison, which may be in reverse order, or by its rows' intervals."""
     judged, full = [], full_names(rows)
     for requirement in requirements:
         if requirement.after is None or isinstance(requirement.before, float):
@@ -158,7 +158,7 @@ def _by_interval(text: str, least: float, row: ResultRow, name: str, groups: Seq
 
 
 def _what_decides(row: ResultRow, least: float, groups: Sequence[str] | None) -> str:
-    """What tells a row's score from a number, in words: on the scale of its interval."""
+    """What is needed to distinguish a row's score from a number, in words, by the method of its interval."""
     cube = np.array(row.scores)
     scores = cube.mean((0, 1))
     alone = estimate(scores, groups)

@@ -1,4 +1,4 @@
-"""The score of one configuration over all its few-shot seeds and permutations: a row of the result's table."""
+"""A row of the result table: one configuration over its seeds and permutations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Choice = tuple[str, str, int, str]  # model, template, shots, variant
 
 @dataclass(frozen=True)
 class SeedScore:
-    """What one few-shot seed in one permutation scored, over all items."""
+    """The score of one few-shot seed in one permutation, over all items."""
 
     fewshot_seed: int
     permutation: int
@@ -38,17 +38,17 @@ class ResultRow:
     shots: int
     variant: str
     score: Estimate
-    lowest: float  # of any seed and permutation
+    lowest: float  # over seeds and permutations
     highest: float
     spread: Spread | None  # None with one seed in one permutation
     metrics: Mapping[str, float] = field(default_factory=dict)
     scores: tuple[tuple[tuple[float, ...], ...], ...] = ()  # (seeds, permutations, items)
-    one_set: bool = False  # one set of shots served all items: another set may score differently
+    one_set: bool = False  # all items shared one set of shots: another set may score differently
     per_seed: tuple[SeedScore, ...] = ()
-    caveat: str = ""  # why the score may not hold for other shots, in words
+    caveat: str = ""  # why the score may not generalise to other shots
     interval_covers: str = "other items"  # what the interval of `score` generalises to
     baseline: bool = False  # added by default: shots with random labels, calibrated zero-shot
-    permutations_test: PermutationsTest | None = None  # of right and wrong in two or more permutations
+    permutations_test: PermutationsTest | None = None  # of correct answers in two or more permutations
     effective_shots: float = 0.0  # in the prompts, averaged over seeds, permutations and items
     fewest_shots: int = 0  # in any prompt
 
@@ -64,7 +64,7 @@ class ResultRow:
 
     @property
     def shots_left(self) -> str:
-        """How many shots were in the prompts, as a mean that is never rounded up; "" where all were."""
+        """The mean number of shots in the prompts, never rounded up; "" if none were dropped."""
         mean = math.floor(100 * self.effective_shots + 1e-6) / 100
         return f"{mean:g} in the prompts" if mean < self.shots else ""
 
@@ -81,29 +81,29 @@ def row_name(shots: int, variant: str, one_set: bool) -> str:
 
 
 def differing(choices: Iterable[Sequence[Any]]) -> tuple[bool, bool]:
-    """Whether models differ, and whether templates do: the first two of each choice."""
+    """Whether models differ, and whether templates do."""
     choices = list(choices)
     return len({model for model, *_ in choices}) > 1, len({template for _, template, *_ in choices}) > 1
 
 
 def prefixes(model: str, template: str, differ: tuple[bool, bool]) -> list[str]:
-    """Model and template, each only where rows differ in it."""
+    """Model and template, each only if rows differ in it."""
     return [model] * differ[0] + [template] * differ[1]
 
 
 def full_name(model: str, template: str, name: str, differ: tuple[bool, bool]) -> str:
-    """A row's name, with model and template where these differ."""
+    """A row's name, with model and template if these differ."""
     return ", ".join([*prefixes(model, template, differ), name])
 
 
 def full_names(rows: Sequence[ResultRow]) -> dict[Choice, str]:
-    """Each row's name among all, by its choice."""
+    """Each row's unique name, by its choice."""
     differ = differing([row.choice for row in rows])
     return {row.choice: full_name(row.model, row.template, row.name, differ) for row in rows}
 
 
 def permutation_notes(rows: Sequence[ResultRow]) -> list[str]:
-    """Whether right and wrong depend on the order of the shots, for each row that was tested."""
+    """Whether correctness depends on the order of the shots, for each tested row."""
     names = full_names(rows)
     return [f"{names[row.choice]}: {row.permutations_test.sentence}" for row in rows if row.permutations_test]
 
@@ -111,7 +111,7 @@ def permutation_notes(rows: Sequence[ResultRow]) -> list[str]:
 def row_of(
     choice: Choice, results: Sequence[ConditionResult], groups: Sequence[str] | None, shared_shots: bool, baseline: bool
 ) -> ResultRow:
-    """The row of a choice's conditions. `groups` of the items, where some share one."""
+    """The row of a choice's conditions. `groups`: of the items, if some share one."""
     cube = _cube(results)
     own = spread(cube) if len(results) > 1 else None
     alone, means = estimate(cube.mean((0, 1)), groups), cube.mean(2)

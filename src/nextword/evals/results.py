@@ -1,4 +1,4 @@
-"""What models answered, how right that was, and what asking cost, before statistics."""
+"""Answers, their scores and costs, before statistics."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .task import Encoded, Gold, Item, Likelihood, LogprobRequest, Task
 
 @dataclass(frozen=True)
 class Answer:
-    """One item under one condition."""
+    """The answer to one item under one condition."""
 
     item: Item
     shots: int  # in the prompt
     requests: tuple[LogprobRequest, ...]
     encoded: tuple[Encoded, ...]
     likelihoods: tuple[Likelihood, ...] = ()
-    written: str | None = None  # by the model
+    written: str | None = None  # generated text
     choices: tuple[str, ...] = ()
     gold: Gold = 0
     prediction: int | str = 0
     score: float = 0.0
-    scores: Mapping[str, float] = field(default_factory=dict)  # of a generated answer, by each scorer
-    choice_scores: tuple[float, ...] = ()  # of each choice, as `prediction` was chosen by: the highest is taken
+    scores: Mapping[str, float] = field(default_factory=dict)  # of a generated answer, by scorer
+    choice_scores: tuple[float, ...] = ()  # per choice; `prediction` has the highest
 
     @property
     def logprobs(self) -> list[float]:
@@ -34,13 +34,13 @@ class Answer:
         return [likelihood.logprob for likelihood in self.likelihoods]
 
     def choosing(self, scores: Sequence[float]) -> Answer:
-        """The answer when the choice of highest score is taken."""
+        """The answer with the choice of the highest score."""
         best = int(np.argmax(scores))
         return replace(self, prediction=best, score=float(best == self.gold), choice_scores=tuple(map(float, scores)))
 
 
 def scores_of(answer: Answer, choice_scoring: str, premise: Sequence[float] = ()) -> list[float]:
-    """A score for each choice; the highest is chosen.
+    """A score for each choice; the highest wins.
 
     raw: ln p. chars, bytes, tokens: ln p over the choice's length. pmi: ln p(choice | prompt) - ln p(choice | premise),
     given in `premise` (Holtzman et al. 2021, 2104.08315, eq. 3).
@@ -62,7 +62,7 @@ def answer_choice(
     task: Task, item: Item, shots: int, asked: Sequence[LogprobRequest], encoded: Sequence[Encoded],
     likelihoods: Sequence[Likelihood], choice_scoring: str, premise: Sequence[float] = (),
 ) -> Answer:  # fmt: skip
-    """An answer among choices, chosen by `choice_scoring`; `premise` are ln p of each choice behind it, for pmi."""
+    """An answer among choices, chosen by `choice_scoring`; `premise`: ln p of each choice after it, for pmi."""
     answer = Answer(
         item, shots, tuple(asked), tuple(encoded), tuple(likelihoods), choices=task.format.choices(item.values),
         gold=task.format.gold(item.values),
@@ -97,7 +97,7 @@ class ConditionResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Means over the items: the accuracy of the choices made, or each scorer's."""
+        """Means over the items: accuracy, or each scorer's."""
         if self.answers[0].choices:
             return {"acc": float(self.scores.mean())}
         return {
@@ -107,9 +107,9 @@ class ConditionResult:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an evaluation costs: tokens to read, the same without prefix sharing (`alone`), tokens to generate at most.
+    """The cost of an evaluation: tokens to read, also without prefix sharing (`alone`), and most tokens to generate.
 
-    Of `tokens`, `embedded` were read already, to find similar shots: without these no prompt is known.
+    Of `tokens`, `embedded` have already been read to find similar shots, which the prompts depend on.
     """
 
     requests: int
@@ -119,29 +119,29 @@ class Cost:
     longest: int  # tokens of the longest prompt with its answer
     context: int | None
     seconds: float  # s, at speeds measured on this machine; 0 if not measured
-    known: int = 0  # requests that the store answers
+    known: int = 0  # requests already in the store
     embedded: int = 0
-    unit: str = "tokens"  # or characters, of a served model
+    unit: str = "tokens"  # or characters, for a served model
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What a user should know about the data and the prompts."""
+    """Notes for the user about the data and the prompts."""
 
     reading: tuple[str, ...] = ()
-    repeated: int = 0  # scored items whose text an example in the pool repeats
-    split_tokens: tuple[tuple[str, str], ...] = ()  # answers off a token boundary: last token before, first after
+    repeated: int = 0  # scored items with the same text as an example in the pool
+    split_tokens: tuple[tuple[str, str], ...] = ()  # answers off a token boundary: tokens before and after
     short_of_shots: int = 0  # prompts that lost shots to fit
-    warnings: tuple[str, ...] = ()  # about the task (Task.warnings) and about its shots
+    warnings: tuple[str, ...] = ()  # about the task (Task.warnings) and its shots
     chat: tuple[str, ...] = ()  # about models whose chat template is not used
 
     def lines(self, most: int) -> list[str]:
-        """All of it in words, with at most so many of the rows that could not be read and of the split tokens."""
+        """The notes as lines, with at most `most` unreadable rows and split tokens."""
         lines = [*self.warnings, *self.reading[:most]]
         if len(self.reading) > most:
             lines.append(f"... and {len(self.reading) - most:,} more such rows")
         if self.repeated:
-            lines.append(f"{self.repeated:,} scored items have the same text as an example that shots are drawn from")
+            lines.append(f"{self.repeated:,} scored items have the same text as an example in the few-shot pool")
         lines += [
             f"an answer does not start on a token boundary: the prompt's last token is {last!r}, the answer's first"
             f" {first!r}. End the template before a space or a newline"
@@ -149,7 +149,7 @@ class Notes:
         ]
         lines += self.chat
         if self.short_of_shots:
-            lines.append(f"{self.short_of_shots:,} prompts were longer than the context and lost whole shots")
+            lines.append(f"{self.short_of_shots:,} prompts were longer than the context, so shots were dropped")
         return lines
 
 
@@ -165,5 +165,5 @@ class Collected:
     notes: Notes
     seconds: float
     read: int  # tokens read by the models in this run
-    shared_shots: bool = True  # a seed's shots are one set for all items; not so with --fewshot-sampler similar
-    calibrate: tuple[str, ...] = ()  # the corrections that were asked for
+    shared_shots: bool = True  # all items share a seed's shots; False with --fewshot-sampler similar
+    calibrate: tuple[str, ...] = ()  # requested calibrations

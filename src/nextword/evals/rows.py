@@ -1,4 +1,4 @@
-"""Rows of labelled data from CSV, TSV, JSONL, JSON and Parquet files, with the lines of what is broken."""
+"""Reads rows of labelled data from CSV, TSV, JSONL, JSON and Parquet files."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any
 from ..base import UsageError, open_regular, read_text
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-LARGEST = 1 << 30  # bytes of a file that is read whole
+LARGEST = 1 << 30  # bytes of a file, which is read into memory
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as they stand in a file; `broken` says which were left out, and why."""
+    """The rows of a file; `broken` lists the skipped ones, with reasons."""
 
     rows: tuple[dict[str, Any], ...]
     broken: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names that any row has, in the order they appear."""
+        """Names of all columns, in order of appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
 
 def read_rows(path: Path, skip_invalid: bool = False) -> Rows:
     """All rows of a file. Raises UsageError for a file that cannot be read, is empty, or has a broken row.
 
-    With `skip_invalid` broken rows are left out and listed in the result.
+    With `skip_invalid`, broken rows are skipped and listed in the result.
     """
     try:
         size = path.stat().st_size
         if path.suffix not in SUFFIXES:
-            raise UsageError(f"{path}: data is read from {', '.join(SUFFIXES)}")
+            raise UsageError(f"{path}: unknown format. Use {', '.join(SUFFIXES)}")
         if size > LARGEST:
             raise UsageError(f"{path}: {size / 1e9:.1f} GB; an evaluation's data is at most {LARGEST / 1e9:.1f} GB")
         parsed = list(_PARSERS[path.suffix](path))
@@ -55,7 +55,7 @@ def read_rows(path: Path, skip_invalid: bool = False) -> Rows:
     return Rows(rows, broken)
 
 
-Found = Iterator[tuple[int, dict[str, Any] | str]]  # line, and the row or what is wrong with it
+Found = Iterator[tuple[int, dict[str, Any] | str]]  # line, and the row or its error
 
 
 def _separated(path: Path) -> Found:
@@ -72,7 +72,7 @@ def _separated(path: Path) -> Found:
             if header is None:
                 raise UsageError(f"{path}: not CSV in its first line ({error})") from None
             yield line, f"not CSV ({error})"
-            line = reader.line_num + 1  # the reader goes on behind the broken row
+            line = reader.line_num + 1  # the reader continues after the broken row
             continue
         if header is None:
             header = fields
@@ -106,12 +106,12 @@ def _json(path: Path) -> Found:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
-        if "Extra data" in str(error):  # objects line by line under the other name
+        if "Extra data" in str(error):  # JSON lines with the extension .json
             yield from _json_lines(path)
             return
         raise UsageError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, list):
-        raise UsageError(f"{path}: a JSON file of data is a list of objects, one a row")
+        raise UsageError(f"{path}: a JSON data file must be a list of objects, one per row")
     for number, row in enumerate(value, 1):
         yield number, row if isinstance(row, dict) else "not a JSON object"
 
@@ -121,7 +121,7 @@ def _parquet(path: Path) -> Found:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UsageError(f"{path}: Parquet files need an extra. Install: pip install 'nextword[parquet]'") from None
+        raise UsageError(f"{path}: Parquet files need an extra: pip install 'nextword[parquet]'") from None
     try:
         yield from enumerate(parquet.read_table(path).to_pylist(), 1)
     except pyarrow.ArrowException as error:

@@ -1,4 +1,4 @@
-"""Asks a model the trials of an evaluation, through a store that keeps every answer as it comes."""
+"""Runs a model's requests through the engine, with a store that keeps every answer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .task import Encoded, Generation, Ids, Item, Likelihood, LogprobRequest, Ta
 if TYPE_CHECKING:
     from ..engine import LanguageModel
 
-OnTokens = Callable[[int], None]  # is told of tokens that were read since the last time
-Writing = tuple[Ids, Generation]  # a prompt, and how its answer is written
+OnTokens = Callable[[int], None]  # called with the tokens read since the last call
+Writing = tuple[Ids, Generation]  # a prompt, and generation settings
 
 _TIMED_PROMPTS = 16
 _TIMED_TOKENS = 8
@@ -36,9 +36,9 @@ _TIMED_STEPS = 2
 
 @dataclass(frozen=True)
 class Question:
-    """All that one item is asked under one condition, in tokens; `dropped` shots did not fit.
+    """The requests for one item under one condition, in tokens; `dropped` shots did not fit.
 
-    `premises` are the same choices behind a premise in place of the question, if the scoring compares with it.
+    `premises`: the same choices after a premise instead of the question, if the scoring needs them.
     """
 
     trial: Trial
@@ -50,35 +50,35 @@ class Question:
 
     @property
     def shots(self) -> int:
-        """Shots in the prompt."""
+        """The number of shots in the prompt."""
         return len(self.trial.shots_of(self.item)) - self.dropped
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest prompt with its answer."""
+        """Tokens of the longest prompt with its answer."""
         return max(len(request.context) + len(request.continuation) for request in (*self.encoded, *self.premises))
 
 
 @dataclass
 class Preparation:
-    """Everything that a model is asked, and what preparing it showed."""
+    """All of a model's requests, and notes from preparing them."""
 
     questions: list[Question] = field(default_factory=list)
-    # of a condition to calibrate, by the number of dropped shots: the labels behind inputs without content
+    # of a condition to calibrate, by the number of dropped shots: the labels after content-free inputs
     content_free: dict[tuple[Condition, int], list[tuple[Encoded, ...]]] = field(default_factory=dict)
-    embedded: int = 0  # tokens read to find similar shots, before anything else could be said
+    embedded: int = 0  # tokens read to find similar shots, before anything else was known
 
     def requests(self) -> list[Encoded]:
-        """All that is asked, each once: what an evaluation costs, and what it reads."""
+        """All distinct requests."""
         asked = [request for question in self.questions for request in (*question.encoded, *question.premises)]
         asked += [request for rows in self.content_free.values() for row in rows for request in row]
         return list(dict.fromkeys(asked))
 
 
 class ModelRunner:
-    """One model, asked through a store. `tokens_read` counts those of prompts and of texts to score.
+    """Runs one model's requests through a store. `tokens_read` counts prompts and texts to score.
 
-    The methods below the line ask the engine; the runner of a served model overrides them.
+    The methods below the line use the engine; the runner of a served model overrides them.
     """
 
     def __init__(self, model: LanguageModel, store: Store) -> None:
@@ -86,7 +86,7 @@ class ModelRunner:
         self.tokens_read = 0
 
     def prepare(self, trials: Sequence[Trial], items: Sequence[Item], config: ScoringConfig) -> Preparation:
-        """Render and tokenize everything. Raises UsageError where a prompt does not fit and no shots may be dropped."""
+        """Render and tokenize everything. Raises UsageError if a prompt does not fit and shots may not be dropped."""
         questions = [self._fitted(trial, item, config) for trial in trials for item in items]
         misfits = [question for question in questions if not self._fits(question)]
         if misfits:
@@ -94,7 +94,7 @@ class ModelRunner:
             raise UsageError(
                 f"{len(misfits)} of {len(questions)} prompts are longer than the model's context of {self.context}"
                 f" tokens (the longest: {worst.longest}, with {worst.shots} shots). Use fewer shots, or --overflow"
-                " drop-shots, which drops whole shots and reports how many"
+                " drop-shots, which drops shots and reports how many"
             )
         return Preparation(questions)
 
@@ -115,12 +115,12 @@ class ModelRunner:
         return self.context is None or question.longest + room <= self.context
 
     def missing(self, asked: Sequence[Encoded]) -> list[Encoded]:
-        """The requests whose ln p is not in the store."""
+        """The requests that are not in the store."""
         known = self.store.likelihoods(self.key, asked)
         return [request for index, request in enumerate(asked) if index not in known]
 
     def missing_texts(self, wanted: Sequence[Writing], seed: int) -> list[Writing]:
-        """What of `wanted` is not in the store, each once."""
+        """The distinct texts of `wanted` that are not in the store."""
         written = self._stored_texts(wanted, seed)
         return [writing for writing in dict.fromkeys(wanted) if writing not in written]
 
@@ -135,7 +135,7 @@ class ModelRunner:
         }
 
     def likelihoods(self, wanted: Sequence[Encoded], on_tokens: OnTokens | None = None) -> dict[Encoded, Likelihood]:
-        """ln p of every request: from the store, or from the model and then kept."""
+        """ln p of every request, from the store or from the model, and then stored."""
         distinct = list(dict.fromkeys(wanted))
         stored = self.store.likelihoods(self.key, distinct)
         likelihoods = {distinct[index]: value for index, value in stored.items()}
@@ -149,7 +149,7 @@ class ModelRunner:
         return likelihoods
 
     def texts(self, wanted: Sequence[Writing], seed: int, on_tokens: OnTokens | None = None) -> dict[Writing, str]:
-        """What is written behind each prompt: from the store, or from the model and then kept."""
+        """The text after each prompt, from the store or from the model, and then stored."""
         texts = self._stored_texts(wanted, seed)
         missing = [writing for writing in dict.fromkeys(wanted) if writing not in texts]
         for writing, text, read in self.generate(missing, seed):
@@ -162,24 +162,24 @@ class ModelRunner:
 
     # ---- the engine
 
-    unit = "tokens"  # in which prompts are counted
+    unit = "tokens"  # of prompt lengths
 
     @cached_property
     def key(self) -> str:
-        """What answers are stored under: the weights and their precision."""
+        """The model's part of the store's keys: weights and precision."""
         return f"{self.store.hash_of(self.model.loaded.path)} {self.model.loaded.precision}"
 
     @property
     def context(self) -> int | None:
-        """Tokens that a prompt and its answer may have together; None where there is no limit."""
+        """The context in tokens, for a prompt with its answer; None: no limit."""
         return self.model.engine.backend.context
 
     def show(self, asked: Sequence[LogprobRequest]) -> list[LogprobRequest]:
-        """The requests with the text that the model reads as their context."""
+        """The requests with their context as the model reads it."""
         return show_chat(asked, self.model.tokenizer)
 
     def encode(self, task: Task, asked: Sequence[LogprobRequest]) -> list[Encoded]:
-        """Requests in tokens."""
+        """Tokenize requests."""
         if task.chat is not None:
             return encode_chat(asked, self.model.tokenizer)
         if task.output == "generate_until":
@@ -187,7 +187,7 @@ class ModelRunner:
         return [encode(request, self.model.tokenizer) for request in asked]
 
     def record(self) -> ModelRecord:
-        """What a stored evaluation says about the model."""
+        """The model's record in a stored evaluation."""
         import torch
 
         loaded, device = self.model.loaded, self.model.loaded.model.device
@@ -198,23 +198,23 @@ class ModelRunner:
         )  # fmt: skip
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """The model's own states of texts: (texts, width) float32, each of length one."""
+        """The model's normalised embeddings of texts: (texts, width) float32."""
         encoded = [tuple(self.model.encode(text)) for text in texts]
         self.tokens_read += sum(map(len, encoded))
         return embed(self.model.loaded.model, encoded)
 
     def tokens_to_score(self, missing: Sequence[Encoded]) -> int:
-        """Tokens that are read to score these."""
+        """Tokens to read to score these."""
         return tokens_to_read(self.model.engine, score_requests(missing))
 
     def tokens_of_prompts(self, missing: Sequence[Writing]) -> int:
-        """Tokens that are read before answers are written."""
+        """Tokens to read before generating answers."""
         return tokens_to_read(self.model.engine, _completions(missing, 0))
 
     def seconds_to_score(self, missing: Sequence[Encoded], tokens: int) -> float:
-        """How long scoring these takes, `tokens` to read.
+        """Seconds to score these, with `tokens` to read.
 
-        From some steps in the middle of the work, after one that is not timed: the first of a process is slow.
+        Estimated from some steps in the middle of the work, after an untimed one: a process's first step is slow.
         """
         if not missing:
             return 0.0
@@ -232,10 +232,10 @@ class ModelRunner:
         return (time.perf_counter() - began[0]) * tokens / (engine.tokens_read - began[1])
 
     def seconds_to_write(self, missing: Sequence[Writing], tokens: int) -> float:
-        """How long writing these takes at most, `tokens` to read.
+        """The most seconds to generate these, with `tokens` to read.
 
-        From reading some prompts of every kind and writing the first tokens behind them, after one that is not timed.
-        An answer that has not ended by then is taken to be as long as it may be.
+        Estimated from some prompts of every kind and the first tokens after them, after an untimed one. An answer that
+        has not ended by then is assumed to have the maximum length.
         """
         if not missing:
             return 0.0
@@ -247,7 +247,7 @@ class ModelRunner:
         began, before = time.perf_counter(), engine.tokens_read
         engine.complete(_shortened(sample, 1))
         between, read = time.perf_counter(), engine.tokens_read - before
-        handles = engine.complete(_shortened(sample, _TIMED_TOKENS))  # behind prompts in the cache
+        handles = engine.complete(_shortened(sample, _TIMED_TOKENS))  # after cached prompts
         writing = time.perf_counter() - between
         written = [handle.tokens[0] for handle in handles]
         lengths = [
@@ -258,7 +258,7 @@ class ModelRunner:
         return (between - began) / read * tokens + per_token * sum(lengths) * len(missing) / len(sample)
 
     def score(self, missing: Sequence[Encoded]) -> Iterator[tuple[dict[Encoded, Likelihood], int]]:
-        """ln p of these, as soon as it is known, some at a time, with what was read for them."""
+        """Yield ln p of these as soon as known, in batches, with the tokens read."""
         same: dict[tuple[Ids, Ids], list[Encoded]] = {}
         for request in missing:
             same.setdefault((request.context, request.continuation), []).append(request)
@@ -271,7 +271,7 @@ class ModelRunner:
             }, read  # fmt: skip
 
     def generate(self, missing: Sequence[Writing], seed: int) -> Iterator[tuple[Writing, str, int]]:
-        """What is written behind these prompts, as soon as each is done, with what was read for it."""
+        """Yield the text after each prompt as soon as it is done, with the tokens read."""
         generations = {(prompt, generation.choices): generation for prompt, generation in missing}
         for handle, read in self._answered(_completions(missing, seed)):
             prompt, structure = handle.request.prompt, handle.request.structure
@@ -283,9 +283,9 @@ class ModelRunner:
     @overload
     def _answered(self, requests: list[CompletionRequest]) -> Iterator[tuple[CompletionHandle, int]]: ...
     def _answered(self, requests: Any) -> Iterator[tuple[Any, int]]:
-        """Each request's handle as soon as it is done, and the tokens read since the one before.
+        """Yield each request's handle as soon as it is done, and the tokens read since the previous one.
 
-        The prefix cache is emptied before, so that what is read is what `tokens_to_score` says.
+        The prefix cache is emptied first, so that what is read is what `tokens_to_score` says.
         """
         engine = self.model.engine
         if requests:
@@ -298,7 +298,7 @@ class ModelRunner:
 
 
 def _completions(wanted: Sequence[Writing], seed: int) -> list[CompletionRequest]:
-    """What the engine is asked to write."""
+    """The engine's completion requests."""
     return descending([_completion(prompt, generation, seed) for prompt, generation in wanted])
 
 
@@ -312,7 +312,7 @@ def _completion(prompt: Ids, generation: Generation, seed: int) -> CompletionReq
 
 
 def _shortened(requests: Sequence[CompletionRequest], most: int) -> list[CompletionRequest]:
-    """The same, ended after at most `most` tokens."""
+    """The same requests, with at most `most` tokens."""
     return [
         replace(request, stop=replace(request.stop, max_tokens=min(most, request.stop.max_tokens)))
         for request in requests
@@ -322,7 +322,7 @@ def _shortened(requests: Sequence[CompletionRequest], most: int) -> list[Complet
 def score_choices(
     questions: Sequence[Question], likelihoods: Mapping[Encoded, Likelihood], choice_scoring: str
 ) -> list[Answer]:
-    """The answers to questions among choices, from the likelihoods of all that was asked."""
+    """The answers to multiple-choice questions, from the likelihoods of all requests."""
     return [
         answer_choice(
             question.trial.task, question.item, question.shots, question.asked, question.encoded,
@@ -334,17 +334,17 @@ def score_choices(
 
 
 def constrained_writings(runner: ModelRunner, questions: Sequence[Question]) -> list[Writing]:
-    """The prompt of each question, and that nothing but its choices may be written, greedily.
+    """The prompt of each question, with greedy decoding constrained to its choices.
 
-    Raises UsageError where the choices of a question come after different tokens.
+    Raises UsageError if the choices of a question follow different tokens.
     """
     writings, tokenizer = [], runner.model.tokenizer
     for question in questions:
         context = question.encoded[0].context
         if any(request.context != context for request in question.encoded):
             raise UsageError(
-                f"the choices of row {question.item.label} come after different tokens, so the model cannot write one"
-                " or another. Use --choice-scoring raw"
+                f"the choices of row {question.item.label} follow different tokens, so decoding cannot choose between"
+                " them. Use --choice-scoring raw"
             )
         before = len(tokenizer.decode(list(context)))
         texts = tuple(tokenizer.decode([*context, *request.continuation])[before:] for request in question.encoded)
@@ -356,7 +356,7 @@ def constrained_writings(runner: ModelRunner, questions: Sequence[Question]) -> 
 def choose_written(
     answers: Sequence[Answer], writings: Sequence[Writing], texts: Mapping[Writing, str]
 ) -> list[Answer]:
-    """The answers, each with the choice that was written."""
+    """The answers, each with the generated choice."""
     chosen = []
     for answer, writing in zip(answers, writings, strict=True):
         scores = [float(choice == texts[writing]) for choice in writing[1].choices]

@@ -1,4 +1,4 @@
-"""Requests through an engine, a bounded number under way; and what they read, known before any of them runs."""
+"""Runs a bounded number of engine requests at a time, and predicts the tokens they read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def answered(engine: Engine, requests: Sequence[ScoreRequest]) -> Generator[Scor
 @overload
 def answered(engine: Engine, requests: Sequence[Request]) -> Generator[CompletionHandle, None, None]: ...
 def answered(engine: Engine, requests: Sequence[Any]) -> Generator[Any, None, None]:
-    """The handle of each request as soon as it is done; only as many are under way as fill a batch.
+    """Yield the handle of each request as soon as it is done; only as many run at a time as fill a batch.
 
-    What has not been answered when the iterator is closed is cancelled.
+    Closing the iterator cancels the remaining requests.
     """
     under_way = _UnderWay(engine)
     submitted = 0
@@ -41,12 +41,12 @@ def answered(engine: Engine, requests: Sequence[Any]) -> Generator[Any, None, No
 
 
 def tokens_to_read(engine: Engine, requests: Sequence[ScoreRequest] | Sequence[Request]) -> int:
-    """Tokens that `engine` reads for these requests, from an empty prefix cache, in the order of `answered`.
+    """The tokens that `engine` will read for these requests, with an empty prefix cache, in the order of `answered`.
 
-    They go through the engine's own code over a backend that computes nothing. Exact for scores. For completions it is
-    because prompts in descending order find nothing that was written before them (see `descending`) and because
-    `_UnderWay` lets no sequence be preempted; but a recurrent model whose memory is full may read some tokens more at
-    the end of a prompt.
+    They run through the engine's own code with a backend that computes nothing. Exact for scores. Also exact for
+    completions, because prompts in descending order find no generated tokens in the cache (see `descending`) and
+    `_UnderWay` prevents preemption; but a recurrent model whose memory is full may read a few more tokens at the end of
+    a prompt.
     """
     if not requests:
         return 0
@@ -58,10 +58,10 @@ def tokens_to_read(engine: Engine, requests: Sequence[ScoreRequest] | Sequence[R
 
 
 def descending(requests: Sequence[Request]) -> list[Request]:
-    """Completions in the order in which what they read of their prompts does not depend on what they write.
+    """Completions in an order where the prompt tokens read do not depend on what is generated.
 
-    Neighbours share most. A prompt that begins with another one, and might go on as that one's completion does, comes
-    before it: so no prompt finds tokens in the prefix cache that were written.
+    Neighbours share the longest prefixes. A prompt that extends another one, perhaps like its completion, comes before
+    it, so that no prompt finds generated tokens in the prefix cache.
     """
     return sorted(requests, key=lambda request: request.prompt, reverse=True)
 
@@ -96,7 +96,7 @@ def _without_writing(request: ScoreRequest | Request) -> ScoreRequest | Request:
 
 
 class _UnderWay:
-    """Requests under way: as many as fill the batch, and completions only as far as memory lasts to their ends."""
+    """Running requests: as many as fill the batch, and completions only if memory lasts to their ends."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._size = engine, engine.backend.page_size
@@ -119,7 +119,7 @@ class _UnderWay:
             return True
         oldest = next(iter(self.requests.values()))
         assert isinstance(oldest, Request)
-        shared = max(0, common_prefix(oldest.prompt, request.prompt) - 1) // self._size  # by all, as these are sorted
+        shared = max(0, common_prefix(oldest.prompt, request.prompt) - 1) // self._size  # by all, as they are sorted
         pages = self._pages + self._most_pages(request) - shared * len(self.requests)
         return pages <= self._engine.cache_bytes // self._engine.backend.page_bytes
 
@@ -131,7 +131,7 @@ class _UnderWay:
             self._pages += sign * self._most_pages(request)
 
     def _most_pages(self, request: Request) -> int:
-        """Pages that a completion of one sample holds when it is as long as it may be."""
+        """Pages of a completion of one sample at its maximum length."""
         backend, longest = self._engine.backend, len(request.prompt) + request.stop.max_tokens
         longest = longest if backend.context is None else min(longest, backend.context)
-        return -(-longest // self._size) + (not backend.rewindable)  # a state kept for others takes another
+        return -(-longest // self._size) + (not backend.rewindable)  # a state cached for others takes one more

@@ -1,4 +1,4 @@
-"""Scorers of generated answers: by text, number, words or pattern, or by a function of the user's own."""
+"""Scorers of generated answers: by text, number, words, pattern, or a user's function."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ..base.errors import closest
 from .task import Row, Scorer, ScorerFunction, Task
 
 NAMES = ("exact", "normalized", "contains", "number", "f1", "regex:PATTERN")
-_SECONDS = 1.0  # that a pattern may search one answer
+_SECONDS = 1.0  # limit for a pattern on one answer
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]])[-+\u2212])?[$€£¥]?"  # "3-4" is no -4
+    r"(?P<sign>(?<![\w)\]])[-+\u2212])?[$€£¥]?"  # "3-4" does not contain -4
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?<!\d)(?=\.\d))"
     r"(?P<rest>(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?)"
 )
@@ -31,10 +31,10 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def with_scorer(task: Task, scorer: str | ScorerFunction) -> Task:
-    """The task with generated answers scored by `scorer` alone: a name (see `NAMES`), or a function.
+    """The task with generated answers scored only by `scorer`: a name (see `NAMES`), or a function.
 
-    A function takes the answer, the gold answer or list of them, and the row. Raises UsageError for a task that asks
-    for a choice, an unknown name, and a gold answer that no answer could equal.
+    A function takes the answer, the gold answer or list of them, and the row. Raises UsageError for a multiple-choice
+    task, an unknown name, and a gold answer that no answer could match.
     """
     named = scorer_of(scorer) if isinstance(scorer, str) else _checked(scorer)
     if task.output != "generate_until":
@@ -59,12 +59,12 @@ def scorer_of(text: str, name: str | None = None) -> Scorer:
 
 
 def _best(score: Callable[[str, str], float]) -> ScorerFunction:
-    """The best score over several right answers."""
+    """The best score over several correct answers."""
     return lambda answer, gold, row: max(score(answer, text) for text in ([gold] if isinstance(gold, str) else gold))
 
 
 def _checked(function: ScorerFunction) -> Scorer:
-    """A function of the user's own; its result must be a number from 0 to 1."""
+    """A user's function, whose result must be a number from 0 to 1."""
     name = getattr(function, "__name__", type(function).__name__).replace("<lambda>", "scorer")
 
     def score(answer: str, gold: str | list[str], row: Row) -> float:
@@ -83,7 +83,7 @@ def _checked(function: ScorerFunction) -> Scorer:
 
 
 def exact(answer: str, gold: str) -> float:
-    """1 if both are the same text, ignoring case and surrounding spaces."""
+    """1 if both texts are equal, ignoring case and surrounding spaces."""
     return float(answer.strip().lower() == gold.strip().lower())
 
 
@@ -95,7 +95,7 @@ def normalized(answer: str, gold: str) -> float:
 def contains(answer: str, gold: str) -> float:
     """1 if the answer contains the gold text as whole words, ignoring case and spaces.
 
-    Next to Chinese, Japanese or Korean characters a word begins and ends anywhere: they are written without spaces.
+    Chinese, Japanese or Korean characters count as word boundaries, since they are written without spaces.
     """
     words, text = _folded(gold), _folded(answer)
     if not words:
@@ -110,18 +110,18 @@ def _folded(text: str) -> str:
 
 
 def _needs_no_border(character: str) -> bool:
-    """Whether a character at a text's edge is no letter or digit, or of a script without spaces."""
+    """Whether a character at a text's edge is not a letter or digit, or is from a script without spaces."""
     return unicodedata.east_asian_width(character) in "WF" or not (character.isalnum() or character == "_")
 
 
 def number(answer: str, gold: str) -> float:
-    """1 if the last number of the answer is the last of the gold text: 1,234.0 is 1234, and -5 is not 5."""
+    """1 if the last numbers of the answer and the gold text are equal: 1,234.0 equals 1234, but -5 is not 5."""
     last = last_number(answer)
     return float(last is not None and last == last_number(gold))
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, exactly as it is written (English: 1,234.5); None if there is none."""
+    """The last number in a text (English notation: 1,234.5); None if there is none."""
     match = None
     for match in _NUMBER.finditer(text):  # noqa: B007
         pass
@@ -134,22 +134,22 @@ def _decimal(match: re.Match[str]) -> Decimal:
 
 
 def check_golds(task: Task) -> None:
-    """Raise UsageError where a right answer contains no number and numbers are compared."""
+    """Raise UsageError if numbers are compared and a correct answer contains none."""
     if not any(scorer.source == "number" for scorer in task.scorers):
         return
     for item in task.items:
         gold = task.format.gold(item.values)
         if all(last_number(str(text)) is None for text in (gold if isinstance(gold, list) else [gold])):
             raise UsageError(
-                f"--scorer number: the right answer of row {item.index + 1}, {gold!r:.80}, contains no number"
+                f"--scorer number: the correct answer of row {item.index + 1}, {gold!r:.80}, contains no number"
             )
 
 
 def f1(answer: str, gold: str) -> float:
     """Harmonic mean of precision and recall of words (Rajpurkar et al. 2016, 1606.05250, section 6.1).
 
-    Words are lower-case, without punctuation and articles, as in SQuAD's own script; two texts of which nothing is
-    left agree, as in that of SQuAD 2.0.
+    Words are lower-case, without punctuation and articles, as in SQuAD's script; two texts with no words left are
+    equal, as in SQuAD 2.0's.
     """
     said, right = _words(answer), _words(gold)
     if not said or not right:
@@ -163,7 +163,7 @@ def _words(text: str) -> list[str]:
 
 
 def _found_by(source: str) -> Callable[[str, str], float]:
-    """`exact` of what a pattern's first group (without one, the pattern) finds first; numbers count by their value."""
+    """`exact` on a pattern's first match (its first group, if any); numbers are compared by value."""
     try:
         pattern = re.compile(source)
     except (re.error, OverflowError, RecursionError) as error:
@@ -186,9 +186,9 @@ def _found_by(source: str) -> Callable[[str, str], float]:
 
 @contextmanager
 def _time_limit(seconds: float, message: str) -> Iterator[None]:
-    """Raise UsageError after `seconds`: nested repeats can search for years.
+    """Raise UsageError after `seconds`: nested repeats can take exponential time.
 
-    Only in the main thread, where signals are handled; Ctrl-C ends a search too.
+    Only in the main thread, where signals are handled; Ctrl-C also ends a search.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

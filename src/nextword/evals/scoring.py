@@ -1,4 +1,4 @@
-"""How probable continuations are to a model: what is asked, in tokens, and the engine's requests for it."""
+"""Scoring continuations: tokenization, and the engine's requests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..engine.results import Score
 from ..text import Tokenizer
 from .task import Encoded, Ids, Likelihood, LogprobRequest
 
-CONTINUATIONS = 64  # of a request, so that answers come before all of very many have been read
-_STRETCH, _APART = 256, 16  # of sorted requests; neighbours among them are not read in the same step
+CONTINUATIONS = 64  # per request, so that results arrive before a very large request is done
+_STRETCH, _APART = 256, 16  # sorted requests; neighbours are not read in the same step
 
 
 def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str], list[int]] | None = None) -> Encoded:
-    """Tokens of a request. Spaces that end the context belong to the continuation, whose tokens begin with one.
+    """Tokenize a request. Spaces at the end of the context belong to the continuation, whose tokens start with one.
 
-    The whole text is tokenized (by `tokens`, or else as plain text), and cut after as many tokens as the context alone
+    The complete text is tokenized (by `tokens`, or as plain text), and split after as many tokens as the context alone
     has. Raises UsageError for an empty continuation.
     """
     tokens = tokens or tokenizer.encode
@@ -27,11 +27,11 @@ def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str]
     if context:
         context, continuation = bare, context[len(bare) :] + continuation
     if not continuation:
-        raise UsageError("a choice is empty: there is nothing whose probability could be asked")
+        raise UsageError("a choice is empty, so it has no probability")
     start = tokenizer.bos_id if tokenizer.bos_id is not None else min(tokenizer.stop_ids, default=None)
     if not context:
         if start is None:
-            raise UsageError("the prompt is empty and the model has no token that begins a text. Give it some text")
+            raise UsageError("the prompt is empty and the model has no bos token. Give it some text")
         return Encoded((start,), tuple(tokens(continuation)))
     head, whole = tokens(context), tokens(context + continuation)
     split_token = whole[: len(head)] != head
@@ -40,18 +40,18 @@ def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str]
 
 
 def begun(tokens: Sequence[int], tokenizer: Tokenizer) -> Ids:
-    """A text's tokens behind the one that begins texts, where the model expects it and no chat template wrote it."""
+    """A text's tokens after bos, if the model expects it and no chat template added it."""
     if not tokenizer.adds_bos or tokenizer.bos_id is None or tokenizer.bos_id in tokens[:1]:
         return tuple(tokens)
     return (tokenizer.bos_id, *tokens)
 
 
 def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
-    """One for each context, with what is asked behind it, in the order in which they are to run.
+    """One request per context, with its continuations, in the order to run.
 
-    They are sorted, so that what texts share is still there when the next one needs it, but every 16th of a stretch
-    runs before those in between: a text waits for a step when another one that shares a little more with it is being
-    read (the sentiment task with shots filled 82 of 256 tokens of a step when sorted, 238 so).
+    They are sorted, so that shared prefixes are still cached when needed, but every 16th of a stretch runs before those
+    in between: a text waits for a step while another one with a longer shared prefix is being read (the sentiment task
+    with shots filled 82 of 256 tokens of a step when sorted, and 238 in this order).
     """
     distinct = sorted({(request.context, request.continuation) for request in asked})
     requests = []
@@ -64,5 +64,5 @@ def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:
 
 
 def likelihood(score: Score) -> Likelihood:
-    """What the evaluation keeps of a score."""
+    """The evaluation's likelihood from a score."""
     return Likelihood(score.logprobs, all(rank == 1 for rank in score.ranks))

@@ -1,7 +1,7 @@
-"""Evaluates models behind OpenAI-compatible servers: `--model openai:http://host:port/v1#name`.
+"""Evaluates models on OpenAI-compatible servers: `openai:http://host:port/v1#name`.
 
-Such a model has no tokenizer here. Its prompts are counted in characters, one code point each, and what it reads in the
-tokens that the server reports.
+Such a model has no local tokenizer. Its prompts are counted in characters, one code point each, and the tokens it reads
+as reported by the server.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     EvalModel: TypeAlias = "LanguageModel | ServedModel"
 
-CHAT = 0x110000  # begins prompts that are the messages of a chat: one more than the last code point
+CHAT = 0x110000  # starts prompts that are chat messages: one more than the last code point
 
 
 class CodePoints:
-    """Characters as tokens: what the evaluation asks of a tokenizer. `chat_template` "" is the server's own."""
+    """Characters as tokens, with a tokenizer's interface. `chat_template` "" is the server's own."""
 
     name, chat_template = "characters", ""
     special = SpecialTokens(control=frozenset([CHAT]))
@@ -53,7 +53,7 @@ class CodePoints:
 
 
 class ServedModel:
-    """A model of a server, as an evaluation takes it in place of a LanguageModel."""
+    """A served model, used like a LanguageModel in an evaluation."""
 
     tokenizer = CodePoints()
 
@@ -63,9 +63,9 @@ class ServedModel:
 
 
 def open_model(name: str, dtype: str = "auto", device: str = "auto", connection: Connection | None = None) -> EvalModel:
-    """The model of a server where `name` begins with "openai:", and otherwise what `nextword.load` gives.
+    """A served model if `name` begins with "openai:", otherwise `nextword.load(name)`.
 
-    `dtype` and `device` are for models that run here, `connection` for those of servers.
+    `dtype` and `device` are for local models, `connection` for served ones.
     """
     if not name.startswith(PREFIX):
         from ..engine import load  # with torch
@@ -75,15 +75,15 @@ def open_model(name: str, dtype: str = "auto", device: str = "auto", connection:
 
 
 def runner_for(model: EvalModel, store: Store) -> ModelRunner:
-    """What asks a model."""
+    """The runner for a model."""
     return ServedRunner(model, store) if isinstance(model, ServedModel) else ModelRunner(model, store)
 
 
 class ServedRunner(ModelRunner):
-    """Asks a server, as many requests at a time as its connection says."""
+    """Runs requests on a server, with its connection's concurrency."""
 
     unit = "characters"
-    context = None  # the server refuses what is too long
+    context = None  # the server rejects prompts that are too long
     model: ServedModel  # type: ignore[assignment]
 
     def __init__(self, model: ServedModel, store: Store) -> None:
@@ -91,7 +91,7 @@ class ServedRunner(ModelRunner):
 
     @cached_property
     def key(self) -> str:
-        """What answers are stored under: the server's address and the model's name. Its weights are not known."""
+        """The model's part of the store's keys: the server's address and the model's name; its weights are unknown."""
         return f"{PREFIX}{self.model.server.url}#{self.model.server.model}"
 
     def record(self) -> ModelRecord:
@@ -99,7 +99,7 @@ class ServedRunner(ModelRunner):
 
     def prepare(self, trials: Sequence[Trial], items: Sequence[Item], config: ScoringConfig) -> Preparation:
         if config.choice_scoring == "constrained":
-            raise UsageError(f"{self.model.name} is served, and cannot be constrained. Use another --choice-scoring")
+            raise UsageError(f"{self.model.name} is served and cannot be constrained. Use another --choice-scoring")
         return super().prepare(trials, items, config)
 
     def show(self, asked: Sequence[LogprobRequest]) -> list[LogprobRequest]:
@@ -140,14 +140,14 @@ class ServedRunner(ModelRunner):
         return sum(len(prompt) for prompt, _ in missing)
 
     def seconds_to_score(self, missing: Sequence[Encoded], tokens: int) -> float:
-        return 0.0  # not measured: that would cost what the evaluation does
+        return 0.0  # not measured: that would cost as much as the evaluation
 
     def seconds_to_write(self, missing: Sequence[Writing], tokens: int) -> float:
         return 0.0
 
     def score(self, missing: Sequence[Encoded]) -> Iterator[tuple[dict[Encoded, Likelihood], int]]:
         server, text = self.model.server, self.model.tokenizer.decode
-        ordered = sorted(missing, key=lambda request: (request.context, request.continuation))  # neighbours share most
+        ordered = sorted(missing, key=lambda request: (request.context, request.continuation))  # share prefixes
         for request, scores in in_parallel(
             lambda request: server.score(text(request.context), text(request.continuation)), ordered,
             server.connection.concurrency,

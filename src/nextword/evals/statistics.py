@@ -1,6 +1,6 @@
-"""Error bars: estimates, their intervals, and what their errors are made of, for scores of many items.
+"""Error bars: estimates with intervals, and components of their errors.
 
-Miller 2024, "Adding Error Bars to Evals" (2411.00640), is the guide; equations are its own where it is cited.
+Follows Miller 2024, "Adding Error Bars to Evals" (2411.00640), whose equations are cited.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-LEVEL = 0.05  # two-sided; intervals hold 95%
+LEVEL = 0.05  # two-sided; 95% intervals
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of scores, its standard error and the interval that holds the true one 95 times in 100."""
+    """A mean of scores, its standard error and 95% interval."""
 
     value: float
     standard_error: float
@@ -31,14 +31,14 @@ class Estimate:
 def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimate:
     """The mean of `scores` (items,), as a sample of all such items.
 
-    Scores of 0 and 1 have Wilson's interval (1927), which holds at small counts and near the ends; others Student's t.
-    With `groups` the error is clustered (Miller eq. 4), as if the groups had been drawn, not the items.
+    Scores of 0 and 1 have Wilson's interval (1927), valid for small counts and near the ends; others Student's t.
+    With `groups` the error is clustered (Miller eq. 4), as if groups were sampled, not items.
     """
     count, mean = len(scores), float(np.mean(scores))
     binary = is_binary(scores)
     if groups is not None:
         error, clusters = clustered_error(scores, groups)
-        if binary and mean in (0, 1):  # no group differs yet: as many items as there are groups
+        if binary and mean in (0, 1):  # no variation between groups: use the number of groups as the count
             return Estimate(mean, error, *wilson(mean * clusters, clusters), count, clusters - 1)
         return _around(mean, error, clusters - 1, count, scores)
     if binary:
@@ -49,7 +49,7 @@ def estimate(scores: np.ndarray, groups: Sequence[str] | None = None) -> Estimat
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """As "0.912 [0.861, 0.948]"; with the `sign` "+", as differences are written, "+0.012 [-0.003, +0.027]"."""
+    """As "0.912 [0.861, 0.948]"; with the `sign` "+", for differences, "+0.012 [-0.003, +0.027]"."""
     return f"{value:{sign}z.3f} [{low:{sign}z.3f}, {high:{sign}z.3f}]"  # z: no -0.000
 
 
@@ -72,7 +72,7 @@ def student(freedom: float, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
     from scipy import special
 
-    return float(special.stdtrit(freedom, 1 - level / 2))  # as stats.t.ppf, a hundred times as fast
+    return float(special.stdtrit(freedom, 1 - level / 2))  # like stats.t.ppf, but a hundred times faster
 
 
 def normal(level: float = LEVEL) -> float:
@@ -91,11 +91,11 @@ def wilson(right: float, count: float, level: float = LEVEL) -> tuple[float, flo
 
 
 def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
-    """Standard error of the mean of items that come in groups, and the effective number of groups.
+    """Standard error of the mean of grouped items, and the effective number of groups.
 
-    √(s²/n + Σ_g Σ_{i≠j in g} (s_i - mean)(s_j - mean) / n²): what items of a group have in common is added to the
-    error of independent items (Miller eq. 4). A few large groups make most of that error, so that unequal ones count
-    for fewer: n² / Σ n_g² (Kish 1965), their number where all are of one size.
+    √(s²/n + Σ_g Σ_{i≠j in g} (s_i - mean)(s_j - mean) / n²): the covariance within groups is added to the
+    error of independent items (Miller eq. 4). A few large groups dominate that error, so the effective number of
+    unequal groups is smaller: n² / Σ n_g² (Kish 1965), their number if all have the same size.
     """
     _, number, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     gaps, count = scores - np.mean(scores), len(scores)
@@ -107,27 +107,27 @@ def clustered_error(scores: np.ndarray, groups: Sequence[str]) -> tuple[float, f
 
 @dataclass(frozen=True)
 class Errors:
-    """What the standard error of a mean is made of: items, and few-shot seeds (or permutations of one seed)."""
+    """Components of the standard error of a mean: items, and few-shot seeds (or permutations of one seed)."""
 
     count: int  # items
-    of_items: float  # what more items would make smaller
+    of_items: float  # reduced by more items
     items_freedom: float
     seeds: int = 1
-    of_seeds: float = 0.0  # what more seeds would make smaller
-    seen: float = 0.0  # as `of_seeds`, with the noise of items still in it
-    seeds_freedom: int = 0  # degrees of `seen`; 0 where there was one seed in one permutation
+    of_seeds: float = 0.0  # reduced by more seeds
+    seen: float = 0.0  # as `of_seeds`, including the noise of items
+    seeds_freedom: int = 0  # degrees of `seen`; 0 for one seed in one permutation
     unit: str = "few-shot seeds"
 
     @property
     def total(self) -> float:
-        """The standard error: no less than the seeds alone show, however alike the items' means over them are."""
+        """The standard error: at least that of the seeds alone."""
         return max(math.hypot(self.of_items, self.of_seeds), self.seen)
 
     @property
     def freedom(self) -> float:
         """Its degrees of freedom (Satterthwaite 1946).
 
-        The seeds count as they were seen: two that happen to agree do not show that others would.
+        The seeds count with their observed variance: two that happen to agree do not show that others would.
         """
         if self.seeds_freedom == 0 or self.items_freedom <= 0 or not math.isfinite(self.total):
             return self.items_freedom
@@ -136,21 +136,21 @@ class Errors:
         return max(least, self.total**4 / parts) if parts else least
 
     def half(self, level: float = LEVEL) -> float:
-        """Half the width of Student's interval."""
+        """Half-width of Student's interval."""
         return student(self.freedom, level) * self.total if self.freedom > 0 else math.inf
 
     def interval(self, mean: float, share: bool, level: float = LEVEL) -> tuple[float, float]:
-        """Student's around `mean`; that of a share on the scale of log odds, where it keeps its form near 0 and 1."""
+        """Student's interval around `mean`; for a share, on the log-odds scale, which is valid near 0 and 1."""
         half = self.half(level)
         if not share:
             return mean - half, mean + half
-        if not 0 < mean < 1:  # all alike
+        if not 0 < mean < 1:  # all equal
             return (0.0, 1.0) if math.isinf(half) else (mean, mean)
         middle, half = log_odds(mean), half / (mean * (1 - mean))
         return _share(middle - half), _share(middle + half)
 
     def scaled(self, items: float, seeds: float) -> Errors:
-        """What it would be with so many items and seeds of the same kind."""
+        """The errors with other numbers of items and seeds of the same kind."""
         more, sets = items / self.count, seeds / self.seeds
         noise = max(0.0, self.seen**2 - self.of_seeds**2) / more
         return replace(
@@ -175,7 +175,7 @@ def _share(odds: float) -> float:
 
 
 def errors_of(count: int, of_items: float, items_freedom: float, own: Spread | None, shape: tuple[int, ...]) -> Errors:
-    """From an error of items and the spread over the seeds and permutations of a cube of that `shape`, if any."""
+    """Errors from the items' error and the spread over seeds and permutations, if any, of scores of `shape`."""
     if own is None:
         return Errors(count, of_items, items_freedom)
     seeds, unit = (shape[0], "few-shot seeds") if shape[0] > 1 else (shape[1], "permutations")
@@ -184,20 +184,20 @@ def errors_of(count: int, of_items: float, items_freedom: float, own: Spread | N
 
 @dataclass(frozen=True)
 class Spread:
-    """Where scores differ from: standard deviations of a mean over all items between seeds and between permutations.
+    """Standard deviations of the mean over all items between seeds and between permutations.
 
-    `of_seeds` is the standard error that both add to the mean over them.
+    `of_seeds` is their contribution to the standard error of the overall mean.
     """
 
     seeds: float
     permutations: float
-    items: float  # of the items' own difficulty, one item's score averaged over seeds and permutations
+    items: float  # between items, each item's score averaged over seeds and permutations
     of_seeds: float
-    seen: float  # as `of_seeds`, with the noise of items still in it
+    seen: float  # as `of_seeds`, including the noise of items
     freedom: int  # degrees of `seen`
 
     def widened(self, alone: Estimate, share: bool = False) -> Estimate:
-        """`alone`, as an estimate over other few-shot seeds as well; `share`: of scores that lie in [0, 1]."""
+        """`alone`, widened to cover other few-shot seeds as well; `share`: scores lie in [0, 1]."""
         errors = errors_of(alone.count, alone.standard_error, alone.freedom, self, (self.freedom + 1, 1))
         low, high = errors.interval(alone.value, share)
         return replace(alone, standard_error=errors.total, low=min(low, alone.low), high=max(high, alone.high))
@@ -206,8 +206,8 @@ class Spread:
 def spread(cube: np.ndarray) -> Spread:
     """Components of variance of scores (seeds, permutations, items), by moments (Searle et al. 1992, ch. 4).
 
-    The items are the same in every cell, so cell means differ by seeds, by permutations within them, and because items
-    answer differently to both: these two noises, Var(residual)/items, are taken off. Never negative.
+    The items are the same in every cell, so cell means differ by seeds, by permutations within them, and by the items'
+    interactions with both: these two noises, Var(residual)/items, are subtracted. Never negative.
     """
     seeds, permutations, items = cube.shape
     by_seed = cube.mean(1)  # (seeds, items)
@@ -225,7 +225,7 @@ def spread(cube: np.ndarray) -> Spread:
 
 
 def _beyond_noise(cube: np.ndarray) -> tuple[float, float]:
-    """Variance along the middle axis of means over items, first with the noise of the items taken off."""
+    """Variance along the middle axis of means over items, without and with the noise of the items."""
     items, means = cube.shape[2], cube.mean(2, keepdims=True)
     residual = cube - means - cube.mean(1, keepdims=True) + means.mean(1, keepdims=True)
     freedom = cube.shape[0] * (cube.shape[1] - 1) * max(1, items - 1)
@@ -234,6 +234,6 @@ def _beyond_noise(cube: np.ndarray) -> tuple[float, float]:
 
 
 def majority_accuracy(seen: Sequence[Any], gold: Sequence[Any]) -> float:
-    """Accuracy on `gold` of always answering what is most frequent in `seen`."""
+    """Accuracy on `gold` of always answering with the most frequent label in `seen`."""
     best = Counter(seen).most_common(1)[0][0]
     return float(np.mean([answer == best for answer in gold]))

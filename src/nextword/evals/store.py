@@ -1,7 +1,7 @@
-"""Answers of models, stored between runs: an interrupted evaluation resumes, a new template asks what changed.
+"""The store of answers and evaluations, so that only new requests are run.
 
-One SQLite file. An answer's key is a hash of the model's weights, its precision, the token ids and the sampling
-settings, never the name of a task or a template, whose content may change.
+One SQLite file. An answer's key is a hash of the model's weights and precision, the token ids and the sampling
+settings, not of the name of a task or template, whose content may change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Stored:
     """A finished evaluation in the store."""
 
     name: str
-    finished: float  # when it ended, in seconds since 1970
+    finished: float  # seconds since 1970
     result: dict[str, Any]
 
 
@@ -49,31 +49,31 @@ class Store:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self.path = connection, path
-        self._waiting: dict[bytes, tuple[bytes, int | None]] = {}  # the file is locked only while these are written
+        self._waiting: dict[bytes, tuple[bytes, int | None]] = {}  # the file is only locked while these are written
         self._committed = time.monotonic()
 
     def likelihoods(self, model: str, requests: Sequence[Encoded]) -> dict[int, Likelihood]:
-        """The requests that were answered before, by their index."""
+        """The stored likelihoods of requests, by index."""
         rows = self._read([_key(model, "likelihood", r.context, r.continuation) for r in requests])
         return {index: Likelihood(tuple(array("d", value)), bool(greedy)) for index, value, greedy in rows}
 
     def put_likelihood(self, model: str, request: Encoded, likelihood: Likelihood) -> None:
-        """Keep an answer."""
+        """Store a likelihood."""
         key = _key(model, "likelihood", request.context, request.continuation)
         self._put(key, array("d", likelihood.logprobs).tobytes(), int(likelihood.greedy))
 
     def texts(self, model: str, prompts: Sequence[Ids], generation: Generation, seed: int = 0) -> dict[int, str]:
-        """What was written before, by the index of its prompt; if tokens are sampled, with the same seed."""
+        """The stored texts, by the index of their prompt; if sampled, with the same seed."""
         how = _how(generation, seed)
         rows = self._read([_key(model, "text", prompt, how) for prompt in prompts])
         return {index: json.loads(value)[0] for index, value, _ in rows}
 
     def put_text(self, model: str, prompt: Ids, generation: Generation, seed: int, text: str) -> None:
-        """Keep what was written."""
+        """Store a text."""
         self._put(_key(model, "text", prompt, _how(generation, seed)), json.dumps([text]).encode(), None)
 
     def hash_of(self, path: Path) -> str:
-        """SHA-256 of a model's file or folder; known as long as size and time of its files are the same."""
+        """SHA-256 of a model's file or folder, cached by the size and modification time of its files."""
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         digest = hashlib.sha256()
         for file in files:
@@ -95,7 +95,7 @@ class Store:
         return digest
 
     def check_name(self, name: str) -> None:
-        """Raise UsageError for a name that an evaluation has already, or that none can have."""
+        """Raise UsageError for a name that is taken or invalid."""
         if not name.strip() or len(name) > _LONGEST_NAME or _LAST.fullmatch(name) or name.startswith("-"):
             raise UsageError(
                 f"--name {printable(name, 40)!r} is not a valid name: use at most {_LONGEST_NAME} characters, no"
@@ -108,9 +108,9 @@ class Store:
             )
 
     def keep(self, name: str, result: dict[str, Any]) -> str:
-        """Keep a finished evaluation and return the name it got: `name`, with a hash where another has taken that.
+        """Store a finished evaluation and return its name: `name`, with a hash appended if that is taken.
 
-        None is ever overwritten.
+        An evaluation is never overwritten.
         """
         text = json.dumps(result)
         for called in (name, f"{name}-{text_digest(text)[:6]}", f"{name}-{text_digest(text)}"):
@@ -122,9 +122,9 @@ class Store:
         return called
 
     def remove(self, names: Sequence[str]) -> list[str]:
-        """Remove evaluations by the names that `evaluation` takes, and return their full names; answers stay.
+        """Remove evaluations, by names as in `evaluation`, and return their full names; answers are kept.
 
-        Raises UsageError, and removes none, if one of the names is not there.
+        Raises UsageError, and removes none, if one of the names is unknown.
         """
         full = list(dict.fromkeys(map(self.full_name, names)))
         self._connection.executemany("delete from evaluations where name = ?", [(name,) for name in full])
@@ -132,16 +132,16 @@ class Store:
         return full
 
     def evaluation(self, name: str) -> Stored:
-        """A stored evaluation, by its name, the beginning of its name, `last`, or `last~1` for the one before.
+        """A stored evaluation, by its name, a unique prefix, `last`, or `last~1` for the one before.
 
-        Raises UsageError for a name that is not there, or begins several.
+        Raises UsageError for an unknown name or an ambiguous prefix.
         """
         query = "select name, made, result from evaluations where name = ?"
         full, finished, result = self._connection.execute(query, (self.full_name(name),)).fetchone()
         return Stored(full, finished, json.loads(result))
 
     def full_name(self, name: str) -> str:
-        """The name of a stored evaluation; `name` as `evaluation` takes it, with its errors."""
+        """The full name of a stored evaluation; `name` and errors as in `evaluation`."""
         names = self.names()
         if name in names:
             return name
@@ -162,16 +162,16 @@ class Store:
         return matches[0]
 
     def names(self) -> list[str]:
-        """Of all evaluations that are stored, the newest last."""
+        """Names of all stored evaluations, the newest last."""
         return [name for (name,) in self._connection.execute("select name from evaluations order by made, rowid")]
 
     def evaluations(self) -> list[Stored]:
-        """All, the newest last."""
+        """All stored evaluations, the newest last."""
         rows = self._connection.execute("select name, made, result from evaluations order by made, rowid")
         return [Stored(name, finished, json.loads(result)) for name, finished, result in rows]
 
     def commit(self) -> None:
-        """Write what was put to the disk."""
+        """Write pending answers to the file."""
         rows = [(key, value, greedy) for key, (value, greedy) in self._waiting.items()]
         self._connection.executemany("insert or replace into answers values (?, ?, ?)", rows)
         self._connection.commit()
@@ -192,7 +192,7 @@ class Store:
 
 
 def default_name(result: dict[str, Any], began: float) -> str:
-    """What an evaluation is called: its task, the local time when it `began` (seconds since 1970), a hash of it."""
+    """The default name of an evaluation: its task, the local time it `began` (seconds since 1970), and a hash."""
     task = re.sub(r"[^\w.]+", "-", str(result["task"])).strip("-")[: _LONGEST_NAME // 2] or "evaluation"
     when = time.strftime("%Y%m%d-%H%M", time.localtime(began))
     return f"{task}-{when}-{text_digest(json.dumps(result))[:6]}"
@@ -207,24 +207,24 @@ def _key(model: str, *what: object) -> bytes:
 
 
 def _how(generation: Generation, seed: int) -> str:
-    # "by": what keys the random numbers; before, it was the prompt's index in a list
+    # "by": what keys the random numbers; formerly the prompt's index in a list
     drawn = {"seed": seed, "by": "sample"} if generation.temperature > 0 else {}
     given = {name: value for name, value in asdict(generation).items() if name != "choices" or value}
-    return json.dumps({"repeats": 1} | given | drawn, sort_keys=True)  # repeats: of answers that are stored already
+    return json.dumps({"repeats": 1} | given | drawn, sort_keys=True)  # repeats: for compatibility with stored answers
 
 
 def default_path() -> Path:
-    """In the folder of downloaded models."""
+    """The default store, in the folder of downloaded models."""
     return cache_folder() / "evaluations.sqlite"
 
 
 def _connect(where: str) -> sqlite3.Connection:
-    """Raises sqlite3.Error for a file that is no database, or one of something else, and leaves it as it is."""
+    """Open the database. Raises sqlite3.Error for a file that is not a store, and leaves it unchanged."""
     connection = sqlite3.connect(where, timeout=30)
     try:
         tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
         if tables - _TABLES:
-            raise sqlite3.DatabaseError("it is a database of something else")
+            raise sqlite3.DatabaseError("it is a database of another program")
         connection.executescript(_SCHEMA)
     except sqlite3.Error:
         connection.close()

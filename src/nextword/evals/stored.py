@@ -1,4 +1,4 @@
-"""Stored evaluations, and the comparison of two: rows are paired by content, never by position."""
+"""Compares two stored evaluations, pairing rows by content."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Named = tuple[str, Result]
 
 
 def result_of(stored: Stored) -> Result:
-    """The result of a stored evaluation. Raises UsageError for one that an older nextword stored in another format."""
+    """The result of a stored evaluation. Raises UsageError for one in an older version's format."""
     try:
         result = rebuilt(Result, stored.result)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"{stored.name!r} was stored by another version of nextword and cannot be read by this one ({error}). Run"
+            f"{stored.name!r} was stored by another version of nextword and cannot be read ({error}). Run"
             " it again: its answers are in the store"
         ) from None
     assert isinstance(result, Result)
@@ -28,10 +28,10 @@ def result_of(stored: Stored) -> Result:
 
 
 def compare_stored(first: Stored, second: Stored) -> list[PairedComparison]:
-    """Two stored evaluations, configuration by configuration, over the data's rows that both scored.
+    """Compare two stored evaluations, configuration by configuration, over the rows that both scored.
 
-    Errors are clustered if either's were. Raises UsageError where they share fewer than two rows, measure different
-    things, group their rows differently, or have no configuration in common.
+    Errors are clustered if either's were. Raises UsageError if they share fewer than two rows, use different metrics,
+    group their rows differently, or have no common configuration.
     """
     if first.name == second.name:
         raise UsageError(f"--compare names {first.name!r} twice; name two evaluations")
@@ -70,7 +70,7 @@ def _columns(name: str, result: Result) -> dict[str, int]:
 
 
 def _groups(first: Named, second: Named, at: list[list[int]]) -> list[str] | None:
-    """The groups of the shared rows, from the side that has them."""
+    """The groups of the shared rows, from the evaluation that has them."""
     groups = [
         [_group(result.scored_rows[number]) for number in numbers]
         for (_, result), numbers in zip((first, second), at, strict=True)
@@ -89,7 +89,7 @@ def _group(row: ScoredRow) -> str:
 
 
 def _pairs(first: Named, second: Named) -> list[tuple[ResultRow, ResultRow]]:
-    """Rows of the same shots and variant; of the same model or template where both sides have several."""
+    """Pairs of rows with the same shots and variant, and the same model or template if both have several."""
     rows = [result.rows for _, result in (first, second)]
     models, templates = (
         all(both) for both in zip(*(differing(row.choice for row in own) for own in rows), strict=True)

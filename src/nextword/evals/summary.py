@@ -1,4 +1,4 @@
-"""Answers → numbers with error bars: what each configuration scored, and which differences are real."""
+"""Answers → statistics: scores with intervals, and significant differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .task import Item
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A row of the data that was scored: its digest pairs it with the same row of another evaluation."""
+    """A scored row of the data; its digest identifies the same row in another evaluation."""
 
     digest: str
     label: str
@@ -30,7 +30,7 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class Result:
-    """An evaluation, as it is printed, stored and drawn. `table` and `seeds_table` are flat rows for pandas."""
+    """The result of an evaluation. `table` and `seeds_table` are flat rows for pandas."""
 
     task: str
     metric: str
@@ -51,7 +51,7 @@ class Result:
     provenance: Provenance | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON: what has no end (an error from one item) is None."""
+        """The complete result, for JSON; infinities (an error from one item) are None."""
         plain: dict[str, Any] = finite(asdict(self))
         return plain
 
@@ -67,7 +67,7 @@ class Result:
         ]  # fmt: skip
 
     def seeds_table(self) -> list[dict[str, Any]]:
-        """A row per few-shot seed and permutation; `effective_shots` is the mean number in the prompts."""
+        """A row per few-shot seed and permutation; `effective_shots`: mean number of shots in the prompts."""
         return [
             self._named(row)
             | {
@@ -119,7 +119,7 @@ def summarise(
 
 
 def planned(run: EvalRun, requirements: Sequence[Requirement], difference: float) -> Planned:
-    """Whether the evaluation could detect `difference`, before the run, under assumptions that are stated."""
+    """Whether the evaluation could detect `difference`, before the run, under stated assumptions."""
     conditions, units = run.conditions(), _units(run.items)
     choices = list(dict.fromkeys(condition.choice for condition in conditions))
     pairs = pairs_of(choices, _baselines(choices, run.config.calibrate), required_pairs(requirements))
@@ -130,7 +130,7 @@ def planned(run: EvalRun, requirements: Sequence[Requirement], difference: float
 
 
 def _units(items: Sequence[Item]) -> list[str]:
-    """What is independent of the others: each item's group, or else the item itself."""
+    """The independent units: each item's group, or the item itself."""
     return [item.label if item.group is None else f"group {item.group}" for item in items]
 
 
@@ -140,7 +140,7 @@ def _baselines(choices: Iterable[Choice], calibrate: Sequence[str]) -> set[Choic
 
 
 def _majority(collected: Collected) -> float | None:
-    """Accuracy of always giving the pool's (or else the items') most frequent label."""
+    """Accuracy of always answering with the pool's (or the items') most frequent label."""
     task = collected.task
     if task.output != "multiple_choice":
         return None
@@ -149,11 +149,11 @@ def _majority(collected: Collected) -> float | None:
 
 
 def _power(difference: float | None, comparisons: Sequence[PairedComparison]) -> str | None:
-    """What would detect `difference`, a line for each comparison between what the user named."""
+    """What would detect `difference`, a line for each comparison between configurations the user named."""
     if difference is None:
         return None
     if not comparisons:
-        return "--power speaks of comparisons, and there is none here: name several --shots, --template or --model"
+        return "--power needs a comparison, and there is none: name several --shots, --template or --model"
     shown = [pair for pair in comparisons if pair.primary] or comparisons
     return "\n".join(
         f"{pair.after} against {pair.before}: {power_sentence(power_of(pair.comparison), difference)}" for pair in shown

@@ -1,4 +1,4 @@
-"""Task files (YAML) and the built-in tasks, which are such files: read into a `TaskSpec`, as a table's options are."""
+"""Reads task files (YAML), including the built-in tasks, into a `TaskSpec`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_BYTES = 1 << 20  # of a task file, and of a template
 
 @dataclass(frozen=True)
 class TaskFile:
-    """The keys of a task file; docs/eval.md says what they mean."""
+    """The keys of a task file, documented in docs/eval.md."""
 
     data: str
     target: str
@@ -40,15 +40,15 @@ class TaskFile:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task before its rows are read."""
+    """The specification of a task, before its rows are read."""
 
     name: str
-    source: Path  # the file that a user named
+    source: Path  # the user's file
     data: Path
     fewshot_data: Path | None = None
     template: str | None = None
     target: str | None = None
-    choices: tuple[str, ...] | str | None = None  # by the data's names, or a column's name; None: those of the data
+    choices: tuple[str, ...] | str | None = None  # by the data's names, or a column's name; None: from the data
     shots: int = 0
     description: str = ""
     separator: str = SEPARATOR
@@ -74,7 +74,7 @@ def spec_of(name: str) -> TaskSpec:
 
 
 def builtin_tasks() -> dict[str, str]:
-    """Each built-in task's name and what it asks, in one line."""
+    """Each built-in task's name and a one-line description."""
     return {path.stem: _read_yaml(path)["summary"] for path in sorted(TASKS.glob("*.yaml"))}
 
 
@@ -103,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def flatten_mapping(self, node: Any) -> None:
-            """Leave merge keys (<<) alone: a few of them unfold to any size. They are then refused."""
+            """Do not expand merge keys (<<), a few of which can expand to any size; they are rejected later."""
 
     try:
         given = yaml.load(read_text(path, _MAX_BYTES), Loader)
@@ -112,7 +112,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
-        raise UsageError(f"{path}: a task file is a mapping of keys such as template")
+        raise UsageError(f"{path}: a task file must be a mapping with keys such as template")
     return given
 
 
@@ -122,7 +122,7 @@ def read_template_file(path: Path) -> str:
         source = read_text(path, _MAX_BYTES).removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"template {str(path)!r} is neither a readable file ({error}) nor a text with gaps such as {{input}}"
+            f"template {str(path)!r} is neither a readable file ({error}) nor text with placeholders such as {{input}}"
         ) from None
     return Jinja(source) if path.suffix in JINJA_SUFFIXES else source
 

@@ -1,6 +1,6 @@
-"""Tasks by name: a table of rows with a template, a task file (YAML), or a built-in task, which is such a file.
+"""Loads tasks: a table with a template, a task file (YAML), or a built-in task.
 
-All become the same `TaskSpec`: a table's comes from options, a task file's from its keys, over which options win.
+All become a `TaskSpec`: a table's comes from options, a task file's from its keys, overridden by options.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from .task import Generation, Item, PromptFormat, Row, Task, is_index, row_diges
 from .task_files import TaskSpec, read_template_file, spec_of
 from .template import ANSWER, Jinja, Template, text_of
 
-MAX_LABELS = 26  # different answers that are still taken for labels
+MAX_LABELS = 26  # most distinct answers to be treated as labels
 _ANSWER_COLUMNS = (ANSWER, "label", "answer", "target", "class", "sentiment")
-_HELD_BACK = 200  # rows at most that are reserved for shots where no file of shots is given
+_HELD_BACK = 200  # most rows reserved for shots without a file of shots
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a user says about a task in place of what its file says; None leaves that.
+    """The user's overrides of a task file; None: no override.
 
     Raises UsageError for options that exclude each other.
     """
 
-    target: str | None = None  # column of the right answer; of a table, None takes the usual one
-    labels: tuple[str, ...] = ()  # "raw=word" or "raw"; () takes those of the data
-    generate: bool = False  # the model writes its answer
-    max_tokens: int | None = None  # of that
-    group: str | None = None  # column of what is not independent
+    target: str | None = None  # column of the correct answer; None: the usual one of a table
+    labels: tuple[str, ...] = ()  # "raw=word" or "raw"; (): from the data
+    generate: bool = False  # answers are generated
+    max_tokens: int | None = None  # of a generated answer
+    group: str | None = None  # column by which items are clustered
     separator: str | None = None
     description: str | None = None
     shots_from: Path | None = None
     skip_invalid: bool = False
     seed: int = 0
-    hold_back: bool | None = True  # whether a task without a file of shots reserves rows; None: if it has shots
+    hold_back: bool | None = True  # whether to reserve rows for shots without a file of them; None: if it has shots
 
     def __post_init__(self) -> None:
         if self.labels and self.generate:
@@ -72,10 +72,10 @@ def read_templates(given: Sequence[str]) -> dict[str, str]:
 def open_task(
     name: str, templates: Mapping[str, str] | None = None, options: TaskOptions | None = None
 ) -> dict[str, Task]:
-    """The task under each of `templates` by its name, or once under its own name with its own template.
+    """The task with each of `templates`, by name, or with its own template under its own name.
 
-    With several templates all are scored on the rows that all of them can use. Raises UsageError for an unknown name,
-    and for whatever is wrong with the task, its rows or the options.
+    Several templates are all scored on the rows that all of them can use. Raises UsageError for an unknown name and for
+    errors in the task, its rows or the options.
     """
     spec, options = spec_of(name), options or TaskOptions()
     if not templates:
@@ -93,7 +93,7 @@ def open_task(
 
 
 def check_column(name: str | None, columns: Sequence[str], path: Path, purpose: str = "") -> None:
-    """Raise UsageError where the data of `path` lacks a column."""
+    """Raise UsageError if the data of `path` lacks a column."""
     if name is not None and name not in columns:
         raise UsageError(
             f"{path}: there is no column {name!r}{purpose}.{closest(name, columns)} Columns: {', '.join(columns)}"
@@ -101,7 +101,7 @@ def check_column(name: str | None, columns: Sequence[str], path: Path, purpose: 
 
 
 def load_task(spec: TaskSpec, options: TaskOptions) -> Task:
-    """Read the rows of a task. Shots come from its file of shots, or from rows that are then not scored.
+    """Read the rows of a task. Shots come from its file of shots, or from reserved rows, which are not scored.
 
     Raises UsageError for invalid rows, a missing column, an unknown label, or shots from the scored file.
     """
@@ -155,7 +155,7 @@ def _length(generation: Generation, options: TaskOptions, format: PromptFormat) 
     if options.max_tokens is None:
         return generation
     if not format.generates:
-        raise UsageError("--max-tokens: the model writes no answer here. Add --generate, or leave it out")
+        raise UsageError("--max-tokens: this task does not generate answers. Add --generate, or leave it out")
     return replace(generation, max_tokens=options.max_tokens)
 
 
@@ -166,7 +166,7 @@ def _shot_rows(path: Path, scored: Path, skip_invalid: bool) -> Rows:
 
 
 def _items(split: str, rows: Sequence[Row], group: str | None) -> tuple[Item, ...]:
-    """Rows as items; those with the same value in the group's column are not independent."""
+    """Rows as items, with groups from the group's column."""
     return tuple(
         Item(split, index, row, text_of(row[group]) if group is not None and group in row else None, digest)
         for index, (row, digest) in enumerate(zip(rows, row_digests(rows), strict=True))
@@ -174,7 +174,7 @@ def _items(split: str, rows: Sequence[Row], group: str | None) -> tuple[Item, ..
 
 
 def _reserved(items: Sequence[Item], seed: int) -> set[tuple[str, int]]:
-    """A fifth of the rows (200 at the most), drawn by `seed`, to take shots from."""
+    """A random fifth of the rows (at most 200), by `seed`, to take shots from."""
     count = min(_HELD_BACK, len(items) // 5)
     return {items[index].row_id for index in random.Random(f"pool {seed}").sample(range(len(items)), count)}
 
@@ -201,7 +201,7 @@ def _format(spec: TaskSpec, options: TaskOptions, data: Rows, shots: Rows | None
 
 
 def _choice_names(format: PromptFormat, row: Row) -> tuple[str, ...]:
-    """The choices of a row; none for one that is told as invalid later."""
+    """The choices of a row; none for an invalid row, which is reported later."""
     try:
         return format.choice_names(row)
     except UsageError:
@@ -209,7 +209,7 @@ def _choice_names(format: PromptFormat, row: Row) -> tuple[str, ...]:
 
 
 def _answer_column(spec: TaskSpec, data: Rows) -> str:
-    """The usual name of an answer's column, if it is not a gap of the question."""
+    """The usual name of an answer column, unless it is a placeholder in the question."""
     there = [name for name in _ANSWER_COLUMNS if name in data.columns]
     gaps: tuple[str, ...] = ()
     if f"{{{ANSWER}}}" in (spec.template or "") and not isinstance(spec.template, Jinja):
@@ -218,20 +218,19 @@ def _answer_column(spec: TaskSpec, data: Rows) -> str:
         if name not in gaps[: gaps.index(ANSWER) if gaps else 0]:
             return name
     raise UsageError(
-        f"{spec.data}: the column with the answer is not known. Name it with --target. Columns:"
-        f" {', '.join(data.columns)}"
+        f"{spec.data}: the answer's column is not known. Name it with --target. Columns: {', '.join(data.columns)}"
     )
 
 
 def _check_columns(template: Template, rows: Rows, target: str, path: Path) -> None:
-    """Raise UsageError where the data lacks a column that the template asks for."""
+    """Raise UsageError if the data lacks a column used by the template."""
     for name in dict.fromkeys((*template.columns, target)):
         if name != ANSWER or target == ANSWER:
-            check_column(name, rows.columns, path, ", which the template asks for")
+            check_column(name, rows.columns, path, ", which the template uses")
 
 
 def _with_labels(format: PromptFormat, options: TaskOptions, rows: Sequence[Row], spec: TaskSpec) -> PromptFormat:
-    """The labels that the data has; the model writes its answer where there are too many of them."""
+    """The format with the data's labels; answers are generated if there are too many."""
     if format.generates:
         return format
     values = (row.get(format.target) for row in rows)
@@ -249,40 +248,40 @@ def _with_labels(format: PromptFormat, options: TaskOptions, rows: Sequence[Row]
 
 
 def _renamed(format: PromptFormat, options: TaskOptions, rows: Sequence[Row], spec: TaskSpec) -> PromptFormat:
-    """The format with other words for a task's choices. Raises UsageError where they are not one set."""
+    """The format with other words for a task's choices. Raises UsageError if choices differ between items."""
     names = format.choice_names(rows[0])
     if format.generates:
-        raise UsageError(f"--labels: in {spec.name} the model writes its answer and has no choices")
+        raise UsageError(f"--labels: {spec.name} generates answers and has no choices")
     if any(format.choice_names(row) != names for row in rows):
         raise UsageError(f"{spec.name}: its choices differ from item to item, and --labels names one set of choices")
     words = words_of(options.labels, names, f"the choices of {spec.name}")
     if unnamed := [name for name in names if name not in words]:
-        raise UsageError(f"--labels does not name {unnamed[0]!r}, a choice of {spec.name}; add it as it is")
+        raise UsageError(f"--labels does not name {unnamed[0]!r}, a choice of {spec.name}; add it")
     return replace(format, words=words)
 
 
 def labels_of(text: str) -> tuple[str, ...]:
-    """Labels separated by commas; one with a comma of its own is in double quotes: '"good, fine"=good,bad'.
+    """Labels separated by commas; one that contains a comma is in double quotes: '"good, fine"=good,bad'.
 
-    Raises UsageError for text that is not one line of that.
+    Raises UsageError for a malformed text.
     """
     try:
         return tuple(next(csv.reader([text], skipinitialspace=True), ()))
     except csv.Error as error:
         raise UsageError(
-            f"--labels cannot be read ({error}). Write it as A,B, with a comma of a label's own quoted"
+            f"--labels cannot be read ({error}). Write it as A,B, with labels that contain commas quoted"
         ) from None
 
 
 def _typed(label: str) -> str:
-    """A label as `labels_of` reads it."""
+    """A label in the syntax of `labels_of`."""
     return '"{}"'.format(label.replace('"', '""')) if set(label) & set(',"\n') or label != label.strip() else label
 
 
 def words_of(labels: Sequence[str], names: Sequence[str], where: str) -> dict[str, str]:
-    """What each label is called, from "raw=word", or "raw" for one that keeps its name.
+    """Each label's word in prompts, from "raw=word", or "raw" to keep its name.
 
-    Raises UsageError for a label that is not among `names` (those of `where`), and for two of one name.
+    Raises UsageError for a label that is not in `names` (those of `where`), and for duplicate words.
     """
     pairs = [(raw, word or raw) for raw, _, word in (label.partition("=") for label in labels)]
     for raw, _ in pairs:

@@ -1,10 +1,10 @@
-r"""Prompt templates: text with gaps, filled from the columns of a row.
+r"""Prompt templates: text with placeholders for the columns of a row.
 
-A plain template has gaps such as `{text}` or `{options[0]}`; `{{` and `}}` stand for braces. A Jinja template has
-`{{ text }}` and everything else that Jinja has; it is rendered in a process of its own, which can be killed. Both have
-one gap where the answer goes, `output` or the name of the answer's column. The question put to the model is the
-template up to there, without the spaces before it: they belong to the answer's first token (" positive" is one token,
-"positive" after a lone space is a rarer one).
+A plain template has placeholders such as `{text}` or `{options[0]}`; `{{` and `}}` are literal braces. A Jinja template
+has `{{ text }}` and all other features of Jinja; it is rendered in a separate process, which can be killed. Both have
+one placeholder for the answer, `output` or the name of the answer's column. The model's question is the template up to
+there, without the spaces before it: they belong to the answer's first token (" positive" is one token, "positive" after
+a single space is a rarer one).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Shot = Mapping[str, Any]
 
 
 class Jinja(str):
-    """The source of a Jinja template; any other text is that of a plain one."""
+    """The source of a Jinja template; any other string is a plain one."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A finished prompt: `text` is what the model reads, `shots` how many examples it holds."""
+    """A complete prompt: `text` for the model, with `shots` examples."""
 
     text: str
     shots: int
@@ -41,9 +41,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template: `parts` are literal texts and gaps in turn (text, name, text, name, ..., text).
+    """A parsed template: `parts` alternate between literal texts and placeholders (text, name, text, name, ..., text).
 
-    Those of a Jinja template are two sources with the answer between them.
+    A Jinja template has two sources with the answer between them.
     """
 
     source: str
@@ -51,9 +51,9 @@ class Template:
 
     @classmethod
     def parse(cls, source: str, answer: str = ANSWER) -> Template:
-        """Read a template whose answer goes to `{output}`, or else to `{answer}` by the name given.
+        """Parse a template with the answer at `{output}`, or at the given name of the answer.
 
-        Raises UsageError for a lone brace, or unless there is exactly one gap for the answer.
+        Raises UsageError for an unbalanced brace, or unless there is exactly one placeholder for the answer.
         """
         jinja = isinstance(source, Jinja)
         parts = _jinja_parts(source, answer) if jinja else _plain_parts(source)
@@ -72,17 +72,17 @@ class Template:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the gaps, in order; of a Jinja template only the answer's."""
+        """Names of the placeholders, in order; for a Jinja template only the answer's."""
         return self.parts[1::2]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns that the gaps read, in order."""
+        """The columns used, in order."""
         return tuple(name.partition("[")[0] for name in self.names)
 
     @property
     def before(self) -> str:
-        """The literal text between the answer and the gap before it."""
+        """The literal text between the answer and the previous placeholder."""
         text = self.parts[2 * self.names.index(ANSWER)]
         return re.split(r"\}\}|%\}|#\}", text)[-1] if self.jinja else text
 
@@ -93,19 +93,19 @@ class Template:
 
     @property
     def last_words(self) -> str:
-        """The text between the last gap and the answer, without spaces around it."""
+        """The text between the last placeholder and the answer, without surrounding spaces."""
         return self.before.lstrip().rstrip(" ")
 
     def question(self, values: Shot) -> str:
-        """The template up to its answer, filled; what the model is to continue."""
+        """The filled template up to its answer, for the model to continue."""
         return self._fill(values, self.parts[: 2 * self.names.index(ANSWER) + 1]).rstrip(" ")
 
     def example(self, values: Shot) -> str:
-        """The whole template, filled, answer included."""
+        """The complete filled template, answer included."""
         return self._fill(values, self.parts)
 
     def answer(self, values: Shot) -> str:
-        """The template from its answer on, filled, without spaces around it: what an assistant says in a chat."""
+        """The filled template from its answer on, without surrounding spaces: an assistant's message."""
         return self._fill(values, ("", *self.parts[2 * self.names.index(ANSWER) + 1 :])).strip()
 
     def _fill(self, values: Shot, parts: Sequence[str]) -> str:
@@ -127,8 +127,8 @@ def _plain_parts(source: str) -> list[str]:
             literal = ""
         else:
             raise UsageError(
-                f"the template has a lone {match[0]!r} at character {match.start() + 1}."
-                " A gap is {input} or {output}; a brace itself is written twice"
+                f"the template has an unmatched {match[0]!r} at character {match.start() + 1}."
+                " Placeholders are {input} or {output}; double a literal brace"
             )
     return [*parts, literal + source[end:]]
 
@@ -145,10 +145,10 @@ def _jinja_parts(source: str, answer: str) -> list[str]:
 def _value(gap: str, values: Shot) -> str:
     name, bracket, number = gap.rstrip("]").partition("[")
     if name not in values:
-        raise UsageError(f"the template asks for {{{name}}}.{closest(name, values)} There is: {', '.join(values)}")
+        raise UsageError(f"the template has unknown {{{name}}}.{closest(name, values)} Known: {', '.join(values)}")
     value = values[name]
     if value is None:
-        raise UsageError(f"there is no {name!r}, which the template asks for")
+        raise UsageError(f"there is no {name!r}, which the template uses")
     if not bracket:
         return text_of(value)
     if not isinstance(value, list | tuple) or int(number) >= len(value):
@@ -157,7 +157,7 @@ def _value(gap: str, values: Shot) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A value of a row as a prompt has it: JSON, unless it is a text."""
+    """A row's value as in a prompt: JSON, unless it is a string."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -165,7 +165,7 @@ def _rendered(source: str, values: Shot) -> str:
     return _render(source, json.dumps(dict(values), ensure_ascii=False, default=str)) if source else ""
 
 
-@lru_cache(maxsize=1 << 16)  # an example is in many prompts
+@lru_cache(maxsize=1 << 16)  # an example occurs in many prompts
 def _render(source: str, values: str) -> str:
     from ..text.jinja import render
 
@@ -173,7 +173,7 @@ def _render(source: str, values: str) -> str:
 
 
 def parse_shot(text: str) -> dict[str, str]:
-    """Read "input => output". Raises UsageError where the arrow is missing or a side is empty."""
+    """Parse "input => output". Raises UsageError if the arrow is missing or a side is empty."""
     left, arrow, right = text.rpartition("=>")
     if not arrow or not left.strip() or not right.strip():
         raise UsageError(

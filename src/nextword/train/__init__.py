@@ -1,1 +1,1 @@
-"""A run is a function: RunConfig → plan_run → train_run → report. Optimizers, checkpoints, many processes."""
+"""Training: RunConfig → plan_run → train_run → report; optimizers, checkpoints, DDP and FSDP."""

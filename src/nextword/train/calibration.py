@@ -1,7 +1,7 @@
-"""What was predicted and what was measured, run after run on this machine; and what that teaches the next plan.
+"""The ledger of predicted and measured runs on this machine, which corrects later plans.
 
-A run teaches only plans that it resembles: of the same kind and precision, at most `SIMILAR` times larger or smaller,
-and for the loss on the same text. Runs under `LEAST_STEPS` steps teach nothing.
+A run only affects similar plans: same kind and precision, at most `SIMILAR` times larger or smaller, and for the loss
+the same text. Runs of fewer than `LEAST_STEPS` steps are ignored.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from .run_dir import Measured, RunRecord
 VARIABLE = "NEXTWORD_LEDGER"
 _MOST_BYTES = 64 << 20  # of the ledger
 LEAST_STEPS = 300  # shorter runs are mostly warm-up
-SIMILAR = 4.0  # times: parameters, and tokens seen, of runs that a correction may come from
+SIMILAR = 4.0  # largest ratio of parameters, and of tokens, to a run that a correction may come from
 LEAST_RUNS = 3  # for a spread
-ASSUMED = 0.30  # share of the loss on either side without such runs: twice the worst of those the law was fitted to
-_LEAST_SPREAD = 0.01  # runs that only repeat one another say nothing of another size
-_LAST = 8  # entries that corrections look back on
+ASSUMED = 0.30  # share of the loss on either side without such runs: twice the largest error of the law's fit
+_LEAST_SPREAD = 0.01  # runs that repeat each other say nothing about another size
+_LAST = 8  # number of recent entries used for corrections
 _STUDENT_T = {2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646}  # 97.5%, by degrees of freedom
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run that ended. Bytes, seconds, bits a byte of held-out text; "formula" and "law" are uncorrected."""
+    """One finished run. Bytes, seconds, held-out bits per byte; "formula" and "law" are uncorrected."""
 
     machine: str
     when: str
@@ -58,18 +58,18 @@ class Entry:
     law_bits: float
     predicted_bits: float
     measured_bits: float
-    id: str = ""  # of the run, which is resumed under the same; older entries have none
-    steps: int = 0  # unknown of runs before this was kept
+    id: str = ""  # of the run, kept on resuming; older entries have none
+    steps: int = 0  # unknown for older entries
 
     @property
     def key(self) -> tuple[str, str]:
-        """What only entries of one run share: a copied folder is another run."""
+        """The identity of a run: a copied folder is a different run."""
         return (self.id, self.run)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A factor on the law's loss, and the factors between which such runs would fall."""
+    """A factor on the law's loss, and its interval for similar runs."""
 
     factor: float = 1.0
     low: float = 1 - ASSUMED
@@ -78,17 +78,17 @@ class Loss:
 
     @property
     def basis(self) -> str:
-        """Where the interval comes from, in words."""
+        """The source of the interval, in words."""
         if self.runs:
-            return f"95% by {self.runs} like runs on this text"
-        return f"±{ASSUMED:.0%} assumed: fewer than {LEAST_RUNS} like runs on this text"
+            return f"95%, from {self.runs} similar runs on this text"
+        return f"±{ASSUMED:.0%} assumed: fewer than {LEAST_RUNS} similar runs on this text"
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What past runs change in a plan: added bytes, the share of the peak reached, a factor on the loss.
+    """Corrections of a plan from past runs: added bytes, the share of the peak, a factor on the loss.
 
-    `runs` are those behind memory and share, which do not depend on the text.
+    `runs` is the number behind memory and share, which do not depend on the text.
     """
 
     runs: int = 0
@@ -98,7 +98,7 @@ class Correction:
 
 
 def path() -> Path:
-    """Where the ledger is: $NEXTWORD_LEDGER, or the user's data folder."""
+    """The ledger's path: $NEXTWORD_LEDGER, or in the user's data folder."""
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
     import platformdirs
@@ -112,7 +112,7 @@ def machine() -> str:
 
 
 def append(entry: Entry, ledger: Path | None = None) -> None:
-    """Add one line. A ledger that cannot be written is no failure of the run."""
+    """Add one line. Failing to write the ledger is not an error."""
     ledger = ledger or path()
     with suppress(OSError):
         ledger.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def append(entry: Entry, ledger: Path | None = None) -> None:
 
 
 def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
-    """Append a run that ended, unless it says nothing of plans: it had none, was fine-tuned, or was shortened."""
+    """Append a finished run, unless it had no plan, was fine-tuned, or was shortened."""
     config, predicted = record.config, record.expected
     if predicted is None or config.model.base or measured.shortened:
         return
@@ -141,7 +141,7 @@ def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
 
 
 def read(ledger: Path | None = None) -> list[Entry]:
-    """The last entry of each run, oldest first; incomplete lines are left out."""
+    """The last entry of each run, oldest first; incomplete lines are skipped."""
     entries: dict[tuple[str, str], Entry] = {}
     with suppress(OSError):
         for line in read_text(ledger or path(), _MOST_BYTES).splitlines():
@@ -153,15 +153,15 @@ def read(ledger: Path | None = None) -> list[Entry]:
 
 
 def forget(run: str | None = None, ledger: Path | None = None) -> int:
-    """Take a run's entries out of the ledger, by its folder, or all of them; how many lines there were.
+    """Remove a run's entries from the ledger, by its folder, or all of them; returns the number of lines.
 
-    Incomplete lines stay, unless all go. Raises UsageError for a run that has no entry.
+    Incomplete lines are kept, unless all are removed. Raises UsageError for a run without an entry.
     """
     ledger = ledger or path()
     lines = read_text(ledger, _MOST_BYTES).splitlines() if ledger.exists() else []
     kept = [] if run is None else [line for line in lines if _folder(line) != str(Path(run).resolve())]
     if run is not None and len(kept) == len(lines):
-        raise UsageError(f"the ledger {ledger} has no entry of {run}; nextword runs calibration lists those it has")
+        raise UsageError(f"the ledger {ledger} has no entry for {run}; nextword runs calibration lists its entries")
     if len(kept) < len(lines):
         with atomic_write(ledger) as file:
             file.writelines(f"{line}\n" for line in kept)
@@ -178,7 +178,7 @@ def correction(
     entries: Iterable[Entry], kind: str, precision: str, data: str = "", parameters: float | None = None,
     tokens: float | None = None,
 ) -> Correction:  # fmt: skip
-    """What this machine's runs that resemble a plan teach it. Without `parameters` and `tokens` any size will do."""
+    """Corrections from similar runs on this machine. Without `parameters` and `tokens`, of any size."""
 
     def similar(entry: Entry) -> bool:
         sizes = ((entry.parameters, parameters), (entry.tokens, tokens))
@@ -188,7 +188,7 @@ def correction(
     like = [e for e in latest.values() if e.kind == kind and e.steps >= LEAST_STEPS and similar(e)]
     alike = [e for e in like if e.precision == precision][-_LAST:]
     shares = [e.flops_per_token * e.tokens / e.measured_seconds / e.peak for e in alike if e.measured_seconds > 0]
-    shares = [share for share in shares if share <= 1]  # beyond: the peak was measured beside a neighbour
+    shares = [share for share in shares if share <= 1]  # above 1: the peak was measured under load
     return Correction(
         runs=len(alike),
         memory=statistics.median(e.measured_memory - e.formula_memory for e in alike) if alike else 0.0,
@@ -200,8 +200,8 @@ def correction(
 def loss_factor(factors: Sequence[float]) -> Loss:
     """measured / predicted of past runs → the factor for the next one and its 95% prediction interval.
 
-    The logarithms are taken as normal: mean ± t(n - 1) s sqrt(1 + 1/n) (Student's t; Hahn and Meeker 1991, §4.7). Fewer
-    than `LEAST_RUNS` correct nothing.
+    Logarithms are assumed normal: mean ± t(n - 1) s sqrt(1 + 1/n) (Student's t; Hahn and Meeker 1991, §4.7). Fewer
+    than `LEAST_RUNS` give no correction.
     """
     count = len(factors)
     if count < LEAST_RUNS:

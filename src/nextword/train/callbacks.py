@@ -1,4 +1,4 @@
-"""What a run tells while it trains, and what it asks: whether to stop."""
+"""Callbacks of a training run."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One step as it is written to metrics.jsonl. Losses in nats a token."""
+    """One step, as written to metrics.jsonl. Losses in nats per token."""
 
     step: int
     loss: float
     learning_rate: float
     gradient_norm: float
-    tokens: int  # of this step, over all processes
+    tokens: int  # in this step, over all processes
     seconds: float
-    data_seconds: float  # of them, making the batch
+    data_seconds: float  # spent on making the batch
     action: str = ""  # "stop", "skip" or "rewind" at a loss spike
     reason: str = ""  # what was wrong with the loss
 
 
 class Callbacks:
-    """Override what you want to hear; every method here does nothing.
+    """Override the methods you need; by default they do nothing.
 
-    `on_start`, `on_end` and `should_stop` are called in every process of a run, the others in the first alone.
+    `on_start`, `on_end` and `should_stop` are called in every process of a run, the others only in the first.
     """
 
     def on_start(self) -> None:
@@ -40,23 +40,23 @@ class Callbacks:
         """Training has ended, or failed."""
 
     def should_stop(self) -> bool:
-        """Whether to end after the step under way, with a checkpoint."""
+        """Whether to stop after the current step, with a checkpoint."""
         return False
 
     def on_step(self, step: TrainStep) -> None:
         """A step is done."""
 
     def on_evaluation(self, step: int, loss: ValLoss) -> None:
-        """The held-out loss after `step` steps."""
+        """The held-out loss was measured after `step` steps."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """A checkpoint is written."""
+        """A checkpoint was written."""
 
     def on_steps_changed(self, steps: int) -> None:
-        """The run has `steps` steps now."""
+        """The run's number of steps changed to `steps`."""
 
     def on_message(self, message: str) -> None:
-        """Something that the user may want to know."""
+        """A message for the user."""
 
     def on_sample(self, step: int, model: nn.Module) -> None:
-        """The model as it is, in eval mode: a time to complete a prompt with it."""
+        """The current model, in eval mode, to complete a sample prompt."""

@@ -1,7 +1,7 @@
-"""Settings that change when a run is resumed, each from a step on.
+"""Changes of settings on resuming a run, each from a given step on.
 
-The numbers of a run are a function of its configuration and of these changes: whoever resumes it later, from whichever
-checkpoint, applies each change from its own step on and gets the same bits.
+A run's results are a function of its configuration and these changes: resuming from any checkpoint applies each change
+from its own step on, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..spec import Positive
 
 @dataclass(frozen=True)
 class Settings:
-    """What a change can set."""
+    """The settings that can be changed."""
 
     on_loss_spike: LossSpikeAction
     threads: int | None  # None: torch's own number
     steps: int  # of the whole run
-    learning_rate_scale: float = 1.0  # times the rate of the schedule
+    learning_rate_scale: float = 1.0  # factor on the scheduled rate
 
     def after(self, changes: Iterable[Change], step: float = math.inf) -> Settings:
-        """What is in force at `step`; without one, at the end. Of two changes the one recorded last wins."""
+        """The settings at `step`, or at the end. Of two changes, the one recorded last wins."""
         settings = self
         for change in changes:
             if change.step <= step:
@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Change:
-    """Settings in force from `step` on. None leaves a setting as it was."""
+    """Changed settings from `step` on. None: unchanged."""
 
     step: Annotated[int, Within(least=0)] = 0
     on_loss_spike: LossSpikeAction | None = None
@@ -50,11 +50,11 @@ class Change:
         check_threads(self.threads)
 
     def values(self) -> dict[str, Any]:
-        """The settings that it sets, by name."""
+        """The changed settings, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None and name != "step"}
 
     def beyond(self, *settings: Settings) -> Change:
-        """Only what differs from one of `settings`."""
+        """The part of the change that differs from `settings`."""
         new = [name for name, value in self.values().items() if any(getattr(old, name) != value for old in settings)]
         return Change(self.step, **{name: getattr(self, name) for name in new})
 

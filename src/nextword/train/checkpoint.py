@@ -1,7 +1,7 @@
-"""Checkpoints: folders of safetensors that appear complete or not at all, and are checked when they are read.
+"""Checkpoints: folders of safetensors, written atomically and verified when read.
 
-Written by torch.distributed.checkpoint, each process its share, so that a run saved by two continues with one. No
-pickle. Everything else a run needs is a function of the seed and the step: data order, dropout, learning rate.
+Written with torch.distributed.checkpoint, each process its share, so that a run saved by two can continue with one. No
+pickle. Everything else a run needs is a function of seed and step: data order, dropout, learning rate.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .run_dir import free_name, resume_command
 FORMAT = "nextword-checkpoint/2"
 _STATE = "state.json"
 _MOST_BYTES = 16_000_000  # of state.json
-_FILE_BYTES = 64 << 20  # of tensors in a file, unless one alone is larger
+_FILE_BYTES = 64 << 20  # of tensors per file, unless a single one is larger
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds everything after `step` steps.
+    """A folder with the complete state after `step` steps.
 
-    `progress` is what the trainer counts, `configuration` what the numbers follow from.
+    `progress` has the trainer's counters, `configuration` everything that determines the results.
     """
 
     folder: Path
@@ -44,12 +44,12 @@ class Checkpoint:
 
 
 def folder_name(step: int) -> str:
-    """Sorts by step."""
+    """A folder name that sorts by step."""
     return f"step-{step:08d}"
 
 
 def stored(root: Path) -> list[Path]:
-    """The checkpoints under `root`, sound or not, by step."""
+    """The checkpoints under `root`, valid or not, by step."""
     named = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
     return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -61,8 +61,8 @@ def save(
 ) -> Path:  # fmt: skip
     """Write `root`/step-…: weights, optimizer and progress; then remove all but the newest `keep`.
 
-    Raises RunError if a number is not finite, or if it cannot be written, for want of space for example; older
-    checkpoints are then untouched.
+    Raises RunError if a number is not finite, or if writing fails, such as for lack of space; older checkpoints are
+    then untouched.
     """
     final = root / folder_name(step)
     working = root / f".{folder_name(step)}.part"
@@ -97,32 +97,32 @@ def save(
 
 
 def _check_finite(tensors: dict[str, Any], step: int, root: Path, process: Process) -> None:
-    """Refuse to keep NaN and infinity: every later checkpoint would hold them too."""
+    """Raise RunError for NaN or infinity: every later checkpoint would have them too."""
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(_local(tensor)).all())]
     device = next((_local(tensor).device for tensor in tensors.values()), torch.device("cpu"))
     if total([float(len(bad))], process, device)[0]:
         where = f" ({bad[0].partition('.')[2]}, {len(bad):,} of {len(tensors):,} tensors)" if bad else ""
         raise RunError(
-            f"after step {step:,} weights are not finite{where}: no checkpoint is made of them; {_kept(root)}."
+            f"after step {step:,} weights are not finite{where}: no checkpoint was written; {_kept(root)}."
             f" To continue from there: {resume_command(root.parent, '--learning-rate-scale 0.5')}"
         )
 
 
 def _local(tensor: Any) -> Tensor:
-    """This process's share of a tensor that is shared out."""
+    """This process's share of a sharded tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
 
 
 def _kept(root: Path) -> str:
     there = stored(root)
-    return f"the last one is {there[-1].name}" if there else "there is none before it"
+    return f"the last one is {there[-1].name}" if there else "there is no earlier one"
 
 
 def newest(root: Path, process: Process, log: Any = None) -> Checkpoint | None:
-    """The newest checkpoint under `root` whose files are what they were written as; None if there are none at all.
+    """The newest undamaged checkpoint under `root`; None if there are no checkpoints.
 
-    `log` is told of damaged ones, which are moved aside where an earlier one is sound. Raises RunError that says what
-    is wrong with each if there are some and none is sound.
+    Damaged ones are logged, and moved aside if an earlier one is valid. Raises RunError with the problem of each if
+    all are damaged.
     """
     newest_one: tuple[Checkpoint | None, str] = (None, "")
     if process.first:
@@ -137,7 +137,7 @@ def newest(root: Path, process: Process, log: Any = None) -> Checkpoint | None:
 
 
 def _newest(root: Path, log: Any) -> Checkpoint | None:
-    for path in root.glob(".step-*.part"):  # a write that was cut off
+    for path in root.glob(".step-*.part"):  # an interrupted write
         shutil.rmtree(path, ignore_errors=True)
     damaged: list[tuple[Path, RunError]] = []
     for folder in reversed(stored(root)):
@@ -154,21 +154,21 @@ def _newest(root: Path, log: Any) -> Checkpoint | None:
     if damaged:
         details = "; ".join(str(damage).removeprefix(f"{root}{os.sep}") for _, damage in damaged)
         raise RunError(
-            f"{root}: no checkpoint there is sound. {details}. Put a sound one back, or start over, which moves them"
+            f"{root}: all checkpoints are damaged. {details}. Restore one, or start over, which moves them"
             f" aside: {resume_command(root.parent, '--restart')}"
         )
     return None
 
 
 def _set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint: another of its step may come, and it must not count among those that are kept."""
+    """Rename a damaged checkpoint, so that it is not counted and a new one can take its name."""
     aside = free_name(folder.with_name(f"damaged-{folder.name}"))
     folder.rename(aside)
     return aside
 
 
 def read(folder: Path) -> Checkpoint:
-    """What `folder` says it holds, once every file's size and SHA-256 agree. Raises RunError if they do not."""
+    """Read a checkpoint's state after verifying the size and SHA-256 of its files. Raises RunError if damaged."""
     try:
         state = json.loads(read_regular(folder / _STATE, _MOST_BYTES))
         if state["format"] != FORMAT:
@@ -177,7 +177,7 @@ def read(folder: Path) -> Checkpoint:
             if Path(name).name != name:
                 raise ValueError(f"{name!r} lies outside the folder")
             if (folder / name).stat().st_size != size or _sha256(folder / name) != digest:
-                raise ValueError(f"{name} is not as it was written")
+                raise ValueError(f"{name} has changed since it was written")
         if not state["files"]:
             raise ValueError("no files")
         return Checkpoint(folder, int(state["step"]), dict(state["progress"]), dict(state.get("configuration", {})))
@@ -189,7 +189,7 @@ def load(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None,
     recurrent_state: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Put the checkpoint's numbers into `model`, into `optimizer` and into the tensors of `recurrent_state`."""
+    """Load the checkpoint into `model`, `optimizer` and the tensors of `recurrent_state`."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as load_shards
@@ -197,14 +197,14 @@ def load(
     tensors = _tensors(model, optimizer) | _named_states(recurrent_state)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a single process is no mistake
+            warnings.simplefilter("ignore")  # a single process is intended
             load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.folder)))
     except BaseException as error:
         cause = _cause(error)
         if isinstance(cause, KeyboardInterrupt | SystemExit):
             raise cause from None
         raise RunError(f"{checkpoint.folder}: does not hold this model ({_reason(cause)})") from cause
-    partly = StateDictOptions(strict=False)  # a tied head is there under its embedding's name alone
+    partly = StateDictOptions(strict=False)  # a tied head is only stored as the embedding
     set_model_state_dict(model, _under("model.", tensors), options=partly)
     if optimizer is not None:
         state = _optimizer_state(model, optimizer)
@@ -253,7 +253,7 @@ def _write(tensors: dict[str, Any], folder: Path) -> None:
 
 
 def _files(tensors: dict[str, Any]) -> dict[str, int]:
-    """The file, from 1, that each tensor goes to: the writer holds a file twice in memory before it is on disk."""
+    """The number of each tensor's file, from 1: the writer needs twice a file's size in memory."""
     files, number, size = {}, 1, 0
     for name, tensor in tensors.items():
         more = tensor.nbytes if isinstance(tensor, Tensor) else 0
@@ -264,14 +264,14 @@ def _files(tensors: dict[str, Any]) -> dict[str, int]:
 
 
 def _seal(folder: Path, step: int, progress: dict[str, Any], configuration: dict[str, Any]) -> None:
-    """Write what the files are, last: a folder without it is no checkpoint."""
+    """Write the list of files, last: a folder without it is not a checkpoint."""
     from safetensors import safe_open
 
     files = {}
     for path in sorted(folder.iterdir()):
         _sync(path)
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt"):  # whole: as long as its header says
+            with safe_open(path, "pt"):  # complete: as long as its header says
                 pass
         files[path.name] = (path.stat().st_size, _sha256(path))
     state = {"format": FORMAT, "step": step, "progress": progress, "configuration": configuration, "files": files}
@@ -287,7 +287,7 @@ def _sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:  # some systems do not sync folders
+    except OSError as error:  # some systems cannot sync folders
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
 
@@ -298,7 +298,7 @@ def _sha256(path: Path) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong: torch wraps it."""
+    """The underlying error, unwrapped from torch's."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error
 

@@ -1,4 +1,4 @@
-"""torch.compile: where it is worth its minute, quiet, and in one line where it fails."""
+"""torch.compile: refused where useless, quiet, with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..base import RunError, UsageError
 
 
 def check(device: torch.device, dtype: str) -> None:
-    """Raise UsageError where compiling gains nothing: in float32 on a CPU where our own kernels are.
+    """Raise UsageError if compiling is useless: in float32 on a CPU with our own kernels.
 
-    torch cannot look into them (a step of a 0.9M transformer took 104 ms with it and 100 ms without, on one thread).
+    torch cannot compile them (a step of a 0.9M transformer took 104 ms with it and 100 ms without, on one thread).
     """
     if device.type == "cpu" and dtype == "fp32" and native.available():
         raise UsageError("run.compile gains nothing in fp32 on a CPU, where nextword's own kernels run. Leave it out")
@@ -22,7 +22,7 @@ def check(device: torch.device, dtype: str) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What torch's compiler fails with in the block becomes a RunError of one line; its remarks are not printed."""
+    """Convert errors of torch's compiler in the block to a one-line RunError, and silence its messages."""
     import logging
     import warnings
 

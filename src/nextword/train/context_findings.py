@@ -1,4 +1,4 @@
-"""A study of context in words: a sentence says no more than its numbers hold, whatever the seed."""
+"""Findings of a context study as sentences that claim no more than the numbers show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .estimates import Estimate
 
 
 def sentences(study: Study) -> list[str]:
-    """What the numbers say, a sentence each."""
+    """The findings, one sentence each."""
     text = [_losses(study)]
     for model in study.kinds:
         text.append(_distance(model, study.context))
@@ -26,17 +26,17 @@ def sentences(study: Study) -> list[str]:
 
 
 def plus_minus(value: Estimate, digits: int = 3) -> str:
-    """The mean and half of its interval."""
+    """The mean and half the width of its interval."""
     return f"{value.mean:,.{digits}f} ± {value.margin:,.{digits}f}"
 
 
 def cell(value: Estimate, digits: int = 3) -> str:
-    """The same for a table."""
+    """A table cell: mean and half-width."""
     return plus_minus(value, digits).replace(" ", "")
 
 
 def percent(value: Estimate) -> str:
-    """The same of a share."""
+    """Mean and half-width of a share, in percent."""
     return f"{value.mean:.0%} ± {100 * value.margin:.0f}"
 
 
@@ -45,41 +45,43 @@ def _signed(value: Estimate) -> str:
 
 
 def _or_nothing(value: Estimate, nothing: float) -> str:
-    return " (not told from no difference)" if value.low <= nothing <= value.high else ""
+    return " (no significant difference)" if value.low <= nothing <= value.high else ""
 
 
 def _losses(study: Study) -> str:
     ordered = sorted(study.kinds, key=lambda model: model.loss.mean)
     losses = ", ".join(f"{model.kind} {plus_minus(model.loss)}" for model in ordered)
-    text = f"held-out loss after {study.tokens:,} tokens, nats a token: {losses}"
+    text = f"held-out loss after {study.tokens:,} tokens, nats per token: {losses}"
     if not any(model.trained for model in study.kinds):
-        return f"{text}; too little training to tell: no kind is surely better than the frequencies of tokens"
+        return f"{text}; too little training: no kind is significantly better than token frequencies"
     if len(ordered) == 1:
         return text
     unclear = [kind for kind, behind in study.behind.items() if behind.low <= 0]
     return f"{text}; " + (
-        f"{ordered[0].kind} is not told from {' and '.join(unclear)}" if unclear else f"{ordered[0].kind} is best here"
+        f"{ordered[0].kind} is not clearly better than {' and '.join(unclear)}"
+        if unclear
+        else f"{ordered[0].kind} is best here"
     )
 
 
 def _distance(model: KindResult, context: int) -> str:
     if not model.trained:
-        return f"{model.kind}: too little training to tell what it remembers"
+        return f"{model.kind}: too little training to measure what it remembers"
     gains = {gain.at: gain.estimate for gain in model.gain_beyond}
     if model.useful:
         gain = plus_minus(gains[model.useful])
         text = (
-            f"at least the last {model.useful + 1} of {context} tokens are of use (those beyond the last"
+            f"at least the last {model.useful + 1} of {context} tokens are useful (those beyond the last"
             f" {model.useful}: {gain} nats)"
         )
     else:
         text = "not shown to use more than the last token"
     beyond = next((at for at in gains if at > model.useful), None)
     if beyond is None:
-        return f"{model.kind}: {text}; further was not looked"
+        return f"{model.kind}: {text}; longer distances were not tested"
     return (
         f"{model.kind}: {text}; a gain under {gains[beyond].detectable():.2g} nats from tokens beyond the last {beyond}"
-        " would not be seen"
+        " would not be detected"
     )
 
 
@@ -89,11 +91,11 @@ def _task(task: str, kinds: Sequence[KindResult]) -> str:
     steps = f"after {first[0].steps:,} steps"
     if not any(model.learned for model in first):
         return (
-            f"{task}: too little training to tell: {steps} no kind is surely better than naming the symbol"
-            f" shown most often ({first[0].guess:.0%}), even at {_size(first[0])}"
+            f"{task}: too little training: {steps} no kind is significantly better than guessing the most"
+            f" frequent symbol ({first[0].guess:.0%}), even at {_size(first[0])}"
         )
     each_kind = "; ".join(f"{kind} {', '.join(_reached(some))}" for kind, some in results.items())
-    return f"{task}, {ABLE:.0%} right {steps}: {each_kind}"
+    return f"{task}, {ABLE:.0%} correct {steps}: {each_kind}"
 
 
 def _size(result: TaskResult) -> str:
@@ -101,9 +103,9 @@ def _size(result: TaskResult) -> str:
 
 
 def _reached(results: Sequence[TaskResult]) -> Iterator[str]:
-    """In parts: up to which size it is able, where that is unclear, and that it is not beyond."""
+    """Up to which size it succeeds, where that is unclear, and where it fails."""
     if not results[0].learned:
-        yield "too little training to tell"
+        yield "too little training"
         return
     able = next((n for n, result in enumerate(results) if not result.able), len(results))
     if able:
@@ -118,7 +120,7 @@ def _reached(results: Sequence[TaskResult]) -> Iterator[str]:
 def _needed(result: WidthResult) -> str:
     if result.width is None:
         return (
-            f"{result.pairs} pairs no width up to that of 256 was enough within {result.steps:,} steps"
+            f"{result.pairs} pairs no width up to 256 was enough within {result.steps:,} steps"
             f" ({percent(result.best)}% at best)"
         )
     return (

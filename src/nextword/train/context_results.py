@@ -1,4 +1,4 @@
-"""What a study of context measured: by kind of model, by task, by width."""
+"""Results of a context study: by kind of model, task and width."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from dataclasses import dataclass
 from ..spec import ModelKind
 from .estimates import Estimate
 
-ABLE = 0.95  # share of answers right
+ABLE = 0.95  # share of correct answers
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Of one kind at one size: share of answers right, loss in nats an answer, that of the best memoryless guess."""
+    """One kind at one size: accuracy, loss in nats per answer, and that of the best memoryless guess."""
 
     task: str
     size: int
     accuracy: Estimate  # over seeds and test examples
-    by_seed: tuple[float, ...]  # the same of each seed
+    by_seed: tuple[float, ...]  # accuracy of each seed
     loss: Estimate
     baseline: float
-    guess: float  # share that is right by naming the symbol shown most often
+    guess: float  # accuracy of guessing the most frequent symbol
     rate: float
     steps: int
 
     @property
     def able(self) -> bool | None:
-        """Whether `ABLE` answers are right, for all seeds and within the interval; None where that is not clear."""
+        """Whether accuracy reaches `ABLE`, for all seeds and within the interval; None if unclear."""
         if self.accuracy.low >= ABLE and min(self.by_seed) >= ABLE:
             return True
         return False if self.accuracy.high < ABLE and max(self.by_seed) < ABLE else None
 
     @property
     def learned(self) -> bool:
-        """Whether it surely knows where symbols stood, not only which."""
+        """Whether it significantly uses the symbols' positions, not only their frequencies."""
         return self.accuracy.low > self.guess
 
 
 @dataclass(frozen=True)
 class WidthResult:
-    """The narrowest of the widths tried that learned to recall `pairs` pairs, and what it has; None where none did."""
+    """The narrowest tested width that learned to recall `pairs` pairs, and its size; None if none did."""
 
     kind: ModelKind
     pairs: int
     width: int | None
     parameters: int | None
     state_bytes: int | None  # float32, at the task's length
-    best: Estimate  # share of answers right, over test examples, at the width that was best in validation
+    best: Estimate  # test accuracy at the width that was best in validation
     steps: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the time is split: equal steps for every kind, rate and seed."""
+    """How the time is divided: equal steps for every kind, rate and seed."""
 
     text_steps: int
     task_steps: int
@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mean:
-    """An estimate at a place: tokens seen."""
+    """An estimate at a number of tokens seen."""
 
     at: int
     estimate: Estimate
@@ -73,7 +73,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class KindResult:
-    """One kind of model at its best rate. Losses in nats a token, bytes of float32 state a sequence."""
+    """One kind of model at its best rate. Losses in nats per token, bytes of float32 state per sequence."""
 
     kind: ModelKind
     parameters: int
@@ -81,20 +81,20 @@ class KindResult:
     rate: float
     loss: Estimate
     by_seed: tuple[float, ...]  # loss of each seed
-    over_frequencies: Estimate  # loss less that of guessing by how frequent each token is
-    carrying: Estimate | None  # recurrent nets: what carrying the state from window to window changes
+    over_frequencies: Estimate  # loss minus that of guessing by token frequency
+    carrying: Estimate | None  # recurrent nets: effect of carrying the state across windows
     by_position: tuple[Mean, ...]
     by_visible: tuple[Mean, ...]  # loss given only the last `at` to 2 `at` - 1 tokens
-    gain_beyond: tuple[Mean, ...]  # paired: what the longest of these is worth over `at` to 2 `at` - 1
-    useful: int  # tokens beyond the last so many are of use; 0 where that is not shown even for one
+    gain_beyond: tuple[Mean, ...]  # paired: gain of the longest over `at` to 2 `at` - 1
+    useful: int  # largest distance beyond which tokens are useful; 0 if not shown for any
     tasks: tuple[TaskResult, ...]
     state_bytes: dict[int, float]  # by distance
-    tokens_per_second: dict[str, Estimate]  # "threads x length" -> training, one row
-    two_threads: Estimate  # speed of two threads over that of one
+    tokens_per_second: dict[str, Estimate]  # "threads x length" -> training on one row
+    two_threads: Estimate  # speedup of two threads over one
 
     @property
     def trained(self) -> bool:
-        """Whether it surely predicts better than the frequencies of tokens."""
+        """Whether it predicts significantly better than token frequencies."""
         return self.over_frequencies.high < 0
 
 
@@ -109,5 +109,5 @@ class Study:
     seeds: tuple[int, ...]
     confidence: float
     kinds: tuple[KindResult, ...]
-    behind: dict[str, Estimate]  # loss over that of the kind with the lowest, paired; intervals hold together
+    behind: dict[str, Estimate]  # excess loss over the best kind, paired; simultaneous intervals
     widths: tuple[WidthResult, ...] = ()

@@ -1,7 +1,7 @@
-"""Where does each kind of model stop using what came before? Trained alike, measured on held-out text.
+"""A study of how much context each kind of model uses, with equal training.
 
-Every kind has the same steps on the same rows, three learning rates and three seeds. The rate is chosen on one half of
-the held-out text and everything reported is measured on the other. Intervals hold 95%, over seeds and text.
+Every kind gets the same steps on the same rows, three learning rates and three seeds. The rate is chosen on one half
+of the held-out text, and everything reported is measured on the other. Intervals are 95%, over seeds and text.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from .timing import time_steps
 
 KINDS: tuple[ModelKind, ...] = ("transformer", "lstm", "gru", "rnn")
 SIZES: dict[str, tuple[int, ...]] = {"copy": (10, 30, 60), "recall": (4, 8, 16)}
-PAIRS = (2, 4, 8)  # of the study of widths
+PAIRS = (2, 4, 8)  # in the study of widths
 SHARES = {"text": 0.5, "tasks": 0.4, "speed": 0.1}  # of the time
-FEWEST_STEPS = 10  # below it a study of text is refused
-_ENOUGH_STEPS = 300  # of a task; larger sizes are left out to reach it
-_MEASURING = 0.3  # of the text's time, at most
-_ROUNDS = 5  # of timing
+FEWEST_STEPS = 10  # fewer are an error
+_ENOUGH_STEPS = 300  # per task; larger sizes are dropped to reach it
+_MEASURING = 0.3  # at most this share of the text's time
+_ROUNDS = 5  # timing rounds
 _AT_ONCE = 4096  # tokens
-_ROWS = 8  # of a step on the text
-_COUNTED = 4 << 20  # tokens of the training text whose frequencies are counted
+_ROWS = 8  # per step on the text
+_COUNTED = 4 << 20  # training tokens counted for frequencies
 
 
 def study(
@@ -51,8 +51,8 @@ def study(
 ) -> Study:  # fmt: skip
     """Train every kind on the same rows for about `seconds` in all, and measure what each remembers.
 
-    `widths` takes as long again to find how wide each kind must be to recall 2, 4 and 8 pairs. A `plan` replaces the
-    one that is made from a timing. Raises UsageError where text or time are too little.
+    `widths` doubles the time, to find the width each kind needs to recall 2, 4 and 8 pairs. A `plan` replaces the one
+    made from timings. Raises UsageError for too little text or time.
     """
     if data.val.tokens < 4 * context + 2:
         raise UsageError(
@@ -78,7 +78,7 @@ def study(
 
 
 def behind_the_best(losses: dict[ModelKind, Values]) -> dict[str, Estimate]:
-    """Each kind's loss less the lowest one's, with intervals that hold together whichever is lowest (Bonferroni)."""
+    """Each kind's excess loss over the lowest, with simultaneous intervals (Bonferroni)."""
     best = min(losses, key=lambda kind: float(losses[kind].mean()))
     level = LEVEL / max(1, math.comb(len(losses), 2))
     return {kind: crossed(losses[kind] - losses[best], level) for kind in losses if kind != best}
@@ -99,7 +99,7 @@ def _plan(
     runs: dict[ModelKind, RunConfig], data: Dataset, seconds: float, sizes: dict[str, tuple[int, ...]], widths: bool,
     log: Callable[[str], None],
 ) -> Plan:  # fmt: skip
-    """Time some steps of everything, and share the time out."""
+    """Time some steps of everything, and divide the time."""
     times = {kind: time_steps(run, torch.device("cpu"), seconds=min(3.0, seconds / 40)) for kind, run in runs.items()}
     threads = statistics.mode(timed.threads for timed in times.values())
     torch.set_num_threads(threads)
@@ -112,8 +112,8 @@ def _plan(
         while text_plan(needed * SHARES["text"], a_step, *shape)[0] < FEWEST_STEPS:
             needed *= 1.2
         raise UsageError(
-            f"{format_seconds(seconds)} is too little time: {len(runs)} kinds x {len(RATES)} rates x 3 seeds have"
-            f" {text_steps} steps each here, and {FEWEST_STEPS} are the fewest. Give {format_seconds(needed)},"
+            f"{format_seconds(seconds)} is too little time: {len(runs)} kinds x {len(RATES)} rates x 3 seeds get"
+            f" {text_steps} steps each, and need at least {FEWEST_STEPS}. Give {format_seconds(needed)},"
             " fewer --kinds or a smaller --context"
         )
     costs = {
@@ -133,11 +133,11 @@ def _plan(
 
 
 def text_plan(seconds: float, a_step: float, batch_tokens: int, context: int, val_tokens: int) -> tuple[int, int]:
-    """Steps of each run on text, and held-out tokens to measure, for runs whose steps take `a_step` over all kinds.
+    """Steps of each run on text, and held-out tokens to measure, where a step of all kinds takes `a_step` seconds.
 
-    A token measured is taken to cost a third of one trained; at most `_MEASURING` of the time measures.
+    Measuring a token is assumed to cost a third of training on it; it takes at most `_MEASURING` of the time.
     """
-    passes = 3 * (2 + 2 * len(visible_sizes(context)))  # seeds, each by position, carried on, and by what is visible
+    passes = 3 * (2 + 2 * len(visible_sizes(context)))  # seeds; by position, carried, visible context
     a_token = passes * a_step / batch_tokens / 3
     tokens = min(val_tokens, max(2 * context + 1, int(_MEASURING * seconds / a_token)))
     return max(0, int((seconds - tokens * a_token) / (a_step * len(RATES) * 3))), tokens
@@ -146,9 +146,9 @@ def text_plan(seconds: float, a_step: float, batch_tokens: int, context: int, va
 def task_plan(
     seconds: float, sizes: dict[str, tuple[int, ...]], costs: dict[str, list[float]]
 ) -> tuple[dict[str, tuple[int, ...]], int]:
-    """As many of the sizes, smallest first, as leave enough steps for each; and those steps.
+    """As many of the sizes, smallest first, as leave enough steps for each, and the steps.
 
-    `costs` are seconds of a step over all kinds, by task and size.
+    `costs`: seconds per step of all kinds, by task and size.
     """
     for count in range(max(map(len, sizes.values())), 0, -1):
         together = sum(sum(seconds_of[:count]) for seconds_of in costs.values()) * len(RATES) * 3
@@ -173,7 +173,7 @@ def _split(plan: Plan, kinds: int, wanted: dict[str, tuple[int, ...]]) -> str:
 
 
 def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], log: Callable[[str], None]) -> tuple[float, list[Any]]:
-    """The rate with the lowest mean loss on the first half of the held-out text, and its models, one a seed."""
+    """The rate with the lowest mean loss on the first half of the held-out text, and its models, one per seed."""
     windows = _windows(data, 0, data.val.tokens // 2, run.train.context, 32)
     models, losses = {}, {}
     for rate in RATES:
@@ -196,7 +196,7 @@ def _train(run: RunConfig, data: Dataset) -> Any:
 def _measure(
     models: list[Any], rate: float, run: RunConfig, data: Dataset, plan: Plan, tasks: tuple[TaskResult, ...]
 ) -> tuple[KindResult, Values]:
-    """The result, and losses (seeds, stretches) to compare with other kinds'."""
+    """The result, and losses (seeds, spans) to compare with other kinds'."""
     spec, context = run.spec, run.train.context
     start = data.val.tokens - plan.test_tokens
     windows = _windows(data, start, plan.test_tokens, context)
@@ -220,7 +220,7 @@ def _measure(
 
 
 def _windows(data: Dataset, start: int, tokens: int, context: int, most: int | None = None) -> Tensor:
-    """Held-out tokens from `start` in windows that follow each other; at most `most` of them, evenly spread."""
+    """Held-out tokens from `start` in consecutive windows; at most `most` of them, evenly spaced."""
     count = (tokens - 1) // context
     chosen = np.unique(np.linspace(0, count - 1, min(count, most or count)).astype(int))
     return torch.from_numpy(np.stack([data.val.read(start + int(n) * context, context + 1) for n in chosen]))
@@ -240,13 +240,13 @@ def token_losses(model: Any, windows: Tensor, state: Any = None) -> Tensor:
 
 
 def token_losses_carried(model: Any, windows: Tensor) -> Tensor:
-    """The same with the state going on from each window to the next."""
+    """As `token_losses`, with the state carried from each window to the next."""
     state = model.new_state(1)
     return torch.cat([token_losses(model, window[None], state) for window in windows])
 
 
 def _frequency_losses(data: Dataset) -> Tensor:
-    """−ln of each token's frequency in the training text, every one counted once more than it is there."""
+    """−ln of each token's frequency in the training text, with add-one smoothing."""
     tokens = data.train.read(0, min(data.train.tokens, _COUNTED))
     counts = np.bincount(tokens, minlength=data.vocabulary) + 1.0
     return torch.from_numpy(-np.log(counts / counts.sum()))
@@ -269,7 +269,7 @@ def visible_sizes(context: int) -> list[int]:
 def _by_visible(
     models: list[Any], data: Dataset, start: int, context: int
 ) -> tuple[tuple[Mean, ...], tuple[Mean, ...]]:
-    """Loss of tokens given only the last n to 2n - 1 (as Khandelwal et al. 2018), and what the most adds, paired."""
+    """Loss of tokens given only the last n to 2n - 1 (as Khandelwal et al. 2018), and the paired gain of the most."""
     sizes = visible_sizes(context)
     tokens = torch.from_numpy(data.val.read(start, data.val.tokens - start))
     last = {size: np.stack([losses_seeing(model, tokens, size, sizes[-1]) for model in models]) for size in sizes}
@@ -279,10 +279,10 @@ def _by_visible(
 
 
 def losses_seeing(model: Any, tokens: Tensor, size: int, largest: int) -> Values:
-    """Loss of each token from place `largest` on, given the last `size` to 2 `size` - 1 tokens.
+    """Loss of each token from position `largest` on, given the last `size` to 2 `size` - 1 tokens.
 
-    Windows of 2 `size` tokens whose second half is scored: whatever the size, the same tokens are, each once. `size`
-    divides `largest`.
+    Windows of 2 `size` tokens, with the second half scored, so that any size scores the same tokens, each once.
+    `size` divides `largest`.
     """
     scored = (len(tokens) - largest) // largest * largest
     windows = tokens[largest - size : largest + scored].unfold(0, 2 * size, size)
@@ -290,9 +290,9 @@ def losses_seeing(model: Any, tokens: Tensor, size: int, largest: int) -> Values
 
 
 def useful_distance(beyond: Sequence[Mean]) -> int:
-    """The largest distance beyond which tokens are shown to be of use, as are those beyond every smaller one; or 0.
+    """The largest distance beyond which tokens are useful, as for every smaller distance; or 0.
 
-    Tested from the shortest until one is not told from nothing, so that no correction is due (fixed sequence).
+    Tested from the shortest until one is not significant, so that no correction is needed (fixed sequence).
     """
     useful = 0
     for gain in beyond:
@@ -307,9 +307,9 @@ def _state_bytes(spec: ModelSpec, distance: int) -> float:
 
 
 def _throughput(run: RunConfig, seconds: float) -> tuple[dict[str, Estimate], Estimate]:
-    """Training tokens a second on one row, by threads and length, and what a second thread is worth.
+    """Training tokens per second on one row, by threads and length, and the speedup of a second thread.
 
-    In rounds, so that a neighbour who comes and goes widens the intervals.
+    Measured in rounds, so that intermittent load widens the intervals.
     """
     lengths = (run.train.context // 2, 2 * run.train.context)
     rounds: dict[str, list[float]] = {f"{threads} x {length}": [] for threads in (1, 2) for length in lengths}

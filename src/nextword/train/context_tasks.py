@@ -1,7 +1,7 @@
-"""Two made-up tasks whose answers lie a known distance back: copying over a delay, and associative recall.
+"""Two synthetic tasks that need memory: copying over a delay, and associative recall.
 
-Every kind of model has the same steps on the same examples. The learning rate is chosen on validation examples, and
-what is reported is measured on others, over several seeds.
+Every kind of model gets the same steps on the same examples. The learning rate is chosen on validation examples;
+results are measured on test examples, over several seeds.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .loss_module import Placed, new_model
 from .planning import recurrent_like
 from .schedules import learning_rate
 
-Examples = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED where nothing is asked
+Examples = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED except for answers
 RATES = (1e-3, 3e-3, 1e-2)
 _SYMBOLS, _COPIED, _ROWS = 8, 10, 32
 _WIDTH, _LAYERS = 64, 2
 WIDTHS = (16, 32, 64, 128, 256)
-_CHECKED = 256  # rows of validation examples, and of test examples
-_VALIDATION, _TEST = 1 << 40, (1 << 40) + 1  # seeds that no training has
+_CHECKED = 256  # rows of validation and of test examples
+_VALIDATION, _TEST = 1 << 40, (1 << 40) + 1  # seeds not used in training
 
 
 def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Examples:
-    """Ten symbols of eight, a delay of blanks, a signal; then the ten symbols are asked for (Arjovsky et al. 2016).
+    """Ten symbols out of eight, a delay of blanks, a signal; then the ten as answers (Arjovsky et al. 2016).
 
     Without memory the loss over all delay + 20 steps is 10 ln 8 / (delay + 20); an answer's is ln 8.
     """
@@ -54,7 +54,7 @@ def copy_batch(delay: int, generator: torch.Generator, rows: int = _ROWS) -> Exa
 
 
 def recall_batch(pairs: int, generator: torch.Generator, rows: int = _ROWS) -> Examples:
-    """`pairs` keys, each followed by its value; then the keys, shuffled: what was their value? (Arora et al. 2023)"""
+    """`pairs` keys, each followed by its value; then the shuffled keys as queries (Arora et al. 2023)."""
     keys = torch.stack([torch.randperm(2 * pairs, generator=generator)[:pairs] for _ in range(rows)])
     values = torch.randint(_SYMBOLS, (rows, pairs), generator=generator) + 2 * pairs
     shown = torch.stack((keys, values), 2).flatten(1)
@@ -86,10 +86,10 @@ def task_spec(kind: ModelKind, task: str, size: int, width: int = _WIDTH) -> Mod
 def smallest_width(
     kind: ModelKind, pairs: int, steps: int, rates: Sequence[float] = RATES, seed: int = 0
 ) -> WidthResult:
-    """Widths doubled from 16 to 256 until associative recall is 95% right (Zoology, 2312.04927, section 4).
+    """Widths doubled from 16 to 256 until associative recall is 95% correct (Zoology, 2312.04927, section 4).
 
-    A width counts as able if the rate that is best in validation is right in 95% of test answers, interval included.
-    One that is not may need more steps.
+    A width succeeds if the rate that is best in validation reaches 95% test accuracy, interval included. One that
+    fails may need more steps.
     """
     best: tuple[float, Estimate] | None = None
     for width in WIDTHS:
@@ -108,7 +108,7 @@ def smallest_width(
 
 
 def width_spec(kind: ModelKind, pairs: int, width: int) -> ModelSpec:
-    """A model of `width`, whatever its kind, for associative recall."""
+    """A model of any kind with `width`, for associative recall."""
     spec = task_spec("transformer", "recall", pairs, width)
     if kind == "transformer":
         return spec
@@ -118,7 +118,7 @@ def width_spec(kind: ModelKind, pairs: int, width: int) -> ModelSpec:
 def solve(
     kind: ModelKind, task: str, size: int, steps: int, seeds: Sequence[int] = (0, 1, 2), rates: Sequence[float] = RATES
 ) -> TaskResult:
-    """Train each of the rates with each of the seeds for `steps`; test the rate that is best in validation."""
+    """Train with each rate and each seed for `steps`; test the rate that is best in validation."""
     spec = task_spec(kind, task, size)
     models = {rate: [_train(spec, task, size, rate, steps, seed) for seed in seeds] for rate in rates}
     losses = {
@@ -134,7 +134,7 @@ def solve(
 
 
 def most_often(shown: int) -> float:
-    """Expected share of the commonest of `shown` symbols drawn from eight: right without knowing where any stood.
+    """Expected share of the most frequent of `shown` symbols out of eight: the accuracy without positions.
 
     P(no count above m) = shown! / 8^shown times the coefficient of x^shown in (Σ_{k <= m} x^k / k!)^8.
     """
@@ -147,7 +147,7 @@ def most_often(shown: int) -> float:
 
 
 def step_seconds(spec: ModelSpec, task: str, size: int) -> float:
-    """Seconds of a training step here, with validation's share left out."""
+    """Seconds per training step on this machine, without validation."""
     _train(spec, task, size, RATES[0], 1, 0)
     start = time.perf_counter()
     _train(spec, task, size, RATES[0], 3, 0)
@@ -155,7 +155,7 @@ def step_seconds(spec: ModelSpec, task: str, size: int) -> float:
 
 
 def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed: int) -> Any:
-    """A model after `steps` batches; equal seeds see equal batches, whatever the kind and the rate."""
+    """A model after `steps` batches; equal seeds get equal batches, for any kind and rate."""
     make_batch, context = TASKS[task][0], TASKS[task][2](size)
     warmup = min(20, max(1, steps // 10))
     config = study_config(
@@ -180,7 +180,7 @@ def study_config(spec: ModelSpec, context: int, rows: int, **train: Any) -> RunC
 
 @torch.no_grad()
 def _answers(model: Any, task: str, size: int, seed: int) -> tuple[Values, Values]:
-    """Of the examples that `seed` makes: share of answers right and loss an answer, (1, rows)."""
+    """Accuracy and loss per answer on the examples of `seed`, (1, rows)."""
     inputs, targets = TASKS[task][0](size, torch.Generator().manual_seed(seed), _CHECKED)
     logits, asked = model(inputs), targets != IGNORED
     losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")

@@ -1,7 +1,7 @@
-"""A run that would end late is shortened, so that its learning rate still falls to the end and it ends about in time.
+"""Shortens a late run so that it ends about in time with its learning rate decayed.
 
-Each cut is kept in the checkpoint that is written with it: (step, steps before, steps after). The learning rate is a
-function of the step and the cuts, so that a run resumed from that checkpoint is bit-exact.
+Each cut is stored in the checkpoint written with it: (step, steps before, steps after). The learning rate is a function
+of the step and the cuts, so that resuming from that checkpoint is bit-exact.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-LATE = 1.2  # times the time asked for: a run that would end later is shortened
-_AIM = 1.15  # times the time asked for, where a shortened run ends, so that the next slow step does not cut it again
-_FEWEST, _RECENT = 3, 20  # steps whose pace is the pace, and more where they take less than
-_SHARE = 0.05  # of the time asked for: a busy moment of a machine is no reason to cut a run
-_COOLDOWN = 0.05  # of the steps done: the fewest that a cut leaves for the learning rate to fall
-_WORTH_IT = 0.95  # of the steps that are left, at most, are left by a cut
+LATE = 1.2  # times the requested time: a run that would end later is shortened
+_AIM = 1.15  # times the requested time: the new end, with slack so that the next slow step does not cut it again
+_FEWEST, _RECENT = 3, 20  # steps that determine the pace, and more if they are short
+_SHARE = 0.05  # of the requested time: a short burst of other load must not cut a run
+_COOLDOWN = 0.05  # of the steps done: the fewest left after a cut, for the learning rate to decay
+_WORTH_IT = 0.95  # a cut leaves at most this share of the remaining steps
 
 Cut = Sequence[int]  # step, steps before, steps after
 
 
 def last_step_of(steps: int, cuts: Sequence[Cut]) -> int:
-    """How many steps a run of `steps` has after its cuts."""
+    """The number of steps of a run of `steps` after its cuts."""
     return cuts[-1][2] if cuts else steps
 
 
 def schedule_step(step: int, cuts: Sequence[Cut]) -> float:
-    """The step of the run as it was planned whose learning rate `step` has: the rest of a schedule is squeezed.
+    """The step of the original schedule whose learning rate `step` has: the rest of the schedule is compressed.
 
-    The step of a cut keeps its own rate, the last step gets the rate of what was the last step, and those between lie
-    evenly between.
+    The step of a cut keeps its rate, the last step gets the original last rate, and those between are interpolated.
     """
     position = float(step)
     for start, before, after in reversed(cuts):
@@ -41,7 +40,7 @@ def schedule_step(step: int, cuts: Sequence[Cut]) -> float:
 
 
 class Deadline:
-    """Watches the pace of a run that is to take about `seconds` of training; None watches nothing."""
+    """Monitors the pace of a run that should take about `seconds` of training; None: no deadline."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds

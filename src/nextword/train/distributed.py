@@ -1,4 +1,4 @@
-"""One process or many, on PyTorch's own stack: who I am, and how a model and its gradients are shared.
+"""One or many processes with torch.distributed: ranks, DDP, FSDP, and error reporting.
 
 Start many with torchrun: `torchrun --nproc-per-node 2 -m nextword train ...`. Without it everything here is a no-op.
 """
@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from ..base import NextwordError, RunError, UsageError
 
-_PATIENCE = timedelta(minutes=10)  # for a process that does not answer
+_PATIENCE = timedelta(minutes=10)  # until a process that does not answer is considered lost
 WHILE_PREPARING = timedelta(days=7)  # for the first process, which tokenizes the text
-_groups = count()  # that this process has joined; the same number on every process
-_SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its own
+_groups = count()  # groups joined so far; the same number in every process
+_SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its exit
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those of the run."""
+    """This process's rank among those of the run."""
 
     rank: int = 0
     world: int = 1
@@ -40,19 +40,19 @@ class Process:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
 
 def this_process() -> Process:
-    """What torchrun says of this process; a lone one otherwise."""
+    """The process's rank from torchrun's environment, or a single process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Process()
     return Process(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
 def processes_here() -> int:
-    """Processes of the run on this machine, which share its memory."""
+    """The number of processes of the run on this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -79,15 +79,15 @@ def joined(
 ) -> Iterator[None]:  # fmt: skip
     """The processes joined in one group while the block runs: NCCL between GPUs, gloo between CPUs.
 
-    One waits for an answer of another for as long as `patience`.
-    Raises RunError if another process is lost meanwhile, which says what to do `then`.
+    A process waits for another for up to `patience`.
+    Raises RunError, ending in `then`, if another process is lost.
     """
     if process.world == 1 or dist.is_initialized():
         yield
         return
     backend, store = "nccl" if device.type == "cuda" else "gloo", _store()
     store.set(_key(f"process-{process.rank}"), f"{socket.gethostname()} {os.getpid()}")
-    name = _key(f"group-{next(_groups)}")  # of its own: the addresses of a group before are no use
+    name = _key(f"group-{next(_groups)}")  # a new name: the addresses of an earlier group are stale
     group = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=group, rank=process.rank, world_size=process.world, timeout=patience)
     try:
@@ -99,9 +99,9 @@ def joined(
 
 @contextmanager
 def one_voice(then: str = "") -> Iterator[None]:
-    """Where several processes fail, the first to notice says why; the others end without a word.
+    """If several processes fail, the first to notice reports the reason; the others end silently.
 
-    An error of the connections becomes a RunError that names the process that is gone, and what to do `then`.
+    A connection error becomes a RunError that names the lost process, and ends in `then`.
     """
     try:
         yield
@@ -117,7 +117,7 @@ def one_voice(then: str = "") -> Iterator[None]:
 
 
 def _explained(error: RuntimeError, process: Process, then: str) -> RuntimeError:
-    """`error` itself unless another process has ended, or it is one of the connections."""
+    """`error` itself, unless another process has ended, or it is a connection error."""
     about_connections = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
     end = time.monotonic() + (_SECONDS_TO_DIE if about_connections else 0.0)
     while not (lost := _lost(process)) and time.monotonic() < end:
@@ -143,7 +143,7 @@ def _lost(process: Process) -> dict[int, str]:
 
 
 def _end_of(number: int) -> str:
-    """How process `number` ended; "" while it runs. How is known only until its parent has asked (proc(5), stat)."""
+    """How process `number` ended; "" while it runs. Known only until its parent has asked (proc(5), stat)."""
     try:
         state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -166,25 +166,25 @@ def _runs(number: int) -> bool:
 
 @cache
 def _speaks_first() -> bool:
-    """Whether no other process of the job has said yet why it ends."""
+    """Whether this process is the first of the job to report an error."""
     if not _outlived() and not _store.cache_info().currsize:
-        return True  # nobody to ask: the processes have not met
+        return True  # no store: the processes have not connected
     try:
         return bool(_store().add(_key("spoken"), 1) == 1)
-    except RuntimeError:  # the process that kept it has ended
+    except RuntimeError:  # the process that hosts it has ended
         return True
 
 
 @cache
 def _store() -> Any:
-    """What the processes tell each other by name: torchrun's own store, or else one that the first process keeps."""
+    """The processes' key-value store: torchrun's own, or one hosted by the first process."""
     rank, place = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     first = rank == 0 and not _outlived()
     return dist.TCPStore(*place, is_master=first, wait_for_workers=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
 
 
 def _outlived() -> bool:
-    """Whether the store is torchrun's, which outlives the processes that it starts."""
+    """Whether the store is torchrun's, which outlives the worker processes."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -193,10 +193,10 @@ def _key(name: str) -> str:
 
 
 def share(model: nn.Module, shard: str, process: Process, device: torch.device) -> nn.Module:
-    """`model` (a `LossModule`) made to sum its gradients over all processes.
+    """Wrap `model` (a `LossModule`) to sum its gradients over all processes.
 
-    "ddp" keeps whole copies; "fsdp" gives each process a share of weights, gradients and optimizer states (FSDP2).
-    Gradients are sums, not means: the loss is divided by the tokens of all processes before.
+    "ddp" keeps full copies; "fsdp" shards weights, gradients and optimizer states (FSDP2).
+    Gradients are sums, not means: the loss is already divided by the tokens of all processes.
     """
     if process.world == 1:
         return model
@@ -218,7 +218,7 @@ def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
     return summed
 
 
-# DDP compares a hook's annotations with its own classes, and those of this module are strings.
+# DDP compares a hook's annotations with its classes, but annotations are strings in this module.
 _BUCKET = dist.GradBucket  # type: ignore[attr-defined]
 _sum_gradients.__annotations__ = {"state": object, "bucket": _BUCKET, "return": torch.futures.Future[Tensor]}
 
@@ -234,7 +234,7 @@ def _fully_shard(model: nn.Module, process: Process, device: torch.device) -> nn
     fully_shard(model, mesh=mesh)
     for part in model.modules():
         if isinstance(part, FSDPModule):
-            part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            part.set_force_sum_reduction_for_comms(True)  # gloo supports no other
             part.set_gradient_divide_factor(1.0)
     return model
 
@@ -250,7 +250,7 @@ def total(values: list[float], process: Process, device: torch.device) -> list[f
 
 
 def from_first(value: Any, process: Process) -> Any:
-    """What the first process holds, on every process."""
+    """Broadcast an object from the first process."""
     if process.world == 1:
         return value
     held = [value]
@@ -259,16 +259,16 @@ def from_first(value: Any, process: Process) -> Any:
 
 
 def wait(process: Process) -> None:
-    """Until every process is here."""
+    """Wait for all processes (a barrier)."""
     if process.world > 1:
         dist.barrier()
 
 
 def leave(code: int) -> NoReturn:
-    """End one process of many without the interpreter's own shutdown.
+    """End one of several processes without the interpreter's shutdown.
 
-    A communication thread that asks for the interpreter while it shuts down aborts the process ("terminate called
-    without an active exception", seen once in some hundred finished runs), and torchrun then kills the others.
+    A communication thread that needs the interpreter during shutdown aborts the process ("terminate called without an
+    active exception", about once in a hundred finished runs), and torchrun then kills the others.
     """
     sys.stdout.flush()
     sys.stderr.flush()

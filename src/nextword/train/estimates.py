@@ -1,4 +1,4 @@
-"""Means over seeds and held-out text, with the error that other seeds and other text would make."""
+"""Means over seeds and held-out text, with standard errors over both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEVEL = 0.05  # two-sided: intervals hold 95%
+LEVEL = 0.05  # two-sided: 95% intervals
 _POWER = 0.8
-_STRETCHES = 32  # of text; long ones, since neighbouring windows are alike
+_STRETCHES = 32  # spans of text; long ones, since neighbouring windows are correlated
 
 Values = NDArray[np.float64]
 
@@ -36,15 +36,15 @@ class Estimate:
         return self.mean + self.margin
 
     def detectable(self, level: float = LEVEL) -> float:
-        """The true mean that would differ from zero at `level` four times in five (minimum detectable effect)."""
+        """The minimum detectable effect: significant at `level` with 80% power."""
         return (_student(1 - level / 2, self.freedom) + _student(_POWER, self.freedom)) * self.error
 
 
 def crossed(values: Values | Sequence[Sequence[float]], level: float = LEVEL) -> Estimate:
-    """The mean of `values` (seeds, stretches of text or examples), as a sample of all seeds and of all text.
+    """The mean of `values` (seeds, spans of text or examples), as a sample of all seeds and all text.
 
     Two-way random effects: Var = (MS_seeds + MS_text - MS_both) / (S T), never below either alone (Cornfield and Tukey
-    1956); degrees of freedom by Satterthwaite 1946. A single seed's error is that of the text alone.
+    1956); degrees of freedom by Satterthwaite 1946. A single seed's error only covers the text.
     """
     cells = np.atleast_2d(np.asarray(values, np.float64))
     seeds, texts = cells.shape
@@ -75,7 +75,7 @@ def _student(share: float, freedom: float) -> float:
 
 
 def in_stretches(values: Values, most: int = _STRETCHES) -> Values:
-    """`values` (seeds, places in the text's order) as means of at most `most` stretches of about equal length."""
+    """`values` (seeds, text positions in order) as means of at most `most` spans of about equal length."""
     parts = np.array_split(np.asarray(values, np.float64), min(most, values.shape[1]), axis=1)
     return np.stack([part.mean(1) for part in parts], 1)
 

@@ -1,7 +1,7 @@
-"""Loss on held-out text, in nats a token and bits a byte, with its standard error.
+"""Held-out loss, in nats per token and bits per byte, with its standard error.
 
-What is counted is a matter of the data alone: the same targets for every run on it, whatever its length, context,
-packing and masks. How they are read is the run's own, as in training.
+The targets depend only on the data: they are the same for every run on it, whatever its length, context, packing and
+masks. They are read with the run's own settings, as in training.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ..plan import RunConfig
 from .distributed import Process, total
 from .loss_module import LossModule, place
 
-MOST = 200_000  # tokens of the held-out text that are evaluated
-_FINE_TUNED_MOST = 20_000  # of a large model's, 200,000 would take minutes
-_STRETCH = 4096  # tokens that are taken together where it has more
+MOST = 200_000  # held-out tokens to evaluate
+_FINE_TUNED_MOST = 20_000  # 200,000 would take minutes with a large model
+_STRETCH = 4096  # tokens per span, if it has more
 
 
 @dataclass(frozen=True)
 class ValLoss:
-    """Over `tokens` targets, each seen with at most a whole context of text before it.
+    """The loss over `tokens` targets, each with at most a full context before it.
 
-    `error` is the standard error of `nats_per_token`, as it would vary over other text of this kind: over `clusters`
-    documents, or stretches of text, as `over` says. None where there are not two.
+    `error` is the standard error of `nats_per_token` over other text of this kind, from `clusters` documents or spans
+    of text (`over` says which). None for fewer than two.
     """
 
     nats_per_token: float
@@ -40,21 +40,21 @@ class ValLoss:
     error: float | None = None
     clusters: int = 0
     over: str = "documents"
-    sample: bool = False  # of the targets that are evaluated at a run's end
+    sample: bool = False  # whether it covers only a sample of the targets evaluated at a run's end
 
 
 def final_val_tokens(config: RunConfig) -> int:
-    """Held-out tokens that are evaluated at a run's end, at most; a fifth of them at other times."""
+    """The most held-out tokens to evaluate at a run's end; a fifth of them at other times."""
     return config.run.evaluate_tokens or (_FINE_TUNED_MOST if config.model.base else MOST)
 
 
 def bits_per_byte(nats_per_token: float, stream: TokenStream) -> float:
-    """nats a token → bits a byte of the text, by the stream's tokens a byte."""
+    """nats per token → bits per byte of text, with the stream's tokens per byte."""
     return nats_per_token * stream.tokens / max(1, stream.bytes) / math.log(2)
 
 
 def standard_error(nats: ArrayLike, counts: ArrayLike) -> float | None:
-    """Of Σ nats / Σ counts over clusters that are drawn independently, of whatever sizes; None for fewer than two.
+    """Standard error of Σ nats / Σ counts over independent clusters of any size; None for fewer than two.
 
     The mean of tokens is a ratio of two sums: the variance is that of the residuals nats − mean · counts, with the
     factor G/(G − 1) of G clusters (Cochran 1977, "Sampling techniques", eq. 6.13; CR1 of Cameron & Miller 2015).
@@ -68,7 +68,7 @@ def standard_error(nats: ArrayLike, counts: ArrayLike) -> float | None:
 
 
 def val_windows(stream: TokenStream, config: RunConfig, most_tokens: int = MOST) -> Windows:
-    """The text to evaluate on, in the windows of a run: all of it, or stretches spread evenly over it."""
+    """The text to evaluate on, in a run's windows: all of it, or evenly spaced spans."""
     train = config.train
     if stream.tokens < 2:
         raise UsageError("the held-out text has fewer than two tokens; give more text, or a larger data.val_fraction")
@@ -83,7 +83,7 @@ def evaluate(
     process: Process = Process(), sample: bool = False,  # noqa: B008 - frozen
 ) -> ValLoss:  # fmt: skip
     """Mean loss over all targets of the windows' stream, `rows` windows at a time."""
-    by_document = windows.stream.documents >= FEW  # fewer say little of how documents differ
+    by_document = windows.stream.documents >= FEW  # fewer say little about the variation between documents
     groups = _documents(windows.stream) if by_document else _stretches(windows.stream)
     inner: LossModule = training
     was_training = inner.training
@@ -105,7 +105,7 @@ def _documents(stream: TokenStream) -> NDArray[np.int64]:
 
 
 def _stretches(stream: TokenStream) -> NDArray[np.int64]:
-    """The stretch of each token: its segment, in parts where that is more than a fortieth of all."""
+    """The span of each token: its segment, split if it is more than a fortieth of the text."""
     segments, longest = stream.segments, max(16, stream.tokens // 40)
     parts = -(-segments.lengths // longest)
     within = np.arange(stream.tokens) - np.repeat(segments.starts, segments.lengths)
@@ -119,7 +119,7 @@ def _sums(
     """Nats and targets of each group of tokens: (2, groups), this process's share of them."""
     sums = np.zeros((2, int(groups.max()) + 1))
     starts = list(range(0, windows.rows_in_order, rows))
-    for turn in range(-(-len(starts) // process.world)):  # as many turns for every process: they wait for each other
+    for turn in range(-(-len(starts) // process.world)):  # the same number of turns in every process: they synchronize
         number = turn * process.world + process.rank
         start = starts[min(number, len(starts) - 1)]
         batch, positions = windows.in_order(np.arange(start, min(start + rows, windows.rows_in_order)))

@@ -1,4 +1,4 @@
-"""A run's model, at its end or at a checkpoint, as a Hugging Face folder or a GGUF file."""
+"""Exports a run's model as a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .run_dir import RunRecord
 
 
 def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "float32", force: bool = False) -> Path:
-    """Write the model of the folder `run` to `out`: a .gguf file by its ending, else a folder.
+    """Write the model of the folder `run` to `out`: a GGUF file if it ends in .gguf, otherwise a folder.
 
     Raises UsageError for a step without a checkpoint, and for a kind of model that the format does not support.
     """
     from ..weights.conversion import check_dtype, write_model
 
-    check_dtype(out, dtype)  # before anything is loaded
+    check_dtype(out, dtype)  # before loading anything
     record = RunRecord.read(run)
     model = model_at(run, record, step)
     written: Path = write_model(out, model, tokenizer_from_folder(run), dtype=dtype, force=force)
@@ -28,7 +28,7 @@ def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "floa
 
 
 def model_at(run: Path, record: RunRecord, step: int | None) -> Any:
-    """The run's model after `step` steps, or after the newest checkpoint."""
+    """The run's model at checkpoint `step`, or at the newest checkpoint."""
     root = run / "checkpoints"
     if step is None:
         folder = max(root.glob("step-*"), default=None)

@@ -1,4 +1,4 @@
-"""A model with its optimizer: the gradients of a batch, and an update. Every training loop goes through here."""
+"""A model with its optimizer: gradients of a batch, and updates; used by every training loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .optimizers import make_optimizer
 
 
 class Learner:
-    """Trains `model` on `device`, with other processes where there are any."""
+    """Trains `model` on `device`, in one or several processes."""
 
     def __init__(
         self, config: RunConfig, model: Any, device: torch.device,
@@ -33,7 +33,7 @@ class Learner:
         self.states: list[Any] | None = self._fresh_states() if self.config.stateful else None
 
     def backward(self, batch: Placed, counted: int) -> Tensor:
-        """Add the gradients of the batch's summed loss over `counted`, micro-batch by micro-batch; the sum, in nats."""
+        """Accumulate gradients of the batch's summed loss / `counted` over micro-batches; returns the sum in nats."""
         rows = batch.inputs.shape[0]
         size = min(self.config.micro_batch, rows)
         nats = torch.zeros((), device=self.device)
@@ -48,20 +48,20 @@ class Learner:
         return nats
 
     def _synchronised(self, last: bool) -> Any:
-        """Exchange gradients with the other processes after the last micro-batch only."""
+        """Synchronize gradients with other processes only after the last micro-batch."""
         if last or self.process.world == 1:
             return nullcontext()
         waiting = getattr(self.loss_module, "no_sync", None)
         return waiting() if waiting is not None else nullcontext()
 
     def clip(self) -> float:
-        """Clip the gradients; their norm before."""
+        """Clip the gradients; returns their norm before clipping."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm: Any = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def set_learning_rate(self, rate: float) -> None:
-        """For the updates that follow."""
+        """Set the learning rate of the following updates."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -70,12 +70,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self) -> None:
-        """Move the weights by their gradients, and drop these."""
+        """Update the weights, and drop the gradients."""
         self.optimizer.step()
         self.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor] | None:
-        """The recurrent state of each micro-batch that goes on to the next step, by name."""
+        """The recurrent state of each micro-batch that is carried to the next step, by name."""
         if self.states is None:
             return None
         hidden = {f"{number}.hidden": state.hidden for number, state in enumerate(self.states)}

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, 2106.09685): the weights stay, a product of two thin matrices is learnt beside."""
+"""LoRA: low-rank adapters next to frozen weights (Hu et al. 2021, 2106.09685)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCALE = 2.0  # alpha / rank
 
 
 class LoRALinear(Layer):
-    """y = x Wᵀ + 2 (x Aᵀ) Bᵀ; W frozen, A (rank, in) drawn, B (out, rank) zero, so that training starts from W."""
+    """y = x Wᵀ + 2 (x Aᵀ) Bᵀ; W frozen, A (rank, in) random, B (out, rank) zero, so that training starts from W."""
 
     def __init__(self, base: Linear, rank: int) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class LoRALinear(Layer):
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of the frozen product begins at the adapter's, so that both are rounded once, together.
+        """The frozen product is accumulated onto the adapter's, so that both are rounded once.
 
-        In 16 bits `base(x) + adapter` would round twice, and the second time drop most of what is small beside
-        base(x): training and its losses would be of another model than the merged one.
+        In 16 bits, `base(x) + adapter` would round twice, and lose most of a small adapter's contribution: the model
+        in training would differ from the merged one.
         """
         learnt = SCALE * F.linear(F.linear(x, self.down), self.up)
         if self.base.bias is not None:
@@ -37,16 +37,16 @@ class LoRALinear(Layer):
 
     @torch.no_grad()
     def merged(self) -> Linear:
-        """The frozen matrix with what was learnt added to it."""
+        """The frozen matrix with the adapter merged."""
         self.base.weight += SCALE * (self.up @ self.down)
         return self.base
 
 
 def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
-    """Freeze `model` and put adapters of `rank` beside every matrix of its layers. Raises UsageError if it has none."""
+    """Freeze `model` and add adapters of `rank` to every matrix of its layers. Raises UsageError if it has none."""
     blocks = getattr(model, "blocks", None)
     if blocks is None:
-        raise UsageError("LoRA adapts the matrices of a transformer's layers; train this model whole")
+        raise UsageError("LoRA adapts the matrices of a transformer's layers; train this model without it")
     model.requires_grad_(False)
     with seeded(seed):
         for parent in list(blocks.modules()):
@@ -56,7 +56,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Make `model` a plain one again, what the adapters learnt added to its matrices."""
+    """Merge the adapters into the matrices, which makes `model` a plain one again."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoRALinear):

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary, a chunk of tokens at a time: all the logits are never in memory at once."""
+"""Chunked cross-entropy over a large vocabulary, without storing all logits."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..plan.training import CHUNK
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Σ −ln p(target) in nats over the targets that are not `IGNORED`; divide by their number once, at the end.
+    """Σ −ln p(target) in nats over the targets that are not `IGNORED`; divide by their number at the end.
 
-    `hidden` (..., width), `weight` (vocabulary, width), `targets` (...) → a float32 scalar. The gradients are formed
-    with the loss, chunk by chunk, so that each chunk's logits are computed once and dropped. With `dtype` the
-    products are made in it (bfloat16); softmax and sums stay float32.
+    `hidden` (..., width), `weight` (vocabulary, width), `targets` (...) → a float32 scalar. The gradients are computed
+    with the loss, chunk by chunk, so that each chunk's logits are computed once and dropped. `dtype` (bfloat16) is that
+    of the products; softmax and sums are float32.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     by = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight))
@@ -28,7 +28,7 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dt
 
 
 def summed_loss_of_logits(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
-    """`summed_loss` where the logits are wanted whole: soft caps and biases."""
+    """`summed_loss` from full logits, for soft caps and biases."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
@@ -48,7 +48,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None, by: tuple[bool, bool]
     ) -> Tensor:
-        """`by`: whether gradients by `hidden` and by `weight` are wanted; a frozen weight's would be as large as it."""
+        """`by`: whether to compute gradients by `hidden` and by `weight`; a frozen weight's would be as large as it."""
         with torch.autocast(hidden.device.type, enabled=False):
             left, matrix = (hidden, weight) if dtype is None else (hidden.to(dtype), weight.to(dtype))
             if left.dtype != matrix.dtype:
@@ -85,7 +85,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """The losses of a chunk and their gradient by the logits, made in the logits' own memory where it can be."""
+    """The losses of a chunk and their gradient by the logits, in place if possible."""
     values = logits.float()
     if values.is_cpu and type(values) is Tensor and native.available():
         loss = elementwise.cross_entropy(values, targets, IGNORED, wanted)
@@ -95,7 +95,7 @@ def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tup
 
 
 def _by_torch(values: Tensor, targets: Tensor, wanted: bool) -> Tensor:
-    """The losses; with `wanted`, `values` become their gradient."""
+    """The losses; with `wanted`, `values` are overwritten by their gradient."""
     kept = targets != IGNORED
     safe = targets.clamp_min(0)
     own = values.gather(1, safe[:, None])[:, 0]

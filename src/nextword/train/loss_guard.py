@@ -1,4 +1,4 @@
-"""Losses that are NaN, and loss spikes."""
+"""Detects NaN losses and loss spikes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-_REMEMBERED = 100  # losses that a new one is compared with
-_FEWEST = 20  # before so many are known nothing is a spike
+_REMEMBERED = 100  # recent losses to compare with
+_FEWEST = 20  # fewer known losses: no spike detection
 _DEVIATIONS = 10.0
-_GUESSES = 2.0  # times the loss of a guess, ln V: a model that is so sure of so much that is wrong has diverged
-_LEAP = 2.0  # nats above the mean, at least: a small batch of hard text is no spike
+_GUESSES = 2.0  # times a uniform guess's loss, ln V: beyond it the model has diverged
+_LEAP = 2.0  # nats above the mean, at least: a small batch of hard text is not a spike
 
 
 @dataclass
 class LossGuard:
-    """Checks each step's loss and gradient norm. `vocabulary`: tokens that a guess chooses among."""
+    """Checks each step's loss and gradient norm."""
 
     vocabulary: int
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def check(self, loss: float, gradient_norm: float) -> str | None:
-        """What is wrong with a step, or None; a sound loss is remembered."""
+        """The problem with a step, or None; a good loss is remembered."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(gradient_norm):

@@ -1,4 +1,4 @@
-"""The model as training sees it: tokens and targets in, a summed loss out."""
+"""The model wrapped for training: tokens and targets → summed loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def new_model(config: RunConfig) -> Model:
-    """A freshly initialised model of the run; the same numbers for the same seed, whatever ran before."""
+    """A freshly initialised model of the run, determined by the seed."""
     with seeded(config.train.seed):
         model = models.build(config.spec)
         if config.spec.kind == "transformer":
@@ -41,7 +41,7 @@ def new_model(config: RunConfig) -> Model:
 
 
 def prepare(model: Model, train: TrainConfig, compiled: bool = False) -> None:
-    """Make `model`, on its device and with its adapters, ready to be trained, by torch.compile or not."""
+    """Prepare `model`, on its device and with its adapters, for training, with torch.compile if configured."""
     models.prepare(
         model, "train", dropout=train.dropout, recompute=train.recompute == "full",
         autocast=train.dtype in AUTOCAST_DTYPE, compiled=compiled,
@@ -49,7 +49,7 @@ def prepare(model: Model, train: TrainConfig, compiled: bool = False) -> None:
 
 
 def _initialise(model: nn.Module, spec: ModelSpec) -> None:
-    """Normal(0, 0.02); what is added to the residual stream is scaled by 1/√(2 layers) (GPT-2, section 2.3)."""
+    """Normal(0, 0.02); projections onto the residual stream are scaled by 1/√(2 layers) (GPT-2, section 2.3)."""
     residual = 0.02 / (2 * spec.layers) ** 0.5
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -61,7 +61,7 @@ def _initialise(model: nn.Module, spec: ModelSpec) -> None:
 
 @dataclass(frozen=True)
 class Placed:
-    """A batch on the device where it is used."""
+    """A batch on its device."""
 
     inputs: Tensor  # (rows, context)
     targets: Tensor  # (rows, context)
@@ -69,11 +69,11 @@ class Placed:
 
     @property
     def counted(self) -> int:
-        """Targets that the loss counts."""
+        """The number of targets that are not ignored."""
         return int((self.targets != IGNORED).sum())
 
     def rows(self, start: int, end: int) -> Placed:
-        """A part of the rows."""
+        """A slice of the rows."""
         documents = None if self.documents is None else self.documents[start:end]
         return Placed(self.inputs[start:end], self.targets[start:end], documents)
 
@@ -90,7 +90,7 @@ def place(batch: Batch, device: torch.device) -> Placed:
 
 
 class LossModule(nn.Module):
-    """Wraps a model so that its forward pass is the loss: what DDP and FSDP wrap in turn."""
+    """Wraps a model so that its forward pass is the loss; DDP and FSDP wrap this."""
 
     def __init__(self, model: nn.Module, dtype: str = "fp32") -> None:
         super().__init__()
@@ -98,9 +98,9 @@ class LossModule(nn.Module):
         self.product_type = AUTOCAST_DTYPE.get(dtype)
 
     def forward(self, batch: Placed, state: Any = None, each_target: bool = False) -> Tensor:
-        """Summed loss of a batch in nats, float32 scalar; a state given is moved on in place.
+        """Summed loss of a batch in nats, float32 scalar; a given state is updated in place.
 
-        With `each_target` the loss of every target instead, flat, 0 where it is ignored, and without gradients.
+        With `each_target`, the loss of every target instead, flat, 0 for ignored ones, without gradients.
         """
         model: Any = self.model
         given = {"state": state, "documents": batch.documents}

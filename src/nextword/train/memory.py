@@ -1,4 +1,4 @@
-"""The most memory that was taken while a block ran."""
+"""Peak memory of a block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class PeakMemory:
-    """Measures in `bytes`: of the process (resident) on a CPU, of torch's allocator on a GPU."""
+    """Peak memory in `bytes`: the process's resident size on a CPU, torch's allocator on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.bytes = device, 0
@@ -22,12 +22,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             _give_back()
-            with suppress(OSError):  # Linux: forget the peak so far
+            with suppress(OSError):  # Linux: reset the peak
                 Path("/proc/self/clear_refs").write_text("5")
         return self
 
     def so_far(self) -> int:
-        """The peak while the block still runs."""
+        """The peak so far, during the block."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident_peak()
 
     def __exit__(self, *error: object) -> None:
@@ -35,14 +35,14 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Return to the system what earlier work freed, so that it is not counted."""
+    """Return freed memory to the system, so that it is not counted."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_peak() -> int:
-    """Bytes the process had in memory at most, since it began or since the last reset."""
+    """The process's peak resident bytes, since its start or the last reset."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
@@ -53,7 +53,7 @@ def resident_peak() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed memory instead of giving it back: fresh pages cost a step up to a tenth of its time."""
+    """Let glibc reuse freed memory instead of returning it: fresh pages cost up to a tenth of a step's time."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation outside the heap

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line a step, a line an evaluation."""
+"""metrics.jsonl: a line per step and per evaluation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MOST_BYTES = 4 << 30
 
 
 def step_row(step: TrainStep) -> dict[str, Any]:
-    """A step as a line of metrics.jsonl; NaN stays visible as "nan"."""
+    """A step as a line of metrics.jsonl, with NaN as "nan"."""
     values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(step).items()}
     return {name: value for name, value in values.items() if value != ""}
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:
-    """Add one line of JSON to `path`, all of it or nothing. A last line that a crash left incomplete is cut off."""
+    """Append a line of JSON to `path` atomically. An incomplete last line from a crash is removed first."""
     with path.open("ab+", buffering=0) as file:
         end = _cut_incomplete_line(file)
         try:
@@ -37,7 +37,7 @@ def append_line(path: Path, data: dict[str, Any]) -> None:
 
 
 def _cut_incomplete_line(file: Any) -> int:
-    """The length of an open file, less a last line without an end, which is removed."""
+    """Remove an incomplete last line of an open file; returns the new length."""
     end: int = file.seek(0, os.SEEK_END)
     if end == 0 or (file.seek(end - 1), file.read(1))[1] == b"\n":
         return end
@@ -48,11 +48,11 @@ def _cut_incomplete_line(file: Any) -> int:
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, "nan" as NaN; an incomplete last line is left out."""
+    """The lines of a run's metrics.jsonl, with "nan" as NaN; an incomplete last line is skipped."""
     try:
         lines = read_text(folder / "metrics.jsonl", _MOST_BYTES).splitlines()
     except OSError as error:
-        raise UsageError(f"{folder}: no metrics.jsonl there ({error.strerror}); is it a run's folder?") from None
+        raise UsageError(f"{folder} has no metrics.jsonl ({error.strerror}); is it a run folder?") from None
     for line in lines:
         with suppress(ValueError):
             values = json.loads(line)
@@ -61,7 +61,7 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def progress_of(folder: Path) -> tuple[int, bool]:
-    """Steps that a run has done, and whether a loss spike stopped it after them, by the last line of its metrics."""
+    """A run's completed steps, and whether a loss spike stopped it, from the last line of its metrics."""
     try:
         row = next((row for row in reversed(list(read_metrics(folder))) if "loss" in row), None)
     except UsageError:

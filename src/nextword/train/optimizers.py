@@ -1,4 +1,4 @@
-"""Optimizers: which parameters each one moves, and Muon, whose products torch would make in bfloat16."""
+"""Optimizers and their parameter groups; Muon and Lion."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _EPS = 1e-8
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The run's optimizer over the parameters of `model` that are trained.
+    """The run's optimizer over the trained parameters of `model`.
 
-    Matrices decay, vectors (norms, biases) do not. Under "muon" the layers' matrices are moved by Muon;
-    embedding, head and vectors stay on AdamW.
+    Weight decay applies to matrices, not to vectors (norms, biases). With "muon", the layers' matrices use
+    Muon; embedding, head and vectors use AdamW.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for _, p in trained if p.ndim >= 2]
@@ -56,7 +56,7 @@ def _muon_groups(trained: list[tuple[str, nn.Parameter]], config: TrainConfig) -
 
 
 def _is_end(name: str) -> bool:
-    """Embeddings and the head: rows stand for tokens, so that no rotation of their space is meant."""
+    """Whether it is an embedding or the head, whose rows are tokens and should not be orthogonalised."""
     return any(part in ("embedding", "positions", "head") for part in name.split("."))
 
 
@@ -74,7 +74,7 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for the groups marked `muon`; AdamW for the others.
+    """Orthogonalised momentum for the groups marked `muon`; AdamW for the others.
 
     The step of a matrix is scaled by 0.2 √max(rows, columns), so that AdamW's learning rate fits both
     (Liu et al. 2025, 2502.16982, eq. 4).
@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -124,7 +124,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             b1, b2 = group["betas"]
             for parameter in group["params"]:

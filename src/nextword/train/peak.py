@@ -1,4 +1,4 @@
-"""The matrix products that a device was measured to do in a second: what a run's share of the peak is a share of."""
+"""Measured peak FLOP/s of a device's matrix products, the reference for MFU."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..plan import device as plan_device
 from .loss_module import AUTOCAST_DTYPE
 
 _FILE = "product-speeds.json"
-_WIDTHS = {"cpu": 2048, "cuda": 8192}  # of the square matrices
+_WIDTHS = {"cpu": 2048, "cuda": 8192}  # of square matrices
 _SECONDS = 0.4
 
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s of matrix products on one device, and what was measured."""
+    """FLOP/s of matrix products on one device, and how it was measured."""
 
     flops: float
     what: str
 
 
 def measured_peak(device: torch.device, dtype_name: str, cache: Path, anew: bool = False) -> Peak:
-    """The speed of products in the type of a run's dtype, measured once and remembered in `cache`.
+    """The speed of matrix products in a run's dtype, measured once and stored in `cache`.
 
-    `anew` measures again and keeps the larger: a neighbour on the machine makes a peak too small, never too large.
+    `anew` measures again and keeps the higher value: other load makes a peak too low, never too high.
     """
     if device.type == "cpu" and dtype_name not in AUTOCAST_DTYPE:
         here: Device = plan_device("measure" if anew else "this", cache)
@@ -58,7 +58,7 @@ def _product_speed(device: torch.device, dtype: torch.dtype) -> float:
         best, end = float("inf"), time.perf_counter() + _SECONDS
         while best == float("inf") or time.perf_counter() < end:
             began = time.perf_counter()
-            float((left @ left)[0, 0])  # waits for a device that works on its own
+            float((left @ left)[0, 0])  # synchronizes with an asynchronous device
             best = min(best, time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _write(path: Path, speeds: dict[str, float]) -> None:
-    with suppress(OSError):  # a cache that cannot be written is no failure
+    with suppress(OSError):  # failing to write the cache is not an error
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             json.dump(speeds, file, indent=2)

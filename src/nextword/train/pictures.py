@@ -1,4 +1,4 @@
-"""Loss curves: in the terminal, and drawn with matplotlib (the extra `plot`)."""
+"""Loss curves: in the terminal, and with matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MARKS = "●○▲△■□"
 
 
 def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Tokens and loss of each step, tokens and held-out loss of each evaluation. A step done twice counts once."""
+    """Tokens and loss of each step, and of each evaluation. A repeated step counts once."""
     steps: dict[int, tuple[int, float]] = {}
     val: dict[int, float] = {}
     for row in read_metrics(folder):
@@ -37,14 +37,14 @@ def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[flo
 
 
 def draw_curves(folders: Sequence[Path], path: Path) -> None:
-    """Loss against tokens: faint for each step, a line for its mean, dots for held-out text."""
+    """Plot loss against tokens: faint per step, a line for the running mean, dots for held-out loss."""
     check_picture(path)
     figure, axes = new_figure(7.5, 4.4)
     lowest, highest = math.inf, 0.0
     for number, folder in enumerate(folders):
         tokens, losses, at, val = curve(folder)
         if not losses:
-            raise UsageError(f"{folder} has no steps to draw yet")
+            raise UsageError(f"{folder} has no steps to plot yet")
         colour = PALETTE[number % len(PALETTE)]
         axes.plot(tokens, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(tokens, smoothed(losses), color=colour, linewidth=1.6, label=folder.name)
@@ -62,7 +62,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
 
 
 def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
-    """A running mean that forgets over `share` of the steps."""
+    """An exponential running mean over about `share` of the steps."""
     keep = 1 - 1 / max(1.0, share * len(losses))
     mean, weight, means = 0.0, 0.0, []
     for loss in losses:
@@ -73,7 +73,7 @@ def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
 
 
 def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
-    """The running means as characters, one mark a run, in lines of up to `width` characters."""
+    """The running means as text, one mark per run, at most `width` characters wide."""
     curves = [(tokens, smoothed(losses)) for tokens, losses, _, _ in map(curve, folders) if losses]
     if not curves:
         return "no steps yet"
@@ -94,7 +94,7 @@ def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
 
 
 def draw_study(study: Any, path: Path) -> None:
-    """A `context_study.Study` in four panels: by position, by what may be seen, tasks, speed."""
+    """Plot a `context_study.Study` in four panels: by position, by visible context, tasks, speed."""
     check_picture(path)
     figure, panels = new_figure(10, 7, 2, 2)
     (position, visible), (tasks, speed) = panels
@@ -115,8 +115,8 @@ def draw_study(study: Any, path: Path) -> None:
     position.set(xscale="log", xlabel="tokens before it in the context", ylabel="nats a token")
     position.set_title("held-out loss by position (95% intervals)", loc="left", fontsize=10)
     position.legend(frameon=False, fontsize=9)
-    visible.set(xscale="log", xlabel="tokens that may be seen", ylabel="nats a token")
-    visible.set_title("loss given only the last tokens; dotted: tokens beyond are of use", loc="left", fontsize=10)
+    visible.set(xscale="log", xlabel="visible tokens", ylabel="nats a token")
+    visible.set_title("loss given only the last tokens; dotted: tokens beyond are useful", loc="left", fontsize=10)
     tasks.set(ylabel="answers right", ylim=(0, 1.05))
     tasks.set_xticks(range(len(names)), [f"{task} {size}" for task, size in names], fontsize=8)
     tasks.axhline(1 / 8, color=GREY, linewidth=0.8, linestyle=":")
@@ -127,7 +127,7 @@ def draw_study(study: Any, path: Path) -> None:
 
 
 def _bars(axes: Any, values: Sequence[Any], shift: float, colour: str) -> None:
-    """Estimates as bars with their intervals, `shift` from the ticks."""
+    """Estimates as bars with intervals, shifted from the ticks."""
     places = [place + shift for place in range(len(values))]
     margins = [value.margin for value in values]
     axes.bar(places, [value.mean for value in values], 0.18, color=colour, yerr=margins, capsize=2, ecolor="#555555")

@@ -1,4 +1,4 @@
-"""A run made ready: the text tokenized, the machine measured, the run planned. Nothing is written to its folder."""
+"""Prepares a run: tokenizes the text, measures the machine, plans the run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from .planning import Machine, RunPlan, check_batch, choose_dtype, choose_shape,
 from .run_dir import RECORD, RunRecord, free_name
 from .timing import amp_is_faster, time_part
 
-RUNS = Path("runs")  # where runs are written unless a folder is named
-_BYTES_AN_ID = 8  # of text, at least, for an id of its vocabulary: more ids are hardly ever seen
-_FAR_OFF = 1.5  # times the fraction to hold out, or less than that part of it: worth a message
+RUNS = Path("runs")  # the default parent folder of runs
+_BYTES_AN_ID = 8  # of text per vocabulary entry, at least: more entries would hardly occur
+_FAR_OFF = 1.5  # a held-out fraction off by more than this factor is reported
 
 Log = Callable[[str], None]
 
@@ -55,10 +55,9 @@ class PreparedRun:
 
 
 def prepare_run(config: RunConfig, sources: Sequence[str], folder: Path | None, cache: Path, log: Log) -> PreparedRun:
-    """Tokenize the text, choose the model and the steps, and predict. Every process calls it.
+    """Tokenize the text, choose the model and the steps, and predict the cost. Every process calls it.
 
-    `folder` None is one of a name that says the kind and the size, in runs/. Raises UsageError for what cannot be
-    trained, as early as it can be told.
+    `folder` None: runs/ with the kind and size as name. Raises UsageError for an invalid run as early as possible.
     """
     process = this_process()
     device = choose_device(config.run.device, process)
@@ -67,7 +66,7 @@ def prepare_run(config: RunConfig, sources: Sequence[str], folder: Path | None, 
 
 
 def _on_first(process: Process, work: Callable[[], PreparedRun]) -> PreparedRun:
-    """`work` in the first process; the others take its record. If it fails there, `joined` ends them all."""
+    """Do `work` in the first process; the others get its record. If it fails, `joined` ends all processes."""
     prepared = work() if process.first else None
     folder, record = from_first((prepared.folder, prepared.record) if prepared else None, process)
     return prepared or PreparedRun(folder, record, open_dataset(record.data))
@@ -92,7 +91,7 @@ def _prepare_run(
     _check_memory(plan, device)
     _check_text(plan.config, data, process)
     log("timing some steps")
-    own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are shared out among processes
+    own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are divided among processes
     timed = time_part(plan.config, device, config.run.threads or own_threads, peak.flops)
     plan = plan_run(config, data, replace(machine, step_time=timed))
     _log_warmup(plan.config, log)
@@ -105,7 +104,7 @@ def _prepare_run(
 
 
 def _check_before_reading(config: RunConfig, folder: Path | None, world: int) -> None:
-    """Refuse what can be told from the configuration alone, before the text is read. Raises UsageError."""
+    """Raise UsageError for errors in the configuration alone, before the text is read."""
     check_writable(folder or RUNS, "--out", folder=True)
     if folder is not None:
         _check_free(folder)
@@ -114,7 +113,7 @@ def _check_before_reading(config: RunConfig, folder: Path | None, world: int) ->
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Raise UsageError for settings that would have no effect beside others, or contradict them."""
+    """Raise UsageError for settings that have no effect with others, or contradict them."""
     model, data, train, run = config.model, config.data, config.train, config.run
     recurrent = model.arch != "transformer"
     fixed = f"with model.base={model.base}, which has its own"
@@ -135,7 +134,7 @@ def check_combinations(config: RunConfig) -> None:
         (train.packing != "stream" and train.stateful, "train.packing has no effect with train.stateful: rows continue"
          " where they ended"),
         (train.on_loss_spike == "rewind" and run.checkpoint_every == 0, "train.on_loss_spike=rewind goes back to a"
-         " checkpoint, and run.checkpoint_every=0 writes none on the way"),
+         " checkpoint, and run.checkpoint_every=0 writes none during the run"),
     )  # fmt: skip
     for applies, message in rules:
         if applies:
@@ -143,7 +142,7 @@ def check_combinations(config: RunConfig) -> None:
 
 
 def _find_sources(config: RunConfig, paths: Sequence[str], folder: Path | None, log: Log) -> Sources:
-    """The files to train on. What contradicts itself is refused before any of it is read."""
+    """The files to train on. Raises UsageError for contradictions before reading them."""
     sources = find_sources(paths, check_encoding(config.data.encoding))
     if skipped := sources.skipped_line():
         log(skipped)
@@ -151,7 +150,7 @@ def _find_sources(config: RunConfig, paths: Sequence[str], folder: Path | None, 
         if folder is not None and path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
             raise UsageError(
                 f"--out {folder} is in the folder of text {path}, and would be read as text the next time. Choose a"
-                " folder outside, such as runs/NAME"
+                " folder outside it, such as runs/NAME"
             )
     most = max(1024, min(MOST_IDS, sources.bytes // _BYTES_AN_ID))
     if config.data.vocabulary > most:
@@ -162,13 +161,13 @@ def _find_sources(config: RunConfig, paths: Sequence[str], folder: Path | None, 
 
 def _check_free(folder: Path) -> None:
     if (folder / RECORD).exists():
-        raise UsageError(f"{folder} holds a run already. Resume it: nextword runs resume {folder}; or choose --out")
+        raise UsageError(f"{folder} already holds a run. Resume it: nextword runs resume {folder}; or choose --out")
 
 
 def _prepare_data(
     config: RunConfig, sources: Sources, machine: Machine, cache: Path, log: Log
 ) -> tuple[RunConfig, Dataset]:
-    """The text as tokens of the base's tokenizer, of one that is named, or of one that suits text and model."""
+    """Tokenize the text with the base's tokenizer, a named one, or one trained for text and model."""
     tokenizer, spec = None, config.model.spec
     if config.model.base:
         spec, tokenizer = open_base(config.model.base)
@@ -186,7 +185,7 @@ def _prepare_data(
 
 
 def of_size(config: DataConfig, vocabulary: int) -> DataConfig:
-    """With a bpe tokenizer of `vocabulary`, where it is to be one; for fewer ids than bytes have, bytes."""
+    """The settings with a bpe tokenizer of `vocabulary`, if applicable; bytes for fewer ids than bytes."""
     if config.tokenizer != "bpe":
         return config
     few = vocabulary < FEWEST_IDS
@@ -194,12 +193,12 @@ def of_size(config: DataConfig, vocabulary: int) -> DataConfig:
 
 
 def measured(sources: Sources, config: DataConfig, vocabulary: int) -> float:
-    """Bytes a token of the text with a vocabulary of that size."""
+    """Bytes per token of the text with a vocabulary of that size."""
     return measure_bytes_per_token(sources, of_size(config, vocabulary))
 
 
 def open_base(name: str) -> tuple[ModelSpec, Tokenizer]:
-    """The shape and the tokenizer of weights, whose tensors are not read."""
+    """The shape and tokenizer of weights, without reading tensors."""
     from ..weights.catalogue import resolve
     from ..weights.loading import open_source
 
@@ -217,14 +216,14 @@ def _named_tokenizer(name: str) -> Tokenizer:
 def _log_surprises(data: Dataset, config: DataConfig, log: Log) -> None:
     manifest, share = data.manifest, data.val_share
     if manifest.duplicates:
-        log(f"{manifest.duplicates:,} of {manifest.pieces:,} texts occur more than once; none is on both sides")
+        log(f"{manifest.duplicates:,} of {manifest.pieces:,} texts occur more than once; none is in both splits")
     if manifest.broken:
         log(f"skipped {manifest.broken:,} broken {'row or file' if manifest.broken == 1 else 'rows or files'}")
     if not 1 / _FAR_OFF < share / config.val_fraction < _FAR_OFF:
-        log(f"held out {share:.1%} of the text for the {config.val_fraction:.1%} asked: it does not divide more finely,"
-            " for equal texts stay together")  # fmt: skip
+        log(f"held out {share:.1%} of the text instead of {config.val_fraction:.1%}: it cannot be divided more finely,"
+            " since equal texts stay together")  # fmt: skip
     if data.vocabulary < config.vocabulary:
-        log(f"the text fills {data.vocabulary:,} of {config.vocabulary:,} tokens of the vocabulary; that many are made")
+        log(f"the text fills {data.vocabulary:,} of {config.vocabulary:,} tokens of the vocabulary; reduced to that")
 
 
 def _log_warmup(config: RunConfig, log: Log) -> None:
@@ -236,7 +235,7 @@ def _log_warmup(config: RunConfig, log: Log) -> None:
 
 
 class Progress:
-    """Logs the stage and how far it is: a line each 10 seconds, or each 10% that took 2 seconds."""
+    """Logs the stage and its progress: a line every 10 seconds, or every 10% if that took 2 seconds."""
 
     def __init__(self, sources: Sources, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
         self.sources, self.log, self.clock = sources, log, clock
@@ -254,7 +253,7 @@ class Progress:
 
 
 def _check_text(config: RunConfig, data: Dataset, process: Process) -> None:
-    """Refuse text that is too little for one batch, before steps are timed. Raises UsageError."""
+    """Raise UsageError for too little text for one batch, before steps are timed."""
     train = config.train
     windows = Windows(data.train, train.context, train.seed, train.packing, train.mask_documents)
     batch = windows.sequential_batch if train.stateful else windows.batch
@@ -262,7 +261,7 @@ def _check_text(config: RunConfig, data: Dataset, process: Process) -> None:
 
 
 def _check_memory(plan: RunPlan, device: torch.device) -> None:
-    """Refuse a run that the machine's free memory does not hold, before it is taken."""
+    """Raise UsageError for a run that does not fit in free memory, before allocating it."""
     free, needed = free_memory(), plan.prediction.memory * processes_here()
     if device.type == "cpu" and free is not None and needed > free:
         ways = ways_to_shrink(plan.config)
@@ -270,7 +269,7 @@ def _check_memory(plan: RunPlan, device: torch.device) -> None:
 
 
 def ways_to_shrink(config: RunConfig) -> str:
-    """What would make a run smaller, the cheapest first."""
+    """Ways to reduce a run's memory, cheapest first."""
     ways = []
     if config.train.micro_batch > 1:
         ways.append(f"--set train.micro_batch={config.train.micro_batch // 2}")
@@ -280,18 +279,18 @@ def ways_to_shrink(config: RunConfig) -> str:
 
 
 def default_folder(config: RunConfig, root: Path = RUNS) -> Path:
-    """runs/transformer-1.2M, or -2, -3 … behind it where that is taken."""
+    """runs/transformer-1.2M, with -2, -3 … appended if taken."""
     size = format_count(parameters(config.spec).total).replace(" ", "").replace(",", "")
     return free_name(root / f"{config.spec.kind}-{size}")
 
 
-# ---- a run that was interrupted
+# ---- an interrupted run
 
 
 def resume_run(folder: Path, device: str = "", sources: Sequence[str] = (), log: Log = print) -> PreparedRun:
     """The run in `folder`, for `train_run` to continue from its newest checkpoint.
 
-    Where its prepared data is gone, `sources` are the files and folders that it was made of, and it is made again.
+    If its prepared data is gone, it is prepared again from the files and folders in `sources`.
     Raises UsageError for a folder that is incomplete.
     """
     record = RunRecord.read(folder)
@@ -312,7 +311,7 @@ def _kept_data(folder: Path, record: RunRecord) -> Dataset:
     except UsageError as error:
         raise UsageError(f"{error}. {again}") from None
     if data.fingerprint != record.fingerprint:
-        raise UsageError(f"{record.data} holds other tokens than {folder} was started with. {again}")
+        raise UsageError(f"{record.data} differs from the data that {folder} was started with. {again}")
     return data
 
 
@@ -324,7 +323,7 @@ def _prepare_again(folder: Path, record: RunRecord, paths: Sequence[str], log: L
     data = prepare_in(cache_folder() / "data", sources, record.config.data, tokenizer, Progress(sources, log), log)
     if data.fingerprint != record.fingerprint:
         raise UsageError(
-            f"{' '.join(paths)} gives other tokens than {folder} was started with: the text has changed. Resume it"
-            " with the text as it was, or start another run with --out"
+            f"{' '.join(paths)} differs from the text that {folder} was started with. Resume it"
+            " with the original text, or start another run with --out"
         )
     return data

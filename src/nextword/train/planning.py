@@ -1,4 +1,4 @@
-"""From a configuration, a text and a machine to a run that can start: its shape, its steps, and what is predicted."""
+"""plan_run: resolves a configuration, and predicts memory, time and loss."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ from .calibration import Entry, correction
 from .run_dir import Prediction
 from .timing import StepTime, share_of_peak
 
-FIRST_SHARE = 0.5  # of the peak, before a run on this machine has measured it
-_MOST_TOKENS_AT_ONCE = 8192  # of a CPU's micro-batch: more is no faster and takes memory
-_SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is evaluation and checkpoints
-_TOKENS_A_PARAMETER = 20.0  # where no budget says how many
+FIRST_SHARE = 0.5  # assumed share of the peak, before a run on this machine has measured it
+_MOST_TOKENS_AT_ONCE = 8192  # per CPU micro-batch: more is not faster and takes memory
+_SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is for evaluation and checkpoints
+_TOKENS_A_PARAMETER = 20.0  # default without a budget
 _FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
-_FINE_TUNING_ROWS, _FINE_TUNING_CONTEXT = 8, 512  # of a step, at least; at most
-_CHECKPOINT_SECONDS, _CHECKPOINTS = 120.0, 10  # between checkpoints; of a run, at least
+_FINE_TUNING_ROWS, _FINE_TUNING_CONTEXT = 8, 512  # per step, at least; at most
+_CHECKPOINT_SECONDS, _CHECKPOINTS = 120.0, 10  # between checkpoints; per run, at least
 _EVALUATIONS, _SAMPLES = 10, 4
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for: `world` devices, and what was measured on them.
+    """The target of a plan: `world` devices, and measurements of them.
 
-    `peak` is the speed of one device's matrix products in the run's dtype, FLOP/s; `past` are runs that ended here.
+    `peak` is the speed of one device's matrix products in the run's dtype, FLOP/s; `past`: finished runs on this
+    machine.
     """
 
     device: Device
     peak: float = 0.0  # 0: that of `device`
     world: int = 1
     gpu: bool = False
-    amp_faster: bool = False  # products in bfloat16 are well faster than in float32
+    amp_faster: bool = False  # products in bfloat16 are clearly faster than in float32
     past: tuple[Entry, ...] = ()
     step_time: StepTime | None = None  # timed steps of the run itself
 
     def share(self, kind: ModelKind) -> float:
-        """The share of the peak that a run of this kind is expected to reach."""
+        """The expected share of the peak for a run of this kind."""
         return correction(self.past, kind, "fp32").share or FIRST_SHARE
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A resolved configuration, and what it is predicted to take and to reach."""
+    """A resolved configuration, with predicted memory, time and loss."""
 
     config: RunConfig
     prediction: Prediction
 
 
 def plan_run(config: RunConfig, data: Dataset, machine: Machine) -> RunPlan:
-    """Choose all that `config` leaves open for a run on `data`, and predict it. Pure: no files, no measurements.
+    """Choose the open settings of `config` for a run on `data`, and predict it. Pure: no files, no measurements.
 
-    With `machine.step_time` the steps of a run of `train.minutes` are as many as fit. Raises UsageError for what
-    cannot be trained.
+    With `machine.step_time`, a run of `train.minutes` gets as many steps as fit. Raises UsageError for an invalid run.
     """
     if config.model.base and config.model.spec is None:
         raise UsageError(f"model.spec has to be that of model.base, {config.model.base}; prepare_run reads it")
@@ -91,8 +91,8 @@ def choose_shape(
 ) -> ModelSpec:
     """The compute-optimal model for the budget and `text_bytes` of training text, or the one of `model.params`.
 
-    `bytes_per_token` gives those of a vocabulary of some size, which grows with the model. Recurrent kinds have the
-    parameters or the FLOPs a token of the transformer.
+    `bytes_per_token` maps a vocabulary size, which grows with the model, to bytes. Recurrent kinds match the
+    transformer's parameters or FLOPs per token.
     """
     model, train, vocabulary = config.model, config.train, config.data.vocabulary
     budget = compute(train, machine, model.arch)
@@ -106,7 +106,7 @@ def choose_shape(
         return spec if model.arch == "transformer" else recurrent_like(spec, model.arch, model.match)
 
     if model.params or (budget is None and train.tokens):
-        return shape(1.0)  # which does not matter then
+        return shape(1.0)  # bytes per token, which does not matter here
     spec = shape(bytes_per_token(vocabulary or 4096))
     if config.data.tokenizer == "bpe" and not vocabulary:
         spec = shape(bytes_per_token(spec.vocabulary))
@@ -114,9 +114,9 @@ def choose_shape(
 
 
 def _optimal_size(budget: float, text_bytes: float, bytes_per_token: float) -> float:
-    """Parameters that spend `budget` FLOPs best, fewer where the text is too little for that."""
+    """The optimal parameters for `budget` FLOPs, reduced if there is too little text."""
     tokens = text_bytes / bytes_per_token
-    small = replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)  # over tokens instead of bytes
+    small = replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)  # in tokens instead of bytes
     chosen: Law = law("epoch") if budget >= FITTED_FROM else small
     best = optimum(budget, chosen)
     count = best.parameters
@@ -126,7 +126,7 @@ def _optimal_size(budget: float, text_bytes: float, bytes_per_token: float) -> f
 
 
 def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:
-    """A recurrent net with the vocabulary and context of a transformer, and as many parameters or FLOPs a token."""
+    """A recurrent net with the vocabulary and context of a transformer, and as many parameters or FLOPs per token."""
     if match == "params":
         return recurrent_for(parameters(spec).total, kind, spec.vocabulary, spec.context)
     wanted = flops(spec).per_token
@@ -138,7 +138,7 @@ def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:
 
 
 def compute(train: TrainConfig, machine: Machine, kind: ModelKind) -> float | None:
-    """FLOPs that the budget buys on one device; None for a budget of tokens or steps."""
+    """The budget in FLOPs on one device; None for a budget of tokens or steps."""
     if train.flops:
         return train.flops
     if train.minutes:
@@ -147,7 +147,7 @@ def compute(train: TrainConfig, machine: Machine, kind: ModelKind) -> float | No
 
 
 def _context(config: RunConfig, spec: ModelSpec, data: Dataset) -> int:
-    """Tokens of a row: those asked for, or fewer than the model's where the text is too little for some rows."""
+    """Tokens per row: the requested number, or fewer than the model's if there is too little text."""
     if config.model.base:
         wanted = config.train.context or _FINE_TUNING_CONTEXT
         return min(wanted, spec.context, max(32, data.train.tokens // 16))
@@ -160,7 +160,7 @@ def _context(config: RunConfig, spec: ModelSpec, data: Dataset) -> int:
 
 
 def _resolved(config: RunConfig, spec: ModelSpec, data: Dataset, machine: Machine) -> TrainConfig:
-    """The section `train` with the batch, the steps, the rates and the dtype chosen; a batch asked for is trained."""
+    """The section `train` with batch, steps, rates and dtype chosen; a requested batch is kept."""
     train, model = config.train, config.model
     budget, tokens = compute(train, machine, spec.kind), train.tokens
     if budget is None:
@@ -191,7 +191,7 @@ def _resolved(config: RunConfig, spec: ModelSpec, data: Dataset, machine: Machin
 
 
 def choose_dtype(train: TrainConfig, amp_faster: bool) -> Literal["fp32", "amp"]:
-    """What was asked for, or what is faster on this machine."""
+    """The requested dtype, or the faster one on this machine."""
     return ("amp" if amp_faster else "fp32") if train.dtype == "auto" else train.dtype
 
 
@@ -200,7 +200,7 @@ def _shard(train: TrainConfig, world: int) -> Literal["none", "ddp", "fsdp"]:
 
 
 def check_batch(train: TrainConfig, world: int) -> None:
-    """Raise FieldError, a UsageError, for rows that cannot be divided as asked among `world` processes."""
+    """Raise FieldError, a UsageError, for rows that cannot be divided among `world` processes."""
     batch, micro_batch = train.batch_size, train.micro_batch
     if not batch:
         return
@@ -214,26 +214,26 @@ def check_batch(train: TrainConfig, world: int) -> None:
 
 
 def _micro_batch(batch: int, context: int, world: int, most: int) -> int:
-    """The largest power of two of rows that a process takes at a time, on which a batch divides well."""
+    """The largest suitable power of two of rows per process at a time."""
     rows = max(1, min(batch // world, most, _MOST_TOKENS_AT_ONCE // context))
     return 1 << (rows.bit_length() - 1)
 
 
 def fit_to_time(train: TrainConfig, timed: StepTime) -> TrainConfig:
-    """As many steps as fit the minutes, by steps that were timed. Raises UsageError if there is no time for one."""
+    """As many steps as fit the minutes, by timed steps. Raises UsageError if not even one fits."""
     seconds, a_step = train.minutes * 60, timed.step(train)
     steps = int(seconds * _SHARE_TO_TRAIN / a_step)
     if steps < 1:
         raise UsageError(
             f"one step of {train.batch_size} x {train.context:,} tokens takes {format_seconds(a_step)} here, and the"
-            f" run is to take {format_seconds(seconds)}. Give more time, a smaller train.context or train.batch_size,"
+            f" budget is {format_seconds(seconds)}. Give more time, a smaller train.context or train.batch_size,"
             " or fewer parameters"
         )
     return replace(train, steps=steps, warmup_steps=warmup_for(steps))
 
 
 def _with_intervals(config: RunConfig, step_seconds: float, timed: StepTime | None) -> RunConfig:
-    """With the steps between checkpoints, evaluations and samples chosen, and the threads that were fastest."""
+    """The configuration with intervals of checkpoints, evaluations and samples, and the fastest threads."""
     run, steps = config.run, config.train.steps
     every = max(1, min(round(_CHECKPOINT_SECONDS / step_seconds), max(1, steps // _CHECKPOINTS)))
 
@@ -248,7 +248,7 @@ def _with_intervals(config: RunConfig, step_seconds: float, timed: StepTime | No
 
 
 def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
-    """Memory, time and loss of a resolved run: formulas, corrected by what this machine's past runs measured."""
+    """Predict memory, time and loss of a resolved run by formulas, corrected by past runs on this machine."""
     spec, train, lora, peak = config.spec, config.train, config.model.lora, machine.peak or machine.device.peak_fp32
     tokens = config.total_tokens
     known = correction(machine.past, spec.kind, train.dtype, data.fingerprint, parameters(spec).total, tokens)
@@ -259,7 +259,7 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
     if machine.step_time is not None:
         seconds = train.steps * machine.step_time.step(train)
     law_bits = small_loss(spec, tokens, data.train.tokens, data.bytes_per_token)
-    if config.model.base:  # no law says how far open weights are from this text
+    if config.model.base:  # no law predicts the loss of pretrained weights on this text
         law_bits = math.nan
     law_nats = law_bits * math.log(2) * data.bytes_per_token
     return Prediction(
@@ -283,9 +283,9 @@ def _memory_setup(config: RunConfig, machine: Machine) -> Training:
 
 
 def small_loss(spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_token: float) -> float:
-    """Bits a byte that the law of small runs predicts, at most those of a guess.
+    """Predicted bits per byte by the law of small runs, at most those of a guess.
 
-    The law is of bytes, so that tokenizers compare; repeated text counts less (Muennighoff et al. 2023, eq. 5).
+    The law is in bytes, to compare tokenizers; repeated text counts less (Muennighoff et al. 2023, eq. 5).
     """
     seen = effective(tokens, min(unique_tokens, tokens)) * bytes_per_token
     return min(SMALL.loss(parameters(spec).total, seen), math.log2(spec.vocabulary) / bytes_per_token)

@@ -1,4 +1,4 @@
-"""A run as a function: `train_run(config, data, folder, callbacks)` trains it, or continues it, to its report."""
+"""train_run(config, data, folder, callbacks): trains or continues a run, to its report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from .trainer import Outcome, Trainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run is and measured. `measured` is None unless it has ended, and in every process but the first."""
+    """The result of a run. `measured` is None unless it finished, and in all processes but the first."""
 
     folder: Path
     record: RunRecord
@@ -61,13 +61,13 @@ def train_run(
 ) -> RunResult:  # fmt: skip
     """Train a resolved `config` on `data` to its end, or to step `until`; then write the model and the report.
 
-    Where `folder` holds this run already it is continued from its newest checkpoint, with `change` from there on, or
-    from its beginning with `restart`. `record` says what else is kept of the run: its sources and its prediction. Under
-    torchrun every process calls it. Prints nothing, handles no signals, and sets the number of threads only where
-    `config.run.threads` does, while it runs. Two runs may train in two threads of a process; with dropout they would
-    draw from one generator, torch's, and not repeat.
+    If `folder` already holds this run, it is continued from its newest checkpoint, with `change` from there on, or from
+    the beginning with `restart`. `record` has the run's sources and prediction, to be stored. Under torchrun every
+    process calls it. Prints nothing, handles no signals, and sets the number of threads only for `config.run.threads`,
+    while it runs. Two runs may train in two threads of a process; with dropout they would share torch's generator, and
+    not be reproducible.
 
-    Raises UsageError for a run that cannot be trained, RunError for one that fails.
+    Raises UsageError for an invalid run, RunError for one that fails.
     """
     process, threads = this_process(), torch.get_num_threads()
     record = record or RunRecord(config, str(data.folder.resolve()), data.fingerprint)
@@ -80,7 +80,7 @@ def train_run(
 
 
 def _stored(folder: Path, record: RunRecord) -> RunRecord:
-    """The record of the run in `folder`, if there is one: of the same configuration, however it is computed."""
+    """The record of the run in `folder`, if any. Raises UsageError if its configuration differs (except `run`)."""
     if not (folder / RECORD).exists():
         return record
     stored = RunRecord.read(folder)
@@ -94,7 +94,7 @@ def _stored(folder: Path, record: RunRecord) -> RunRecord:
 
 @dataclass
 class _Run:
-    """A run while it is trained."""
+    """A run in training."""
 
     folder: Path
     record: RunRecord
@@ -138,15 +138,15 @@ class _Run:
             raise
 
     def _tidy(self, change: Change, restart: bool) -> None:
-        """Remove what a killed process left, and for a restart move all that the run has written aside.
+        """Remove a killed process's partial files, and for a restart move the run's files aside.
 
-        Raises UsageError if the run has ended: training nothing would write a report of nothing.
+        Raises UsageError if the run is finished.
         """
         if not restart and self.record.ended(read_report(self.folder), change):
-            raise UsageError(f"{self.folder} has ended; there is nothing left to train")
+            raise UsageError(f"{self.folder} is finished; there is nothing left to train")
         remove_partial_files(self.folder)
         if restart and (aside := set_aside(self.folder)) is not None:
-            self.callbacks.on_message(f"what the run had written is now in {aside}")
+            self.callbacks.on_message(f"the run's earlier files are now in {aside}")
 
     def _train(self, trainer: Trainer, change: Change, until: int | None) -> Outcome:
         try:
@@ -161,7 +161,7 @@ class _Run:
             raise
 
     def _apply(self, trainer: Trainer, change: Change) -> None:
-        """Put what changes into run.json and into the trainer."""
+        """Record a change in run.json and apply it."""
         record, step = self.record, change.step
         change = change.beyond(record.settings.after(record.changes, step), record.settings.after(record.changes))
         if not change.values():
@@ -175,7 +175,7 @@ class _Run:
         trainer.changes = self.record.changes
 
     def _finish(self, outcome: Outcome, device: torch.device) -> Measured | None:
-        """Write the model, and at the run's end the report."""
+        """Write the model and, at the run's end, the report."""
         from ..weights.conversion import write_model
 
         model: Any = _full_model(outcome.model, self.config, self.process)
@@ -197,15 +197,15 @@ def _own_dropout(config: RunConfig, device: torch.device) -> AbstractContextMana
 
 
 def _remove_new_run(folder: Path) -> None:
-    """Remove what a run wrote that could not begin, which would be in the way of the next try."""
+    """Remove the files of a run that failed to start, so that it can be tried again."""
     for name in (RECORD, CONFIG, "metrics.jsonl", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # something else is there
+    with suppress(OSError):  # it holds other files
         folder.rmdir()
 
 
 def _model_maker(config: RunConfig) -> Callable[[bool], nn.Module] | None:
-    """Makes the model that fine-tuning starts from, or for the weights of a checkpoint one without reading those."""
+    """A function that builds the model to fine-tune, or one without weights for those of a checkpoint."""
     if not config.model.base:
         return None
 
@@ -224,7 +224,7 @@ def _model_maker(config: RunConfig) -> Callable[[bool], nn.Module] | None:
 
 
 def _full_model(model: nn.Module, config: RunConfig, process: Process) -> nn.Module:
-    """The model in one piece in the first process, adapters merged."""
+    """The complete model in the first process, with adapters merged."""
     if process.world > 1 and config.train.shard == "fsdp":
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -232,9 +232,9 @@ def _full_model(model: nn.Module, config: RunConfig, process: Process) -> nn.Mod
         tensors = get_model_state_dict(model, options=options)
         model = new_model(config)
         if config.model.lora:
-            add_adapters(model, config.model.lora, config.train.seed)  # the tensors have their names
+            add_adapters(model, config.model.lora, config.train.seed)  # the tensors use their names
         if process.first:
-            missing, unknown = model.load_state_dict(tensors, strict=False)  # a tied head is there as the embedding
+            missing, unknown = model.load_state_dict(tensors, strict=False)  # a tied head is stored as the embedding
             assert not unknown
             assert set(missing) <= {"head.weight"}
     if config.model.lora:
@@ -258,13 +258,13 @@ def _measure(folder: Path, config: RunConfig, outcome: Outcome, device: torch.de
 
 
 def _loss_before(folder: Path) -> float | None:
-    """The held-out loss that fine-tuning started from, which its first session measured."""
+    """The held-out loss before fine-tuning, measured in the first session."""
     first = (row["val"] for row in read_metrics(folder) if "val" in row and row["step"] == 0)
     return next((loss["nats_per_token"] for loss in first), None)
 
 
 def _peak(device: torch.device, dtype: str, reached: float) -> Peak:
-    """What the device was measured to do; measured again where the run did more, `reached` FLOP/s."""
+    """The device's measured peak; measured again if the run exceeded it, with `reached` FLOP/s."""
     from ..weights.catalogue import cache_folder
 
     peak = measured_peak(device, dtype, cache_folder())

@@ -1,12 +1,12 @@
-"""A run's folder: what was planned, what happened, and the model.
+"""A run's folder: configuration, record, metrics, checkpoints, report and model.
 
 config.toml       the resolved configuration: `nextword train DATA --config FOLDER/config.toml` trains it again
-run.json          the data, the prediction, what changed on resuming
-metrics.jsonl     a line a step, a line an evaluation
-checkpoints/      step-…: what the run continues from
-report.json       predicted and measured, when it has ended
-curve.svg         the loss, drawn (needs nextword[plot])
-config.json, model.safetensors, tokenizer.json   the model as other programs open it
+run.json          data, prediction, changes on resuming
+metrics.jsonl     a line per step and per evaluation
+checkpoints/      step-…: to resume from
+report.json       predicted and measured, at the end
+curve.svg         the loss curve (needs nextword[plot])
+config.json, model.safetensors, tokenizer.json   the model in Hugging Face format
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from .changes import NO_CHANGE, Change, Settings
 
 FORMAT = "nextword-run/2"
 CONFIG, RECORD = "config.toml", "run.json"
-_WRITTEN = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, beside its model
-Figure = Annotated[float, Within(finite=False)]  # NaN: nobody knows
+_WRITTEN = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, besides its model
+Figure = Annotated[float, Within(finite=False)]  # NaN: unknown
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a plan says of a run before it starts. Bytes, seconds of training, nats a token and bits a byte."""
+    """Prediction of a run before it starts. Bytes, seconds of training, nats per token and bits per byte."""
 
     memory: Figure
     seconds: Figure
     tokens_per_second: Figure
     share_of_peak: Figure
     nats_per_token: Figure
-    low: Figure  # of the loss, nats a token; `interval_is` says what interval
+    low: Figure  # of the loss, nats per token; `interval_is` describes the interval
     high: Figure
     bits_per_byte: Figure
     formula_memory: Figure = 0.0  # without this machine's corrections
     law_bits: Figure = 0.0
     memory_parts: dict[str, Figure] = field(default_factory=dict)
     interval_is: str = ""
-    peak: Figure = 0.0  # FLOP/s of one device in products of the run's dtype, which `share_of_peak` refers to
+    peak: Figure = 0.0  # FLOP/s of one device in the run's dtype, the reference of `share_of_peak`
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,19 @@ class Measured:
     tokens: int
     tokens_per_second: Figure
     share_of_peak: Figure
-    data_share: Figure  # of the seconds, making batches
-    train_loss: Figure  # mean of the last 20 steps, nats a token
+    data_share: Figure  # share of the seconds, for making batches
+    train_loss: Figure  # mean of the last 20 steps, nats per token
     nats_per_token: Figure  # on held-out text
     bits_per_byte: Figure
     threads: int
     error: Figure | None = None  # standard error of nats_per_token
-    clusters: int = 0  # that it is over
+    clusters: int = 0  # number of clusters behind it
     over: str = "documents"
-    steps: int = 0  # that were done
+    steps: int = 0  # completed steps
     shortened: bool = False  # to end in time
     nats_before: Figure | None = None  # on the same held-out text before the first step of fine-tuning
-    peak: Figure = 0.0  # FLOP/s of one device that `share_of_peak` refers to
-    peak_is: str = ""  # what was measured for it
+    peak: Figure = 0.0  # FLOP/s of one device, the reference of `share_of_peak`
+    peak_is: str = ""  # how it was measured
 
 
 @dataclass(frozen=True)
@@ -90,26 +90,26 @@ class RunRecord:
     prediction: Prediction | None = None
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S"))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)  # of the run, however often it is resumed
-    changes: tuple[Change, ...] = ()  # in the order in which they were made
+    changes: tuple[Change, ...] = ()  # in order
 
     @property
     def settings(self) -> Settings:
-        """What the run was started with."""
+        """The settings the run was started with."""
         train = self.config.train
         return Settings(train.on_loss_spike, self.config.run.threads or None, train.steps)
 
     @property
     def current(self) -> RunConfig:
-        """The configuration with the number of steps that the run is to do now."""
+        """The configuration with the current number of steps."""
         return self.config.with_train(steps=self.settings.after(self.changes).steps)
 
     @property
     def expected(self) -> Prediction | None:
-        """The prediction, where the run still has the length that it is of."""
+        """The prediction, unless the run's length has changed."""
         return self.prediction if self.current == self.config else None
 
     def ended(self, measured: Measured | None, change: Change = NO_CHANGE) -> bool:
-        """Whether `measured`, of the run's report, is of all its steps, and would be with `change`."""
+        """Whether the report's `measured` covers all steps, also after `change`."""
         steps = change.steps or self.current.train.steps
         if measured is None:
             return False
@@ -125,19 +125,19 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        """Read what `write` wrote. Raises UsageError where there is no run, a file is damaged, or a value is wrong."""
+        """Read a run's record. Raises UsageError if there is no run, a file is damaged, or a value is invalid."""
         path = folder / RECORD
-        data = read_json(path, f"{folder} is not a run's folder: it has no {RECORD}")
+        data = read_json(path, f"{folder} is not a run folder: it has no {RECORD}")
         if (version := data.pop("format", None)) != FORMAT:
             raise UsageError(
-                f"{path}: the run is of another version of nextword ({version!r}, not {FORMAT!r}), which has to resume"
-                " and show it; its model opens as it is. To train it again: nextword train"
+                f"{path}: the run is from another version of nextword ({version!r}, not {FORMAT!r}); use that version"
+                " to resume or show it. Its model can be opened. To train it again: nextword train"
             )
         config = RunConfig.read(folder / CONFIG)
         try:
             return from_plain(cls, {**data, "config": config})
         except UsageError as error:
-            raise UsageError(f"{path}: {error}. Put back what was there") from None
+            raise UsageError(f"{path}: {error}. Restore the original file") from None
 
 
 def write_report(folder: Path, prediction: Prediction | None, measured: Measured) -> None:
@@ -147,7 +147,7 @@ def write_report(folder: Path, prediction: Prediction | None, measured: Measured
 
 
 def read_report(folder: Path) -> Measured | None:
-    """What the run measured, or None if it has not ended."""
+    """The run's measurements, or None if it is not finished."""
     path = folder / "report.json"
     if not path.exists():
         return None
@@ -165,7 +165,7 @@ def runs_under(root: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Keep `folder` from every other process that would train there, until the block or this process ends.
+    """Lock `folder` for training until the block or this process ends.
 
     Raises UsageError if another process holds it.
     """
@@ -179,7 +179,7 @@ def locked_run(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process trains there."""
+    """Whether a process is training there."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         return not try_lock(descriptor)
@@ -188,7 +188,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed processes left half-written in a run's folder. Only while it is locked."""
+    """Remove partial files of killed processes from a run's folder; call only while it is locked."""
     for path in [*folder.glob(".*.part"), folder / ".model", *(folder / "checkpoints").glob(".step-*.part")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -197,7 +197,7 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move what a run has made, but for its model, to `folder`/before-restart; None if there is nothing."""
+    """Move a run's files, except its model, to `folder`/before-restart; None if there are none."""
     written = [folder / name for name in _WRITTEN if (folder / name).exists()]
     if not written:
         return None
@@ -209,7 +209,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def free_name(path: Path) -> Path:
-    """`path`, or with -2, -3, ... behind it where that exists."""
+    """`path`, with -2, -3, ... appended if it exists."""
     candidate, number = path, 2
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
@@ -217,7 +217,7 @@ def free_name(path: Path) -> Path:
 
 
 def resume_command(folder: Path, options: str = "") -> str:
-    """The command line that resumes a run, with as many processes as torchrun has started here."""
+    """The command line that resumes a run, with as many processes as torchrun started here."""
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     program = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 2)} -m nextword" if many else "nextword"
     return f"{program} runs resume {shlex.quote(str(folder))}{options and ' ' + options}"
@@ -225,7 +225,7 @@ def resume_command(folder: Path, options: str = "") -> str:
 
 @contextmanager
 def writing(path: Path, then: str = "try again") -> Iterator[None]:
-    """Turns a file of a run that cannot be written into one line that says what to do `then`."""
+    """Convert a failure to write a run's file to a one-line RunError, ending in what to do `then`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -235,7 +235,7 @@ def writing(path: Path, then: str = "try again") -> Iterator[None]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], added: bool = True) -> list[str]:
-    """The settings in which two configurations differ, each as "name: old -> new"; without `added` only `old`'s."""
+    """The differences of two configurations, as "name: old -> new"; without `added`, only `old`'s settings."""
     before, after = _flat(old), _flat(new)
     names = [name for name in (before | after if added else before) if before.get(name) != after.get(name)]
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]

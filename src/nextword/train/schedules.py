@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..plan.run_config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: float) -> float:
-    """The rate of step `step`, counted from 0; between two steps where a run was shortened (deadline.py)."""
+    """The rate at `step`, counted from 0; fractional if a run was shortened (deadline.py)."""
     rate, steps, warmup = config.learning_rate, config.steps, config.warmup_steps or 0
     final = rate / 10 if config.final_learning_rate is None else config.final_learning_rate
     if config.schedule == "cosine":
@@ -29,7 +29,7 @@ def cosine(step: float, steps: int, warmup: int, most: float, least: float) -> f
 
 
 def warmup_stable_decay(step: float, steps: int, warmup: int, decay_share: float, floor: float) -> float:
-    """The factor of a rate that rises, stays, and falls linearly to `floor` over the last `decay_share` of the steps.
+    """Warm-up, stable, and linear decay to `floor` over the last `decay_share` of the steps; a factor on the rate.
 
     Hu et al. 2024, MiniCPM, 2404.06395, section 4.1.
     """

@@ -1,4 +1,4 @@
-"""Some steps of a run timed before it starts: how many threads, and how long it will take."""
+"""Times some steps of a run before it starts, to choose threads and predict its time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .learner import Learner
 from .lora import add_adapters
 from .loss_module import Placed, new_model
 
-_SECONDS_A_MICRO_BATCH = 1.0  # that one may take at half the peak, so that timing some takes a few
+_SECONDS_A_MICRO_BATCH = 1.0  # limit at half the peak, so that timing takes a few seconds
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class StepTime:
     update: float
 
     def step(self, train: TrainConfig) -> float:
-        """Seconds of a whole step, whose micro-batches are those that were timed; the last may be smaller."""
+        """Seconds of a complete step of such micro-batches; the last may be smaller."""
         return train.batch_size / (train.devices * train.micro_batch) * self.micro_batch + self.update
 
 
 def time_part(config: RunConfig, device: torch.device, threads: int | None, peak: float) -> StepTime:
-    """Time some steps of the run itself, or, where one would take long at `peak` FLOP/s, of fewer and shorter rows.
+    """Time some steps of the run or, if one would take long at `peak` FLOP/s, with fewer and shorter rows.
 
-    The time of the whole micro-batch then follows from its FLOPs.
+    The time of the full micro-batch then follows from its FLOPs.
     """
     trial = config
     while _micro_flops(trial) > _SECONDS_A_MICRO_BATCH * peak / 2:
@@ -54,9 +54,9 @@ def _micro_flops(config: RunConfig) -> float:
 def time_steps(
     config: RunConfig, device: torch.device, threads: int | None = None, seconds: float = 4.0
 ) -> StepTime:  # fmt: skip
-    """Time the run's own step. On a CPU the number of threads that was quickest is kept, unless `threads` says one.
+    """Time the run's own step. On a CPU, choose the fastest number of threads, unless `threads` is given.
 
-    Two threads can be slower than one: a neighbour that holds one core makes the other wait for it.
+    Two threads can be slower than one: other load on one core makes the other wait.
     """
     if device.type != "cpu":
         return _time(config, device, 0, seconds)
@@ -75,9 +75,9 @@ def time_steps(
 
 
 def amp_is_faster(device: torch.device) -> bool:
-    """Whether bfloat16 products are well faster than float32 ones here: on CPUs with AMX or AVX-512-BF16, and GPUs.
+    """Whether bfloat16 products are clearly faster than float32: on CPUs with AMX or AVX-512-BF16, and GPUs.
 
-    On a CPU without them they are tens to hundreds of times slower, so that it is tried on a small product.
+    On other CPUs they are tens to hundreds of times slower, so this is tested on a small product.
     """
     if device.type != "cpu":
         return torch.cuda.is_bf16_supported() if device.type == "cuda" else False
@@ -128,7 +128,7 @@ def _finish(device: torch.device) -> None:
 
 
 def share_of_peak(config: RunConfig, step_seconds: float, peak: float) -> float:
-    """Exact FLOPs of a step over what `peak` FLOP/s of all devices would have done in its time."""
+    """MFU: exact FLOPs of a step / (its time × `peak` FLOP/s of all devices)."""
     train = config.train
     work = flops(config.spec, train.context, lora=config.model.lora).per_token * train.batch_size * train.context
     return work / step_seconds / (peak * train.devices)

@@ -1,4 +1,4 @@
-"""The loop: one trainer for every kind of model."""
+"""The training loop, for every kind of model."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from .run_dir import differences, resume_command, writing
 from .schedules import learning_rate
 
 MOST_REWINDS = 5
-_LAST_STEPS = 20  # whose mean is the training loss of a report
+_LAST_STEPS = 20  # averaged for a report's training loss
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training measured, over all sessions of a run. Seconds are of training steps alone."""
+    """Measurements over all sessions of a run. Seconds count only training steps."""
 
     model: nn.Module
     steps: int
@@ -53,13 +53,13 @@ class Outcome:
     peak_bytes: int
     threads: int
     interrupted: bool
-    complete: bool  # all steps of the run are done, or all that a shortened one has
+    complete: bool  # all steps are done, after shortening if any
     shortened: bool  # to end in time
 
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside the tensors."""
+    """A checkpoint's state besides tensors."""
 
     step: int = 0
     skipped: int = 0  # batches skipped by rewinding: step + skipped is the position in the data
@@ -67,25 +67,25 @@ class Progress:
     seconds: float = 0.0
     data_seconds: float = 0.0
     tokens: int = 0
-    memory: int = 0  # bytes at most, of all sessions
-    losses: list[float] = field(default_factory=list)  # that the loss guard remembers
-    cuts: list[Cut] = field(default_factory=list)  # by which the run was shortened, to end in time
+    memory: int = 0  # peak bytes over all sessions
+    losses: list[float] = field(default_factory=list)  # remembered by the loss guard
+    cuts: list[Cut] = field(default_factory=list)  # that shortened the run, to end in time
 
 
 class Trainer:
     """Trains one model on one dataset, in `folder`. Used once: `Trainer(...).train()`.
 
-    With the same configuration, data, threads and number of processes two runs give the same bits, interrupted or not.
+    With the same configuration, data, threads and number of processes, runs are bit-identical, interrupted or not.
     """
 
     def __init__(
         self, config: RunConfig, data: Dataset, folder: Path, callbacks: Callbacks | None = None,
         make_model: Callable[[bool], nn.Module] | None = None, changes: tuple[Change, ...] = (),
     ) -> None:  # fmt: skip
-        """`config` is as the run was started, `changes` what changed since.
+        """`config` is the run's original configuration, `changes` those made since.
 
-        `make_model` gives the model of a fine-tuning run: with the base's weights, or if its argument is True with any
-        weights, as those of a checkpoint follow.
+        `make_model` builds the model of a fine-tuning run: with the base's weights or, if its argument is True, with
+        any weights, to be replaced by a checkpoint's.
         """
         config.check_resolved()
         self.process = this_process()
@@ -110,14 +110,14 @@ class Trainer:
             what = "a transformer has no state to carry" if world == 1 else "carried state needs a single process"
             raise UsageError(f"{what}; train without train.stateful")
         if train.optimizer == "muon" and train.shard == "fsdp" and world > 1:
-            raise UsageError("Muon needs whole matrices; with train.shard=fsdp use adamw, or use train.shard=ddp")
+            raise UsageError("Muon needs unsharded matrices; with train.shard=fsdp use adamw, or use train.shard=ddp")
         if self.config.run.compile:
             compile.check(self.device, train.dtype)
 
     def train(self, until: int | None = None) -> Outcome:
         """Train from the newest checkpoint, or from the beginning, to step `until` or the run's end.
 
-        Where `callbacks.should_stop` says so it ends after the step under way, with a checkpoint.
+        If `callbacks.should_stop` returns True, it stops after the current step, with a checkpoint.
         """
         with joined(self.process, self.device):
             if not self._restored:
@@ -127,21 +127,21 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run, as it is planned by now."""
+        """The run's current total number of steps."""
         return last_step_of(self.started.after(self.changes).steps, self._cuts)
 
     @property
     def _cuts(self) -> list[Cut]:
-        """The cuts in force: none where a number of steps was asked for when the run was resumed."""
+        """The current cuts: none if a number of steps was requested on resuming."""
         return self.progress.cuts if self.started.after(self.changes).steps == self.config.train.steps else []
 
     # ---- checkpoints
 
     def restore(self) -> int:
-        """Build the model, with the weights of the newest checkpoint if there is one; the step that comes next.
+        """Build the model, with the weights of the newest checkpoint if any; returns the next step.
 
-        Raises RunError if there are checkpoints and none is sound, UsageError if it is of another configuration.
-        Called by `train`, and before it to know the step; of many processes inside `joined`.
+        Raises RunError if all checkpoints are damaged, UsageError if its configuration differs.
+        Called by `train`, or before it to know the step; with several processes, inside `joined`.
         """
         self._load(self._newest())
         self._restored = True
@@ -158,13 +158,13 @@ class Trainer:
             if different := differences(checkpoint.configuration, now, added=False):
                 raise UsageError(
                     f"{checkpoint.folder} was trained with other settings than the run has now: {'; '.join(different)}."
-                    " Put config.toml and run.json back as they were; only what `runs resume` has an option for can"
+                    " Restore config.toml and run.json; only what `runs resume` has an option for can"
                     " change"
                 )
         return checkpoint
 
     def _configuration(self, step: int) -> dict[str, Any]:
-        """What the numbers after `step` steps follow from, however many processes made them; as JSON gives it back."""
+        """Everything that determines the results after `step` steps, except the number of processes, as plain data."""
         config = self.config.to_dict()
         train = {name: value for name, value in config["train"].items() if name not in ("devices", "shard")}
         model = {name: config["model"][name] for name in ("spec", "base", "lora")}
@@ -173,7 +173,7 @@ class Trainer:
         return json.loads(json.dumps({**values, "data": self.data.fingerprint, "changes": changes}))  # type: ignore[no-any-return]
 
     def _load(self, checkpoint: checkpoints.Checkpoint | None) -> None:
-        """The model, the optimizer and all that is counted as `checkpoint` holds them, or as before the first step."""
+        """Load model, optimizer and counters from `checkpoint`, or initialise them."""
         if not self._restored or checkpoint is None:
             self._build(resumed=checkpoint is not None)
         self.progress = Progress()
@@ -215,7 +215,7 @@ class Trainer:
         try:
             with PeakMemory(self.device) as self._peak:
                 if self.config.model.base and self.progress.step == 0:
-                    self._evaluate()  # what fine-tuning starts from
+                    self._evaluate()  # the loss before fine-tuning
                 while self.progress.step < end and not self.stopping:
                     step = self._step()
                     self._write(step_row(step))
@@ -231,7 +231,7 @@ class Trainer:
         finally:
             self.callbacks.on_end()
         if self.config.model.lora and self.config.train.shard != "fsdp":
-            merge_adapters(self.model)  # the loss at the end is of the model that is written
+            merge_adapters(self.model)  # the final loss is that of the written model
         val = None if interrupted else self._evaluate()
         done, losses = self.progress, list(self.guard.losses)[-_LAST_STEPS:]
         return Outcome(
@@ -241,7 +241,7 @@ class Trainer:
         )  # fmt: skip
 
     def _keep_deadline(self) -> None:
-        """Shorten a run that would end late. The checkpoint that tells of it is written before the next step."""
+        """Shorten a run that would end late. A checkpoint with the cut is written before the next step."""
         done, settings = self.progress, self.started.after(self.changes)
         if self.deadline.seconds is None or settings.steps != self.config.train.steps:
             return
@@ -254,8 +254,8 @@ class Trainer:
         self.listener.on_steps_changed(self.steps)
         self.listener.on_message(
             f"step {done.step:,}: training is slower than planned, and {cut[1]:,} steps would take more than {LATE:g}"
-            f" times the {format_seconds(self.deadline.seconds)} asked for. The run now ends after {cut[2]:,} steps,"
-            " and the learning rate decays over those that are left"
+            f" times the requested {format_seconds(self.deadline.seconds)}. The run now ends after {cut[2]:,} steps,"
+            " and the learning rate decays over the remaining ones"
         )
 
     def _step(self) -> TrainStep:
@@ -287,23 +287,23 @@ class Trainer:
         return replace(step, seconds=seconds)
 
     def _settings(self) -> Settings:
-        """What is in force at this step. The number of threads, on which the last bits depend, is set with it."""
+        """The settings at this step. Also sets the number of threads, which affects the last bits."""
         settings = self.started.after(self.changes, self.progress.step)
         if settings.threads and self.device.type == "cpu" and torch.get_num_threads() != settings.threads:
             torch.set_num_threads(settings.threads)
         return settings
 
     def _gradients(self, batch: Any) -> tuple[float, int]:
-        """Mean loss over the tokens of all processes; gradients of it are left in the parameters."""
+        """Mean loss over the tokens of all processes; its gradients are stored in the parameters."""
         counted = int(total([float(batch.counted)], self.process, self.device)[0])
         nats = float(self.learner.backward(batch, counted))
         stop = float(self.callbacks.should_stop())
         nats, stop = total([nats, stop], self.process, self.device)
-        self.stopping = stop > 0  # every process must end after the same step
+        self.stopping = stop > 0  # every process must stop after the same step
         return nats / max(1, counted), counted
 
     def _handle(self, step: TrainStep, action: str) -> TrainStep:
-        """A step that the loss guard refused. Its update is never applied."""
+        """Handle a step rejected by the loss guard. Its update is never applied."""
         where = f"step {step.step:,}: {step.reason}"
         if action == "rewind" and self.progress.rewinds < MOST_REWINDS:
             self._rewind()
@@ -316,7 +316,7 @@ class Trainer:
         return replace(step, action="stop")
 
     def _rewind(self) -> None:
-        """Back to the newest checkpoint or the beginning, and on with the data after this step's."""
+        """Go back to the newest checkpoint or the beginning, and continue with the data after this step's."""
         met = self.progress
         self._load(self._newest())
         self.progress = replace(
@@ -325,7 +325,7 @@ class Trainer:
         )  # fmt: skip
 
     def _ways_to_continue(self, step: TrainStep) -> str:
-        """What was wrong with the loss, and each command that continues from there."""
+        """The problem with the loss, and the commands to continue."""
         settings, stored = self._settings(), checkpoints.stored(self._root)
         ways = {
             "--on-loss-spike skip": "skips the update of such a step",
@@ -338,10 +338,10 @@ class Trainer:
         kept = f"the last checkpoint is {stored[-1].name}" if stored else "there is no checkpoint yet"
         return f"step {step.step:,}: {step.reason}; {kept}. To continue, {commands}"
 
-    # ---- now and then
+    # ---- periodic work
 
     def _periodic(self, end: int) -> None:
-        """Checkpoint, evaluate and sample where the step is a multiple of what `config.run` says."""
+        """Checkpoint, evaluate and sample at the intervals in `config.run`."""
         step, run = self.progress.step, self.config.run
         if run.checkpoint_every and step % run.checkpoint_every == 0:
             self._save_if_new()
@@ -353,7 +353,7 @@ class Trainer:
             self.learner.loss_module.train()
 
     def _evaluate(self, tokens: int | None = None) -> ValLoss:
-        """On all of the fixed held-out set; or on a sample of at most `tokens`, and of what a short run can afford."""
+        """Evaluate on the fixed held-out set, or on a sample of at most `tokens`, limited for a short run."""
         stream, most = self.data.val, final_val_tokens(self.config)
         affordable = max(2000, self.config.total_tokens // 100)
         taken = most if tokens is None else min(tokens, affordable)

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page: the curve, the comparisons, and every example with its prompt. No network needed."""
+"""The HTML report: curve, comparisons, and every example with its prompt; self-contained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ASSETS = Path(__file__).parent
 
 
 def write_report(path: Path, collected: Collected, result: Result, models: Mapping[str, EvalModel]) -> None:
-    """Write the page to `path`; `models` by name turn token ids to text. Raises RunError where that fails."""
+    """Write the page to `path`; `models` by name decode token ids. Raises RunError if that fails."""
     page = report_page(collected, result, models)
     try:
         with atomic_write(path) as file:
@@ -65,7 +65,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy: nothing is loaded, and only the page's own style and script count."""
+    """A content security policy: nothing is loaded, and only the page's own style and script are allowed."""
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     return (
         f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; base-uri 'none';"

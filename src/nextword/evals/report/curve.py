@@ -1,4 +1,4 @@
-"""The report's curve: scores against shots with their intervals, as SVG, and what its marks mean."""
+"""The report's curve: scores against shots with intervals, as SVG, and its legend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..summary import Result
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 52, 14, 588, 270
 _COLOURS = 6  # classes c0 ... c5 of page.css
-_APART = 14.0  # between the marks of one number of shots, at the most
+_APART = 14.0  # largest distance between marks of one number of shots
 
 Series = tuple[str, str]  # model, template
 Scale = Callable[[float], float]
@@ -21,7 +21,7 @@ Scale = Callable[[float], float]
 def curve(result: Result) -> str:
     """Scores against shots with their intervals: a line for each model and template, and for each variant of it.
 
-    Nothing for a single score.
+    Empty for a single score.
     """
     if len(result.rows) == 1:
         return ""
@@ -57,13 +57,13 @@ def _series(result: Result) -> list[Series]:
 
 
 def _tracks(result: Result) -> list[tuple[str, str, str]]:
-    """Model, template and variant of every line that is drawn, the variants next to what they vary."""
+    """Model, template and variant of every line, with variants next to their plain line."""
     tracks = dict.fromkeys((row.model, row.template, row.variant) for row in result.rows)
     return sorted(tracks, key=lambda track: _series(result).index(track[:2]))
 
 
 def _range(result: Result) -> tuple[float, float]:
-    """What the axis spans: every interval that ends somewhere, the most frequent label, and else 0."""
+    """The axis range: all finite intervals, and the most frequent label's accuracy, or 0."""
     values = [0.0 if result.majority is None else result.majority]
     for row in result.rows:
         values += [end for end in (row.score.low, row.score.value, row.score.high) if math.isfinite(end)]
@@ -122,7 +122,7 @@ def _mark(variant: str, x: float, y: float) -> str:
 
 
 def legend(result: Result) -> str:
-    """What colours, marks, lines and whiskers mean, for those that are there."""
+    """The meaning of the colours, marks, lines and whiskers in use."""
     if len(result.rows) == 1:
         return f'<p class="notes">{_whiskers(result)}</p>'
     series = _series(result) if len(_series(result)) > 1 else []
@@ -147,7 +147,7 @@ def _series_name(result: Result, series: Series) -> str:
 
 
 def _whiskers(result: Result) -> str:
-    """What an interval generalises to, and how it is computed."""
+    """What the intervals generalise to, and how they are computed."""
     clustered = ", clustered by group" if result.groups else ""
     several = len(result.rows) > 1
     parts = ["Whiskers are 95% intervals."] if several else []

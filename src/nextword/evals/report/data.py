@@ -1,4 +1,4 @@
-"""The report's examples as the page carries them: items once, prompts as a shared beginning and an ending, columns."""
+"""The report's embedded data: items, deduplicated prompts, and columns of answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..task import Ids
 if TYPE_CHECKING:
     from ..served import EvalModel
 
-MOST_NUMBERS = 4_000_000  # on a page, some 5 bytes each; beyond them a sample of the items is shown
-_LEAST = -9999.0  # in place of the logarithm of 0, which JSON cannot hold
+MOST_NUMBERS = 4_000_000  # per page, about 5 bytes each; with more, a sample of the items is shown
+_LEAST = -9999.0  # for ln 0, which JSON lacks
 _CHOSEN_BY = {
     "chars": "ln p per character", "bytes": "ln p per byte", "tokens": "ln p per token",
     "pmi": "ln p less ln p after the premise", "constrained": "what greedy decoding among the choices writes",
@@ -26,13 +26,13 @@ _CHOSEN_BY = {
 
 
 def embedded(collected: Collected, models: Mapping[str, EvalModel]) -> dict[str, Any]:
-    """Conditions with their answers, in columns over the same items. `left_out` counts items that found no room."""
+    """Conditions with their answers, in columns over the same items. `left_out`: the number of items not included."""
     prompts = [_Prompts(result) for result in collected.conditions]
     shown = _shown_items(collected, prompts)
     tails: dict[str, dict[Ids, int]] = {name: {} for name in models}
     conditions: list[dict[str, Any]] = []
     names = condition_names([result.condition for result in collected.conditions])
-    base = 0  # the condition whose likelihoods the calibrated ones after it share
+    base = 0  # the condition whose likelihoods the following calibrated ones share
     for number, result in enumerate(collected.conditions):
         answers = [result.answers[index] for index in shown]
         condition = {"name": names[number], **_verdicts(answers), **_chosen_by(result, collected.choice_scoring)}
@@ -53,7 +53,7 @@ def embedded(collected: Collected, models: Mapping[str, EvalModel]) -> dict[str,
 
 
 def embedded_json(data: dict[str, Any]) -> str:
-    """JSON that may be in a script element whatever texts it holds: no character of it means anything to HTML."""
+    """JSON that is safe in a script element: characters special to HTML are escaped."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -61,7 +61,7 @@ def embedded_json(data: dict[str, Any]) -> str:
 
 
 def condition_names(conditions: Sequence[Condition]) -> list[str]:
-    """Each condition's name: that of its row, and its seed and permutation where there are several."""
+    """Each condition's name: that of its row, with seed and permutation if there are several."""
     differ = differing([condition.choice for condition in conditions])
     seeds = any(condition.fewshot_seed for condition in conditions)
     permutations = any(condition.permutation for condition in conditions)
@@ -76,7 +76,7 @@ def condition_names(conditions: Sequence[Condition]) -> list[str]:
 
 
 class _Prompts:
-    """A condition's prompts in tokens: the beginning that all share, and each item's ending."""
+    """A condition's prompts in tokens: the shared prefix, and each item's suffix."""
 
     def __init__(self, result: ConditionResult) -> None:
         contexts = [answer.encoded[0].context for answer in result.answers]
@@ -86,7 +86,7 @@ class _Prompts:
 
 
 def _shown_items(collected: Collected, prompts: Sequence[_Prompts]) -> list[int]:
-    """Indices of the items that are shown: all, or a random sample where these would be more than a browser takes."""
+    """Indices of the items to show: all, or a random sample if there are too many for a browser."""
     count, seen, numbers = len(collected.items), set[tuple[str, Ids]](), 0
     for result, own in zip(collected.conditions, prompts, strict=True):
         for answer, tail in zip(result.answers, own.tails, strict=True):
@@ -100,7 +100,7 @@ def _shown_items(collected: Collected, prompts: Sequence[_Prompts]) -> list[int]
 
 
 def _verdicts(answers: Sequence[Answer]) -> dict[str, Any]:
-    """What was said, and how right it was: a column each."""
+    """Columns of answers and scores."""
     return {
         "said": [answer.prediction if answer.choices else str(answer.prediction) for answer in answers],
         "score": [round(answer.score, 4) for answer in answers],
@@ -108,7 +108,7 @@ def _verdicts(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _chosen_by(result: ConditionResult, choice_scoring: str) -> dict[str, Any]:
-    """The scores that choices were taken by, where these are not ln p: their name, range and columns."""
+    """The scores that decided between choices, if not ln p: name, range and columns."""
     variant = result.condition.variant
     way = variant if variant in _CHOSEN_BY else choice_scoring
     if not result.answers[0].choices or way not in _CHOSEN_BY:
@@ -121,7 +121,7 @@ def _chosen_by(result: ConditionResult, choice_scoring: str) -> dict[str, Any]:
 def _asked(
     result: ConditionResult, answers: Sequence[Answer], prompts: _Prompts, shown: Sequence[int], tails: dict[Ids, int]
 ) -> dict[str, Any]:
-    """What was asked and how likely the answers were; calibrated conditions refer to it."""
+    """The prompts and the answers' likelihoods; calibrated conditions refer to it."""
     columns: dict[str, Any] = {
         "model": result.condition.model, "template": result.condition.template, "prefix": prompts.prefix,
         "tails": [tails.setdefault(prompts.tails[index], len(tails)) for index in shown],
@@ -135,11 +135,11 @@ def _asked(
 
 
 def _number(value: float) -> float:
-    return float(f"{max(_LEAST, float(value)):.5g}")  # a small score after calibration keeps its order
+    return float(f"{max(_LEAST, float(value)):.5g}")  # keeps the order of small calibrated scores
 
 
 def _templates(collected: Collected, shown: Sequence[int]) -> dict[str, Any]:
-    """Right answers and choices under each template: those of all items once, where they are the same."""
+    """Correct answers and choices under each template; stored once if all items share them."""
     templates: dict[str, Any] = {}
     for result in collected.conditions:
         if result.condition.template in templates:
@@ -155,7 +155,7 @@ def _templates(collected: Collected, shown: Sequence[int]) -> dict[str, Any]:
 
 
 def _token(text: bytes) -> str | list[int]:
-    """A token's text; its bytes where it holds parts of characters, which the page joins with its neighbours'."""
+    """A token's text, or its bytes if it holds partial characters, which the page joins."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -165,7 +165,7 @@ def _token(text: bytes) -> str | list[int]:
 def _model(
     model: EvalModel, prompts: Sequence[_Prompts], tails: dict[Ids, int], results: Sequence[ConditionResult]
 ) -> dict[str, Any]:
-    """The endings that conditions refer to, each token's text, and which of them no text produces."""
+    """The suffixes that conditions refer to, each token's text, and which tokens are control tokens."""
     prefixes = [
         own.prefix for own, result in zip(prompts, results, strict=True) if result.condition.model == model.name
     ]

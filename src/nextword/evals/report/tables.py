@@ -1,4 +1,4 @@
-"""The report's tables and lists: scores, comparisons, confusion matrices, how everything was measured."""
+"""The report's tables and lists: scores, comparisons, confusion matrices, provenance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..results import Collected, ConditionResult
 from ..summary import Result
 
 _MOST_LABELS = 26  # in a confusion matrix
-_MOST_NAMED, _LONGEST_NAMES = 6, 60  # labels, and their characters together, that heads of columns have room for
+_MOST_NAMED, _LONGEST_NAMES = 6, 60  # labels, and their total characters, that fit the heads of columns
 _LONGEST_SHOWN = 60  # characters of a label
-_MOST_NOTES = 20  # of a kind
+_MOST_NOTES = 20  # of each kind
 _SHADES = 9  # classes s1 ... s9 of page.css
 
 
 def lead(result: Result) -> str:
-    """How many items, and the best configuration."""
+    """The number of items, and the best configuration."""
     groups = f" in {result.groups:,} groups" if result.groups else ""
     majority = f" Always the most frequent label: {result.majority:.3f}." if result.majority is not None else ""
     chosen = "" if result.chosen is None else f"<p>{escape(result.chosen.sentence)}</p>"
@@ -31,7 +31,7 @@ def lead(result: Result) -> str:
 
 
 def table(result: Result) -> str:
-    """A row for each configuration, with a folded table of its seeds and permutations."""
+    """A row for each configuration, with a collapsed table of its seeds and permutations."""
     columns = {name: cells for name, cells in _columns(result).items() if any(cells)}
     rows, names = [], full_names(result.rows)
     for number, row in enumerate(result.rows):
@@ -43,7 +43,7 @@ def table(result: Result) -> str:
 
 
 def _columns(result: Result) -> dict[str, Sequence[str]]:
-    """Cells by the head of their column; a column that says nothing is empty."""
+    """Cells by column head; a column without information is empty."""
     rows = result.rows
     models, templates = differing(row.choice for row in rows)
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
@@ -105,23 +105,23 @@ def _seed_rows(row: ResultRow, name: str, columns: int, metric: str) -> str:
 
 
 def grid(heads: Sequence[str], rows: Iterable[str]) -> str:
-    """A table of finished heads and rows."""
+    """A table of rendered heads and rows."""
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def cells_of(cells: Sequence[str]) -> str:
-    """A row's cells, of finished HTML."""
+    """A row of cells, given as HTML."""
     return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
 def scrolling(what: str, inside: str) -> str:
-    """A box that scrolls sideways on its own, by keyboard too, so that a wide table does not widen the page."""
+    """A box that scrolls horizontally, also by keyboard, so that a wide table does not widen the page."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{what}">{inside}</div>'
 
 
 def comparisons(result: Result) -> str:
-    """A sentence for each comparison: those that were asked for, then those with baselines; what would show more."""
+    """A sentence for each comparison, requested ones first, then baselines; and their power."""
     if not result.comparisons:
         return ""
     listed = ""
@@ -135,7 +135,7 @@ def comparisons(result: Result) -> str:
 
 
 def requirements(result: Result) -> str:
-    """What was required, and whether it is met."""
+    """The requirements, and whether they are met."""
     judged = result.requirements
     if not judged:
         return ""
@@ -150,7 +150,7 @@ def _sentences(sentences: Iterable[str]) -> str:
 
 
 def confusions(collected: Collected, result: Result) -> str:
-    """Right answers against the model's, summed over all seeds and permutations of a configuration."""
+    """Confusion matrices, summed over all seeds and permutations of a configuration."""
     if collected.task.output != "multiple_choice":
         return ""
     by_choice: dict[Choice, list[ConditionResult]] = {}
@@ -162,7 +162,7 @@ def confusions(collected: Collected, result: Result) -> str:
         return ""
     return (
         "<section><h2>Confusion matrices</h2><p class='notes'>Counts of answers, summed over all seeds and"
-        " permutations of a configuration; in brackets the share of the row, i.e. of one right answer.</p>"
+        " permutations of a configuration; in parentheses the share of the row, i.e. of one correct answer.</p>"
         f'<div class="confusions">{figures}</div></section>'
     )
 
@@ -186,11 +186,11 @@ def _confusion(results: Sequence[ConditionResult], name: str) -> str:
     head = "".join(f'<th scope="col">{label}</th>' for label in short)
     inside = (
         f'<table><thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">model\'s answer</th></tr>'
-        f'<tr><th scope="col">right answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<tr><th scope="col">correct answer</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
     )
     name += _summed(results)
     if left := len(answers) - int(counts.sum()):
-        name += f"; {left:,} answers to items without one right choice are not counted"
+        name += f"; {left:,} answers to items without a single correct choice are not counted"
     kind = "confusion" + " numbered" * numbered
     return f'<figure class="{kind}"><figcaption>{escape(name)}</figcaption>{scrolling(escape(name), inside)}</figure>'
 
@@ -207,7 +207,7 @@ def _confusion_row(label: str, right: int, counts: np.ndarray) -> str:
 
 
 def _summed(results: Sequence[ConditionResult]) -> str:
-    """How many seeds and permutations of the items are counted together."""
+    """The number of seeds and permutations that are summed."""
     seeds, permutations = (
         len({getattr(result.condition, name) for result in results}) for name in ("fewshot_seed", "permutation")
     )
@@ -221,18 +221,18 @@ def notes(result: Result) -> str:
 
 
 def left_out(shown: int, left: int) -> str:
-    """Which items the examples lack, and why."""
+    """A notice about items that are not shown, and the reason."""
     if not left:
         return ""
     return (
         f'<p class="notice"><b>{shown:,} of {shown + left:,} items are shown</b>, the same under every condition: a'
-        f" page with all answers would be too large for a browser, so {left:,} items, drawn at random, are left"
-        " out here. All numbers above are of all items; <code>--out FOLDER</code> writes every answer to files.</p>"
+        f" page with all answers would be too large for a browser, so {left:,} randomly drawn items are"
+        " omitted here. The numbers above cover all items; <code>--out FOLDER</code> writes every answer to files.</p>"
     )
 
 
 def how_measured(record: Provenance | None) -> str:
-    """What it takes to run it again."""
+    """How to run the evaluation again."""
     if record is None:
         return "<p>Not recorded.</p>"
     parts = [_command(record.command)]
@@ -253,7 +253,7 @@ def _shots(shots: Sequence[ShotsRecord]) -> str:
     for own in shots:
         cells = [own.template, own.shots, own.variant, own.fewshot_seed + 1, own.permutation + 1, ", ".join(own.rows)]
         rows.append(f"<tr>{cells_of([escape(str(cell)) for cell in cells])}</tr>")
-    return scrolling("shots", grid(["template", "shots", "variant", "seed", "permutation", "rows, from 0 on"], rows))
+    return scrolling("shots", grid(["template", "shots", "variant", "seed", "permutation", "rows, from 0"], rows))
 
 
 def _command(command: str | None) -> str:
@@ -266,12 +266,12 @@ def _command(command: str | None) -> str:
 
 
 def _given(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a template that say something."""
+    """The non-empty parts of a template."""
     return {name: value for name, value in parts.items() if value not in (None, "", False, (), [], {})}
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    """Names and values."""
+    """A list of names and values."""
     rows = [
         f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in facts.items()
     ]
@@ -279,7 +279,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _fact(value: Any) -> str:
-    """Texts, in quotes where a reader would not see their ends; lists separated by commas."""
+    """Texts, quoted if their ends are invisible; lists separated by commas."""
     if value is None or value == [] or value == ():
         return "none"
     if isinstance(value, list | tuple) and all(isinstance(entry, str | int) for entry in value):
