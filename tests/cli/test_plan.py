@@ -572,7 +572,7 @@ def test_unreadable_configs_are_refused_by_file_and_fault(run: Plan, tmp_path: P
 
 
 TABLES = {
-    "too few": ("N,D,loss\n1e8,1e9,3\n1e9,1e10,2.5\n", "2 runs cannot fix five constants; at least 8"),
+    "too few": ("N,D,loss\n1e8,1e9,3\n1e9,1e10,2.5\n", "needs at least 8 runs, not 2"),
     "no column": ("N,D,score\n1e8,1e9,3\n", "no column for loss; it has N, D, score"),
     "one size": ("N,D,loss\n" + "".join(f"1e8,{i}e9,{3 - i / 10}\n" for i in range(1, 10)), "not identified"),
     "not a number": ("N,D,loss\n1e8,many,3\n", "line 2: tokens 'many' is not a number"),

@@ -214,6 +214,14 @@ def test_runs_are_listed_shown_compared_and_exported(
     assert "no checkpoint of step 3; it has" in err
 
 
+def test_a_warm_up_longer_than_the_run_is_said(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--set", "train.warmup_steps=13", "--dry-run")
+    assert code == 0
+    assert "the run has 12 steps and its warm-up 13: the learning rate stays below" in " ".join(err.split())
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--set", "train.warmup_steps=12", "--dry-run")
+    assert (code, "warm-up" in err) == (0, False)
+
+
 def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tmp_path: Path) -> None:
     import signal
     import time

@@ -229,7 +229,8 @@ def test_sample_completions_allocate_a_cache_of_their_own_size_alone(
     monkeypatch.setattr(TorchBackend, "allocate", recorded)
     folder = begin(tmp_path / "run", data, kind)
     record = RunRecord.read(folder)
-    replace(record, config=record.config.with_run(sample_every=6)).write(folder)
+    config = record.config.with_run(sample_every=6).with_train(context=64 if kind == "gru" else 16)
+    replace(record, config=config).write(folder)
     assert command(capsys, "runs", "resume", folder)[0] == 0
     assert len(allocated) == 2
     assert max(allocated) < 1e6  # the default, 1 GiB, would be the run's peak memory

@@ -29,7 +29,8 @@ _SAMPLE_TOKENS = 40
 def shape_line(spec: ModelSpec) -> str:
     """A one-line summary of the model."""
     attention = f", {spec.heads} heads, MLP {spec.mlp_width:,}" if spec.kind == "transformer" else ""
-    return f"{spec.kind}: {spec.layers} layers, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
+    layers = f"{spec.layers} {'layer' if spec.layers == 1 else 'layers'}"
+    return f"{spec.kind}: {layers}, width {spec.width:,}{attention}, vocabulary {spec.vocabulary:,}"
 
 
 def _threads(count: int) -> str:
@@ -215,9 +216,11 @@ class Display(Callbacks):
 
         tokenizer, prompt = tokenizer_from_folder(self.run.folder), self.config.run.sample_prompt
         ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
-        stop = StopConfig(min(_SAMPLE_TOKENS, max(1, self.config.train.context - len(ids) - 1)))
+        context = self.config.train.context
+        ids = ids[-max(1, context - _SAMPLE_TOKENS) :]
+        stop = StopConfig(min(_SAMPLE_TOKENS, max(1, context - len(ids) - 1)))
         backend = TorchBackend(model)  # type: ignore[arg-type]
-        pages = -(-(len(ids) + _SAMPLE_TOKENS) // backend.page_size) + 1
+        pages = -(-(len(ids) + _SAMPLE_TOKENS) // backend.page_size) + 2  # of a recurrent state, snapshots
         engine = Engine(backend, tokenizer, cache_bytes=pages * backend.page_bytes)  # the run's memory is measured
         tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
         text = " ".join((prompt + "".join(token.text for token in tokens)).split())

@@ -259,7 +259,7 @@ def _rms(errors: Sequence[float]) -> float:
 
 def _check(runs: Runs) -> None:
     if len(runs) < LEAST_RUNS:
-        raise UsageError(f"{len(runs)} runs cannot fix five constants; at least {LEAST_RUNS} are needed")
+        raise UsageError(f"a fit of five constants needs at least {LEAST_RUNS} runs, not {len(runs)}")
     for what, values, constants in (
         ("sizes", runs.parameters, "A and alpha"),
         ("numbers of tokens", runs.tokens, "B and beta"),

@@ -180,7 +180,8 @@ def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], log: Callable[[st
         models[rate] = [_train(run.with_train(learning_rate=rate, seed=seed), data) for seed in seeds]
         losses[rate] = statistics.fmean(float(token_losses(model, windows).mean()) for model in models[rate])
     best = min(losses, key=losses.__getitem__)
-    log(f"{run.spec.kind}: rate {best:g} of {', '.join(f'{rate:g}: {loss:.3f}' for rate, loss in losses.items())}")
+    by_rate = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in losses.items())
+    log(f"{run.spec.kind}: learning rate {best:g} (held-out loss by rate: {by_rate})")
     return best, models[best]
 
 

@@ -94,6 +94,7 @@ def _prepare_run(
     own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are divided among processes
     timed = time_part(plan.config, device, config.run.threads or own_threads, peak.flops)
     plan = plan_run(config, data, replace(machine, step_time=timed))
+    _log_warmup(plan.config, log)
     folder = folder or default_folder(plan.config)
     _check_free(folder)
     record = RunRecord(
@@ -223,6 +224,14 @@ def _log_surprises(data: Dataset, config: DataConfig, log: Log) -> None:
             " since equal texts stay together")  # fmt: skip
     if data.vocabulary < config.vocabulary:
         log(f"the text fills {data.vocabulary:,} of {config.vocabulary:,} tokens of the vocabulary; reduced to that")
+
+
+def _log_warmup(config: RunConfig, log: Log) -> None:
+    """Say so where the learning rate never gets to its highest: a longer run's config.toml has its warm-up."""
+    train = config.train
+    if (warmup := train.warmup_steps or 0) > train.steps:
+        log(f"the run has {train.steps:,} steps and its warm-up {warmup:,}: the learning rate stays below"
+            f" {train.learning_rate:g}. Give a smaller train.warmup_steps")  # fmt: skip
 
 
 class Progress:
