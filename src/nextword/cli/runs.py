@@ -184,7 +184,7 @@ def resume(
 def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, change: Change) -> None:
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and ended is not None and record.ended(ended, change):
-        messages().print(f"{run} has ended after {ended.steps:,} steps: nothing to do."
+        messages().print(f"{run} finished after {ended.steps:,} steps: nothing to do."
                          " --steps N makes it longer, --restart starts over", soft_wrap=True)  # fmt: skip
         if as_json:
             emit(run, record, ended)
