@@ -279,7 +279,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_a_model_and_resume_goes_on(text: Path, tm
             ["train", "{text}", "--minutes", "1", "--set", "data.tokenizer=byte"],
             "data.tokenizer=byte: give bpe, bytes, characters or a model",
         ),
-        (["runs", "resume", "nosuch"], "not a run's folder"),
+        (["runs", "resume", "nosuch"], "is not a run folder"),
         (["runs", "compare", "a"], "at least two runs"),
         (["compare-context"], "give the text"),
         (["compare-context", "{text}", "--kinds", "lstm,mamba"], "'mamba' is not known"),
@@ -363,7 +363,7 @@ def test_a_run_whose_prepared_data_is_gone_goes_on_exactly_with_the_text_given_a
     (text / "another.txt").write_text("some more")
     code, _, err = run(capsys, "runs", "resume", "half", str(text))
     assert code == 2
-    assert "the text has changed" in " ".join(err.split())
+    assert "differs from the text that half was started with" in " ".join(err.split())
     assert len(losses(half)) == 6
     (text / "another.txt").unlink()
     text.rename(tmp_path / "moved")

@@ -212,7 +212,7 @@ def test_a_shortened_run_is_told_by_the_steps_and_tokens_it_took(
     (folder / "report.json").write_text(json.dumps(report))
     (row,) = json.loads(command(capsys, "runs", "list", tmp_path, "--json")[1])
     assert (row["steps"], row["tokens"], row["state"]) == (7, 70, "ended")
-    assert "has ended after 7 steps" in command(capsys, "runs", "resume", folder)[2]
+    assert "finished after 7 steps" in command(capsys, "runs", "resume", folder)[2]
 
 
 @pytest.mark.parametrize("kind", ["transformer", "gru"])
@@ -530,7 +530,7 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
         (lambda run: run.update(changes=[{"step": -3}]), "changes.step -3: give a whole number of at least 0"),
         (lambda run: run.update(changes=[{"step": 3, "batch": 4}]), "unknown setting 'changes.batch'"),
         (lambda run: run.update(changes=7), "changes 7: give a list"),
-        (lambda run: run.update(format="nextword-run-folder/1"), "the run is of another version of nextword"),
+        (lambda run: run.update(format="nextword-run-folder/1"), "the run is from another version of nextword"),
     ],
 )
 def test_a_value_of_run_json_that_is_none_is_named_in_one_line(
