@@ -15,6 +15,9 @@ import pytest
 
 from nextword import native
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SMOKE = (  # modules of `pytest -m smoke`: one or two of each package, fast
     "base/", "engine/test_engine", "engine/test_sampling.py", "engine/test_language_model", "evals/test_statistics",
     "evals/test_template", "models/test_prepare", "models/test_recurrent", "native/test_decode", "plan/test_cases",
