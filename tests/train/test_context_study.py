@@ -214,6 +214,17 @@ def test_too_little_time_is_said_at_once(data: Dataset, monkeypatch: pytest.Monk
         study(data, 0.001, 16, 30e3, ("rnn",), log=lambda text: None)
 
 
+def test_a_study_leaves_torchs_threads_as_they_were(data: Dataset) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # more than a study chooses here
+    try:
+        with pytest.raises(UsageError, match="is too little time"):
+            study(data, 0.001, 16, 30e3, ("rnn",), log=lambda text: None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def found(data: Dataset) -> Iterator[Study]:
     """A study of two kinds that are hardly trained."""

@@ -29,6 +29,7 @@ from .context_tasks import RATES, WIDTHS, smallest_width, solve, step_seconds, s
 from .estimates import LEVEL, Estimate, Values, crossed, in_stretches
 from .planning import recurrent_like
 from .run import train_run
+from .threads import restored_threads
 from .timing import time_steps
 
 KINDS: tuple[ModelKind, ...] = ("transformer", "lstm", "gru", "rnn")
@@ -44,6 +45,7 @@ _ROWS = 8  # per step on the text
 _COUNTED = 4 << 20  # training tokens counted for frequencies
 
 
+@restored_threads()
 def study(
     data: Dataset, seconds: float, context: int = 256, count: float = 600e3, kinds: Sequence[ModelKind] = KINDS,
     sizes: dict[str, tuple[int, ...]] | None = None, seed: int = 0, log: Callable[[str], None] = print,

@@ -16,6 +16,7 @@ from ..base.cores import cores
 from ..plan import Device
 from ..plan import device as plan_device
 from .loss_module import AUTOCAST_DTYPE
+from .threads import restored_threads
 
 _FILE = "product-speeds.json"
 _WIDTHS = {"cpu": 2048, "cuda": 8192}  # of square matrices
@@ -48,20 +49,17 @@ def measured_peak(device: torch.device, dtype_name: str, cache: Path, anew: bool
     return Peak(known[name], f"{str(dtype).removeprefix('torch.')} products, measured on this {where}")
 
 
+@restored_threads()
 def _product_speed(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of several square products, with every core of a CPU."""
     width = _WIDTHS.get(device.type, 2048)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(max(threads, cores()))
-        left = torch.randn(width, width, device=device).to(dtype)
-        best, end = float("inf"), time.perf_counter() + _SECONDS
-        while best == float("inf") or time.perf_counter() < end:
-            began = time.perf_counter()
-            float((left @ left)[0, 0])  # synchronizes with an asynchronous device
-            best = min(best, time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(max(torch.get_num_threads(), cores()))
+    left = torch.randn(width, width, device=device).to(dtype)
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while best == float("inf") or time.perf_counter() < end:
+        began = time.perf_counter()
+        float((left @ left)[0, 0])  # synchronizes with an asynchronous device
+        best = min(best, time.perf_counter() - began)
     return 2 * width**3 / best
 
 

@@ -37,6 +37,7 @@ from .run_dir import (
     write_report,
     writing,
 )
+from .threads import restored_threads
 from .trainer import Outcome, Trainer
 
 
@@ -55,6 +56,7 @@ class RunResult:
         return self.outcome.model
 
 
+@restored_threads()
 def train_run(
     config: RunConfig, data: Dataset, folder: Path, callbacks: Callbacks | None = None, *,
     record: RunRecord | None = None, change: Change = NO_CHANGE, restart: bool = False, until: int | None = None,
@@ -69,14 +71,9 @@ def train_run(
 
     Raises UsageError for an invalid run, RunError for one that fails.
     """
-    process, threads = this_process(), torch.get_num_threads()
     record = record or RunRecord(config, str(data.folder.resolve()), data.fingerprint)
-    run = _Run(folder, _stored(folder, record), data, process, callbacks or Callbacks())
-    try:
-        return run.train(change, restart, until)
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+    run = _Run(folder, _stored(folder, record), data, this_process(), callbacks or Callbacks())
+    return run.train(change, restart, until)
 
 
 def _stored(folder: Path, record: RunRecord) -> RunRecord:

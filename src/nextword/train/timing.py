@@ -13,6 +13,7 @@ from ..plan.run_config import TrainConfig
 from .learner import Learner
 from .lora import add_adapters
 from .loss_module import Placed, new_model
+from .threads import restored_threads
 
 _SECONDS_A_MICRO_BATCH = 1.0  # limit at half the peak, so that timing takes a few seconds
 
@@ -51,6 +52,7 @@ def _micro_flops(config: RunConfig) -> float:
     return flops(config.spec, train.context).per_token * train.context * train.micro_batch
 
 
+@restored_threads()
 def time_steps(
     config: RunConfig, device: torch.device, threads: int | None = None, seconds: float = 4.0
 ) -> StepTime:  # fmt: skip
@@ -61,16 +63,12 @@ def time_steps(
     if device.type != "cpu":
         return _time(config, device, 0, seconds)
     check_threads(threads)
-    before = torch.get_num_threads()
     most = cores()
     candidates = [threads] if threads else sorted({most, max(1, most // 2), 1}, reverse=True)
-    try:
-        times = []
-        for count in candidates:
-            torch.set_num_threads(count)
-            times.append(_time(config, device, count, seconds / len(candidates)))
-    finally:
-        torch.set_num_threads(before)
+    times = []
+    for count in candidates:
+        torch.set_num_threads(count)
+        times.append(_time(config, device, count, seconds / len(candidates)))
     return min(times, key=lambda timed: timed.step(config.train))
 
 
