@@ -177,7 +177,7 @@ def remove(name: str, yes: bool) -> None:
     fetched = find_stored(name, cache)
     if fetched and not yes:
         if not is_terminal(sys.stdin):
-            raise UsageError(f"removing {name} needs a confirmation, and there is no terminal. Add --yes")
+            raise UsageError(f"removing {name} needs confirmation, and standard input is not a terminal. Add --yes")
         if not click.confirm(f"Delete {printable(str(fetched.path))} ({units.format_bytes(fetched.bytes)})?", err=True):
             click.echo("kept", err=True)
             return

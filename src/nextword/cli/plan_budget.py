@@ -91,7 +91,7 @@ def _only_one(
 
 def _write(plan: BudgetPlan, out: Path, quiet: bool) -> None:
     if plan.concrete.run is None:
-        raise UsageError(f"there is no concrete run to write to {out}: {plan.warnings[-1]}")
+        raise UsageError(f"no run can be written to {out}: {plan.warnings[-1]}")
     plan.concrete.run.write(out)
     if not quiet:
         click.echo(as_shown(f"\nwrote {out}"))
