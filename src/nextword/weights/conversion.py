@@ -124,7 +124,7 @@ def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], Non
     stored = {parameter.name: parameter for parameter in source.parameters}
     written = source.family.names.parameters(source.spec)
     for done, parameter in enumerate(written):
-        values = read_parameter(source, stored[parameter.name], torch.float32)
+        values = torch.from_numpy(read_parameter(source, stored[parameter.name]))
         yield from _as_stored(source.family, parameter, values, dtype)
         progress((done + 1) / len(written))
 
