@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base import UsageError, open_regular
 from .mapping import Bytes, map_file
@@ -106,12 +107,12 @@ def _tensor(name: str, entry: dict[str, Any], span: tuple[int, int]) -> StoredTe
     return stored
 
 
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: str) -> None:
-    """Write tensors, encoded in `dtype` (float32, float16, bfloat16), the same bytes as the safetensors package.
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: str) -> None:
+    """Write tensors, encoded in `dtype` by `floats.encode`: the same bytes as the safetensors package writes.
 
     Raises OSError, as for a full disk.
     """
-    in_order = sorted(tensors, key=lambda item: item[0])
+    in_order = sorted(tensors.items())
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, values in in_order:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -91,6 +91,27 @@ def read_parameter(source: Source, parameter: Parameter) -> NDArray[np.float32]:
     for tensor in parameter.tensors:
         values[tensor.index] = source.read(tensor)
     return values
+
+
+class SourceArrays(Mapping[str, NDArray[np.float32]]):
+    """The parameters of a source by our names, each read when it is asked for; the last one is kept."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._parameters = {parameter.name: parameter for parameter in source.parameters}
+        self._last: tuple[str, NDArray[np.float32]] | None = None
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if self._last is None or self._last[0] != name:
+            self._last = None  # so that only one is in memory
+            self._last = name, read_parameter(self._source, self._parameters[name])
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
 
 
 def check_tensors(source: Source, names_in_file: int) -> None:
