@@ -1,7 +1,6 @@
-"""Compiled CPU kernels: matrix products, whole models, elementwise training ops, sampling.
+"""Compiled CPU kernels: matrix products, whole models, passes of training, sampling. No torch.
 
-They are optional: `available()` says whether they can be used; without them everything runs on torch. This package
-does not import torch; its module elementwise, of training, does.
+They are optional: `available()` says whether they can be used; without them everything runs on torch.
 """
 
 from .bindings import LEVELS, available, level, limit_level, set_threads
