@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Array, addressof
-
-import numpy as np
-from numpy.typing import NDArray
+from ctypes import Structure, addressof
 
 from ..native.matmul import Matrix, MatrixStruct
 from ..spec import ModelSpec
@@ -21,8 +18,6 @@ from .structures import (
     RecurrentLayerStruct,
 )
 from .weights import Weights
-
-Floats = NDArray[np.float32]
 
 
 class CompiledModel:
@@ -137,11 +132,11 @@ class CompiledModel:
         self._held.append(matrix)
         return matrix.struct
 
-    def _hold(self, struct: NetworkStruct | ExpertsStruct) -> int:
+    def _hold(self, struct: Structure) -> int:
         self._held.append(struct)
         return addressof(struct)
 
-    def _array[S: (LayerStruct, RecurrentLayerStruct, MatrixStruct)](self, kind: type[S], structs: Sequence[S]) -> int:
-        array: Array[S] = (kind * len(structs))(*structs)
+    def _array(self, kind: type[Structure], structs: Sequence[Structure]) -> int:
+        array = (kind * len(structs))(*structs)
         self._held.append(array)
         return addressof(array)
