@@ -37,13 +37,13 @@ def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_and_back(name
     torch.testing.assert_close(reopened(tokens).logits, expected, atol=1e-4, rtol=0)
     again = convert(folder, tmp_path / "again.gguf")
     assert open_source(again).spec == open_source(folder).spec
-    with GGUFFile.open(path) as first, GGUFFile.open(again) as second:  # llama.cpp's own names, orders and keys
-        assert second.architecture == first.architecture or name == "phi3"  # written as a llama, which it equals
-        if second.architecture == first.architecture:
-            assert second.tensors.keys() == first.tensors.keys()
-            assert all(np.array_equal(second.float32(tensor), first.float32(tensor)) for tensor in first.tensors)
-            shared = first.metadata.keys() & second.metadata.keys()
-            assert {key: second.metadata[key] for key in shared} == {key: first.metadata[key] for key in shared}
+    first, second = GGUFFile.open(path), GGUFFile.open(again)  # llama.cpp's own names, orders and keys
+    assert second.architecture == first.architecture or name == "phi3"  # written as a llama, which it equals
+    if second.architecture == first.architecture:
+        assert second.tensors.keys() == first.tensors.keys()
+        assert all(np.array_equal(second.float32(tensor), first.float32(tensor)) for tensor in first.tensors)
+        shared = first.metadata.keys() & second.metadata.keys()
+        assert {key: second.metadata[key] for key in shared} == {key: first.metadata[key] for key in shared}
 
 
 def write_llama(path: Path, extra: dict[str, np.ndarray], **settings: Any) -> Any:
