@@ -17,7 +17,7 @@ from nextword.base import UsageError
 from nextword.runtime import CpuBackend, load_backend
 from nextword.runtime.kv_cache import KVCache
 from nextword.spec import LatentSpec
-from nextword.weights.source import open_source
+from nextword.weights.loading import open_source
 from paged import Paged
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
@@ -54,7 +54,7 @@ def batch(positions: list[int], tables: list[list[int]]) -> Batch:
         ({"page_tables": np.array([[0, 4]], np.int32), "positions": np.array([31, 32, 33])}, "page outside"),
         ({"page_tables": np.array([[-1, 1]], np.int32), "positions": np.array([31, 32, 33])}, "page outside"),
         ({"page_tables": np.array([[0, 1]])}, "int32"),
-        ({"page_tables": np.zeros((2, 1), np.int32).T}, "contiguous|int32"),
+        ({"page_tables": np.zeros((2, 2), np.int32, order="F")}, "contiguous"),
         ({"page_tables": np.zeros((0, 2), np.int32)}, "sequence number outside"),
     ],
 )
