@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from .. import native
 from ..base import RunError, UsageError, free_memory
-from ..families import Parameter
+from ..families import FileTensor, Parameter
 from ..models import Model, build, prepare
 from ..models.experts import Experts
 from ..models.layers import Embedding, Linear, Norm, PackedEmbedding, PackedLinear
 from ..native.matmul import PackedMatrix, QuantType
 from ..spec import ModelSpec
 from ..text import Tokenizer
-from .source import GGUFSource, Source, is_quantized, native_kind, read_parameter, tensors_of
+from .source import GGUFSource, Source, is_quantized, read_parameter, tensors_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+_PACKED: dict[str, QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -131,22 +132,26 @@ def _fill(
         module.pack(name, _packed_experts(source, parameter))
         return
     dtype = torch.float32 if isinstance(module, Norm) else floating  # norms stay exact: they are small
-    _assign(module, name, read_parameter(source, parameter, dtype, device))
+    _assign(module, name, torch.from_numpy(read_parameter(source, parameter)).to(device, dtype))
 
 
 def _native_kind(source: Source, parameter: Parameter) -> QuantType | None:
     """The kernels' name of the block type of all of a parameter's tensors; None for other types or mixtures."""
-    kinds = {native_kind(source.kind(tensor)) for tensor in parameter.tensors}
+    kinds = {_PACKED.get(source.kind(tensor)) for tensor in parameter.tensors}
     return kinds.pop() if len(kinds) == 1 else None
+
+
+def _blocks(source: Source, tensor: FileTensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.rows_from_file(source.mapped(tensor).data))
 
 
 def _packed_experts(source: Source, parameter: Parameter) -> list[PackedMatrix]:
     """A matrix per expert, in the file's blocks if the kernels support them."""
     kind, (count, _, columns) = _native_kind(source, parameter), parameter.shape
     if kind is None:
-        return [PackedMatrix.pack_float(matrix) for matrix in read_parameter(source, parameter, torch.float32)]
+        return [PackedMatrix.pack_float(matrix) for matrix in torch.from_numpy(read_parameter(source, parameter))]
     stacked = np.concatenate(
-        [source.blocks(tensor).reshape(count, tensor.shape[1], -1) for tensor in parameter.tensors], 1
+        [_blocks(source, tensor).reshape(count, tensor.shape[1], -1) for tensor in parameter.tensors], 1
     )
     return [PackedMatrix.pack(kind, blocks, columns) for blocks in stacked]
 
@@ -154,11 +159,11 @@ def _packed_experts(source: Source, parameter: Parameter) -> list[PackedMatrix]:
 def _fill_packed(model: Model, name: str, module: nn.Module, source: Source, parameter: Parameter) -> None:
     kind = _native_kind(source, parameter)
     if kind is not None:
-        blocks = [source.blocks(tensor) for tensor in parameter.tensors]
+        blocks = [_blocks(source, tensor) for tensor in parameter.tensors]
         stacked = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         matrix = PackedMatrix.pack(kind, stacked, parameter.shape[1])
     else:
-        matrix = PackedMatrix.pack_float(read_parameter(source, parameter, torch.float32))
+        matrix = PackedMatrix.pack_float(torch.from_numpy(read_parameter(source, parameter)))
     if module is model.embedding:
         model.embedding = PackedEmbedding(matrix)
         if model.spec.tied:
