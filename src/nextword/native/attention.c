@@ -28,6 +28,10 @@ typedef struct {
     float *partials;
 } attention_round;
 
+int64_t kv_row_bytes(int64_t kv_type, int64_t width) {
+    return kv_type == KV_Q8_0 ? width / 32 * 34 : width * (kv_type == KV_F16 ? 2 : 4);
+}
+
 static int64_t first_seen(const attention *a, int64_t token) {
     int64_t length = a->at->positions[token] + 1;
     return a->window && length > a->window ? length - a->window : 0;
@@ -37,22 +41,33 @@ static int64_t first_split(const attention *a, int64_t token) { return first_see
 static int64_t last_split(const attention *a, int64_t token) { return a->at->positions[token] / SPLIT; }
 
 // Where in `pages` (keys or values) the row of a position begins; `left` becomes how many its page still holds.
-static float *row_at(const attention *a, float *pages, int64_t sequence, int64_t head, int64_t position, int64_t *left) {
+static void *row_at(const attention *a, void *pages, int64_t sequence, int64_t head, int64_t position, int64_t *left) {
     const placement *at = a->at;
     int64_t page = at->page_tables[sequence * at->table_width + position / at->page_size];
     int64_t offset = position % at->page_size;
     *left = at->page_size - offset;
-    return pages + ((page * a->kv_heads + head) * at->page_size + offset) * a->width;
+    const int64_t row = (page * a->kv_heads + head) * at->page_size + offset;
+    return (char *)pages + row * kv_row_bytes(a->kv_type, a->width);
 }
 
 // ---- rope, and the keys and values into their pages
+
+// rope_head for pairs (2i, 2i + 1)
+static void rope_pairs(const float *cosine, const float *sine, int64_t half, float *x) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosine[i] + b * sine[i];
+        x[2 * i + 1] = b * cosine[half + i] + a * sine[half + i];
+    }
+}
 
 static void rope_and_store(const attention *a, int64_t token) {
     const int64_t position = a->at->positions[token], sequence = a->at->sequences[token], width = a->width;
     float *heads = a->qkv + token * (a->heads + 2 * a->kv_heads) * width;
     const float *cosine = a->rope.cosine + position * a->rope.width, *sine = a->rope.sine + position * a->rope.width;
     for (int64_t h = 0, half = a->rope.width / 2; a->rope.cosine && h < a->heads + a->kv_heads; h++)
-        rope_head(cosine, sine, sine + half, half, NULL, heads + h * width);
+        if (a->rope.interleaved) rope_pairs(cosine, sine, half, heads + h * width);
+        else rope_head(cosine, sine, sine + half, half, NULL, heads + h * width);
     for (int64_t h = 0, left; h < a->kv_heads; h++) {
         const float *key = heads + (a->heads + h) * width, *value = key + a->kv_heads * width;
         memcpy(row_at(a, a->keys, sequence, h, position, &left), key, (size_t)width * sizeof(float));

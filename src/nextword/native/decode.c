@@ -23,7 +23,7 @@ typedef struct {
 
 typedef struct {
     placement at;
-    float **keys, **values;  // a pointer for each layer: (pages, kv_heads, page_size, head_width)
+    void **keys, **values;  // a pointer for each layer: (pages, kv_heads, page_size, head_width)
     rope_table tables[2];
 } state;
 
@@ -66,7 +66,7 @@ static int attention_of_layer(const model *m, const layer *l, const state *s, in
     norm_heads(m, l, w->qkv, s->at.tokens);
     attention a = {
         .qkv = w->qkv, .rope = l->rope < 0 ? (rope_table){0} : s->tables[l->rope],
-        .keys = s->keys[index], .values = s->values[index], .at = &s->at,
+        .keys = s->keys[index], .values = s->values[index], .kv_type = KV_F32, .at = &s->at,
         .heads = m->heads, .kv_heads = m->kv_heads, .width = m->head_width, .window = l->window,
         .scale = m->scale, .softcap = m->softcap, .sinks = l->sinks, .y = w->attended,
     };

@@ -98,7 +98,7 @@ class _Model(Structure):
 
 
 class _RopeTable(Structure):
-    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("width", c_int64))
+    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("width", c_int64), ("interleaved", c_int64))
 
 
 class _Placement(Structure):
@@ -288,4 +288,4 @@ def _table(tables: RopeTables, head_width: int, last: int) -> _RopeTable:
     check_weight(sine, positions, rotary)
     if last >= positions or rotary > head_width or rotary % 2:
         raise ValueError(f"rotary tables {tuple(cosine.shape)} do not fit position {last} and width {head_width}")
-    return _RopeTable(cosine.data_ptr(), sine.data_ptr(), rotary)
+    return _RopeTable(cosine.data_ptr(), sine.data_ptr(), rotary, 0)
