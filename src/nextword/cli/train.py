@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..base import UsageError, installed
+from ..base import UsageError, installed, require_torch
 from ..base.fields import FieldError
 from ..base.toml import read_toml, set_values
 from ..plan.run_config import BUDGETS, RunConfig
@@ -79,6 +79,7 @@ def command(
     given = {name: value for name, value in options.items() if value is not None}
     with _options_named(given):
         settings = run_config(config, given, assignments)
+        require_torch("training")
         from ..train.distributed import one_voice
 
         with one_voice():
