@@ -211,15 +211,15 @@ class Display(Callbacks):
 
     def on_sample(self, step: int, model: nn.Module) -> None:
         from ..engine import Engine, Request, SamplingParams, StopConfig
-        from ..models.backend import TorchBackend
         from ..text import tokenizer_from_folder
+        from ..train.sampling import backend_of
 
         tokenizer, prompt = tokenizer_from_folder(self.run.folder), self.config.run.sample_prompt
         ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
         context = self.config.train.context
         ids = ids[-max(1, context - _SAMPLE_TOKENS) :]
         stop = StopConfig(min(_SAMPLE_TOKENS, max(1, context - len(ids) - 1)))
-        backend = TorchBackend(model)  # type: ignore[arg-type]
+        backend = backend_of(model)
         pages = -(-(len(ids) + _SAMPLE_TOKENS) // backend.page_size) + 2  # of a recurrent state, snapshots
         engine = Engine(backend, tokenizer, cache_bytes=pages * backend.page_bytes)  # the run's memory is measured
         tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
