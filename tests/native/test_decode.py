@@ -189,11 +189,13 @@ def stored(spec: ModelSpec, sequences: int) -> tuple[list[Tensor], list[Tensor]]
 
 
 def pool_of(spec: ModelSpec, keys: list[Tensor], values: list[Tensor]) -> KVCache:
-    """The same in pages, those of a sequence one after the other."""
+    """The same in pages, those of a sequence one after the other; keys of eight positions lie side by side."""
     shape = (-1, spec.kv_heads, CAPACITY // PAGE, PAGE, spec.head_width)
     pages = [
         [part.view(shape).transpose(1, 2).flatten(0, 1).contiguous() for part in layers] for layers in (keys, values)
     ]
+    page = (PAGE // 8, 8, spec.head_width)
+    pages[0] = [part.unflatten(2, page[:2]).transpose(-1, -2).contiguous().view(part.shape) for part in pages[0]]
     return KVCache(spec, *pages)
 
 
