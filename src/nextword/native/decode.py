@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..spec import ModelSpec
 from .bindings import library
-from .matmul import PackedMatrix, check_weight, rows_of
+from .matmul import TYPES, MatrixStruct, SegmentStruct
+from .packed import PackedMatrix, check_weight, rows_of
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
@@ -55,17 +56,6 @@ class LayerWeights:
     sinks: Tensor | None = None  # (heads,): a logit per head that joins the softmax's denominator
 
 
-class _Matrix(Structure):
-    _fields_ = (
-        ("kind", c_int64),
-        ("rows", c_int64),
-        ("width", c_int64),
-        ("precise", c_int64),
-        ("data", c_void_p),
-        ("bias", c_void_p),
-    )
-
-
 class _Norm(Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("rms", c_int64), ("eps", c_float))
 
@@ -78,10 +68,10 @@ class _Layer(Structure):
         ("mlp_post_norm", _Norm),
         ("query_norm", _Norm),
         ("key_norm", _Norm),
-        ("qkv", _Matrix),
-        ("out", _Matrix),
-        ("up", _Matrix),
-        ("down", _Matrix),
+        ("qkv", MatrixStruct),
+        ("out", MatrixStruct),
+        ("up", MatrixStruct),
+        ("down", MatrixStruct),
         ("sinks", c_void_p),
         ("window", c_int64),
         ("rope", c_int64),
@@ -234,14 +224,16 @@ def _placement(placement: Placement, pool: KVCache) -> _Placement:
     )
 
 
-def _matrix(matrix: MatrixWeights, rows: int, width: int) -> _Matrix:
+def _matrix(matrix: MatrixWeights, rows: int, width: int) -> MatrixStruct:
     weight, bias = matrix.weight, _vector(matrix.bias, rows)
     if isinstance(weight, Tensor):
         check_weight(weight, rows, width)
-        return _Matrix(0, rows, width, 0, weight.data_ptr(), bias)
-    if (weight.rows, weight.width) != (rows, width):
+        stored = SegmentStruct(TYPES["f32"], rows, weight.data_ptr())
+    elif (weight.rows, weight.width) != (rows, width):
         raise ValueError(f"{weight} is not ({rows}, {width})")
-    return _Matrix(weight.code, rows, width, weight.precise, weight.data.data_ptr(), bias)
+    else:
+        stored = SegmentStruct(TYPES[weight.kind], rows, weight.data.data_ptr())
+    return MatrixStruct(rows, width, 1, (SegmentStruct * 1)(stored), bias)
 
 
 def _norm(spec: ModelSpec, norm: NormWeights | None, width: int) -> _Norm:

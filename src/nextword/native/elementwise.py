@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .bindings import library
-from .matmul import check_weight, rows_of
+from .packed import check_weight, rows_of
 
 _OWN_THREADS = 0  # number of torch threads to borrow: none
 

@@ -155,16 +155,17 @@ static void load_states(const schedule *s, const float *pages, int64_t width, fl
 static int run_layer(const network *n, int64_t index, const schedule *s, float *x, const workspace *w) {
     const layer *l = n->layers + index;
     const int64_t width = n->width, rows = gates_of(n->kind) * width, offset = index * s->pages * width;
-    const matrix input = {FLOAT32, rows, width, 0, l->input, l->input_bias};
-    const matrix hidden = {FLOAT32, rows, width, 0, l->hidden, l->hidden_bias};
+    const segment stored[2] = {{F32, rows, l->input}, {F32, rows, l->hidden}};
+    const matrix input = {rows, width, 1, stored, l->input_bias};
+    const matrix hidden = {rows, width, 1, stored + 1, l->hidden_bias};
     gate_job job = {n, s, w, x, s->hidden + offset, s->cell ? s->cell + offset : NULL, 0, 0};
     load_states(s, job.hidden, width, w->hidden);
     if (job.cell) load_states(s, job.cell, width, w->cell);
-    if (multiply_float(&input, x, s->tokens, w->from_input, 0)) return 1;
+    if (multiply(&input, x, s->tokens, w->from_input, 0)) return 1;
     int64_t active = s->sequences;
     for (; job.time < s->count[0]; job.time++) {
         while (s->count[active - 1] <= job.time) active--;
-        if (multiply_float(&hidden, w->hidden, active, w->from_hidden, 0)) return 1;
+        if (multiply(&hidden, w->hidden, active, w->from_hidden, 0)) return 1;
         job.units = active * width;
         pool_run(gate_chunk, &job, (job.units + CHUNK_UNITS - 1) / CHUNK_UNITS);
     }

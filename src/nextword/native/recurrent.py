@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .bindings import library
 from .decode import Placement
-from .matmul import check_weight, rows_of
+from .packed import check_weight, rows_of
 
 _CODE = {"rnn": 0, "lstm": 1, "gru": 2}
 _GATES = {"rnn": 1, "lstm": 4, "gru": 3}
