@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-
 from family_cases import CASES, saved
 from nextword.models import prepare
 from nextword.models.backend import TorchBackend
