@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base import units
+from ..base import require, units
 from ..plan import parameters
 from ..spec import ModelSpec
 from ..train.callbacks import Callbacks, TrainStep
@@ -231,12 +231,9 @@ class _Events:
     """TensorBoard event files."""
 
     def __init__(self, folder: Path) -> None:
-        from ..base import RunError
+        require("tensorboard", "event files")
+        from torch.utils.tensorboard import SummaryWriter
 
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise RunError("event files need tensorboard. Install it: pip install 'nextword[tensorboard]'") from None
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, **values: float) -> None:

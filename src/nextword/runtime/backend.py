@@ -38,6 +38,7 @@ class CpuBackend:
         self.spec = spec = weights.spec
         self.kv_dtype = kv_dtype
         self._model, self._weights = CompiledModel(weights), weights
+        self.types = frozenset(weights.types)  # of its matrices, by GGUF's names
         sized = () if page_size is None else (page_size,)
         self.pages = KVCache(spec, kv_dtype, *sized) if spec.kind == "transformer" else States(spec, *sized)
         self.vocabulary = spec.vocabulary
@@ -55,7 +56,9 @@ class CpuBackend:
 
     @property
     def device_memory(self) -> int | None:
-        return free_memory()
+        """Free bytes, without those that the system caches mapped weights in: each step reads them."""
+        free = free_memory()
+        return free if free is None else max(free - self._weights.mapped_bytes, 0)
 
     def forward(self, batch: Batch) -> Output:
         kept = np.unique(np.concatenate((batch.logit_rows, batch.score_rows)))

@@ -25,6 +25,8 @@ class Weights(Protocol):
     """What a model is built from. Arrays stay valid as long as this object or a matrix lives."""
 
     spec: ModelSpec
+    types: set[str]  # of the matrices given out
+    mapped_bytes: int  # of them, in mapped files
 
     def matrix(self, weight: str, bias: str = "") -> Matrix:
         """A matrix (rows, width) and its bias, if the model has a parameter of that name."""
@@ -44,6 +46,7 @@ class ArrayWeights:
 
     def __init__(self, spec: ModelSpec, arrays: Mapping[str, Floats]) -> None:
         self.spec, self.arrays = spec, arrays
+        self.types, self.mapped_bytes = {"f32"}, 0
         for parameter in Names({}).parameters(spec):
             array = arrays.get(parameter.name)
             wanted = array is not None and array.dtype == np.float32 and array.flags.c_contiguous
@@ -82,7 +85,8 @@ class SourceWeights:
     def __init__(self, source: Source, dtype: Dtype = "auto") -> None:
         self.source, self.spec, self.dtype = source, source.spec, dtype
         self._parameters = {parameter.name: parameter for parameter in source.parameters}
-        self.types: set[str] = set()  # of the matrices so far
+        self.types: set[str] = set()
+        self.mapped_bytes = 0
 
     def matrix(self, weight: str, bias: str = "") -> Matrix:
         parameter = self._parameters[weight]
@@ -145,6 +149,7 @@ class SourceWeights:
         else:
             kind, data = convert_rows(np.ascontiguousarray(self.source.read(tensor)).reshape(-1, tensor.shape[-1]), dtype)
         self.types.add(kind)
+        self.mapped_bytes += 0 if data.flags.writeable else data.nbytes
         return Segment(kind, data)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..base import UsageError
 from ..families import Family, FileTensor, Parameter
 from ..families.gguf_metadata import family_of_gguf, spec_from_gguf_metadata
+from ..native.matmul import TYPES
 from ..spec import ModelSpec
 from . import floats, rope_factors
 from .gguf import GGUFFile
@@ -21,18 +22,13 @@ from .gguf import GGUFFile
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
-# Types that are multiplied as they are stored
-RUN_AS_STORED = (
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
-    "iq4_xs", "mxfp4",
-)  # fmt: skip
 # derived from the metadata: old converters stored each layer's plain rotary frequencies
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a matrix in a type of RUN_AS_STORED: `data` is uint8 (rows, bytes per row), not to be written to."""
+    """Rows of a matrix in one of the kernels' types: `data` is uint8 (rows, bytes per row), not to be written to."""
 
     type: str
     data: NDArray[np.uint8]
@@ -73,7 +69,7 @@ def is_quantized(kind: str) -> bool:
 
 def run_kind(kind: str) -> str:
     """The type in which a stored kind is multiplied: its own, if the kernels know it."""
-    if kind in RUN_AS_STORED:
+    if kind in TYPES:
         return kind
     return "q8_0" if is_quantized(kind) else "f32"
 
@@ -194,7 +190,7 @@ class GGUFSource:
 
     def mapped(self, tensor: FileTensor) -> StoredRows:
         kind = self.kind(tensor)
-        if kind in RUN_AS_STORED:
+        if kind in TYPES:
             return StoredRows(kind, self.file.raw(tensor.name))
         return StoredRows(run_kind(kind), self.file.converted(tensor.name, run_kind(kind)))
 
