@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 from .errors import UsageError
 
-_EXTRAS = {"torch": "train", "matplotlib": "plot", "pyarrow": "parquet", "lm_eval": "lm-eval",
-           "tensorboard": "tensorboard"}  # fmt: skip
+EXTRAS = {"torch": "train", "matplotlib": "plot", "pyarrow": "parquet", "lm_eval": "lm-eval",
+           "scipy": "laws", "tensorboard": "tensorboard"}  # fmt: skip
 
 
 def installed(package: str) -> bool:
@@ -19,7 +19,7 @@ def require(package: str, what: str) -> None:
     """Raise UsageError, naming the extra, unless `package` is installed. `what` needs it, such as "pictures"."""
     if not installed(package):
         verb = "need" if what.endswith("s") else "needs"
-        raise UsageError(f"{what} {verb} {package}. Install it: pip install 'nextword[{_EXTRAS[package]}]'")
+        raise UsageError(f"{what} {verb} {package}. Install it: pip install 'nextword[{EXTRAS[package]}]'")
 
 
 def require_torch(what: str) -> None:

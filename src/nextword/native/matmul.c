@@ -18,7 +18,7 @@ static void quantize_superblock(const float *x, int64_t columns, activations *to
         poison += x[i] * 0.0f;
     }
     memset(to, 0, sizeof *to);
-    for (int b = 0; b < 8; b++) to->multipliers[b] = 1;
+    for (int b = 0; b < 16; b++) to->multipliers[b] = 1;
     if (poison != 0) {  // NaN compares unequal to zero
         to->scale = poison;
         for (int b = 0; b < 8; b++) to->scales[b] = to->float_sums[b] = poison;
@@ -41,9 +41,10 @@ static void quantize_superblock(const float *x, int64_t columns, activations *to
             to->q[32 * b + i] = (int8_t)q;
             sums[i / 16] += q;
         }
-        to->multipliers[b] = (int16_t)multiplier;
-        for (int i = 0; i < 2; i++)
-            to->sums[2 * b + i] = to->halves[8 * i + b] = (int16_t)(sums[i] * (int32_t)multiplier);
+        for (int i = 0; i < 2; i++) {
+            to->multipliers[2 * b + i] = (int16_t)multiplier;
+            to->sums[2 * b + i] = (int16_t)(sums[i] * (int32_t)multiplier);
+        }
         to->scales[b] = scale;
         to->block_sums[b] = sums[0] + sums[1];
         to->float_sums[b] = scale * (float)to->block_sums[b];
@@ -109,8 +110,9 @@ int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add) 
         const segment *s = m->segments + i;
         const int64_t bytes = row_bytes(s->type, m->width);
         p.segments[i] = (segment_job){s->type, s->rows, m->width, bytes, s->data, m->bias ? m->bias + row : NULL,
-                                      x, p.a, batch, p.superblocks, m->rows, y + row, add};
+                                      x, p.a, batch, p.superblocks, m->rows, 0, y + row, add};
         p.rows_a_chunk[i] = rows_of_chunk(bytes);
+        p.segments[i].skipped = (nw_threads() - 1) * p.rows_a_chunk[i];
         p.chunks[i] = (s->rows + p.rows_a_chunk[i] - 1) / p.rows_a_chunk[i];
         chunks += p.chunks[i];
     }

@@ -25,13 +25,11 @@
 typedef struct {
     int8_t q[256];           // -127..127
     int16_t sums[16];        // multiplier * (sum of q) of each 16 columns: at most 15 * 16 * 127 = 30,480
-    int16_t halves[16];      // the same in another order: of the eight blocks' first halves, then of their second
-    int16_t multipliers[8];  // 1..15, of each block of 32
+    int16_t multipliers[16];  // 1..15, of each block of 32 twice
     float scales[8];         // scale * multiplier
     float float_sums[8];     // scales * (float)(sum of q) of each block
     int32_t block_sums[8];   // sum of q of each block
     float scale;             // largest |x| / (15 * 127)
-    int32_t unused[3];
 } __attribute__((aligned(64))) activations;
 
 // One vector of a width that is a multiple of 32.
@@ -45,9 +43,15 @@ typedef struct {
     const float *x;        // (batch, width)
     const activations *a;  // (batch, superblocks); only for quantized types
     int64_t batch, superblocks, stride;
+    int64_t skipped;  // rows between the end of a chunk and those that its thread probably takes next
     float *y;  // of the segment's first row
     int add;
 } segment_job;
+
+// The address of row `row`, or of the last one where the segment has no such row.
+static inline const uint8_t *row_at(const segment_job *job, int64_t row) {
+    return job->data + (row < job->rows ? row : job->rows - 1) * job->row_bytes;
+}
 
 static inline void store_sum(const segment_job *job, int64_t row, int64_t vector, float sum) {
     float *y = job->y + vector * job->stride + row;
@@ -57,4 +61,9 @@ static inline void store_sum(const segment_job *job, int64_t row, int64_t vector
 
 // Rows `row` to `end` times every vector: quantized types, and F32, F16 and BF16.
 void multiply_quantized(const segment_job *job, int64_t row, int64_t end);
+
+// The kernels of each instruction set, for few vectors.
+void multiply_few_plain(const segment_job *job, int64_t row, int64_t end);
+void multiply_few_avx2(const segment_job *job, int64_t row, int64_t end);
+void multiply_few_vnni(const segment_job *job, int64_t row, int64_t end);
 void multiply_floats(const segment_job *job, int64_t row, int64_t end);

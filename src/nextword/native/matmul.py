@@ -132,11 +132,3 @@ def _check_segment(segment: Segment, width: int) -> None:
         raise ValueError(f"a segment is contiguous uint8 (rows, bytes), not {data.dtype} {data.shape}")
     if data.shape[1] != size:
         raise ValueError(f"a {segment.type} row of width {width} has {size} bytes, not {data.shape[1]}")
-
-
-def __getattr__(name: str) -> Any:  # until the compiled torch layers are gone
-    if name in ("PackedMatrix", "QuantType", "linear", "rows_of", "check_weight"):
-        from . import packed
-
-        return getattr(packed, name)
-    raise AttributeError(name)

@@ -33,8 +33,16 @@ static float row_times_vector(const segment_job *job, const uint8_t *row, const 
     return sum;
 }
 
-void multiply_quantized(const segment_job *job, int64_t row, int64_t end) {
+void multiply_few_plain(const segment_job *job, int64_t row, int64_t end) {
     for (; row < end; row++)
         for (int64_t t = 0; t < job->batch; t++)
             store_sum(job, row, t, row_times_vector(job, job->data + row * job->row_bytes, job->a + t * job->superblocks));
+}
+
+void multiply_quantized(const segment_job *job, int64_t row, int64_t end) {
+#if NW_X86
+    if (nw_level() == LEVEL_VNNI) return multiply_few_vnni(job, row, end);
+    if (nw_level() == LEVEL_AVX2) return multiply_few_avx2(job, row, end);
+#endif
+    multiply_few_plain(job, row, end);
 }

@@ -4,27 +4,6 @@
 #include "cpu.h"
 #include "pool.h"
 
-block_size block_of(int64_t type) {
-    switch (type) {
-        case F32: return (block_size){1, 4};
-        case F16: case BF16: return (block_size){1, 2};
-        case Q4_0: return (block_size){32, sizeof(block_q4_0)};
-        case Q4_1: return (block_size){32, sizeof(block_q4_1)};
-        case Q5_0: return (block_size){32, sizeof(block_q5_0)};
-        case Q5_1: return (block_size){32, sizeof(block_q5_1)};
-        case Q8_0: return (block_size){32, sizeof(block_q8_0)};
-        case IQ4_NL: return (block_size){32, sizeof(block_iq4_nl)};
-        case MXFP4: return (block_size){32, sizeof(block_mxfp4)};
-        case Q2_K: return (block_size){256, sizeof(block_q2_k)};
-        case Q3_K: return (block_size){256, sizeof(block_q3_k)};
-        case Q4_K: return (block_size){256, sizeof(block_q4_k)};
-        case Q5_K: return (block_size){256, sizeof(block_q5_k)};
-        case Q6_K: return (block_size){256, sizeof(block_q6_k)};
-        case IQ4_XS: return (block_size){256, sizeof(block_iq4_xs)};
-        default: return (block_size){0, 0};
-    }
-}
-
 EXPORT int64_t nw_row_bytes(int64_t type, int64_t width) {
     const block_size size = block_of(type);
     return size.columns && width % size.columns == 0 ? width / size.columns * size.bytes : 0;
@@ -50,14 +29,6 @@ static void look_up_nibbles(const uint8_t *nibbles, const int8_t *values, int8_t
 
 static void add_fifth_bits(const uint8_t *high, int8_t *to) {
     for (int i = 0; i < 32; i++) to[i] = (int8_t)(to[i] + ((high[i / 8] >> i % 8 & 1) << 4));
-}
-
-// 2^(exponent - 128), with subnormal numbers where float32 has them
-static float half_power(uint8_t exponent) {
-    uint32_t bits = exponent < 2 ? 0x00200000u << exponent : (uint32_t)(exponent - 1) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return power;
 }
 
 static const int8_t iq4_values[16] = {IQ4_VALUES}, mxfp4_values[16] = {MXFP4_VALUES};

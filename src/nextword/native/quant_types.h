@@ -8,6 +8,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "cpu.h"
 #include "matrix.h"
 
 typedef uint16_t half;  // float16
@@ -39,7 +40,34 @@ typedef struct {
 } block_size;
 
 // {0, 0} for a type that is not here.
-block_size block_of(int64_t type);
+INLINE block_size block_of(int64_t type) {
+    switch (type) {
+        case F32: return (block_size){1, 4};
+        case F16: case BF16: return (block_size){1, 2};
+        case Q4_0: return (block_size){32, sizeof(block_q4_0)};
+        case Q4_1: return (block_size){32, sizeof(block_q4_1)};
+        case Q5_0: return (block_size){32, sizeof(block_q5_0)};
+        case Q5_1: return (block_size){32, sizeof(block_q5_1)};
+        case Q8_0: return (block_size){32, sizeof(block_q8_0)};
+        case IQ4_NL: return (block_size){32, sizeof(block_iq4_nl)};
+        case MXFP4: return (block_size){32, sizeof(block_mxfp4)};
+        case Q2_K: return (block_size){256, sizeof(block_q2_k)};
+        case Q3_K: return (block_size){256, sizeof(block_q3_k)};
+        case Q4_K: return (block_size){256, sizeof(block_q4_k)};
+        case Q5_K: return (block_size){256, sizeof(block_q5_k)};
+        case Q6_K: return (block_size){256, sizeof(block_q6_k)};
+        case IQ4_XS: return (block_size){256, sizeof(block_iq4_xs)};
+        default: return (block_size){0, 0};
+    }
+}
+
+// 2^(exponent - 128), with subnormal numbers where float32 has them
+static inline float half_power(uint8_t exponent) {
+    uint32_t bits = exponent < 2 ? 0x00200000u << exponent : (uint32_t)(exponent - 1) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return power;
+}
 
 static inline int is_float(int64_t type) { return type == F32 || type == F16 || type == BF16; }
 
