@@ -8,21 +8,6 @@
 
 enum { SLICE = 256, CHUNK = 1 << 16 };  // columns at a time; columns in a chunk of work
 
-half float_to_half(float x) {
-    uint32_t bits, sign;
-    memcpy(&bits, &x, 4);
-    sign = bits >> 16 & 0x8000;
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return (half)(sign | 0x7e00);
-    if (bits >= 0x477ff000) return (half)(sign | 0x7c00);  // from 65520
-    if (bits >= 0x38800000) return (half)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
-    float magnitude;
-    memcpy(&magnitude, &bits, 4);
-    magnitude += 0.5f;  // whose last bit is 2^-24, that of subnormal numbers
-    memcpy(&bits, &magnitude, 4);
-    return (half)(sign | (bits - 0x3f000000));
-}
-
 static float inverse(float x) { return x == 0.0f || !isfinite(1.0f / x) ? 0.0f : 1.0f / x; }
 
 // ---- blocks of 32: levels on both sides of zero, with the largest number on the lowest, or between the extremes

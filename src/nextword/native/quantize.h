@@ -4,6 +4,3 @@
 
 // 256 columns of finite numbers as one superblock of Q2_K to Q6_K.
 void quantize_superblock(int64_t type, const float *x, void *block);
-
-// Round to nearest, ties to even; beyond float16's range, infinity.
-half float_to_half(float x);
