@@ -19,6 +19,7 @@ from nextword.weights.loading import load_model, open_source
 
 pytest.importorskip("transformers")
 
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
 def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_and_back(name: str, tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ def set_threads(threads: int) -> None:
         library().nw_set_threads(threads)
 
 
+def threads() -> int:
+    """The number of threads per operation; 1 without the kernels."""
+    return int(library().nw_threads()) if available() else 1
+
+
 def _default_threads() -> int:
     """This process's cores, or fewer if OMP_NUM_THREADS says so."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
