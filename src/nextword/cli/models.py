@@ -189,8 +189,9 @@ def remove(name: str, yes: bool) -> None:
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=OUTPUT_MODEL)
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "q8_0"]), default="float32", show_default=True,
-    help="Type of the written weights; float32 keeps them exactly. q8_0: .gguf only.",
+    "--dtype", default="float32", show_default=True,
+    type=click.Choice(["float32", "bfloat16", "float16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]),
+    help="Type of the written weights; float32 keeps them exactly. q...: llama.cpp's mixes, .gguf only.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the model at OUT; other files in its folder stay.")
 def convert(model: str, out: Path, dtype: str, force: bool) -> None:
