@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from family_cases import CASES, Case, saved
 from nextword.base import UsageError
 from nextword.weights.describe import describe
-from nextword.weights.loading import load_model, open_source
-from nextword.weights.mxfp4 import dequantize
+from nextword.weights.loading import open_source
+from nextword.weights.mxfp4 import dequantize, gguf_rows
+from torch_models import torch_model
 
 pytest.importorskip("transformers")
 CASE = Case("gpt_oss", CASES["gpt_oss"].settings)
@@ -35,9 +38,16 @@ def theirs(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def test_every_number_is_that_of_transformers() -> None:
     blocks = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 1, 16)
     scales = torch.arange(60, 220, 10, dtype=torch.uint8).reshape(1, 16, 1)
-    numbers = dequantize(blocks, scales)
-    assert numbers.dtype == torch.bfloat16
-    assert torch.equal(numbers.float().mT, theirs(blocks, scales))
+    numbers = torch.from_numpy(dequantize(blocks.numpy(), scales.numpy()))
+    assert torch.equal(numbers.mT, theirs(blocks, scales))
+
+
+def test_ggufs_blocks_of_a_matrix_hold_the_same_numbers() -> None:
+    blocks, scales = (tensor.numpy() for tensor in packed(3, 4, 64))
+    rows = gguf_rows(blocks, scales)
+    np.testing.assert_array_equal(
+        gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.MXFP4).reshape(3, 4, 64), dequantize(blocks, scales)
+    )
 
 
 @torch.inference_mode()
@@ -53,7 +63,7 @@ def test_a_folder_in_mxfp4_gives_the_logits_of_the_dequantized_model(tmp_path: P
             getattr(block.mlp.experts, name).copy_(theirs(blocks, scales))
     save_file(tensors, folder / "model.safetensors")
     tokens = torch.randint(1, 256, (2, 40), generator=torch.Generator().manual_seed(2))
-    ours = load_model(open_source(folder), "float32", "cpu")
+    ours = torch_model(folder)
     torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
 
     described = describe(folder)

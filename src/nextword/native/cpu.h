@@ -49,3 +49,20 @@ static inline float load_half(const void *p) {
     memcpy(&half, p, 2);
     return half_to_float(half);
 }
+
+static inline uint16_t float_to_half(float value) {  // to nearest even
+    uint32_t bits, sign;
+    memcpy(&bits, &value, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);   // NaN
+    if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);  // 65520 and above
+    if (bits < 0x38800000) {                                   // below 2^-14: a multiple of 2^-24
+        float magnitude;
+        memcpy(&magnitude, &bits, 4);
+        magnitude += 0.5f;  // whose last place is 2^-24
+        memcpy(&bits, &magnitude, 4);
+        return (uint16_t)(sign | (bits - 0x3f000000));
+    }
+    return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+}

@@ -156,10 +156,19 @@ INLINE float activation(const activation_function f, float x, const exp_range ra
     return x / (1.0f + exp_f32(-inner, range, fused));
 }
 
+// gpt-oss: (up + 1) * gate * sigmoid(1.702 gate), gate at most 7, up within -7 and 7; NaN stays NaN
+INLINE float swiglu_clamped(float gate, float up, const exp_range range, const int fused) {
+    gate = gate > 7 ? 7 : gate;
+    up = up > 7 ? 7 : up < -7 ? -7 : up;
+    return (up + 1.0f) * (gate / (1.0f + exp_f32(-1.702f * gate, range, fused)));
+}
+
 INLINE void activate_row(const activation_function f, const float *restrict x, const float *restrict up, int64_t width,
                          float *restrict y, const int fused) {
     const exp_range range = nw_exp_range;
-    if (up)
+    if (f == SWIGLU_CLAMPED)
+        for (int64_t i = 0; i < width; i++) y[i] = swiglu_clamped(x[i], up[i], range, fused);
+    else if (up)
         for (int64_t i = 0; i < width; i++) y[i] = activation(f, x[i], range, fused) * up[i];
     else
         for (int64_t i = 0; i < width; i++) y[i] = activation(f, x[i], range, fused);
@@ -172,6 +181,7 @@ INLINE void activation_chunk(const activation_job *job, int64_t chunk, const int
         const float *x = job->x + row * stride, *up = job->gated ? x + width : NULL;
         float *y = job->y + row * width;
         if (job->f == SILU) activate_row(SILU, x, up, width, y, fused);
+        else if (job->f == SWIGLU_CLAMPED) activate_row(SWIGLU_CLAMPED, x, up, width, y, fused);
         else if (job->f == GELU) activate_row(GELU, x, up, width, y, fused);
         else activate_row(GELU_TANH, x, up, width, y, fused);
     }

@@ -11,7 +11,7 @@ typedef struct {
     float eps;
 } norm;
 
-typedef enum { SILU = 0, GELU = 1, GELU_TANH = 2 } activation_function;
+typedef enum { SILU = 0, GELU = 1, GELU_TANH = 2, SWIGLU_CLAMPED = 3 } activation_function;
 
 // y = x / sqrt(mean(x^2) + eps) * weight, or LayerNorm; rows of `width`. y may be x.
 void normalize(const norm *n, const float *x, int64_t rows, int64_t width, float *y);
@@ -19,7 +19,7 @@ void normalize(const norm *n, const float *x, int64_t rows, int64_t width, float
 // The same in place for each of the first `heads` times `width` numbers of rows that are `stride` numbers apart.
 void normalize_heads(const norm *n, float *x, int64_t rows, int64_t stride, int64_t heads, int64_t width);
 
-// y = f(x), or with `gated` f(x[:, :width]) * x[:, width:]; x (rows, width or 2 width), y (rows, width) elsewhere.
+// y = f(x), or with `gated` f(x[:, :width]) * x[:, width:], clamped as in gpt-oss if so named; x (rows, width or 2 width), y (rows, width) elsewhere.
 void activate(activation_function f, int gated, const float *x, int64_t rows, int64_t width, float *y);
 
 // A loop over rows compiled for AVX2 and for any processor; the compiler makes vectors of it. Without contraction both
@@ -77,6 +77,18 @@ INLINE float exp_f32(float x, const exp_range range, const int fused) {
         float value;
     } power = {.bits = (int32_t)((uint32_t)((int32_t)n + 127) << 23)};
     return p * power.value;
+}
+
+// 1 - 2 / (exp(2x) + 1), and near zero, where that would cancel, Cephes' tanhf: within 3 units in the last place.
+INLINE float tanh_f32(float x, const exp_range range, const int fused) {
+    const float far = 1.0f - 2.0f / (exp_f32(2.0f * x, range, fused) + 1.0f), square = x * x;
+    float p = -5.70498872745e-3f;
+    p = multiply_add(p, square, 2.06390887954e-2f, fused);
+    p = multiply_add(p, square, -5.37397155531e-2f, fused);
+    p = multiply_add(p, square, 1.33314422036e-1f, fused);
+    p = multiply_add(p, square, -3.33332819422e-1f, fused);
+    const float near = multiply_add(p * square, x, x, fused);
+    return square < 0.625f * 0.625f ? near : far;
 }
 
 // Rotary positions of a head, `in` to `out`, or in place where `in` is NULL:

@@ -81,9 +81,7 @@ class Matrix:
         stored = (SegmentStruct * len(segments))(
             *(SegmentStruct(TYPES[s.type], s.rows, s.data.ctypes.data) for s in segments)
         )
-        self.struct = MatrixStruct(
-            self.rows, width, len(segments), stored, None if bias is None else bias.ctypes.data
-        )
+        self.struct = MatrixStruct(self.rows, width, len(segments), stored, None if bias is None else bias.ctypes.data)
 
     def __reduce__(self) -> Any:  # addresses cannot be copied
         return Matrix, (self.width, list(self.segments), self.bias)
@@ -132,11 +130,3 @@ def _check_segment(segment: Segment, width: int) -> None:
         raise ValueError(f"a segment is contiguous uint8 (rows, bytes), not {data.dtype} {data.shape}")
     if data.shape[1] != size:
         raise ValueError(f"a {segment.type} row of width {width} has {size} bytes, not {data.shape[1]}")
-
-
-def __getattr__(name: str) -> Any:  # until the compiled torch layers are gone
-    if name in ("PackedMatrix", "QuantType", "linear", "rows_of", "check_weight"):
-        from . import packed
-
-        return getattr(packed, name)
-    raise AttributeError(name)

@@ -1,0 +1,10 @@
+#include "cpu.h"
+
+#if NW_X86
+#define USE_AVX2
+#include "vector_f32.h"
+
+#include "attention.inc"
+
+const f32_kernels kernels_avx2 = F32_KERNELS;
+#endif

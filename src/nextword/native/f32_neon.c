@@ -1,0 +1,8 @@
+#if defined(__aarch64__)
+#define USE_NEON
+#include "vector_f32.h"
+
+#include "attention.inc"
+
+const f32_kernels kernels_neon = F32_KERNELS;
+#endif

@@ -1,0 +1,17 @@
+#include "vector_f32.h"
+
+#include "attention.inc"
+
+static const f32_kernels kernels_portable = F32_KERNELS;
+
+#if NW_X86
+extern const f32_kernels kernels_avx2;
+
+const f32_kernels *find_f32_kernels(void) { return nw_level() ? &kernels_avx2 : &kernels_portable; }
+#elif defined(__aarch64__)
+extern const f32_kernels kernels_neon;
+
+const f32_kernels *find_f32_kernels(void) { return nw_level() ? &kernels_neon : &kernels_portable; }
+#else
+const f32_kernels *find_f32_kernels(void) { return &kernels_portable; }
+#endif

@@ -1,0 +1,184 @@
+// Eight float32 numbers side by side, in AVX2, NEON or plain C, with the same bits from each: multiply-adds are rounded
+// once, and sums over lanes have one order.
+//
+// Each of f32_avx2.c, f32_neon.c and f32_portable.c chooses its instructions by USE_AVX2 or USE_NEON, and compiles the
+// kernels (*.inc) with them.
+#pragma once
+#include <math.h>
+
+#include "cpu.h"
+
+#if defined(USE_AVX2)
+#define TARGET AVX2
+#define OF_LEVEL(name) name##_avx2
+typedef __m256 f8;
+#elif defined(USE_NEON)
+#include <arm_neon.h>
+#define TARGET
+#define OF_LEVEL(name) name##_neon
+typedef struct {
+    float32x4_t low, high;
+} f8;
+#else
+#define TARGET
+#define OF_LEVEL(name) name##_portable
+typedef struct {
+    float lane[8];
+} f8;
+#endif
+#define VECTOR INLINE TARGET
+
+#if defined(USE_AVX2)
+VECTOR f8 f8_load(const float *p) { return _mm256_loadu_ps(p); }
+VECTOR void f8_store(float *p, f8 a) { _mm256_storeu_ps(p, a); }
+VECTOR f8 f8_set(float a) { return _mm256_set1_ps(a); }
+VECTOR f8 f8_add(f8 a, f8 b) { return _mm256_add_ps(a, b); }
+VECTOR f8 f8_sub(f8 a, f8 b) { return _mm256_sub_ps(a, b); }
+VECTOR f8 f8_mul(f8 a, f8 b) { return _mm256_mul_ps(a, b); }
+VECTOR f8 f8_div(f8 a, f8 b) { return _mm256_div_ps(a, b); }
+VECTOR f8 f8_fma(f8 a, f8 b, f8 c) { return _mm256_fmadd_ps(a, b, c); }
+VECTOR f8 f8_max(f8 a, f8 b) { return _mm256_max_ps(a, b); }
+VECTOR f8 f8_min(f8 a, f8 b) { return _mm256_min_ps(a, b); }
+VECTOR f8 f8_zero_below(f8 x, f8 low, f8 a) { return _mm256_and_ps(a, _mm256_cmp_ps(x, low, _CMP_NLT_UQ)); }
+VECTOR f8 f8_choose_below(f8 x, f8 limit, f8 a, f8 b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ)); }
+VECTOR f8 f8_from_half(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+VECTOR f8 f8_from_int8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+VECTOR void f8_store_half(void *p, f8 a) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
+VECTOR f8 f8_power_of_two(f8 shifted) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)));
+}
+VECTOR f8 f8_abs(f8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+VECTOR f8 f8_with_sign(f8 a, f8 sign) {
+    return _mm256_or_ps(f8_abs(a), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
+}
+#elif defined(USE_NEON)
+#define BOTH(name, operation)                                                         \
+    VECTOR f8 name(f8 a, f8 b) {                                                      \
+        return (f8){operation(a.low, b.low), operation(a.high, b.high)};              \
+    }
+BOTH(f8_add, vaddq_f32)
+BOTH(f8_sub, vsubq_f32)
+BOTH(f8_mul, vmulq_f32)
+BOTH(f8_div, vdivq_f32)
+VECTOR f8 f8_load(const float *p) { return (f8){vld1q_f32(p), vld1q_f32(p + 4)}; }
+VECTOR void f8_store(float *p, f8 a) {
+    vst1q_f32(p, a.low);
+    vst1q_f32(p + 4, a.high);
+}
+VECTOR f8 f8_set(float a) { return (f8){vdupq_n_f32(a), vdupq_n_f32(a)}; }
+VECTOR f8 f8_fma(f8 a, f8 b, f8 c) { return (f8){vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)}; }
+VECTOR float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+VECTOR float32x4_t smaller(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+BOTH(f8_max, larger)
+BOTH(f8_min, smaller)
+VECTOR float32x4_t choose_below(float32x4_t x, float32x4_t limit, float32x4_t a, float32x4_t b) {
+    return vbslq_f32(vcltq_f32(x, limit), a, b);
+}
+VECTOR f8 f8_choose_below(f8 x, f8 limit, f8 a, f8 b) {
+    return (f8){choose_below(x.low, limit.low, a.low, b.low), choose_below(x.high, limit.high, a.high, b.high)};
+}
+VECTOR f8 f8_zero_below(f8 x, f8 low, f8 a) { return f8_choose_below(x, low, f8_set(0), a); }
+VECTOR f8 f8_from_half(const void *p) {
+    const float16x8_t halves = vreinterpretq_f16_u8(vld1q_u8((const uint8_t *)p));
+    return (f8){vcvt_f32_f16(vget_low_f16(halves)), vcvt_high_f32_f16(halves)};
+}
+VECTOR f8 f8_from_int8(const int8_t *p) {
+    const int16x8_t eight = vmovl_s8(vld1_s8(p));
+    return (f8){vcvtq_f32_s32(vmovl_s16(vget_low_s16(eight))), vcvtq_f32_s32(vmovl_high_s16(eight))};
+}
+VECTOR void f8_store_half(void *p, f8 a) {
+    vst1q_u8((uint8_t *)p, vreinterpretq_u8_f16(vcvt_high_f16_f32(vcvt_f16_f32(a.low), a.high)));
+}
+VECTOR float32x4_t power_of_two(float32x4_t shifted) {
+    const int32x4_t bits = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(bits, vdupq_n_s32(127 << 23)));
+}
+VECTOR f8 f8_power_of_two(f8 shifted) { return (f8){power_of_two(shifted.low), power_of_two(shifted.high)}; }
+VECTOR f8 f8_abs(f8 a) { return (f8){vabsq_f32(a.low), vabsq_f32(a.high)}; }
+VECTOR float32x4_t with_sign(float32x4_t a, float32x4_t sign) { return vbslq_f32(vdupq_n_u32(1u << 31), sign, a); }
+BOTH(f8_with_sign, with_sign)
+#else
+#define EACH_LANE(expression)                                       \
+    f8 result;                                                      \
+    for (int i = 0; i < 8; i++) result.lane[i] = expression;        \
+    return result
+INLINE f8 f8_load(const float *p) { EACH_LANE(p[i]); }
+INLINE void f8_store(float *p, f8 a) { memcpy(p, a.lane, sizeof a.lane); }
+INLINE f8 f8_set(float a) { EACH_LANE(a); }
+INLINE f8 f8_add(f8 a, f8 b) { EACH_LANE(a.lane[i] + b.lane[i]); }
+INLINE f8 f8_sub(f8 a, f8 b) { EACH_LANE(a.lane[i] - b.lane[i]); }
+INLINE f8 f8_mul(f8 a, f8 b) { EACH_LANE(a.lane[i] * b.lane[i]); }
+INLINE f8 f8_div(f8 a, f8 b) { EACH_LANE(a.lane[i] / b.lane[i]); }
+INLINE f8 f8_fma(f8 a, f8 b, f8 c) { EACH_LANE(__builtin_fmaf(a.lane[i], b.lane[i], c.lane[i])); }
+INLINE f8 f8_max(f8 a, f8 b) { EACH_LANE(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]); }
+INLINE f8 f8_min(f8 a, f8 b) { EACH_LANE(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]); }
+INLINE f8 f8_choose_below(f8 x, f8 limit, f8 a, f8 b) { EACH_LANE(x.lane[i] < limit.lane[i] ? a.lane[i] : b.lane[i]); }
+INLINE f8 f8_zero_below(f8 x, f8 low, f8 a) { EACH_LANE(x.lane[i] < low.lane[i] ? 0 : a.lane[i]); }
+INLINE f8 f8_from_half(const void *p) { EACH_LANE(load_half((const char *)p + 2 * i)); }
+INLINE f8 f8_from_int8(const int8_t *p) { EACH_LANE(p[i]); }
+INLINE void f8_store_half(void *p, f8 a) {
+    for (int i = 0; i < 8; i++) {
+        const uint16_t half = float_to_half(a.lane[i]);
+        memcpy((char *)p + 2 * i, &half, 2);
+    }
+}
+INLINE float power_of_two(float shifted) {
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits << 23) + (127u << 23);
+    memcpy(&shifted, &bits, 4);
+    return shifted;
+}
+INLINE f8 f8_power_of_two(f8 shifted) { EACH_LANE(power_of_two(shifted.lane[i])); }
+INLINE f8 f8_abs(f8 a) { EACH_LANE(fabsf(a.lane[i])); }
+INLINE f8 f8_with_sign(f8 a, f8 sign) { EACH_LANE(copysignf(a.lane[i], sign.lane[i])); }
+#endif
+// What the names above do not say: f8_max and f8_min give b where either is NaN; f8_zero_below gives 0 where x < low
+// and a elsewhere, f8_choose_below a where x < limit and b elsewhere; f8_power_of_two takes n + MAGIC and gives 2^n;
+// f8_with_sign gives the magnitude of a with the sign of `sign`; conversions to half round to nearest even.
+
+VECTOR float f8_sum(f8 a) {
+    float lane[8];
+    f8_store(lane, a);
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+VECTOR float f8_largest(f8 a) {
+    float lane[8], largest;
+    f8_store(lane, a);
+    largest = lane[0];
+    for (int i = 1; i < 8; i++) largest = lane[i] > largest ? lane[i] : largest;
+    return largest;
+}
+
+#define MAGIC 12582912.0f  // 1.5 * 2^23: has no fraction, so adding it rounds to a whole number, held by the lowest bits
+
+// exp(x) within 2 units in the last place: Cephes' expf. 0 below -87, exp(88) above 88; NaN stays NaN.
+VECTOR f8 f8_exp(f8 x) {
+    const f8 bounded = f8_min(f8_set(88.0f), x);
+    const f8 shifted = f8_fma(bounded, f8_set(1.44269504f), f8_set(MAGIC)), n = f8_sub(shifted, f8_set(MAGIC));
+    f8 r = f8_fma(n, f8_set(-0.693359375f), bounded);  // ln 2 in two terms
+    r = f8_fma(n, f8_set(2.12194440e-4f), r);
+    f8 p = f8_fma(f8_set(1.9875691500e-4f), r, f8_set(1.3981999507e-3f));
+    p = f8_fma(p, r, f8_set(8.3334519073e-3f));
+    p = f8_fma(p, r, f8_set(4.1665795894e-2f));
+    p = f8_fma(p, r, f8_set(1.6666665459e-1f));
+    p = f8_fma(p, r, f8_set(5.0000001201e-1f));
+    p = f8_fma(p, f8_mul(r, r), f8_add(r, f8_set(1.0f)));
+    return f8_zero_below(x, f8_set(-87.0f), f8_mul(p, f8_power_of_two(shifted)));
+}
+
+// tanh(x) within 3 units in the last place: 1 - 2 / (exp(2x) + 1), and near zero, where that cancels, Cephes' tanhf.
+VECTOR f8 f8_tanh(f8 x) {
+    const f8 one = f8_set(1.0f), square = f8_mul(x, x);
+    const f8 far = f8_sub(one, f8_div(f8_set(2.0f), f8_add(f8_exp(f8_add(x, x)), one)));
+    f8 p = f8_fma(f8_set(-5.70498872745e-3f), square, f8_set(2.06390887954e-2f));
+    p = f8_fma(p, square, f8_set(-5.37397155531e-2f));
+    p = f8_fma(p, square, f8_set(1.33314422036e-1f));
+    p = f8_fma(p, square, f8_set(-3.33332819422e-1f));
+    const f8 near = f8_fma(f8_mul(p, square), x, x);
+    return f8_choose_below(square, f8_set(0.625f * 0.625f), near, far);
+}
