@@ -1,197 +1,194 @@
-"""How fast is a prompt read and continued, beside transformers and llama.cpp on the same GGUF file?
+"""How fast is a prompt read and continued on a CPU, beside llama.cpp and transformers on the same files?
 
-    python benchmarks/decode.py [--rounds 5] [--json]
+    python benchmarks/decode.py --llama FOLDER [--only CASE ...] [--rounds 3] [--source OTHER/src ...] [--json]
 
-Each contender runs in a process of its own, in turn, round after round, so that a slow minute of the
-machine meets all of them; medians are printed, and ratios to the first peer. Needs `pip install
-transformers accelerate llama-cpp-python` (the last compiles natively; without a compiler it is left out).
+FOLDER holds llama-batched-bench and llama-bench, built on this machine (cmake -B build -DCMAKE_BUILD_TYPE=Release;
+cmake --build build --target llama-batched-bench llama-bench: build/bin). Without it llama.cpp is left out.
+transformers is left out if it is not installed. Each contender runs in a process of its own, in turn, round after
+round, so that a slow minute of the machine meets all of them. Medians are printed; a peer's figure is its better one
+of flash attention on and off. Each `--source`, the `src` folder of another checkout, runs as well.
 
-cold    process start to the first token printed, model file cached by the system, seconds
-prefill 600 tokens read, tokens a second
-decode  128 tokens after a prompt of 6, greedy, one sequence, tokens a second
-batch8  the same for 8 sequences at once, tokens a second in total
-peak    largest resident size of the process that decodes one sequence, MB (1e6 bytes)
+prefill, decode   tokens a second; decode is in total over all sequences at once
+start             process start to its end with one token generated, model file cached by the system, seconds
+peak              largest resident size, MB; private: the same without the pages of mapped files
+memory            bytes of weights read for a token, as a share of what the cores read from memory at their best
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-MODEL = "smollm2-135m-instruct"
-PROMPT = "The history of the printing press begins with"
-LONG, NEW, BATCH = 600, 128, 8
+import contenders
+import random_gguf
+from contenders import Work
+
+HERE = str(Path(__file__).parents[1] / "src")
+SMOLLM2 = "smollm2"  # the default model, Q4_1
+FOLDER = "float32"  # the same as a float32 folder
+Figures = dict[str, float]
 
 
-def model_path() -> str:
-    from nextword.weights.catalogue import resolve
+@dataclass(frozen=True)
+class Case:
+    """What to measure on which model, and the least ratio to the peer's figure that we want."""
 
-    return str(resolve(MODEL))
-
-
-def timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def nextword_worker(dtype: str) -> dict[str, float]:
-    import nextword
-
-    model = nextword.load(MODEL, dtype=dtype)
-    ids = model.encode(PROMPT)
-    settings: dict[str, Any] = {
-        "temperature": 0,
-        "max_tokens": NEW,
-        "logit_bias": dict.fromkeys(model.tokenizer.stop_ids, -1e9),
-    }
-    decode = max(model.complete(ids, **settings).timings.decode_tokens_per_second for _ in range(2))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    batch = model.complete_all([ids], n=BATCH, **settings)[0].timings.decode_tokens_per_second
-    # three prompts: the prefix cache would hold one that was read before
-    prompts = [range(start, start + LONG) for start in (1000, 2000, 3000)]
-    prefill = min(timed(partial(model.engine.logits, prompt)) for prompt in prompts)
-    return {"prefill": LONG / prefill, "decode": decode, "batch8": batch, "peak": peak}
+    model: str
+    targets: dict[str, float]
+    prompt: int = 16
+    new: int = 64
+    batch: int = 1
 
 
-def transformers_worker() -> dict[str, float]:
-    import torch
-
-    model, tokenizer = _transformers()
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-
-    def generate(batch: int) -> float:
-        model.generate(ids.repeat(batch, 1), max_new_tokens=4, min_new_tokens=4, do_sample=False)
-        first = timed(lambda: model.generate(ids.repeat(batch, 1), max_new_tokens=1, do_sample=False))
-        whole = timed(
-            lambda: model.generate(ids.repeat(batch, 1), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
-        )
-        return batch * (NEW - 1) / (whole - first)
-
-    decode = max(generate(1), generate(1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    long = torch.arange(1000, 1000 + LONG)[None]
-    with torch.inference_mode():
-        prefill = min(timed(lambda: model(long, use_cache=True, logits_to_keep=1)) for _ in range(3))
-    return {"prefill": LONG / prefill, "decode": decode, "batch8": generate(BATCH), "peak": peak}
-
-
-def _transformers() -> tuple[Any, Any]:
-    from pathlib import Path
-
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    path = Path(model_path())
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-
-
-def llama_worker() -> dict[str, float]:
-    model = _llama(2048)
-    ids = model.tokenize(PROMPT.encode(), add_bos=False)
-
-    def decode() -> float:
-        model.reset()
-        model.eval(ids)
-
-        def loop() -> None:
-            for _ in range(NEW):
-                model.eval([model.sample(temp=0.0)])
-
-        return NEW / timed(loop)
-
-    speed = max(decode(), decode())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-    def prefill() -> None:
-        model.reset()
-        model.eval(list(range(1000, 1000 + LONG)))
-
-    return {"prefill": LONG / min(timed(prefill) for _ in range(3)), "decode": speed, "peak": peak}
-
-
-def _llama(context: int) -> Any:
-    import os
-
-    from llama_cpp import Llama
-
-    threads = len(os.sched_getaffinity(0))
-    return Llama(model_path(), n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
-
-
-def first_token(contender: str) -> None:
-    """What a user's script does to get one token; run in a process of its own and timed from outside."""
-    if contender == "transformers float32":
-        model, tokenizer = _transformers()
-        ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-        print(tokenizer.decode(model.generate(ids, max_new_tokens=1, do_sample=False)[0, -1:]))
-    elif contender == "llama.cpp":
-        print(_llama(512)(PROMPT, max_tokens=1, temperature=0)["choices"][0]["text"])
-    else:
-        from nextword.cli import main
-
-        dtype = contender.partition(" ")[2]
-        dtype = "auto" if dtype == "as stored" else dtype
-        sys.argv = ["nextword", "complete", "--greedy", "--max-tokens", "1", "--dtype", dtype, PROMPT]
-        main()
-
-
-WORKERS: dict[str, Callable[[], dict[str, float]]] = {
-    "nextword as stored": lambda: nextword_worker("auto"),
-    "nextword float32": lambda: nextword_worker("float32"),
-    "transformers float32": transformers_worker,
-    "llama.cpp": llama_worker,
+CASES = {
+    "q4_1": Case(SMOLLM2, {"decode": 2.2}, new=128),
+    "q4_k": Case("q4_k", {"decode": 1.2, "peak": 1}),
+    "q5_k": Case("q5_k", {"decode": 1.2, "peak": 1}, new=48),
+    "q8_0": Case("q8_0", {"decode": 1.2, "peak": 1}, new=48),
+    "f16": Case("f16", {"decode": 1.2, "peak": 1}, new=32),
+    "prefill": Case("q4_k", {"prefill": 1.5}, prompt=512, new=2),
+    "x8": Case(SMOLLM2, {"decode": 1.5}, batch=8),
+    "x16": Case(SMOLLM2, {"decode": 1.5}, batch=16),
+    "x8-1b": Case("q4_k", {"decode": 1.5}, new=24, batch=8),
+    "x16-1b": Case("q4_k", {"decode": 1.5}, new=24, batch=16),
+    "start": Case(SMOLLM2, {"start": 1}),
+    "start-1b": Case("q4_k", {"start": 1}),
+    "float32": Case(FOLDER, {"prefill": 1.1, "decode": 3}, prompt=512),
+    "2048": Case(SMOLLM2, {"prefill": 2, "decode": 2}, prompt=2048, new=32),
+    "8000": Case(SMOLLM2, {"prefill": 2, "decode": 2, "peak": 1 / 1.1, "private": 1 / 1.1}, prompt=8000, new=32),
 }
 
 
-def measure(contender: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--contender", contender]
-    began = time.perf_counter()
-    subprocess.run([*command, "--first"], check=True, capture_output=True)
-    cold = time.perf_counter() - began
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {"cold": cold, **json.loads(run.stdout.splitlines()[-1])}
+class Models:
+    """Paths of the models, each made when it is first needed, in the user's cache."""
+
+    def __init__(self) -> None:
+        from nextword.weights.catalogue import cache_folder, resolve
+
+        self._folder = Path(cache_folder()) / "benchmarks"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._smollm2 = Path(resolve("smollm2-135m-instruct"))
+
+    def path(self, name: str) -> Path:
+        if name == SMOLLM2:
+            return self._smollm2
+        path = self._folder / ("smollm2-float32" if name == FOLDER else f"llama-1.1b-{name}.gguf")
+        if not path.exists():
+            print(f"writing {path.name}", file=sys.stderr)
+            self._write(name, path)
+        return path
+
+    def _write(self, name: str, path: Path) -> None:
+        if name == FOLDER:
+            convert = [sys.executable, "-m", "nextword", "models", "convert", str(self._smollm2), str(path)]
+            subprocess.run(convert, check=True, stdout=sys.stderr)
+            return
+        part = path.with_suffix(".part")
+        random_gguf.write(part, name, self._smollm2)
+        part.rename(path)
+
+
+def contenders_of(case: Case, path: str, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figures]]]:
+    """Each contender's name, and its measurement in a process of its own."""
+    load = {name: json.loads(value) if value.isdigit() else value for name, value in options.load}
+    work = Work(path, case.prompt, case.new, case.batch, load)
+    starting = "start" in case.targets
+    for source in [HERE, *options.source]:
+        name = "nextword" if source == HERE else source
+        if starting:
+            yield name, lambda source=source: contenders.nextword_start(path, load, source)
+        else:
+            yield name, lambda source=source: contenders.nextword(work, source)
+    if case.model == FOLDER:
+        if find_spec("transformers"):
+            yield "transformers", lambda: contenders.transformers(work)
+    elif options.llama and starting:
+        yield "llama.cpp", lambda: contenders.llama_cpp_start(path, options.llama)
+    elif options.llama:
+        for state in ("on", "off"):
+            yield f"llama.cpp fa {state}", lambda state=state: contenders.llama_cpp(work, options.llama, state)
+
+
+def measure(case: Case, path: str, options: argparse.Namespace) -> dict[str, list[Figures]]:
+    """Figures of each round by contender."""
+    rounds: dict[str, list[Figures]] = defaultdict(list)
+    for _ in range(options.rounds):
+        for name, work in contenders_of(case, path, options):
+            rounds[name].append(work())
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return rounds
+
+
+def lines(name: str, rounds: dict[str, list[Figures]], size: int, read_speed: float) -> Iterator[dict[str, Any]]:
+    """A line for each figure with a target: medians by contender, the peer's better one, the ratio to it."""
+    case = CASES[name]
+    for figure, target in case.targets.items():
+        medians = {who: statistics.median(one[figure] for one in found) for who, found in rounds.items()}
+        less = figure in ("start", "peak", "private")
+        peers = [value for who, value in medians.items() if who.startswith(("llama.cpp", "transformers"))]
+        peer = (min if less else max)(peers, default=None)
+        ours = medians["nextword"]
+        ratio = None if not peer else peer / ours if less else ours / peer
+        line = {"case": name, "figure": figure, "ours": ours, "peer": peer, "ratio": ratio, "target": target}
+        if figure == "decode" and case.batch == 1:
+            line["memory"] = size * ours / read_speed
+        yield line | {"medians": medians}
+
+
+def show(line: dict[str, Any]) -> str:
+    unit = 1e6 if line["figure"] in ("peak", "private") else 1
+    digits = 2 if line["figure"] == "start" else 1
+
+    def number(value: float | None, width: int, digits: int) -> str:
+        return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
+
+    text = f"{line['case']:10}{line['figure']:9}" + number(line["ours"] / unit, 10, digits)
+    text += number(line["peer"] and line["peer"] / unit, 10, digits) + number(line["ratio"], 8, 2)
+    text += f"{line['target']:8.2f}" + (f"{line['memory']:8.0%}" if "memory" in line else f"{'':8}")
+    others = {who: value for who, value in line["medians"].items() if who != "nextword"}
+    return text + "  " + ", ".join(f"{who} {value / unit:.{digits}f}" for who, value in others.items())
 
 
 def main() -> None:
+    options = parse()
+    from nextword.plan.machine import read_speed
+
+    speed, models = read_speed(), Models()
+    print(f"memory: {speed / 1e9:.1f} GB/s", file=sys.stderr)
+    header = f"{'case':10}{'figure':9}{'nextword':>10}{'peer':>10}{'ratio':>8}{'target':>8}{'memory':>8}"
+    print(json.dumps({"read_speed": speed}) if options.json else header, flush=True)
+    for name in options.only or CASES:
+        path = models.path(CASES[name].model)
+        size = sum(item.stat().st_size for item in (path.glob("*.safetensors") if path.is_dir() else [path]))
+        rounds = measure(CASES[name], str(path), options)
+        for line in lines(name, rounds, size, speed):
+            print(json.dumps(line) if options.json else show(line), flush=True)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--contender", choices=WORKERS, help=argparse.SUPPRESS)
-    parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.contender:
-        first_token(options.contender) if options.first else print(json.dumps(WORKERS[options.contender]()))
-        return
-    present = [name for name in WORKERS if name != "llama.cpp" or importlib.util.find_spec("llama_cpp")]
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in present}
-    for _ in range(options.rounds):
-        for name in present:
-            rounds[name].append(measure(name))
-            print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    medians = {
-        name: {key: statistics.median(one[key] for one in found) for key in found[0]} for name, found in rounds.items()
-    }
-    if options.json:
-        print(json.dumps({"medians": medians, "rounds": rounds}, indent=2))
-        return
-    columns = ("cold", "prefill", "decode", "batch8", "peak")
-    print(f"{'':22}" + "".join(f"{column:>10}" for column in columns))
-    for name, values in medians.items():
-        print(f"{name:22}" + "".join(f"{values[c]:>10.1f}" if c in values else f"{'-':>10}" for c in columns))
+    found = shutil.which("llama-batched-bench")
+    parser.add_argument("--llama", type=Path, metavar="FOLDER", default=Path(found).parent if found else None)
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--source", action="append", default=[], metavar="SRC")
+    parser.add_argument(
+        "--load", action="append", default=[], type=lambda text: tuple(text.split("=", 1)), metavar="NAME=VALUE",
+        help="an argument of nextword.load, such as kv_dtype=q8_0",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

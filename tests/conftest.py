@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads woul
 
 SMOKE = (  # modules of `pytest -m smoke`: one or two of each package, fast
     "base/", "engine/test_engine", "engine/test_sampling.py", "engine/test_language_model", "evals/test_statistics",
-    "evals/test_template", "models/test_prepare", "models/test_recurrent", "native/test_decode", "plan/test_cases",
+    "evals/test_template", "models/test_prepare", "models/test_recurrent", "runtime/test_cpu_pages", "plan/test_cases",
     "plan/test_run_config", "text/test_stream_decoder", "text/test_contents", "train/test_estimates",
     "data/test_windows", "weights/test_mxfp4", "cli/test_pictures", "cli/test_complete_structure",
 )  # fmt: skip

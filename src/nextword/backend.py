@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .base import UsageError
+from .spec import ModelSpec
+
 Ids = NDArray[np.int64]
 
 
@@ -78,3 +81,16 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch) -> Output:
         """Run the tokens of `batch` through the model, writing their pages."""
+
+
+def check_runnable(spec: ModelSpec) -> None:
+    """Raise UsageError for a model that can be planned but not run."""
+    experts = spec.experts
+    needs = {
+        "latent attention": spec.latent is not None,
+        "shared experts": experts is not None and experts.shared > 0,
+        "routing bias": experts is not None and experts.correction_bias,
+    }
+    missing = [name for name, needed in needs.items() if needed]
+    if missing:
+        raise UsageError(f"nextword plans models with {' and '.join(missing)} but cannot run them yet")

@@ -16,10 +16,8 @@ from nextword import native
 from nextword.engine import Engine
 from nextword.engine.request import AnyRequest
 from nextword.models import Model, build
-from nextword.models.backend import TorchBackend
-from nextword.models.layers import Linear, PackedLinear
-from nextword.native.matmul import PackedMatrix
-from nextword.spec import ModelSpec
+from nextword.runtime import CpuBackend
+from nextword.spec import ExpertsSpec, ModelSpec
 
 pytestmark = [
     pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built"),
@@ -34,7 +32,7 @@ SPECS = {
     "window and softcap": ModelSpec(
         "transformer", VOCABULARY, 32, 2, 64, heads=4, kv_heads=4, head_width=8, mlp_width=48, **GEMMA
     ),
-    "packed": ModelSpec("transformer", VOCABULARY, 64, 2, 64, heads=4, kv_heads=2, head_width=16, mlp_width=96),
+    "experts": ModelSpec("transformer", VOCABULARY, 32, 2, 64, heads=4, kv_heads=2, head_width=8, experts=ExpertsSpec(5, 2, 16)),
     "rnn": ModelSpec("rnn", VOCABULARY, 20, 2, 64),
     "lstm": ModelSpec("lstm", VOCABULARY, 24, 2, 64),
     "gru": ModelSpec("gru", VOCABULARY, 17, 1, 64),
@@ -47,17 +45,12 @@ def model_of(kind: str) -> Model:
     model = build(SPECS[kind]).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.mul_(3)  # far from flat
-    if kind == "packed":
-        matrices = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-        for name, module in matrices.items():
-            parent, _, child = name.rpartition(".")
-            packed = PackedLinear(PackedMatrix.pack_float(module.weight), module.bias)
-            setattr(model.get_submodule(parent), child, packed)
     return model
 
 
 def engine_of(model: Model, pages: int, page_size: int | None = None, **limits: int) -> Engine:
-    backend = TorchBackend(model, page_size)
+    arrays = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    backend = CpuBackend.from_arrays(model.spec, arrays, page_size=page_size)
     return Engine(backend, FakeTokenizer(), cache_bytes=pages * backend.page_bytes, **limits)  # type: ignore[arg-type]
 
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from paged import Paged
+
 from torch import Tensor
 
-from family_cases import CASES, saved
-from nextword import native
 from nextword.base import UsageError
 from nextword.models import build
-from nextword.models.backend import TorchBackend
 from nextword.models.experts import Experts
 from nextword.models.transformer import Attention
-from nextword.native.matmul import PackedMatrix
 from nextword.plan import parameters
 from nextword.spec import ExpertsSpec, ModelSpec
-from nextword.weights.loading import load_model, open_source
 
-compiled_only = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 BASE = ModelSpec("transformer", 61, 16, 2, 24, heads=4, kv_heads=2, head_width=8, mlp_width=44)
 
 
@@ -90,31 +82,3 @@ def test_sinks_take_a_share_of_the_attention_and_give_nothing() -> None:
             scores = keys[0, head // 2, : query + 1] @ queries[0, head, query] / 8**0.5
             shares = scores.exp() / (scores.exp().sum() + attention.sinks[head].exp())
             torch.testing.assert_close(found[0, head, query], shares @ values[0, head // 2, : query + 1])
-
-
-@compiled_only
-@torch.inference_mode()
-def test_packed_experts_compute_with_the_matrices_that_their_blocks_hold() -> None:
-    settings = ExpertsSpec(3, 2, 32, bias=True)
-    experts = drawn(Experts(spec_with(settings, width=64), settings))
-    for name in ("up", "down"):
-        packed = [PackedMatrix.pack_float(matrix, precise=True) for matrix in experts.get_parameter(name)]
-        experts.get_parameter(name).copy_(torch.stack([matrix.dequantize() for matrix in packed]))
-        x = torch.randn(1, 20, 64, generator=torch.Generator().manual_seed(0))
-        expected = experts(x)
-        experts.pack(name, packed)  # type: ignore[operator]
-        torch.testing.assert_close(experts(x), expected, atol=1e-3 * expected.abs().max().item(), rtol=0)
-
-
-@compiled_only
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_int8_loads_experts_in_blocks(family: str, tmp_path: Path) -> None:
-    source = open_source(saved(CASES[family], tmp_path)[1])
-    exact, packed = (load_model(source, dtype, "cpu") for dtype in ("float32", "int8"))  # type: ignore[arg-type]
-    for number, block in enumerate(packed.blocks):  # type: ignore[arg-type]
-        for name in ("up", "down"):
-            weights = exact.get_parameter(f"blocks.{number}.mlp.{name}")
-            for matrix, weight in zip(getattr(block.mlp, name), weights, strict=True):
-                assert (matrix.dequantize() - weight).abs().max() <= weight.abs().max() / 127
-    [logits] = Paged(TorchBackend(packed)).read({0: list(range(1, 41))}).values()
-    assert logits.isfinite().all()

@@ -13,7 +13,7 @@ from torch import Tensor
 from nextword import native
 from nextword.models import build, fused, prepare
 from nextword.models.rotary import rotate, tables
-from nextword.native import elementwise as training
+from nextword.models import kernels as training
 from nextword.spec import ModelSpec, RopeSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from paged import Paged
+
 
 from family_cases import CASES, saved
 from nextword.models import prepare
 from nextword.models.backend import TorchBackend
-from nextword.weights.loading import load_model, open_source
+from nextword.models.weights import load_torch_model
+from nextword.weights.loading import open_source
+from paged import Paged, grow
 
 pytest.importorskip("transformers")
 
@@ -20,7 +22,7 @@ pytest.importorskip("transformers")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """(transformers' model, ours) with the same weights, ours through the files that transformers wrote."""
     theirs, folder = saved(CASES[request.param], tmp_path_factory.mktemp("model"))
-    return theirs, load_model(open_source(folder), "float32", "cpu")
+    return theirs, load_torch_model(open_source(folder), "float32", "cpu")
 
 
 def tokens_of(batch: int, time: int) -> torch.Tensor:
@@ -37,27 +39,11 @@ def test_logits_equal_transformers(pair: tuple[Any, Any], batch: int) -> None:
     torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @torch.inference_mode()
-def test_logits_of_sequences_that_grow_side_by_side_over_pages_equal_transformers(
-    pair: tuple[Any, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_of_sequences_that_grow_side_by_side_over_pages_equal_transformers(pair: tuple[Any, Any]) -> None:
     theirs, ours = pair
-    if not compiled:
-        monkeypatch.setattr("nextword.native.available", lambda: False)
-    prepare(ours, "infer")
-    paged, tokens = Paged(TorchBackend(ours)), tokens_of(3, 50).tolist()
-    # chunks and single tokens in one step, one sequence later than the others, pages full and not
-    ends = [(9, 1, 0), (10, 2, 0), (24, 40, 33), *((25 + n, 41 + n, 34 + n) for n in range(9)), (50, 50, 50)]
-    begins = [(0, 0, 0), *ends]
-    logits: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
-    for begin, end in zip(begins, ends, strict=False):
-        pieces = {n: tokens[n][begin[n] : end[n]] for n in range(3) if end[n] > begin[n]}
-        for number, part in paged.read(pieces).items():
-            logits[number].append(part)
-    expected = theirs(torch.tensor(tokens)).logits
-    found = torch.stack([torch.cat(parts) for parts in logits.values()])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    tokens = tokens_of(3, 50)
+    torch.testing.assert_close(grow(Paged(TorchBackend(ours)), tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
@@ -85,6 +71,6 @@ def test_gradients_equal_transformers(pair: tuple[Any, Any]) -> None:
     for model in (theirs, ours):
         norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
         model.zero_grad()
-    prepare(ours.requires_grad_(False), "infer")
+    prepare(ours.requires_grad_(False), "eager")
     torch.testing.assert_close(losses[1], losses[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(norms[1], norms[0], rtol=1e-3, atol=0)

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from paged import Paged
+
 
 from nextword import native
 from nextword.models import Model, build, prepare
 from nextword.models.backend import TorchBackend
-from nextword.models.layers import PackedLinear
-from nextword.native.matmul import PackedMatrix
 from nextword.spec import ExpertsSpec, ModelSpec
 from nextword.train.lora import add_adapters, merge_adapters
+from paged import Paged
 
 compiled_only = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 BASE: dict[str, Any] = {
@@ -60,29 +59,25 @@ def test_training_with_dropout_in_16_bits_or_compiled_fuses_less(options: dict[s
 
 
 @pytest.mark.parametrize("move", [lambda model: model.bfloat16(), lambda model: model.to("meta")])
-@pytest.mark.parametrize("mode", ["train", "infer"])
-def test_other_types_and_devices_run_plain_torch(move: Any, mode: Any) -> None:
+def test_other_types_and_devices_run_plain_torch(move: Any) -> None:
     model = model_of()
     plain = classes(model)
-    assert str(prepare(move(model), mode)).startswith("PyTorch (")
+    assert str(prepare(move(model), "train")).startswith("PyTorch (")
     assert classes(model) == plain
 
 
 @compiled_only
 def test_a_model_that_moved_is_no_longer_prepared() -> None:
     model = model_of()
-    prepare(model, "infer")
+    prepare(model, "train")
     assert model.double().execution.mode == "eager"
-    TorchBackend(model)
-    assert str(model.execution) == "PyTorch (cpu, float64)"
 
 
 @compiled_only
-@pytest.mark.parametrize("mode", ["train", "infer"])
-def test_preparing_changes_no_name_and_no_parameter_and_eager_undoes_it(mode: Any) -> None:
+def test_preparing_changes_no_name_and_no_parameter_and_eager_undoes_it() -> None:
     model = model_of()
     plain, named = classes(model), dict(model.named_parameters())
-    prepare(model, mode)
+    prepare(model, "train")
     assert classes(model) != plain
     assert all(named[name] is parameter for name, parameter in model.named_parameters())
     prepare(model, "eager")
@@ -92,7 +87,6 @@ def test_preparing_changes_no_name_and_no_parameter_and_eager_undoes_it(mode: An
 @compiled_only
 def test_adapters_and_hooks_are_left_alone() -> None:
     model = model_of()
-    prepare(model, "infer")
     add_adapters(model, 2, seed=0)
     assert str(prepare(model, "train")).endswith("5 norms fused")
     merge_adapters(model)
@@ -100,30 +94,6 @@ def test_adapters_and_hooks_are_left_alone() -> None:
     for block in model.blocks:  # type: ignore[attr-defined]
         block.mlp_norm.register_forward_hook(lambda *_: None)
     assert str(prepare(model, "train")).endswith("3 norms fused")
-
-
-@compiled_only
-@pytest.mark.parametrize("kind", ["transformer", "rnn"])
-def test_inference_runs_all_layers_in_one_call(kind: Any) -> None:
-    execution = prepare(model_of(kind=kind), "infer")
-    assert str(execution) == "compiled CPU kernels, all layers in one call"
-    assert execution.program is not None
-
-
-@compiled_only
-@pytest.mark.parametrize(
-    ("changes", "missing"),
-    [
-        ({"experts": ExpertsSpec(3, 2, 16)}, "a mixture of experts"),
-        ({"activation": "swiglu_clamped"}, "clamped SwiGLU"),
-    ],
-)
-def test_inference_says_what_the_kernels_do_not_run(changes: dict[str, Any], missing: str) -> None:
-    model = model_of(**changes).requires_grad_(False)
-    assert str(prepare(model, "infer")).endswith(f"the kernels do not run {missing}")
-    [logits] = Paged(TorchBackend(model)).read({0: TOKENS[0].tolist()}).values()
-    prepare(model, "eager")
-    torch.testing.assert_close(logits, model(TOKENS)[0], atol=1e-5, rtol=1e-5)
 
 
 @compiled_only
@@ -136,18 +106,9 @@ def test_an_engine_over_a_model_in_training_leaves_its_modules_alone() -> None:
     torch.testing.assert_close(logits, model(TOKENS)[0].detach(), atol=1e-5, rtol=1e-5)
 
 
-@compiled_only
-def test_quantized_matrices_take_part_in_the_one_call() -> None:
-    model = model_of().requires_grad_(False)
-    for block in model.blocks:  # type: ignore[attr-defined]
-        block.mlp.up = PackedLinear(PackedMatrix.pack_float(block.mlp.up.weight), None)
-    assert prepare(model, "infer").program is not None
-
-
 def test_without_the_kernels_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nextword.native.available", lambda: False)
-    for mode in ("train", "infer"):
-        model = model_of()
-        plain = classes(model)
-        assert str(prepare(model, mode)) == "PyTorch (cpu, float32)"  # type: ignore[arg-type]
-        assert classes(model) == plain
+    model = model_of()
+    plain = classes(model)
+    assert str(prepare(model, "train")) == "PyTorch (cpu, float32)"
+    assert classes(model) == plain

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from paged import Paged
+
 from torch import nn
 
 from nextword.engine import Engine, Request, SamplingParams, ScoreRequest, StopConfig
@@ -18,6 +18,7 @@ from nextword.models import Recurrent, build, prepare
 from nextword.models.backend import TorchBackend
 from nextword.plan import parameters
 from nextword.spec import ModelKind, ModelSpec
+from paged import Paged
 
 KINDS: tuple[ModelKind, ...] = ("rnn", "lstm", "gru")
 PLAIN = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}

@@ -66,8 +66,8 @@ def test_further_variables_reach_the_template(tokenizer, name, extra):
 def test_the_real_models_template_gives_what_transformers_gives(smollm2_path):
     from nextword.weights.gguf import GGUFFile
 
-    with GGUFFile.open(smollm2_path) as file:
-        real = tokenizer_from_gguf(file.metadata, smollm2_path)
+    file = GGUFFile.open(smollm2_path)
+    real = tokenizer_from_gguf(file.metadata, smollm2_path)
     assert real.chat_template is not None
     text = render_chat(real, TALK[1:])
     assert text == theirs(real.chat_template, TALK[1:], add_generation_prompt=True)

@@ -20,8 +20,8 @@ RULES = [(name, group) for group in ORACLE["rules"] for name in group["names"]]
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path) -> Tokenizer:
-    with GGUFFile.open(smollm2_path) as file:
-        return tokenizer_from_gguf(file.metadata, smollm2_path)
+    file = GGUFFile.open(smollm2_path)
+    return tokenizer_from_gguf(file.metadata, smollm2_path)
 
 
 def small(**changes: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +14,7 @@ from family_cases import CASES, Case, saved
 from nextword.base import UsageError
 from nextword.weights.describe import describe
 from nextword.weights.loading import load_model, open_source
-from nextword.weights.mxfp4 import dequantize
+from nextword.weights.mxfp4 import dequantize, gguf_rows
 
 pytest.importorskip("transformers")
 CASE = Case("gpt_oss", CASES["gpt_oss"].settings)
@@ -35,9 +37,16 @@ def theirs(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def test_every_number_is_that_of_transformers() -> None:
     blocks = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 1, 16)
     scales = torch.arange(60, 220, 10, dtype=torch.uint8).reshape(1, 16, 1)
-    numbers = dequantize(blocks, scales)
-    assert numbers.dtype == torch.bfloat16
-    assert torch.equal(numbers.float().mT, theirs(blocks, scales))
+    numbers = torch.from_numpy(dequantize(blocks.numpy(), scales.numpy()))
+    assert torch.equal(numbers.mT, theirs(blocks, scales))
+
+
+def test_ggufs_blocks_of_a_matrix_hold_the_same_numbers() -> None:
+    blocks, scales = (tensor.numpy() for tensor in packed(3, 4, 64))
+    rows = gguf_rows(blocks, scales)
+    np.testing.assert_array_equal(
+        gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.MXFP4).reshape(3, 4, 64), dequantize(blocks, scales)
+    )
 
 
 @torch.inference_mode()

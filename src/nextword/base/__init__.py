@@ -2,6 +2,7 @@
 
 from .display import printable
 from .errors import NextwordError, RunError, UsageError
+from .extras import installed, require, require_torch
 from .files import (
     atomic_path,
     atomic_write,
@@ -26,12 +27,15 @@ __all__ = [
     "check_writable",
     "figure_class",
     "free_memory",
+    "installed",
     "locked",
     "open_regular",
     "printable",
     "read_json",
     "read_regular",
     "read_text",
+    "require",
+    "require_torch",
     "save_picture",
     "try_lock",
     "usual_mode",

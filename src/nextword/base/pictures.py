@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .errors import RunError, UsageError
+from .extras import require
 from .files import atomic_write, check_writable
 
 PICTURE_KINDS = (".svg", ".png", ".pdf")
 BLUE, ORANGE, GREEN, RED, PURPLE, CYAN = PALETTE = ("#3b6fd4", "#e08a1e", "#3fa36b", "#d8453e", "#8e5bbd", "#2f9fbe")
 GREY, PALE, INK = "#8a8f98", "#e6e8ec", "#23262b"
 _HEAT = (BLUE, CYAN, GREEN, ORANGE, RED)  # temperatures 1/4, 1/2, 1, 2, 4
-_NO_MATPLOTLIB = "pictures need matplotlib. Install it with: pip install 'nextword[plot]'"
 
 
 def check_picture(path: Path | str, what: str = "picture") -> None:
@@ -22,8 +21,7 @@ def check_picture(path: Path | str, what: str = "picture") -> None:
     path = Path(path)
     if path.suffix.lower() not in PICTURE_KINDS:
         raise UsageError(f"{what} {path}: the name must end in {', '.join(PICTURE_KINDS)}")
-    if find_spec("matplotlib") is None:
-        raise UsageError(_NO_MATPLOTLIB)
+    require("matplotlib", "pictures")
     check_writable(path, what)
 
 
@@ -43,10 +41,9 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 def figure_class() -> Any:
     """matplotlib's Figure class, which opens no window. Raises UsageError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(_NO_MATPLOTLIB) from None
+    require("matplotlib", "pictures")
+    from matplotlib.figure import Figure
+
     return Figure
 
 

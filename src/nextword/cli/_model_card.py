@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..base import printable
-from ..native.support import description
+from .. import native
 from ..spec import ExpertsSpec, ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from ._table import plain_table
@@ -49,7 +49,7 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "architecture": described.architecture,
         "runs": described.not_run is None,
         "not_run_because": described.not_run,
-        "execution": description(described.spec) if described.spec and not described.not_run else None,
+        "execution": _execution() if described.spec and not described.not_run else None,
         "spec": described.spec.to_dict() if described.spec else None,
         "parameters": described.parameters,
         "parameters_by_part": described.parts(),
@@ -58,6 +58,11 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "tokenizer": asdict(described.tokenizer) if described.tokenizer else None,
         "tensors": [asdict(tensor) for tensor in described.tensors],
     }
+
+
+def _execution() -> str:
+    """How a model runs on this machine's CPU."""
+    return "compiled CPU kernels" if native.available() else "PyTorch: the compiled kernels were not built"
 
 
 def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
@@ -69,7 +74,7 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
         ("licence", described.licence or "not stated in the files"),
         ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
         *([("runs", f"no: {described.not_run}")] if described.not_run else []),
-        *([("execution", description(spec))] if spec and not described.not_run else []),
+        *([("execution", _execution())] if spec and not described.not_run else []),
         *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
         (
             "tokenizer",

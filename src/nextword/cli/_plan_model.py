@@ -110,9 +110,9 @@ def _from_weights(model: str, path: Path) -> PlannedModel:
         file = _existing(model, path)
     from ..weights.gguf import GGUFFile
 
-    with GGUFFile.open(file) as gguf:
-        spec = spec_from_gguf_metadata(gguf.metadata, "output.weight" not in gguf.tensors, str(file))
-        stored = sum(tensor.nbytes for tensor in gguf.tensors.values())
+    gguf = GGUFFile.open(file)
+    spec = spec_from_gguf_metadata(gguf.metadata, "output.weight" not in gguf.tensors, str(file))
+    stored = sum(tensor.nbytes for tensor in gguf.tensors.values())
     return PlannedModel(model, spec, stored)
 
 

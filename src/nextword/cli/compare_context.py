@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..base import UsageError
+from ..base import UsageError, require_torch
 from ..plan.run_config import DataConfig
 from ..train.context_findings import cell, percent, sentences
 from ..train.context_results import Study
@@ -46,6 +46,7 @@ def command(
     """
     if not data:
         raise UsageError("give the text to train on, such as: nextword compare-context books/ --minutes 10")
+    require_torch("training")
     from ..data import prepare_in
     from ..train.context_study import KINDS, study
     from ..train.pictures import draw_study

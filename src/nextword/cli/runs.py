@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..base import UsageError, units
+from ..base import UsageError, require_torch, units
 from ..base.fields import FieldError
 from ..plan import parameters
 from ..train import calibration
@@ -171,12 +171,13 @@ def resume(
       nextword runs resume runs/transformer-1.20M --on-loss-spike skip
       nextword runs resume runs/transformer-1.20M --steps 20000
     """
-    from ..train.distributed import one_voice
-
     try:
         change = Change(**changes)
     except FieldError as error:
         raise UsageError(error.said_as(f"--{error.name.replace('_', '-')}")) from None
+    require_torch("training")
+    from ..train.distributed import one_voice
+
     with one_voice():
         _resume(run, data, restart, device, as_json, change)
 
@@ -204,6 +205,7 @@ def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_jso
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> None:
     """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends in .gguf."""
+    require_torch("reading a checkpoint")
     from ..train.export import export_run
 
     written = export_run(run, out, step, dtype, force)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..base import UsageError
+from ..base import UsageError, installed, require_torch
 from ..base.fields import FieldError
 from ..base.toml import read_toml, set_values
 from ..plan.run_config import BUDGETS, RunConfig
@@ -79,6 +79,7 @@ def command(
     given = {name: value for name, value in options.items() if value is not None}
     with _options_named(given):
         settings = run_config(config, given, assignments)
+        require_torch("training")
         from ..train.distributed import one_voice
 
         with one_voice():
@@ -176,9 +177,7 @@ def _finish(result: RunResult, steps: int, as_json: bool) -> None:
 
 def draw_curve(folder: Path) -> None:
     """Write curve.svg, if matplotlib is installed."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is not None:
+    if installed("matplotlib"):
         from ..train.pictures import draw_curves
 
         draw_curves([folder], folder / "curve.svg")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base import units
+from ..base import require, units
 from ..plan import parameters
 from ..spec import ModelSpec
 from ..train.callbacks import Callbacks, TrainStep
@@ -211,15 +211,15 @@ class Display(Callbacks):
 
     def on_sample(self, step: int, model: nn.Module) -> None:
         from ..engine import Engine, Request, SamplingParams, StopConfig
-        from ..models.backend import TorchBackend
         from ..text import tokenizer_from_folder
+        from ..train.sampling import backend_of
 
         tokenizer, prompt = tokenizer_from_folder(self.run.folder), self.config.run.sample_prompt
         ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
         context = self.config.train.context
         ids = ids[-max(1, context - _SAMPLE_TOKENS) :]
         stop = StopConfig(min(_SAMPLE_TOKENS, max(1, context - len(ids) - 1)))
-        backend = TorchBackend(model)  # type: ignore[arg-type]
+        backend = backend_of(model)
         pages = -(-(len(ids) + _SAMPLE_TOKENS) // backend.page_size) + 2  # of a recurrent state, snapshots
         engine = Engine(backend, tokenizer, cache_bytes=pages * backend.page_bytes)  # the run's memory is measured
         tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
@@ -231,12 +231,9 @@ class _Events:
     """TensorBoard event files."""
 
     def __init__(self, folder: Path) -> None:
-        from ..base import RunError
+        require("tensorboard", "event files")
+        from torch.utils.tensorboard import SummaryWriter
 
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise RunError("event files need tensorboard. Install it: pip install 'nextword[tensorboard]'") from None
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, **values: float) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..base import RunError, UsageError, open_regular
+from ..base import RunError, UsageError, open_regular, require
 
 TEXT, LINES, TABLES = (".txt", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMNS = ("text", "content")
@@ -298,11 +298,10 @@ def _column(row: object, column: str) -> str:
 
 
 def _read_parquet(path: Path, faults: Faults, column: str) -> Iterator[Document]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise RunError(f"{path} needs pyarrow. Install it with: pip install 'nextword[parquet]'") from None
+    require("pyarrow", str(path))
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         table = parquet.ParquetFile(path)
         names = table.schema_arrow.names

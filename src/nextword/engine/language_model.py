@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..base import UsageError
-from ..models.backend import TorchBackend
 from ..spec import ModelSpec
 from ..weights.catalogue import DEFAULT_MODEL
-from ..weights.loading import Dtype, Loaded
-from ..weights.loading import load as load_weights
 from .checks import known, shown, whole
 from .engine import Engine
 from .handles import Stream
+from .loading import LoadConfig, Loaded, load_weights
 from .request import Request, ScoreRequest
 from .results import Alternative, Completion, NextTokenDistribution, ScoredText, TokenLogprob
 from .sampler import Distribution, adjust, log_softmax
@@ -41,7 +39,7 @@ class LanguageModel:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.name, self.tokenizer = loaded.name, loaded.tokenizer
-        self.engine = Engine(TorchBackend(loaded.model), loaded.tokenizer)
+        self.engine = Engine(loaded.backend, loaded.tokenizer)
 
     @property
     def spec(self) -> ModelSpec:
@@ -187,16 +185,23 @@ def _sampling(settings: dict[str, Any], others: tuple[str, ...]) -> SamplingPara
     return SamplingParams(**settings)
 
 
-def load(name: str | PathLike[str] = DEFAULT_MODEL, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
+def load(
+    name: str | PathLike[str] = DEFAULT_MODEL,
+    dtype: str = "auto",
+    device: str = "auto",
+    kv_dtype: str = "auto",
+    threads: int | None = None,
+) -> LanguageModel:
     """Load a model: a catalogue name, a Hugging Face folder, a .gguf file, or hf:owner/name.
 
-    dtype: "auto" (as stored where that is fast), "float32", "bfloat16", "float16" or "int8".
+    dtype: "auto" (as stored), "float32", "bfloat16", "float16", "q8_0" or "q4_k".
     device: "auto", "cpu", "cuda", "cuda:1", "mps", ...
+    kv_dtype: of keys and values on a CPU: "auto", "float32", "float16" or "q8_0".
+    threads: of the CPU, for the whole process; default: its cores.
     Raises UsageError for an unknown name or an invalid file, RunError if a download fails or memory runs out.
     """
     if isinstance(name, PathLike):
         name = fspath(name)
-    for what, value in {"name": name, "dtype": dtype, "device": device}.items():
-        if not isinstance(value, str):
-            raise UsageError(f"{what} is {shown(value)}; it takes a str{' or a path' * (what == 'name')}")
-    return LanguageModel(load_weights(name, dtype, device))
+    if not isinstance(name, str):
+        raise UsageError(f"name is {shown(name)}; it takes a str or a path")
+    return LanguageModel(load_weights(name, LoadConfig(dtype, device, kv_dtype, threads)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..base.distributions import binomial_cdf, chi_squared_tail, student_cdf
 from .statistics import LEVEL, Errors, clustered_error, errors_of, is_binary, is_share, normal, spread
 
 _SAMPLES = 20_000  # for a permutation test with too many permutations to enumerate
@@ -96,18 +97,14 @@ def _agreeing(low: float, high: float, mean: float, significant: bool) -> tuple[
 
 
 def _student_p(mean: float, errors: Errors) -> float:
-    from scipy import special
-
     if errors.total == 0 or errors.freedom <= 0:
         return 1.0 if mean == 0 or errors.freedom <= 0 else 0.0
-    return float(2 * special.stdtr(errors.freedom, -abs(mean) / errors.total))
+    return 2 * student_cdf(-abs(mean) / errors.total, errors.freedom)
 
 
 def mcnemar(better: int, worse: int) -> float:
     """Exact two-sided p for `better` and `worse` under a fair coin (McNemar 1947)."""
-    from scipy import special
-
-    return min(1.0, 2 * float(special.bdtr(min(better, worse), better + worse, 0.5)))
+    return min(1.0, 2 * binomial_cdf(min(better, worse), better + worse, 0.5))
 
 
 def agresti_min(better: int, worse: int, count: int, level: float = LEVEL) -> tuple[float, float]:
@@ -156,8 +153,6 @@ def cochran(cube: np.ndarray) -> PermutationsTest | None:
 
     Q = (k - 1)(k Σ G² - T²) / (k T - Σ L²), G correct answers per permutation, L per item, T in total, k permutations.
     """
-    from scipy import stats
-
     seeds, permutations, _ = cube.shape
     if permutations < 2 or not is_binary(cube):
         return None
@@ -165,7 +160,7 @@ def cochran(cube: np.ndarray) -> PermutationsTest | None:
     changed = permutations * total - (of_items**2).sum(1)
     above = (permutations - 1) * (permutations * (of_permutations**2).sum(1) - total**2)
     statistics = np.where(changed > 0, above / np.where(changed > 0, changed, 1), 0.0)
-    p = min(1.0, seeds * float(stats.chi2.sf(statistics, permutations - 1).min()))
+    p = min(1.0, seeds * chi_squared_tail(float(statistics.max()), permutations - 1))
     several = f", the smallest of {seeds} seeds times {seeds}" if seeds > 1 else ""
     verdict = "score differently" if p < LEVEL else "do not differ significantly"
     sentence = f"the {permutations} permutations {verdict}: Cochran's Q {statistics.max():.2f}, p {p_text(p)}{several}"

@@ -7,11 +7,10 @@ detect .1" and "more items alone would not help" are never both printed for one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
+from ..base.distributions import BinomialTail, binomial_cdf, binomial_pmf
 from .paired_tests import MCNEMAR, Comparison
 from .statistics import LEVEL, Errors, normal, student
 
@@ -105,17 +104,38 @@ def mcnemar_power(count: int, difference: float, changed: float, level: float = 
     The number of changed items is binomial (`changed`, at least `difference`), and so is how many of them are better:
     exact, and below the normal approximation when few items change.
     """
-    from scipy import stats
-
     changed = min(1.0, max(changed, difference))
     if count < 1 or changed == 0:
         return 0.0
     middle, width = count * changed, 8 * math.sqrt(count * changed * (1 - changed)) + 8
-    pairs = np.arange(max(0, math.floor(middle - width)), min(count, math.ceil(middle + width)) + 1)
-    # the largest significant count of the rarer kind: twice its probability under a fair coin is below the level
-    rarer = stats.binom.ppf(level / 2, pairs, 0.5) - 1
-    detected = stats.binom.cdf(rarer, pairs, (1 - difference / changed) / 2)
-    return float((stats.binom.pmf(pairs, count, changed) * detected).sum())
+    first, last = max(0, math.floor(middle - width)), min(count, math.ceil(middle + width))
+    first = max(first, math.ceil(1 - math.log2(level)))  # fewer pairs are never significant, even if all agree
+    detected = _detected(first, last, (1 - difference / changed) / 2, level)
+    return math.fsum(binomial_pmf(pairs, count, changed) * chance for pairs, chance in detected)
+
+
+def _detected(first: int, last: int, worse: float, level: float) -> Iterator[tuple[int, float]]:
+    """For each number of changed items, the probability of a significant count of worse ones (`worse` of all)."""
+    if first > last:
+        return
+    rarer = _largest(first, level)
+    fair, true = BinomialTail(rarer, first, 0.5), BinomialTail(rarer, first, worse)
+    for pairs in range(first, last + 1):
+        if 2 * (fair.below + fair.next_mass) < level:
+            fair.add_success()
+            true.add_success()
+        yield pairs, true.below
+        fair.add_trial()
+        true.add_trial()
+
+
+def _largest(pairs: int, level: float) -> int:
+    """The largest significant count of the rarer kind: twice its probability under a fair coin is below the level."""
+    low, high = 0, pairs
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if 2 * binomial_cdf(middle, pairs, 0.5) < level else (low, middle)
+    return low
 
 
 def items_of_share(share: float, other: float, level: float = LEVEL) -> float:

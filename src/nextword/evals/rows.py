@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError, open_regular, read_text
+from ..base import UsageError, open_regular, read_text, require
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 LARGEST = 1 << 30  # bytes of a file, which is read into memory
@@ -117,11 +117,10 @@ def _json(path: Path) -> Found:
 
 
 def _parquet(path: Path) -> Found:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise UsageError(f"{path}: Parquet files need an extra: pip install 'nextword[parquet]'") from None
+    require("pyarrow", str(path))
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         yield from enumerate(parquet.read_table(path).to_pylist(), 1)
     except pyarrow.ArrowException as error:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..base.distributions import normal_quantile, student_quantile
+
 LEVEL = 0.05  # two-sided; 95% intervals
 
 
@@ -70,16 +72,12 @@ def is_share(scores: np.ndarray) -> bool:
 
 def student(freedom: float, level: float = LEVEL) -> float:
     """Two-sided quantile of Student's t."""
-    from scipy import special
-
-    return float(special.stdtrit(freedom, 1 - level / 2))  # like stats.t.ppf, but a hundred times faster
+    return student_quantile(1 - level / 2, freedom)
 
 
 def normal(level: float = LEVEL) -> float:
     """Two-sided quantile of the normal distribution."""
-    from scipy import special
-
-    return float(special.ndtri(1 - level / 2))
+    return normal_quantile(1 - level / 2)
 
 
 def wilson(right: float, count: float, level: float = LEVEL) -> tuple[float, float]:

@@ -8,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import native
 from ..backend import Batch, Output
 from ..base import free_memory
-from ..native.decode import TransformerProgram
-from ..native.recurrent import RecurrentProgram
 from .model import Model
-from .paged import PAGE_SIZE, STATE_PAGE_SIZE, CompiledPages, CompiledStatePages, EagerPages, StatePages
-from .prepare import inference_of
+from .paged import PAGE_SIZE, STATE_PAGE_SIZE, KeyValuePages, StatePages
 from .recurrent import Recurrent
 from .transformer import Transformer
 
@@ -37,10 +33,9 @@ class Pages(Protocol):
 
 
 class TorchBackend:
-    """See `nextword.backend.Backend`. `model` is prepared for inference if it is not prepared yet.
+    """See `nextword.backend.Backend`. It runs the model's own modules; `page_size` is in tokens.
 
-    `page_size` is in tokens. If the compiled kernels run all layers, and only then, a row's result is bit-identical in
-    any batch.
+    A row's last bits may depend on the batch; those of `runtime.CpuBackend` do not.
     """
 
     def __init__(self, model: Model, page_size: int | None = None) -> None:
@@ -66,10 +61,15 @@ class TorchBackend:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Output:
         tokens = torch.from_numpy(batch.tokens).to(self.model.device)
-        with native.threads_for(len(tokens)):
-            hidden = self.pages.hidden(tokens, batch)
-            logits = self.model.logits(hidden[torch.from_numpy(batch.logit_rows)])
-            return Output(logits.numpy(force=True), *self._scores(hidden, batch))
+        hidden = self.pages.hidden(tokens, batch)
+        logits = self.model.logits(hidden[torch.from_numpy(batch.logit_rows)])
+        return Output(logits.numpy(force=True), *self._scores(hidden, batch))
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch) -> np.ndarray:
+        """What the head reads after every token, float32 (tokens, width)."""
+        tokens = torch.from_numpy(batch.tokens).to(self.model.device)
+        return self.pages.hidden(tokens, batch).float().numpy(force=True)
 
     def _scores(self, hidden: Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """ln p and rank of each target, computed a few rows at a time."""
@@ -92,14 +92,7 @@ class TorchBackend:
 
 
 def _pages(model: Model, page_size: int | None) -> Pages:
-    program = inference_of(model).program
     if isinstance(model, Transformer):
-        size = page_size or PAGE_SIZE
-        if isinstance(program, TransformerProgram):
-            return CompiledPages(model, program, size)
-        return EagerPages(model, size)
+        return KeyValuePages(model, page_size or PAGE_SIZE)
     assert isinstance(model, Recurrent)
-    size = page_size or STATE_PAGE_SIZE
-    if isinstance(program, RecurrentProgram):
-        return CompiledStatePages(model, program, size)
-    return StatePages(model, size)
+    return StatePages(model, page_size or STATE_PAGE_SIZE)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native.matmul import PackedMatrix
 from ..spec import ExpertsSpec, ModelSpec
 from .layers import Layer, Linear, activate
 
@@ -22,8 +21,8 @@ class Experts(Layer):
         self.spec, self.active, self.normalize = spec, experts.active, experts.normalize
         rows = experts.width * (2 if spec.mlp == "gated" else 1)
         self.router = Linear(spec.width, experts.count, experts.bias)
-        self.up: Tensor | list[PackedMatrix] = nn.Parameter(torch.empty(experts.count, rows, spec.width))
-        self.down: Tensor | list[PackedMatrix] = nn.Parameter(torch.empty(experts.count, spec.width, experts.width))
+        self.up = nn.Parameter(torch.empty(experts.count, rows, spec.width))
+        self.down = nn.Parameter(torch.empty(experts.count, spec.width, experts.width))
         self.up_bias = nn.Parameter(torch.zeros(experts.count, rows)) if experts.bias else None
         self.down_bias = nn.Parameter(torch.zeros(experts.count, spec.width)) if experts.bias else None
         self.reset_parameters()
@@ -31,7 +30,7 @@ class Experts(Layer):
     def reset_parameters(self) -> None:
         """Initialise each matrix as torch.nn.Linear does."""
         for weight in (self.up, self.down):
-            if isinstance(weight, Tensor) and not weight.is_meta:
+            if not weight.is_meta:
                 bound = weight.shape[-1] ** -0.5
                 nn.init.uniform_(weight, -bound, bound)
 
@@ -57,12 +56,7 @@ class Experts(Layer):
         inner = _product(x, self.up[number], self.up_bias, number)
         return _product(activate(inner, self.spec), self.down[number], self.down_bias, number)
 
-    def pack(self, name: str, matrices: list[PackedMatrix]) -> None:
-        """Store `up` or `down` in quantized blocks, a matrix per expert, as in `PackedLinear`."""
-        delattr(self, name)
-        setattr(self, name, matrices)
 
-
-def _product(x: Tensor, matrix: Tensor | PackedMatrix, biases: Tensor | None, number: int) -> Tensor:
-    y = matrix.matmul(x) if isinstance(matrix, PackedMatrix) else F.linear(x, matrix)
+def _product(x: Tensor, matrix: Tensor, biases: Tensor | None, number: int) -> Tensor:
+    y = F.linear(x, matrix)
     return y if biases is None else y + biases[number]

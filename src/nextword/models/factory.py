@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import UsageError
+from ..backend import check_runnable
 from ..spec import ModelSpec
 from .model import Model
 from .recurrent import Recurrent
@@ -16,16 +16,5 @@ def build(spec: ModelSpec) -> Model:
     """
     if spec.kind != "transformer":
         return Recurrent(spec)
-    missing = [name for name, needed in _not_built(spec).items() if needed]
-    if missing:
-        raise UsageError(f"nextword plans models with {' and '.join(missing)} but cannot run them yet")
+    check_runnable(spec)
     return Transformer(spec)
-
-
-def _not_built(spec: ModelSpec) -> dict[str, bool]:
-    experts = spec.experts
-    return {
-        "latent attention": spec.latent is not None,
-        "shared experts": experts is not None and experts.shared > 0,
-        "routing bias": experts is not None and experts.correction_bias,
-    }

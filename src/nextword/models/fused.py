@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..native import elementwise as kernels
+from . import kernels
 
 Gradients = tuple[Tensor | None, ...]
 BLOCK = 1024  # rows per MLP pass: few enough for the cache, enough for efficient matrix products

@@ -1,4 +1,4 @@
-"""Layers on the compiled kernels (float32 on a CPU), swapped in by `prepare`."""
+"""Layers for training on the compiled kernels (float32 on a CPU), swapped in by `prepare`."""
 
 from __future__ import annotations
 
@@ -6,39 +6,22 @@ from typing import cast
 
 from torch import Tensor
 
-from ..native.elementwise import rms_norm
-from ..native.matmul import linear
 from . import fused
-from .layers import Linear, Norm
+from .layers import Norm
 from .positions import AttentionContext
 from .rotary import Rope
 from .transformer import MLP, Attention, Block
 
 
-class KernelLinear(Linear):
-    """For inference: a vector's product is bit-identical for any number of vectors."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = linear(x, self.weight)
-        return y if self.bias is None else y + self.bias
-
-
-class KernelRMSNorm(Norm):
-    """For inference."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
 class FusedRMSNorm(Norm):
-    """For training, with any autocast: saves its input and one number per row."""
+    """With any autocast: saves its input and one number per row."""
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.rms_norm(x.float(), self.weight, self.eps).to(x.dtype)
 
 
 class FusedAttention(Attention):
-    """For training: queries and keys are rotated in place, all heads in one pass."""
+    """Queries and keys are rotated in place, all heads in one pass."""
 
     def split_rope(self, qkv: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         assert rope is not None
@@ -46,14 +29,14 @@ class FusedAttention(Attention):
 
 
 class FusedMLP(MLP):
-    """For training, SwiGLU: the gated product is recomputed in the backward pass."""
+    """SwiGLU: the gated product is recomputed in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.gated_linear(self.up(x), self.down.weight)
 
 
 class FusedBlock(Block):
-    """For training, pre-norm with SwiGLU: norms and sums join the matrix products, the MLP runs in blocks of rows."""
+    """Pre-norm with SwiGLU: norms and sums join the matrix products, the MLP runs in blocks of rows."""
 
     def forward(self, x: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
         attention, mlp = self.attention, cast(MLP, self.mlp)
@@ -64,6 +47,6 @@ class FusedBlock(Block):
 
 
 EAGER_CLASSES: dict[type, type] = {  # kernel layer → the class it replaces
-    KernelLinear: Linear, KernelRMSNorm: Norm, FusedRMSNorm: Norm, FusedAttention: Attention, FusedMLP: MLP,
+    FusedRMSNorm: Norm, FusedAttention: Attention, FusedMLP: MLP,
     FusedBlock: Block,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Basic layers: linear, embedding, norm, activation, and their quantized forms."""
+"""Basic layers: linear, embedding, norm, activation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native.matmul import PackedMatrix
 from ..spec import ModelSpec
 
 
@@ -61,29 +60,6 @@ class Norm(Layer):
         if self.rms:
             return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
         return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).to(x.dtype)
-
-
-class PackedLinear(Layer):
-    """A matrix in quantized blocks, multiplied by nextword's compiled kernels (CPU, no gradients)."""
-
-    def __init__(self, matrix: PackedMatrix, bias: Tensor | None) -> None:
-        super().__init__()
-        self.matrix, self.bias = matrix, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.matrix.matmul(x)
-        return y if self.bias is None else y + self.bias
-
-
-class PackedEmbedding(Layer):
-    """Rows of a quantized matrix as float32."""
-
-    def __init__(self, matrix: PackedMatrix) -> None:
-        super().__init__()
-        self.matrix = matrix
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.matrix.rows_at(tokens)
 
 
 def activate(inner: Tensor, spec: ModelSpec) -> Tensor:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..native.decode import TransformerProgram
-from ..native.recurrent import RecurrentProgram
 from ..spec import ModelSpec
-from .layers import Embedding, Linear, PackedEmbedding, PackedLinear
+from .layers import Embedding, Linear
 
-Mode = Literal["eager", "train", "infer"]
+Mode = Literal["eager", "train"]
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is computed, as chosen by `prepare`. `program`: all layers in one call of the compiled kernels."""
+    """How a model is computed, as chosen by `prepare`."""
 
     mode: Mode
     description: str
-    program: TransformerProgram | RecurrentProgram | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.description
@@ -36,8 +33,8 @@ class Model(nn.Module):
     """A language model, as seen by generation, evaluation and training."""
 
     spec: ModelSpec
-    embedding: Embedding | PackedEmbedding
-    head: Linear | PackedLinear
+    embedding: Embedding
+    head: Linear
     execution: Execution = EAGER  # set by `prepare`
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -53,7 +50,7 @@ class Model(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of activations, keys, values and states."""
-        return self.embedding.weight.dtype if isinstance(self.embedding, Embedding) else torch.float32
+        return self.embedding.weight.dtype
 
     @property
     def max_context(self) -> int | None:

@@ -8,12 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import native
 from ..backend import Batch
-from ..native.decode import KVCache, Placement, TransformerProgram
-from ..native.recurrent import RecurrentProgram
 from .recurrent import Recurrent, RecurrentState
-from .rotary import Rope
 from .transformer import Attention, Transformer
 
 PAGE_SIZE = 32  # tokens; see docs/decisions.md
@@ -21,7 +17,7 @@ STATE_PAGE_SIZE = 8  # a recurrent state is small compared with a token's keys a
 
 
 class KeyValuePages:
-    """Keys and values of every layer, (pages, kv_heads, page_size, head_width) each."""
+    """Keys and values of every layer, (pages, kv_heads, page_size, head_width) each, on any device."""
 
     rewindable = True
 
@@ -43,39 +39,6 @@ class KeyValuePages:
         for tensor in (*self.keys, *self.values):
             tensor[target] = tensor[source]
 
-
-class CompiledPages(KeyValuePages):
-    """All layers in one call of the compiled kernels: float32 on a CPU, bit-identical in any batch."""
-
-    def __init__(self, model: Transformer, program: TransformerProgram, page_size: int = PAGE_SIZE) -> None:
-        super().__init__(model, page_size)
-        self.program = program
-
-    def allocate(self, pages: int) -> None:
-        super().allocate(pages)
-        self.pool = KVCache(self.model.spec, self.keys, self.values)
-
-    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        model, positions = self.model, torch.from_numpy(batch.positions)
-        x = model.embed(tokens[None], positions[None])[0]
-        placement = Placement(batch.positions, batch.sequences, batch.page_tables)
-        tables = self._rope_tables(int(batch.positions.max()) + 1)
-        return model.norm(self.program.forward(x, tables, self.pool, placement))
-
-    def _rope_tables(self, positions: int) -> tuple[Rope | None, Rope | None]:
-        """Rope tables for at least `positions` positions, for layers without and with a window."""
-        model, spec = self.model, self.model.spec
-        if spec.position != "rotary":
-            return None, None
-        full, local = (
-            model.rope_cache.tables(positions, rope, model.device) for rope in (spec.rope, spec.local_rope or spec.rope)
-        )
-        return full, local
-
-
-class EagerPages(KeyValuePages):
-    """Layer by layer in torch, on any device."""
-
     def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
         return self.model.hidden_over(tokens[None], PagedAttention(self, batch))[0]
 
@@ -83,7 +46,7 @@ class EagerPages(KeyValuePages):
 class PagedAttention:
     """Attention of one step over pages: prompt chunks one by one, decoding sequences together."""
 
-    def __init__(self, pages: EagerPages, batch: Batch) -> None:
+    def __init__(self, pages: KeyValuePages, batch: Batch) -> None:
         device = pages.model.device
         self._pages, size = pages, pages.page_size
         self.positions = torch.from_numpy(batch.positions).to(device)[None]  # (1, tokens)
@@ -177,19 +140,6 @@ class StatePages:
         row_index = np.arange(len(spans))
         sources = np.where(positions > 0, tables[row_index, (positions - 1) // self.page_size], -1)
         return rows, lengths, sources, tables[row_index, positions // self.page_size].tolist()
-
-
-class CompiledStatePages(StatePages):
-    """All layers in one call of the compiled kernels: float32 on a CPU, bit-identical in any batch."""
-
-    def __init__(self, model: Recurrent, program: RecurrentProgram, page_size: int = STATE_PAGE_SIZE) -> None:
-        super().__init__(model, page_size)
-        self.program = program
-
-    def hidden(self, tokens: Tensor, batch: Batch) -> Tensor:
-        placement = Placement(batch.positions, batch.sequences, batch.page_tables)
-        with native.threads_for(len(batch.page_tables)):  # each product has one token per sequence
-            return self.program.forward(self.model.embedding(tokens), self.state.tensors, self.page_size, placement)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

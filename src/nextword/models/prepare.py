@@ -1,4 +1,4 @@
-"""Chooses how a model is computed; the only place that knows the kernels' limits."""
+"""Chooses how a model is trained; the only place that knows the training kernels' limits."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import native
-from ..native import support
-from ..native.decode import LayerWeights, MatrixWeights, NormWeights, TransformerProgram
-from ..native.recurrent import RecurrentProgram, RecurrentWeights
 from .kernel_layers import (
-    EAGER_CLASSES,
-    FusedAttention,
-    FusedBlock,
-    FusedMLP,
-    FusedRMSNorm,
-    KernelLinear,
-    KernelRMSNorm,
+    EAGER_CLASSES, FusedAttention, FusedBlock, FusedMLP, FusedRMSNorm,
 )
-from .layers import Layer, Linear, Norm, PackedLinear
+from .layers import Linear, Norm
 from .model import EAGER, Execution, Mode, Model
-from .recurrent import CELLS, Recurrent
 from .transformer import MLP, Attention, Block, Transformer
 
 
@@ -30,105 +20,22 @@ def prepare(
 ) -> Execution:  # fmt: skip
     """Switch `model` to the fastest way to compute it; returns it, and stores it as `model.execution`.
 
-    mode: "train" with gradients, "infer" without, "eager" for plain PyTorch, as returned by `build`. The options are
-    for training: the dropout rate, and whether to recompute activations in the backward pass, run under 16-bit
-    autocast, and use torch.compile.
+    mode: "train", or "eager" for plain PyTorch, as returned by `build`. The options are for training: the dropout rate,
+    and whether to recompute activations in the backward pass, run under 16-bit autocast, and use torch.compile.
 
     Modules, parameters and names stay the same: only module classes change, as in PyTorch's `fully_shard`. Call it
-    again after changing device, dtype, modules (adapters, quantized matrices) or hooks.
+    again after changing device, dtype, modules (adapters) or hooks.
     """
     for module in model.modules():
         _become(module, EAGER_CLASSES.get(type(module), type(module)))
     model.set_regularization(dropout, recompute)
-    if mode == "train":
-        model.execution = _for_training(model, autocast, compiled)
-    else:
-        model.execution = _for_inference(model) if mode == "infer" else EAGER
+    model.execution = _for_training(model, autocast, compiled) if mode == "train" else EAGER
     return model.execution
-
-
-def inference_of(model: Model) -> Execution:
-    """How an engine runs `model`: a model in training keeps its modules, any other is prepared for inference."""
-    if model.execution.mode == "train":
-        return Execution("infer", "a model in training", _program(model))
-    return prepare(model, "infer") if model.execution.mode == "eager" else model.execution
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
     if type(module) is not kind:
         module.__class__ = kind
-
-
-# ---- inference
-
-
-def _for_inference(model: Model) -> Execution:
-    if not _fits_kernels(model):
-        return Execution("infer", f"PyTorch ({_device_and_dtype(model)})")
-    program = _program(model)
-    for module in model.modules():
-        if is_unmodified(module, Linear):
-            _become(module, KernelLinear)
-        elif _is_rms_norm(module):
-            _become(module, KernelRMSNorm)
-    if program is None and not support.unsupported(model.spec):
-        return Execution("infer", "PyTorch with compiled products and norms: some modules are not nextword's own")
-    return Execution("infer", support.description(model.spec), program)
-
-
-def _program(model: Model) -> TransformerProgram | RecurrentProgram | None:
-    """All layers as a program of the compiled kernels; None if a module is modified or unsupported."""
-    if not _fits_kernels(model) or support.unsupported(model.spec):
-        return None
-    if isinstance(model, Recurrent):
-        return _recurrent_program(model)
-    assert isinstance(model, Transformer)
-    known = (nn.ModuleList, nn.Identity, nn.Dropout, PackedLinear, Linear, Norm, MLP, Attention, Block)
-    if not all(EAGER_CLASSES.get(type(module), type(module)) in known for module in model.blocks.modules()):
-        return None
-    return TransformerProgram(model.spec, [layer_weights(block) for block in model.blocks if isinstance(block, Block)])
-
-
-def _recurrent_program(model: Recurrent) -> RecurrentProgram | None:
-    if not is_unmodified(model.recurrent, CELLS[model.spec.kind]):
-        return None
-    layers = [RecurrentWeights(*map(torch.detach, weights)) for weights in model.recurrent.all_weights]
-    return RecurrentProgram(model.spec.kind, model.spec.width, layers)
-
-
-def layer_weights(block: Block) -> LayerWeights:
-    """A layer's weights for the compiled kernels."""
-    attention, mlp = block.attention, block.mlp
-    assert isinstance(mlp, MLP)
-    normed = attention.qk_norm != "none"
-    return LayerWeights(
-        qkv=_matrix(attention.qkv),
-        out=_matrix(attention.out),
-        up=_matrix(mlp.up),
-        down=_matrix(mlp.down),
-        attention_norm=_norm(block.attention_norm),
-        attention_post_norm=_norm(block.attention_post_norm),
-        mlp_norm=_norm(block.mlp_norm),
-        mlp_post_norm=_norm(block.mlp_post_norm),
-        query_norm=_norm(attention.query_norm) if normed else None,
-        key_norm=_norm(attention.key_norm) if normed else None,
-        sinks=None if attention.sinks is None else attention.sinks.detach(),
-    )
-
-
-def _matrix(matrix: Layer) -> MatrixWeights:
-    assert isinstance(matrix, Linear | PackedLinear)
-    weight = matrix.matrix if isinstance(matrix, PackedLinear) else matrix.weight.detach()
-    return MatrixWeights(weight, None if matrix.bias is None else matrix.bias.detach())
-
-
-def _norm(norm: nn.Module) -> NormWeights | None:
-    if not isinstance(norm, Norm):
-        return None
-    return NormWeights(norm.weight.detach(), None if norm.bias is None else norm.bias.detach())
-
-
-# ---- training
 
 
 def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
@@ -177,9 +84,6 @@ def _fusable(block: Block) -> bool:
 def _fusable_mlp(mlp: MLP) -> bool:
     swiglu = mlp.spec.mlp == "gated" and mlp.spec.activation == "silu"
     return swiglu and is_unmodified(mlp, MLP) and is_unmodified(mlp.down, Linear) and not mlp.down.has_bias
-
-
-# ---- both
 
 
 def is_unmodified(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..spec import ModelSpec, RopeSpec
 from .experts import Experts
-from .layers import Embedding, Layer, Linear, Norm, PackedEmbedding, PackedLinear, activate
+from .layers import Embedding, Layer, Linear, Norm, activate
 from .model import Model
 from .positions import AttentionContext, Positions
 from .rotary import Rope, RopeCache, rotate
@@ -141,12 +141,12 @@ class Transformer(Model):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self.embedding: Embedding | PackedEmbedding = Embedding(spec.vocabulary, spec.width)
+        self.embedding = Embedding(spec.vocabulary, spec.width)
         self.positions = Embedding(spec.context, spec.width) if spec.position == "learned" else None
         self.blocks = nn.ModuleList(Block(spec, layer, self.dropout) for layer in range(spec.layers))
         self.norm = Norm(spec, spec.width)
-        self.head: Linear | PackedLinear = Linear(spec.width, spec.vocabulary, spec.head_bias)
-        if spec.tied and isinstance(self.embedding, Embedding):
+        self.head = Linear(spec.width, spec.vocabulary, spec.head_bias)
+        if spec.tied:
             self.head.weight = self.embedding.weight
         self.recompute = False
         self.rope_cache = RopeCache(spec.head_width)

@@ -1,9 +1,8 @@
-"""Compiled CPU kernels: matrix products, whole models, elementwise training ops, sampling.
+"""Compiled CPU kernels: matrix products, whole models, passes of training, sampling. No torch.
 
-They are optional: `available()` says whether they can be used; without them everything runs on torch. This package
-does not import torch; its modules matmul, elementwise, decode and recurrent do; logits works on numpy arrays.
+They are optional: `available()` says whether they can be used; without them everything runs on torch.
 """
 
-from .bindings import LEVELS, available, level, limit_level, set_threads, threads_for
+from .bindings import LEVELS, available, level, limit_level, set_threads
 
-__all__ = ["LEVELS", "available", "level", "limit_level", "set_threads", "threads_for"]
+__all__ = ["LEVELS", "available", "level", "limit_level", "set_threads"]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -15,8 +12,6 @@ from pathlib import Path
 from ..base import RunError
 from ..base.cores import cores
 
-TORCH_THREADS_FROM = 48  # from this number of vectors, torch's own operations are worth parallelizing
-
 LEVELS = ("portable", "avx2", "avx512-vnni")  # instruction sets that the kernels use, by number
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
@@ -24,11 +19,9 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_force_level": (None, [c_int]),
     "nw_set_threads": (None, [c_int]),
     "nw_threads": (c_int, []),
-    "nw_borrow_torch_threads": (None, [c_int]),
-    "nw_packed_bytes": (c_int64, [c_int, c_int64, c_int64]),
-    "nw_pack": (None, [c_int, c_void_p, c_int64, c_int64, c_void_p]),
-    "nw_unpack": (None, [c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
-    "nw_multiply": (c_int, [c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),
+    "nw_row_bytes": (c_int64, [c_int64, c_int64]),
+    "nw_multiply": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_int]),
+    "nw_embed_rows": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
     "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int]),
     "nw_rms_norm_sums": (c_int64, [c_int64, c_int64]),
     "nw_rms_norm_backward": (None, [*[c_void_p] * 4, c_int64, c_int64, *[c_void_p] * 3, c_int]),
@@ -38,8 +31,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
-    "nw_decode": (c_int, [c_void_p, c_void_p, c_void_p]),
-    "nw_recur": (c_int, [c_void_p, c_void_p, c_void_p]),
+    "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 
 
@@ -88,54 +80,12 @@ def limit_level(level: str | None) -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Set the number of threads per operation. Default: as many as torch uses."""
+    """Set the number of threads per operation. Default: one per core, or OMP_NUM_THREADS."""
     if available():
         library().nw_set_threads(threads)
 
 
-@contextmanager
-def threads_for(vectors: int) -> Iterator[None]:
-    """Divide the cores between torch's threads and the kernels', for a pass over `vectors` positions.
-
-    With few, torch's operations are too small to parallelize, and its idle threads would take cores from the kernels:
-    torch gets one thread, and the kernels their own, which wake up faster. With many, torch's large operations
-    alternate with the kernels', which then borrow torch's threads. Results are the same. It only affects the calling
-    thread, so that passes in several threads do not change each other's counts.
-    """
-    if not available():
-        yield
-        return
-    import torch
-
-    few = vectors < TORCH_THREADS_FROM
-    library().nw_borrow_torch_threads(int(not few))
-    before = torch.get_num_threads()  # which also gives a new thread its count
-    if few:
-        _thread_setter()(1)
-    try:
-        yield
-    finally:
-        if few:
-            _thread_setter()(before)
-        library().nw_borrow_torch_threads(0)
-
-
-@cache
-def _thread_setter() -> Callable[[int], object]:
-    """A function that sets torch's number of threads for the calling thread.
-
-    This is OpenMP's own function if torch uses it: torch.set_num_threads would also change the default of threads
-    started meanwhile.
-    """
-    import torch
-
-    return getattr(ctypes.CDLL(None), "omp_set_num_threads", torch.set_num_threads)
-
-
 def _default_threads() -> int:
-    """This process's cores, or fewer if torch is limited (OMP_NUM_THREADS, torch.set_num_threads)."""
-    torch = sys.modules.get("torch")  # do not import it just for this
-    if torch is not None:
-        return min(cores(), int(torch.get_num_threads()))
+    """This process's cores, or fewer if OMP_NUM_THREADS says so."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores(), int(wanted)) if wanted.isdecimal() else cores()
+    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()

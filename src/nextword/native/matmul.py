@@ -1,134 +1,134 @@
-"""Matrix products in float32 and with GGUF's quantized blocks."""
+"""Matrix products with weights as GGUF files store them: numpy in and out.
+
+The structures mirror those of matrix.h.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from ctypes import POINTER, Structure, byref, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from .bindings import library
 
-QuantType = Literal["q4_0", "q4_1", "q8_0"]
-BLOCK = 32  # columns that share a scale
-PRECISE = False  # default: one int8 term per activation, not two
-_FLOAT32 = 0  # matrix.h's code of a plain matrix
-_CODES = {"q4_0": 1, "q4_1": 2, "q8_0": 3}  # and of packed ones
-_BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}  # in a GGUF file
+TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12,
+    "q5_k": 13, "q6_k": 14, "iq4_nl": 20, "iq4_xs": 23, "bf16": 30, "mxfp4": 39,
+}  # fmt: skip
+MAX_SEGMENTS = 16  # of a matrix, see matmul.c
 
 
-def rows_of(x: Tensor, width: int) -> Tensor:
-    """`x`, made contiguous. Raises ValueError unless it is float32 (..., width) on the CPU."""
-    if x.dtype != torch.float32 or not x.is_cpu or x.shape[-1] != width:
-        raise ValueError(f"takes float32 (..., {width}) on the CPU, not {x.dtype} {tuple(x.shape)} on {x.device}")
-    if x.requires_grad and torch.is_grad_enabled():
-        raise ValueError("the compiled kernels compute no gradients; use torch.no_grad() or inference_mode()")
-    return x.contiguous()
+class SegmentStruct(Structure):
+    """`segment` of matrix.h."""
+
+    _fields_ = (("type", c_int64), ("rows", c_int64), ("data", c_void_p))
 
 
-def check_weight(weight: Tensor, *shape: int) -> None:
-    """Raise ValueError unless `weight` is contiguous float32 of this shape on the CPU."""
-    if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous() or weight.shape != shape:
-        raise ValueError(
-            f"takes a contiguous float32 weight {shape} on the CPU, not {weight.dtype} {tuple(weight.shape)}"
+class MatrixStruct(Structure):
+    """`matrix` of matrix.h. It keeps its segments alive, and not the arrays that they point to."""
+
+    _fields_ = (
+        ("rows", c_int64),
+        ("width", c_int64),
+        ("segment_count", c_int64),
+        ("segments", POINTER(SegmentStruct)),
+        ("bias", c_void_p),
+    )
+
+
+def row_bytes(type: str, width: int) -> int:
+    """Bytes of a row of `width` numbers. Raises ValueError for a type or a width that the kernels do not take."""
+    if type not in TYPES:
+        raise ValueError(f"the CPU kernels do not read {type}; they read {', '.join(TYPES)}")
+    size: int = library().nw_row_bytes(TYPES[type], width)
+    if not size:
+        raise ValueError(f"a row of {width} numbers is not whole blocks of {type}")
+    return size
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one tensor as a file stores them: uint8 (rows, bytes per row), with contiguous rows."""
+
+    type: str
+    data: NDArray[np.uint8]
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return int(self.data.shape[0])
+
+
+class Matrix:
+    """A (rows, width) matrix: segments on top of each other, and a bias float32 (rows,) if any.
+
+    Nothing is copied: `data` of the segments may be a view of a mapped file. `struct` is what C takes; it is valid as
+    long as this object lives.
+    """
+
+    def __init__(self, width: int, segments: list[Segment], bias: NDArray[np.float32] | None = None) -> None:
+        self.width, self.segments, self.bias = width, tuple(segments), bias
+        self.rows = sum(segment.rows for segment in segments)
+        for segment in segments:
+            _check_segment(segment, width)
+        if not 0 < len(segments) <= MAX_SEGMENTS:
+            raise ValueError(f"a matrix has 1 to {MAX_SEGMENTS} segments, not {len(segments)}")
+        if bias is not None and (bias.dtype != np.float32 or bias.shape != (self.rows,) or not bias.flags.c_contiguous):
+            raise ValueError(f"a bias is contiguous float32 ({self.rows},), not {bias.dtype} {bias.shape}")
+        stored = (SegmentStruct * len(segments))(
+            *(SegmentStruct(TYPES[s.type], s.rows, s.data.ctypes.data) for s in segments)
+        )
+        self.struct = MatrixStruct(
+            self.rows, width, len(segments), stored, None if bias is None else bias.ctypes.data
         )
 
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear(x, weight)`: x (..., width), weight (rows, width) → (..., rows).
-
-    A vector's results are bit-identical for any number of vectors. With few vectors it runs at memory bandwidth.
-    """
-    rows, width = weight.shape
-    check_weight(weight, rows, width)
-    x = rows_of(x, width)
-    y = x.new_empty((*x.shape[:-1], rows))
-    batch = x.numel() // width
-    library().nw_multiply(_FLOAT32, 0, weight.data_ptr(), rows, width, x.data_ptr(), batch, y.data_ptr())
-    return y
-
-
-class PackedMatrix:
-    """A (rows, width) matrix in blocks of 32: w = scale * q (+ minimum), bit for bit as in the file.
-
-    A product rounds the activations in blocks of 32, to int8 or, if `precise`, to two int8 terms with 15 bits in total,
-    and sums integers exactly, so that a row's result is the same in any batch. benchmarks/quality.py measures the cost
-    in loss.
-    """
-
-    def __init__(self, kind: QuantType, rows: int, width: int, data: Tensor, precise: bool = PRECISE) -> None:
-        self.kind, self.rows, self.width, self.data, self.precise = kind, rows, width, data, precise
-        self.code = _CODES[kind]
+    def __reduce__(self) -> Any:  # addresses cannot be copied
+        return Matrix, (self.width, list(self.segments), self.bias)
 
     @classmethod
-    def pack(cls, kind: QuantType, blocks: np.ndarray, width: int, precise: bool = PRECISE) -> PackedMatrix:
-        """From GGUF blocks, uint8 (rows, bytes per row). Raises ValueError if they are not rows of `width`."""
-        if width % BLOCK or blocks.dtype != np.uint8 or blocks.ndim != 2:
-            raise ValueError(
-                f"{kind} takes uint8 rows of whole blocks of {BLOCK}, not {blocks.dtype} for width {width}"
-            )
-        rows = blocks.shape[0]
-        if blocks.shape[1] != width // BLOCK * _BLOCK_BYTES[kind]:
-            raise ValueError(
-                f"a {kind} row of width {width} has {width // BLOCK * _BLOCK_BYTES[kind]} bytes, not {blocks.shape[1]}"
-            )
-        blocks = np.ascontiguousarray(blocks)
-        kernels, code = library(), _CODES[kind]
-        data = torch.empty(kernels.nw_packed_bytes(code, rows, width), dtype=torch.uint8, device="cpu")
-        kernels.nw_pack(code, blocks.ctypes.data, rows, width, data.data_ptr())
-        return cls(kind, rows, width, data, precise)
-
-    @classmethod
-    def pack_float(cls, weight: Tensor, precise: bool = PRECISE) -> PackedMatrix:
-        """Round a float matrix (rows, width) to q8_0: a float16 scale and 32 bytes per block."""
-        rows, width = weight.shape
-        if width % BLOCK:
-            raise ValueError(f"width {width} is not a multiple of {BLOCK}")
-        blocks = weight.detach().float().reshape(rows, -1, BLOCK)
-        scales = (blocks.abs().amax(-1, keepdim=True) / 127).half()
-        inverse = torch.where(scales > 0, 1 / scales.float(), 0)
-        bytes_ = (blocks * inverse).round().clamp(-127, 127).to(torch.int8)
-        stored = torch.cat((scales.view(torch.uint8), bytes_.view(torch.uint8)), -1)
-        return cls.pack("q8_0", stored.reshape(rows, -1).numpy(), width, precise)
+    def from_float32(cls, weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None) -> Matrix:
+        """A float32 (rows, width) matrix, without a copy where it is contiguous."""
+        data = np.ascontiguousarray(weight, np.float32)
+        return cls(data.shape[1], [Segment("f32", data.view(np.uint8))], bias)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return self.data.nbytes
+        """Bytes of the weights."""
+        return sum(segment.data.nbytes for segment in self.segments)
 
     def __repr__(self) -> str:
-        return f"PackedMatrix({self.kind}, {self.rows} x {self.width})"
+        return f"Matrix({'+'.join(segment.type for segment in self.segments)}, {self.rows} x {self.width})"
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """x W^T: float32 (..., width) → (..., rows)."""
-        x = rows_of(x, self.width)
-        batch = x.numel() // self.width
-        y = x.new_empty((*x.shape[:-1], self.rows))
-        if library().nw_multiply(
-            self.code, self.precise, self.data.data_ptr(), self.rows, self.width, x.data_ptr(), batch, y.data_ptr()
-        ):
-            raise MemoryError(f"not enough memory to multiply {batch} vectors of {self.width}")
+    def multiply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x W^T + bias: float32 (batch, width) → (batch, rows). Raises MemoryError when memory is short."""
+        if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != self.width:
+            raise ValueError(f"takes float32 (batch, {self.width}), not {x.dtype} {x.shape}")
+        x = np.ascontiguousarray(x)
+        y = np.empty((x.shape[0], self.rows), np.float32)
+        if library().nw_multiply(byref(self.struct), x.ctypes.data, x.shape[0], y.ctypes.data, 0):
+            raise MemoryError(f"not enough memory to multiply {x.shape[0]} vectors of {self.width}")
         return y
 
-    def dequantize(self, first: int = 0, end: int | None = None, out: Tensor | None = None) -> Tensor:
-        """Rows `first` to `end` as float32 (rows, width), into `out` if given (which may have more rows)."""
-        end = self.rows if end is None else end
-        if not 0 <= first <= end <= self.rows:
-            raise ValueError(f"rows {first} to {end} of {self.rows}")
-        count = end - first
-        rows = torch.empty((count, self.width), dtype=torch.float32, device="cpu") if out is None else out[:count]
-        check_weight(rows, count, self.width)
-        library().nw_unpack(self.code, self.data.data_ptr(), first, count, self.width, None, rows.data_ptr())
-        return rows
-
-    def rows_at(self, ids: Tensor) -> Tensor:
-        """The rows `ids` (...) as float32 (..., width). Raises IndexError for an id outside the matrix."""
-        flat = ids.reshape(-1).to(torch.int64).contiguous()
-        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.rows:
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows `ids` (count,) as float32 (count, width). Raises IndexError for an id outside the matrix."""
+        ids = np.ascontiguousarray(ids, np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.rows:
             raise IndexError(f"a row id is outside 0 to {self.rows - 1}")
-        out = torch.empty((flat.numel(), self.width), dtype=torch.float32, device="cpu")
-        library().nw_unpack(
-            self.code, self.data.data_ptr(), 0, flat.numel(), self.width, flat.data_ptr(), out.data_ptr()
-        )
-        return out.view(*ids.shape, self.width)
+        y = np.empty((ids.size, self.width), np.float32)
+        library().nw_embed_rows(byref(self.struct), ids.ctypes.data, ids.size, y.ctypes.data)
+        return y
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """All rows as float32 (rows, width)."""
+        return self.embed(np.arange(self.rows))
+
+
+def _check_segment(segment: Segment, width: int) -> None:
+    data, size = segment.data, row_bytes(segment.type, width)
+    if data.dtype != np.uint8 or data.ndim != 2 or not data.flags.c_contiguous:
+        raise ValueError(f"a segment is contiguous uint8 (rows, bytes), not {data.dtype} {data.shape}")
+    if data.shape[1] != size:
+        raise ValueError(f"a {segment.type} row of width {width} has {size} bytes, not {data.shape[1]}")

@@ -1,36 +1,35 @@
-// A matrix (rows, width) as the kernels hold it: plain float32 rows, or GGUF's blocks of 32 in packed order.
-//
-// Packed order: groups of eight rows; within a group, blocks of 32 columns one after the other. A block is
-//   q4_0: eight fp16 scales, 4 x 32 bytes                        w = scale * (nibble - 8)
-//   q4_1: eight fp16 scales, eight fp16 minima, 4 x 32 bytes     w = scale * nibble + minimum
-//   q8_0: eight fp16 scales, 8 x 32 bytes                        w = scale * byte
-// Byte 4r+i of vector j of 32 bytes belongs to row r. It holds columns 4j+i (low nibble) and 16+4j+i (high
-// nibble), or in q8_0 column 4j+i: one vector multiplies four columns of eight rows, and the sums of the rows
-// stay in their lanes.
+// A matrix (rows, width) as a GGUF file stores it: quantized blocks, halves or float32, multiplied where they lie.
 #pragma once
 #include <stdint.h>
 
-typedef enum { FLOAT32 = 0, Q4_0 = 1, Q4_1 = 2, Q8_0 = 3 } matrix_kind;
+typedef enum {  // GGUF's own type numbers
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13,
+    Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39
+} weight_type;
 
-enum { Q4_0_BLOCK = 144, Q4_1_BLOCK = 160, Q8_0_BLOCK = 272 };
-
+// Consecutive rows of a matrix as a file stores them (one tensor): row r begins at data + r * row_bytes(type, width).
+// No alignment is assumed.
 typedef struct {
-    int64_t kind, rows, width;
-    int64_t precise;  // packed kinds: activations in two int8 terms instead of one, see matmul_quant.c
+    int64_t type, rows;
     const void *data;
+} segment;
+
+// A matrix (rows, width): its segments on top of each other (query, key and value may have different types).
+typedef struct {
+    int64_t rows, width, segment_count;
+    const segment *segments;
     const float *bias;  // (rows,) or NULL
 } matrix;
 
 // y (batch, rows) = x (batch, width) W^T + bias, or that added to y. Returns 0, or 1 when memory is short.
+// The bits of a row do not depend on the batch, the threads or the instruction set.
 int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add);
 
-// The same for float32 matrices, in matmul_f32.c, and for packed ones, in matmul_quant.c.
-int multiply_float(const matrix *m, const float *x, int64_t batch, float *y, int add);
-int multiply_packed(const matrix *m, const float *x, int64_t batch, float *y, int add);
+// Bytes of a row, or 0 for a type that is not above or a width that is not whole blocks.
+int64_t row_bytes(int64_t type, int64_t width);
 
-static inline int64_t block_bytes(int64_t kind) {
-    return kind == Q4_0 ? Q4_0_BLOCK : kind == Q4_1 ? Q4_1_BLOCK : Q8_0_BLOCK;
-}
+// One row as float32, the same bits as gguf-py's dequantize.
+void dequantize_row(int64_t type, const void *row, int64_t width, float *to);
 
-// Where the bytes of a packed block begin, behind its scales and minima.
-static inline int64_t block_head(int64_t kind) { return kind == Q4_1 ? 32 : 16; }
+// y (count, width): the dequantized rows `ids`.
+void embed_rows(const matrix *m, const int64_t *ids, int64_t count, float *y);

@@ -2,33 +2,14 @@
 //
 // A layer's input product is one for all tokens. Then the sequences advance together, a token each at a time: one
 // product for the states of all that still have tokens, and the gates. A token gets the same bits in any company.
-// The structures are mirrored in recurrent.py.
+#include "recurrent.h"
+
 #include "cpu.h"
 #include "elementwise.h"
-#include "matrix.h"
+#include "f32_kernels.h"
 #include "pool.h"
 
 #define CHUNK_UNITS 1024  // some microseconds; fewer are not worth sharing out
-
-typedef enum { RNN = 0, LSTM = 1, GRU = 2 } cell_kind;
-
-typedef struct {
-    const float *input, *hidden;            // (gates * width, width)
-    const float *input_bias, *hidden_bias;  // (gates * width,) or NULL
-} layer;
-
-typedef struct {
-    int64_t kind, layer_count, width;
-    const layer *layers;
-} network;
-
-typedef struct {
-    int64_t sequences, tokens, pages;
-    const int64_t *first, *count;  // (sequences,): first token, how many; those with the most tokens come first
-    const int64_t *source;         // (sequences,): page of the state before the first token; -1: zeros
-    const int64_t *target;         // (tokens,): page that takes the state after a token; -1: none
-    float *hidden, *cell;          // (layers, pages, width); cell NULL but for an LSTM
-} schedule;
 
 typedef struct {
     float *from_input;     // (tokens, gates * width)
@@ -49,79 +30,16 @@ typedef struct {
     int64_t time, units;   // units: of all sequences that have a token
 } gate_job;
 
-typedef struct {  // one sequence's
-    const float *from_input, *from_hidden;
-    float *hidden, *cell;
-    int64_t width;
-} unit_row;
-
-INLINE float sigmoid(float x, const exp_range range, const int fused) { return 1.0f / (1.0f + exp_f32(-x, range, fused)); }
-
-// 1 - 2 / (exp(2x) + 1), and near zero, where that would cancel, Cephes' tanhf: within 3 units in the last place.
-INLINE float tanh_f32(float x, const exp_range range, const int fused) {
-    const float far = 1.0f - 2.0f / (exp_f32(2.0f * x, range, fused) + 1.0f), square = x * x;
-    float p = -5.70498872745e-3f;
-    p = multiply_add(p, square, 2.06390887954e-2f, fused);
-    p = multiply_add(p, square, -5.37397155531e-2f, fused);
-    p = multiply_add(p, square, 1.33314422036e-1f, fused);
-    p = multiply_add(p, square, -3.33332819422e-1f, fused);
-    const float near = multiply_add(p * square, x, x, fused);
-    return square < 0.625f * 0.625f ? near : far;
-}
-
-// The loops below become vectors. All units get the same operations, those at the end of a row as well.
-#define SIGMOID(x) sigmoid(x, range, fused)
-#define TANH(x) tanh_f32(x, range, fused)
-
-INLINE void gates_of_kind(const cell_kind kind, const unit_row *u, int64_t from, int64_t to, const int fused) {
-    const exp_range range = nw_exp_range;
-    const float *restrict a = u->from_input, *restrict b = u->from_hidden;
-    float *restrict hidden = u->hidden, *restrict cell = u->cell;
-    const int64_t second = u->width, third = 2 * second, fourth = 3 * second;
-    if (kind == RNN)
-        for (int64_t i = from; i < to; i++) hidden[i] = TANH(a[i] + b[i]);
-    else if (kind == LSTM)
-#pragma GCC ivdep
-        for (int64_t i = from; i < to; i++) {
-            float in = SIGMOID(a[i] + b[i]) * TANH(a[third + i] + b[third + i]);
-            float next = multiply_add(SIGMOID(a[second + i] + b[second + i]), cell[i], in, fused);
-            hidden[i] = SIGMOID(a[fourth + i] + b[fourth + i]) * TANH(next);
-            cell[i] = next;
-        }
-    else
-        for (int64_t i = from; i < to; i++) {
-            float candidate = TANH(multiply_add(SIGMOID(a[i] + b[i]), b[third + i], a[third + i], fused));
-            float update = SIGMOID(a[second + i] + b[second + i]);
-            hidden[i] = multiply_add(update, hidden[i] - candidate, candidate, fused);
-        }
-}
-
-static void gates_portable(cell_kind kind, const unit_row *u, int64_t from, int64_t to) {
-    gates_of_kind(kind, u, from, to, 0);
-}
-
-#if NW_X86
-AVX2 static void gates_avx2(cell_kind kind, const unit_row *u, int64_t from, int64_t to) {
-    if (kind == RNN) gates_of_kind(RNN, u, from, to, 1);
-    else if (kind == LSTM) gates_of_kind(LSTM, u, from, to, 1);
-    else gates_of_kind(GRU, u, from, to, 1);
-}
-#endif
-
 // Units `from` to `to` of one sequence: the gates, then the new state to where it is read.
 static void advance(const gate_job *job, int64_t sequence, int64_t from, int64_t to) {
     const schedule *s = job->s;
     const workspace *w = job->w;
     const int64_t width = job->n->width, gates = gates_of(job->n->kind), at = sequence * width;
     const int64_t token = s->first[sequence] + job->time, page = s->target[token];
-    unit_row u = {
+    const gate_row u = {
         w->from_input + token * gates * width, w->from_hidden + at * gates, w->hidden + at, w->cell + at, width,
     };
-#if NW_X86
-    if (nw_level()) gates_avx2((cell_kind)job->n->kind, &u, from, to);
-    else
-#endif
-        gates_portable((cell_kind)job->n->kind, &u, from, to);
+    find_f32_kernels()->advance_units((cell_kind)job->n->kind, &u, from, to);
     const size_t bytes = (size_t)(to - from) * sizeof(float);
     memcpy(job->x + token * width + from, u.hidden + from, bytes);
     if (page < 0) return;
@@ -153,30 +71,26 @@ static void load_states(const schedule *s, const float *pages, int64_t width, fl
 }
 
 static int run_layer(const network *n, int64_t index, const schedule *s, float *x, const workspace *w) {
-    const layer *l = n->layers + index;
-    const int64_t width = n->width, rows = gates_of(n->kind) * width, offset = index * s->pages * width;
-    const matrix input = {FLOAT32, rows, width, 0, l->input, l->input_bias};
-    const matrix hidden = {FLOAT32, rows, width, 0, l->hidden, l->hidden_bias};
+    const recurrent_layer *l = n->layers + index;
+    const int64_t width = n->width, offset = index * s->pages * width;
     gate_job job = {n, s, w, x, s->hidden + offset, s->cell ? s->cell + offset : NULL, 0, 0};
     load_states(s, job.hidden, width, w->hidden);
     if (job.cell) load_states(s, job.cell, width, w->cell);
-    if (multiply_float(&input, x, s->tokens, w->from_input, 0)) return 1;
+    if (multiply(&l->input, x, s->tokens, w->from_input, 0)) return 1;
     int64_t active = s->sequences;
     for (; job.time < s->count[0]; job.time++) {
         while (s->count[active - 1] <= job.time) active--;
-        if (multiply_float(&hidden, w->hidden, active, w->from_hidden, 0)) return 1;
+        if (multiply(&l->hidden, w->hidden, active, w->from_hidden, 0)) return 1;
         job.units = active * width;
         pool_run(gate_chunk, &job, (job.units + CHUNK_UNITS - 1) / CHUNK_UNITS);
     }
     return 0;
 }
 
-// x (tokens, width) is what the first layer reads and becomes what the last one leaves. Returns 0, or 1 when memory
-// is short: then `x` and the pages written to are spoilt, and nothing else.
-EXPORT int nw_recur(const network *n, const schedule *s, float *x) {
+int run_recurrent(const network *n, const schedule *s, float *x) {
     const int64_t gates = gates_of(n->kind) * n->width, states = s->sequences * n->width;
     const int64_t numbers = (s->tokens + s->sequences) * gates + 2 * states;
-    float *memory = scratch(FOR_DECODE, (size_t)numbers * sizeof(float));
+    float *memory = scratch(FOR_LAYERS, (size_t)numbers * sizeof(float));
     if (!memory) return 1;
     workspace w = {.from_input = memory};
     w.from_hidden = w.from_input + s->tokens * gates;

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..base import require
 from .runs import Runs
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ MOST_RUNS = 2000  # for starting points and bootstrap fits; a random sample if t
 
 def fit_point(runs: Runs, method: Method, start: Point | None) -> Point:
     """Fit from `start`, or from the best starting points, found on a sample if there are many runs."""
+    require("scipy", "a fit")
     method_fit = _fit_huber if method == "huber" else _fit_nnls
     if start is None and len(runs) > MOST_RUNS:
         start = method_fit(sample(runs), None)

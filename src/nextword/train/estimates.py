@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..base.distributions import student_quantile
+
 LEVEL = 0.05  # two-sided: 95% intervals
 _POWER = 0.8
 _STRETCHES = 32  # spans of text; long ones, since neighbouring windows are correlated
@@ -37,7 +39,7 @@ class Estimate:
 
     def detectable(self, level: float = LEVEL) -> float:
         """The minimum detectable effect: significant at `level` with 80% power."""
-        return (_student(1 - level / 2, self.freedom) + _student(_POWER, self.freedom)) * self.error
+        return (student_quantile(1 - level / 2, self.freedom) + student_quantile(_POWER, self.freedom)) * self.error
 
 
 def crossed(values: Values | Sequence[Sequence[float]], level: float = LEVEL) -> Estimate:
@@ -64,14 +66,8 @@ def crossed(values: Values | Sequence[Sequence[float]], level: float = LEVEL) ->
 
 
 def _estimate(mean: float, error: float, freedom: float, level: float) -> Estimate:
-    margin = _student(1 - level / 2, freedom) * error if error else 0.0
+    margin = student_quantile(1 - level / 2, freedom) * error if error else 0.0
     return Estimate(mean, float(error), float(freedom), margin)
-
-
-def _student(share: float, freedom: float) -> float:
-    from scipy import special
-
-    return float(special.ndtri(share) if math.isinf(freedom) else special.stdtrit(freedom, share))
 
 
 def in_stretches(values: Values, most: int = _STRETCHES) -> Values:

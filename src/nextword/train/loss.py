@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import native
 from ..data import IGNORED
-from ..native import elementwise
+from ..models import kernels
 from ..plan.training import CHUNK
 
 
@@ -88,7 +88,7 @@ def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tup
     """The losses of a chunk and their gradient by the logits, in place if possible."""
     values = logits.float()
     if values.is_cpu and type(values) is Tensor and native.available():
-        loss = elementwise.cross_entropy(values, targets, IGNORED, wanted)
+        loss = kernels.cross_entropy(values, targets, IGNORED, wanted)
     else:
         loss = _by_torch(values, targets, wanted)
     return loss, values.to(logits.dtype) if wanted else None

@@ -1,29 +1,40 @@
-"""Converts weights, or a model in memory, to a Hugging Face folder or a GGUF file."""
+"""Converts weights, in files or in memory, to a Hugging Face folder or a GGUF file."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from ..base import UsageError, usual_mode
-from ..families import Family, FileTensor, Parameter, family_of
-from ..models import Model
+from ..base import UsageError
+from ..families import Family, FileTensor, family_of
 from ..spec import ModelSpec
 from ..text import Tokenizer
-from .loading import load_model, open_source
+from . import floats
+from .loading import open_source
 from .model_folder import CONFIG, INDEX, WEIGHTS, new_folder
-from .source import Source, read_parameter
+from .safetensors_file import write_safetensors
+from .source import SourceArrays
+
+Floats = NDArray[np.float32]
+Progress = Callable[[float], None]  # called with the share done
 
 SHARD = 5_000_000_000  # bytes; transformers' own limit for one file
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")  # of a folder
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """A model to write. `arrays` are its parameters by our names; a tied head is not among them."""
+
+    spec: ModelSpec
+    arrays: Mapping[str, Floats]
+    tokenizer: Tokenizer
 
 
 def convert(
@@ -31,46 +42,43 @@ def convert(
     out: Path | str,
     dtype: str = "float32",
     force: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Write the model at `path` (GGUF file or folder) as `out`: a GGUF file if it ends in .gguf, otherwise a folder.
+    """Write the model at `path` (GGUF file or folder) as `out`; see `write_data`.
 
-    Quantized weights are dequantized, exactly with float32. `out` is written completely or not at all; in an existing
-    folder only the model's files are replaced. `progress` is called with the share done. Raises UsageError if `out`
-    exists and `force` is not set, or if the format has no such `dtype`; RunError if it cannot be written, or another
-    process is writing it.
+    Quantized weights are dequantized, exactly with float32.
+    """
+    check_dtype(Path(out), dtype)
+    source = open_source(Path(path))
+    data = ModelData(source.spec, SourceArrays(source), source.tokenizer())
+    return write_data(out, data, dtype, force, source.family, progress)
+
+
+def write_data(
+    out: Path | str,
+    model: ModelData,
+    dtype: str = "float32",
+    force: bool = False,
+    family: Family | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a model as `out`: a GGUF file if it ends in .gguf, otherwise a folder that transformers opens.
+
+    A folder is of `family`, by default the first that can express the model's spec. `out` is written completely or not
+    at all; in an existing folder only the model's files are replaced. Raises UsageError if `out` exists and `force` is
+    not set, if the format has no such `dtype`, or if it cannot express the model; RunError if it cannot be written, or
+    another process is writing it.
     """
     out, advance = Path(out), progress or (lambda share: None)
-    floating = check_dtype(out, dtype)
-    source = open_source(Path(path))
-    if is_gguf(out):
-        write_model(out, load_model(source, "float32", "cpu"), source.tokenizer(), dtype, force)
-        advance(1.0)
-        return out
-    with new_folder(out, force) as working:
-        tensors = _tensors(source, floating, advance)
-        write_folder(working, source.spec, source.family, tensors, source.tokenizer(), dtype)
-    return out
-
-
-def write_model(
-    out: Path | str, model: Model, tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
-) -> Path:
-    """Write a model in memory and its tokenizer as `out`: a GGUF file if it ends in .gguf, otherwise a folder.
-
-    A folder is of the first family that can express the model's spec, and loads with `nextword.load`. Raises
-    UsageError if no family can, if the model's matrices are packed, and as `convert` does.
-    """
-    out = Path(out)
-    floating = check_dtype(out, dtype)
+    check_dtype(out, dtype)
     if is_gguf(out):
         from .gguf_writing import write_gguf
 
-        return write_gguf(out, model, tokenizer, dtype, force)
-    family = family_of(model.spec)
-    tensors = _tensors_of(model, family, floating)
+        return write_gguf(out, model, dtype, force, advance)
+    family = family or family_of(model.spec)
+    tensors = _tensors(model, family, dtype, advance)
     with new_folder(out, force) as working:
-        write_folder(working, model.spec, family, tensors, tokenizer, dtype)
+        _write_folder(working, model, family, tensors, dtype)
     return out
 
 
@@ -79,24 +87,19 @@ def is_gguf(out: Path) -> bool:
     return out.suffix.lower() == ".gguf"
 
 
-def check_dtype(out: Path, name: str) -> torch.dtype:
-    """The type of matrices in `out`. Raises UsageError for a type its format does not have."""
-    known = _TYPES | ({"q8_0": torch.float32} if is_gguf(out) else {})
+def check_dtype(out: Path, name: str) -> None:
+    """Raise UsageError for a type that the format of `out` does not have."""
+    known = (*DTYPES, "q8_0") if is_gguf(out) else DTYPES
     if name not in known:
         hint = " q8_0 is only for GGUF files; use an OUT that ends in .gguf" if name == "q8_0" else ""
         raise UsageError(f"dtype {name!r} cannot be written as {out}. Known: {', '.join(known)}.{hint}".rstrip("."))
-    return known[name]
 
 
-def write_folder(
-    folder: Path,
-    spec: ModelSpec,
-    family: Family,
-    tensors: Iterator[tuple[str, Tensor]],
-    tokenizer: Tokenizer,
-    dtype: str,
+def _write_folder(
+    folder: Path, model: ModelData, family: Family, tensors: Iterator[tuple[str, NDArray[Any]]], dtype: str
 ) -> None:
     """Write config, tokenizer and weights of a model into an existing folder."""
+    spec, tokenizer = model.spec, model.tokenizer
     config = {"architectures": [family.architecture], "dtype": dtype}
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": sorted(tokenizer.stop_ids)}
     padding = tokenizer.special.texts.get("pad_token")
@@ -105,7 +108,7 @@ def write_folder(
     _write_json(folder / "generation_config.json", special)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, spec))
-    _write_shards(folder, tensors)
+    _write_shards(folder, tensors, dtype)
 
 
 def _tokenizer_config(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
@@ -119,54 +122,38 @@ def _tokenizer_config(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
     return values | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})
 
 
-def _tensors(source: Source, dtype: torch.dtype, progress: Callable[[float], None]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its name in transformers, one after the other."""
-    stored = {parameter.name: parameter for parameter in source.parameters}
-    written = source.family.names.parameters(source.spec)
-    for done, parameter in enumerate(written):
-        values = read_parameter(source, stored[parameter.name], torch.float32)
-        yield from _as_stored(source.family, parameter, values, dtype)
-        progress((done + 1) / len(written))
-
-
-def _tensors_of(model: Model, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """`_tensors` of a model in memory."""
-    held = dict(model.named_parameters())
+def _tensors(
+    model: ModelData, family: Family, dtype: str, progress: Progress
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every tensor under its name in transformers, one after the other, encoded in `dtype`."""
     parameters = family.names.parameters(model.spec)
-    if any(parameter.name not in held for parameter in parameters):
-        raise UsageError("the model has quantized matrices, which safetensors cannot store. Load it as float32")
-    for parameter in parameters:
-        yield from _as_stored(family, parameter, held[parameter.name].detach().float().cpu(), dtype)
+    for done, parameter in enumerate(parameters):
+        values = model.arrays[parameter.name]
+        for tensor in parameter.tensors:
+            name = tensor.name[1:] if tensor.name.startswith("^") else family.names.prefixes[0] + tensor.name
+            yield name, floats.encode(to_file(values[tensor.index], tensor), dtype)
+        progress((done + 1) / len(parameters))
 
 
-def _as_stored(
-    family: Family, parameter: Parameter, values: Tensor, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """One of our parameters as the tensors it is stored in, by name."""
-    for tensor in parameter.tensors:
-        name = tensor.name[1:] if tensor.name.startswith("^") else family.names.prefixes[0] + tensor.name
-        yield name, to_file(values[tensor.index], tensor).to(dtype).contiguous()
-
-
-def to_file(values: Tensor, tensor: FileTensor) -> Tensor:
+def to_file(values: Floats, tensor: FileTensor) -> Floats:
     """Our layout → the file's: the inverse of `source.from_file`."""
-    values = tensor.rows_to_file(values - tensor.offset if tensor.offset else values)
-    return values.mT if tensor.transposed else values
+    values = tensor.rows_to_file(values - np.float32(tensor.offset) if tensor.offset else values)
+    return values.swapaxes(-1, -2) if tensor.transposed else values
 
 
-def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, NDArray[Any]]], dtype: str) -> None:
     shards: list[dict[str, int]] = []
-    held: dict[str, Tensor] = {}
+    held: dict[str, NDArray[Any]] = {}
 
     def write() -> None:
-        save_tensors(held, folder / f"part-{len(shards)}")
-        shards.append({name: tensor.nbytes for name, tensor in held.items()})
+        write_safetensors(folder / f"part-{len(shards)}", held, dtype)
+        shards.append({name: values.nbytes for name, values in held.items()})
         held.clear()
 
-    for name, tensor in tensors:
-        if held and sum(held_tensor.nbytes for held_tensor in held.values()) + tensor.nbytes > SHARD:
+    for name, values in tensors:
+        if held and sum(array.nbytes for array in held.values()) + values.nbytes > SHARD:
             write()
-        held[name] = tensor.clone()
+        held[name] = values
     write()
     if len(shards) == 1:
         (folder / "part-0").rename(folder / WEIGHTS)
@@ -179,20 +166,6 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         "weight_map": {tensor: name for shard, name in zip(shards, names, strict=True) for tensor in shard},
     }
     _write_json(folder / INDEX, index)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises OSError with an errno, such as a full disk, like other files."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        code = re.search(r"(?:os error|code:) (\d+)", str(error))
-        number = int(code[1]) if code else errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from error
-    usual_mode(path)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..base import UsageError, open_regular
+from ..base import UsageError
 from ..families import spec_from_config
 from ..families.gguf_metadata import spec_from_gguf_metadata
 from ..spec import ModelSpec
 from .json_file import read_json
 from .model_folder import weight_files
+from .safetensors_file import SafetensorsFile, StoredTensor
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
-_LARGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 # part → substrings of its tensors' names in GGUF and transformers; the first match wins
 _PARTS = {
     "norms": re.compile(r"norm|\bln_"),
@@ -43,20 +41,6 @@ _TOKENIZER_KINDS = {
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor as stored; `shape` is (out, in), `kind` like "q4_1", "f32", "bf16"."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    bytes: int
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -137,10 +121,9 @@ def _describe_gguf(path: Path) -> Description:
     from ..text import tokenizer_from_gguf
     from .gguf import GGUFFile
 
-    with GGUFFile.open(path) as file:
-        metadata = file.metadata
-        tensors = tuple(StoredTensor(t.name, t.kind, t.shape, t.nbytes) for t in file.tensors.values())
-        architecture = file.architecture
+    file = GGUFFile.open(path)
+    metadata = file.metadata
+    tensors = tuple(StoredTensor(t.name, t.kind, t.shape, t.nbytes) for t in file.tensors.values())
     spec, problem = _tried(
         lambda: spec_from_gguf_metadata(metadata, all(t.name != "output.weight" for t in tensors), str(path))
     )
@@ -149,7 +132,7 @@ def _describe_gguf(path: Path) -> Description:
         path=path,
         title=_text(metadata.get("general.name")),
         licence=_text(metadata.get("general.license")),
-        architecture=architecture,
+        architecture=file.architecture,
         spec=spec,
         not_run=problem,
         tensors=tensors,
@@ -161,6 +144,7 @@ def _describe_folder(path: Path) -> Description:
     from ..text import tokenizer_from_folder
 
     config = read_json(path / "config.json")
+    files = map(SafetensorsFile, weight_files(path))
     spec, problem = _tried(lambda: spec_from_config(config))
     return Description(
         path=path,
@@ -169,7 +153,7 @@ def _describe_folder(path: Path) -> Description:
         architecture=str(config.get("model_type", "")),
         spec=spec,
         not_run=problem,
-        tensors=_without_scales(tensor for file in weight_files(path) for tensor in _safetensors(file)),
+        tensors=_without_scales(tensor for file in files for tensor in file.tensors.values()),
         tokenizer=_tried(lambda: _facts(tokenizer_from_folder(path), _folder_kind(path)))[0],
     )
 
@@ -200,29 +184,6 @@ def _folder_kind(path: Path) -> str:
     described = read_json(file)
     kind = str((described.get("model") or {}).get("type", ""))
     return "gpt2" if kind == "BPE" and "ByteLevel" in json.dumps(described.get("pre_tokenizer")) else kind
-
-
-def _safetensors(file: Path) -> Iterator[StoredTensor]:
-    """The tensors in a safetensors header: 8 bytes of length, then JSON."""
-    try:
-        with open_regular(file) as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 0 < length <= min(_LARGEST_HEADER, os.fstat(opened.fileno()).st_size - 8):
-                raise ValueError(f"its header says {length} bytes")
-            header = json.loads(opened.read(length))
-            size = os.fstat(opened.fileno()).st_size - 8 - length
-        header.pop("__metadata__", None)
-        for name, tensor in header.items():
-            begin, end = map(int, tensor["data_offsets"])
-            stored = StoredTensor(name, tensor["dtype"].lower(), tuple(map(int, tensor["shape"])), end - begin)
-            bits = re.search(r"\d+", stored.kind)  # "f32", "f8_e4m3"; a "bool" has a byte
-            if not 0 <= begin <= end <= size or 8 * stored.bytes != stored.parameters * int(bits[0] if bits else 8):
-                raise ValueError(f"tensor {name!r} cannot lie at bytes {begin} to {end} of {size}")
-            yield stored
-    except UsageError:
-        raise
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file}: incomplete or damaged safetensors file ({error})") from None
 
 
 def _without_scales(tensors: Iterable[StoredTensor]) -> tuple[StoredTensor, ...]:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ..base import UsageError, open_regular
+from ..base import UsageError
 from ..families import FileTensor, loadable_family, spec_from_config
-from . import mxfp4
+from . import floats, mxfp4
 from .json_file import read_json
+from .mapping import Bytes
 from .model_folder import CONFIG, weight_files
-from .source import check_layers, check_tensors, check_unread, from_file
+from .safetensors_file import SafetensorsFile
+from .source import StoredRows, check_layers, check_tensors, check_unread, from_file, run_kind
 
 if TYPE_CHECKING:
-    from safetensors import safe_open
-
     from ..text import Tokenizer
-
-_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
 
 
 class FolderSource:
@@ -60,30 +59,45 @@ class FolderSource:
         name = self._name(tensor.name)
         if name + mxfp4.BLOCKS in self._where:
             return "mxfp4"
-        kind = self._where[name].get_slice(name).get_dtype()
-        if kind not in _KINDS:
-            raise UsageError(f"{self.path}: tensor {name!r} is stored as {kind}; nextword reads {', '.join(_KINDS)}")
-        return _KINDS[kind]
+        kind = self._where[name].tensors[name].kind
+        if kind not in floats.FLOATS:
+            known = ", ".join(floats.FLOATS)
+            raise UsageError(f"{self.path}: tensor {name!r} is stored as {kind}; nextword reads {known}")
+        return kind
 
     def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
         name = self._name(tensor.name)
         if (blocks := name + mxfp4.BLOCKS) in self._where:
-            *shape, groups, _ = self._where[blocks].get_slice(blocks).get_shape()
+            *shape, groups, _ = self._where[blocks].tensors[blocks].shape
             return (*shape, 32 * groups) if name + mxfp4.SCALES in self._where else None
         if name not in self._where:
             return None
-        shape = tuple(self._where[name].get_slice(name).get_shape())
-        return (*shape[:-2], shape[-1], shape[-2]) if tensor.transposed else shape
+        stored = self._where[name].tensors[name].shape
+        return (*stored[:-2], stored[-1], stored[-2]) if tensor.transposed else stored
 
-    def read(self, tensor: FileTensor) -> Tensor:
-        name = self._name(tensor.name)
-        if self.kind(tensor) == "mxfp4":  # whose rows are never transposed
-            blocks, scales = (self._where[name + part].get_tensor(name + part) for part in (mxfp4.BLOCKS, mxfp4.SCALES))
-            return tensor.rows_from_file(mxfp4.dequantize(blocks, scales))
-        return from_file(self._where[name].get_tensor(name), tensor)
+    def read(self, tensor: FileTensor) -> NDArray[np.float32]:
+        name, kind = self._name(tensor.name), self.kind(tensor)
+        if kind == "mxfp4":  # whose rows are never transposed
+            return tensor.rows_from_file(mxfp4.dequantize(*self._mxfp4(name)))
+        shape = self._where[name].tensors[name].shape
+        return from_file(floats.decode(kind, self._where[name].raw(name)).reshape(shape), tensor)
 
-    def blocks(self, tensor: FileTensor) -> np.ndarray:
-        raise UsageError(f"{self.path}: safetensors hold no quantized blocks")
+    def mapped(self, tensor: FileTensor) -> StoredRows:
+        name, kind = self._name(tensor.name), self.kind(tensor)
+        if kind == "mxfp4":
+            return StoredRows(kind, mxfp4.gguf_rows(*self._mxfp4(name)))
+        file = self._where[name]
+        stored = file.raw(name)
+        if run_kind(kind) != kind:
+            kind, stored = "f32", floats.decode(kind, stored).view(np.uint8)
+        rows = math.prod(file.tensors[name].shape[:-1])
+        return StoredRows(kind, stored.reshape(rows, -1))
+
+    def _mxfp4(self, name: str) -> tuple[Bytes, Bytes]:
+        """The blocks and scales of a matrix, in their shapes."""
+        names = name + mxfp4.BLOCKS, name + mxfp4.SCALES
+        blocks, scales = (self._where[part].raw(part).reshape(self._where[part].tensors[part].shape) for part in names)
+        return blocks, scales
 
     def tokenizer(self) -> Tokenizer:
         from ..text import tokenizer_from_folder
@@ -91,28 +105,12 @@ class FolderSource:
         return tokenizer_from_folder(self.path)
 
 
-def _tensors(path: Path) -> dict[str, safe_open]:
+def _tensors(path: Path) -> dict[str, SafetensorsFile]:
     """Every tensor of a model folder by its name, and the file it is in."""
-    where: dict[str, safe_open] = {}
-    for file in weight_files(path):
-        opened = _open(file)
-        names = opened.keys()
-        twice = next((name for name in names if name in where), None)
+    where: dict[str, SafetensorsFile] = {}
+    for file in map(SafetensorsFile, weight_files(path)):
+        twice = next((name for name in file.tensors if name in where), None)
         if twice is not None:
-            raise UsageError(f"{file}: tensor {twice!r} is in another file of the model as well")
-        where.update(dict.fromkeys(names, opened))
+            raise UsageError(f"{file.path}: tensor {twice!r} is in another file of the model as well")
+        where.update(dict.fromkeys(file.tensors, file))
     return where
-
-
-def _open(path: Path) -> safe_open:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        open_regular(path).close()
-        return safe_open(path, framework="pt", device="cpu")
-    except UsageError:
-        raise
-    except FileNotFoundError:
-        raise UsageError(f"{path}: named in the index but missing; the download is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: incomplete or damaged safetensors file ({error})") from None

@@ -1,41 +1,34 @@
-"""GGUF files: metadata at once, tensors on demand.
-
-Nothing is memory-mapped: each tensor is read with pread into its own array, so that the
-resident size is what the caller keeps. Split files (…-00001-of-00003.gguf) open as one.
-"""
+"""GGUF files: metadata at once, tensors on demand from a mapping. Split files (…-00001-of-00003.gguf) open as one."""
 
 from __future__ import annotations
 
-import os
 import re
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..base import RunError, UsageError, open_regular
+from . import floats
 from .gguf_format import Header, TensorInfo, read_header
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from .mapping import Bytes, map_file
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _CHUNK = 1 << 20  # numbers dequantized at a time
 
 
 class GGUFFile:
-    """An open GGUF model. Use `GGUFFile.open(path)`; close it, or let it be garbage-collected."""
+    """An open GGUF model. Use `GGUFFile.open(path)`; its arrays keep the mapping alive."""
 
-    def __init__(self, paths: list[Path], descriptors: list[int], headers: list[Header]) -> None:
+    def __init__(self, paths: list[Path], headers: list[Header], maps: list[Bytes]) -> None:
         self.paths = paths
         self.version = headers[0].version
         self.metadata: dict[str, Any] = headers[0].metadata
         self.tensors: dict[str, TensorInfo] = dict(_merge(headers, paths))
-        self._descriptors = descriptors
-        self._close = weakref.finalize(self, _close_all, descriptors)
+        self._maps = maps
 
     @classmethod
     def open(cls, path: Path | str) -> GGUFFile:
@@ -43,31 +36,15 @@ class GGUFFile:
 
         Raises UsageError if a file is missing, not a GGUF file, or invalid.
         """
-        descriptors: list[int] = []
-        try:
-            descriptors.append(_open(Path(path)))
-            headers = [read_header(descriptors[0], str(path))]
-            paths = _parts(Path(path), headers[0].metadata)
-            if len(paths) > 1:
-                _close_all(descriptors)
-                descriptors += [_open(part, siblings=len(paths)) for part in paths]
-                headers = [read_header(file, str(part)) for file, part in zip(descriptors, paths, strict=True)]
-                _check_parts(paths, headers)
-            return cls(paths, descriptors, headers)
-        except BaseException:
-            _close_all(descriptors)
-            raise
-
-    def close(self) -> None:
-        self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        path = Path(path)
+        header, mapped = _open(path)
+        paths = _parts(path, header.metadata)
+        if len(paths) == 1:
+            return cls(paths, [header], [mapped])
+        opened = [_open(part, siblings=len(paths)) for part in paths]
+        headers = [header for header, _ in opened]
+        _check_parts(paths, headers)
+        return cls(paths, headers, [mapped for _, mapped in opened])
 
     @property
     def architecture(self) -> str:
@@ -75,69 +52,55 @@ class GGUFFile:
         name = self.metadata.get("general.architecture", "")
         return name if isinstance(name, str) else ""
 
-    def raw(self, name: str, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor, (rows, bytes per row); into `out` of that shape if given."""
-        import numpy as np
+    def raw(self, name: str) -> Bytes:
+        """The stored bytes of a tensor in the mapping, (rows, bytes per row).
 
-        tensor = self._tensor(name)
-        shape = (tensor.rows, tensor.row_bytes)
-        if out is None:
-            out = np.empty(shape, np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(f"tensor {name!r} needs a contiguous uint8 array of shape {shape}")
-        self._read(tensor, out, 0)
-        return out
-
-    def float32(self, name: str, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """A tensor as float32 in its shape (out, in); into `out` of that shape if given.
-
-        Takes temporary memory for about a million numbers. Raises UsageError if the kind cannot be
-        dequantized.
+        Raises RunError if the file has been truncated since its header was read.
         """
-        import numpy as np
-
         tensor = self._tensor(name)
-        if out is None:
-            out = np.empty(tensor.shape, np.float32)
-        elif out.shape != tensor.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise ValueError(f"tensor {name!r} needs a contiguous float32 array of shape {tensor.shape}")
-        rows = out.reshape(tensor.rows, tensor.width)
-        if tensor.kind == "f32":
-            self._read(tensor, rows.view(np.uint8), 0)
-            return out
-        for first, last in _chunks(tensor):
-            stored = np.empty((last - first, tensor.row_bytes), np.uint8)
-            self._read(tensor, stored, first * tensor.row_bytes)
-            _decode(tensor, stored, rows[first:last])
-        return out
+        stored = self._maps[tensor.part][tensor.offset : tensor.offset + tensor.nbytes]
+        if len(stored) < tensor.nbytes:
+            raise RunError(f"{self.paths[tensor.part]} was truncated while it was being read")
+        return stored.reshape(tensor.rows, tensor.row_bytes)
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """A tensor as float32 in its shape (out, in), a copy.
+
+        Takes temporary memory for about a million numbers. Raises UsageError if its type cannot be dequantized.
+        """
+        tensor = self._tensor(name)
+        values = np.empty((tensor.rows, tensor.width), np.float32)
+        for rows, chunk in self._chunks(name):
+            values[rows] = chunk
+        return values.reshape(tensor.shape)
+
+    def converted(self, name: str, kind: str) -> Bytes:
+        """The rows of a tensor in another type, (rows, bytes per row). Memory and errors as for `float32`."""
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import quantize
+
+        type = GGMLQuantizationType[kind.upper()]
+        return np.concatenate([quantize(chunk, type).view(np.uint8) for _, chunk in self._chunks(name)])
+
+    def _chunks(self, name: str) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The rows of a tensor, some at a time."""
+        tensor, stored = self._tensor(name), self.raw(name)
+        step = max(1, _CHUNK // tensor.width)
+        for first in range(0, tensor.rows, step):
+            rows = slice(first, first + step)
+            yield rows, _decoded(tensor, stored[rows])
 
     def _tensor(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise UsageError(f"{self.paths[0]} has no tensor {name!r}")
         return self.tensors[name]
 
-    def _read(self, tensor: TensorInfo, into: NDArray[np.uint8], start: int) -> None:
-        """Fill `into` with the tensor's bytes from `start` on."""
-        if not self._close.alive:
-            raise ValueError("the GGUF file is closed")
-        view = into.data.cast("B")
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._descriptors[tensor.part], [view[done:]], tensor.offset + start + done)
-            if not count:
-                raise RunError(f"{self.paths[tensor.part]} was truncated while it was being read")
-            done += count
 
-
-def _close_all(descriptors: list[int]) -> None:
-    while descriptors:
-        os.close(descriptors.pop())
-
-
-def _open(path: Path, siblings: int = 0) -> int:
+def _open(path: Path, siblings: int = 0) -> tuple[Header, Bytes]:
+    """A file's header, checked against its size, and its bytes."""
     try:
         with open_regular(path) as file:
-            return os.dup(file.fileno())
+            return read_header(file.fileno(), str(path)), map_file(file)
     except FileNotFoundError:
         hint = f". All {siblings} parts of the model must lie in one folder" if siblings else ""
         raise UsageError(f"{path} does not exist{hint}") from None
@@ -178,32 +141,21 @@ def _merge(headers: list[Header], paths: list[Path]) -> Iterator[tuple[str, Tens
             if name in seen:
                 raise UsageError(f"{paths[part]} repeats the tensor {name!r} of another part")
             seen.add(name)
-            yield name, replace(tensor, part=part)
+            yield name, replace(tensor, part=part) if part else tensor
 
 
-def _chunks(tensor: TensorInfo) -> Iterable[tuple[int, int]]:
-    step = max(1, _CHUNK // tensor.width)
-    return ((first, min(first + step, tensor.rows)) for first in range(0, tensor.rows, step))
+def _decoded(tensor: TensorInfo, stored: Bytes) -> NDArray[np.float32]:
+    if tensor.kind in floats.FLOATS:
+        return floats.decode(tensor.kind, stored)
+    return _dequantize(tensor, stored)
 
 
-def _decode(tensor: TensorInfo, stored: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Dequantize stored rows to float32."""
-    import numpy as np
-
-    if tensor.kind == "bf16":  # the upper half of a float32
-        np.left_shift(stored.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32)
-    elif tensor.kind in ("f16", "f64"):
-        out[...] = stored.view("<f2" if tensor.kind == "f16" else "<f8")
-    else:
-        out[...] = _dequantize(tensor, stored)
-
-
-def _dequantize(tensor: TensorInfo, stored: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _dequantize(tensor: TensorInfo, stored: Bytes) -> NDArray[np.float32]:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
     try:
-        numbers: NDArray[np.float32] = dequantize(stored, GGMLQuantizationType[tensor.kind.upper()])
+        values: NDArray[np.float32] = dequantize(stored, GGMLQuantizationType[tensor.kind.upper()])
     except (KeyError, NotImplementedError, ValueError):
         raise UsageError(f"tensor {tensor.name!r} is stored as {tensor.kind}, which cannot be dequantized") from None
-    return numbers
+    return values

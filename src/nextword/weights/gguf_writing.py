@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..base import UsageError
 from ..families import FAMILIES, GGUF, FileTensor
 from ..families.gguf_metadata import gguf_metadata
-from ..models import Model
 from ..spec import ModelSpec
-from ..text import Tokenizer
-from .conversion import to_file
+from .conversion import Floats, ModelData, Progress, to_file
 from .gguf_vocabulary import Vocabulary, vocabulary_of
 from .model_folder import new_file
 from .rope_factors import factor_metadata, factor_tensors
 
-DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama_ftype
 _BLOCK = 32  # numbers that share a scale in q8_0
 _QUANTIZATION_VERSION = 2
@@ -37,31 +33,24 @@ class _Stored:
     """A tensor of the file, the parameter of ours it is part of, and its stored type."""
 
     tensor: FileTensor
-    parameter: Tensor
+    parameter: str
     type: Any  # gguf.GGMLQuantizationType
 
-    def values(self) -> np.ndarray:
-        ours = self.parameter[self.tensor.index].detach()
-        return to_file(ours.to(device="cpu", dtype=torch.float32), self.tensor).contiguous().numpy()
 
-
-def write_gguf(
-    out: Path | str, model: Model, tokenizer: Tokenizer, dtype: str = "float32", force: bool = False
-) -> Path:
+def write_gguf(out: Path, model: ModelData, dtype: str, force: bool, progress: Progress) -> Path:
     """Write a transformer of a llama.cpp family, with its byte-level tokenizer, to `out`, atomically.
 
     `dtype` is that of the matrices (float32, float16, bfloat16, q8_0; rows not divisible into q8_0 blocks are
     float16); norms and biases are float32. Raises UsageError for a model or tokenizer that GGUF cannot express, or if
     `out` exists and `force` is not set; RunError if the file cannot be written.
     """
-    out = Path(out)
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} cannot be written as GGUF. Known: {', '.join(DTYPES)}")
     gguf, metadata = _described(model.spec)
-    vocabulary = vocabulary_of(tokenizer, model.spec.vocabulary)
-    tensors = list(_tensors(model, gguf, dtype))
+    vocabulary = vocabulary_of(model.tokenizer, model.spec.vocabulary)
+    factors = factor_tensors(model.spec)
+    tensors = list(_tensors(model.spec, gguf, factors, dtype))
     with new_file(out, force) as part:
-        _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors)
+        _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors,
+               ChainMap(factors, model.arrays), progress)
     return out
 
 
@@ -77,29 +66,32 @@ def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
     return gguf, metadata | factor_metadata(spec, gguf.architecture)
 
 
-def _tensors(model: Model, gguf: GGUF, dtype: str) -> Iterator[_Stored]:
+def _tensors(spec: ModelSpec, gguf: GGUF, factors: Mapping[str, Floats], dtype: str) -> Iterator[_Stored]:
     """Every tensor with llama.cpp's names, row order and types."""
     from gguf import GGMLQuantizationType as Type
 
     wanted = {"float32": Type.F32, "float16": Type.F16, "bfloat16": Type.BF16, "q8_0": Type.Q8_0}[dtype]
-    held = dict(model.named_parameters())
-    for parameter in gguf.names.parameters(model.spec):
-        if parameter.name not in held:
-            raise UsageError("the model has quantized matrices, which cannot be converted. Load it as float32")
+    for parameter in gguf.names.parameters(spec):
         for tensor in parameter.tensors:
             kind = wanted
             if tensor.is_vector or tensor.name.endswith(_NOT_MULTIPLIED):
                 kind = Type.F32
             elif kind == Type.Q8_0 and tensor.shape[-1] % _BLOCK:
                 kind = Type.F16
-            yield _Stored(tensor, held[parameter.name], kind)
-    for name, factors in factor_tensors(model.spec).items():
-        values = torch.from_numpy(factors)
-        yield _Stored(FileTensor(name, tuple(values.shape), (slice(None),), is_vector=True), values, Type.F32)
+            yield _Stored(tensor, parameter.name, kind)
+    for name, values in factors.items():
+        yield _Stored(FileTensor(name, values.shape, (slice(None),), is_vector=True), name, Type.F32)
 
 
-def _write(path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, tensors: list[_Stored]) -> None:
-    """Write the header, then one tensor at a time, so that only one is in memory besides the model."""
+def _write(
+    path: Path,
+    metadata: dict[str, Any],
+    vocabulary: Vocabulary,
+    tensors: list[_Stored],
+    arrays: Mapping[str, Floats],
+    progress: Progress,
+) -> None:
+    """Write the header, then one tensor at a time."""
     import gguf
 
     class Writer(gguf.GGUFWriter):
@@ -130,7 +122,9 @@ def _write(path: Path, metadata: dict[str, Any], vocabulary: Vocabulary, tensors
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for stored in tensors:
-            writer.write_tensor_data(gguf.quants.quantize(stored.values(), stored.type))
+        for done, stored in enumerate(tensors):
+            values = to_file(arrays[stored.parameter][stored.tensor.index], stored.tensor)
+            writer.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), stored.type))
+            progress((done + 1) / len(tensors))
     finally:
         writer.close()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..base import UsageError
-from ..models.rotary import amplitude, frequencies
+from ..rope import amplitude, frequencies
 from ..spec import ModelSpec, RopeSpec
 from .gguf import GGUFFile
 
@@ -25,7 +24,7 @@ def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
     Raises UsageError for a scaling that does not fit the family.
     """
     if _DIVISORS in file.tensors:
-        divisors = torch.from_numpy(file.float32(_DIVISORS)).flatten()
+        divisors = file.float32(_DIVISORS).ravel()
         rope = _llama3(spec.rope, spec.head_width, divisors)
         if rope is None:
             raise UsageError(
@@ -37,7 +36,7 @@ def stretched(spec: ModelSpec, file: GGUFFile) -> ModelSpec:
         return spec
     architecture = file.architecture
     context = file.metadata.get(f"{architecture}.rope.scaling.original_context_length")
-    short, long = (tuple(file.float32(name).flatten().tolist()) for name in (_SHORT, _LONG))
+    short, long = (tuple(file.float32(name).ravel().tolist()) for name in (_SHORT, _LONG))
     pairs = int(spec.head_width * spec.rope.fraction) // 2
     if not isinstance(context, int) or context < 1 or not len(short) == len(long) == pairs:
         raise UsageError(
@@ -72,25 +71,25 @@ def factor_tensors(spec: ModelSpec) -> dict[str, np.ndarray]:
         divisors = frequencies(plain, spec.head_width) / frequencies(rope, spec.head_width)
         if _llama3(plain, spec.head_width, divisors) != rope:
             raise UsageError("GGUF cannot hold this rope scaling. Write a Hugging Face folder instead")
-        return {_DIVISORS: divisors.numpy()}
+        return {_DIVISORS: divisors}
     if rope.scaling != "longrope":
         return {}
     factors = {_SHORT: rope.short_factors, _LONG: rope.long_factors}
     return {name: np.array(values, np.float32) for name, values in factors.items()}
 
 
-def _llama3(rope: RopeSpec, head_width: int, divisors: Tensor) -> RopeSpec | None:
+def _llama3(rope: RopeSpec, head_width: int, divisors: NDArray[np.float32]) -> RopeSpec | None:
     """`rope` with the scaling from which `divisors` (rotating pairs,) were computed.
 
     llama.cpp's converter stores plain over scaled frequencies, not the numbers of config.json; this searches for
     numbers that give the same divisors. None if there are none.
     """
-    if torch.allclose(divisors, torch.ones(())):
+    if np.allclose(divisors, 1):
         return rope
     plain = frequencies(rope, head_width)
     if rope.scaling == "none" and divisors.shape == plain.shape:
         for context in _CONTEXTS:
-            candidate = replace(rope, scaling="llama3", factor=divisors.max().item(), original_context=context)
-            if torch.allclose(plain / frequencies(candidate, head_width), divisors, rtol=_TOLERANCE):
+            candidate = replace(rope, scaling="llama3", factor=float(divisors.max()), original_context=context)
+            if np.allclose(plain / frequencies(candidate, head_width), divisors, rtol=_TOLERANCE):
                 return candidate
     return None

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from .. import native
 from ..base import UsageError
 from ..families import Family, FileTensor, Parameter
 from ..families.gguf_metadata import family_of_gguf, spec_from_gguf_metadata
-from ..native.matmul import PackedMatrix, QuantType
+from ..native.matmul import TYPES
 from ..spec import ModelSpec
-from . import rope_factors
+from . import floats, rope_factors
 from .gguf import GGUFFile
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
-# GGUF block types supported by the compiled kernels
-_NATIVE: dict[str, QuantType] = {"q4_0": "q4_0", "q4_1": "q4_1", "q8_0": "q8_0"}
-_FLOAT_KINDS = ("f32", "f16", "bf16", "f64")
 # derived from the metadata: old converters stored each layer's plain rotary frequencies
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a matrix in one of the kernels' types: `data` is uint8 (rows, bytes per row), not to be written to."""
+
+    type: str
+    data: NDArray[np.uint8]
 
 
 class Source(Protocol):
@@ -45,11 +49,14 @@ class Source(Protocol):
     def shape(self, tensor: FileTensor) -> tuple[int, ...] | None:
         """Its shape in our layout, or None if the file has no such tensor."""
 
-    def read(self, tensor: FileTensor) -> Tensor:
-        """The tensor as floats in our layout and row order."""
+    def read(self, tensor: FileTensor) -> NDArray[np.float32]:
+        """The tensor in our layout and row order, with its offset, a copy."""
 
-    def blocks(self, tensor: FileTensor) -> np.ndarray:
-        """The tensor's quantized blocks, uint8 (rows, bytes per row), in our row order."""
+    def mapped(self, tensor: FileTensor) -> StoredRows:
+        """The tensor as it lies in the file, in the file's row order: not transposed, without its offset.
+
+        A view of the mapped file, unless its type is converted (see `run_kind`) or spread over two tensors.
+        """
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored with the weights."""
@@ -57,12 +64,14 @@ class Source(Protocol):
 
 def is_quantized(kind: str) -> bool:
     """Whether a stored kind holds blocks rather than floating-point numbers."""
-    return kind not in _FLOAT_KINDS
+    return kind not in floats.FLOATS
 
 
-def native_kind(kind: str) -> QuantType | None:
-    """The kernels' name of a stored kind, or None if unsupported."""
-    return _NATIVE.get(kind)
+def run_kind(kind: str) -> str:
+    """The type in which a stored kind is multiplied: its own, if the kernels know it."""
+    if kind in TYPES:
+        return kind
+    return "q8_0" if is_quantized(kind) else "f32"
 
 
 def tensors_of(source: Source) -> list[FileTensor]:
@@ -70,14 +79,35 @@ def tensors_of(source: Source) -> list[FileTensor]:
     return [tensor for parameter in source.parameters for tensor in parameter.tensors]
 
 
-def read_parameter(
-    source: Source, parameter: Parameter, dtype: torch.dtype, device: str | torch.device = "cpu"
-) -> Tensor:
+def read_parameter(source: Source, parameter: Parameter) -> NDArray[np.float32]:
     """One of our parameters, assembled from its tensors in the file."""
-    values = torch.empty(parameter.shape, dtype=dtype, device=device)
+    if len(parameter.tensors) == 1:
+        return source.read(parameter.tensors[0]).reshape(parameter.shape)
+    values = np.empty(parameter.shape, np.float32)
     for tensor in parameter.tensors:
         values[tensor.index] = source.read(tensor)
     return values
+
+
+class SourceArrays(Mapping[str, NDArray[np.float32]]):
+    """The parameters of a source by our names, each read when it is asked for; the last one is kept."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._parameters = {parameter.name: parameter for parameter in source.parameters}
+        self._last: tuple[str, NDArray[np.float32]] | None = None
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if self._last is None or self._last[0] != name:
+            self._last = None  # so that only one is in memory
+            self._last = name, read_parameter(self._source, self._parameters[name])
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
 
 
 def check_tensors(source: Source, names_in_file: int) -> None:
@@ -126,10 +156,10 @@ def check_layers(path: Path, spec: ModelSpec, names_in_file: int) -> None:
         raise UsageError(f"{path}: its configuration says {spec.layers} layers, but it holds {names_in_file} tensors")
 
 
-def from_file(values: Tensor, tensor: FileTensor) -> Tensor:
+def from_file(values: NDArray[np.float32], tensor: FileTensor) -> NDArray[np.float32]:
     """A stored tensor in our layout and row order, with the offset added."""
-    values = tensor.rows_from_file(values.mT if tensor.transposed else values)
-    return values.float() + tensor.offset if tensor.offset else values
+    values = tensor.rows_from_file(values.swapaxes(-1, -2) if tensor.transposed else values)
+    return values + np.float32(tensor.offset) if tensor.offset else values
 
 
 class GGUFSource:
@@ -155,14 +185,14 @@ class GGUFSource:
         info = self.file.tensors.get(tensor.name)
         return tuple(info.shape) if info else None
 
-    def read(self, tensor: FileTensor) -> Tensor:
-        kind = native_kind(self.kind(tensor))
-        if kind is not None and len(tensor.shape) == 2 and native.available():
-            return PackedMatrix.pack(kind, self.blocks(tensor), tensor.shape[1]).dequantize()
-        return from_file(torch.from_numpy(self.file.float32(tensor.name)), tensor)
+    def read(self, tensor: FileTensor) -> NDArray[np.float32]:
+        return from_file(self.file.float32(tensor.name), tensor)
 
-    def blocks(self, tensor: FileTensor) -> np.ndarray:
-        return tensor.rows_from_file(self.file.raw(tensor.name))
+    def mapped(self, tensor: FileTensor) -> StoredRows:
+        kind = self.kind(tensor)
+        if kind in TYPES:
+            return StoredRows(kind, self.file.raw(tensor.name))
+        return StoredRows(run_kind(kind), self.file.converted(tensor.name, run_kind(kind)))
 
     def tokenizer(self) -> Tokenizer:
         from ..text import tokenizer_from_gguf

@@ -1,8 +1,7 @@
-"""RMSNorm, SwiGLU, rope and cross-entropy: float32, on the CPU.
+"""Training's passes on the compiled kernels: RMSNorm, SwiGLU, rope and cross-entropy; float32, on the CPU.
 
-`rms_norm` and `swiglu` are for inference: they use the kernels' threads and compute no gradients. The others are for
-training: they take contiguous tensors and use torch's threads. No result depends on the number of threads, and no
-training result on the processor's instruction set.
+They take contiguous tensors and use torch's threads. No result depends on the number of threads, nor on the processor's
+instruction set.
 """
 
 from __future__ import annotations
@@ -13,30 +12,7 @@ from ctypes import Structure, byref, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from .bindings import library
-from .matmul import check_weight, rows_of
-
-_OWN_THREADS = 0  # number of torch threads to borrow: none
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`F.rms_norm(x, weight.shape, weight, eps)`."""
-    width = weight.shape[0]
-    check_weight(weight, width)
-    x = rows_of(x, width)
-    y = x.new_empty(x.shape)
-    rows = x.numel() // width
-    library().nw_rms_norm(x.data_ptr(), weight.data_ptr(), rows, width, eps, y.data_ptr(), None, _OWN_THREADS)
-    return y
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """`F.silu(gate) * up` for x = (gate, up) side by side: (..., 2 width) → (..., width)."""
-    width = x.shape[-1] // 2
-    x = rows_of(x, 2 * width)
-    y = x.new_empty((*x.shape[:-1], width))
-    library().nw_swiglu(x.data_ptr(), x.numel() // (2 * width), width, y.data_ptr(), _OWN_THREADS)
-    return y
+from ..native.bindings import library
 
 
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,117 @@
+// vector_int.h with AVX2, and with VNNI where one of its instructions does the work of two or three.
+#pragma once
+#include "cpu.h"
+
+typedef __m256i vint;
+typedef __m256 vfloat;
+
+INLINE vint zero(void) { return _mm256_setzero_si256(); }
+INLINE vint load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void store(void *p, vint v) { _mm256_storeu_si256((__m256i *)p, v); }
+// Two times 16 bytes, and the same 16 bytes twice.
+INLINE vint load_two(const void *first, const void *second) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)first)),
+                                   _mm_loadu_si128((const __m128i *)second), 1);
+}
+INLINE vint load_twice(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vint bytes_of(int x) { return _mm256_set1_epi8((char)x); }
+INLINE vint int16s_of(int x) { return _mm256_set1_epi16((short)x); }
+INLINE vint int32s_of(int32_t x) { return _mm256_set1_epi32(x); }
+
+INLINE vint and(vint a, vint b) { return _mm256_and_si256(a, b); }
+INLINE vint or(vint a, vint b) { return _mm256_or_si256(a, b); }
+INLINE vint equal_bytes(vint a, vint b) { return _mm256_cmpeq_epi8(a, b); }
+// Shifts of 16-bit numbers.
+#define shift_right(v, bits) _mm256_srli_epi16(v, bits)
+#define shift_left(v, bits) _mm256_slli_epi16(v, bits)
+// In each half: byte i is the half's byte index[i] (0 to 15) of `table`.
+INLINE vint look_up(vint table, vint index) { return _mm256_shuffle_epi8(table, index); }
+// Sixteen bytes as int16.
+INLINE vint widen_unsigned(const void *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vint widen_signed(const void *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+
+INLINE vint first_halves(vint a, vint b) { return _mm256_permute2x128_si256(a, b, 0x20); }
+INLINE vint second_halves(vint a, vint b) { return _mm256_permute2x128_si256(a, b, 0x31); }
+
+INLINE vint subtract_int16(vint a, vint b) { return _mm256_sub_epi16(a, b); }
+INLINE vint add_int16(vint a, vint b) { return _mm256_add_epi16(a, b); }
+INLINE vint multiply_int16(vint a, vint b) { return _mm256_mullo_epi16(a, b); }
+INLINE vint add_int32(vint a, vint b) { return _mm256_add_epi32(a, b); }
+INLINE vint subtract_int32(vint a, vint b) { return _mm256_sub_epi32(a, b); }
+#define shift_left_int32(v, bits) _mm256_slli_epi32(v, bits)
+INLINE vint shift_right_each(vint v, const int32_t *bits) { return _mm256_srlv_epi32(v, load(bits)); }
+// int32: products of int16 summed in pairs.
+INLINE vint multiply_pairs(vint a, vint b) { return _mm256_madd_epi16(a, b); }
+
+#if defined(VECTOR_VNNI) && !defined(NW_EMULATE_VNNI)
+INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_dpwssd_epi32(sum, a, b); }
+INLINE vint add_byte_products(vint sum, vint w, vint q) { return _mm256_dpbusd_epi32(sum, w, q); }
+#else
+INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+INLINE vint add_byte_products(vint sum, vint w, vint q) {
+    return add_int16_products(sum, _mm256_maddubs_epi16(w, q), _mm256_set1_epi16(1));
+}
+#endif
+
+// int32 sums of w * q of some columns in each lane; w is 0..63, or signed.
+INLINE vint add_dots(vint sum, vint w, vint q) { return add_byte_products(sum, w, q); }
+INLINE vint add_signed_dots(vint sum, vint w, vint q) {
+    return add_byte_products(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+}
+// The same of two vectors whose w is 0..31 or, if signed, -12..12: they can be added before they are widened.
+#if defined(VECTOR_VNNI)
+INLINE vint two_dots(vint w, vint q, vint w2, vint q2) { return add_dots(add_dots(zero(), w, q), w2, q2); }
+#else
+INLINE vint two_dots(vint w, vint q, vint w2, vint q2) {
+    return _mm256_madd_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(w, q), _mm256_maddubs_epi16(w2, q2)),
+                             _mm256_set1_epi16(1));
+}
+#endif
+INLINE vint two_signed_dots(vint w, vint q, vint w2, vint q2) {
+    return two_dots(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w), _mm256_abs_epi8(w2), _mm256_sign_epi8(q2, w2));
+}
+
+// A scale for every column, from two int16: one each for 16 columns, or the same twice.
+INLINE vint scale_of_32(const int16_t *two) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)two)); }
+INLINE vint scales_of_16(const int16_t *two) {
+    const vint of_half = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3,
+                                          2, 3, 2, 3);
+    return _mm256_shuffle_epi8(scale_of_32(two), of_half);
+}
+// int32 sums of scale * w * q
+INLINE vint add_scaled_dots(vint sum, vint w, vint q, vint scale) {
+    return add_int16_products(sum, _mm256_maddubs_epi16(w, q), scale);
+}
+INLINE vint add_scaled_signed_dots(vint sum, vint w, vint q, vint scale) {
+    return add_scaled_dots(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(q, w), scale);
+}
+
+// In each half: sums of a's pairs of int32, then of b's.
+INLINE vint add_pairs(vint a, vint b) {
+    const vfloat x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
+    return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)),
+                            _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd)));
+}
+// a's halves added, then b's.
+INLINE vint add_swapped(vint a, vint b) { return _mm256_add_epi32(first_halves(a, b), second_halves(a, b)); }
+
+INLINE vfloat zero_f32(void) { return _mm256_setzero_ps(); }
+INLINE vfloat load_f32(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void store_f32(float *p, vfloat v) { _mm256_storeu_ps(p, v); }
+INLINE vfloat broadcast_f32(const float *p) { return _mm256_broadcast_ss(p); }
+INLINE vfloat to_f32(vint v) { return _mm256_cvtepi32_ps(v); }
+INLINE vfloat as_f32(vint v) { return _mm256_castsi256_ps(v); }
+INLINE vfloat multiply_f32(vfloat a, vfloat b) { return _mm256_mul_ps(a, b); }
+INLINE vfloat add_f32(vfloat a, vfloat b) { return _mm256_add_ps(a, b); }
+INLINE vfloat fma_f32(vfloat a, vfloat b, vfloat c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vfloat fnma_f32(vfloat a, vfloat b, vfloat c) { return _mm256_fnmadd_ps(a, b, c); }
+
+// The float16 at `offset` of eight rows.
+INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) {
+    uint16_t h[8];
+    for (int r = 0; r < 8; r++) memcpy(h + r, rows[r] + offset, 2);
+    __m128i low = _mm_cvtsi32_si128(h[0]), high = _mm_cvtsi32_si128(h[4]);
+    low = _mm_insert_epi16(_mm_insert_epi16(_mm_insert_epi16(low, h[1], 1), h[2], 2), h[3], 3);
+    high = _mm_insert_epi16(_mm_insert_epi16(_mm_insert_epi16(high, h[5], 1), h[6], 2), h[7], 3);
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
+}
