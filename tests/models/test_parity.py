@@ -12,7 +12,6 @@ from family_cases import CASES, saved
 from nextword.models import prepare
 from nextword.models.backend import TorchBackend
 from nextword.models.weights import load_torch_model
-from nextword.weights.loading import open_source
 from paged import Paged, grow
 
 pytest.importorskip("transformers")
@@ -22,7 +21,7 @@ pytest.importorskip("transformers")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """(transformers' model, ours) with the same weights, ours through the files that transformers wrote."""
     theirs, folder = saved(CASES[request.param], tmp_path_factory.mktemp("model"))
-    return theirs, load_torch_model(open_source(folder), "float32", "cpu")
+    return theirs, load_torch_model(open_source(folder))
 
 
 def tokens_of(batch: int, time: int) -> torch.Tensor:

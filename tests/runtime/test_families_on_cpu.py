@@ -56,14 +56,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_logits_of_a_float32_folder_equal_pytorchs(folder: Source) -> None:
     backend = load_backend(folder)
     assert backend.kv_dtype == "float32"
-    assert error_of(backend, load_torch_model(folder, "float32", "cpu"), texts(3, 50)) < 1e-4
+    assert error_of(backend, load_torch_model(folder), texts(3, 50)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_of_a_gguf_equal_pytorchs(name: str, tmp_path: Path) -> None:
     saved_gguf(ARCHITECTURES[name], tmp_path / "tiny.gguf")
     source = open_source(tmp_path / "tiny.gguf")
-    assert error_of(load_backend(source), load_torch_model(source, "float32", "cpu"), texts(3, 50)) < 1e-4
+    assert error_of(load_backend(source), load_torch_model(source), texts(3, 50)) < 1e-4
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def rounded(model: Model, dtype: str) -> Model:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "q8_0"])
 def test_converted_weights_are_those_that_the_gguf_package_computes(folder: Source, dtype: Any) -> None:
-    model = rounded(load_torch_model(folder, "float32", "cpu"), dtype)
+    model = rounded(load_torch_model(folder), dtype)
     error = rms_error_of(load_backend(folder, dtype, "float32"), model, texts(2, 40))
     assert error < (ACTIVATIONS if dtype == "q8_0" else 1e-4)
 
@@ -88,20 +88,20 @@ def test_converted_weights_are_those_that_the_gguf_package_computes(folder: Sour
 @pytest.mark.parametrize("kind", MAPPED)
 def test_quantized_matrices_are_multiplied_as_stored(kind: str, tmp_path: Path) -> None:
     source = open_source(write_llama(tmp_path / "tiny.gguf", kind))
-    error = rms_error_of(load_backend(source, kv_dtype="float32"), load_torch_model(source, "float32", "cpu"), texts(2, 40))
+    error = rms_error_of(load_backend(source, kv_dtype="float32"), load_torch_model(source), texts(2, 40))
     assert error < (1e-5 if kind in ("f32", "f16", "bf16") else ACTIVATIONS)
 
 
 def test_query_key_and_value_may_have_different_types(tmp_path: Path) -> None:
     source = open_source(write_llama(tmp_path / "tiny.gguf", "q4_k", attn_v="q6_k", token_embd="q8_0", ffn_down="f16"))
-    error = rms_error_of(load_backend(source, kv_dtype="float32"), load_torch_model(source, "float32", "cpu"), texts(2, 40))
+    error = rms_error_of(load_backend(source, kv_dtype="float32"), load_torch_model(source), texts(2, 40))
     assert error < ACTIVATIONS
 
 
 @pytest.mark.parametrize(("kv_dtype", "limit"), [("float16", 2e-3), ("q8_0", 3e-2)])
 def test_smaller_caches_cost_little(kv_dtype: str, limit: float, tmp_path: Path) -> None:
     source = open_source(write_llama(tmp_path / "tiny.gguf", "f32"))
-    error = rms_error_of(load_backend(source, kv_dtype=kv_dtype), load_torch_model(source, "float32", "cpu"), texts(2, 60))
+    error = rms_error_of(load_backend(source, kv_dtype=kv_dtype), load_torch_model(source), texts(2, 60))
     assert 1e-6 < error < limit
 
 

@@ -122,7 +122,7 @@ def _precision(types: Iterable[str]) -> str:
 
 
 def _check_memory(source: Source, dtype: str) -> None:
-    """Raise an error, before allocating, if the weights do not fit in free memory: mapped ones are read all the time."""
+    """Raise RunError, before allocating, if the weights do not fit in free memory: each step reads mapped ones too."""
     blocks = {block.name: block for block in BLOCK_TYPES.values()}
     needed, free = 0, free_memory()
     for tensor in tensors_of(source):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backend import Batch, Output
 from ..base import free_memory
+from .cuda import GraphedPages
 from .model import Model
 from .paged import PAGE_SIZE, STATE_PAGE_SIZE, KeyValuePages, StatePages
 from .recurrent import Recurrent
@@ -93,6 +94,7 @@ class TorchBackend:
 
 def _pages(model: Model, page_size: int | None) -> Pages:
     if isinstance(model, Transformer):
-        return KeyValuePages(model, page_size or PAGE_SIZE)
+        kind = GraphedPages if model.device.type == "cuda" else KeyValuePages
+        return kind(model, page_size or PAGE_SIZE)
     assert isinstance(model, Recurrent)
     return StatePages(model, page_size or STATE_PAGE_SIZE)

@@ -53,7 +53,8 @@ class PagedAttention:
         self.end = int(batch.positions.max()) + 1
         self._page_of = torch.from_numpy(batch.page_tables[batch.sequences, batch.positions // size]).long().to(device)
         self._offset_of = torch.from_numpy(batch.positions % size).to(device)
-        self._groups: list[tuple[Tensor, Tensor, Tensor]] = []  # rows (n, time), tables (n, pages), positions (n, time)
+        # rows (n, time), tables (n, pages), positions (n, time), and the length of a text that is all here, else 0
+        self._groups: list[tuple[Tensor, Tensor, Tensor, int]] = []
         counts = np.bincount(batch.sequences, minlength=len(batch.page_tables))
         starts = np.cumsum(counts) - counts
         decoding = np.flatnonzero(counts == 1)
@@ -62,7 +63,10 @@ class PagedAttention:
             rows = starts[group][:, None] + np.arange(counts[group[0]])
             positions = batch.positions[rows]
             tables = batch.page_tables[group][:, : int(positions.max()) // size + 1].clip(min=0)
-            self._groups.append((_to_device(rows, device), _to_device(tables, device), _to_device(positions, device)))
+            whole = positions.shape[1] if positions.shape[1] > 1 and not positions[0, 0] else 0
+            self._groups.append(
+                (_to_device(rows, device), _to_device(tables, device), _to_device(positions, device), whole)
+            )
 
     def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Store the new keys and values (1, kv_heads, tokens, head_width); attention (1, heads, tokens, head_width)."""
@@ -70,12 +74,21 @@ class PagedAttention:
         for pages, new in zip(stored, (keys, values), strict=True):
             pages[self._page_of, :, self._offset_of] = new[0].transpose(0, 1)
         attended = torch.empty_like(queries)
-        for rows, tables, positions in self._groups:
+        for rows, tables, positions, whole in self._groups:
+            if whole and not attention.needs_mask and (not attention.window or whole <= attention.window):
+                text = [part[0, :, rows].transpose(0, 1) for part in (queries, keys, values)]
+                attended[0, :, rows] = self.product(attention, text[0], text[1], text[2], None).transpose(0, 1)
+                continue
             past_keys, past_values = (pages[tables].transpose(1, 2).flatten(2, 3) for pages in stored)
             mask = self._mask(positions, past_keys.shape[2], attention.window)
             group = queries[0, :, rows].transpose(0, 1)  # (sequences, heads, time, head_width)
-            attended[0, :, rows] = attention.scaled_dot_product(group, past_keys, past_values, mask).transpose(0, 1)
+            attended[0, :, rows] = self.product(attention, group, past_keys, past_values, mask).transpose(0, 1)
         return attended
+
+    @staticmethod
+    def product(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """See `Attention.scaled_dot_product`; causal without a mask."""
+        return attention.scaled_dot_product(queries, keys, values, mask)
 
     @staticmethod
     def _mask(positions: Tensor, keys: int, window: int) -> Tensor:

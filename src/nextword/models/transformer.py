@@ -183,7 +183,7 @@ class Transformer(Model):
         """The first layer's input, (batch, time, width); `positions` (1 or batch, time)."""
         x = self.embedding(tokens)  # (batch, time, width)
         if self.spec.embedding_scale is not None:
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype, device=x.device)
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype)  # on the CPU: no copy in a CUDA graph
         if self.positions is not None:
             x = x + self.positions(positions)
         return self.dropout(x)  # type: ignore[no-any-return]

@@ -20,9 +20,7 @@ from .layers import Norm
 from .model import Model
 
 
-def load_torch_model(
-    source: Source, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Model:
+def load_torch_model(source: Source, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
     """The model of an opened source, in evaluation mode and without gradients; quantized weights are dequantized.
 
     Raises RunError if it does not fit in a CPU's free memory.

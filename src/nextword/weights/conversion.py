@@ -122,9 +122,7 @@ def _tokenizer_config(tokenizer: Tokenizer, spec: ModelSpec) -> dict[str, Any]:
     return values | ({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {})
 
 
-def _tensors(
-    model: ModelData, family: Family, dtype: str, progress: Progress
-) -> Iterator[tuple[str, NDArray[Any]]]:
+def _tensors(model: ModelData, family: Family, dtype: str, progress: Progress) -> Iterator[tuple[str, NDArray[Any]]]:
     """Every tensor under its name in transformers, one after the other, encoded in `dtype`."""
     parameters = family.names.parameters(model.spec)
     for done, parameter in enumerate(parameters):

@@ -49,8 +49,14 @@ def write_gguf(out: Path, model: ModelData, dtype: str, force: bool, progress: P
     factors = factor_tensors(model.spec)
     tensors = list(_tensors(model.spec, gguf, factors, dtype))
     with new_file(out, force) as part:
-        _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors,
-               ChainMap(factors, model.arrays), progress)
+        _write(
+            part,
+            metadata | {"general.file_type": _FILE_TYPES[dtype]},
+            vocabulary,
+            tensors,
+            ChainMap(factors, model.arrays),
+            progress,
+        )
     return out
 
 
