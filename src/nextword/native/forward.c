@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "cpu.h"
+#include "f32_kernels.h"
 #include "pool.h"
 #include "softmax_f64.h"
 
@@ -35,24 +36,19 @@ typedef struct {
     float scale, cap;
 } cap_job;
 
-INLINE void cap_rows(void *pointer, int64_t chunk) {
+static void cap_chunk(void *pointer, int64_t chunk) {
     const cap_job *job = pointer;
     const int64_t from = chunk * CAPPED_NUMBERS, to = min_i64(from + CAPPED_NUMBERS, job->count);
-    const exp_range range = nw_exp_range;
-    const float scale = job->scale, cap = job->cap;
-    float *restrict z = job->logits;
-    if (scale != 1)
-        for (int64_t i = from; i < to; i++) z[i] *= scale;
-    if (cap != 0)
-        for (int64_t i = from; i < to; i++) z[i] = cap * tanh_f32(z[i] / cap, range, 0);
+    if (job->scale != 1)
+        for (int64_t i = from; i < to; i++) job->logits[i] *= job->scale;
+    if (job->cap != 0) find_f32_kernels()->soft_cap(job->logits + from, to - from, job->cap);
 }
-COMPILED_TWICE(cap)
 
 // float32 (rows, vocabulary) of hidden rows (rows, width)
 static int logits_of(const model *m, const float *hidden, int64_t rows, float *logits) {
     if (multiply(&m->head, hidden, rows, logits, 0)) return 1;
     cap_job job = {logits, rows * m->vocabulary, m->logit_scale, m->logit_softcap};
-    if (job.scale != 1 || job.cap != 0) pool_run(cap_kernel(), &job, chunks_of(job.count, CAPPED_NUMBERS));
+    if (job.scale != 1 || job.cap != 0) pool_run(cap_chunk, &job, chunks_of(job.count, CAPPED_NUMBERS));
     return 0;
 }
 
