@@ -36,11 +36,10 @@ def prepare(folder: Path, items: int) -> None:
     """The model as a Hugging Face folder, and the task over a sample of the items."""
     import yaml
 
-    import nextword
-    from nextword.weights.conversion import write_model
+    from nextword.weights.catalogue import resolve
+    from nextword.weights.conversion import convert
 
-    loaded = nextword.load(MODEL, dtype="float32").loaded
-    write_model(folder / "model", loaded.model, loaded.tokenizer)
+    convert(resolve(MODEL), folder / "model")
     rows = (TASKS / "sentiment-test.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "test.jsonl").write_text("\n".join(random.Random(0).sample(rows, items)) + "\n", encoding="utf-8")
     (folder / "train.jsonl").write_bytes((TASKS / "sentiment-train.jsonl").read_bytes())

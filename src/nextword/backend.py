@@ -82,6 +82,9 @@ class Backend(Protocol):
     def forward(self, batch: Batch) -> Output:
         """Run the tokens of `batch` through the model, writing their pages."""
 
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """The same, but return what the head reads after every token, (tokens, width); no rows are scored."""
+
 
 def check_runnable(spec: ModelSpec) -> None:
     """Raise UsageError for a model that can be planned but not run."""

@@ -116,7 +116,12 @@ def test_page_bytes_are_those_of_the_cache_type(kv_dtype: str, row: int, tmp_pat
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "expected"),
-    [("f32", "auto", "float32"), ("q4_k", "auto", "float16"), ("q4_k", "float32", "float32"), ("f32", "float16", "float16")],
+    [
+        ("f32", "auto", "float32"),
+        ("q4_k", "auto", "float16"),
+        ("q4_k", "float32", "float32"),
+        ("f32", "float16", "float16"),
+    ],
 )
 def test_the_cache_is_float32_where_the_weights_are(kind: str, dtype: str, expected: str, tmp_path: Path) -> None:
     source = open_source(write_llama(tmp_path / "tiny.gguf", kind))

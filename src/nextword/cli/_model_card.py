@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..base import printable
 from .. import native
+from ..base import printable
 from ..spec import ExpertsSpec, ModelSpec
 from ..weights.describe import Description, TokenizerFacts
 from ._table import plain_table

@@ -16,6 +16,7 @@ from ._names import complete_model
 
 if TYPE_CHECKING:
     from ..engine import LanguageModel
+    from ..engine.loading import LoadConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -58,13 +59,20 @@ def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
+LOADING_OPTIONS = ("--dtype", "--kv-dtype", "--device", "--threads")
+loading_options = stack(
+    click.option("--dtype", default="auto", metavar="TYPE",
+                 help="Type of the weights: auto (as stored), float32, bfloat16, float16, q8_0 or q4_k."),
+    click.option("--kv-dtype", default="auto", metavar="TYPE",
+                 help="Type of keys and values: auto (float16, or float32 as the weights), float32, float16 or q8_0."),
+    click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ..."),
+    click.option("--threads", type=int, metavar="N", help="CPU threads. Default: the number of cores."),
+)  # fmt: skip
 model_options = stack(
     click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME",
                  shell_complete=complete_model,
                  help="A name from `nextword models list`, a Hugging Face folder, a .gguf file, or hf:owner/name."),
-    click.option("--dtype", default="auto", metavar="TYPE",
-                 help="auto (as stored where that is fast), float32, bfloat16, float16, or int8."),
-    click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps, ..."),
+    loading_options,
 )  # fmt: skip
 sampling_options = stack(
     click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K most likely tokens; 0: all."),
@@ -137,8 +145,18 @@ def _decode(data: bytes, where: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def load_model(model: str, dtype: str, device: str) -> LanguageModel:
-    """Load the model of `model_options`."""
-    from ..engine import load
+def load_config(values: dict[str, Any]) -> LoadConfig:
+    """The `loading_options` among `values`, checked."""
+    from ..engine.loading import LoadConfig
 
-    return load(model, dtype, device)  # type: ignore[arg-type]
+    config = LoadConfig(values["dtype"], values["device"], values["kv_dtype"], values["threads"])
+    config.check()
+    return config
+
+
+def load_model(values: dict[str, Any]) -> LanguageModel:
+    """Load the model of `model_options`."""
+    from ..engine import LanguageModel
+    from ..engine.loading import load_weights
+
+    return LanguageModel(load_weights(values["model"], load_config(values)))

@@ -94,7 +94,7 @@ def command(system: str | None, max_tokens: int, temperature: float, **options: 
     settings = {"temperature": temperature, **sampling_settings(options)}
     SamplingParams(**settings)
     StopConfig(max_tokens)
-    model = load_model(options["model"], options["dtype"], options["device"])
+    model = load_model(options)
     if model.tokenizer.chat_template is None:
         raise UsageError(f"model {model.name!r} has no chat template. Use: nextword complete")
     conversation = Conversation(model, settings | {"max_tokens": max_tokens})

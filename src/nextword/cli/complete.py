@@ -106,7 +106,7 @@ def command(prompt: str | None, file: str | None, **options: Any) -> None:
     if options["count"] < 1:
         raise UsageError(f"-n is {options['count']}; it takes a whole number of at least 1")
     text = _build_prompt(read_prompt(prompt, file), options)
-    model = load_model(options["model"], options["dtype"], options["device"])
+    model = load_model(options)
     if options["show_prompt"]:
         _show_prompt(model, text)
     request = {

@@ -18,7 +18,7 @@ from ..evals.scorers import NAMES
 from ..evals.task_loader import TaskOptions, labels_of, open_task, read_templates
 from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
-from ._options import OUTPUT_FILE, OUTPUT_FOLDER
+from ._options import LOADING_OPTIONS, OUTPUT_FILE, OUTPUT_FOLDER, load_config, loading_options
 from .eval_lm_eval import LM_EVAL_OPTIONS, run_lm_eval
 from .eval_runs import EvalGroup, complete_task, runs
 
@@ -81,7 +81,9 @@ class Arguments:
     at_least: float | None
     skip_invalid: bool
     dtype: str
+    kv_dtype: str
     device: str
+    threads: int | None
     show_seeds: bool
     as_json: bool
     lm_eval: str | None
@@ -183,9 +185,7 @@ def _choice(literal: Any) -> click.Choice[str]:
               help="Exit with code 1 unless every row's interval lies at or above this score.")  # fmt: skip
 @click.option("--skip-invalid", is_flag=True,
               help="Skip invalid rows and rows whose answer is not a choice, and report them.")  # fmt: skip
-@click.option("--dtype", default="auto", metavar="TYPE",
-              help="Type of the weights: auto (as stored, if fast), float32, ...")  # fmt: skip
-@click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, ...")
+@loading_options
 @click.option("--concurrency", type=int, default=8, show_default=True, metavar="N",
               help="Concurrent requests, for openai:http://host:port/v1#model.")  # fmt: skip
 @click.option("--timeout", type=float, default=120.0, show_default=True, metavar="SECONDS",
@@ -254,7 +254,8 @@ def _evaluate(task: str, store: Store, arguments: Arguments) -> None:
     design, scoring = arguments.design(next(iter(tasks.values()))), arguments.scoring()
     names = arguments.models or (DEFAULT_MODEL,)
     connection = Connection(arguments.concurrency, arguments.timeout)
-    models = [open_model(name, arguments.dtype, arguments.device, connection) for name in names]
+    config = load_config(vars(arguments))
+    models = [open_model(name, config, connection) for name in names]
     run = EvalRun(tasks, models, design, scoring, store)
     row_names = names_of([condition.choice for condition in run.conditions()])
     requirements = read_requirements(arguments.require, arguments.at_least, row_names)
@@ -319,7 +320,7 @@ def _check_together(context: click.Context, task: str | None) -> None:
             not any(served),
             "for served models. Add --model openai:http://host:port/v1#name",
         ),
-        (("--dtype", "--device"), served and all(served), "for local models, and these are served"),
+        (LOADING_OPTIONS, served and all(served), "for local models, and these are served"),
     ):
         if useless and (others := [name for name in typed if name in options]):
             raise UsageError(f"{', '.join(others)} only count{'s' * (len(others) == 1)} {fix}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..base import UsageError
 from ..weights.catalogue import DEFAULT_MODEL
 from ._console import emit_json, output
+from ._options import LOADING_OPTIONS, load_config
 from ._table import plain_table
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 LM_EVAL_OPTIONS = (  # the options of `eval` that work with --lm-eval
     "-m", "--shots", "--limit", "--chat-template", "--system", "--max-tokens", "--seed", "--include-path", "--out",
-    "--dtype", "--device", "--json",
+    *LOADING_OPTIONS, "--json",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def run_lm_eval(arguments: Arguments, seeded: bool) -> None:
     tasks = [name for name in str(arguments.lm_eval).split(",") if name]
     if not tasks:
         raise UsageError("--lm-eval names no task. Name some, such as arc_easy,hellaswag")
-    result = run_tasks(models[0], tasks, _options(arguments, seeded), arguments.dtype, arguments.device)
+    result = run_tasks(models[0], tasks, _options(arguments, seeded), load_config(vars(arguments)))
     if arguments.as_json:
         emit_json(result.to_dict())
     else:

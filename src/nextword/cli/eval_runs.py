@@ -22,7 +22,7 @@ _SECTIONS = {  # the options of `eval` as its help groups them; those in no sect
     "Statistics": ("power", "require", "at_least", "show_seeds"),
     "Output": ("dry_run", "report", "out", "as_json"),
     "Store": ("name", "store", "no_store", "compare"),
-    "Model": ("dtype", "device", "concurrency", "timeout"),
+    "Model": ("dtype", "kv_dtype", "device", "threads", "concurrency", "timeout"),
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def command(prompt: str | None, file: str | None, temperatures: str, **options: 
     settings = sampling_settings(options)
     plot = options["plot"]
     text = read_prompt(prompt, file)
-    model = load_model(options["model"], options["dtype"], options["device"])
+    model = load_model(options)
     distributions = model.next_token_distributions(text, values, options["top"], **settings)
     if options["as_json"]:
         from ._console import emit_json

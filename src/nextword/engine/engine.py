@@ -143,6 +143,24 @@ class Engine:
         """Raw logits of the token after `prompt`, float64 (vocabulary,)."""
         return self.submit(LogitsRequest(tuple(prompt))).wait().logits.astype(np.float64)
 
+    def hidden(self, text: Tokens[int]) -> NDArray[np.float32]:
+        """What the model's head reads after every token of `text`, (tokens, width), computed at once and not cached."""
+        count = -(-len(text) // self._pool.size)
+        self._check_memory(len(text), "the text", "Shorten it")
+        with stepping():
+            self._allocate()
+            if count > self._pool.available:
+                raise UsageError("the model is completing another request. Finish it or cancel it first")
+            pages = [self._pool.take() for _ in range(count)]
+            try:
+                starts = range(0, len(text), self._limits[0])
+                table = np.array([[page.number for page in pages]], np.int32)
+                steps = [_one_text(text[start : start + self._limits[0]], start, table) for start in starts]
+                return np.concatenate([self.backend.hidden(step) for step in steps])
+            finally:
+                for page in pages:
+                    self._pool.release(page, keep=False)
+
     def over(self, backend: Backend) -> Engine:
         """An engine with the same memory and limits over another backend; its prefix cache is empty."""
         return Engine(backend, self.tokenizer, self.cache_bytes, *self._limits)
@@ -241,13 +259,17 @@ class Engine:
 
     def _collect(self) -> None:
         """Process what was submitted and cancelled since the last step."""
-        if self._submitted and not self._allocated:
-            self.backend.allocate(self._pool.count)
-            self._allocated = True
+        if self._submitted:
+            self._allocate()
         while self._submitted:
             self._scheduler.add(self._submitted.popleft())
         while self._cancelled:
             self._end_all(self._cancelled.popleft())
+
+    def _allocate(self) -> None:
+        if not self._allocated:
+            self.backend.allocate(self._pool.count)
+            self._allocated = True
 
     def _wake_worker(self) -> None:
         if self.wake is not None:
@@ -373,6 +395,13 @@ def _batch(chunks: list[Chunk]) -> Batch:
         score_rows=np.array([offset + target.position for offset, target in targets], np.int64),
         targets=np.array([target.token for _, target in targets], np.int64),
     )
+
+
+def _one_text(tokens: Tokens[int], start: int, table: NDArray[np.int32]) -> Batch:
+    """A step over a part of one text that begins at position `start`."""
+    none = np.empty(0, np.int64)
+    positions = np.arange(start, start + len(tokens))
+    return Batch(np.array(tokens, np.int64), positions, np.zeros_like(positions), table, none, none, none)
 
 
 def _cache_bytes(backend: Backend, wanted: int | None) -> int:

@@ -18,7 +18,7 @@ from .design import Sampler
 from .task import Ids, Item, Task
 
 if TYPE_CHECKING:
-    from ..models import Model
+    from ..engine import Engine
 
 Vectors = np.ndarray  # (texts, width) float32, each of length one
 
@@ -70,16 +70,11 @@ def with_random_answers(task: Task, shots: Sequence[Item], seed: int, number: in
     )
 
 
-def embed(model: Model, texts: Sequence[Ids]) -> Vectors:
+def embed(engine: Engine, texts: Sequence[Ids]) -> Vectors:
     """Each text as the mean of the model's last hidden states over its tokens, scaled to length one."""
-    import torch
-
-    rows = []
-    with torch.inference_mode():
-        for text in texts:
-            hidden = model.hidden(torch.tensor([text], device=model.device))[0].float().mean(0)
-            rows.append((hidden / hidden.norm()).numpy(force=True))
-    return np.stack(rows)
+    means = np.stack([engine.hidden(text).mean(0) for text in texts])
+    vectors: Vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return vectors
 
 
 def nearest(pool: Vectors, items: Vectors, count: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..base import NextwordError, RunError, UsageError
 from ..engine import LanguageModel, Request, SamplingParams, StopConfig, load
+from ..engine.loading import LoadConfig, load_weights
 from ..text import render_chat
 from ..weights.catalogue import DEFAULT_MODEL
 from .running import answered, descending
@@ -68,13 +69,15 @@ class NextwordLM(TemplateLM):
         pretrained: str | PathLike[str] | LanguageModel = DEFAULT_MODEL,
         dtype: str = "auto",
         device: str | None = None,
+        kv_dtype: str = "auto",
+        threads: int | None = None,
         batch_size: object = None,
         max_batch_size: object = None,
     ) -> None:
         super().__init__()
         if not isinstance(pretrained, LanguageModel):
             device = "auto" if device in (None, "cuda:0") else device
-            pretrained = load(pretrained, dtype, device)  # type: ignore[arg-type]
+            pretrained = load(pretrained, dtype, device, kv_dtype, threads)
         self.model: LanguageModel = pretrained
 
     @property
@@ -303,19 +306,22 @@ class LMEvalResult:
 
 
 def run_tasks(
-    model: str | LanguageModel, tasks: Sequence[str], options: LMEvalOptions | None = None, dtype: str = "auto",
-    device: str = "auto",
-) -> LMEvalResult:  # fmt: skip
+    model: str | LanguageModel,
+    tasks: Sequence[str],
+    options: LMEvalOptions | None = None,
+    config: LoadConfig | None = None,
+) -> LMEvalResult:
     """Run tasks of lm_eval: names of tasks, groups or tags (with wildcards), or paths of .yaml files.
 
-    Tasks are code: their Python functions run here. `model`, `dtype` and `device` are as for `nextword.load`. Raises
-    UsageError for an unknown task, before the model is loaded, and RunError for failures while lm_eval runs one, such
-    as a data set that cannot be downloaded.
+    Tasks are code: their Python functions run here. `model` is as for `nextword.load`, `config` as for `load_weights`.
+    Raises UsageError for an unknown task, before the model is loaded, and RunError for failures while lm_eval runs one,
+    such as a data set that cannot be downloaded.
     """
     options = options or LMEvalOptions()
     try:
         known, manager = _known(tasks, options.include_path)
-        return LMEvalResult(_evaluate(NextwordLM(model, dtype, device), known, manager, options))
+        opened = LanguageModel(load_weights(model, config)) if isinstance(model, str) else model
+        return LMEvalResult(_evaluate(NextwordLM(opened), known, manager, options))
     except NextwordError:
         raise
     except Exception as error:  # a task's code may raise anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, native
 from .task import Item, Task, row_digests, text_digest
 from .template import Template
 
@@ -141,12 +142,14 @@ def _shots(run: EvalRun) -> tuple[ShotsRecord, ...]:
 
 
 def _machine() -> dict[str, Any]:
-    import torch
-
+    torch = sys.modules.get("torch")  # only if a model ran on it
     return {
-        "system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
-        "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-    }  # fmt: skip
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": native.threads(),
+        "python": platform.python_version(),
+        **({"torch": torch.__version__} if torch else {}),
+    }
 
 
 def _processor() -> str:

@@ -188,20 +188,17 @@ class ModelRunner:
 
     def record(self) -> ModelRecord:
         """The model's record in a stored evaluation."""
-        import torch
-
-        loaded, device = self.model.loaded, self.model.loaded.model.device
+        loaded = self.model.loaded
         return ModelRecord(
             loaded.name, loaded.path.name, self.store.hash_of(loaded.path), loaded.precision,
-            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            loaded.tokenizer.chat_template,
+            loaded.device, loaded.tokenizer.chat_template,
         )  # fmt: skip
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """The model's normalised embeddings of texts: (texts, width) float32."""
         encoded = [tuple(self.model.encode(text)) for text in texts]
         self.tokens_read += sum(map(len, encoded))
-        return embed(self.model.loaded.model, encoded)
+        return embed(self.model.engine, encoded)
 
     def tokens_to_score(self, missing: Sequence[Encoded]) -> int:
         """Tokens to read to score these."""

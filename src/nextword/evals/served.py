@@ -26,6 +26,7 @@ from .task import Encoded, Ids, Item, Likelihood, LogprobRequest, Task
 
 if TYPE_CHECKING:
     from ..engine import LanguageModel
+    from ..engine.loading import LoadConfig
 
     EvalModel: TypeAlias = "LanguageModel | ServedModel"
 
@@ -62,15 +63,16 @@ class ServedModel:
         self.name = f"{server.model}@{server.host}"
 
 
-def open_model(name: str, dtype: str = "auto", device: str = "auto", connection: Connection | None = None) -> EvalModel:
+def open_model(name: str, config: LoadConfig | None = None, connection: Connection | None = None) -> EvalModel:
     """A served model if `name` begins with "openai:", otherwise `nextword.load(name)`.
 
-    `dtype` and `device` are for local models, `connection` for served ones.
+    `config` is for local models, `connection` for served ones.
     """
     if not name.startswith(PREFIX):
-        from ..engine import load  # with torch
+        from ..engine import LanguageModel
+        from ..engine.loading import load_weights
 
-        return load(name, dtype, device)  # type: ignore[arg-type]
+        return LanguageModel(load_weights(name, config))
     return ServedModel(Server(name, connection))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import addressof
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..backend import Batch, Ids, Output, check_runnable
 from ..base import UsageError, free_memory
@@ -21,6 +21,23 @@ from .structures import BatchStruct, OutputStruct
 from .weights import DTYPES, ArrayWeights, Dtype, Floats, SourceWeights, Weights
 
 STEP_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a step leaves besides keys and values: see `batch` in native/forward.h."""
+
+    kept: Ids
+    logit_rows: Ids
+    scored_rows: Ids
+    score_rows: Ids
+    targets: Ids
+
+    def fields(self) -> dict[str, int]:
+        """Fields of a BatchStruct: addresses of these arrays, and their lengths."""
+        counts = {"kept_count": self.kept, "logit_count": self.logit_rows, "scored_count": self.scored_rows}
+        addresses = {name: array.ctypes.data for name, array in vars(self).items()}
+        return addresses | {name: len(array) for name, array in counts.items()} | {"score_count": len(self.targets)}
 
 
 class CpuBackend:
@@ -65,31 +82,34 @@ class CpuBackend:
         scored, score_rows = np.unique(batch.score_rows, return_inverse=True)
         logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
         logprobs, ranks = np.empty(len(score_rows)), np.empty(len(score_rows), np.int64)
-        rows = (np.searchsorted(kept, batch.logit_rows), np.searchsorted(kept, scored), score_rows, batch.targets)
-        self._run(batch, kept, rows, OutputStruct(None, *(array.ctypes.data for array in (logits, logprobs, ranks))))
+        wanted = Wanted(
+            kept,
+            np.searchsorted(kept, batch.logit_rows),
+            np.searchsorted(kept, scored),
+            score_rows,
+            np.ascontiguousarray(batch.targets),
+        )
+        self._run(batch, wanted, OutputStruct(None, *(array.ctypes.data for array in (logits, logprobs, ranks))))
         return Output(logits, logprobs, ranks)
 
     def hidden(self, batch: Batch) -> Floats:
         """What the head reads after every token, (tokens, width); `logit_rows` and `score_rows` are ignored."""
         hidden = np.empty((len(batch.tokens), self.spec.width), np.float32)
         none = np.empty(0, np.int64)
-        self._run(batch, np.arange(len(hidden)), (none,) * 4, OutputStruct(hidden.ctypes.data))
+        self._run(batch, Wanted(np.arange(len(hidden)), none, none, none, none), OutputStruct(hidden.ctypes.data))
         return hidden
 
-    def _run(self, batch: Batch, kept: Ids, rows: tuple[Ids, ...], output: OutputStruct) -> None:
-        tokens, (logit_rows, scored, score_rows, targets) = self._checked(batch), rows
-        struct = BatchStruct(tokens=tokens.ctypes.data)
+    def _run(self, batch: Batch, wanted: Wanted, output: OutputStruct) -> None:
+        self._check(batch)
+        tokens = np.ascontiguousarray(batch.tokens)
+        struct = BatchStruct(tokens=tokens.ctypes.data, **wanted.fields())
         held = self.pages.place(batch, struct)
-        struct.kept, struct.kept_count = kept.ctypes.data, len(kept)
-        struct.logit_rows, struct.logit_count = logit_rows.ctypes.data, len(logit_rows)
-        struct.scored_rows, struct.scored_count = scored.ctypes.data, len(scored)
-        struct.score_rows, struct.targets, struct.score_count = score_rows.ctypes.data, targets.ctypes.data, len(targets)
         if library().nw_forward(addressof(self._model.struct), addressof(struct), addressof(output)):
             raise MemoryError(f"not enough memory for a step of {len(tokens)} tokens")
-        del held
+        del held, wanted  # what the call reads
 
-    def _checked(self, batch: Batch) -> Ids:
-        """The step's token ids. Raises ValueError for ids and rows that do not exist."""
+    def _check(self, batch: Batch) -> None:
+        """Raise ValueError for tokens and rows that do not exist."""
         count, vocabulary = len(batch.positions), self.vocabulary
         limits = {"tokens": vocabulary, "targets": vocabulary, "logit_rows": count, "score_rows": count}
         for name, limit in limits.items():
@@ -98,7 +118,6 @@ class CpuBackend:
                 raise ValueError(f"{name} takes int64 numbers below {limit}")
         if len(batch.tokens) != count or len(batch.targets) != len(batch.score_rows):
             raise ValueError(f"{len(batch.tokens)} tokens at {count} positions, or targets that match no score rows")
-        return np.ascontiguousarray(batch.tokens)
 
 
 def load_backend(source: Source, dtype: Dtype = "auto", kv_dtype: str = "auto") -> CpuBackend:

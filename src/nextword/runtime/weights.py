@@ -147,7 +147,9 @@ class SourceWeights:
             if tensor.swapped is not None and not in_pairs:
                 data = tensor.rows_from_file(data.reshape(*tensor.shape[:-1], -1)).reshape(data.shape)
         else:
-            kind, data = convert_rows(np.ascontiguousarray(self.source.read(tensor)).reshape(-1, tensor.shape[-1]), dtype)
+            kind, data = convert_rows(
+                np.ascontiguousarray(self.source.read(tensor)).reshape(-1, tensor.shape[-1]), dtype
+            )
         self.types.add(kind)
         self.mapped_bytes += 0 if data.flags.writeable else data.nbytes
         return Segment(kind, data)

@@ -18,13 +18,13 @@ def export_run(run: Path, out: Path, step: int | None = None, dtype: str = "floa
 
     Raises UsageError for a step without a checkpoint, and for a kind of model that the format does not support.
     """
-    from ..weights.conversion import check_dtype, write_model
+    from ..models.weights import write_model
+    from ..weights.conversion import check_dtype
 
     check_dtype(out, dtype)  # before loading anything
     record = RunRecord.read(run)
     model = model_at(run, record, step)
-    written: Path = write_model(out, model, tokenizer_from_folder(run), dtype=dtype, force=force)
-    return written
+    return write_model(out, model, tokenizer_from_folder(run), dtype=dtype, force=force)
 
 
 def model_at(run: Path, record: RunRecord, step: int | None) -> Any:

@@ -173,7 +173,7 @@ class _Run:
 
     def _finish(self, outcome: Outcome, device: torch.device) -> Measured | None:
         """Write the model and, at the run's end, the report."""
-        from ..weights.conversion import write_model
+        from ..models.weights import write_model
 
         model: Any = _full_model(outcome.model, self.config, self.process)
         if not self.process.first:
@@ -207,12 +207,14 @@ def _model_maker(config: RunConfig) -> Callable[[bool], nn.Module] | None:
         return None
 
     def make(resumed: bool) -> nn.Module:
-        from ..weights.loading import load
+        from ..models.weights import load_torch_model
+        from ..weights.catalogue import resolve
+        from ..weights.loading import open_source
 
         if resumed:
             model = new_model(config)
         else:
-            model = load(config.model.base, dtype="float32", device="cpu").model.requires_grad_(True)
+            model = load_torch_model(open_source(resolve(config.model.base))).requires_grad_(True)
         if config.model.lora:
             add_adapters(model, config.model.lora, config.train.seed)
         return model
