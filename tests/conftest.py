@@ -102,8 +102,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
         from nextword.data import train_tokenizer
         from nextword.models import build
+        from nextword.models.weights import write_model
         from nextword.spec import ModelSpec
-        from nextword.weights.conversion import write_model
 
         torch.manual_seed(seed)
         attention = {"heads": 2, "kv_heads": 1, "head_width": 8, "mlp_width": 32} if kind == "transformer" else {}

@@ -17,6 +17,7 @@ import pytest
 
 from llama_cpp_server import llama_cpp
 from nextword.cli import _console, main
+from torch_models import torch_model
 
 ONE = ["--batch-size", "4", "--train-dtype", "fp32", "--set", "run.threads=1"]
 SMALL = ["--params", "20k", "--context", "16", "--steps", "12", *ONE]
@@ -123,7 +124,7 @@ def test_the_folder_opens_in_transformers_with_equal_logits(
     assert tokens("the queen went to the river", add_special_tokens=False).input_ids == ids
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits
-        found = ours.loaded.model(torch.tensor([ids]))
+        found = torch_model(ours)(torch.tensor([ids]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

@@ -17,6 +17,7 @@ import nextword
 from nextword.base import UsageError
 from nextword.engine import SamplingParams
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
+from torch_models import torch_model
 
 PROMPTS = [
     "The capital of France is",
@@ -59,7 +60,7 @@ def test_logits_equal_transformers_in_float64(exact: nextword.LanguageModel, the
     in_float64 = copy.deepcopy(theirs).double()
     for prompt in PROMPTS:
         ids = torch.tensor([exact.encode(prompt)])
-        logits = exact.loaded.model(ids).double()
+        logits = torch_model(exact)(ids).double()
         torch.testing.assert_close(logits, in_float64(ids).logits, atol=1e-4, rtol=0)
 
 
@@ -77,7 +78,7 @@ def test_the_packed_weights_are_the_float_ones_bit_for_bit(
     exact: nextword.LanguageModel, stored: nextword.LanguageModel
 ) -> None:
     for layer in (0, 17, 29):
-        ours, floats = stored.loaded.model.blocks[layer], exact.loaded.model.blocks[layer]
+        ours, floats = torch_model(stored).blocks[layer], torch_model(exact).blocks[layer]
         for name in ("attention.qkv", "attention.out", "mlp.up", "mlp.down"):
             packed = ours.get_submodule(name).matrix.dequantize()
             assert torch.equal(packed, floats.get_submodule(name).weight), name
@@ -100,13 +101,13 @@ def test_without_the_compiled_kernels_torch_computes_the_same_in_float32(
     exact: nextword.LanguageModel, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = exact.encode(PROMPTS[0])
-    expected = exact.loaded.model(torch.tensor([ids]))[0]
+    expected = torch_model(exact)(torch.tensor([ids]))[0]
     greedy = exact.complete(ids, max_tokens=12, temperature=0).ids
     monkeypatch.setattr("nextword.native.available", lambda: False)
     monkeypatch.setattr("nextword.native.bindings.available", lambda: False)
     plain = nextword.load(str(smollm2_path), device="cpu")
     assert plain.loaded.precision == "float32"
-    torch.testing.assert_close(plain.loaded.model(torch.tensor([ids]))[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch_model(plain)(torch.tensor([ids]))[0], expected, atol=1e-4, rtol=0)
     assert plain.complete(ids, max_tokens=12, temperature=0).ids == greedy
     with pytest.raises(UsageError, match="C compiler"):
         nextword.load(str(smollm2_path), dtype="int8")

@@ -22,6 +22,7 @@ from nextword.evals.scoring import begun
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
 from nextword.evals.task import Task
+from torch_models import torch_model
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}] {{ message.content }}<|endoftext|>{% endfor %}"
@@ -49,7 +50,7 @@ def run(task: Task, model: LanguageModel, settings: ScoringConfig, **design: Any
 @torch.inference_mode()
 def alone(model: LanguageModel, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
     text = torch.tensor([[*context, *continuation]])
-    logs = model.loaded.model(text[:, :-1])[0].double().log_softmax(-1)[len(context) - 1 :]
+    logs = torch_model(model)(text[:, :-1])[0].double().log_softmax(-1)[len(context) - 1 :]
     return float(logs.gather(1, text[0, len(context) :, None]).sum())
 
 

@@ -16,6 +16,7 @@ from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.runner import constrained_writings
 from nextword.evals.store import opened
+from torch_models import torch_model
 
 CONSTRAINED = ScoringConfig(choice_scoring="constrained")
 
@@ -31,7 +32,7 @@ def greedy_among(model: LanguageModel, prompt: tuple[int, ...], choices: tuple[s
     vocabulary = {token: model.tokenizer.token_text(token) for token in range(model.spec.vocabulary)}
     ids, written = list(prompt), ""
     while True:
-        logits = model.loaded.model(torch.tensor([ids]))[0, -1]
+        logits = torch_model(model)(torch.tensor([ids]))[0, -1]
         going = {
             token: written + text
             for token, text in vocabulary.items()

@@ -25,6 +25,7 @@ from nextword.evals.stored import compare_stored
 from nextword.evals.summary import summarise
 from nextword.evals.task import Task
 from nextword.evals.task_loader import TaskOptions
+from torch_models import torch_model
 
 FORM = "Text: {text}\nMood: {label}"
 
@@ -47,7 +48,7 @@ def run(task: Task, model: LanguageModel, store: Store, **design: object) -> Col
 @torch.inference_mode()
 def alone(model: LanguageModel, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
     text = torch.tensor([[*context, *continuation]])
-    logs = model.loaded.model(text[:, :-1])[0].double().log_softmax(-1)[len(context) - 1 :]
+    logs = torch_model(model)(text[:, :-1])[0].double().log_softmax(-1)[len(context) - 1 :]
     return float(logs.gather(1, text[0, len(context) :, None]).sum())
 
 

@@ -27,7 +27,8 @@ from nextword.evals.served import ServedModel, open_model
 from nextword.evals.store import opened
 from nextword.evals.task import Task
 from nextword.evals.task_loader import TaskOptions, open_task
-from nextword.weights.conversion import write_model
+from nextword.models.weights import write_model
+from torch_models import torch_model
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
@@ -306,7 +307,7 @@ def test_a_server_of_several_models_is_asked_which(model: LanguageModel) -> None
 def test_llama_cpp_writes_answers_and_says_that_it_scores_no_choices(
     model: LanguageModel, reviews: Path, tmp_path: Path
 ) -> None:
-    write_model(tmp_path / "model.gguf", model.loaded.model, model.tokenizer)
+    write_model(tmp_path / "model.gguf", torch_model(model), model.tokenizer)
     with llama_cpp_address(tmp_path / "model.gguf") as address:
         served = open_model(f"openai:{address}/v1#any")
         task = task_of(reviews, FORMS["choices"], WRITTEN)

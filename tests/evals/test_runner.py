@@ -24,6 +24,7 @@ from nextword.evals.results import Collected, ConditionResult
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
 from nextword.evals.task import Task
+from torch_models import torch_model
 
 FORM = "Text: {text}\nMood: {label}"
 
@@ -71,7 +72,7 @@ def counting(models: list[LanguageModel]) -> Iterator[Through]:
 
 
 def _count(model: LanguageModel, through: Through, patch: pytest.MonkeyPatch) -> None:
-    backend, inner = model.engine.backend, model.loaded.model
+    backend, inner = model.engine.backend, torch_model(model)
     forward, hidden = backend.forward, inner.hidden
 
     def step(batch: Batch) -> Output:
@@ -185,7 +186,7 @@ def logprob(model: LanguageModel, context: str, continuation: str) -> float:
     start = [] if context else [min(model.tokenizer.stop_ids)]
     text = torch.tensor([[*start, *model.encode(context), *model.encode(continuation)]])
     size = len(model.encode(continuation))
-    logs = model.loaded.model(text[:, :-1])[0].double().log_softmax(-1)[-size:]
+    logs = torch_model(model)(text[:, :-1])[0].double().log_softmax(-1)[-size:]
     return float(logs.gather(1, text[0, -size:, None]).sum())
 
 

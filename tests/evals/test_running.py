@@ -14,6 +14,7 @@ from nextword.base import UsageError
 from nextword.engine import Engine, LanguageModel, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.evals.running import answered, descending, tokens_to_read
 from nextword.models.backend import TorchBackend
+from torch_models import torch_model
 
 Prompts = list[tuple[int, ...]]
 
@@ -25,7 +26,7 @@ def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> La
 
 def engine_of(model: LanguageModel, tokens: int) -> Engine:
     """An engine whose memory holds so many tokens."""
-    backend = TorchBackend(model.loaded.model)
+    backend = TorchBackend(torch_model(model))
     return Engine(backend, model.tokenizer, tokens // backend.page_size * backend.page_bytes, step_tokens=32)
 
 

@@ -15,7 +15,8 @@ from family_gguf import ARCHITECTURES, factors, write_gguf
 from nextword.base import UsageError
 from nextword.weights.conversion import convert
 from nextword.weights.gguf import GGUFFile
-from nextword.weights.loading import load_model, open_source
+from nextword.weights.loading import open_source
+from torch_models import torch_model
 
 pytest.importorskip("transformers")
 
@@ -30,7 +31,7 @@ def test_a_gguf_gives_transformers_logits_and_converts_to_a_folder_and_back(name
     write_gguf(path, case.gguf, theirs, load_file(original / "model.safetensors"), factors(case))
     tokens = torch.randint(1, 256, (2, 40), generator=torch.Generator().manual_seed(2))  # no two experts near a tie
     expected = theirs(tokens).logits
-    ours = load_model(open_source(path), "float32", "cpu")
+    ours = torch_model(path)
     torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
 
     folder = convert(path, tmp_path / "folder")
@@ -95,11 +96,11 @@ def test_positions_that_the_file_stretches_as_llama_3_are_stretched(factor: floa
                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
     tokens = torch.randint(1, 256, (2, 120), generator=torch.Generator().manual_seed(1))
     theirs = write_llama(tmp_path / "tiny.gguf", {"rope_freqs.weight": divisors(factor)}, rope_parameters=scaling)
-    ours = load_model(open_source(tmp_path / "tiny.gguf"), "float32", "cpu")
+    ours = torch_model(tmp_path / "tiny.gguf")
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
 
     plain = write_llama(tmp_path / "plain.gguf", {"rope_freqs.weight": np.ones(8, np.float32)})
-    ours = load_model(open_source(tmp_path / "plain.gguf"), "float32", "cpu")
+    ours = torch_model(tmp_path / "plain.gguf")
     torch.testing.assert_close(ours(tokens), plain(tokens).logits, atol=1e-4, rtol=0)
     assert (plain(tokens).logits - theirs(tokens).logits).abs().max() > 1e-2  # the factors matter
 

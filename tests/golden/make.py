@@ -34,12 +34,12 @@ from nextword.evals.store import opened
 from nextword.evals.task_loader import open_task
 from nextword.families.published import known_spec
 from nextword.models import build
+from nextword.models.weights import write_model
 from nextword.plan import fit_law, fit_on, read_runs
 from nextword.plan.run_config import DataConfig, ModelConfig, RunConfig, RunSettings, TrainConfig
 from nextword.spec import ModelSpec
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.run import train_run
-from nextword.weights.conversion import write_model
 
 HERE = Path(__file__).parent
 KINDS = ("transformer", "rnn", "lstm", "gru")

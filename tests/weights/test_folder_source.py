@@ -18,7 +18,8 @@ from nextword.models import build
 from nextword.spec import ModelSpec
 from nextword.weights.conversion import convert
 from nextword.weights.describe import describe
-from nextword.weights.loading import load_model, open_source
+from nextword.weights.loading import open_source
+from torch_models import torch_model
 
 Model = Callable[..., Path]
 COMMON: dict[str, Any] = {
@@ -85,14 +86,14 @@ def test_a_bias_that_the_config_does_not_tell_of_is_refused(folder: Path) -> Non
 def test_buffers_and_a_tied_head_of_real_checkpoints_change_nothing(
     spec: ModelSpec, buffers: list[str], tiny_model: Model, tmp_path: Path
 ) -> None:
+    from nextword.models.weights import write_model
     from nextword.text import tokenizer_from_folder
-    from nextword.weights.conversion import write_model
 
     model = build(spec)
     folder = write_model(tmp_path / "model", model, tokenizer_from_folder(tiny_model()))
     assert family_of(spec).names.ignored or spec.kind == "lstm"
     change(folder, **{name: torch.zeros(4) for name in buffers})
-    again = dict(load_model(open_source(folder), "float32", "cpu").named_parameters())
+    again = dict(torch_model(folder).named_parameters())
     assert all(torch.equal(again[name], parameter) for name, parameter in model.named_parameters())
 
 
@@ -112,7 +113,7 @@ def test_of_a_gemma_that_sees_the_text_part_is_read_and_written(tiny_model: Mode
     tokens = torch.arange(1, 30)[None]
     with torch.inference_mode():
         for path in (folder, out):
-            ours = load_model(open_source(path), "float32", "cpu")
+            ours = torch_model(path)
             torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
 
 

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-from gguf_files import numbers, write
 
+from gguf_files import numbers, write
 from nextword.base import UsageError
 from nextword.weights.gguf import GGUFFile
 from nextword.weights.gguf_format import BLOCK_TYPES

@@ -17,14 +17,14 @@ from llama_cpp_server import llama_cpp
 from nextword.base import RunError, UsageError
 from nextword.data import train_tokenizer
 from nextword.models import Model, build
+from nextword.models.weights import write_model
 from nextword.spec import ExpertsSpec, ModelSpec, RopeSpec
 from nextword.text import Tokenizer
 from nextword.text.byte_decoding import ByteDecoding, byte_level
 from nextword.text.tokenizer import SpecialTokens
 from nextword.text.vocab_engines import byte_level_engine
 from nextword.weights.gguf import GGUFFile
-from nextword.weights.gguf_writing import write_gguf
-from nextword.weights.loading import load_model, open_source
+from torch_models import torch_model
 
 TEXTS = ["The king went to the castle.", "it's 12345 o'clock\n\n  and Stone, RIVER'S!\r\n", "naïve café  日本 🙂"]
 WORDS = "the a king queen went to of and in castle river stone old young night it's 1234 don't clock".split()  # noqa: SIM905
@@ -93,12 +93,12 @@ def loss(model: Model, ids: list[int]) -> float:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_reads_back_with_equal_spec_ids_and_logits(layout: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = made(LAYOUTS[layout], tokenizer.vocabulary)
-    again = nextword.load(str(write_gguf(tmp_path / "model.gguf", model, tokenizer)), dtype="float32")
+    again = nextword.load(str(write_model(tmp_path / "model.gguf", model, tokenizer)), dtype="float32")
     assert replace(again.spec, norm_eps=model.spec.norm_eps) == model.spec  # GGUF holds it as float32
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert again.encode(text) == ids
-        torch.testing.assert_close(logits(again.loaded.model, ids), logits(model, ids), rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits(torch_model(again), ids), logits(model, ids), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -106,7 +106,7 @@ def test_llama_cpp_cuts_predicts_and_completes_as_nextword_does(
     layout: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     model = made(LAYOUTS[layout], tokenizer.vocabulary)
-    path = write_gguf(tmp_path / "model.gguf", model, tokenizer)
+    path = write_model(tmp_path / "model.gguf", model, tokenizer)
     tolerance = 1e-2 if "gelu" in model.spec.activation else 1e-4  # its GELU is a table in float16
     with llama_cpp(path) as ask:
         for text in TEXTS:
@@ -133,38 +133,28 @@ def test_llama_cpp_cuts_predicts_and_completes_as_nextword_does(
 def test_smaller_types_change_the_loss_little(
     dtype: str, tolerance: float, model: Model, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    path = write_gguf(tmp_path / "model.gguf", model, tokenizer, dtype)
+    path = write_model(tmp_path / "model.gguf", model, tokenizer, dtype)
     again = nextword.load(str(path), dtype="float32")
     ids = torch.randint(0, tokenizer.vocabulary, (100,), generator=torch.Generator().manual_seed(0)).tolist()
-    assert loss(again.loaded.model, ids) == pytest.approx(loss(model, ids), rel=tolerance)
+    assert loss(torch_model(again), ids) == pytest.approx(loss(model, ids), rel=tolerance)
     kinds = {tensor.kind for tensor in GGUFFile.open(path).tensors.values()}
     assert kinds == {"f32", {"float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}[dtype]}
 
 
-def test_experts_are_computed_in_the_blocks_they_are_stored_in(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    model = made(LAYOUTS["llama, experts"], tokenizer.vocabulary)
-    source = open_source(write_gguf(tmp_path / "model.gguf", model, tokenizer, "q8_0"))
-    packed, floats = (load_model(source, dtype, "cpu") for dtype in ("auto", "float32"))
-    for name in ("up", "down"):
-        for ours, stored in zip(getattr(packed.blocks[1].mlp, name), getattr(floats.blocks[1].mlp, name), strict=True):
-            assert ours.kind == "q8_0"
-            assert torch.equal(ours.dequantize(), stored)
-
-
 def test_rows_that_no_q8_0_block_divides_are_float16(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = made(replace(LLAMA, mlp_width=100), tokenizer.vocabulary)
-    path = write_gguf(tmp_path / "model.gguf", model, tokenizer, "q8_0")
+    path = write_model(tmp_path / "model.gguf", model, tokenizer, "q8_0")
     kinds = {name: tensor.kind for name, tensor in GGUFFile.open(path).tensors.items()}
     assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("f16", "q8_0")
     ids = tokenizer.encode(TEXTS[0])
     again = nextword.load(str(path), dtype="float32")
-    assert loss(again.loaded.model, ids) == pytest.approx(loss(model, ids), rel=1e-2)
+    assert loss(torch_model(again), ids) == pytest.approx(loss(model, ids), rel=1e-2)
 
 
 def test_a_vocabulary_of_bytes_reads_back_in_both(tmp_path: Path) -> None:
     tokens = train_tokenizer([], "bytes")
     model = made(LLAMA, tokens.vocabulary)
-    path = write_gguf(tmp_path / "model.gguf", model, tokens)
+    path = write_model(tmp_path / "model.gguf", model, tokens)
     again = nextword.load(str(path), dtype="float32")
     assert [again.encode(text) for text in TEXTS] == [tokens.encode(text) for text in TEXTS]
     with llama_cpp(path) as ask:
@@ -174,11 +164,11 @@ def test_a_vocabulary_of_bytes_reads_back_in_both(tmp_path: Path) -> None:
 
 def test_ids_beyond_the_tokenizer_are_written_as_unused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = made(LLAMA, tokenizer.vocabulary + 11)
-    path = write_gguf(tmp_path / "model.gguf", model, tokenizer)
+    path = write_model(tmp_path / "model.gguf", model, tokenizer)
     again = nextword.load(str(path), dtype="float32")
     ids = tokenizer.encode(TEXTS[1])
     assert again.encode(TEXTS[1]) == ids
-    torch.testing.assert_close(logits(again.loaded.model, ids), logits(model, ids), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(torch_model(again), ids), logits(model, ids), rtol=0, atol=1e-4)
     with llama_cpp(path) as ask:
         assert ask("/tokenize", {"content": TEXTS[1]})["tokens"] == ids
 
@@ -192,7 +182,7 @@ def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_
     end = len(tokens) - 1
     special = SpecialTokens(frozenset((0, end)), frozenset((0, end)), texts={"eos_token": "<|im_end|>"})
     tokenizer = Tokenizer(engine, ByteDecoding(byte_level), special, {"default": "{{ messages[0].content }}"})
-    path = write_gguf(tmp_path / "model.gguf", made(LLAMA, tokenizer.vocabulary), tokenizer)
+    path = write_model(tmp_path / "model.gguf", made(LLAMA, tokenizer.vocabulary), tokenizer)
     assert GGUFFile.open(path).metadata["tokenizer.ggml.pre"] == rule
     again = nextword.load(str(path), dtype="float32").tokenizer
     assert again.special.texts["eos_token"] == "<|im_end|>"
@@ -220,43 +210,36 @@ def test_a_model_the_file_cannot_say_all_of_is_refused(
 ) -> None:
     model = build(replace(LLAMA, vocabulary=tokenizer.vocabulary, **change))
     with pytest.raises(UsageError, match=rf"{reason}.*Hugging Face folder") as refused:
-        write_gguf(tmp_path / "a.gguf", model, tokenizer)
+        write_model(tmp_path / "a.gguf", model, tokenizer)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_tokenizer_llama_cpp_cannot_cut_as_is_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not support this kind of tokenizer.*Hugging Face folder"):
-        write_gguf(tmp_path / "a.gguf", model, train_tokenizer(["abc"], "characters"))
+        write_model(tmp_path / "a.gguf", model, train_tokenizer(["abc"], "characters"))
     odd = json.loads(tokenizer.to_json())
     odd["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+|\W"
     from tokenizers import Tokenizer as Engine
 
     other = Tokenizer(Engine.from_str(json.dumps(odd)), ByteDecoding(byte_level), tokenizer.special)
     with pytest.raises(UsageError, match=r"no name for this tokenizer.*Hugging Face folder"):
-        write_gguf(tmp_path / "a.gguf", model, other)
+        write_model(tmp_path / "a.gguf", model, other)
     with pytest.raises(UsageError, match="but the model has"):
-        write_gguf(tmp_path / "a.gguf", made(LLAMA, tokenizer.vocabulary - 1), tokenizer)
+        write_model(tmp_path / "a.gguf", made(LLAMA, tokenizer.vocabulary - 1), tokenizer)
     assert not list(tmp_path.iterdir())
-
-
-def test_packed_matrices_are_refused(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "a.gguf", model, tokenizer, "q8_0")
-    packed = nextword.load(str(path), dtype="auto").loaded.model
-    with pytest.raises(UsageError, match=r"quantized.*float32"):
-        write_gguf(tmp_path / "b.gguf", packed, tokenizer)
 
 
 def test_what_stands_there_is_replaced_only_when_asked(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_text("there")
     with pytest.raises(UsageError, match="already exists"):
-        write_gguf(path, model, tokenizer)
+        write_model(path, model, tokenizer)
     assert path.read_text() == "there"
-    write_gguf(path, model, tokenizer, force=True)
+    write_model(path, model, tokenizer, force=True)
     assert GGUFFile.open(path).architecture == "llama"
     with pytest.raises(UsageError, match="is a folder"):
-        write_gguf(tmp_path, model, tokenizer, force=True)
+        write_model(tmp_path, model, tokenizer, force=True)
     assert [each.name for each in tmp_path.iterdir()] == ["a.gguf"]
 
 
@@ -267,7 +250,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     path = tmp_path / "a.gguf"
     path.write_text("there")
     with full_disk(room), pytest.raises(RunError, match=r"a\.gguf could not be written") as failed:
-        write_gguf(path, model, tokenizer, force=True)
+        write_model(path, model, tokenizer, force=True)
     assert "\n" not in str(failed.value)
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.gguf", "there")]
 
@@ -275,6 +258,6 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
 def test_a_folder_that_cannot_be_written_to_is_one_line(model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("there")
     with pytest.raises(RunError, match="could not be written") as failed:
-        write_gguf(tmp_path / "file" / "a.gguf", model, tokenizer)
+        write_model(tmp_path / "file" / "a.gguf", model, tokenizer)
     assert "\n" not in str(failed.value)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

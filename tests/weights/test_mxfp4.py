@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from family_cases import CASES, Case, saved
 from nextword.base import UsageError
 from nextword.weights.describe import describe
-from nextword.weights.loading import load_model, open_source
+from nextword.weights.loading import open_source
 from nextword.weights.mxfp4 import dequantize, gguf_rows
+from torch_models import torch_model
 
 pytest.importorskip("transformers")
 CASE = Case("gpt_oss", CASES["gpt_oss"].settings)
@@ -62,7 +63,7 @@ def test_a_folder_in_mxfp4_gives_the_logits_of_the_dequantized_model(tmp_path: P
             getattr(block.mlp.experts, name).copy_(theirs(blocks, scales))
     save_file(tensors, folder / "model.safetensors")
     tokens = torch.randint(1, 256, (2, 40), generator=torch.Generator().manual_seed(2))
-    ours = load_model(open_source(folder), "float32", "cpu")
+    ours = torch_model(folder)
     torch.testing.assert_close(ours(tokens), model(tokens).logits, atol=1e-4, rtol=0)
 
     described = describe(folder)

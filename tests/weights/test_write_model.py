@@ -13,12 +13,13 @@ import torch
 
 import nextword
 from nextword.base import RunError, UsageError
-from nextword.models import Model, build, prepare
+from nextword.models import Model, build
+from nextword.models.weights import write_model
 from nextword.spec import ModelSpec
 from nextword.text import Tokenizer, tokenizer_from_folder
-from nextword.weights.conversion import write_model
-from nextword.weights.loading import load_model, open_source
+from nextword.weights.loading import open_source
 from nextword.weights.source import tensors_of
+from torch_models import torch_model
 
 COMMON: dict[str, Any] = {"vocabulary": 257, "width": 32, "layers": 2, "context": 64}
 LLAMA: dict[str, Any] = {**COMMON, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 48}
@@ -78,8 +79,7 @@ def test_a_written_model_loads_with_equal_logits(name: str, tmp_path: Path, toke
     assert json.loads((folder / "config.json").read_text())["model_type"] == name.removesuffix(" untied")
     assert loaded.spec == model.spec
     assert loaded.tokenizer.encode("Once upon") == tokenizer.encode("Once upon")
-    prepare(model, "infer")
-    assert torch.equal(loaded.loaded.model(tokens_of(30)), model(tokens_of(30)))
+    assert torch.equal(torch_model(folder)(tokens_of(30)), model(tokens_of(30)))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -112,7 +112,7 @@ def test_halves_are_written_where_asked(tmp_path: Path, tokenizer: Tokenizer) ->
     model = model_of(SPECS["nextword-gru"])
     source = open_source(write_model(tmp_path / "model", model, tokenizer, "bfloat16"))
     assert {source.kind(tensor) for tensor in tensors_of(source)} == {"bf16"}
-    rounded = load_model(source, "float32", "cpu").get_parameter("embedding.weight")
+    rounded = torch_model(source.path).get_parameter("embedding.weight")
     assert torch.equal(rounded, model.get_parameter("embedding.weight").bfloat16().float())
 
 
@@ -132,12 +132,6 @@ def test_an_lstm_folder_is_completed_planned_and_described_on_the_command_line(
     assert "heads" not in shown.stdout
 
 
-def test_int8_is_refused_for_recurrent_models(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    folder = write_model(tmp_path / "model", model_of(SPECS["nextword-rnn"]), tokenizer)
-    with pytest.raises(UsageError, match=r"int8.*rnn.*float32"):
-        load_model(open_source(folder), "int8", "cpu")
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"norm": "layer"}, "norm 'layer'"), ({"head_bias": True}, "head_bias True"), ({"position": "none"}, "position")],
@@ -147,12 +141,6 @@ def test_a_model_that_no_family_holds_is_refused_with_what_differs(
 ) -> None:
     with pytest.raises(UsageError, match=named):
         write_model(tmp_path / "model", build(ModelSpec("transformer", **(LLAMA | changes))), tokenizer)
-    assert not list(tmp_path.iterdir())
-
-
-def test_packed_models_are_refused(smollm2_path: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match=r"quantized.*float32"):
-        write_model(tmp_path / "model", load_model(open_source(smollm2_path), "int8", "cpu"), tokenizer)
     assert not list(tmp_path.iterdir())
 
 

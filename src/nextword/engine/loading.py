@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .. import native
 from ..backend import Backend
 from ..base import RunError, UsageError, free_memory
 from ..base.extras import installed, require_torch
 from ..runtime import DTYPES, KV_DTYPES, load_backend
+from ..runtime.weights import Dtype
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from ..weights.catalogue import resolve
@@ -107,7 +108,7 @@ def _cpu_backend(source: Source, config: LoadConfig) -> tuple[Backend, str, str]
     _check_memory(source, config.dtype)
     if config.threads is not None:
         native.set_threads(config.threads)
-    backend = load_backend(source, config.dtype, config.kv_dtype)
+    backend = load_backend(source, cast(Dtype, config.dtype), config.kv_dtype)
     return backend, _precision(backend.types), "cpu"
 
 

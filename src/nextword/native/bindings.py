@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -32,6 +32,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
+    "nw_watch_mapping": (c_int, [c_void_p, c_int64, c_char_p]),
+    "nw_unwatch_mapping": (None, [c_int]),
     "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
 }
 

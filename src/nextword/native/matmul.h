@@ -32,9 +32,6 @@ typedef struct {
     float scale;             // largest |x| / (15 * 127)
 } __attribute__((aligned(64))) activations;
 
-// One vector of a width that is a multiple of 32.
-void quantize_activations(const float *x, int64_t width, activations *to);
-
 // Rows of one segment of a matrix. y[vector * stride + row], row being counted from the segment's first.
 typedef struct {
     int64_t type, rows, width, row_bytes;
@@ -59,11 +56,21 @@ static inline void store_sum(const segment_job *job, int64_t row, int64_t vector
     *y = job->add ? *y + sum : sum;
 }
 
-// Rows `row` to `end` times every vector: quantized types, and F32, F16 and BF16.
-void multiply_quantized(const segment_job *job, int64_t row, int64_t end);
+// What is compiled for each instruction set.
+typedef struct {
+    // One vector of a width that is a multiple of 32.
+    void (*quantize_activations)(const float *x, int64_t width, activations *to);
+    // Rows `row` to `end` times every vector: quantized types, and F32, F16 and BF16.
+    void (*multiply_few)(const segment_job *job, int64_t row, int64_t end);
+    void (*multiply_floats)(const segment_job *job, int64_t row, int64_t end);
+} kernels;
 
-// The kernels of each instruction set, for few vectors.
-void multiply_few_plain(const segment_job *job, int64_t row, int64_t end);
-void multiply_few_avx2(const segment_job *job, int64_t row, int64_t end);
-void multiply_few_vnni(const segment_job *job, int64_t row, int64_t end);
-void multiply_floats(const segment_job *job, int64_t row, int64_t end);
+#define DECLARE_KERNELS(set)                                                                \
+    void quantize_activations_##set(const float *x, int64_t width, activations *to);        \
+    void multiply_few_##set(const segment_job *job, int64_t row, int64_t end);              \
+    void multiply_floats_##set(const segment_job *job, int64_t row, int64_t end);
+#define KERNELS(set) (kernels){quantize_activations_##set, multiply_few_##set, multiply_floats_##set}
+
+DECLARE_KERNELS(plain)
+DECLARE_KERNELS(avx2)
+DECLARE_KERNELS(vnni)

@@ -1,6 +1,7 @@
 // vector_int.h with AVX2, and with VNNI where one of its instructions does the work of two or three.
 #pragma once
 #include "cpu.h"
+#include "matrix.h"
 
 typedef __m256i vint;
 typedef __m256 vfloat;
@@ -100,11 +101,49 @@ INLINE vfloat load_f32(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void store_f32(float *p, vfloat v) { _mm256_storeu_ps(p, v); }
 INLINE vfloat broadcast_f32(const float *p) { return _mm256_broadcast_ss(p); }
 INLINE vfloat to_f32(vint v) { return _mm256_cvtepi32_ps(v); }
-INLINE vfloat as_f32(vint v) { return _mm256_castsi256_ps(v); }
+INLINE vint round_f32(vfloat v) { return _mm256_cvtps_epi32(v); }  // ties to even
+
 INLINE vfloat multiply_f32(vfloat a, vfloat b) { return _mm256_mul_ps(a, b); }
 INLINE vfloat add_f32(vfloat a, vfloat b) { return _mm256_add_ps(a, b); }
 INLINE vfloat fma_f32(vfloat a, vfloat b, vfloat c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vfloat fnma_f32(vfloat a, vfloat b, vfloat c) { return _mm256_fnmadd_ps(a, b, c); }
+
+INLINE vfloat divide_f32(vfloat a, vfloat b) { return _mm256_div_ps(a, b); }
+INLINE vfloat ceil_f32(vfloat v) { return _mm256_ceil_ps(v); }
+INLINE vfloat min_f32(vfloat a, vfloat b) { return _mm256_min_ps(a, b); }
+INLINE vfloat max_f32(vfloat a, vfloat b) { return _mm256_max_ps(a, b); }
+INLINE vfloat absolute_f32(vfloat v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+
+// The largest lane of each of eight vectors.
+INLINE vfloat max_of_pairs(vfloat a, vfloat b) {
+    return _mm256_max_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+INLINE vfloat max_of_vectors(const vfloat *v) {
+    const vfloat a = max_of_pairs(max_of_pairs(v[0], v[1]), max_of_pairs(v[2], v[3]));
+    const vfloat b = max_of_pairs(max_of_pairs(v[4], v[5]), max_of_pairs(v[6], v[7]));
+    return _mm256_max_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+// Four vectors of int32 -127..127 as bytes.
+INLINE vint pack_int8(const vint *n) {
+    const vint bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// Eight numbers of a row of float32, float16 or bfloat16.
+INLINE vfloat load_weights(const int64_t type, const void *p) {
+    if (type == F32) return _mm256_loadu_ps(p);
+    const __m128i halves = _mm_loadu_si128(p);
+    return type == F16 ? _mm256_cvtph_ps(halves) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+// The sums of four vectors' lanes: ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)) of each.
+INLINE void sum_four(const vfloat *v, float *to) {
+    __m128 r[4];
+    for (int i = 0; i < 4; i++) r[i] = _mm_add_ps(_mm256_castps256_ps128(v[i]), _mm256_extractf128_ps(v[i], 1));
+    _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
+    _mm_storeu_ps(to, _mm_add_ps(_mm_add_ps(r[0], r[2]), _mm_add_ps(r[1], r[3])));
+}
 
 // The float16 at `offset` of eight rows.
 INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) {

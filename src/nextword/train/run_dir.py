@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from safetensors import SafetensorError
-
 from ..base import RunError, UsageError, atomic_write, read_json, try_lock
 from ..base.fields import Within, from_plain
 from ..plan import RunConfig
@@ -228,9 +226,12 @@ def writing(path: Path, then: str = "try again") -> Iterator[None]:
     """Convert a failure to write a run's file to a one-line RunError, ending in what to do `then`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        known = isinstance(error, OSError) and error.errno
-        reason = os.strerror(error.errno).lower() if known else str(error)  # type: ignore[union-attr, arg-type]
+    except Exception as error:
+        # compared by name, since a plain install has no safetensors
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number).lower() if number else str(error)
         raise RunError(f"{path}: {reason}. Free some space, then {then}") from error
 
 

@@ -100,7 +100,7 @@ def _open(path: Path, siblings: int = 0) -> tuple[Header, Bytes]:
     """A file's header, checked against its size, and its bytes."""
     try:
         with open_regular(path) as file:
-            return read_header(file.fileno(), str(path)), map_file(file)
+            return read_header(file.fileno(), str(path)), map_file(file, path)
     except FileNotFoundError:
         hint = f". All {siblings} parts of the model must lie in one folder" if siblings else ""
         raise UsageError(f"{path} does not exist{hint}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,15 +51,13 @@ def write_gguf(out: Path, model: ModelData, dtype: str, force: bool, progress: P
     vocabulary = vocabulary_of(model.tokenizer, model.spec.vocabulary)
     factors = factor_tensors(model.spec)
     tensors = list(_tensors(model.spec, gguf, factors, dtype))
+
+    def values(stored: _Stored) -> Floats:
+        ours = factors[stored.parameter] if stored.parameter in factors else model.arrays[stored.parameter]
+        return np.ascontiguousarray(to_file(ours[stored.tensor.index], stored.tensor))
+
     with new_file(out, force) as part:
-        _write(
-            part,
-            metadata | _types_metadata(dtype),
-            vocabulary,
-            tensors,
-            ChainMap(factors, model.arrays),
-            progress,
-        )
+        _write(part, metadata | _types_metadata(dtype), vocabulary, tensors, values, progress)
     return out
 
 
@@ -105,7 +102,7 @@ def _write(
     metadata: dict[str, Any],
     vocabulary: Vocabulary,
     tensors: list[_Stored],
-    arrays: Mapping[str, Floats],
+    values: Callable[[_Stored], Floats],
     progress: Progress,
 ) -> None:
     """Write the header, then one tensor at a time."""
@@ -138,8 +135,7 @@ def _write(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, stored in enumerate(tensors):
-            values = to_file(arrays[stored.parameter][stored.tensor.index], stored.tensor)
-            writer.write_tensor_data(_encoded(np.ascontiguousarray(values), stored.type))
+            writer.write_tensor_data(_encoded(values(stored), stored.type))
             progress((done + 1) / len(tensors))
     finally:
         writer.close()

@@ -50,7 +50,7 @@ class SafetensorsFile:
         try:
             with open_regular(path) as file:
                 self.tensors, self._starts = _read_header(file)
-                self._bytes = map_file(file)
+                self._bytes = map_file(file, path)
         except UsageError:
             raise
         except FileNotFoundError:
