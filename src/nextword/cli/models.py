@@ -13,7 +13,7 @@ from ..base import UsageError, printable, units
 from ._app import Suggesting
 from ._console import as_shown
 from ._names import complete_model
-from ._options import OUTPUT_MODEL
+from ._options import OUTPUT_MODEL, WRITTEN_DTYPE
 
 if TYPE_CHECKING:
     from ..weights.catalogue import CatalogueEntry
@@ -189,8 +189,7 @@ def remove(name: str, yes: bool) -> None:
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=OUTPUT_MODEL)
 @click.option(
-    "--dtype", default="float32", show_default=True,
-    type=click.Choice(["float32", "bfloat16", "float16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]),
+    "--dtype", type=WRITTEN_DTYPE, default="float32", show_default=True,
     help="Type of the written weights; float32 keeps them exactly. q...: llama.cpp's mixes, .gguf only.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the model at OUT; other files in its folder stay.")
