@@ -34,12 +34,16 @@ INLINE vint widen_signed(const void *p) { return _mm256_cvtepi8_epi16(_mm_loadu_
 INLINE vint first_halves(vint a, vint b) { return _mm256_permute2x128_si256(a, b, 0x20); }
 INLINE vint second_halves(vint a, vint b) { return _mm256_permute2x128_si256(a, b, 0x31); }
 
+INLINE vint add_bytes(vint a, vint b) { return _mm256_add_epi8(a, b); }
 INLINE vint subtract_int16(vint a, vint b) { return _mm256_sub_epi16(a, b); }
 INLINE vint add_int16(vint a, vint b) { return _mm256_add_epi16(a, b); }
 INLINE vint multiply_int16(vint a, vint b) { return _mm256_mullo_epi16(a, b); }
 INLINE vint add_int32(vint a, vint b) { return _mm256_add_epi32(a, b); }
 INLINE vint subtract_int32(vint a, vint b) { return _mm256_sub_epi32(a, b); }
 #define shift_left_int32(v, bits) _mm256_slli_epi32(v, bits)
+#define shift_right_int32(v, bits) _mm256_srli_epi32(v, bits)
+#define shift_right_signed(v, bits) _mm256_srai_epi32(v, bits)
+INLINE vint multiply_int32(vint a, vint b) { return _mm256_mullo_epi32(a, b); }
 INLINE vint shift_right_each(vint v, const int32_t *bits) { return _mm256_srlv_epi32(v, load(bits)); }
 // int32: products of int16 summed in pairs.
 INLINE vint multiply_pairs(vint a, vint b) { return _mm256_madd_epi16(a, b); }
@@ -49,9 +53,17 @@ INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_dpwssd_
 INLINE vint add_byte_products(vint sum, vint w, vint q) { return _mm256_dpbusd_epi32(sum, w, q); }
 #else
 INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+#if defined(VECTOR_VNNI)  // w: 0..255, so no two products are added in int16
+INLINE vint add_byte_products(vint sum, vint w, vint q) {
+    const vint even = _mm256_set1_epi16(255), one = _mm256_set1_epi16(1);
+    sum = add_int16_products(sum, _mm256_maddubs_epi16(_mm256_and_si256(even, w), q), one);
+    return add_int16_products(sum, _mm256_maddubs_epi16(_mm256_andnot_si256(even, w), q), one);
+}
+#else
 INLINE vint add_byte_products(vint sum, vint w, vint q) {
     return add_int16_products(sum, _mm256_maddubs_epi16(w, q), _mm256_set1_epi16(1));
 }
+#endif
 #endif
 
 // int32 sums of w * q of some columns in each lane; w is 0..63, or signed.
@@ -100,6 +112,16 @@ INLINE vint add_pairs(vint a, vint b) {
 }
 // a's halves added, then b's.
 INLINE vint add_swapped(vint a, vint b) { return _mm256_add_epi32(first_halves(a, b), second_halves(a, b)); }
+
+// In each half: the four by four int32 of four vectors, turned.
+INLINE void transpose(vint *v) {
+    const vint a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+    const vint c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm256_unpacklo_epi64(a, c);
+    v[1] = _mm256_unpackhi_epi64(a, c);
+    v[2] = _mm256_unpacklo_epi64(b, d);
+    v[3] = _mm256_unpackhi_epi64(b, d);
+}
 
 INLINE vfloat zero_f32(void) { return _mm256_setzero_ps(); }
 INLINE vfloat load_f32(const float *p) { return _mm256_loadu_ps(p); }
