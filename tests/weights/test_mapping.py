@@ -108,7 +108,7 @@ def test_weights_beyond_the_free_memory_are_refused_with_both_numbers(
 ) -> None:
     path = write_llama(tmp_path / "m.gguf", "f16")
     monkeypatch.setattr("nextword.engine.loading.free_memory", lambda: 1_000_000)
-    with pytest.raises(RunError, match=r"take 2\.\d+ MB as they are stored, and 1 MB of memory"):
+    with pytest.raises(RunError, match=r"take 2\.\d+ MB as they are stored, and 1\.00 MB of memory"):
         nextword.load(path, device="cpu")
 
 

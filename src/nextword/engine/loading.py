@@ -133,8 +133,8 @@ def _check_memory(source: Source, dtype: str) -> None:
     if free is not None and needed > free:
         what = "as they are stored" if dtype == "auto" else f"as {dtype}"
         raise RunError(
-            f"{source.path}: its weights take {format_bytes(needed)} {what}, and {format_bytes(free)} of memory are free."
-            " Use a smaller model" + ("" if dtype == "q4_k" else ", or --dtype q4_k")
+            f"{source.path}: its weights take {format_bytes(needed)} {what}, and {format_bytes(free)} of memory are"
+            " free. Use a smaller model" + ("" if dtype == "q4_k" else ", or --dtype q4_k")
         )
 
 
