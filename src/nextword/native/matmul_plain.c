@@ -3,4 +3,5 @@
 #define NAME(function) function##_plain
 #include "matmul_activations.inc"
 #include "matmul_few.inc"
+#include "matmul_panel.inc"
 #include "matmul_floats.inc"
