@@ -35,6 +35,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
+    "nw_join_strings": (c_int64, [c_char_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_watch_mapping": (c_int, [c_void_p, c_int64, c_char_p]),
     "nw_unwatch_mapping": (None, [c_int]),
     "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
