@@ -1,37 +1,44 @@
 """The systems that `decode.py` measures: each reads a prompt and continues it, in a process of its own.
 
-`python benchmarks/contenders.py nextword|transformers JSON` is that process for the two in Python. It prints JSON:
-prefill and decode in tokens a second. llama.cpp is its own llama-batched-bench.
+`python benchmarks/contenders.py nextword|transformers|llama_cpp JSON` is that process. It prints JSON: prefill and
+decode in tokens a second.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 TEXT = "The history of the printing press begins with"  # 9 tokens
+PYTHON = (sys.executable, "-P")  # without this folder in the path: transformers would take kernels.py for a package
+STEP = 2048  # tokens that llama.cpp is given at a time
 POLL = 0.02  # seconds between two looks at a process's memory
 
 
 @dataclass(frozen=True)
 class Work:
-    """Read `prompt` random tokens, then generate `new` tokens, in `batch` sequences at once."""
+    """Read `prompt` random tokens, then generate `new` tokens, in `batch` sequences at once.
+
+    nextword samples, greedily, and reads the prompt once for all; the others are only given random tokens, or choose
+    the largest logit, and read it for each sequence.
+    """
 
     model: str
     prompt: int
     new: int
     batch: int = 1
-    load: dict[str, Any] = field(default_factory=dict)  # arguments of nextword.load
+    load: dict[str, Any] = field(default_factory=dict)  # how to load it: arguments of nextword.load, ...
 
 
 @dataclass(frozen=True)
@@ -76,34 +83,23 @@ def _watch(process: subprocess.Popen[str], sizes: dict[str, int]) -> None:
 
 def nextword(work: Work, source: str) -> dict[str, float]:
     """`source`: the `src` folder of the checkout to run."""
-    command = [sys.executable, __file__, "nextword", json.dumps(asdict(work))]
+    command = [*PYTHON, __file__, "nextword", json.dumps(asdict(work))]
     return _figures(run(command, {"PYTHONPATH": source}))
 
 
 def transformers(work: Work) -> dict[str, float]:
-    return _figures(run([sys.executable, __file__, "transformers", json.dumps(asdict(work))]))
+    return _figures(run([*PYTHON, __file__, "transformers", json.dumps(asdict(work))]))
 
 
-def llama_cpp(work: Work, folder: Path, flash_attention: str) -> dict[str, float]:
-    """`folder` holds llama-batched-bench; `flash_attention` is on or off."""
-    context = -(-(work.prompt + work.new) // 256) * 256  # a sequence's cells come in blocks of 256
-    return _figures(
-        run([
-            str(folder / "llama-batched-bench"), "-m", work.model, "-t", str(cores()), "-fa", flash_attention,
-            "-c", str(work.batch * context), "-npp", str(work.prompt), "-ntg", str(work.new), "-npl", str(work.batch),
-            "--output-format", "jsonl",
-        ])
-    )  # fmt: skip
+def llama_cpp(work: Work, flash_attention: bool) -> dict[str, float]:
+    """llama.cpp by its low-level API, as llama-batched-bench calls it."""
+    asked = asdict(replace(work, load={"flash_attention": flash_attention}))
+    return _figures(run([*PYTHON, __file__, "llama_cpp", json.dumps(asked)]))
 
 
 def _figures(finished: Run) -> dict[str, float]:
-    line = json.loads([line for line in finished.text.splitlines() if line.startswith("{")][-1])
-    return {
-        "prefill": line.get("speed_pp", line.get("prefill")),
-        "decode": line.get("speed_tg", line.get("decode")),
-        "peak": finished.peak,
-        "private": finished.private,
-    }
+    speeds: dict[str, float] = json.loads(finished.text.splitlines()[-1])
+    return speeds | {"peak": finished.peak, "private": finished.private}
 
 
 def nextword_start(model: str, load: dict[str, Any], source: str) -> dict[str, float]:
@@ -113,10 +109,9 @@ def nextword_start(model: str, load: dict[str, Any], source: str) -> dict[str, f
     return {"start": run([*command, TEXT], {"PYTHONPATH": source}).seconds}
 
 
-def llama_cpp_start(model: str, folder: Path) -> dict[str, float]:
-    """The same: 9 tokens are read and one is generated, without a warm-up."""
-    command = [str(folder / "llama-bench"), "-m", model, "-t", str(cores()), "-r", "1", "--no-warmup"]
-    return {"start": run([*command, "-p", "0", "-n", "0", "-pg", "9,1"]).seconds}
+def llama_cpp_start(model: str) -> dict[str, float]:
+    """The same by llama-cpp-python's own high-level class."""
+    return {"start": run([*PYTHON, __file__, "llama_cpp_start", model]).seconds}
 
 
 def cores() -> int:
@@ -169,6 +164,61 @@ def run_transformers(work: Work) -> dict[str, float]:
     }
 
 
+def run_llama_cpp(work: Work) -> dict[str, float]:
+    import llama_cpp as api
+
+    api.llama_backend_init()
+    model = api.llama_model_load_from_file(work.model.encode(), api.llama_model_default_params())
+    settings = api.llama_context_default_params()
+    settings.n_ctx = work.batch * (-(-(work.prompt + work.new) // 256) * 256)  # a sequence's cells are padded to 256
+    settings.n_seq_max, settings.n_batch, settings.n_ubatch = work.batch, STEP, 512
+    settings.n_threads = settings.n_threads_batch = cores()
+    settings.flash_attn_type = int(work.load["flash_attention"])
+    context, batch = api.llama_init_from_model(model, settings), api.llama_batch_init(STEP, 0, 1)
+
+    def step(rows: list[tuple[int, int, int, bool]]) -> None:
+        """Rows are token, position, sequence, and whether logits are wanted."""
+        for start in range(0, len(rows), STEP):
+            batch.n_tokens = len(rows[start : start + STEP])
+            for at, (token, position, sequence, wanted) in enumerate(rows[start : start + STEP]):
+                batch.token[at], batch.pos[at], batch.logits[at] = token, position, wanted
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+            if api.llama_decode(context, batch):
+                raise SystemExit("llama_decode failed")
+        api.llama_synchronize(context)
+
+    draw, sequences, last = random.Random(0), range(work.batch), work.prompt - 1
+    step([(500 + at, at, 0, False) for at in range(16)])  # warm-up
+    api.llama_memory_clear(api.llama_get_memory(context), False)
+    began = time.perf_counter()
+    step([(draw.randrange(40000), at, one, at == last) for one in sequences for at in range(work.prompt)])
+    read = time.perf_counter()
+    for at in range(work.new - 1):
+        step([(draw.randrange(40000), work.prompt + at, one, True) for one in sequences])
+    ended = time.perf_counter()
+    return {
+        "prefill": work.batch * work.prompt / (read - began),
+        "decode": work.batch * (work.new - 1) / (ended - read),
+    }
+
+
+def run_llama_cpp_start(path: str) -> None:
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=512, n_threads=cores(), n_threads_batch=cores(), verbose=False)
+    print(model(TEXT, max_tokens=1, temperature=0)["choices"][0]["text"])
+
+
+def main() -> None:
+    what, argument = sys.argv[1:]
+    if what == "llama_cpp_start":
+        run_llama_cpp_start(argument)
+        return
+    works: dict[str, Callable[[Work], dict[str, float]]] = {
+        "nextword": run_nextword, "transformers": run_transformers, "llama_cpp": run_llama_cpp,
+    }  # fmt: skip
+    print(json.dumps(works[what](Work(**json.loads(argument)))))
+
+
 if __name__ == "__main__":
-    RUN: dict[str, Callable[[Work], dict[str, float]]] = {"nextword": run_nextword, "transformers": run_transformers}
-    print(json.dumps(RUN[sys.argv[1]](Work(**json.loads(sys.argv[2])))))
+    main()

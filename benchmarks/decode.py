@@ -1,10 +1,9 @@
 """How fast is a prompt read and continued on a CPU, beside llama.cpp and transformers on the same files?
 
-    python benchmarks/decode.py --llama FOLDER [--only CASE ...] [--rounds 3] [--source OTHER/src ...] [--json]
+    python benchmarks/decode.py [--only CASE ...] [--rounds 3] [--source OTHER/src ...] [--json]
 
-FOLDER holds llama-batched-bench and llama-bench, built on this machine (cmake -B build -DCMAKE_BUILD_TYPE=Release;
-cmake --build build --target llama-batched-bench llama-bench: build/bin). Without it llama.cpp is left out.
-transformers is left out if it is not installed. Each contender runs in a process of its own, in turn, round after
+Needs `pip install transformers llama-cpp-python` (the latter compiles llama.cpp for this machine); a peer that is not
+installed is left out. Each contender runs in a process of its own, in turn, round after
 round, so that a slow minute of the machine meets all of them. Medians are printed; a peer's figure is its better one
 of flash attention on and off. Each `--source`, the `src` folder of another checkout, runs as well.
 
@@ -18,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,8 @@ CASES = {
     "q8_0": Case("q8_0", {"decode": 1.2, "peak": 1}, new=48),
     "f16": Case("f16", {"decode": 1.2, "peak": 1}, new=32),
     "prefill": Case("q4_k", {"prefill": 1.5}, prompt=512, new=2),
-    "x8": Case(SMOLLM2, {"decode": 1.5}, batch=8),
-    "x16": Case(SMOLLM2, {"decode": 1.5}, batch=16),
+    "x8": Case(SMOLLM2, {"decode": 1.5}, new=32, batch=8),
+    "x16": Case(SMOLLM2, {"decode": 1.5}, new=24, batch=16),
     "x8-1b": Case("q4_k", {"decode": 1.5}, new=24, batch=8),
     "x16-1b": Case("q4_k", {"decode": 1.5}, new=24, batch=16),
     "start": Case(SMOLLM2, {"start": 1}),
@@ -102,21 +101,22 @@ def contenders_of(case: Case, path: str, options: argparse.Namespace) -> Iterato
     """Each contender's name, and its measurement in a process of its own."""
     load = {name: json.loads(value) if value.isdigit() else value for name, value in options.load}
     work = Work(path, case.prompt, case.new, case.batch, load)
-    starting = "start" in case.targets
     for source in [HERE, *options.source]:
         name = "nextword" if source == HERE else source
-        if starting:
-            yield name, lambda source=source: contenders.nextword_start(path, load, source)
+        if "start" in case.targets:
+            yield name, partial(contenders.nextword_start, path, load, source)
         else:
-            yield name, lambda source=source: contenders.nextword(work, source)
+            yield name, partial(contenders.nextword, work, source)
     if case.model == FOLDER:
         if find_spec("transformers"):
-            yield "transformers", lambda: contenders.transformers(work)
-    elif options.llama and starting:
-        yield "llama.cpp", lambda: contenders.llama_cpp_start(path, options.llama)
-    elif options.llama:
-        for state in ("on", "off"):
-            yield f"llama.cpp fa {state}", lambda state=state: contenders.llama_cpp(work, options.llama, state)
+            yield "transformers", partial(contenders.transformers, work)
+    elif not find_spec("llama_cpp"):
+        return
+    elif "start" in case.targets:
+        yield "llama.cpp", partial(contenders.llama_cpp_start, path)
+    else:
+        yield "llama.cpp flash", partial(contenders.llama_cpp, work, True)
+        yield "llama.cpp no flash", partial(contenders.llama_cpp, work, False)
 
 
 def measure(case: Case, path: str, options: argparse.Namespace) -> dict[str, list[Figures]]:
@@ -178,8 +178,6 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found = shutil.which("llama-batched-bench")
-    parser.add_argument("--llama", type=Path, metavar="FOLDER", default=Path(found).parent if found else None)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--source", action="append", default=[], metavar="SRC")

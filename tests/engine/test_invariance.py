@@ -32,7 +32,9 @@ SPECS = {
     "window and softcap": ModelSpec(
         "transformer", VOCABULARY, 32, 2, 64, heads=4, kv_heads=4, head_width=8, mlp_width=48, **GEMMA
     ),
-    "experts": ModelSpec("transformer", VOCABULARY, 32, 2, 64, heads=4, kv_heads=2, head_width=8, experts=ExpertsSpec(5, 2, 16)),
+    "experts": ModelSpec(
+        "transformer", VOCABULARY, 32, 2, 64, heads=4, kv_heads=2, head_width=8, experts=ExpertsSpec(5, 2, 16)
+    ),
     "rnn": ModelSpec("rnn", VOCABULARY, 20, 2, 64),
     "lstm": ModelSpec("lstm", VOCABULARY, 24, 2, 64),
     "gru": ModelSpec("gru", VOCABULARY, 17, 1, 64),

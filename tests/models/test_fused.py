@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nextword import native
 from nextword.models import build, fused, prepare
-from nextword.models.rotary import rotate, tables
 from nextword.models import kernels as training
+from nextword.models.rotary import rotate, tables
 from nextword.spec import ModelSpec, RopeSpec
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")

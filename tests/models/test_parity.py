@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-
 from family_cases import CASES, saved
 from nextword.models import prepare
 from nextword.models.backend import TorchBackend
 from nextword.models.weights import load_torch_model
+from nextword.weights.loading import open_source
 from paged import Paged, grow
 
 pytest.importorskip("transformers")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-
 from nextword import native
 from nextword.models import Model, build, prepare
 from nextword.models.backend import TorchBackend

@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-
 from torch import nn
 
 from nextword.engine import Engine, Request, SamplingParams, ScoreRequest, StopConfig

@@ -37,18 +37,18 @@ def batch(positions: list[int], tables: list[list[int]]) -> Batch:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": np.array([50, 0, 0])}, "tokens"),
-        ({"tokens": np.array([-1, 0, 0])}, "tokens"),
+        ({"tokens": np.array([50, 0, 0])}, "token id"),
+        ({"tokens": np.array([-1, 0, 0])}, "token id"),
         ({"tokens": np.array([1, 2])}, "2 tokens"),
-        ({"logit_rows": np.array([3])}, "logit_rows"),
-        ({"score_rows": np.array([3]), "targets": np.array([0])}, "score_rows"),
-        ({"score_rows": np.array([0]), "targets": np.array([50])}, "targets"),
+        ({"logit_rows": np.array([3])}, "row outside"),
+        ({"score_rows": np.array([3]), "targets": np.array([0])}, "row outside"),
+        ({"score_rows": np.array([0]), "targets": np.array([50])}, "token id"),
         ({"score_rows": np.array([0]), "targets": NONE}, "score rows"),
         ({"positions": np.array([-1, 0, 1])}, "position outside"),
         ({"positions": np.array([62, 63, 64])}, "position outside"),
         ({"positions": np.array([7, 8, 9], np.int32)}, "int64"),
         ({"positions": np.arange(6)[::2]}, "contiguous"),
-        ({"sequences": np.array([0, 0])}, "sequence numbers"),
+        ({"sequences": np.array([0, 0])}, "2 sequences"),
         ({"sequences": np.array([0, 0, 1])}, "sequence number outside"),
         ({"sequences": np.array([-1, 0, 0])}, "sequence number outside"),
         ({"page_tables": np.array([[0, 4]], np.int32), "positions": np.array([31, 32, 33])}, "page outside"),
@@ -116,7 +116,12 @@ def test_page_bytes_are_those_of_the_cache_type(kv_dtype: str, row: int, tmp_pat
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "expected"),
-    [("f32", "auto", "float32"), ("q4_k", "auto", "float16"), ("q4_k", "float32", "float32"), ("f32", "float16", "float16")],
+    [
+        ("f32", "auto", "float32"),
+        ("q4_k", "auto", "float16"),
+        ("q4_k", "float32", "float32"),
+        ("f32", "float16", "float16"),
+    ],
 )
 def test_the_cache_is_float32_where_the_weights_are(kind: str, dtype: str, expected: str, tmp_path: Path) -> None:
     source = open_source(write_llama(tmp_path / "tiny.gguf", kind))

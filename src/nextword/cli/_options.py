@@ -52,6 +52,9 @@ def _called(param: click.Parameter | None) -> str:
 
 
 OUTPUT_FILE, OUTPUT_FOLDER, OUTPUT_MODEL, PICTURE = map(OutputPath, ("file", "folder", "model", "picture"))
+WRITTEN_DTYPE = click.Choice(  # of a converted or exported model
+    ["float32", "bfloat16", "float16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+)
 
 
 def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -13,7 +13,7 @@ from ..base import UsageError, printable, units
 from ._app import Suggesting
 from ._console import as_shown
 from ._names import complete_model
-from ._options import OUTPUT_MODEL
+from ._options import OUTPUT_MODEL, WRITTEN_DTYPE
 
 if TYPE_CHECKING:
     from ..weights.catalogue import CatalogueEntry
@@ -189,8 +189,8 @@ def remove(name: str, yes: bool) -> None:
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=OUTPUT_MODEL)
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "q8_0"]), default="float32", show_default=True,
-    help="Type of the written weights; float32 keeps them exactly. q8_0: .gguf only.",
+    "--dtype", type=WRITTEN_DTYPE, default="float32", show_default=True,
+    help="Type of the written weights; float32 keeps them exactly. q...: llama.cpp's mixes, .gguf only.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the model at OUT; other files in its folder stay.")
 def convert(model: str, out: Path, dtype: str, force: bool) -> None:

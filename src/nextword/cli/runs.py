@@ -17,7 +17,7 @@ from ..train.pictures import draw_curves, terminal_curve
 from ..train.run_dir import Measured, RunRecord, differences, is_locked, read_report, runs_under
 from ._app import Suggesting
 from ._console import emit_json, messages, output
-from ._options import OUTPUT_MODEL, PICTURE
+from ._options import OUTPUT_MODEL, PICTURE, WRITTEN_DTYPE
 from ._table import plain_table
 from .plan_options import STEPS
 from .runs_calibration import command as calibration_command
@@ -200,8 +200,8 @@ def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_jso
 @click.argument("run", type=_FOLDER)
 @click.argument("out", type=OUTPUT_MODEL)
 @click.option("--step", type=click.IntRange(1), default=None, metavar="N", help="Checkpoint; default: the last one.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]), default="float32",
-              show_default=True, help="q8_0: .gguf only.")  # fmt: skip
+@click.option("--dtype", type=WRITTEN_DTYPE, default="float32", show_default=True,
+              help="Type of the written weights. q...: llama.cpp's mixes, .gguf only.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> None:
     """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends in .gguf."""

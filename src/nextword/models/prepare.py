@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 from .. import native
 from .kernel_layers import (
-    EAGER_CLASSES, FusedAttention, FusedBlock, FusedMLP, FusedRMSNorm,
+    EAGER_CLASSES,
+    FusedAttention,
+    FusedBlock,
+    FusedMLP,
+    FusedRMSNorm,
 )
 from .layers import Linear, Norm
 from .model import EAGER, Execution, Mode, Model

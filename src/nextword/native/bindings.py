@@ -22,6 +22,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_row_bytes": (c_int64, [c_int64, c_int64]),
     "nw_multiply": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_int]),
     "nw_embed_rows": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
+    "nw_convert_rows": (None, [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p]),
     "nw_rms_norm": (None, [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int]),
     "nw_rms_norm_sums": (c_int64, [c_int64, c_int64]),
     "nw_rms_norm_backward": (None, [*[c_void_p] * 4, c_int64, c_int64, *[c_void_p] * 3, c_int]),

@@ -30,10 +30,8 @@ typedef struct {
     float float_sums[8];     // scales * (float)(sum of q) of each block
     int32_t block_sums[8];   // sum of q of each block
     float scale;             // largest |x| / (15 * 127)
+    int16_t negative_pairs[16][2];  // -(sum of q) of each 16 columns: of columns 0 and 1 of every four, and of 2 and 3
 } __attribute__((aligned(64))) activations;
-
-// One vector of a width that is a multiple of 32.
-void quantize_activations(const float *x, int64_t width, activations *to);
 
 // Rows of one segment of a matrix. y[vector * stride + row], row being counted from the segment's first.
 typedef struct {
@@ -41,7 +39,7 @@ typedef struct {
     const uint8_t *data;
     const float *bias;     // of the segment's first row, or NULL
     const float *x;        // (batch, width)
-    const activations *a;  // (batch, superblocks); only for quantized types
+    const activations *a;  // (superblocks, batch); only for quantized types
     int64_t batch, superblocks, stride;
     int64_t skipped;  // rows between the end of a chunk and those that its thread probably takes next
     float *y;  // of the segment's first row
@@ -59,11 +57,25 @@ static inline void store_sum(const segment_job *job, int64_t row, int64_t vector
     *y = job->add ? *y + sum : sum;
 }
 
-// Rows `row` to `end` times every vector: quantized types, and F32, F16 and BF16.
-void multiply_quantized(const segment_job *job, int64_t row, int64_t end);
+// What is compiled for each instruction set.
+typedef struct {
+    // One vector of a width that is a multiple of 32; from superblock to superblock, `to` moves on by `apart`.
+    void (*quantize_activations)(const float *x, int64_t width, int64_t apart, activations *to);
+    // Rows `row` to `end` times every vector: quantized types (the same for few vectors and for many: six or more), and
+    // F32, F16 and BF16.
+    void (*multiply_few)(const segment_job *job, int64_t row, int64_t end);
+    void (*multiply_many)(const segment_job *job, int64_t row, int64_t end);
+    void (*multiply_floats)(const segment_job *job, int64_t row, int64_t end);
+} kernels;
 
-// The kernels of each instruction set, for few vectors.
-void multiply_few_plain(const segment_job *job, int64_t row, int64_t end);
-void multiply_few_avx2(const segment_job *job, int64_t row, int64_t end);
-void multiply_few_vnni(const segment_job *job, int64_t row, int64_t end);
-void multiply_floats(const segment_job *job, int64_t row, int64_t end);
+#define DECLARE_KERNELS(set)                                                                \
+    void quantize_activations_##set(const float *x, int64_t width, int64_t apart, activations *to); \
+    void multiply_few_##set(const segment_job *job, int64_t row, int64_t end);              \
+    void multiply_many_##set(const segment_job *job, int64_t row, int64_t end);             \
+    void multiply_floats_##set(const segment_job *job, int64_t row, int64_t end);
+#define KERNELS(set) \
+    (kernels){quantize_activations_##set, multiply_few_##set, multiply_many_##set, multiply_floats_##set}
+
+DECLARE_KERNELS(plain)
+DECLARE_KERNELS(avx2)
+DECLARE_KERNELS(vnni)

@@ -81,9 +81,7 @@ class Matrix:
         stored = (SegmentStruct * len(segments))(
             *(SegmentStruct(TYPES[s.type], s.rows, s.data.ctypes.data) for s in segments)
         )
-        self.struct = MatrixStruct(
-            self.rows, width, len(segments), stored, None if bias is None else bias.ctypes.data
-        )
+        self.struct = MatrixStruct(self.rows, width, len(segments), stored, None if bias is None else bias.ctypes.data)
 
     def __reduce__(self) -> Any:  # addresses cannot be copied
         return Matrix, (self.width, list(self.segments), self.bias)

@@ -1,9 +1,12 @@
-// The kernels of quantized matrices, compiled for VNNI.
+// The kernels of matrix products, compiled for VNNI.
 #include "matmul.h"
 
 #if NW_X86
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")
 #define VECTOR_VNNI
 #define NAME(function) function##_vnni
+#include "matmul_activations.inc"
 #include "matmul_few.inc"
+#include "matmul_panel.inc"
+#include "matmul_floats.inc"
 #endif

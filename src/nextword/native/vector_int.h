@@ -14,7 +14,11 @@
 #include "vector_plain.h"
 #endif
 
+#if defined(VECTOR_PLAIN)
+#define UNROLL
+#else
 #define UNROLL _Pragma("GCC unroll 8")
+#endif
 
 // The sums of four vectors' halves, the four first halves before the second ones.
 INLINE vint sum_halves(const vint *v) { return add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3])); }

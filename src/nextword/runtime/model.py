@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from ctypes import Structure, addressof
 
 from ..native.matmul import Matrix, MatrixStruct
-from ..spec import ModelSpec
 from .structures import (
     ACTIVATIONS,
     CELLS,
@@ -86,7 +85,9 @@ class CompiledModel:
         experts = self.spec.experts
         assert experts is not None
         up, down = (
-            self._array(MatrixStruct, [self._struct(m) for m in self._weights.experts(name + part, f"{name}{part}_bias")])
+            self._array(
+                MatrixStruct, [self._struct(m) for m in self._weights.experts(name + part, f"{name}{part}_bias")]
+            )
             for part in ("up", "down")
         )
         return ExpertsStruct(

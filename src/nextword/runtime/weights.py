@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from ..families import FileTensor, Parameter
 from ..families.names import Names
 from ..native.matmul import Matrix, Segment
+from ..native.quantize import convert_rows
 from ..spec import ModelSpec
-from ..weights.source import Source
-from .convert import convert_rows
+from ..weights.quantizing import MIXES, quantized_type
+from ..weights.source import Source, run_kind
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -91,15 +92,14 @@ class SourceWeights:
     def matrix(self, weight: str, bias: str = "") -> Matrix:
         parameter = self._parameters[weight]
         in_pairs = self._in_pairs(parameter)
-        dtype = "auto" if weight.endswith("router.weight") else self.dtype  # small, and decides which experts run
-        segments = [self._segment(tensor, dtype, in_pairs) for tensor in parameter.tensors]
+        segments = [self._segment(parameter, tensor, in_pairs) for tensor in parameter.tensors]
         return Matrix(parameter.shape[1], segments, self._vector(bias, in_pairs))
 
     def experts(self, weight: str, bias: str) -> list[Matrix]:
         parameter, biases = self._parameters[weight], self.vector(bias)
         segments: list[list[Segment]] = [[] for _ in range(parameter.shape[0])]
         for tensor in sorted(parameter.tensors, key=_first_row):
-            stored = self._segment(tensor, self.dtype)
+            stored = self._segment(parameter, tensor)
             if isinstance(tensor.index[0], int):
                 segments[tensor.index[0]].append(stored)
                 continue
@@ -132,28 +132,29 @@ class SourceWeights:
             return False
         if self.spec.qk_norm != "none" or self.spec.rope.fraction != 1:
             return False
-        return all(tensor.swapped is not None and self._keeps(tensor, self.dtype) for tensor in parameter.tensors[:2])
+        return all(tensor.swapped is not None for tensor in parameter.tensors[:2])
 
-    def _keeps(self, tensor: FileTensor, dtype: Dtype) -> bool:
-        """Whether a matrix is wanted in the type that the file has."""
-        return not tensor.offset and (dtype == "auto" or self.source.kind(tensor) == _STORED.get(dtype, dtype))
+    def _wanted(self, parameter: Parameter, tensor: FileTensor) -> str:
+        """The type that a matrix is to have."""
+        if self.dtype == "auto" or parameter.name.endswith(_AS_STORED):
+            return run_kind(self.source.kind(tensor))
+        mix = MIXES.get("q4_k_m" if self.dtype == "q4_k" else self.dtype)
+        return quantized_type(mix, self.spec, parameter, tensor) if mix else _FLOATS[self.dtype]
 
-    def _segment(self, tensor: FileTensor, dtype: Dtype, in_pairs: bool = False) -> Segment:
-        if self._keeps(tensor, dtype):
-            stored = self.source.mapped(tensor)
-            kind, data = stored.type, stored.data
-            if tensor.transposed:
-                data = _transposed(data, tensor)
-            if tensor.swapped is not None and not in_pairs:
-                data = tensor.rows_from_file(data.reshape(*tensor.shape[:-1], -1)).reshape(data.shape)
-        else:
-            kind, data = convert_rows(np.ascontiguousarray(self.source.read(tensor)).reshape(-1, tensor.shape[-1]), dtype)
+    def _segment(self, parameter: Parameter, tensor: FileTensor, in_pairs: bool = False) -> Segment:
+        stored, kind = self.source.mapped(tensor), self._wanted(parameter, tensor)
+        data = _transposed(stored.data, tensor) if tensor.transposed else stored.data
+        if kind != stored.type:
+            data = convert_rows(data, stored.type, kind, tensor.shape[-1])
+        if tensor.swapped is not None and not in_pairs:
+            data = tensor.rows_from_file(data.reshape(*tensor.shape[:-1], -1)).reshape(data.shape)
         self.types.add(kind)
         self.mapped_bytes += 0 if data.flags.writeable else data.nbytes
         return Segment(kind, data)
 
 
-_STORED = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_AS_STORED = ("router.weight", "positions.weight")  # decides which experts run; is added
+_FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def _first_row(tensor: FileTensor) -> int:

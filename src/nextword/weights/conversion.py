@@ -18,6 +18,7 @@ from ..text import Tokenizer
 from . import floats
 from .loading import open_source
 from .model_folder import CONFIG, INDEX, WEIGHTS, new_folder
+from .quantizing import MIXES
 from .safetensors_file import write_safetensors
 from .source import SourceArrays
 
@@ -25,7 +26,7 @@ Floats = NDArray[np.float32]
 Progress = Callable[[float], None]  # called with the share done
 
 SHARD = 5_000_000_000  # bytes; transformers' own limit for one file
-DTYPES = ("float32", "bfloat16", "float16")  # of a folder
+DTYPES = ("float32", "bfloat16", "float16")  # of a folder; a GGUF file may also be one of MIXES
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def is_gguf(out: Path) -> bool:
 
 def check_dtype(out: Path, name: str) -> None:
     """Raise UsageError for a type that the format of `out` does not have."""
-    known = (*DTYPES, "q8_0") if is_gguf(out) else DTYPES
+    known = (*DTYPES, *MIXES) if is_gguf(out) else DTYPES
     if name not in known:
-        hint = " q8_0 is only for GGUF files; use an OUT that ends in .gguf" if name == "q8_0" else ""
+        hint = f" {name} is only for GGUF files; use an OUT that ends in .gguf" if name in MIXES else ""
         raise UsageError(f"dtype {name!r} cannot be written as {out}. Known: {', '.join(known)}.{hint}".rstrip("."))
 
 

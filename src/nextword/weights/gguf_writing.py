@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..base import UsageError
 from ..families import FAMILIES, GGUF, FileTensor
 from ..families.gguf_metadata import gguf_metadata
+from ..native.quantize import quantize
 from ..spec import ModelSpec
+from . import floats
 from .conversion import Floats, ModelData, Progress, to_file
 from .gguf_vocabulary import Vocabulary, vocabulary_of
 from .model_folder import new_file
+from .quantizing import MIXES, quantized_type
 from .rope_factors import factor_metadata, factor_tensors
 
-_FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7, "bfloat16": 32}  # llama_ftype
-_BLOCK = 32  # numbers that share a scale in q8_0
+_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}  # llama_ftype
 _QUANTIZATION_VERSION = 2
 _FOLDER = "Write a Hugging Face folder instead: a name without .gguf"
 _NOT_MULTIPLIED = ("position_embd.weight", "ffn_gate_inp.weight")  # kept in float32: added; selects the experts
@@ -33,14 +37,14 @@ class _Stored:
 
     tensor: FileTensor
     parameter: str
-    type: Any  # gguf.GGMLQuantizationType
+    type: str  # "f32", "q4_k", ...
 
 
 def write_gguf(out: Path, model: ModelData, dtype: str, force: bool, progress: Progress) -> Path:
     """Write a transformer of a llama.cpp family, with its byte-level tokenizer, to `out`, atomically.
 
-    `dtype` is that of the matrices (float32, float16, bfloat16, q8_0; rows not divisible into q8_0 blocks are
-    float16); norms and biases are float32. Raises UsageError for a model or tokenizer that GGUF cannot express, or if
+    `dtype` is that of the matrices, or one of MIXES, whose matrices are of several types; norms and biases are
+    float32. Raises UsageError for a model or tokenizer that GGUF cannot express, or if
     `out` exists and `force` is not set; RunError if the file cannot be written.
     """
     gguf, metadata = _described(model.spec)
@@ -53,7 +57,7 @@ def write_gguf(out: Path, model: ModelData, dtype: str, force: bool, progress: P
         return np.ascontiguousarray(to_file(ours[stored.tensor.index], stored.tensor))
 
     with new_file(out, force) as part:
-        _write(part, metadata | {"general.file_type": _FILE_TYPES[dtype]}, vocabulary, tensors, values, progress)
+        _write(part, metadata | _types_metadata(dtype), vocabulary, tensors, values, progress)
     return out
 
 
@@ -69,21 +73,28 @@ def _described(spec: ModelSpec) -> tuple[GGUF, dict[str, Any]]:
     return gguf, metadata | factor_metadata(spec, gguf.architecture)
 
 
+def _types_metadata(dtype: str) -> dict[str, Any]:
+    if dtype not in MIXES:
+        return {"general.file_type": _FILE_TYPES[dtype]}
+    return {
+        "general.file_type": MIXES[dtype].file_type,
+        "general.quantization_version": _QUANTIZATION_VERSION,
+    }
+
+
 def _tensors(spec: ModelSpec, gguf: GGUF, factors: Mapping[str, Floats], dtype: str) -> Iterator[_Stored]:
     """Every tensor with llama.cpp's names, row order and types."""
-    from gguf import GGMLQuantizationType as Type
-
-    wanted = {"float32": Type.F32, "float16": Type.F16, "bfloat16": Type.BF16, "q8_0": Type.Q8_0}[dtype]
     for parameter in gguf.names.parameters(spec):
         for tensor in parameter.tensors:
-            kind = wanted
             if tensor.is_vector or tensor.name.endswith(_NOT_MULTIPLIED):
-                kind = Type.F32
-            elif kind == Type.Q8_0 and tensor.shape[-1] % _BLOCK:
-                kind = Type.F16
+                kind = "f32"
+            elif dtype in MIXES:
+                kind = quantized_type(MIXES[dtype], spec, parameter, tensor)
+            else:
+                kind = _FLOATS[dtype]
             yield _Stored(tensor, parameter.name, kind)
     for name, values in factors.items():
-        yield _Stored(FileTensor(name, values.shape, (slice(None),), is_vector=True), name, Type.F32)
+        yield _Stored(FileTensor(name, values.shape, (slice(None),), is_vector=True), name, "f32")
 
 
 def _write(
@@ -114,19 +125,24 @@ def _write(
     }
     for key, value in metadata.items():
         add[type(value)](key, value)
-    if any(stored.type == gguf.GGMLQuantizationType.Q8_0 for stored in tensors):
-        writer.add_quantization_version(_QUANTIZATION_VERSION)
     vocabulary.add_to(writer)
     for stored in tensors:
-        shape = stored.tensor.shape
-        size = math.prod(gguf.quant_shape_to_byte_shape(shape, stored.type))
-        writer.add_tensor_info(stored.tensor.name, shape, np.dtype(np.float32), size, stored.type)
+        shape, kind = stored.tensor.shape, gguf.GGMLQuantizationType[stored.type.upper()]
+        size = math.prod(gguf.quant_shape_to_byte_shape(shape, kind))
+        writer.add_tensor_info(stored.tensor.name, shape, np.dtype(np.float32), size, kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, stored in enumerate(tensors):
-            writer.write_tensor_data(gguf.quants.quantize(values(stored), stored.type))
+            writer.write_tensor_data(_encoded(values(stored), stored.type))
             progress((done + 1) / len(tensors))
     finally:
         writer.close()
+
+
+def _encoded(values: Floats, kind: str) -> NDArray[Any]:
+    """`values` (..., width) in a type of the file."""
+    if kind in _FLOATS.values():
+        return floats.encode(values, next(name for name, stored in _FLOATS.items() if stored == kind))
+    return quantize(values.reshape(-1, values.shape[-1]), kind)
