@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 from ..base import RunError
 from ..base.cores import cores
 
-LEVELS = ("portable", "avx2", "avx512-vnni")  # instruction sets that the kernels use, by number
+_ARM = platform.machine() in ("aarch64", "arm64")
+# instruction sets that the kernels use, by number
+LEVELS = ("portable", "neon") if _ARM else ("portable", "avx2", "avx512-vnni")
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),
@@ -31,6 +34,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
+    "nw_join_strings": (c_int64, [c_char_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_watch_mapping": (c_int, [c_void_p, c_int64, c_char_p]),
     "nw_unwatch_mapping": (None, [c_int]),
     "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),

@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 import os
 import struct
+from ctypes import byref, c_int64
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..base import UsageError
+from ..native.bindings import find_library
 
 
 class BlockType(NamedTuple):
@@ -270,12 +274,32 @@ class _Reader:
         return values
 
     def _strings(self, key: str, count: int) -> list[str]:
-        """Read strings in one pass: a vocabulary is most of a header, so its items are not checked one by one.
-
-        A length beyond the end makes the next unpack fail, or puts the end outside.
-        """
+        """Read strings: a vocabulary is most of a header."""
         if count * 8 > self.size - self.position:
             raise _Bad(f"the array {key!r} claims {count} strings, more than the file could hold")
+        strings = self._joined(count)
+        return self._one_by_one(key, count) if strings is None else strings
+
+    def _joined(self, count: int) -> list[str] | None:
+        """Read strings with the compiled kernels. None without them, or if one is invalid or holds a newline."""
+        kernels = find_library()
+        if kernels is None or not count:
+            return None
+        joined = np.empty(len(self.data) - self.position, np.uint8)
+        written = c_int64()
+        place = self.data, self.position, len(self.data), count
+        end = kernels.nw_join_strings(*place, joined.ctypes.data, byref(written))
+        if end < 0:
+            return None
+        try:
+            strings = str(joined[: written.value - 1], "utf-8").split("\n")
+        except UnicodeDecodeError:
+            return None
+        self.position = end
+        return strings
+
+    def _one_by_one(self, key: str, count: int) -> list[str]:
+        """Read strings in one pass. A length beyond the end makes the next unpack fail, or puts the end outside."""
         data, end = self.data, self.position
         unpack = struct.Struct("<Q").unpack_from
         strings = []
