@@ -1,4 +1,4 @@
-// The kernels of matrix products, compiled for VNNI.
+// The kernels of matrix products, compiled for AVX-512 VNNI.
 #include "matmul.h"
 
 #if NW_X86
