@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -12,7 +13,8 @@ from pathlib import Path
 from ..base import RunError
 from ..base.cores import cores
 
-LEVELS = ("portable", "avx2", "avx512-vnni")  # instruction sets that the kernels use, by number
+_ARM = platform.machine().lower() in ("arm64", "aarch64")
+LEVELS = ("portable", "neon") if _ARM else ("portable", "avx2", "avx512-vnni")  # instruction sets, by number
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),

@@ -25,6 +25,8 @@ static kernels kernels_here(void) {
 #if NW_X86
     if (nw_level() == LEVEL_VNNI) return KERNELS(vnni);
     if (nw_level() == LEVEL_AVX2) return KERNELS(avx2);
+#elif defined(__aarch64__)
+    if (nw_level()) return KERNELS(neon);
 #endif
     return KERNELS(plain);
 }
