@@ -24,7 +24,7 @@ static void report(const char *name, const void *bytes, size_t count) {
 }
 
 // A chunk of 40 tokens, then one more.
-static void check_attention(const char *name, kv_cache_type kv_type, float softcap, int interleaved) {
+static void check_attention(const char *name, weight_type kv_type, float softcap, int interleaved) {
     enum { HEADS = 6, KV_HEADS = 2, WIDTH = 64, TOKENS = 41, PAGE = 24, ROWS = HEADS + 2 * KV_HEADS };
     static float qkv[TOKENS * ROWS * WIDTH], cosine[TOKENS * WIDTH], sine[TOKENS * WIDTH], y[TOKENS * HEADS * WIDTH];
     static char keys[2 * KV_HEADS * PAGE * WIDTH * 4], values[sizeof keys];
@@ -49,7 +49,7 @@ static void check_attention(const char *name, kv_cache_type kv_type, float softc
     a.y += (TOKENS - 1) * HEADS * WIDTH;
     if (attend(&a)) return;
     report(name, y, sizeof y);
-    report("  its keys", keys, (size_t)(2 * KV_HEADS * PAGE * kv_row_bytes(kv_type, WIDTH)));
+    report("  its keys", keys, (size_t)(2 * KV_HEADS * PAGE * row_bytes(kv_type, WIDTH)));
 }
 
 static void check_layer_ops(void) {
@@ -89,9 +89,9 @@ static void check_multiply(const char *name, int64_t type, int64_t batch) {
 
 int main(int count, char **arguments) {
     nw_force_level(count > 1 ? atoi(arguments[1]) : -1);
-    check_attention("attention, float32", KV_F32, 0, 0);
-    check_attention("attention, float16", KV_F16, 20.0f, 1);
-    check_attention("attention, q8_0", KV_Q8_0, 0, 1);
+    check_attention("attention, float32", F32, 0, 0);
+    check_attention("attention, float16", F16, 20.0f, 1);
+    check_attention("attention, q8_0", Q8_0, 0, 1);
     check_layer_ops();
     for (int64_t batch = 1; batch <= 12; batch += 11) {
         check_multiply("float32 product", F32, batch);

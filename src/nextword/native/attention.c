@@ -1,8 +1,8 @@
-// A head's positions are split into stretches of 256 (0 to 255, 256 to 511, ...). Each leaves a partial result, with its
-// own largest score and sum, and these are added up in order (Milakov and Gimelshein 2018, 1805.02867). What a token
-// gets is the same bits whatever the other tokens, the pages and the threads: up to 60 queries, those of a few tokens
-// of one sequence and of the heads that share a key head, share the reading of a split. With many such blocks each is
-// one thread's work, which keeps a single partial result; with few, splits go to different threads.
+// A head's positions are split into stretches of 256 (0 to 255, 256 to 511, ...). Each leaves a partial result, with
+// its own largest score and sum, and these are added up in order (Milakov and Gimelshein 2018, 1805.02867). A token gets
+// the same bits whatever the other tokens, the pages and the threads. Up to 60 queries, those of a few tokens of one
+// sequence and of the heads that share a key head, share the reading of a split. With many such blocks each is one
+// thread's work, which keeps a single partial result; with few, splits go to different threads.
 #include "attention.h"
 
 #include <math.h>
@@ -35,10 +35,6 @@ typedef struct {
     _Atomic int failed;
 } attention_round;
 
-int64_t kv_row_bytes(int64_t kv_type, int64_t width) {
-    return kv_type == KV_Q8_0 ? width / 32 * 34 : width * (kv_type == KV_F16 ? 2 : 4);
-}
-
 static int64_t first_seen(const attention *a, int64_t token) {
     int64_t length = a->at->positions[token] + 1;
     return a->window && length > a->window ? length - a->window : 0;
@@ -54,7 +50,7 @@ static char *group_at(const attention *a, void *pages, int64_t sequence, int64_t
     const placement *at = a->at;
     const int64_t page = at->page_tables[sequence * at->table_width + position / at->page_size];
     const int64_t row = (page * a->kv_heads + head) * at->page_size + position % at->page_size / 8 * 8;
-    return (char *)pages + row * kv_row_bytes(a->kv_type, a->width);
+    return (char *)pages + row * row_bytes(a->kv_type, a->width);
 }
 
 // ---- rope, and the keys and values into their pages
@@ -83,7 +79,7 @@ static void rope_and_store(const attention *a, const f32_kernels *kernels, int64
         const float *key = heads + (a->heads + h) * width, *value = key + a->kv_heads * width;
         char *values = group_at(a, a->values, sequence, h, position);
         kernels->store_key(a->kv_type, key, width, group_at(a, a->keys, sequence, h, position), position % 8);
-        kernels->store_value(a->kv_type, value, width, values + position % 8 * kv_row_bytes(a->kv_type, width));
+        kernels->store_value(a->kv_type, value, width, values + position % 8 * row_bytes(a->kv_type, width));
     }
 }
 
@@ -150,7 +146,8 @@ static void begin_state(const attention *a, float *state) {
 static void finish_query(const attention_round *round, const query_block *b, int64_t n, const float *state) {
     const attention *a = round->a;
     const int64_t group = group_of(a), token = b->token + n / group, head = b->head * group + n % group;
-    round->kernels->finish(state, a->width, a->sinks ? a->sinks + head : NULL, a->y + (token * a->heads + head) * a->width);
+    float *y = a->y + (token * a->heads + head) * a->width;
+    round->kernels->finish(state, a->width, a->sinks ? a->sinks + head : NULL, y);
 }
 
 static void attend_whole(const attention_round *round, const query_block *b, const workspace *w) {
@@ -169,11 +166,13 @@ static void attend_whole(const attention_round *round, const query_block *b, con
 static void add_up_splits(const attention_round *round, const query_block *b, float *state) {
     const attention *a = round->a;
     const int64_t group = group_of(a), queries = b->tokens * group, numbers = partial_numbers(a);
+    void (*add)(const float *, int64_t, float *) = round->kernels->add_partial;
     for (int64_t n = 0; n < queries; n++) {
         const float *partial = round->partials + b->offset + n * numbers;
+        const int64_t token = b->token + n / group, last = last_split(a, token);
         begin_state(a, state);
-        for (int64_t split = first_split(a, b->token + n / group); split <= last_split(a, b->token + n / group); split++)
-            round->kernels->add_partial(partial + (split - b->first_split) * queries * numbers, padded_width(a->width), state);
+        for (int64_t split = first_split(a, token); split <= last; split++)
+            add(partial + (split - b->first_split) * queries * numbers, padded_width(a->width), state);
         finish_query(round, b, n, state);
     }
 }
@@ -193,7 +192,8 @@ static void attention_chunk(void *pointer, int64_t chunk) {
         attend_whole(round, b, &w);
         return;
     }
-    attend_to_split(round, b, b->first_split + index, &w, round->partials + b->offset + index * queries * partial_numbers(a));
+    float *partials = round->partials + b->offset + index * queries * partial_numbers(a);
+    attend_to_split(round, b, b->first_split + index, &w, partials);
     if (atomic_fetch_sub(&b->left, 1) == 1) add_up_splits(round, b, w.states);  // the last to be done
 }
 
@@ -234,7 +234,8 @@ static void fill(attention_round *round, int64_t *token, int64_t *head) {
         if (round->count && round->numbers + numbers > MAX_PARTIALS) return;
         round->blocks[round->count++] = (query_block){*token, tokens, *head, first, splits, round->numbers, splits};
         round->numbers += numbers;
-        round->multiplications += 2 * tokens * group * a->width * (a->at->positions[*token] + 1 - first_seen(a, *token));
+        const int64_t seen = a->at->positions[*token] + 1 - first_seen(a, *token);
+        round->multiplications += 2 * tokens * group * a->width * seen;
         if (splits > round->max_splits) round->max_splits = splits;
         if (++*head < a->kv_heads) continue;
         *head = 0;

@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "matrix.h"
+
 // Where the tokens of one call stand. Page j of a row of `page_tables` holds positions j * page_size onwards.
 typedef struct {
     const int64_t *positions, *sequences;  // (tokens,): position in the sequence, row of page_tables
@@ -10,21 +12,16 @@ typedef struct {
 } placement;
 
 typedef struct {
-    const float *cosine, *sine;  // (positions, width), see models/rotary.py: sine carries its sign; NULL: no rope
+    const float *cosine, *sine;  // (positions, width), see rope.py: sine carries its sign; NULL: no rope
     int64_t width;               // leading numbers of a head that are rotated
     int64_t interleaved;         // 0: pairs (i, i + width / 2); 1: pairs (2i, 2i + 1), as GGUF stores some models' rows
 } rope_table;
-
-typedef enum { KV_F32 = 0, KV_F16 = 1, KV_Q8_0 = 8 } kv_cache_type;  // GGUF's numbers
-
-// Bytes of a cached key or value; Q8_0 takes widths that are a multiple of 32.
-int64_t kv_row_bytes(int64_t kv_type, int64_t width);
 
 typedef struct {
     float *qkv;  // (tokens, heads + 2 kv_heads, width): queries, keys, values; rotated in place
     rope_table rope;
     void *keys, *values;  // (pages, kv_heads, page_size, width) in `kv_type`; page_size is a multiple of eight
-    int64_t kv_type;      // a kv_cache_type
+    int64_t kv_type;      // F32, F16 or, where the width is a multiple of 32, Q8_0
     const placement *at;
     int64_t heads, kv_heads, width;
     int64_t window;        // how many of the last tokens are looked at; 0: all

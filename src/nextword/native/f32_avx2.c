@@ -4,6 +4,7 @@
 #define USE_AVX2
 #include "vector_f32.h"
 
+#include "kv_cache.inc"
 #include "layer_ops.inc"
 
 #include "attention.inc"

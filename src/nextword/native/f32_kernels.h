@@ -53,7 +53,10 @@ typedef struct {
     void (*advance_units)(cell_kind kind, const gate_row *row, int64_t from, int64_t to);
 } f32_kernels;
 
-#define F32_KERNELS \
-    { store_key, store_value, attend_to_split, add_partial, finish, normalize_row, activate_row, soft_cap, advance_units }
+#define F32_KERNELS                                                                    \
+    {                                                                                  \
+        store_key, store_value, attend_to_split, add_partial, finish, normalize_row,   \
+        activate_row, soft_cap, advance_units,                                         \
+    }
 
 const f32_kernels *find_f32_kernels(void);

@@ -2,6 +2,7 @@
 #define USE_NEON
 #include "vector_f32.h"
 
+#include "kv_cache.inc"
 #include "layer_ops.inc"
 
 #include "attention.inc"

@@ -1,5 +1,6 @@
 #include "vector_f32.h"
 
+#include "kv_cache.inc"
 #include "layer_ops.inc"
 
 #include "attention.inc"

@@ -37,12 +37,16 @@ VECTOR f8 f8_fma(f8 a, f8 b, f8 c) { return _mm256_fmadd_ps(a, b, c); }
 VECTOR f8 f8_max(f8 a, f8 b) { return _mm256_max_ps(a, b); }
 VECTOR f8 f8_min(f8 a, f8 b) { return _mm256_min_ps(a, b); }
 VECTOR f8 f8_zero_below(f8 x, f8 low, f8 a) { return _mm256_and_ps(a, _mm256_cmp_ps(x, low, _CMP_NLT_UQ)); }
-VECTOR f8 f8_choose_below(f8 x, f8 limit, f8 a, f8 b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ)); }
+VECTOR f8 f8_choose_below(f8 x, f8 limit, f8 a, f8 b) {
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
+}
 VECTOR f8 f8_from_half(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 VECTOR f8 f8_from_int8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
-VECTOR void f8_store_half(void *p, f8 a) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)); }
+VECTOR void f8_store_half(void *p, f8 a) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
 VECTOR f8 f8_power_of_two(f8 shifted) {
     const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)));
@@ -162,7 +166,7 @@ VECTOR float f8_largest(f8 a) {
     return largest;
 }
 
-#define MAGIC 12582912.0f  // 1.5 * 2^23: has no fraction, so adding it rounds to a whole number, held by the lowest bits
+#define MAGIC 12582912.0f  // 1.5 * 2^23: adding it rounds to a whole number, which the lowest bits then hold
 
 // exp(x) within 2 units in the last place: Cephes' expf. 0 below -87, exp(88) above 88; NaN stays NaN.
 VECTOR f8 f8_exp(f8 x) {
