@@ -16,7 +16,10 @@ import pytest
 import nextword
 from full_disk import full_disk
 from nextword.base import RunError, UsageError
-from nextword.weights import model_folder
+from nextword.weights import (
+    gguf_writing,  # noqa: F401 - imported before a disk is full, which would cut its bytecode short
+    model_folder,
+)
 from nextword.weights.conversion import convert
 from nextword.weights.loading import open_source
 

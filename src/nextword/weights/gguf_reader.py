@@ -119,7 +119,7 @@ class Reader:
         if end < 0:
             return None
         try:
-            strings = str(joined[: written.value - 1], "utf-8").split("\n")
+            strings = joined[: written.value - 1].tobytes().decode().split("\n")
         except UnicodeDecodeError:
             return None
         self.position = end
