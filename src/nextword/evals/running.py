@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backend import Backend, Batch, Output
 from ..engine import CompletionHandle, Engine, Request, SamplingParams, ScoreHandle, ScoreRequest, StopConfig
@@ -85,6 +86,9 @@ class CountingBackend:
     def forward(self, batch: Batch) -> Output:
         scores = len(batch.score_rows)
         return Output(np.zeros((len(batch.logit_rows), 1), np.float32), np.zeros(scores), np.ones(scores, np.int64))
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        return np.zeros((len(batch.tokens), 1), np.float32)
 
 
 def _without_writing(request: ScoreRequest | Request) -> ScoreRequest | Request:
