@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,8 @@ def test_a_product_is_added_where_that_is_wanted_and_nothing_beyond_is_written(i
 def test_what_does_not_fit_is_refused_before_anything_is_read() -> None:
     data = random_rows("q8_0", 8, 64)
     weights = Matrix(64, [Segment("q8_0", data)])
-    for x in (np.zeros((1, 32), np.float32), np.zeros((1, 64)), np.zeros(64, np.float32)):
+    unfit: list[Any] = [np.zeros((1, 32), np.float32), np.zeros((1, 64)), np.zeros(64, np.float32)]
+    for x in unfit:
         with pytest.raises(ValueError, match=r"float32 \(batch, 64\)"):
             weights.multiply(x)
     for id in (-1, 8):

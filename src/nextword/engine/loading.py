@@ -18,7 +18,7 @@ from ..runtime.weights import Dtype
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from ..weights.catalogue import resolve
-from ..weights.gguf_format import BLOCK_TYPES
+from ..weights.gguf_types import BLOCK_TYPES
 from ..weights.loading import open_source
 from ..weights.source import Source, run_kind, tensors_of
 from .checks import shown, whole
