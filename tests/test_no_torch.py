@@ -54,7 +54,7 @@ LINES = (
     "complete -m GGUF --max-tokens 3 -n 2 --probabilities 2 --json Hi",
     "complete -m LSTM --max-tokens 3 Hi",
     "complete -m FOLDER --max-tokens 3 --regex [a-c]+ Hi",
-    "complete -m FOLDER --dtype q8_0 --kv-dtype q8_0 --max-tokens 3 Hi",
+    "complete -m FOLDER --dtype q8_0 --kv-dtype float32 --threads 1 --max-tokens 3 Hi",
     "next -m GGUF Hi",
     "chat -m FOLDER --max-tokens 3",
     "eval TABLE -m GGUF --template {text}:{label} --shots 0,2 --limit 4",
