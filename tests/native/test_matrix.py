@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
+from quantized import QUANTIZED, activations, dequantized, random_rows
 
 from nextword import native
 from nextword.native.matmul import TYPES, Matrix, Segment
-from quantized import QUANTIZED, activations, dequantized, random_rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 

@@ -11,15 +11,6 @@
 #define NW_X86 1
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
-#if defined(__clang__)
-#define WIDE_VECTORS
-#else
-#define WIDE_VECTORS ",prefer-vector-width=512"  // in loops that GCC makes vectors of
-#endif
-#define VNNI __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni" WIDE_VECTORS)))
-// Asks for the line 8 KB on. Several vectors take long enough over each weight that the processor's own prefetching
-// falls behind: without this four or eight vectors wait for memory as well as computing.
-INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p + 8192, _MM_HINT_T0); }
 #else
 #define NW_X86 0
 #endif

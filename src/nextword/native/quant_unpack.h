@@ -60,11 +60,6 @@ INLINE void unpack_pair(const int64_t type, const uint8_t *row, const uint8_t *o
 
 // ---- superblocks
 
-typedef struct {
-    vint w[8];            // 32 columns each
-    vint scales, minima;  // int16, one for each 16 columns
-} superblock;
-
 // Six-bit scales and minima of q4_k and q5_k: bytes a (4), m (4), x (4) hold those of blocks 0-3 in the low bits of a and
 // m, those of blocks 4-7 in the nibbles of x and the two high bits of a and m. Reads 16 bytes.
 #if defined(VECTOR_AVX2) || defined(VECTOR_VNNI)
@@ -190,11 +185,6 @@ INLINE void unpack_scales(const int64_t type, const void *block, vint *scales, v
     if (type == Q5_K) unpack_six_bits(((const block_q5_k *)block)->scales, scales, minima);
     if (type == Q6_K) *scales = widen_signed(((const block_q6_k *)block)->scales);
     if (type == IQ4_XS) *scales = iq4_xs_scales(block);
-}
-
-INLINE void unpack_superblock(const int64_t type, const void *block, superblock *to) {
-    unpack_weights(type, block, to->w);
-    unpack_scales(type, block, &to->scales, &to->minima);
 }
 
 // Where d is in a superblock; dmin follows it.

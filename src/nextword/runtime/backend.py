@@ -61,7 +61,7 @@ class CpuBackend:
         self.context = spec.context if spec.kind == "transformer" else None
         self.page_size, self.page_bytes = self.pages.page_size, self.pages.page_bytes
         self.rewindable = self.pages.rewindable
-        self.allocate, self.copy_page = self.pages.allocate, self.pages.copy_page
+        self.copy_page = self.pages.copy_page
 
     @classmethod
     def from_arrays(
@@ -75,6 +75,9 @@ class CpuBackend:
         """Free bytes, without those that the system caches mapped weights in: each step reads them."""
         free = free_memory()
         return free if free is None else max(free - self._weights.mapped_bytes, 0)
+
+    def allocate(self, pages: int) -> None:
+        self.pages.allocate(pages)
 
     def forward(self, batch: Batch) -> Output:
         wanted = _wanted(batch)
