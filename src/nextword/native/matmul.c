@@ -25,6 +25,8 @@ static kernels kernels_here(void) {
 #if NW_X86
     if (nw_level() == LEVEL_VNNI) return KERNELS(vnni);
     if (nw_level() == LEVEL_AVX2) return KERNELS(avx2);
+#elif defined(__aarch64__)
+    if (nw_level()) return KERNELS(neon);
 #endif
     return KERNELS(plain);
 }
@@ -48,8 +50,8 @@ static void product_chunk(void *pointer, int64_t chunk) {
 }
 
 // A multiple of what the kernels take at a time.
-static int64_t rows_of_chunk(int64_t bytes, int64_t batch) {
-    const int64_t least = batch < MANY ? 16 : 32, rows = CHUNK_BYTES / bytes / least * least;
+static int64_t rows_of_chunk(int64_t type, int64_t bytes, int64_t batch) {
+    const int64_t least = is_float(type) || batch < MANY ? 16 : 32, rows = CHUNK_BYTES / bytes / least * least;
     return rows < least ? least : rows;
 }
 
@@ -75,7 +77,7 @@ int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add) 
         const int64_t bytes = row_bytes(s->type, m->width);
         p.segments[i] = (segment_job){s->type, s->rows, m->width, bytes, s->data, m->bias ? m->bias + row : NULL,
                                       x, p.a, batch, p.superblocks, m->rows, 0, y + row, add};
-        p.rows_a_chunk[i] = rows_of_chunk(bytes, batch);
+        p.rows_a_chunk[i] = rows_of_chunk(s->type, bytes, batch);
         p.segments[i].skipped = (nw_threads() - 1) * p.rows_a_chunk[i];
         p.chunks[i] = (s->rows + p.rows_a_chunk[i] - 1) / p.rows_a_chunk[i];
         chunks += p.chunks[i];

@@ -79,3 +79,4 @@ typedef struct {
 DECLARE_KERNELS(plain)
 DECLARE_KERNELS(avx2)
 DECLARE_KERNELS(vnni)
+DECLARE_KERNELS(neon)

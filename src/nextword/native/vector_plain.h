@@ -52,16 +52,11 @@ INLINE vint widen_signed(const void *p) { EACH(16, y.h[i] = ((const int8_t *)p)[
 INLINE vint first_halves(vint a, vint b) { return load_two(a.b, b.b); }
 INLINE vint second_halves(vint a, vint b) { return load_two(a.b + 16, b.b + 16); }
 
-INLINE vint add_bytes(vint a, vint b) { EACH(32, y.b[i] = (int8_t)(a.b[i] + b.b[i])); }
-INLINE vint add_int16(vint a, vint b) { EACH(16, y.h[i] = (int16_t)(a.h[i] + b.h[i])); }
 INLINE vint subtract_int16(vint a, vint b) { EACH(16, y.h[i] = (int16_t)(a.h[i] - b.h[i])); }
 INLINE vint multiply_int16(vint a, vint b) { EACH(16, y.h[i] = (int16_t)(a.h[i] * b.h[i])); }
 INLINE vint add_int32(vint a, vint b) { EACH(8, y.w[i] = (int32_t)((uint32_t)a.w[i] + (uint32_t)b.w[i])); }
 INLINE vint subtract_int32(vint a, vint b) { EACH(8, y.w[i] = (int32_t)((uint32_t)a.w[i] - (uint32_t)b.w[i])); }
 INLINE vint shift_left_int32(vint v, int bits) { EACH(8, y.w[i] = (int32_t)((uint32_t)v.w[i] << bits)); }
-INLINE vint shift_right_int32(vint v, int bits) { EACH(8, y.w[i] = (int32_t)((uint32_t)v.w[i] >> bits)); }
-INLINE vint shift_right_signed(vint v, int bits) { EACH(8, y.w[i] = v.w[i] >> bits); }
-INLINE vint multiply_int32(vint a, vint b) { EACH(8, y.w[i] = (int32_t)((uint32_t)a.w[i] * (uint32_t)b.w[i])); }
 INLINE vint shift_right_each(vint v, const int32_t *bits) { EACH(8, y.w[i] = (int32_t)((uint32_t)v.w[i] >> bits[i])); }
 INLINE vint multiply_pairs(vint a, vint b) {
     EACH(8, y.w[i] = a.h[2 * i] * b.h[2 * i] + a.h[2 * i + 1] * b.h[2 * i + 1]);
@@ -91,15 +86,7 @@ INLINE vint add_pairs(vint a, vint b) {
     EACH(8, y.w[i] = i % 4 < 2 ? a.w[i / 4 * 4 + 2 * (i % 2)] + a.w[i / 4 * 4 + 2 * (i % 2) + 1]
                                : b.w[i / 4 * 4 + 2 * (i % 2)] + b.w[i / 4 * 4 + 2 * (i % 2) + 1]);
 }
-INLINE vint add_int16_products(vint sum, vint a, vint b) { return add_int32(sum, multiply_pairs(a, b)); }
 INLINE vint add_swapped(vint a, vint b) { return add_int32(first_halves(a, b), second_halves(a, b)); }
-
-INLINE void transpose(vint *v) {
-    vint from[4];
-    memcpy(from, v, sizeof from);
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 8; j++) v[i].w[j] = from[j % 4].w[j / 4 * 4 + i];
-}
 
 #define EACH_F32(expression)                 \
     vfloat y;                                \

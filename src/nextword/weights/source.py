@@ -16,7 +16,7 @@ from ..families import Family, FileTensor, Parameter
 from ..families.gguf_metadata import family_of_gguf, spec_from_gguf_metadata
 from ..native.matmul import TYPES
 from ..spec import ModelSpec
-from . import floats, rope_factors
+from . import rope_factors
 from .gguf import GGUFFile
 
 if TYPE_CHECKING:
