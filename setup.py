@@ -15,7 +15,8 @@ kernels = Extension(
     "nextword.native._kernels",
     sources=sorted(glob(f"{FOLDER}/*.c")),
     depends=sorted(glob(f"{FOLDER}/*.h") + glob(f"{FOLDER}/*.inc")),
-    define_macros=[("NW_WITH_PYTHON", "1")],
+    define_macros=[("NW_WITH_PYTHON", "1"), ("Py_LIMITED_API", "0x030B0000")],
+    py_limited_api=True,  # one wheel for every Python from 3.11 on
     extra_compile_args=[
         "-O3",
         "-g0",
@@ -46,4 +47,8 @@ class ParallelBuild(build_ext):
         super().build_extensions()
 
 
-setup(cmdclass={"build_ext": ParallelBuild}, ext_modules=[] if sys.platform == "win32" else [kernels])
+setup(
+    cmdclass={"build_ext": ParallelBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    ext_modules=[] if sys.platform == "win32" else [kernels],
+)

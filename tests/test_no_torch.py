@@ -64,7 +64,7 @@ LINES = (
     "models list",
     "models info GGUF",
     "models convert GGUF NEW --dtype q8_0",
-    "runs list RUNS",
+    "runs list RUNS --json",
 )
 
 

@@ -4,7 +4,7 @@
     model = nextword.load("smollm2-135m-instruct")
     print(model.complete("I like to eat", max_tokens=20).text)
 
-Importing nextword is light: torch is imported when a model is first loaded.
+Importing nextword is light, and a model on a CPU runs without torch: that is for training and GPUs.
 """
 
 from __future__ import annotations

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 import nextword
+from nextword.backend import Batch, Output
 from nextword.base import UsageError
 from nextword.cli import main
 from nextword.cli.chat import HELP, Conversation, command
-from nextword.models import Transformer
-from nextword.models.backend import TorchBackend
+from nextword.runtime import CpuBackend
 
 
 @pytest.fixture
@@ -40,11 +39,15 @@ def no_memory(*_: Any) -> None:
     raise MemoryError
 
 
+def not_a_number(_: CpuBackend, batch: Batch) -> Output:
+    return Output(np.full((len(batch.logit_rows), 257), np.nan, np.float32), np.empty(0), np.empty(0, np.int64))
+
+
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], object]]] = {
     "too long": ("x" * 600, lambda patch: None),
-    "no room": ("x", lambda patch: patch.setattr("nextword.models.backend.free_memory", lambda: 1)),
-    "NaN": ("x", lambda patch: patch.setattr(Transformer, "logits", lambda *_: torch.full((1, 257), math.nan))),
-    "no memory": ("x", lambda patch: patch.setattr(TorchBackend, "forward", no_memory)),
+    "no room": ("x", lambda patch: patch.setattr("nextword.runtime.backend.free_memory", lambda: 1)),
+    "NaN": ("x", lambda patch: patch.setattr(CpuBackend, "forward", not_a_number)),
+    "no memory": ("x", lambda patch: patch.setattr(CpuBackend, "forward", no_memory)),
 }
 
 

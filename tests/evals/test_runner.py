@@ -72,22 +72,20 @@ def counting(models: list[LanguageModel]) -> Iterator[Through]:
 
 
 def _count(model: LanguageModel, through: Through, patch: pytest.MonkeyPatch) -> None:
-    backend, inner = model.engine.backend, torch_model(model)
-    forward, hidden = backend.forward, inner.hidden
+    backend = model.engine.backend
+    forward, hidden = backend.forward, backend.hidden
 
     def step(batch: Batch) -> Output:
         through.tokens += len(batch.tokens)
         through.drawn += len(batch.logit_rows)
-        with pytest.MonkeyPatch.context() as inside:
-            inside.setattr(inner, "hidden", hidden)
-            return forward(batch)
+        return forward(batch)
 
-    def embed(tokens: torch.Tensor) -> torch.Tensor:
-        through.embedded += tokens.numel()
-        return hidden(tokens)
+    def embed(batch: Batch) -> np.ndarray:
+        through.embedded += len(batch.tokens)
+        return hidden(batch)
 
     patch.setattr(backend, "forward", step)
-    patch.setattr(inner, "hidden", embed)
+    patch.setattr(backend, "hidden", embed)
 
 
 Mode = tuple[Task, ScoringConfig, dict[str, Any]]

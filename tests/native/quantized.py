@@ -1,4 +1,4 @@
-"""Random matrices of every GGUF type, what gguf-py says that they stand for, and activations as the kernels see them."""
+"""Random matrices of every GGUF type, as gguf-py reads them, and activations as the kernels see them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _HALVES = {
 }  # fmt: skip
 
 
-def random_rows(type: str, rows: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Random bytes (rows, bytes per row) of a type, with finite scales of about 1."""
+def random_rows(type: str, rows: int, width: int, seed: int = 0, byte: int | None = None) -> NDArray[np.uint8]:
+    """Random bytes (rows, bytes per row) of a type, or always `byte`, with finite scales of about 1."""
     random, kind = np.random.default_rng(seed), GGMLQuantizationType[type.upper()]
     columns, size = GGML_QUANT_SIZES[kind]
     if type in ("f32", "f16", "bf16"):
         numbers = random.normal(size=(rows, width)).astype(np.float32)
         return np.ascontiguousarray(quants.quantize(numbers, kind)).view(np.uint8)
     blocks = random.integers(0, 256, (rows, width // columns, size), dtype=np.uint8)
+    if byte is not None:
+        blocks[:] = byte
     for at in _HALVES.get(type, []):
         scales = random.uniform(0.5, 2, blocks.shape[:2]) * random.choice((-1, 1), blocks.shape[:2])
         blocks[..., at : at + 2] = scales.astype(np.float16)[..., None].view(np.uint8)

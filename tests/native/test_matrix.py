@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
+from quantized import QUANTIZED, activations, dequantized, random_rows
 
 from nextword import native
 from nextword.native.matmul import TYPES, Matrix, Segment
-from quantized import QUANTIZED, activations, dequantized, random_rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the compiled kernels were not built")
 
@@ -39,7 +39,9 @@ def test_every_exponent_of_mxfp4_is_read_as_gguf_reads_it() -> None:
 
 @pytest.mark.parametrize("type", QUANTIZED)
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 9, 20])
-def test_products_are_those_of_the_weights_and_the_rounded_activations(instructions: str, type: str, batch: int) -> None:
+def test_products_are_those_of_the_weights_and_the_rounded_activations(
+    instructions: str, type: str, batch: int
+) -> None:
     data = random_rows(type, 37, 768)
     x = np.random.default_rng(1).normal(size=(batch, 768)).astype(np.float32) * 3
     y = Matrix(768, [Segment(type, data)]).multiply(x)
@@ -55,7 +57,9 @@ def test_products_of_floats_are_those_of_float64(instructions: str, type: str, b
     data = random_rows(type, 37, width)
     x = np.random.default_rng(1).normal(size=(batch, width)).astype(np.float32)
     y = Matrix(width, [Segment(type, data)]).multiply(x)
-    np.testing.assert_allclose(y, x.astype(np.float64) @ dequantized(type, data).T.astype(np.float64), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        y, x.astype(np.float64) @ dequantized(type, data).T.astype(np.float64), rtol=0, atol=2e-5
+    )
 
 
 def test_segments_of_any_types_lie_on_top_of_each_other() -> None:

@@ -24,7 +24,7 @@ from nextword.base import RunError, UsageError
 from nextword.base.toml import read_toml, set_values, to_toml
 from nextword.cli import _console, main
 from nextword.data import Dataset, save_tokenizer
-from nextword.models.backend import TorchBackend
+from nextword.runtime import CpuBackend
 from nextword.train import calibration, checkpoint, memory, pipeline
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.changes import Change
@@ -220,13 +220,13 @@ def test_sample_completions_allocate_a_cache_of_their_own_size_alone(
     kind: str, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocated: list[int] = []
-    allocate = TorchBackend.allocate
+    allocate = CpuBackend.allocate
 
-    def recorded(self: TorchBackend, pages: int) -> None:
+    def recorded(self: CpuBackend, pages: int) -> None:
         allocated.append(pages * self.page_bytes)
         allocate(self, pages)
 
-    monkeypatch.setattr(TorchBackend, "allocate", recorded)
+    monkeypatch.setattr(CpuBackend, "allocate", recorded)
     folder = begin(tmp_path / "run", data, kind)
     record = RunRecord.read(folder)
     config = record.config.with_run(sample_every=6).with_train(context=64 if kind == "gru" else 16)

@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from gguf_files import numbers, write
 from nextword.base import UsageError
 from nextword.weights.gguf import GGUFFile
-from nextword.weights.gguf_format import BLOCK_TYPES
+from nextword.weights.gguf_types import BLOCK_TYPES
 
 
 def test_the_table_of_block_types_is_ggmls():

@@ -54,6 +54,7 @@ def card_json(name: str, origin: str, described: Description) -> dict[str, Any]:
         "parameters": described.parameters,
         "parameters_by_part": described.parts(),
         "bytes": described.bytes,
+        "converted": described.converted,
         "kinds": [asdict(kind) for kind in described.kinds()],
         "tokenizer": asdict(described.tokenizer) if described.tokenizer else None,
         "tensors": [asdict(tensor) for tensor in described.tensors],
@@ -75,12 +76,17 @@ def _facts(origin: str, described: Description) -> list[tuple[str, str]]:
         ("architecture", described.architecture + (f": {_architecture(spec)}" if spec else "")),
         *([("runs", f"no: {described.not_run}")] if described.not_run else []),
         *([("execution", _execution())] if spec and not described.not_run else []),
+        *([("converted", _converted(described))] if described.converted else []),
         *([("context", f"{spec.context:,} tokens{_window(spec)}")] if spec else []),
         (
             "tokenizer",
             _tokenizer(described.tokenizer) if described.tokenizer else "none that nextword can build",
         ),
     ]
+
+
+def _converted(described: Description) -> str:
+    return ", ".join(f"stored as {stored}, run as {run}" for stored, run in described.converted.items())
 
 
 def _architecture(spec: ModelSpec) -> str:

@@ -1,23 +1,14 @@
-"""Requests → scheduler → forward → sampling → tokens: everything that produces or scores tokens.
-
-Only `LanguageModel` and `load`, which need torch, are imported on first use.
-"""
-
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+"""Requests → scheduler → forward → sampling → tokens: everything that produces or scores tokens."""
 
 from .engine import Engine, PromptTooLong
 from .handles import CompletionHandle, LogitsHandle, ScoreHandle, Stream
+from .language_model import LanguageModel, load
+from .loading import LoadConfig
 from .request import LogitsRequest, Request, ScoreRequest
 from .results import Alternative, Completion, NextTokenDistribution, Score, ScoredText, Timings, Token, TokenLogprob
 from .sampling_params import SamplingParams, StopConfig
 from .structure import Structure
 from .worker import Worker
-
-if TYPE_CHECKING:
-    from .language_model import LanguageModel, load
 
 __all__ = [
     "Alternative",
@@ -25,6 +16,7 @@ __all__ = [
     "CompletionHandle",
     "Engine",
     "LanguageModel",
+    "LoadConfig",
     "LogitsHandle",
     "LogitsRequest",
     "NextTokenDistribution",
@@ -44,9 +36,3 @@ __all__ = [
     "Worker",
     "load",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("LanguageModel", "load"):
-        return getattr(import_module(".language_model", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,12 +12,13 @@ from .. import native
 from ..backend import Backend
 from ..base import RunError, UsageError, free_memory
 from ..base.extras import installed, require_torch
+from ..base.units import format_bytes
 from ..runtime import DTYPES, KV_DTYPES, load_backend
 from ..runtime.weights import Dtype
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from ..weights.catalogue import resolve
-from ..weights.gguf_format import BLOCK_TYPES
+from ..weights.gguf_types import BLOCK_TYPES
 from ..weights.loading import open_source
 from ..weights.source import Source, run_kind, tensors_of
 from .checks import shown, whole
@@ -132,8 +133,8 @@ def _check_memory(source: Source, dtype: str) -> None:
     if free is not None and needed > free:
         what = "as they are stored" if dtype == "auto" else f"as {dtype}"
         raise RunError(
-            f"{source.path}: its weights take {needed / 1e9:.1f} GB {what}, and {free / 1e9:.1f} GB of memory are free."
-            " Use a smaller model" + ("" if dtype == "q4_k" else ", or --dtype q4_k")
+            f"{source.path}: its weights take {format_bytes(needed)} {what}, and {format_bytes(free)} of memory are"
+            " free. Use a smaller model" + ("" if dtype == "q4_k" else ", or --dtype q4_k")
         )
 
 

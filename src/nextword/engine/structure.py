@@ -11,7 +11,6 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -163,6 +162,8 @@ def _reason(message: str, name: str) -> str:
 def _with_deep_stack(call: Callable[[], Result]) -> Result:
     """Run `call` in a thread of its own, whose stack no grammar of `LARGEST` characters exhausts."""
     with _stack:
+        from concurrent.futures import ThreadPoolExecutor  # here, since it imports logging
+
         usual = threading.stack_size(_STACK_BYTES)
         try:
             pool = ThreadPoolExecutor(1)

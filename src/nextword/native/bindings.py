@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from ..base import RunError
 from ..base.cores import cores
 
-LEVELS = ("portable", "avx2", "avx512-vnni")  # instruction sets that the kernels use, by number
+_ARM = platform.machine() in ("aarch64", "arm64")
+# instruction sets that the kernels use, by number
+LEVELS = ("portable", "neon") if _ARM else ("portable", "avx2", "avx512-vnni")
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),
@@ -32,6 +34,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
+    "nw_join_strings": (c_int64, [c_char_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_watch_mapping": (c_int, [c_void_p, c_int64, c_char_p]),
     "nw_unwatch_mapping": (None, [c_int]),
     "nw_forward": (c_int, [c_void_p, c_void_p, c_void_p]),
@@ -41,19 +44,15 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 @cache
 def find_library() -> ctypes.CDLL | None:
     """The loaded library with its signatures set, or None if it was not built or cannot be loaded."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernels{suffix}")
-        if path.exists():
-            try:
-                kernels = ctypes.CDLL(str(path))
-                for name, (result, arguments) in _SIGNATURES.items():
-                    function = getattr(kernels, name)
-                    function.restype, function.argtypes = result, arguments
-            except (OSError, AttributeError):  # built for another system, or by an older version
-                continue
-            kernels.nw_set_threads(_default_threads())
-            return kernels
-    return None
+    try:
+        kernels = ctypes.CDLL(str(Path(__file__).with_name("_kernels.abi3.so")))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(kernels, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):  # not built, built for another system, or by an older version
+        return None
+    kernels.nw_set_threads(_default_threads())
+    return kernels
 
 
 def library() -> ctypes.CDLL:

@@ -26,7 +26,7 @@ INLINE void prefetch(const void *p) { _mm_prefetch((const char *)p + 8192, _MM_H
 
 #define EXPORT __attribute__((visibility("default")))  // all else is hidden: names cannot meet other libraries'
 
-enum { PORTABLE = 0, LEVEL_AVX2 = 1, LEVEL_VNNI = 2 };
+enum { PORTABLE = 0, LEVEL_AVX2 = 1, LEVEL_VNNI = 2, LEVEL_NEON = 1 };  // a processor has x86's or Arm's
 
 EXPORT int nw_level(void);
 

@@ -30,13 +30,13 @@ INLINE float sum_of_exp(float *x, int64_t width, float max, int keep) {
     int64_t i = 0;
     for (; i + 16 <= width; i += 16) {
         float e[16];
-        for (int j = 0; j < 16; j++) e[j] = exp_f32(x[i + j] - max, range, 0);
+        for (int j = 0; j < 16; j++) e[j] = exp_f32(x[i + j] - max, range);
         for (int j = 0; j < 16; j++) partial[j] += e[j];
         if (keep)
             for (int j = 0; j < 16; j++) x[i + j] = e[j];
     }
     for (; i < width; i++) {
-        float e = exp_f32(x[i] - max, range, 0);
+        float e = exp_f32(x[i] - max, range);
         sum += e;
         if (keep) x[i] = e;
     }
@@ -69,5 +69,5 @@ COMPILED_TWICE(entropy)
 EXPORT void nw_cross_entropy(float *logits, const int64_t *targets, int64_t rows, int64_t width, int64_t ignored,
                              int gradient, float *losses, int threads) {
     entropy_job job = {targets, rows, width, CHUNK_NUMBERS / width + 1, ignored, gradient, logits, losses};
-    share_chunks(entropy_kernel(), &job, chunks_of(rows, job.rows_a_chunk), threads);
+    pool_run_on_torch(entropy_kernel(), &job, chunks_of(rows, job.rows_a_chunk), threads);
 }

@@ -1,6 +1,5 @@
-// Norms, activation functions and rotary positions on rows of float32, for inference and for training.
-//
-// `threads` shares the work among that many of torch's threads, as training does; 0 gives it to the pool.
+// Norms, activation functions and rotary positions on rows of float32: those of inference (layer_ops.c), and what the
+// loops of training share (elementwise.c), which run on torch's threads.
 #pragma once
 #include "cpu.h"
 #include "pool.h"
@@ -19,7 +18,8 @@ void normalize(const norm *n, const float *x, int64_t rows, int64_t width, float
 // The same in place for each of the first `heads` times `width` numbers of rows that are `stride` numbers apart.
 void normalize_heads(const norm *n, float *x, int64_t rows, int64_t stride, int64_t heads, int64_t width);
 
-// y = f(x), or with `gated` f(x[:, :width]) * x[:, width:], clamped as in gpt-oss if so named; x (rows, width or 2 width), y (rows, width) elsewhere.
+// y = f(x), or with `gated` f(x[:, :width]) * x[:, width:], which SWIGLU_CLAMPED clamps as gpt-oss does;
+// x (rows, width or 2 width), y (rows, width) elsewhere.
 void activate(activation_function f, int gated, const float *x, int64_t rows, int64_t width, float *y);
 
 // A loop over rows compiled for AVX2 and for any processor; the compiler makes vectors of it. Without contraction both
@@ -34,19 +34,9 @@ void activate(activation_function f, int gated, const float *x, int64_t rows, in
     static chunk_function name##_kernel(void) { return name##_rows; }
 #endif
 
-static inline void share_chunks(chunk_function work, void *job, int64_t chunks, int threads) {
-    if (threads) pool_run_on_torch(work, job, chunks, threads);
-    else pool_run(work, job, chunks);
-}
-
 static inline int64_t chunks_of(int64_t rows, int64_t rows_a_chunk) { return (rows + rows_a_chunk - 1) / rows_a_chunk; }
 
 INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// a * b + c, rounded once if `fused`, or twice.
-INLINE float multiply_add(float a, float b, float c, const int fused) {
-    return fused ? __builtin_fmaf(a, b, c) : a * b + c;
-}
 
 // The bounds of exp_f32 are variables. Of constants the compiler works out what follows from them as a case of its own,
 // in which x / (1 + exp(88)) is a subnormal number, and computes that for every x: four times slower.
@@ -57,38 +47,23 @@ typedef struct {
 extern exp_range nw_exp_range;  // -87 to 88
 
 // exp, Cephes' expf: within 2 units in the last place between the bounds, and no further; NaN stays NaN.
-//
-// `fused` is a constant. Inference with AVX2 wants it: multiply-adds in one instruction. Training does not, so that a
-// run has the same losses on every instruction set. The two differ in last bits.
-INLINE float exp_f32(float x, const exp_range range, const int fused) {
+INLINE float exp_f32(float x, const exp_range range) {
     x = x < range.low ? range.low : x;
     x = x > range.high ? range.high : x;
     const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // the nearest integer: 1.5 * 2^23 has no fraction
-    const float r = multiply_add(n, 2.12194440e-4f, x - n * 0.693359375f, fused);  // ln 2 in two terms
+    const float r = n * 2.12194440e-4f + (x - n * 0.693359375f);    // ln 2 in two terms
     float p = 1.9875691500e-4f;
-    p = multiply_add(p, r, 1.3981999507e-3f, fused);
-    p = multiply_add(p, r, 8.3334519073e-3f, fused);
-    p = multiply_add(p, r, 4.1665795894e-2f, fused);
-    p = multiply_add(p, r, 1.6666665459e-1f, fused);
-    p = multiply_add(p, r, 5.0000001201e-1f, fused);
-    p = fused ? __builtin_fmaf(p, r * r, r + 1.0f) : p * (r * r) + r + 1.0f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
     union {
         int32_t bits;
         float value;
     } power = {.bits = (int32_t)((uint32_t)((int32_t)n + 127) << 23)};
     return p * power.value;
-}
-
-// 1 - 2 / (exp(2x) + 1), and near zero, where that would cancel, Cephes' tanhf: within 3 units in the last place.
-INLINE float tanh_f32(float x, const exp_range range, const int fused) {
-    const float far = 1.0f - 2.0f / (exp_f32(2.0f * x, range, fused) + 1.0f), square = x * x;
-    float p = -5.70498872745e-3f;
-    p = multiply_add(p, square, 2.06390887954e-2f, fused);
-    p = multiply_add(p, square, -5.37397155531e-2f, fused);
-    p = multiply_add(p, square, 1.33314422036e-1f, fused);
-    p = multiply_add(p, square, -3.33332819422e-1f, fused);
-    const float near = multiply_add(p * square, x, x, fused);
-    return square < 0.625f * 0.625f ? near : far;
 }
 
 // Rotary positions of a head, `in` to `out`, or in place where `in` is NULL:

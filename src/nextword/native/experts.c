@@ -18,7 +18,7 @@ typedef struct {
 static void softmax(float *x, int64_t count) {
     float largest = x[0], sum = 0;
     for (int64_t i = 1; i < count; i++) largest = x[i] > largest ? x[i] : largest;
-    for (int64_t i = 0; i < count; i++) sum += x[i] = exp_f32(x[i] - largest, nw_exp_range, 0);
+    for (int64_t i = 0; i < count; i++) sum += x[i] = exp_f32(x[i] - largest, nw_exp_range);
     for (int64_t i = 0; i < count; i++) x[i] /= sum;
 }
 

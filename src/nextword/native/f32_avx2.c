@@ -4,6 +4,8 @@
 #define USE_AVX2
 #include "vector_f32.h"
 
+#include "layer_ops.inc"
+
 #include "attention.inc"
 
 const f32_kernels kernels_avx2 = F32_KERNELS;

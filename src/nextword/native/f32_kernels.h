@@ -2,6 +2,8 @@
 #pragma once
 #include "attention.h"
 #include "cpu.h"
+#include "elementwise.h"
+#include "recurrent.h"
 
 #define SPLIT 256  // positions whose scores share a largest one and a sum
 
@@ -43,6 +45,15 @@ typedef struct {
     void (*add_partial)(const float *partial, int64_t padded, float *state);
     // y = the state's weighted values / sum, to which exp(*sink) belongs if not NULL
     void (*finish)(const float *state, int64_t width, const float *sink, float *y);
+    void (*normalize_row)(const norm *n, const float *x, int64_t width, float *y);
+    // y = f(x), times `up` if not NULL
+    void (*activate_row)(activation_function f, const float *x, const float *up, int64_t width, float *y);
+    void (*soft_cap)(float *z, int64_t count, float cap);  // z = cap tanh(z / cap)
+    // Units `from` to `to` of one sequence.
+    void (*advance_units)(cell_kind kind, const gate_row *row, int64_t from, int64_t to);
 } f32_kernels;
+
+#define F32_KERNELS \
+    { store_key, store_value, attend_to_split, add_partial, finish, normalize_row, activate_row, soft_cap, advance_units }
 
 const f32_kernels *find_f32_kernels(void);

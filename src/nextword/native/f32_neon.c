@@ -2,6 +2,8 @@
 #define USE_NEON
 #include "vector_f32.h"
 
+#include "layer_ops.inc"
+
 #include "attention.inc"
 
 const f32_kernels kernels_neon = F32_KERNELS;

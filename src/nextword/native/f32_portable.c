@@ -1,5 +1,7 @@
 #include "vector_f32.h"
 
+#include "layer_ops.inc"
+
 #include "attention.inc"
 
 static const f32_kernels kernels_portable = F32_KERNELS;

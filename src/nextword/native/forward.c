@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "cpu.h"
+#include "f32_kernels.h"
 #include "pool.h"
 #include "softmax_f64.h"
 
@@ -35,24 +36,19 @@ typedef struct {
     float scale, cap;
 } cap_job;
 
-INLINE void cap_rows(void *pointer, int64_t chunk) {
+static void cap_chunk(void *pointer, int64_t chunk) {
     const cap_job *job = pointer;
     const int64_t from = chunk * CAPPED_NUMBERS, to = min_i64(from + CAPPED_NUMBERS, job->count);
-    const exp_range range = nw_exp_range;
-    const float scale = job->scale, cap = job->cap;
-    float *restrict z = job->logits;
-    if (scale != 1)
-        for (int64_t i = from; i < to; i++) z[i] *= scale;
-    if (cap != 0)
-        for (int64_t i = from; i < to; i++) z[i] = cap * tanh_f32(z[i] / cap, range, 0);
+    if (job->scale != 1)
+        for (int64_t i = from; i < to; i++) job->logits[i] *= job->scale;
+    if (job->cap != 0) find_f32_kernels()->soft_cap(job->logits + from, to - from, job->cap);
 }
-COMPILED_TWICE(cap)
 
 // float32 (rows, vocabulary) of hidden rows (rows, width)
 static int logits_of(const model *m, const float *hidden, int64_t rows, float *logits) {
     if (multiply(&m->head, hidden, rows, logits, 0)) return 1;
     cap_job job = {logits, rows * m->vocabulary, m->logit_scale, m->logit_softcap};
-    if (job.scale != 1 || job.cap != 0) pool_run(cap_kernel(), &job, chunks_of(job.count, CAPPED_NUMBERS));
+    if (job.scale != 1 || job.cap != 0) pool_run(cap_chunk, &job, chunks_of(job.count, CAPPED_NUMBERS));
     return 0;
 }
 
@@ -126,11 +122,45 @@ static int score_targets(const model *m, const batch *b, const float *hidden, co
     return 0;
 }
 
+// ---- checks
+
+static int all_below(const int64_t *ids, int64_t count, int64_t limit) {
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= limit) return 0;
+    return 1;
+}
+
+// Every page up to a token's own must exist.
+static forward_result check_place(const batch *b, int64_t token) {
+    const placement *at = &b->at;
+    const int64_t sequence = at->sequences[token], position = at->positions[token];
+    if (sequence < 0 || sequence >= b->table_rows) return BAD_SEQUENCE;
+    if (position < 0 || position >= at->table_width * at->page_size) return BAD_POSITION;
+    const int32_t *pages = at->page_tables + sequence * at->table_width;
+    for (int64_t page = 0; page <= position / at->page_size; page++)
+        if (pages[page] < 0 || pages[page] >= b->cache.pages) return BAD_PAGE;
+    return DONE;
+}
+
+static forward_result check(const model *m, const batch *b) {
+    const int64_t tokens = b->at.tokens;
+    if (!all_below(b->tokens, tokens, m->vocabulary)) return BAD_TOKEN;
+    if (!all_below(b->targets, b->score_count, m->vocabulary)) return BAD_TOKEN;
+    if (!all_below(b->kept, b->kept_count, tokens)) return BAD_ROW;
+    for (int64_t token = 0; !m->recurrent && token < tokens; token++) {
+        const forward_result result = check_place(b, token);
+        if (result != DONE) return result;
+    }
+    return DONE;
+}
+
 EXPORT int nw_forward(const model *m, const batch *b, const output *out) {
+    const forward_result checked = check(m, b);
+    if (checked != DONE) return checked;
     float *x = scratch(FOR_FORWARD, (size_t)(b->at.tokens * m->width) * sizeof(float));
-    if (!x || embed(m, b, x)) return 1;
-    if (m->recurrent ? run_recurrent(m->recurrent, b->schedule, x) : run_transformer(m, b, x)) return 1;
+    if (!x || embed(m, b, x)) return NO_MEMORY;
+    if (m->recurrent ? run_recurrent(m->recurrent, b->schedule, x) : run_transformer(m, b, x)) return NO_MEMORY;
     if (m->recurrent) keep_rows(b, m->width, x);
     if (out->hidden) memcpy(out->hidden, x, (size_t)(b->kept_count * m->width) * sizeof(float));
-    return write_logits(m, b, x, out->logits) || score_targets(m, b, x, out);
+    return write_logits(m, b, x, out->logits) || score_targets(m, b, x, out) ? NO_MEMORY : DONE;
 }

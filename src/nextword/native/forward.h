@@ -38,12 +38,14 @@ typedef struct {
 // Where keys and values are: a pointer for each layer to (pages, kv_heads, page_size, head_width) of `type`.
 typedef struct {
     int64_t type;  // F32, F16 or Q8_0
+    int64_t pages;
     void **keys, **values;
 } kv_cache;
 
 typedef struct {
     const int64_t *tokens;  // (at.tokens,)
     placement at;
+    int64_t table_rows;  // of at.page_tables
     kv_cache cache;
     rope_table tables[2];      // of layers without and with a window
     const schedule *schedule;  // of a recurrent network: in place of `at`, `cache` and `tables`
@@ -75,5 +77,7 @@ int run_experts(const model *m, const experts *e, const float *x, int64_t tokens
 // Moves the rows of the kept tokens to the front of `rows` (tokens, width).
 void keep_rows(const batch *b, int64_t width, float *rows);
 
-// Returns 0, or 1 when memory is short: then the tokens' keys and values or states are spoilt, and nothing else.
+// NO_MEMORY: the tokens' keys and values or states are spoilt, and nothing else. The others: nothing was written.
+typedef enum { DONE = 0, NO_MEMORY, BAD_TOKEN, BAD_ROW, BAD_SEQUENCE, BAD_POSITION, BAD_PAGE } forward_result;
+
 EXPORT int nw_forward(const model *m, const batch *b, const output *out);

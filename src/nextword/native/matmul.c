@@ -4,6 +4,7 @@
 #include "pool.h"
 
 #define CHUNK_BYTES 32768      // of weights: about two microseconds of memory
+#define MANY 6                 // vectors that unpacking rows for them all pays for
 #define CHUNK_NUMBERS 8192     // of activations to quantize: some microseconds
 
 // ---- jobs
@@ -24,6 +25,8 @@ static kernels kernels_here(void) {
 #if NW_X86
     if (nw_level() == LEVEL_VNNI) return KERNELS(vnni);
     if (nw_level() == LEVEL_AVX2) return KERNELS(avx2);
+#elif defined(__aarch64__)
+    if (nw_level()) return KERNELS(neon);
 #endif
     return KERNELS(plain);
 }
@@ -32,7 +35,7 @@ static void quantize_chunk(void *pointer, int64_t chunk) {
     const product *p = pointer;
     int64_t at = chunk * p->vectors_a_chunk, end = at + p->vectors_a_chunk;
     for (; at < end && at < p->batch; at++)
-        p->kernels.quantize_activations(p->x + at * p->width, p->width, p->a + at * p->superblocks);
+        p->kernels.quantize_activations(p->x + at * p->width, p->width, p->batch, p->a + at);
 }
 
 static void product_chunk(void *pointer, int64_t chunk) {
@@ -41,12 +44,15 @@ static void product_chunk(void *pointer, int64_t chunk) {
     for (; chunk >= p->chunks[i]; i++) chunk -= p->chunks[i];
     const segment_job *job = p->segments + i;
     const int64_t row = chunk * p->rows_a_chunk[i], end = row + p->rows_a_chunk[i];
-    (is_float(job->type) ? p->kernels.multiply_floats : p->kernels.multiply_few)(job, row, end < job->rows ? end : job->rows);
+    const kernels *k = &p->kernels;
+    (is_float(job->type) ? k->multiply_floats : p->batch < MANY ? k->multiply_few : k->multiply_many)(
+        job, row, end < job->rows ? end : job->rows);
 }
 
-static int64_t rows_of_chunk(int64_t bytes) {
-    const int64_t rows = CHUNK_BYTES / bytes / 16 * 16;
-    return rows < 16 ? 16 : rows;
+// A multiple of what the kernels take at a time.
+static int64_t rows_of_chunk(int64_t type, int64_t bytes, int64_t batch) {
+    const int64_t least = is_float(type) || batch < MANY ? 16 : 32, rows = CHUNK_BYTES / bytes / least * least;
+    return rows < least ? least : rows;
 }
 
 static int quantize_all(const matrix *m, product *p) {
@@ -71,7 +77,7 @@ int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add) 
         const int64_t bytes = row_bytes(s->type, m->width);
         p.segments[i] = (segment_job){s->type, s->rows, m->width, bytes, s->data, m->bias ? m->bias + row : NULL,
                                       x, p.a, batch, p.superblocks, m->rows, 0, y + row, add};
-        p.rows_a_chunk[i] = rows_of_chunk(bytes);
+        p.rows_a_chunk[i] = rows_of_chunk(s->type, bytes, batch);
         p.segments[i].skipped = (nw_threads() - 1) * p.rows_a_chunk[i];
         p.chunks[i] = (s->rows + p.rows_a_chunk[i] - 1) / p.rows_a_chunk[i];
         chunks += p.chunks[i];

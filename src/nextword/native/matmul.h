@@ -30,6 +30,7 @@ typedef struct {
     float float_sums[8];     // scales * (float)(sum of q) of each block
     int32_t block_sums[8];   // sum of q of each block
     float scale;             // largest |x| / (15 * 127)
+    int16_t negative_pairs[16][2];  // -(sum of q) of each 16 columns: of columns 0 and 1 of every four, and of 2 and 3
 } __attribute__((aligned(64))) activations;
 
 // Rows of one segment of a matrix. y[vector * stride + row], row being counted from the segment's first.
@@ -38,7 +39,7 @@ typedef struct {
     const uint8_t *data;
     const float *bias;     // of the segment's first row, or NULL
     const float *x;        // (batch, width)
-    const activations *a;  // (batch, superblocks); only for quantized types
+    const activations *a;  // (superblocks, batch); only for quantized types
     int64_t batch, superblocks, stride;
     int64_t skipped;  // rows between the end of a chunk and those that its thread probably takes next
     float *y;  // of the segment's first row
@@ -58,19 +59,24 @@ static inline void store_sum(const segment_job *job, int64_t row, int64_t vector
 
 // What is compiled for each instruction set.
 typedef struct {
-    // One vector of a width that is a multiple of 32.
-    void (*quantize_activations)(const float *x, int64_t width, activations *to);
-    // Rows `row` to `end` times every vector: quantized types, and F32, F16 and BF16.
+    // One vector of a width that is a multiple of 32; from superblock to superblock, `to` moves on by `apart`.
+    void (*quantize_activations)(const float *x, int64_t width, int64_t apart, activations *to);
+    // Rows `row` to `end` times every vector: quantized types (the same for few vectors and for many: six or more), and
+    // F32, F16 and BF16.
     void (*multiply_few)(const segment_job *job, int64_t row, int64_t end);
+    void (*multiply_many)(const segment_job *job, int64_t row, int64_t end);
     void (*multiply_floats)(const segment_job *job, int64_t row, int64_t end);
 } kernels;
 
 #define DECLARE_KERNELS(set)                                                                \
-    void quantize_activations_##set(const float *x, int64_t width, activations *to);        \
+    void quantize_activations_##set(const float *x, int64_t width, int64_t apart, activations *to); \
     void multiply_few_##set(const segment_job *job, int64_t row, int64_t end);              \
+    void multiply_many_##set(const segment_job *job, int64_t row, int64_t end);             \
     void multiply_floats_##set(const segment_job *job, int64_t row, int64_t end);
-#define KERNELS(set) (kernels){quantize_activations_##set, multiply_few_##set, multiply_floats_##set}
+#define KERNELS(set) \
+    (kernels){quantize_activations_##set, multiply_few_##set, multiply_many_##set, multiply_floats_##set}
 
 DECLARE_KERNELS(plain)
 DECLARE_KERNELS(avx2)
 DECLARE_KERNELS(vnni)
+DECLARE_KERNELS(neon)

@@ -7,5 +7,6 @@
 #define NAME(function) function##_avx2
 #include "matmul_activations.inc"
 #include "matmul_few.inc"
+#include "matmul_panel.inc"
 #include "matmul_floats.inc"
 #endif

@@ -4,3 +4,6 @@
 #include "matmul_activations.inc"
 #include "matmul_few.inc"
 #include "matmul_floats.inc"
+
+// Speed is not what this path is for: many vectors go the way of few.
+void multiply_many_plain(const segment_job *job, int64_t row, int64_t end) { multiply_few_plain(job, row, end); }

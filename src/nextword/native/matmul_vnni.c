@@ -2,10 +2,15 @@
 #include "matmul.h"
 
 #if NW_X86
+#if defined(NW_EMULATE_VNNI)  // to test this with what AVX2 has
+#pragma GCC target("avx2,fma,f16c")
+#else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")
+#endif
 #define VECTOR_VNNI
 #define NAME(function) function##_vnni
 #include "matmul_activations.inc"
 #include "matmul_few.inc"
+#include "matmul_panel.inc"
 #include "matmul_floats.inc"
 #endif

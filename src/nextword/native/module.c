@@ -15,6 +15,8 @@ static int found_level(void) {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return PORTABLE;
     int wide = __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
     return wide ? LEVEL_VNNI : LEVEL_AVX2;
+#elif defined(__aarch64__)
+    return LEVEL_NEON;
 #else
     return PORTABLE;
 #endif

@@ -29,11 +29,10 @@ static pthread_mutex_t one_job = PTHREAD_MUTEX_INITIALIZER, asleep = PTHREAD_MUT
 static pthread_cond_t awake = PTHREAD_COND_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-// torch's own threads, if it computes with GNU OpenMP. Between torch's large operations work goes to them: after
-// each the idle ones spin for milliseconds, and a second set of threads would fight them for the cores.
+// torch's own threads, if it computes with GNU OpenMP. Between torch's large operations training's work goes to them:
+// after each the idle ones spin for milliseconds, and a second set of threads would fight them for the cores.
 typedef void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned);
 static openmp_parallel torch_threads;
-static _Thread_local int borrowing;  // whether the calling thread's work goes to them
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__)
@@ -137,8 +136,6 @@ EXPORT void nw_set_threads(int threads) {
     atomic_store(&wanted, threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads);
 }
 
-EXPORT void nw_borrow_torch_threads(int yes) { borrowing = yes; }
-
 EXPORT int nw_threads(void) { return atomic_load(&wanted); }
 
 void pool_run(chunk_function work, void *job, int64_t chunks) {
@@ -148,11 +145,6 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
         return;
     }
     pthread_once(&once, prepare);
-    if (borrowing && torch_threads) {
-        slot_t shared = {work, job, chunks, 0};
-        torch_threads(run_slot, &shared, (unsigned)threads, 0);
-        return;
-    }
     pthread_mutex_lock(&one_job);
     start_workers(threads);
     uint64_t generation = (atomic_load(&ticket) >> 32) + 1;

@@ -23,6 +23,7 @@ int nw_threads(void);
 // Memory that this thread keeps for its next call: grows, is never zeroed, and is freed when the thread ends.
 // NULL when memory is short.
 typedef enum {
-    FOR_ACTIVATIONS, FOR_ATTENTION, FOR_PARTIALS, FOR_LAYERS, FOR_EXPERTS, FOR_FORWARD, FOR_SAMPLING, SCRATCH_KINDS
+    FOR_ACTIVATIONS, FOR_ATTENTION, FOR_PARTIALS, FOR_LAYERS, FOR_EXPERTS, FOR_FORWARD, FOR_SAMPLING, FOR_WEIGHTS,
+    SCRATCH_KINDS
 } scratch_kind;
 void *scratch(scratch_kind kind, size_t bytes);

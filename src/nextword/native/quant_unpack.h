@@ -61,24 +61,24 @@ INLINE void unpack_pair(const int64_t type, const uint8_t *row, const uint8_t *o
 // ---- superblocks
 
 typedef struct {
-    vint w[8];             // 32 columns each
-    vint scales, minima;   // int16, one for each 16 columns
+    vint w[8];            // 32 columns each
+    vint scales, minima;  // int16, one for each 16 columns
 } superblock;
 
 // Six-bit scales and minima of q4_k and q5_k: bytes a (4), m (4), x (4) hold those of blocks 0-3 in the low bits of a and
 // m, those of blocks 4-7 in the nibbles of x and the two high bits of a and m. Reads 16 bytes.
 #if defined(VECTOR_AVX2) || defined(VECTOR_VNNI)
-INLINE void unpack_six_bits(const uint8_t *from, superblock *to) {
+INLINE void unpack_six_bits(const uint8_t *from, vint *scales, vint *minima) {
     const __m128i amx = _mm_loadu_si128((const __m128i *)from), x = _mm_shuffle_epi32(amx, 0xaa);
     const __m128i low = _mm_and_si128(amx, _mm_set1_epi8(63));
     const __m128i nibbles = _mm_and_si128(_mm_srlv_epi32(x, _mm_setr_epi32(0, 4, 0, 4)), _mm_set1_epi8(15));
     const __m128i high = _mm_or_si128(nibbles, _mm_and_si128(_mm_srli_epi16(amx, 2), _mm_set1_epi8(48)));
     const __m128i all = _mm_unpacklo_epi32(low, high);
-    to->scales = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(all, all));
-    to->minima = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(all, all));
+    *scales = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(all, all));
+    *minima = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(all, all));
 }
 #else
-INLINE void unpack_six_bits(const uint8_t *from, superblock *to) {
+INLINE void unpack_six_bits(const uint8_t *from, vint *scales, vint *minima) {
     uint32_t a, m, x, all[2][2];
     memcpy(&a, from, 4);
     memcpy(&m, from + 4, 4);
@@ -90,8 +90,8 @@ INLINE void unpack_six_bits(const uint8_t *from, superblock *to) {
     uint8_t bytes[16], twice[32];
     memcpy(bytes, all, 16);
     for (int i = 0; i < 32; i++) twice[i] = bytes[i / 2];
-    to->scales = widen_unsigned(twice);
-    to->minima = widen_unsigned(twice + 16);
+    *scales = widen_unsigned(twice);
+    *minima = widen_unsigned(twice + 16);
 }
 #endif
 
@@ -120,70 +120,81 @@ INLINE void add_bits(const uint8_t *bits, const int to, vint *w) {
     UNROLL for (int i = 0; i < 8; i++) w[i] = or(w[i], moved_bits(high, i - to, 1 << to));
 }
 
-INLINE void unpack_q2_k(const block_q2_k *block, superblock *to) {
-    unpack_two_bits(block->bits, to->w);
-    const vint bytes = widen_unsigned(block->scales);
-    to->scales = and(bytes, int16s_of(15));
-    to->minima = shift_right(bytes, 4);
+INLINE void unpack_q6_k(const block_q6_k *block, vint *w) {
+    UNROLL for (int i = 0; i < 2; i++, w += 4) {
+        const vint a = load(block->nibbles + 64 * i), b = load(block->nibbles + 64 * i + 32), high = load(block->high + 32 * i);
+        w[0] = or(low_nibbles(a), moved_bits(high, -4, 48));
+        w[1] = or(low_nibbles(b), moved_bits(high, -2, 48));
+        w[2] = or(high_nibbles(a), moved_bits(high, 0, 48));
+        w[3] = or(high_nibbles(b), moved_bits(high, 2, 48));
+    }
 }
 
-INLINE void unpack_q3_k(const block_q3_k *block, superblock *to) {
-    unpack_two_bits(block->bits, to->w);
-    add_bits(block->high, 2, to->w);
+INLINE void unpack_iq4_xs(const block_iq4_xs *block, vint *w) {
+    const vint table = load_twice(iq4_table);
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        const vint two = load(block->nibbles + 16 * i);
+        const vint low = look_up(table, low_nibbles(two)), high = look_up(table, high_nibbles(two));
+        w[i] = first_halves(low, high);
+        w[i + 1] = second_halves(low, high);
+    }
+}
+
+INLINE void unpack_weights(const int64_t type, const void *block, vint *w) {
+    if (type == Q2_K) unpack_two_bits(((const block_q2_k *)block)->bits, w);
+    if (type == Q3_K) {
+        unpack_two_bits(((const block_q3_k *)block)->bits, w);
+        add_bits(((const block_q3_k *)block)->high, 2, w);
+    }
+    if (type == Q4_K) unpack_nibbles(((const block_q4_k *)block)->nibbles, w);
+    if (type == Q5_K) {
+        unpack_nibbles(((const block_q5_k *)block)->nibbles, w);
+        add_bits(((const block_q5_k *)block)->high, 4, w);
+    }
+    if (type == Q6_K) unpack_q6_k(block, w);
+    if (type == IQ4_XS) unpack_iq4_xs(block, w);
+}
+
+// ---- their scales and minima
+
+INLINE vint q3_k_scales(const block_q3_k *block) {
     uint32_t low[2], two;
     memcpy(low, block->scales, 8);
     memcpy(&two, block->scales + 8, 4);
     const uint32_t six[4] = {
         (low[0] & 0x0f0f0f0f) | (two << 4 & 0x30303030), (low[1] & 0x0f0f0f0f) | (two << 2 & 0x30303030),
         (low[0] >> 4 & 0x0f0f0f0f) | (two & 0x30303030), (low[1] >> 4 & 0x0f0f0f0f) | (two >> 2 & 0x30303030)};
-    to->scales = subtract_int16(widen_unsigned(six), int16s_of(32));
-}
-
-INLINE void unpack_q5_k(const block_q5_k *block, superblock *to) {
-    unpack_nibbles(block->nibbles, to->w);
-    add_bits(block->high, 4, to->w);
-    unpack_six_bits(block->scales, to);
-}
-
-INLINE void unpack_q6_k(const block_q6_k *block, superblock *to) {
-    UNROLL for (int i = 0; i < 2; i++) {
-        const vint a = load(block->nibbles + 64 * i), b = load(block->nibbles + 64 * i + 32), high = load(block->high + 32 * i);
-        to->w[4 * i] = or(low_nibbles(a), moved_bits(high, -4, 48));
-        to->w[4 * i + 1] = or(low_nibbles(b), moved_bits(high, -2, 48));
-        to->w[4 * i + 2] = or(high_nibbles(a), moved_bits(high, 0, 48));
-        to->w[4 * i + 3] = or(high_nibbles(b), moved_bits(high, 2, 48));
-    }
-    to->scales = widen_signed(block->scales);
+    return subtract_int16(widen_unsigned(six), int16s_of(32));
 }
 
 static const int32_t fours[8] = {0, 4, 8, 12, 16, 20, 24, 28}, twos[8] = {0, 2, 4, 6, 8, 10, 12, 14};
 
-INLINE void unpack_iq4_xs(const block_iq4_xs *block, superblock *to) {
-    const vint table = load_twice(iq4_table);
-    UNROLL for (int i = 0; i < 4; i++) {  // blocks 2i and 2i + 1
-        const vint two = load(block->nibbles + 32 * i);
-        const vint low = look_up(table, low_nibbles(two)), high = look_up(table, high_nibbles(two));
-        to->w[2 * i] = first_halves(low, high);
-        to->w[2 * i + 1] = second_halves(low, high);
-    }
+INLINE vint iq4_xs_scales(const block_iq4_xs *block) {
     uint32_t low;
     memcpy(&low, block->scales_low, 4);
     const vint nibbles = and(shift_right_each(int32s_of((int32_t)low), fours), int32s_of(15));
     const vint high = and(shift_right_each(int32s_of(block->scales_high), twos), int32s_of(3));
     const vint scales = subtract_int32(or(nibbles, shift_left_int32(high, 4)), int32s_of(32));
-    to->scales = or(and(scales, int32s_of(0xffff)), shift_left_int32(scales, 16));  // twice each
+    return or(and(scales, int32s_of(0xffff)), shift_left_int32(scales, 16));  // twice each
+}
+
+// Minima only for types that have them.
+INLINE void unpack_scales(const int64_t type, const void *block, vint *scales, vint *minima) {
+    if (type == Q2_K) {
+        const vint bytes = widen_unsigned(((const block_q2_k *)block)->scales);
+        *scales = and(bytes, int16s_of(15));
+        *minima = shift_right(bytes, 4);
+    }
+    if (type == Q3_K) *scales = q3_k_scales(block);
+    if (type == Q4_K) unpack_six_bits(((const block_q4_k *)block)->scales, scales, minima);
+    if (type == Q5_K) unpack_six_bits(((const block_q5_k *)block)->scales, scales, minima);
+    if (type == Q6_K) *scales = widen_signed(((const block_q6_k *)block)->scales);
+    if (type == IQ4_XS) *scales = iq4_xs_scales(block);
 }
 
 INLINE void unpack_superblock(const int64_t type, const void *block, superblock *to) {
-    if (type == Q2_K) unpack_q2_k(block, to);
-    if (type == Q3_K) unpack_q3_k(block, to);
-    if (type == Q4_K) {
-        unpack_nibbles(((const block_q4_k *)block)->nibbles, to->w);
-        unpack_six_bits(((const block_q4_k *)block)->scales, to);
-    }
-    if (type == Q5_K) unpack_q5_k(block, to);
-    if (type == Q6_K) unpack_q6_k(block, to);
-    if (type == IQ4_XS) unpack_iq4_xs(block, to);
+    unpack_weights(type, block, to->w);
+    unpack_scales(type, block, &to->scales, &to->minima);
 }
 
 // Where d is in a superblock; dmin follows it.

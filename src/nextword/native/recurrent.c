@@ -6,6 +6,7 @@
 
 #include "cpu.h"
 #include "elementwise.h"
+#include "f32_kernels.h"
 #include "pool.h"
 
 #define CHUNK_UNITS 1024  // some microseconds; fewer are not worth sharing out
@@ -29,67 +30,16 @@ typedef struct {
     int64_t time, units;   // units: of all sequences that have a token
 } gate_job;
 
-typedef struct {  // one sequence's
-    const float *from_input, *from_hidden;
-    float *hidden, *cell;
-    int64_t width;
-} unit_row;
-
-INLINE float sigmoid(float x, const exp_range range, const int fused) { return 1.0f / (1.0f + exp_f32(-x, range, fused)); }
-
-// The loops below become vectors. All units get the same operations, those at the end of a row as well.
-#define SIGMOID(x) sigmoid(x, range, fused)
-#define TANH(x) tanh_f32(x, range, fused)
-
-INLINE void gates_of_kind(const cell_kind kind, const unit_row *u, int64_t from, int64_t to, const int fused) {
-    const exp_range range = nw_exp_range;
-    const float *restrict a = u->from_input, *restrict b = u->from_hidden;
-    float *restrict hidden = u->hidden, *restrict cell = u->cell;
-    const int64_t second = u->width, third = 2 * second, fourth = 3 * second;
-    if (kind == RNN)
-        for (int64_t i = from; i < to; i++) hidden[i] = TANH(a[i] + b[i]);
-    else if (kind == LSTM)
-#pragma GCC ivdep
-        for (int64_t i = from; i < to; i++) {
-            float in = SIGMOID(a[i] + b[i]) * TANH(a[third + i] + b[third + i]);
-            float next = multiply_add(SIGMOID(a[second + i] + b[second + i]), cell[i], in, fused);
-            hidden[i] = SIGMOID(a[fourth + i] + b[fourth + i]) * TANH(next);
-            cell[i] = next;
-        }
-    else
-        for (int64_t i = from; i < to; i++) {
-            float candidate = TANH(multiply_add(SIGMOID(a[i] + b[i]), b[third + i], a[third + i], fused));
-            float update = SIGMOID(a[second + i] + b[second + i]);
-            hidden[i] = multiply_add(update, hidden[i] - candidate, candidate, fused);
-        }
-}
-
-static void gates_portable(cell_kind kind, const unit_row *u, int64_t from, int64_t to) {
-    gates_of_kind(kind, u, from, to, 0);
-}
-
-#if NW_X86
-AVX2 static void gates_avx2(cell_kind kind, const unit_row *u, int64_t from, int64_t to) {
-    if (kind == RNN) gates_of_kind(RNN, u, from, to, 1);
-    else if (kind == LSTM) gates_of_kind(LSTM, u, from, to, 1);
-    else gates_of_kind(GRU, u, from, to, 1);
-}
-#endif
-
 // Units `from` to `to` of one sequence: the gates, then the new state to where it is read.
 static void advance(const gate_job *job, int64_t sequence, int64_t from, int64_t to) {
     const schedule *s = job->s;
     const workspace *w = job->w;
     const int64_t width = job->n->width, gates = gates_of(job->n->kind), at = sequence * width;
     const int64_t token = s->first[sequence] + job->time, page = s->target[token];
-    unit_row u = {
+    const gate_row u = {
         w->from_input + token * gates * width, w->from_hidden + at * gates, w->hidden + at, w->cell + at, width,
     };
-#if NW_X86
-    if (nw_level()) gates_avx2((cell_kind)job->n->kind, &u, from, to);
-    else
-#endif
-        gates_portable((cell_kind)job->n->kind, &u, from, to);
+    find_f32_kernels()->advance_units((cell_kind)job->n->kind, &u, from, to);
     const size_t bytes = (size_t)(to - from) * sizeof(float);
     memcpy(job->x + token * width + from, u.hidden + from, bytes);
     if (page < 0) return;

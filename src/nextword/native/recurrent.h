@@ -21,6 +21,12 @@ typedef struct {
     float *hidden, *cell;          // (layers, pages, width); cell NULL but for an LSTM
 } schedule;
 
+typedef struct {  // one sequence's
+    const float *from_input, *from_hidden;  // (gates * width,)
+    float *hidden, *cell;                   // (width,): the state
+    int64_t width;
+} gate_row;
+
 // x (tokens, width) is what the first layer reads and becomes what the last one leaves. Returns 0, or 1 when memory
 // is short: then `x` and the pages written to are spoilt, and nothing else.
 int run_recurrent(const network *n, const schedule *s, float *x);

@@ -34,12 +34,16 @@ INLINE vint widen_signed(const void *p) { return _mm256_cvtepi8_epi16(_mm_loadu_
 INLINE vint first_halves(vint a, vint b) { return _mm256_permute2x128_si256(a, b, 0x20); }
 INLINE vint second_halves(vint a, vint b) { return _mm256_permute2x128_si256(a, b, 0x31); }
 
+INLINE vint add_bytes(vint a, vint b) { return _mm256_add_epi8(a, b); }
 INLINE vint subtract_int16(vint a, vint b) { return _mm256_sub_epi16(a, b); }
 INLINE vint add_int16(vint a, vint b) { return _mm256_add_epi16(a, b); }
 INLINE vint multiply_int16(vint a, vint b) { return _mm256_mullo_epi16(a, b); }
 INLINE vint add_int32(vint a, vint b) { return _mm256_add_epi32(a, b); }
 INLINE vint subtract_int32(vint a, vint b) { return _mm256_sub_epi32(a, b); }
 #define shift_left_int32(v, bits) _mm256_slli_epi32(v, bits)
+#define shift_right_int32(v, bits) _mm256_srli_epi32(v, bits)
+#define shift_right_signed(v, bits) _mm256_srai_epi32(v, bits)
+INLINE vint multiply_int32(vint a, vint b) { return _mm256_mullo_epi32(a, b); }
 INLINE vint shift_right_each(vint v, const int32_t *bits) { return _mm256_srlv_epi32(v, load(bits)); }
 // int32: products of int16 summed in pairs.
 INLINE vint multiply_pairs(vint a, vint b) { return _mm256_madd_epi16(a, b); }
@@ -49,9 +53,17 @@ INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_dpwssd_
 INLINE vint add_byte_products(vint sum, vint w, vint q) { return _mm256_dpbusd_epi32(sum, w, q); }
 #else
 INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+#if defined(VECTOR_VNNI)  // w: 0..255, so no two products are added in int16
+INLINE vint add_byte_products(vint sum, vint w, vint q) {
+    const vint even = _mm256_set1_epi16(255), one = _mm256_set1_epi16(1);
+    sum = add_int16_products(sum, _mm256_maddubs_epi16(_mm256_and_si256(even, w), q), one);
+    return add_int16_products(sum, _mm256_maddubs_epi16(_mm256_andnot_si256(even, w), q), one);
+}
+#else
 INLINE vint add_byte_products(vint sum, vint w, vint q) {
     return add_int16_products(sum, _mm256_maddubs_epi16(w, q), _mm256_set1_epi16(1));
 }
+#endif
 #endif
 
 // int32 sums of w * q of some columns in each lane; w is 0..63, or signed.
@@ -72,19 +84,24 @@ INLINE vint two_signed_dots(vint w, vint q, vint w2, vint q2) {
     return two_dots(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w), _mm256_abs_epi8(w2), _mm256_sign_epi8(q2, w2));
 }
 
-// A scale for every column, from two int16: one each for 16 columns, or the same twice.
-INLINE vint scale_of_32(const int16_t *two) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)two)); }
-INLINE vint scales_of_16(const int16_t *two) {
-    const vint of_half = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3,
-                                          2, 3, 2, 3);
-    return _mm256_shuffle_epi8(scale_of_32(two), of_half);
+INLINE vint two_int16s(const int16_t *p) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)(const void *)p)); }
+INLINE vint four_int16s(const int16_t *p) { return _mm256_castpd_si256(_mm256_broadcast_sd((const double *)(const void *)p)); }
+
+// int32 sums of scale * w * q over two vectors of 32 columns; `scales`: one for each 16 columns, or, unless `of_16`, the
+// same twice. Products of w up to 63 are put together before they are scaled, as multiplications are what is scarce;
+// VNNI adds to the sum what it multiplies.
+INLINE vint add_scaled_dots(vint sum, const vint *w, vint q, vint q2, const int16_t *scales, const int of_16) {
+    const vint first = _mm256_maddubs_epi16(w[0], q), second = _mm256_maddubs_epi16(w[1], q2);
+    const vint both = _mm256_add_epi16(_mm256_unpacklo_epi16(first, second), _mm256_unpackhi_epi16(first, second));
+    const vint halves = _mm256_setr_epi8(0, 1, 4, 5, 0, 1, 4, 5, 0, 1, 4, 5, 0, 1, 4, 5, 2, 3, 6, 7, 2, 3, 6, 7, 2, 3, 6, 7, 2,
+                                         3, 6, 7);
+    const vint by = of_16 ? _mm256_shuffle_epi8(four_int16s(scales), halves) : two_int16s(scales + 1);
+    return add_int16_products(sum, both, by);
 }
-// int32 sums of scale * w * q
-INLINE vint add_scaled_dots(vint sum, vint w, vint q, vint scale) {
-    return add_int16_products(sum, _mm256_maddubs_epi16(w, q), scale);
-}
-INLINE vint add_scaled_signed_dots(vint sum, vint w, vint q, vint scale) {
-    return add_scaled_dots(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(q, w), scale);
+INLINE vint add_scaled_signed_dots(vint sum, const vint *w, vint q, vint q2, const int16_t *scales) {
+    const vint first = _mm256_maddubs_epi16(_mm256_abs_epi8(w[0]), _mm256_sign_epi8(q, w[0]));
+    const vint second = _mm256_maddubs_epi16(_mm256_abs_epi8(w[1]), _mm256_sign_epi8(q2, w[1]));
+    return add_int16_products(add_int16_products(sum, first, two_int16s(scales)), second, two_int16s(scales + 2));
 }
 
 // In each half: sums of a's pairs of int32, then of b's.
@@ -95,6 +112,16 @@ INLINE vint add_pairs(vint a, vint b) {
 }
 // a's halves added, then b's.
 INLINE vint add_swapped(vint a, vint b) { return _mm256_add_epi32(first_halves(a, b), second_halves(a, b)); }
+
+// In each half: the four by four int32 of four vectors, turned.
+INLINE void transpose(vint *v) {
+    const vint a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+    const vint c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm256_unpacklo_epi64(a, c);
+    v[1] = _mm256_unpackhi_epi64(a, c);
+    v[2] = _mm256_unpacklo_epi64(b, d);
+    v[3] = _mm256_unpackhi_epi64(b, d);
+}
 
 INLINE vfloat zero_f32(void) { return _mm256_setzero_ps(); }
 INLINE vfloat load_f32(const float *p) { return _mm256_loadu_ps(p); }
@@ -153,4 +180,15 @@ INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) {
     low = _mm_insert_epi16(_mm_insert_epi16(_mm_insert_epi16(low, h[1], 1), h[2], 2), h[3], 3);
     high = _mm_insert_epi16(_mm_insert_epi16(_mm_insert_epi16(high, h[5], 1), h[6], 2), h[7], 3);
     return _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
+}
+
+// 2^(exponent - 128) of eight rows, the exponent being the byte at `offset`.
+INLINE vfloat eight_powers(const uint8_t *const *rows, int64_t offset) {
+    __m128i e = _mm_cvtsi32_si128(rows[0][offset]);
+    e = _mm_insert_epi8(_mm_insert_epi8(_mm_insert_epi8(e, rows[1][offset], 1), rows[2][offset], 2), rows[3][offset], 3);
+    e = _mm_insert_epi8(_mm_insert_epi8(_mm_insert_epi8(e, rows[4][offset], 4), rows[5][offset], 5), rows[6][offset], 6);
+    const __m256i of = _mm256_cvtepu8_epi32(_mm_insert_epi8(e, rows[7][offset], 7));
+    const __m256i subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), of);
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(of, _mm256_set1_epi32(1)), 23);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), of)));
 }

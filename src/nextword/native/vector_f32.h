@@ -10,18 +10,15 @@
 
 #if defined(USE_AVX2)
 #define TARGET AVX2
-#define OF_LEVEL(name) name##_avx2
 typedef __m256 f8;
 #elif defined(USE_NEON)
 #include <arm_neon.h>
 #define TARGET
-#define OF_LEVEL(name) name##_neon
 typedef struct {
     float32x4_t low, high;
 } f8;
 #else
 #define TARGET
-#define OF_LEVEL(name) name##_portable
 typedef struct {
     float lane[8];
 } f8;
@@ -51,9 +48,6 @@ VECTOR f8 f8_power_of_two(f8 shifted) {
     return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)));
 }
 VECTOR f8 f8_abs(f8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-VECTOR f8 f8_with_sign(f8 a, f8 sign) {
-    return _mm256_or_ps(f8_abs(a), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
-}
 #elif defined(USE_NEON)
 #define BOTH(name, operation)                                                         \
     VECTOR f8 name(f8 a, f8 b) {                                                      \
@@ -98,8 +92,6 @@ VECTOR float32x4_t power_of_two(float32x4_t shifted) {
 }
 VECTOR f8 f8_power_of_two(f8 shifted) { return (f8){power_of_two(shifted.low), power_of_two(shifted.high)}; }
 VECTOR f8 f8_abs(f8 a) { return (f8){vabsq_f32(a.low), vabsq_f32(a.high)}; }
-VECTOR float32x4_t with_sign(float32x4_t a, float32x4_t sign) { return vbslq_f32(vdupq_n_u32(1u << 31), sign, a); }
-BOTH(f8_with_sign, with_sign)
 #else
 #define EACH_LANE(expression)                                       \
     f8 result;                                                      \
@@ -134,11 +126,27 @@ INLINE float power_of_two(float shifted) {
 }
 INLINE f8 f8_power_of_two(f8 shifted) { EACH_LANE(power_of_two(shifted.lane[i])); }
 INLINE f8 f8_abs(f8 a) { EACH_LANE(fabsf(a.lane[i])); }
-INLINE f8 f8_with_sign(f8 a, f8 sign) { EACH_LANE(copysignf(a.lane[i], sign.lane[i])); }
 #endif
 // What the names above do not say: f8_max and f8_min give b where either is NaN; f8_zero_below gives 0 where x < low
 // and a elsewhere, f8_choose_below a where x < limit and b elsewhere; f8_power_of_two takes n + MAGIC and gives 2^n;
-// f8_with_sign gives the magnitude of a with the sign of `sign`; conversions to half round to nearest even.
+// conversions to half round to nearest even.
+
+VECTOR f8 f8_load_some(const float *p, int64_t count) {  // zeros behind fewer than eight
+    float padded[8] = {0};
+    if (count >= 8) return f8_load(p);
+    memcpy(padded, p, (size_t)count * sizeof(float));
+    return f8_load(padded);
+}
+
+VECTOR void f8_store_some(float *p, f8 a, int64_t count) {
+    float eight[8];
+    if (count >= 8) {
+        f8_store(p, a);
+        return;
+    }
+    f8_store(eight, a);
+    memcpy(p, eight, (size_t)count * sizeof(float));
+}
 
 VECTOR float f8_sum(f8 a) {
     float lane[8];

@@ -1,7 +1,7 @@
 // vector_int.h in plain C.
 #pragma once
 #include "cpu.h"
-#include "matrix.h"
+#include "quant_types.h"
 
 // Left to the compiler: inlined and unrolled by force, as for vectors, these loops take it minutes.
 #undef INLINE
@@ -73,13 +73,14 @@ INLINE vint two_signed_dots(vint w, vint q, vint w2, vint q2) {
 }
 INLINE vint two_dots(vint w, vint q, vint w2, vint q2) { return two_signed_dots(w, q, w2, q2); }
 
-INLINE vint scale_of_32(const int16_t *two) { return int32s_of(*two); }
-INLINE vint scales_of_16(const int16_t *two) { EACH(8, y.w[i] = two[i / 4]); }
-INLINE vint add_scaled_signed_dots(vint sum, vint w, vint q, vint scale) {
-    const vint dots = add_signed_dots(zero(), w, q);
-    EACH(8, y.w[i] = (int32_t)((uint32_t)sum.w[i] + (uint32_t)(dots.w[i] * scale.w[i])));
+INLINE vint add_scaled_signed_dots(vint sum, const vint *w, vint q, vint q2, const int16_t *scales) {
+    const vint first = add_signed_dots(zero(), w[0], q), second = add_signed_dots(zero(), w[1], q2);
+    EACH(8, y.w[i] = (int32_t)((uint32_t)sum.w[i] + (uint32_t)(first.w[i] * scales[i / 4]) +
+                               (uint32_t)(second.w[i] * scales[2 + i / 4])));
 }
-INLINE vint add_scaled_dots(vint sum, vint w, vint q, vint scale) { return add_scaled_signed_dots(sum, w, q, scale); }
+INLINE vint add_scaled_dots(vint sum, const vint *w, vint q, vint q2, const int16_t *scales, const int of_16) {
+    return add_scaled_signed_dots(sum, w, q, q2, scales);
+}
 
 INLINE vint add_pairs(vint a, vint b) {
     EACH(8, y.w[i] = i % 4 < 2 ? a.w[i / 4 * 4 + 2 * (i % 2)] + a.w[i / 4 * 4 + 2 * (i % 2) + 1]
@@ -137,3 +138,4 @@ INLINE void sum_four(const vfloat *v, float *to) {
 }
 
 INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) { EACH_F32(y.f[i] = load_half(rows[i] + offset)); }
+INLINE vfloat eight_powers(const uint8_t *const *rows, int64_t offset) { EACH_F32(y.f[i] = half_power(rows[i][offset])); }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import addressof
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -21,22 +20,22 @@ from .structures import BatchStruct, OutputStruct
 from .weights import DTYPES, ArrayWeights, Dtype, Floats, SourceWeights, Weights
 
 STEP_TOKENS = 256
+_NONE = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a step leaves besides keys and values: see `batch` in native/forward.h."""
 
     kept: Ids
-    logit_rows: Ids
-    scored_rows: Ids
-    score_rows: Ids
-    targets: Ids
+    logit_rows: Ids = _NONE
+    scored_rows: Ids = _NONE
+    score_rows: Ids = _NONE
+    targets: Ids = _NONE
 
     def fields(self) -> dict[str, int]:
         """Fields of a BatchStruct: addresses of these arrays, and their lengths."""
         counts = {"kept_count": self.kept, "logit_count": self.logit_rows, "scored_count": self.scored_rows}
-        addresses = {name: array.ctypes.data for name, array in vars(self).items()}
+        addresses = {name: array.ctypes.data for name, array in self._asdict().items()}
         return addresses | {name: len(array) for name, array in counts.items()} | {"score_count": len(self.targets)}
 
 
@@ -62,7 +61,7 @@ class CpuBackend:
         self.context = spec.context if spec.kind == "transformer" else None
         self.page_size, self.page_bytes = self.pages.page_size, self.pages.page_bytes
         self.rewindable = self.pages.rewindable
-        self.allocate, self.copy_page = self.pages.allocate, self.pages.copy_page
+        self.copy_page = self.pages.copy_page
 
     @classmethod
     def from_arrays(
@@ -77,47 +76,65 @@ class CpuBackend:
         free = free_memory()
         return free if free is None else max(free - self._weights.mapped_bytes, 0)
 
+    def allocate(self, pages: int) -> None:
+        self.pages.allocate(pages)
+
     def forward(self, batch: Batch) -> Output:
-        kept = np.unique(np.concatenate((batch.logit_rows, batch.score_rows)))
-        scored, score_rows = np.unique(batch.score_rows, return_inverse=True)
+        wanted = _wanted(batch)
         logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
-        logprobs, ranks = np.empty(len(score_rows)), np.empty(len(score_rows), np.int64)
-        wanted = Wanted(
-            kept,
-            np.searchsorted(kept, batch.logit_rows),
-            np.searchsorted(kept, scored),
-            score_rows,
-            np.ascontiguousarray(batch.targets),
-        )
+        logprobs, ranks = np.empty(len(batch.targets)), np.empty(len(batch.targets), np.int64)
         self._run(batch, wanted, OutputStruct(None, *(array.ctypes.data for array in (logits, logprobs, ranks))))
         return Output(logits, logprobs, ranks)
 
     def hidden(self, batch: Batch) -> Floats:
         """What the head reads after every token, (tokens, width); `logit_rows` and `score_rows` are ignored."""
         hidden = np.empty((len(batch.tokens), self.spec.width), np.float32)
-        none = np.empty(0, np.int64)
-        self._run(batch, Wanted(np.arange(len(hidden)), none, none, none, none), OutputStruct(hidden.ctypes.data))
+        self._run(batch, Wanted(np.arange(len(hidden))), OutputStruct(hidden.ctypes.data))
         return hidden
 
     def _run(self, batch: Batch, wanted: Wanted, output: OutputStruct) -> None:
-        self._check(batch)
-        tokens = np.ascontiguousarray(batch.tokens)
-        struct = BatchStruct(tokens=tokens.ctypes.data, **wanted.fields())
+        _check_arrays(batch)
+        struct = BatchStruct(tokens=batch.tokens.ctypes.data, **wanted.fields())
         held = self.pages.place(batch, struct)
-        if library().nw_forward(addressof(self._model.struct), addressof(struct), addressof(output)):
-            raise MemoryError(f"not enough memory for a step of {len(tokens)} tokens")
-        del held, wanted  # what the call reads
+        result = library().nw_forward(addressof(self._model.struct), addressof(struct), addressof(output))
+        del held  # what the call reads
+        if result == _NO_MEMORY:
+            raise MemoryError(f"not enough memory for a step of {len(batch.tokens)} tokens")
+        if result:
+            raise ValueError(_REFUSED[result])
 
-    def _check(self, batch: Batch) -> None:
-        """Raise ValueError for tokens and rows that do not exist."""
-        count, vocabulary = len(batch.positions), self.vocabulary
-        limits = {"tokens": vocabulary, "targets": vocabulary, "logit_rows": count, "score_rows": count}
-        for name, limit in limits.items():
-            ids = getattr(batch, name)
-            if ids.dtype != np.int64 or (len(ids) and not 0 <= ids.min() <= ids.max() < limit):
-                raise ValueError(f"{name} takes int64 numbers below {limit}")
-        if len(batch.tokens) != count or len(batch.targets) != len(batch.score_rows):
-            raise ValueError(f"{len(batch.tokens)} tokens at {count} positions, or targets that match no score rows")
+
+_NO_MEMORY = 1  # forward_result of native/forward.h
+_REFUSED = {
+    2: "a token id outside the vocabulary",
+    3: "a row outside the step",
+    4: "a sequence number outside the page tables",
+    5: "a position outside the page tables",
+    6: "a page outside the pool",
+}
+
+
+def _wanted(batch: Batch) -> Wanted:
+    rows = batch.logit_rows
+    if not len(batch.targets) and (len(rows) < 2 or (rows[1:] > rows[:-1]).all()):
+        return Wanted(rows, np.arange(len(rows)))
+    kept = np.unique(np.concatenate((rows, batch.score_rows)))
+    scored, score_rows = np.unique(batch.score_rows, return_inverse=True)
+    return Wanted(kept, np.searchsorted(kept, rows), np.searchsorted(kept, scored), score_rows, batch.targets)
+
+
+def _check_arrays(batch: Batch) -> None:
+    """Raise ValueError unless the arrays are contiguous, of the right types, and as long as each other."""
+    for name, array in vars(batch).items():
+        dtype, dimensions = (np.int32, 2) if name == "page_tables" else (np.int64, 1)
+        if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
+            raise ValueError(f"{name} takes a contiguous {np.dtype(dtype)} array, not {array.dtype} {array.shape}")
+    if not 0 < len(batch.tokens) == len(batch.positions) == len(batch.sequences):
+        raise ValueError(
+            f"{len(batch.tokens)} tokens, {len(batch.positions)} positions, {len(batch.sequences)} sequences"
+        )
+    if len(batch.targets) != len(batch.score_rows):
+        raise ValueError(f"{len(batch.targets)} targets for {len(batch.score_rows)} score rows")
 
 
 def load_backend(source: Source, dtype: Dtype = "auto", kv_dtype: str = "auto") -> CpuBackend:

@@ -33,7 +33,6 @@ class KVCache:
         row = (spec.kv_heads, page_size, row_bytes(kv_dtype, spec.head_width))
         self._shape = (2, spec.layers, *row)  # a page's
         self.page_bytes = int(np.prod(self._shape))
-        self.pages = 0
         full = RopeCache(spec.rope, spec.head_width)
         local = full if spec.local_rope is None else RopeCache(spec.local_rope, spec.head_width)
         self._ropes = (full, local) if spec.position == "rotary" else ()
@@ -42,21 +41,25 @@ class KVCache:
         """Memory for `pages` pages, which the system takes when they are written to."""
         kinds, layers, *page = self._shape
         self.pool = aligned_zeros((kinds, layers, pages, *page))  # uint8: keys, then values
-        self.pages = pages
         pointers = c_void_p * layers
         self._keys, self._values = (pointers(*(layer.ctypes.data for layer in kind)) for kind in self.pool)
+        self._struct = KVCacheStruct(_CODES[self.kv_dtype], pages, addressof(self._keys), addressof(self._values))
 
     def copy_page(self, source: int, target: int) -> None:
         self.pool[:, :, target] = self.pool[:, :, source]
 
-    def place(self, batch: Batch, struct: BatchStruct) -> tuple[object, ...]:
+    def place(self, batch: Batch, struct: BatchStruct) -> object:
         """Fill in where the tokens stand; returns what must live until the call ends."""
-        struct.at = _placement(batch, self)
-        struct.cache = KVCacheStruct(_CODES[self.kv_dtype], addressof(self._keys), addressof(self._values))
-        held = [rope.upto(int(batch.positions.max()) + 1) for rope in self._ropes]
-        for index, (cosine, sine) in enumerate(held):
+        rows, width = batch.page_tables.shape
+        addresses = [array.ctypes.data for array in (batch.positions, batch.sequences, batch.page_tables)]
+        struct.at = PlacementStruct(*addresses, len(batch.positions), width, self.page_size)
+        struct.table_rows = rows
+        struct.cache = self._struct
+        longest = min(int(batch.positions.max()) + 1, width * self.page_size)  # a position beyond is refused
+        tables = [rope.upto(longest) for rope in self._ropes]
+        for index, (cosine, sine) in enumerate(tables):
             struct.tables[index] = RopeTableStruct(cosine.ctypes.data, sine.ctypes.data, cosine.shape[1])
-        return tuple(held)
+        return tables
 
 
 def row_bytes(kv_dtype: KVType, width: int) -> int:
@@ -77,33 +80,3 @@ def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].reshape(shape)
-
-
-def check_arrays(batch: Batch, page_size: int) -> None:
-    """Raise ValueError unless the batch's arrays are contiguous, of the right types, and inside the page tables."""
-    positions, sequences, tables = batch.positions, batch.sequences, batch.page_tables
-    for array, dtype, dimensions in ((positions, np.int64, 1), (sequences, np.int64, 1), (tables, np.int32, 2)):
-        if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
-            raise ValueError(f"takes a contiguous {np.dtype(dtype)} array, not {array.dtype} {array.shape}")
-    if len(positions) != len(sequences) or not len(positions):
-        raise ValueError(f"{len(positions)} positions for {len(sequences)} sequence numbers; at least one is needed")
-    rows, width = tables.shape
-    if not 0 <= sequences.min() <= sequences.max() < rows:
-        raise ValueError(f"a sequence number outside the {rows} rows of the page table")
-    if not 0 <= positions.min() <= positions.max() < width * page_size:
-        raise ValueError(f"a position outside the {width} pages of {page_size} tokens in the page table")
-
-
-def _placement(batch: Batch, cache: KVCache) -> PlacementStruct:
-    """Check that every page to be read or written exists."""
-    check_arrays(batch, cache.page_size)
-    positions, sequences, tables = batch.positions, batch.sequences, batch.page_tables
-    rows, width = tables.shape
-    pages = np.zeros(rows, np.int64)  # read or written by each sequence
-    np.maximum.at(pages, sequences, positions // cache.page_size + 1)
-    page_ids = tables[np.arange(width) < pages[:, None]]
-    if not 0 <= page_ids.min() <= page_ids.max() < cache.pages:
-        raise ValueError(f"a page outside the pool of {cache.pages}: {page_ids.min()} to {page_ids.max()}")
-    return PlacementStruct(
-        positions.ctypes.data, sequences.ctypes.data, tables.ctypes.data, len(positions), width, cache.page_size
-    )

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend import Batch, Ids
 from ..spec import ModelSpec
-from .kv_cache import aligned_zeros, check_arrays
+from .kv_cache import aligned_zeros
 from .structures import BatchStruct, PlacementStruct, ScheduleStruct
 
 STATE_PAGE_SIZE = 8  # a recurrent state is small compared with a token's keys and values
@@ -38,7 +38,7 @@ class States:
     def copy_page(self, source: int, target: int) -> None:
         self.pool[:, :, target] = self.pool[:, :, source]
 
-    def place(self, batch: Batch, struct: BatchStruct) -> tuple[object, ...]:
+    def place(self, batch: Batch, struct: BatchStruct) -> object:
         """Fill in which states the tokens read and write; returns what must live until the call ends."""
         spans = _spans(batch, self.page_size, self.pages)
         pointers = [array.ctypes.data for array in (*spans, *self.pool)]
@@ -53,8 +53,12 @@ def _spans(batch: Batch, page_size: int, pages: int) -> tuple[Ids, Ids, Ids, Ids
 
     Also, for each token, the page that gets the state after it; -1: none. Every page is one of `pages`.
     """
-    check_arrays(batch, page_size)
     positions, sequences, tables = batch.positions, batch.sequences, batch.page_tables
+    rows, width = tables.shape
+    if not 0 <= sequences.min() <= sequences.max() < rows:
+        raise ValueError("a sequence number outside the page tables")
+    if not 0 <= positions.min() <= positions.max() < width * page_size:
+        raise ValueError("a position outside the page tables")
     begins = np.diff(sequences, prepend=-1) != 0
     first = np.flatnonzero(begins)
     count = np.diff(first, append=len(sequences))

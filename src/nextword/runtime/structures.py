@@ -64,7 +64,7 @@ class PlacementStruct(Structure):
 
 
 class KVCacheStruct(Structure):
-    _fields_ = (("type", c_int64), ("keys", c_void_p), ("values", c_void_p))
+    _fields_ = (("type", c_int64), ("pages", c_int64), ("keys", c_void_p), ("values", c_void_p))
 
 
 class RopeTableStruct(Structure):
@@ -82,6 +82,7 @@ class BatchStruct(Structure):
     _fields_ = (
         ("tokens", c_void_p),
         ("at", PlacementStruct),
+        ("table_rows", c_int64),
         ("cache", KVCacheStruct),
         ("tables", RopeTableStruct * 2),
         ("schedule", c_void_p),

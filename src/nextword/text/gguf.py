@@ -113,11 +113,14 @@ def _byte_level(facts: _Facts, tokens: list[str]) -> Engine:
 
 
 def _merges(facts: _Facts) -> list[tuple[str, str]]:
-    pairs = [tuple(merge.split(" ")) for merge in facts.strings("merges")]
-    if any(len(pair) != 2 for pair in pairs):
-        number = next(number for number, pair in enumerate(pairs) if len(pair) != 2)
+    merges = facts.strings("merges")
+    halves = " ".join(merges).split(" ")  # much faster than splitting each
+    if len(halves) != 2 * len(merges) or not all(" " in merge for merge in merges):
+        number = next((number for number, merge in enumerate(merges) if merge.count(" ") != 1), None)
+        if number is None:  # there are none
+            return []
         raise UsageError(f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between")
-    return pairs  # type: ignore[return-value]  # all are pairs now
+    return list(zip(halves[::2], halves[1::2], strict=True))
 
 
 def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SentencePieceVocab:

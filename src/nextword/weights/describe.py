@@ -16,6 +16,7 @@ from ..spec import ModelSpec
 from .json_file import read_json
 from .model_folder import weight_files
 from .safetensors_file import SafetensorsFile, StoredTensor
+from .source import run_kind
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -99,6 +100,11 @@ class Description:
             for part in ("embedding", "attention", "MLP", "recurrent", "norms", "head", "other")
             if part in sums
         }
+
+    @property
+    def converted(self) -> dict[str, str]:
+        """Stored types that are run in another type, and that type."""
+        return {kind: run_kind(kind) for kind in sorted({t.kind for t in self.tensors}) if run_kind(kind) != kind}
 
     def kinds(self) -> list[StoredKind]:
         """Stored types, the one with the most bytes first."""

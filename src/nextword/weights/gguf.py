@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..base import RunError, UsageError, open_regular
 from . import floats
-from .gguf_format import Header, TensorInfo, read_header
+from .gguf_format import Header, read_header
+from .gguf_types import TensorInfo
 from .mapping import Bytes, map_file
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)

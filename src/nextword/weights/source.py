@@ -16,12 +16,16 @@ from ..families import Family, FileTensor, Parameter
 from ..families.gguf_metadata import family_of_gguf, spec_from_gguf_metadata
 from ..native.matmul import TYPES
 from ..spec import ModelSpec
-from . import floats, rope_factors
+from . import rope_factors
 from .gguf import GGUFFile
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
 
+# types that the kernels do not read, and those that they become
+CONVERTED = {"f64": "f32"} | dict.fromkeys(
+    ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0", "nvfp4"), "q8_0"
+)
 # derived from the metadata: old converters stored each layer's plain rotary frequencies
 _DERIVED = r"blk\.\d+\.attn_rot_embd(\.weight)?"
 
@@ -62,16 +66,9 @@ class Source(Protocol):
         """The tokenizer stored with the weights."""
 
 
-def is_quantized(kind: str) -> bool:
-    """Whether a stored kind holds blocks rather than floating-point numbers."""
-    return kind not in floats.FLOATS
-
-
 def run_kind(kind: str) -> str:
-    """The type in which a stored kind is multiplied: its own, if the kernels know it."""
-    if kind in TYPES:
-        return kind
-    return "q8_0" if is_quantized(kind) else "f32"
+    """The type in which a stored kind is multiplied: its own, if the kernels read it."""
+    return CONVERTED.get(kind, kind)
 
 
 def tensors_of(source: Source) -> list[FileTensor]:
@@ -175,8 +172,18 @@ class GGUFSource:
         self.parameters = gguf.names.parameters(spec)
         check_tensors(self, len(self.file.tensors))
         read = {tensor.name for tensor in tensors_of(self)} | set(rope_factors.NAMES)
+        self._check_types()
         check_unread(path, read, self.file.tensors, _DERIVED, "; use the model's safetensors folder")
         self.spec = rope_factors.stretched(spec, self.file)
+
+    def _check_types(self) -> None:
+        for tensor in tensors_of(self):
+            kind = self.kind(tensor)
+            if kind not in TYPES and kind not in CONVERTED:
+                raise UsageError(
+                    f"{self.path}: tensor {tensor.name!r} is stored as {kind}, which nextword cannot read."
+                    " Use the model in another type, such as q4_k"
+                )
 
     def kind(self, tensor: FileTensor) -> str:
         return self.file.tensors[tensor.name].kind.lower()

@@ -1,0 +1,103 @@
+// Fixed inputs through the kernels: a line "name hash" for each, the same on every processor and instruction set.
+// Argument: the level of instructions, as in cpu.h.
+#include <stdio.h>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "matrix.h"
+#include "pool.h"
+
+void nw_force_level(int level);
+
+static uint32_t state = 1;
+
+static uint32_t next_random(void) { return state = state * 1664525u + 1013904223u; }
+
+static void fill(float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) x[i] = (float)(next_random() >> 8) / (1 << 22) - 2.0f;
+}
+
+static void report(const char *name, const void *bytes, size_t count) {
+    uint64_t hash = 14695981039346656037u;  // FNV-1a
+    for (size_t i = 0; i < count; i++) hash = (hash ^ ((const uint8_t *)bytes)[i]) * 1099511628211u;
+    printf("%s %016llx\n", name, (unsigned long long)hash);
+}
+
+// A chunk of 40 tokens, then one more.
+static void check_attention(const char *name, kv_cache_type kv_type, float softcap, int interleaved) {
+    enum { HEADS = 6, KV_HEADS = 2, WIDTH = 64, TOKENS = 41, PAGE = 24, ROWS = HEADS + 2 * KV_HEADS };
+    static float qkv[TOKENS * ROWS * WIDTH], cosine[TOKENS * WIDTH], sine[TOKENS * WIDTH], y[TOKENS * HEADS * WIDTH];
+    static char keys[2 * KV_HEADS * PAGE * WIDTH * 4], values[sizeof keys];
+    int64_t positions[TOKENS], sequences[TOKENS] = {0};
+    const int32_t pages[] = {1, 0};
+    float sinks[HEADS];
+    fill(qkv, TOKENS * ROWS * WIDTH);
+    fill(cosine, TOKENS * WIDTH);
+    fill(sine, TOKENS * WIDTH);
+    fill(sinks, HEADS);
+    for (int64_t i = 0; i < TOKENS; i++) positions[i] = i;
+    placement at = {positions, sequences, pages, TOKENS - 1, 2, PAGE};
+    attention a = {
+        .qkv = qkv, .rope = {cosine, sine, WIDTH / 2, interleaved}, .keys = keys, .values = values, .kv_type = kv_type,
+        .at = &at, .heads = HEADS, .kv_heads = KV_HEADS, .width = WIDTH, .window = 30, .scale = 0.125f,
+        .softcap = softcap, .sinks = sinks, .y = y,
+    };
+    if (attend(&a)) return;
+    at.positions += TOKENS - 1;
+    at.tokens = 1;
+    a.qkv += (TOKENS - 1) * ROWS * WIDTH;
+    a.y += (TOKENS - 1) * HEADS * WIDTH;
+    if (attend(&a)) return;
+    report(name, y, sizeof y);
+    report("  its keys", keys, (size_t)(2 * KV_HEADS * PAGE * kv_row_bytes(kv_type, WIDTH)));
+}
+
+static void check_layer_ops(void) {
+    enum { ROWS = 3, WIDTH = 83 };
+    static float x[ROWS * 2 * WIDTH], weight[WIDTH], bias[WIDTH], y[ROWS * WIDTH];
+    const char *names[] = {"silu", "gelu", "gelu tanh", "clamped swiglu"};
+    fill(x, ROWS * 2 * WIDTH);
+    fill(weight, WIDTH);
+    fill(bias, WIDTH);
+    normalize(&(norm){weight, NULL, 1, 1e-5f}, x, ROWS, WIDTH, y);
+    report("rms norm", y, sizeof y);
+    normalize(&(norm){weight, bias, 0, 1e-5f}, x, ROWS, WIDTH, y);
+    report("layer norm", y, sizeof y);
+    for (int f = SILU; f <= SWIGLU_CLAMPED; f++) {
+        activate((activation_function)f, 1, x, ROWS, WIDTH, y);
+        report(names[f], y, sizeof y);
+    }
+}
+
+// Quantized rows are random bytes, with scales of about 1 where a type has halves first.
+static void check_multiply(const char *name, int64_t type, int64_t batch) {
+    enum { ROWS = 19, WIDTH = 512, BATCH = 12 };
+    static uint8_t data[ROWS * WIDTH * 4];
+    static float x[BATCH * WIDTH], y[BATCH * ROWS];
+    const int64_t bytes = row_bytes(type, WIDTH), block = type == Q8_0 ? 34 : type == Q4_1 ? 20 : 144;
+    for (int64_t i = 0; i < ROWS * bytes; i++) data[i] = (uint8_t)(next_random() >> 24);
+    if (type == F32) fill((float *)(void *)data, ROWS * WIDTH);
+    for (int64_t i = 0; type != F32 && i < ROWS * bytes; i += block) {
+        data[i + 1] = 0x3c;
+        if (type != Q8_0) data[i + 3] = 0x38;
+    }
+    fill(x, batch * WIDTH);
+    const segment whole = {type, ROWS, data};
+    if (multiply(&(matrix){ROWS, WIDTH, 1, &whole, NULL}, x, batch, y, 0)) return;
+    report(name, y, (size_t)(batch * ROWS) * sizeof(float));
+}
+
+int main(int count, char **arguments) {
+    nw_force_level(count > 1 ? atoi(arguments[1]) : -1);
+    check_attention("attention, float32", KV_F32, 0, 0);
+    check_attention("attention, float16", KV_F16, 20.0f, 1);
+    check_attention("attention, q8_0", KV_Q8_0, 0, 1);
+    check_layer_ops();
+    for (int64_t batch = 1; batch <= 12; batch += 11) {
+        check_multiply("float32 product", F32, batch);
+        check_multiply("q4_1 product", Q4_1, batch);
+        check_multiply("q8_0 product", Q8_0, batch);
+        check_multiply("q4_k product", Q4_K, batch);
+    }
+    return 0;
+}
