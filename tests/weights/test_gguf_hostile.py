@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
-from gguf_files import numbers, write
 
+from gguf_files import numbers, write
 from nextword.base import UsageError
 from nextword.weights.gguf import GGUFFile
 
