@@ -61,7 +61,7 @@ INLINE lanes levels(const layout *as, lanes x, lanes offset, lanes per_step) {
     return nearest((x + offset) * per_step, as->low, as->high);
 }
 
-INLINE sums sums_at(const layout *as, const lanes *x, lanes offset, lanes per_step) {
+static sums sums_at(const layout *as, const lanes *x, lanes offset, lanes per_step) {
     sums s = {0};
     for (int i = 0; i < as->group; i++) {
         lanes q = levels(as, x[i], offset, per_step);
@@ -73,7 +73,7 @@ INLINE sums sums_at(const layout *as, const lanes *x, lanes offset, lanes per_st
 }
 
 // sum of (x + offset - step * q)^2
-INLINE lanes error_at(const layout *as, const lanes *x, lanes offset, lanes step) {
+static lanes error_at(const layout *as, const lanes *x, lanes offset, lanes step) {
     lanes error = all(0.0f), per_step = inverse(step);
     for (int i = 0; i < as->group; i++) {
         lanes rest = x[i] + offset - step * levels(as, x[i], offset, per_step);
@@ -83,7 +83,7 @@ INLINE lanes error_at(const layout *as, const lanes *x, lanes offset, lanes step
 }
 
 // The step, and the offset >= 0 if the type has one, that minimize sum (x - step q + offset)^2.
-INLINE fit least_squares(const layout *as, sums s, lanes x) {
+static fit least_squares(const layout *as, sums s, lanes x) {
     lanes step = s.xq * inverse(s.qq);
     const fit without = {step, all(0.0f), step * s.xq};
     if (!as->minimum_high) return without;
@@ -102,7 +102,7 @@ INLINE void keep_better(fit found, fit *best) {
     best->gain = choose(better, found.gain, best->gain);
 }
 
-INLINE fit fit_groups(const layout *as, const lanes *x) {
+static fit fit_groups(const layout *as, const lanes *x) {
     lanes low = all(0.0f), high = all(0.0f), sum = all(0.0f);
     for (int i = 0; i < as->group; i++) {
         low = lower(low, x[i]);
@@ -121,7 +121,7 @@ INLINE fit fit_groups(const layout *as, const lanes *x) {
 }
 
 // Integer scales and minima of four groups near the wanted ones, for given d and dmin.
-INLINE void round_scales(const layout *as, const lanes *x, fit wanted, superblock *b, int part) {
+static void round_scales(const layout *as, const lanes *x, fit wanted, superblock *b, int part) {
     const lanes scale = nearest(wanted.step * inverse(all(b->d)), as->scale_low, as->scale_high);
     const lanes minimum = nearest(wanted.offset * inverse(all(b->dmin)), 0, as->minimum_high);
     lanes best = all(INFINITY);
@@ -148,7 +148,7 @@ static void solve(const float products[3], float xa, float xb, superblock *block
 }
 
 // Least-squares d and dmin, given all integers: w = d a - dmin b with a = scale q, b = minimum.
-INLINE void refit(const layout *as, const lanes (*x)[32], superblock *block) {
+static void refit(const layout *as, const lanes (*x)[32], superblock *block) {
     lanes aa = all(0.0f), ab = all(0.0f), bb = all(0.0f), xa = all(0.0f), xb = all(0.0f);
     for (int part = 0; part < 64 / as->group; part++) {
         const lanes scale = block->scale[part], minimum = block->minimum[part];
@@ -162,7 +162,7 @@ INLINE void refit(const layout *as, const lanes (*x)[32], superblock *block) {
     solve((float[]){total(aa), total(ab), total(bb)}, total(xa), total(xb), block);
 }
 
-INLINE void start(const layout *as, const fit *wanted, superblock *b) {
+static void start(const layout *as, const fit *wanted, superblock *b) {
     float step = 0.0f, offset = 0.0f;
     for (int j = 0; j < COLUMNS / as->group; j++) {
         const fit *of = &wanted[j / LANES];
@@ -173,7 +173,7 @@ INLINE void start(const layout *as, const fit *wanted, superblock *b) {
     b->dmin = as->minimum_high ? offset / (float)as->minimum_high : 0.0f;
 }
 
-INLINE void search(const layout *as, const lanes (*x)[32], superblock *best) {
+static void search(const layout *as, const lanes (*x)[32], superblock *best) {
     const int parts = 64 / as->group;
     fit wanted[4];
     superblock b = {0};
@@ -190,7 +190,7 @@ INLINE void search(const layout *as, const lanes (*x)[32], superblock *best) {
     }
 }
 
-INLINE void quantize(const layout *as, const float *columns, superblock *b, uint8_t *q) {
+static void quantize(const layout *as, const float *columns, superblock *b, uint8_t *q) {
     lanes x[4][32];
     for (int i = 0; i < COLUMNS; i++) {
         const int group = i / as->group;
@@ -205,16 +205,15 @@ INLINE void quantize(const layout *as, const float *columns, superblock *b, uint
         }
 }
 
-INLINE void quantize_type(int64_t type, const float *x, superblock *b, uint8_t *q) {
+static const layout *layout_of(int64_t type) {
     switch (type) {
-        case Q2_K: quantize(&Q2, x, b, q); break;
-        case Q3_K: quantize(&Q3, x, b, q); break;
-        case Q4_K: quantize(&Q4, x, b, q); break;
-        case Q5_K: quantize(&Q5, x, b, q); break;
-        default: quantize(&Q6, x, b, q);
+        case Q2_K: return &Q2;
+        case Q3_K: return &Q3;
+        case Q4_K: return &Q4;
+        case Q5_K: return &Q5;
+        default: return &Q6;
     }
 }
-
 
 // ---- packing: q are unsigned, from 0
 
@@ -290,7 +289,7 @@ static void pack_q6(const superblock *b, const uint8_t *q, block_q6_k *to) {
 void quantize_superblock(int64_t type, const float *x, void *block) {
     superblock b;
     uint8_t q[COLUMNS];
-    quantize_type(type, x, &b, q);
+    quantize(layout_of(type), x, &b, q);
     switch (type) {
         case Q2_K: pack_q2(&b, q, block); break;
         case Q3_K: pack_q3(&b, q, block); break;
