@@ -257,7 +257,7 @@ def test_a_broken_row_or_file_of_parquet_is_named_or_counted(tmp_path: Path) -> 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(RunError, match=r"nextword\[parquet\]"):
+    with pytest.raises(UsageError, match=r"nextword\[parquet\]"):
         texts(tmp_path / "a.parquet")
 
 

@@ -15,6 +15,7 @@ from family_gguf import ARCHITECTURES, saved_gguf
 from gguf_files import MAPPED, write_llama
 from nextword import native
 from nextword.models import Model
+from nextword.models.layers import Linear
 from nextword.models.weights import load_torch_model
 from nextword.runtime import CpuBackend, load_backend
 from nextword.runtime.weights import SourceWeights
@@ -78,13 +79,28 @@ def rounded(model: Model, dtype: str) -> Model:
     return model
 
 
+def rounded_activations(x: torch.Tensor) -> torch.Tensor:
+    """`x` (..., width) as the kernels round it: a scale per 256 columns, times 1 to 15 for each 32 of them."""
+    parts = []
+    for columns in x.split(256, -1):
+        blocks = columns.unflatten(-1, (-1, 32))
+        largest = blocks.abs().amax(-1, keepdim=True)
+        unit = largest.amax(-2, keepdim=True) / (127 * 15)
+        scale = unit * (largest / (127 * unit)).ceil().clamp(1, 15)
+        parts.append(((blocks / scale).round() * scale).flatten(-2))
+    return torch.cat(parts, -1)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "q8_0"])
 def test_converted_weights_are_those_that_the_gguf_package_computes(folder: Source, dtype: Any) -> None:
     if dtype == "q8_0" and folder.spec.experts:
         pytest.skip("rounded activations may choose other experts")
     model = rounded(load_torch_model(folder), dtype)
+    for module in model.modules():
+        if dtype == "q8_0" and isinstance(module, Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (rounded_activations(inputs[0]),))
     error = rms_error_of(load_backend(folder, dtype, "float32"), model, texts(2, 40))
-    assert error < (ACTIVATIONS if dtype == "q8_0" else 1e-4)
+    assert error < (0.02 if dtype == "q8_0" else 1e-4)  # a last bit may round an activation to its neighbour
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])

@@ -238,9 +238,11 @@ def test_what_stands_there_is_replaced_only_when_asked(model: Model, tokenizer: 
     assert path.read_text() == "there"
     write_model(path, model, tokenizer, force=True)
     assert GGUFFile.open(path).architecture == "llama"
+    folder = tmp_path / "b.gguf"
+    folder.mkdir()
     with pytest.raises(UsageError, match="is a folder"):
-        write_model(tmp_path, model, tokenizer, force=True)
-    assert [each.name for each in tmp_path.iterdir()] == ["a.gguf"]
+        write_model(folder, model, tokenizer, force=True)
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["a.gguf", "b.gguf"]
 
 
 @pytest.mark.parametrize("room", [1000, 50_000, 200_000])

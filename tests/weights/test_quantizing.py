@@ -122,8 +122,9 @@ def test_quantizing_at_load_gives_the_bits_of_a_converted_file(
 
     stored = logprobs(convert(exact, tmp_path / "model.gguf", dtype=mix))
     assert logprobs(exact, dtype) == stored
-    folder = logprobs(convert(exact, tmp_path / "folder"), dtype)  # rows of queries and keys in another order
-    np.testing.assert_allclose(folder[1:], stored[1:], atol=1e-5)
+    # rows of queries and keys in another order: sums differ in last bits, which may round an activation to its neighbour
+    folder = logprobs(convert(exact, tmp_path / "folder"), dtype)
+    np.testing.assert_allclose(folder[1:], stored[1:], atol=5e-3)
 
 
 def test_a_folder_cannot_hold_a_mix(exact: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+#pragma GCC optimize("O2")  // for the compiler's sake: -O3 takes it several times as long
 #include "vector_f32.h"
 
 #include "kv_cache.inc"

@@ -1,4 +1,5 @@
 // The kernels of matrix products in plain C, for any processor.
+#pragma GCC optimize("O2")  // for the compiler's sake: -O3 takes it several times as long
 #define VECTOR_PLAIN
 #define NAME(function) function##_plain
 #include "matmul_activations.inc"

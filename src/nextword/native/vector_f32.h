@@ -22,6 +22,9 @@ typedef struct {
 typedef struct {
     float lane[8];
 } f8;
+// Left to the compiler: inlined and unrolled by force, as for vectors, these loops take it long.
+#undef INLINE
+#define INLINE static inline
 #endif
 #define VECTOR INLINE TARGET
 
