@@ -137,7 +137,7 @@ def margins_of_ids() -> Values:
 
 
 def _margins(model: nextword.LanguageModel, seed: int) -> Values:
-    greedy = model.complete(PROMPT, temperature=0, max_tokens=32, alternatives=2)
+    greedy = model.complete(PROMPT, temperature=0, max_tokens=32, top_logprobs=2)
     gaps = [math.log(step.alternatives[0].probability / step.alternatives[1].probability) for step in greedy.tokens]
     whole = model.spec.vocabulary
     drawn = model.complete(PROMPT, temperature=1, seed=seed, max_tokens=32, top_logprobs=whole)

@@ -51,9 +51,9 @@ def test_laws_fitted_to_epochs_points_have_the_stored_constants() -> None:
 
 
 def test_every_stored_completion_has_32_ids_and_none_was_nearly_another() -> None:
-    """The margins are beyond what rounding does in float32, so that the ids hold on every processor."""
+    """The runtime's bits are the same on every processor; the margins are beyond what is left, a C library's exp."""
     for completions in (*stored("ids_of_tiny_models").values(), *stored("ids_of_smollm2").values()):
         assert [len(ids) for ids in completions.values()] == [32, 32]
     for name, margins in stored("margins_of_ids").items():
         assert margins["nats"] > 1e-3, name
-        assert margins["probability"] > 1e-4, name
+        assert margins["probability"] > 1e-6, name
