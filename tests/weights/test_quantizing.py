@@ -122,7 +122,7 @@ def test_quantizing_at_load_gives_the_bits_of_a_converted_file(
 
     stored = logprobs(convert(exact, tmp_path / "model.gguf", dtype=mix))
     assert logprobs(exact, dtype) == stored
-    # rows of queries and keys in another order: sums differ in last bits, which may round an activation to its neighbour
+    # queries and keys lie in another order: sums differ in last bits, which may round an activation to its neighbour
     folder = logprobs(convert(exact, tmp_path / "folder"), dtype)
     np.testing.assert_allclose(folder[1:], stored[1:], atol=5e-3)
 
