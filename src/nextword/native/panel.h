@@ -110,10 +110,10 @@ INLINE void fill_superblock(const int64_t type, const eight_rows *rows, int64_t 
         if (type == IQ4_XS) fill_values(type, rows + g, offset, g, to);
         else fill_weights(type, rows + g, offset, g, to);
         turn(&scale_rows, 0, scales[0][g], 64);
-        store_f32(to->d[0] + 8 * g, eight_halves(rows[g].row, offset + d_offset(type)));
+        f8_store(to->d[0] + 8 * g, eight_halves(rows[g].row, offset + d_offset(type)));
         if (!has_minima(type)) continue;
         turn(&minimum_rows, 0, to->minima[0][g], 64);
-        store_f32(to->m[0] + 8 * g, eight_halves(rows[g].row, offset + d_offset(type) + 2));
+        f8_store(to->m[0] + 8 * g, eight_halves(rows[g].row, offset + d_offset(type) + 2));
     }
     join_scales(type, scales, to);
 }
@@ -130,8 +130,8 @@ INLINE void fill_block(const int64_t type, const eight_rows *rows, int64_t offse
             transpose(w[i]);
             UNROLL for (int j = 0; j < 4; j++) store(to->w[8 * b + 4 * i + j][g], w[i][j]);
         }
-        store_f32(to->d[b] + 8 * g, block_scales(type, rows + g, offset));
-        if (has_minima(type)) store_f32(to->m[b] + 8 * g, eight_halves(rows[g].row, offset + 2));
+        f8_store(to->d[b] + 8 * g, block_scales(type, rows + g, offset));
+        if (has_minima(type)) f8_store(to->m[b] + 8 * g, eight_halves(rows[g].row, offset + 2));
     }
 }
 

@@ -2,9 +2,10 @@
 #pragma once
 #include "cpu.h"
 #include "matrix.h"
+#define USE_AVX2
+#include "vector_f32.h"
 
 typedef __m256i vint;
-typedef __m256 vfloat;
 
 INLINE vint zero(void) { return _mm256_setzero_si256(); }
 INLINE vint load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -106,7 +107,7 @@ INLINE vint add_scaled_signed_dots(vint sum, const vint *w, vint q, vint q2, con
 
 // In each half: sums of a's pairs of int32, then of b's.
 INLINE vint add_pairs(vint a, vint b) {
-    const vfloat x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
+    const f8 x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
     return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)),
                             _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd)));
 }
@@ -123,31 +124,16 @@ INLINE void transpose(vint *v) {
     v[3] = _mm256_unpackhi_epi64(b, d);
 }
 
-INLINE vfloat zero_f32(void) { return _mm256_setzero_ps(); }
-INLINE vfloat load_f32(const float *p) { return _mm256_loadu_ps(p); }
-INLINE void store_f32(float *p, vfloat v) { _mm256_storeu_ps(p, v); }
-INLINE vfloat broadcast_f32(const float *p) { return _mm256_broadcast_ss(p); }
-INLINE vfloat to_f32(vint v) { return _mm256_cvtepi32_ps(v); }
-INLINE vint round_f32(vfloat v) { return _mm256_cvtps_epi32(v); }  // ties to even
-
-INLINE vfloat multiply_f32(vfloat a, vfloat b) { return _mm256_mul_ps(a, b); }
-INLINE vfloat add_f32(vfloat a, vfloat b) { return _mm256_add_ps(a, b); }
-INLINE vfloat fma_f32(vfloat a, vfloat b, vfloat c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE vfloat fnma_f32(vfloat a, vfloat b, vfloat c) { return _mm256_fnmadd_ps(a, b, c); }
-
-INLINE vfloat divide_f32(vfloat a, vfloat b) { return _mm256_div_ps(a, b); }
-INLINE vfloat ceil_f32(vfloat v) { return _mm256_ceil_ps(v); }
-INLINE vfloat min_f32(vfloat a, vfloat b) { return _mm256_min_ps(a, b); }
-INLINE vfloat max_f32(vfloat a, vfloat b) { return _mm256_max_ps(a, b); }
-INLINE vfloat absolute_f32(vfloat v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+INLINE f8 to_f32(vint v) { return _mm256_cvtepi32_ps(v); }
+INLINE vint round_f32(f8 v) { return _mm256_cvtps_epi32(v); }  // ties to even
 
 // The largest lane of each of eight vectors.
-INLINE vfloat max_of_pairs(vfloat a, vfloat b) {
+INLINE f8 max_of_pairs(f8 a, f8 b) {
     return _mm256_max_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
 }
-INLINE vfloat max_of_vectors(const vfloat *v) {
-    const vfloat a = max_of_pairs(max_of_pairs(v[0], v[1]), max_of_pairs(v[2], v[3]));
-    const vfloat b = max_of_pairs(max_of_pairs(v[4], v[5]), max_of_pairs(v[6], v[7]));
+INLINE f8 max_of_vectors(const f8 *v) {
+    const f8 a = max_of_pairs(max_of_pairs(v[0], v[1]), max_of_pairs(v[2], v[3]));
+    const f8 b = max_of_pairs(max_of_pairs(v[4], v[5]), max_of_pairs(v[6], v[7]));
     return _mm256_max_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
@@ -158,14 +144,14 @@ INLINE vint pack_int8(const vint *n) {
 }
 
 // Eight numbers of a row of float32, float16 or bfloat16.
-INLINE vfloat load_weights(const int64_t type, const void *p) {
-    if (type == F32) return _mm256_loadu_ps(p);
-    const __m128i halves = _mm_loadu_si128(p);
-    return type == F16 ? _mm256_cvtph_ps(halves) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+INLINE f8 load_weights(const int64_t type, const void *p) {
+    if (type == F32) return f8_load(p);
+    if (type == F16) return f8_from_half(p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 
 // The sums of four vectors' lanes: ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)) of each.
-INLINE void sum_four(const vfloat *v, float *to) {
+INLINE void sum_four(const f8 *v, float *to) {
     __m128 r[4];
     for (int i = 0; i < 4; i++) r[i] = _mm_add_ps(_mm256_castps256_ps128(v[i]), _mm256_extractf128_ps(v[i], 1));
     _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
@@ -173,7 +159,7 @@ INLINE void sum_four(const vfloat *v, float *to) {
 }
 
 // The float16 at `offset` of eight rows.
-INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) {
+INLINE f8 eight_halves(const uint8_t *const *rows, int64_t offset) {
     uint16_t h[8];
     for (int r = 0; r < 8; r++) memcpy(h + r, rows[r] + offset, 2);
     __m128i low = _mm_cvtsi32_si128(h[0]), high = _mm_cvtsi32_si128(h[4]);
@@ -183,7 +169,7 @@ INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) {
 }
 
 // 2^(exponent - 128) of eight rows, the exponent being the byte at `offset`.
-INLINE vfloat eight_powers(const uint8_t *const *rows, int64_t offset) {
+INLINE f8 eight_powers(const uint8_t *const *rows, int64_t offset) {
     __m128i e = _mm_cvtsi32_si128(rows[0][offset]);
     e = _mm_insert_epi8(_mm_insert_epi8(_mm_insert_epi8(e, rows[1][offset], 1), rows[2][offset], 2), rows[3][offset], 3);
     e = _mm_insert_epi8(_mm_insert_epi8(_mm_insert_epi8(e, rows[4][offset], 4), rows[5][offset], 5), rows[6][offset], 6);

@@ -1,8 +1,8 @@
 // Eight float32 numbers side by side, in AVX2, NEON or plain C, with the same bits from each: multiply-adds are rounded
 // once, and sums over lanes have one order.
 //
-// Each of f32_avx2.c, f32_neon.c and f32_portable.c chooses its instructions by USE_AVX2 or USE_NEON, and compiles the
-// kernels (*.inc) with them.
+// A file chooses its instructions by USE_AVX2 or USE_NEON (f32_*.c, vector_*.h) and compiles the kernels (*.inc) with
+// them.
 #pragma once
 #include <math.h>
 
@@ -37,6 +37,8 @@ VECTOR f8 f8_sub(f8 a, f8 b) { return _mm256_sub_ps(a, b); }
 VECTOR f8 f8_mul(f8 a, f8 b) { return _mm256_mul_ps(a, b); }
 VECTOR f8 f8_div(f8 a, f8 b) { return _mm256_div_ps(a, b); }
 VECTOR f8 f8_fma(f8 a, f8 b, f8 c) { return _mm256_fmadd_ps(a, b, c); }
+VECTOR f8 f8_fnma(f8 a, f8 b, f8 c) { return _mm256_fnmadd_ps(a, b, c); }
+VECTOR f8 f8_ceil(f8 a) { return _mm256_ceil_ps(a); }
 VECTOR f8 f8_max(f8 a, f8 b) { return _mm256_max_ps(a, b); }
 VECTOR f8 f8_min(f8 a, f8 b) { return _mm256_min_ps(a, b); }
 VECTOR f8 f8_zero_below(f8 x, f8 low, f8 a) { return _mm256_and_ps(a, _mm256_cmp_ps(x, low, _CMP_NLT_UQ)); }
@@ -71,6 +73,8 @@ VECTOR void f8_store(float *p, f8 a) {
 }
 VECTOR f8 f8_set(float a) { return (f8){vdupq_n_f32(a), vdupq_n_f32(a)}; }
 VECTOR f8 f8_fma(f8 a, f8 b, f8 c) { return (f8){vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)}; }
+VECTOR f8 f8_fnma(f8 a, f8 b, f8 c) { return (f8){vfmsq_f32(c.low, a.low, b.low), vfmsq_f32(c.high, a.high, b.high)}; }
+VECTOR f8 f8_ceil(f8 a) { return (f8){vrndpq_f32(a.low), vrndpq_f32(a.high)}; }
 VECTOR float32x4_t larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 VECTOR float32x4_t smaller(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 BOTH(f8_max, larger)
@@ -112,6 +116,8 @@ INLINE f8 f8_sub(f8 a, f8 b) { EACH_LANE(a.lane[i] - b.lane[i]); }
 INLINE f8 f8_mul(f8 a, f8 b) { EACH_LANE(a.lane[i] * b.lane[i]); }
 INLINE f8 f8_div(f8 a, f8 b) { EACH_LANE(a.lane[i] / b.lane[i]); }
 INLINE f8 f8_fma(f8 a, f8 b, f8 c) { EACH_LANE(__builtin_fmaf(a.lane[i], b.lane[i], c.lane[i])); }
+INLINE f8 f8_fnma(f8 a, f8 b, f8 c) { EACH_LANE(__builtin_fmaf(-a.lane[i], b.lane[i], c.lane[i])); }
+INLINE f8 f8_ceil(f8 a) { EACH_LANE(__builtin_ceilf(a.lane[i])); }
 INLINE f8 f8_max(f8 a, f8 b) { EACH_LANE(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]); }
 INLINE f8 f8_min(f8 a, f8 b) { EACH_LANE(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]); }
 INLINE f8 f8_choose_below(f8 x, f8 limit, f8 a, f8 b) { EACH_LANE(x.lane[i] < limit.lane[i] ? a.lane[i] : b.lane[i]); }
@@ -134,7 +140,7 @@ INLINE float power_of_two(float shifted) {
 INLINE f8 f8_power_of_two(f8 shifted) { EACH_LANE(power_of_two(shifted.lane[i])); }
 INLINE f8 f8_abs(f8 a) { EACH_LANE(fabsf(a.lane[i])); }
 #endif
-// What the names above do not say: f8_max and f8_min give b where either is NaN; f8_zero_below gives 0 where x < low
+// What the names above do not say: f8_fnma is c - a * b; f8_max and f8_min give b where either is NaN; f8_zero_below gives 0 where x < low
 // and a elsewhere, f8_choose_below a where x < limit and b elsewhere; f8_power_of_two takes n + MAGIC and gives 2^n;
 // conversions to half round to nearest even.
 

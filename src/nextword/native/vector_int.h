@@ -1,4 +1,5 @@
-// 32 bytes of small integers and 8 floats: the few operations that the kernels of quantized matrices are written in.
+// 32 bytes of small integers: the few operations that the kernels of quantized matrices are written in, with those on
+// eight floats of vector_f32.h.
 //
 // A file that includes this is compiled for one instruction set, named by one of VECTOR_AVX2, VECTOR_VNNI, VECTOR_NEON
 // and VECTOR_PLAIN. All give the same integers and the same floats. "Halves" of a vector are its 16 bytes each; no

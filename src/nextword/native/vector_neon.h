@@ -1,17 +1,13 @@
 // vector_int.h with NEON: two vectors of 16 bytes.
 #pragma once
-#include <arm_neon.h>
-
 #include "cpu.h"
 #include "quant_types.h"
+#define USE_NEON
+#include "vector_f32.h"
 
 typedef struct {
     int8x16_t low, high;
 } vint;
-
-typedef struct {
-    float32x4_t low, high;
-} vfloat;
 
 #define S16(v) vreinterpretq_s16_s8(v)
 #define S32(v) vreinterpretq_s32_s8(v)
@@ -138,35 +134,12 @@ INLINE void transpose(vint *v) {
     transpose_half(&v[0].high, &v[1].high, &v[2].high, &v[3].high);
 }
 
-#define ON_FLOATS(name, operation) \
-    INLINE vfloat name(vfloat a, vfloat b) { return (vfloat){operation(a.low, b.low), operation(a.high, b.high)}; }
-
-INLINE vfloat broadcast_f32(const float *p) { return (vfloat){vdupq_n_f32(*p), vdupq_n_f32(*p)}; }
-INLINE vfloat zero_f32(void) { return (vfloat){vdupq_n_f32(0), vdupq_n_f32(0)}; }
-INLINE vfloat load_f32(const float *p) { return (vfloat){vld1q_f32(p), vld1q_f32(p + 4)}; }
-INLINE void store_f32(float *p, vfloat v) {
-    vst1q_f32(p, v.low);
-    vst1q_f32(p + 4, v.high);
-}
-INLINE vfloat to_f32(vint v) { return (vfloat){vcvtq_f32_s32(S32(v.low)), vcvtq_f32_s32(S32(v.high))}; }
-INLINE vint round_f32(vfloat v) { return (vint){OF_S32(vcvtnq_s32_f32(v.low)), OF_S32(vcvtnq_s32_f32(v.high))}; }
-ON_FLOATS(multiply_f32, vmulq_f32)
-ON_FLOATS(divide_f32, vdivq_f32)
-ON_FLOATS(add_f32, vaddq_f32)
-ON_FLOATS(min_f32, vminq_f32)
-ON_FLOATS(max_f32, vmaxq_f32)
-INLINE vfloat fma_f32(vfloat a, vfloat b, vfloat c) {
-    return (vfloat){vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
-}
-INLINE vfloat fnma_f32(vfloat a, vfloat b, vfloat c) {
-    return (vfloat){vfmsq_f32(c.low, a.low, b.low), vfmsq_f32(c.high, a.high, b.high)};
-}
-INLINE vfloat ceil_f32(vfloat v) { return (vfloat){vrndpq_f32(v.low), vrndpq_f32(v.high)}; }
-INLINE vfloat absolute_f32(vfloat v) { return (vfloat){vabsq_f32(v.low), vabsq_f32(v.high)}; }
-INLINE vfloat max_of_vectors(const vfloat *v) {
+INLINE f8 to_f32(vint v) { return (f8){vcvtq_f32_s32(S32(v.low)), vcvtq_f32_s32(S32(v.high))}; }
+INLINE vint round_f32(f8 v) { return (vint){OF_S32(vcvtnq_s32_f32(v.low)), OF_S32(vcvtnq_s32_f32(v.high))}; }
+INLINE f8 max_of_vectors(const f8 *v) {
     float largest[8];
     for (int i = 0; i < 8; i++) largest[i] = vmaxvq_f32(vmaxq_f32(v[i].low, v[i].high));
-    return load_f32(largest);
+    return f8_load(largest);
 }
 
 INLINE int8x16_t narrow(vint a, vint b) {
@@ -176,31 +149,27 @@ INLINE int8x16_t narrow(vint a, vint b) {
 }
 INLINE vint pack_int8(const vint *n) { return (vint){narrow(n[0], n[1]), narrow(n[2], n[3])}; }
 
-INLINE vfloat widen_halves(uint16x8_t h) {
-    const float16x8_t halves = vreinterpretq_f16_u16(h);
-    return (vfloat){vcvt_f32_f16(vget_low_f16(halves)), vcvt_high_f32_f16(halves)};
-}
-INLINE vfloat load_weights(const int64_t type, const void *p) {
-    if (type == F32) return (vfloat){vreinterpretq_f32_u8(vld1q_u8(p)), vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p + 16))};
+INLINE f8 load_weights(const int64_t type, const void *p) {
+    if (type == F32) return (f8){vreinterpretq_f32_u8(vld1q_u8(p)), vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p + 16))};
+    if (type == F16) return f8_from_half(p);
     const uint16x8_t h = vreinterpretq_u16_u8(vld1q_u8(p));
-    if (type == F16) return widen_halves(h);
-    return (vfloat){vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
+    return (f8){vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
 }
 
-INLINE void sum_four(const vfloat *v, float *to) {
+INLINE void sum_four(const f8 *v, float *to) {
     for (int r = 0; r < 4; r++) {
         const float32x4_t s = vaddq_f32(v[r].low, v[r].high);
         to[r] = (vgetq_lane_f32(s, 0) + vgetq_lane_f32(s, 2)) + (vgetq_lane_f32(s, 1) + vgetq_lane_f32(s, 3));
     }
 }
 
-INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) {
+INLINE f8 eight_halves(const uint8_t *const *rows, int64_t offset) {
     uint16_t h[8];
     for (int r = 0; r < 8; r++) memcpy(h + r, rows[r] + offset, 2);
-    return widen_halves(vld1q_u16(h));
+    return f8_from_half(h);
 }
-INLINE vfloat eight_powers(const uint8_t *const *rows, int64_t offset) {
+INLINE f8 eight_powers(const uint8_t *const *rows, int64_t offset) {
     float powers[8];
     for (int r = 0; r < 8; r++) powers[r] = half_power(rows[r][offset]);
-    return load_f32(powers);
+    return f8_load(powers);
 }

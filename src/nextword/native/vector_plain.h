@@ -2,10 +2,7 @@
 #pragma once
 #include "cpu.h"
 #include "quant_types.h"
-
-// Left to the compiler: inlined and unrolled by force, as for vectors, these loops take it minutes.
-#undef INLINE
-#define INLINE static inline
+#include "vector_f32.h"
 
 typedef union {
     int8_t b[32];
@@ -13,10 +10,6 @@ typedef union {
     int16_t h[16];
     int32_t w[8];
 } vint;
-
-typedef struct {
-    float f[8];
-} vfloat;
 
 #define EACH(count, expression)          \
     vint y;                              \
@@ -88,54 +81,36 @@ INLINE vint add_pairs(vint a, vint b) {
 }
 INLINE vint add_swapped(vint a, vint b) { return add_int32(first_halves(a, b), second_halves(a, b)); }
 
-#define EACH_F32(expression)                 \
-    vfloat y;                                \
-    for (int i = 0; i < 8; i++) expression; \
-    return y
-
-INLINE vfloat zero_f32(void) { return (vfloat){{0}}; }
-INLINE vfloat load_f32(const float *p) { EACH_F32(y.f[i] = p[i]); }
-INLINE void store_f32(float *p, vfloat v) { memcpy(p, &v, 32); }
-INLINE vfloat broadcast_f32(const float *p) { EACH_F32(y.f[i] = *p); }
-INLINE vfloat to_f32(vint v) { EACH_F32(y.f[i] = (float)v.w[i]); }
-INLINE vint round_f32(vfloat v) { EACH(8, y.w[i] = (int32_t)__builtin_rintf(v.f[i])); }
-INLINE vfloat multiply_f32(vfloat a, vfloat b) { EACH_F32(y.f[i] = a.f[i] * b.f[i]); }
-INLINE vfloat divide_f32(vfloat a, vfloat b) { EACH_F32(y.f[i] = a.f[i] / b.f[i]); }
-INLINE vfloat add_f32(vfloat a, vfloat b) { EACH_F32(y.f[i] = a.f[i] + b.f[i]); }
-INLINE vfloat fma_f32(vfloat a, vfloat b, vfloat c) { EACH_F32(y.f[i] = __builtin_fmaf(a.f[i], b.f[i], c.f[i])); }
-INLINE vfloat fnma_f32(vfloat a, vfloat b, vfloat c) { EACH_F32(y.f[i] = __builtin_fmaf(-a.f[i], b.f[i], c.f[i])); }
-INLINE vfloat ceil_f32(vfloat v) { EACH_F32(y.f[i] = __builtin_ceilf(v.f[i])); }
-INLINE vfloat min_f32(vfloat a, vfloat b) { EACH_F32(y.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i]); }
-INLINE vfloat max_f32(vfloat a, vfloat b) { EACH_F32(y.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i]); }
-INLINE vfloat absolute_f32(vfloat v) { EACH_F32(y.f[i] = __builtin_fabsf(v.f[i])); }
-INLINE vfloat max_of_vectors(const vfloat *v) {
-    vfloat y = zero_f32();
+INLINE f8 to_f32(vint v) { EACH_LANE((float)v.w[i]); }
+INLINE vint round_f32(f8 v) { EACH(8, y.w[i] = (int32_t)__builtin_rintf(v.lane[i])); }
+INLINE f8 max_of_vectors(const f8 *v) {
+    f8 y = f8_set(0);
     for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++) y.f[i] = v[i].f[j] > y.f[i] ? v[i].f[j] : y.f[i];
+        for (int j = 0; j < 8; j++) y.lane[i] = v[i].lane[j] > y.lane[i] ? v[i].lane[j] : y.lane[i];
     return y;
 }
 
 INLINE vint pack_int8(const vint *n) { EACH(32, y.b[i] = (int8_t)n[i / 8].w[i % 8]); }
 
-INLINE vfloat load_weights(const int64_t type, const void *p) {
-    if (type == F32) return load_f32(p);
-    vfloat y;
+INLINE f8 load_weights(const int64_t type, const void *p) {
+    if (type == F32) return f8_load(p);
+    f8 y;
     for (int i = 0; i < 8; i++) {
         uint16_t half;
         memcpy(&half, (const char *)p + 2 * i, 2);
         const uint32_t bits = (uint32_t)half << 16;
-        if (type == BF16) memcpy(y.f + i, &bits, 4);
-        else y.f[i] = half_to_float(half);
+        if (type == BF16) memcpy(y.lane + i, &bits, 4);
+        else y.lane[i] = half_to_float(half);
     }
     return y;
 }
 
-INLINE void sum_four(const vfloat *v, float *to) {
+INLINE void sum_four(const f8 *v, float *to) {
     for (int r = 0; r < 4; r++) {
-        const float *s = v[r].f;
+        const float *s = v[r].lane;
         to[r] = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
     }
 }
 
-INLINE vfloat eight_halves(const uint8_t *const *rows, int64_t offset) { EACH_F32(y.f[i] = load_half(rows[i] + offset)); }
-INLINE vfloat eight_powers(const uint8_t *const *rows, int64_t offset) { EACH_F32(y.f[i] = half_power(rows[i][offset])); }
+INLINE f8 eight_halves(const uint8_t *const *rows, int64_t offset) { EACH_LANE(load_half(rows[i] + offset)); }
+INLINE f8 eight_powers(const uint8_t *const *rows, int64_t offset) { EACH_LANE(half_power(rows[i][offset])); }
