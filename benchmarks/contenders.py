@@ -177,7 +177,7 @@ def run_llama_cpp(work: Work) -> dict[str, float]:
     context, batch = api.llama_init_from_model(model, settings), api.llama_batch_init(STEP, 0, 1)
 
     def step(rows: list[tuple[int, int, int, bool]]) -> None:
-        """Rows are token, position, sequence, and whether logits are wanted."""
+        """Rows are token, position, sequence, and whether to return logits."""
         for start in range(0, len(rows), STEP):
             batch.n_tokens = len(rows[start : start + STEP])
             for at, (token, position, sequence, wanted) in enumerate(rows[start : start + STEP]):

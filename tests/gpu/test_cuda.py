@@ -1,4 +1,4 @@
-"""A GPU gives the CPU runtime's results within float rounding. `pytest -m gpu`; skipped where there is no GPU."""
+"""Results on a GPU match the CPU runtime within float rounding. Run with `pytest -m gpu`; skipped without a GPU."""
 
 from __future__ import annotations
 

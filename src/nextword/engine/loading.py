@@ -13,12 +13,13 @@ from ..backend import Backend
 from ..base import RunError, UsageError, free_memory
 from ..base.extras import installed, require_torch
 from ..base.units import format_bytes
-from ..runtime import DTYPES, KV_DTYPES, load_backend
+from ..runtime import check_types, load_backend
 from ..runtime.weights import Dtype
 from ..spec import ModelSpec
 from ..text import Tokenizer
 from ..weights.catalogue import resolve
-from ..weights.gguf_types import BLOCK_TYPES
+from ..weights.floats import KINDS
+from ..weights.gguf_types import TYPES
 from ..weights.loading import open_source
 from ..weights.source import Source, run_kind, tensors_of
 from .checks import shown, whole
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and either under WSL
 _MOST_THREADS = 1024
-_KINDS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # GGUF's names
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class LoadConfig:
         for name in ("dtype", "device", "kv_dtype"):
             if not isinstance(value := getattr(self, name), str):
                 raise UsageError(f"{name} is {shown(value)}; it takes a str")
-        hint = " int8 is now q8_0" if self.dtype == "int8" else ""
-        _check_known("dtype", self.dtype, DTYPES, hint)
-        _check_known("kv-dtype", self.kv_dtype, KV_DTYPES)
+        check_types(self.dtype, self.kv_dtype)
         if self.threads is not None:
             whole("threads", self.threads, 1, _MOST_THREADS)
 
@@ -85,11 +83,6 @@ def load_weights(name: str, config: LoadConfig | None = None) -> Loaded:
     return Loaded(name, path, source.spec, source.tokenizer(), precision, device, backend)
 
 
-def _check_known(name: str, value: str, known: Iterable[str], hint: str = "") -> None:
-    if value not in known:
-        raise UsageError(f"{name} {value!r} is not known. Known: {', '.join(known)}.{hint}".rstrip("."))
-
-
 def _on_cpu(device: str) -> bool:
     """Whether to run on a CPU. torch is imported only if there might be a GPU: that takes a second."""
     if device != "auto":
@@ -118,18 +111,17 @@ def _precision(types: Iterable[str]) -> str:
 
     (Routers and learned positions are float32 in quantized files.)
     """
-    names = {kind: name for name, kind in _KINDS.items()}
+    names = {kind: name for name, kind in KINDS.items()}
     main = sorted(set(types) - {"f32"}) or ["f32"]
     return " + ".join(names.get(kind, kind) for kind in main)
 
 
 def _check_memory(source: Source, dtype: str) -> None:
     """Raise RunError, before allocating, if the weights do not fit in free memory: each step reads mapped ones too."""
-    blocks = {block.name: block for block in BLOCK_TYPES.values()}
     needed, free = 0, free_memory()
     for tensor in tensors_of(source):
-        kind = run_kind(source.kind(tensor)) if dtype == "auto" else _KINDS.get(dtype, dtype)
-        needed += math.prod(tensor.shape) * blocks[kind].nbytes // blocks[kind].values
+        kind = run_kind(source.kind(tensor)) if dtype == "auto" else KINDS.get(dtype, dtype)
+        needed += math.prod(tensor.shape) * TYPES[kind].nbytes // TYPES[kind].values
     if free is not None and needed > free:
         what = "as they are stored" if dtype == "auto" else f"as {dtype}"
         raise RunError(
@@ -150,32 +142,19 @@ def _torch_backend(source: Source, config: LoadConfig) -> tuple[Backend, str, st
         )
     require_torch(f"device {config.device}")
     from ..models.backend import TorchBackend
+    from ..models.device import usable_device
     from ..models.weights import load_torch_model
 
-    device = _torch_device(config.device)
+    device = usable_device(config.device)
     dtype = _torch_dtype(config, device)
     model = load_torch_model(source, dtype, device)
     return TorchBackend(model), str(dtype).removeprefix("torch."), _device_name(device)
 
 
-def _torch_device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used here ({reason}). Use: --device cpu") from None
-    return device
-
-
 def _torch_dtype(config: LoadConfig, device: torch.device) -> torch.dtype:
     import torch
 
-    for name, value, known in (("dtype", config.dtype, ("auto", *_KINDS)), ("kv-dtype", config.kv_dtype, ("auto",))):
+    for name, value, known in (("dtype", config.dtype, ("auto", *KINDS)), ("kv-dtype", config.kv_dtype, ("auto",))):
         if value not in known:
             raise UsageError(f"{name} {value} needs the compiled CPU kernels, and does not run on {device}. Use: auto")
     if config.threads is not None and device.type == "cpu":

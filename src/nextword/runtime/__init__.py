@@ -3,8 +3,8 @@
 `load_backend` runs a file or folder; `CpuBackend.from_arrays` runs float32 arrays, such as a torch model's own memory.
 """
 
-from .backend import CpuBackend, load_backend
+from .backend import CpuBackend, check_types, load_backend
 from .kv_cache import KV_DTYPES
 from .weights import DTYPES
 
-__all__ = ["DTYPES", "KV_DTYPES", "CpuBackend", "load_backend"]
+__all__ = ["DTYPES", "KV_DTYPES", "CpuBackend", "check_types", "load_backend"]

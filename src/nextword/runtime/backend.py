@@ -137,6 +137,14 @@ def _check_arrays(batch: Batch) -> None:
         raise ValueError(f"{len(batch.targets)} targets for {len(batch.score_rows)} score rows")
 
 
+def check_types(dtype: str, kv_dtype: str) -> None:
+    """Raise UsageError for a type of weights, or of keys and values, that does not exist."""
+    for name, value, known in (("dtype", dtype, DTYPES), ("kv-dtype", kv_dtype, KV_DTYPES)):
+        if value not in known:
+            hint = ". int8 is now q8_0" if (name, value) == ("dtype", "int8") else ""
+            raise UsageError(f"{name} {value!r} is not known. Known: {', '.join(known)}{hint}")
+
+
 def load_backend(source: Source, dtype: Dtype = "auto", kv_dtype: str = "auto") -> CpuBackend:
     """The model of an opened source.
 
@@ -144,9 +152,7 @@ def load_backend(source: Source, dtype: Dtype = "auto", kv_dtype: str = "auto") 
     kv_dtype: "auto" is float16, or float32 where the weights are float32.
     Raises UsageError for unknown settings and for models that cannot be run.
     """
-    for name, value, known in (("dtype", dtype, DTYPES), ("kv-dtype", kv_dtype, KV_DTYPES)):
-        if value not in known:
-            raise UsageError(f"{name} {value!r} is not known. Known: {', '.join(known)}")
+    check_types(dtype, kv_dtype)
     check_runnable(source.spec)
     weights = SourceWeights(source, dtype)
     return CpuBackend(weights, cast(KVType, kv_dtype) if kv_dtype != "auto" else _kv_type(source, dtype))

@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 
 from ..backend import Batch
 from ..base import UsageError
+from ..native.matmul import TYPES
 from ..spec import ModelSpec
+from ..weights import gguf_types
+from ..weights.floats import KINDS
 from .rope import RopeCache
 from .structures import BatchStruct, KVCacheStruct, PlacementStruct, RopeTableStruct
 
 KVType = Literal["float32", "float16", "q8_0"]
 KV_DTYPES = ("auto", "float32", "float16", "q8_0")
 PAGE_SIZE = 32  # tokens; see docs/decisions.md
-_CODES = {"float32": 0, "float16": 1, "q8_0": 8}  # GGUF's
-_Q8_0_BLOCK = 32  # numbers that share a scale
 
 
 class KVCache:
@@ -30,7 +31,7 @@ class KVCache:
         if page_size < 8 or page_size % 8:
             raise ValueError(f"pages of {page_size} tokens: give a multiple of 8")
         self.spec, self.kv_dtype, self.page_size = spec, kv_dtype, page_size
-        row = (spec.kv_heads, page_size, row_bytes(kv_dtype, spec.head_width))
+        row = (spec.kv_heads, page_size, _head_bytes(kv_dtype, spec.head_width))
         self._shape = (2, spec.layers, *row)  # a page's
         self.page_bytes = int(np.prod(self._shape))
         full = RopeCache(spec.rope, spec.head_width)
@@ -43,7 +44,8 @@ class KVCache:
         self.pool = aligned_zeros((kinds, layers, pages, *page))  # uint8: keys, then values
         pointers = c_void_p * layers
         self._keys, self._values = (pointers(*(layer.ctypes.data for layer in kind)) for kind in self.pool)
-        self._struct = KVCacheStruct(_CODES[self.kv_dtype], pages, addressof(self._keys), addressof(self._values))
+        code = TYPES[KINDS.get(self.kv_dtype, self.kv_dtype)]
+        self._struct = KVCacheStruct(code, pages, addressof(self._keys), addressof(self._values))
 
     def copy_page(self, source: int, target: int) -> None:
         self.pool[:, :, target] = self.pool[:, :, source]
@@ -62,16 +64,15 @@ class KVCache:
         return tables
 
 
-def row_bytes(kv_dtype: KVType, width: int) -> int:
+def _head_bytes(kv_dtype: KVType, width: int) -> int:
     """Bytes of a key or value of `width` numbers. Raises UsageError if the type does not fit."""
-    if kv_dtype != "q8_0":
-        return width * (4 if kv_dtype == "float32" else 2)
-    if width % _Q8_0_BLOCK:
+    block = gguf_types.TYPES[KINDS.get(kv_dtype, kv_dtype)]
+    if width % block.values:
         raise UsageError(
-            f"kv-dtype q8_0 needs heads of a multiple of {_Q8_0_BLOCK} numbers; this model's have {width}."
+            f"kv-dtype {kv_dtype} needs heads of a multiple of {block.values} numbers; this model's have {width}."
             " Use: --kv-dtype float16"
         )
-    return width // _Q8_0_BLOCK * (_Q8_0_BLOCK + 2)
+    return width // block.values * block.nbytes
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from ..families.names import Names
 from ..native.matmul import Matrix, Segment
 from ..native.quantize import convert_rows
 from ..spec import ModelSpec
+from ..weights.floats import KINDS
 from ..weights.quantizing import MIXES, quantized_type
 from ..weights.source import Source, run_kind
 
@@ -56,21 +57,17 @@ class ArrayWeights:
                 raise ValueError(f"{parameter.name} is {found}; it takes contiguous float32 {parameter.shape}")
 
     def matrix(self, weight: str, bias: str = "") -> Matrix:
-        return _float_matrix(self.arrays[weight], self.vector(bias))
+        return Matrix.from_float32(self.arrays[weight], self.vector(bias))
 
     def experts(self, weight: str, bias: str) -> list[Matrix]:
         matrices, biases = self.arrays[weight], self.vector(bias)
-        return [_float_matrix(matrix, _row(biases, number)) for number, matrix in enumerate(matrices)]
+        return [Matrix.from_float32(matrix, _row(biases, number)) for number, matrix in enumerate(matrices)]
 
     def vector(self, name: str) -> Floats | None:
         return self.arrays.get(name)
 
     def interleaved(self, layer: int) -> bool:
         return False
-
-
-def _float_matrix(values: Floats, bias: Floats | None) -> Matrix:
-    return Matrix(values.shape[1], [Segment("f32", values.view(np.uint8))], bias)
 
 
 def _row(biases: Floats | None, number: int) -> Floats | None:
@@ -139,7 +136,7 @@ class SourceWeights:
         if self.dtype == "auto" or parameter.name.endswith(_AS_STORED):
             return run_kind(self.source.kind(tensor))
         mix = MIXES.get("q4_k_m" if self.dtype == "q4_k" else self.dtype)
-        return quantized_type(mix, self.spec, parameter, tensor) if mix else _FLOATS[self.dtype]
+        return quantized_type(mix, self.spec, parameter, tensor) if mix else KINDS[self.dtype]
 
     def _segment(self, parameter: Parameter, tensor: FileTensor, in_pairs: bool = False) -> Segment:
         stored, kind = self.source.mapped(tensor), self._wanted(parameter, tensor)
@@ -154,7 +151,6 @@ class SourceWeights:
 
 
 _AS_STORED = ("router.weight", "positions.weight")  # decides which experts run; is added
-_FLOATS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def _first_row(tensor: FileTensor) -> int:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..base import NextwordError, RunError, UsageError
+from ..models.device import usable_device
 
 _PATIENCE = timedelta(minutes=10)  # until a process that does not answer is considered lost
 WHILE_PREPARING = timedelta(days=7)  # for the first process, which tokenizes the text
@@ -58,16 +59,9 @@ def processes_here() -> int:
 
 def choose_device(name: str, process: Process) -> torch.device:
     """ "auto" is the process's GPU if there is one, else the CPU. Raises UsageError for one that cannot be used."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         name = f"cuda:{process.local}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used here ({reason}). Use: --device cpu") from None
+    device = usable_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

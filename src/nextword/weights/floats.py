@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 _LAYOUTS = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "f64": "<f8"}  # bf16: the upper half of a float32
 FLOATS = tuple(_LAYOUTS)
+KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # PyTorch's names → GGUF's
 
 
 def decode(kind: str, stored: NDArray[np.uint8]) -> NDArray[np.float32]:

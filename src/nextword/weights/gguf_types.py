@@ -52,6 +52,7 @@ BLOCK_TYPES = {
     40: BlockType("nvfp4", 64, 36),
     41: BlockType("q1_0", 128, 18),
 }
+TYPES = {type.name: type for type in BLOCK_TYPES.values()}
 
 
 @dataclass(frozen=True)

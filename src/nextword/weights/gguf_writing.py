@@ -24,7 +24,6 @@ from .model_folder import new_file
 from .quantizing import MIXES, quantized_type
 from .rope_factors import factor_metadata, factor_tensors
 
-_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}  # llama_ftype
 _QUANTIZATION_VERSION = 2
 _FOLDER = "Write a Hugging Face folder instead: a name without .gguf"
@@ -91,7 +90,7 @@ def _tensors(spec: ModelSpec, gguf: GGUF, factors: Mapping[str, Floats], dtype: 
             elif dtype in MIXES:
                 kind = quantized_type(MIXES[dtype], spec, parameter, tensor)
             else:
-                kind = _FLOATS[dtype]
+                kind = floats.KINDS[dtype]
             yield _Stored(tensor, parameter.name, kind)
     for name, values in factors.items():
         yield _Stored(FileTensor(name, values.shape, (slice(None),), is_vector=True), name, "f32")
@@ -143,6 +142,6 @@ def _write(
 
 def _encoded(values: Floats, kind: str) -> NDArray[Any]:
     """`values` (..., width) in a type of the file."""
-    if kind in _FLOATS.values():
-        return floats.encode(values, next(name for name, stored in _FLOATS.items() if stored == kind))
+    if kind in floats.KINDS.values():
+        return floats.encode(values, next(name for name, stored in floats.KINDS.items() if stored == kind))
     return quantize(values.reshape(-1, values.shape[-1]), kind)

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 
 from ..families import FileTensor, Parameter
 from ..spec import ModelSpec
+from .gguf_types import TYPES
 
-BLOCKS = {
-    "q4_0": 32,
-    "q5_0": 32,
-    "q5_1": 32,
-    "q8_0": 32,
-    "q2_k": 256,
-    "q3_k": 256,
-    "q4_k": 256,
-    "q5_k": 256,
-    "q6_k": 256,
-}
 _FALLBACKS = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # blocks of 32 columns
 
 
@@ -84,16 +74,16 @@ def quantized_type(mix: Mix, spec: ModelSpec, parameter: Parameter, tensor: File
 
 def fitting(kind: str, width: int) -> str:
     """`kind`, or the type used in its place for rows that are not whole blocks of it."""
-    if width % BLOCKS[kind]:
+    if width % TYPES[kind].values:
         kind = _FALLBACKS.get(kind, "f16")
-    return kind if kind == "f16" or width % BLOCKS[kind] == 0 else "f16"
+    return "f16" if width % TYPES[kind].values else kind
 
 
 def _wanted(mix: Mix, spec: ModelSpec, parameter: Parameter, tensor: FileTensor) -> str:
     """llama.cpp's choice (llama_tensor_get_type_impl in llama-quant.cpp), before widths are looked at."""
     name = parameter.name
     if name == "head.weight" or (spec.tied and name == "embedding.weight"):
-        return "q8_0" if mix.base == "q8_0" or tensor.shape[-1] % BLOCKS[mix.base] else "q6_k"
+        return "q8_0" if mix.base == "q8_0" or tensor.shape[-1] % TYPES[mix.base].values else "q6_k"
     if not name.startswith("blocks."):
         return mix.base
     _, number, role = name.split(".", 2)

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import UsageError, open_regular
+from .floats import KINDS
 from .mapping import Bytes, map_file
 
 _LARGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 _ALIGNMENT = 8  # of the first tensor, when writing
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: st
     end = 0
     for name, values in in_order:
         begin, end = end, end + values.nbytes
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(values.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": KINDS[dtype].upper(), "shape": list(values.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with open(path, "wb") as file:
