@@ -76,9 +76,8 @@ int multiply(const matrix *m, const float *x, int64_t batch, float *y, int add) 
         const segment *s = m->segments + i;
         const int64_t bytes = row_bytes(s->type, m->width);
         p.segments[i] = (segment_job){s->type, s->rows, m->width, bytes, s->data, m->bias ? m->bias + row : NULL,
-                                      x, p.a, batch, p.superblocks, m->rows, 0, y + row, add};
+                                      x, p.a, batch, p.superblocks, m->rows, y + row, add};
         p.rows_a_chunk[i] = rows_of_chunk(s->type, bytes, batch);
-        p.segments[i].skipped = (nw_threads() - 1) * p.rows_a_chunk[i];
         p.chunks[i] = (s->rows + p.rows_a_chunk[i] - 1) / p.rows_a_chunk[i];
         chunks += p.chunks[i];
     }

@@ -41,7 +41,6 @@ typedef struct {
     const float *x;        // (batch, width)
     const activations *a;  // (superblocks, batch); only for quantized types
     int64_t batch, superblocks, stride;
-    int64_t skipped;  // rows between the end of a chunk and those that its thread probably takes next
     float *y;  // of the segment's first row
     int add;
 } segment_job;

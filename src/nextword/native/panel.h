@@ -97,6 +97,13 @@ INLINE void fill_values(const int64_t type, const eight_rows *rows, int64_t offs
         store(to->w[i][g], add_bytes(load(to->w[i][g]), bytes_of(extra_offset(type))));
 }
 
+INLINE void fill_scales(const int64_t type, const eight_rows *rows, int64_t offset, float *d, float *m) {
+    f8 scales, minima;
+    scales_and_minima(type, rows, offset, &scales, &minima);
+    f8_store(d, scales);
+    if (has_minima(type)) f8_store(m, minima);
+}
+
 INLINE void fill_superblock(const int64_t type, const eight_rows *rows, int64_t offset, panel *to) {
     int16_t scales[8][2][16];
     for (int g = 0; g < 2; g++) {
@@ -110,10 +117,8 @@ INLINE void fill_superblock(const int64_t type, const eight_rows *rows, int64_t 
         if (type == IQ4_XS) fill_values(type, rows + g, offset, g, to);
         else fill_weights(type, rows + g, offset, g, to);
         turn(&scale_rows, 0, scales[0][g], 64);
-        f8_store(to->d[0] + 8 * g, eight_halves(rows[g].row, offset + d_offset(type)));
-        if (!has_minima(type)) continue;
-        turn(&minimum_rows, 0, to->minima[0][g], 64);
-        f8_store(to->m[0] + 8 * g, eight_halves(rows[g].row, offset + d_offset(type) + 2));
+        fill_scales(type, rows + g, offset + d_offset(type), to->d[0] + 8 * g, to->m[0] + 8 * g);
+        if (has_minima(type)) turn(&minimum_rows, 0, to->minima[0][g], 64);
     }
     join_scales(type, scales, to);
 }
@@ -130,8 +135,7 @@ INLINE void fill_block(const int64_t type, const eight_rows *rows, int64_t offse
             transpose(w[i]);
             UNROLL for (int j = 0; j < 4; j++) store(to->w[8 * b + 4 * i + j][g], w[i][j]);
         }
-        f8_store(to->d[b] + 8 * g, block_scales(type, rows + g, offset));
-        if (has_minima(type)) f8_store(to->m[b] + 8 * g, eight_halves(rows[g].row, offset + 2));
+        fill_scales(type, rows + g, offset, to->d[b] + 8 * g, to->m[b] + 8 * g);
     }
 }
 

@@ -17,12 +17,18 @@
 typedef struct {
     chunk_function work;
     void *job;
-    int64_t chunks;
+    int64_t chunks, threads;
     _Atomic int64_t done;
 } slot_t;
 
+// Each thread takes the chunks of a range of its own, which lie one after the other in memory, then those that are left
+// of others' ranges. `next`: number of the job << 32 | the range's next chunk.
+typedef struct {
+    _Atomic uint64_t next;
+} __attribute__((aligned(128))) range_t;
+
 static slot_t slots[SLOTS];
-static _Atomic uint64_t ticket;
+static range_t ranges[MAX_THREADS];
 static _Atomic int sleepers, wanted = 1;
 static int started;  // workers running, the caller not counted; guarded by `one_job`
 static pthread_mutex_t one_job = PTHREAD_MUTEX_INITIALIZER, asleep = PTHREAD_MUTEX_INITIALIZER;
@@ -48,22 +54,30 @@ static int64_t nanoseconds(void) {
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-// Take chunks of the current job until none is left.
-static void run_chunks(void) {
-    uint64_t t = atomic_load(&ticket);
-    for (;;) {
-        slot_t *slot = &slots[(t >> 32) % SLOTS];
+static int64_t range_start(const slot_t *slot, int64_t thread) { return slot->chunks * thread / slot->threads; }
+
+// Run chunks of the range until none is left, or another job has begun.
+static void run_range(uint64_t number, int64_t thread) {
+    _Atomic uint64_t *next = &ranges[thread].next;
+    uint64_t t = atomic_load(next);
+    while (t >> 32 == number) {
+        slot_t *slot = &slots[number % SLOTS];
         int64_t chunk = (uint32_t)t;
         chunk_function work = slot->work;
         void *job = slot->job;
-        if (chunk >= slot->chunks) return;
+        if (chunk >= range_start(slot, thread + 1)) return;
         // Success proves that the job has not changed since its slot was read.
-        if (atomic_compare_exchange_weak(&ticket, &t, t + 1)) {
+        if (atomic_compare_exchange_weak(next, &t, t + 1)) {
             work(job, chunk);
             atomic_fetch_add(&slot->done, 1);
-            t = atomic_load(&ticket);
+            t = atomic_load(next);
         }
     }
+}
+
+static void run_chunks(uint64_t number, int64_t mine) {
+    int64_t threads = slots[number % SLOTS].threads;
+    for (int64_t i = 0; i < threads; i++) run_range(number, (mine + i) % threads);
 }
 
 static void run_slot(void *pointer) {
@@ -77,21 +91,22 @@ static void run_slot(void *pointer) {
 
 static void *worker(void *number) {
     int mine = (int)(intptr_t)number;
+    _Atomic uint64_t *next = &ranges[mine].next;
     uint64_t seen = 0;
     for (;;) {
         int64_t until = nanoseconds() + SPIN_NANOSECONDS;
-        for (int turns = 1; atomic_load(&ticket) >> 32 == seen; turns++) {
+        for (int turns = 1; atomic_load(next) >> 32 == seen; turns++) {
             pause_briefly();
             if (turns % 64) continue;
             if (nanoseconds() < until) continue;
             pthread_mutex_lock(&asleep);
             atomic_fetch_add(&sleepers, 1);
-            while (atomic_load(&ticket) >> 32 == seen) pthread_cond_wait(&awake, &asleep);
+            while (atomic_load(next) >> 32 == seen) pthread_cond_wait(&awake, &asleep);
             atomic_fetch_sub(&sleepers, 1);
             pthread_mutex_unlock(&asleep);
         }
-        seen = atomic_load(&ticket) >> 32;
-        if (mine < atomic_load(&wanted)) run_chunks();
+        seen = atomic_load(next) >> 32;
+        if (mine < slots[seen % SLOTS].threads) run_chunks(seen, mine);
     }
     return NULL;
 }
@@ -109,6 +124,7 @@ static void unlock_all(void) {
 static void forget_threads(void) {  // in a forked child the workers are gone, and torch's too
     started = 0;
     torch_threads = NULL;
+    for (int i = 1; i < MAX_THREADS; i++) atomic_store(&ranges[i].next, 0);
     atomic_store(&sleepers, 0);
     pthread_cond_init(&awake, NULL);
     unlock_all();
@@ -147,19 +163,22 @@ void pool_run(chunk_function work, void *job, int64_t chunks) {
     pthread_once(&once, prepare);
     pthread_mutex_lock(&one_job);
     start_workers(threads);
-    uint64_t generation = (atomic_load(&ticket) >> 32) + 1;
-    slot_t *slot = &slots[generation % SLOTS];
+    uint64_t number = (atomic_load(&ranges[0].next) >> 32) + 1;
+    slot_t *slot = &slots[number % SLOTS];
     slot->work = work;
     slot->job = job;
     slot->chunks = chunks;
+    slot->threads = threads < started + 1 ? threads : started + 1;
     atomic_store(&slot->done, 0);
-    atomic_store(&ticket, generation << 32);
+    // All that have started, so that none is left with the range of an old job.
+    for (int i = started; i >= 0; i--)
+        atomic_store(&ranges[i].next, number << 32 | (uint64_t)(i < slot->threads ? range_start(slot, i) : chunks));
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&asleep);
         pthread_cond_broadcast(&awake);
         pthread_mutex_unlock(&asleep);
     }
-    run_chunks();
+    run_chunks(number, 0);
     for (int turns = 0; atomic_load(&slot->done) < chunks; turns++) {
         if (turns < 2000) pause_briefly();
         else sched_yield();
@@ -177,7 +196,7 @@ void pool_run_on_torch(chunk_function work, void *job, int64_t chunks, int threa
         pool_run(work, job, chunks);
         return;
     }
-    slot_t shared = {work, job, chunks, 0};
+    slot_t shared = {work, job, chunks, threads, 0};
     torch_threads(run_slot, &shared, (unsigned)threads, 0);
 }
 

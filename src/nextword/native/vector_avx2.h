@@ -158,14 +158,31 @@ INLINE void sum_four(const f8 *v, float *to) {
     _mm_storeu_ps(to, _mm_add_ps(_mm_add_ps(r[0], r[2]), _mm_add_ps(r[1], r[3])));
 }
 
-// The float16 at `offset` of eight rows.
+// Four numbers of 2 or 4 bytes.
+INLINE __m128i four_int16s_at(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {
+    uint16_t v[4];
+    memcpy(v, a, 2), memcpy(v + 1, b, 2), memcpy(v + 2, c, 2), memcpy(v + 3, d, 2);
+    const __m128i two = _mm_insert_epi16(_mm_cvtsi32_si128(v[0]), v[1], 1);
+    return _mm_insert_epi16(_mm_insert_epi16(two, v[2], 2), v[3], 3);
+}
+INLINE __m128i four_int32s_at(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {
+    const __m128i first = _mm_unpacklo_epi32(_mm_loadu_si32(a), _mm_loadu_si32(b));
+    return _mm_unpacklo_epi64(first, _mm_unpacklo_epi32(_mm_loadu_si32(c), _mm_loadu_si32(d)));
+}
+
+// The float16 at `offset` of eight rows, and the one behind it.
 INLINE f8 eight_halves(const uint8_t *const *rows, int64_t offset) {
-    uint16_t h[8];
-    for (int r = 0; r < 8; r++) memcpy(h + r, rows[r] + offset, 2);
-    __m128i low = _mm_cvtsi32_si128(h[0]), high = _mm_cvtsi32_si128(h[4]);
-    low = _mm_insert_epi16(_mm_insert_epi16(_mm_insert_epi16(low, h[1], 1), h[2], 2), h[3], 3);
-    high = _mm_insert_epi16(_mm_insert_epi16(_mm_insert_epi16(high, h[5], 1), h[6], 2), h[7], 3);
+    const __m128i low = four_int16s_at(rows[0] + offset, rows[1] + offset, rows[2] + offset, rows[3] + offset);
+    const __m128i high = four_int16s_at(rows[4] + offset, rows[5] + offset, rows[6] + offset, rows[7] + offset);
     return _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
+}
+INLINE void eight_pairs_of_halves(const uint8_t *const *rows, int64_t offset, f8 *first, f8 *second) {
+    const __m128i low = four_int32s_at(rows[0] + offset, rows[1] + offset, rows[2] + offset, rows[3] + offset);
+    const __m128i high = four_int32s_at(rows[4] + offset, rows[5] + offset, rows[6] + offset, rows[7] + offset);
+    const __m128i apart = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m128i a = _mm_shuffle_epi8(low, apart), b = _mm_shuffle_epi8(high, apart);
+    *first = _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b));
+    *second = _mm256_cvtph_ps(_mm_unpackhi_epi64(a, b));
 }
 
 // 2^(exponent - 128) of eight rows, the exponent being the byte at `offset`.

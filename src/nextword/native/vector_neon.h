@@ -168,6 +168,10 @@ INLINE f8 eight_halves(const uint8_t *const *rows, int64_t offset) {
     for (int r = 0; r < 8; r++) memcpy(h + r, rows[r] + offset, 2);
     return f8_from_half(h);
 }
+INLINE void eight_pairs_of_halves(const uint8_t *const *rows, int64_t offset, f8 *first, f8 *second) {
+    *first = eight_halves(rows, offset);
+    *second = eight_halves(rows, offset + 2);
+}
 INLINE f8 eight_powers(const uint8_t *const *rows, int64_t offset) {
     float powers[8];
     for (int r = 0; r < 8; r++) powers[r] = half_power(rows[r][offset]);

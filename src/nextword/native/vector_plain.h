@@ -113,4 +113,8 @@ INLINE void sum_four(const f8 *v, float *to) {
 }
 
 INLINE f8 eight_halves(const uint8_t *const *rows, int64_t offset) { EACH_LANE(load_half(rows[i] + offset)); }
+INLINE void eight_pairs_of_halves(const uint8_t *const *rows, int64_t offset, f8 *first, f8 *second) {
+    *first = eight_halves(rows, offset);
+    *second = eight_halves(rows, offset + 2);
+}
 INLINE f8 eight_powers(const uint8_t *const *rows, int64_t offset) { EACH_LANE(half_power(rows[i][offset])); }
