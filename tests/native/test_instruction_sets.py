@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+X86_LEVELS = ("portable", "avx2", "avx-vnni", "avx512-vnni")
 NATIVE = HERE.parents[1] / "src/nextword/native"
 SOURCES = [HERE / "same_bits.c", *sorted(NATIVE.glob("matmul*.c")), NATIVE / "quant_types.c", NATIVE / "pool.c"]
 FLAGS = ["-O1", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread", "-static"]
@@ -24,7 +25,8 @@ def compiled(folder: Path, compiler: str, *flags: str) -> Path:
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("gcc"), reason="needs x86-64 and gcc")
 def test_vnni_gives_the_bits_of_portable_code(tmp_path: Path) -> None:
     program = compiled(tmp_path, "gcc", "-DNW_EMULATE_VNNI")
-    subprocess.run([program, "2"], check=True)
+    for level in ("avx-vnni", "avx512-vnni"):
+        subprocess.run([program, str(X86_LEVELS.index(level))], check=True)
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,7 @@ from ..base.cores import cores
 
 _ARM = platform.machine() in ("aarch64", "arm64")
 # instruction sets that the kernels use, by number
-LEVELS = ("portable", "neon") if _ARM else ("portable", "avx2", "avx512-vnni")
+LEVELS = ("portable", "neon") if _ARM else ("portable", "avx2", "avx-vnni", "avx512-vnni")
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_level": (c_int, []),

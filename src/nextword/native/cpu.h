@@ -17,7 +17,8 @@
 
 #define EXPORT __attribute__((visibility("default")))  // all else is hidden: names cannot meet other libraries'
 
-enum { PORTABLE = 0, LEVEL_AVX2 = 1, LEVEL_VNNI = 2, LEVEL_NEON = 1 };  // a processor has x86's or Arm's
+// a processor has x86's or Arm's
+enum { PORTABLE = 0, LEVEL_AVX2 = 1, LEVEL_AVX_VNNI = 2, LEVEL_AVX512_VNNI = 3, LEVEL_NEON = 1 };
 
 EXPORT int nw_level(void);
 

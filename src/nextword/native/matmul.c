@@ -23,7 +23,8 @@ typedef struct {
 // The kernels of this processor.
 static kernels kernels_here(void) {
 #if NW_X86
-    if (nw_level() == LEVEL_VNNI) return KERNELS(vnni);
+    if (nw_level() == LEVEL_AVX512_VNNI) return KERNELS(avx512_vnni);
+    if (nw_level() == LEVEL_AVX_VNNI) return KERNELS(avx_vnni);
     if (nw_level() == LEVEL_AVX2) return KERNELS(avx2);
 #elif defined(__aarch64__)
     if (nw_level()) return KERNELS(neon);

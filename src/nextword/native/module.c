@@ -9,23 +9,34 @@ PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }
 
 static int forced = -1;
 
-static int found_level(void) {
+static int has(int level) {
+#if NW_X86
+    if (level == LEVEL_AVX512_VNNI)
+        return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vnni");
+    if (level == LEVEL_AVX_VNNI) return __builtin_cpu_supports("avxvnni");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#elif defined(__aarch64__)
+    return level == LEVEL_NEON;
+#else
+    (void)level;
+    return 0;
+#endif
+}
+
+static int best_level(int most) {
 #if NW_X86
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return PORTABLE;
-    int wide = __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
-    return wide ? LEVEL_VNNI : LEVEL_AVX2;
-#elif defined(__aarch64__)
-    return LEVEL_NEON;
-#else
-    return PORTABLE;
+    if (!has(LEVEL_AVX2)) return PORTABLE;
 #endif
+    while (most > PORTABLE && !has(most)) most--;
+    return most;
 }
 
 EXPORT int nw_level(void) {
     static int known = -1;
-    if (known < 0) known = found_level();
-    return forced >= 0 && forced < known ? forced : known;
+    if (known < 0) known = best_level(LEVEL_AVX512_VNNI);
+    return forced >= 0 && forced < known ? best_level(forced) : known;
 }
 
 // For tests: use no more than these instructions; -1 uses all there are.

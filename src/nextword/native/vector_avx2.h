@@ -50,6 +50,7 @@ INLINE vint shift_right_each(vint v, const int32_t *bits) { return _mm256_srlv_e
 INLINE vint multiply_pairs(vint a, vint b) { return _mm256_madd_epi16(a, b); }
 
 #if defined(VECTOR_VNNI) && !defined(NW_EMULATE_VNNI)
+// Of AVX-VNNI or of AVX-512 VNNI: the compiler takes what the file is compiled for.
 INLINE vint add_int16_products(vint sum, vint a, vint b) { return _mm256_dpwssd_epi32(sum, a, b); }
 INLINE vint add_byte_products(vint sum, vint w, vint q) { return _mm256_dpbusd_epi32(sum, w, q); }
 #else

@@ -9,7 +9,7 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")
 #endif
 #define VECTOR_VNNI
-#define NAME(function) function##_vnni
+#define NAME(function) function##_avx512_vnni
 #include "matmul_activations.inc"
 #include "matmul_few.inc"
 #include "matmul_panel.inc"
