@@ -37,10 +37,11 @@ static void check_attention(const char *name, weight_type kv_type, float softcap
     fill(sinks, HEADS);
     for (int64_t i = 0; i < TOKENS; i++) positions[i] = i;
     placement at = {positions, sequences, pages, TOKENS - 1, 2, PAGE};
+    const int64_t page_bytes = KV_HEADS * PAGE * row_bytes(kv_type, WIDTH);
     attention a = {
-        .qkv = qkv, .rope = {cosine, sine, WIDTH / 2, interleaved}, .keys = keys, .values = values, .kv_type = kv_type,
-        .at = &at, .heads = HEADS, .kv_heads = KV_HEADS, .width = WIDTH, .window = 30, .scale = 0.125f,
-        .softcap = softcap, .sinks = sinks, .y = y,
+        .qkv = qkv, .rope = {cosine, sine, WIDTH / 2, interleaved}, .keys = keys, .values = values,
+        .page_bytes = page_bytes, .kv_type = kv_type, .at = &at, .heads = HEADS, .kv_heads = KV_HEADS, .width = WIDTH,
+        .window = 30, .scale = 0.125f, .softcap = softcap, .sinks = sinks, .y = y,
     };
     if (attend(&a)) return;
     at.positions += TOKENS - 1;
@@ -49,7 +50,7 @@ static void check_attention(const char *name, weight_type kv_type, float softcap
     a.y += (TOKENS - 1) * HEADS * WIDTH;
     if (attend(&a)) return;
     report(name, y, sizeof y);
-    report("  its keys", keys, (size_t)(2 * KV_HEADS * PAGE * row_bytes(kv_type, WIDTH)));
+    report("  its keys", keys, (size_t)(2 * page_bytes));
 }
 
 static void check_layer_ops(void) {

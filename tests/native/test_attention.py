@@ -37,7 +37,7 @@ class AttentionStruct(Structure):
         *((name, c_void_p) for name in ("qkv", "cosine", "sine")),
         *((name, c_int64) for name in ("rope_width", "interleaved")),
         *((name, c_void_p) for name in ("keys", "values")),
-        ("kv_type", c_int64),
+        *((name, c_int64) for name in ("page_bytes", "kv_type")),
         ("at", c_void_p),
         *((name, c_int64) for name in ("heads", "kv_heads", "width", "window")),
         *((name, c_float) for name in ("scale", "softcap")),
@@ -101,7 +101,8 @@ class Cache:
         pages = np.random.default_rng(seed).permutation(sequences * width).astype(np.int32)
         self.tables = pages.reshape(sequences, width)
         self.code, size = KV_TYPES[kv_type]
-        shape = int(len(pages) * case.kv_heads * page_size * case.width * size)
+        self.page_bytes = int(case.kv_heads * page_size * case.width * size)
+        shape = len(pages) * self.page_bytes
         self.keys, self.values = np.full(shape, 0xFF, np.uint8), np.full(shape, 0xFF, np.uint8)
 
     def attend(self, qkv: Floats, sequences: NDArray[np.int64], positions: NDArray[np.int64]) -> Floats:
@@ -115,7 +116,7 @@ class Cache:
         sinks = case.sink_logits()
         struct = AttentionStruct(
             pointer(qkv), pointer(cosine), pointer(sine), case.rope_width, case.interleaved,
-            pointer(self.keys), pointer(self.values), self.code, addressof(at),
+            pointer(self.keys), pointer(self.values), self.page_bytes, self.code, addressof(at),
             case.heads, case.kv_heads, case.width, case.window, case.width**-0.5, case.softcap,
             pointer(sinks), pointer(y),
         )  # fmt: skip

@@ -49,8 +49,8 @@ static int64_t partial_numbers(const attention *a) { return padded_width(a->widt
 static char *group_at(const attention *a, void *pages, int64_t sequence, int64_t head, int64_t position) {
     const placement *at = a->at;
     const int64_t page = at->page_tables[sequence * at->table_width + position / at->page_size];
-    const int64_t row = (page * a->kv_heads + head) * at->page_size + position % at->page_size / 8 * 8;
-    return (char *)pages + row * row_bytes(a->kv_type, a->width);
+    const int64_t row = head * at->page_size + position % at->page_size / 8 * 8;
+    return (char *)pages + page * a->page_bytes + row * row_bytes(a->kv_type, a->width);
 }
 
 // ---- rope, and the keys and values into their pages

@@ -20,7 +20,8 @@ typedef struct {
 typedef struct {
     float *qkv;  // (tokens, heads + 2 kv_heads, width): queries, keys, values; rotated in place
     rope_table rope;
-    void *keys, *values;  // (pages, kv_heads, page_size, width) in `kv_type`; page_size is a multiple of eight
+    void *keys, *values;  // of page 0: (kv_heads, page_size, width) in `kv_type`; page_size is a multiple of eight
+    int64_t page_bytes;   // from a page to the next
     int64_t kv_type;      // F32, F16 or, where the width is a multiple of 32, Q8_0
     const placement *at;
     int64_t heads, kv_heads, width;

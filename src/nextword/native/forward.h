@@ -35,11 +35,11 @@ typedef struct {
     const network *recurrent;  // NULL: a transformer
 } model;
 
-// Where keys and values are: a pointer for each layer to (pages, kv_heads, page_size, head_width) of `type`.
+// Keys and values: (pages, layers, 2, kv_heads, page_size, head_width) of `type`.
 typedef struct {
     int64_t type;  // F32, F16 or Q8_0
-    int64_t pages;
-    void **keys, **values;
+    int64_t pages, page_bytes;
+    char *memory;
 } kv_cache;
 
 typedef struct {

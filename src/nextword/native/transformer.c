@@ -48,9 +48,11 @@ static int attention_of_layer(const model *m, const batch *b, int64_t index, con
     norm_heads(m, l, w->qkv, b->at.tokens);
     rope_table rope = l->rope < 0 ? (rope_table){0} : b->tables[l->rope];
     rope.interleaved = l->interleaved;
+    const int64_t bytes = b->cache.page_bytes / (2 * m->layer_count);  // of a layer's keys, or of its values
+    char *keys = b->cache.memory + 2 * index * bytes;
     attention a = {
         .qkv = w->qkv, .rope = rope, .at = &b->at,
-        .kv_type = b->cache.type, .keys = b->cache.keys[index], .values = b->cache.values[index],
+        .kv_type = b->cache.type, .keys = keys, .values = keys + bytes, .page_bytes = b->cache.page_bytes,
         .heads = m->heads, .kv_heads = m->kv_heads, .width = m->head_width, .window = l->window,
         .scale = m->attention_scale, .softcap = m->attention_softcap, .sinks = l->sinks, .y = w->attended,
     };

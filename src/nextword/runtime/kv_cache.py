@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import addressof, c_void_p
 from typing import Literal
 
 import numpy as np
@@ -23,7 +22,7 @@ PAGE_SIZE = 32  # tokens; see docs/decisions.md
 
 
 class KVCache:
-    """Keys and values of every layer, in pages of (kv_heads, page_size, head_width)."""
+    """Pages of keys and values: (layers, 2, kv_heads, page_size, head_width) each, so that memory fills page by page."""
 
     rewindable = True
 
@@ -31,24 +30,20 @@ class KVCache:
         if page_size < 8 or page_size % 8:
             raise ValueError(f"pages of {page_size} tokens: give a multiple of 8")
         self.spec, self.kv_dtype, self.page_size = spec, kv_dtype, page_size
-        row = (spec.kv_heads, page_size, _head_bytes(kv_dtype, spec.head_width))
-        self._shape = (2, spec.layers, *row)  # a page's
-        self.page_bytes = int(np.prod(self._shape))
+        heads = 2 * spec.layers * spec.kv_heads
+        self.page_bytes = heads * page_size * _head_bytes(kv_dtype, spec.head_width)
         full = RopeCache(spec.rope, spec.head_width)
         local = full if spec.local_rope is None else RopeCache(spec.local_rope, spec.head_width)
         self._ropes = (full, local) if spec.position == "rotary" else ()
 
     def allocate(self, pages: int) -> None:
         """Memory for `pages` pages, which the system takes when they are written to."""
-        kinds, layers, *page = self._shape
-        self.pool = aligned_zeros((kinds, layers, pages, *page))  # uint8: keys, then values
-        pointers = c_void_p * layers
-        self._keys, self._values = (pointers(*(layer.ctypes.data for layer in kind)) for kind in self.pool)
+        self.pool = aligned_zeros((pages, self.page_bytes))
         code = TYPES[KINDS.get(self.kv_dtype, self.kv_dtype)]
-        self._struct = KVCacheStruct(code, pages, addressof(self._keys), addressof(self._values))
+        self._struct = KVCacheStruct(code, pages, self.page_bytes, self.pool.ctypes.data)
 
     def copy_page(self, source: int, target: int) -> None:
-        self.pool[:, :, target] = self.pool[:, :, source]
+        self.pool[target] = self.pool[source]
 
     def place(self, batch: Batch, struct: BatchStruct) -> object:
         """Fill in where the tokens stand; returns what must live until the call ends."""

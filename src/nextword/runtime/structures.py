@@ -64,7 +64,7 @@ class PlacementStruct(Structure):
 
 
 class KVCacheStruct(Structure):
-    _fields_ = (("type", c_int64), ("pages", c_int64), ("keys", c_void_p), ("values", c_void_p))
+    _fields_ = (*((name, c_int64) for name in ("type", "pages", "page_bytes")), ("memory", c_void_p))
 
 
 class RopeTableStruct(Structure):
