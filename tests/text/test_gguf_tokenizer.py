@@ -48,6 +48,17 @@ def test_every_rule_of_cutting_text_gives_llama_cpps_ids(name, group):
     assert tokenizer.adds_bos is group["adds_bos"]
 
 
+@pytest.mark.parametrize(("name", "group"), RULES, ids=[name for name, _ in RULES])
+def test_a_first_text_which_needs_part_of_the_vocabulary_gets_the_same_ids(name, group):
+    assert [tokenizer_from_gguf(small(pre=name)).encode(text) for text in TEXTS] == group["ids"]
+
+
+def test_a_first_text_of_the_real_model_gets_llama_cpps_ids(smollm2_path):
+    metadata = GGUFFile.open(smollm2_path).metadata
+    for special, ids in ((False, ORACLE["smollm2"]["text"]), (True, ORACLE["smollm2"]["special"])):
+        assert [tokenizer_from_gguf(metadata).encode(text, special) for text in TEXTS] == ids
+
+
 def test_the_real_models_ids_are_llama_cpps(smollm2):
     assert [smollm2.encode(text) for text in TEXTS] == ORACLE["smollm2"]["text"]
     assert [smollm2.encode(text, special=True) for text in TEXTS] == ORACLE["smollm2"]["special"]
@@ -182,7 +193,7 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_metadata_that_contradicts_itself_is_refused_in_one_line(name):
     with pytest.raises(UsageError) as caught:
-        tokenizer_from_gguf(small(**WRONG[name]), "model.gguf")
+        tokenizer_from_gguf(small(**WRONG[name]), "model.gguf").encode_batch(["a"])  # needs all merges
     assert "model.gguf" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -44,6 +44,12 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
 
 
+def to_byte_level(text: str) -> str:
+    """`text` in the alphabet of byte-level tokens."""
+    characters = {byte: character for character, byte in byte_alphabet().items()}
+    return "".join([characters[byte] for byte in text.encode()])
+
+
 def byte_level(token: str) -> bytes:
     """The bytes of a byte-level token; a token outside the alphabet is literal text."""
     alphabet = byte_alphabet()

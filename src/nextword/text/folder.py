@@ -117,7 +117,7 @@ def _from_vocabulary(folder: Path, config: Mapping[str, Any]) -> Engine:
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError(f"{folder / 'merges.txt'}: a line is not two tokens with a space between")
     pre = "qwen2" if str(config.get("tokenizer_class", "")).startswith("Qwen2") else "gpt-2"
-    return as_usage_error(file, lambda: byte_level_engine(tokens, pairs, pre))  # type: ignore[arg-type]
+    return as_usage_error(file, lambda: byte_level_engine(vocabulary, pairs, pre))  # type: ignore[arg-type]
 
 
 def _register(engine: Engine, config: Mapping[str, Any], names: Mapping[str, str]) -> None:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 from ..base import UsageError
 from .byte_decoding import ByteDecoding, byte_level, sentencepiece
 from .errors import as_usage_error
-from .pretokenize import BEGINS_WITH_BOS, WHOLE_WORDS, known_or_default
+from .pretokenize import BEGINS_WITH_BOS, known_or_default
 from .tokenizer import SpecialTokens, Tokenizer
-from .vocab_engines import PieceType, SentencePieceVocab, add_special, byte_level_engine, of_type, sentencepiece_engine
+from .vocab_engines import (
+    ByteLevelVocab,
+    PieceType,
+    SentencePieceVocab,
+    add_special,
+    of_type,
+    sentencepiece_engine,
+    split_merges,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -38,12 +46,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], path: Path | str = "the GGU
         raise UsageError(f"{path}: it holds no vocabulary (tokenizer.ggml.tokens)")
     types = _types(facts, len(tokens))
     if kind == "gpt2":
-        engine, decoding = _byte_level(facts, tokens), ByteDecoding(byte_level)
+        pre = known_or_default(facts.text("pre", "default"), path)
+        engine: Engine | ByteLevelVocab = ByteLevelVocab(tokens, types, _merges(facts), pre)
+        decoding = ByteDecoding(byte_level)
     else:
         pieces = _pieces(facts, tokens, types)
-        engine = as_usage_error(path, lambda: sentencepiece_engine(pieces))
+        engine = as_usage_error(path, lambda: _sentencepiece(pieces, tokens, types))
         decoding = ByteDecoding(sentencepiece, strips_space=pieces.prefix_space)
-    as_usage_error(path, lambda: add_special(engine, tokens, types))
     special = _special(facts, tokens, types)
     return Tokenizer(engine, decoding, special, _templates(metadata), str(path), tokens)
 
@@ -103,24 +112,19 @@ def _types(facts: _Facts, count: int) -> list[int]:
     return types
 
 
-def _byte_level(facts: _Facts, tokens: list[str]) -> Engine:
-    pre = known_or_default(facts.text("pre", "default"), facts.path)
-    merges = _merges(facts)
-    return as_usage_error(
-        facts.path,
-        lambda: byte_level_engine(tokens, merges, pre, whole_words=pre in WHOLE_WORDS),
-    )
+def _sentencepiece(pieces: SentencePieceVocab, tokens: list[str], types: Sequence[int]) -> Engine:
+    engine = sentencepiece_engine(pieces)
+    add_special(engine, tokens, types)
+    return engine
 
 
-def _merges(facts: _Facts) -> list[tuple[str, str]]:
+def _merges(facts: _Facts) -> list[str]:
+    """Merges as "left right"."""
     merges = facts.strings("merges")
-    halves = " ".join(merges).split(" ")  # much faster than splitting each
-    if len(halves) != 2 * len(merges) or not all(" " in merge for merge in merges):
-        number = next((number for number, merge in enumerate(merges) if merge.count(" ") != 1), None)
-        if number is None:  # there are none
-            return []
-        raise UsageError(f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between")
-    return list(zip(halves[::2], halves[1::2], strict=True))
+    for number, merge in enumerate(merges):
+        if merge.count(" ") != 1:
+            raise UsageError(f"{facts.path}: merge {number} of its tokenizer is not two tokens with a space between")
+    return merges
 
 
 def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SentencePieceVocab:
@@ -140,7 +144,7 @@ def _pieces(facts: _Facts, tokens: list[str], types: Sequence[int]) -> SentenceP
         squeezes_spaces=facts.flag("remove_extra_whitespaces", False),
         charsmap=_charsmap(facts),
         merges_by_position=gemma,
-        merges=_merges(facts) or None,
+        merges=split_merges(_merges(facts)) or None,
     )
 
 

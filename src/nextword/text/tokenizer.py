@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 from ..base import UsageError
 from .byte_decoding import ByteDecoding
 from .errors import as_usage_error
+from .vocab_engines import ByteLevelVocab
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
+
+_SHORT = 500  # characters; looking for the tokens of a longer first text saves little
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,30 @@ class Tokenizer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | ByteLevelVocab,
         byte_decoding: ByteDecoding,
         special: SpecialTokens,
         chat_templates: Mapping[str, str] | None = None,
         name: str = "the model",
         tokens: Sequence[str] = (),
     ) -> None:
-        """`tokens`, in order of their ids, are only needed if two ids have the same token."""
-        engine.no_truncation()
-        engine.no_padding()
+        """`engine`: the library's, or the vocabulary to build it from when it is needed.
+
+        `tokens`, in order of their ids, are only needed with a vocabulary, or if two ids have the same token.
+        """
+        self._source = engine
         self.name = name
         self.special = special
         self.chat_templates: Mapping[str, str] = chat_templates or {}
-        added = engine.get_added_tokens_decoder()
-        highest = max(added, default=-1)
-        self.vocabulary = max(engine.get_vocab_size(), highest + 1, len(tokens))  # ids are below this
+        self._verbatim = _verbatim(engine)
+        entries = len(tokens) if isinstance(engine, ByteLevelVocab) else engine.get_vocab_size()
+        self.vocabulary = max(entries, max(self._verbatim, default=-1) + 1, len(tokens))  # ids are below this
         self._tokens = tokens
-        self._engine = engine
+        self._has_encoded = False
         self._lock = threading.Lock()  # encoding special tokens is a mode of the engine
         self._byte_decoding = byte_decoding
-        unknown = self.token_id(special.texts.get("unk_token", ""))
-        self._unknown = [] if unknown is None else [unknown]
+        self._unknown = self._unknown_ids()
         self._forbidden = special.control.difference(self._unknown)  # plain text must not encode to these
-        self._verbatim = {id: token.content for id, token in added.items()}
         self._bytes: dict[int, bytes] = {}
         self._spelled_out: dict[int, list[int]] = {}
 
@@ -172,6 +175,30 @@ class Tokenizer:
         whole: str = engine.to_str(pretty=False)
         return whole
 
+    @cached_property
+    def _engine(self) -> Engine:
+        source = self._source
+        engine = as_usage_error(self.name, source.whole) if isinstance(source, ByteLevelVocab) else source
+        engine.no_truncation()
+        engine.no_padding()
+        return engine
+
+    def _engine_for(self, text: str) -> Engine:
+        """An engine that encodes `text`: the whole one, but for a first short text, which should not wait for it."""
+        is_first, self._has_encoded = not self._has_encoded, True
+        if is_first and len(text) <= _SHORT and isinstance(self._source, ByteLevelVocab):
+            return self._source.part(text)
+        return self._engine
+
+    def _unknown_ids(self) -> list[int]:
+        """The id of the unknown token, if there is one."""
+        name = self.special.texts.get("unk_token")
+        if name is None:
+            return []
+        known = [id for id, token in self._verbatim.items() if token == name]
+        id = known[0] if known else self.token_id(name)
+        return [] if id is None else [id]
+
     def _find_bytes(self, id: int) -> bytes:
         if id in self._verbatim:
             return self._verbatim[id].encode()
@@ -185,9 +212,10 @@ class Tokenizer:
     def _encode(self, text: str, special: bool) -> list[int]:
         def encode() -> list[int]:
             with self._lock:
-                if self._engine.encode_special_tokens is special:
-                    self._engine.encode_special_tokens = not special
-                ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+                engine = self._engine_for(text)
+                if engine.encode_special_tokens is special:
+                    engine.encode_special_tokens = not special
+                ids: list[int] = engine.encode(text, add_special_tokens=False).ids
             return ids
 
         if not text.isascii():
@@ -211,6 +239,13 @@ class Tokenizer:
             return [id]
         ids = [self.token_id(f"<0x{byte:02X}>") for byte in character.encode()]
         return [id for id in ids if id is not None] or self._unknown
+
+
+def _verbatim(source: Engine | ByteLevelVocab) -> dict[int, str]:
+    """Tokens that stand for their own text, by id: control and user-defined ones."""
+    if isinstance(source, ByteLevelVocab):
+        return source.special()
+    return {id: token.content for id, token in source.get_added_tokens_decoder().items()}
 
 
 def _check_unicode(text: str) -> None:

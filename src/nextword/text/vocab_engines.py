@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from .byte_decoding import to_byte_level
+from .pretokenize import WHOLE_WORDS, pre_tokenizer
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
     from tokenizers.models import Model
@@ -43,8 +46,41 @@ class SentencePieceVocab:
         return next(iter(of_type(self.types, PieceType.UNKNOWN)), None)
 
 
+class ByteLevelVocab:
+    """A byte-level BPE vocabulary, with merges as GGUF has them: "left right".
+
+    Building an engine takes longer than starting Python. `part` is ready at once, but only for one short text.
+    """
+
+    def __init__(self, tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], pre: str) -> None:
+        self.tokens, self.types, self.merges, self.pre = tokens, types, merges, pre
+
+    def whole(self) -> Engine:
+        """The engine of the whole vocabulary."""
+        return self._engine(range(len(self.tokens)), self.merges)
+
+    def part(self, text: str) -> Engine:
+        """An engine that encodes `text` as the whole one does: BPE makes only tokens that the text contains."""
+        shown = to_byte_level(text)
+        ids = [id for id, token in enumerate(self.tokens) if token in shown]
+        tokens = (self.tokens[id] for id in ids)
+        possible = {f"{token[:cut]} {token[cut:]}" for token in tokens for cut in range(1, len(token))}
+        return self._engine(sorted({*ids, *self.special()}), [merge for merge in self.merges if merge in possible])
+
+    def special(self) -> dict[int, str]:
+        """Control and user-defined tokens by id."""
+        control, defined = special_tokens(self.tokens, self.types)
+        return control | defined
+
+    def _engine(self, ids: Iterable[int], merges: Sequence[str]) -> Engine:
+        vocabulary = {self.tokens[id]: id for id in ids}
+        engine = byte_level_engine(vocabulary, split_merges(merges), self.pre, self.pre in WHOLE_WORDS)
+        add_special(engine, self.tokens, self.types)
+        return engine
+
+
 def byte_level_engine(
-    tokens: Sequence[str],
+    vocabulary: dict[str, int],
     merges: Iterable[tuple[str, str]],
     pre: str,
     whole_words: bool = False,
@@ -53,13 +89,16 @@ def byte_level_engine(
     from tokenizers import Tokenizer as Engine
     from tokenizers import decoders, models
 
-    from .pretokenize import pre_tokenizer
-
-    vocabulary = {token: id for id, token in enumerate(tokens)}
     engine = Engine(models.BPE(vocab=vocabulary, merges=list(merges), ignore_merges=whole_words))
     engine.pre_tokenizer = pre_tokenizer(pre)
     engine.decoder = decoders.ByteLevel()
     return engine
+
+
+def split_merges(merges: Sequence[str]) -> list[tuple[str, str]]:
+    """The two tokens of each merge "left right"."""
+    halves = " ".join(merges).split(" ") if merges else []  # much faster than splitting each
+    return list(zip(halves[::2], halves[1::2], strict=True))
 
 
 def sentencepiece_engine(pieces: SentencePieceVocab) -> Engine:
@@ -92,11 +131,17 @@ def add_special(engine: Engine, tokens: Sequence[str], types: Sequence[int]) -> 
     """Register control tokens, which text never matches, and user-defined ones, which it always does."""
     from tokenizers import AddedToken
 
-    control = [tokens[id] for id in of_type(types, PieceType.CONTROL) if tokens[id]]
-    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    control, defined = special_tokens(tokens, types)
+    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control.values()])
+    engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined.values()])
+
+
+def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
+    """Control and user-defined tokens by id."""
+    control = {id: tokens[id] for id in of_type(types, PieceType.CONTROL) if tokens[id]}
     # Runs of spaces result from merging: in normalized text they are ▁, not the literal spaces of their name.
-    defined = [tokens[id] for id in of_type(types, PieceType.USER_DEFINED) if tokens[id].strip(" \u2581")]
-    engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
+    defined = {id: tokens[id] for id in of_type(types, PieceType.USER_DEFINED) if tokens[id].strip(" \u2581")}
+    return control, defined
 
 
 def of_type(types: Sequence[int], wanted: PieceType) -> list[int]:
