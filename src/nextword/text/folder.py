@@ -15,7 +15,7 @@ from .errors import as_usage_error
 from .gguf import ENDS
 from .sentencepiece_model import read_sentencepiece
 from .tokenizer import SpecialTokens, Tokenizer
-from .vocab_engines import add_special, byte_level_engine, sentencepiece_engine
+from .vocab_engines import add_special, byte_level_engine, sentencepiece_engine, special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -99,7 +99,7 @@ def _from_sentencepiece(file: Path) -> _Built:
     model = read_sentencepiece(_read(file), file)
     pieces = model.pieces
     engine = as_usage_error(file, lambda: sentencepiece_engine(pieces))
-    as_usage_error(file, lambda: add_special(engine, pieces.tokens, pieces.types))
+    as_usage_error(file, lambda: add_special(engine, special_tokens(pieces.tokens, pieces.types)))
     ids = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": pieces.unknown}
     names = {name: pieces.tokens[id] for name, id in ids.items() if id is not None}
     return _Built(engine, ByteDecoding(sentencepiece, pieces.prefix_space), names, begins=True)

@@ -244,7 +244,7 @@ class Tokenizer:
 def _verbatim(source: Engine | ByteLevelVocab) -> dict[int, str]:
     """Tokens that stand for their own text, by id: control and user-defined ones."""
     if isinstance(source, ByteLevelVocab):
-        return source.special()
+        return source.special.control | source.special.defined
     return {id: token.content for id, token in source.get_added_tokens_decoder().items()}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .byte_decoding import to_byte_level
 from .pretokenize import WHOLE_WORDS, pre_tokenizer
@@ -53,7 +54,8 @@ class ByteLevelVocab:
     """
 
     def __init__(self, tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], pre: str) -> None:
-        self.tokens, self.types, self.merges, self.pre = tokens, types, merges, pre
+        self.tokens, self.merges, self.pre = tokens, merges, pre
+        self.special = special_tokens(tokens, types)
 
     def whole(self) -> Engine:
         """The engine of the whole vocabulary."""
@@ -65,17 +67,13 @@ class ByteLevelVocab:
         ids = [id for id, token in enumerate(self.tokens) if token in shown]
         tokens = (self.tokens[id] for id in ids)
         possible = {f"{token[:cut]} {token[cut:]}" for token in tokens for cut in range(1, len(token))}
-        return self._engine(sorted({*ids, *self.special()}), [merge for merge in self.merges if merge in possible])
-
-    def special(self) -> dict[int, str]:
-        """Control and user-defined tokens by id."""
-        control, defined = special_tokens(self.tokens, self.types)
-        return control | defined
+        merges = [merge for merge in self.merges if merge in possible]
+        return self._engine(sorted({*ids, *self.special.control, *self.special.defined}), merges)
 
     def _engine(self, ids: Iterable[int], merges: Sequence[str]) -> Engine:
         vocabulary = {self.tokens[id]: id for id in ids}
         engine = byte_level_engine(vocabulary, split_merges(merges), self.pre, self.pre in WHOLE_WORDS)
-        add_special(engine, self.tokens, self.types)
+        add_special(engine, self.special)
         return engine
 
 
@@ -127,27 +125,38 @@ def sentencepiece_engine(pieces: SentencePieceVocab) -> Engine:
     return engine
 
 
-def add_special(engine: Engine, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Register control tokens, which text never matches, and user-defined ones, which it always does."""
+class SpecialTexts(NamedTuple):
+    """Control tokens, which text never matches, and user-defined ones, which it always does, by id."""
+
+    control: dict[int, str]
+    defined: dict[int, str]
+
+
+def add_special(engine: Engine, tokens: SpecialTexts) -> None:
+    """Register control and user-defined tokens."""
     from tokenizers import AddedToken
 
-    control, defined = special_tokens(tokens, types)
-    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control.values()])
-    engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined.values()])
+    control, defined = tokens.control.values(), tokens.defined.values()
+    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    engine.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
 
 
-def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
-    """Control and user-defined tokens by id."""
+def special_tokens(tokens: Sequence[str], types: Sequence[int]) -> SpecialTexts:
+    """The control and user-defined tokens of a vocabulary."""
     control = {id: tokens[id] for id in of_type(types, PieceType.CONTROL) if tokens[id]}
     # Runs of spaces result from merging: in normalized text they are ▁, not the literal spaces of their name.
     defined = {id: tokens[id] for id in of_type(types, PieceType.USER_DEFINED) if tokens[id].strip(" \u2581")}
-    return control, defined
+    return SpecialTexts(control, defined)
 
 
 def of_type(types: Sequence[int], wanted: PieceType) -> list[int]:
     """Ids of the tokens of a type."""
     number = int(wanted)  # comparing with an enum's member is ten times slower
-    return [id for id, type in enumerate(types) if type == number]
+    ids: list[int] = []
+    with suppress(ValueError):  # there is no further one
+        while True:
+            ids.append(types.index(number, ids[-1] + 1 if ids else 0))  # most tokens are of another type
+    return ids
 
 
 def _bpe(pieces: SentencePieceVocab) -> Model:
@@ -179,7 +188,8 @@ def implied_merges(pieces: SentencePieceVocab) -> list[tuple[str, str]]:
     A piece with a higher score merges first; among the splits of one piece, the longer left half, as in
     transformers. Pieces that text cannot produce (control, byte, unknown) are excluded.
     """
-    ids = sorted(of_type(pieces.types, PieceType.NORMAL) + of_type(pieces.types, PieceType.USER_DEFINED))
+    merged = {int(PieceType.NORMAL), int(PieceType.USER_DEFINED)}
+    ids = [id for id, type in enumerate(pieces.types) if type in merged]
     tokens, scores = pieces.tokens, pieces.scores
     known = {tokens[id] for id in ids}
     cuts = [
