@@ -22,7 +22,7 @@ PAGE_SIZE = 32  # tokens; see docs/decisions.md
 
 
 class KVCache:
-    """Pages of keys and values: (layers, 2, kv_heads, page_size, head_width) each, so that memory fills page by page."""
+    """Pages of (layers, 2, kv_heads, page_size, head_width): keys and values. They take memory page by page."""
 
     rewindable = True
 
