@@ -94,6 +94,19 @@ def test_what_needs_more_says_which_extra_in_one_line(line: str, plain: Run, pla
     assert done.stderr.count("\n") == 1
 
 
+SLOW = {
+    *("hashlib", "platformdirs", "random", "shutil", "subprocess", "tempfile"),
+    *("huggingface_hub", "llguidance", "numpy.random", "rich", "torch"),
+}
+
+
+def test_a_short_completion_imports_nothing_slow_that_it_does_not_need(places: dict[str, str]) -> None:
+    command = ["complete", "-m", places["GGUF"], "--greedy", "--max-tokens", "1", "Hi"]
+    code = f"import sys, nextword.cli\nassert nextword.cli.main({command!r}) == 0\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert SLOW & {*done.stderr.split()} == set()
+
+
 def modules() -> Iterator[str]:
     home = Path(nextword_home())
     for path in sorted(home.rglob("*.py")):

@@ -177,7 +177,8 @@ def test_ids_beyond_the_tokenizer_are_written_as_unused(tokenizer: Tokenizer, tm
 def test_a_tokenizer_of_another_model_keeps_its_rule_and_its_end(rule: str, tmp_path: Path) -> None:
     trained = json.loads(train_tokenizer([" ".join(WORDS) + " 12 123 1234 12345 "] * 50, "bpe", 330).to_json())["model"]
     tokens = [*trained["vocab"], "<|im_end|>"]
-    engine = byte_level_engine(tokens, [tuple(pair) for pair in trained["merges"]], rule, rule == "llama-bpe")
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    engine = byte_level_engine(vocabulary, [tuple(pair) for pair in trained["merges"]], rule, rule == "llama-bpe")
     engine.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
     end = len(tokens) - 1
     special = SpecialTokens(frozenset((0, end)), frozenset((0, end)), texts={"eos_token": "<|im_end|>"})

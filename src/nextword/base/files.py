@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -40,6 +39,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    import tempfile  # only here and below: it brings shutil and random, which most commands never need
+
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         try:
@@ -80,6 +81,8 @@ def check_writable(path: Path | str, what: str, folder: bool = False) -> None:
         existing = path if folder else path.parent
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
+        import tempfile
+
         with tempfile.TemporaryFile(dir=existing):
             pass
         os.fsencode(path.name)

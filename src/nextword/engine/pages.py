@@ -10,7 +10,6 @@ from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import islice
 
 ROOT = b""  # hash of what precedes the first page
@@ -160,6 +159,8 @@ class PagePool:
 
 def digest_of(parent: bytes, tokens: Sequence[int]) -> bytes:
     """The hash of a full page: cryptographic, so that no chosen text can collide with another."""
+    from hashlib import blake2b  # loads OpenSSL, for which a short text should not wait
+
     return blake2b(array("q", tokens).tobytes(), digest_size=16, key=parent).digest()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base import UsageError
-from .jinja import render
 from .tokenizer import Tokenizer
 
 
@@ -22,6 +21,8 @@ def render_chat(
     documents, enable_thinking, ...); `chat_template` names one of several, or is a template itself.
     Raises UsageError if there is no template, if it fails, or if it takes too much time or memory.
     """
+    from .jinja import render  # brings subprocess and selectors, which a completion does not need
+
     template = _choose(tokenizer, extra.pop("chat_template", None))
     variables = {
         "tools": None,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..base import UsageError, atomic_write, read_text
 from ..base.cores import cores
+from ..base.user_folders import user_folder
 from ..plan import flops, parameters
 from .run_dir import Measured, RunRecord
 
@@ -101,9 +102,7 @@ def path() -> Path:
     """The ledger's path: $NEXTWORD_LEDGER, or in the user's data folder."""
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE])
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("nextword", appauthor=False)) / "ledger.jsonl"
+    return user_folder("data") / "ledger.jsonl"
 
 
 def machine() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..base import UsageError
 from ..base.errors import closest
+from ..base.user_folders import user_folder
 
 if TYPE_CHECKING:
     from ..spec import ModelSpec
@@ -118,9 +119,7 @@ def cache_folder() -> Path:
     """The folder of downloaded models: $NEXTWORD_CACHE, or the user's cache folder of this system."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("nextword", appauthor=False))
+    return user_folder("cache")
 
 
 def cached_file(entry: CatalogueEntry, cache: Path) -> Path | None:
