@@ -1,123 +1,183 @@
-"""How fast is a training step, and how much memory does it take, beside nanoGPT's model and transformers' Llama?
+"""How fast is a training step, and what memory and loss does it cost, beside nanoGPT's model and transformers' Llama?
 
-    python benchmarks/train.py [--rounds 5] [--steps 8] [--json]
+    python benchmarks/train.py [--shapes 5.8M 124M] [--threads 1 2] [--rounds 5] [--busy] [--only NAME ...] [--json]
 
-One shape: 6 layers, width 256, vocabulary 4096, 16 rows of 256 tokens, AdamW, gradients clipped at 1. Each contender
-runs in a process of its own, in turn, round after round; medians are printed. nanoGPT's model is restated here in plain
-torch (LayerNorm, GELU, learned positions, tied head). litgpt is taken where it is installed. FLOPs are each model's
-own, 6 a weight that multiplies and 12 x layers x width x context of attention, over the float32 matmul peak measured in
-the same round. Then the recurrent kinds at the same parameters, eight rows of 256.
+Every system is measured at its best: in float32 and, where the processor multiplies bfloat16, under bfloat16 autocast;
+eager and (`compiled`) with torch.compile; all with the allocator settings of `nextword train`. Each runs in a process
+of its own, in turn, round after round; medians are printed. nanoGPT's model is restated in plain torch (LayerNorm,
+GELU, learned positions, tied head); `torch.nn` is the same recurrent model made of torch's own modules, trained alike.
 
-loss    after the same 40 steps on the same tokens (a repeating text), what a faster precision costs
-peak    largest resident size of the process, MB (1e6 bytes), and what of it came after the libraries were loaded
+tokens/s   of whole steps: forward, backward, gradients clipped at 1, AdamW
+ratio      to the best peer of the same precision, shape and threads
+of matmul  the model's matrix products (6 FLOPs a weight and token) and causal attention, over the float32 matrix
+           product of 2,048 x 2,048 measured in the same process
+peak MB    largest resident size (1e6 bytes) less what it was before the model was made
+loss       mean of the last 10 of 200 steps on the same tokens (--losses): what a faster precision costs
+load       system load per core while it ran; --busy adds a process that keeps a core busy
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-LAYERS, WIDTH, HEADS, VOCABULARY, ROWS, CONTEXT = 6, 256, 4, 4096, 16, 256
-LEARNING = 40  # steps of the comparison of losses
-CONTENDERS = ("nextword float32", "nextword bfloat16", "nanoGPT", "transformers", "litgpt")
+LEARNING = 200  # steps of the comparison of losses
+Step = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer; `mlp_width` is that of a gated MLP, as large as an MLP of four times the width without gates."""
+
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    rows: int
+    context: int
+    mlp_width: int
+
+    @property
+    def parameters(self) -> int:
+        """Those that multiply: the head's are the embedding's."""
+        return self.layers * (4 * self.width**2 + 3 * self.width * self.mlp_width) + self.vocabulary * self.width
+
+    @property
+    def flops(self) -> int:
+        """A token's, forward and backward, half of the attention being masked."""
+        return 6 * self.parameters + 6 * self.layers * self.width * self.context
+
+
+SHAPES = {
+    "5.8M": Shape(6, 256, 4, 4096, 16, 256, 688),
+    "124M": Shape(12, 768, 12, 50304, 4, 512, 2048),
+}
 RECURRENT = ("lstm", "gru", "rnn")
+PARAMETERS, VOCABULARY, CONTEXT, ROWS = 5.8e6, 4096, 256, 8  # of the recurrent models
+PEERS = ("nanoGPT", "nanoGPT compiled", "transformers", "transformers compiled")
+SYSTEMS = ("nextword", *PEERS, *(f"{who} {kind}" for kind in RECURRENT for who in ("nextword", "torch.nn")))
 
 
-def tokens(rows: int = ROWS) -> Any:
-    """Rows of a text that repeats with noise, so that there is something to learn."""
+def tokens(vocabulary: int, rows: int, context: int) -> Any:
+    """Rows of a text that repeats, so that there is something to learn."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(0, VOCABULARY, (4000,), generator=generator).repeat(20)
+    text = torch.randint(0, vocabulary, (4000,), generator=generator).repeat(20)
     starts = torch.randint(0, 70_000, (rows,), generator=generator)
-    return torch.stack([text[start : start + CONTEXT + 1] for start in starts])
+    return torch.stack([text[start : start + context + 1] for start in starts])
 
 
-def nextword_step(kind: str, precision: str, rows: int = ROWS) -> Callable[[int], float]:
-    """One step of nextword's trainer: its own wrapper, loss, optimizer and clipping."""
+# ---- nextword
+
+
+def nextword_step(spec: Any, rows: int, precision: str) -> Step:
+    """A step of the trainer: its own model, loss, optimizer and clipping."""
     import torch
 
     from nextword.plan.run_config import ModelConfig, RunConfig, TrainConfig
-    from nextword.plan.shape_search import recurrent_for
-    from nextword.spec import ModelSpec
     from nextword.train.learner import Learner
     from nextword.train.loss_module import Placed, new_model
 
-    if kind == "transformer":
-        spec = ModelSpec(kind="transformer", vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, context=CONTEXT,
-                         heads=HEADS, kv_heads=HEADS, head_width=WIDTH // HEADS, mlp_width=688)  # fmt: skip
-    else:
-        spec = recurrent_for(5.8e6, kind, VOCABULARY, CONTEXT)  # type: ignore[arg-type]
-    train = TrainConfig(steps=1, context=CONTEXT, batch_size=rows, micro_batch=rows, learning_rate=1e-3,
-                        dtype=precision)  # type: ignore[arg-type]  # fmt: skip
+    train = TrainConfig(
+        steps=1, context=spec.context, batch_size=rows, micro_batch=rows, learning_rate=1e-3,
+        dtype="amp" if precision == "bfloat16" else "fp32",
+    )  # fmt: skip
     config = RunConfig(ModelConfig(spec=spec), train=train)
     learner = Learner(config, new_model(config), torch.device("cpu"))
-    batch = tokens(rows)
+    batch = tokens(spec.vocabulary, rows, spec.context)
     placed = Placed(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), None)
 
-    def step(number: int) -> float:
-        nats = learner.backward(placed, rows * CONTEXT)
+    def step() -> float:
+        nats = learner.backward(placed, placed.inputs.numel())
         learner.clip()
         learner.update()
-        return float(nats) / (rows * CONTEXT)
+        return float(nats) / placed.inputs.numel()
 
     return step
 
 
-def plain_step(model: Any, loss_of: Callable[[Any, Any], Any]) -> Callable[[int], float]:
+def transformer_spec(shape: Shape) -> Any:
+    from nextword.spec import ModelSpec
+
+    return ModelSpec(
+        kind="transformer", vocabulary=shape.vocabulary, width=shape.width, layers=shape.layers, context=shape.context,
+        heads=shape.heads, kv_heads=shape.heads, head_width=shape.width // shape.heads, mlp_width=shape.mlp_width,
+    )  # fmt: skip
+
+
+def recurrent_spec(kind: str) -> Any:
+    from nextword.plan.shape_search import recurrent_for
+
+    return recurrent_for(PARAMETERS, kind, VOCABULARY, CONTEXT)  # type: ignore[arg-type]
+
+
+# ---- peers
+
+
+def plain_step(model: Any, logits: Callable[[Any], Any], batch: Any, precision: str) -> Step:
     """A step as the peers' own training scripts do it."""
     import torch
+    import torch.nn.functional as F
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    batch = tokens()
     inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
-    def step(number: int) -> float:
-        loss = loss_of(inputs, targets)
+    def step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(logits(inputs).flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
 
-def nanogpt_step() -> Callable[[int], float]:
+def nanogpt(shape: Shape) -> Any:
     """GPT-2's layout with nanoGPT's settings: no biases, tied head, flash attention."""
     import torch
     import torch.nn.functional as F
     from torch import nn
 
+    width = shape.width
+
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = nn.LayerNorm(WIDTH, bias=False), nn.LayerNorm(WIDTH, bias=False)
-            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+            self.first, self.second = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+            self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+            self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
         def forward(self, x: Any) -> Any:
-            rows, time_, width = x.shape
+            rows, length, _ = x.shape
             heads = (
-                part.view(rows, time_, HEADS, -1).transpose(1, 2) for part in self.qkv(self.first(x)).split(width, 2)
+                part.view(rows, length, shape.heads, -1).transpose(1, 2)
+                for part in self.qkv(self.first(x)).split(width, 2)
             )
             mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
-            x = x + self.out(mixed.transpose(1, 2).contiguous().view(rows, time_, width))
+            x = x + self.out(mixed.transpose(1, 2).contiguous().view(rows, length, width))
             return x + self.down(F.gelu(self.up(self.second(x))))
 
     class GPT(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tokens, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-            self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-            self.norm, self.head = nn.LayerNorm(WIDTH, bias=False), nn.Linear(WIDTH, VOCABULARY, bias=False)
+            self.tokens, self.places = nn.Embedding(shape.vocabulary, width), nn.Embedding(shape.context, width)
+            self.blocks = nn.ModuleList(Block() for _ in range(shape.layers))
+            self.norm, self.head = nn.LayerNorm(width, bias=False), nn.Linear(width, shape.vocabulary, bias=False)
             for parameter in self.parameters():
                 if parameter.ndim == 2:
                     nn.init.normal_(parameter, std=0.02)
@@ -129,90 +189,117 @@ def nanogpt_step() -> Callable[[int], float]:
                 x = block(x)
             return self.head(self.norm(x))
 
-    torch.manual_seed(0)
-    model = GPT()
-    return plain_step(model, lambda x, y: F.cross_entropy(model(x).view(-1, VOCABULARY), y.view(-1)))
+    return GPT()
 
 
-def transformers_step() -> Callable[[int], float]:
-    import torch
-    import torch.nn.functional as F
+def llama(shape: Shape) -> Any:
+    """transformers' Llama as a function of ids."""
+    from torch import nn
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=688, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
-    ))  # fmt: skip
-    return plain_step(model, lambda x, y: F.cross_entropy(model(x).logits.view(-1, VOCABULARY), y.view(-1)))
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = LlamaForCausalLM(LlamaConfig(
+                vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.mlp_width,
+                num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+                max_position_embeddings=shape.context, tie_word_embeddings=True, use_cache=False,
+            ))  # fmt: skip
+
+        def forward(self, x: Any) -> Any:
+            return self.model(x).logits
+
+    return Logits()
 
 
-def litgpt_step() -> Callable[[int], float]:
+def torch_recurrent(spec: Any) -> Any:
+    """torch's own modules, in the shape of nextword's."""
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(spec.vocabulary, spec.width)
+            self.cells = getattr(nn, spec.kind.upper())(spec.width, spec.width, spec.layers, batch_first=True)
+            self.head = nn.Linear(spec.width, spec.vocabulary, bias=spec.head_bias)
+            if spec.tied:
+                self.head.weight = self.tokens.weight
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.cells(self.tokens(x))[0])
+
+    return Network()
+
+
+# ---- one process
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process measures; `steps` are timed, or as many losses taken with `learn`."""
+
+    system: str
+    shape: str
+    precision: str
+    threads: int
+    steps: int
+    learn: bool = False
+
+    def build(self) -> tuple[Step, float, int]:
+        """The step, FLOPs a token, tokens a step."""
+        import torch
+
+        torch.manual_seed(0)
+        who, *rest = self.system.split()
+        if rest and rest[-1] in RECURRENT:
+            from nextword.plan import flops
+
+            spec = recurrent_spec(rest[-1])
+            if who == "nextword":
+                step = nextword_step(spec, ROWS, self.precision)
+            else:
+                model = torch_recurrent(spec)
+                step = plain_step(model, model, tokens(VOCABULARY, ROWS, CONTEXT), self.precision)
+            return step, flops(spec).per_token, ROWS * CONTEXT
+        shape = SHAPES[self.shape]
+        if who == "nextword":
+            step = nextword_step(transformer_spec(shape), shape.rows, self.precision)
+        else:
+            model = (nanogpt if who == "nanoGPT" else llama)(shape)
+            logits = torch.compile(model) if rest else model
+            batch = tokens(shape.vocabulary, shape.rows, shape.context)
+            step = plain_step(model, logits, batch, self.precision)
+        return step, shape.flops, shape.rows * shape.context
+
+
+def worker(work: Work) -> dict[str, float]:
+    """Run in a process of its own."""
     import torch
-    import torch.nn.functional as F
-    from litgpt import GPT, Config
 
-    torch.manual_seed(0)
-    model = GPT(Config(
-        block_size=CONTEXT, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY, n_layer=LAYERS, n_head=HEADS,
-        n_embd=WIDTH, n_query_groups=HEADS, bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
-        intermediate_size=688, rotary_percentage=1.0, parallel_residual=False,
-    ))  # fmt: skip
-    return plain_step(model, lambda x, y: F.cross_entropy(model(x).view(-1, VOCABULARY), y.view(-1)))
-
-
-def make(name: str) -> tuple[Callable[[int], float], float, int]:
-    """A contender's step, its FLOPs a token, its rows."""
-    attention = 12 * LAYERS * WIDTH * CONTEXT
-    matrices = 4 * WIDTH * WIDTH * LAYERS + VOCABULARY * WIDTH
-    gated, plain = 3 * WIDTH * 688 * LAYERS, 8 * WIDTH * WIDTH * LAYERS
-    if name.startswith("nextword"):
-        precision = "amp" if name.endswith("bfloat16") else "fp32"
-        return nextword_step("transformer", precision), 6 * (matrices + gated) + attention, ROWS
-    if name in RECURRENT:
-        from nextword.plan import flops
-        from nextword.plan.shape_search import recurrent_for
-
-        return nextword_step(name, "fp32", 8), flops(recurrent_for(5.8e6, name, VOCABULARY, CONTEXT)).per_token, 8  # type: ignore[arg-type]
-    if name == "nanoGPT":
-        return nanogpt_step(), 6 * (matrices + plain) + attention, ROWS
-    step = transformers_step if name == "transformers" else litgpt_step
-    return step(), 6 * (matrices + gated) + attention, ROWS
-
-
-def worker(name: str, steps: int, learn: bool) -> dict[str, float]:
-    """Time `steps` steps after two to warm up."""
-    import torch
-
+    from nextword import native
     from nextword.train.memory import keep_freed_memory
 
-    if name == "transformers":
-        import transformers  # noqa: F401 - its import is not the step's memory
-        from transformers import LlamaForCausalLM  # noqa: F401
+    if work.system.startswith("transformers"):
+        from transformers import LlamaForCausalLM  # noqa: F401 - its import is not the step's memory
+    torch.set_num_threads(work.threads)
+    native.set_threads(work.threads)
+    keep_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if name.startswith("nextword") or name in RECURRENT:
-        keep_freed_memory()  # as the trainer does
-    step, flops, rows = make(name)
-    if learn:
-        losses = [step(number) for number in range(LEARNING)]
-        return {"loss": sum(losses[-5:]) / 5}
-    step(0)
-    step(1)
-    times = []
-    for number in range(steps):
-        began = time.perf_counter()
-        step(number)
-        times.append(time.perf_counter() - began)
+    step, flops, count = work.build()
+    if work.learn:
+        losses = [step() for _ in range(LEARNING)]
+        return {"loss": sum(losses[-10:]) / 10}
+    for _ in range(3):
+        step()
+    seconds = statistics.median(_timed(step) for _ in range(work.steps))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     left = torch.randn(2048, 2048)
     matmul = min(_timed(lambda: left @ left) for _ in range(8))
-    rate = rows * CONTEXT / statistics.median(times)
     return {
-        "tokens_per_second": rate,
-        "gflops": rate * flops / 1e9,
-        "share_of_peak": rate * flops / (2 * 2048**3 / matmul),
-        "peak_mb": peak * 1024 / 1e6,
-        "after_loading_mb": (peak - before) * 1024 / 1e6,
+        "tokens_per_second": count / seconds,
+        "of_matmul": count * flops / seconds / (2 * 2048**3 / matmul),
+        "peak_mb": (peak - before) * 1024 / 1e6,
+        "load": os.getloadavg()[0] / (os.cpu_count() or 1),
     }
 
 
@@ -222,67 +309,121 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(names: list[str], rounds: int, steps: int) -> dict[str, dict[str, float]]:
-    """Medians over the rounds of every contender that runs here."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    missing = set()
-    for number in range(rounds):
-        for name in names:
-            if name in missing:
+# ---- all of them in turn
+
+
+def in_process(work: Work) -> dict[str, float] | None:
+    """The figures, or None where the system does not run here."""
+    command = [sys.executable, __file__, "--worker", json.dumps(vars(work))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{work.system} left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
+        return None
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def rows_of(options: argparse.Namespace) -> Iterator[Work]:
+    """Everything to measure, in turn."""
+    recurrent = [name for name in options.only if name.split()[-1] in RECURRENT]
+    transformers = [name for name in options.only if name not in recurrent]
+    for threads in options.threads:
+        for shape, precision, system in product(options.shapes, options.precisions, transformers):
+            yield Work(system, shape, precision, threads, options.steps)
+        for system in recurrent:
+            yield Work(system, "5.8M", "float32", threads, options.steps)
+
+
+def measure(options: argparse.Namespace) -> dict[Work, dict[str, float]]:
+    """Medians over the rounds."""
+    found: dict[Work, list[dict[str, float]]] = defaultdict(list)
+    works = list(rows_of(options))
+    for number in range(options.rounds):
+        for work in list(works):
+            figures = in_process(work)
+            if figures is None:
+                works.remove(work)
                 continue
-            row = _process(name, steps, learn=False)
-            if row is None:
-                missing.add(name)
-                continue
-            found[name].append(row)
-            print(f"round {number + 1}: {name} {row['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
-    medians = {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-               for name, rows in found.items() if rows}  # fmt: skip
-    for name in [name for name in medians if name.startswith("nextword")]:
-        medians[name] |= _process(name, 0, learn=True) or {}
+            found[work].append(figures)
+            rate = figures["tokens_per_second"]
+            print(f"round {number + 1}: {label(work)}: {rate:.0f} tokens/s", file=sys.stderr, flush=True)
+    medians = {
+        work: {key: statistics.median(one[key] for one in all_) for key in all_[0]} for work, all_ in found.items()
+    }
+    for work in [one for one in medians if options.losses and one.shape == "5.8M"]:
+        medians[work] |= in_process(Work(**{**vars(work), "learn": True})) or {}
     return medians
 
 
-def _process(name: str, steps: int, learn: bool) -> dict[str, float] | None:
-    command = [sys.executable, __file__, "--worker", name, "--steps", str(steps), *(["--learn"] if learn else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        print(f"{name} left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
-        return None
-    row: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return row
+def label(work: Work) -> str:
+    return f"{work.system}, {work.precision}, {work.shape}, {work.threads} thread{'s' * (work.threads > 1)}"
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    """Markdown, ratios to the fastest peer and to transformers' memory."""
-    peers = [name for name in found if not name.startswith("nextword") and name not in RECURRENT]
-    best = max((found[name]["tokens_per_second"] for name in peers), default=float("nan"))
-    memory = found.get("transformers", {}).get("after_loading_mb", float("nan"))
-    lines = ["| | tokens/s | to the fastest peer | GFLOP/s | of fp32 matmul peak | peak MB | after loading, MB (to"
-             " transformers) | loss after 40 steps |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for name, row in found.items():
+def best_peer(work: Work, found: dict[Work, dict[str, float]]) -> float:
+    """tokens/s of the best peer for the same work, or NaN."""
+    kind = work.system.split()[-1] if work.system.split()[-1] in RECURRENT else ""
+    peers = [f"torch.nn {kind}"] if kind else list(PEERS)
+    same = [
+        row["tokens_per_second"]
+        for other, row in found.items()
+        if other.system in peers
+        and (other.shape, other.precision, other.threads) == (work.shape, work.precision, work.threads)
+    ]
+    return max(same, default=float("nan"))
+
+
+def table(found: dict[Work, dict[str, float]]) -> str:
+    """Markdown."""
+    lines = ["| system | tokens/s | ratio | of matmul | peak MB | loss | load |", "|---|---|---|---|---|---|---|"]
+    for work, row in found.items():
+        rate = row["tokens_per_second"]
+        loss = f"{row['loss']:.4f}" if "loss" in row else ""
         lines.append(
-            f"| {name} | {row['tokens_per_second']:.0f} | {row['tokens_per_second'] / best:.2f} | {row['gflops']:.0f} |"
-            f" {row['share_of_peak']:.0%} | {row['peak_mb']:.0f} | {row['after_loading_mb']:.0f}"
-            f" ({row['after_loading_mb'] / memory:.2f}) | {row.get('loss', float('nan')):.4f} |"
+            f"| {label(work)} | {rate:,.0f} | {rate / best_peer(work, found):.2f} | {row['of_matmul']:.0%} |"
+            f" {row['peak_mb']:,.0f} | {loss} | {row['load']:.1f} |"
         )
     return "\n".join(lines)
 
 
+@contextmanager
+def busy_process(wanted: bool) -> Iterator[None]:
+    """One process that keeps a core busy."""
+    if not wanted:
+        yield
+        return
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), help="default: what is fast here")
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=[*SYSTEMS], metavar="SYSTEM")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--only", nargs="*", default=[*CONTENDERS, *RECURRENT])
+    parser.add_argument("--losses", action="store_true", help=f"also train {LEARNING} steps of each 5.8M model")
+    parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core busy")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--learn", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(worker(options.worker, options.steps, options.learn)))
+        print(json.dumps(worker(Work(**json.loads(options.worker)))))
         return
-    found = in_turn(options.only, options.rounds, options.steps)
-    print(json.dumps(found, indent=2) if options.json else table(found))
+    if not options.precisions:
+        import torch
+
+        from nextword.train.timing import amp_is_faster
+
+        options.precisions = ["float32", *(["bfloat16"] if amp_is_faster(torch.device("cpu")) else [])]
+    with busy_process(options.busy):
+        found = measure(options)
+    print(json.dumps([vars(work) | row for work, row in found.items()], indent=2) if options.json else table(found))
 
 
 if __name__ == "__main__":
