@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     owns_process = arguments is None
     if owns_process:
         gc.set_threshold(_COLLECTED_AFTER)
+        # Threads of numpy's BLAS spin for 100 ms when they start, and our matrices there are small.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         _catch_interrupts()
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
