@@ -1,8 +1,8 @@
 // A few threads that share out the chunks of one job at a time.
 //
-// Chunks are handed out by an atomic ticket (generation in the upper half, next chunk in the lower), so a thread
-// that the system takes off its core holds up its own chunk and nothing else. Idle threads spin briefly,
-// because the next job of a decoding step comes within microseconds, and then sleep.
+// Each thread takes chunks from a range of its own (so that it reads memory in order), then from what is left of the
+// others' ranges: a thread that the system takes off its core holds up its own chunk and nothing else. Idle threads
+// spin briefly, because the next job of a decoding step comes within microseconds, and then sleep.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
