@@ -20,13 +20,15 @@ from nextword.base import RunError, UsageError
 from nextword.data import (
     Document,
     TokenStream,
-    documents,
     find_sources,
     measure_bytes_per_token,
     open_dataset,
     prepare,
     prepare_in,
+    reader,
+    reading,
     shards,
+    tokenizing,
     train_tokenizer,
 )
 from nextword.data.splitting import choose_val, hash_of
@@ -73,8 +75,8 @@ def lines_of(path: Path, count: int, seed: int = 0) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_BATCH", 2000)
-    monkeypatch.setattr(shards, "_SHARD", 10_000)
+    monkeypatch.setattr(tokenizing, "BATCH", 2000)
+    monkeypatch.setattr(tokenizing, "SHARD", 10_000)
 
 
 def segments_of(stream: TokenStream) -> list[list[int]]:
@@ -137,8 +139,8 @@ def test_only_documents_end_and_not_the_pieces_that_are_held_out_of_them(tmp_pat
 
 
 def test_a_text_that_is_read_in_parts_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "PIECE", 1000)
-    monkeypatch.setattr(shards, "FEW", 1)  # it is not cut into smaller ones
+    monkeypatch.setattr(reading, "PIECE", 1000)
+    monkeypatch.setattr(reader, "FEW", 1)  # it is not cut into smaller ones
     (tmp_path / "book.txt").write_text(text := paragraphs(100))
     data = prepare([tmp_path / "book.txt"], tmp_path / "data", DataConfig(tokenizer="bytes", val_fraction=0.2))
     assert data.manifest.settings.piece == 0
@@ -151,8 +153,8 @@ def test_a_text_that_is_read_in_parts_is_one_document(tmp_path: Path, monkeypatc
 def test_segments_do_not_end_where_shards_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "book.txt").write_text(paragraphs(400))
     whole = prepare([tmp_path / "book.txt"], tmp_path / "whole", DataConfig(tokenizer="bytes"))
-    monkeypatch.setattr(shards, "_BATCH", 2000)
-    monkeypatch.setattr(shards, "_SHARD", 10_000)
+    monkeypatch.setattr(tokenizing, "BATCH", 2000)
+    monkeypatch.setattr(tokenizing, "SHARD", 10_000)
     cut = prepare([tmp_path / "book.txt"], tmp_path / "cut", DataConfig(tokenizer="bytes"))
     assert len(cut.manifest.train) > 3
     assert segments_of(cut.train) == segments_of(whole.train)
@@ -166,15 +168,15 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     whole = prepare([source], tmp_path / "whole", DataConfig(vocabulary=300))
     program = f"""
 import os
-from nextword.data import shards
-shards._BATCH, shards._SHARD = 2000, 10_000
-write, written = shards._Shard.write, []
+from nextword.data import reading, shards, tokenizing
+tokenizing.BATCH, tokenizing.SHARD = 2000, 10_000
+write, written = tokenizing._Shard.write, []
 def write_some(self, *arguments):
     if len(written) == 3:
         (shards.Path({str(tmp_path / "cut")!r}) / "train-00003.bin").write_bytes(b"half of")
         os.kill(os.getpid(), 9)
     written.append(write(self, *arguments))
-shards._Shard.write = write_some
+tokenizing._Shard.write = write_some
 shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, shards.DataConfig(vocabulary=300))
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
@@ -225,7 +227,7 @@ def test_a_full_disk_is_said_in_a_line_and_nothing_half_written_counts(
     tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = lines_of(tmp_path / "a.jsonl", 300)
-    write, calls = shards._Shard.write, []
+    write, calls = tokenizing._Shard.write, []
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -237,7 +239,7 @@ def test_a_full_disk_is_said_in_a_line_and_nothing_half_written_counts(
         write(self, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards._Shard, "write", write_until_full)
+        patched.setattr(tokenizing._Shard, "write", write_until_full)
         with pytest.raises(RunError, match="no space left on device") as caught:
             prepare([source], tmp_path / "data", DataConfig(tokenizer="bytes"))
     assert "\n" not in str(caught.value)
@@ -280,8 +282,8 @@ def test_a_corpus_larger_than_the_memory_used_is_prepared(tmp_path: Path) -> Non
     size = (tmp_path / "a.jsonl").stat().st_size
     lines_of(tmp_path / "warm.jsonl", 2000)
     program = f"""
-from nextword.data import shards
-shards._BATCH, shards._SHARD, shards._SMALL = 1 << 15, 1 << 19, 1 << 19
+from nextword.data import reading, shards, tokenizing
+tokenizing.BATCH, tokenizing.SHARD, tokenizing.SMALL = 1 << 15, 1 << 19, 1 << 19
 def peak():  # not getrusage's, which begins with that of the process that started this one
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 characters = shards.train_tokenizer(["abcdefghijklmnopqrstuvwxyz 0123456789"], "characters", 0)
@@ -289,7 +291,7 @@ shards.prepare([{str(tmp_path / "warm.jsonl")!r}], {str(tmp_path / "warm")!r}, t
 before = peak()
 data = shards.prepare([{str(tmp_path / "a.jsonl")!r}], {str(tmp_path / "data")!r}, tokenizer=characters)
 after = peak()
-held = list(shards.read_documents(shards.Path({str(tmp_path / "a.jsonl")!r})))
+held = list(reading.read_documents(shards.Path({str(tmp_path / "a.jsonl")!r})))
 print(data.train.documents + data.val.documents, after - before, peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -364,7 +366,7 @@ def test_two_that_prepare_the_same_text_at_once_make_it_once(tmp_path: Path, mon
 def test_what_was_interrupted_is_not_taken_for_whole_and_is_gone_on_with(
     tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, write, written = lines_of(tmp_path / "a.jsonl", 300), shards._Shard.write, list[int]()
+    source, write, written = lines_of(tmp_path / "a.jsonl", 300), tokenizing._Shard.write, list[int]()
 
     def write_some(self: Any, *arguments: Any) -> None:
         if len(written) == 3:
@@ -372,7 +374,7 @@ def test_what_was_interrupted_is_not_taken_for_whole_and_is_gone_on_with(
         written.append(write(self, *arguments))  # type: ignore[func-returns-value]
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards._Shard, "write", write_some)
+        patched.setattr(tokenizing._Shard, "write", write_some)
         with pytest.raises(KeyboardInterrupt):
             prepare_in(tmp_path / "store", [source], DataConfig(vocabulary=300))
     assert [path.name for path in (tmp_path / "store").iterdir()] == [".making"]

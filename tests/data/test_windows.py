@@ -56,7 +56,7 @@ def side_of(corpus: Corpus) -> tuple[TokenStream, list[Read]]:
                 expected.append(Read(token, following if goes_on else IGNORED, run))
                 tokens.append(token)
             before_is_here = here
-        table += [(size + (number == 0), document, number, number == len(pieces) - 1)
+        table += [(size + (number == 0), 0, document, number, number == len(pieces) - 1, True)
                   for number, (size, here) in enumerate(pieces) if here]  # fmt: skip
         run += 1
     segments = dataset.segments_of(np.array(table, dataset.PIECE))

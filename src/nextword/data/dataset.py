@@ -15,13 +15,16 @@ from ..base import UsageError, atomic_write, open_regular, read_regular
 from ..text import Tokenizer, tokenizer_from_folder
 from .streams import Segments, TokenStream
 
-FORMAT = "nextword-data/3"
-PIECE = np.dtype([("tokens", "<u4"), ("document", "<u4"), ("number", "<u4"), ("last", "?")])
+FORMAT = "nextword-data/4"
+PIECE = np.dtype(
+    [("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4"), ("number", "<u4"), ("last", "?"), ("learned", "?")]
+)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of tokens, with the length of each piece, its document, its number in it, and whether it is the last."""
+    """One file of tokens, and a table of its pieces: tokens, bytes, document, number in it, whether it is the last, and
+    whether its tokens are targets: in conversations, those of the assistant."""
 
     name: str
     tokens: int
@@ -34,7 +37,7 @@ class Shard:
 class TokenSettings:
     """The settings that determine the tokens; if they change, the data is prepared again."""
 
-    sources: tuple[tuple[str, str], ...]  # file extension and SHA-256 of each file
+    sources: str  # SHA-256 of the extension and SHA-256 of each file
     tokenizer: str  # SHA-256 of its tokenizer.json
     vocabulary: int
     end: int  # id of the end-of-text token
@@ -43,6 +46,7 @@ class TokenSettings:
     column: str = ""
     skip_invalid: bool = False
     encoding: str = "utf-8"
+    deduplicate: bool = False
 
 
 @dataclass
@@ -52,9 +56,12 @@ class Manifest:
     settings: TokenSettings
     train: list[Shard] = field(default_factory=list)
     val: list[Shard] = field(default_factory=list)
-    pieces: int = 0  # read so far: documents, or pieces of them
-    duplicates: int = 0
-    broken: int = 0
+    pieces: int = 0  # tokenized so far: documents, or pieces of them
+    documents: int = 0  # read, with the duplicates that were dropped
+    duplicates: int = 0  # documents whose text another one before has
+    broken: int = 0  # rows and files
+    skipped: dict[str, int] = field(default_factory=dict)  # rows and files, by reason
+    scripts: dict[str, int] = field(default_factory=dict)  # letters, by script
     complete: bool = False
 
     def write(self, folder: Path) -> None:
@@ -70,7 +77,6 @@ class Manifest:
             if data.pop("format") != FORMAT:
                 raise ValueError("of another version")
             settings = data.pop("settings")
-            settings["sources"] = tuple(map(tuple, settings["sources"]))
             train, val = ([Shard(**shard) for shard in data.pop(side)] for side in ("train", "val"))
             return cls(TokenSettings(**settings), train, val, **data)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -148,7 +154,9 @@ def segments_of(pieces: NDArray[np.void]) -> Segments:
     last = np.append(begins, len(pieces))[1:] - 1
     lengths = np.diff(np.cumsum(pieces["tokens"], dtype=np.int64)[last], prepend=0)
     some = lengths > 0
-    return Segments.of(lengths[some], pieces["last"][last][some], document[begins][some])
+    tokens = pieces["tokens"].astype(np.int64)
+    flips = (np.cumsum(tokens) - tokens)[np.diff(pieces["learned"].astype(np.int8), prepend=1) != 0]
+    return Segments.of(lengths[some], pieces["last"][last][some], document[begins][some], flips)
 
 
 def _stream(folder: Path, manifest: Manifest, side: Literal["train", "val"]) -> TokenStream:

@@ -10,6 +10,7 @@ from .documents import Document
 
 FEW = 20  # documents; fewer are cut into pieces before they are split
 _SHORTEST, _LONGEST = 1000, 32_000  # characters per piece, approximately
+LONGEST = 128 << 10  # characters of a piece where documents are many, so that a batch has work for several cores
 _PIECES = 200  # target number of pieces, within these sizes
 
 
@@ -24,7 +25,7 @@ def pieces(document: Document, size: int) -> Iterator[Document]:
     They end at the end of a paragraph, a line or a word, in this preference. Joined they are the text; none is empty.
     """
     text, start = document.text, 0
-    while len(text) - start > 1.5 * size:
+    while not document.conversation and len(text) - start > 1.5 * size:
         earliest, latest = start + size, min(start + 2 * size, len(text) - 1)
         ends = (text.find(mark, earliest, latest) + len(mark) for mark in ("\n\n", "\n", " "))
         end = next((end for end in ends if end > earliest), earliest)

@@ -8,6 +8,8 @@ both; if documents are separate (packed rows, document masks), the target after 
 If parts of a document are held out, both splits have gaps. The text on each side of a gap is its own segment:
 nothing is predicted across it, and nothing attends across it if documents are separate. There is no E at a gap,
 since the document does not end there.
+
+In a conversation only the assistant's turns are targets; the other tokens are read.
 """
 
 from __future__ import annotations
@@ -36,12 +38,18 @@ class Segments:
     lengths: NDArray[np.int64]
     ends: NDArray[np.bool_]  # whether the segment's last token is the last of its document
     documents: NDArray[np.int64]  # the number of the document it is from
+    flips: NDArray[np.int64]  # positions from which tokens are no targets, are targets again, are none, ...
 
     @classmethod
-    def of(cls, lengths: ArrayLike, ends: ArrayLike, documents: ArrayLike) -> Segments:
+    def of(cls, lengths: ArrayLike, ends: ArrayLike, documents: ArrayLike, flips: ArrayLike = ()) -> Segments:
         """Segments from their lengths in tokens."""
-        sizes = np.asarray(lengths, np.int64)
-        return cls(np.cumsum(sizes) - sizes, sizes, np.asarray(ends, np.bool_), np.asarray(documents, np.int64))
+        sizes, whole = np.asarray(lengths, np.int64), np.asarray(documents, np.int64)
+        starts = np.cumsum(sizes) - sizes
+        return cls(starts, sizes, np.asarray(ends, np.bool_), whole, np.asarray(flips, np.int64))
+
+    def learned(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the tokens at `positions` are targets."""
+        return np.searchsorted(self.flips, positions, side="right") % 2 == 0
 
 
 class TokenStream:
@@ -98,11 +106,13 @@ class TokenStream:
 
     def following(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The targets of the tokens at `positions`: the next token of the text, the end-of-text token
-        where the document ends, and `IGNORED` where the next token is not in this stream."""
+        where the document ends, and `IGNORED` where the next token is not in this stream or no target."""
         targets = self.take((positions + 1) % self.tokens)
         segments, numbers = self.segments, self.segment_of(positions)
         last = positions == segments.starts[numbers] + segments.lengths[numbers] - 1
         targets[last] = np.where(segments.ends[numbers[last]], self.end, IGNORED)
+        if segments.flips.size:  # the end of a document belongs to its last token
+            targets[~segments.learned(np.where(last, positions, positions + 1))] = IGNORED
         return targets
 
     def spread(self, count: int, size: int) -> TokenStream:
@@ -115,7 +125,8 @@ class TokenStream:
         whole, last = self.segments, positions[begins + lengths - 1]
         of = numbers[begins]
         ends = whole.ends[of] & (last == whole.starts[of] + whole.lengths[of] - 1)
-        segments = Segments.of(lengths, ends, whole.documents[of])
+        flips = np.flatnonzero(np.diff(whole.learned(positions).astype(np.int8), prepend=1))
+        segments = Segments.of(lengths, ends, whole.documents[of], flips)
         tokens = self.take(positions).astype(np.uint32)
         mark = sha256(tokens.tobytes() + segments.starts.tobytes()).hexdigest()
         size_of_text = round(self.bytes * positions.size / self.tokens)

@@ -64,6 +64,7 @@ class DataConfig:
     vocabulary: Annotated[int, Within(0, MOST_IDS), "tokens of a bpe tokenizer; 0: grows with the model"] = 0
     val_fraction: Annotated[float, Within(above=0, below=0.9), "held-out share of the text"] = 0.05
     skip_invalid: Annotated[bool, "skip broken rows, and files of another encoding, and count them"] = False
+    deduplicate: Annotated[bool, "drop documents whose text an earlier one has"] = False
     column: Annotated[str, "text column in .jsonl and .parquet; empty: text or content"] = ""
     encoding: Annotated[str, "encoding of text files: utf-8, latin-1, ..."] = "utf-8"
 

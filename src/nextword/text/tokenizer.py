@@ -5,10 +5,14 @@ from __future__ import annotations
 import codecs
 import re
 import threading
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..base import UsageError
 from .byte_decoding import ByteDecoding
@@ -100,22 +104,41 @@ class Tokenizer:
         # A run of unknown characters is one unknown token.
         return [id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """`encode` for several texts, on all cores."""
         for text in texts:
             if not text.isascii():
                 _check_unicode(text)
 
-        def encode() -> list[list[int]]:
+        def encode() -> tuple[array[int], list[int]]:
+            ids, ends = array("I"), []
             with self._lock:
                 self._engine.encode_special_tokens = True
-                return [each.ids for each in self._engine.encode_batch(list(texts), add_special_tokens=False)]
+                encodings = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+            for encoding in encodings:
+                ids.fromlist(encoding.ids)
+                ends.append(len(ids))
+            return ids, ends
 
-        found = as_usage_error(self.name, encode, "its tokenizer cannot encode these texts")
-        return [
-            ids if self._forbidden.isdisjoint(ids) else self.encode(text)
-            for text, ids in zip(texts, found, strict=True)
-        ]
+        found, ends = as_usage_error(self.name, encode, "its tokenizer cannot encode these texts")
+        ids = np.split(np.frombuffer(found, np.uint32), ends[:-1]) if ends else []
+        if not self._is_forbidden[np.frombuffer(found, np.uint32)].any():
+            return ids
+        return [np.array(self.encode(text), np.uint32) if self._is_forbidden[own].any() else own
+                for text, own in zip(texts, ids, strict=True)]  # fmt: skip
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of the output of a chat template, as `encode(text, special=True)`, and where each begins in it."""
+        if not text.isascii():
+            _check_unicode(text)
+
+        def encode() -> tuple[list[int], list[int]]:
+            with self._lock:
+                self._engine.encode_special_tokens = False
+                encoding = self._engine.encode(text, add_special_tokens=False)
+            return encoding.ids, [start for start, _ in encoding.offsets]
+
+        return as_usage_error(self.name, encode, "its tokenizer cannot encode this text")
 
     def decode(self, ids: Iterable[int], special: bool = False, continues: bool = False) -> str:
         """Text of `ids`. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary are ignored.
@@ -148,6 +171,10 @@ class Tokenizer:
         """The id of a token by its text in the vocabulary, such as "<|im_end|>"."""
         id: int | None = self._engine.token_to_id(token)
         return id
+
+    @cached_property
+    def _is_forbidden(self) -> NDArray[np.bool_]:
+        return np.isin(np.arange(self.vocabulary), list(self._forbidden))
 
     @cached_property
     def control_names(self) -> re.Pattern[str] | None:

@@ -216,7 +216,8 @@ def _named_tokenizer(name: str) -> Tokenizer:
 def _log_surprises(data: Dataset, config: DataConfig, log: Log) -> None:
     manifest, share = data.manifest, data.val_share
     if manifest.duplicates:
-        log(f"{manifest.duplicates:,} of {manifest.pieces:,} texts occur more than once; none is in both splits")
+        what = "dropped" if config.deduplicate else "no text is in both splits"
+        log(f"{manifest.duplicates:,} of {manifest.documents:,} documents have the text of an earlier one; {what}")
     if manifest.broken:
         log(f"skipped {manifest.broken:,} broken {'row or file' if manifest.broken == 1 else 'rows or files'}")
     if not 1 / _FAR_OFF < share / config.val_fraction < _FAR_OFF:
