@@ -19,6 +19,7 @@ VERBS = {
     "chat": "Chat with a model through its own chat template.",
     "eval": "Measure zero-, one- and few-shot prompts on real models, with error bars.",
     "plan": "Plan memory, compute, time and the compute-optimal model.",
+    "data": "Prepare text for training, and look at what was prepared.",
     "train": "Train a transformer, RNN, LSTM or GRU on your text.",
     "runs": "List, show, compare, resume and export training runs.",
     "compare-context": "Measure how much context each architecture makes use of.",

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..base import UsageError
 from ..text import Tokenizer
 from ..text.chat import render_chat
@@ -15,7 +18,7 @@ class Turn(NamedTuple):
     """Consecutive tokens of one side of a conversation."""
 
     text: str
-    ids: list[int]
+    ids: Sequence[int] | NDArray[np.uint32]
     learned: bool  # whether the assistant writes them
 
 

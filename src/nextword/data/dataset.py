@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +146,12 @@ def _read_pieces(folder: Path, shard: Shard) -> NDArray[np.void]:
     if pieces.dtype != PIECE or hashlib.sha256(pieces.tobytes()).hexdigest() != shard.pieces_sha256:
         raise UsageError(f"{path} has changed since it was written; prepare the data again")
     return pieces
+
+
+def pieces_of(data: Dataset) -> Iterator[NDArray[np.void]]:
+    """The table of pieces of every shard, one after the other."""
+    for shard in (*data.manifest.train, *data.manifest.val):
+        yield _read_pieces(data.folder, shard)
 
 
 def segments_of(pieces: NDArray[np.void]) -> Segments:

@@ -49,7 +49,8 @@ class Segments:
 
     def learned(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the tokens at `positions` are targets."""
-        return np.searchsorted(self.flips, positions, side="right") % 2 == 0
+        learned: NDArray[np.bool_] = np.searchsorted(self.flips, positions, side="right") % 2 == 0
+        return learned
 
 
 class TokenStream:

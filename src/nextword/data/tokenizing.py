@@ -16,7 +16,7 @@ from ..base import UsageError, atomic_write
 from ..text import Tokenizer
 from .conversations import Turn, encode_conversation
 from .dataset import PIECE, Manifest, Shard, token_dtype
-from .documents import Faults
+from .documents import Document, Faults
 from .duplicates import DocumentHashes
 from .reader import Piece, Reader
 from .scripts import count_scripts
@@ -33,9 +33,7 @@ Progress = Callable[[float, str], None]
 def tokenize(folder: Path, manifest: Manifest, reader: Reader, tokenizer: Tokenizer, progress: Progress) -> None:
     """Write the shards that `manifest` does not have yet, and fill it in, but for `complete`."""
     shift = _SHIFT if reader.sources.bytes > SMALL else 0
-    if shift:  # large enough that reading takes a while
-        progress(0.0, "choosing the validation text")
-    val, characters = _survey(manifest, reader, shift)
+    val, characters = _survey(manifest, reader, shift, progress)
     encoder = Encoder(tokenizer, manifest.settings.end, reader.config.skip_invalid)
     shard, size = _Shard(encoder.dtype, val, shift), 0
     for batch in _ahead(encoder.encode, _batches(reader, manifest.pieces)):
@@ -48,20 +46,28 @@ def tokenize(folder: Path, manifest: Manifest, reader: Reader, tokenizer: Tokeni
     if shard.count or not manifest.train:
         shard.write(folder, manifest)
     manifest.broken += reader.faults.count
-    manifest.skipped = dict(Counter(manifest.skipped) + reader.faults.reasons)
+    files = {f"file ({reason})": count for reason, count in (reader.sources.unread | reader.sources.skipped).items()}
+    manifest.skipped = dict(Counter(manifest.skipped) + reader.faults.reasons + Counter(files))
     progress(1.0, "tokenizing")
 
 
-def _survey(manifest: Manifest, reader: Reader, shift: int) -> tuple[frozenset[int], int]:
+def _survey(manifest: Manifest, reader: Reader, shift: int, progress: Progress) -> tuple[frozenset[int], int]:
     """The hashes to hold out, and the characters to tokenize; duplicates are counted, and dropped if configured."""
-    share, hashes = manifest.settings.val_fraction, DocumentHashes()
-    val = choose_val(hashes.watch(reader.texts()), share, shift)
+    share, hashes, size = manifest.settings.val_fraction, DocumentHashes(), reader.sources.bytes
+
+    def texts() -> Iterator[Document]:
+        for text in reader.texts():
+            if shift:  # large enough that reading takes a while
+                progress(min(0.99, hashes.characters / size), "choosing the validation text")
+            yield text
+
+    val = choose_val(hashes.watch(texts()), share, shift)
     repeats = hashes.repeats()
     manifest.documents, manifest.duplicates = len(repeats), int(repeats.sum())
     if not (manifest.settings.deduplicate and manifest.duplicates):
         return val, hashes.characters
     reader.dropped, hashes = repeats, DocumentHashes()
-    return choose_val(hashes.watch(reader.texts()), share, shift), hashes.characters
+    return choose_val(hashes.watch(texts()), share, shift), hashes.characters
 
 
 class _Unread(NamedTuple):
@@ -87,7 +93,8 @@ def _batches(reader: Reader, skip: int) -> Iterator[_Unread]:
         yield _Unread(pieces, read)
 
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def _ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

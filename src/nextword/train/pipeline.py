@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..data import (
     open_dataset,
     prepare_in,
 )
+from ..data.progress import Progress
 from ..data.tokenizer_training import TOKENIZERS
 from ..plan import RunConfig, parameters
 from ..plan import device as plan_device
@@ -233,24 +233,6 @@ def _log_warmup(config: RunConfig, log: Log) -> None:
     if (warmup := train.warmup_steps or 0) > train.steps:
         log(f"the run has {train.steps:,} steps and its warm-up {warmup:,}: the learning rate stays below"
             f" {train.learning_rate:g}. Give a smaller train.warmup_steps")  # fmt: skip
-
-
-class Progress:
-    """Logs the stage and its progress: a line every 10 seconds, or every 10% if that took 2 seconds."""
-
-    def __init__(self, sources: Sources, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
-        self.sources, self.log, self.clock = sources, log, clock
-        self.stage, self.share, self.last = "", 0.0, 0.0
-
-    def __call__(self, share: float, stage: str) -> None:
-        now = self.clock()
-        if stage != self.stage:
-            self.log(f"{stage}: {self.sources.bytes / 1e6:,.1f} MB")
-        elif not (now - self.last >= 10 or (now - self.last >= 2 and share - self.share >= 0.1)):
-            return
-        else:
-            self.log(f"{stage}: {share:.0%}")
-        self.stage, self.share, self.last = stage, share, now
 
 
 def _check_text(config: RunConfig, data: Dataset, process: Process) -> None:
