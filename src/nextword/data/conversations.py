@@ -25,32 +25,35 @@ class Turn(NamedTuple):
 def encode_conversation(tokenizer: Tokenizer, conversation: str) -> list[Turn]:
     """The tokens of a conversation, the JSON of its messages, as the chat template writes them.
 
-    What the assistant writes goes from the end of the prompt for a generation to the token that ends the turn. Raises
-    UsageError where the template fails, or writes a turn differently once another one follows.
+    What the assistant writes goes from the end of the prompt for it to the token that ends the turn, as in a
+    generation. Raises UsageError where the template fails, or where it cannot be said what the assistant writes.
     """
     row: Mapping[str, Any] = json.loads(conversation)
     messages, extra = row["messages"], {"tools": row["tools"]} if "tools" in row else {}
+    stops = list(map(tokenizer.token_text, tokenizer.stop_ids))
+    for number, message in enumerate(messages, 1):
+        if written := [stop for stop in stops if stop in str(message.get("content"))]:
+            raise UsageError(f"message {number} contains {written[0]}, which ends a turn")
     text = render_chat(tokenizer, messages, add_generation_prompt=False, **extra)
     edges = [0]
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, after = messages[:number], messages[: number + 1]
-            prompt = render_chat(tokenizer, before, **extra) if before else ""
-            whole = text if after == messages else render_chat(tokenizer, after, False, **extra)
-            if not (text.startswith(whole) and whole.startswith(prompt)) or len(prompt) < edges[-1]:
+            prompt = render_chat(tokenizer, messages[:number], **extra) if number else ""
+            if not text.startswith(prompt) or len(prompt) < edges[-1]:
                 raise UsageError(
-                    f"the chat template of {tokenizer.name} writes turn {number + 1} differently than it reads it, so"
-                    " it cannot be said which tokens are the assistant's"
+                    f"the chat template of {tokenizer.name} does not write message {number + 1} behind the prompt for"
+                    " it, so it cannot be said which tokens are the assistant's"
                 )
-            edges += [len(prompt), _end_of_turn(tokenizer, whole, len(prompt))]
+            edges += [len(prompt), _end_of_turn(text, len(prompt), stops, tokenizer.name)]
     return _cut(tokenizer, text, [*edges, len(text)])
 
 
-def _end_of_turn(tokenizer: Tokenizer, text: str, start: int) -> int:
-    """Where the assistant stops: behind the control token that ends the turn, before a line end that follows it."""
-    end = start + len(text[start:].rstrip())
-    names = map(tokenizer.token_text, tokenizer.special.control)
-    return end if text.endswith(tuple(names), start, end) else len(text)
+def _end_of_turn(text: str, start: int, stops: Sequence[str], name: str) -> int:
+    """The end of the first token behind `start` that ends a generation."""
+    ends = [text.index(stop, start) + len(stop) for stop in stops if stop in text[start:]]
+    if not ends:
+        raise UsageError(f"the chat template of {name} writes no token that ends the assistant's turn")
+    return min(ends)
 
 
 def _cut(tokenizer: Tokenizer, text: str, edges: Sequence[int]) -> list[Turn]:

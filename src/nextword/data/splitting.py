@@ -23,9 +23,13 @@ def pieces(document: Document, size: int) -> Iterator[Document]:
     """Split a document into pieces of about `size` characters, at most twice that.
 
     They end at the end of a paragraph, a line or a word, in this preference. Joined they are the text; none is empty.
+    A conversation stays whole.
     """
     text, start = document.text, 0
-    while not document.conversation and len(text) - start > 1.5 * size:
+    if document.conversation:
+        yield document
+        return
+    while len(text) - start > 1.5 * size:
         earliest, latest = start + size, min(start + 2 * size, len(text) - 1)
         ends = (text.find(mark, earliest, latest) + len(mark) for mark in ("\n\n", "\n", " "))
         end = next((end for end in ends if end > earliest), earliest)
