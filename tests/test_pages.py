@@ -129,7 +129,7 @@ def test_the_generated_pages_are_up_to_date() -> None:
 
 def test_the_pages_show_commands_of_every_verb() -> None:
     verbs = {words[1] for _, words in SHOWN if words[0] == "nextword"}
-    assert {"complete", "next", "chat", "eval", "plan", "train", "runs", "models", "compare-context"} <= verbs
+    assert {"complete", "next", "chat", "eval", "plan", "train", "runs", "models", "compare-context", "data"} <= verbs
     assert len(SHOWN) > 50
     assert any(words[0] == "torchrun" for _, words in SHOWN)
 

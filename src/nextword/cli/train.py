@@ -59,7 +59,7 @@ def command(
     data: tuple[str, ...], config: Path | None, assignments: tuple[str, ...], out: Path | None, dry_run: bool,
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Train a language model on DATA: files or folders of .txt, .md, .jsonl, .parquet, or hf:owner/name.
+    """Train a language model on DATA: files or folders of text (docs/data.md), or hf:owner/name.
 
     A budget is enough: this machine is measured, a compute-optimal model chosen, and a tokenizer trained on the
     text. The plan is printed before training, and compared with the measurements after it. Ctrl-C writes a
