@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,40 @@ def test_conversations_are_prepared_with_a_models_own_template(
     sampled = json.loads(run(capsys, "data", "sample", "tokens", "-n", "1", "--json")[1])[0]
     assert sampled["targets"] == 4
     assert sampled["text"].endswith("[assistant]yes<|endoftext|>")
+
+
+def test_only_the_assistants_tokens_are_in_the_loss_of_a_run(
+    tmp_path: Path, tiny_model: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 0 is the held-out loss of the model as it was given; transformers computes it from the same rows."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from nextword.train import timing
+
+    monkeypatch.setattr(timing, "time_steps", partial(timing.time_steps, seconds=0.2))
+    monkeypatch.setenv("NEXTWORD_LEDGER", str(tmp_path / "ledger.jsonl"))
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}" + (
+        "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
+    model = tiny_model(seed=7, chat_template=template)
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"it is {n}"}] for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    code, _, err = run(
+        capsys, "train", "a.jsonl", "--model", str(model), "--steps", "2", "--batch-size", "2", "--context", "64",
+        "--train-dtype", "fp32", "--set", "train.packing=best-fit", "--set", "train.mask_documents=true",
+        "--set", "data.val_fraction=0.2", "--out", "run", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    measured = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+    data = open_dataset(json.loads(Path("run/run.json").read_text())["data"])
+    reference, nats = transformers.AutoModelForCausalLM.from_pretrained(model).eval(), list[float]()
+    for start, length in zip(data.val.segments.starts, data.val.segments.lengths, strict=True):
+        ids = torch.tensor(data.val.read(start, length))
+        answer = data.tokenizer().decode(ids.tolist()).partition("[assistant]")[2]
+        with torch.no_grad():
+            losses = -reference(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        nats += losses[-len(answer) - 1 :].tolist()  # its bytes, and the end
+    assert measured["step"] == 0
+    assert measured["val"]["nats_per_token"] == pytest.approx(np.mean(nats), abs=1e-4)
+    assert measured["val"]["tokens"] == len(nats)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ If parts of a document are held out, both splits have gaps. The text on each sid
 nothing is predicted across it, and nothing attends across it if documents are separate. There is no E at a gap,
 since the document does not end there.
 
-In a conversation only the assistant's turns are targets; the other tokens are read.
+In a conversation only the assistant's turns are targets: the other tokens are read, and no E is learned after them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Segments:
 
     starts: NDArray[np.int64]  # position of the first token
     lengths: NDArray[np.int64]
-    ends: NDArray[np.bool_]  # whether the segment's last token is the last of its document
+    ends: NDArray[np.bool_]  # whether its document ends with the segment's last token, and that is learned
     documents: NDArray[np.int64]  # the number of the document it is from
     flips: NDArray[np.int64]  # positions from which tokens are no targets, are targets again, are none, ...
 

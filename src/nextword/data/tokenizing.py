@@ -162,7 +162,8 @@ class Encoder:
             ids = np.asarray(turn.ids, self.dtype)
             if number == 0:
                 ids = np.concatenate([self.end, ids])
-            last = piece.text.last and number == piece.number + len(turns) - 1
+            # A conversation ends with the token that ends its turn: that it ends there is not learned.
+            last = piece.text.last and not piece.text.conversation
             rows.append((ids, (len(ids), len(turn.text.encode()), piece.document, number, last, turn.learned)))
         return rows
 
