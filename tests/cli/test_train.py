@@ -108,6 +108,12 @@ def test_a_fine_tuned_run_counts_frozen_weights_as_they_are_computed_and_names_i
     config = RunConfig.read(tmp_path / "tuned" / "config.toml")
     work = flops(config.spec, config.train.context, measured["tokens"], lora=2).total
     assert measured["share_of_peak"] == pytest.approx(work / measured["seconds"] / measured["peak"])
+    assert run(capsys, "runs", "export", "tuned", "adapter", "--adapter")[0] == 0
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["r"], written["lora_alpha"]) == ("run", 2, 4)
+    code, _, err = run(capsys, "runs", "export", "run", "other", "--adapter")
+    assert code == 2
+    assert "leave out --adapter" in err
 
 
 def test_the_folder_opens_in_transformers_with_equal_logits(

@@ -272,32 +272,37 @@ def test_broken_rows_are_counted_once_however_often_the_text_is_read(tmp_path: P
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
-def test_a_corpus_larger_than_the_memory_used_is_prepared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_the_peak_of_memory_does_not_grow_with_the_text(tmp_path: Path, kind: str) -> None:
     """Parts are made smaller in proportion. Beside it the memory that holding all documents takes."""
-    text = paragraphs(3000)
-    with (tmp_path / "a.jsonl").open("w") as file:
-        for number in range(10):
-            for paragraph in text.strip().split("\n\n"):
-                file.write(json.dumps({"text": f"{number} {paragraph}"}) + "\n")
-    size = (tmp_path / "a.jsonl").stat().st_size
-    lines_of(tmp_path / "warm.jsonl", 2000)
+    paragraph = paragraphs(3000).strip().split("\n\n")
+    for name, times in (("small", 3), ("large", 12)):
+        with (tmp_path / f"{name}.{kind}").open("w") as file:
+            for number in range(times):
+                for text in paragraph:
+                    file.write(json.dumps({"text": f"{number} {text}"}) + "\n" if kind == "jsonl" else text + "\n")
     program = f"""
-from nextword.data import reading, shards, tokenizing
-tokenizing.BATCH, tokenizing.SHARD, tokenizing.SMALL = 1 << 15, 1 << 19, 1 << 19
+import sys
+from pathlib import Path
+from nextword.data import reading, shards, splitting, tokenizing
+tokenizing.BATCH, tokenizing.SHARD, tokenizing.SMALL, reading.PIECE = 1 << 15, 1 << 19, 1 << 19, 1 << 16
+splitting._LONGEST = 4000  # as small for the smaller text
+folder = Path({str(tmp_path)!r})
 def peak():  # not getrusage's, which begins with that of the process that started this one
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 characters = shards.train_tokenizer(["abcdefghijklmnopqrstuvwxyz 0123456789"], "characters", 0)
-shards.prepare([{str(tmp_path / "warm.jsonl")!r}], {str(tmp_path / "warm")!r}, tokenizer=characters)
-before = peak()
-data = shards.prepare([{str(tmp_path / "a.jsonl")!r}], {str(tmp_path / "data")!r}, tokenizer=characters)
-after = peak()
-held = list(reading.read_documents(shards.Path({str(tmp_path / "a.jsonl")!r})))
-print(data.train.documents + data.val.documents, after - before, peak() - before)
+peaks, bytes = [], []
+for name in ("small", "large"):
+    data = shards.prepare([folder / f"{{name}}.{kind}"], folder / name, tokenizer=characters)
+    peaks.append(peak())
+    bytes.append(data.train.bytes + data.val.bytes)
+held = list(reading.read_documents(folder / "large.{kind}"))
+print(peaks[1] - peaks[0], peak() - peaks[0], bytes[1] - bytes[0])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    documents, prepared, held = map(int, done.stdout.split())
-    assert documents == 30_000
-    assert prepared < size / 2 < held
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    grown, held, more = map(int, done.stdout.split())
+    assert grown < more / 5 < held
 
 
 # ---- folders named by their content

@@ -202,13 +202,14 @@ def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_jso
 @click.option("--step", type=click.IntRange(1), default=None, metavar="N", help="Checkpoint; default: the last one.")
 @click.option("--dtype", type=WRITTEN_DTYPE, default="float32", show_default=True,
               help="Type of the written weights. q...: llama.cpp's mixes, .gguf only.")  # fmt: skip
+@click.option("--adapter", is_flag=True, help="Write only the LoRA adapters, as a folder that peft opens.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
-def export(run: Path, out: Path, step: int | None, dtype: str, force: bool) -> None:
+def export(run: Path, out: Path, step: int | None, dtype: str, adapter: bool, force: bool) -> None:
     """Write the model as a Hugging Face folder, or as a .gguf file if OUT ends in .gguf."""
     require_torch("reading a checkpoint")
-    from ..train.export import export_run
+    from ..train.export import export_adapters, export_run
 
-    written = export_run(run, out, step, dtype, force)
+    written = (export_adapters if adapter else export_run)(run, out, step, dtype, force)
     messages().print(f"wrote {written}")
 
 

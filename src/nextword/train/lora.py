@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base import UsageError
+from ..families import family_of
 from ..models.layers import Layer, Linear
+from ..spec import ModelSpec
 from .loss_module import seeded
 
 SCALE = 2.0  # alpha / rank
@@ -61,3 +68,32 @@ def merge_adapters(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, LoRALinear):
                 setattr(parent, name, child.merged())
+
+
+def peft_adapters(model: nn.Module, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
+    """The adapters as peft has them: its configuration, and its tensors for the matrices that transformers has.
+
+    Matrices that are one here and several there (query, key and value) share the adapter's first matrix.
+    Raises UsageError for a mixture of experts, whose router is no matrix of its own in transformers.
+    """
+    if spec.experts:
+        raise UsageError("adapters of a mixture of experts have no form in peft; export the merged model instead")
+    names, tensors, targets, transposed, rank = family_of(spec).names, dict[str, NDArray[Any]](), set[str](), False, 0
+    for parameter in names.parameters(spec):
+        layer = model.get_submodule(parameter.name.rpartition(".")[0])
+        if not isinstance(layer, LoRALinear) or not parameter.name.endswith(".weight"):
+            continue
+        down, up = (values.detach().float().cpu().numpy() for values in (layer.down, layer.up))
+        rank = len(down)
+        for tensor in parameter.tensors:
+            path = (names.prefixes[0] + tensor.name).removesuffix(".weight")
+            tensors[f"base_model.model.{path}.lora_A.weight"] = down
+            rows = np.ascontiguousarray(tensor.rows_to_file(up[tensor.index]))
+            tensors[f"base_model.model.{path}.lora_B.weight"] = rows
+            targets.add(path.rpartition(".")[2])
+            transposed |= tensor.transposed
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base.removeprefix("hf:"),
+        "r": rank, "lora_alpha": SCALE * rank, "target_modules": sorted(targets), "bias": "none", "lora_dropout": 0.0,
+        "fan_in_fan_out": transposed, "inference_mode": True,
+    }, tensors  # fmt: skip
