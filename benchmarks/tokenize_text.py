@@ -3,8 +3,8 @@
     python benchmarks/tokenize_text.py DATA... [--rounds 5] [--vocabulary 4096]
 
 Both tokenize the same documents with the same tokenizer, trained on them, in turn. Preparing also reads the files,
-hashes and splits the documents, counts and writes. The ratio is of CPU time (user and system, the least of all rounds), which
-other processes disturb less than the time that passes.
+hashes and splits the documents, counts and writes. The ratio is of CPU time (user and system, the least of all rounds),
+which other processes disturb less than the time that passes.
 """
 
 from __future__ import annotations
