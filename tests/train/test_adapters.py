@@ -24,7 +24,8 @@ FAMILIES = ("llama", "gpt2", "gpt_neox", "phi3", "gemma2", "qwen3", "olmo2")  # 
 def test_peft_opens_the_adapters_with_the_logits_of_the_trained_model(name: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     base, folder = saved(CASES[name], tmp_path / "base")
-    ours = load_torch_model(open_source(folder))
+    source = open_source(folder)
+    ours = load_torch_model(source)
     ids = torch.randint(0, ours.spec.vocabulary, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = ours(ids).clone()
@@ -33,7 +34,7 @@ def test_peft_opens_the_adapters_with_the_logits_of_the_trained_model(name: str,
             if isinstance(module, LoRALinear):
                 nn.init.normal_(module.up, std=0.1)
         wanted = ours(ids)
-    config, tensors = peft_adapters(ours, ours.spec, str(folder))
+    config, tensors = peft_adapters(ours, ours.spec, source.family, str(folder))
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     write_safetensors(adapter / "adapter_model.safetensors", tensors, "float32")
@@ -47,6 +48,7 @@ def test_peft_opens_the_adapters_with_the_logits_of_the_trained_model(name: str,
 
 def test_a_mixture_of_experts_says_what_to_export_instead(tmp_path: Path) -> None:
     _, folder = saved(CASES["mixtral"], tmp_path / "base")
-    model = load_torch_model(open_source(folder))
+    source = open_source(folder)
+    model = load_torch_model(source)
     with pytest.raises(UsageError, match="export the merged model"):
-        peft_adapters(model, model.spec, "base")
+        peft_adapters(model, model.spec, source.family, "base")

@@ -34,7 +34,9 @@ def export_adapters(run: Path, out: Path, step: int | None = None, dtype: str = 
     Raises UsageError for a run without adapters.
     """
     from ..weights import floats
+    from ..weights.catalogue import resolve
     from ..weights.conversion import DTYPES
+    from ..weights.loading import open_source
     from ..weights.model_folder import new_folder
     from ..weights.safetensors_file import write_safetensors
 
@@ -43,7 +45,9 @@ def export_adapters(run: Path, out: Path, step: int | None = None, dtype: str = 
         raise UsageError(f"{run} was trained without adapters; export the model: leave out --adapter")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} cannot be written as an adapter. Known: {', '.join(DTYPES)}")
-    config, tensors = peft_adapters(_loaded(run, record, step), record.config.spec, record.config.model.base)
+    base = record.config.model.base
+    family = open_source(resolve(base)).family
+    config, tensors = peft_adapters(_loaded(run, record, step), record.config.spec, family, base)
     with new_folder(out, force) as working:
         encoded = {name: floats.encode(values, dtype) for name, values in tensors.items()}
         write_safetensors(working / "adapter_model.safetensors", encoded, dtype)

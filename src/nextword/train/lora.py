@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base import UsageError
-from ..families import family_of
+from ..families import Family
 from ..models.layers import Layer, Linear
 from ..spec import ModelSpec
 from .loss_module import seeded
@@ -70,15 +70,17 @@ def merge_adapters(model: nn.Module) -> None:
                 setattr(parent, name, child.merged())
 
 
-def peft_adapters(model: nn.Module, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
-    """The adapters as peft has them: its configuration, and its tensors for the matrices that transformers has.
+def peft_adapters(
+    model: nn.Module, spec: ModelSpec, family: Family, base: str
+) -> tuple[dict[str, Any], Mapping[str, NDArray[Any]]]:
+    """The adapters as peft has them: its configuration, and its tensors for the matrices of `base`, of `family`.
 
     Matrices that are one here and several there (query, key and value) share the adapter's first matrix.
     Raises UsageError for a mixture of experts, whose router is no matrix of its own in transformers.
     """
     if spec.experts:
         raise UsageError("adapters of a mixture of experts have no form in peft; export the merged model instead")
-    names, tensors, targets, transposed, rank = family_of(spec).names, dict[str, NDArray[Any]](), set[str](), False, 0
+    names, tensors, targets, transposed, rank = family.names, dict[str, NDArray[Any]](), set[str](), False, 0
     for parameter in names.parameters(spec):
         layer = model.get_submodule(parameter.name.rpartition(".")[0])
         if not isinstance(layer, LoRALinear) or not parameter.name.endswith(".weight"):
