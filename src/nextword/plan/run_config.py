@@ -98,8 +98,7 @@ class TrainConfig:
     dropout: Annotated[float, Within(least=0, below=1), "dropout rate"] = 0.0
     dtype: Annotated[TrainDtype, "fp32, amp (products in bfloat16), or auto: amp if it is faster here"] = "auto"
     recompute: Annotated[
-        Recompute,
-        "what the backward pass computes again: none, selective (all but matrix products and attention), full",
+        Recompute, "computed again in the backward pass: none, selective (all but products and attention), full"
     ] = "none"
     packing: Annotated[Literal["stream", "best-fit"], "how documents become rows"] = "stream"
     mask_documents: Annotated[bool, "tokens only attend within their document"] = False

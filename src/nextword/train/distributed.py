@@ -21,13 +21,14 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from ..base import NextwordError, RunError, UsageError
 from ..models.device import usable_device
 
 _PATIENCE = timedelta(minutes=10)  # until a process that does not answer is considered lost
 WHILE_PREPARING = timedelta(days=7)  # for the first process, which tokenizes the text
+_ended: list[Any] = []  # groups, kept: DDP's destructor would end one's threads while they wait for the GIL it holds
 _groups = count()  # groups joined so far; the same number in every process
 _RUN = "nextword/run"  # in the launcher's store: the folder of the run
 _SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its exit
@@ -90,6 +91,7 @@ def joined(
         with one_voice(then):  # before the others lose their connections to this process
             yield
     finally:
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
@@ -213,11 +215,11 @@ def _key(name: str) -> str:
 
 
 def share(model: nn.Module, shard: str, process: Process, device: torch.device) -> nn.Module:
-    """Wrap `model` (a `LossModule`) to sum its gradients over all processes.
+    """Wrap `model` (a `LossModule`) to share its gradients with all processes.
 
     "ddp" keeps full copies; "fsdp" shards weights, gradients and optimizer states over all processes (FSDP2),
     "hybrid" over those of a machine, with a copy on each.
-    Gradients are sums, not means: the loss is already divided by the tokens of all processes.
+    DDP's gradients are means over the processes, FSDP2's are sums.
     """
     if process.world == 1:
         return model
@@ -225,24 +227,11 @@ def share(model: nn.Module, shard: str, process: Process, device: torch.device) 
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [device.index] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-        wrapped.register_comm_hook(None, _sum_gradients)
-        return wrapped
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     here = processes_here() if shard == "hybrid" else process.world
     if process.world % here:
         raise UsageError("train.shard=hybrid needs as many processes on each machine; use train.shard=fsdp")
     return _fully_shard(model, process.world // here, here, device)
-
-
-def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return summed
-
-
-# DDP compares a hook's annotations with its classes, but annotations are strings in this module.
-_BUCKET = dist.GradBucket  # type: ignore[attr-defined]
-_sum_gradients.__annotations__ = {"state": object, "bucket": _BUCKET, "return": torch.futures.Future[Tensor]}
 
 
 def _fully_shard(model: nn.Module, copies: int, shards: int, device: torch.device) -> nn.Module:
