@@ -1,4 +1,4 @@
-"""One rank of up to 64, in torch's fake process group: its memory is the planner's, and it synchronizes no more than needed."""
+"""A rank in torch's fake process group: it holds the bytes that are planned, and synchronizes no more than needed."""
 
 from __future__ import annotations
 

@@ -32,8 +32,16 @@ _KEYS = {  # command-line parameters that are configuration keys
     "base": "model.base", "train_dtype": "train.dtype",
 }  # fmt: skip
 
+
+def _number_or_auto(context: click.Context, option: click.Parameter, value: str) -> str:
+    if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= _MOST_PROCESSES):
+        raise UsageError(f"--processes {value}: give a number from 1 to {_MOST_PROCESSES:,}, or auto for one a GPU")
+    return value
+
+
+_MOST_PROCESSES = 1024
 processes_option = click.option(
-    "--processes", default="1", show_default=True, metavar="N",
+    "--processes", default="1", show_default=True, metavar="N", callback=_number_or_auto,
     help="Processes that share the training, or auto: one a GPU.",
 )  # fmt: skip
 
@@ -98,18 +106,24 @@ def command(
 
 def started_processes(asked: str) -> bool:
     """Run this command line in several processes, if --processes says so; whether it did."""
-    from ..train.distributed import this_process
-    from ..train.launch import launch, processes_for
-
-    processes = processes_for(asked)
-    if "WORLD_SIZE" in os.environ:  # in one of them, or of torchrun's
-        if asked not in ("1", "auto") and processes != (world := this_process().world):
+    world = os.environ.get("WORLD_SIZE", "")
+    if world:  # this is one of them, or of torchrun's
+        if asked not in ("1", "auto", world):
             raise UsageError(f"--processes {asked} contradicts torchrun, which started {world}; leave it out")
         return False
+    processes = _gpus() or 1 if asked == "auto" else int(asked)
     if processes == 1:
         return False
+    from ..train.launch import launch
+
     launch(processes, shlex.split(click.get_current_context().meta["command line"])[1:])
     return True
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def run_config(file: Path | None, given: dict[str, Any], assignments: tuple[str, ...] = ()) -> RunConfig:

@@ -14,25 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..base import RunError, UsageError
+from ..base import RunError
 from ..base.cores import cores
 
 _SECONDS_TO_STOP = 600  # after Ctrl-C, to finish a step and write a checkpoint
 
 
-def processes_for(asked: str) -> int:
-    """The number of processes of `--processes N`, or one a GPU with "auto"."""
-    if asked == "auto":
-        return torch.cuda.device_count() or 1
-    if not asked.isdecimal() or not 1 <= int(asked) <= 1024:
-        raise UsageError(f"--processes {asked}: give a number from 1 to 1,024, or auto for one a GPU")
-    return int(asked)
-
-
 def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `nextword ARGUMENTS` in `processes` processes through torch's elastic launcher; return if all succeed.
+    """Run `nextword ARGUMENTS` in `processes` processes through torch's elastic launcher; return when all succeed.
 
     A process that fails reports why, and the others are ended; this one exits with the same code.
     Raises RunError if one was killed before any could say so, KeyboardInterrupt for Ctrl-C.
