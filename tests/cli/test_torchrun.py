@@ -1,4 +1,4 @@
-"""The README's torchrun lines, started as they are written there, on little text and for a few steps."""
+"""The command lines of docs/train.md for several processes, started on little text and for a few steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nextword"]
+NEXTWORD = [sys.executable, "-m", "nextword"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SMALL = ["--params", "20k", "--context", "16", "--batch-size", "4", "--train-dtype", "fp32"]
+MANY = ["--steps", "100", "--set", "run.checkpoint_every=10", "--set", "run.evaluate_every=0"]
 
 
 @pytest.fixture(scope="module")
@@ -34,87 +37,109 @@ def books(tmp_path: Path) -> Path:
     return folder
 
 
-def torchrun(place: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TORCHRUN, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=240
-    )
+@pytest.fixture
+def start(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts a command line beside the books."""
+
+    def started(*command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return started
+
+
+def ended(job: subprocess.Popen[str]) -> str:
+    """What a job that succeeded printed."""
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err[-3000:]
+    return out
 
 
 def steps_of(run: Path) -> list[int]:
     return [row["step"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
 
 
-def said(output: str) -> list[str]:
-    """The lines that are ours to end with."""
-    return [line for line in output.splitlines() if line.startswith("nextword: ")]
-
-
-def trained_by_two(run: Path, shard: str) -> bool:
-    """Whether the run says that two processes made it, and has its report."""
-    train = tomllib.loads((run / "config.toml").read_text())["train"]
-    return (train["devices"], train["shard"], (run / "report.json").exists()) == (2, shard, True)
-
-
-def test_two_processes_train_shards_from_text_to_a_model(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = torchrun(
-        tmp_path, environment, "train", "books/", *SMALL, "--steps", "3", "--set", "train.shard=fsdp", "--out", "run"
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert steps_of(tmp_path / "run") == [0, 1, 2]
-    assert trained_by_two(tmp_path / "run", "fsdp")
-    assert done.stdout.count("the plan") == 1
+def kill_second_process(job: subprocess.Popen[str], run: Path) -> None:
+    """Kill one of the job's two processes, as nothing can be caught or cleaned up, once there is a checkpoint."""
+    while job.poll() is None and not list(run.glob("checkpoints/step-*")):
+        time.sleep(0.01)
+    os.kill(max(map(int, Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split())), signal.SIGKILL)
 
 
 def test_a_killed_process_is_named_in_one_line_and_the_line_it_gives_resumes_the_run(
-    tmp_path: Path, environment: dict[str, str]
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    start = [*TORCHRUN, "train", "books/", *SMALL, "--steps", "100", "--set", "run.checkpoint_every=10", "--out", "run"]
-    with subprocess.Popen(
-        start, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as job:
-        while job.poll() is None and not list(run.glob("checkpoints/step-*")):
-            time.sleep(0.01)
-        second = max(map(int, Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()))
-        os.kill(second, signal.SIGKILL)
-        _, err = job.communicate(timeout=120)
+    job = start(*NEXTWORD, "train", "books/", *SMALL, *MANY, "--out", "run", "--processes", "2")
+    kill_second_process(job, run)
+    out, err = job.communicate(timeout=120)
     assert job.returncode == 1
-    assert len(said(err)) == 1
-    assert "rank 1 ended (killed" in said(err)[0]
-    assert said(err)[0].endswith("torchrun --nproc-per-node 2 -m nextword runs resume run")
+    assert out.count("the plan") == 1
+    *before, said = err.splitlines()
+    assert said.startswith(f"nextword: rank 1 on {socket.gethostname()} ended (killed")
+    assert said.endswith("; continue: nextword runs resume run --processes 2")
+    assert not any(word in line for line in before for word in ("nextword:", "Gloo", "Traceback", "Error"))
     assert len(steps_of(run)) < 100
-    done = torchrun(tmp_path, environment, "runs", "resume", "run")
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended(start(*NEXTWORD, "runs", "resume", "run", "--processes", "2", "--shard", "fsdp"))
     assert sorted(set(steps_of(run))) == list(range(100))
-    assert trained_by_two(run, "ddp")
+    assert (run / "report.json").exists()
+
+
+def test_torchrun_goes_on_from_the_last_checkpoint_by_itself(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    torchrun = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "nextword"]
+    job = start(*torchrun, "train", "books/", *SMALL, *MANY, "--out", "run")
+    kill_second_process(job, run)
+    assert ended(job).count("the plan") == 1
+    assert sorted(set(steps_of(run))) == list(range(100))
+    assert tomllib.loads((run / "config.toml").read_text())["train"]["devices"] == 2
+    assert (run / "report.json").exists()
+
+
+def test_two_machines_train_with_a_copy_on_each(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        place = f"localhost:{probe.getsockname()[1]}"
+    agent = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", place,
+             "-m", "nextword"]  # fmt: skip
+    line = ["train", "books/", *SMALL, "--steps", "3", "--set", "train.shard=hybrid", "--out", "run"]
+    jobs = [start(*agent, *line) for _ in range(2)]
+    assert [ended(job).count("the plan") for job in jobs].count(1) == 1
+    assert steps_of(tmp_path / "run") == [0, 1, 2]
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["train", "nosuch", "--steps", "3"], "no such file"),
-        (["train", "books/", "--steps", "three"], "'three' is not understood"),
+        (["train", "nosuch", "--steps", "3", "--processes", "2"], "no such file"),
+        (["train", "books/", "--steps", "3", "--processes", "some"], "--processes some: give a number"),
     ],
 )
 def test_what_is_wrong_is_said_once(
-    arguments: list[str], wanted: str, tmp_path: Path, environment: dict[str, str]
+    arguments: list[str], wanted: str, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    done = torchrun(tmp_path, environment, *arguments)
-    assert done.returncode == 1
-    assert [wanted in line for line in said(done.stderr)] == [True]
+    job = start(*NEXTWORD, *arguments)
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 2
+    assert [wanted in line for line in err.splitlines()] == [True]
 
 
 def test_adapters_trained_in_shards_are_written_beside_the_weights_that_they_adapt(
-    tmp_path: Path, environment: dict[str, str], tiny_model: Callable[..., Path]
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, tiny_model: Callable[..., Path]
 ) -> None:
     from safetensors.torch import load_file
 
     begun = tiny_model()
-    done = torchrun(
-        tmp_path, environment, "train", "books/", "--model", str(begun), "--lora", "2", "--set", "train.shard=fsdp",
+    job = start(
+        *NEXTWORD, "train", "books/", "--model", str(begun), "--lora", "2", "--set", "train.shard=fsdp",
         "--steps", "2", "--batch-size", "4", "--train-dtype", "fp32", "--learning-rate", "1e-4", "--out", "tuned",
+        "--processes", "2",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ended(job)
     base, tuned = (load_file(folder / "model.safetensors") for folder in (begun, tmp_path / "tuned"))
     changes = {name: float((tuned[name] - tensor).abs().max()) for name, tensor in base.items()}
     assert 0 < max(changes.values()) < 1e-3

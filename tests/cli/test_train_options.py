@@ -127,7 +127,7 @@ def test_options_overrule_the_file_and_assignments_both(tmp_path: Path) -> None:
 
 
 def test_every_option_is_a_key_of_the_configuration() -> None:
-    others = {"data", "config", "assignments", "out", "dry_run", "as_json"}
+    others = {"data", "config", "assignments", "out", "processes", "dry_run", "as_json"}
     assert {each.name for each in command.params} - others == _KEYS.keys()
     config = RunConfig().to_dict()
     assert all(section in config for section, _ in (key.split(".") for key in _KEYS.values()))

@@ -1,4 +1,4 @@
-"""A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp] [--until N].
+"""A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp|hybrid] [--until N].
 
 --every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is done and written down.
 """
@@ -17,7 +17,6 @@ from nextword.data import open_dataset
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
 from nextword.train.callbacks import Callbacks, TrainStep
-from nextword.train.distributed import leave
 from nextword.train.trainer import Trainer
 
 
@@ -65,8 +64,6 @@ def main() -> None:
 
         trainer.restore = forgetful  # type: ignore[method-assign]
     trainer.train(int(option("--until", str(steps))))
-    if trainer.process.world > 1:
-        leave(0)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_accumulation_divides_by_the_tokens_of_the_whole_batch() -> None:
     assert (sum(parts) / 4).item() == pytest.approx((whole / 4).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_recomputation_changes_no_gradient(recompute: str) -> None:
     tokens = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(0))
     model, plain = new_model(RUN), new_model(RUN)

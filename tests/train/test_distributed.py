@@ -1,33 +1,18 @@
-"""Two processes on PyTorch's own stack compute what one computes, and go on with each other's checkpoints."""
+"""Several processes on PyTorch's own stack compute what one computes, and go on with each other's checkpoints."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
 import pytest
+from forked import run_together
 
 from nextword.data import Dataset
 from nextword.train.metrics import read_metrics
 
-SCRIPT = Path(__file__).with_name("kill_me.py")
-STEPS = 20
-
-
-def command(processes: int, shard: str, folder: Path, data: Dataset, *extra: str) -> list[str]:
-    script = [str(SCRIPT), "transformer", str(folder), str(data.folder), str(STEPS), "--shard", shard, *extra]
-    if processes == 1:
-        return [sys.executable, *script]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *script]
-
-
-def run(*arguments: object, **options: object) -> None:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, **options)  # type: ignore
-    assert done.returncode == 0, done.stderr[-3000:]
+STEPS, HALF = 20, 10
+WORLD = {"none": 1, "ddp": 2, "fsdp": 2, "hybrid": 4}  # processes of each kind; hybrid: two machines of two
 
 
 def numbers(folder: Path, key: str) -> list[float]:
@@ -35,55 +20,46 @@ def numbers(folder: Path, key: str) -> list[float]:
     return [found[step] for step in sorted(found)]
 
 
+def evaluations(folder: Path) -> list[dict[str, float]]:
+    return [row["val"] for row in read_metrics(folder) if "val" in row]
+
+
 @pytest.fixture(scope="module")
-def alone(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone")
-    run(1, "none", folder, data)
-    return folder
+def folders(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs: "alone" to the end, half of one of each kind, and those continued as each other kind."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def job(folder: str, shard: str, *extra: str) -> list[str]:
+        return ["transformer", str(root / folder), str(data.folder), str(STEPS), "--shard", shard, *extra]
+
+    def train(jobs: dict[str, list[list[str]]]) -> None:
+        for shard, lines in jobs.items():
+            codes = run_together(WORLD[shard], *lines, machine=2 if shard == "hybrid" else 0)
+            assert codes == [0] * WORLD[shard]
+
+    train({shard: [job(shard, shard, "--until", str(HALF))] for shard in WORLD} | {
+        "none": [job("alone", "none"), job("none", "none", "--until", str(HALF))]
+    })  # fmt: skip
+    for first in WORLD:
+        for second in WORLD:
+            shutil.copytree(root / first, root / f"{first}-{second}")
+    train({second: [job(f"{first}-{second}", second) for first in WORLD] for second in WORLD})
+    return root
 
 
-@pytest.mark.parametrize("shard", ["ddp", "fsdp"])
-def test_two_processes_have_the_losses_and_gradients_of_one(
-    shard: str, alone: Path, data: Dataset, tmp_path: Path
-) -> None:
-    run(2, shard, tmp_path, data)
-    assert len(numbers(tmp_path, "loss")) == STEPS
-    assert numbers(tmp_path, "loss") == pytest.approx(numbers(alone, "loss"), abs=1e-5)
-    assert numbers(tmp_path, "gradient_norm") == pytest.approx(numbers(alone, "gradient_norm"), rel=1e-4)
-    assert numbers(tmp_path, "tokens") == numbers(alone, "tokens")
-    val, expected = ([row["val"] for row in read_metrics(each) if "val" in row] for each in (tmp_path, alone))
-    assert len(val) == len(expected) > 0
-    for one, other in zip(val, expected, strict=True):
-        assert one == {key: pytest.approx(value, abs=1e-5) for key, value in other.items()}
+@pytest.mark.parametrize("shard", WORLD)
+def test_processes_have_the_losses_and_gradients_of_one(shard: str, folders: Path) -> None:
+    run, alone = folders / f"{shard}-{shard}", folders / "alone"
+    assert numbers(run, "gradient_norm") == pytest.approx(numbers(alone, "gradient_norm"), rel=1e-4)
+    assert numbers(run, "tokens") == numbers(alone, "tokens")
+    last = evaluations(alone)[-1]
+    assert evaluations(run)[-1] == {key: pytest.approx(value, abs=1e-5) for key, value in last.items()}
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
-def test_a_checkpoint_of_two_processes_resumes_on_one_and_the_other_way_round(
-    first: int, second: int, alone: Path, data: Dataset, tmp_path: Path
-) -> None:
-    run(first, "fsdp" if first == 2 else "none", tmp_path, data, "--until", "10")
-    assert len(numbers(tmp_path, "loss")) == 10
-    run(second, "fsdp" if second == 2 else "none", tmp_path, data)
-    assert numbers(tmp_path, "loss") == pytest.approx(numbers(alone, "loss"), abs=1e-5)
-    assert len(numbers(tmp_path, "loss")) == STEPS
-
-
-def test_a_killed_worker_ends_the_job_which_then_goes_on_from_its_checkpoint(
-    alone: Path, data: Dataset, tmp_path: Path
-) -> None:
-    with subprocess.Popen(command(2, "ddp", tmp_path, data), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
-        while job.poll() is None and not list(tmp_path.glob("checkpoints/step-*")):
-            time.sleep(0.01)
-        workers = children(job.pid)
-        assert workers
-        os.kill(workers[-1], signal.SIGKILL)
-        job.communicate(timeout=120)
-    assert job.returncode != 0
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    run(2, "ddp", tmp_path, data)
-    assert numbers(tmp_path, "loss") == pytest.approx(numbers(alone, "loss"), abs=1e-5)
-
-
-def children(parent: int) -> list[int]:
-    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(each) for each in found]
+@pytest.mark.parametrize("second", WORLD)
+@pytest.mark.parametrize("first", WORLD)
+def test_a_run_goes_on_with_other_processes_and_shards(first: str, second: str, folders: Path) -> None:
+    losses = numbers(folders / f"{first}-{second}", "loss")
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(numbers(folders / "alone", "loss"), abs=1e-5)
+    assert len(numbers(folders / first, "loss")) == HALF

@@ -173,6 +173,7 @@ def _report(error: BaseException) -> int:
         return code
     with suppress(OSError):  # stderr may be closed
         print(f"nextword: {message}", file=sys.stderr, flush=True)
+    _report_to_launcher(message, code)
     try:
         _flush()
     except OSError:
@@ -180,8 +181,18 @@ def _report(error: BaseException) -> int:
     return code
 
 
+def _report_to_launcher(message: str, code: int) -> None:
+    """Leave the error where the launcher of several processes looks: torchrun prints it, ours exits with `code`."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        import json
+        import time
+
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": message, "timestamp": int(time.time()), "exit_code": code}, file)
+
+
 def _is_reported_elsewhere() -> bool:
-    """torchrun starts one command line many times: only the first process reports what is wrong with it.
+    """A launcher starts one command line many times: only the first process reports what is wrong with it.
 
     Once the processes know of each other, `one_voice` decides which of them speaks.
     """

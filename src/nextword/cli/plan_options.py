@@ -16,7 +16,7 @@ from ..plan.hardware import device, split_count
 from ..plan.laws import DEFAULT as DEFAULT_LAW
 from ..plan.shapes import LORA_TARGETS
 from ..plan.states import BASES, Optimizer, Precision, Shard
-from ..plan.training import MFU
+from ..plan.training import DEVICES_PER_MACHINE, MFU
 from ..spec import ModelKind
 from ..weights.catalogue import cache_folder
 from ._options import PICTURE, stack
@@ -149,6 +149,8 @@ training_options = stack(
                  help="chunked never holds all logits."),
     click.option("--shard", type=choice(Shard), default="none", show_default=True,
                  help="How weights, gradients and optimizer states are sharded."),
+    click.option("--per-machine", type=WholeNumber(1, 1 << 16), default=DEVICES_PER_MACHINE, show_default=True,
+                 metavar="N", help="Devices a machine has; --shard hybrid keeps a copy on each machine."),
     click.option("--lora", type=WholeNumber(0, 1 << 16), default=0, metavar="RANK",
                  help="Train adapters of this rank; the rest is frozen. Default: on every matrix of the layers as"
                  " nextword train has them (queries, keys and values are one, gate and up are one)."),

@@ -10,8 +10,9 @@ import click
 from ..base import UsageError, require_torch, units
 from ..base.fields import FieldError
 from ..plan import parameters
+from ..plan.run_config import RunShard
 from ..train import calibration
-from ..train.changes import Change
+from ..train.changes import NO_CHANGE, Change
 from ..train.metrics import progress_of
 from ..train.pictures import draw_curves, terminal_curve
 from ..train.run_dir import Measured, RunRecord, differences, is_locked, read_report, runs_under
@@ -19,9 +20,9 @@ from ._app import Suggesting
 from ._console import emit_json, messages, output
 from ._options import OUTPUT_MODEL, PICTURE, WRITTEN_DTYPE
 from ._table import plain_table
-from .plan_options import STEPS
+from .plan_options import STEPS, choice
 from .runs_calibration import command as calibration_command
-from .train import emit, run_json, train
+from .train import emit, processes_option, run_json, started_processes, train
 from .train_display import print_report
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -154,11 +155,13 @@ def _print_compared(
               help="New total of steps, to make the run longer or shorter.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=None, metavar="N", help="CPU threads from now on.")
 @click.option("--restart", is_flag=True, help="Start over. The files written so far are moved aside.")
+@processes_option
+@click.option("--shard", type=choice(RunShard), default=None, help="How several processes share the model from now on.")
 @click.option("--device", default="", metavar="DEVICE", help="Default: the device it was started on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
 def resume(
-    run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool,
-    **changes: Any,
+    run: Path, data: tuple[str, ...], restart: bool, processes: str, shard: RunShard | None, device: str,
+    as_json: bool, **changes: Any,
 ) -> None:  # fmt: skip
     """Resume an interrupted run, bit-exactly.
 
@@ -170,19 +173,27 @@ def resume(
       nextword runs resume runs/transformer-1.20M
       nextword runs resume runs/transformer-1.20M --on-loss-spike skip
       nextword runs resume runs/transformer-1.20M --steps 20000
+      nextword runs resume runs/transformer-1.20M --processes 2 --shard fsdp
     """
     try:
         change = Change(**changes)
     except FieldError as error:
         raise UsageError(error.said_as(f"--{error.name.replace('_', '-')}")) from None
     require_torch("training")
-    from ..train.distributed import one_voice
+    if started_processes(processes):
+        return
+    from ..train.distributed import begun_run, one_voice
 
     with one_voice():
-        _resume(run, data, restart, device, as_json, change)
+        restart = restart and begun_run() is None
+        resume_folder(run, as_json, data, change, restart=restart, device=device, shard=shard)
 
 
-def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_json: bool, change: Change) -> None:
+def resume_folder(
+    run: Path, as_json: bool, data: tuple[str, ...] = (), change: Change = NO_CHANGE, *, restart: bool = False,
+    device: str = "", shard: RunShard | None = None,
+) -> None:  # fmt: skip
+    """Resume the run in folder `run` on the terminal, unless it has ended."""
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and ended is not None and record.ended(ended, change):
         messages().print(f"{run} finished after {ended.steps:,} steps: nothing to do."
@@ -192,7 +203,7 @@ def _resume(run: Path, data: tuple[str, ...], restart: bool, device: str, as_jso
         return
     from ..train.pipeline import resume_run
 
-    prepared = resume_run(run, device, data, lambda text: messages().print(text, style="dim"))
+    prepared = resume_run(run, data, lambda text: messages().print(text, style="dim"), device=device, shard=shard)
     train(prepared, as_json, change=change, restart=restart)
 
 

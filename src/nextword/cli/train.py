@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +33,19 @@ _KEYS = {  # command-line parameters that are configuration keys
 }  # fmt: skip
 
 
+def _number_or_auto(context: click.Context, option: click.Parameter, value: str) -> str:
+    if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= _MOST_PROCESSES):
+        raise UsageError(f"--processes {value}: give a number from 1 to {_MOST_PROCESSES:,}, or auto for one a GPU")
+    return value
+
+
+_MOST_PROCESSES = 1024
+processes_option = click.option(
+    "--processes", default="1", show_default=True, metavar="N", callback=_number_or_auto,
+    help="Processes that share the training, or auto: one a GPU.",
+)  # fmt: skip
+
+
 @click.command(name="train")
 @click.argument("data", nargs=-1)
 @click.option("--minutes", type=duration_in("min"), metavar="TIME", help="Budget: training time, such as 20, 90s, 2h.")
@@ -53,11 +68,12 @@ _KEYS = {  # command-line parameters that are configuration keys
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
               help="Set any configuration key, such as train.dropout=0.1. Repeatable.")  # fmt: skip
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER", help="Default: runs/<arch>-<parameters>.")
+@processes_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and measurement as JSON.")
 def command(
-    data: tuple[str, ...], config: Path | None, assignments: tuple[str, ...], out: Path | None, dry_run: bool,
-    as_json: bool, **options: Any,
+    data: tuple[str, ...], config: Path | None, assignments: tuple[str, ...], out: Path | None, processes: str,
+    dry_run: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train a language model on DATA: files or folders of text (docs/data.md), or hf:owner/name.
 
@@ -71,7 +87,7 @@ def command(
       nextword train books/ --minutes 20 --arch lstm --set train.dropout=0.1
       nextword train notes.md --model smollm2-135m-instruct --lora 8 --minutes 5
       nextword train books/ --config runs/transformer-1.20M/config.toml --out again
-      torchrun --nproc-per-node 2 -m nextword train books/ --minutes 20
+      nextword train books/ --minutes 20 --processes 2
       nextword complete --model runs/transformer-1.20M "Once upon a time"
     """
     if not data:
@@ -80,10 +96,34 @@ def command(
     with _options_named(given):
         settings = run_config(config, given, assignments)
         require_torch("training")
+        if started_processes(processes):
+            return
         from ..train.distributed import one_voice
 
         with one_voice():
             _train(settings, data, out, dry_run, as_json)
+
+
+def started_processes(asked: str) -> bool:
+    """Run this command line in several processes, if --processes says so; whether it did."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if world:  # this is one of them, or of torchrun's
+        if asked not in ("1", "auto", world):
+            raise UsageError(f"--processes {asked} contradicts torchrun, which started {world}; leave it out")
+        return False
+    processes = _gpus() or 1 if asked == "auto" else int(asked)
+    if processes == 1:
+        return False
+    from ..train.launch import launch
+
+    launch(processes, shlex.split(click.get_current_context().meta["command line"])[1:])
+    return True
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def run_config(file: Path | None, given: dict[str, Any], assignments: tuple[str, ...] = ()) -> RunConfig:
@@ -121,11 +161,15 @@ def _options_named(given: dict[str, Any]) -> Iterator[None]:
 
 
 def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: bool, as_json: bool) -> None:
-    from ..train.distributed import this_process
+    from ..train.distributed import begun_run, this_process
     from ..train.pipeline import prepare_run
     from ..weights.catalogue import cache_folder
     from .train_display import print_plan
 
+    if folder := begun_run():
+        from .runs import resume_folder
+
+        return resume_folder(folder, as_json)
     run = prepare_run(config, data, out, cache_folder(), lambda text: messages().print(text, style="dim"))
     first = this_process().first
     if first and not as_json:
@@ -134,6 +178,7 @@ def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: 
         train(run, as_json)
     elif first and as_json:
         emit(run.folder, run.record, None)
+    return None
 
 
 def train(run: PreparedRun, as_json: bool, **how: Any) -> None:

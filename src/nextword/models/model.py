@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ..plan.compute import Recompute
 from ..spec import ModelSpec
 from .layers import Embedding, Linear
 
@@ -73,8 +74,8 @@ class Model(nn.Module):
         """float32 logits of the next token at each position, (batch, time, vocabulary)."""
         return self.logits(self.hidden(tokens))
 
-    def set_regularization(self, dropout: float, recompute: bool) -> None:
-        """Set the dropout rate, and whether to recompute activations in the backward pass.
+    def set_regularization(self, dropout: float, recompute: Recompute) -> None:
+        """Set the dropout rate, and which activations are recomputed in the backward pass.
 
         Only transformers recompute.
         """

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import native
+from ..plan.compute import Recompute
 from .kernel_layers import (
     EAGER_CLASSES,
     FusedAttention,
@@ -19,13 +20,13 @@ from .transformer import MLP, Attention, Block, Transformer
 
 
 def prepare(
-    model: Model, mode: Mode, *, dropout: float = 0.0, recompute: bool = False, autocast: bool = False,
+    model: Model, mode: Mode, *, dropout: float = 0.0, recompute: Recompute = "none", autocast: bool = False,
     compiled: bool = False,
 ) -> Execution:  # fmt: skip
     """Switch `model` to the fastest way to compute it; returns it, and stores it as `model.execution`.
 
     mode: "train", or "eager" for plain PyTorch, as returned by `build`. The options are for training: the dropout rate,
-    and whether to recompute activations in the backward pass, run under 16-bit autocast, and use torch.compile.
+    which activations to recompute in the backward pass, and whether to run under 16-bit autocast and torch.compile.
 
     Modules, parameters and names stay the same: only module classes change, as in PyTorch's `fully_shard`. Call it
     again after changing device, dtype, modules (adapters) or hooks.
@@ -33,7 +34,7 @@ def prepare(
     for module in model.modules():
         _become(module, EAGER_CLASSES.get(type(module), type(module)))
     model.set_regularization(dropout, recompute)
-    model.execution = _for_training(model, autocast, compiled) if mode == "train" else EAGER
+    model.execution = _for_training(model, autocast or recompute == "selective", compiled) if mode == "train" else EAGER
     return model.execution
 
 
@@ -42,11 +43,12 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
         module.__class__ = kind
 
 
-def _for_training(model: Model, autocast: bool, compiled: bool) -> Execution:
+def _for_training(model: Model, plain_products: bool, compiled: bool) -> Execution:
     if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
         return Execution("train", f"PyTorch ({_device_and_dtype(model)}{', compiled' * compiled})")
     blocks = [block for block in model.blocks if isinstance(block, Block)]
-    fused = 0 if autocast else sum(_fuse_block(model, block) for block in blocks)  # fused products are in float32
+    # fused products are in float32, and selective recomputation does not see them
+    fused = 0 if plain_products else sum(_fuse_block(model, block) for block in blocks)
     norms = [module for module in model.modules() if _is_rms_norm(module)]
     for norm in norms:
         _become(norm, FusedRMSNorm)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
+from ..plan.compute import Recompute
 from ..spec import ModelSpec
 from .layers import Embedding, Linear
 from .model import Model
@@ -115,7 +116,7 @@ class Recurrent(Model):
         with torch.no_grad():
             self.recurrent.get_parameter("weight_ih_l0").div_(embedding)
 
-    def set_regularization(self, dropout: float, recompute: bool) -> None:
+    def set_regularization(self, dropout: float, recompute: Recompute) -> None:
         super().set_regularization(dropout, recompute)
         self.recurrent.dropout = dropout
 

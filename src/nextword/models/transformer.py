@@ -5,17 +5,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
+from ..plan.compute import Recompute
 from ..spec import ModelSpec, RopeSpec
 from .experts import Experts
 from .layers import Embedding, Layer, Linear, Norm, activate
 from .model import Model
 from .positions import AttentionContext, Positions
 from .rotary import Rope, RopeCache, rotate
+
+_aten = torch.ops.aten
+_PRODUCTS = [  # kept with selective recomputation: all else is cheap (Korthikanti et al. 2022, §5)
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+]
 
 
 class Attention(Layer):
@@ -148,7 +161,7 @@ class Transformer(Model):
         self.head = Linear(spec.width, spec.vocabulary, spec.head_bias)
         if spec.tied:
             self.head.weight = self.embedding.weight
-        self.recompute = False
+        self.recompute: Recompute = "none"
         self.rope_cache = RopeCache(spec.head_width)
 
     @property
@@ -159,7 +172,7 @@ class Transformer(Model):
     def max_context(self) -> int:
         return self.spec.context
 
-    def set_regularization(self, dropout: float, recompute: bool) -> None:
+    def set_regularization(self, dropout: float, recompute: Recompute) -> None:
         super().set_regularization(dropout, recompute)
         self.recompute = recompute
 
@@ -170,11 +183,12 @@ class Transformer(Model):
         """`hidden` with any attention context."""
         x = self.embed(tokens, context.positions)
         ropes = {rope: self._rope(rope, context, x.dtype) for rope in {*map(self.rope_of, range(self.spec.layers))}}
-        recompute = self.recompute and self.training and torch.is_grad_enabled()
+        recompute = self.recompute != "none" and self.training and torch.is_grad_enabled()
+        contexts = _keep_products if self.recompute == "selective" else noop_context_fn
         for layer, block in enumerate(self.blocks):
             rope = ropes[self.rope_of(layer)]
             if recompute:
-                x = checkpoint(block, x, context, rope, use_reentrant=False)
+                x = checkpoint(block, x, context, rope, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x, context, rope)
         return self.norm(x)
@@ -209,3 +223,7 @@ class Transformer(Model):
         tables = self.rope_cache.tables(context.end, rope, context.positions.device)
         cosine, sine = (table[context.positions[0]].to(dtype)[None, :, None] for table in tables)
         return cosine, sine
+
+
+def _keep_products() -> Any:
+    return create_selective_checkpoint_contexts(_PRODUCTS)  # type: ignore[no-untyped-call]

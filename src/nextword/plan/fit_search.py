@@ -179,7 +179,8 @@ def _shardings(setup: Training, devices: int) -> Iterator[Change]:
     if devices < 2:
         return
     order = ["none", "ddp", "zero1", "zero2", "fsdp"]
-    for shard in order[max(2, order.index(setup.shard) + 1) :]:
+    present = "zero2" if setup.shard == "hybrid" else setup.shard  # of its states, less than fsdp shards
+    for shard in order[max(2, order.index(present) + 1) :]:
         fields: dict[str, object] = {"shard": shard, "devices": devices}
         why = f"states sharded over {devices} devices; traffic assumed" + ("" if shard == "fsdp" else " as in DDP")
         yield Change("shard", f"{shard} over {devices}", fields, _SHARDED[shard], why)

@@ -19,6 +19,7 @@ from ..base.fields import FieldError, Within, check_fields, description, from_pl
 from ..base.toml import read_toml, set_values, to_toml
 from ..families import spec_from_dict
 from ..spec import ModelKind, ModelSpec
+from .compute import Recompute
 
 FEWEST_IDS, MOST_IDS = 257, 1 << 20  # of a bpe tokenizer; at least every byte and end-of-text
 MOST_CONTEXT = 1 << 27
@@ -31,6 +32,7 @@ Beta = Annotated[float, Within(least=0, below=1)]
 Schedule = Literal["cosine", "wsd", "constant"]
 Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # the planner's optimizers that can be run
 TrainDtype = Literal["auto", "fp32", "amp"]
+RunShard = Literal["none", "ddp", "fsdp", "hybrid"]  # the planner's that can be run
 LossSpikeAction = Literal["stop", "skip", "rewind"]
 
 
@@ -96,19 +98,26 @@ class TrainConfig:
     grad_clip: Annotated[float, Amount, "largest gradient norm; 0: no clipping"] = 1.0
     dropout: Annotated[float, Within(least=0, below=1), "dropout rate"] = 0.0
     dtype: Annotated[TrainDtype, "fp32, amp (products in bfloat16), or auto: amp if it is faster here"] = "auto"
-    recompute: Annotated[Literal["none", "full"], "full: recompute activations in the backward pass"] = "none"
+    recompute: Annotated[
+        Recompute, "computed again in the backward pass: none, selective (all but products and attention), full"
+    ] = "none"
     packing: Annotated[Literal["stream", "best-fit"], "how documents become rows"] = "stream"
     mask_documents: Annotated[bool, "tokens only attend within their document"] = False
     stateful: Annotated[bool, "recurrent models: rows continue where the previous step ended"] = False
     seed: Annotated[int, Within(0, (1 << 63) - 1), "seed of the weights, the data order and dropout"] = 0
     on_loss_spike: Annotated[LossSpikeAction, "stop, skip or rewind at a NaN loss or a loss spike"] = "stop"
-    shard: Annotated[Literal["none", "ddp", "fsdp"], "how several processes share the model; none: ddp"] = "none"
-    devices: Annotated[int, Within(least=1), "processes; set by torchrun"] = 1
+    shard: Annotated[RunShard, "how several processes share the model: ddp, fsdp or hybrid; none: ddp"] = "none"
+    devices: Annotated[int, Within(least=1), "processes; set by --processes or torchrun"] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
         if given := [name for name in BUDGETS[:3] if getattr(self, name)][1:]:
             raise FieldError(given[0], getattr(self, given[0]), "one budget: minutes, flops or tokens")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several processes each hold a part of the weights."""
+        return self.devices > 1 and self.shard in ("fsdp", "hybrid")
 
     @property
     def accumulation(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..base import UsageError
@@ -13,7 +13,8 @@ from .shapes import TensorShape, separate, tensors
 
 Optimizer = Literal["adamw", "adam8bit", "adafactor", "muon", "lion", "momentum", "sgd"]
 Precision = Literal["fp32", "mixed", "amp", "bf16"]
-Shard = Literal["none", "ddp", "zero1", "zero2", "fsdp"]
+Shard = Literal["none", "ddp", "zero1", "zero2", "fsdp", "hybrid"]
+SHARDED: tuple[Shard, ...] = ("fsdp", "hybrid")  # weights too
 
 _ZERO = "Rajbhandari et al. 2020, 1910.02054, §3 and §5"
 
@@ -75,8 +76,9 @@ def states(
     lora_targets: tuple[str, ...] = (),
     base: str = "bf16",
 ) -> States:
-    """Bytes of weights, gradients and optimizer states per device.
+    """Bytes of weights, gradients and optimizer states per device, on the one with the most.
 
+    `devices` is the number that share a copy: with "hybrid", those of a machine.
     `lora` is the rank of adapters (0: all parameters are trained) on the matrices in `lora_targets` (default: every
     matrix of the layers), `base` the type of the frozen weights. Raises UsageError for invalid sizes.
     """
@@ -87,9 +89,9 @@ def states(
     parts = _states(trained, optimizer, PRECISIONS[precision], shard, devices)
     if lora:
         parts.insert(0, _frozen(shapes, base, shard, devices))
-        if shard != "fsdp" and BASES[base][0] == 4:
+        if shard not in SHARDED and BASES[base][0] == 4:
             parts.append(_frozen_copies(shapes, PRECISIONS[precision]))
-    if shard == "fsdp" and devices > 1:
+    if shard in SHARDED and devices > 1:
         parts.append(_gathered(spec, shapes, PRECISIONS[precision], BASES[base][0] if lora else 0))
     return States(tuple(part for part in parts if part.value), sum(tensor.numbers for tensor in trained))
 
@@ -120,13 +122,14 @@ def adapters(spec: ModelSpec, rank: int, targets: tuple[str, ...] = ()) -> list[
 def _states(
     trained: list[TensorShape], optimizer: Optimizer, widths: Widths, shard: Shard, devices: int
 ) -> list[Figure]:
-    count = sum(tensor.numbers for tensor in trained)
     multiplied = sum(tensor.numbers for tensor in trained if tensor.is_matrix)
-    over_weights = devices if shard == "fsdp" else 1
-    over_gradients = devices if shard in ("zero2", "fsdp") else 1
-    over_states = devices if shard in ("zero1", "zero2", "fsdp") else 1
+    if shard in SHARDED:
+        trained, devices = _rows_of(trained, devices), 1
+    count = sum(tensor.numbers for tensor in trained)
+    over_gradients = devices if shard == "zero2" else 1
+    over_states = devices if shard in ("zero1", "zero2") else 1
     lines = (
-        ("weights", widths.weight, over_weights),
+        ("weights", widths.weight, 1),
         ("master weights", widths.master, over_states),
         ("gradients", widths.gradient, over_gradients),
     )
@@ -136,10 +139,15 @@ def _states(
         figure("optimizer states", "bytes", "all_states / devices", f"{OPTIMIZERS[optimizer]}; {_ZERO}",
                all_states=optimizer_bytes(trained, optimizer, widths.state), devices=over_states),
     ]  # fmt: skip
-    if shard != "fsdp":  # with FSDP the copies are the gathered layers
+    if shard not in SHARDED:  # with FSDP the copies are the gathered layers
         parts.append(figure("16-bit copies of weights", "bytes", "matrices * bytes_each", "torch.autocast's cache",
                             matrices=multiplied, bytes_each=widths.copy))  # fmt: skip
     return parts
+
+
+def _rows_of(shapes: list[TensorShape], devices: int) -> list[TensorShape]:
+    """The rows that FSDP2 gives to the first of `devices`: each tensor's rows are divided, rounded up."""
+    return [replace(tensor, shape=(math.ceil(tensor.shape[0] / devices), *tensor.shape[1:])) for tensor in shapes]
 
 
 def optimizer_bytes(trained: list[TensorShape], optimizer: Optimizer, width: float = 4) -> float:
@@ -163,10 +171,8 @@ def _optimizer_bytes(tensor: TensorShape, optimizer: Optimizer, width: float) ->
 
 def _frozen(shapes: list[TensorShape], base: str, shard: Shard, devices: int) -> Figure:
     width, meaning = BASES[base]
-    count = sum(tensor.numbers for tensor in shapes)
-    over = devices if shard == "fsdp" else 1
-    formula = "parameters * bytes_each / devices"
-    return figure("frozen weights", "bytes", formula, meaning, parameters=count, bytes_each=width, devices=over)
+    count = sum(tensor.numbers for tensor in (_rows_of(shapes, devices) if shard in SHARDED else shapes))
+    return figure("frozen weights", "bytes", "parameters * bytes_each", meaning, parameters=count, bytes_each=width)
 
 
 def _frozen_copies(shapes: list[TensorShape], widths: Widths) -> Figure:

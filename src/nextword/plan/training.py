@@ -19,6 +19,7 @@ from .states import PRECISIONS, Optimizer, Precision, Shard, states
 CHUNK = 1024  # tokens whose logits a chunked loss computes at a time
 FRAGMENTATION = 0.05  # share; assumed for gaps in the caching allocator
 CPU_FRAGMENTATION = 0.3  # share; measured with glibc's allocator: 29 to 39% over two models, fp32, amp and LoRA
+DEVICES_PER_MACHINE = 8
 MFU = 0.40
 MFU_SOURCE = (
     "assumed: Llama 3 405B reached 38-43% (2407.21783, table 4), PaLM 46% (2204.02311), nanoGPT's GPT-2 about 30%"
@@ -38,6 +39,7 @@ class Training:
     chunked_loss: bool = False
     shard: Shard = "none"
     devices: int = 1
+    per_machine: int = DEVICES_PER_MACHINE  # with shard="hybrid", which keeps a copy on each machine
     lora: int = 0
     lora_targets: tuple[str, ...] = ()
     base: str = "bf16"
@@ -52,6 +54,11 @@ class Training:
             )
         if self.shard != "none" and self.devices == 1:
             raise UsageError(f"--shard {self.shard} shards over devices; give their number, as in --devices 8")
+
+    @property
+    def sharing(self) -> int:
+        """The number of devices that share a copy of the states."""
+        return min(self.devices, self.per_machine) if self.shard == "hybrid" else self.devices
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def largest_training(spec: ModelSpec, run: Training, device: Device) -> tuple[in
 def training_memory(spec: ModelSpec, run: Training) -> Memory:
     """A device's peak memory: gradients of the previous step still exist when the loss is computed."""
     kept = states(
-        spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.devices, lora=run.lora,
+        spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.sharing, lora=run.lora,
         lora_targets=run.lora_targets, base=run.base,
     )  # fmt: skip
     width = PRECISIONS[run.precision].compute

@@ -1,6 +1,7 @@
 """One or many processes with torch.distributed: ranks, DDP, FSDP, and error reporting.
 
-Start many with torchrun: `torchrun --nproc-per-node 2 -m nextword train ...`. Without it everything here is a no-op.
+Start many with `nextword train ... --processes 2` or `torchrun --nproc-per-node 2 -m nextword train ...`. Without them
+everything here is a no-op.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from ..base import NextwordError, RunError, UsageError
 from ..models.device import usable_device
 
 _PATIENCE = timedelta(minutes=10)  # until a process that does not answer is considered lost
 WHILE_PREPARING = timedelta(days=7)  # for the first process, which tokenizes the text
+_ended: list[Any] = []  # groups, kept: DDP's destructor would end one's threads while they wait for the GIL it holds
 _groups = count()  # groups joined so far; the same number in every process
+_RUN = "nextword/run"  # in the launcher's store: the folder of the run
 _SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its exit
 
 
@@ -88,6 +91,7 @@ def joined(
         with one_voice(then):  # before the others lose their connections to this process
             yield
     finally:
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
@@ -116,9 +120,10 @@ def _explained(error: RuntimeError, process: Process, then: str) -> RuntimeError
     end = time.monotonic() + (_SECONDS_TO_DIE if about_connections else 0.0)
     while not (lost := _lost(process)) and time.monotonic() < end:
         time.sleep(0.01)
-    then = then and f"; {then}"
+    then = "; its launcher starts again from the last checkpoint" if _starts_again() else then and f"; {then}"
     if lost:
-        return RunError(f"{', '.join(f'rank {rank} ended ({cause})' for rank, cause in lost.items())}{then}")
+        host = socket.gethostname()
+        return RunError(f"{', '.join(f'rank {rank} on {host} ended ({cause})' for rank, cause in lost.items())}{then}")
     if about_connections:
         return RunError(f"the processes lost touch with each other ({str(error).splitlines()[0]}){then}")
     return error
@@ -182,15 +187,39 @@ def _outlived() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def _restarts() -> int:
+    """How often torchrun has restarted the processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _starts_again() -> bool:
+    """Whether torchrun restarts the processes after a failure."""
+    return _restarts() < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
+def remember_run(folder: Path, process: Process) -> None:
+    """Note in the launcher's store that the processes train `folder`, for after a restart."""
+    if process.world > 1 and process.first and _outlived():
+        _store().set(_RUN, str(folder))
+
+
+def begun_run() -> Path | None:
+    """The run that the processes trained before torchrun restarted them, if they had begun one."""
+    if not _restarts() or not _outlived() or not _store().check([_RUN]):
+        return None
+    return Path(_store().get(_RUN).decode())
+
+
 def _key(name: str) -> str:
-    return f"nextword/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    return f"nextword/{_restarts()}/{name}"
 
 
 def share(model: nn.Module, shard: str, process: Process, device: torch.device) -> nn.Module:
-    """Wrap `model` (a `LossModule`) to sum its gradients over all processes.
+    """Wrap `model` (a `LossModule`) to share its gradients with all processes.
 
-    "ddp" keeps full copies; "fsdp" shards weights, gradients and optimizer states (FSDP2).
-    Gradients are sums, not means: the loss is already divided by the tokens of all processes.
+    "ddp" keeps full copies; "fsdp" shards weights, gradients and optimizer states over all processes (FSDP2),
+    "hybrid" over those of a machine, with a copy on each.
+    DDP's gradients are means over the processes, FSDP2's are sums.
     """
     if process.world == 1:
         return model
@@ -198,30 +227,19 @@ def share(model: nn.Module, shard: str, process: Process, device: torch.device) 
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [device.index] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=ids)
-        wrapped.register_comm_hook(None, _sum_gradients)
-        return wrapped
-    if shard == "fsdp":
-        return _fully_shard(model, process, device)
-    raise UsageError(f"train.shard {shard!r} is not known. Known: ddp, fsdp")
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    here = processes_here() if shard == "hybrid" else process.world
+    if process.world % here:
+        raise UsageError("train.shard=hybrid needs as many processes on each machine; use train.shard=fsdp")
+    return _fully_shard(model, process.world // here, here, device)
 
 
-def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
-    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return summed
-
-
-# DDP compares a hook's annotations with its classes, but annotations are strings in this module.
-_BUCKET = dist.GradBucket  # type: ignore[attr-defined]
-_sum_gradients.__annotations__ = {"state": object, "bucket": _BUCKET, "return": torch.futures.Future[Tensor]}
-
-
-def _fully_shard(model: nn.Module, process: Process, device: torch.device) -> nn.Module:
+def _fully_shard(model: nn.Module, copies: int, shards: int, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = init_device_mesh(device.type, (process.world,))
+    mesh = init_device_mesh(device.type, (copies, shards), mesh_dim_names=("copies", "shards"))
+    mesh = mesh if copies > 1 else mesh["shards"]
     blocks: Any = getattr(model.model, "blocks", ())
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -28,6 +28,7 @@ class Learner:
         self.loss_module: nn.Module = share(
             LossModule(self.model, self.config.dtype), self.config.shard, process, device
         )
+        self._averaged_over = process.world if hasattr(self.loss_module, "no_sync") else 1  # by DDP
         self.loss_module.train()
         self.optimizer = make_optimizer(self.model, self.config)
         self.states: list[Any] | None = self._fresh_states() if self.config.stateful else None
@@ -41,18 +42,23 @@ class Learner:
             state = None if self.states is None else self.states[start // size]
             with self._synchronised(last=start + size >= rows):
                 loss = self.loss_module(batch.rows(start, min(start + size, rows)), state)
-                (loss / max(1, counted)).backward()
+                (loss * self._averaged_over / max(1, counted)).backward()
             nats += loss.detach()
         if self.states is not None:
             self.states = [state.detach() for state in self.states]
         return nats
 
     def _synchronised(self, last: bool) -> Any:
-        """Synchronize gradients with other processes only after the last micro-batch."""
-        if last or self.process.world == 1:
-            return nullcontext()
-        waiting = getattr(self.loss_module, "no_sync", None)
-        return waiting() if waiting is not None else nullcontext()
+        """Synchronize gradients with other processes only after the last micro-batch.
+
+        Shards are summed within their group after each: to wait would take memory for whole gradients.
+        """
+        module: Any = self.loss_module
+        if hasattr(module, "set_requires_all_reduce"):  # an FSDPModule, whose import takes a second
+            module.set_requires_all_reduce(last)  # between the copies of hybrid sharding
+        elif self.process.world > 1 and not last:
+            return module.no_sync()
+        return nullcontext()
 
     def clip(self) -> float:
         """Clip the gradients; returns their norm before clipping."""

@@ -25,7 +25,7 @@ from ..data.progress import Progress
 from ..data.tokenizer_training import TOKENIZERS
 from ..plan import RunConfig, parameters
 from ..plan import device as plan_device
-from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig
+from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig, RunShard
 from ..spec import ModelSpec
 from ..text import Tokenizer, tokenizer_from_folder
 from . import calibration, compile
@@ -85,7 +85,9 @@ def _prepare_run(
     here = plan_device("this", cache)
     log(f"this machine: {here.peak_fp32 / 1e9:.0f} GFLOP/s, {here.bandwidth / 1e9:.0f} GB/s (measured)")
     peak = measured_peak(device, dtype, cache)
-    machine = Machine(here, peak.flops, process.world, device.type != "cpu", past=tuple(calibration.read()))
+    machine = Machine(
+        here, peak.flops, process.world, processes_here(), device.type != "cpu", past=tuple(calibration.read())
+    )
     config, data = _prepare_data(config, sources, machine, cache, log)
     plan = plan_run(config, data, machine)
     _check_memory(plan, device)
@@ -270,10 +272,13 @@ def default_folder(config: RunConfig, root: Path = RUNS) -> Path:
 # ---- an interrupted run
 
 
-def resume_run(folder: Path, device: str = "", sources: Sequence[str] = (), log: Log = print) -> PreparedRun:
+def resume_run(
+    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "", shard: RunShard | None = None
+) -> PreparedRun:
     """The run in `folder`, for `train_run` to continue from its newest checkpoint.
 
-    If its prepared data is gone, it is prepared again from the files and folders in `sources`.
+    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device` and `shard`
+    replace the run's own: neither changes its results.
     Raises UsageError for a folder that is incomplete.
     """
     record = RunRecord.read(folder)
@@ -284,6 +289,8 @@ def resume_run(folder: Path, device: str = "", sources: Sequence[str] = (), log:
             record.write(folder)
     if device:
         record = replace(record, config=record.config.with_run(device=device))
+    if shard:
+        record = replace(record, config=record.config.with_train(shard=shard))
     return PreparedRun(folder, record, data)
 
 

@@ -16,7 +16,7 @@ from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_
 from ..plan.budget import FITTED_FROM
 from ..plan.data_constraints import best_when_limited, effective
 from ..plan.laws import SMALL, Law, law
-from ..plan.run_config import TrainConfig
+from ..plan.run_config import RunShard, TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
@@ -46,6 +46,7 @@ class Machine:
     device: Device
     peak: float = 0.0  # 0: that of `device`
     world: int = 1
+    per_machine: int = 1  # of these devices
     gpu: bool = False
     amp_faster: bool = False  # products in bfloat16 are clearly faster than in float32
     past: tuple[Entry, ...] = ()
@@ -195,7 +196,7 @@ def choose_dtype(train: TrainConfig, amp_faster: bool) -> Literal["fp32", "amp"]
     return ("amp" if amp_faster else "fp32") if train.dtype == "auto" else train.dtype
 
 
-def _shard(train: TrainConfig, world: int) -> Literal["none", "ddp", "fsdp"]:
+def _shard(train: TrainConfig, world: int) -> RunShard:
     return "none" if world == 1 else "ddp" if train.shard == "none" else train.shard
 
 
@@ -276,7 +277,8 @@ def _memory_setup(config: RunConfig, machine: Machine) -> Training:
     return Training(
         batch=train.micro_batch, context=train.context, optimizer=train.optimizer,
         precision="amp" if train.dtype == "amp" else "fp32", recompute=train.recompute, chunked_loss=True,
-        shard=train.shard, devices=train.devices, lora=config.model.lora, base="fp32", runtime=machine.device.runtime,
+        shard=train.shard, devices=train.devices, per_machine=machine.per_machine,
+        lora=config.model.lora, base="fp32", runtime=machine.device.runtime,
         fragmentation=FRAGMENTATION if machine.gpu else CPU_FRAGMENTATION,
         fused=native.available() and not machine.gpu,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from ..plan import RunConfig, flops
 from ..text import tokenizer_from_folder
 from .callbacks import Callbacks
 from .changes import NO_CHANGE, Change
-from .distributed import Process, joined, this_process, wait
+from .distributed import Process, joined, remember_run, this_process, wait
 from .lora import add_adapters, merge_adapters
 from .loss_module import new_model
 from .metrics import progress_of, read_metrics
@@ -86,7 +86,8 @@ def _stored(folder: Path, record: RunRecord) -> RunRecord:
         one["train"] = {name: value for name, value in one["train"].items() if name not in ("devices", "shard")}
     if different := differences(theirs, ours):
         raise UsageError(f"{folder} holds another run: {'; '.join(different)}. Choose another folder")
-    return replace(stored, config=replace(record.config, train=stored.config.train))
+    train = replace(stored.config.train, devices=record.config.train.devices, shard=record.config.train.shard)
+    return replace(stored, config=replace(record.config, train=train))
 
 
 @dataclass
@@ -101,7 +102,8 @@ class _Run:
 
     @property
     def config(self) -> RunConfig:
-        return self.record.config
+        """The run's configuration, in as many processes as there are now."""
+        return self.record.config.with_train(devices=self.process.world)
 
     def train(self, change: Change, restart: bool, until: int | None) -> RunResult:
         folder, process = self.folder, self.process
@@ -115,6 +117,7 @@ class _Run:
             with locked_run(folder) if process.first else nullcontext():
                 if process.first:
                     self._tidy(change, restart)
+                    remember_run(folder, process)
                 wait(process)
                 try:
                     outcome = self._train(trainer, change, until)
@@ -224,7 +227,7 @@ def _model_maker(config: RunConfig) -> Callable[[bool], nn.Module] | None:
 
 def _full_model(model: nn.Module, config: RunConfig, process: Process) -> nn.Module:
     """The complete model in the first process, with adapters merged."""
-    if process.world > 1 and config.train.shard == "fsdp":
+    if config.train.sharded:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)

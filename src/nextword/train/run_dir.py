@@ -215,10 +215,11 @@ def free_name(path: Path) -> Path:
 
 
 def resume_command(folder: Path, options: str = "") -> str:
-    """The command line that resumes a run, with as many processes as torchrun started here."""
-    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    program = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', 2)} -m nextword" if many else "nextword"
-    return f"{program} runs resume {shlex.quote(str(folder))}{options and ' ' + options}"
+    """The command line that resumes a run, with as many processes as train it now."""
+    world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    nodes = f"torchrun --nnodes {world // here} --nproc-per-node {here} -m " if world > here else ""
+    processes = f" --processes {world}" if world == here > 1 else ""
+    return f"{nodes}nextword runs resume {shlex.quote(str(folder))}{processes}{options and ' ' + options}"
 
 
 @contextmanager

@@ -109,8 +109,10 @@ class Trainer:
         if train.stateful and (self.config.spec.kind == "transformer" or world > 1):
             what = "a transformer has no state to carry" if world == 1 else "carried state needs a single process"
             raise UsageError(f"{what}; train without train.stateful")
-        if train.optimizer == "muon" and train.shard == "fsdp" and world > 1:
-            raise UsageError("Muon needs unsharded matrices; with train.shard=fsdp use adamw, or use train.shard=ddp")
+        if train.optimizer == "muon" and train.sharded:
+            raise UsageError(
+                f"Muon needs whole matrices; with train.shard={train.shard} use adamw, or use train.shard=ddp"
+            )
         if self.config.run.compile:
             compile.check(self.device, train.dtype)
 
@@ -230,7 +232,7 @@ class Trainer:
                 self._save_if_new()
         finally:
             self.callbacks.on_end()
-        if self.config.model.lora and self.config.train.shard != "fsdp":
+        if self.config.model.lora and not self.config.train.sharded:
             merge_adapters(self.model)  # the final loss is that of the written model
         val = None if interrupted else self._evaluate()
         done, losses = self.progress, list(self.guard.losses)[-_LAST_STEPS:]
@@ -347,7 +349,7 @@ class Trainer:
             self._save_if_new()
         if run.evaluate_every and step % run.evaluate_every == 0 and step < end:
             self._evaluate(final_val_tokens(self.config) // 5)
-        if run.sample_every and step % run.sample_every == 0 and self.config.train.shard != "fsdp":
+        if run.sample_every and step % run.sample_every == 0 and not self.config.train.sharded:
             self.model.eval()
             self.listener.on_sample(step, self.model)
             self.learner.loss_module.train()
