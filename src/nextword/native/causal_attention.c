@@ -1,8 +1,5 @@
-#include "causal_attention.h"
-
 #include "f32_kernels.h"
 
-// 0 if memory is short.
 EXPORT int nw_causal_attention(causal_attention *a, int threads) {
     const int64_t chunks = chunks_of(a->time, ATTENTION_CHUNK);
     pool_run_on_torch(find_f32_kernels()->attend_chunk, a, chunks * a->batch * a->queries.heads, threads);

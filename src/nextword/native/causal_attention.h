@@ -21,3 +21,7 @@ typedef struct {
 } causal_attention;
 
 #define ATTENTION_CHUNK 128  // queries of a work item of the forward pass
+
+// Output and log_sums; the gradients of queries, keys and values. On torch's threads; 0 if memory is short.
+int nw_causal_attention(causal_attention *a, int threads);
+int nw_causal_attention_backward(causal_attention *a, int threads);
