@@ -42,10 +42,9 @@ def nextword(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 @contender
 def torchs(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    heads = (part.transpose(1, 2) for part in (queries, keys, values))
-    return F.scaled_dot_product_attention(
-        *heads, is_causal=True, enable_gqa=queries.shape[2] != keys.shape[2]
-    ).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
+    grouped = queries.shape[2] != keys.shape[2]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -58,7 +57,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 def once(attention: Callable[..., Tensor], qkv: Tensor, shape: tuple[int, ...]) -> tuple[float, float]:
     """Seconds of a forward and of a backward pass."""
     _, heads, kv_heads, _, _ = shape
-    parts = [part.detach().requires_grad_() for part in qkv.split((heads, kv_heads, kv_heads), 2)]
+    parts = [part.detach().requires_grad_() for part in qkv.tensor_split((heads, heads + kv_heads), 2)]
     forward, out = seconds(lambda: attention(*parts))
     gradient = torch.ones_like(out, memory_format=torch.contiguous_format)
     backward, _ = seconds(lambda: torch.autograd.grad(out, parts, gradient))

@@ -28,7 +28,7 @@ def draw(shape: tuple[int, ...], seed: int = 0) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(batch, time, heads + 2 * kv_heads, width, generator=generator)
     gradient = torch.randn(batch, time, heads, width, generator=generator)
-    return [part.detach().requires_grad_() for part in qkv.split((heads, kv_heads, kv_heads), 2)], gradient
+    return [part.detach().requires_grad_() for part in qkv.tensor_split((heads, heads + kv_heads), 2)], gradient
 
 
 def formula(queries: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor) -> Tensor:
@@ -86,9 +86,7 @@ def test_a_query_sees_its_window_and_its_document(window: int, packed: bool) -> 
     documents = torch.stack([torch.arange(time) // 40, torch.arange(time) // 67]) if packed else None
     first_keys = Positions(time, torch.device("cpu"), documents).first_keys(window)
     assert (first_keys is None) == (not window and not packed)
-    assert_near(
-        ours(parts, gradient, first_keys), exact(parts, gradient, visible_keys(time, window, documents)), 2e-6
-    )
+    assert_near(ours(parts, gradient, first_keys), exact(parts, gradient, visible_keys(time, window, documents)), 2e-6)
 
 
 def test_results_depend_neither_on_threads_nor_on_instructions(kernels_restored: None, torch_threads: None) -> None:

@@ -1,7 +1,7 @@
 """Training's passes on the compiled kernels: RMSNorm, SwiGLU, rope, attention and cross-entropy; on the CPU.
 
-They take contiguous float32 tensors, attention also bfloat16 and strides, and use torch's threads. No result depends on the number of threads, nor on the processor's
-instruction set.
+They take contiguous float32 tensors, attention also bfloat16 and strides, and use torch's threads. No result depends on
+the number of threads, nor on the processor's instruction set.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ class _CausalAttention(Structure):
     )
 
 
-def causal_attention(
-    heads: Sequence[Tensor], out: Tensor, scale: float, first_keys: Tensor | None = None
-) -> Tensor:
+def causal_attention(heads: Sequence[Tensor], out: Tensor, scale: float, first_keys: Tensor | None = None) -> Tensor:
     """Attention of `heads`: queries, keys and values, each (batch, time, its heads, head_width), into `out`.
 
     A query sees the keys from its first one, or 0, to its own position. `first_keys`, float32 (1 or batch, time), may

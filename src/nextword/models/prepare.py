@@ -73,7 +73,8 @@ def _fuse_parts(model: Transformer, block: Block, autocast: bool) -> None:
 
 WIDEST_HEAD = 256  # beyond it, blocks of keys and values leave the second-level cache
 _ATTENTION = {  # whether rope is fused, whether attention is
-    (False, False): Attention, (False, True): CausalAttention, (True, False): RopeAttention, (True, True): FusedAttention,
+    (False, False): Attention, (False, True): CausalAttention,
+    (True, False): RopeAttention, (True, True): FusedAttention,
 }  # fmt: skip
 
 
