@@ -26,8 +26,9 @@ class CausalAttention(Attention):
     def attend(self, qkv: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
         if not isinstance(context, Positions):
             return super().attend(qkv, context, rope)
-        heads = self.split_rope(qkv.unflatten(2, (-1, self.head_width)), rope)
-        return fused.causal_attention(*heads, self.scale, context.first_keys(self.window)).flatten(2)
+        heads = qkv.view(*qkv.shape[:2], -1, self.head_width)
+        queries, keys, values = self.split_rope(heads, rope)
+        return fused.causal_attention(queries, keys, values, self.scale, context.first_keys(self.window)).flatten(2)
 
 
 class RopeAttention(Attention):
