@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "attention.h"
+#include "causal_attention.h"
 #include "elementwise.h"
 #include "matrix.h"
 #include "pool.h"
@@ -53,6 +54,30 @@ static void check_attention(const char *name, weight_type kv_type, float softcap
     report("  its keys", keys, (size_t)(2 * page_bytes));
 }
 
+// Training's, forward and backward, with a window.
+static void check_causal_attention(const char *name, int64_t bfloat16) {
+    enum { HEADS = 4, KV_HEADS = 2, WIDTH = 24, TIME = 150, ROWS = HEADS + 2 * KV_HEADS };
+    static float qkv[TIME * ROWS * WIDTH], grads[TIME * ROWS * WIDTH], out[TIME * HEADS * WIDTH], first[TIME];
+    static float out_grad[TIME * HEADS * WIDTH], log_sums[HEADS * TIME];
+    fill(qkv, TIME * ROWS * WIDTH);
+    fill(out_grad, TIME * HEADS * WIDTH);
+    for (int64_t i = 0; bfloat16 && i < TIME * ROWS * WIDTH; i++) ((uint16_t *)(void *)qkv)[i] = float_to_bfloat(qkv[i]);
+    for (int64_t i = 0; i < TIME; i++) first[i] = i < 90 ? 0 : (float)(i - 90);
+    const int64_t size = bfloat16 ? 2 : 4;
+#define PART(x, head, count) {(char *)(x) + (head) * WIDTH * size, bfloat16, count, 0, ROWS * WIDTH, WIDTH}
+#define WHOLE(x) {x, 0, HEADS, 0, HEADS * WIDTH, WIDTH}
+    causal_attention a = {
+        .batch = 1, .time = TIME, .width = WIDTH, .scale = 0.2f, .first_keys = first,
+        .queries = PART(qkv, 0, HEADS), .keys = PART(qkv, HEADS, KV_HEADS),
+        .values = PART(qkv, HEADS + KV_HEADS, KV_HEADS), .out = WHOLE(out), .log_sums = log_sums,
+        .out_grad = WHOLE(out_grad), .query_grad = PART(grads, 0, HEADS), .key_grad = PART(grads, HEADS, KV_HEADS),
+        .value_grad = PART(grads, HEADS + KV_HEADS, KV_HEADS),
+    };
+    if (!nw_causal_attention(&a, 1) || !nw_causal_attention_backward(&a, 1)) return;
+    report(name, out, sizeof out);
+    report("  its gradients", grads, (size_t)(TIME * ROWS * WIDTH * size));
+}
+
 static void check_layer_ops(void) {
     enum { ROWS = 3, WIDTH = 83 };
     static float x[ROWS * 2 * WIDTH], weight[WIDTH], bias[WIDTH], y[ROWS * WIDTH];
@@ -93,6 +118,8 @@ int main(int count, char **arguments) {
     check_attention("attention, float32", F32, 0, 0);
     check_attention("attention, float16", F16, 20.0f, 1);
     check_attention("attention, q8_0", Q8_0, 0, 1);
+    check_causal_attention("causal attention, float32", 0);
+    check_causal_attention("causal attention, bfloat16", 1);
     check_layer_ops();
     for (int64_t batch = 1; batch <= 12; batch += 11) {
         check_multiply("float32 product", F32, batch);

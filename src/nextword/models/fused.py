@@ -64,6 +64,18 @@ def split_rope(qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Ten
     return queries, keys, values
 
 
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_keys: Tensor | None = None
+) -> Tensor:
+    """Causal attention (batch, time, heads, head_width) of queries, keys and values of that layout.
+
+    With `first_keys`, see `kernels.causal_attention`. Saves its inputs, its output and one number per query. The output
+    is of autocast's type, as torch's.
+    """
+    y: Tensor = _CausalAttention.apply(queries, keys, values, scale, first_keys)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -164,6 +176,28 @@ class _SplitRope(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         cosine, sine = ctx.angles
         return kernels.rope_backward(gradients, cosine, sine), None, None, None, None
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_keys: Tensor | None
+    ) -> Tensor:
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else queries.dtype
+        out = torch.empty(queries.shape, dtype=dtype)
+        log_sums = kernels.causal_attention((queries, keys, values), out, scale, first_keys)
+        ctx.save_for_backward(queries, keys, values, out, log_sums)
+        ctx.scale, ctx.first_keys = scale, first_keys  # shared by all layers
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        *heads, out, log_sums = ctx.saved_tensors
+        out_grad = gradients[0] if gradients[0].stride(3) == 1 else gradients[0].contiguous()
+        found = kernels.causal_attention_backward(heads, out, log_sums, out_grad, ctx.scale, ctx.first_keys)
+        return *found, None, None
 
 
 def _blocks(rows: Tensor) -> list[slice]:

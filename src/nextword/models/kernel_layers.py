@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import fused
 from .layers import Norm
-from .positions import AttentionContext
+from .positions import AttentionContext, Positions
 from .rotary import Rope
 from .transformer import MLP, Attention, Block
 
@@ -20,12 +20,27 @@ class FusedRMSNorm(Norm):
         return fused.rms_norm(x.float(), self.weight, self.eps).to(x.dtype)
 
 
-class FusedAttention(Attention):
+class CausalAttention(Attention):
+    """Attention over a text's own tokens, not over pages, is one kernel."""
+
+    def attend(self, qkv: Tensor, context: AttentionContext, rope: Rope | None) -> Tensor:
+        if not isinstance(context, Positions):
+            return super().attend(qkv, context, rope)
+        heads = qkv.view(*qkv.shape[:2], -1, self.head_width)
+        queries, keys, values = self.split_rope(heads, rope)
+        return fused.causal_attention(queries, keys, values, self.scale, context.first_keys(self.window)).flatten(2)
+
+
+class RopeAttention(Attention):
     """Queries and keys are rotated in place, all heads in one pass."""
 
     def split_rope(self, qkv: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         assert rope is not None
-        return fused.split_rope(qkv, self.heads, self.kv_heads, *rope)
+        return fused.split_rope(qkv.float(), self.heads, self.kv_heads, *rope)
+
+
+class FusedAttention(RopeAttention, CausalAttention):
+    """Both."""
 
 
 class FusedMLP(MLP):
@@ -47,6 +62,6 @@ class FusedBlock(Block):
 
 
 EAGER_CLASSES: dict[type, type] = {  # kernel layer → the class it replaces
-    FusedRMSNorm: Norm, FusedAttention: Attention, FusedMLP: MLP,
-    FusedBlock: Block,
+    FusedRMSNorm: Norm, CausalAttention: Attention, RopeAttention: Attention, FusedAttention: Attention,
+    FusedMLP: MLP, FusedBlock: Block,
 }  # fmt: skip

@@ -1,13 +1,13 @@
-"""Training's passes on the compiled kernels: RMSNorm, SwiGLU, rope and cross-entropy; float32, on the CPU.
+"""Training's passes on the compiled kernels: RMSNorm, SwiGLU, rope, attention and cross-entropy; on the CPU.
 
-They take contiguous tensors and use torch's threads. No result depends on the number of threads, nor on the processor's
-instruction set.
+They take contiguous float32 tensors, attention also bfloat16 and strides, and use torch's threads. No result depends on
+the number of threads, nor on the processor's instruction set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import Structure, byref, c_int64, c_void_p
+from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
@@ -63,11 +63,16 @@ def swiglu_backward(gates: Tensor, dh: Tensor) -> Tensor:
     return dx
 
 
-class _Gradient(Structure):
+class _HeadRows(Structure):
     _fields_ = (
         ("values", c_void_p),
-        *((name, c_int64) for name in ("heads", "batch_stride", "time_stride", "head_stride")),
+        *((name, c_int64) for name in ("bfloat16", "heads", "batch_stride", "time_stride", "head_stride")),
     )
+
+    @classmethod
+    def of(cls, x: Tensor) -> _HeadRows:
+        """`x` (batch, time, heads, head_width), whose last dimension is contiguous."""
+        return cls(x.data_ptr(), x.dtype == torch.bfloat16, x.shape[2], *x.stride()[:3])
 
 
 class _RopeShape(Structure):
@@ -94,10 +99,73 @@ def rope_backward(gradients: Sequence[Tensor], cosine: Tensor, sine: Tensor) -> 
     batch, time, query_heads, width = queries.shape
     rope_heads = query_heads + keys.shape[2]
     dx = queries.new_empty(batch, time, rope_heads + values.shape[2], width)
-    parts = (_Gradient * 3)(*[_Gradient(part.data_ptr(), part.shape[2], *part.stride()[:3]) for part in rows])
+    parts = (_HeadRows * 3)(*map(_HeadRows.of, rows))
     shape = _rope_shape(dx, rope_heads, cosine, sine)
     library().nw_rope_backward(byref(shape), parts, dx.data_ptr(), torch.get_num_threads())
     return dx
+
+
+class _CausalAttention(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("batch", "time", "width")),
+        ("scale", c_float),
+        ("first_keys", c_void_p),
+        ("first_stride", c_int64),
+        *((name, _HeadRows) for name in ("queries", "keys", "values", "out")),
+        ("log_sums", c_void_p),
+        *((name, _HeadRows) for name in ("out_grad", "query_grad", "key_grad", "value_grad")),
+        ("failed", c_int),
+    )
+
+
+def causal_attention(heads: Sequence[Tensor], out: Tensor, scale: float, first_keys: Tensor | None = None) -> Tensor:
+    """Attention of `heads`: queries, keys and values, each (batch, time, its heads, head_width), into `out`.
+
+    A query sees the keys from its first one, or 0, to its own position. `first_keys`, float32 (1 or batch, time), may
+    not decrease. float32 or bfloat16; a head_width that is a multiple of 8. Returns each query's ln of the sum of
+    exp(score), (batch, heads, time), for the backward pass.
+    """
+    batch, time, query_heads, _ = heads[0].shape
+    log_sums = torch.empty(batch, query_heads, time)
+    shape = _attention(heads, out, log_sums, scale, first_keys)
+    if not library().nw_causal_attention(byref(shape), torch.get_num_threads()):
+        raise MemoryError("not enough memory for attention")
+    return log_sums
+
+
+def causal_attention_backward(
+    heads: Sequence[Tensor], out: Tensor, log_sums: Tensor, out_grad: Tensor, scale: float,
+    first_keys: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of queries, keys and values from that of `out`."""
+    shape = _attention(heads, out, log_sums, scale, first_keys)
+    gradients = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in heads]
+    _check_rows(out_grad)
+    shape.out_grad = _HeadRows.of(out_grad)
+    shape.query_grad, shape.key_grad, shape.value_grad = map(_HeadRows.of, gradients)
+    if not library().nw_causal_attention_backward(byref(shape), torch.get_num_threads()):
+        raise MemoryError("not enough memory for attention")
+    return tuple(gradients)
+
+
+def _attention(
+    heads: Sequence[Tensor], out: Tensor, log_sums: Tensor, scale: float, first_keys: Tensor | None
+) -> _CausalAttention:
+    queries, keys, values = heads
+    batch, time, query_heads, width = queries.shape
+    if keys.shape != values.shape or out.shape != queries.shape or keys.shape != (batch, time, keys.shape[2], width):
+        raise ValueError(f"shapes do not fit: {[tuple(part.shape) for part in (*heads, out)]}")
+    if width % 8 or query_heads % keys.shape[2]:
+        raise ValueError(f"takes heads of a multiple of 8 numbers, in whole groups, not {query_heads} of {width}")
+    _check_rows(*heads, out)
+    _check(log_sums, *([] if first_keys is None else [first_keys]))
+    if first_keys is not None and first_keys.shape not in ((1, time), (batch, time)):
+        raise ValueError(f"takes first keys (1 or {batch}, {time}), not {tuple(first_keys.shape)}")
+    shape = _CausalAttention(batch, time, width, scale, log_sums=log_sums.data_ptr())
+    shape.queries, shape.keys, shape.values, shape.out = map(_HeadRows.of, (*heads, out))
+    if first_keys is not None:
+        shape.first_keys, shape.first_stride = first_keys.data_ptr(), time if len(first_keys) > 1 else 0
+    return shape
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignored: int, gradient: bool) -> Tensor:
@@ -127,6 +195,13 @@ def _rope_shape(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> _Ro
     _check(x, cosine, sine)
     stride = 0 if angles == 1 else time * rope_width
     return _RopeShape(batch, time, heads, rope_heads, width, rope_width, cosine.data_ptr(), sine.data_ptr(), stride)
+
+
+def _check_rows(*tensors: Tensor) -> None:
+    """Raise ValueError unless `_HeadRows.of` may be passed to a kernel."""
+    for x in tensors:
+        if x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu or x.stride(3) != 1:
+            raise ValueError(f"takes contiguous rows of float32 or bfloat16 on the CPU, not {x.dtype} on {x.device}")
 
 
 def _check(*tensors: Tensor) -> None:

@@ -36,12 +36,26 @@ class Positions:
         self.end, self.documents = time, documents
         self.positions = torch.arange(time, device=device)[None]  # (1, time)
         self._masks: dict[int, Tensor] = {}
+        self._first_keys: dict[int, Tensor] = {}
 
     def attend(self, attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `AttentionContext`."""
         causal = self.documents is None and (not attention.window or self.end <= attention.window)
         mask = None if causal and not attention.needs_mask else self._mask(attention.window)
         return attention.scaled_dot_product(queries, keys, values, mask)
+
+    def first_keys(self, window: int) -> Tensor | None:
+        """The first position that each token attends to, float32 (1 or batch, time); None where all start at 0."""
+        if self.documents is None and (not window or self.end <= window):
+            return None
+        if window not in self._first_keys:
+            first = self.positions - (window - 1 if window else self.end)
+            if self.documents is not None:
+                starts = self.positions.expand(self.documents.shape).clone()
+                starts[:, 1:][self.documents[:, 1:] == self.documents[:, :-1]] = 0
+                first = torch.maximum(first, starts.cummax(1).values)
+            self._first_keys[window] = first.clamp(min=0).float()
+        return self._first_keys[window]
 
     def _mask(self, window: int) -> Tensor:
         """True where a query may attend: keys not after it and, with a window, less than `window` before it."""

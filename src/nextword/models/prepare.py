@@ -9,10 +9,12 @@ from .. import native
 from ..plan.compute import Recompute
 from .kernel_layers import (
     EAGER_CLASSES,
+    CausalAttention,
     FusedAttention,
     FusedBlock,
     FusedMLP,
     FusedRMSNorm,
+    RopeAttention,
 )
 from .layers import Linear, Norm
 from .model import EAGER, Execution, Mode, Model
@@ -34,7 +36,7 @@ def prepare(
     for module in model.modules():
         _become(module, EAGER_CLASSES.get(type(module), type(module)))
     model.set_regularization(dropout, recompute)
-    model.execution = _for_training(model, autocast or recompute == "selective", compiled) if mode == "train" else EAGER
+    model.execution = _for_training(model, recompute, autocast, compiled) if mode == "train" else EAGER
     return model.execution
 
 
@@ -43,31 +45,39 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
         module.__class__ = kind
 
 
-def _for_training(model: Model, plain_products: bool, compiled: bool) -> Execution:
+def _for_training(model: Model, recompute: Recompute, autocast: bool, compiled: bool) -> Execution:
     if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
         return Execution("train", f"PyTorch ({_device_and_dtype(model)}{', compiled' * compiled})")
     blocks = [block for block in model.blocks if isinstance(block, Block)]
-    # fused products are in float32, and selective recomputation does not see them
-    fused = 0 if plain_products else sum(_fuse_block(model, block) for block in blocks)
+    kept = [] if recompute == "selective" else blocks  # which looks for torch's products and attention, to keep them
+    whole = [] if autocast else [block for block in kept if _fusable(block)]  # fused products are in float32
+    for block in kept:
+        _fuse_parts(model, block, autocast)
+    for block in whole:
+        _become(block, FusedBlock)
     norms = [module for module in model.modules() if _is_rms_norm(module)]
     for norm in norms:
         _become(norm, FusedRMSNorm)
-    what = f"{fused} of {len(blocks)} layers fused" if fused else f"{len(norms)} norms fused"
+    what = f"{len(whole)} of {len(blocks)} layers fused" if whole else f"{len(norms)} norms fused"
     return Execution("train", f"PyTorch with compiled CPU kernels, {what}")
 
 
-def _fuse_block(model: Transformer, block: Block) -> bool:
-    """Fuse the whole layer and return True, or fuse the parts that can be."""
-    whole = _fusable(block)
+def _fuse_parts(model: Transformer, block: Block, autocast: bool) -> None:
     attention, mlp = block.attention, block.mlp
-    rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
-    if rotated and is_unmodified(attention, Attention) and is_unmodified(attention.qkv, Linear):
-        _become(attention, FusedAttention)
-    if isinstance(mlp, MLP) and _fusable_mlp(mlp):
+    if is_unmodified(attention, Attention):
+        rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
+        rope = rotated and is_unmodified(attention.qkv, Linear)
+        causal = not attention.needs_mask and attention.head_width % 8 == 0 and attention.head_width <= WIDEST_HEAD
+        _become(attention, _ATTENTION[rope, causal])
+    if not autocast and isinstance(mlp, MLP) and _fusable_mlp(mlp):
         _become(mlp, FusedMLP)
-    if whole:
-        _become(block, FusedBlock)
-    return whole
+
+
+WIDEST_HEAD = 256  # beyond it, blocks of keys and values leave the second-level cache
+_ATTENTION = {  # whether rope is fused, whether attention is
+    (False, False): Attention, (False, True): CausalAttention,
+    (True, False): RopeAttention, (True, True): FusedAttention,
+}  # fmt: skip
 
 
 def _fusable(block: Block) -> bool:

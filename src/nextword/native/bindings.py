@@ -33,6 +33,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_rope": (None, [c_void_p, c_void_p, c_int]),
     "nw_rope_backward": (None, [c_void_p, c_void_p, c_void_p, c_int]),
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int, c_void_p, c_int]),
+    "nw_causal_attention": (c_int, [c_void_p, c_int]),
+    "nw_causal_attention_backward": (c_int, [c_void_p, c_int]),
     "nw_draw": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
     "nw_join_strings": (c_int64, [c_char_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_watch_mapping": (c_int, [c_void_p, c_int64, c_char_p]),

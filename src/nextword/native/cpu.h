@@ -58,3 +58,10 @@ static inline uint16_t float_to_half(float value) {  // to nearest even
     }
     return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
 }
+
+static inline uint16_t float_to_bfloat(float value) {  // to nearest even
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (value != value) return (uint16_t)(bits >> 16 | 64);  // still not a number
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}

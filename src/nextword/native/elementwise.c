@@ -159,11 +159,6 @@ EXPORT void nw_swiglu_backward(const float *gates, int64_t rows, int64_t width, 
 // ---- rotary positions, on the leading heads of rows of `heads` heads
 
 typedef struct {
-    const float *values;  // gradients of queries, keys or values: (batch, time, heads, head_width), by these strides
-    int64_t heads, batch_stride, time_stride, head_stride;
-} gradient;
-
-typedef struct {
     int64_t batch, time, heads, rope_heads, head_width, rope_width;
     const float *cosine, *sine;
     int64_t table_stride;  // from one batch row's angles to the next's, 0 where all stand at the same positions
@@ -171,7 +166,7 @@ typedef struct {
 
 typedef struct {
     const rope_shape *shape;
-    const gradient *gradients;
+    const head_rows *gradients;
     int64_t rows_a_chunk;
     float *x;
 } rope_job;
@@ -201,8 +196,8 @@ INLINE void rope_backward_rows(void *pointer, int64_t chunk) {
         int64_t b = row / s->time, t = row % s->time, angles = b * s->table_stride + t * s->rope_width, done = 0;
         const float *cosine = s->cosine + angles, *sine = s->sine + angles;
         float *out = job->x + row * s->heads * s->head_width;
-        for (const gradient *g = job->gradients; g < job->gradients + 3; g++) {
-            const float *in = g->values + b * g->batch_stride + t * g->time_stride;
+        for (const head_rows *g = job->gradients; g < job->gradients + 3; g++) {
+            const float *in = (const float *)g->values + b * g->batch_stride + t * g->time_stride;
             for (int64_t head = 0; head < g->heads; head++, done++, in += g->head_stride, out += s->head_width) {
                 const int64_t width = done < s->rope_heads ? s->rope_width : 0;
                 if (width) rope_head(cosine, sine + half, sine, half, in, out);
@@ -220,7 +215,7 @@ EXPORT void nw_rope(const rope_shape *shape, float *x, int threads) {
 }
 
 // dx (batch, time, heads, head_width) from the `gradients` of queries, keys and values.
-EXPORT void nw_rope_backward(const rope_shape *shape, const gradient *gradients, float *dx, int threads) {
+EXPORT void nw_rope_backward(const rope_shape *shape, const head_rows *gradients, float *dx, int threads) {
     rope_job job = {shape, gradients, rows_of_a_chunk(shape->heads * shape->head_width), dx};
     pool_run_on_torch(rope_backward_kernel(), &job, chunks_of(shape->batch * shape->time, job.rows_a_chunk), threads);
 }

@@ -12,6 +12,13 @@ typedef struct {
 
 typedef enum { SILU = 0, GELU = 1, GELU_TANH = 2, SWIGLU_CLAMPED = 3 } activation_function;
 
+// A tensor (batch, time, heads, width) whose rows of `width` are contiguous; strides in numbers.
+typedef struct {
+    void *values;
+    int64_t bfloat16;  // 0: float32
+    int64_t heads, batch_stride, time_stride, head_stride;
+} head_rows;
+
 // y = x / sqrt(mean(x^2) + eps) * weight, or LayerNorm; rows of `width`. y may be x.
 void normalize(const norm *n, const float *x, int64_t rows, int64_t width, float *y);
 

@@ -8,6 +8,7 @@
 #include "layer_ops.inc"
 
 #include "attention.inc"
+#include "causal_attention.inc"
 
 const f32_kernels kernels_avx2 = F32_KERNELS;
 #endif

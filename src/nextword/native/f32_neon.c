@@ -6,6 +6,7 @@
 #include "layer_ops.inc"
 
 #include "attention.inc"
+#include "causal_attention.inc"
 
 const f32_kernels kernels_neon = F32_KERNELS;
 #endif

@@ -5,6 +5,7 @@
 #include "layer_ops.inc"
 
 #include "attention.inc"
+#include "causal_attention.inc"
 
 static const f32_kernels kernels_portable = F32_KERNELS;
 

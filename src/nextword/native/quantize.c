@@ -104,13 +104,6 @@ static void quantize_block(int64_t type, const float *x, void *to) {
 
 // ---- rows
 
-static half float_to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x != x) return (half)(bits >> 16 | 64);  // still not a number
-    return (half)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 static void write_halves(half (*rounded)(float), const float *x, int64_t columns, char *to) {
     for (int64_t i = 0; i < columns; i++) {
         const half value = rounded(x[i]);
@@ -136,7 +129,7 @@ static void write_columns(int64_t type, const float *x, int64_t columns, char *t
     switch (type) {
         case F32: memcpy(to, x, (size_t)columns * 4); break;
         case F16: write_halves(float_to_half, x, columns, to); break;
-        case BF16: write_halves(float_to_bf16, x, columns, to); break;
+        case BF16: write_halves(float_to_bfloat, x, columns, to); break;
         default: write_blocks(type, x, columns, to);
     }
 }

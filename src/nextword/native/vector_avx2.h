@@ -148,7 +148,7 @@ INLINE vint pack_int8(const vint *n) {
 INLINE f8 load_weights(const int64_t type, const void *p) {
     if (type == F32) return f8_load(p);
     if (type == F16) return f8_from_half(p);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+    return f8_from_bfloat(p);
 }
 
 // The sums of four vectors' lanes: ((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7)) of each.

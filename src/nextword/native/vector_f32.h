@@ -57,6 +57,36 @@ VECTOR f8 f8_power_of_two(f8 shifted) {
     return _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)));
 }
 VECTOR f8 f8_abs(f8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+VECTOR f8 f8_from_bfloat(const void *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+VECTOR void f8_store_bfloat(void *p, f8 a) {
+    const __m256i bits = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const f8 quiet = _mm256_or_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+    const f8 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), quiet, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
+    const __m128i low_half = _mm256_castsi256_si128(high), high_half = _mm256_extracti128_si256(high, 1);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(low_half, high_half));
+}
+VECTOR void f8_transpose(f8 *v) {
+    f8 a[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        v[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        v[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        v[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        v[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        const f8 low = v[i], high = v[i + 4];
+        v[i] = _mm256_permute2f128_ps(low, high, 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+}
 #elif defined(USE_NEON)
 #define BOTH(name, operation)                                                         \
     VECTOR f8 name(f8 a, f8 b) {                                                      \
@@ -103,6 +133,10 @@ VECTOR float32x4_t power_of_two(float32x4_t shifted) {
 }
 VECTOR f8 f8_power_of_two(f8 shifted) { return (f8){power_of_two(shifted.low), power_of_two(shifted.high)}; }
 VECTOR f8 f8_abs(f8 a) { return (f8){vabsq_f32(a.low), vabsq_f32(a.high)}; }
+VECTOR f8 f8_from_bfloat(const void *p) {
+    const uint16x8_t h = vreinterpretq_u16_u8(vld1q_u8(p));
+    return (f8){vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
+}
 #else
 #define EACH_LANE(expression)                                       \
     f8 result;                                                      \
@@ -139,10 +173,36 @@ INLINE float power_of_two(float shifted) {
 }
 INLINE f8 f8_power_of_two(f8 shifted) { EACH_LANE(power_of_two(shifted.lane[i])); }
 INLINE f8 f8_abs(f8 a) { EACH_LANE(fabsf(a.lane[i])); }
+INLINE float load_bfloat(const char *p) {
+    uint16_t high[2] = {0};
+    float value;
+    memcpy(high + 1, p, 2);
+    memcpy(&value, high, 4);
+    return value;
+}
+INLINE f8 f8_from_bfloat(const void *p) { EACH_LANE(load_bfloat((const char *)p + 2 * i)); }
+#endif
+#if !defined(USE_AVX2)
+VECTOR void f8_store_bfloat(void *p, f8 a) {
+    float lane[8];
+    f8_store(lane, a);
+    for (int i = 0; i < 8; i++) {
+        const uint16_t half = float_to_bfloat(lane[i]);
+        memcpy((char *)p + 2 * i, &half, 2);
+    }
+}
+VECTOR void f8_transpose(f8 *v) {
+    float rows[8][8], column[8];
+    for (int i = 0; i < 8; i++) f8_store(rows[i], v[i]);
+    for (int i = 0; i < 8; i++) {
+        for (int j = 0; j < 8; j++) column[j] = rows[j][i];
+        v[i] = f8_load(column);
+    }
+}
 #endif
 // What the names above do not say: f8_fnma is c - a * b; f8_max and f8_min give b where either is NaN; f8_zero_below gives 0 where x < low
 // and a elsewhere, f8_choose_below a where x < limit and b elsewhere; f8_power_of_two takes n + MAGIC and gives 2^n;
-// conversions to half round to nearest even.
+// f8_transpose exchanges rows and columns of eight vectors; conversions to 16 bits round to nearest even.
 
 VECTOR f8 f8_load_some(const float *p, int64_t count) {  // zeros behind fewer than eight
     float padded[8] = {0};

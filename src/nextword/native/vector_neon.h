@@ -152,8 +152,7 @@ INLINE vint pack_int8(const vint *n) { return (vint){narrow(n[0], n[1]), narrow(
 INLINE f8 load_weights(const int64_t type, const void *p) {
     if (type == F32) return (f8){vreinterpretq_f32_u8(vld1q_u8(p)), vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p + 16))};
     if (type == F16) return f8_from_half(p);
-    const uint16x8_t h = vreinterpretq_u16_u8(vld1q_u8(p));
-    return (f8){vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
+    return f8_from_bfloat(p);
 }
 
 INLINE void sum_four(const f8 *v, float *to) {

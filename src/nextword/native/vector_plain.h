@@ -94,15 +94,7 @@ INLINE vint pack_int8(const vint *n) { EACH(32, y.b[i] = (int8_t)n[i / 8].w[i % 
 
 INLINE f8 load_weights(const int64_t type, const void *p) {
     if (type == F32) return f8_load(p);
-    f8 y;
-    for (int i = 0; i < 8; i++) {
-        uint16_t half;
-        memcpy(&half, (const char *)p + 2 * i, 2);
-        const uint32_t bits = (uint32_t)half << 16;
-        if (type == BF16) memcpy(y.lane + i, &bits, 4);
-        else y.lane[i] = half_to_float(half);
-    }
-    return y;
+    return type == BF16 ? f8_from_bfloat(p) : f8_from_half(p);
 }
 
 INLINE void sum_four(const f8 *v, float *to) {
