@@ -82,7 +82,7 @@ def test_the_tables_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, out, err = run(capsys, "data", "prepare", str(source), "--vocabulary", "300", "--out", "tokens")
     assert code == 0, err
     assert "tokenizing: " in err
-    for line in ("duplicates: 3 (kept", "scripts:    Latin 100.0%", "skipped:    nothing", "folder:     tokens"):
+    for line in ("duplicates  3 (kept", "scripts     Latin 100.0%", "skipped     nothing", "folder      tokens"):
         assert line in out
 
 

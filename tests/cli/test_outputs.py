@@ -17,7 +17,7 @@ from nextword.cli._options import OutputPath
 INPUTS = {
     "complete json_schema",
     "complete file", "next file", "eval shots_from", "eval include_path", "plan laws data", "train config",
-    "runs list root",
+    "runs list root", "data show folder", "data sample folder",
     "runs show run", "runs compare runs", "runs resume run", "runs export run", "runs forget run",
     "eval runs list path", "eval runs show path", "eval runs remove path",
 }  # fmt: skip

@@ -47,6 +47,7 @@ VERBS = {
     "what was predicted": (("runs", "calibration"), {"runs_calibration.command"}),
     "a plan of a run": (("train", "{text}", "--params", "20k", "--context", "16", "--steps", "3", "--batch-size", "4",
                          "--train-dtype", "fp32", "--set", "run.threads=1", "--dry-run"), {"train_display.print_plan"}),
+    "a text": (("data", "show", "{tokens}"), {"data._print"}),
     "the runs": (("runs", "list", "{runs}"), {"runs.list_runs"}),
     "a run": (("runs", "show", "{run}"), {"runs._print_run", "train_display.print_report"}),
     "two runs": (("runs", "compare", "{run}", "{other}"), {"runs._print_compared"}),
@@ -92,6 +93,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
                      "--batch-size", "4", "--train-dtype", "fp32", "--set", "run.threads=1", "--out",
                      str(folder)]  # fmt: skip
             assert main(given) == 0
+        assert main(["data", "prepare", str(text), "--tokenizer", "bytes", "--out", str(root / "tokens")]) == 0
         patch.setattr(fitting, "fit_law", by_method(fitting.fit_law))
         patch.setattr("nextword.train.context_study.study", lambda *_, **__: study())
         patch.setattr("nextword.data.prepare_in", lambda *_, **__: None)
@@ -101,6 +103,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
             "runs": str(root / "runs"),
             "csv": str(root / "fit.csv"),
             "text": str(text),
+            "tokens": str(root / "tokens"),
             "cache": str(root / "cache"),
             "reviews": str(reviews),
             "form": str(root / "a-form-with-a-name.txt"),

@@ -61,6 +61,7 @@ BAD_OTHERWISE: dict[str, tuple[Any, ...]] = {
     "model.spec": (3, "small"),
     "data.tokenizer": (3,),
     "data.skip_invalid": (1, "yes"),
+    "data.deduplicate": (1, "yes"),
     "data.column": (1,),
     "data.encoding": (8,),
     "train.betas": ([0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, math.nan], ["0.9", 0.9], 0.9),

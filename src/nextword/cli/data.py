@@ -158,8 +158,11 @@ def _print(found: DataReport) -> None:
     console.print()
     console.print(table)
     console.print()
+    table = plain_table("", "", right=False)
+    table.show_header = False
     for name, text in _lines(found).items():
-        console.print(f"{name + ':':<12}{text}", soft_wrap=True)
+        table.add_row(name, text)
+    console.print(table)
 
 
 def _lines(found: DataReport) -> dict[str, str]:
