@@ -65,7 +65,7 @@ class Faults:
         self.count += 1
         self.reasons[reason] += 1
 
-    def pass_over(self, reason: str) -> None:
+    def count_skipped(self, reason: str) -> None:
         """Count what is left out and not broken, such as an empty row."""
         self.reasons[reason] += 1
 

@@ -66,7 +66,7 @@ def _read_zip(path: Path, how: _Reading) -> Iterator[Document]:
             for archive, member in found:
                 kind = kind_of(member.filename)
                 if kind not in (TEXT[0], LINES[0]) or not member.filename.lower().endswith((*TEXT, *LINES)):
-                    how.faults.pass_over("no reader for a file in a .zip")
+                    how.faults.count_skipped("no reader for a file in a .zip")
                     continue
                 name = f"{path}:{printable(member.filename)}"
                 yield from _read_input(_Input(name, kind, partial(opened_member, archive, member, allowance)), how)
@@ -132,7 +132,7 @@ def _read_text(name: str, file: IO[bytes], how: _Reading) -> Iterator[Document]:
     if held is not None and (not held.first or held.text.strip()):
         yield Document(held.text, held.source, held.first)
     else:
-        how.faults.pass_over("without text")
+        how.faults.count_skipped("without text")
 
 
 def _decoded(file: IO[bytes], encoding: str) -> Iterator[str]:
@@ -199,7 +199,7 @@ def _document(row: object, source: str, how: _Reading) -> Iterator[Document]:
         except UnicodeEncodeError:
             raise _RowError("half a surrogate pair (\\ud800 to \\udfff), which is not text") from None
     if not text or text.isspace():
-        how.faults.pass_over("without text")
+        how.faults.count_skipped("without text")
     else:
         yield Document(text, source, conversation=not isinstance(value, str))
 

@@ -153,7 +153,7 @@ def of_type(types: Sequence[int], wanted: PieceType) -> list[int]:
     """Ids of the tokens of a type."""
     number = int(wanted)  # comparing with an enum's member is ten times slower
     ids: list[int] = []
-    with suppress(ValueError):  # there is no further one
+    with suppress(ValueError):  # no more of them
         while True:
             ids.append(types.index(number, ids[-1] + 1 if ids else 0))  # most tokens are of another type
     return ids

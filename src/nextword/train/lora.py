@@ -76,7 +76,7 @@ def peft_adapters(
     """The adapters as peft has them: its configuration, and its tensors for the matrices of `base`, of `family`.
 
     Matrices that are one here and several there (query, key and value) share the adapter's first matrix.
-    Raises UsageError for a mixture of experts, whose router is no matrix of its own in transformers.
+    Raises UsageError for a mixture of experts, for which peft has no form.
     """
     if spec.experts:
         raise UsageError("adapters of a mixture of experts have no form in peft; export the merged model instead")
