@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nextword.cli import _console, main
+from cli_run import run
 from nextword.data import open_dataset
 
 
@@ -25,14 +25,6 @@ from nextword.data import open_dataset
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    _console.output.cache_clear()  # they hold the streams of the call before
-    _console.messages.cache_clear()
-    code = main(list(arguments))
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

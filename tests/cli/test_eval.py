@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from nextword.cli import _console, main
+from cli_run import run as run_command
+from nextword.cli import _console
 
 FORM = "Text: {text}\\nMood: {label}"
 
@@ -33,11 +34,7 @@ def model(tiny_model: Callable[..., Path]) -> str:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    _console.output.cache_clear()  # they hold the streams of the call before
-    _console.messages.cache_clear()
-    code = main(["eval", *arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    return run_command(capsys, "eval", *arguments)
 
 
 def test_a_table_becomes_scores_comparisons_a_page_and_files(

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from nextword.cli import _console, main
+from cli_run import run
 from nextword.cli._app import app
 from nextword.cli._options import OutputPath
 
@@ -59,14 +59,6 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    _console.output.cache_clear()
-    _console.messages.cache_clear()
-    code = main(list(arguments))
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 LINES = {

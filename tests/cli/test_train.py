@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from cli_run import run
 from llama_cpp_server import llama_cpp
-from nextword.cli import _console, main
+from nextword.cli import _console
 from torch_models import torch_model
 
 ONE = ["--batch-size", "4", "--train-dtype", "fp32", "--set", "run.threads=1"]
@@ -52,14 +53,6 @@ def text(tmp_path: Path) -> Path:
     for number in range(25):
         (folder / f"{number}.txt").write_text(" ".join(draw.choices(words, k=400)) + ".\n")
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    _console.output.cache_clear()  # they hold the streams of the call before
-    _console.messages.cache_clear()
-    code = main(list(arguments))
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.mark.parametrize("kind", ["transformer", "lstm"])

@@ -62,13 +62,13 @@ def prepare(data: tuple[str, ...], out: Path | None, as_json: bool, **settings: 
     if out is not None:
         check_writable(out, "--out", folder=True)
     from ..data import check_encoding, find_sources
-    from ..data.tokenizer_training import TOKENIZERS
+    from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 
     config = DataConfig(**settings)
     name = config.tokenizer
     if name not in TOKENIZERS and config.vocabulary:
         raise UsageError(f"--vocabulary has no effect with --tokenizer {name}, which has its own")
-    tokenizer = None if name in TOKENIZERS else _tokenizer_of(name)
+    tokenizer = None if name in TOKENIZERS else named_tokenizer(name, "--tokenizer ")
     sources = find_sources(data, check_encoding(config.encoding))
     _show(_prepared(sources, out, config, tokenizer), as_json)
 
@@ -86,17 +86,6 @@ def _prepared(sources: Sources, out: Path | None, config: DataConfig, tokenizer:
     if out is not None:
         return prepare_text(sources, out, config, tokenizer, progress)
     return prepare_in(cache_folder() / "data", sources, config, tokenizer, progress, log)
-
-
-def _tokenizer_of(name: str) -> Tokenizer:
-    from ..data.tokenizer_training import TOKENIZERS
-    from ..weights.catalogue import resolve
-    from ..weights.loading import open_source
-
-    try:
-        return open_source(resolve(name)).tokenizer()
-    except UsageError as error:
-        raise UsageError(f"--tokenizer {name}: give {', '.join(TOKENIZERS)} or a model; {error}") from None
 
 
 @command.command(name="show")

@@ -57,6 +57,20 @@ def train_tokenizer(texts: Iterable[str], kind: str = "bpe", vocabulary: int = 4
     return _made(engine)
 
 
+def named_tokenizer(name: str, setting: str) -> Tokenizer:
+    """The tokenizer of model `name`, without reading tensors; errors begin with `setting` and the name.
+
+    Raises UsageError if there is no such model.
+    """
+    from ..weights.catalogue import resolve
+    from ..weights.loading import open_source
+
+    try:
+        return open_source(resolve(name)).tokenizer()
+    except UsageError as error:
+        raise UsageError(f"{setting}{name}: give {', '.join(TOKENIZERS)} or a model; {error}") from None
+
+
 def _numbered(tokens: list[str]) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 

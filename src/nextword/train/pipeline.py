@@ -22,7 +22,7 @@ from ..data import (
     prepare_in,
 )
 from ..data.progress import Progress
-from ..data.tokenizer_training import TOKENIZERS
+from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 from ..plan import RunConfig, parameters
 from ..plan import device as plan_device
 from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig, RunShard
@@ -175,7 +175,7 @@ def _prepare_data(
         spec, tokenizer = open_base(config.model.base)
         config = replace(config, model=replace(config.model, spec=spec))
     elif config.data.tokenizer not in TOKENIZERS:
-        tokenizer = _named_tokenizer(config.data.tokenizer)
+        tokenizer = named_tokenizer(config.data.tokenizer, "data.tokenizer=")
     settings = config.data
     if tokenizer is None and settings.tokenizer == "bpe" and not settings.vocabulary:
         text_bytes = sources.bytes * (1 - settings.val_fraction)
@@ -206,13 +206,6 @@ def open_base(name: str) -> tuple[ModelSpec, Tokenizer]:
 
     source = open_source(resolve(name))
     return source.spec, source.tokenizer()
-
-
-def _named_tokenizer(name: str) -> Tokenizer:
-    try:
-        return open_base(name)[1]
-    except UsageError as error:
-        raise UsageError(f"data.tokenizer={name}: give {', '.join(TOKENIZERS)} or a model; {error}") from None
 
 
 def _log_surprises(data: Dataset, config: DataConfig, log: Log) -> None:
