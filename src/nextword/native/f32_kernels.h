@@ -52,14 +52,13 @@ typedef struct {
     void (*soft_cap)(float *z, int64_t count, float cap);  // z = cap tanh(z / cap)
     // Units `from` to `to` of one sequence.
     void (*advance_units)(cell_kind kind, const gate_row *row, int64_t from, int64_t to);
-    // Items of a causal_attention: some queries of a head, the last queries first; all queries of a key head.
-    chunk_function attend_chunk, attend_backward;
+    causal_kernels causal;
 } f32_kernels;
 
 #define F32_KERNELS                                                                    \
     {                                                                                  \
         store_key, store_value, attend_to_split, add_partial, finish, normalize_row,   \
-        activate_row, soft_cap, advance_units, attend_chunk, attend_backward,          \
+        activate_row, soft_cap, advance_units, CAUSAL_KERNELS,                         \
     }
 
 const f32_kernels *find_f32_kernels(void);

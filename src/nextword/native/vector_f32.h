@@ -9,7 +9,11 @@
 #include "cpu.h"
 
 #if defined(USE_AVX2)
+#if defined(USE_AVX512)
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f")))
+#else
 #define TARGET AVX2
+#endif
 typedef __m256 f8;
 #elif defined(USE_NEON)
 #include <arm_neon.h>
@@ -237,20 +241,24 @@ VECTOR float f8_largest(f8 a) {
 
 #define MAGIC 12582912.0f  // 1.5 * 2^23: adding it rounds to a whole number, which the lowest bits then hold
 
-// exp(x) within 2 units in the last place: Cephes' expf. 0 below -87, exp(88) above 88; NaN stays NaN.
-VECTOR f8 f8_exp(f8 x) {
-    const f8 bounded = f8_min(f8_set(88.0f), x);
-    const f8 shifted = f8_fma(bounded, f8_set(1.44269504f), f8_set(MAGIC)), n = f8_sub(shifted, f8_set(MAGIC));
-    f8 r = f8_fma(n, f8_set(-0.693359375f), bounded);  // ln 2 in two terms
-    r = f8_fma(n, f8_set(2.12194440e-4f), r);
-    f8 p = f8_fma(f8_set(1.9875691500e-4f), r, f8_set(1.3981999507e-3f));
-    p = f8_fma(p, r, f8_set(8.3334519073e-3f));
-    p = f8_fma(p, r, f8_set(4.1665795894e-2f));
-    p = f8_fma(p, r, f8_set(1.6666665459e-1f));
-    p = f8_fma(p, r, f8_set(5.0000001201e-1f));
-    p = f8_fma(p, f8_mul(r, r), f8_add(r, f8_set(1.0f)));
-    return f8_zero_below(x, f8_set(-87.0f), f8_mul(p, f8_power_of_two(shifted)));
-}
+// exp(x) within 2 units in the last place: Cephes' expf. 0 below -87, exp(88) above 88; NaN stays NaN. ln 2 is taken in
+// two terms.
+#define DEFINE_EXP(v)                                                                                            \
+    VECTOR v v##_exp(v x) {                                                                                      \
+        const v bounded = v##_min(v##_set(88.0f), x);                                                            \
+        const v shifted = v##_fma(bounded, v##_set(1.44269504f), v##_set(MAGIC));                                \
+        const v n = v##_sub(shifted, v##_set(MAGIC));                                                            \
+        v r = v##_fma(n, v##_set(-0.693359375f), bounded);                                                       \
+        r = v##_fma(n, v##_set(2.12194440e-4f), r);                                                              \
+        v p = v##_fma(v##_set(1.9875691500e-4f), r, v##_set(1.3981999507e-3f));                                  \
+        p = v##_fma(p, r, v##_set(8.3334519073e-3f));                                                            \
+        p = v##_fma(p, r, v##_set(4.1665795894e-2f));                                                            \
+        p = v##_fma(p, r, v##_set(1.6666665459e-1f));                                                            \
+        p = v##_fma(p, r, v##_set(5.0000001201e-1f));                                                            \
+        p = v##_fma(p, v##_mul(r, r), v##_add(r, v##_set(1.0f)));                                                \
+        return v##_zero_below(x, v##_set(-87.0f), v##_mul(p, v##_power_of_two(shifted)));                        \
+    }
+DEFINE_EXP(f8)
 
 // tanh(x) within 3 units in the last place: 1 - 2 / (exp(2x) + 1), and near zero, where that cancels, Cephes' tanhf.
 VECTOR f8 f8_tanh(f8 x) {
@@ -263,3 +271,43 @@ VECTOR f8 f8_tanh(f8 x) {
     const f8 near = f8_fma(f8_mul(p, square), x, x);
     return f8_choose_below(square, f8_set(0.625f * 0.625f), near, far);
 }
+
+// ---- vectors as wide as the processor's
+
+#if defined(USE_AVX512)
+#define LANES 16
+typedef __m512 fw;
+VECTOR fw fw_load(const float *p) { return _mm512_loadu_ps(p); }
+VECTOR void fw_store(float *p, fw a) { _mm512_storeu_ps(p, a); }
+VECTOR fw fw_set(float a) { return _mm512_set1_ps(a); }
+VECTOR fw fw_add(fw a, fw b) { return _mm512_add_ps(a, b); }
+VECTOR fw fw_sub(fw a, fw b) { return _mm512_sub_ps(a, b); }
+VECTOR fw fw_mul(fw a, fw b) { return _mm512_mul_ps(a, b); }
+VECTOR fw fw_fma(fw a, fw b, fw c) { return _mm512_fmadd_ps(a, b, c); }
+VECTOR fw fw_max(fw a, fw b) { return _mm512_max_ps(a, b); }
+VECTOR fw fw_min(fw a, fw b) { return _mm512_min_ps(a, b); }
+VECTOR fw fw_zero_below(fw x, fw low, fw a) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), a);
+}
+VECTOR fw fw_choose_below(fw x, fw limit, fw a, fw b) {
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), a);
+}
+VECTOR fw fw_power_of_two(fw shifted) {
+    const __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)));
+}
+DEFINE_EXP(fw)
+#else
+#define LANES 8
+typedef f8 fw;
+#define fw_load f8_load
+#define fw_store f8_store
+#define fw_set f8_set
+#define fw_add f8_add
+#define fw_sub f8_sub
+#define fw_mul f8_mul
+#define fw_fma f8_fma
+#define fw_max f8_max
+#define fw_choose_below f8_choose_below
+#define fw_exp f8_exp
+#endif
