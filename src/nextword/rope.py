@@ -13,10 +13,13 @@ Floats = NDArray[np.float32]
 
 
 def frequencies(rope: RopeSpec, head_width: int) -> Floats:
-    """Angle per position for each rotating pair, float32 (rotary_width / 2,), with the spec's scaling."""
+    """Angle per position for each rotating pair, float32 (rotary_width / 2,), with the spec's scaling.
+
+    The power is rounded once, from float64: NumPy's float32 power differs between processors in the last bit.
+    """
     width = int(head_width * rope.fraction)
     exponents = np.arange(0, width, 2).astype(np.float32) / np.float32(width)
-    plain: Floats = np.float32(1) / np.power(np.float32(rope.theta), exponents)
+    plain: Floats = np.float32(1) / np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)
     if rope.scaling == "linear":
         return plain / np.float32(rope.factor)
     if rope.scaling == "llama3":

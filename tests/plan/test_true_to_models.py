@@ -156,7 +156,7 @@ def kept_bytes(spec: ModelSpec, batch: int, time: int, autocast: bool) -> int:
     """What autograd keeps of `hidden`: each storage once; parameters and their 16-bit copies not."""
     torch.manual_seed(0)
     model = build(spec)
-    prepare(model, "train", autocast=autocast)
+    prepare(model, "train")
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}

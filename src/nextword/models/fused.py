@@ -1,8 +1,9 @@
 """Fused autograd functions for parts of a layer, with less memory traffic than PyTorch's.
 
-They run on the compiled kernels, in contiguous float32 on a CPU; `prepare` only uses them there. Values that are cheap
-to recompute (a norm's output, the gated product) are not saved for the backward pass. Second derivatives are not
-supported, as in PyTorch's CPU attention.
+They run on the compiled kernels, in contiguous memory on a CPU; `prepare` only uses them there. Weights and the
+residual stream are float32; matrix products, their inputs and outputs are of autocast's type, float32 or bfloat16.
+Values that are cheap to recompute (a norm's output, the gated product) are not saved for the backward pass. Second
+derivatives are not supported, as in PyTorch's CPU attention.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def gated_mlp(x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> 
 
 
 def linear_added(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    """`residual + F.linear(x, weight)`, with the addition fused into the matrix product."""
+    """`residual + F.linear(x, weight)`, in float32 with the addition fused into the matrix product."""
+    if _product_dtype() != residual.dtype:
+        return residual + F.linear(x, weight)
     return torch.addmm(residual.flatten(0, -2), x.flatten(0, -2), weight.t()).view(residual.shape)
 
 
@@ -97,10 +100,11 @@ class _NormedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        y, inverse = kernels.rms_norm_forward(_rows(x), gain, eps)
+        y, inverse = kernels.rms_norm_forward(_rows(x), gain, eps, _product_dtype())
         ctx.save_for_backward(x, gain, weight, bias, inverse)
         ctx.set_materialize_grads(False)
-        return F.linear(y, weight, bias).view(*x.shape[:-1], len(weight)), x
+        z = F.linear(y, weight.to(y.dtype), None if bias is None else bias.to(y.dtype))
+        return z.view(*x.shape[:-1], len(weight)), x
 
     @staticmethod
     @once_differentiable
@@ -110,38 +114,41 @@ class _NormedLinear(torch.autograd.Function):
         if dz is None:
             return residual_grad, None, None, None, None
         dz = _rows(dz)
-        dy = dz @ weight
+        dy = dz @ weight.to(dz.dtype)
         dx, dgain = kernels.rms_norm_backward(
             _rows(x), gain, inverse, None if residual_grad is None else _rows(residual_grad), dy
         )
-        return dx.view(x.shape), dgain, None, dz.t() @ dy, None if bias is None else dz.sum(0)  # dy holds y now
+        dweight = (dz.t() @ dy).to(weight.dtype)  # dy holds y now
+        return dx.view(x.shape), dgain, None, dweight, None if bias is None else dz.sum(0).to(bias.dtype)
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gates: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gates, weight)
-        return (kernels.swiglu_forward(_rows(gates)) @ weight.t()).view(*gates.shape[:-1], len(weight))
+        h = kernels.swiglu_forward(_rows(gates))
+        return (h @ weight.to(h.dtype).t()).view(*gates.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         gates, weight = ctx.saved_tensors
         dy = _rows(gradients[0])
-        dh = dy @ weight
+        dh = dy @ weight.to(dy.dtype)
         dgates = kernels.swiglu_backward(_rows(gates), dh)
-        return dgates.view(gates.shape), dy.t() @ dh  # dh holds h now
+        return dgates.view(gates.shape), (dy.t() @ dh).to(weight.dtype)  # dh holds h now
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
-        rows = _rows(x)
-        gates, inverse, y = rows.new_empty(len(rows), len(up)), rows.new_empty(len(rows)), torch.empty_like(rows)
+        rows, dtype = _rows(x), _product_dtype()
+        gates, inverse, y = rows.new_empty(len(rows), len(up), dtype=dtype), rows.new_empty(len(rows)), rows.clone()
+        to_gates, to_y = up.to(dtype).t(), down.to(dtype).t()
         for block in _blocks(rows):
-            normed, inverse[block] = kernels.rms_norm_forward(rows[block], gain, eps)
-            torch.mm(normed, up.t(), out=gates[block])
-            torch.addmm(rows[block], kernels.swiglu_forward(gates[block]), down.t(), out=y[block])
+            normed, inverse[block] = kernels.rms_norm_forward(rows[block], gain, eps, dtype)
+            torch.mm(normed, to_gates, out=gates[block])
+            _add_product(y[block], kernels.swiglu_forward(gates[block]), to_y)
         ctx.save_for_backward(x, gain, up, down, gates, inverse)
         return y.view(x.shape)
 
@@ -149,15 +156,19 @@ class _GatedMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         x, gain, up, down, gates, inverse = ctx.saved_tensors
-        rows, dy = _rows(x), _rows(gradients[0])
+        rows, residual_grad = _rows(x), _rows(gradients[0])
         dx, dgain, dup, ddown = (torch.zeros_like(tensor) for tensor in (rows, gain, up, down))
+        up, down = up.to(gates.dtype), down.to(gates.dtype)
         for block in _blocks(rows):
-            buffer = dy[block] @ down  # the gradient of the gated product, and then that product
+            dy = residual_grad[block].to(gates.dtype)
+            buffer = dy @ down  # the gradient of the gated product, and then that product
             dgates = kernels.swiglu_backward(gates[block], buffer)
-            torch.addmm(ddown, dy[block].t(), buffer, out=ddown)  # not addmm_, which FLOP counters miss
+            _add_product(ddown, dy.t(), buffer)
             buffer = dgates @ up  # the gradient of the normed input, and then that
-            dgain += kernels.rms_norm_backward(rows[block], gain, inverse[block], dy[block], buffer, dx[block])[1]
-            torch.addmm(dup, dgates.t(), buffer, out=dup)
+            dgain += kernels.rms_norm_backward(
+                rows[block], gain, inverse[block], residual_grad[block], buffer, dx[block]
+            )[1]
+            _add_product(dup, dgates.t(), buffer)
         return dx.view(x.shape), dgain, None, dup, ddown
 
 
@@ -183,9 +194,7 @@ class _CausalAttention(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, scale: float, first_keys: Tensor | None
     ) -> Tensor:
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else queries.dtype
-        out = torch.empty(queries.shape, dtype=dtype)
+        out = torch.empty(queries.shape, dtype=_product_dtype(queries.dtype))
         log_sums = kernels.causal_attention((queries, keys, values), out, scale, first_keys)
         ctx.save_for_backward(queries, keys, values, out, log_sums)
         ctx.scale, ctx.first_keys = scale, first_keys  # shared by all layers
@@ -198,6 +207,18 @@ class _CausalAttention(torch.autograd.Function):
         out_grad = gradients[0] if gradients[0].stride(3) == 1 else gradients[0].contiguous()
         found = kernels.causal_attention_backward(heads, out, log_sums, out_grad, ctx.scale, ctx.first_keys)
         return *found, None, None
+
+
+def _product_dtype(otherwise: torch.dtype = torch.float32) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else otherwise
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b; `total` is float32."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, out=total)  # not addmm_, which FLOP counters miss
+    else:
+        total += a @ b
 
 
 def _blocks(rows: Tensor) -> list[slice]:

@@ -1,9 +1,10 @@
-"""Layers for training on the compiled kernels (float32 on a CPU), swapped in by `prepare`."""
+"""Layers for training on the compiled kernels (float32 weights on a CPU), swapped in by `prepare`."""
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from . import fused
@@ -36,7 +37,7 @@ class RopeAttention(Attention):
 
     def split_rope(self, qkv: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         assert rope is not None
-        return fused.split_rope(qkv.float(), self.heads, self.kv_heads, *rope)
+        return fused.split_rope(qkv if qkv.dtype == torch.bfloat16 else qkv.float(), self.heads, self.kv_heads, *rope)
 
 
 class FusedAttention(RopeAttention, CausalAttention):

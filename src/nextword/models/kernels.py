@@ -1,7 +1,7 @@
 """Training's passes on the compiled kernels: RMSNorm, SwiGLU, rope, attention and cross-entropy; on the CPU.
 
-They take contiguous float32 tensors, attention also bfloat16 and strides, and use torch's threads. No result depends on
-the number of threads, nor on the processor's instruction set.
+They take contiguous tensors of float32 or, where it says so, bfloat16, attention also strides, and use torch's threads.
+They compute in float32. No result depends on the number of threads, nor on the processor's instruction set.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from torch import Tensor
 
 from ..native.bindings import library
 
+BOTH = (torch.float32, torch.bfloat16)
 
-def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMSNorm of x (rows, width), and each row's factor 1 / √(mean(x²) + eps), (rows,)."""
+
+def rms_norm_forward(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x (rows, width), as float32 or bfloat16, and each row's factor 1 / √(mean(x²) + eps), (rows,)."""
     rows, width = _rows(x, weight)
-    y, inverse = torch.empty_like(x), x.new_empty(rows)
+    y, inverse = torch.empty_like(x, dtype=dtype), x.new_empty(rows)
     library().nw_rms_norm(
-        x.data_ptr(), weight.data_ptr(), rows, width, eps, y.data_ptr(), inverse.data_ptr(), torch.get_num_threads()
-    )
+        x.data_ptr(), weight.data_ptr(), rows, width, eps, y.data_ptr(), _is_bfloat16(y), inverse.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
     return y, inverse
 
 
@@ -30,35 +35,41 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (into `dx`, if given) and of the weight from `dy`, which becomes the norm's output.
 
-    `residual_grad`, if given, is added to the first.
+    `dy` is float32 or bfloat16. `residual_grad`, if given, is added to the first.
     """
     dx = torch.empty_like(x) if dx is None else dx
-    rows, width = _rows(x, weight, dy, dx, *([] if residual_grad is None else [residual_grad]))
+    rows, width = _rows(x, weight, dx, *([] if residual_grad is None else [residual_grad]))
+    _check(dy, dtypes=BOTH)
+    if dy.shape != x.shape:
+        raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(dy.shape)}")
     sums = x.new_empty(library().nw_rms_norm_sums(rows, width), width)
     residual = None if residual_grad is None else residual_grad.data_ptr()
     library().nw_rms_norm_backward(
-        x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), residual, rows, width, dy.data_ptr(), dx.data_ptr(),
-        sums.data_ptr(), torch.get_num_threads(),
+        x.data_ptr(), weight.data_ptr(), inverse.data_ptr(), residual, rows, width, dy.data_ptr(),
+        _is_bfloat16(dy), dx.data_ptr(), sums.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return dx, sums[0].clone()
 
 
 def swiglu_forward(gates: Tensor) -> Tensor:
-    """silu(gate) up for gates = (gate, up) side by side: (rows, 2 width) → (rows, width)."""
-    rows, width = _rows(gates)
+    """silu(gate) up for gates = (gate, up) side by side: (rows, 2 width) → (rows, width), float32 or bfloat16."""
+    _check(gates, dtypes=BOTH)
+    rows, width = gates.shape
     h = gates.new_empty(rows, width // 2)
-    library().nw_swiglu(gates.data_ptr(), rows, width // 2, h.data_ptr(), torch.get_num_threads())
+    library().nw_swiglu(gates.data_ptr(), _is_bfloat16(gates), rows, width // 2, h.data_ptr(), torch.get_num_threads())
     return h
 
 
 def swiglu_backward(gates: Tensor, dh: Tensor) -> Tensor:
-    """The gradient of `gates` from `dh`, which becomes silu(gate) up."""
-    rows, width = _rows(gates)
-    if _rows(dh) != (rows, width // 2):
+    """The gradient of `gates` from `dh`, which becomes silu(gate) up; both float32 or both bfloat16."""
+    _check(gates, dtypes=BOTH)
+    _check(dh, dtypes=(gates.dtype,))
+    rows, width = gates.shape
+    if dh.shape != (rows, width // 2):
         raise ValueError(f"shapes do not fit: {tuple(gates.shape)} and {tuple(dh.shape)}")
     dx = torch.empty_like(gates)
     library().nw_swiglu_backward(
-        gates.data_ptr(), rows, width // 2, dh.data_ptr(), dx.data_ptr(), torch.get_num_threads()
+        gates.data_ptr(), _is_bfloat16(gates), rows, width // 2, dh.data_ptr(), dx.data_ptr(), torch.get_num_threads()
     )
     return dx
 
@@ -72,7 +83,7 @@ class _HeadRows(Structure):
     @classmethod
     def of(cls, x: Tensor) -> _HeadRows:
         """`x` (batch, time, heads, head_width), whose last dimension is contiguous."""
-        return cls(x.data_ptr(), x.dtype == torch.bfloat16, x.shape[2], *x.stride()[:3])
+        return cls(x.data_ptr(), _is_bfloat16(x), x.shape[2], *x.stride()[:3])
 
 
 class _RopeShape(Structure):
@@ -87,14 +98,21 @@ class _RopeShape(Structure):
 def rope(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> None:
     """Rotate the leading `rope_heads` heads of x (batch, time, heads, head_width) in place, as `rotary.rotate` does.
 
-    `cosine` and `sine` are contiguous (1 or batch, time, 1, rope_width).
+    x is float32 or bfloat16; `cosine` and `sine` are contiguous float32 (1 or batch, time, 1, rope_width).
     """
-    library().nw_rope(byref(_rope_shape(x, rope_heads, cosine, sine)), x.data_ptr(), torch.get_num_threads())
+    shape = _rope_shape(x, rope_heads, cosine, sine)
+    library().nw_rope(byref(shape), x.data_ptr(), _is_bfloat16(x), torch.get_num_threads())
 
 
 def rope_backward(gradients: Sequence[Tensor], cosine: Tensor, sine: Tensor) -> Tensor:
-    """The gradient of `rope`'s x from those of queries, keys and values, each (batch, time, its heads, head_width)."""
+    """The gradient of `rope`'s x from those of queries, keys and values, each (batch, time, its heads, head_width).
+
+    All are float32 or all bfloat16.
+    """
     rows = [gradient if gradient.stride(3) == 1 else gradient.contiguous() for gradient in gradients]
+    _check_rows(*rows)
+    if len({gradient.dtype for gradient in rows}) > 1:
+        raise ValueError(f"takes gradients of one type, not {[gradient.dtype for gradient in rows]}")
     queries, keys, values = rows
     batch, time, query_heads, width = queries.shape
     rope_heads = query_heads + keys.shape[2]
@@ -171,18 +189,22 @@ def _attention(
 def cross_entropy(logits: Tensor, targets: Tensor, ignored: int, gradient: bool) -> Tensor:
     """−ln softmax(logits)[target] of each row, 0 where the target is `ignored`: (rows, vocabulary), (rows,) → (rows,).
 
-    With `gradient` the logits' memory holds their gradient afterwards. Raises IndexError for a target out of range.
+    The logits are float32 or bfloat16; with `gradient` their memory holds their gradient afterwards. The losses are
+    float32. Raises IndexError for a target out of range.
     """
-    rows, width = _rows(logits)
+    _check(logits, dtypes=BOTH)
+    rows, width = logits.shape
     targets = targets.contiguous()
     kept = targets[targets != ignored]
     if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < width:
         raise IndexError(f"a target is outside the vocabulary of {width}")
-    losses = logits.new_empty(rows)
-    library().nw_cross_entropy(
-        logits.data_ptr(), targets.data_ptr(), rows, width, ignored, int(gradient), losses.data_ptr(),
-        torch.get_num_threads(),
+    losses = torch.empty(rows)
+    done = library().nw_cross_entropy(
+        logits.data_ptr(), _is_bfloat16(logits), targets.data_ptr(), rows, width, ignored, int(gradient),
+        losses.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+    if not done:
+        raise MemoryError("not enough memory for a row of logits")
     return losses
 
 
@@ -192,7 +214,8 @@ def _rope_shape(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> _Ro
     fits = cosine.shape == sine.shape == (angles, time, 1, rope_width) and angles in (1, batch) and rope_width <= width
     if not fits or rope_width % 2 or rope_heads > heads:
         raise ValueError(f"takes angles (1 or {batch}, {time}, 1, up to {width}), not {tuple(cosine.shape)}")
-    _check(x, cosine, sine)
+    _check(x, dtypes=BOTH)
+    _check(cosine, sine)
     stride = 0 if angles == 1 else time * rope_width
     return _RopeShape(batch, time, heads, rope_heads, width, rope_width, cosine.data_ptr(), sine.data_ptr(), stride)
 
@@ -200,15 +223,20 @@ def _rope_shape(x: Tensor, rope_heads: int, cosine: Tensor, sine: Tensor) -> _Ro
 def _check_rows(*tensors: Tensor) -> None:
     """Raise ValueError unless `_HeadRows.of` may be passed to a kernel."""
     for x in tensors:
-        if x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu or x.stride(3) != 1:
+        if x.dtype not in BOTH or not x.is_cpu or x.stride(3) != 1:
             raise ValueError(f"takes contiguous rows of float32 or bfloat16 on the CPU, not {x.dtype} on {x.device}")
 
 
-def _check(*tensors: Tensor) -> None:
+def _check(*tensors: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
     """Raise ValueError unless the tensor's address may be passed to a kernel."""
     for tensor in tensors:
-        if tensor.dtype != torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
-            raise ValueError(f"takes contiguous float32 on the CPU, not {tensor.dtype} on {tensor.device}")
+        if tensor.dtype not in dtypes or not tensor.is_cpu or not tensor.is_contiguous():
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ValueError(f"takes contiguous {names} on the CPU, not {tensor.dtype} on {tensor.device}")
+
+
+def _is_bfloat16(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
 
 
 def _rows(first: Tensor, *others: Tensor) -> tuple[int, int]:

@@ -22,13 +22,13 @@ from .transformer import MLP, Attention, Block, Transformer
 
 
 def prepare(
-    model: Model, mode: Mode, *, dropout: float = 0.0, recompute: Recompute = "none", autocast: bool = False,
+    model: Model, mode: Mode, *, dropout: float = 0.0, recompute: Recompute = "none",
     compiled: bool = False,
 ) -> Execution:  # fmt: skip
     """Switch `model` to the fastest way to compute it; returns it, and stores it as `model.execution`.
 
     mode: "train", or "eager" for plain PyTorch, as returned by `build`. The options are for training: the dropout rate,
-    which activations to recompute in the backward pass, and whether to run under 16-bit autocast and torch.compile.
+    which activations to recompute in the backward pass, and whether to run under torch.compile.
 
     Modules, parameters and names stay the same: only module classes change, as in PyTorch's `fully_shard`. Call it
     again after changing device, dtype, modules (adapters) or hooks.
@@ -36,7 +36,7 @@ def prepare(
     for module in model.modules():
         _become(module, EAGER_CLASSES.get(type(module), type(module)))
     model.set_regularization(dropout, recompute)
-    model.execution = _for_training(model, recompute, autocast, compiled) if mode == "train" else EAGER
+    model.execution = _for_training(model, recompute, compiled) if mode == "train" else EAGER
     return model.execution
 
 
@@ -45,14 +45,14 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
         module.__class__ = kind
 
 
-def _for_training(model: Model, recompute: Recompute, autocast: bool, compiled: bool) -> Execution:
+def _for_training(model: Model, recompute: Recompute, compiled: bool) -> Execution:
     if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
         return Execution("train", f"PyTorch ({_device_and_dtype(model)}{', compiled' * compiled})")
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     kept = [] if recompute == "selective" else blocks  # which looks for torch's products and attention, to keep them
-    whole = [] if autocast else [block for block in kept if _fusable(block)]  # fused products are in float32
+    whole = [block for block in kept if _fusable(block)]
     for block in kept:
-        _fuse_parts(model, block, autocast)
+        _fuse_parts(model, block)
     for block in whole:
         _become(block, FusedBlock)
     norms = [module for module in model.modules() if _is_rms_norm(module)]
@@ -62,14 +62,14 @@ def _for_training(model: Model, recompute: Recompute, autocast: bool, compiled: 
     return Execution("train", f"PyTorch with compiled CPU kernels, {what}")
 
 
-def _fuse_parts(model: Transformer, block: Block, autocast: bool) -> None:
+def _fuse_parts(model: Transformer, block: Block) -> None:
     attention, mlp = block.attention, block.mlp
     if is_unmodified(attention, Attention):
         rotated = model.rope_of(attention.layer) is not None and attention.qk_norm == "none"
         rope = rotated and is_unmodified(attention.qkv, Linear)
         causal = not attention.needs_mask and attention.head_width % 8 == 0 and attention.head_width <= WIDEST_HEAD
         _become(attention, _ATTENTION[rope, causal])
-    if not autocast and isinstance(mlp, MLP) and _fusable_mlp(mlp):
+    if isinstance(mlp, MLP) and _fusable_mlp(mlp):
         _become(mlp, FusedMLP)
 
 

@@ -68,7 +68,7 @@ static void rope_token(const attention *a, int64_t position, float *heads) {
     const float *cosine = a->rope.cosine + position * a->rope.width, *sine = a->rope.sine + position * a->rope.width;
     for (int64_t h = 0, half = a->rope.width / 2; h < a->heads + a->kv_heads; h++)
         if (a->rope.interleaved) rope_pairs(cosine, sine, half, heads + h * a->width);
-        else rope_head(cosine, sine, sine + half, half, NULL, heads + h * a->width);
+        else rope_head(cosine, sine, half, heads + h * a->width);
 }
 
 static void rope_and_store(const attention *a, const f32_kernels *kernels, int64_t token) {

@@ -20,12 +20,6 @@ typedef struct {
     _Atomic int failed;  // memory was short
 } causal_attention;
 
-// Items of a causal_attention: some queries of a head, the last queries first; all queries of a key head.
-typedef struct {
-    chunk_function forward, backward;
-} causal_kernels;
-#define CAUSAL_KERNELS {attend_chunk, attend_backward}
-
 #define ATTENTION_CHUNK 128  // queries of a work item of the forward pass
 
 // Output and log_sums; the gradients of queries, keys and values. On torch's threads; 0 if memory is short.

@@ -59,9 +59,16 @@ static inline uint16_t float_to_half(float value) {  // to nearest even
     return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
 }
 
-static inline uint16_t float_to_bfloat(float value) {  // to nearest even
+static inline float bfloat_to_float(uint16_t bfloat) {
+    uint32_t bits = (uint32_t)bfloat << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+static inline uint16_t float_to_bfloat(float value) {  // to nearest even; NaN stays NaN
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    if (value != value) return (uint16_t)(bits >> 16 | 64);  // still not a number
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 64;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
 }

@@ -1,6 +1,8 @@
 // Norms, activation functions and rotary positions on rows of float32: those of inference (layer_ops.c), and what the
 // loops of training share (elementwise.c), which run on torch's threads.
 #pragma once
+#include <stdatomic.h>
+
 #include "cpu.h"
 #include "pool.h"
 
@@ -29,17 +31,36 @@ void normalize_heads(const norm *n, float *x, int64_t rows, int64_t stride, int6
 // x (rows, width or 2 width), y (rows, width) elsewhere.
 void activate(activation_function f, int gated, const float *x, int64_t rows, int64_t width, float *y);
 
-// A loop over rows compiled for AVX2 and for any processor; the compiler makes vectors of it. Without contraction both
-// give the same bits.
+// A loop over rows compiled for float32 and for bfloat16, and for AVX2 and for any processor; the compiler makes vectors
+// of it. Without contraction all processors give the same bits.
 #if NW_X86
-#define COMPILED_TWICE(name)                                                                  \
-    AVX2 static void name##_avx2(void *job, int64_t chunk) { name##_rows(job, chunk); }       \
-    static void name##_portable(void *job, int64_t chunk) { name##_rows(job, chunk); }        \
-    static chunk_function name##_kernel(void) { return nw_level() ? name##_avx2 : name##_portable; }
+#define COMPILED(name)                                                                                      \
+    AVX2 static void name##_avx2(void *job, int64_t chunk) { name##_rows(job, chunk, 0); }                  \
+    AVX2 static void name##_bfloat_avx2(void *job, int64_t chunk) { name##_rows(job, chunk, 1); }           \
+    static void name##_portable(void *job, int64_t chunk) { name##_rows(job, chunk, 0); }                   \
+    static void name##_bfloat_portable(void *job, int64_t chunk) { name##_rows(job, chunk, 1); }            \
+    static chunk_function name##_kernel(int bfloat16) {                                                     \
+        if (nw_level()) return bfloat16 ? name##_bfloat_avx2 : name##_avx2;                                 \
+        return bfloat16 ? name##_bfloat_portable : name##_portable;                                         \
+    }
 #else
-#define COMPILED_TWICE(name) \
-    static chunk_function name##_kernel(void) { return name##_rows; }
+#define COMPILED(name)                                                                                      \
+    static void name##_float(void *job, int64_t chunk) { name##_rows(job, chunk, 0); }                      \
+    static void name##_bfloat(void *job, int64_t chunk) { name##_rows(job, chunk, 1); }                     \
+    static chunk_function name##_kernel(int bfloat16) { return bfloat16 ? name##_bfloat : name##_float; }
 #endif
+
+// Numbers `start` on of a tensor of either type.
+INLINE void *numbers_from(const void *x, int64_t start, const int bfloat16) {
+    return (char *)x + start * (bfloat16 ? 2 : 4);
+}
+INLINE float get(const void *x, int64_t i, const int bfloat16) {
+    return bfloat16 ? bfloat_to_float(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+}
+INLINE void put(void *x, int64_t i, float value, const int bfloat16) {
+    if (bfloat16) ((uint16_t *)x)[i] = float_to_bfloat(value);
+    else ((float *)x)[i] = value;
+}
 
 static inline int64_t chunks_of(int64_t rows, int64_t rows_a_chunk) { return (rows + rows_a_chunk - 1) / rows_a_chunk; }
 
@@ -73,16 +94,44 @@ INLINE float exp_f32(float x, const exp_range range) {
     return p * power.value;
 }
 
-// Rotary positions of a head, `in` to `out`, or in place where `in` is NULL:
-// (a, b) -> (a cos + b sin, b cos' + a sin'), signs being in the table (see models/rotary.py).
-// The backward pass is the transposed matrix: the two sines exchanged.
-INLINE void rope_head(const float *cosine, const float *sine_of_b, const float *sine_of_a, int64_t half, const float *in,
-                      float *out) {
-    float *restrict low = out, *restrict high = out + half;
-    const float *from_low = in ? in : low, *from_high = in ? in + half : high;
+// Rotary positions of a head in place: (a, b) -> (a cos + b sin, b cos' + a sin'), signs being in the table (see
+// models/rotary.py).
+INLINE void rope_head(const float *cosine, const float *sine, int64_t half, float *x) {
+    float *restrict low = x, *restrict high = x + half;
     for (int64_t i = 0; i < half; i++) {
-        float a = from_low[i], b = from_high[i];
-        low[i] = a * cosine[i] + b * sine_of_b[i];
-        high[i] = b * cosine[half + i] + a * sine_of_a[i];
+        const float a = low[i], b = high[i];
+        low[i] = a * cosine[i] + b * sine[i];
+        high[i] = b * cosine[half + i] + a * sine[half + i];
     }
 }
+
+// ---- training: passes over rows of float32 or bfloat16 (training_rows.inc)
+
+typedef struct {
+    const void *x;  // (rows, 2 width): gate and up
+    int64_t bfloat16, rows, width, rows_a_chunk;
+    void *y, *dx;
+} swiglu_job;
+
+typedef struct {
+    int64_t batch, time, heads, rope_heads, head_width, rope_width;
+    const float *cosine, *sine;
+    int64_t table_stride;  // from one batch row's angles to the next's, 0 where all stand at the same positions
+} rope_shape;
+
+typedef struct {
+    const rope_shape *shape;
+    const head_rows *gradients;
+    int64_t bfloat16, rows_a_chunk;
+    void *x;
+} rope_job;
+
+// -ln softmax(logits)[target] of each row, 0 where the target is `ignored`; with `gradient`, logits become theirs.
+typedef struct {
+    void *logits;
+    int64_t bfloat16;
+    const int64_t *targets;
+    int64_t rows, width, rows_a_chunk, ignored, gradient;
+    float *losses;
+    _Atomic int failed;  // memory was short
+} entropy_job;

@@ -9,6 +9,7 @@
 
 #include "attention.inc"
 #include "causal_attention.inc"
+#include "training_rows.inc"
 
 const f32_kernels kernels_avx2 = F32_KERNELS;
 #endif

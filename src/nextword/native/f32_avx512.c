@@ -1,4 +1,4 @@
-// Training's attention in AVX-512, with the same bits as in AVX2.
+// The kernels of training in AVX-512, with the same bits as in AVX2.
 #include "cpu.h"
 
 #if NW_X86
@@ -7,6 +7,7 @@
 #include "vector_f32.h"
 
 #include "causal_attention.inc"
+#include "training_rows.inc"
 
-const causal_kernels causal_avx512 = CAUSAL_KERNELS;
+const training_kernels training_avx512 = TRAINING_KERNELS;
 #endif

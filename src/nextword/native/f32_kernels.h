@@ -1,4 +1,4 @@
-// The float32 kernels of inference, compiled for each instruction set (f32_avx2.c, f32_neon.c, f32_portable.c).
+// The float32 kernels, compiled for each instruction set (f32_avx2.c, f32_neon.c, f32_portable.c).
 #pragma once
 #include "attention.h"
 #include "causal_attention.h"
@@ -37,6 +37,15 @@ INLINE int64_t tile_groups(int64_t width) {
 }
 INLINE int64_t tile_numbers(int64_t width) { return tile_groups(width) * 8 * padded_width(width); }
 
+// Of training, compiled for AVX-512 too (f32_avx512.c); each takes a chunk of its job.
+typedef struct {
+    // Some queries of a head, the last queries first; all queries of a key head.
+    chunk_function attend_chunk, attend_backward;
+    chunk_function swiglu, swiglu_backward, rope, rope_backward, entropy;
+} training_kernels;
+
+#define TRAINING_KERNELS {attend_chunk, attend_backward, swiglu, swiglu_backward, rope, rope_backward, entropy}
+
 typedef struct {
     // Converts a key into lane `lane` of its group of eight positions, or a value into its row.
     void (*store_key)(int64_t kv_type, const float *x, int64_t width, char *group, int64_t lane);
@@ -52,13 +61,14 @@ typedef struct {
     void (*soft_cap)(float *z, int64_t count, float cap);  // z = cap tanh(z / cap)
     // Units `from` to `to` of one sequence.
     void (*advance_units)(cell_kind kind, const gate_row *row, int64_t from, int64_t to);
-    causal_kernels causal;
+    training_kernels training;
 } f32_kernels;
 
 #define F32_KERNELS                                                                    \
     {                                                                                  \
         store_key, store_value, attend_to_split, add_partial, finish, normalize_row,   \
-        activate_row, soft_cap, advance_units, CAUSAL_KERNELS,                         \
+        activate_row, soft_cap, advance_units, TRAINING_KERNELS,                       \
     }
 
 const f32_kernels *find_f32_kernels(void);
+const training_kernels *find_training_kernels(void);

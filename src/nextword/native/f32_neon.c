@@ -7,6 +7,7 @@
 
 #include "attention.inc"
 #include "causal_attention.inc"
+#include "training_rows.inc"
 
 const f32_kernels kernels_neon = F32_KERNELS;
 #endif

@@ -6,11 +6,13 @@
 
 #include "attention.inc"
 #include "causal_attention.inc"
+#include "training_rows.inc"
 
 static const f32_kernels kernels_portable = F32_KERNELS;
 
 #if NW_X86
 extern const f32_kernels kernels_avx2;
+extern const training_kernels training_avx512;
 
 const f32_kernels *find_f32_kernels(void) { return nw_level() ? &kernels_avx2 : &kernels_portable; }
 #elif defined(__aarch64__)
@@ -20,3 +22,10 @@ const f32_kernels *find_f32_kernels(void) { return nw_level() ? &kernels_neon : 
 #else
 const f32_kernels *find_f32_kernels(void) { return &kernels_portable; }
 #endif
+
+const training_kernels *find_training_kernels(void) {
+#if NW_X86
+    if (nw_level() == LEVEL_AVX512_VNNI) return &training_avx512;
+#endif
+    return &find_f32_kernels()->training;
+}

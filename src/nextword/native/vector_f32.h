@@ -286,6 +286,7 @@ VECTOR fw fw_mul(fw a, fw b) { return _mm512_mul_ps(a, b); }
 VECTOR fw fw_fma(fw a, fw b, fw c) { return _mm512_fmadd_ps(a, b, c); }
 VECTOR fw fw_max(fw a, fw b) { return _mm512_max_ps(a, b); }
 VECTOR fw fw_min(fw a, fw b) { return _mm512_min_ps(a, b); }
+VECTOR fw fw_div(fw a, fw b) { return _mm512_div_ps(a, b); }
 VECTOR fw fw_zero_below(fw x, fw low, fw a) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), a);
 }
@@ -295,6 +296,18 @@ VECTOR fw fw_choose_below(fw x, fw limit, fw a, fw b) {
 VECTOR fw fw_power_of_two(fw shifted) {
     const __m512i bits = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)));
+}
+VECTOR fw fw_from_bfloat(const void *p) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+VECTOR void fw_store_bfloat(void *p, fw a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), quiet);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
 }
 DEFINE_EXP(fw)
 #else
@@ -310,4 +323,7 @@ typedef f8 fw;
 #define fw_max f8_max
 #define fw_choose_below f8_choose_below
 #define fw_exp f8_exp
+#define fw_div f8_div
+#define fw_from_bfloat f8_from_bfloat
+#define fw_store_bfloat f8_store_bfloat
 #endif

@@ -50,14 +50,13 @@ def activations(
     `width_bytes` is 4 in float32 and 2 with 16-bit matrix products. Recomputation "selective" recomputes everything
     except weight products: norms, rope, the MLP's inner product and a "plain" kernel's scores; "full" keeps each
     layer's input and recomputes one layer at a time. `fused`: training with nextword's compiled kernels, on a CPU,
-    which in float32 do not keep a norm's output, a gated product or a second copy of queries and keys, and with
-    16-bit products only no norm's normalised form. `adapted` models have adapters on their matrices, which run on
-    torch.
+    which do not keep a norm's output, a gated product or a second copy of queries and keys. `adapted` models have
+    adapters on their matrices, which run on torch: only norms' normalised forms are not kept.
     """
     if batch < 1 or context < 1:
         raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")
     sizes = {"tokens": batch * context, "a": width_bytes}
-    kernels = _Kernels(norms=fused and spec.norm == "rms", products=fused and width_bytes == 4 and not adapted)
+    kernels = _Kernels(norms=fused and spec.norm == "rms", products=fused and not adapted)
     last = _final_norm(spec, sizes, kernels)
     if spec.kind != "transformer":
         return Activations((_recurrent(spec, sizes), *last))

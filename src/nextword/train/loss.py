@@ -86,11 +86,10 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """The losses of a chunk and their gradient by the logits, in place if possible."""
+    if logits.is_cpu and type(logits) is Tensor and logits.dtype in kernels.BOTH and native.available():
+        return kernels.cross_entropy(logits, targets, IGNORED, wanted), logits if wanted else None
     values = logits.float()
-    if values.is_cpu and type(values) is Tensor and native.available():
-        loss = kernels.cross_entropy(values, targets, IGNORED, wanted)
-    else:
-        loss = _by_torch(values, targets, wanted)
+    loss = _by_torch(values, targets, wanted)
     return loss, values.to(logits.dtype) if wanted else None
 
 

@@ -44,7 +44,7 @@ def prepare(model: Model, train: TrainConfig, compiled: bool = False) -> None:
     """Prepare `model`, on its device and with its adapters, for training, with torch.compile if configured."""
     models.prepare(
         model, "train", dropout=train.dropout, recompute=train.recompute,
-        autocast=train.dtype in AUTOCAST_DTYPE, compiled=compiled,
+        compiled=compiled,
     )  # fmt: skip
 
 
