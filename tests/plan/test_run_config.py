@@ -76,6 +76,7 @@ BAD_OTHERWISE: dict[str, tuple[Any, ...]] = {
     "train.on_loss_spike": ("sometimes",),
     "run.device": (3,),
     "run.compile": ("yes",),
+    "run.follow_load": ("perhaps", 2),
     "run.sample_prompt": (3,),
     "run.tensorboard": (1,),
 }

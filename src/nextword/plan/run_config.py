@@ -131,6 +131,10 @@ class RunSettings:
 
     device: Annotated[str, "auto, cpu, cuda, cuda:1, ..."] = "auto"
     threads: Annotated[int, Count, "CPU threads; 0: the fastest measured"] = 0
+    follow_load: Annotated[
+        bool | None,
+        "use fewer threads while other programs run, if results stay the same; none: unless threads are given",
+    ] = None
     compile: Annotated[bool, "torch.compile: takes a minute, then faster on a GPU"] = False
     checkpoint_every: Annotated[
         Annotated[int, Count] | None, "steps; 0: at the end only; default: every 2 minutes, at least 10"

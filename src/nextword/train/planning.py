@@ -242,10 +242,12 @@ def _with_intervals(config: RunConfig, step_seconds: float, timed: StepTime | No
         return otherwise if value is None else value
 
     return config.with_run(
-        threads=run.threads or (timed.threads if timed else 0), checkpoint_every=chosen(run.checkpoint_every, every),
+        threads=run.threads or (timed.threads if timed else 0),
+        follow_load=not run.threads if run.follow_load is None else run.follow_load,
+        checkpoint_every=chosen(run.checkpoint_every, every),
         evaluate_every=chosen(run.evaluate_every, max(1, steps // _EVALUATIONS)),
         sample_every=chosen(run.sample_every, max(1, steps // _SAMPLES)),
-    )  # fmt: skip
+    )
 
 
 def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..base.cores import check_threads, cores
+from ..base.cores import check_threads
 from ..plan import RunConfig, flops
 from ..plan.run_config import TrainConfig
 from .learner import Learner
 from .lora import add_adapters
 from .loss_module import Placed, new_model
-from .threads import restored_threads
+from .threads import restored_threads, thread_counts
 
 _SECONDS_A_MICRO_BATCH = 1.0  # limit at half the peak, so that timing takes a few seconds
 
@@ -63,8 +63,7 @@ def time_steps(
     if device.type != "cpu":
         return _time(config, device, 0, seconds)
     check_threads(threads)
-    most = cores()
-    candidates = [threads] if threads else sorted({most, max(1, most // 2), 1}, reverse=True)
+    candidates = [threads] if threads else thread_counts()
     times = []
     for count in candidates:
         torch.set_num_threads(count)

@@ -29,11 +29,12 @@ from .evaluate import ValLoss, evaluate, final_val_tokens, val_windows
 from .learner import Learner
 from .lora import merge_adapters
 from .loss_guard import LossGuard
-from .loss_module import new_model, place
+from .loss_module import Placed, new_model, place
 from .memory import PeakMemory
 from .metrics import append_line, step_row
 from .run_dir import differences, resume_command, writing
 from .schedules import learning_rate
+from .threads import ThreadFollower, thread_counts
 
 MOST_REWINDS = 5
 _LAST_STEPS = 20  # averaged for a report's training loss
@@ -100,6 +101,8 @@ class Trainer:
         self.windows = Windows(data.train, train.context, train.seed, train.packing, train.mask_documents)
         self._make_model = make_model or (lambda resumed: new_model(config))
         self._restored = self.stopping = False
+        self._follower = self._new_follower()
+        self._alike = {self.started.threads}  # numbers of threads with the same results
         self.deadline = Deadline(train.minutes * 60 or None)
 
     def _check(self) -> None:
@@ -115,6 +118,14 @@ class Trainer:
             )
         if self.config.run.compile:
             compile.check(self.device, train.dtype)
+
+    def _new_follower(self) -> ThreadFollower | None:
+        """None where the number of threads is fixed. Recurrent models' sums depend on it."""
+        threads = self.started.after(self.changes).threads
+        follows = self.config.run.follow_load and threads == self.started.threads and self.process.world == 1
+        if not follows or not threads or self.device.type != "cpu" or self.config.spec.kind != "transformer":
+            return None
+        return ThreadFollower(thread_counts(), threads)
 
     def train(self, until: int | None = None) -> Outcome:
         """Train from the newest checkpoint, or from the beginning, to step `until` or the run's end.
@@ -270,6 +281,8 @@ class Trainer:
         data_seconds = time.perf_counter() - start
         rate = learning_rate(train, schedule_step(self.progress.step, self._cuts)) * settings.learning_rate_scale
         self.learner.set_learning_rate(rate)
+        if self._follower is not None and self._follower.trial is not None:
+            self._check_trial(batch, self._follower)
         if train.dropout:
             torch.manual_seed(_dropout_seed(train.seed, position, process.rank))
         loss, counted = self._gradients(batch)
@@ -286,14 +299,33 @@ class Trainer:
         self.progress.seconds += seconds
         self.progress.data_seconds += data_seconds
         self.progress.tokens += counted
+        if self._follower is not None and (said := self._follower.ran(seconds)):
+            self.listener.on_message(f"step {step.step:,}: {said}")
         return replace(step, seconds=seconds)
 
     def _settings(self) -> Settings:
         """The settings at this step. Also sets the number of threads, which affects the last bits."""
         settings = self.started.after(self.changes, self.progress.step)
-        if settings.threads and self.device.type == "cpu" and torch.get_num_threads() != settings.threads:
-            torch.set_num_threads(settings.threads)
+        threads = settings.threads if self._follower is None else self._follower.next
+        if threads and self.device.type == "cpu" and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         return settings
+
+    def _check_trial(self, batch: Placed, follower: ThreadFollower) -> None:
+        """Before other threads are used for the first time: let the batch's gradients be the same, to the bit."""
+        trial, digests = follower.next, []
+        if trial in self._alike:
+            return
+        for threads in (follower.threads, trial):
+            torch.set_num_threads(threads)
+            if self.config.train.dropout:
+                torch.manual_seed(self.config.train.seed)
+            digests.append(self.learner.digest(batch))
+        if digests[0] == digests[1]:
+            self._alike.add(trial)
+        else:
+            follower.forbid(trial)
+            self._settings()
 
     def _gradients(self, batch: Any) -> tuple[float, int]:
         """Mean loss over the tokens of all processes; its gradients are stored in the parameters."""
