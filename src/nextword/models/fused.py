@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from . import kernels
 
 Gradients = tuple[Tensor | None, ...]
-BLOCK = 1024  # rows per MLP pass: few enough for the cache, enough for efficient matrix products
+BLOCK = 1024  # rows of float32 per MLP pass: few enough for the cache, enough for efficient matrix products
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -143,12 +143,20 @@ class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
         rows, dtype = _rows(x), _product_dtype()
-        gates, inverse, y = rows.new_empty(len(rows), len(up), dtype=dtype), rows.new_empty(len(rows)), rows.clone()
+        gates, inverse, y = (
+            rows.new_empty(len(rows), len(up), dtype=dtype),
+            rows.new_empty(len(rows)),
+            torch.empty_like(rows),
+        )
         to_gates, to_y = up.to(dtype).t(), down.to(dtype).t()
-        for block in _blocks(rows):
+        for block in _blocks(rows, dtype):
             normed, inverse[block] = kernels.rms_norm_forward(rows[block], gain, eps, dtype)
             torch.mm(normed, to_gates, out=gates[block])
-            _add_product(y[block], kernels.swiglu_forward(gates[block]), to_y)
+            h = kernels.swiglu_forward(gates[block])
+            if dtype == rows.dtype:
+                torch.addmm(rows[block], h, to_y, out=y[block])
+            else:
+                torch.add(rows[block], h @ to_y, out=y[block])
         ctx.save_for_backward(x, gain, up, down, gates, inverse)
         return y.view(x.shape)
 
@@ -157,18 +165,17 @@ class _GatedMLP(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         x, gain, up, down, gates, inverse = ctx.saved_tensors
         rows, residual_grad = _rows(x), _rows(gradients[0])
-        dx, dgain, dup, ddown = (torch.zeros_like(tensor) for tensor in (rows, gain, up, down))
+        dx, dgain, dup, ddown = torch.empty_like(rows), torch.zeros_like(gain), None, None
         up, down = up.to(gates.dtype), down.to(gates.dtype)
-        for block in _blocks(rows):
+        for block in _blocks(rows, gates.dtype):
             dy = residual_grad[block].to(gates.dtype)
             buffer = dy @ down  # the gradient of the gated product, and then that product
             dgates = kernels.swiglu_backward(gates[block], buffer)
-            _add_product(ddown, dy.t(), buffer)
+            ddown = _add_product(ddown, dy.t(), buffer)
             buffer = dgates @ up  # the gradient of the normed input, and then that
-            dgain += kernels.rms_norm_backward(
-                rows[block], gain, inverse[block], residual_grad[block], buffer, dx[block]
-            )[1]
-            _add_product(dup, dgates.t(), buffer)
+            normed = rows[block], gain, inverse[block]
+            dgain += kernels.rms_norm_backward(*normed, residual_grad[block], buffer, dx[block])[1]
+            dup = _add_product(dup, dgates.t(), buffer)
         return dx.view(x.shape), dgain, None, dup, ddown
 
 
@@ -213,16 +220,18 @@ def _product_dtype(otherwise: torch.dtype = torch.float32) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else otherwise
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; `total` is float32."""
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """`total`, in float32 and 0 if None, + a @ b."""
+    if total is None:
+        return (a @ b).float()
     if a.dtype == total.dtype:
-        torch.addmm(total, a, b, out=total)  # not addmm_, which FLOP counters miss
-    else:
-        total += a @ b
+        return torch.addmm(total, a, b, out=total)  # not addmm_, which FLOP counters miss
+    return total.add_(a @ b)
 
 
-def _blocks(rows: Tensor) -> list[slice]:
-    return [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
+def _blocks(rows: Tensor, dtype: torch.dtype) -> list[slice]:
+    size = BLOCK * 4 // dtype.itemsize
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
 def _rows(x: Tensor) -> Tensor:

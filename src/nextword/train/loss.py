@@ -13,6 +13,8 @@ from ..data import IGNORED
 from ..models import kernels
 from ..plan.training import CHUNK
 
+_TOKENS_AT_A_TIME = 8192  # of a product that is as large as the head
+
 
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Σ −ln p(target) in nats over the targets that are not `IGNORED`; divide by their number at the end.
@@ -55,7 +57,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 left = left.to(matrix.dtype)
             loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
             to_hidden = torch.empty_like(left) if by[0] else None
-            to_weight: Tensor | None = None
+            make = torch.empty_like if len(left) else torch.zeros_like
+            to_weight = make(weight, dtype=torch.float32) if by[1] else None  # sums of many chunks stay exact
             for start in range(0, left.shape[0], CHUNK):
                 rows = slice(start, start + CHUNK)
                 logits = left[rows] @ matrix.t()  # (chunk, vocabulary)
@@ -63,16 +66,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 loss += losses.sum()
                 if to_hidden is not None and gradient is not None:
                     torch.mm(gradient, matrix, out=to_hidden[rows])
-                if by[1] and gradient is not None:
-                    to_weight = (
-                        gradient.t() @ left[rows]
-                        if to_weight is None
-                        else to_weight.addmm_(gradient.t(), left[rows])
-                        if dtype is None
-                        else to_weight.add_(gradient.t() @ left[rows])
-                    )
-                    if to_weight.dtype != torch.float32 and weight.dtype == torch.float32:
-                        to_weight = to_weight.float()  # sums of many chunks stay exact
+                if to_weight is not None and gradient is not None:
+                    _add_products(to_weight, gradient, left[rows], first=start == 0)
         gradients_of = ((to_hidden, hidden), (to_weight, weight))
         ctx.save_for_backward(*(None if tensor is None else tensor.to(of.dtype) for tensor, of in gradients_of))
         return loss
@@ -80,8 +75,21 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight = ctx.saved_tensors
-        scaled = (None if tensor is None else tensor * gradients[0] for tensor in (to_hidden, to_weight))
-        return *scaled, None, None, None
+        scaled = (None if tensor is None else tensor.mul_(gradients[0]) for tensor in (to_hidden, to_weight))
+        return *scaled, None, None, None  # in place, for the weight's is large; a second pass is refused by torch
+
+
+def _add_products(total: Tensor, gradient: Tensor, hidden: Tensor, first: bool) -> None:
+    """total (vocabulary, width) += gradient.T @ hidden, or = for the first chunk; some tokens at a time."""
+    for start in range(0, len(total), _TOKENS_AT_A_TIME):
+        tokens = slice(start, start + _TOKENS_AT_A_TIME)
+        part, left = total[tokens], gradient[:, tokens].t()
+        if hidden.dtype == total.dtype:
+            torch.addmm(part, left, hidden, beta=int(not first), out=part)
+        elif first:
+            part.copy_(left @ hidden)
+        else:
+            part.add_(left @ hidden)
 
 
 def _softmax_minus_one_hot(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
