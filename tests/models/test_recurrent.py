@@ -15,6 +15,7 @@ from nextword.engine import Engine, Request, SamplingParams, ScoreRequest, StopC
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, sample
 from nextword.models import Recurrent, build, prepare
 from nextword.models.backend import TorchBackend
+from nextword.models.recurrent import CELLS
 from nextword.plan import parameters
 from nextword.spec import ModelKind, ModelSpec
 from paged import Paged
@@ -95,6 +96,40 @@ def test_packed_documents_do_not_hear_each_other_and_the_first_continues_its_row
             torch.testing.assert_close(found[row, start:end], expected, **TIGHT)
         expected = plain_logits(model, torch.cat((tokens[row, bounds[-2] :], after[row]))[None])[0, -2:]
         torch.testing.assert_close(went_on[row], expected, **TIGHT)
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_training_computes_what_torch_does_in_float64(kind: ModelKind, layers: int) -> None:
+    torch.manual_seed(0)
+    made = cast(Recurrent, build(spec_of(kind, layers=layers)))
+    for parameter in made.recurrent.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    plain = PLAIN[kind](24, 24, layers, batch_first=True).double()
+    plain.load_state_dict(made.recurrent.state_dict())
+    prepare(made, "train")
+    assert type(made.recurrent) is not CELLS[kind]
+    x, hidden = torch.randn(5, 33, 24, requires_grad=True), torch.randn(layers, 5, 24, requires_grad=True)
+    results = []
+    for module, inputs in ((made.recurrent, (x, hidden)), (plain, (x.double(), hidden.double()))):
+        out, after = module(*inputs)
+        weighed = (out * torch.linspace(-1, 2, out.numel()).view_as(out)).sum() + after.square().sum()
+        results.append([out, after, *torch.autograd.grad(weighed, [x, hidden, *module.parameters()])])
+    for ours, exact in zip(*results, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_training_uses_torch_in_16_bits_and_for_packed_documents() -> None:
+    made = cast(Recurrent, build(spec_of("gru")))
+    tokens, documents = tokens_of(2, 10), torch.tensor([[0] * 4 + [1] * 6, [7] * 2 + [8] * 8])
+    found = []
+    for mode in ("eager", "train"):
+        prepare(made, mode)  # type: ignore[arg-type]
+        packed = made.hidden(tokens, documents).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append((packed, made.hidden(tokens).detach()))
+    assert all(torch.equal(eager, trained) for eager, trained in zip(*found, strict=True))
 
 
 def test_gradients_end_where_a_state_was_detached(model: Recurrent) -> None:

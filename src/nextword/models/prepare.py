@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import native
 from ..plan.compute import Recompute
+from .fused_recurrent import EAGER_CELLS
 from .kernel_layers import (
     EAGER_CLASSES,
     CausalAttention,
@@ -18,6 +19,7 @@ from .kernel_layers import (
 )
 from .layers import Linear, Norm
 from .model import EAGER, Execution, Mode, Model
+from .recurrent import Recurrent
 from .transformer import MLP, Attention, Block, Transformer
 
 
@@ -34,7 +36,7 @@ def prepare(
     again after changing device, dtype, modules (adapters) or hooks.
     """
     for module in model.modules():
-        _become(module, EAGER_CLASSES.get(type(module), type(module)))
+        _become(module, (EAGER_CLASSES | EAGER_CELLS).get(type(module), type(module)))
     model.set_regularization(dropout, recompute)
     model.execution = _for_training(model, recompute, compiled) if mode == "train" else EAGER
     return model.execution
@@ -46,6 +48,10 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def _for_training(model: Model, recompute: Recompute, compiled: bool) -> Execution:
+    if isinstance(model, Recurrent) and not compiled and _readable_everywhere(model):
+        for fused, eager in EAGER_CELLS.items():
+            if is_unmodified(model.recurrent, eager):
+                _become(model.recurrent, fused)
     if compiled or not isinstance(model, Transformer) or not _fits_kernels(model):
         return Execution("train", f"PyTorch ({_device_and_dtype(model)}{', compiled' * compiled})")
     blocks = [block for block in model.blocks if isinstance(block, Block)]
@@ -113,8 +119,13 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _fits_kernels(model: Model) -> bool:
-    """Whether the compiled kernels are available and can read the model: float32 on a CPU."""
-    return native.available() and model.dtype == torch.float32 and all(map(_readable, model.parameters()))
+    """Whether the compiled kernels are available and can read the model."""
+    return native.available() and _readable_everywhere(model)
+
+
+def _readable_everywhere(model: Model) -> bool:
+    """Whether the model is float32 on a CPU."""
+    return model.dtype == torch.float32 and all(map(_readable, model.parameters()))
 
 
 def _readable(tensor: Tensor) -> bool:

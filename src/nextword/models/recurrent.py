@@ -70,16 +70,16 @@ class _Initialised(nn.RNNBase):
                     parameter[self.hidden_size : 2 * self.hidden_size] = 1.0
 
 
-class _RNN(_Initialised, nn.RNN): ...
+class RNN(_Initialised, nn.RNN): ...
 
 
-class _LSTM(_Initialised, nn.LSTM): ...
+class LSTM(_Initialised, nn.LSTM): ...
 
 
-class _GRU(_Initialised, nn.GRU): ...
+class GRU(_Initialised, nn.GRU): ...
 
 
-CELLS: dict[str, type[_RNN] | type[_LSTM] | type[_GRU]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
+CELLS: dict[str, type[RNN] | type[LSTM] | type[GRU]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 
 class Recurrent(Model):
