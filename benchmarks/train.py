@@ -34,7 +34,7 @@ from itertools import product
 from typing import Any
 
 LEARNING = 200  # steps of the comparison of losses
-Step = Callable[[], float]
+Step = Callable[[Any], float]  # takes a batch (rows, context + 1), returns the mean loss
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,18 @@ PEERS = ("nanoGPT", "nanoGPT compiled", "transformers", "transformers compiled")
 SYSTEMS = ("nextword", *PEERS, *(f"{who} {kind}" for kind in RECURRENT for who in ("nextword", "torch.nn")))
 
 
-def tokens(vocabulary: int, rows: int, context: int) -> Any:
-    """Rows of a text that repeats, so that there is something to learn."""
+def tokens(vocabulary: int, rows: int, context: int, number: int = 0) -> Any:
+    """Batch `number` of a text in which each token is followed by one of 64 others, by Zipf's law: 3.4 nats a token."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(0, vocabulary, (4000,), generator=generator).repeat(20)
-    starts = torch.randint(0, 70_000, (rows,), generator=generator)
-    return torch.stack([text[start : start + context + 1] for start in starts])
+    followers = torch.randint(0, vocabulary, (vocabulary, 64), generator=generator)
+    generator.manual_seed(number + 1)
+    choices = torch.multinomial(1 / torch.arange(1.0, 65), rows * context, True, generator=generator)
+    text = [torch.randint(0, vocabulary, (rows,), generator=generator)]
+    for chosen in choices.view(context, rows):
+        text.append(followers[text[-1], chosen])
+    return torch.stack(text, 1)
 
 
 # ---- nextword
@@ -97,10 +101,9 @@ def nextword_step(spec: Any, rows: int, precision: str) -> Step:
     )  # fmt: skip
     config = RunConfig(ModelConfig(spec=spec), train=train)
     learner = Learner(config, new_model(config), torch.device("cpu"))
-    batch = tokens(spec.vocabulary, rows, spec.context)
-    placed = Placed(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), None)
 
-    def step() -> float:
+    def step(batch: Any) -> float:
+        placed = Placed(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), None)
         nats = learner.backward(placed, placed.inputs.numel())
         learner.clip()
         learner.update()
@@ -127,15 +130,15 @@ def recurrent_spec(kind: str) -> Any:
 # ---- peers
 
 
-def plain_step(model: Any, logits: Callable[[Any], Any], batch: Any, precision: str) -> Step:
+def plain_step(model: Any, logits: Callable[[Any], Any], precision: str) -> Step:
     """A step as the peers' own training scripts do it."""
     import torch
     import torch.nn.functional as F
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
-    def step() -> float:
+    def step(batch: Any) -> float:
+        inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             loss = F.cross_entropy(logits(inputs).flatten(0, 1), targets.flatten())
         loss.backward()
@@ -245,8 +248,8 @@ class Work:
     steps: int
     learn: bool = False
 
-    def build(self) -> tuple[Step, float, int]:
-        """The step, FLOPs a token, tokens a step."""
+    def build(self) -> tuple[Step, float, tuple[int, int, int]]:
+        """The step, FLOPs a token, vocabulary, rows and context of a batch."""
         import torch
 
         torch.manual_seed(0)
@@ -259,17 +262,16 @@ class Work:
                 step = nextword_step(spec, ROWS, self.precision)
             else:
                 model = torch_recurrent(spec)
-                step = plain_step(model, model, tokens(VOCABULARY, ROWS, CONTEXT), self.precision)
-            return step, flops(spec).per_token, ROWS * CONTEXT
+                step = plain_step(model, model, self.precision)
+            return step, flops(spec).per_token, (VOCABULARY, ROWS, CONTEXT)
         shape = SHAPES[self.shape]
         if who == "nextword":
             step = nextword_step(transformer_spec(shape), shape.rows, self.precision)
         else:
             model = (nanogpt if who == "nanoGPT" else llama)(shape)
             logits = torch.compile(model) if rest else model
-            batch = tokens(shape.vocabulary, shape.rows, shape.context)
-            step = plain_step(model, logits, batch, self.precision)
-        return step, shape.flops, shape.rows * shape.context
+            step = plain_step(model, logits, self.precision)
+        return step, shape.flops, (shape.vocabulary, shape.rows, shape.context)
 
 
 def worker(work: Work) -> dict[str, float]:
@@ -285,13 +287,14 @@ def worker(work: Work) -> dict[str, float]:
     native.set_threads(work.threads)
     keep_freed_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step, flops, count = work.build()
+    step, flops, size = work.build()
     if work.learn:
-        losses = [step() for _ in range(LEARNING)]
+        losses = [step(tokens(*size, number)) for number in range(LEARNING)]
         return {"loss": sum(losses[-10:]) / 10}
+    batch, count = tokens(*size), size[1] * size[2]
     for _ in range(3):
-        step()
-    seconds = statistics.median(_timed(step) for _ in range(work.steps))
+        step(batch)
+    seconds = statistics.median(_timed(lambda: step(batch)) for _ in range(work.steps))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     left = torch.randn(2048, 2048)
     matmul = min(_timed(lambda: left @ left) for _ in range(8))
