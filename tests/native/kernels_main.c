@@ -78,6 +78,32 @@ static void check_causal_attention(const char *name, int64_t bfloat16) {
     report("  its gradients", grads, (size_t)(TIME * ROWS * WIDTH * size));
 }
 
+// Training's passes over rows; declared as in elementwise.c and cross_entropy.c.
+void nw_swiglu(const void *, int, int64_t, int64_t, void *, int);
+void nw_swiglu_backward(const void *, int, int64_t, int64_t, void *, void *, int);
+void nw_rope(const rope_shape *, void *, int, int);
+int nw_cross_entropy(void *, int, const int64_t *, int64_t, int64_t, int64_t, int, float *, int);
+
+static void check_training_rows(const char *name, int bfloat16) {
+    enum { ROWS = 9, WIDTH = 85, HEADS = 5, HEAD_WIDTH = 34 };
+    static float x[ROWS * 2 * WIDTH], h[ROWS * WIDTH], dx[ROWS * 2 * WIDTH], angles[2 * ROWS * HEAD_WIDTH], losses[ROWS];
+    int64_t targets[ROWS];
+    const size_t size = bfloat16 ? 2 : 4;
+    fill(x, ROWS * 2 * WIDTH);
+    fill(angles, 2 * ROWS * HEAD_WIDTH);
+    for (int64_t i = 0; i < ROWS; i++) targets[i] = 7 * i;
+    for (int64_t i = 0; bfloat16 && i < ROWS * 2 * WIDTH; i++) ((uint16_t *)(void *)x)[i] = float_to_bfloat(x[i]);
+    nw_swiglu(x, bfloat16, ROWS, WIDTH, h, 1);
+    report(name, h, ROWS * WIDTH * size);
+    nw_swiglu_backward(x, bfloat16, ROWS, WIDTH, h, dx, 1);
+    report("  its gradient", dx, ROWS * 2 * WIDTH * size);
+    const rope_shape shape = {1, ROWS, HEADS, 3, HEAD_WIDTH, HEAD_WIDTH, angles, angles + ROWS * HEAD_WIDTH, 0};
+    nw_rope(&shape, x, bfloat16, 1);
+    report("  rope", x, ROWS * 2 * WIDTH * size);
+    if (!nw_cross_entropy(x, bfloat16, targets, ROWS, 2 * WIDTH, 14, 1, losses, 1)) return;
+    report("  gradient of cross-entropy", x, ROWS * 2 * WIDTH * size);
+}
+
 static void check_layer_ops(void) {
     enum { ROWS = 3, WIDTH = 83 };
     static float x[ROWS * 2 * WIDTH], weight[WIDTH], bias[WIDTH], y[ROWS * WIDTH];
@@ -120,6 +146,8 @@ int main(int count, char **arguments) {
     check_attention("attention, q8_0", Q8_0, 0, 1);
     check_causal_attention("causal attention, float32", 0);
     check_causal_attention("causal attention, bfloat16", 1);
+    check_training_rows("swiglu, float32", 0);
+    check_training_rows("swiglu, bfloat16", 1);
     check_layer_ops();
     for (int64_t batch = 1; batch <= 12; batch += 11) {
         check_multiply("float32 product", F32, batch);
