@@ -1,6 +1,7 @@
 """A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp|hybrid] [--until N].
 
---every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is done and written down.
+--recompute selective|full; --every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is
+done and written down.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
     run = run_of(kind, data.vocabulary, steps).with_train(shard=option("--shard", "none"))  # type: ignore[arg-type]
     if "--shard" in sys.argv:  # dropout differs from process to process
         run = run.with_train(dropout=0.0, micro_batch=2)
+    run = run.with_train(recompute=option("--recompute", "none"))
     run = run.with_run(checkpoint_every=int(option("--every", "10")))
     trainer = Trainer(run, data, folder, Killer(int(option("--kill-at", "-1"))))
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data

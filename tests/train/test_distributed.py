@@ -12,6 +12,7 @@ from nextword.data import Dataset
 from nextword.train.metrics import read_metrics
 
 STEPS, HALF = 20, 10
+RECOMPUTE = ("selective", "full")
 WORLD = {"none": 1, "ddp": 2, "fsdp": 2, "hybrid": 4}  # processes of each kind; hybrid: two machines of two
 
 
@@ -37,9 +38,14 @@ def folders(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
             codes = run_together(WORLD[shard], *lines, machine=2 if shard == "hybrid" else 0)
             assert codes == [0] * WORLD[shard]
 
-    train({shard: [job(shard, shard, "--until", str(HALF))] for shard in WORLD} | {
-        "none": [job("alone", "none"), job("none", "none", "--until", str(HALF))]
-    })  # fmt: skip
+    def half(folder: str, shard: str, *extra: str) -> list[str]:
+        return job(folder, shard, "--until", str(HALF), *extra)
+
+    def halves(shard: str) -> list[list[str]]:
+        recomputed = [half(f"{shard}-{name}", shard, "--recompute", name) for name in RECOMPUTE]
+        return [half(shard, shard), *recomputed]
+
+    train({shard: halves(shard) for shard in WORLD} | {"none": [job("alone", "none"), *halves("none")]})
     for first in WORLD:
         for second in WORLD:
             shutil.copytree(root / first, root / f"{first}-{second}")
@@ -47,19 +53,30 @@ def folders(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("shard", WORLD)
-def test_processes_have_the_losses_and_gradients_of_one(shard: str, folders: Path) -> None:
-    run, alone = folders / f"{shard}-{shard}", folders / "alone"
-    assert numbers(run, "gradient_norm") == pytest.approx(numbers(alone, "gradient_norm"), rel=1e-4)
-    assert numbers(run, "tokens") == numbers(alone, "tokens")
-    last = evaluations(alone)[-1]
-    assert evaluations(run)[-1] == {key: pytest.approx(value, abs=1e-5) for key, value in last.items()}
+def furthest(folders: Path, name: str) -> float:
+    """The largest difference of a run's losses from those of one process's undisturbed run."""
+    losses, alone = numbers(folders / name, "loss"), numbers(folders / "alone", "loss")
+    assert len(losses) in (HALF, STEPS)
+    return max(abs(loss - wanted) for loss, wanted in zip(losses, alone, strict=False))
 
 
-@pytest.mark.parametrize("second", WORLD)
-@pytest.mark.parametrize("first", WORLD)
-def test_a_run_goes_on_with_other_processes_and_shards(first: str, second: str, folders: Path) -> None:
-    losses = numbers(folders / f"{first}-{second}", "loss")
-    assert len(losses) == STEPS
-    assert losses == pytest.approx(numbers(folders / "alone", "loss"), abs=1e-5)
-    assert len(numbers(folders / first, "loss")) == HALF
+def test_processes_have_the_losses_and_gradients_of_one(folders: Path) -> None:
+    alone = folders / "alone"
+    for shard in WORLD:
+        run = folders / f"{shard}-{shard}"
+        assert numbers(run, "gradient_norm") == pytest.approx(numbers(alone, "gradient_norm"), rel=1e-4)
+        assert numbers(run, "tokens") == numbers(alone, "tokens")
+        last = evaluations(alone)[-1]
+        assert evaluations(run)[-1] == {key: pytest.approx(value, abs=1e-5) for key, value in last.items()}
+
+
+def test_recomputed_activations_give_the_same_losses(folders: Path) -> None:
+    differences = {(shard, name): furthest(folders, f"{shard}-{name}") for shard in WORLD for name in RECOMPUTE}
+    assert differences == dict.fromkeys(differences, pytest.approx(0, abs=1e-5))
+
+
+def test_a_run_goes_on_with_other_processes_and_shards(folders: Path) -> None:
+    differences = {(first, second): furthest(folders, f"{first}-{second}") for first in WORLD for second in WORLD}
+    assert differences == dict.fromkeys(differences, pytest.approx(0, abs=1e-5))
+    assert len(numbers(folders / "ddp", "loss")) == HALF
+    assert len(numbers(folders / "ddp-hybrid", "loss")) == STEPS
