@@ -1,7 +1,7 @@
 """A small run in processes of its own: KIND FOLDER DATA STEPS [--lose-position] [--shard ddp|fsdp|hybrid] [--until N].
 
 --recompute selective|full; --every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is
-done and written down.
+done and written down; --kill-writing N: while the checkpoint of step N is written and two more steps are done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from configs import config_of
@@ -17,7 +19,9 @@ from configs import config_of
 from nextword.data import open_dataset
 from nextword.plan import RunConfig
 from nextword.spec import ModelSpec
+from nextword.train import checkpoint
 from nextword.train.callbacks import Callbacks, TrainStep
+from nextword.train.metrics import read_metrics
 from nextword.train.trainer import Trainer
 
 
@@ -42,6 +46,20 @@ def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
     )  # fmt: skip
 
 
+def kill_while_writing(step: int, folder: Path) -> None:
+    """Have this process end before it completes the checkpoint of `step`, once training is two steps further."""
+    seal = checkpoint._seal
+
+    def killed(working: Path, state: dict[str, Any]) -> None:
+        while state["step"] == step:
+            if max(row["step"] for row in read_metrics(folder)) > step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+        seal(working, state)
+
+    checkpoint._seal = killed
+
+
 def option(name: str, default: str) -> str:
     """The argument after `name`."""
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
@@ -55,6 +73,8 @@ def main() -> None:
         run = run.with_train(dropout=0.0, micro_batch=2)
     run = run.with_train(recompute=option("--recompute", "none"))
     run = run.with_run(checkpoint_every=int(option("--every", "10")))
+    if "--kill-writing" in sys.argv:
+        kill_while_writing(int(option("--kill-writing", "")), folder)
     trainer = Trainer(run, data, folder, Killer(int(option("--kill-at", "-1"))))
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
         restore = trainer.restore

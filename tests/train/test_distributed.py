@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,13 @@ def folders(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return [half(shard, shard), *recomputed]
 
     train({shard: halves(shard) for shard in WORLD} | {"none": [job("alone", "none"), *halves("none")]})
+    writing = job("killed", "fsdp", "--every", "5", "--kill-writing", "10")
+    assert run_together(2, writing) == [-signal.SIGKILL, 1]
     for first in WORLD:
         for second in WORLD:
             shutil.copytree(root / first, root / f"{first}-{second}")
-    train({second: [job(f"{first}-{second}", second) for first in WORLD] for second in WORLD})
+    continued = {second: [job(f"{first}-{second}", second) for first in WORLD] for second in WORLD}
+    train(continued | {"fsdp": [*continued["fsdp"], job("killed", "fsdp")]})
     return root
 
 
@@ -80,3 +84,13 @@ def test_a_run_goes_on_with_other_processes_and_shards(folders: Path) -> None:
     assert differences == dict.fromkeys(differences, pytest.approx(0, abs=1e-5))
     assert len(numbers(folders / "ddp", "loss")) == HALF
     assert len(numbers(folders / "ddp-hybrid", "loss")) == STEPS
+
+
+def test_a_run_killed_while_a_checkpoint_is_written_and_training_goes_on_is_continued_to_the_bit(folders: Path) -> None:
+    steps = [row["step"] for row in read_metrics(folders / "killed") if "loss" in row]
+    begun_again = steps.index(5, 6)
+    assert steps[:begun_again] == list(range(begun_again))  # beyond step 10, whose checkpoint was being written
+    assert begun_again > 11
+    assert steps[begun_again:] == list(range(5, STEPS))
+    assert numbers(folders / "killed", "loss") == numbers(folders / "fsdp-fsdp", "loss")
+    assert not list((folders / "killed" / "checkpoints").glob(".*"))

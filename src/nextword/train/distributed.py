@@ -270,6 +270,13 @@ def from_first(value: Any, process: Process) -> Any:
     return held[0]
 
 
+def own_group() -> Any:
+    """Another group of all processes, between their CPUs, for a thread of each."""
+    group = dist.new_group(backend="gloo")
+    _ended.append(group)
+    return group
+
+
 def wait(process: Process) -> None:
     """Wait for all processes (a barrier)."""
     if process.world > 1:

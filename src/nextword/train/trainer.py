@@ -145,6 +145,10 @@ class Trainer:
         Raises RunError if all checkpoints are damaged, UsageError if its configuration differs.
         Called by `train`, or before it to know the step; with several processes, inside `joined`.
         """
+        self._writer = checkpoints.Writer(
+            self._root, self.process, self.config.run.keep_checkpoints, self.process.world > 1,
+            self.listener.on_checkpoint,
+        )  # fmt: skip
         self._load(self._newest())
         self._restored = True
         self._settings()
@@ -154,6 +158,7 @@ class Trainer:
         return self.progress.step
 
     def _newest(self) -> checkpoints.Checkpoint | None:
+        self._writer.finish()
         checkpoint = checkpoints.newest(self._root, self.process, self.listener.on_message)
         if checkpoint is not None and checkpoint.configuration:
             now = self._configuration(checkpoint.step)
@@ -202,12 +207,10 @@ class Trainer:
             return
         self.progress.memory = max(self.progress.memory, self._peak.so_far())
         progress = vars(replace(self.progress, losses=list(self.guard.losses)))
-        folder = checkpoints.save(
-            self._root, step, self.model, self.learner.optimizer, progress, self.process,
-            self.config.run.keep_checkpoints, self.learner.state_tensors(), self._configuration(step),
-        )  # fmt: skip
+        self._writer.save(
+            step, self.model, self.learner.optimizer, progress, self.learner.state_tensors(), self._configuration(step)
+        )
         self._saved = step
-        self.listener.on_checkpoint(step, folder)
 
     # ---- steps
 
@@ -215,19 +218,21 @@ class Trainer:
         interrupted, end = False, min(until, self.steps)
         self.callbacks.on_start()
         try:
-            with PeakMemory(self.device) as self._peak:
+            with PeakMemory(self.device) as self._peak, self._writer:
                 if self.config.model.base and self.progress.step == 0:
                     self._evaluate()  # the loss before fine-tuning
                 while self.progress.step < end and not self.stopping:
                     step = self._step()
                     self._write(step_row(step))
                     if step.action == "stop":
+                        self._writer.finish()
                         raise RunError(self._ways_to_continue(step))
                     self.listener.on_step(step)
                     if step.action != "rewind":
                         self._keep_deadline()
                     end = min(until, self.steps)
                     self._periodic(end)
+                    self._writer.check()
                 interrupted = self.stopping and self.progress.step < end
                 self._save_if_new()
         finally:
@@ -253,6 +258,7 @@ class Trainer:
             return
         done.cuts = [*done.cuts, cut]
         self._save_if_new()
+        self._writer.finish()
         self.listener.on_steps_changed(self.steps)
         self.listener.on_message(
             f"step {done.step:,}: training is slower than planned, and {cut[1]:,} steps would take more than {LATE:g}"
