@@ -15,11 +15,12 @@ from ..data import Dataset
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
 from ..plan.data_constraints import best_when_limited, effective
+from ..plan.figure import figure
 from ..plan.laws import SMALL, Law, law
 from ..plan.run_config import RunShard, TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
-from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
+from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, Memory, training_memory
 from ..spec import ModelKind, ModelSpec
 from .calibration import Entry, correction
 from .run_dir import Prediction
@@ -253,7 +254,7 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
     spec, train, lora, peak = config.spec, config.train, config.model.lora, machine.peak or machine.device.peak_fp32
     tokens = config.total_tokens
     known = correction(machine.past, spec.kind, train.dtype, data.fingerprint, parameters(spec).total, tokens)
-    memory = training_memory(spec, _memory_setup(config, machine))
+    memory = _memory(config, machine)
     seconds = flops(spec, train.context, tokens, lora=lora).total / (
         train.devices * peak * (known.share or FIRST_SHARE)
     )
@@ -270,6 +271,16 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
         bits_per_byte=law_bits * known.loss.factor, formula_memory=memory.total, law_bits=law_bits,
         memory_parts={part.name: part.value for part in memory.parts}, peak=peak,
     )  # fmt: skip
+
+
+def _memory(config: RunConfig, machine: Machine) -> Memory:
+    """Peak memory of a process; those on CPUs write checkpoints from a copy there (`checkpoint.Writer`)."""
+    memory = training_memory(config.spec, _memory_setup(config, machine))
+    if machine.world == 1 or machine.gpu or config.run.checkpoint_every == 0:
+        return memory
+    kept = {name.replace(" ", "_"): memory.part(name) for name in ("frozen weights", "weights", "optimizer states")}
+    source = "a checkpoint is written from a copy, while training goes on"
+    return Memory((*memory.parts, figure("copy for checkpoints", "bytes", " + ".join(kept), source, **kept)))
 
 
 def _memory_setup(config: RunConfig, machine: Machine) -> Training:
