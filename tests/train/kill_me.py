@@ -38,7 +38,7 @@ class Killer(Callbacks):
 
 def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
     """Several epochs of little text, dropout, two micro-batches a step."""
-    attention = {"heads": 2, "kv_heads": 1, "head_width": 16, "mlp_width": 48} if kind == "transformer" else {}
+    attention = {"heads": 4, "kv_heads": 2, "head_width": 16, "mlp_width": 48} if kind == "transformer" else {}
     spec = ModelSpec(kind=kind, vocabulary=vocabulary, width=32, layers=2, context=16, **attention)  # type: ignore[arg-type]
     return config_of(
         spec, context=16, batch_size=8, micro_batch=4, steps=steps, learning_rate=3e-3,
@@ -71,7 +71,7 @@ def main() -> None:
     run = run_of(kind, data.vocabulary, steps).with_train(shard=option("--shard", "none"))  # type: ignore[arg-type]
     if "--shard" in sys.argv:  # dropout differs from process to process
         run = run.with_train(dropout=0.0, micro_batch=2)
-    run = run.with_train(recompute=option("--recompute", "none"))
+    run = run.with_train(recompute=option("--recompute", "none"), tensor_parallel=int(option("--tensor", "1")))
     run = run.with_run(checkpoint_every=int(option("--every", "10")))
     if "--kill-writing" in sys.argv:
         kill_while_writing(int(option("--kill-writing", "")), folder)

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,16 +37,27 @@ _SECONDS_TO_DIE = 2.0  # between the end of a process's connections and its exit
 
 @dataclass(frozen=True)
 class Process:
-    """This process's rank among those of the run."""
+    """This process's rank among those of the run. `tensor` neighbours share each layer, and compute the same rows."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    tensor: int = 1
 
     @property
     def first(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def readers(self) -> int:
+        """The number of parts that a batch is divided into."""
+        return self.world // self.tensor
+
+    @property
+    def reader(self) -> int:
+        """Which of these parts is this process's."""
+        return self.rank // self.tensor
 
 
 def this_process() -> Process:
@@ -263,32 +274,42 @@ def _key(name: str) -> str:
     return f"nextword/{_restarts()}/{name}"
 
 
-def share(model: nn.Module, shard: str, process: Process, device: torch.device) -> nn.Module:
-    """Wrap `model` (a `LossModule`) to share its gradients with all processes.
+def device_mesh(shard: str, process: Process, device: torch.device) -> Any:
+    """The processes as a DeviceMesh of (copies, shards, tensor); None for a single one.
 
-    "ddp" keeps full copies; "fsdp" shards weights, gradients and optimizer states over all processes (FSDP2),
-    "hybrid" over those of a machine, with a copy on each.
-    DDP's gradients are means over the processes, FSDP2's are sums.
+    "ddp" has no shards, "fsdp" shards over all processes, and "hybrid" over those of a machine, with a copy on each.
     """
     if process.world == 1:
-        return model
-    if shard in ("none", "ddp"):
-        from torch.nn.parallel import DistributedDataParallel
-
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    here = processes_here() if shard == "hybrid" else process.world
-    if process.world % here:
-        raise UsageError("train.shard=hybrid needs as many processes on each machine; use train.shard=fsdp")
-    return _fully_shard(model, process.world // here, here, device)
-
-
-def _fully_shard(model: nn.Module, copies: int, shards: int, device: torch.device) -> nn.Module:
+        return None
     from torch.distributed.device_mesh import init_device_mesh
+
+    here = {"fsdp": process.world, "hybrid": processes_here()}.get(shard, process.tensor)
+    if process.world % here or here % process.tensor:
+        raise UsageError("train.shard=hybrid needs as many processes on each machine; use train.shard=fsdp")
+    shape = (process.world // here, here // process.tensor, process.tensor)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards", "tensor"))
+
+
+def share(model: nn.Module, mesh: Any, device: torch.device) -> nn.Module:
+    """Wrap `model` (a `LossModule`) to share its gradients with all processes of `mesh`.
+
+    Whole copies are in DDP; weights, gradients and optimizer states are sharded by FSDP2.
+    DDP's gradients are means over the processes, FSDP2's are sums.
+    """
+    if mesh is None:
+        return model
+    copies, shards, tensor = mesh.shape
+    if shards * tensor > 1:
+        return _fully_shard(model, mesh["copies", "shards"] if copies > 1 else mesh["shards"])
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def _fully_shard(model: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = init_device_mesh(device.type, (copies, shards), mesh_dim_names=("copies", "shards"))
-    mesh = mesh if copies > 1 else mesh["shards"]
     blocks: Any = getattr(model.model, "blocks", ())
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -300,13 +321,22 @@ def _fully_shard(model: nn.Module, copies: int, shards: int, device: torch.devic
     return model
 
 
+def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters in groups that are divided among the same processes; operations on several tensors take no others."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        whole = tuple(placement.is_replicate() for placement in getattr(parameter, "placements", ()))
+        groups.setdefault((getattr(parameter, "device_mesh", None), whole), []).append(parameter)
+    return list(groups.values())
+
+
 def total(values: list[float], process: Process, device: torch.device) -> list[float]:
-    """Each number summed over all processes, in float64."""
+    """Each number summed over the processes, in float64; those that compute the same rows count once."""
     if process.world == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
-    numbers: list[float] = tensor.tolist()
+    numbers: list[float] = (tensor / process.tensor).tolist()
     return numbers
 
 

@@ -204,6 +204,9 @@ def _shard(train: TrainConfig, world: int) -> RunShard:
 def check_batch(train: TrainConfig, world: int) -> None:
     """Raise FieldError, a UsageError, for rows that cannot be divided among `world` processes."""
     batch, micro_batch = train.batch_size, train.micro_batch
+    if world % train.tensor_parallel:
+        raise FieldError("train.tensor_parallel", train.tensor_parallel, f"a divisor of the {world:,} processes")
+    world //= train.tensor_parallel  # those that share a layer compute the same rows
     if not batch:
         return
     if batch % world:

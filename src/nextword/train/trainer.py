@@ -18,7 +18,9 @@ from torch import nn
 from ..base import RunError, UsageError
 from ..base.units import format_seconds
 from ..data import Dataset, Windows
+from ..models.parallel import check_tensor_parallel
 from ..plan import RunConfig
+from ..plan.run_config import PLACEMENT
 from . import checkpoint as checkpoints
 from . import compile
 from .callbacks import Callbacks, TrainStep
@@ -32,6 +34,7 @@ from .loss_guard import LossGuard
 from .loss_module import new_model, place
 from .memory import PeakMemory
 from .metrics import append_line, step_row
+from .planning import check_batch
 from .run_dir import differences, resume_command, writing
 from .schedules import learning_rate
 
@@ -88,7 +91,7 @@ class Trainer:
         any weights, to be replaced by a checkpoint's.
         """
         config.check_resolved()
-        self.process = this_process()
+        self.process = replace(this_process(), tensor=config.train.tensor_parallel)
         self.config = config.with_train(devices=self.process.world)
         self.data, self.folder, self.changes = data, folder, changes
         self.started = Settings(config.train.on_loss_spike, config.run.threads or None, config.train.steps)
@@ -104,8 +107,7 @@ class Trainer:
 
     def _check(self) -> None:
         train, world = self.config.train, self.process.world
-        if train.batch_size % world:
-            raise UsageError(f"a batch of {train.batch_size} rows does not divide among {world} processes")
+        check_batch(train, world)
         if train.stateful and (self.config.spec.kind == "transformer" or world > 1):
             what = "a transformer has no state to carry" if world == 1 else "carried state needs a single process"
             raise UsageError(f"{what}; train without train.stateful")
@@ -113,6 +115,7 @@ class Trainer:
             raise UsageError(
                 f"Muon needs whole matrices; with train.shard={train.shard} use adamw, or use train.shard=ddp"
             )
+        check_tensor_parallel(self.config.spec, train.tensor_parallel)
         if self.config.run.compile:
             compile.check(self.device, train.dtype)
 
@@ -173,7 +176,7 @@ class Trainer:
     def _configuration(self, step: int) -> dict[str, Any]:
         """Everything that determines the results after `step` steps, except the number of processes, as plain data."""
         config = self.config.to_dict()
-        train = {name: value for name, value in config["train"].items() if name not in ("devices", "shard")}
+        train = {name: value for name, value in config["train"].items() if name not in PLACEMENT}
         model = {name: config["model"][name] for name in ("spec", "base", "lora")}
         changes = [change.to_dict() for change in self.changes if change.step < step]
         values = {"model": model, "train": train, "run": {"threads": self.started.threads or 0}}
@@ -252,7 +255,7 @@ class Trainer:
         done, settings = self.progress, self.started.after(self.changes)
         if self.deadline.seconds is None or settings.steps != self.config.train.steps:
             return
-        elapsed = total([done.seconds], self.process, self.device)[0] / self.process.world  # the same on every process
+        elapsed = total([done.seconds], self.process, self.device)[0] / self.process.readers  # the same everywhere
         cut = self.deadline.cut(done.step, self.steps, elapsed)
         if cut is None:
             return
@@ -272,12 +275,12 @@ class Trainer:
         train = replace(self.config.train, steps=settings.steps)
         process = self.process
         make_batch = self.windows.sequential_batch if train.stateful else self.windows.batch
-        batch = place(make_batch(position, train.batch_size, process.rank, process.world), self.device)
+        batch = place(make_batch(position, train.batch_size, process.reader, process.readers), self.device)
         data_seconds = time.perf_counter() - start
         rate = learning_rate(train, schedule_step(self.progress.step, self._cuts)) * settings.learning_rate_scale
         self.learner.set_learning_rate(rate)
         if train.dropout:
-            torch.manual_seed(_dropout_seed(train.seed, position, process.rank))
+            torch.manual_seed(_dropout_seed(train.seed, position, process.reader))
         loss, counted = self._gradients(batch)
         norm = self.learner.clip()
         step = TrainStep(self.progress.step, loss, rate, norm, counted, 0.0, data_seconds)
