@@ -69,9 +69,9 @@ def main() -> None:
     kind, folder, data, steps = sys.argv[1], Path(sys.argv[2]), open_dataset(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     run = run_of(kind, data.vocabulary, steps).with_train(shard=option("--shard", "none"))  # type: ignore[arg-type]
-    if "--shard" in sys.argv:  # dropout differs from process to process
-        run = run.with_train(dropout=0.0, micro_batch=2)
     run = run.with_train(recompute=option("--recompute", "none"), tensor_parallel=int(option("--tensor", "1")))
+    if "--shard" in sys.argv:  # dropout differs from process to process
+        run = run.with_train(dropout=0.0, micro_batch=2).with_run(evaluate_tokens=100)
     run = run.with_run(checkpoint_every=int(option("--every", "10")))
     if "--kill-writing" in sys.argv:
         kill_while_writing(int(option("--kill-writing", "")), folder)

@@ -12,9 +12,16 @@ from forked import run_together
 from nextword.data import Dataset
 from nextword.train.metrics import read_metrics
 
-STEPS, HALF = 20, 10
+STEPS, HALF = 10, 5
 RECOMPUTE = ("selective", "full")
-WORLD = {"none": 1, "ddp": 2, "fsdp": 2, "hybrid": 4}  # processes of each kind; hybrid: two machines of two
+KINDS = {  # processes and options
+    "none": (1, "--shard none"),
+    "ddp": (2, "--shard ddp"),
+    "fsdp": (2, "--shard fsdp"),
+    "hybrid": (4, "--shard hybrid"),  # two machines of two
+    "tensor": (2, "--shard ddp --tensor 2"),
+    "fsdp and tensor": (4, "--shard fsdp --tensor 2"),
+}
 
 
 def numbers(folder: Path, key: str) -> list[float]:
@@ -31,28 +38,29 @@ def folders(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs: "alone" to the end, half of one of each kind, and those continued as each other kind."""
     root = tmp_path_factory.mktemp("runs")
 
-    def job(folder: str, shard: str, *extra: str) -> list[str]:
-        return ["transformer", str(root / folder), str(data.folder), str(STEPS), "--shard", shard, *extra]
+    def job(folder: str, kind: str, *extra: str) -> list[str]:
+        return ["transformer", str(root / folder), str(data.folder), str(STEPS), *KINDS[kind][1].split(), *extra]
 
     def train(jobs: dict[str, list[list[str]]]) -> None:
-        for shard, lines in jobs.items():
-            codes = run_together(WORLD[shard], *lines, machine=2 if shard == "hybrid" else 0)
-            assert codes == [0] * WORLD[shard]
+        for kind, lines in jobs.items():
+            processes = KINDS[kind][0]
+            codes = run_together(processes, *lines, machine=2 if kind == "hybrid" else 0)
+            assert codes == [0] * processes
 
-    def half(folder: str, shard: str, *extra: str) -> list[str]:
-        return job(folder, shard, "--until", str(HALF), *extra)
+    def half(folder: str, kind: str, *extra: str) -> list[str]:
+        return job(folder, kind, "--until", str(HALF), *extra)
 
-    def halves(shard: str) -> list[list[str]]:
-        recomputed = [half(f"{shard}-{name}", shard, "--recompute", name) for name in RECOMPUTE]
-        return [half(shard, shard), *recomputed]
+    def halves(kind: str) -> list[list[str]]:
+        recomputed = [half(f"{kind}-{name}", kind, "--recompute", name) for name in RECOMPUTE]
+        return [half(kind, kind), *recomputed]
 
-    train({shard: halves(shard) for shard in WORLD} | {"none": [job("alone", "none"), *halves("none")]})
-    writing = job("killed", "fsdp", "--every", "5", "--kill-writing", "10")
+    train({kind: halves(kind) for kind in KINDS} | {"none": [job("alone", "none"), *halves("none")]})
+    writing = job("killed", "fsdp", "--every", "2", "--kill-writing", "4")
     assert run_together(2, writing) == [-signal.SIGKILL, 1]
-    for first in WORLD:
-        for second in WORLD:
+    for first in KINDS:
+        for second in KINDS:
             shutil.copytree(root / first, root / f"{first}-{second}")
-    continued = {second: [job(f"{first}-{second}", second) for first in WORLD] for second in WORLD}
+    continued = {second: [job(f"{first}-{second}", second) for first in KINDS] for second in KINDS}
     train(continued | {"fsdp": [*continued["fsdp"], job("killed", "fsdp")]})
     return root
 
@@ -66,8 +74,8 @@ def furthest(folders: Path, name: str) -> float:
 
 def test_processes_have_the_losses_and_gradients_of_one(folders: Path) -> None:
     alone = folders / "alone"
-    for shard in WORLD:
-        run = folders / f"{shard}-{shard}"
+    for kind in KINDS:
+        run = folders / f"{kind}-{kind}"
         assert numbers(run, "gradient_norm") == pytest.approx(numbers(alone, "gradient_norm"), rel=1e-4)
         assert numbers(run, "tokens") == numbers(alone, "tokens")
         last = evaluations(alone)[-1]
@@ -75,12 +83,12 @@ def test_processes_have_the_losses_and_gradients_of_one(folders: Path) -> None:
 
 
 def test_recomputed_activations_give_the_same_losses(folders: Path) -> None:
-    differences = {(shard, name): furthest(folders, f"{shard}-{name}") for shard in WORLD for name in RECOMPUTE}
+    differences = {(kind, name): furthest(folders, f"{kind}-{name}") for kind in KINDS for name in RECOMPUTE}
     assert differences == dict.fromkeys(differences, pytest.approx(0, abs=1e-5))
 
 
 def test_a_run_goes_on_with_other_processes_and_shards(folders: Path) -> None:
-    differences = {(first, second): furthest(folders, f"{first}-{second}") for first in WORLD for second in WORLD}
+    differences = {(first, second): furthest(folders, f"{first}-{second}") for first in KINDS for second in KINDS}
     assert differences == dict.fromkeys(differences, pytest.approx(0, abs=1e-5))
     assert len(numbers(folders / "ddp", "loss")) == HALF
     assert len(numbers(folders / "ddp-hybrid", "loss")) == STEPS
@@ -88,9 +96,9 @@ def test_a_run_goes_on_with_other_processes_and_shards(folders: Path) -> None:
 
 def test_a_run_killed_while_a_checkpoint_is_written_and_training_goes_on_is_continued_to_the_bit(folders: Path) -> None:
     steps = [row["step"] for row in read_metrics(folders / "killed") if "loss" in row]
-    begun_again = steps.index(5, 6)
-    assert steps[:begun_again] == list(range(begun_again))  # beyond step 10, whose checkpoint was being written
-    assert begun_again > 11
-    assert steps[begun_again:] == list(range(5, STEPS))
+    begun_again = steps.index(2, 3)
+    assert steps[:begun_again] == list(range(begun_again))  # beyond step 4, whose checkpoint was being written
+    assert begun_again > 5
+    assert steps[begun_again:] == list(range(2, STEPS))
     assert numbers(folders / "killed", "loss") == numbers(folders / "fsdp-fsdp", "loss")
     assert not list((folders / "killed" / "checkpoints").glob(".*"))

@@ -7,6 +7,7 @@ everything here is a no-op.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import time
@@ -138,8 +139,13 @@ def _explained(error: RuntimeError, process: Process, then: str) -> RuntimeError
     if reason:
         return RunError(reason)
     if about_connections:
-        return RunError(f"the processes lost touch with each other ({str(error).splitlines()[0]}){then}")
+        return RunError(f"the processes lost touch with each other ({_what(error)}){then}")
     return error
+
+
+def _what(error: Exception) -> str:
+    """What a connection error says first, without torch's line of source and advice."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
 
 
 def _reason(process: Process, elsewhere: bool, then: str) -> str:

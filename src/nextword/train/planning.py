@@ -170,16 +170,17 @@ def _resolved(config: RunConfig, spec: ModelSpec, data: Dataset, machine: Machin
         budget = flops(spec, lora=model.lora).per_token * tokens
     batch_size, micro_batch, rate = train.batch_size, train.micro_batch, train.learning_rate
     check_batch(train, machine.world)
+    readers = machine.world // train.tensor_parallel
     if model.base:
-        rows = math.ceil(max(_FINE_TUNING_ROWS / machine.world, micro_batch or 1)) * machine.world
+        rows = math.ceil(max(_FINE_TUNING_ROWS / readers, micro_batch or 1)) * readers
         batch_size, rate = batch_size or rows, rate or (_LORA_RATE if model.lora else _FINE_TUNING_RATE)
     final = rate / 10 if rate and train.final_learning_rate is None else train.final_learning_rate
     if not (batch_size and micro_batch and rate):
         usual = run_for(spec, budget, machine.device, machine.world, tokens or None).train
         rows = batch_size or usual.batch_size
-        micro_batch = micro_batch or _micro_batch(rows, spec.context, machine.world, usual.micro_batch)
+        micro_batch = micro_batch or _micro_batch(rows, spec.context, readers, usual.micro_batch)
         if not batch_size:
-            batch_size = micro_batch * machine.world * math.ceil(rows / (micro_batch * machine.world))
+            batch_size = micro_batch * readers * math.ceil(rows / (micro_batch * readers))
         final = usual.final_learning_rate if final is None else final
         rate = rate or usual.learning_rate
     seen = tokens or budget / flops(spec).per_token
@@ -288,10 +289,12 @@ def _memory(config: RunConfig, machine: Machine) -> Memory:
 
 def _memory_setup(config: RunConfig, machine: Machine) -> Training:
     train = config.train
+    devices = train.devices // train.tensor_parallel  # as if each process had whole layers: at most that
     return Training(
         batch=train.micro_batch, context=train.context, optimizer=train.optimizer,
         precision="amp" if train.dtype == "amp" else "fp32", recompute=train.recompute, chunked_loss=True,
-        shard=train.shard, devices=train.devices, per_machine=machine.per_machine,
+        shard=train.shard if devices > 1 else "none", devices=devices,
+        per_machine=max(1, machine.per_machine // train.tensor_parallel),
         lora=config.model.lora, base="fp32", runtime=machine.device.runtime,
         fragmentation=FRAGMENTATION if machine.gpu else CPU_FRAGMENTATION,
         fused=native.available() and not machine.gpu,

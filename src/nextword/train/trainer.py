@@ -116,6 +116,9 @@ class Trainer:
                 f"Muon needs whole matrices; with train.shard={train.shard} use adamw, or use train.shard=ddp"
             )
         check_tensor_parallel(self.config.spec, train.tensor_parallel)
+        if train.tensor_parallel > 1 and (self.config.model.lora or self.config.run.compile):
+            what = "LoRA" if self.config.model.lora else "run.compile"
+            raise UsageError(f"{what} needs whole layers; train without train.tensor_parallel")
         if self.config.run.compile:
             compile.check(self.device, train.dtype)
 
