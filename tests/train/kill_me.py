@@ -2,6 +2,7 @@
 
 --recompute selective|full; --every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is
 done and written down; --kill-writing N: while the checkpoint of step N is written and two more steps are done.
+--write: the model at the end; --base FOLDER: adapt that model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from configs import config_of
 
 from nextword.data import open_dataset
 from nextword.plan import RunConfig
+from nextword.plan.run_config import ModelConfig
 from nextword.spec import ModelSpec
 from nextword.train import checkpoint
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.metrics import read_metrics
+from nextword.train.pipeline import open_base
+from nextword.train.run import train_run
 from nextword.train.trainer import Trainer
 
 
@@ -75,7 +80,14 @@ def main() -> None:
     run = run.with_run(checkpoint_every=int(option("--every", "10")))
     if "--kill-writing" in sys.argv:
         kill_while_writing(int(option("--kill-writing", "")), folder)
-    trainer = Trainer(run, data, folder, Killer(int(option("--kill-at", "-1"))))
+    callbacks, until = Killer(int(option("--kill-at", "-1"))), int(option("--until", str(steps)))
+    if base := option("--base", ""):  # to adapt
+        run = replace(run, model=ModelConfig(base=base, lora=2, spec=open_base(base)[0]))
+    if "--write" in sys.argv:  # the model at the end too
+        os.environ["NEXTWORD_CACHE"] = str(folder.parent / "cache")
+        train_run(run, data, folder, callbacks, until=until)
+        return
+    trainer = Trainer(run, data, folder, callbacks)
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data
         restore = trainer.restore
 
@@ -85,7 +97,7 @@ def main() -> None:
             return step
 
         trainer.restore = forgetful  # type: ignore[method-assign]
-    trainer.train(int(option("--until", str(steps))))
+    trainer.train(until)
 
 
 if __name__ == "__main__":

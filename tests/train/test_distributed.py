@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import run_together
+from safetensors.numpy import load_file
 
 from nextword.data import Dataset
 from nextword.train.metrics import read_metrics
@@ -54,14 +56,18 @@ def folders(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         recomputed = [half(f"{kind}-{name}", kind, "--recompute", name) for name in RECOMPUTE]
         return [half(kind, kind), *recomputed]
 
-    train({kind: halves(kind) for kind in KINDS} | {"none": [job("alone", "none"), *halves("none")]})
+    train({kind: halves(kind) for kind in KINDS} | {"none": [job("alone", "none", "--write"), *halves("none")]})
     writing = job("killed", "fsdp", "--every", "2", "--kill-writing", "4")
     assert run_together(2, writing) == [-signal.SIGKILL, 1]
     for first in KINDS:
         for second in KINDS:
             shutil.copytree(root / first, root / f"{first}-{second}")
-    continued = {second: [job(f"{first}-{second}", second) for first in KINDS] for second in KINDS}
-    train(continued | {"fsdp": [*continued["fsdp"], job("killed", "fsdp")]})
+    adapt = ("--base", str(root / "alone"), "--write")
+    more = {"none": [job("adapted-none", "none", *adapt)],
+            "fsdp": [job("killed", "fsdp"), job("adapted-fsdp", "fsdp", *adapt)]}  # fmt: skip
+    for second in KINDS:
+        lines = [job(f"{first}-{second}", second, *["--write"][: first == second]) for first in KINDS]
+        train({second: [*lines, *more.get(second, [])]})
     return root
 
 
@@ -80,6 +86,25 @@ def test_processes_have_the_losses_and_gradients_of_one(folders: Path) -> None:
         assert numbers(run, "tokens") == numbers(alone, "tokens")
         last = evaluations(alone)[-1]
         assert evaluations(run)[-1] == {key: pytest.approx(value, abs=1e-5) for key, value in last.items()}
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_model_written_in_the_end_is_whole(folders: Path) -> None:
+    for kind in KINDS:
+        written = weights(folders / f"{kind}-{kind}")
+        assert written.keys() == weights(folders / "alone").keys()
+        for name, tensor in weights(folders / "alone").items():
+            assert written[name] == pytest.approx(tensor, abs=1e-5), (kind, name)
+
+
+def test_adapters_trained_in_shards_are_merged_into_the_weights_that_they_adapt(folders: Path) -> None:
+    base, alone, sharded = (weights(folders / name) for name in ("alone", "adapted-none", "adapted-fsdp"))
+    for name, tensor in alone.items():
+        assert sharded[name] == pytest.approx(tensor, abs=1e-5), name
+    assert any(abs(alone[name] - tensor).max() > 1e-3 for name, tensor in base.items())
 
 
 def test_recomputed_activations_give_the_same_losses(folders: Path) -> None:

@@ -6,6 +6,7 @@ layouts of DTensor have it, and sends what it computes to the processes that hav
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ def parallelize(model: Transformer, mesh: Any) -> None:
     """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # advice for torch's users
     plan = {"attention.qkv": ColwiseParallel(), "attention.out": RowwiseParallel(),
             "mlp.up": ColwiseParallel(), "mlp.down": RowwiseParallel()}  # fmt: skip
     for block in model.blocks:
