@@ -82,7 +82,7 @@ def test_a_killed_process_is_named_in_one_line_and_the_line_it_gives_resumes_the
     assert said.endswith("; continue: nextword runs resume run --processes 2")
     assert not any(word in line for line in before for word in ("nextword:", "Gloo", "Traceback", "Error"))
     assert len(steps_of(run)) < 100
-    ended(start(*NEXTWORD, "runs", "resume", "run", "--processes", "2", "--shard", "fsdp"))
+    ended(start(*NEXTWORD, "runs", "resume", "run", "--processes", "2", "--tensor-parallel", "2"))
     assert sorted(set(steps_of(run))) == list(range(100))
     assert (run / "report.json").exists()
 
