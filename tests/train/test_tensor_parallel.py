@@ -45,7 +45,8 @@ def test_a_model_whose_layers_cannot_be_divided_is_refused(spec: ModelSpec, proc
     [
         (3, {}, {}, "train.tensor_parallel 2: give a divisor of the 3 processes"),
         (4, {"batch_size": 3}, {}, "train.batch_size 3: give a multiple of the 2 processes"),
-        (2, {"optimizer": "muon"}, {}, "without train.tensor_parallel"),
+        (2, {"optimizer": "muon"}, {}, "muon needs whole matrices"),
+        (2, {"optimizer": "adafactor", "tensor_parallel": 1, "shard": "fsdp"}, {}, "adafactor needs whole matrices"),
         (2, {}, {"compile": True}, "run.compile needs whole layers"),
     ],
 )

@@ -111,8 +111,10 @@ class Trainer:
         if train.stateful and (self.config.spec.kind == "transformer" or world > 1):
             what = "a transformer has no state to carry" if world == 1 else "carried state needs a single process"
             raise UsageError(f"{what}; train without train.stateful")
-        if train.optimizer == "muon" and train.sharded:
-            raise UsageError("Muon needs whole matrices: use adamw, or train.shard=ddp without train.tensor_parallel")
+        if train.optimizer in ("muon", "adafactor") and train.sharded:
+            raise UsageError(
+                f"{train.optimizer} needs whole matrices: use adamw, or train.shard=ddp without train.tensor_parallel"
+            )
         check_tensor_parallel(self.config.spec, train.tensor_parallel)
         if train.tensor_parallel > 1 and (self.config.model.lora or self.config.run.compile):
             what = "LoRA" if self.config.model.lora else "run.compile"
