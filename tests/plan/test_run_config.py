@@ -67,6 +67,7 @@ BAD_OTHERWISE: dict[str, tuple[Any, ...]] = {
     "train.betas": ([0.9], [0.9, 1.0], [-0.1, 0.9], [0.9, math.nan], ["0.9", 0.9], 0.9),
     "train.dtype": ("fp31", 32, ["amp"]),
     "train.shard": ("fsdq", True),
+    "train.tensor_parallel": (0, 1.5),
     "train.recompute": ("some", True),
     "train.packing": ("best",),
     "train.schedule": ("cosin", 1),

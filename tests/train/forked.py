@@ -15,7 +15,7 @@ from nextword.train.distributed import leave
 
 # A server that imports and computes nothing forks each process; a fork of pytest itself would hold its threads' locks.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["nextword.train.trainer", "torch._dynamo", "torch.distributed.checkpoint.hf_storage"])
+_context.set_forkserver_preload(["nextword.train.run", "torch._dynamo", "torch.distributed.checkpoint.hf_storage"])
 
 
 def start(*arguments: object) -> BaseProcess:

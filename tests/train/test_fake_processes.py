@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from configs import config_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextword.plan.states import states
 from nextword.plan.training import Training
@@ -28,7 +30,7 @@ MACHINE = 8
 
 @contextmanager
 def learner(
-    shard: str, world: int, monkeypatch: pytest.MonkeyPatch, reduced: list[int] | None = None
+    shard: str, world: int, monkeypatch: pytest.MonkeyPatch, reduced: list[int] | None = None, recompute: str = "none"
 ) -> Iterator[Learner]:
     """The first of `world` processes; the sizes of the buckets that DDP sums are added to `reduced`."""
 
@@ -42,7 +44,7 @@ def learner(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(min(world, MACHINE)))
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
-        config = config_of(SPEC, batch_size=6 * world, micro_batch=2, shard=shard, devices=world)
+        config = config_of(SPEC, batch_size=6 * world, micro_batch=2, shard=shard, devices=world, recompute=recompute)
         one = Learner(config, new_model(config), torch.device("cpu"), Process(0, world))
         if isinstance(one.loss_module, DistributedDataParallel):
             one.loss_module.register_comm_hook(None, hook)
@@ -77,12 +79,31 @@ def test_a_rank_holds_the_bytes_that_are_planned(shard: str, world: int, monkeyp
     assert measured == [planned.part(name) for name in ("weights", "gradients", "optimizer states")]
 
 
-@pytest.mark.parametrize(("shard", "sums"), [("ddp", 1), ("hybrid", SPEC.layers + 1)])
-def test_copies_sum_their_gradients_once_a_step(shard: str, sums: int, monkeypatch: pytest.MonkeyPatch) -> None:
+class Collectives(TorchDispatchMode):
+    """Counts the collectives of a block by name; those of DDP do not pass through Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace == "c10d":
+            self.counts[func._opname] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("shard", ["ddp", "fsdp", "hybrid"])
+def test_copies_sum_their_gradients_once_a_step_and_recomputing_gathers_no_weights_again(
+    shard: str, recompute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    micro_batches, groups = 3, SPEC.layers + 1  # of weights: each layer, and the rest
     reduced: list[int] = []
-    monkeypatch.setattr(
-        dist, "all_reduce", lambda tensor, **how: reduced.append(tensor.numel())
-    )  # FSDP2's between copies
-    with learner(shard, 16, monkeypatch, reduced) as one:
-        one.backward(batch(), 96)  # three micro-batches
-    assert len(reduced) == sums
+    with learner(shard, 16, monkeypatch, reduced, recompute) as one, Collectives() as seen:
+        one.backward(batch(), 96)
+    assert len(reduced) == (shard == "ddp")
+    sharded = {
+        "_allgather_base_": micro_batches * (groups + SPEC.layers),  # forward, and backward all but the rest
+        "_reduce_scatter_base_": micro_batches * groups,
+    }
+    assert seen.counts == {"ddp": {}, "fsdp": sharded, "hybrid": sharded | {"allreduce_": groups}}[shard]

@@ -114,7 +114,8 @@ def test_a_checkpoint_of_several_files_is_the_model_again(tmp_path: Path, monkey
 
     monkeypatch.setattr(checkpoint, "_FILE_BYTES", 1 << 15)  # the writer holds each file twice in memory
     model, other = adapted(spread=0.1), adapted()
-    folder = checkpoint.save(tmp_path, 3, model, make_optimizer(model, RUN.train), {}, Process(), 2)
+    checkpoint.Writer(tmp_path, Process(), 2, overlapped=False).save(3, model, make_optimizer(model, RUN.train), {})
+    folder = tmp_path / checkpoint.folder_name(3)
     assert len(list(folder.glob("*.safetensors"))) > 3
     checkpoint.load(checkpoint.read(folder), other)
     for (name, left), right in zip(model.named_parameters(), other.parameters(), strict=True):

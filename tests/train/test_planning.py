@@ -122,6 +122,19 @@ def test_a_plan_of_a_resolved_configuration_is_that_configuration(data: Dataset)
     assert RunConfig.from_dict(tomllib.loads(to_toml(plan.config.to_dict()))) == plan.config
 
 
+def test_processes_on_cpus_are_planned_with_the_copy_that_their_checkpoints_are_written_from(data: Dataset) -> None:
+    config = RunConfig(train=TrainConfig(steps=10, batch_size=4, dtype="fp32"), data=DataConfig(vocabulary=300))
+
+    def parts(machine: Machine, **run: int) -> dict[str, float]:
+        return plan_run(config.with_run(**run), data, machine).prediction.memory_parts
+
+    two = parts(Machine(HERE, world=2))
+    assert two["copy for checkpoints"] == two["weights"] + two["optimizer states"] > 0
+    for others in (parts(Machine(HERE)), parts(Machine(HERE, world=2, gpu=True)),
+                   parts(Machine(HERE, world=2), checkpoint_every=0)):  # fmt: skip
+        assert "copy for checkpoints" not in others
+
+
 def test_a_budget_of_flops_is_spent(data: Dataset) -> None:
     config = plan_run(RunConfig(train=TrainConfig(flops=1e11)), data, Machine(HERE)).config
     spent = flops(config.spec, config.train.context, config.total_tokens).total

@@ -165,20 +165,23 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_does_not_count_among_tho
     assert names(folder) == ["damaged-step-00000009", "step-00000007"]
 
 
-@pytest.mark.parametrize("stage", ["_write", "_seal"])
+@pytest.mark.parametrize("sealed", [False, True])
 def test_the_last_sound_checkpoint_stays_until_the_next_one_is_found_whole(
-    stage: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sealed: bool, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(tmp_path / "run", data)
     edit_config(folder, "run.keep_checkpoints=1")
     go_on(folder, until=5)
-    before = getattr(checkpoint, stage)
+    seal = checkpoint._seal
 
-    def cut(*arguments: Any) -> None:
-        before(*arguments)
-        damage(next(each for each in arguments if isinstance(each, Path)))
+    def cut(folder: Path, state: dict[str, Any]) -> None:
+        if not sealed:
+            damage(folder)
+        seal(folder, state)
+        if sealed:
+            damage(folder)
 
-    monkeypatch.setattr(checkpoint, stage, cut)
+    monkeypatch.setattr(checkpoint, "_seal", cut)
     with pytest.raises(RunError, match="could not be written"):
         go_on(folder)
     assert names(folder) == ["step-00000005"]

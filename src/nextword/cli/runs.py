@@ -22,7 +22,7 @@ from ._options import OUTPUT_MODEL, PICTURE, WRITTEN_DTYPE
 from ._table import plain_table
 from .plan_options import STEPS, choice
 from .runs_calibration import command as calibration_command
-from .train import emit, processes_option, run_json, started_processes, train
+from .train import emit, processes_option, run_json, started_processes, tensor_parallel_option, train
 from .train_display import print_report
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -157,11 +157,12 @@ def _print_compared(
 @click.option("--restart", is_flag=True, help="Start over. The files written so far are moved aside.")
 @processes_option
 @click.option("--shard", type=choice(RunShard), default=None, help="How several processes share the model from now on.")
+@tensor_parallel_option
 @click.option("--device", default="", metavar="DEVICE", help="Default: the device it was started on.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
 def resume(
-    run: Path, data: tuple[str, ...], restart: bool, processes: str, shard: RunShard | None, device: str,
-    as_json: bool, **changes: Any,
+    run: Path, data: tuple[str, ...], restart: bool, processes: str, shard: RunShard | None,
+    tensor_parallel: int | None, device: str, as_json: bool, **changes: Any,
 ) -> None:  # fmt: skip
     """Resume an interrupted run, bit-exactly.
 
@@ -186,14 +187,15 @@ def resume(
 
     with one_voice():
         restart = restart and begun_run() is None
-        resume_folder(run, as_json, data, change, restart=restart, device=device, shard=shard)
+        placement = {"shard": shard, "tensor_parallel": tensor_parallel}
+        resume_folder(run, as_json, data, change, restart=restart, device=device, **placement)
 
 
 def resume_folder(
     run: Path, as_json: bool, data: tuple[str, ...] = (), change: Change = NO_CHANGE, *, restart: bool = False,
-    device: str = "", shard: RunShard | None = None,
+    device: str = "", **placement: Any,
 ) -> None:  # fmt: skip
-    """Resume the run in folder `run` on the terminal, unless it has ended."""
+    """Resume the run in folder `run` on the terminal, unless it has ended; `placement` as in `resume_run`."""
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and ended is not None and record.ended(ended, change):
         messages().print(f"{run} finished after {ended.steps:,} steps: nothing to do."
@@ -203,7 +205,7 @@ def resume_folder(
         return
     from ..train.pipeline import resume_run
 
-    prepared = resume_run(run, data, lambda text: messages().print(text, style="dim"), device=device, shard=shard)
+    prepared = resume_run(run, data, lambda text: messages().print(text, style="dim"), device=device, **placement)
     train(prepared, as_json, change=change, restart=restart)
 
 

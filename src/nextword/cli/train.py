@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _KEYS = {  # command-line parameters that are configuration keys
     **{name: f"train.{name}" for name in ("minutes", "flops", "tokens", "steps", "context", "batch_size",
-                                          "learning_rate", "seed")},
+                                          "learning_rate", "seed", "tensor_parallel")},
     **{name: f"model.{name}" for name in ("arch", "params", "lora")},
     "base": "model.base", "train_dtype": "train.dtype",
 }  # fmt: skip
@@ -43,6 +43,10 @@ _MOST_PROCESSES = 1024
 processes_option = click.option(
     "--processes", default="1", show_default=True, metavar="N", callback=_number_or_auto,
     help="Processes that share the training, or auto: one a GPU.",
+)  # fmt: skip
+tensor_parallel_option = click.option(
+    "--tensor-parallel", type=click.IntRange(1), metavar="N",
+    help="How many of the processes share each layer of a transformer.",
 )  # fmt: skip
 
 
@@ -69,6 +73,7 @@ processes_option = click.option(
               help="Set any configuration key, such as train.dropout=0.1. Repeatable.")  # fmt: skip
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER", help="Default: runs/<arch>-<parameters>.")
 @processes_option
+@tensor_parallel_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and measurement as JSON.")
 def command(

@@ -21,6 +21,7 @@ from ..families import spec_from_dict
 from ..spec import ModelKind, ModelSpec
 from .compute import Recompute
 
+PLACEMENT = ("devices", "shard", "tensor_parallel")  # keys of [train] that do not change results
 FEWEST_IDS, MOST_IDS = 257, 1 << 20  # of a bpe tokenizer; at least every byte and end-of-text
 MOST_CONTEXT = 1 << 27
 BUDGETS = ("minutes", "flops", "tokens", "steps")
@@ -107,6 +108,7 @@ class TrainConfig:
     seed: Annotated[int, Within(0, (1 << 63) - 1), "seed of the weights, the data order and dropout"] = 0
     on_loss_spike: Annotated[LossSpikeAction, "stop, skip or rewind at a NaN loss or a loss spike"] = "stop"
     shard: Annotated[RunShard, "how several processes share the model: ddp, fsdp or hybrid; none: ddp"] = "none"
+    tensor_parallel: Annotated[int, Within(least=1), "processes that share each layer of a copy of the model"] = 1
     devices: Annotated[int, Within(least=1), "processes; set by --processes or torchrun"] = 1
 
     def __post_init__(self) -> None:
@@ -117,12 +119,12 @@ class TrainConfig:
     @property
     def sharded(self) -> bool:
         """Whether several processes each hold a part of the weights."""
-        return self.devices > 1 and self.shard in ("fsdp", "hybrid")
+        return self.devices > 1 and (self.shard in ("fsdp", "hybrid") or self.tensor_parallel > 1)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches per step; the last may be smaller."""
-        return math.ceil(self.batch_size / (self.micro_batch * self.devices))
+        return math.ceil(self.batch_size * self.tensor_parallel / (self.micro_batch * self.devices))
 
 
 @dataclass(frozen=True)

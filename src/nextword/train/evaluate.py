@@ -119,8 +119,8 @@ def _sums(
     """Nats and targets of each group of tokens: (2, groups), this process's share of them."""
     sums = np.zeros((2, int(groups.max()) + 1))
     starts = list(range(0, windows.rows_in_order, rows))
-    for turn in range(-(-len(starts) // process.world)):  # the same number of turns in every process: they synchronize
-        number = turn * process.world + process.rank
+    for turn in range(-(-len(starts) // process.readers)):  # as many in every process: they synchronize
+        number = turn * process.readers + process.reader
         start = starts[min(number, len(starts) - 1)]
         batch, positions = windows.in_order(np.arange(start, min(start + rows, windows.rows_in_order)))
         placed = place(batch, device)

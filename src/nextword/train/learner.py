@@ -8,10 +8,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..models.parallel import parallelize
 from ..plan import RunConfig
-from .distributed import Process, share
+from .distributed import Process, by_mesh, device_mesh, share
 from .loss_module import LossModule, Placed, prepare
 from .optimizers import make_optimizer
 
@@ -25,10 +27,11 @@ class Learner:
     ) -> None:  # fmt: skip
         self.config, self.process, self.device = config.train, process, device
         self.model: Any = model.to(device)
+        mesh = device_mesh(self.config.shard, process, device)
+        if process.tensor > 1:
+            parallelize(self.model, mesh["tensor"])
         prepare(self.model, self.config, config.run.compile)
-        self.loss_module: nn.Module = share(
-            LossModule(self.model, self.config.dtype), self.config.shard, process, device
-        )
+        self.loss_module: nn.Module = share(LossModule(self.model, self.config.dtype), mesh, device)
         self._averaged_over = process.world if hasattr(self.loss_module, "no_sync") else 1  # by DDP
         self.loss_module.train()
         self.optimizer = make_optimizer(self.model, self.config)
@@ -74,8 +77,12 @@ class Learner:
     def clip(self) -> float:
         """Clip the gradients; returns their norm before clipping."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm: Any = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        groups = by_mesh(parameters)
+        norms = [_gradient_norm(group) for group in groups]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        for group in groups:
+            nn.utils.clip_grads_with_norm_(group, self.config.grad_clip or math.inf, norm)
+        return float(norm)
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the following updates."""
@@ -102,3 +109,15 @@ class Learner:
     def _fresh_states(self) -> list[Any]:
         rows, size = self.config.batch_size, min(self.config.micro_batch, self.config.batch_size)
         return [self.model.new_state(min(size, rows - start)) for start in range(0, rows, size)]
+
+
+def _gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """The norm of the gradients of a group of `by_mesh`, over all processes."""
+    gradients: list[Any] = [parameter.grad for parameter in parameters]
+    if not hasattr(gradients[0], "device_mesh"):
+        return nn.utils.get_total_norm(gradients)
+    square = nn.utils.get_total_norm([gradient.to_local() for gradient in gradients]).square()
+    for dimension, placement in enumerate(gradients[0].placements):
+        if not placement.is_replicate():
+            dist.all_reduce(square, group=gradients[0].device_mesh.get_group(dimension))
+    return square.sqrt()

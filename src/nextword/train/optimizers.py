@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plan.run_config import TrainConfig
+from .distributed import by_mesh
 
 _MUON_STEPS = ((3.4445, -4.7750, 2.0315),) * 5  # Jordan et al. 2024: a polynomial that lifts singular values to about 1
 _EPS = 1e-8
@@ -23,8 +24,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for _, p in trained if p.ndim >= 2]
     vectors = [p for _, p in trained if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    decays = ((matrices, config.weight_decay), (vectors, 0.0))
+    groups = [{"params": group, "weight_decay": decay} for kind, decay in decays for group in by_mesh(kind)]
     if config.optimizer == "adamw":
         fused = _fusable(matrices)
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=_EPS, fused=fused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from ..data.progress import Progress
 from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 from ..plan import RunConfig, parameters
 from ..plan import device as plan_device
-from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig, RunShard
+from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig
 from ..spec import ModelSpec
 from ..text import Tokenizer, tokenizer_from_folder
 from . import calibration, compile
@@ -235,7 +236,8 @@ def _check_text(config: RunConfig, data: Dataset, process: Process) -> None:
     train = config.train
     windows = Windows(data.train, train.context, train.seed, train.packing, train.mask_documents)
     batch = windows.sequential_batch if train.stateful else windows.batch
-    batch(0, train.batch_size, process.rank, process.world)
+    readers = process.world // train.tensor_parallel
+    batch(0, train.batch_size, process.rank // train.tensor_parallel, readers)
 
 
 def _check_memory(plan: RunPlan, device: torch.device) -> None:
@@ -266,12 +268,12 @@ def default_folder(config: RunConfig, root: Path = RUNS) -> Path:
 
 
 def resume_run(
-    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "", shard: RunShard | None = None
+    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "", **placement: Any
 ) -> PreparedRun:
     """The run in `folder`, for `train_run` to continue from its newest checkpoint.
 
-    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device` and `shard`
-    replace the run's own: neither changes its results.
+    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device` and
+    `placement` (keys of [train] in `PLACEMENT`; None: as it was) replace the run's own: they do not change its results.
     Raises UsageError for a folder that is incomplete.
     """
     record = RunRecord.read(folder)
@@ -282,8 +284,8 @@ def resume_run(
             record.write(folder)
     if device:
         record = replace(record, config=record.config.with_run(device=device))
-    if shard:
-        record = replace(record, config=record.config.with_train(shard=shard))
+    given = {name: value for name, value in placement.items() if value is not None}
+    record = replace(record, config=record.config.with_train(**given))
     return PreparedRun(folder, record, data)
 
 

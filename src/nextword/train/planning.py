@@ -15,11 +15,12 @@ from ..data import Dataset
 from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
 from ..plan.data_constraints import best_when_limited, effective
+from ..plan.figure import figure
 from ..plan.laws import SMALL, Law, law
 from ..plan.run_config import RunShard, TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
-from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, training_memory
+from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, Memory, training_memory
 from ..spec import ModelKind, ModelSpec
 from .calibration import Entry, correction
 from .run_dir import Prediction
@@ -169,16 +170,17 @@ def _resolved(config: RunConfig, spec: ModelSpec, data: Dataset, machine: Machin
         budget = flops(spec, lora=model.lora).per_token * tokens
     batch_size, micro_batch, rate = train.batch_size, train.micro_batch, train.learning_rate
     check_batch(train, machine.world)
+    readers = machine.world // train.tensor_parallel
     if model.base:
-        rows = math.ceil(max(_FINE_TUNING_ROWS / machine.world, micro_batch or 1)) * machine.world
+        rows = math.ceil(max(_FINE_TUNING_ROWS / readers, micro_batch or 1)) * readers
         batch_size, rate = batch_size or rows, rate or (_LORA_RATE if model.lora else _FINE_TUNING_RATE)
     final = rate / 10 if rate and train.final_learning_rate is None else train.final_learning_rate
     if not (batch_size and micro_batch and rate):
         usual = run_for(spec, budget, machine.device, machine.world, tokens or None).train
         rows = batch_size or usual.batch_size
-        micro_batch = micro_batch or _micro_batch(rows, spec.context, machine.world, usual.micro_batch)
+        micro_batch = micro_batch or _micro_batch(rows, spec.context, readers, usual.micro_batch)
         if not batch_size:
-            batch_size = micro_batch * machine.world * math.ceil(rows / (micro_batch * machine.world))
+            batch_size = micro_batch * readers * math.ceil(rows / (micro_batch * readers))
         final = usual.final_learning_rate if final is None else final
         rate = rate or usual.learning_rate
     seen = tokens or budget / flops(spec).per_token
@@ -203,6 +205,9 @@ def _shard(train: TrainConfig, world: int) -> RunShard:
 def check_batch(train: TrainConfig, world: int) -> None:
     """Raise FieldError, a UsageError, for rows that cannot be divided among `world` processes."""
     batch, micro_batch = train.batch_size, train.micro_batch
+    if world % train.tensor_parallel:
+        raise FieldError("train.tensor_parallel", train.tensor_parallel, f"a divisor of the {world:,} processes")
+    world //= train.tensor_parallel  # those that share a layer compute the same rows
     if not batch:
         return
     if batch % world:
@@ -255,7 +260,7 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
     spec, train, lora, peak = config.spec, config.train, config.model.lora, machine.peak or machine.device.peak_fp32
     tokens = config.total_tokens
     known = correction(machine.past, spec.kind, train.dtype, data.fingerprint, parameters(spec).total, tokens)
-    memory = training_memory(spec, _memory_setup(config, machine))
+    memory = _memory(config, machine)
     seconds = flops(spec, train.context, tokens, lora=lora).total / (
         train.devices * peak * (known.share or FIRST_SHARE)
     )
@@ -274,12 +279,24 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
     )  # fmt: skip
 
 
+def _memory(config: RunConfig, machine: Machine) -> Memory:
+    """Peak memory of a process; those on CPUs write checkpoints from a copy there (`checkpoint.Writer`)."""
+    memory = training_memory(config.spec, _memory_setup(config, machine))
+    if machine.world == 1 or machine.gpu or config.run.checkpoint_every == 0:
+        return memory
+    kept = {name.replace(" ", "_"): memory.part(name) for name in ("frozen weights", "weights", "optimizer states")}
+    source = "a checkpoint is written from a copy, while training goes on"
+    return Memory((*memory.parts, figure("copy for checkpoints", "bytes", " + ".join(kept), source, **kept)))
+
+
 def _memory_setup(config: RunConfig, machine: Machine) -> Training:
     train = config.train
+    devices = train.devices // train.tensor_parallel  # as if each process had whole layers: at most that
     return Training(
         batch=train.micro_batch, context=train.context, optimizer=train.optimizer,
         precision="amp" if train.dtype == "amp" else "fp32", recompute=train.recompute, chunked_loss=True,
-        shard=train.shard, devices=train.devices, per_machine=machine.per_machine,
+        shard=train.shard if devices > 1 else "none", devices=devices,
+        per_machine=max(1, machine.per_machine // train.tensor_parallel),
         lora=config.model.lora, base="fp32", runtime=machine.device.runtime,
         fragmentation=FRAGMENTATION if machine.gpu else CPU_FRAGMENTATION,
         fused=native.available() and not machine.gpu,

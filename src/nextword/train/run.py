@@ -14,6 +14,7 @@ from torch import nn
 from ..base import RunError, UsageError
 from ..data import Dataset, save_tokenizer
 from ..plan import RunConfig, flops
+from ..plan.run_config import PLACEMENT
 from ..text import tokenizer_from_folder
 from .callbacks import Callbacks
 from .changes import NO_CHANGE, Change
@@ -83,10 +84,10 @@ def _stored(folder: Path, record: RunRecord) -> RunRecord:
     stored = RunRecord.read(folder)
     ours, theirs = (one.config.to_dict() | {"run": {}} for one in (record, stored))
     for one in (ours, theirs):
-        one["train"] = {name: value for name, value in one["train"].items() if name not in ("devices", "shard")}
+        one["train"] = {name: value for name, value in one["train"].items() if name not in PLACEMENT}
     if different := differences(theirs, ours):
         raise UsageError(f"{folder} holds another run: {'; '.join(different)}. Choose another folder")
-    train = replace(stored.config.train, devices=record.config.train.devices, shard=record.config.train.shard)
+    train = replace(stored.config.train, **{name: getattr(record.config.train, name) for name in PLACEMENT})
     return replace(stored, config=replace(record.config, train=train))
 
 

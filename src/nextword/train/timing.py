@@ -95,7 +95,7 @@ def _seconds(matrix: torch.Tensor) -> float:
 
 def _time(config: RunConfig, device: torch.device, threads: int, seconds: float) -> StepTime:
     train = config.train
-    config = config.with_train(batch_size=train.micro_batch, devices=1, shard="none")
+    config = config.with_train(batch_size=train.micro_batch, devices=1, shard="none", tensor_parallel=1)
     model = new_model(config)
     if config.model.lora:
         add_adapters(model, config.model.lora, train.seed)

@@ -18,7 +18,9 @@ from torch import nn
 from ..base import RunError, UsageError
 from ..base.units import format_seconds
 from ..data import Dataset, Windows
+from ..models.parallel import check_tensor_parallel
 from ..plan import RunConfig
+from ..plan.run_config import PLACEMENT
 from . import checkpoint as checkpoints
 from . import compile
 from .callbacks import Callbacks, TrainStep
@@ -32,6 +34,7 @@ from .loss_guard import LossGuard
 from .loss_module import Placed, new_model, place
 from .memory import PeakMemory
 from .metrics import append_line, step_row
+from .planning import check_batch
 from .run_dir import differences, resume_command, writing
 from .schedules import learning_rate
 from .threads import ThreadFollower, thread_counts
@@ -89,7 +92,7 @@ class Trainer:
         any weights, to be replaced by a checkpoint's.
         """
         config.check_resolved()
-        self.process = this_process()
+        self.process = replace(this_process(), tensor=config.train.tensor_parallel)
         self.config = config.with_train(devices=self.process.world)
         self.data, self.folder, self.changes = data, folder, changes
         self.started = Settings(config.train.on_loss_spike, config.run.threads or None, config.train.steps)
@@ -107,15 +110,18 @@ class Trainer:
 
     def _check(self) -> None:
         train, world = self.config.train, self.process.world
-        if train.batch_size % world:
-            raise UsageError(f"a batch of {train.batch_size} rows does not divide among {world} processes")
+        check_batch(train, world)
         if train.stateful and (self.config.spec.kind == "transformer" or world > 1):
             what = "a transformer has no state to carry" if world == 1 else "carried state needs a single process"
             raise UsageError(f"{what}; train without train.stateful")
-        if train.optimizer == "muon" and train.sharded:
+        if train.optimizer in ("muon", "adafactor") and train.sharded:
             raise UsageError(
-                f"Muon needs whole matrices; with train.shard={train.shard} use adamw, or use train.shard=ddp"
+                f"{train.optimizer} needs whole matrices: use adamw, or train.shard=ddp without train.tensor_parallel"
             )
+        check_tensor_parallel(self.config.spec, train.tensor_parallel)
+        if train.tensor_parallel > 1 and (self.config.model.lora or self.config.run.compile):
+            what = "LoRA" if self.config.model.lora else "run.compile"
+            raise UsageError(f"{what} needs whole layers; train without train.tensor_parallel")
         if self.config.run.compile:
             compile.check(self.device, train.dtype)
 
@@ -156,6 +162,10 @@ class Trainer:
         Raises RunError if all checkpoints are damaged, UsageError if its configuration differs.
         Called by `train`, or before it to know the step; with several processes, inside `joined`.
         """
+        self._writer = checkpoints.Writer(
+            self._root, self.process, self.config.run.keep_checkpoints, self.process.world > 1,
+            self.listener.on_checkpoint,
+        )  # fmt: skip
         self._load(self._newest())
         self._restored = True
         self._settings()
@@ -165,6 +175,7 @@ class Trainer:
         return self.progress.step
 
     def _newest(self) -> checkpoints.Checkpoint | None:
+        self._writer.finish()
         checkpoint = checkpoints.newest(self._root, self.process, self.listener.on_message)
         if checkpoint is not None and checkpoint.configuration:
             now = self._configuration(checkpoint.step)
@@ -179,7 +190,7 @@ class Trainer:
     def _configuration(self, step: int) -> dict[str, Any]:
         """Everything that determines the results after `step` steps, except the number of processes, as plain data."""
         config = self.config.to_dict()
-        train = {name: value for name, value in config["train"].items() if name not in ("devices", "shard")}
+        train = {name: value for name, value in config["train"].items() if name not in PLACEMENT}
         model = {name: config["model"][name] for name in ("spec", "base", "lora")}
         changes = [change.to_dict() for change in self.changes if change.step < step]
         values = {"model": model, "train": train, "run": {"threads": self.started.threads or 0}}
@@ -213,12 +224,10 @@ class Trainer:
             return
         self.progress.memory = max(self.progress.memory, self._peak.so_far())
         progress = vars(replace(self.progress, losses=list(self.guard.losses)))
-        folder = checkpoints.save(
-            self._root, step, self.model, self.learner.optimizer, progress, self.process,
-            self.config.run.keep_checkpoints, self.learner.state_tensors(), self._configuration(step),
-        )  # fmt: skip
+        self._writer.save(
+            step, self.model, self.learner.optimizer, progress, self.learner.state_tensors(), self._configuration(step)
+        )
         self._saved = step
-        self.listener.on_checkpoint(step, folder)
 
     # ---- steps
 
@@ -226,19 +235,21 @@ class Trainer:
         interrupted, end = False, min(until, self.steps)
         self.callbacks.on_start()
         try:
-            with PeakMemory(self.device) as self._peak:
+            with PeakMemory(self.device) as self._peak, self._writer:
                 if self.config.model.base and self.progress.step == 0:
                     self._evaluate()  # the loss before fine-tuning
                 while self.progress.step < end and not self.stopping:
                     step = self._step()
                     self._write(step_row(step))
                     if step.action == "stop":
+                        self._writer.finish()
                         raise RunError(self._ways_to_continue(step))
                     self.listener.on_step(step)
                     if step.action != "rewind":
                         self._keep_deadline()
                     end = min(until, self.steps)
                     self._periodic(end)
+                    self._writer.check()
                 interrupted = self.stopping and self.progress.step < end
                 self._save_if_new()
         finally:
@@ -258,12 +269,13 @@ class Trainer:
         done, settings = self.progress, self.started.after(self.changes)
         if self.deadline.seconds is None or settings.steps != self.config.train.steps:
             return
-        elapsed = total([done.seconds], self.process, self.device)[0] / self.process.world  # the same on every process
+        elapsed = total([done.seconds], self.process, self.device)[0] / self.process.readers  # the same everywhere
         cut = self.deadline.cut(done.step, self.steps, elapsed)
         if cut is None:
             return
         done.cuts = [*done.cuts, cut]
         self._save_if_new()
+        self._writer.finish()
         self.listener.on_steps_changed(self.steps)
         self.listener.on_message(
             f"step {done.step:,}: training is slower than planned, and {cut[1]:,} steps would take more than {LATE:g}"
@@ -277,14 +289,14 @@ class Trainer:
         train = replace(self.config.train, steps=settings.steps)
         process = self.process
         make_batch = self.windows.sequential_batch if train.stateful else self.windows.batch
-        batch = place(make_batch(position, train.batch_size, process.rank, process.world), self.device)
+        batch = place(make_batch(position, train.batch_size, process.reader, process.readers), self.device)
         data_seconds = time.perf_counter() - start
         rate = learning_rate(train, schedule_step(self.progress.step, self._cuts)) * settings.learning_rate_scale
         self.learner.set_learning_rate(rate)
         if self._follower is not None and self._follower.trial is not None:
             self._check_trial(batch, self._follower)
         if train.dropout:
-            torch.manual_seed(_dropout_seed(train.seed, position, process.rank))
+            torch.manual_seed(_dropout_seed(train.seed, position, process.reader))
         loss, counted = self._gradients(batch)
         norm = self.learner.clip()
         step = TrainStep(self.progress.step, loss, rate, norm, counted, 0.0, data_seconds)
