@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -23,12 +24,13 @@ from full_disk import full_disk
 from nextword.base import RunError, UsageError
 from nextword.base.toml import read_toml, set_values, to_toml
 from nextword.cli import _console, main
-from nextword.data import Dataset, save_tokenizer
+from nextword.data import Dataset, open_dataset, save_tokenizer
 from nextword.runtime import CpuBackend
 from nextword.train import calibration, checkpoint, memory, pipeline
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.changes import Change
 from nextword.train.metrics import append_line, read_metrics
+from nextword.train.pictures import curve
 from nextword.train.pipeline import resume_run
 from nextword.train.run import RunResult, train_run
 from nextword.train.run_dir import Measured, Prediction, RunRecord, locked_run, read_report
@@ -343,7 +345,8 @@ def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
         code, _, said = command(capsys, "runs", "resume", folder, *options)
         assert (code, wanted in said) == (2, True)
     assert RunRecord.read(folder).changes == ()
-    assert command(capsys, "runs", "resume", folder, "--steps", 10, "--on-loss-spike", "skip")[0] == 0
+    assert main(["runs", "resume", str(folder), "--steps", "10", "--on-loss-spike", "skip"]) == 0
+    assert "resumed from step 8 of 10" in capsys.readouterr().err
     assert len(losses(folder)) == 10
     assert "from step 8 on: --on-loss-spike skip, --steps 10" in " ".join(
         command(capsys, "runs", "show", folder)[1].split()
@@ -402,6 +405,44 @@ def test_each_way_that_the_message_names_leads_past_the_step_where_the_run_stopp
     assert sorted(losses(folder)) == list(range(STEPS))
     assert read_report(folder) is not None
     assert math.isfinite(read_report(folder).train_loss)  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("trouble_at_step_7")
+@pytest.mark.parametrize(
+    ("action", "steps"),
+    [
+        ("stop", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("skip", list(range(STEPS))),
+        ("rewind", [*range(8), *range(5, STEPS)]),
+    ],
+)
+def test_a_step_that_the_guard_rejected_is_in_the_metrics_with_its_reason_and_in_what_shows_them(
+    action: str, steps: list[int], data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data, on_loss_spike=action)
+    assert command(capsys, "runs", "resume", folder)[0] == (1 if action == "stop" else 0)
+    assert [row["step"] for row in rows(folder)] == steps
+    (rejected,) = [row for row in rows(folder) if "action" in row]
+    assert (rejected["step"], rejected["action"], rejected["reason"]) == (7, action, "the loss is nan")
+    code, shown, _ = command(capsys, "runs", "show", folder, "--plot", tmp_path / "curve.svg")
+    assert code == 0
+    assert f"1 x {action}; the last at step 7: the loss is nan" in " ".join(shown.split())
+    (said,) = json.loads(command(capsys, "runs", "show", folder, "--json")[1])["rejected"]
+    assert said == {"step": 7, "action": action, "reason": "the loss is nan"}
+    counted = curve(folder)[0]
+    assert len(counted) == (8 if action == "stop" else STEPS)
+    assert math.isnan(curve(folder)[1][7]) == (action != "rewind")
+
+
+def test_a_run_whose_first_loss_is_no_number_can_be_shown(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_gradients", lambda self, batch: (math.nan, 1))
+    folder = begin(tmp_path / "run", data)
+    assert command(capsys, "runs", "resume", folder)[0] == 1
+    for options in ([], ["--json"], ["--plot", str(tmp_path / "curve.svg")]):
+        assert command(capsys, "runs", "show", folder, *options)[0] == 0
+    assert command(capsys, "runs", "compare", folder, folder, "--plot", tmp_path / "both.svg")[0] == 0
 
 
 def test_weights_that_are_no_numbers_are_not_kept(
@@ -513,6 +554,64 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
     go_on(folder, until=5)
     assert not list(folder.glob(".*"))
     assert names(folder) == before
+
+
+# ---- what goes while a run trains
+
+
+class Meanwhile(Callbacks):
+    """Does something once a step is done."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        self.step, self.act = step, act
+
+    def on_step(self, step: TrainStep) -> None:
+        if step.step == self.step:
+            self.act()
+
+
+@pytest.fixture
+def own_data(data: Dataset, tmp_path: Path) -> Dataset:
+    """A copy to be damaged."""
+    return open_dataset(shutil.copytree(data.folder, tmp_path / "data"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_shard_that_becomes_shorter_ends_the_run_in_one_line_and_not_the_process(
+    split: str, own_data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", own_data)
+    shard = own_data.folder / f"{split}-00000.bin"
+    with pytest.raises(RunError, match=f"{split}-00000.bin no longer holds its [0-9,]+ tokens; prepare the data again"):
+        resumed(folder, Meanwhile(7, lambda: os.truncate(shard, 100)))
+    assert names(folder) == (["step-00000005"] if split == "train" else ["step-00000010", "step-00000012"])
+
+
+def test_a_run_goes_on_with_data_that_was_deleted_after_it_was_mapped(own_data: Dataset, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", own_data)
+    resumed(folder, Meanwhile(3, (own_data.folder / "train-00000.bin").unlink))
+    assert len(losses(folder)) == STEPS
+    with pytest.raises(UsageError, match=r"does not hold .* tokens.* Give the text again: nextword runs resume"):
+        resume_run(folder)
+
+
+@pytest.mark.parametrize("away", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
+def test_a_folder_that_is_moved_or_deleted_is_not_made_again(
+    away: Callable[[Path], object], data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    with pytest.raises(RunError, match=r"run/metrics\.jsonl cannot be written: its folder was moved or deleted"):
+        resumed(folder, Meanwhile(7, lambda: away(folder)))
+    assert not folder.exists()
+    if (elsewhere := tmp_path / "elsewhere").exists():
+        go_on(elsewhere)
+        assert sorted(losses(elsewhere)) == list(range(STEPS))
+
+
+def test_a_run_that_cannot_begin_on_a_full_disk_leaves_nothing(data: Dataset, tmp_path: Path) -> None:
+    with full_disk(100), pytest.raises(RunError, match=r"run: file too large\. Free some space, then try again"):
+        train_run(run_of("gru", data.vocabulary, STEPS), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- run.json and config.toml

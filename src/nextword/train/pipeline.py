@@ -25,7 +25,7 @@ from ..data.progress import Progress
 from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 from ..plan import RunConfig, parameters
 from ..plan import device as plan_device
-from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig, RunShard
+from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig, RunShard, TrackerName
 from ..spec import ModelSpec
 from ..text import Tokenizer, tokenizer_from_folder
 from . import calibration, compile
@@ -34,6 +34,7 @@ from .peak import measured_peak
 from .planning import Machine, RunPlan, check_batch, choose_dtype, choose_shape, plan_run
 from .run_dir import RECORD, RunRecord, free_name
 from .timing import amp_is_faster, time_part
+from .trackers import check_installed
 
 RUNS = Path("runs")  # the default parent folder of runs
 _BYTES_AN_ID = 8  # of text per vocabulary entry, at least: more entries would hardly occur
@@ -111,6 +112,7 @@ def _check_before_reading(config: RunConfig, folder: Path | None, world: int) ->
     if folder is not None:
         _check_free(folder)
     check_combinations(config)
+    check_installed(config.run.log)
     check_batch(config.train, world)
 
 
@@ -266,12 +268,13 @@ def default_folder(config: RunConfig, root: Path = RUNS) -> Path:
 
 
 def resume_run(
-    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "", shard: RunShard | None = None
-) -> PreparedRun:
+    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "", shard: RunShard | None = None,
+    trackers: tuple[TrackerName, ...] | None = None,
+) -> PreparedRun:  # fmt: skip
     """The run in `folder`, for `train_run` to continue from its newest checkpoint.
 
-    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device` and `shard`
-    replace the run's own: neither changes its results.
+    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device`, `shard` and
+    `trackers` replace the run's own: none changes its results.
     Raises UsageError for a folder that is incomplete.
     """
     record = RunRecord.read(folder)
@@ -284,6 +287,8 @@ def resume_run(
         record = replace(record, config=record.config.with_run(device=device))
     if shard:
         record = replace(record, config=record.config.with_train(shard=shard))
+    if trackers is not None:
+        record = replace(record, config=record.config.with_run(log=trackers))
     return PreparedRun(folder, record, data)
 
 
