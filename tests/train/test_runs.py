@@ -332,6 +332,18 @@ def test_threads_change_from_the_step_on_from_which_they_were_asked_for(data: Da
     assert heard.threads == [1] * 5 + [2] * 2
 
 
+def test_threads_that_are_asked_for_are_not_replaced_by_those_that_suit_the_load(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "run", data, "transformer")
+    edit_config(folder, "run.follow_load=true")
+    go_on(folder, until=5)
+    used: list[int] = []
+    monkeypatch.setattr(Callbacks, "on_step", lambda self, step: used.append(torch.get_num_threads()))
+    resumed(folder, until=7, threads=2)
+    assert used == [2, 2]
+
+
 def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ class Trainer:
         self._flops = flops(self.config.spec, train.context, lora=config.model.lora).per_token
         self.peak = 0.0  # FLOP/s of matrix products on a device, for `TrainStep.share_of_peak`; 0: not measured
         self._restored = self.stopping = False
-        self._follower = self._new_follower()
+        self._follower: ThreadFollower | None = None
         self._alike = {self.started.threads}  # numbers of threads with the same results
         self.deadline = Deadline(train.minutes * 60 or None)
 
@@ -225,6 +225,7 @@ class Trainer:
 
     def _loop(self, until: int) -> Outcome:
         interrupted, end = False, min(until, self.steps)
+        self._follower = self._new_follower()  # now that the changes are known
         if self.process.first:
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.progress.step:
