@@ -12,13 +12,15 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kill_me import run_of
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from full_disk import full_disk
 from nextword.base import RunError, UsageError
@@ -702,6 +704,29 @@ def test_a_checkpoint_of_other_settings_is_refused_and_they_are_named(
     assert code == 2
     assert "step-00000005 was trained with other settings than the run has now" in said
     assert wanted in said
+    assert content(folder) == before
+
+
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line_and_stays(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that another program wrote: its hashes and settings agree, its tensors do not."""
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    place = folder / "checkpoints" / "step-00000005"
+    (file,) = place.glob("*.safetensors")
+    tensors = load_file(file)
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    name = next(name for name in tensors if name.startswith("model."))
+    save_file({**tensors, name: tensors[name][:-1].copy()}, file, metadata)
+    state = json.loads((place / "state.json").read_text())
+    state["files"][file.name] = (file.stat().st_size, sha256(file.read_bytes()).hexdigest())
+    (place / "state.json").write_text(json.dumps(state))
+    before = content(folder)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 1
+    assert f"{place}: does not hold this model" in said
     assert content(folder) == before
 
 
