@@ -166,26 +166,27 @@ def test_the_steps_of_a_run_are_in_tensorboards_event_files(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    assert run(capsys, "train", str(text), *SMALL, "--set", "run.tensorboard=true", "--out", "run")[0] == 0
+    assert run(capsys, "train", str(text), *SMALL, "--log", "tensorboard", "--out", "run")[0] == 0
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
-    for name, key in (("loss", "loss"), ("learning_rate", "learning_rate"), ("norm", "gradient_norm")):
-        found = [(each.step, each.value) for each in events.Scalars(name)]
+    for key in ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "share_of_peak"):
+        found = [(each.step, each.value) for each in events.Scalars(f"train/{key}")]
         assert found == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in steps]
-    found = [(each.step, each.value) for each in events.Scalars("val")]
+    found = [(each.step, each.value) for each in events.Scalars("val/nats_per_token")]
     val = [(row["step"], pytest.approx(row["val"]["nats_per_token"])) for row in rows if "val" in row]
     assert found == val
     assert val
 
 
-def test_event_files_without_tensorboard_say_what_to_install(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra_before_the_text_is_read(
+    name: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    code, _, err = run(capsys, "train", str(text), *SMALL, "--set", "run.tensorboard=true", "--out", "run")
+    monkeypatch.setitem(sys.modules, name, None)
+    code, _, err = run(capsys, "train", str(text), *SMALL, "--log", name, "--out", "run")
     assert code == 2
-    assert "pip install 'nextword[tensorboard]'" in " ".join(err.split())
+    assert err.splitlines() == [f"nextword: run.log={name} needs {name}. Install it: pip install 'nextword[{name}]'"]
     assert not list(tmp_path.rglob("run.json"))
 
 

@@ -59,6 +59,7 @@ def _fresh_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         ("--minutes 0", "'0' must be above zero"),
         ("--minutes 1 --steps 3", "--minutes and --steps are separate budgets; give one"),
         ("--flops 1e12 --tokens 1M", "--flops and --tokens are separate budgets; give one"),
+        ("--log wandb,tensorbord", "--log wandb,tensorbord: give one or more of tensorboard, wandb, mlflow"),
         ("--config no-such-file.toml", "does not exist"),
     ],
 )

@@ -79,7 +79,7 @@ BAD_OTHERWISE: dict[str, tuple[Any, ...]] = {
     "run.compile": ("yes",),
     "run.follow_load": ("perhaps", 2),
     "run.sample_prompt": (3,),
-    "run.tensorboard": (1,),
+    "run.log": ("wandb", ["tensorbord"], [1], 1),
 }
 CASES = [(name, value) for name, some in BAD.items() for value in (*some, *NO_NUMBERS)]
 CASES += [(name, value) for name, some in BAD_OTHERWISE.items() for value in some]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -11,24 +12,28 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from kill_me import run_of
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from full_disk import full_disk
 from nextword.base import RunError, UsageError
 from nextword.base.toml import read_toml, set_values, to_toml
 from nextword.cli import _console, main
-from nextword.data import Dataset, save_tokenizer
+from nextword.data import Dataset, open_dataset, save_tokenizer
 from nextword.runtime import CpuBackend
 from nextword.train import calibration, checkpoint, memory, pipeline
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.changes import Change
+from nextword.train.deadline import Deadline
 from nextword.train.metrics import append_line, read_metrics
+from nextword.train.pictures import curve
 from nextword.train.pipeline import resume_run
 from nextword.train.run import RunResult, train_run
 from nextword.train.run_dir import Measured, Prediction, RunRecord, locked_run, read_report
@@ -333,6 +338,18 @@ def test_threads_change_from_the_step_on_from_which_they_were_asked_for(data: Da
     assert heard.threads == [1] * 5 + [2] * 2
 
 
+def test_threads_that_are_asked_for_are_not_replaced_by_those_that_suit_the_load(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin(tmp_path / "run", data, "transformer")
+    edit_config(folder, "run.follow_load=true")
+    go_on(folder, until=5)
+    used: list[int] = []
+    monkeypatch.setattr(Callbacks, "on_step", lambda self, step: used.append(torch.get_num_threads()))
+    resumed(folder, until=7, threads=2)
+    assert used == [2, 2]
+
+
 def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,7 +363,8 @@ def test_a_change_is_shown_and_one_that_cannot_be_is_refused(
         code, _, said = command(capsys, "runs", "resume", folder, *options)
         assert (code, wanted in said) == (2, True)
     assert RunRecord.read(folder).changes == ()
-    assert command(capsys, "runs", "resume", folder, "--steps", 10, "--on-loss-spike", "skip")[0] == 0
+    assert main(["runs", "resume", str(folder), "--steps", "10", "--on-loss-spike", "skip"]) == 0
+    assert "resumed from step 8 of 10" in capsys.readouterr().err
     assert len(losses(folder)) == 10
     assert "from step 8 on: --on-loss-spike skip, --steps 10" in " ".join(
         command(capsys, "runs", "show", folder)[1].split()
@@ -405,6 +423,44 @@ def test_each_way_that_the_message_names_leads_past_the_step_where_the_run_stopp
     assert sorted(losses(folder)) == list(range(STEPS))
     assert read_report(folder) is not None
     assert math.isfinite(read_report(folder).train_loss)  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("trouble_at_step_7")
+@pytest.mark.parametrize(
+    ("action", "steps"),
+    [
+        ("stop", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("skip", list(range(STEPS))),
+        ("rewind", [*range(8), *range(5, STEPS)]),
+    ],
+)
+def test_a_step_that_the_guard_rejected_is_in_the_metrics_with_its_reason_and_in_what_shows_them(
+    action: str, steps: list[int], data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begin(tmp_path / "run", data, on_loss_spike=action)
+    assert command(capsys, "runs", "resume", folder)[0] == (1 if action == "stop" else 0)
+    assert [row["step"] for row in rows(folder)] == steps
+    (rejected,) = [row for row in rows(folder) if "action" in row]
+    assert (rejected["step"], rejected["action"], rejected["reason"]) == (7, action, "the loss is nan")
+    code, shown, _ = command(capsys, "runs", "show", folder, "--plot", tmp_path / "curve.svg")
+    assert code == 0
+    assert f"1 x {action}; the last at step 7: the loss is nan" in " ".join(shown.split())
+    (said,) = json.loads(command(capsys, "runs", "show", folder, "--json")[1])["rejected"]
+    assert said == {"step": 7, "action": action, "reason": "the loss is nan"}
+    counted = curve(folder)[0]
+    assert len(counted) == (8 if action == "stop" else STEPS)
+    assert math.isnan(curve(folder)[1][7]) == (action != "rewind")
+
+
+def test_a_run_whose_first_loss_is_no_number_can_be_shown(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_gradients", lambda self, batch: (math.nan, 1))
+    folder = begin(tmp_path / "run", data)
+    assert command(capsys, "runs", "resume", folder)[0] == 1
+    for options in ([], ["--json"], ["--plot", str(tmp_path / "curve.svg")]):
+        assert command(capsys, "runs", "show", folder, *options)[0] == 0
+    assert command(capsys, "runs", "compare", folder, folder, "--plot", tmp_path / "both.svg")[0] == 0
 
 
 def test_weights_that_are_no_numbers_are_not_kept(
@@ -518,6 +574,64 @@ def test_what_killed_processes_left_half_written_is_gone_at_the_next_start(data:
     assert names(folder) == before
 
 
+# ---- what goes while a run trains
+
+
+class Meanwhile(Callbacks):
+    """Does something once a step is done."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        self.step, self.act = step, act
+
+    def on_step(self, step: TrainStep) -> None:
+        if step.step == self.step:
+            self.act()
+
+
+@pytest.fixture
+def own_data(data: Dataset, tmp_path: Path) -> Dataset:
+    """A copy to be damaged."""
+    return open_dataset(shutil.copytree(data.folder, tmp_path / "data"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_shard_that_becomes_shorter_ends_the_run_in_one_line_and_not_the_process(
+    split: str, own_data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", own_data)
+    shard = own_data.folder / f"{split}-00000.bin"
+    with pytest.raises(RunError, match=f"{split}-00000.bin no longer holds its [0-9,]+ tokens; prepare the data again"):
+        resumed(folder, Meanwhile(7, lambda: os.truncate(shard, 100)))
+    assert names(folder) == (["step-00000005"] if split == "train" else ["step-00000010", "step-00000012"])
+
+
+def test_a_run_goes_on_with_data_that_was_deleted_after_it_was_mapped(own_data: Dataset, tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", own_data)
+    resumed(folder, Meanwhile(3, (own_data.folder / "train-00000.bin").unlink))
+    assert len(losses(folder)) == STEPS
+    with pytest.raises(UsageError, match=r"does not hold .* tokens.* Give the text again: nextword runs resume"):
+        resume_run(folder)
+
+
+@pytest.mark.parametrize("away", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
+def test_a_folder_that_is_moved_or_deleted_is_not_made_again(
+    away: Callable[[Path], object], data: Dataset, tmp_path: Path
+) -> None:
+    folder = begin(tmp_path / "run", data)
+    with pytest.raises(RunError, match=r"run/metrics\.jsonl cannot be written: its folder was moved or deleted"):
+        resumed(folder, Meanwhile(7, lambda: away(folder)))
+    assert not folder.exists()
+    if (elsewhere := tmp_path / "elsewhere").exists():
+        go_on(elsewhere)
+        assert sorted(losses(elsewhere)) == list(range(STEPS))
+
+
+def test_a_run_that_cannot_begin_on_a_full_disk_leaves_nothing(data: Dataset, tmp_path: Path) -> None:
+    with full_disk(100), pytest.raises(RunError, match=r"run: file too large\. Free some space, then try again"):
+        train_run(run_of("gru", data.vocabulary, STEPS), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # ---- run.json and config.toml
 
 
@@ -597,12 +711,36 @@ def test_a_checkpoint_of_other_settings_is_refused_and_they_are_named(
     assert content(folder) == before
 
 
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line_and_stays(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that another program wrote: its hashes and settings agree, its tensors do not."""
+    folder = begin(tmp_path / "run", data)
+    go_on(folder, until=5)
+    place = folder / "checkpoints" / "step-00000005"
+    (file,) = place.glob("*.safetensors")
+    tensors = load_file(file)
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata()
+    name = next(name for name in tensors if name.startswith("model."))
+    save_file({**tensors, name: tensors[name][:-1].copy()}, file, metadata)
+    state = json.loads((place / "state.json").read_text())
+    state["files"][file.name] = (file.stat().st_size, sha256(file.read_bytes()).hexdigest())
+    (place / "state.json").write_text(json.dumps(state))
+    before = content(folder)
+    code, _, said = command(capsys, "runs", "resume", folder)
+    assert code == 1
+    assert f"{place}: does not hold this model" in said
+    assert content(folder) == before
+
+
 def test_the_resolved_configuration_trained_again_has_the_same_losses(
     text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was chosen, timed and measured is in config.toml: nothing is chosen again."""
     monkeypatch.setenv("NEXTWORD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "time_part", lambda *_: StepTime(1, 1e-3, 0.05))
+    monkeypatch.setattr(Deadline, "cut", lambda *_: None)  # a busy machine would shorten one of the runs
     chosen = ["--params", "30k", "--minutes", "3s", "--set", "train.dropout=0.1"]
     first = command(capsys, "train", text_folder, *chosen, "--out", tmp_path / "first")
     assert first[0] == 0, first[2]

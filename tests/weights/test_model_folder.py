@@ -248,3 +248,10 @@ def test_an_index_that_lies_is_refused(index: object, named: str, tiny_model: Mo
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UsageError, match=named):
         open_source(out)
+
+
+def test_a_disk_without_room_for_the_first_byte_leaves_no_working_folder(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    with full_disk(0), pytest.raises(RunError, match="could not be written"), model_folder.new_folder(out, False):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import click
 from ..base import UsageError, require_torch, units
 from ..base.fields import FieldError
 from ..plan import parameters
-from ..plan.run_config import RunShard
+from ..plan.run_config import RunShard, TrackerName
 from ..train import calibration
 from ..train.changes import NO_CHANGE, Change
-from ..train.metrics import progress_of
+from ..train.metrics import progress_of, rejected_steps
 from ..train.pictures import draw_curves, terminal_curve
 from ..train.run_dir import Measured, RunRecord, differences, is_locked, read_report, runs_under
 from ._app import Suggesting
@@ -22,7 +23,7 @@ from ._options import OUTPUT_MODEL, PICTURE, WRITTEN_DTYPE
 from ._table import plain_table
 from .plan_options import STEPS, choice
 from .runs_calibration import command as calibration_command
-from .train import emit, processes_option, run_json, started_processes, tensor_parallel_option, train
+from .train import emit, log_option, processes_option, run_json, started_processes, tensor_parallel_option, train
 from .train_display import print_report
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -82,7 +83,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
     record = RunRecord.read(run)
     measured = _measured(run, record)
     if as_json:
-        emit_json(_summary(run, record) | run_json(run, record, measured))
+        emit_json(_summary(run, record) | run_json(run, record, measured) | {"rejected": rejected_steps(run)})
     else:
         _print_run(run, record, measured)
     if plot is not None:
@@ -90,7 +91,8 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
-    summary = _summary(run, record) | {"changes": "; ".join(map(str, record.changes)) or None}
+    changes = "; ".join(map(str, record.changes)) or None
+    summary = _summary(run, record) | {"changes": changes, "rejected": _rejected(run)}
     table = plain_table("", "", right=False)
     table.show_header = False
     for name, value in summary.items():
@@ -159,10 +161,11 @@ def _print_compared(
 @click.option("--shard", type=choice(RunShard), default=None, help="How several processes share the model from now on.")
 @tensor_parallel_option
 @click.option("--device", default="", metavar="DEVICE", help="Default: the device it was started on.")
+@log_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
 def resume(
     run: Path, data: tuple[str, ...], restart: bool, processes: str, shard: RunShard | None,
-    tensor_parallel: int | None, device: str, as_json: bool, **changes: Any,
+    tensor_parallel: int | None, device: str, log: tuple[TrackerName, ...] | None, as_json: bool, **changes: Any,
 ) -> None:  # fmt: skip
     """Resume an interrupted run, bit-exactly.
 
@@ -188,14 +191,14 @@ def resume(
     with one_voice():
         restart = restart and begun_run() is None
         placement = {"shard": shard, "tensor_parallel": tensor_parallel}
-        resume_folder(run, as_json, data, change, restart=restart, device=device, **placement)
+        resume_folder(run, as_json, data, change, restart=restart, device=device, trackers=log, placement=placement)
 
 
 def resume_folder(
     run: Path, as_json: bool, data: tuple[str, ...] = (), change: Change = NO_CHANGE, *, restart: bool = False,
-    device: str = "", **placement: Any,
+    **how: Any,
 ) -> None:  # fmt: skip
-    """Resume the run in folder `run` on the terminal, unless it has ended; `placement` as in `resume_run`."""
+    """Resume the run in folder `run` on the terminal, unless it has ended; `how` is passed to `resume_run`."""
     record, ended = RunRecord.read(run), read_report(run)
     if not restart and ended is not None and record.ended(ended, change):
         messages().print(f"{run} finished after {ended.steps:,} steps: nothing to do."
@@ -205,7 +208,7 @@ def resume_folder(
         return
     from ..train.pipeline import resume_run
 
-    prepared = resume_run(run, data, lambda text: messages().print(text, style="dim"), device=device, **placement)
+    prepared = resume_run(run, data, lambda text: messages().print(text, style="dim"), **how)
     train(prepared, as_json, change=change, restart=restart)
 
 
@@ -255,6 +258,16 @@ def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
         "base": run.model.base or None,
         "changes": [change.to_dict() for change in record.changes],
     }
+
+
+def _rejected(folder: Path) -> str | None:
+    """The steps that the loss guard rejected, in a line."""
+    steps = rejected_steps(folder)
+    if not steps:
+        return None
+    counts, last = Counter(step["action"] for step in steps), steps[-1]
+    by_action = ", ".join(f"{count:,} x {action}" for action, count in counts.items())
+    return f"{by_action}; the last at step {last['step']:,}: {last['reason']}"
 
 
 def _measured(folder: Path, record: RunRecord) -> Measured | None:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from ..base import UsageError, installed, require_torch
 from ..base.fields import FieldError
 from ..base.toml import read_toml, set_values
-from ..plan.run_config import BUDGETS, RunConfig
+from ..plan.run_config import BUDGETS, RunConfig, TrackerName
 from ._console import emit_json, messages
 from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, duration_in
@@ -29,7 +29,7 @@ _KEYS = {  # command-line parameters that are configuration keys
     **{name: f"train.{name}" for name in ("minutes", "flops", "tokens", "steps", "context", "batch_size",
                                           "learning_rate", "seed", "tensor_parallel")},
     **{name: f"model.{name}" for name in ("arch", "params", "lora")},
-    "base": "model.base", "train_dtype": "train.dtype",
+    "base": "model.base", "train_dtype": "train.dtype", "log": "run.log",
 }  # fmt: skip
 
 
@@ -39,6 +39,19 @@ def _number_or_auto(context: click.Context, option: click.Parameter, value: str)
     return value
 
 
+def _trackers(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None or value == "none":
+        return () if value else None
+    names, known = tuple(dict.fromkeys(value.split(","))), get_args(TrackerName)
+    if not set(names) <= set(known):
+        raise UsageError(f"--log {value}: give one or more of {', '.join(known)}, with commas between them, or none")
+    return names
+
+
+log_option = click.option(
+    "--log", metavar="TRACKERS", callback=_trackers,
+    help="Experiment trackers: tensorboard, wandb, mlflow, with commas between them, or none.",
+)  # fmt: skip
 _MOST_PROCESSES = 1024
 processes_option = click.option(
     "--processes", default="1", show_default=True, metavar="N", callback=_number_or_auto,
@@ -72,6 +85,7 @@ tensor_parallel_option = click.option(
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE",
               help="Set any configuration key, such as train.dropout=0.1. Repeatable.")  # fmt: skip
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER", help="Default: runs/<arch>-<parameters>.")
+@log_option
 @processes_option
 @tensor_parallel_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -194,12 +208,18 @@ def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
     from ..train.distributed import this_process
     from ..train.memory import keep_freed_memory
     from ..train.run import train_run
+    from ..train.run_dir import RECORD, resume_command
     from .train_display import Display
 
     if not torch.cuda.is_available():
         keep_freed_memory()
-    with Display(run) as display:
-        result = train_run(run.record.config, run.data, run.folder, display, record=run.record, **how)
+    try:
+        with Display(run) as display:
+            result = train_run(run.record.config, run.data, run.folder, display, record=run.record, **how)
+    except KeyboardInterrupt:
+        if this_process().first and (run.folder / RECORD).exists():
+            messages().print(f"stopped at once. Resume: {resume_command(run.folder)}", soft_wrap=True)
+        raise
     if this_process().first:
         if result.measured is not None:
             calibration.remember(result.folder, result.record, result.measured)

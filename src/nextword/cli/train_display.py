@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base import require, units
+from ..base import units
 from ..plan import parameters
 from ..spec import ModelSpec
 from ..train.callbacks import Callbacks, TrainStep
@@ -16,14 +18,13 @@ from ._console import messages, output
 from ._table import plain_table
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..train.evaluate import ValLoss
     from ..train.pipeline import PreparedRun
     from ..train.run_dir import Measured, Prediction
 
 _QUIET_SECONDS = 10.0  # between lines, without a terminal for a live one
-_SAMPLE_TOKENS = 40
+_SHORTEST_BAR, _WIDEST_BAR = 8, 60  # characters
+_STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again ends at once"
 
 
 def shape_line(spec: ModelSpec) -> str:
@@ -99,7 +100,7 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
 
 
 class Display(Callbacks):
-    """Progress on standard error: a live line on a terminal, otherwise a line every few seconds.
+    """Progress on standard error: live on a terminal, otherwise a line every few seconds.
 
     The first Ctrl-C (or SIGTERM) ends training after the current step, with a checkpoint; the second ends it at once.
     """
@@ -108,37 +109,29 @@ class Display(Callbacks):
         from ..train.distributed import this_process
 
         process = this_process()
-        self.run, self.first, self.alone = run, process.first, process.world == 1
-        self.config = run.record.current
-        self.steps = self.config.train.steps
-        self.live = self.first and messages().is_terminal and not messages().is_dumb_terminal
-        self.loss: float | None = None
+        self.plan, self.first, self.alone = run.record.expected, process.first, process.world == 1
+        self.steps = run.record.current.train.steps
+        self.loss: float | None = None  # a running mean
         self.val_loss: float | None = None
+        self.step: TrainStep | None = None  # the last one
         self.start = self.last_line = time.perf_counter()
         self.first_step = -1
-        self.events = _Events(run.folder) if self.config.run.tensorboard and self.first else None
         self.interrupted = False
         self._handlers: dict[int, Any] = {}
-        self._progress: Any = None
+        self._live: Any = None
 
     def __enter__(self) -> Display:
-        if self.live:
-            from rich.progress import BarColumn, Progress, TextColumn
+        if self.first and messages().is_terminal and not messages().is_dumb_terminal:
+            from rich.live import Live
 
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"),
-                console=messages(), transient=True,
-            )  # fmt: skip
-            self._progress.start()
-            self._task = self._progress.add_task("step 0", total=self.steps, status="")
+            self._live = Live(get_renderable=self._shown, console=messages(), transient=True)
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._restore_handlers()
-        if self._progress is not None:
-            self._progress.stop()
-        if self.events is not None:
-            self.events.close()
+        if self._live is not None:
+            self._live.stop()
 
     # ---- Ctrl-C
 
@@ -151,6 +144,8 @@ class Display(Callbacks):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        if self.first and self._live is None:
+            os.write(2, f"{_STOPPING}\n".encode())  # the signal may have come while a console was printing
 
     def on_end(self) -> None:
         if self.alone:  # else torchrun's SIGTERM could end this process before it has said which one was lost
@@ -167,39 +162,58 @@ class Display(Callbacks):
     # ---- output
 
     def on_step(self, step: TrainStep) -> None:
-        if self.first_step < 0:
-            self.first_step, self.start = step.step, time.perf_counter() - step.seconds
-        self.loss = step.loss if self.loss is None or self.loss != self.loss else 0.9 * self.loss + 0.1 * step.loss
-        if self.events is not None:
-            self.events.write(step.step, loss=step.loss, learning_rate=step.learning_rate, norm=step.gradient_norm)
         now = time.perf_counter()
-        if self._progress is not None:
-            self._progress.update(
-                self._task, total=self.steps, completed=step.step + 1,
-                description=f"step {step.step + 1:,}/{self.steps:,}", status=self._status(step, now),
-            )  # fmt: skip
-        elif now - self.last_line > _QUIET_SECONDS:
+        if self.first_step < 0:
+            self.first_step, self.start = step.step, now - step.seconds
+        self.step = step
+        if not step.action:  # a rejected loss may be NaN
+            self.loss = step.loss if self.loss is None else 0.9 * self.loss + 0.1 * step.loss
+        if self._live is None and now - self.last_line > _QUIET_SECONDS:
             self.last_line = now
-            messages().print(f"step {step.step + 1:,}/{self.steps:,}: {self._status(step, now)}")
+            parts = ", ".join([*self._measurements(step), self._time_left(step)])
+            messages().print(f"{self._place(step)}: {parts}", soft_wrap=True)
 
-    def _status(self, step: TrainStep, now: float) -> str:
-        a_step = (now - self.start) / (step.step + 1 - self.first_step)
-        left = a_step * (self.steps - step.step - 1)
-        parts = [f"loss {self.loss:.3f}"]
+    def _place(self, step: TrainStep) -> str:
+        return f"step {step.step + 1:,}/{self.steps:,}"
+
+    def _measurements(self, step: TrainStep) -> list[str]:
+        parts = [f"loss {self.loss:.3f}"] if self.loss is not None else []
         if self.val_loss is not None:
             parts.append(f"held out {self.val_loss:.3f}")
-        parts += [f"{units.format_rate(step.tokens / step.seconds)} tokens/s", f"{units.format_seconds(left)} left"]
-        if (plan := self.run.record.expected) is not None:
-            parts.append(f"of {units.format_seconds(plan.seconds)} planned")
-        return ", ".join([*parts, units.format_bytes(_resident())])
+        parts += [f"learning rate {step.learning_rate:.2e}", f"gradient norm {step.gradient_norm:.2f}",
+                  f"{units.format_rate(step.tokens_per_second)} tokens/s"]  # fmt: skip
+        if step.share_of_peak is not None:
+            parts.append(f"{step.share_of_peak:.0%} of the peak")
+        return [*parts, units.format_bytes(_resident())]
+
+    def _time_left(self, step: TrainStep) -> str:
+        a_step = (time.perf_counter() - self.start) / max(1, step.step + 1 - self.first_step)
+        left = f"{units.format_seconds(a_step * max(0, self.steps - step.step - 1))} left"
+        return f"{left} of {units.format_seconds(self.plan.seconds)} planned" if self.plan is not None else left
+
+    def _shown(self) -> Any:
+        """What a terminal shows below the messages: a bar and the last step's numbers."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if self.step is None:
+            return Text("starting", style="dim")
+        place, left, width = self._place(self.step), self._time_left(self.step), messages().width
+        head = Table.grid(padding=(0, 1))
+        room = width - len(place) - len(left) - 3
+        bar = ProgressBar(self.steps, self.step.step + 1, width=min(room, _WIDEST_BAR))
+        head.add_row(Text(place, style="bold"), *([bar] if room >= _SHORTEST_BAR else []), left)
+        lines = [Text(line, style="dim") for line in packed(self._measurements(self.step), width)]
+        stopping = [Text(_STOPPING, style="yellow")] if self.interrupted else []
+        return Group(head, *lines, *stopping)
 
     def on_evaluation(self, step: int, loss: ValLoss) -> None:
         self.val_loss = loss.nats_per_token
-        if self.events is not None:
-            self.events.write(step, val=loss.nats_per_token)
         error = f" ± {loss.error:.3f}" if loss.error is not None else ""
         messages().print(
-            f"step {step:,}: held-out loss{' on a sample' if loss.sample else ''} {loss.nats_per_token:.4f}{error}"
+            f"step {step:,}: held-out {'sample' if loss.sample else 'loss'} {loss.nats_per_token:.4f}{error}"
             f" nats a token, {loss.bits_per_byte:.4f} bits a byte"
         )
 
@@ -207,41 +221,21 @@ class Display(Callbacks):
         self.steps = steps
 
     def on_message(self, message: str) -> None:
-        messages().print(message, style="yellow")
+        messages().print(message, style="yellow", soft_wrap=True)
 
-    def on_sample(self, step: int, model: nn.Module) -> None:
-        from ..engine import Engine, Request, SamplingParams, StopConfig
-        from ..text import tokenizer_from_folder
-        from ..train.sampling import backend_of
-
-        tokenizer, prompt = tokenizer_from_folder(self.run.folder), self.config.run.sample_prompt
-        ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
-        context = self.config.train.context
-        ids = ids[-max(1, context - _SAMPLE_TOKENS) :]
-        stop = StopConfig(min(_SAMPLE_TOKENS, max(1, context - len(ids) - 1)))
-        backend = backend_of(model)
-        pages = -(-(len(ids) + _SAMPLE_TOKENS) // backend.page_size) + 2  # of a recurrent state, snapshots
-        engine = Engine(backend, tokenizer, cache_bytes=pages * backend.page_bytes)  # the run's memory is measured
-        tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
-        text = " ".join((prompt + "".join(token.text for token in tokens)).split())
-        messages().print(f"step {step:,}: {text}", style="italic")
+    def on_sample(self, step: int, text: str) -> None:
+        messages().print(f"step {step:,}, a sample: {text}", style="italic")
 
 
-class _Events:
-    """TensorBoard event files."""
-
-    def __init__(self, folder: Path) -> None:
-        require("tensorboard", "event files")
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, step: int, **values: float) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
+def packed(parts: Sequence[str], width: int, between: str = "   ") -> list[str]:
+    """`parts` in lines of at most `width` characters, none broken unless it is wider."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(between) + len(part) <= width:
+            lines[-1] += between + part
+        else:
+            lines.append(part)
+    return lines
 
 
 def _resident() -> int:

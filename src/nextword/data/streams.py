@@ -14,6 +14,7 @@ In a conversation only the assistant's turns are targets: the other tokens are r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ..base import RunError
 
 _MOST_OPEN = 256  # mapped files at a time: each holds a file descriptor
 
@@ -75,9 +78,21 @@ class TokenStream:
         self._find_segments = segments
 
         @lru_cache(maxsize=_MOST_OPEN)
+        def mapped(file: Path) -> NDArray[np.unsignedinteger]:
+            return np.asarray(np.memmap(file, dtype, mode="r"))
+
         def part(number: int) -> NDArray[np.unsignedinteger]:
             found = parts[number]
-            return np.asarray(np.memmap(found, dtype, mode="r")) if isinstance(found, Path) else found
+            if not isinstance(found, Path):
+                return found
+            try:
+                tokens = mapped(found)
+                whole = min(tokens.nbytes, _size(found, tokens.nbytes)) >= lengths[number] * tokens.itemsize
+            except (OSError, ValueError):  # it is gone, or empty
+                whole = False
+            if not whole:  # to read behind its end would kill the process
+                raise RunError(f"{found} no longer holds its {lengths[number]:,} tokens; prepare the data again")
+            return tokens
 
         self._part = part
 
@@ -156,3 +171,11 @@ class TokenStream:
             here = numbers == number
             tokens[here] = self._part(int(number))[positions[here] - self._offsets[number]]
         return tokens
+
+
+def _size(file: Path, mapped: int) -> int:
+    """The bytes of `file`; one that was deleted since it was mapped still has those."""
+    try:
+        return os.stat(file).st_size
+    except FileNotFoundError:
+        return mapped

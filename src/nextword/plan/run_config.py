@@ -35,6 +35,7 @@ Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # 
 TrainDtype = Literal["auto", "fp32", "amp"]
 RunShard = Literal["none", "ddp", "fsdp", "hybrid"]  # the planner's that can be run
 LossSpikeAction = Literal["stop", "skip", "rewind"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class RunSettings:
         Annotated[int, Count] | None, "steps between sample completions; 0: none; default: a quarter of the steps"
     ] = None
     sample_prompt: Annotated[str, "prompt of sample completions"] = ""
-    tensorboard: Annotated[bool, "also write event files; needs nextword[tensorboard]"] = False
+    log: Annotated[tuple[TrackerName, ...], "experiment trackers: tensorboard, wandb, mlflow, each an extra"] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from .evaluate import ValLoss
 
 
@@ -23,8 +22,14 @@ class TrainStep:
     tokens: int  # in this step, over all processes
     seconds: float
     data_seconds: float  # spent on making the batch
+    share_of_peak: float | None = None  # FLOP/s of the model over those of a matrix product here; None: not measured
     action: str = ""  # "stop", "skip" or "rewind" at a loss spike
     reason: str = ""  # what was wrong with the loss
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all processes."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Callbacks:
@@ -44,7 +49,7 @@ class Callbacks:
         return False
 
     def on_step(self, step: TrainStep) -> None:
-        """A step is done."""
+        """A step is done, or was rejected by the loss guard (`step.action`)."""
 
     def on_evaluation(self, step: int, loss: ValLoss) -> None:
         """The held-out loss was measured after `step` steps."""
@@ -58,5 +63,47 @@ class Callbacks:
     def on_message(self, message: str) -> None:
         """A message for the user."""
 
-    def on_sample(self, step: int, model: nn.Module) -> None:
-        """The current model, in eval mode, to complete a sample prompt."""
+    def on_sample(self, step: int, text: str) -> None:
+        """The model after `step` steps completed the sample prompt to `text`."""
+
+
+class CallbackList(Callbacks):
+    """Calls each of `callbacks` in turn."""
+
+    def __init__(self, callbacks: Sequence[Callbacks]) -> None:
+        self.callbacks = tuple(callbacks)
+
+    def on_start(self) -> None:
+        for each in self.callbacks:
+            each.on_start()
+
+    def on_end(self) -> None:
+        for each in self.callbacks:
+            each.on_end()
+
+    def should_stop(self) -> bool:
+        return any(each.should_stop() for each in self.callbacks)
+
+    def on_step(self, step: TrainStep) -> None:
+        for each in self.callbacks:
+            each.on_step(step)
+
+    def on_evaluation(self, step: int, loss: ValLoss) -> None:
+        for each in self.callbacks:
+            each.on_evaluation(step, loss)
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        for each in self.callbacks:
+            each.on_checkpoint(step, folder)
+
+    def on_steps_changed(self, steps: int) -> None:
+        for each in self.callbacks:
+            each.on_steps_changed(steps)
+
+    def on_message(self, message: str) -> None:
+        for each in self.callbacks:
+            each.on_message(message)
+
+    def on_sample(self, step: int, text: str) -> None:
+        for each in self.callbacks:
+            each.on_sample(step, text)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line per step and per evaluation."""
+"""metrics.jsonl: a line per step, evaluation and sample."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _MOST_BYTES = 4 << 30
 
 def step_row(step: TrainStep) -> dict[str, Any]:
     """A step as a line of metrics.jsonl, with NaN as "nan"."""
-    values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(step).items()}
-    return {name: value for name, value in values.items() if value != ""}
+    row = {**vars(step), "tokens_per_second": step.tokens_per_second}
+    values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return {name: value for name, value in values.items() if value not in ("", None)}
 
 
 def append_line(path: Path, data: dict[str, Any]) -> None:
@@ -70,3 +71,12 @@ def progress_of(folder: Path) -> tuple[int, bool]:
         return 0, False
     action = row.get("action")
     return int(row["step"]) + (action not in ("stop", "rewind")), action == "stop"
+
+
+def rejected_steps(folder: Path) -> list[dict[str, Any]]:
+    """What the loss guard rejected, in order: step, action, reason. Empty without metrics."""
+    try:
+        rows = [row for row in read_metrics(folder) if row.get("action")]
+    except UsageError:
+        return []
+    return [{name: row.get(name, "") for name in ("step", "action", "reason")} for row in rows]

@@ -17,14 +17,17 @@ _MARKS = "●○▲△■□"
 
 
 def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Tokens and loss of each step, and of each evaluation. A repeated step counts once."""
+    """Tokens and loss of each step that counts, and of each evaluation: a rewound run's earlier steps do not."""
     steps: dict[int, tuple[int, float]] = {}
     val: dict[int, float] = {}
     for row in read_metrics(folder):
+        step = int(row["step"])
         if "val" in row:
-            val[int(row["step"])] = row["val"]["nats_per_token"]
+            val[step] = row["val"]["nats_per_token"]
         elif "loss" in row:
-            steps[int(row["step"])] = (int(row["tokens"]), float(row["loss"]))
+            while steps and next(reversed(steps)) >= step:
+                steps.popitem()
+            steps[step] = (int(row["tokens"]), float(row["loss"]))
     seen, tokens, losses = 0, [], []
     at = {0: 0}
     for step in sorted(steps):
@@ -54,7 +57,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
                           fontsize=8, color=colour, va="center")  # fmt: skip
         finite = [loss for loss in [*losses[len(losses) // 50 :], *val] if math.isfinite(loss)]
         lowest, highest = min([lowest, *finite]), max([highest, *finite])
-    axes.set(xlabel="tokens seen", ylabel="loss, nats a token", ylim=(lowest - 0.1, highest + 0.1))
+    axes.set(xlabel="tokens seen", ylabel="loss, nats a token", ylim=(min(lowest, highest) - 0.1, highest + 0.1))
     axes.set_title("training loss (line: running mean) and held-out loss (dots)", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     axes.margins(x=0.06)
@@ -79,6 +82,8 @@ def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
         return "no steps yet"
     skip = [max(1, len(losses) // 50) for _, losses in curves]
     shown = [loss for (_, losses), n in zip(curves, skip, strict=True) for loss in losses[n - 1 :] if loss == loss]
+    if not shown:
+        return "no step with a finite loss yet"
     low, high = min(shown), max(shown)
     most = max(tokens[-1] for tokens, _ in curves)
     wide = max(_NARROWEST, min(_WIDTH, width - 9))  # behind the axis

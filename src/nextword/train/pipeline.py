@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..data.progress import Progress
 from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 from ..plan import RunConfig, parameters
 from ..plan import device as plan_device
-from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig
+from ..plan.run_config import FEWEST_IDS, MOST_IDS, DataConfig, TrackerName
 from ..spec import ModelSpec
 from ..text import Tokenizer, tokenizer_from_folder
 from . import calibration, compile
@@ -35,6 +35,7 @@ from .peak import measured_peak
 from .planning import Machine, RunPlan, check_batch, choose_dtype, choose_shape, plan_run
 from .run_dir import RECORD, RunRecord, free_name
 from .timing import amp_is_faster, time_part
+from .trackers import check_installed
 
 RUNS = Path("runs")  # the default parent folder of runs
 _BYTES_AN_ID = 8  # of text per vocabulary entry, at least: more entries would hardly occur
@@ -112,6 +113,7 @@ def _check_before_reading(config: RunConfig, folder: Path | None, world: int) ->
     if folder is not None:
         _check_free(folder)
     check_combinations(config)
+    check_installed(config.run.log)
     check_batch(config.train, world)
 
 
@@ -268,12 +270,13 @@ def default_folder(config: RunConfig, root: Path = RUNS) -> Path:
 
 
 def resume_run(
-    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "", **placement: Any
-) -> PreparedRun:
+    folder: Path, sources: Sequence[str] = (), log: Log = print, *, device: str = "",
+    trackers: tuple[TrackerName, ...] | None = None, placement: Mapping[str, Any] | None = None,
+) -> PreparedRun:  # fmt: skip
     """The run in `folder`, for `train_run` to continue from its newest checkpoint.
 
-    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device` and
-    `placement` (keys of [train] in `PLACEMENT`; None: as it was) replace the run's own: they do not change its results.
+    If its prepared data is gone, it is prepared again from the files and folders in `sources`. `device`, `trackers` and
+    `placement` (keys of [train] in `PLACEMENT`; None: as it was) replace the run's own: none changes its results.
     Raises UsageError for a folder that is incomplete.
     """
     record = RunRecord.read(folder)
@@ -284,8 +287,10 @@ def resume_run(
             record.write(folder)
     if device:
         record = replace(record, config=record.config.with_run(device=device))
-    given = {name: value for name, value in placement.items() if value is not None}
+    given = {name: value for name, value in (placement or {}).items() if value is not None}
     record = replace(record, config=record.config.with_train(**given))
+    if trackers is not None:
+        record = replace(record, config=record.config.with_run(log=trackers))
     return PreparedRun(folder, record, data)
 
 

@@ -39,6 +39,7 @@ from .run_dir import (
     writing,
 )
 from .threads import restored_threads
+from .trackers import check_installed, tracked
 from .trainer import Outcome, Trainer
 
 
@@ -72,9 +73,11 @@ def train_run(
 
     Raises UsageError for an invalid run, RunError for one that fails.
     """
-    record = record or RunRecord(config, str(data.folder.resolve()), data.fingerprint)
-    run = _Run(folder, _stored(folder, record), data, this_process(), callbacks or Callbacks())
-    return run.train(change, restart, until)
+    record = _stored(folder, record or RunRecord(config, str(data.folder.resolve()), data.fingerprint))
+    process, callbacks = this_process(), callbacks or Callbacks()
+    check_installed(record.config.run.log)
+    with tracked(record, folder, callbacks) if process.first else nullcontext(callbacks) as heard:
+        return _Run(folder, record, data, process, heard).train(change, restart, until)
 
 
 def _stored(folder: Path, record: RunRecord) -> RunRecord:
@@ -131,9 +134,10 @@ class _Run:
     def _begin(self) -> None:
         """Write the run's own tokenizer, then its record."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_tokenizer(self.data.tokenizer(), self.folder)
-            self.record.write(self.folder)
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_tokenizer(self.data.tokenizer(), self.folder)
+                self.record.write(self.folder)
         except BaseException:
             _remove_new_run(self.folder)
             raise
@@ -145,11 +149,15 @@ class _Run:
         """
         if not restart and self.record.ended(read_report(self.folder), change):
             raise UsageError(f"{self.folder} is finished; there is nothing left to train")
-        remove_partial_files(self.folder)
-        if restart and (aside := set_aside(self.folder)) is not None:
+        with writing(self.folder):
+            remove_partial_files(self.folder)
+            aside = set_aside(self.folder) if restart else None
+        if aside is not None:
             self.callbacks.on_message(f"the run's earlier files are now in {aside}")
 
     def _train(self, trainer: Trainer, change: Change, until: int | None) -> Outcome:
+        if self.process.first:
+            trainer.peak = _peak(trainer.device, self.config.train.dtype).flops
         try:
             self._apply(trainer, replace(change, step=trainer.restore()))
             with _own_dropout(self.config, trainer.device):
@@ -266,7 +274,7 @@ def _loss_before(folder: Path) -> float | None:
     return next((loss["nats_per_token"] for loss in first), None)
 
 
-def _peak(device: torch.device, dtype: str, reached: float) -> Peak:
+def _peak(device: torch.device, dtype: str, reached: float = 0.0) -> Peak:
     """The device's measured peak; measured again if the run exceeded it, with `reached` FLOP/s."""
     from ..weights.catalogue import cache_folder
 

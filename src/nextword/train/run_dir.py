@@ -2,7 +2,7 @@
 
 config.toml       the resolved configuration: `nextword train DATA --config FOLDER/config.toml` trains it again
 run.json          data, prediction, changes on resuming
-metrics.jsonl     a line per step and per evaluation
+metrics.jsonl     a line per step, evaluation and sample
 checkpoints/      step-…: to resume from
 report.json       predicted and measured, at the end
 curve.svg         the loss curve (needs nextword[plot])
@@ -11,6 +11,7 @@ config.json, model.safetensors, tokenizer.json   the model in Hugging Face forma
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -28,7 +29,7 @@ from ..base.fields import Within, from_plain
 from ..plan import RunConfig
 from .changes import NO_CHANGE, Change, Settings
 
-FORMAT = "nextword-run/2"
+FORMAT = "nextword-run/3"
 CONFIG, RECORD = "config.toml", "run.json"
 _WRITTEN = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, besides its model
 Figure = Annotated[float, Within(finite=False)]  # NaN: unknown
@@ -227,13 +228,20 @@ def writing(path: Path, then: str = "try again") -> Iterator[None]:
     """Convert a failure to write a run's file to a one-line RunError, ending in what to do `then`."""
     try:
         yield
-    except Exception as error:
+    except Exception as raised:
+        error = raised.__cause__ if isinstance(raised, RunError) else raised  # `write_model` has its own message
         # compared by name, since a plain install has no safetensors
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ENOENT:
+            raise RunError(
+                f"{path} cannot be written: its folder was moved or deleted. If it was moved, continue the run there:"
+                " nextword runs resume FOLDER"
+            ) from error
         reason = os.strerror(number).lower() if number else str(error)
-        raise RunError(f"{path}: {reason}. Free some space, then {then}") from error
+        fix = "Make it writable" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else "Free some space"
+        raise RunError(f"{path}: {reason}. {fix}, then {then}") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], added: bool = True) -> list[str]:

@@ -7,10 +7,26 @@ from torch import Tensor, nn
 
 from .. import native
 from ..backend import Backend
+from ..engine import Engine, Request, SamplingParams, StopConfig
 from ..families.names import Names
 from ..models import Model
 from ..models.backend import TorchBackend
 from ..runtime import CpuBackend
+from ..text import Tokenizer
+
+_TOKENS = 40  # of a sample
+
+
+def sample(model: nn.Module, tokenizer: Tokenizer, prompt: str, context: int) -> str:
+    """`prompt` as the model, in eval mode, goes on with it within `context` tokens, on one line."""
+    ids = tokenizer.encode(prompt) if prompt else [min(tokenizer.stop_ids, default=0)]
+    ids = ids[-max(1, context - _TOKENS) :]
+    stop = StopConfig(min(_TOKENS, max(1, context - len(ids) - 1)))
+    backend = backend_of(model)
+    pages = -(-(len(ids) + _TOKENS) // backend.page_size) + 2  # of a recurrent state, snapshots
+    engine = Engine(backend, tokenizer, cache_bytes=pages * backend.page_bytes)  # the run's memory is measured
+    tokens = engine.submit(Request(tuple(ids), SamplingParams(temperature=0.8, seed=0), stop))
+    return " ".join((prompt + "".join(token.text for token in tokens)).split())
 
 
 def backend_of(model: nn.Module) -> Backend:

@@ -19,8 +19,9 @@ from ..base import RunError, UsageError
 from ..base.units import format_seconds
 from ..data import Dataset, Windows
 from ..models.parallel import check_tensor_parallel
-from ..plan import RunConfig
+from ..plan import RunConfig, flops
 from ..plan.run_config import PLACEMENT
+from ..text import tokenizer_from_folder
 from . import checkpoint as checkpoints
 from . import compile
 from .callbacks import Callbacks, TrainStep
@@ -36,6 +37,7 @@ from .memory import PeakMemory
 from .metrics import append_line, step_row
 from .planning import check_batch
 from .run_dir import differences, resume_command, writing
+from .sampling import sample
 from .schedules import learning_rate
 from .threads import ThreadFollower, thread_counts
 
@@ -103,8 +105,10 @@ class Trainer:
         train = self.config.train
         self.windows = Windows(data.train, train.context, train.seed, train.packing, train.mask_documents)
         self._make_model = make_model or (lambda resumed: new_model(config))
+        self._flops = flops(self.config.spec, train.context, lora=config.model.lora).per_token
+        self.peak = 0.0  # FLOP/s of matrix products on a device, for `TrainStep.share_of_peak`; 0: not measured
         self._restored = self.stopping = False
-        self._follower = self._new_follower()
+        self._follower: ThreadFollower | None = None
         self._alike = {self.started.threads}  # numbers of threads with the same results
         self.deadline = Deadline(train.minutes * 60 or None)
 
@@ -169,9 +173,6 @@ class Trainer:
         self._load(self._newest())
         self._restored = True
         self._settings()
-        if step := self.progress.step:
-            self.listener.on_message(f"resumed from step {step:,} of {self.steps:,}")
-            self.listener.on_steps_changed(self.steps)
         return self.progress.step
 
     def _newest(self) -> checkpoints.Checkpoint | None:
@@ -233,6 +234,12 @@ class Trainer:
 
     def _loop(self, until: int) -> Outcome:
         interrupted, end = False, min(until, self.steps)
+        self._follower = self._new_follower()  # now that the changes are known
+        if self.process.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if self.progress.step:
+            self.listener.on_message(f"resumed from step {self.progress.step:,} of {self.steps:,}")
+            self.listener.on_steps_changed(self.steps)
         self.callbacks.on_start()
         try:
             with PeakMemory(self.device) as self._peak, self._writer:
@@ -241,10 +248,10 @@ class Trainer:
                 while self.progress.step < end and not self.stopping:
                     step = self._step()
                     self._write(step_row(step))
+                    self.listener.on_step(step)
                     if step.action == "stop":
                         self._writer.finish()
                         raise RunError(self._ways_to_continue(step))
-                    self.listener.on_step(step)
                     if step.action != "rewind":
                         self._keep_deadline()
                     end = min(until, self.steps)
@@ -313,7 +320,9 @@ class Trainer:
         self.progress.tokens += counted
         if self._follower is not None and (said := self._follower.ran(seconds)):
             self.listener.on_message(f"step {step.step:,}: {said}")
-        return replace(step, seconds=seconds)
+        step = replace(step, seconds=seconds)
+        reached = self._flops * step.tokens_per_second / process.world
+        return replace(step, share_of_peak=reached / self.peak if self.peak else None)
 
     def _settings(self) -> Settings:
         """The settings at this step. Also sets the number of threads, which affects the last bits."""
@@ -394,9 +403,15 @@ class Trainer:
         if run.evaluate_every and step % run.evaluate_every == 0 and step < end:
             self._evaluate(final_val_tokens(self.config) // 5)
         if run.sample_every and step % run.sample_every == 0 and not self.config.train.sharded:
-            self.model.eval()
-            self.listener.on_sample(step, self.model)
+            self._sample(step)
+
+    def _sample(self, step: int) -> None:
+        if self.process.first:
+            tokenizer, prompt = tokenizer_from_folder(self.folder), self.config.run.sample_prompt
+            text = sample(self.model.eval(), tokenizer, prompt, self.config.train.context)
             self.learner.loss_module.train()
+            self._write({"step": step, "sample": text})
+            self.listener.on_sample(step, text)
 
     def _evaluate(self, tokens: int | None = None) -> ValLoss:
         """Evaluate on the fixed held-out set, or on a sample of at most `tokens`, limited for a short run."""
@@ -416,7 +431,6 @@ class Trainer:
         if self.process.first:
             path = self.folder / "metrics.jsonl"
             with writing(path, f"continue: {resume_command(self.folder)}"):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 append_line(path, row)
 
 

@@ -137,9 +137,14 @@ def _claim(working: Path, out: Path) -> int:
             working.mkdir()
         lock = _locked(working)
         if lock is not None:
-            for leftover in working.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            (working / _PID).write_text(str(os.getpid()))
+            try:
+                for leftover in working.iterdir():
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                (working / _PID).write_text(str(os.getpid()))
+            except OSError:
+                shutil.rmtree(working, ignore_errors=True)
+                os.close(lock)
+                raise
             return lock
         if pid := _pid(working):
             raise RunError(f"{out} is being written by process {pid}. Wait for it, or choose another name")
