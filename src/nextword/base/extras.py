@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from .errors import UsageError
 
 EXTRAS = {"torch": "train", "matplotlib": "plot", "pyarrow": "parquet", "lm_eval": "lm-eval",
-           "scipy": "laws", "tensorboard": "tensorboard", "zstandard": "zstd", "datasets": "datasets"}  # fmt: skip
+           "scipy": "laws", "tensorboard": "tensorboard", "zstandard": "zstd", "datasets": "datasets",
+           "ray": "cluster"}  # fmt: skip
 
 
 def installed(package: str) -> bool:

@@ -16,7 +16,7 @@ from ..base import UsageError, atomic_write, open_regular, read_regular
 from ..text import Tokenizer, tokenizer_from_folder
 from .streams import Segments, TokenStream
 
-FORMAT = "nextword-data/4"
+FORMAT = "nextword-data/5"
 PIECE = np.dtype(
     [("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4"), ("number", "<u4"), ("last", "?"), ("learned", "?")]
 )
@@ -57,7 +57,6 @@ class Manifest:
     settings: TokenSettings
     train: list[Shard] = field(default_factory=list)
     val: list[Shard] = field(default_factory=list)
-    pieces: int = 0  # tokenized so far: documents, or pieces of them
     documents: int = 0  # read, with the duplicates that were dropped
     duplicates: int = 0  # documents whose text another one before has
     broken: int = 0  # rows and files
@@ -148,10 +147,10 @@ def _read_pieces(folder: Path, shard: Shard) -> NDArray[np.void]:
     return pieces
 
 
-def pieces_of(data: Dataset) -> Iterator[NDArray[np.void]]:
-    """The table of pieces of every shard, one after the other."""
-    for shard in (*data.manifest.train, *data.manifest.val):
-        yield _read_pieces(data.folder, shard)
+def pieces_of(data: Dataset) -> Iterator[tuple[NDArray[np.void], NDArray[np.void]]]:
+    """The tables of pieces of train and val, shard after shard: the documents of both follow each other."""
+    for train, val in zip(data.manifest.train, data.manifest.val, strict=True):
+        yield _read_pieces(data.folder, train), _read_pieces(data.folder, val)
 
 
 def segments_of(pieces: NDArray[np.void]) -> Segments:
