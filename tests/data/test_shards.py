@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from nextword.data import (
     reader,
     reading,
     shards,
+    survey,
     tokenizing,
     train_tokenizer,
 )
@@ -191,6 +194,74 @@ shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, shards.DataConfig(v
     assert shard_files(tmp_path / "cut") == shard_files(tmp_path / "whole")
     assert again.train.fingerprint == whole.train.fingerprint
     assert again.manifest == whole.manifest
+
+
+def text_of_every_kind(folder: Path, count: int) -> Path:
+    """Files of each format, about as large as each other."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    folder.mkdir()
+    texts = {kind: paragraphs(count, seed).split("\n\n") for seed, kind in enumerate(("txt", "gz", "parquet", "zip"))}
+    (folder / "a.txt").write_text("\n\n".join(texts["txt"]))
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts["gz"])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    parquet.write_table(pyarrow.table({"text": texts["parquet"]}), folder / "c.parquet")
+    with zipfile.ZipFile(folder / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, text in enumerate(texts["zip"]):
+            archive.writestr(f"{number}.md", text)
+    for number in range(20):
+        (folder / f"e{number:02d}.txt").write_text(f"{number} " + paragraphs(2, number))
+    return folder
+
+
+def test_a_preparation_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path, small_shards: None) -> None:
+    """Every run is killed when it has finished one more file than the last, before or after it has its name."""
+    source = text_of_every_kind(tmp_path / "text", 60)
+    program = f"""
+import os, sys
+from nextword.data import reader, shards, tokenizing
+tokenizing.BATCH, reader.SHARD = 2000, 10_000
+left, replace = int(sys.argv[1]), os.replace
+def replace_some(*names):
+    global left
+    left -= 1
+    if left < 0 and len(sys.argv) % 2:
+        os.kill(os.getpid(), 9)
+    replace(*names)
+    if left < 0:
+        os.kill(os.getpid(), 9)
+os.replace = replace_some
+shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, shards.DataConfig(vocabulary=300, deduplicate=True))
+"""
+    killed = 0
+    while done := subprocess.run([sys.executable, "-c", program, str(5 * killed), *["x"] * (killed % 2)]).returncode:
+        assert done == -signal.SIGKILL
+        killed += 1
+    assert killed > 5
+    prepare([source], tmp_path / "whole", DataConfig(vocabulary=300, deduplicate=True))
+    cut, whole = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("cut", "whole"))
+    assert cut == whole
+
+
+@pytest.mark.parametrize("kind", ["a.txt", "b.jsonl.gz", "c.parquet", "d.zip"])
+def test_progress_follows_the_bytes_of_the_file_as_it_is_stored(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "SMALL", 0)
+    monkeypatch.setattr(shards, "SMALL", 0)
+    monkeypatch.setattr(shards, "_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(reading, "PIECE", 1 << 14)
+    monkeypatch.setattr(tokenizing, "BATCH", 1 << 14)
+    source, told = text_of_every_kind(tmp_path / "text", 1500) / kind, dict[str, list[float]]()
+    prepare([source], tmp_path / "data", DataConfig(vocabulary=300),
+            progress=lambda share, stage: told.setdefault(stage, []).append(share))  # fmt: skip
+    assert list(told) == ["checking the files", "training a tokenizer (bpe)", "choosing the validation text",
+                          "tokenizing"]  # fmt: skip
+    for shares in told.values():
+        assert shares == sorted(shares)
+        assert (shares[0], shares[-1]) == (0, 1)
+        assert max(np.diff(shares)) < 0.5
 
 
 def test_what_is_whole_is_not_written_again_and_what_changed_is(tmp_path: Path) -> None:

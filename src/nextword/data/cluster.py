@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import __version__
 from ..base import RunError, UsageError, require
 from .reader import Advance
 
@@ -68,12 +68,11 @@ def _check_nodes(ray: Any, folder: Path, text: Path) -> None:
     token.touch()
     try:
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-        look = ray.remote(num_cpus=0)(_look)
+        look, wanted = ray.remote(num_cpus=0)(_look), (_version(), str(token.absolute()), str(text.absolute()))
         waiting = {
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(token.absolute()), str(text.absolute())): host
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*wanted): host
             for node, host in nodes.items()
-        }  # fmt: skip
+        }
         ready, silent = ray.wait(list(waiting), num_returns=len(waiting), timeout=_PATIENCE)
         if silent:
             raise RunError(f"{waiting[silent[0]]} of the cluster does not answer within {_PATIENCE} s")
@@ -84,12 +83,14 @@ def _check_nodes(ray: Any, folder: Path, text: Path) -> None:
         token.unlink(missing_ok=True)
 
 
-def _look(token: str, text: str) -> str:
-    """What this node lacks."""
-    from nextword import __version__ as version
+def _version() -> str:
+    return str(sys.modules["nextword"].__version__)
 
-    if version != __version__:
-        return f"has nextword {version}, and here it is {__version__}. Install the same"
+
+def _look(version: str, token: str, text: str) -> str:
+    """What this node lacks."""
+    if _version() != version:
+        return f"has nextword {_version()}, and here it is {version}. Install the same"
     missing = [path for path in (token, text) if not os.path.exists(path)]
     return f"does not see {missing[0]}. Put the text and the output where all machines see them" if missing else ""
 

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..base import RunError, UsageError, atomic_write, locked, open_regular
+from ..base import RunError, UsageError, atomic_write, locked, open_regular, return_freed_memory
 from ..plan.run_config import DataConfig
 from ..text import Tokenizer, tokenizer_from_folder
 from .compressed import COMPRESSIONS
@@ -30,8 +30,8 @@ from .tokenizer_training import TOKENIZERS, save_tokenizer, train_tokenizer
 from .tokenizing import WORK, Job, ShardReport, make_shards
 
 _TO_MEASURE_ON = 2 << 20  # characters to measure bytes per token on
-_NAMES = r"(manifest\.json|(train|val)-\d{5,}\.(bin|pieces\.npy))"
-_OURS = re.compile(rf"{_NAMES}|\.{_NAMES}\.\w+\.part")  # with what a process that was killed left half-written
+_OURS = re.compile(r"manifest\.json|(train|val)-\d{5,}\.(bin|pieces\.npy)")
+_HALF_WRITTEN = re.compile(rf"\.({_OURS.pattern}|tokenizer[-_a-z]*\.json)\.\w+\.part")  # by a process that was killed
 _AT_ONCE = 1 << 20  # bytes of a file hashed at a time
 _VOCABULARY = 4096  # default of a bpe tokenizer
 
@@ -109,6 +109,7 @@ def _prepare(
             manifest.complete = True
             manifest.write(folder)
             shutil.rmtree(folder / WORK)
+            _remove(folder, _HALF_WRITTEN)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RunError(
@@ -297,6 +298,7 @@ def _kept_tokenizer(folder: Path, reader: Reader, contents: str, size: int, prog
     save_tokenizer(train_tokenizer(texts, config.tokenizer, config.vocabulary or _VOCABULARY), folder)
     with atomic_write(note) as writing:
         json.dump(with_digest(), writing)
+    return_freed_memory()
     return tokenizer_from_folder(folder)
 
 
@@ -328,7 +330,8 @@ def _begin(folder: Path, settings: TokenSettings, tokenizer: Tokenizer) -> Manif
             return manifest
     except UsageError:
         pass
-    _remove_shards(folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    _remove(folder, _OURS)
     save_tokenizer(tokenizer, folder)
     manifest = Manifest(settings)
     manifest.write(folder)
@@ -343,11 +346,10 @@ def _files_exist(folder: Path, manifest: Manifest) -> bool:
     return complete and all((folder / f"{shard.name}.pieces.npy").exists() for shard in shards)
 
 
-def _remove_shards(folder: Path) -> None:
-    """Remove the files of another `prepare`, and nothing else: the folder may hold the text itself."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove files of a `prepare`, and nothing else: the folder may hold the text itself."""
     for old in folder.iterdir():
-        if _OURS.fullmatch(old.name):
+        if names.fullmatch(old.name):
             old.unlink()
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import UsageError, atomic_write, read_json
+from ..base import UsageError, atomic_write, read_json, return_freed_memory
 from ..text import Tokenizer, tokenizer_from_folder
 from .conversations import Turn, encode_conversation
 from .dataset import PIECE, Shard, token_dtype
@@ -91,6 +91,7 @@ def make_shards(job: Job, numbers: range, advance: Advance) -> None:
             shard.add(batch)
             advance(batch.characters)
         shard.write(job.folder, number)
+        return_freed_memory()
 
 
 class _Numbered(NamedTuple):
@@ -237,10 +238,12 @@ class _Shard:
             json.dump(asdict(report), file)
 
     def _write_side(self, folder: Path, name: str, side: str) -> Shard:
-        tokens, pieces = np.concatenate(self.tokens[side]), np.concatenate(self.rows[side])
+        pieces, digest = np.concatenate(self.rows[side]), hashlib.sha256()
         with atomic_write(folder / f"{name}.bin", "wb") as file:
-            file.write(tokens.data)
+            for tokens in self.tokens[side]:
+                file.write(tokens.data)
+                digest.update(tokens.data)
         with atomic_write(folder / f"{name}.pieces.npy", "wb") as file:
             np.save(file, pieces)
-        digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (tokens, pieces)]
-        return Shard(name, len(tokens), int(pieces["bytes"].sum(dtype=np.int64)), *digests)
+        size, of_pieces = int(pieces["bytes"].sum(dtype=np.int64)), hashlib.sha256(pieces.data)
+        return Shard(name, sum(map(len, self.tokens[side])), size, digest.hexdigest(), of_pieces.hexdigest())
