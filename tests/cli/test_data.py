@@ -165,6 +165,7 @@ def test_only_the_assistants_tokens_are_in_the_loss_of_a_run(
         (["prepare", "a.jsonl", "--val-fraction", "2"], "val_fraction"),
         (["prepare", "a.jsonl", "--encoding", "morse"], "latin-1"),
         (["prepare", "broken.jsonl"], "broken.jsonl, line 1"),
+        (["prepare", "a.jsonl", "--cluster", "somewhere"], "--cluster"),
         (["prepare", "a.jsonl", "--column", "body"], "body"),
         (["show", "."], "Prepare it: nextword data prepare"),
         (["sample", "."], "Prepare it: nextword data prepare"),
