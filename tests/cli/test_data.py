@@ -165,6 +165,7 @@ def test_only_the_assistants_tokens_are_in_the_loss_of_a_run(
         (["prepare", "a.jsonl", "--val-fraction", "2"], "val_fraction"),
         (["prepare", "a.jsonl", "--encoding", "morse"], "latin-1"),
         (["prepare", "broken.jsonl"], "broken.jsonl, line 1"),
+        (["prepare", "a.jsonl", "--cluster", "somewhere"], "--cluster"),
         (["prepare", "a.jsonl", "--column", "body"], "body"),
         (["show", "."], "Prepare it: nextword data prepare"),
         (["sample", "."], "Prepare it: nextword data prepare"),
@@ -186,8 +187,8 @@ def test_a_killed_preparation_goes_on_where_it_stopped(tmp_path: Path, capsys: p
     source = rows(tmp_path / "a.jsonl", sentences(3000))
     program = """
 import sys, time
-from nextword.data import tokenizing
-tokenizing.BATCH, tokenizing.SHARD = 5_000, 40_000
+from nextword.data import reader, tokenizing
+tokenizing.BATCH, reader.SHARD = 5_000, 40_000
 encode = tokenizing.Encoder.encode
 def slowly(self, batch):
     time.sleep(0.02)
@@ -214,4 +215,4 @@ main(sys.argv[1:])
         one, other = getattr(cut, side), getattr(whole, side)
         assert one.tokens == other.tokens
         assert np.array_equal(one.read(0, one.tokens), other.read(0, other.tokens))
-    assert (cut.manifest.scripts, cut.manifest.pieces) == (whole.manifest.scripts, whole.manifest.pieces)
+    assert cut.manifest.scripts == whole.manifest.scripts

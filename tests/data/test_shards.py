@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -10,15 +11,16 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nextword.base import RunError, UsageError
 from nextword.data import (
-    Document,
     TokenStream,
     find_sources,
     measure_bytes_per_token,
@@ -28,6 +30,7 @@ from nextword.data import (
     reader,
     reading,
     shards,
+    survey,
     tokenizing,
     train_tokenizer,
 )
@@ -76,7 +79,7 @@ def lines_of(path: Path, count: int, seed: int = 0) -> Path:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "BATCH", 2000)
-    monkeypatch.setattr(tokenizing, "SHARD", 10_000)
+    monkeypatch.setattr(reader, "SHARD", 10_000)
 
 
 def segments_of(stream: TokenStream) -> list[list[int]]:
@@ -99,7 +102,8 @@ def test_every_document_is_there_once_behind_its_mark_on_the_side_of_its_hash(tm
         assert stream.documents == len(documents)
         assert stream.bytes == sum(len(text.encode()) for text in found[side])
     assert sorted(found["train"] + found["val"]) == sorted(given)
-    chosen = choose_val([Document(text, "") for text in given], 0.05)
+    hashes = {hash_of(text): len(text) for text in given}
+    chosen = choose_val(np.array(list(hashes), np.uint64), np.array(list(hashes.values())), 0.05)
     assert {hash_of(text) for text in found["val"]} == chosen
     assert data.val_share == pytest.approx(0.05, abs=0.01)
 
@@ -154,7 +158,7 @@ def test_segments_do_not_end_where_shards_do(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "book.txt").write_text(paragraphs(400))
     whole = prepare([tmp_path / "book.txt"], tmp_path / "whole", DataConfig(tokenizer="bytes"))
     monkeypatch.setattr(tokenizing, "BATCH", 2000)
-    monkeypatch.setattr(tokenizing, "SHARD", 10_000)
+    monkeypatch.setattr(reader, "SHARD", 10_000)
     cut = prepare([tmp_path / "book.txt"], tmp_path / "cut", DataConfig(tokenizer="bytes"))
     assert len(cut.manifest.train) > 3
     assert segments_of(cut.train) == segments_of(whole.train)
@@ -168,8 +172,8 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     whole = prepare([source], tmp_path / "whole", DataConfig(vocabulary=300))
     program = f"""
 import os
-from nextword.data import reading, shards, tokenizing
-tokenizing.BATCH, tokenizing.SHARD = 2000, 10_000
+from nextword.data import reader, reading, shards, tokenizing
+tokenizing.BATCH, reader.SHARD = 2000, 10_000
 write, written = tokenizing._Shard.write, []
 def write_some(self, *arguments):
     if len(written) == 3:
@@ -190,6 +194,74 @@ shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, shards.DataConfig(v
     assert shard_files(tmp_path / "cut") == shard_files(tmp_path / "whole")
     assert again.train.fingerprint == whole.train.fingerprint
     assert again.manifest == whole.manifest
+
+
+def text_of_every_kind(folder: Path, count: int) -> Path:
+    """Files of each format, about as large as each other."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    folder.mkdir()
+    texts = {kind: paragraphs(count, seed).split("\n\n") for seed, kind in enumerate(("txt", "gz", "parquet", "zip"))}
+    (folder / "a.txt").write_text("\n\n".join(texts["txt"]))
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts["gz"])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    parquet.write_table(pyarrow.table({"text": texts["parquet"]}), folder / "c.parquet")
+    with zipfile.ZipFile(folder / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, text in enumerate(texts["zip"]):
+            archive.writestr(f"{number}.md", text)
+    for number in range(20):
+        (folder / f"e{number:02d}.txt").write_text(f"{number} " + paragraphs(2, number))
+    return folder
+
+
+def test_a_preparation_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path, small_shards: None) -> None:
+    """Every run is killed when it has finished one more file than the last, before or after it has its name."""
+    source = text_of_every_kind(tmp_path / "text", 60)
+    program = f"""
+import os, sys
+from nextword.data import reader, shards, tokenizing
+tokenizing.BATCH, reader.SHARD = 2000, 10_000
+left, replace = int(sys.argv[1]), os.replace
+def replace_some(*names):
+    global left
+    left -= 1
+    if left < 0 and len(sys.argv) % 2:
+        os.kill(os.getpid(), 9)
+    replace(*names)
+    if left < 0:
+        os.kill(os.getpid(), 9)
+os.replace = replace_some
+shards.prepare([{str(source)!r}], {str(tmp_path / "cut")!r}, shards.DataConfig(vocabulary=300, deduplicate=True))
+"""
+    killed = 0
+    while done := subprocess.run([sys.executable, "-c", program, str(5 * killed), *["x"] * (killed % 2)]).returncode:
+        assert done == -signal.SIGKILL
+        killed += 1
+    assert killed > 5
+    prepare([source], tmp_path / "whole", DataConfig(vocabulary=300, deduplicate=True))
+    cut, whole = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("cut", "whole"))
+    assert cut == whole
+
+
+@pytest.mark.parametrize("kind", ["a.txt", "b.jsonl.gz", "c.parquet", "d.zip"])
+def test_progress_follows_the_bytes_of_the_file_as_it_is_stored(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "SMALL", 0)
+    monkeypatch.setattr(shards, "SMALL", 0)
+    monkeypatch.setattr(shards, "_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(reading, "PIECE", 1 << 14)
+    monkeypatch.setattr(tokenizing, "BATCH", 1 << 14)
+    source, told = text_of_every_kind(tmp_path / "text", 1500) / kind, dict[str, list[float]]()
+    prepare([source], tmp_path / "data", DataConfig(vocabulary=300),
+            progress=lambda share, stage: told.setdefault(stage, []).append(share))  # fmt: skip
+    assert list(told) == ["checking the files", "training a tokenizer (bpe)", "choosing the validation text",
+                          "tokenizing"]  # fmt: skip
+    for shares in told.values():
+        assert shares == sorted(shares)
+        assert (shares[0], shares[-1]) == (0, 1)
+        assert max(np.diff(shares)) < 0.5
 
 
 def test_what_is_whole_is_not_written_again_and_what_changed_is(tmp_path: Path) -> None:
@@ -247,7 +319,7 @@ def test_a_full_disk_is_said_in_a_line_and_nothing_half_written_counts(
     monkeypatch.undo()
     names = {file.name for file in (tmp_path / "data").iterdir()}
     assert "train-00001.bin" in names
-    assert not {name for name in names if name.startswith(".") or "00002" in name}
+    assert not {name for name in names if name.endswith(".part") or "00002" in name}
     with pytest.raises(UsageError, match="incomplete"):
         open_dataset(tmp_path / "data")
 
@@ -268,7 +340,7 @@ def test_broken_rows_are_counted_once_however_often_the_text_is_read(tmp_path: P
         prepare([source], tmp_path / "data", DataConfig(vocabulary=300))
     data = prepare([source], tmp_path / "data", DataConfig(vocabulary=300, skip_invalid=True))
     assert data.manifest.broken == 2
-    assert data.manifest.pieces == data.train.documents + data.val.documents == 100
+    assert data.train.documents + data.val.documents == 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read as Linux tells it")
@@ -284,8 +356,8 @@ def test_the_peak_of_memory_does_not_grow_with_the_text(tmp_path: Path, kind: st
     program = f"""
 import sys
 from pathlib import Path
-from nextword.data import reading, shards, splitting, tokenizing
-tokenizing.BATCH, tokenizing.SHARD, tokenizing.SMALL, reading.PIECE = 1 << 15, 1 << 19, 1 << 19, 1 << 16
+from nextword.data import reader, reading, shards, splitting, survey, tokenizing
+tokenizing.BATCH, reader.SHARD, survey.SMALL, reading.PIECE = 1 << 15, 1 << 19, 1 << 19, 1 << 16
 splitting._LONGEST = 4000  # as small for the smaller text
 folder = Path({str(tmp_path)!r})
 def peak():  # not getrusage's, which begins with that of the process that started this one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,9 +34,10 @@ def test_pieces_end_where_paragraphs_do_or_lines_or_words() -> None:
         assert not any(part.startswith("\n") for part in parts)
 
 
-def held_out(documents: list[Document], share: float) -> list[str]:
-    chosen = choose_val(documents, share)
-    return [document.text for document in documents if hash_of(document.text) in chosen]
+def held_out(documents: list[Document], share: float, shift: int = 0) -> list[str]:
+    names = np.array([hash_of(document.text) >> shift for document in documents], np.uint64)
+    chosen = choose_val(names, np.array([len(document.text) for document in documents]), share)
+    return [document.text for document, name in zip(documents, names.tolist(), strict=True) if name in chosen]
 
 
 def test_pieces_say_which_of_them_begins_and_which_ends_their_document() -> None:
@@ -84,11 +86,11 @@ def test_texts_that_repeat_do_not_draw_most_of_the_text_to_the_held_out_side(see
 def test_equal_texts_stay_together_also_where_hashes_are_cut() -> None:
     documents = [Document(f"text {number % 50}", "") for number in range(400)]
     for shift in (0, 52, 60):
-        chosen = choose_val(documents, 0.3, shift)
-        held = sum(len(d.text) for d in documents if hash_of(d.text) >> shift in chosen)
-        assert held / sum(len(d.text) for d in documents) == pytest.approx(0.3, abs=0.1)
+        held = held_out(documents, 0.3, shift)
+        assert sum(map(len, held)) / sum(len(d.text) for d in documents) == pytest.approx(0.3, abs=0.1)
+        assert not set(held) & {d.text for d in documents if d.text not in held}
 
 
 def test_text_that_only_repeats_itself_cannot_be_split_and_says_how_much_is_needed() -> None:
     with pytest.raises(UsageError, match=r"40 characters in 1 piece.*at least 2,000"):
-        choose_val([Document("the same again there", "")] * 2, 0.05)
+        held_out([Document("the same again there", "")] * 2, 0.05)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +61,8 @@ def side_of(corpus: Corpus) -> tuple[TokenStream, list[Read]]:
         table += [(size + (number == 0), 0, document, number, number == len(pieces) - 1, True)
                   for number, (size, here) in enumerate(pieces) if here]  # fmt: skip
         run += 1
-    segments = dataset.segments_of(np.array(table, dataset.PIECE))
+    tables = np.split(np.array(table, dataset.PIECE), range(3, len(table), 3))  # as those of several shards
+    segments = dataset.segments_of(tables)
     array = np.array(tokens, np.uint32)
     return TokenStream([array], [array.size], lambda: segments, "<u4", END, array.size, ""), expected
 
@@ -277,3 +280,20 @@ def test_a_stream_reads_the_same_however_it_lies_in_parts(
     assert np.array_equal(cut.take(places), tokens[places])
     with pytest.raises(IndexError):
         cut.read(start, whole.tokens - start + 1)
+
+
+def test_segments_of_very_many_documents_lie_in_files_without_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    table = np.zeros(1000, dataset.PIECE)
+    table["document"], table["tokens"] = np.sort(draw.integers(0, 300, 1000)), draw.integers(0, 9, 1000)
+    table["number"], table["last"], table["learned"] = draw.integers(0, 3, (3, 1000))
+    held = dataset.segments_of([table])
+    monkeypatch.setattr(dataset, "_HELD", 0)
+    mapped = dataset.segments_of(np.split(table, [7, 7, 500]), tmp_path)
+    for name in ("starts", "lengths", "ends", "documents", "flips"):
+        assert getattr(mapped, name).size
+        assert np.array_equal(getattr(mapped, name), getattr(held, name))
+    assert isinstance(mapped.starts.base.base, mmap.mmap)
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from .files import (
     usual_mode,
 )
 from .locks import locked, try_lock
-from .memory import free_memory
+from .memory import free_memory, return_freed_memory
 from .pictures import check_picture, figure_class, save_picture
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "read_text",
     "require",
     "require_torch",
+    "return_freed_memory",
     "save_picture",
     "try_lock",
     "usual_mode",

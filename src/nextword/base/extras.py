@@ -8,7 +8,7 @@ from .errors import UsageError
 
 EXTRAS = {"torch": "train", "matplotlib": "plot", "pyarrow": "parquet", "lm_eval": "lm-eval",
            "scipy": "laws", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "zstandard": "zstd",
-           "datasets": "datasets"}  # fmt: skip
+           "datasets": "datasets", "ray": "cluster"}  # fmt: skip
 
 
 def installed(package: str) -> bool:

@@ -1,5 +1,7 @@
-"""Free memory."""
+"""Free memory, and memory that is freed."""
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,3 +14,9 @@ def free_memory() -> int | None:
     except OSError:
         return None
     return None
+
+
+def return_freed_memory() -> None:
+    """Let glibc return to the system what is freed: it keeps what lies between other things. Elsewhere does nothing."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,14 @@ def command() -> None:
 @click.option("--encoding", default="utf-8", show_default=True, metavar="NAME", help="Of text files and rows.")
 @click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER",
               help="Default: the cache, where training on the same text with the same settings finds it.")  # fmt: skip
+@click.option(
+    "--cluster",
+    default="",
+    metavar="ADDRESS",
+    help="Prepare on a Ray cluster: auto, or HOST:PORT of its head. All machines see the text and the output.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def prepare(data: tuple[str, ...], out: Path | None, as_json: bool, **settings: Any) -> None:
+def prepare(data: tuple[str, ...], out: Path | None, cluster: str, as_json: bool, **settings: Any) -> None:
     """Tokenize DATA: files or folders of .txt, .md, .jsonl, .parquet (.gz, .zst, .zip), or hf:owner/name.
 
     An interrupted preparation continues where it stopped. Rows of .jsonl with `messages` are conversations; they
@@ -62,6 +69,7 @@ def prepare(data: tuple[str, ...], out: Path | None, as_json: bool, **settings: 
     if out is not None:
         check_writable(out, "--out", folder=True)
     from ..data import check_encoding, find_sources
+    from ..data.cluster import check_address
     from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 
     config = DataConfig(**settings)
@@ -69,23 +77,33 @@ def prepare(data: tuple[str, ...], out: Path | None, as_json: bool, **settings: 
     if name not in TOKENIZERS and config.vocabulary:
         raise UsageError(f"--vocabulary has no effect with --tokenizer {name}, which has its own")
     tokenizer = None if name in TOKENIZERS else named_tokenizer(name, "--tokenizer ")
+    if cluster:
+        check_address(cluster)
     sources = find_sources(data, check_encoding(config.encoding))
-    _show(_prepared(sources, out, config, tokenizer), as_json)
+    _show(_prepared(sources, out, config, tokenizer, cluster), as_json)
 
 
-def _prepared(sources: Sources, out: Path | None, config: DataConfig, tokenizer: Tokenizer | None) -> Dataset:
+def _prepared(
+    sources: Sources, out: Path | None, config: DataConfig, tokenizer: Tokenizer | None, cluster: str
+) -> Dataset:
     from ..data import prepare as prepare_text
     from ..data import prepare_in
+    from ..data.cluster import connected
     from ..data.progress import Progress
+    from ..data.shards import Run, RunHere
     from ..weights.catalogue import cache_folder
 
     def log(text: str) -> None:
         messages().print(text, style="dim")
 
-    progress = Progress(sources, log)
-    if out is not None:
-        return prepare_text(sources, out, config, tokenizer, progress)
-    return prepare_in(cache_folder() / "data", sources, config, tokenizer, progress, log)
+    progress, store = Progress(sources, log), cache_folder() / "data"
+    place: AbstractContextManager[Run] = nullcontext(RunHere())
+    if cluster:
+        place = connected(cluster, out or store, sources.files[0])
+    with place as run:
+        if out is not None:
+            return prepare_text(sources, out, config, tokenizer, progress, run)
+        return prepare_in(store, sources, config, tokenizer, progress, log, run)
 
 
 @command.command(name="show")

@@ -7,7 +7,7 @@ import io
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
@@ -20,6 +20,9 @@ _MOST_RATIO = 1000  # decompressed bytes per byte of the file: text has 3 to 10,
 _ALWAYS = 1 << 20  # bytes that any file may decompress to
 _READ = 1 << 10  # bytes of .zst at a time: those of an attack become 44 MB at most
 _BUFFER = 1 << 16
+
+
+Watch = Callable[[Callable[[], int]], None]  # is given what tells how many bytes of the stored file have been read
 
 
 class DecompressionError(Exception):
@@ -47,9 +50,10 @@ class Allowance:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path, watch: Watch) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed if it is a .gz or a .zst. Reading raises DecompressionError."""
     with open_regular(path) as file:
+        watch(file.tell)
         match path.suffix.lower():
             case ".gz":
                 yield _checked(gzip.GzipFile(fileobj=file), Allowance(path))
@@ -60,7 +64,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def members(path: Path) -> Iterator[Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]]:
+def members(path: Path, watch: Watch) -> Iterator[Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]]:
     """The files in a .zip, in its order. Nothing is unpacked to the disk."""
     with open_regular(path) as file:
         try:
@@ -68,6 +72,7 @@ def members(path: Path) -> Iterator[Iterator[tuple[zipfile.ZipFile, zipfile.ZipI
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
             raise DecompressionError(f"not a readable .zip ({_reason(error)})") from None
         with archive:
+            watch(file.tell)
             yield ((archive, member) for member in archive.infolist() if not member.is_dir())
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +19,11 @@ from ..base import UsageError, atomic_write, open_regular, read_regular
 from ..text import Tokenizer, tokenizer_from_folder
 from .streams import Segments, TokenStream
 
-FORMAT = "nextword-data/4"
+FORMAT = "nextword-data/5"
 PIECE = np.dtype(
     [("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4"), ("number", "<u4"), ("last", "?"), ("learned", "?")]
 )
+_HELD = 16 << 20  # bytes of a column of segments that are held in memory
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,6 @@ class Manifest:
     settings: TokenSettings
     train: list[Shard] = field(default_factory=list)
     val: list[Shard] = field(default_factory=list)
-    pieces: int = 0  # tokenized so far: documents, or pieces of them
     documents: int = 0  # read, with the duplicates that were dropped
     duplicates: int = 0  # documents whose text another one before has
     broken: int = 0  # rows and files
@@ -148,22 +151,64 @@ def _read_pieces(folder: Path, shard: Shard) -> NDArray[np.void]:
     return pieces
 
 
-def pieces_of(data: Dataset) -> Iterator[NDArray[np.void]]:
-    """The table of pieces of every shard, one after the other."""
-    for shard in (*data.manifest.train, *data.manifest.val):
-        yield _read_pieces(data.folder, shard)
+def pieces_of(data: Dataset) -> Iterator[tuple[NDArray[np.void], NDArray[np.void]]]:
+    """The tables of pieces of train and val, shard after shard: the documents of both follow each other."""
+    for train, val in zip(data.manifest.train, data.manifest.val, strict=True):
+        yield _read_pieces(data.folder, train), _read_pieces(data.folder, val)
 
 
-def segments_of(pieces: NDArray[np.void]) -> Segments:
-    """Segments: consecutive pieces of one document."""
+class _Column:
+    """Numbers that are added little by little; many of them lie in a file without a name, mapped into memory."""
+
+    def __init__(self, dtype: str, folder: Path | None) -> None:
+        self.dtype, self.size = np.dtype(dtype), 0
+        place = str(folder) if folder and os.access(folder, os.W_OK) else None
+        self.file = tempfile.SpooledTemporaryFile(_HELD, dir=place)  # noqa: SIM115 - closed by `array`
+
+    def extend(self, values: NDArray[Any]) -> None:
+        self.size += self.file.write(np.ascontiguousarray(values, self.dtype).data)
+
+    def array(self) -> NDArray[Any]:
+        """All of them; there can be no more."""
+        with self.file:
+            if self.size <= _HELD:
+                self.file.seek(0)
+                return np.frombuffer(self.file.read(), self.dtype)
+            self.file.flush()
+            return np.asarray(np.memmap(self.file, self.dtype, mode="r", shape=(self.size // self.dtype.itemsize,)))
+
+
+def segments_of(tables: Iterable[NDArray[np.void]], folder: Path | None = None) -> Segments:
+    """Segments, from the tables of pieces of shards: consecutive pieces of one document, which may go on in the next.
+
+    Those of very many documents lie in files of `folder` that have no names.
+    """
+    columns = [_Column(dtype, folder) for dtype in ("<i8", "<i8", "?", "<u4", "<i8")]
+    pieces, tokens, learned = np.empty(0, PIECE), 0, True
+    for table in chain(tables, [None]):
+        pieces = pieces if table is None else np.concatenate([pieces, table])
+        begins = _begins(pieces)
+        whole = len(pieces) if table is None or not begins.size else int(begins[-1])
+        sizes = pieces["tokens"][:whole].astype(np.int64)
+        starts = tokens + np.cumsum(sizes) - sizes
+        flips = np.diff(pieces["learned"][:whole].astype(np.int8), prepend=np.int8(learned)) != 0
+        begins = begins[begins < whole]
+        ends = np.append(begins, whole)[1:]
+        tokens += int(sizes.sum())
+        lengths = np.diff(np.append(starts[begins], tokens)) if begins.size else begins
+        some = lengths > 0
+        found = (starts[begins][some], lengths[some], pieces["last"][ends - 1][some], pieces["document"][begins][some])
+        for column, values in zip(columns, (*found, starts[flips]), strict=True):
+            column.extend(values)
+        learned = bool(pieces["learned"][whole - 1]) if whole else learned
+        pieces = pieces[whole:]
+    return Segments(*(column.array() for column in columns))
+
+
+def _begins(pieces: NDArray[np.void]) -> NDArray[np.int64]:
+    """The indices of pieces that do not go on where the one before ended."""
     document, number = pieces["document"].astype(np.int64), pieces["number"].astype(np.int64)
-    begins = np.flatnonzero((np.diff(document, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 1))
-    last = np.append(begins, len(pieces))[1:] - 1
-    lengths = np.diff(np.cumsum(pieces["tokens"], dtype=np.int64)[last], prepend=0)
-    some = lengths > 0
-    tokens = pieces["tokens"].astype(np.int64)
-    flips = (np.cumsum(tokens) - tokens)[np.diff(pieces["learned"].astype(np.int8), prepend=1) != 0]
-    return Segments.of(lengths[some], pieces["last"][last][some], document[begins][some], flips)
+    return np.flatnonzero((np.diff(document, prepend=-1) != 0) | (np.diff(number, prepend=-1) != 1))
 
 
 def _stream(folder: Path, manifest: Manifest, side: Literal["train", "val"]) -> TokenStream:
@@ -176,7 +221,7 @@ def _stream(folder: Path, manifest: Manifest, side: Literal["train", "val"]) -> 
             raise UsageError(f"{path} does not hold {shard.tokens:,} tokens; prepare the data again")
 
     def segments() -> Segments:
-        return segments_of(np.concatenate([np.empty(0, PIECE), *(_read_pieces(folder, shard) for shard in shards)]))
+        return segments_of((_read_pieces(folder, shard) for shard in shards), folder)
 
     return TokenStream(
         [folder / f"{shard.name}.bin" for shard in shards],

@@ -69,11 +69,6 @@ class Faults:
         """Count what is left out and not broken, such as an empty row."""
         self.reasons[reason] += 1
 
-    def reset(self) -> None:
-        """Begin again, as the text is read again."""
-        self.count = 0
-        self.reasons.clear()
-
 
 def find_sources(paths: Sequence[Path | str], encoding: str = "utf-8") -> Sources:
     """The text files under `paths`, each folder in sorted order, without the folders of runs in it.

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..plan.run_config import DataConfig
 from .documents import Document, Faults, Sources, check_encoding
 from .reading import read_documents
 from .splitting import FEW, LONGEST, piece_size, pieces
 
+SHARD = 32 << 20  # characters per shard, and bytes of files that are read together
 TO_TRAIN_ON = 24 << 20  # characters to train a tokenizer on
+
+Advance = Callable[[int], None]  # is given how many more bytes, or characters, are done
 
 
 class Piece(NamedTuple):
-    """A document or a piece of one: the document's number, and the piece's number in it."""
+    """A document or a piece of one: the index of its file, and the piece's number in the document."""
 
-    document: int
+    file: int
     number: int
     text: Document
 
@@ -28,33 +29,42 @@ class Reader:
     """All documents of the sources in order, cut into pieces if they are few or long. It can be read again."""
 
     def __init__(self, sources: Sources, config: DataConfig) -> None:
-        self.sources, self.config, self.encoding = sources, config, check_encoding(config.encoding)
-        self.faults = Faults(config.skip_invalid)
-        self.dropped: NDArray[np.bool_] | None = None  # by the number of the document
+        self.files, self.config, self.encoding = sources.files, config, check_encoding(config.encoding)
+        self.shard = SHARD
         self.piece = piece_size(sources.bytes) if self._few() else 0
 
-    def __iter__(self) -> Iterator[Piece]:
-        self.faults.reset()
-        document = number = -1
-        for path in self.sources.files:
-            for part in self._read(path):
+    def read(
+        self, files: range | None = None, faults: Faults | None = None, advance: Advance = lambda count: None
+    ) -> Iterator[Piece]:
+        """The pieces of `files`, all by default. `advance` is given the bytes of files that were read."""
+        number = 0
+        for index in range(len(self.files)) if files is None else files:
+            for part in self._watched(self.files[index], faults, advance):
                 for piece in pieces(part, self.piece or LONGEST):
-                    number += 1
-                    if piece.first:
-                        document, number = document + 1, 0
-                    if self.dropped is None or not self.dropped[document]:
-                        yield Piece(document, number, piece)
+                    number = 0 if piece.first else number + 1
+                    yield Piece(index, number, piece)
 
-    def texts(self) -> Iterator[Document]:
+    def texts(self, advance: Advance = lambda count: None) -> Iterator[Document]:
         """The texts alone."""
-        return (piece.text for piece in self)
+        return (piece.text for piece in self.read(advance=advance))
 
-    def _read(self, path: object) -> Iterator[Document]:
-        return read_documents(path, self.faults, self.config.column, self.encoding)  # type: ignore[arg-type]
+    def _watched(self, path: Path, faults: Faults | None, advance: Advance) -> Iterator[Document]:
+        told, told_by = 0, list[Callable[[], int]]()
+        for part in self._read(path, faults, told_by.append):
+            advance(max(0, (now := told_by[-1]()) - told))
+            told = max(told, now)
+            yield part
+        advance(path.stat().st_size - told)
+
+    def _read(
+        self, path: Path, faults: Faults | None = None, watch: Callable[[Callable[[], int]], None] = lambda tell: None
+    ) -> Iterator[Document]:
+        faults = faults or Faults(self.config.skip_invalid)
+        return read_documents(path, faults, self.config.column, self.encoding, watch)
 
     def _few(self) -> bool:
         count = 0
-        for path in self.sources.files:
+        for path in self.files:
             for part in self._read(path):
                 count += 1
                 if count == FEW:

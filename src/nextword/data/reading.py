@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..base import RunError, UsageError, printable, require
-from .compressed import ARCHIVE, Allowance, DecompressionError, members, opened, opened_member
+from .compressed import ARCHIVE, Allowance, DecompressionError, Watch, members, opened, opened_member
 from .documents import LINES, TABLES, TEXT, Document, Faults, kind_of
 
 COLUMNS = ("text", "content")
@@ -33,36 +33,38 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Reading:
-    """How to read: where faults go, the column of rows, the encoding's canonical name."""
+    """How to read: where faults go, the column of rows, the encoding's canonical name, who watches the position."""
 
     faults: Faults
     column: str
     encoding: str
+    watch: Watch
 
 
 def read_documents(
-    path: Path, faults: Faults | None = None, column: str = "", encoding: str = "utf-8"
-) -> Iterator[Document]:
+    path: Path, faults: Faults | None = None, column: str = "", encoding: str = "utf-8",
+    watch: Watch = lambda tell: None,
+) -> Iterator[Document]:  # fmt: skip
     """The documents of one file: one per row, or one per text file, in parts if it is longer than `PIECE`.
 
     A row with `messages` is a conversation; its text is their JSON. Raises UsageError with file and line for rows that
     are broken and for text that is not of `encoding`. Where `faults` says to skip, such a row and such a text file are
-    left out, the file as a whole.
+    left out, the file as a whole. `watch` is given a function that says how many bytes of the file have been read.
     """
-    how = _Reading(faults or Faults(), column, codecs.lookup(encoding).name)
+    how = _Reading(faults or Faults(), column, codecs.lookup(encoding).name, watch)
     kind = kind_of(path.name)
     if kind == TABLES[0]:
         yield from _read_parquet(path, how)
     elif kind == ARCHIVE:
         yield from _read_zip(path, how)
     else:
-        yield from _read_input(_Input(str(path), kind, partial(opened, path)), how)
+        yield from _read_input(_Input(str(path), kind, partial(opened, path, watch)), how)
 
 
 def _read_zip(path: Path, how: _Reading) -> Iterator[Document]:
     allowance = Allowance(path)
     try:
-        with members(path) as found:
+        with members(path, how.watch) as found:
             for archive, member in found:
                 kind = kind_of(member.filename)
                 if kind not in (TEXT[0], LINES[0]) or not member.filename.lower().endswith((*TEXT, *LINES)):
@@ -244,7 +246,8 @@ def _read_parquet(path: Path, how: _Reading) -> Iterator[Document]:
                              " Name it: --set data.column=NAME")  # fmt: skip
         if wanted == [MESSAGES] and "tools" in names:
             wanted.append("tools")
-        number = 0
+        number, rows, size = 0, max(1, table.metadata.num_rows), path.stat().st_size
+        how.watch(lambda: size * number // rows)
         for batch in table.iter_batches(batch_size=_ROWS, columns=wanted):
             for index in range(batch.num_rows):
                 number += 1

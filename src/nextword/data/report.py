@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import UsageError
-from .dataset import Dataset, pieces_of
+from .dataset import PIECE, Dataset, pieces_of
 from .order import permute
-from .streams import TokenStream
 
 QUANTILES = {"least": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "most": 1.0}
+_DIGITS = 12  # binary digits that are kept of a document's size
 
 
 @dataclass(frozen=True)
@@ -58,38 +59,74 @@ class SampledText:
 
 
 def report(data: Dataset) -> DataReport:
-    """Read the tables of all shards, not the tokens."""
-    manifest, sizes = data.manifest, _sizes(data)
+    """Read the tables of all shards, one at a time, not the tokens."""
+    manifest, sizes = data.manifest, (_Sizes(), _Sizes())
+    splits, unfinished = (_Counts(), _Counts()), np.empty(0, PIECE)
+    for tables in pieces_of(data):
+        for counts, table in zip(splits, tables, strict=True):
+            counts.add(table)
+        pieces = np.concatenate([unfinished, *tables])
+        goes_on = pieces["document"] == pieces["document"].max(initial=0)  # perhaps, in the next shard
+        unfinished = pieces[goes_on]
+        _add_documents(sizes, pieces[~goes_on])
+    _add_documents(sizes, unfinished)
+    train, val = (Split(counts.documents, stream.tokens, stream.bytes, counts.targets)
+                  for counts, stream in zip(splits, (data.train, data.val), strict=True))  # fmt: skip
     return DataReport(
-        folder=str(data.folder), vocabulary=data.vocabulary, documents=int(sizes.shape[1]),
+        folder=str(data.folder), vocabulary=data.vocabulary, documents=sizes[0].count,
         duplicates=manifest.duplicates, deduplicated=manifest.settings.deduplicate,
-        bytes_per_token=data.bytes_per_token, train=_split(data.train), val=_split(data.val),
-        bytes_per_document=_quantiles(sizes[1]), tokens_per_document=_quantiles(sizes[0]),
+        bytes_per_token=data.bytes_per_token, train=train, val=val,
+        bytes_per_document=sizes[1].quantiles(), tokens_per_document=sizes[0].quantiles(),
         scripts=dict(sorted(manifest.scripts.items(), key=lambda item: -item[1])),
         skipped=dict(sorted(manifest.skipped.items(), key=lambda item: -item[1])),
     )  # fmt: skip
 
 
-def _sizes(data: Dataset) -> NDArray[np.int64]:
-    """Tokens and bytes of every document, of both splits together: (2, documents)."""
-    sizes = np.zeros((2, data.manifest.documents), np.int64)
-    for pieces in pieces_of(data):
-        first = int(pieces["document"].min(initial=0))
-        for row, name in zip(sizes, ("tokens", "bytes"), strict=True):
-            counts = np.bincount(pieces["document"] - first, pieces[name])  # documents of a shard follow each other
-            row[first : first + len(counts)] += counts.astype(np.int64)
-    return sizes[:, sizes[0] > 0]
+class _Counts:
+    """Documents of a split and its targets, over the tables of its shards."""
+
+    def __init__(self) -> None:
+        self.documents = self.targets = 0
+        self.last = -1  # document
+
+    def add(self, pieces: NDArray[np.void]) -> None:
+        documents = np.unique(pieces["document"][pieces["tokens"] > 0]).astype(np.int64)
+        self.documents += int(np.count_nonzero(documents > self.last))
+        self.last = int(documents.max(initial=self.last))
+        self.targets += int(pieces["tokens"][pieces["learned"]].sum(dtype=np.int64))
 
 
-def _split(stream: TokenStream) -> Split:
-    flips = np.append(stream.segments.flips, [stream.tokens] * (1 + stream.segments.flips.size % 2))
-    ignored = int((flips[1::2] - flips[: -(flips.size % 2) or None : 2]).sum())
-    return Split(stream.documents, stream.tokens, stream.bytes, stream.tokens - ignored)
+class _Sizes:
+    """How many documents have each size. Those above 4,096 are rounded down, by .05% at most."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Documents."""
+        return self.counts.total()
+
+    def add(self, sizes: NDArray[np.int64]) -> None:
+        cut = np.maximum(0, np.frexp(sizes.astype(np.float64))[1] - _DIGITS)
+        values, counts = np.unique(sizes >> cut << cut, return_counts=True)
+        self.counts.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    def quantiles(self) -> dict[str, float]:
+        """The least size that a share of the documents does not exceed, for each of `QUANTILES`."""
+        sizes = sorted(self.counts)
+        reached = np.cumsum([self.counts[size] for size in sizes])
+        ranks = np.maximum(1, np.ceil(np.array(list(QUANTILES.values())) * self.count))
+        found = np.array(sizes, np.float64)[np.searchsorted(reached, ranks)]
+        return dict(zip(QUANTILES, found.tolist(), strict=True))
 
 
-def _quantiles(values: NDArray[np.int64]) -> dict[str, float]:
-    found = np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")
-    return dict(zip(QUANTILES, found.tolist(), strict=True))
+def _add_documents(sizes: tuple[_Sizes, _Sizes], pieces: NDArray[np.void]) -> None:
+    """Add the tokens and the bytes of documents, which have all their pieces here."""
+    numbers, of = np.unique(pieces["document"], return_inverse=True)
+    tokens, bytes = (np.bincount(of, pieces[name], len(numbers)).astype(np.int64) for name in ("tokens", "bytes"))
+    for each, values in zip(sizes, (tokens, bytes), strict=True):
+        each.add(values[tokens > 0])
 
 
 def sampled(data: Dataset, split: str, count: int, seed: int, most: int) -> Iterator[SampledText]:

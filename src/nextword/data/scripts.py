@@ -17,13 +17,10 @@ _WIDTHS = ("FULLWIDTH", "HALFWIDTH", "MATHEMATICAL")
 
 def count_scripts(texts: Iterable[bytes]) -> Counter[str]:
     """The number of letters by script, in texts in UTF-8."""
-    counts: Counter[str] = Counter()
-    others = []
-    for text in texts:
-        counts["Latin"] += len(text.translate(None, _NO_ASCII_LETTERS))
-        if not text.isascii():
-            others.append(text.translate(None, _ASCII))  # no part of a longer character is an ASCII byte
-    numbers = np.bincount(np.frombuffer(b"".join(others).decode().encode("utf-32-le"), "<u4"))
+    text = b"".join(texts)
+    counts = Counter(Latin=len(text.translate(None, _NO_ASCII_LETTERS)))
+    others = b"" if text.isascii() else text.translate(None, _ASCII)  # no part of a longer character is an ASCII byte
+    numbers = np.bincount(np.frombuffer(others.decode().encode("utf-32-le"), "<u4"))
     for code in np.flatnonzero(numbers).tolist():
         if chr(code).isalpha():
             counts[script_of(chr(code))] += int(numbers[code])

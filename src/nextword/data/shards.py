@@ -11,32 +11,65 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from ..base import RunError, UsageError, atomic_write, locked, open_regular
+from ..base import RunError, UsageError, atomic_write, locked, open_regular, return_freed_memory
 from ..plan.run_config import DataConfig
 from ..text import Tokenizer, tokenizer_from_folder
 from .compressed import COMPRESSIONS
 from .dataset import FORMAT, Dataset, Manifest, TokenSettings, open_dataset, token_dtype
 from .documents import Document, Sources, check_encoding, find_sources
-from .reader import Reader, sample
+from .reader import SHARD, Advance, Reader, sample
+from .survey import SMALL, Survey, blocks_of, is_surveyed, merge, survey_block
 from .tokenizer_training import TOKENIZERS, save_tokenizer, train_tokenizer
-from .tokenizing import Progress, tokenize
+from .tokenizing import WORK, Job, ShardReport, make_shards
 
 _TO_MEASURE_ON = 2 << 20  # characters to measure bytes per token on
 _OURS = re.compile(r"manifest\.json|(train|val)-\d{5,}\.(bin|pieces\.npy)")
+_HALF_WRITTEN = re.compile(rf"\.({_OURS.pattern}|tokenizer[-_a-z]*\.json)\.\w+\.part")  # by a process that was killed
+_AT_ONCE = 1 << 20  # bytes of a file hashed at a time
 _VOCABULARY = 4096  # default of a bpe tokenizer
 
 Log = Callable[[str], None]
+Progress = Callable[[float, str], None]  # is given the share done and the stage
+Shared = TypeVar("Shared")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Run(Protocol):
+    """Calls a function for each of several items: here one after the other, or on a cluster."""
+
+    def __call__(
+        self, function: Callable[[Shared, Item, Advance], Result], shared: Shared, items: Sequence[Item],
+        advance: Advance,
+    ) -> list[Result]: ...  # fmt: skip
+
+    def ranges(self, numbers: range) -> list[range]:
+        """Consecutive numbers as the items of one call."""
+
+
+class RunHere:
+    """`Run` in this process."""
+
+    def __call__(
+        self, function: Callable[[Shared, Item, Advance], Result], shared: Shared, items: Sequence[Item],
+        advance: Advance,
+    ) -> list[Result]:  # fmt: skip
+        return [function(shared, item, advance) for item in items]
+
+    def ranges(self, numbers: range) -> list[range]:
+        return [numbers]
 
 
 def prepare(
     paths: Sequence[Path | str] | Sources, folder: Path | str, config: DataConfig = DataConfig(),  # noqa: B008 - frozen
-    tokenizer: Tokenizer | None = None, progress: Progress = lambda share, stage: None,
+    tokenizer: Tokenizer | None = None, progress: Progress = lambda share, stage: None, run: Run = RunHere(),  # noqa: B008
 ) -> Dataset:  # fmt: skip
     """Tokenize text into `folder`, or continue an interrupted call, and return the dataset.
 
@@ -48,25 +81,35 @@ def prepare(
 
     Raises UsageError for text that is missing, broken or too short, RunError if `folder` cannot be written.
     """
-    folder, sources = Path(folder), _check(paths, config, tokenizer)
+    sources = _check(paths, config, tokenizer)
+    return _prepare(sources, _contents(sources, progress, run), Path(folder), config, tokenizer, progress, run)
+
+
+def _prepare(
+    sources: Sources, contents: _Contents, folder: Path, config: DataConfig, tokenizer: Tokenizer | None,
+    progress: Progress, run: Run,
+) -> Dataset:  # fmt: skip
     try:
-        contents = _contents(sources)
         reader = Reader(sources, config)
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = tokenizer or _kept_tokenizer(folder, reader, contents, progress)
+        tokenizer = tokenizer or _kept_tokenizer(folder, reader, contents.digest, sources.bytes, progress)
         settings = TokenSettings(
-            sources=contents, tokenizer=_digest_of(tokenizer), vocabulary=tokenizer.vocabulary, end=_end(tokenizer),
-            val_fraction=config.val_fraction, piece=reader.piece, column=config.column,
+            sources=contents.digest, tokenizer=_digest_of(tokenizer), vocabulary=tokenizer.vocabulary,
+            end=_end(tokenizer), val_fraction=config.val_fraction, piece=reader.piece, column=config.column,
             skip_invalid=config.skip_invalid, encoding=reader.encoding, deduplicate=config.deduplicate,
         )  # fmt: skip
         manifest = _begin(folder, settings, tokenizer)
         if not manifest.complete:
-            tokenize(folder, manifest, reader, tokenizer, progress)
+            survey = _survey(folder / WORK, reader, config.val_fraction, progress, run)
+            job = Job(folder, reader, survey, settings.end, tokenizer, tokenizer.chat_templates)
+            _fill(manifest, survey, sources, _tokenize(job, progress, run))
             _check_enough(manifest)
-            if _contents(sources) != contents:
+            if _stamps(sources.files) != contents.stamps:
                 raise RunError("the text changed while it was being read; prepare it again when nothing writes to it")
             manifest.complete = True
             manifest.write(folder)
+            shutil.rmtree(folder / WORK)
+            _remove(folder, _HALF_WRITTEN)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RunError(
@@ -78,6 +121,7 @@ def prepare(
 def prepare_in(
     store: Path, paths: Sequence[Path | str] | Sources, config: DataConfig = DataConfig(),  # noqa: B008 - frozen
     tokenizer: Tokenizer | None = None, progress: Progress = lambda share, stage: None, log: Log = lambda text: None,
+    run: Run = RunHere(),  # noqa: B008
 ) -> Dataset:  # fmt: skip
     """As `prepare`, in a folder of `store` named by its content; an existing one is only read.
 
@@ -85,7 +129,8 @@ def prepare_in(
     it and the other waits, which is logged.
     """
     sources = _check(paths, config, tokenizer)
-    folder, making = store / _content_name(sources, tokenizer, config), store / ".making"
+    contents = _contents(sources, progress, run)
+    folder, making = store / _content_name(contents.digest, tokenizer, config), store / ".making"
     if (dataset := _complete(folder)) is not None:
         return dataset
     try:
@@ -95,7 +140,7 @@ def prepare_in(
     with locked(making / f"{folder.name}.lock", lambda: log("another command prepares this text; waiting for it")):
         if (dataset := _complete(folder)) is not None:
             return dataset
-        prepare(sources, making / folder.name, config, tokenizer, progress)
+        _prepare(sources, contents, making / folder.name, config, tokenizer, progress, run)
         damaged = making / f"{folder.name}.damaged"
         shutil.rmtree(damaged, ignore_errors=True)
         if folder.exists():  # incomplete or damaged; a process that has mapped it can still read it
@@ -119,12 +164,8 @@ def _complete(folder: Path) -> Dataset | None:
         return None
 
 
-def _content_name(sources: Sources, tokenizer: Tokenizer | None, config: DataConfig) -> str:
+def _content_name(contents: str, tokenizer: Tokenizer | None, config: DataConfig) -> str:
     """A folder name: a hash of everything its tokens depend on."""
-    try:
-        contents = _contents(sources)
-    except OSError as error:
-        raise RunError(f"{error.filename}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     key = json.dumps([FORMAT, contents, _wanted(config, tokenizer)], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:24]
 
@@ -139,29 +180,110 @@ def _wanted(config: DataConfig, tokenizer: Tokenizer | None = None) -> dict[str,
     return values
 
 
-def _contents(sources: Sources) -> str:
-    """A hash of the kind and content of every file."""
+@dataclass(frozen=True)
+class _Contents:
+    """What the files hold: a hash of their kinds and contents, and one of their sizes and times."""
+
+    digest: str
+    stamps: str
+
+
+def _contents(sources: Sources, progress: Progress, run: Run) -> _Contents:
+    """Raises RunError where a file cannot be read."""
+    try:
+        stamps, size = _stamps(sources.files), sources.bytes
+        said = progress if size > SMALL else lambda share, stage: None
+        advance = _advancing(said, "checking the files", size)
+        lists = run(_digests, sources.files, blocks_of(sources.files, SHARD), advance)
+    except OSError as error:
+        raise RunError(f"{error.filename}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     contents = hashlib.sha256()
-    for file in sources.files:
-        status = file.stat()
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+    for line in (line for lines in lists for line in lines):
+        contents.update(line.encode())
+    return _Contents(contents.hexdigest(), stamps)
+
+
+def _digests(files: Sequence[Path], block: range, advance: Advance) -> list[str]:
+    """A line for each file: its kind and SHA-256."""
+    lines = []
+    for file in (files[number] for number in block):
         suffixes = "".join(Path(file.name.lower()).suffixes[-2 if file.suffix.lower() in COMPRESSIONS else -1 :])
-        contents.update(f"{suffixes} {_file_digest(file.absolute(), stamp)}\n".encode())
-    return contents.hexdigest()
+        digest = hashlib.sha256()
+        with open_regular(file) as reading:
+            while data := reading.read(_AT_ONCE):
+                digest.update(data)
+                advance(len(data))
+        lines.append(f"{suffixes} {digest.hexdigest()}\n")
+    return lines
 
 
-@lru_cache(maxsize=1 << 20)
-def _file_digest(path: Path, stamp: tuple[int, int, int]) -> str:
-    """SHA-256 of a file, cached by its size, modification time and inode."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _stamps(files: Sequence[Path]) -> str:
+    """A hash of the size, modification time and inode of every file."""
+    stamps = hashlib.sha256()
+    for status in (file.stat() for file in files):
+        stamps.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ino}\n".encode())
+    return stamps.hexdigest()
+
+
+def _advancing(progress: Progress, stage: str, total: int, done: int = 0) -> Advance:
+    """Adds up what is done, and tells `progress` the share of `total`."""
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(min(1.0, done / max(1, total)), stage)
+
+    advance(0)
+    return advance
+
+
+def _survey(folder: Path, reader: Reader, share: float, progress: Progress, run: Run) -> Survey:
+    """Read all text that an interrupted call has not read, and decide what is held out and dropped."""
+    folder.mkdir(exist_ok=True)
+    sizes = [file.stat().st_size for file in reader.files]
+    blocks, total = blocks_of(reader.files, reader.shard), sum(sizes)
+    missing = [block for block in blocks if not is_surveyed(folder, block)]
+    left = sum(sizes[number] for block in missing for number in block)
+    takes_a_while = bool(missing) and total > SMALL
+    said = progress if takes_a_while else lambda share, stage: None
+    advance = _advancing(said, "choosing the validation text", total, total - left)
+    run(survey_block, (folder, reader), missing, advance)
+    return merge(folder, blocks, reader, total, share)
+
+
+def _tokenize(job: Job, progress: Progress, run: Run) -> Iterator[ShardReport]:
+    """Make all shards that are not there, and yield the reports of all."""
+    parts = job.survey.parts
+    missing = [number for number in range(len(parts)) if ShardReport.read(job.folder, number) is None]
+    runs = [[number for _, number in group] for _, group in groupby(enumerate(missing), lambda pair: pair[1] - pair[0])]
+    items = [some for run_ in runs for some in run.ranges(range(run_[0], run_[-1] + 1))]
+    total, left = (sum(parts[number].characters for number in numbers) for numbers in (range(len(parts)), missing))
+    run(make_shards, job, items, _advancing(progress, "tokenizing", total, total - left))
+    for number in range(len(parts)):
+        if (report := ShardReport.read(job.folder, number)) is None:
+            raise RunError(f"{job.folder}: shard {number} is gone; prepare the text again")
+        yield report
+
+
+def _fill(manifest: Manifest, survey: Survey, sources: Sources, reports: Iterator[ShardReport]) -> None:
+    """All of the manifest but `complete`."""
+    files = {f"file ({reason})": count for reason, count in (sources.unread | sources.skipped).items()}
+    skipped, scripts = survey.skipped + Counter(files), Counter[str]()
+    manifest.documents, manifest.duplicates, manifest.broken = survey.documents, survey.duplicates, survey.broken
+    for report in reports:
+        manifest.train.append(report.train)
+        manifest.val.append(report.val)
+        manifest.broken += report.broken
+        skipped.update(report.skipped)
+        scripts.update(report.scripts)
+    manifest.skipped, manifest.scripts = dict(skipped), dict(scripts)
 
 
 def _digest_of(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 
-def _kept_tokenizer(folder: Path, reader: Reader, contents: str, progress: Progress) -> Tokenizer:
+def _kept_tokenizer(folder: Path, reader: Reader, contents: str, size: int, progress: Progress) -> Tokenizer:
     """The tokenizer from an interrupted call with the same settings, or a newly trained one."""
     config, note, file = reader.config, folder / "tokenizer-settings.json", folder / "tokenizer.json"
     settings = {"contents": contents, **_wanted(config)}
@@ -171,17 +293,18 @@ def _kept_tokenizer(folder: Path, reader: Reader, contents: str, progress: Progr
 
     if note.exists() and file.exists() and json.loads(note.read_text()) == with_digest():
         return tokenizer_from_folder(folder)
-    progress(0.0, f"training a tokenizer ({config.tokenizer})")
-    texts = sample(_plain(reader), reader.sources.bytes)
+    advance = _advancing(progress, f"training a tokenizer ({config.tokenizer})", size)
+    texts = sample(_plain(reader, advance), size)
     save_tokenizer(train_tokenizer(texts, config.tokenizer, config.vocabulary or _VOCABULARY), folder)
     with atomic_write(note) as writing:
         json.dump(with_digest(), writing)
+    return_freed_memory()
     return tokenizer_from_folder(folder)
 
 
-def _plain(reader: Reader) -> Iterator[Document]:
+def _plain(reader: Reader, advance: Advance = lambda count: None) -> Iterator[Document]:
     """The documents, to train a tokenizer on. Raises UsageError for a conversation, which needs a model's own."""
-    for document in reader.texts():
+    for document in reader.texts(advance):
         if document.conversation:
             raise UsageError(
                 f"{document.source}: a conversation needs a model with a chat template. Name one: --model NAME"
@@ -203,22 +326,16 @@ def _begin(folder: Path, settings: TokenSettings, tokenizer: Tokenizer) -> Manif
     """The manifest in `folder` if it has the same settings; otherwise an empty one."""
     try:
         manifest = Manifest.read(folder)
-        if manifest.settings == settings and _files_exist(folder, manifest):
+        if manifest.settings == settings and (not manifest.complete or _files_exist(folder, manifest)):
             return manifest
     except UsageError:
         pass
-    _remove_shards(folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    _remove(folder, _OURS)
     save_tokenizer(tokenizer, folder)
     manifest = Manifest(settings)
     manifest.write(folder)
     return manifest
-
-
-def _remove_shards(folder: Path) -> None:
-    """Remove the files of another `prepare`, and nothing else: the folder may hold the text itself."""
-    for old in folder.iterdir():
-        if _OURS.fullmatch(old.name):
-            old.unlink()
 
 
 def _files_exist(folder: Path, manifest: Manifest) -> bool:
@@ -227,6 +344,13 @@ def _files_exist(folder: Path, manifest: Manifest) -> bool:
     sizes = {folder / f"{shard.name}.bin": shard.tokens * width for shard in shards}
     complete = all(file.exists() and file.stat().st_size == size for file, size in sizes.items())
     return complete and all((folder / f"{shard.name}.pieces.npy").exists() for shard in shards)
+
+
+def _remove(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove files of a `prepare`, and nothing else: the folder may hold the text itself."""
+    for old in folder.iterdir():
+        if names.fullmatch(old.name):
+            old.unlink()
 
 
 def _check_enough(manifest: Manifest) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..base import UsageError
 from .documents import Document
@@ -40,34 +43,36 @@ def pieces(document: Document, size: int) -> Iterator[Document]:
 
 def hash_of(text: str) -> int:
     """A 64-bit hash of a text, so that equal texts are in one split."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    return hash_of_bytes(text.encode())
 
 
-def choose_val(documents: Iterable[Document], share: float, shift: int = 0) -> frozenset[int]:
-    """The hashes, without their lowest `shift` bits, of the texts to hold out: about `share` of all characters.
+def hash_of_bytes(text: bytes) -> int:
+    """The hash of a text, from its UTF-8."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
-    Equal texts have one hash, so they stay together. Texts are taken in the order of their hashes, which is
-    random, while they fit; then one more, if that is closer. The error is less than the shortest text left. With a
-    `shift`, texts share hashes, so that the sizes of very many take little memory.
+
+def choose_val(names: NDArray[np.uint64], sizes: NDArray[np.int64], share: float) -> frozenset[int]:
+    """The hashes of the texts to hold out, given that and the characters of every text: about `share` of them all.
+
+    Equal texts have one hash, so they stay together. Texts are taken in the order of their hashes, which is random,
+    while they fit; then one more, if that is closer. The error is less than the shortest text left.
 
     Raises UsageError for fewer than two different hashes, since each split needs one.
     """
-    sizes: dict[int, int] = {}
-    for document in documents:
-        name = hash_of(document.text) >> shift
-        sizes[name] = sizes.get(name, 0) + len(document.text)
-    total, held, taken = sum(sizes.values()), set[int](), 0
-    if len(sizes) < 2:
+    ordered, of = np.unique(names, return_inverse=True)
+    totals = np.bincount(of, sizes).astype(np.int64)
+    total, held, taken = int(totals.sum()), np.zeros(len(ordered), np.bool_), 0
+    if len(ordered) < 2:
         raise UsageError(
-            f"the text has {total:,} characters in {len(sizes)} piece{'' if len(sizes) == 1 else 's'}:"
+            f"the text has {total:,} characters in {len(ordered)} piece{'' if len(ordered) == 1 else 's'}:"
             f" too little to hold some out. Give at least {2 * _SHORTEST:,} characters that do not repeat"
         )
-    wanted = share * total
-    for name in sorted(sizes):
-        if taken + sizes[name] <= wanted and len(held) < len(sizes) - 1:
-            held.add(name)
-            taken += sizes[name]
-    left = sorted((sizes[name], name) for name in sizes.keys() - held)
-    if not held or (len(left) > 1 and left[0][0] < 2 * (wanted - taken)):
-        held.add(left[0][1])
-    return frozenset(held)
+    wanted, most = share * total, len(ordered) - 1
+    for number, size in enumerate(totals.tolist()):
+        if taken + size <= wanted and most:
+            held[number], taken, most = True, taken + size, most - 1
+    left = np.flatnonzero(~held)
+    shortest = left[np.argmin(totals[left])]  # of equally short ones, the first
+    if not held.any() or (len(left) > 1 and totals[shortest] < 2 * (wanted - taken)):
+        held[shortest] = True
+    return frozenset(ordered[held].tolist())

@@ -3,94 +3,127 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import UsageError, atomic_write
-from ..text import Tokenizer
+from ..base import UsageError, atomic_write, read_json, return_freed_memory
+from ..text import Tokenizer, tokenizer_from_folder
 from .conversations import Turn, encode_conversation
-from .dataset import PIECE, Manifest, Shard, token_dtype
-from .documents import Document, Faults
-from .duplicates import DocumentHashes
-from .reader import Piece, Reader
+from .dataset import PIECE, Shard, token_dtype
+from .documents import Faults
+from .reader import Advance, Piece, Reader
 from .scripts import count_scripts
-from .splitting import choose_val, hash_of
+from .splitting import hash_of_bytes
+from .survey import Survey
 
 BATCH = 1 << 20  # characters tokenized at a time, over all cores
-SHARD = 32 << 20  # characters per shard
-SMALL = 64 << 20  # bytes of text up to which pieces are hashed individually when the validation text is chosen
-_SHIFT = 52  # bits dropped from the hashes of a larger text: 4,096 groups
-
-Progress = Callable[[float, str], None]
+SIDES = ("train", "val")
 
 
-def tokenize(folder: Path, manifest: Manifest, reader: Reader, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Write the shards that `manifest` does not have yet, and fill it in, but for `complete`."""
-    shift = _SHIFT if reader.sources.bytes > SMALL else 0
-    val, characters = _survey(manifest, reader, shift, progress)
-    encoder = Encoder(tokenizer, manifest.settings.end, reader.config.skip_invalid)
-    shard, size = _Shard(encoder.dtype, val, shift), 0
-    for batch in _ahead(encoder.encode, _batches(reader, manifest.pieces)):
-        shard.add(batch)
-        size += batch.characters
-        progress(min(1.0, batch.read / max(1, characters)), "tokenizing")
-        if size >= SHARD:
-            shard.write(folder, manifest)
-            shard, size = _Shard(encoder.dtype, val, shift), 0
-    if shard.count or not manifest.train:
-        shard.write(folder, manifest)
-    manifest.broken += reader.faults.count
-    files = {f"file ({reason})": count for reason, count in (reader.sources.unread | reader.sources.skipped).items()}
-    manifest.skipped = dict(Counter(manifest.skipped) + reader.faults.reasons + Counter(files))
-    progress(1.0, "tokenizing")
+@dataclass(frozen=True)
+class Job:
+    """All that the tokens of a shard depend on, and the folder it is written to. Pickled without its tokenizer."""
+
+    folder: Path
+    reader: Reader
+    survey: Survey
+    end: int  # id of the end-of-text token
+    tokenizer: Tokenizer | None  # None: the one saved in the folder, with these chat templates
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, (self.folder, self.reader, self.survey, self.end, None, self.chat_templates)
+
+    def encoder(self) -> Encoder:
+        """Of this job."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            tokenizer = tokenizer_from_folder(self.folder)
+            tokenizer.chat_templates = self.chat_templates
+        return Encoder(tokenizer, self.end, self.reader.config.skip_invalid)
 
 
-def _survey(manifest: Manifest, reader: Reader, shift: int, progress: Progress) -> tuple[frozenset[int], int]:
-    """The hashes to hold out, and the characters to tokenize; duplicates are counted, and dropped if configured."""
-    share, hashes, size = manifest.settings.val_fraction, DocumentHashes(), reader.sources.bytes
+@dataclass(frozen=True)
+class ShardReport:
+    """A finished shard: its files, and what was counted on the way."""
 
-    def texts() -> Iterator[Document]:
-        for text in reader.texts():
-            if shift:  # large enough that reading takes a while
-                progress(min(0.99, hashes.characters / size), "choosing the validation text")
-            yield text
+    train: Shard
+    val: Shard
+    broken: int
+    skipped: dict[str, int]
+    scripts: dict[str, int]
 
-    val = choose_val(hashes.watch(texts()), share, shift)
-    repeats = hashes.repeats()
-    manifest.documents, manifest.duplicates = len(repeats), int(repeats.sum())
-    if not (manifest.settings.deduplicate and manifest.duplicates):
-        return val, hashes.characters
-    reader.dropped, hashes = repeats, DocumentHashes()
-    return choose_val(hashes.watch(texts()), share, shift), hashes.characters
+    @classmethod
+    def read(cls, folder: Path, number: int) -> ShardReport | None:
+        """None where the shard is not finished, or where a file of it is gone."""
+        try:
+            values = read_json(_report(folder, number))
+            train, val = (Shard(**values.pop(side)) for side in SIDES)
+            report = cls(train, val, **values)
+        except (UsageError, TypeError, KeyError):
+            return None
+        files = (folder / f"{shard.name}{ending}" for shard in (train, val) for ending in (".bin", ".pieces.npy"))
+        return report if all(file.exists() for file in files) else None
+
+
+def _report(folder: Path, number: int) -> Path:
+    return folder / WORK / f"shard-{number:05d}.json"
+
+
+WORK = ".work"  # the subfolder of what an interrupted preparation continues from
+
+
+def make_shards(job: Job, numbers: range, advance: Advance) -> None:
+    """Tokenize consecutive parts of the text, each into a shard. `advance` is given the characters that were read."""
+    encoder = job.encoder()
+    for number, batches in groupby(_ahead(encoder.encode, _batches(job, numbers)), key=lambda batch: batch.part):
+        shard = _Shard(encoder.dtype, job.survey)
+        for batch in batches:
+            shard.add(batch)
+            advance(batch.characters)
+        shard.write(job.folder, number)
+        return_freed_memory()
+
+
+class _Numbered(NamedTuple):
+    """A piece with the number of its document among all."""
+
+    document: int
+    piece: Piece
 
 
 class _Unread(NamedTuple):
-    """Pieces to tokenize together, and the characters read with and before them."""
+    """Pieces of one part to tokenize together, and the characters read with them: more, where some are dropped."""
 
-    pieces: list[Piece]
-    read: int
+    part: int
+    pieces: list[_Numbered]
+    characters: int
 
 
-def _batches(reader: Reader, skip: int) -> Iterator[_Unread]:
-    """All pieces but the first `skip`, about `BATCH` characters at a time."""
-    pieces, size, read = list[Piece](), 0, 0
-    for number, piece in enumerate(reader):
-        read += len(piece.text.text)
-        if number < skip:  # already in a written shard
-            continue
-        pieces.append(piece)
-        size += len(piece.text.text)
-        if size >= BATCH:
-            yield _Unread(pieces, read)
-            pieces, size = [], 0
-    if pieces:
-        yield _Unread(pieces, read)
+def _batches(job: Job, numbers: range) -> Iterator[_Unread]:
+    """The pieces of parts, about `BATCH` characters at a time; at least one batch for each part."""
+    survey, first = job.survey, job.survey.parts[numbers.start]
+    pieces = islice(job.reader.read(range(first.file, len(job.reader.files))), first.skipped, None)
+    for number in numbers:
+        document, batch, read = survey.before[number] - 1, list[_Numbered](), 0
+        for piece in islice(pieces, survey.parts[number].pieces):
+            document += piece.number == 0
+            read += len(piece.text.text)
+            if not survey.is_dropped(document):
+                batch.append(_Numbered(document, piece))
+            if read >= BATCH:
+                yield _Unread(number, batch, read)
+                batch, read = [], 0
+        yield _Unread(number, batch, read)
 
 
 In = TypeVar("In")
@@ -98,50 +131,61 @@ Out = TypeVar("Out")
 
 
 def _ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """The results of `work` in order, computed in a thread while the next of `items` are made."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: Future[Out] | None = None
+    """The results of `work` in order, computed in two threads while the next of `items` are made.
+
+    While the tokenizer is busy in one, the other turns the results of the batch before into arrays.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        pending: deque[Future[Out]] = deque()
         for item in items:
-            following = pool.submit(work, item)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 class _Encoded(NamedTuple):
-    """The tokens of pieces, as rows of the table and arrays of ids; their hashes, and what was counted on the way."""
+    """The tokens of pieces one after the other, their rows of the table and hashes; what was counted on the way."""
 
-    pieces: list[tuple[int, list[tuple[NDArray[Any], tuple[Any, ...]]]]]  # hash → ids and row of `PIECE`, each
+    part: int
+    tokens: NDArray[Any]
+    rows: NDArray[np.void]  # of `PIECE`
+    hashes: NDArray[np.uint64]  # of the piece of each row
     faults: Faults
     scripts: Counter[str]
     characters: int
-    read: int
 
 
 class Encoder:
     """Tokenizes pieces. A document begins with the end-of-text token (streams.py)."""
 
     def __init__(self, tokenizer: Tokenizer, end: int, skip_invalid: bool) -> None:
-        self.tokenizer, self.skip_invalid = tokenizer, skip_invalid
+        self.tokenizer, self.end, self.skip_invalid = tokenizer, end, skip_invalid
         self.dtype = token_dtype(tokenizer.vocabulary)
-        self.end = np.array([end], self.dtype)
 
     def encode(self, batch: _Unread) -> _Encoded:
         """Tokenize a batch on all cores."""
-        texts = [piece.text.text for piece in batch.pieces if not piece.text.conversation]
-        plain = iter(self.tokenizer.encode_batch(texts))
-        faults, encoded = Faults(self.skip_invalid), []
-        for piece in batch.pieces:
-            text = piece.text.text
+        texts = [piece.text.text for _, piece in batch.pieces]
+        data, faults = [text.encode() for text in texts], Faults(self.skip_invalid)
+        plain = iter(self.tokenizer.encode_batch([p.text.text for _, p in batch.pieces if not p.text.conversation]))
+        ids, rows, hashes = list[Any](), list[tuple[Any, ...]](), list[int]()
+        for (document, piece), text in zip(batch.pieces, data, strict=True):
+            before = len(rows)
             if piece.text.conversation:
-                turns = self._turns(piece, faults)
+                for number, turn in enumerate(self._turns(piece, faults)):
+                    # A conversation ends with the token that ends its turn: that it ends there is not learned.
+                    rows.append((len(turn.ids), len(turn.text.encode()), document, number, False, turn.learned))
+                    ids.append(turn.ids)
             else:
-                turns = [Turn(text, next(plain), True)]
-            encoded.append((hash_of(text), self._rows(piece, turns)))
-        scripts = count_scripts(piece.text.text.encode() for piece in batch.pieces)
-        return _Encoded(encoded, faults, scripts, sum(len(piece.text.text) for piece in batch.pieces), batch.read)
+                ids.append(next(plain))
+                rows.append((len(ids[-1]), len(text), document, piece.number, piece.text.last, True))
+            hashes += [hash_of_bytes(text)] * (len(rows) - before)
+        table = np.array(rows, PIECE)
+        return _Encoded(
+            batch.part, self._with_ends(ids, table), table, np.array(hashes, np.uint64), faults,
+            count_scripts(data), batch.characters,
+        )  # fmt: skip
 
     def _turns(self, piece: Piece, faults: Faults) -> list[Turn]:
         """The turns of a conversation; none if it is broken and to be skipped."""
@@ -156,53 +200,50 @@ class Encoder:
             faults.meet(f"{piece.text.source}: {error}", reason="conversation that the template refuses")
             return []
 
-    def _rows(self, piece: Piece, turns: list[Turn]) -> list[tuple[NDArray[Any], tuple[Any, ...]]]:
-        rows = []
-        for number, turn in enumerate(turns, piece.number):
-            ids = np.asarray(turn.ids, self.dtype)
-            if number == 0:
-                ids = np.concatenate([self.end, ids])
-            # A conversation ends with the token that ends its turn: that it ends there is not learned.
-            last = piece.text.last and not piece.text.conversation
-            rows.append((ids, (len(ids), len(turn.text.encode()), piece.document, number, last, turn.learned)))
-        return rows
+    def _with_ends(self, ids: list[Any], table: NDArray[np.void]) -> NDArray[Any]:
+        """All tokens, with the end-of-text token before each document, which its first row then counts."""
+        tokens = np.concatenate([np.empty(0, self.dtype), *ids], dtype=self.dtype, casting="unsafe")
+        starts = np.cumsum(table["tokens"], dtype=np.int64) - table["tokens"]
+        begins = table["number"] == 0
+        table["tokens"] += begins
+        return np.insert(tokens, starts[begins], np.array(self.end, self.dtype))
 
 
 class _Shard:
     """Tokens collected until they are written: one file per split."""
 
-    def __init__(self, dtype: np.dtype[Any], val: frozenset[int], shift: int) -> None:
-        self.val, self.shift = val, shift
-        self.tokens: dict[str, list[NDArray[Any]]] = {side: [np.zeros(0, dtype)] for side in ("train", "val")}
-        self.rows: dict[str, list[tuple[Any, ...]]] = {"train": [], "val": []}
+    def __init__(self, dtype: np.dtype[Any], survey: Survey) -> None:
+        self.val, self.shift = np.array(sorted(survey.held_out), np.uint64), np.uint64(survey.shift)
+        self.tokens: dict[str, list[NDArray[Any]]] = {side: [np.empty(0, dtype)] for side in SIDES}
+        self.rows: dict[str, list[NDArray[np.void]]] = {side: [np.empty(0, PIECE)] for side in SIDES}
         self.faults, self.scripts = Faults(skip=True), Counter[str]()
-        self.count = 0
 
     def add(self, batch: _Encoded) -> None:
         """Take the pieces of a batch, each to its side."""
-        for digest, rows in batch.pieces:
-            side = "val" if digest >> self.shift in self.val else "train"
-            for ids, row in rows:
-                self.tokens[side].append(ids)
-                self.rows[side].append(row)
-        self.count += len(batch.pieces)
+        held_out = np.isin(batch.hashes >> self.shift, self.val)
+        tokens = np.repeat(held_out, batch.rows["tokens"])
+        for side, rows_of, tokens_of in (("train", ~held_out, ~tokens), ("val", held_out, tokens)):
+            self.rows[side].append(batch.rows[rows_of])
+            self.tokens[side].append(batch.tokens[tokens_of])
         self.scripts += batch.scripts
         self.faults.count += batch.faults.count
         self.faults.reasons += batch.faults.reasons
 
-    def write(self, folder: Path, manifest: Manifest) -> None:
-        """Write both files, then the manifest."""
-        for side, shards in (("train", manifest.train), ("val", manifest.val)):
-            name = f"{side}-{len(shards):05d}"
-            tokens, pieces = np.concatenate(self.tokens[side]), np.array(self.rows[side], PIECE)
-            with atomic_write(folder / f"{name}.bin", "wb") as file:
+    def write(self, folder: Path, number: int) -> None:
+        """Write the files of both splits, then the report that makes it count."""
+        train, val = (self._write_side(folder, f"{side}-{number:05d}", side) for side in SIDES)
+        faults = self.faults
+        report = ShardReport(train, val, faults.count, dict(faults.reasons), dict(self.scripts))
+        with atomic_write(_report(folder, number)) as file:
+            json.dump(asdict(report), file)
+
+    def _write_side(self, folder: Path, name: str, side: str) -> Shard:
+        pieces, digest = np.concatenate(self.rows[side]), hashlib.sha256()
+        with atomic_write(folder / f"{name}.bin", "wb") as file:
+            for tokens in self.tokens[side]:
                 file.write(tokens.data)
-            with atomic_write(folder / f"{name}.pieces.npy", "wb") as file:
-                np.save(file, pieces)
-            digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (tokens, pieces)]
-            shards.append(Shard(name, len(tokens), int(pieces["bytes"].sum(dtype=np.int64)), *digests))
-        manifest.pieces += self.count
-        manifest.broken += self.faults.count
-        manifest.skipped = dict(Counter(manifest.skipped) + self.faults.reasons)
-        manifest.scripts = dict(Counter(manifest.scripts) + self.scripts)
-        manifest.write(folder)
+                digest.update(tokens.data)
+        with atomic_write(folder / f"{name}.pieces.npy", "wb") as file:
+            np.save(file, pieces)
+        size, of_pieces = int(pieces["bytes"].sum(dtype=np.int64)), hashlib.sha256(pieces.data)
+        return Shard(name, sum(map(len, self.tokens[side])), size, digest.hexdigest(), of_pieces.hexdigest())

@@ -77,6 +77,8 @@ class Learner:
     def clip(self) -> float:
         """Clip the gradients; returns their norm before clipping."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if not parameters:
+            return 0.0
         groups = by_mesh(parameters)
         norms = [_gradient_norm(group) for group in groups]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()

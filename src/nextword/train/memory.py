@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..base import return_freed_memory
+
 
 class PeakMemory:
     """Peak memory in `bytes`: the process's resident size on a CPU, torch's allocator on a GPU."""
@@ -21,7 +23,8 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            _give_back()
+            gc.collect()
+            return_freed_memory()  # so that it is not counted
             with suppress(OSError):  # Linux: reset the peak
                 Path("/proc/self/clear_refs").write_text("5")
         return self
@@ -32,13 +35,6 @@ class PeakMemory:
 
     def __exit__(self, *error: object) -> None:
         self.bytes = self.so_far()
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, so that it is not counted."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_peak() -> int:

@@ -21,7 +21,6 @@ from ..data import Dataset, Windows
 from ..models.parallel import check_tensor_parallel
 from ..plan import RunConfig, flops
 from ..plan.run_config import PLACEMENT
-from ..text import tokenizer_from_folder
 from . import checkpoint as checkpoints
 from . import compile
 from .callbacks import Callbacks, TrainStep
@@ -407,8 +406,8 @@ class Trainer:
 
     def _sample(self, step: int) -> None:
         if self.process.first:
-            tokenizer, prompt = tokenizer_from_folder(self.folder), self.config.run.sample_prompt
-            text = sample(self.model.eval(), tokenizer, prompt, self.config.train.context)
+            prompt, context = self.config.run.sample_prompt, self.config.train.context
+            text = sample(self.model.eval(), self.data.tokenizer(), prompt, context)
             self.learner.loss_module.train()
             self._write({"step": step, "sample": text})
             self.listener.on_sample(step, text)
