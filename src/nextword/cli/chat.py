@@ -44,10 +44,10 @@ class Conversation:
 
     def answer(self, text: str) -> Iterator[str]:
         """Yield the model's answer to `text` as it is generated. Both are kept, even if stopped early."""
-        from ..text import render_chat
+        from ..text import encode_chat
 
         asked = [*self.messages, {"role": "user", "content": text}]
-        prompt = render_chat(self.model.tokenizer, asked, add_generation_prompt=True)
+        prompt, _ = encode_chat(self.model.tokenizer, asked)
         stream = self._stream(prompt)
         said: list[str] = []
         try:
@@ -61,11 +61,11 @@ class Conversation:
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
-    def _stream(self, prompt: str) -> Stream:
+    def _stream(self, prompt: list[int]) -> Stream:
         from ..engine import PromptTooLong
 
         try:
-            return self.model.stream(self.model.encode(prompt, special=True), **self.settings)
+            return self.model.stream(prompt, **self.settings)
         except PromptTooLong as error:
             raise UsageError(f"{error.fact}. Shorten it, or clear the conversation with /reset") from None
 

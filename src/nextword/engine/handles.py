@@ -118,6 +118,10 @@ class CompletionHandle(Handle, Iterator[Token]):
             self._engine.advance(self)
         return self._new.popleft()
 
+    def take(self) -> list[Token]:
+        """The tokens that have arrived since the last call, without waiting."""
+        return [self._new.popleft() for _ in range(len(self._new))]
+
     @property
     def finish_reasons(self) -> tuple[FinishReason | None, ...]:
         """Why each sample ended; None for an unfinished one."""
@@ -196,6 +200,7 @@ class ScoreHandle(Handle):
         self.request = request
         self._logprobs = [np.zeros(len(continuation)) for continuation in request.continuations]
         self._ranks = [np.zeros(len(continuation), np.int64) for continuation in request.continuations]
+        self.top: dict[int, list[tuple[int, float]]] = {}  # by place: ids and ln p of the `top_logprobs` likeliest
 
     def scored(self, target: Target, logprob: float, rank: int) -> None:
         self._logprobs[target.continuation][target.place] = logprob

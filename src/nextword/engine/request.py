@@ -42,10 +42,14 @@ class Request:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score each of `continuations` given `context`; none of them may be empty."""
+    """Score each of `continuations` given `context`; none of them may be empty.
+
+    `top_logprobs` returns that many of the likeliest tokens at every position of the first continuation.
+    """
 
     context: Tokens
     continuations: tuple[Tokens, ...]
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,12 @@ def _sample_row(raw: Logits, row: SampleRow) -> Draw | RunError:
     return Draw(token, probability(token), float(own[token]), top)
 
 
+def likeliest_logprobs(logits: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens of a row of logits and their ln p, the likeliest first."""
+    logprobs = log_softmax(logits)
+    return [(id, float(logprobs[id])) for id in _likeliest(logits, count)]
+
+
 def _likeliest(logits: Logits, count: int) -> list[int]:
     """The ids of the `count` largest logits, ties by id."""
     if count == 0:

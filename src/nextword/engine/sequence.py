@@ -11,7 +11,7 @@ from ..base import RunError
 from ..text import Tokenizer
 from .pages import Page
 from .results import Alternative, FinishReason, Token
-from .sampler import Draw, SampleRow, Uniforms
+from .sampler import Draw, SampleRow, Uniforms, likeliest_logprobs
 
 if TYPE_CHECKING:
     from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
@@ -103,6 +103,7 @@ class Scored(Sequence):
         context, continuations = handle.request.context, handle.request.continuations
         own, last = continuations[number], len(context) - 1
         first = number == 0
+        self._top = handle.request.top_logprobs if first else 0
         super().__init__(handle, (*context, *own[:-1]), last if first else last + 1)
         if first and any(len(continuation) > 1 for continuation in continuations[1:]):
             self.checkpoints.append(len(context))
@@ -111,12 +112,17 @@ class Scored(Sequence):
         self._targets += [Target(last + place, token, number, place) for place, token in enumerate(own) if place]
 
     def logit_positions(self, start: int, end: int) -> range:
-        return range(0)
+        if not self._top:
+            return range(0)
+        return range(max(start, self._first_row), end)
 
     def targets(self, start: int, end: int) -> list[Target]:
         return [target for target in self._targets if start <= target.position < end]
 
     def receive(self, start: int, output: Output) -> None:
+        first = max(start, self._first_row) - self._first_row
+        for place, row in enumerate(output.logits, first):
+            self.handle.top[place] = likeliest_logprobs(row, self._top)
         targets = self.targets(start, start + len(self.tokens))[: len(output.ranks)]
         for target, logprob, rank in zip(targets, output.logprobs.tolist(), output.ranks.tolist(), strict=True):
             self.handle.scored(target, logprob, rank)

@@ -104,6 +104,11 @@ class Tokenizer:
         # A run of unknown characters is one unknown token.
         return [id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]]
 
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """`ids` after the beginning-of-text token, if the model expects it and they do not have it yet."""
+        bos = self.bos_id
+        return [bos, *ids] if self.adds_bos and bos is not None and bos not in ids[:1] else list(ids)
+
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """`encode` for several texts, on all cores."""
         for text in texts:
