@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .request import AnyRequest, LogitsRequest, Request, ScoreRequest, Tokens
+from .request import AnyRequest, HiddenRequest, LogitsRequest, Request, ScoreRequest, Tokens
 from .results import Completion, FinishReason, Score, Timings, Token
 from .sampling_params import fresh_seed
 
@@ -222,6 +222,25 @@ class LogitsHandle(Handle):
         super().__init__(engine)
         self.request = request
         self.logits: NDArray[np.float32] = np.empty(0, np.float32)  # (vocabulary,) once the request is done
+
+
+class HiddenHandle(Handle):
+    """A text being read for its hidden states."""
+
+    request: HiddenRequest
+
+    def __init__(self, engine: Engine, request: HiddenRequest) -> None:
+        super().__init__(engine)
+        self.request = request
+        self._parts: dict[int, NDArray[np.float32]] = {}  # by the position of the first row
+
+    def read(self, start: int, hidden: NDArray[np.float32]) -> None:
+        self._parts[start] = hidden.copy()
+
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        """(tokens, width), once the request is done."""
+        return np.concatenate([part for _, part in sorted(self._parts.items())])
 
 
 def _finished(tokens: list[Token]) -> FinishReason:

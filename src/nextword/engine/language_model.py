@@ -12,6 +12,7 @@ import numpy as np
 
 from ..base import UsageError
 from ..spec import ModelSpec
+from ..text import begun
 from ..weights.catalogue import DEFAULT_MODEL
 from .checks import known, shown, whole
 from .engine import MAX_SEQUENCES, Engine
@@ -57,7 +58,7 @@ class LanguageModel:
         """
         if not isinstance(text, str):
             raise UsageError(f"the text is {shown(text)}; it takes a str")
-        return self.tokenizer.begun(self.tokenizer.encode(text, special=special))
+        return begun(self.tokenizer, self.tokenizer.encode(text, special=special))
 
     def stream(self, prompt: Prompt, **settings: Any) -> Stream:
         """Iterate over the tokens of a completion as they are sampled; the `n` samples of a prompt run in one batch.

@@ -14,7 +14,7 @@ from .results import Alternative, FinishReason, Token
 from .sampler import Draw, SampleRow, Uniforms, likeliest_logprobs
 
 if TYPE_CHECKING:
-    from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
+    from .handles import CompletionHandle, Handle, HiddenHandle, LogitsHandle, ScoreHandle
     from .structure import Matcher
 
 
@@ -70,12 +70,16 @@ class Sequence:
         """The positions in [start, end) whose logits are needed: the newest token's and those of drafts."""
         return range(max(start, len(self.tokens) - 1), end)
 
+    def hidden_positions(self, start: int, end: int) -> range:
+        """The positions in [start, end) whose hidden states are needed."""
+        return range(0)
+
     def targets(self, start: int, end: int) -> list[Target]:
         """The tokens to score that are predicted at positions in [start, end)."""
         return []
 
     def receive(self, start: int, output: Output) -> None:
-        """Take the outputs for `logit_positions` and `targets` of a chunk starting at `start`."""
+        """Take the outputs for `logit_positions`, `targets` and `hidden_positions` of a chunk starting at `start`."""
 
 
 class Prompt(Sequence):
@@ -89,6 +93,24 @@ class Prompt(Sequence):
     def receive(self, start: int, output: Output) -> None:
         for row in output.logits:
             self.handle.logits = row.copy()
+
+
+class Read(Sequence):
+    """A text, for the hidden states after all of its tokens."""
+
+    handle: HiddenHandle
+
+    def __init__(self, handle: HiddenHandle, tokens: Tokens[int]) -> None:
+        super().__init__(handle, tokens, 0)
+
+    def logit_positions(self, start: int, end: int) -> range:
+        return range(0)
+
+    def hidden_positions(self, start: int, end: int) -> range:
+        return range(start, end)
+
+    def receive(self, start: int, output: Output) -> None:
+        self.handle.read(start, output.hidden)
 
 
 class Scored(Sequence):
@@ -180,6 +202,7 @@ class Sample(Sequence):
             generated=() if plain else self.generated,
             allowed=None if self.matcher is None else self.matcher.mask(),
             top_logprobs=request.top_logprobs,
+            kept_mass=request.kept_mass,
         )
 
     def accept(self, draw: Draw) -> Token:
@@ -203,6 +226,7 @@ class Sample(Sequence):
                 Alternative(top.id, tokenizer.token_text(top.id), top.probability, top.sampled_prob) for top in draw.top
             ),
             finish=self.finish,
+            kept_mass=draw.kept_mass,
         )
 
     def _text_and_finish(self, token: int) -> tuple[FinishReason | None, str]:

@@ -75,8 +75,10 @@ class Worker:
         _worker = None
 
     def _work(self) -> None:
-        while not self._stopped:
+        while True:
             self._wake.clear()
+            if self._stopped:  # read after clearing, or the last wake could be lost
+                return
             busy = [self._step(engine) for engine in self._engines]  # one step each in turn
             if self._on_step is not None:
                 self._on_step()
