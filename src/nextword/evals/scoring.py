@@ -8,7 +8,7 @@ from itertools import groupby
 from ..base import UsageError
 from ..engine.request import ScoreRequest
 from ..engine.results import Score
-from ..text import Tokenizer
+from ..text import Tokenizer, begun
 from .task import Encoded, Likelihood, LogprobRequest
 
 CONTINUATIONS = 64  # per request, so that results arrive before a very large request is done
@@ -36,7 +36,7 @@ def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str]
     head, whole = tokens(context), tokens(context + continuation)
     split_token = whole[: len(head)] != head
     cut = min(len(head), len(whole) - 1)
-    return Encoded(tuple(tokenizer.begun(whole[:cut])), tuple(whole[cut:]), split_token)
+    return Encoded(tuple(begun(tokenizer, whole[:cut])), tuple(whole[cut:]), split_token)
 
 
 def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:

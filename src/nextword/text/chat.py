@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base import UsageError
 from .contents import Contents
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, begun
 
 
 def render_chat(
@@ -46,7 +46,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **e
     if contents.hides:
         messages, extra = _mapped(messages, contents.hide), _mapped(extra, contents.hide)
     rendered = render_chat(tokenizer, messages, add_generation_prompt=True, **extra)
-    return tokenizer.begun(contents.encode(rendered)), contents.show(rendered)
+    return begun(tokenizer, contents.encode(rendered)), contents.show(rendered)
 
 
 def _texts(value: Any) -> Iterator[str]:

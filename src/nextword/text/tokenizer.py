@@ -104,11 +104,6 @@ class Tokenizer:
         # A run of unknown characters is one unknown token.
         return [id for number, id in enumerate(parts) if not [id] == self._unknown == parts[number - 1 : number]]
 
-    def begun(self, ids: Sequence[int]) -> list[int]:
-        """`ids` after the beginning-of-text token, if the model expects it and they do not have it yet."""
-        bos = self.bos_id
-        return [bos, *ids] if self.adds_bos and bos is not None and bos not in ids[:1] else list(ids)
-
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """`encode` for several texts, on all cores."""
         for text in texts:
@@ -271,6 +266,12 @@ class Tokenizer:
             return [id]
         ids = [self.token_id(f"<0x{byte:02X}>") for byte in character.encode()]
         return [id for id in ids if id is not None] or self._unknown
+
+
+def begun(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """`ids` after the beginning-of-text token, if the model expects it and they do not have it yet."""
+    bos = tokenizer.bos_id
+    return [bos, *ids] if tokenizer.adds_bos and bos is not None and bos not in ids[:1] else list(ids)
 
 
 def _verbatim(source: Engine | ByteLevelVocab) -> dict[int, str]:
