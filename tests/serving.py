@@ -132,7 +132,7 @@ class Server:
         self.process.communicate()
 
 
-def post(path: str, body: Any, more: str = "") -> bytes:
+def post(path: str, body: Any, more: str = "Connection: close\r\n") -> bytes:
     """A POST request as it goes over the wire."""
     data = json.dumps(body).encode()
     head = (

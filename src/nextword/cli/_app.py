@@ -28,7 +28,7 @@ VERBS = {
     "completion": "Print the shell completion script.",
 }
 
-_HELP = """Plan, train, prompt and measure language models.
+_HELP = """Plan, train, prompt, serve and measure language models.
 
 \b
 Examples:

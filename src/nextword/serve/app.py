@@ -16,12 +16,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..base import printable
-from . import chat, completions, info, native
+from . import chat, completions, embeddings, info, native
 from .bodies import (
     LARGEST_BODY,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingsBody,
     NativeBody,
     NextBody,
     TemplateBody,
@@ -72,6 +73,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/chat/completions": _CHAT,
     "/completion": _NATIVE,
     "/completions": _NATIVE,
+    "/v1/embeddings": Endpoint(embeddings.embeddings, EmbeddingsBody),
     "/v1/next": Endpoint(info.next_token, NextBody),
     "/tokenize": Endpoint(info.tokenize, TokenizeBody),
     "/detokenize": Endpoint(info.detokenize, DetokenizeBody),
@@ -100,6 +102,9 @@ class App:
         call = Call(self.service, path)
         try:
             await self._answer(exchange, call, endpoint)
+        except asyncio.CancelledError:  # the server ends
+            if not exchange.started:
+                await exchange.send(ApiError(503, "the server is shutting down").response)
         finally:
             call.close()
             self._count(call, exchange, scope)
@@ -121,7 +126,7 @@ class App:
                 data = await exchange.body()
             await exchange.while_connected(self._respond(exchange, call, endpoint, data))
         except _HungUp:
-            exchange.status = 499  # as nginx logs a client that hung up
+            pass
         except Exception as error:
             report(error)
             await exchange.send(as_api_error(error).response)
@@ -186,7 +191,8 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.headers = scope, Headers(scope=scope)
         self._receive, self._send = receive, send
-        self.status = 499
+        self.status = 499  # as nginx logs a client that hung up
+        self.started = False
         self.cors: Mapping[str, str] = {}
 
     async def body(self) -> bytes:
@@ -229,7 +235,7 @@ class _Exchange:
 
     async def _send_message(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.started, self.status = True, message["status"]
             extra = [(name.encode(), value.encode()) for name, value in self.cors.items()]
             message = {**message, "headers": [*message["headers"], *extra]}
         await self._send(message)

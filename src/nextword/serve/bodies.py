@@ -133,7 +133,7 @@ class NativeBody(Sampling, kw_only=True):
 class TokenizeBody(Struct, kw_only=True):
     """POST /tokenize."""
 
-    content: str
+    content: Annotated[str, Meta(max_length=1 << 20)]
     add_special: bool = False
     parse_special: bool = True
     with_pieces: bool = False
@@ -162,6 +162,17 @@ class NextBody(Struct, kw_only=True):
     prompt: str | Annotated[list[Piece], Meta(min_length=1)]
     top: Annotated[int, Meta(ge=1, le=1000)] = 128
     model: str | None = None
+
+
+class EmbeddingsBody(Struct, kw_only=True):
+    """POST /v1/embeddings. `pooling`: the mean over a text's tokens, or the last one's."""
+
+    input: Prompt
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    pooling: Literal["mean", "last"] = "mean"
+    model: str | None = None
+    user: str | None = None
 
 
 def decode(body: bytes, kind: type[Body]) -> Body:

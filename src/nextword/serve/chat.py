@@ -76,8 +76,7 @@ def template_prompt(
 ) -> tuple[Prompt, str]:
     """A conversation as the model reads it, in tokens and as text. Raises ApiError."""
     plain = [_plain(message) for message in messages]
-    for message in plain:
-        check_size(model, message.get("content") or "", "messages")
+    check_size(model, "\n".join(message["content"] for message in plain), "messages")
     extra = {name: value for name, value in (kwargs or {}).items() if name not in _OWN}
     try:
         ids, text = encode_chat(model.tokenizer, plain, **extra, **({"tools": tools} if tools else {}))

@@ -24,7 +24,7 @@ class Connection(HttpToolsProtocol):
         self.logger = _SILENT  # what goes wrong is answered
         self._timer: asyncio.TimerHandle | None = None
         self._in_headers = True
-        self._header_bytes = 0
+        self._raw_bytes = self._header_bytes = 0  # as received, and as parsed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,14 +35,15 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._header_bytes += len(data) if self._in_headers else 0
+        self._raw_bytes += len(data) if self._in_headers else 0
         super().data_received(data)
-        if self._in_headers and self._header_bytes > LARGEST_HEADERS:
+        if self._in_headers and self._raw_bytes > LARGEST_HEADERS:  # they have not ended yet
+            self._header_bytes = self._raw_bytes
             self.send_400_response("")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_headers, self._header_bytes = True, 0
+        self._header_bytes = 0
         self._drop_after(HEADER_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -52,9 +53,13 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_headers = False
+        self._in_headers, self._raw_bytes = False, 0
         self._drop_after(None)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_headers = True
 
     def pause_writing(self) -> None:
         super().pause_writing()

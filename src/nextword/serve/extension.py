@@ -9,7 +9,10 @@ from .pieces import Entry, logarithm
 
 
 def sampling_extension(handle: CompletionHandle | None, entries: list[Entry]) -> dict[str, Any]:
-    """The seed, the order of the sampling steps, and for each token ln p under the model and as it was drawn."""
+    """The seed, the order of the sampling steps, and of each token ln p under the model and as it was drawn.
+
+    `kept_mass` is the model's probability of all tokens that could be drawn in its place.
+    """
     if handle is None:
         return {"tokens": []}
     sampling = handle.request.sampling
@@ -22,6 +25,7 @@ def sampling_extension(handle: CompletionHandle | None, entries: list[Entry]) ->
                 "id": entry.token.id,
                 "logprob": entry.token.logprob,
                 "sampled_logprob": logarithm(entry.token.sampled_prob),
+                "kept_mass": entry.token.kept_mass,
             }
             for entry in entries
         ],

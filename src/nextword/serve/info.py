@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from ..base import UsageError
 from ..engine import LogitsHandle, LogitsRequest
+from ..text import begun
 from .bodies import DetokenizeBody, NextBody, TemplateBody, TokenizeBody
 from .chat import template_prompt
 from .errors import ApiError
 from .metrics import CONTENT_TYPE
-from .prompts import check_size, encode_prompt, too_long
+from .prompts import encode_prompt, too_long
 from .requests import answer
 
 if TYPE_CHECKING:
@@ -83,10 +84,9 @@ async def tokenize(call: Call, body: TokenizeBody) -> Response:
     model = await call.use(body.model)
 
     def work() -> list[Any]:
-        check_size(model, body.content, "content")
         tokenizer = model.tokenizer
         ids = tokenizer.encode(body.content, special=body.parse_special)
-        ids = tokenizer.begun(ids) if body.add_special else ids
+        ids = begun(tokenizer, ids) if body.add_special else ids
         return [{"id": id, "piece": _piece(tokenizer.token_bytes(id))} for id in ids] if body.with_pieces else ids
 
     return answer({"tokens": await call.prepare(work)})

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..base import RunError, UsageError
+from ..base import NextwordError, RunError, UsageError
 from ..base.units import format_bytes
 from ..engine import Engine, LanguageModel, LoadConfig, Worker
 from ..engine.loading import load_weights
 from ..text import Tokenizer
 from .config import ServeConfig
+from .errors import ApiError
 
 CONTEXT = 8192  # tokens of one request to a recurrent model, which has no limit of its own
 
@@ -72,15 +73,21 @@ class Models:
         self._adopt(self._open(self.ids[0]))
 
     async def use(self, name: str | None) -> Model:
-        """The model for a request; `Model.users` counts it until `release`. Raises what loading raises."""
+        """The model for a request; `Model.users` counts it until `release`. Raises ApiError if it cannot be loaded."""
         id = name if name in self._names else self.ids[0]
         if id not in self.loaded:
             async with self._lock:
                 if id not in self.loaded:
-                    self._adopt(await asyncio.to_thread(self._open, id))
+                    await self._load(id)
         model = self.loaded[id]
         model.users, model.used = model.users + 1, time.monotonic()
         return model
+
+    async def _load(self, id: str) -> None:
+        try:
+            self._adopt(await asyncio.to_thread(self._open, id))
+        except NextwordError as error:
+            raise ApiError(503, f"{id} cannot be loaded: {error}") from None
 
     def release(self, model: Model) -> None:
         model.users -= 1

@@ -65,12 +65,15 @@ class Pieces:
                 return
 
     def _keep(self, raw: bytes) -> None:
-        for owner, byte in self._tail[: len(raw)]:
-            owner.data.append(byte)
-        place = 0
-        for character in raw.decode().replace(_REPLACEMENT, ""):
-            place += len(character.encode())
-            self._tail[place - 1][0].piece += character
+        """Give whole characters to the tokens that their bytes are from; one is a piece of the token that ends it."""
+        start = 0
+        for character in raw.decode():
+            end = start + len(character.encode())
+            if character != _REPLACEMENT:
+                for owner, byte in self._tail[start:end]:
+                    owner.data.append(byte)
+                self._tail[end - 1][0].piece += character
+            start = end
 
     def _covered(self) -> list[Entry]:
         """The entries whose whole text has been given out."""

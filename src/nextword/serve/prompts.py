@@ -23,16 +23,16 @@ class Prompt:
     begins: bool = False
 
 
-def prompts_of(value: Any) -> list[Any]:
-    """The prompts in the field `prompt`: several if it is a list without numbers, else one."""
+def prompts_of(value: Any, param: str = "prompt", most: int = MOST_PROMPTS) -> list[Any]:
+    """The prompts in a field: several if it is a list without numbers, else one."""
     if not isinstance(value, list) or any(isinstance(item, int) for item in value):
         return [value]
-    if len(value) > MOST_PROMPTS:
-        raise ApiError(400, f"there are {len(value)} prompts; at most {MOST_PROMPTS} are taken", "prompt")
+    if len(value) > most:
+        raise ApiError(400, f"{param} has {len(value)} texts; at most {most} are taken", param)
     return value
 
 
-def encode_prompt(model: Model, prompt: Any) -> Prompt:
+def encode_prompt(model: Model, prompt: Any, param: str = "prompt") -> Prompt:
     """A text, a list of ids and texts, or a `PromptString` as tokens. Special tokens in a text are special."""
     pieces = prompt if isinstance(prompt, list) else [prompt]
     ids: list[int] = []
@@ -41,11 +41,11 @@ def encode_prompt(model: Model, prompt: Any) -> Prompt:
         if isinstance(piece, int):
             if piece >= model.vocabulary:
                 last = model.vocabulary - 1
-                raise ApiError(400, f"prompt has the token {piece}; the vocabulary has ids 0 to {last}", "prompt")
+                raise ApiError(400, f"{param} has the token {piece}; the vocabulary has ids 0 to {last}", param)
             ids.append(piece)
             continue
         text = piece.prompt_string if isinstance(piece, PromptString) else piece
-        check_size(model, text, "prompt")
+        check_size(model, text, param)
         if number:
             ids += model.tokenizer.encode(text, special=True)
             continue
@@ -53,7 +53,7 @@ def encode_prompt(model: Model, prompt: Any) -> Prompt:
         bos = model.tokenizer.bos_id if model.tokenizer.adds_bos else None
         begins = bos is not None and not text.startswith(model.tokenizer.token_text(bos))
     if not ids:
-        raise ApiError(400, "prompt is empty: there is nothing to continue. Give at least one token", "prompt")
+        raise ApiError(400, f"{param} has an empty text. Give at least one token", param)
     return Prompt(tuple(ids), begins)
 
 

@@ -63,7 +63,8 @@ def requests_of(
             if room < 1:
                 raise too_long(model, len(prompt.ids), param)
             limits = StopConfig(min(max_tokens, room), stop)
-            requests.append(Request(prompt.ids, sampling, limits, n=n, top_logprobs=top_logprobs, structure=structure))
+            extras: dict[str, Any] = {"structure": structure, "kept_mass": bool(getattr(body, "nextword", None))}
+            requests.append(Request(prompt.ids, sampling, limits, n=n, top_logprobs=top_logprobs, **extras))
     except UsageError as error:
         raise of_usage(error, _FIELDS) from None
     return requests
