@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nextword.cli import main
 from serving import Server, post
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True}
@@ -93,7 +91,7 @@ def test_a_reader_that_does_not_read_keeps_nobody_waiting(own: Server) -> None:
 
 
 def test_a_shared_prefix_is_computed_once(own: Server) -> None:
-    prefix = " ".join(f"The number {number} is followed by {number + 1}." for number in range(120))
+    prefix = " ".join(f"The number {number} is followed by {number + 1}." for number in range(40))
     first = own.complete(f"{prefix} One", max_tokens=1)["usage"]
     second = own.complete(f"{prefix} Two", max_tokens=1)["usage"]
     assert first["prompt_tokens_details"]["cached_tokens"] == 0
@@ -144,12 +142,11 @@ def test_after_a_kill_the_port_is_free_and_no_process_is_left(start, tiny_path: 
     assert again.end() == (0, "")
 
 
-def test_a_port_in_use_is_named(tiny: Server, tiny_path: Path) -> None:
-    command = [sys.executable, "-m", "nextword", "serve", str(tiny_path), "--port", str(tiny.port)]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert run.returncode == 1
-    assert run.stderr.count("\n") == 1
-    assert f"port {tiny.port}" in run.stderr
+def test_a_port_in_use_is_named(tiny: Server, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tiny_path), "--port", str(tiny.port)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"port {tiny.port}" in error
 
 
 @pytest.mark.parametrize(
@@ -157,7 +154,10 @@ def test_a_port_in_use_is_named(tiny: Server, tiny_path: Path) -> None:
     [("--host", "0.0.0.0"), ("--port", "70000"), ("--parallel", "0"), ("--context", "9999"), ("no-such-model",),
      ("--api-key", "a b\nc"), ("--temperature", "-1"), ("--api-key-file", "/nowhere")],
 )  # fmt: skip
-def test_wrong_settings_are_one_line(tiny_path: Path, nextword, arguments: tuple[str, ...]) -> None:
+def test_wrong_settings_are_one_line(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
     model = () if arguments == ("no-such-model",) else (str(tiny_path),)
-    run = nextword("serve", *model, *arguments)
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert main(["serve", "--port", "0", *model, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
