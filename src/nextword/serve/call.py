@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from ..engine import CompletionHandle, Token
+from ..engine import CompletionHandle, Request, Token
 from ..engine.handles import Handle
 from .config import ServeConfig
 from .errors import ApiError
@@ -102,6 +102,10 @@ class Call:
         if self._closed:
             handle.abandon()
         return handle
+
+    async def start(self, model: Model, requests: list[Request]) -> list[CompletionHandle]:
+        """Hand completions to the engine. A structure may take a while to be compiled."""
+        return await self.prepare(lambda: [self.hold(model.engine.submit(request)) for request in requests])
 
     async def done(self, handle: Handle) -> None:
         """Wait until a request to the engine is done. Raises its error."""

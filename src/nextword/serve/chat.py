@@ -12,7 +12,7 @@ from ..base import UsageError
 from ..engine import CompletionHandle, Request, Structure
 from ..text import encode_chat
 from .bodies import ChatBody, Message, ResponseFormat
-from .errors import ApiError, of_usage
+from .errors import ApiError
 from .extension import sampling_extension
 from .pieces import Entry, Pieces, candidates, name_of
 from .prompts import Prompt, check_size
@@ -65,7 +65,7 @@ async def chat(call: Call, body: ChatBody) -> Response:
     work = Work(call, model, body, tools)
     max_tokens = _max_tokens(work)
     requests = await call.prepare(lambda: _requests(work, max_tokens))
-    await call.prepare(lambda: _start(work, requests))
+    work.handles = await call.start(model, requests)
     if body.stream:
         return EventStream(_stream(work, usage_wanted), True, call.service.report)
     return answer(await _whole(work))
@@ -148,13 +148,6 @@ def structure_of(wanted: ResponseFormat | None) -> Structure | None:
         return Structure(json_schema=schema)
     except UsageError as error:
         raise ApiError(400, f"response_format: {error}", "response_format") from None
-
-
-def _start(work: Work, requests: list[Request]) -> None:
-    try:
-        work.handles = [work.call.hold(work.model.engine.submit(request)) for request in requests]
-    except UsageError as error:
-        raise of_usage(error, ("logit_bias",)) from None
 
 
 # ---- answers

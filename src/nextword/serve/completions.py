@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from ..engine import CompletionHandle, Request, ScoreRequest
+from ..engine import CompletionHandle, ScoreRequest
 from ..engine.handles import ScoreHandle
 from .bodies import CompletionBody
 from .errors import ApiError
@@ -89,7 +89,7 @@ async def completions(call: Call, body: CompletionBody) -> Response:
     )  # fmt: skip
     if body.echo:
         await _echo(work)
-    await call.prepare(lambda: _start(work, requests if max_tokens else []))
+    work.handles = await call.start(model, requests if max_tokens else [])
     if body.stream:
         return EventStream(_stream(work, usage_wanted), True, call.service.report)
     return answer(await _whole(work))
@@ -100,10 +100,6 @@ def _check(body: CompletionBody) -> None:
         raise ApiError(400, "suffix is not supported: models here only continue a text", "suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise ApiError(400, "best_of is not supported unless it equals n", "best_of")
-
-
-def _start(work: Work, requests: list[Request]) -> None:
-    work.handles = [work.call.hold(work.model.engine.submit(request)) for request in requests]
 
 
 # ---- the prompt's own text and scores

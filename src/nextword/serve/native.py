@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from ..engine import CompletionHandle, Request, Token
+from ..engine import CompletionHandle, Token
 from .bodies import NativeBody
 from .errors import ApiError
 from .pieces import Entry, Pieces, candidates, name_of
@@ -50,15 +50,11 @@ async def completion(call: Call, body: NativeBody) -> Response:
     requests = requests_of(
         call, model, body, prompts, max_tokens=max(1, max_tokens), bias=bias, top_logprobs=body.n_probs or 0
     )
-    await call.prepare(lambda: _start(work, requests if max_tokens else []))
+    work.handles = await call.start(model, requests if max_tokens else [])
     if body.stream:
         return EventStream(_stream(work), False, call.service.report)
     several = isinstance(body.prompt, list) and given is body.prompt
     return answer(await _whole(work, several))
-
-
-def _start(work: Work, requests: list[Request]) -> None:
-    work.handles = [work.call.hold(work.model.engine.submit(request)) for request in requests]
 
 
 def _biases(model: Model, body: NativeBody) -> dict[int, float]:
