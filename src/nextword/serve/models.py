@@ -112,9 +112,10 @@ class Models:
                 return
             idle = [other for other in self.loaded.values() if not other.users]
             if not idle:
+                way_out = "Wait until one is idle, or raise --memory" if self.loaded else "Raise it"
                 raise RunError(
-                    f"{model.id} and the models in use need {format_bytes(needed)}; --memory is {format_bytes(budget)}."
-                    " Wait until one is idle, or raise --memory"
+                    f"{model.id} {'and the models in use need' if self.loaded else 'needs'} {format_bytes(needed)};"
+                    f" --memory is {format_bytes(budget)}. {way_out}"
                 )
             oldest = min(idle, key=lambda other: other.used)
             del self.loaded[oldest.id]
