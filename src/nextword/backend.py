@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ class Batch:
     page_tables: (sequences, pages) int32: page `j` of a row holds positions from `j * page_size` on; -1: none.
     logit_rows: (rows,): tokens (indices into `tokens`) whose next token is to be sampled.
     score_rows, targets: (scores,): tokens after which a known token follows, and that token.
+    hidden_rows: (hidden,): tokens of which to return what the head reads.
     """
 
     tokens: Ids
@@ -31,6 +32,7 @@ class Batch:
     logit_rows: Ids
     score_rows: Ids
     targets: Ids
+    hidden_rows: Ids = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,17 @@ class Output:
 
     logits: (rows, vocabulary) float32, one row for each of `Batch.logit_rows`.
     logprobs: (scores,) float64, ln p of each target. ranks: (scores,): 1 for the most likely token, ties by id.
+    hidden: (hidden, width) float32, one row for each of `Batch.hidden_rows`.
     """
 
     logits: NDArray[np.float32]
     logprobs: NDArray[np.float64]
     ranks: Ids
+    hidden: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
-    def part(self, rows: slice, scores: slice) -> Output:
-        """Some of the rows and scores."""
-        return Output(self.logits[rows], self.logprobs[scores], self.ranks[scores])
+    def part(self, rows: slice, scores: slice, hidden: slice) -> Output:
+        """Some of the rows, scores and hidden states."""
+        return Output(self.logits[rows], self.logprobs[scores], self.ranks[scores], self.hidden[hidden])
 
 
 class Backend(Protocol):
@@ -81,9 +85,6 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch) -> Output:
         """Run the tokens of `batch` through the model, writing their pages."""
-
-    def hidden(self, batch: Batch) -> NDArray[np.float32]:
-        """The same, but return what the head reads after every token, (tokens, width); no rows are scored."""
 
 
 def check_runnable(spec: ModelSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from nextword.base import UsageError
 from nextword.engine import (
     CompletionHandle,
     Engine,
+    HiddenRequest,
     LogitsRequest,
     Request,
     SamplingParams,
@@ -26,6 +28,7 @@ from nextword.engine import (
     Token,
 )
 from nextword.engine.sampler import Draw, SampleRow, Uniforms, log_softmax, sample
+from nextword.engine.sampling_params import ORDER
 from nextword.models import Transformer, build
 from nextword.models.backend import TorchBackend
 from nextword.spec import ModelSpec
@@ -320,3 +323,49 @@ def test_scores_of_a_text_equal_its_logits_read_at_once(engine: Engine, model: T
     expected = [own[place, token] for place, token in enumerate(tokens[1:])]
     np.testing.assert_allclose(score.logprobs, expected, atol=1e-4)
     assert list(score.ranks) == [int((own[p] > own[p, token]).sum()) + 1 for p, token in enumerate(tokens[1:])]
+
+
+def test_scores_come_with_the_likeliest_tokens(engine: Engine, model: Transformer) -> None:
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    with torch.inference_mode():
+        own = log_softmax(model.logits(model.hidden(torch.tensor([tokens])))[0].numpy())
+    handle = engine.submit(ScoreRequest((tokens[0],), (tuple(tokens[1:]),), top_logprobs=3)).wait()
+    assert sorted(handle.top) == list(range(10))
+    for place, likeliest in handle.top.items():
+        best = np.argsort(-own[place], kind="stable")[:3]
+        assert [id for id, _ in likeliest] == best.tolist()
+        np.testing.assert_allclose([logprob for _, logprob in likeliest], own[place][best], atol=1e-4)
+
+
+def test_hidden_states_are_read_beside_other_requests(engine: Engine, model: Transformer) -> None:
+    texts = [[3, 1, 4, 1, 5], [9, 2, 6], [5] * 20]
+    handles = [engine.submit(HiddenRequest(tuple(text))) for text in texts]
+    completing = engine.submit(Request((3, 1, 4), SamplingParams(seed=1), StopConfig(5)))
+    for text, handle in zip(texts, handles, strict=True):
+        with torch.inference_mode():
+            expected = model.hidden(torch.tensor([text]))[0].numpy()
+        np.testing.assert_allclose(handle.wait().hidden, expected, atol=1e-4, rtol=1e-4)
+    assert len(completing.wait().tokens[0]) > 0
+    assert engine.pages_used == 0
+
+
+@pytest.mark.parametrize("order", [ORDER, ("top_k", "temperature")])
+def test_the_kept_mass_is_that_of_all_that_could_be_drawn(engine: Engine, order: tuple[str, ...]) -> None:
+    own = np.sort(np.exp(log_softmax(engine.logits([3, 1, 4]))))[::-1]
+    kept = {"top_k": own[:5].sum(), "all": 1.0, "greedy": own[0]}
+    settings = {"top_k": {"top_k": 5, "temperature": 0.7}, "all": {"temperature": 2.0}, "greedy": {"temperature": 0}}
+    for name, setting in settings.items():
+        request = Request((3, 1, 4), SamplingParams(seed=1, order=order, **setting), StopConfig(1), kept_mass=True)
+        [token] = engine.submit(request).wait().tokens[0]
+        assert token.kept_mass == pytest.approx(kept[name])
+
+
+def test_new_tokens_are_taken_without_waiting(engine: Engine) -> None:
+    handle = engine.submit(Request((3, 1, 4), SamplingParams(seed=1, logit_bias={0: -math.inf}), StopConfig(4)))
+    assert handle.take() == []
+    taken = []
+    while not handle.done:
+        engine.step()
+        taken += handle.take()
+    assert taken == handle.tokens[0]
+    assert len(taken) == 4

@@ -73,3 +73,29 @@ def test_a_failing_step_reaches_the_thread_that_waits_and_the_worker_goes_on() -
         with pytest.raises(MemoryError):
             engine.submit(request).wait()
         assert len(engine.submit(request).wait().tokens[0]) == 30
+
+
+def test_a_stop_just_before_the_worker_looks_for_work_is_not_lost() -> None:
+    worker = Worker()
+
+    class Late(threading.Event):
+        def clear(self) -> None:
+            worker._stopped = True
+            super().clear()
+
+    worker._wake = Late()
+    worker._thread.start()
+    worker._thread.join(10)
+    assert not worker._thread.is_alive()
+
+
+def test_engines_come_and_go_while_a_worker_runs() -> None:
+    alone = [fake_engine(FakeBackend()).submit(request).wait().tokens for request in requests(2)]
+    steps = []
+    with Worker(on_step=lambda: steps.append(threading.current_thread().name)) as worker:
+        for request, tokens in zip(requests(2), alone, strict=True):
+            engine = fake_engine(FakeBackend())
+            worker.add(engine)
+            assert engine.submit(request).wait().tokens == tokens
+            worker.remove(engine)
+    assert set(steps) == {"nextword-engine"}

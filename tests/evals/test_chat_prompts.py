@@ -18,10 +18,10 @@ from nextword.evals import evaluate
 from nextword.evals.design import Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
 from nextword.evals.results import Collected
-from nextword.evals.scoring import begun
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
 from nextword.evals.task import Task
+from nextword.text import begun
 from torch_models import torch_model
 
 TEMPLATE = (
@@ -168,8 +168,8 @@ def test_a_template_that_begins_the_text_itself_begins_it_once(model: LanguageMo
     class Begins:
         adds_bos, bos_id = True, 7
 
-    assert begun([7, 1, 2], Begins()) == (7, 1, 2)  # type: ignore[arg-type]
-    assert begun([1, 7], Begins()) == (7, 1, 7)  # type: ignore[arg-type]
+    assert begun(Begins(), [7, 1, 2]) == [7, 1, 2]  # type: ignore[arg-type]
+    assert begun(Begins(), [1, 7]) == [7, 1, 7]  # type: ignore[arg-type]
 
 
 def test_a_model_measured_without_its_template_is_told(

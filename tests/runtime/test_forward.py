@@ -107,7 +107,7 @@ def test_a_chunk_that_wants_nothing_still_leaves_its_keys_and_values() -> None:
 def test_hidden_rows_are_what_the_head_reads(name: str) -> None:
     model, tokens = model_of(SPECS[name]), texts(1, 20)
     paged = Paged(backend_over(model))
-    hidden = paged.backend.hidden(paged.batch({0: tokens[0].tolist()}))
+    hidden = paged.backend.forward(replace(paged.batch({0: tokens[0].tolist()}), hidden_rows=np.arange(20))).hidden
     torch.testing.assert_close(torch.from_numpy(hidden), model.hidden(tokens)[0], atol=1e-4, rtol=1e-4)
 
 

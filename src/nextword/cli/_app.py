@@ -16,6 +16,7 @@ COMPLETION_VARIABLE = "_NEXTWORD_COMPLETE"
 VERBS = {
     "complete": "Complete a prompt with a language model.",
     "next": "Show the distribution of the next token at several temperatures.",
+    "serve": "Serve models to clients of OpenAI's API.",
     "chat": "Chat with a model through its own chat template.",
     "eval": "Measure zero-, one- and few-shot prompts on real models, with error bars.",
     "plan": "Plan memory, compute, time and the compute-optimal model.",
@@ -27,7 +28,7 @@ VERBS = {
     "completion": "Print the shell completion script.",
 }
 
-_HELP = """Plan, train, prompt and measure language models.
+_HELP = """Plan, train, prompt, serve and measure language models.
 
 \b
 Examples:

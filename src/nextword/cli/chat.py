@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +17,11 @@ from ._errors import explain
 from ._options import load_model, model_options, sampling_options, sampling_settings
 
 if TYPE_CHECKING:
-    from ..engine import LanguageModel, Stream
+    from ..engine import LanguageModel
+    from ..evals.openai_client import Server
+
+Messages = list[dict[str, str]]
+Speaker = Callable[[Messages, dict[str, Any]], Iterator[str]]  # messages and settings → the pieces of an answer
 
 HELP = """\
 /help            show this help
@@ -33,10 +37,10 @@ Ctrl-C stops an answer; the part already shown is kept."""
 class Conversation:
     """The messages so far, and the sampling settings."""
 
-    model: LanguageModel
+    speaker: Speaker
     settings: dict[str, Any]
     system: str | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: Messages = field(default_factory=list)
 
     def reset(self, system: str | None) -> None:
         self.system = system
@@ -44,34 +48,60 @@ class Conversation:
 
     def answer(self, text: str) -> Iterator[str]:
         """Yield the model's answer to `text` as it is generated. Both are kept, even if stopped early."""
-        from ..text import render_chat
-
         asked = [*self.messages, {"role": "user", "content": text}]
-        prompt = render_chat(self.model.tokenizer, asked, add_generation_prompt=True)
-        stream = self._stream(prompt)
+        pieces = self.speaker(asked, self.settings)
         said: list[str] = []
         try:
-            for token in stream:
-                text = token.text if said else token.text.lstrip()  # SentencePiece answers begin with a space
+            for piece in pieces:
+                text = piece if said else piece.lstrip()  # SentencePiece answers begin with a space
                 if text:
                     said.append(text)
                     yield text
         finally:
-            stream.close()
+            pieces.close()  # type: ignore[attr-defined]
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
-    def _stream(self, prompt: str) -> Stream:
-        from ..engine import PromptTooLong
 
+def local_speaker(model: LanguageModel) -> Speaker:
+    """Answers of a model in this process."""
+    if model.tokenizer.chat_template is None:
+        raise UsageError(f"model {model.name!r} has no chat template. Use: nextword complete")
+
+    def speak(messages: Messages, settings: dict[str, Any]) -> Iterator[str]:
+        from ..engine import PromptTooLong
+        from ..text import encode_chat
+
+        prompt, _ = encode_chat(model.tokenizer, messages)
         try:
-            return self.model.stream(self.model.encode(prompt, special=True), **self.settings)
+            stream = model.stream(prompt, **settings)
         except PromptTooLong as error:
             raise UsageError(f"{error.fact}. Shorten it, or clear the conversation with /reset") from None
+        try:
+            for token in stream:
+                yield token.text
+        finally:
+            stream.close()
+
+    return speak
+
+
+def served_speaker(server: Server) -> Speaker:
+    """Answers of a model behind an OpenAI-compatible server. Only settings that do something are sent."""
+    neutral = asdict(SamplingParams()) | {"temperature": None}
+
+    def speak(messages: Messages, settings: dict[str, Any]) -> Iterator[str]:
+        sent = {name: value for name, value in settings.items() if value != neutral.get(name)}
+        if "order" in sent:
+            raise UsageError("--sampler-order is not a setting of OpenAI's API. Leave it out, or chat without --url")
+        return server.stream_chat(messages, sent)
+
+    return speak
 
 
 @click.command(name="chat")
 @model_options
+@click.option("--url", metavar="URL", help="Chat with a model behind an OpenAI-compatible server; #NAME picks one.")
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option(
     "--max-tokens",
@@ -83,28 +113,25 @@ class Conversation:
 )
 @click.option("-t", "--temperature", type=float, default=1.0, show_default=True, metavar="T", help="0 is greedy.")
 @sampling_options
-def command(system: str | None, max_tokens: int, temperature: float, **options: Any) -> None:
+def command(url: str | None, system: str | None, max_tokens: int, temperature: float, **options: Any) -> None:
     """Chat with a model through its own chat template. /help lists the commands.
 
     \b
     nextword chat
     nextword chat --system "Answer in one sentence." -t 0.3
+    nextword chat --url http://127.0.0.1:8080/v1
     echo "What is a token?" | nextword chat
     """
     settings = {"temperature": temperature, **sampling_settings(options)}
     SamplingParams(**settings)
     StopConfig(max_tokens)
-    model = load_model(options)
-    if model.tokenizer.chat_template is None:
-        raise UsageError(f"model {model.name!r} has no chat template. Use: nextword complete")
-    conversation = Conversation(model, settings | {"max_tokens": max_tokens})
+    name, speaker = _speaker(url, options)
+    conversation = Conversation(speaker, settings | {"max_tokens": max_tokens})
     conversation.reset(system)
     if sys.stdin.isatty():
         with suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
-        click.echo(
-            click.style(f"{printable(model.name)}. Type /help for commands, Ctrl-D to exit.", dim=True), err=True
-        )
+        click.echo(click.style(f"{printable(name)}. Type /help for commands, Ctrl-D to exit.", dim=True), err=True)
     for line in _lines():
         if not line.strip():
             continue
@@ -114,6 +141,17 @@ def command(system: str | None, max_tokens: int, temperature: float, **options: 
             _command(conversation, line.strip())
         else:
             _answer(conversation, line)
+
+
+def _speaker(url: str | None, options: dict[str, Any]) -> tuple[str, Speaker]:
+    """Who answers, and the name of the model."""
+    if url is None:
+        model = load_model(options)
+        return model.name, local_speaker(model)
+    from ..evals.openai_client import Server
+
+    server = Server(url)
+    return server.model, served_speaker(server)
 
 
 def _lines() -> Iterator[str]:

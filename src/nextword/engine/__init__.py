@@ -1,10 +1,10 @@
 """Requests → scheduler → forward → sampling → tokens: everything that produces or scores tokens."""
 
 from .engine import Engine, PromptTooLong
-from .handles import CompletionHandle, LogitsHandle, ScoreHandle, Stream
+from .handles import CompletionHandle, HiddenHandle, LogitsHandle, ScoreHandle, Stream
 from .language_model import LanguageModel, load
 from .loading import LoadConfig
-from .request import LogitsRequest, Request, ScoreRequest
+from .request import HiddenRequest, LogitsRequest, Request, ScoreRequest
 from .results import Alternative, Completion, NextTokenDistribution, Score, ScoredText, Timings, Token, TokenLogprob
 from .sampling_params import SamplingParams, StopConfig
 from .structure import Structure
@@ -15,6 +15,8 @@ __all__ = [
     "Completion",
     "CompletionHandle",
     "Engine",
+    "HiddenHandle",
+    "HiddenRequest",
     "LanguageModel",
     "LoadConfig",
     "LogitsHandle",

@@ -22,13 +22,13 @@ from ..backend import Backend, Batch, Output
 from ..base import RunError, UsageError
 from ..base.units import format_bytes
 from ..text import Tokenizer
-from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
+from .handles import CompletionHandle, Handle, HiddenHandle, LogitsHandle, ScoreHandle
 from .pages import PagePool
-from .request import AnyRequest, LogitsRequest, Request, ScoreRequest
+from .request import AnyRequest, HiddenRequest, LogitsRequest, Request, ScoreRequest
 from .results import Score
 from .sampler import Draw, Floats, sample
 from .scheduler import Chunk, Scheduler
-from .sequence import Prompt, Sample, Scored, Sequence
+from .sequence import Prompt, Read, Sample, Scored, Sequence
 from .structure import Grammars
 from .worker import stepping, working
 
@@ -92,6 +92,8 @@ class Engine:
     def submit(self, request: ScoreRequest) -> ScoreHandle: ...
     @overload
     def submit(self, request: LogitsRequest) -> LogitsHandle: ...
+    @overload
+    def submit(self, request: HiddenRequest) -> HiddenHandle: ...
     def submit(self, request: AnyRequest) -> Handle:
         """Queue a request; it joins the batch at the next step. Callable from any thread.
 
@@ -144,22 +146,8 @@ class Engine:
         return self.submit(LogitsRequest(tuple(prompt))).wait().logits.astype(np.float64)
 
     def hidden(self, text: Tokens[int]) -> NDArray[np.float32]:
-        """What the model's head reads after every token of `text`, (tokens, width), computed at once and not cached."""
-        count = -(-len(text) // self._pool.size)
-        self._check_memory(len(text), "the text", "Shorten it")
-        with stepping():
-            self._allocate()
-            if count > self._pool.available:
-                raise UsageError("the model is completing another request. Finish it or cancel it first")
-            pages = [self._pool.take() for _ in range(count)]
-            try:
-                starts = range(0, len(text), self._limits[0])
-                table = np.array([[page.number for page in pages]], np.int32)
-                steps = [_one_text(text[start : start + self._limits[0]], start, table) for start in starts]
-                return np.concatenate([self.backend.hidden(step) for step in steps])
-            finally:
-                for page in pages:
-                    self._pool.release(page, keep=False)
+        """What the model's head reads after every token of `text`, (tokens, width)."""
+        return self.submit(HiddenRequest(tuple(text))).wait().hidden
 
     def over(self, backend: Backend) -> Engine:
         """An engine with the same memory and limits over another backend; its prefix cache is empty."""
@@ -208,6 +196,8 @@ class Engine:
         prompt = self._fit(request)
         if isinstance(request, LogitsRequest):
             return [Prompt(LogitsHandle(self, request), prompt)]
+        if isinstance(request, HiddenRequest):
+            return [Read(HiddenHandle(self, request), prompt)]
         for token in request.sampling.logit_bias:
             if token >= self.backend.vocabulary:
                 last = self.backend.vocabulary - 1
@@ -216,12 +206,12 @@ class Engine:
         handle = CompletionHandle(self, request, prompt, self.backend.context)
         return [Sample(handle, number, self.tokenizer, matcher) for number, matcher in enumerate(matchers)]
 
-    def _fit(self, request: Request | LogitsRequest) -> tuple[int, ...]:
+    def _fit(self, request: Request | LogitsRequest | HiddenRequest) -> tuple[int, ...]:
         """The prompt as it will be read: refused if it leaves no room for a token, or truncated on request."""
         prompt, context = tuple(request.prompt), self.backend.context
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to continue. Give at least one token")
-        if isinstance(request, LogitsRequest):
+        if not isinstance(request, Request):
             if context is not None and len(prompt) > context:
                 raise PromptTooLong(len(prompt), context)
             self._check_memory(len(prompt), "the prompt", "Shorten it")
@@ -305,21 +295,23 @@ class Engine:
 
     def _apply(self, chunks: list[Chunk], output: Output) -> None:
         """Hand each sequence its results."""
-        row = score = 0
+        row = score = read = 0
         drawing: list[Drawing] = []
         for chunk in chunks:
             sequence = chunk.sequence
             self.tokens_read += 0 if sequence.decoding else len(chunk.tokens)
             rows = len(sequence.logit_positions(chunk.start, chunk.end))
             scores = len(sequence.targets(chunk.start, chunk.end))
+            hidden = len(sequence.hidden_positions(chunk.start, chunk.end))
             if isinstance(sequence, Sample) and rows:
                 drawing.append(Drawing(chunk, sequence, row))
             else:
-                sequence.receive(chunk.start, output.part(slice(row, row + rows), slice(score, score + scores)))
+                spans = (slice(row, row + rows), slice(score, score + scores), slice(read, read + hidden))
+                sequence.receive(chunk.start, output.part(*spans))
                 self._scheduler.advance(chunk, len(chunk.tokens))
                 if sequence.computed == len(sequence.tokens):
                     self._end(sequence)
-            row, score = row + rows, score + scores
+            row, score, read = row + rows, score + scores, read + hidden
         self._draw(drawing, output.logits)
 
     def _draw(self, drawing: list[Drawing], logits: NDArray[np.float32]) -> None:
@@ -394,14 +386,10 @@ def _batch(chunks: list[Chunk]) -> Batch:
         ),
         score_rows=np.array([offset + target.position for offset, target in targets], np.int64),
         targets=np.array([target.token for _, target in targets], np.int64),
+        hidden_rows=np.array(
+            [o + at for sequence, o, *span in spans for at in sequence.hidden_positions(*span)], np.int64
+        ),
     )
-
-
-def _one_text(tokens: Tokens[int], start: int, table: NDArray[np.int32]) -> Batch:
-    """A step over a part of one text that begins at position `start`."""
-    none = np.empty(0, np.int64)
-    positions = np.arange(start, start + len(tokens))
-    return Batch(np.array(tokens, np.int64), positions, np.zeros_like(positions), table, none, none, none)
 
 
 def _cache_bytes(backend: Backend, wanted: int | None) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .request import AnyRequest, LogitsRequest, Request, ScoreRequest, Tokens
+from .request import AnyRequest, HiddenRequest, LogitsRequest, Request, ScoreRequest, Tokens
 from .results import Completion, FinishReason, Score, Timings, Token
 from .sampling_params import fresh_seed
 
@@ -118,6 +118,10 @@ class CompletionHandle(Handle, Iterator[Token]):
             self._engine.advance(self)
         return self._new.popleft()
 
+    def take(self) -> list[Token]:
+        """The tokens that have arrived since the last call, without waiting."""
+        return [self._new.popleft() for _ in range(len(self._new))]
+
     @property
     def finish_reasons(self) -> tuple[FinishReason | None, ...]:
         """Why each sample ended; None for an unfinished one."""
@@ -196,6 +200,7 @@ class ScoreHandle(Handle):
         self.request = request
         self._logprobs = [np.zeros(len(continuation)) for continuation in request.continuations]
         self._ranks = [np.zeros(len(continuation), np.int64) for continuation in request.continuations]
+        self.top: dict[int, list[tuple[int, float]]] = {}  # by place: ids and ln p of the `top_logprobs` likeliest
 
     def scored(self, target: Target, logprob: float, rank: int) -> None:
         self._logprobs[target.continuation][target.place] = logprob
@@ -217,6 +222,25 @@ class LogitsHandle(Handle):
         super().__init__(engine)
         self.request = request
         self.logits: NDArray[np.float32] = np.empty(0, np.float32)  # (vocabulary,) once the request is done
+
+
+class HiddenHandle(Handle):
+    """A text being read for its hidden states."""
+
+    request: HiddenRequest
+
+    def __init__(self, engine: Engine, request: HiddenRequest) -> None:
+        super().__init__(engine)
+        self.request = request
+        self._parts: dict[int, NDArray[np.float32]] = {}  # by the position of the first row
+
+    def read(self, start: int, hidden: NDArray[np.float32]) -> None:
+        self._parts[start] = hidden.copy()
+
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        """(tokens, width), once the request is done."""
+        return np.concatenate([part for _, part in sorted(self._parts.items())])
 
 
 def _finished(tokens: list[Token]) -> FinishReason:

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..base import UsageError
 from ..spec import ModelSpec
+from ..text import begun
 from ..weights.catalogue import DEFAULT_MODEL
 from .checks import known, shown, whole
-from .engine import Engine
+from .engine import MAX_SEQUENCES, Engine
 from .handles import Stream
 from .loading import LoadConfig, Loaded, load_weights
 from .request import Request, ScoreRequest
@@ -36,10 +37,10 @@ class LanguageModel:
     model's exact distribution.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, max_sequences: int = MAX_SEQUENCES) -> None:
         self.loaded = loaded
         self.name, self.tokenizer = loaded.name, loaded.tokenizer
-        self.engine = Engine(loaded.backend, loaded.tokenizer)
+        self.engine = Engine(loaded.backend, loaded.tokenizer, max_sequences=max_sequences)
 
     @property
     def spec(self) -> ModelSpec:
@@ -57,11 +58,7 @@ class LanguageModel:
         """
         if not isinstance(text, str):
             raise UsageError(f"the text is {shown(text)}; it takes a str")
-        ids = self.tokenizer.encode(text, special=special)
-        bos = self.tokenizer.bos_id
-        if self.tokenizer.adds_bos and bos is not None and ids[:1] != [bos]:
-            return [bos, *ids]
-        return ids
+        return begun(self.tokenizer, self.tokenizer.encode(text, special=special))
 
     def stream(self, prompt: Prompt, **settings: Any) -> Stream:
         """Iterate over the tokens of a completion as they are sampled; the `n` samples of a prompt run in one batch.

@@ -21,7 +21,8 @@ class Request:
     A completion depends on its prompt, the seed and its index among the `n`, and on nothing else that the engine
     does. `truncate="left"` drops the beginning of a prompt that does not fit. `top_logprobs` returns that many of the
     likeliest tokens at every position. `speculate` drafts up to that many tokens per step by prompt lookup
-    (Saxena 2023, "Prompt lookup decoding"): the same tokens, in fewer steps for repetitive text.
+    (Saxena 2023, "Prompt lookup decoding"): the same tokens, in fewer steps for repetitive text. `kept_mass` reports
+    the model's probability of all tokens that could be drawn in the place of each.
     """
 
     prompt: Tokens
@@ -32,6 +33,7 @@ class Request:
     truncate: str | None = None
     structure: Structure | None = None
     speculate: int = 0
+    kept_mass: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"n": 1, "top_logprobs": 0, "speculate": 0}.items():
@@ -42,10 +44,14 @@ class Request:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score each of `continuations` given `context`; none of them may be empty."""
+    """Score each of `continuations` given `context`; none of them may be empty.
+
+    `top_logprobs` returns that many of the likeliest tokens at every position of the first continuation.
+    """
 
     context: Tokens
     continuations: tuple[Tokens, ...]
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,4 +61,11 @@ class LogitsRequest:
     prompt: Tokens
 
 
-AnyRequest = Request | ScoreRequest | LogitsRequest
+@dataclass(frozen=True)
+class HiddenRequest:
+    """What the model's head reads after every token of `prompt`. Nothing is taken from the prefix cache."""
+
+    prompt: Tokens
+
+
+AnyRequest = Request | ScoreRequest | LogitsRequest | HiddenRequest

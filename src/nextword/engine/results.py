@@ -29,7 +29,8 @@ class Token:
 
     `token` is the token's own text, `text` what it adds to the output (empty while a character is
     incomplete), `logprob` the natural logarithm of the model's own probability, `sampled_prob` the probability
-    it was sampled with. `sample_index` is the index of its completion, those of the first prompt first.
+    it was sampled with. `sample_index` is the index of its completion, those of the first prompt first. `kept_mass`,
+    if asked for, is the model's probability of all tokens that could be drawn.
     """
 
     sample_index: int
@@ -41,6 +42,7 @@ class Token:
     sampled_prob: float
     alternatives: tuple[Alternative, ...] = ()
     finish: FinishReason | None = None
+    kept_mass: float | None = None
 
 
 @dataclass(frozen=True)

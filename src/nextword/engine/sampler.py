@@ -30,7 +30,8 @@ class SampleRow:
     """How to sample the next token of one sequence.
 
     `prompt` and `generated` are read if `sampling` has penalties. `allowed`: bit i of word i // 32 says whether
-    token i may be sampled; None allows all. `top_logprobs`: how many of the likeliest tokens to report.
+    token i may be sampled; None allows all. `top_logprobs`: how many of the likeliest tokens to report. `kept_mass`:
+    whether to report the probability of all that could be drawn.
     """
 
     sampling: SamplingParams
@@ -39,6 +40,7 @@ class SampleRow:
     generated: Sequence[int]
     allowed: NDArray[np.uint32] | None = None
     top_logprobs: int = 0
+    kept_mass: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Draw:
-    """A sampled token, its probability at sampling, its ln p under the model, and the model's likeliest tokens."""
+    """A sampled token, its probability at sampling, its ln p under the model, and the model's likeliest tokens.
+
+    `kept_mass`: the model's probability of all tokens that could be drawn; None if it was not asked for.
+    """
 
     token: int
     sampled_prob: float
     logprob: float
     top: tuple[Candidate, ...] = ()
+    kept_mass: float | None = None
 
 
 class Uniforms:
@@ -106,6 +112,13 @@ def adjust(logits: Logits, sampling: SamplingParams, prompt: Sequence[int], gene
     """Raw logits (vocabulary,) with penalties and bias; the same array where there are none."""
     if sampling.neutral_logits:
         return logits
+    for token in sampling.logit_bias:
+        if not 0 <= token < logits.size:
+            raise UsageError(f"logit_bias names token {token}; the vocabulary has ids 0 to {logits.size - 1}")
+    if sampling.only_forbids:  # exact in the logits' own type
+        z = logits.copy()
+        z[list(sampling.logit_bias)] = -np.inf
+        return z
     z = logits.astype(np.float64)
     if sampling.repetition_penalty != 1:
         seen = np.unique(np.array([*prompt, *generated], np.int64))
@@ -115,8 +128,6 @@ def adjust(logits: Logits, sampling: SamplingParams, prompt: Sequence[int], gene
         for token, count in Counter(generated).items():
             z[token] -= sampling.presence_penalty + count * sampling.frequency_penalty
     for token, bias in sampling.logit_bias.items():
-        if not 0 <= token < z.size:
-            raise UsageError(f"logit_bias names token {token}; the vocabulary has ids 0 to {z.size - 1}")
         z[token] += bias
     return z
 
@@ -164,6 +175,13 @@ class Distribution:
         if place == self.ids.size:  # u * total rounded up to the whole: the last token that can be drawn
             place = int(np.flatnonzero(self.weights)[-1])
         return int(self.ids[place])
+
+    @property
+    def kept(self) -> Ids:
+        """The ids of all tokens that can be drawn."""
+        if not self._complete:  # nothing is cut: all that weigh anything
+            return np.flatnonzero(self._z > -math.inf)
+        return self.ids[self.weights > 0]
 
     def _deepen(self) -> None:
         while not self._rank(next(self._depths)):
@@ -259,7 +277,14 @@ def _sample_row(raw: Logits, row: SampleRow) -> Draw | RunError:
     distribution = Distribution(z, SamplingParams(temperature=0) if sampling.greedy else sampling)
     token, probability = distribution.pick(row.uniform), distribution.probability
     top = tuple(Candidate(id, math.exp(own[id]), probability(id)) for id in _likeliest(raw, row.top_logprobs))
-    return Draw(token, probability(token), float(own[token]), top)
+    kept = float(np.exp(own[distribution.kept]).sum()) if row.kept_mass else None
+    return Draw(token, probability(token), float(own[token]), top, kept)
+
+
+def likeliest_logprobs(logits: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens of a row of logits and their ln p, the likeliest first."""
+    logprobs = log_softmax(logits)
+    return [(id, float(logprobs[id])) for id in _likeliest(logits, count)]
 
 
 def _likeliest(logits: Logits, count: int) -> list[int]:
@@ -290,12 +315,23 @@ def _sample_compiled(
             draws.append(_not_finite())
             continue
         top: tuple[Candidate, ...] = ()
+        own, other = raw[places[index]], adjusted[index]
+        z = own if other is None else other
         if row.top_logprobs:
-            own, other = raw[places[index]], adjusted[index]
-            z = own if other is None else other
             top = _candidates(own, z, row, top_ids[index, : row.top_logprobs], results[index])
-        draws.append(Draw(token, drawn, logprob, top))
+        kept = _kept_mass(own, z, row, results[index]) if row.kept_mass else None
+        draws.append(Draw(token, drawn, logprob, top, kept))
     return draws
+
+
+def _kept_mass(raw: Logits, z: Logits, row: SampleRow, result: np.void) -> float:
+    """The model's probability of the tokens that could be drawn, from the kernels' kernels.RESULTS."""
+    if row.sampling.greedy:
+        kept = raw[[result["token"]]]
+    else:
+        edge, ids = result["edge_logit"], np.arange(raw.size)
+        kept = raw[((z > edge) | ((z == edge) & (ids < result["edge_id"]))) & (z > -np.inf)]
+    return float(np.exp(kept.astype(np.float64) - result["own_largest"] - result["own_log_sum"]).sum())
 
 
 def _settings(row: SampleRow, vocabulary: int) -> tuple[float, ...]:

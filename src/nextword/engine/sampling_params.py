@@ -63,11 +63,16 @@ class SamplingParams:
     @property
     def neutral_logits(self) -> bool:
         """Whether the raw logits are used unchanged (no bias, no penalty)."""
-        return not self.logit_bias and (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (
-            1,
-            0,
-            0,
-        )
+        return not self.logit_bias and self._no_penalty
+
+    @property
+    def only_forbids(self) -> bool:
+        """Whether all that changes the raw logits is that some tokens are forbidden."""
+        return self._no_penalty and all(bias == -math.inf for bias in self.logit_bias.values())
+
+    @property
+    def _no_penalty(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1, 0, 0)
 
 
 @dataclass(frozen=True)

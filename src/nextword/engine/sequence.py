@@ -11,10 +11,10 @@ from ..base import RunError
 from ..text import Tokenizer
 from .pages import Page
 from .results import Alternative, FinishReason, Token
-from .sampler import Draw, SampleRow, Uniforms
+from .sampler import Draw, SampleRow, Uniforms, likeliest_logprobs
 
 if TYPE_CHECKING:
-    from .handles import CompletionHandle, Handle, LogitsHandle, ScoreHandle
+    from .handles import CompletionHandle, Handle, HiddenHandle, LogitsHandle, ScoreHandle
     from .structure import Matcher
 
 
@@ -70,12 +70,16 @@ class Sequence:
         """The positions in [start, end) whose logits are needed: the newest token's and those of drafts."""
         return range(max(start, len(self.tokens) - 1), end)
 
+    def hidden_positions(self, start: int, end: int) -> range:
+        """The positions in [start, end) whose hidden states are needed."""
+        return range(0)
+
     def targets(self, start: int, end: int) -> list[Target]:
         """The tokens to score that are predicted at positions in [start, end)."""
         return []
 
     def receive(self, start: int, output: Output) -> None:
-        """Take the outputs for `logit_positions` and `targets` of a chunk starting at `start`."""
+        """Take the outputs for `logit_positions`, `targets` and `hidden_positions` of a chunk starting at `start`."""
 
 
 class Prompt(Sequence):
@@ -91,6 +95,24 @@ class Prompt(Sequence):
             self.handle.logits = row.copy()
 
 
+class Read(Sequence):
+    """A text, for the hidden states after all of its tokens."""
+
+    handle: HiddenHandle
+
+    def __init__(self, handle: HiddenHandle, tokens: Tokens[int]) -> None:
+        super().__init__(handle, tokens, 0)
+
+    def logit_positions(self, start: int, end: int) -> range:
+        return range(0)
+
+    def hidden_positions(self, start: int, end: int) -> range:
+        return range(start, end)
+
+    def receive(self, start: int, output: Output) -> None:
+        self.handle.read(start, output.hidden)
+
+
 class Scored(Sequence):
     """A context followed by one of its continuations.
 
@@ -103,6 +125,7 @@ class Scored(Sequence):
         context, continuations = handle.request.context, handle.request.continuations
         own, last = continuations[number], len(context) - 1
         first = number == 0
+        self._top = handle.request.top_logprobs if first else 0
         super().__init__(handle, (*context, *own[:-1]), last if first else last + 1)
         if first and any(len(continuation) > 1 for continuation in continuations[1:]):
             self.checkpoints.append(len(context))
@@ -111,12 +134,17 @@ class Scored(Sequence):
         self._targets += [Target(last + place, token, number, place) for place, token in enumerate(own) if place]
 
     def logit_positions(self, start: int, end: int) -> range:
-        return range(0)
+        if not self._top:
+            return range(0)
+        return range(max(start, self._first_row), end)
 
     def targets(self, start: int, end: int) -> list[Target]:
         return [target for target in self._targets if start <= target.position < end]
 
     def receive(self, start: int, output: Output) -> None:
+        first = max(start, self._first_row) - self._first_row
+        for place, row in enumerate(output.logits, first):
+            self.handle.top[place] = likeliest_logprobs(row, self._top)
         targets = self.targets(start, start + len(self.tokens))[: len(output.ranks)]
         for target, logprob, rank in zip(targets, output.logprobs.tolist(), output.ranks.tolist(), strict=True):
             self.handle.scored(target, logprob, rank)
@@ -174,6 +202,7 @@ class Sample(Sequence):
             generated=() if plain else self.generated,
             allowed=None if self.matcher is None else self.matcher.mask(),
             top_logprobs=request.top_logprobs,
+            kept_mass=request.kept_mass,
         )
 
     def accept(self, draw: Draw) -> Token:
@@ -197,6 +226,7 @@ class Sample(Sequence):
                 Alternative(top.id, tokenizer.token_text(top.id), top.probability, top.sampled_prob) for top in draw.top
             ),
             finish=self.finish,
+            kept_mass=draw.kept_mass,
         )
 
     def _text_and_finish(self, token: int) -> tuple[FinishReason | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -30,11 +30,12 @@ def working() -> bool:
 class Worker:
     """A thread that steps engines whenever there is work. At most one per process.
 
-    Use it as a context manager. While it runs, any thread may wait on handles of its engines.
+    Use it as a context manager. While it runs, any thread may wait on handles of its engines. `on_step` is called in
+    its thread after each step, with all results of the step on their handles.
     """
 
-    def __init__(self, *engines: Engine) -> None:
-        self._engines = list(engines)
+    def __init__(self, *engines: Engine, on_step: Callable[[], None] | None = None) -> None:
+        self._engines, self._on_step = list(engines), on_step
         self._thread = threading.Thread(target=self._work, name="nextword-engine", daemon=True)
         self._wake = threading.Event()
         self._stopped = False
@@ -42,6 +43,17 @@ class Worker:
     @property
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
+
+    def add(self, engine: Engine) -> None:
+        """Step this engine too. Callable from any thread while the worker runs."""
+        engine.wake = self._wake.set
+        self._engines = [*self._engines, engine]
+        self._wake.set()
+
+    def remove(self, engine: Engine) -> None:
+        """Stop stepping an engine whose requests are done."""
+        self._engines = [other for other in self._engines if other is not engine]
+        engine.wake = None
 
     def __enter__(self) -> Self:
         global _worker
@@ -63,9 +75,13 @@ class Worker:
         _worker = None
 
     def _work(self) -> None:
-        while not self._stopped:
+        while True:
             self._wake.clear()
+            if self._stopped:  # read after clearing, or the last wake could be lost
+                return
             busy = [self._step(engine) for engine in self._engines]  # one step each in turn
+            if self._on_step is not None:
+                self._on_step()
             if not any(busy):
                 self._wake.wait()
 

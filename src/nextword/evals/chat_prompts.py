@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ..text import Contents, Tokenizer, render_chat
+from ..text import Contents, Tokenizer, begun, render_chat
 from .design import ChatTemplate
-from .scoring import begun, encode
+from .scoring import encode
 from .task import Chat, Encoded, Item, LogprobRequest, Message, Task
 
 
@@ -60,7 +60,7 @@ def encode_chat(asked: Sequence[LogprobRequest], tokenizer: Tokenizer) -> list[E
     return [
         encode(LogprobRequest(context, contents.hide(request.continuation)), tokenizer, contents.encode)
         if request.continuation
-        else Encoded(begun(contents.encode(context), tokenizer), ())
+        else Encoded(tuple(begun(tokenizer, contents.encode(context))), ())
         for request, context in zip(asked, contexts, strict=True)
     ]
 

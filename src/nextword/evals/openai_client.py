@@ -26,6 +26,7 @@ from ..base import RunError, UsageError, printable
 
 PREFIX = "openai:"
 _LARGEST_ANSWER = 64 << 20  # bytes
+_LARGEST_EVENT = 1 << 20  # bytes
 _RETRIED = (429, 500, 502, 503, 504)  # HTTP statuses worth a retry
 _UNSUPPORTED = (400, 404, 405, 422, 501)  # HTTP statuses for unsupported kinds of requests
 _HINTS = {
@@ -209,6 +210,33 @@ class Server:
             answer = self._ask("POST", "/chat/completions", body)
         message = self._choice(answer).get("message")
         return self._written(answer, message.get("content") if isinstance(message, dict) else None, settings)
+
+    def stream_chat(self, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any]) -> Iterator[str]:
+        """The pieces of an answer in a chat as they arrive. `settings` are further fields of the request."""
+        body = {"model": self.model, "messages": list(messages), **settings, "stream": True}
+        connection = self._connect()
+        try:
+            connection.request("POST", f"{self._path}/chat/completions", json.dumps(body).encode(), _headers())
+            response = connection.getresponse()
+            if response.status != 200:
+                raise Refused(response.status, self.url, _message(response.read(_LARGEST_EVENT)))
+            while line := response.readline(_LARGEST_EVENT):
+                if line.startswith(b"data:") and not line.startswith(b"data: [DONE]"):
+                    yield self._delta(self._parsed(line[5:]))
+        except (OSError, HTTPException) as error:
+            raise RunError(f"{self.url} cannot be reached ({_reason(error)})") from None
+        finally:
+            connection.close()
+
+    def _delta(self, event: Mapping[str, Any]) -> str:
+        """The text of one event of a stream. Raises RunError for an error in place of an event."""
+        if "error" in event:
+            raise RunError(f"{self.url}: {_message(json.dumps(event).encode())}")
+        if event.get("choices") == []:
+            return ""
+        delta = self._choice(event).get("delta")
+        content = delta.get("content") if isinstance(delta, dict) else None
+        return content if isinstance(content, str) else ""
 
     def _written(self, answer: Mapping[str, Any], text: Any, settings: Settings) -> Answer:
         if not isinstance(text, str):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import groupby
 
 from ..base import UsageError
 from ..engine.request import ScoreRequest
 from ..engine.results import Score
-from ..text import Tokenizer
-from .task import Encoded, Ids, Likelihood, LogprobRequest
+from ..text import Tokenizer, begun
+from .task import Encoded, Likelihood, LogprobRequest
 
 CONTINUATIONS = 64  # per request, so that results arrive before a very large request is done
 _STRETCH, _APART = 256, 16  # sorted requests; neighbours are not read in the same step
@@ -36,14 +36,7 @@ def encode(request: LogprobRequest, tokenizer: Tokenizer, tokens: Callable[[str]
     head, whole = tokens(context), tokens(context + continuation)
     split_token = whole[: len(head)] != head
     cut = min(len(head), len(whole) - 1)
-    return Encoded(begun(whole[:cut], tokenizer), tuple(whole[cut:]), split_token)
-
-
-def begun(tokens: Sequence[int], tokenizer: Tokenizer) -> Ids:
-    """A text's tokens after bos, if the model expects it and no chat template added it."""
-    if not tokenizer.adds_bos or tokenizer.bos_id is None or tokenizer.bos_id in tokens[:1]:
-        return tuple(tokens)
-    return (tokenizer.bos_id, *tokens)
+    return Encoded(tuple(begun(tokenizer, whole[:cut])), tuple(whole[cut:]), split_token)
 
 
 def score_requests(asked: Iterable[Encoded]) -> list[ScoreRequest]:

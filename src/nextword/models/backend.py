@@ -64,13 +64,8 @@ class TorchBackend:
         tokens = torch.from_numpy(batch.tokens).to(self.model.device)
         hidden = self.pages.hidden(tokens, batch)
         logits = self.model.logits(hidden[torch.from_numpy(batch.logit_rows)])
-        return Output(logits.numpy(force=True), *self._scores(hidden, batch))
-
-    @torch.inference_mode()
-    def hidden(self, batch: Batch) -> np.ndarray:
-        """What the head reads after every token, float32 (tokens, width)."""
-        tokens = torch.from_numpy(batch.tokens).to(self.model.device)
-        return self.pages.hidden(tokens, batch).float().numpy(force=True)
+        wanted = hidden[torch.from_numpy(batch.hidden_rows)].float().numpy(force=True)
+        return Output(logits.numpy(force=True), *self._scores(hidden, batch), wanted)
 
     def _scores(self, hidden: Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """ln p and rank of each target, computed a few rows at a time."""

@@ -83,14 +83,11 @@ class CpuBackend:
         wanted = _wanted(batch)
         logits = np.empty((len(batch.logit_rows), self.vocabulary), np.float32)
         logprobs, ranks = np.empty(len(batch.targets)), np.empty(len(batch.targets), np.int64)
-        self._run(batch, wanted, OutputStruct(None, *(array.ctypes.data for array in (logits, logprobs, ranks))))
-        return Output(logits, logprobs, ranks)
-
-    def hidden(self, batch: Batch) -> Floats:
-        """What the head reads after every token, (tokens, width); `logit_rows` and `score_rows` are ignored."""
-        hidden = np.empty((len(batch.tokens), self.spec.width), np.float32)
-        self._run(batch, Wanted(np.arange(len(hidden))), OutputStruct(hidden.ctypes.data))
-        return hidden
+        kept = np.empty((len(wanted.kept) if len(batch.hidden_rows) else 0, self.spec.width), np.float32)
+        results = [array.ctypes.data for array in (logits, logprobs, ranks)]
+        self._run(batch, wanted, OutputStruct(kept.ctypes.data if len(kept) else None, *results))
+        hidden = kept[np.searchsorted(wanted.kept, batch.hidden_rows)] if len(kept) else kept
+        return Output(logits, logprobs, ranks, hidden)
 
     def _run(self, batch: Batch, wanted: Wanted, output: OutputStruct) -> None:
         _check_arrays(batch)
@@ -116,9 +113,9 @@ _REFUSED = {
 
 def _wanted(batch: Batch) -> Wanted:
     rows = batch.logit_rows
-    if not len(batch.targets) and (len(rows) < 2 or (rows[1:] > rows[:-1]).all()):
+    if not len(batch.targets) and not len(batch.hidden_rows) and (len(rows) < 2 or (rows[1:] > rows[:-1]).all()):
         return Wanted(rows, np.arange(len(rows)))
-    kept = np.unique(np.concatenate((rows, batch.score_rows)))
+    kept = np.unique(np.concatenate((rows, batch.score_rows, batch.hidden_rows)))
     scored, score_rows = np.unique(batch.score_rows, return_inverse=True)
     return Wanted(kept, np.searchsorted(kept, rows), np.searchsorted(kept, scored), score_rows, batch.targets)
 

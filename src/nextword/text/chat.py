@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..base import UsageError
-from .tokenizer import Tokenizer
+from .contents import Contents
+from .tokenizer import Tokenizer, begun
 
 
 def render_chat(
@@ -33,6 +34,37 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
     }
     return render(template, variables, f"the chat template of {tokenizer.name}")
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **extra: Any) -> tuple[list[int], str]:
+    """The tokens of a conversation up to the model's answer, and their text.
+
+    Takes and raises what `render_chat` does. Only the template writes control tokens: "<|im_end|>" in a message, or in
+    a variable such as `tools`, is text.
+    """
+    contents = Contents(tokenizer, _texts([messages, extra]))
+    if contents.hides:
+        messages, extra = _mapped(messages, contents.hide), _mapped(extra, contents.hide)
+    rendered = render_chat(tokenizer, messages, add_generation_prompt=True, **extra)
+    return begun(tokenizer, contents.encode(rendered)), contents.show(rendered)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in plain data, but for the keys of objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain data with all of `_texts` changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return [_mapped(item, change) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _choose(tokenizer: Tokenizer, wanted: str | None) -> str:

@@ -268,6 +268,12 @@ class Tokenizer:
         return [id for id in ids if id is not None] or self._unknown
 
 
+def begun(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """`ids` after the beginning-of-text token, if the model expects it and they do not have it yet."""
+    bos = tokenizer.bos_id
+    return [bos, *ids] if tokenizer.adds_bos and bos is not None and bos not in ids[:1] else list(ids)
+
+
 def _verbatim(source: Engine | ByteLevelVocab) -> dict[int, str]:
     """Tokens that stand for their own text, by id: control and user-defined ones."""
     if isinstance(source, ByteLevelVocab):

@@ -1,0 +1,241 @@
+"""The ASGI application: guard → route → body → endpoint, and every failure as one line of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from ..base import printable
+from . import chat, completions, embeddings, info, native
+from .bodies import (
+    LARGEST_BODY,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingsBody,
+    NativeBody,
+    NextBody,
+    TemplateBody,
+    TokenizeBody,
+    decode,
+)  # fmt: skip
+from .call import Call, Service
+from .errors import ApiError, of_status
+from .guard import Guard, check_body, too_large
+from .requests import as_api_error
+
+BODY_SECONDS = 60.0  # for a body to arrive
+_IN_THREAD = 64 << 10  # bytes; longer bodies are parsed in a thread
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A function that answers, and the type of the body it takes; None for GET."""
+
+    answer: Callable[..., Awaitable[Response]]
+    body: type[Any] | None = None
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.body is None else "POST"
+
+
+async def openapi(call: Call, body: None) -> Response:
+    """This description."""
+    from .openapi import describe
+    from .requests import answer
+
+    return answer(describe(ENDPOINTS))
+
+
+_HEALTH, _MODELS = Endpoint(info.health), Endpoint(info.models)
+_ONE_MODEL = Endpoint(info.one_model)
+_CHAT = Endpoint(chat.chat, ChatBody)
+_NATIVE = Endpoint(native.completion, NativeBody)
+ENDPOINTS: dict[str, Endpoint] = {
+    "/health": _HEALTH,
+    "/v1/health": _HEALTH,
+    "/v1/models": _MODELS,
+    "/models": _MODELS,
+    "/v1/models/{id}": _ONE_MODEL,
+    "/v1/completions": Endpoint(completions.completions, CompletionBody),
+    "/v1/chat/completions": _CHAT,
+    "/chat/completions": _CHAT,
+    "/completion": _NATIVE,
+    "/completions": _NATIVE,
+    "/v1/embeddings": Endpoint(embeddings.embeddings, EmbeddingsBody),
+    "/v1/next": Endpoint(info.next_token, NextBody),
+    "/tokenize": Endpoint(info.tokenize, TokenizeBody),
+    "/detokenize": Endpoint(info.detokenize, DetokenizeBody),
+    "/apply-template": Endpoint(info.apply_template, TemplateBody),
+    "/props": Endpoint(info.props),
+    "/slots": Endpoint(info.slots),
+    "/metrics": Endpoint(info.metrics),
+    "/openapi.json": Endpoint(openapi),
+}
+_MODELS_PREFIX = "/v1/models/"
+
+
+class App:
+    """The ASGI application over one `Service`."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._guard = Guard(service.config)
+        service.report = report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange = _Exchange(scope, receive, send)
+        path, endpoint = _route(scope["path"])
+        call = Call(self.service, path)
+        try:
+            await self._answer(exchange, call, endpoint)
+        except asyncio.CancelledError:  # the server ends
+            if not exchange.started:
+                await exchange.send(ApiError(503, "the server is shutting down").response)
+        finally:
+            call.close()
+            self._count(call, exchange, scope)
+
+    async def _answer(self, exchange: _Exchange, call: Call, endpoint: Endpoint | None) -> None:
+        """Answer, while the client is there: what is under way ends when it hangs up."""
+        method, path = exchange.scope["method"], exchange.scope["path"]
+        try:
+            exchange.cors = self._guard.check(method, path, exchange.headers)
+            if method == "OPTIONS" and exchange.cors:
+                await exchange.send(Response(status_code=204))
+                return
+            endpoint = _allowed(endpoint, method)
+            data = b""
+            if endpoint.body is not None:
+                if self.service.draining:
+                    raise ApiError(503, "the server is shutting down")
+                check_body(exchange.headers)
+                data = await exchange.body()
+            await exchange.while_connected(self._respond(exchange, call, endpoint, data))
+        except _HungUp:
+            pass
+        except Exception as error:
+            report(error)
+            await exchange.send(as_api_error(error).response)
+
+    async def _respond(self, exchange: _Exchange, call: Call, endpoint: Endpoint, data: bytes) -> None:
+        body, kind = None, endpoint.body
+        if kind is not None:
+            body = decode(data, kind) if len(data) < _IN_THREAD else await call.prepare(lambda: decode(data, kind))
+        if endpoint is _ONE_MODEL:
+            id = exchange.scope["path"].removeprefix(_MODELS_PREFIX)
+            response = await endpoint.answer(call, None, id)
+        else:
+            response = await endpoint.answer(call, body)
+        await exchange.send(response)
+
+    def _count(self, call: Call, exchange: _Exchange, scope: Scope) -> None:
+        seconds = time.perf_counter() - call.begun
+        metrics = self.service.metrics
+        metrics.requests.labels(call.endpoint, str(exchange.status)).inc()
+        metrics.request_seconds.observe(seconds)
+        if self.service.config.access_log:
+            path = printable(scope["path"][:200])
+            line = f"{scope['method']} {path} {exchange.status} {seconds:.3f} s, {call.generated} tokens"
+            print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+
+
+def _route(path: str) -> tuple[str, Endpoint | None]:
+    """The path as ENDPOINTS has it, and what answers there."""
+    if path.startswith(_MODELS_PREFIX) and path != _MODELS_PREFIX:
+        path = "/v1/models/{id}"
+    endpoint = ENDPOINTS.get(path)
+    return (path if endpoint else "other"), endpoint
+
+
+def _allowed(endpoint: Endpoint | None, method: str) -> Endpoint:
+    if endpoint is None:
+        raise of_status(404)
+    if method != endpoint.method and not (method == "HEAD" and endpoint.method == "GET"):
+        error = of_status(405)
+        error.headers["allow"] = endpoint.method
+        raise error
+    return endpoint
+
+
+def report(error: Exception) -> None:
+    """A fault of ours as one line on stderr; with NEXTWORD_DEBUG=1, where it was."""
+    if as_api_error(error).status != 500:
+        return
+    if os.environ.get("NEXTWORD_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    message = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+    print(f"nextword: a request failed: {message}", file=sys.stderr, flush=True)
+
+
+class _HungUp(Exception):
+    """The client closed the connection."""
+
+
+class _Exchange:
+    """A request and its response on the wire."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.headers = scope, Headers(scope=scope)
+        self._receive, self._send = receive, send
+        self.status = 499  # as nginx logs a client that hung up
+        self.started = False
+        self.cors: Mapping[str, str] = {}
+
+    async def body(self) -> bytes:
+        """The whole body. Raises ApiError if it is too large or takes too long."""
+        parts: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise _HungUp
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    if size > LARGEST_BODY:
+                        raise too_large()
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from None
+        return b"".join(parts)
+
+    async def while_connected(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`. Raises _HungUp, with `work` cancelled, if the client closes the connection."""
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self._disconnected())
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise _HungUp
+            working.result()
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def send(self, response: Response) -> None:
+        await response(self.scope, self._receive, self._send_message)
+
+    async def _send_message(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started, self.status = True, message["status"]
+            extra = [(name.encode(), value.encode()) for name, value in self.cors.items()]
+            message = {**message, "headers": [*message["headers"], *extra]}
+        await self._send(message)

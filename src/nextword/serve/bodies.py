@@ -1,0 +1,194 @@
+"""The bodies of requests: their fields, types and ranges, which /openapi.json repeats."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from .errors import ApiError, of_validation
+
+MOST_PROMPTS = 64
+MOST_CHOICES = 8
+MOST_LOGPROBS = 20
+LARGEST_BODY = 8 << 20  # bytes
+DEEPEST = 64  # levels of arrays and objects
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # also one that does not end, so that it is linear
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
+
+Body = TypeVar("Body")
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Choices = Annotated[int, Meta(ge=1, le=MOST_CHOICES)]
+Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
+StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
+Stop = StopText | Annotated[list[StopText], Meta(max_length=16)]
+
+
+class PromptString(Struct):
+    """llama.cpp's way to write a text."""
+
+    prompt_string: str
+
+
+Piece = TokenId | str
+Prompt = (
+    str
+    | PromptString
+    | Annotated[list[TokenId | str | PromptString | Annotated[list[Piece], Meta(min_length=1)]], Meta(min_length=1)]
+)
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class Sampling(Struct, kw_only=True):
+    """How tokens are chosen. Without any field they are drawn from the model's exact distribution."""
+
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Share | None = None
+    typical_p: Share | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stop: Stop | None = None
+    model: str | None = None
+
+
+class OpenAI(Sampling, kw_only=True):
+    """The fields that OpenAI's two kinds of completions share. `nextword` asks for our extension of the answer."""
+
+    max_tokens: Count | None = None
+    n: Choices | None = None
+    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    nextword: bool | None = None
+
+
+class CompletionBody(OpenAI, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: Prompt
+    logprobs: Logprobs | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: Choices | None = None
+
+
+class Message(Struct, kw_only=True):
+    role: Annotated[str, Meta(min_length=1, max_length=64)]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class ChatBody(OpenAI, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class NativeBody(Sampling, kw_only=True):
+    """POST /completion: llama.cpp's own."""
+
+    prompt: Prompt
+    n_predict: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    n_probs: Logprobs | None = None
+    post_sampling_probs: bool | None = None
+    return_tokens: bool | None = None
+    cache_prompt: bool | None = None
+    logit_bias: dict[str, float | bool] | list[tuple[TokenId | str, float | bool]] | None = None
+
+
+class TokenizeBody(Struct, kw_only=True):
+    """POST /tokenize."""
+
+    content: Annotated[str, Meta(max_length=1 << 20)]
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+    model: str | None = None
+
+
+class DetokenizeBody(Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[TokenId]
+    model: str | None = None
+
+
+class TemplateBody(Struct, kw_only=True):
+    """POST /apply-template."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    model: str | None = None
+
+
+class NextBody(Struct, kw_only=True):
+    """POST /v1/next."""
+
+    prompt: str | Annotated[list[Piece], Meta(min_length=1)]
+    top: Annotated[int, Meta(ge=1, le=1000)] = 128
+    model: str | None = None
+
+
+class EmbeddingsBody(Struct, kw_only=True):
+    """POST /v1/embeddings. `pooling`: the mean over a text's tokens, or the last one's."""
+
+    input: Prompt
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    pooling: Literal["mean", "last"] = "mean"
+    model: str | None = None
+    user: str | None = None
+
+
+def decode(body: bytes, kind: type[Body]) -> Body:
+    """A body as JSON of this kind. Raises ApiError."""
+    _check_depth(body)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise of_validation(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON ({error})") from None
+
+
+def _check_depth(body: bytes) -> None:
+    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+        return
+    steps = _STEP[np.frombuffer(_STRING.sub(b"", body), np.uint8)]
+    if steps.size and np.cumsum(steps, dtype=np.int32).max() > DEEPEST:
+        raise ApiError(400, f"the body nests deeper than {DEEPEST} levels")

@@ -1,0 +1,141 @@
+"""The fields of a body → requests to the engine, and what all answers share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..base import NextwordError, UsageError
+from ..engine import Request, SamplingParams, StopConfig, Structure
+from .bodies import OpenAI, Sampling
+from .errors import ApiError, of_usage
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .models import Model
+    from .prompts import Prompt
+
+FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", "context": "length"}
+_NAMES = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_FIELDS = (*_NAMES, "top_k", "seed", "stop", "logit_bias", "max_tokens", "n", "prompt")
+
+
+def sampling_of(call: Call, model: Model, body: Sampling, bias: Mapping[int, float] | None) -> SamplingParams:
+    """The sampling parameters of a body; fields not given are neutral, or the server's."""
+    config = call.config
+    settings: dict[str, Any] = {name: value for name in _NAMES if (value := getattr(body, name)) is not None}
+    settings.setdefault("temperature", config.temperature)
+    seed = config.seed if body.seed is None else None if body.seed == -1 else body.seed % 2**64
+    biases = dict(bias or {})
+    if body.ignore_eos:
+        biases |= dict.fromkeys(model.tokenizer.stop_ids, float("-inf"))
+    return SamplingParams(top_k=max(0, body.top_k or 0), seed=seed, logit_bias=biases, **settings)
+
+
+def most_tokens(call: Call, model: Model, wanted: int | None, default: int | None, param: str) -> int:
+    """How many tokens a choice may have. Raises ApiError for more than the server allows."""
+    limit = min(model.context, call.config.max_tokens or model.context)
+    if wanted is not None and wanted > limit:
+        raise ApiError(400, f"{param} is {wanted}; at most {limit} are allowed here", param)
+    return limit if wanted is None and default is None else min(limit, default if wanted is None else wanted)  # type: ignore[type-var, return-value]
+
+
+def requests_of(
+    call: Call, model: Model, body: Sampling, prompts: list[Prompt], *,
+    max_tokens: int, n: int = 1, bias: Mapping[int, float] | None = None, top_logprobs: int = 0,
+    structure: Structure | None = None, param: str = "prompt",
+) -> list[Request]:  # fmt: skip
+    """A request to the engine for each prompt, whose answer ends where the context does."""
+    from .prompts import too_long
+
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    try:
+        sampling = sampling_of(call, model, body, bias)
+        requests = []
+        for prompt in prompts:
+            room = model.context - len(prompt.ids)
+            if room < 1:
+                raise too_long(model, len(prompt.ids), param)
+            limits = StopConfig(min(max_tokens, room), stop)
+            extras: dict[str, Any] = {"structure": structure, "kept_mass": bool(getattr(body, "nextword", None))}
+            requests.append(Request(prompt.ids, sampling, limits, n=n, top_logprobs=top_logprobs, **extras))
+    except UsageError as error:
+        raise of_usage(error, _FIELDS) from None
+    return requests
+
+
+def check_stream_options(body: OpenAI) -> bool:
+    """Whether usage is to be sent at the end of a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is for streams; give stream: true with it", "stream_options")
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def usage_of(prompt: int, cached: int, generated: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def fresh_id(prefix: str) -> str:
+    return f"{prefix}-{os.urandom(12).hex()}"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def answer(content: Any) -> Response:
+    """A whole answer as JSON."""
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Any failure as the API shows it: what a client sent is 400, a fault of ours 500."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UsageError):
+        return of_usage(error, _FIELDS)
+    if isinstance(error, NextwordError):
+        return ApiError(500, str(error))
+    if isinstance(error, MemoryError):
+        return ApiError(500, "out of memory. Ask for less at once")
+    return ApiError(500, f"internal error: {type(error).__name__}")
+
+
+class EventStream(Response):
+    """Server-sent events: each item of `events` is sent as one `data:` line as soon as it is there."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[list[Any]], done: bool, report: Callable[[Exception], None]) -> None:
+        super().__init__(headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._events, self._done, self._report = events, done, report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for events in self._events:
+                data = b"".join(map(_event, events))
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except Exception as error:
+            self._report(error)
+            data = b"data: " + as_api_error(error).body + b"\n\n"
+            await send({"type": "http.response.body", "body": data, "more_body": False})
+            return
+        end = b"data: [DONE]\n\n" if self._done else b""
+        await send({"type": "http.response.body", "body": end, "more_body": False})
+
+
+def _event(content: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"

@@ -1,0 +1,52 @@
+"""Servers to test: `nextword serve` in a process of its own, on a free port of the loopback interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import Server
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start servers, which end with the test: `start(model, "--parallel", "2")`."""
+    servers: list[Server] = []
+
+    def begin(*arguments: Any, **environment: str) -> Server:
+        servers.append(Server(*map(str, arguments), **environment))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Iterator[Server]:
+    """The default model, behind one server for all tests that only ask."""
+    server = Server(str(smollm2_path), "--alias", "smollm2")
+    yield server
+    server.kill()
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' }}"
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tiny_model: Callable[..., Path]) -> Path:
+    """A model of a few thousand parameters whose tokens are bytes, with a chat template."""
+    return tiny_model(chat_template=TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: Path) -> Iterator[Server]:
+    """The tiny model behind one server for all tests that only ask."""
+    server = Server(str(tiny_path), "--alias", "tiny")
+    yield server
+    server.kill()

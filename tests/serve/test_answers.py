@@ -1,0 +1,81 @@
+"""Answers and the status line without a server: what a failure in a stream looks like, and what is imported when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nextword.base import RunError, UsageError
+from nextword.serve import ServeConfig
+from nextword.serve.call import Call, Service
+from nextword.serve.errors import ApiError
+from nextword.serve.requests import EventStream, as_api_error
+from nextword.serve.status import status_line
+
+LIBRARIES = ("uvicorn", "starlette", "msgspec", "prometheus_client", "httptools", "asyncio")
+
+
+def service(**settings: Any) -> Service:
+    return Service(ServeConfig(**settings), SimpleNamespace(loaded={}, release=lambda model: None))  # type: ignore[arg-type]
+
+
+def test_a_failure_in_a_stream_is_its_last_event() -> None:
+    async def events() -> AsyncIterator[list[Any]]:
+        yield [{"a": 1}, {"b": 2}]
+        raise RunError("the logits hold NaN")
+
+    sent, reported = [], []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    stream = EventStream(events(), True, reported.append)
+    asyncio.run(stream({"type": "http"}, None, send))  # type: ignore[arg-type]
+    data = b"".join(message.get("body", b"") for message in sent).decode().split("\n\n")
+    assert data[:2] == ['data: {"a":1}', 'data: {"b":2}']
+    assert json.loads(data[2].removeprefix("data: "))["error"]["message"] == "the logits hold NaN"
+    assert (data[3:], sent[-1]["more_body"]) == ([""], False)
+    assert [str(error) for error in reported] == ["the logits hold NaN"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(UsageError("n is 0"), 400), (RunError("NaN"), 500), (MemoryError(), 500), (KeyError("x"), 500),
+     (ApiError(429, "full"), 429)],
+)  # fmt: skip
+def test_every_failure_has_a_status_and_one_line(error: Exception, status: int) -> None:
+    response = as_api_error(error).response
+    assert (response.status_code, response.media_type) == (status, "application/json")
+    assert b"\n" not in bytes(response.body)
+    assert ("retry-after" in response.headers, "x-should-retry" in response.headers) == (status == 429, status == 500)
+
+
+def test_requests_run_in_the_order_they_came() -> None:
+    own = service(parallel=4, queue=2)
+    calls = [Call(own, "/v1/completions") for _ in range(6)]
+    for call, sequences in zip(calls[:4], (2, 2, 1, 8), strict=True):
+        call.admit(sequences)
+    assert own.load == (2, 2, 4)
+    with pytest.raises(ApiError, match="2 requests are waiting"):
+        calls[4].admit(1)
+    calls[0].close()
+    assert own.load == (2, 1, 3)
+    calls[5].admit(1)
+    assert own.load == (2, 2, 3)
+    assert status_line(own, 12.4) == "2 running, 2 waiting, 12 tokens/s, 0% of prompts cached"
+
+
+def test_a_completion_imports_nothing_of_the_server() -> None:
+    code = (
+        "import sys; from nextword.cli import main; main(['complete', '--help']); import nextword.engine;"
+        f"print([name for name in {LIBRARIES} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
