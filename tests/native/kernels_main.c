@@ -123,7 +123,7 @@ static void check_layer_ops(void) {
 
 // Quantized rows are random bytes, with scales of about 1 where a type has halves first.
 static void check_multiply(const char *name, int64_t type, int64_t batch) {
-    enum { ROWS = 19, WIDTH = 512, BATCH = 12 };
+    enum { ROWS = 19, WIDTH = 512, BATCH = 20 };
     static uint8_t data[ROWS * WIDTH * 4];
     static float x[BATCH * WIDTH], y[BATCH * ROWS];
     const int64_t bytes = row_bytes(type, WIDTH), block = type == Q8_0 ? 34 : type == Q4_1 ? 20 : 144;
@@ -149,7 +149,7 @@ int main(int count, char **arguments) {
     check_training_rows("swiglu, float32", 0);
     check_training_rows("swiglu, bfloat16", 1);
     check_layer_ops();
-    for (int64_t batch = 1; batch <= 12; batch += 11) {
+    for (int64_t batch = 1; batch <= 20; batch += 19) {
         check_multiply("float32 product", F32, batch);
         check_multiply("q4_1 product", Q4_1, batch);
         check_multiply("q8_0 product", Q8_0, batch);
