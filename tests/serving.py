@@ -42,10 +42,10 @@ class Answer:
 
     @property
     def events(self) -> list[Any]:
-        """The events of a stream; the last line is [DONE]."""
+        """The events of a stream without comments; the last line is [DONE]."""
         lines = self.data.decode().split("\n\n")
         assert lines[-1] == ""
-        return [line.removeprefix("data: ") for line in lines[:-1]]
+        return [line.removeprefix("data: ") for line in lines[:-1] if line[:1] != ":"]
 
 
 class Server:

@@ -45,6 +45,35 @@ def test_a_failure_in_a_stream_is_its_last_event() -> None:
     assert [str(error) for error in reported] == ["the logits hold NaN"]
 
 
+def test_a_stream_that_waits_sends_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextword.serve.requests.PING_SECONDS", 0.001)
+    sent: list[Any] = []
+
+    async def run() -> None:
+        pinged, pings = asyncio.Event(), []
+
+        async def events() -> AsyncIterator[list[Any]]:
+            for number in range(2):
+                await pinged.wait()
+                pinged.clear()
+                yield [{"a": number}]
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message.get("body") == b": ping\n\n":
+                pings.append(message)
+                pinged.set()
+
+        await EventStream(events(), True, pytest.fail)({"type": "http"}, None, send)  # type: ignore[arg-type]
+        assert len(asyncio.all_tasks()) <= 2  # this one, and one that is being cancelled
+
+    asyncio.run(run())
+    lines = b"".join(message.get("body", b"") for message in sent).decode().split("\n\n")
+    assert [line for line in lines if line != ": ping"] == ['data: {"a":0}', 'data: {"a":1}', "data: [DONE]", ""]
+    assert lines.count(": ping") >= 2
+    assert [message.get("more_body") for message in sent[1:]].count(False) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(UsageError("n is 0"), 400), (RunError("NaN"), 500), (MemoryError(), 500), (KeyError("x"), 500),

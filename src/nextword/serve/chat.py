@@ -44,11 +44,13 @@ class Work:
     model: Model
     body: ChatBody
     tools: Tools | None
+    prompt_tokens: int = 0
     handles: list[CompletionHandle] = field(default_factory=list)
 
     @property
-    def handle(self) -> CompletionHandle:
-        return self.handles[0]
+    def handle(self) -> CompletionHandle | None:
+        """None if no token was asked for."""
+        return self.handles[0] if self.handles else None
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": fresh_id("chatcmpl"), "object": kind, "created": now(), "model": self.model.id}
@@ -65,7 +67,7 @@ async def chat(call: Call, body: ChatBody) -> Response:
     work = Work(call, model, body, tools)
     max_tokens = _max_tokens(work)
     requests = await call.prepare(lambda: _requests(work, max_tokens))
-    work.handles = await call.start(model, requests)
+    work.handles = await call.start(model, requests if max_tokens else [])
     if body.stream:
         return EventStream(_stream(work, usage_wanted), True, call.service.report)
     return answer(await _whole(work))
@@ -110,8 +112,6 @@ def _max_tokens(work: Work) -> int:
     body = work.body
     both = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    if both == 0:
-        raise ApiError(400, f"{name} is 0; it takes a whole number of at least 1", name)
     return most_tokens(work.call, work.model, both, None, name)
 
 
@@ -119,8 +119,9 @@ def _requests(work: Work, max_tokens: int) -> list[Request]:
     body, model = work.body, work.model
     shown = work.tools.shown if work.tools else None
     prompt, _ = template_prompt(model, body.messages, shown, body.chat_template_kwargs)
+    work.prompt_tokens = len(prompt.ids)
     return requests_of(
-        work.call, model, body, [prompt], max_tokens=max_tokens, n=body.n or 1, bias=body.logit_bias,
+        work.call, model, body, [prompt], max_tokens=max(1, max_tokens), n=body.n or 1, bias=body.logit_bias,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0, structure=_structure(work), param="messages",
     )  # fmt: skip
 
@@ -162,7 +163,7 @@ class _Choice:
         self.text = ""
         self.calls: list[dict[str, Any]] = []
         self.entries: list[Entry] = []
-        self.finish: str | None = None
+        self.finish: str | None = None if work.handles else "length"
 
     def push(self, token: Any) -> None:
         text, entries = self._pieces.push(token)
@@ -227,8 +228,12 @@ class _Choice:
         }
 
 
+def _choices(work: Work) -> list[_Choice]:
+    return [_Choice(work, index) for index in range(work.body.n or 1)]
+
+
 async def _whole(work: Work) -> dict[str, Any]:
-    choices = [_Choice(work, index) for index in range(work.handle.n)]
+    choices = _choices(work)
     async for tokens in work.call.tokens(work.handles):
         for _, token in tokens:
             choices[token.sample_index].push(token)
@@ -237,12 +242,14 @@ async def _whole(work: Work) -> dict[str, Any]:
 
 async def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
     head = work.head("chat.completion.chunk") | ({"usage": None} if usage_wanted else {})
-    choices = [_Choice(work, index) for index in range(work.handle.n)]
+    choices = _choices(work)
     role = {"role": "assistant", "content": ""}
     yield [
         {**head, "choices": [{"index": choice.index, "delta": role, "logprobs": None, "finish_reason": None}]}
         for choice in choices
     ]
+    if not work.handles:
+        yield [{**head, "choices": [delta]} for choice in choices for delta in choice.take()]
     async for tokens in work.call.tokens(work.handles):
         events = []
         for _, token in tokens:
@@ -257,5 +264,5 @@ async def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
 
 
 def _usage(work: Work) -> dict[str, Any]:
-    prompt, cached = work.call.count_prompt(work.handles)
-    return usage_of(prompt, cached, work.call.generated)
+    _, cached = work.call.count_prompt(work.handles)
+    return usage_of(work.prompt_tokens, cached, work.call.generated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .models import Model
     from .prompts import Prompt
 
+PING_SECONDS = 15.0  # without an event, after which a stream sends a comment, so that no proxy ends it
 FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", "context": "length"}
 _NAMES = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _FIELDS = (*_NAMES, "top_k", "seed", "stop", "logit_bias", "max_tokens", "n", "prompt")
@@ -121,20 +123,31 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         self._events, self._done, self._report = events, done, report
+        self._sent = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        end = b"data: [DONE]\n\n" if self._done else b""
+        pinging = asyncio.ensure_future(self._ping(send))
         try:
             async for events in self._events:
+                self._sent = time.monotonic()
                 data = b"".join(map(_event, events))
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
             self._report(error)
-            data = b"data: " + as_api_error(error).body + b"\n\n"
-            await send({"type": "http.response.body", "body": data, "more_body": False})
-            return
-        end = b"data: [DONE]\n\n" if self._done else b""
+            end = b"data: " + as_api_error(error).body + b"\n\n"
+        finally:
+            pinging.cancel()
         await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _ping(self, send: Send) -> None:
+        """Send a comment whenever there has been no event for a while."""
+        while True:
+            await asyncio.sleep(PING_SECONDS - (time.monotonic() - self._sent))
+            if time.monotonic() - self._sent >= PING_SECONDS:
+                self._sent = time.monotonic()
+                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
 
 
 def _event(content: Any) -> bytes:
