@@ -117,7 +117,7 @@ class App:
             if method == "OPTIONS" and exchange.cors:
                 await exchange.send(Response(status_code=204))
                 return
-            endpoint = _allowed(endpoint, method)
+            endpoint = _allowed(endpoint, method, path)
             data = b""
             if endpoint.body is not None:
                 if self.service.draining:
@@ -161,9 +161,9 @@ def _route(path: str) -> tuple[str, Endpoint | None]:
     return (path if endpoint else "other"), endpoint
 
 
-def _allowed(endpoint: Endpoint | None, method: str) -> Endpoint:
+def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:
     if endpoint is None:
-        raise of_status(404)
+        raise ApiError(404, f"there is no path {path[:200]!r} here. GET /openapi.json lists all")
     if method != endpoint.method and not (method == "HEAD" and endpoint.method == "GET"):
         error = of_status(405)
         error.headers["allow"] = endpoint.method
