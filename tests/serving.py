@@ -35,7 +35,9 @@ class Answer:
         """The error of a refused request, whose shape is checked."""
         assert self.status >= 400
         assert self.headers["content-type"] == "application/json"
-        [error] = self.json.values()
+        content = self.json
+        assert content.keys() == {"error"} or content == {"type": "error", "error": content["error"]}
+        error = content["error"]
         assert {"message", "type", "param", "code"} <= set(error)
         assert b"\n" not in self.data
         return error

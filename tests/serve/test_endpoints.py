@@ -153,15 +153,23 @@ plain = st.recursive(
     max_leaves=12,
 )
 FIELDS = st.sampled_from(["prompt", "n", "stop", "logit_bias", "temperature", "seed", "messages", "stream", "tools",
-                          "max_tokens", "response_format", "stream_options", "logprobs", "top_k", "echo"])  # fmt: skip
+                          "max_tokens", "response_format", "stream_options", "logprobs", "top_k", "echo", "input",
+                          "system", "instructions", "text", "stop_sequences"])  # fmt: skip
+CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+BASES = {
+    "/v1/completions": {"prompt": "a", "max_tokens": 1},
+    "/v1/chat/completions": CHAT,
+    "/v1/messages": CHAT,
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/completion": {"prompt": "a", "n_predict": 1},
+}
 
 
 @given(fields=st.dictionaries(FIELDS, plain, max_size=4))
 @hypothesis.settings(max_examples=60)
 def test_any_field_is_taken_or_refused(tiny: Server, fields: dict[str, Any]) -> None:
-    base = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "n": 1}
-    for path in ("/v1/completions", "/v1/chat/completions", "/completion"):
-        answer = tiny.post(path, base | {"n_predict": 1} | fields)
+    for path, base in BASES.items():
+        answer = tiny.post(path, base | fields)
         assert answer.status == 200 or (answer.status == 400 and answer.error)
 
 

@@ -46,6 +46,8 @@ class Work:
     tools: Tools | None
     prompt_tokens: int = 0
     handles: list[CompletionHandle] = field(default_factory=list)
+    ending: str = "length"  # of `said`, as is `cached_tokens`
+    cached_tokens: int = 0
 
     @property
     def handle(self) -> CompletionHandle | None:
@@ -61,16 +63,35 @@ async def chat(call: Call, body: ChatBody) -> Response:
     usage_wanted = check_stream_options(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    work = await begin(call, body, getattr(body, param), param)
+    if body.stream:
+        return EventStream(_stream(work, usage_wanted), call.service.report, done=True)
+    return answer(await _whole(work))
+
+
+async def begin(call: Call, body: ChatBody, most: int | None, param: str) -> Work:
+    """Start to answer a conversation, in any API of chat. `most`: tokens of the answer, from the field `param`."""
     call.admit(body.n or 1)
     model = await call.use(body.model)
-    tools = Tools.of(model, body)
-    work = Work(call, model, body, tools)
-    max_tokens = _max_tokens(work)
+    work = Work(call, model, body, Tools.of(model, body))
+    max_tokens = most_tokens(call, model, most, None, param)
     requests = await call.prepare(lambda: _requests(work, max_tokens))
     work.handles = await call.start(model, requests if max_tokens else [])
-    if body.stream:
-        return EventStream(_stream(work, usage_wanted), True, call.service.report)
-    return answer(await _whole(work))
+    return work
+
+
+async def said(work: Work) -> AsyncIterator[str]:
+    """The text of an answer without tools as it arrives, for APIs of one choice. Then `work` has what ended it."""
+    pieces = Pieces(work.model.tokenizer)
+    async for tokens in work.call.tokens(work.handles):
+        text = ""
+        for _, token in tokens:
+            text += pieces.push(token)[0]
+            work.ending = token.finish or work.ending
+        if text:
+            yield text
+    _, work.cached_tokens = work.call.count_prompt(work.handles)
 
 
 def template_prompt(
@@ -106,13 +127,6 @@ def _text(content: str | list[dict[str, Any]] | None) -> str:
         if not isinstance(part.get("text"), str):
             raise ApiError(400, "a text part of a message has no text", "messages")
     return "".join(part["text"] for part in content)
-
-
-def _max_tokens(work: Work) -> int:
-    body = work.body
-    both = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    return most_tokens(work.call, work.model, both, None, name)
 
 
 def _requests(work: Work, max_tokens: int) -> list[Request]:
