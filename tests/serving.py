@@ -35,17 +35,19 @@ class Answer:
         """The error of a refused request, whose shape is checked."""
         assert self.status >= 400
         assert self.headers["content-type"] == "application/json"
-        [error] = self.json.values()
+        content = self.json
+        assert content.keys() == {"error"} or content == {"type": "error", "error": content["error"]}
+        error = content["error"]
         assert {"message", "type", "param", "code"} <= set(error)
         assert b"\n" not in self.data
         return error
 
     @property
     def events(self) -> list[Any]:
-        """The events of a stream; the last line is [DONE]."""
+        """The events of a stream without comments; the last line is [DONE]."""
         lines = self.data.decode().split("\n\n")
         assert lines[-1] == ""
-        return [line.removeprefix("data: ") for line in lines[:-1]]
+        return [line.removeprefix("data: ") for line in lines[:-1] if line[:1] != ":"]
 
 
 class Server:

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from nextword.base import RunError, UsageError
-from nextword.serve import ServeConfig
+from nextword.serve import ServeConfig, messages
+from nextword.serve.bodies import ResponsesBody
 from nextword.serve.call import Call, Service
+from nextword.serve.chat import Work
 from nextword.serve.errors import ApiError
 from nextword.serve.requests import EventStream, as_api_error
+from nextword.serve.responses import Reply
 from nextword.serve.status import status_line
 
 LIBRARIES = ("uvicorn", "starlette", "msgspec", "prometheus_client", "httptools", "asyncio")
@@ -36,13 +39,64 @@ def test_a_failure_in_a_stream_is_its_last_event() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    stream = EventStream(events(), True, reported.append)
+    stream = EventStream(events(), reported.append, done=True)
     asyncio.run(stream({"type": "http"}, None, send))  # type: ignore[arg-type]
     data = b"".join(message.get("body", b"") for message in sent).decode().split("\n\n")
     assert data[:2] == ['data: {"a":1}', 'data: {"b":2}']
     assert json.loads(data[2].removeprefix("data: "))["error"]["message"] == "the logits hold NaN"
     assert (data[3:], sent[-1]["more_body"]) == ([""], False)
     assert [str(error) for error in reported] == ["the logits hold NaN"]
+
+
+def test_each_api_has_its_own_form_of_a_failure_in_a_stream() -> None:
+    async def events() -> AsyncIterator[list[Any]]:
+        yield [{"type": "a"}]
+        raise RunError("the logits hold NaN")
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    body = ResponsesBody(input="a")
+    reply = Reply(Work(SimpleNamespace(config=ServeConfig()), None, None, None), body)  # type: ignore[arg-type]
+    for failure in (lambda error: messages.as_error(error).content, reply.failure):
+        sent: list[bytes] = []
+        stream = EventStream(events(), lambda error: None, named=True, failure=failure)
+        asyncio.run(stream({"type": "http"}, None, send))  # type: ignore[arg-type]
+        first, last, end = b"".join(sent).decode().split("\n\n")
+        assert (first, end) == ('event: a\ndata: {"type":"a"}', "")
+        name, data = last.split("\n")
+        content = json.loads(data.removeprefix("data: "))
+        assert (name, content["type"]) == ("event: error", "error")
+        assert (content.get("error") or content)["message"] == "the logits hold NaN"
+
+
+def test_a_stream_that_waits_sends_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nextword.serve.requests.PING_SECONDS", 0.001)
+    sent: list[Any] = []
+
+    async def run() -> None:
+        pinged, pings = asyncio.Event(), []
+
+        async def events() -> AsyncIterator[list[Any]]:
+            for number in range(2):
+                await pinged.wait()
+                pinged.clear()
+                yield [{"a": number}]
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message.get("body") == b": ping\n\n":
+                pings.append(message)
+                pinged.set()
+
+        await EventStream(events(), pytest.fail, done=True)({"type": "http"}, None, send)  # type: ignore[arg-type]
+        assert len(asyncio.all_tasks()) <= 2  # this one, and one that is being cancelled
+
+    asyncio.run(run())
+    lines = b"".join(message.get("body", b"") for message in sent).decode().split("\n\n")
+    assert [line for line in lines if line != ": ping"] == ['data: {"a":0}', 'data: {"a":1}', "data: [DONE]", ""]
+    assert lines.count(": ping") >= 2
+    assert [message.get("more_body") for message in sent[1:]].count(False) == 1
 
 
 @pytest.mark.parametrize(

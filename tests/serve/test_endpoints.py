@@ -132,21 +132,44 @@ def test_streams_state_usage_only_if_asked(tiny: Server) -> None:
     assert (json.loads(last)["choices"], json.loads(last)["usage"]["total_tokens"]) == ([], 4)
 
 
+def test_a_chat_of_no_tokens_counts_its_prompt(tiny: Server) -> None:
+    asked = {"messages": [{"role": "user", "content": "a"}], "n": 2, "logprobs": True, "nextword": True}
+    counted = tiny.post("/v1/chat/completions", asked | {"max_tokens": 1}).json["usage"]["prompt_tokens"]
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = tiny.post("/v1/chat/completions", asked | {name: 0}).json
+        assert [(c["message"]["content"], c["finish_reason"]) for c in answer["choices"]] == [("", "length")] * 2
+        assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (counted, 0)
+    *events, _ = tiny.post("/v1/chat/completions", asked | {"max_tokens": 0, "stream": True}).events
+    assert [json.loads(e)["choices"][0]["finish_reason"] for e in events] == [None, None, "length", "length"]
+    refused = tiny.post(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 5000}], "max_tokens": 0}
+    )
+    assert refused.error["type"] == "exceed_context_size_error"
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
     max_leaves=12,
 )
 FIELDS = st.sampled_from(["prompt", "n", "stop", "logit_bias", "temperature", "seed", "messages", "stream", "tools",
-                          "max_tokens", "response_format", "stream_options", "logprobs", "top_k", "echo"])  # fmt: skip
+                          "max_tokens", "response_format", "stream_options", "logprobs", "top_k", "echo", "input",
+                          "system", "instructions", "text", "stop_sequences"])  # fmt: skip
+CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+BASES = {
+    "/v1/completions": {"prompt": "a", "max_tokens": 1},
+    "/v1/chat/completions": CHAT,
+    "/v1/messages": CHAT,
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/completion": {"prompt": "a", "n_predict": 1},
+}
 
 
 @given(fields=st.dictionaries(FIELDS, plain, max_size=4))
 @hypothesis.settings(max_examples=60)
 def test_any_field_is_taken_or_refused(tiny: Server, fields: dict[str, Any]) -> None:
-    base = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "n": 1}
-    for path in ("/v1/completions", "/v1/chat/completions", "/completion"):
-        answer = tiny.post(path, base | {"n_predict": 1} | fields)
+    for path, base in BASES.items():
+        answer = tiny.post(path, base | fields)
         assert answer.status == 200 or (answer.status == 400 and answer.error)
 
 

@@ -134,7 +134,10 @@ def test_sizes_have_limits(tiny: Server) -> None:
 
 
 def test_paths_and_methods(tiny: Server) -> None:
-    assert tiny.get("/nothing").error["type"] == "not_found_error"
+    unknown = tiny.get("/v2/nothing?key=1").error
+    assert unknown["type"] == "not_found_error"
+    assert "'/v2/nothing'" in unknown["message"]
+    assert "/openapi.json" in unknown["message"]
     assert tiny.get("/v1/models/nothing").status == 404
     refused = tiny.get("/v1/completions")
     assert (refused.status, refused.headers["allow"]) == (405, "POST")

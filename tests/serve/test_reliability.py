@@ -16,6 +16,7 @@ from serving import Server, post
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8000, "ignore_eos": True}
+TELL = {"messages": [{"role": "user", "content": "Tell a story."}], "stream": True}
 # Where a client may be when it hangs up: what it has sent, and how much of the answer it has read
 PHASES = {
     "connected": (b"", 0),
@@ -25,6 +26,8 @@ PHASES = {
     "in a stream": (post("/v1/completions", LONG | {"stream": True}), 600),
     "in a chat": (post("/v1/chat/completions", CHAT | {"stream": True}), 600),
     "before a chat": (post("/v1/chat/completions", CHAT), 0),
+    "in messages": (post("/v1/messages", TELL | {"max_tokens": 8000}), 600),
+    "in a response": (post("/v1/responses", {"input": "Tell a story.", "stream": True}), 2000),
     "in a native stream": (post("/completion", {"prompt": "a", "stream": True, "ignore_eos": True}), 100),
     "while scored": (post("/v1/completions", {"prompt": "a " * 2000, "echo": True, "logprobs": 1}), 0),
     "while its prompt is read": (post("/v1/completions", LONG | {"prompt": "a " * 4000}), 0),

@@ -16,15 +16,17 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..base import printable
-from . import chat, completions, embeddings, info, native
+from . import chat, completions, embeddings, info, messages, native, responses
 from .bodies import (
     LARGEST_BODY,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     EmbeddingsBody,
+    MessagesBody,
     NativeBody,
     NextBody,
+    ResponsesBody,
     TemplateBody,
     TokenizeBody,
     decode,
@@ -40,10 +42,11 @@ _IN_THREAD = 64 << 10  # bytes; longer bodies are parsed in a thread
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A function that answers, and the type of the body it takes; None for GET."""
+    """A function that answers, the type of the body it takes (None for GET), and how it shows a failure."""
 
     answer: Callable[..., Awaitable[Response]]
     body: type[Any] | None = None
+    error: Callable[[Exception], ApiError] = as_api_error
 
     @property
     def method(self) -> str:
@@ -73,6 +76,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/chat/completions": _CHAT,
     "/completion": _NATIVE,
     "/completions": _NATIVE,
+    "/v1/messages": Endpoint(messages.messages, MessagesBody, messages.as_error),
+    "/v1/responses": Endpoint(responses.responses, ResponsesBody, responses.as_error),
     "/v1/embeddings": Endpoint(embeddings.embeddings, EmbeddingsBody),
     "/v1/next": Endpoint(info.next_token, NextBody),
     "/tokenize": Endpoint(info.tokenize, TokenizeBody),
@@ -117,7 +122,7 @@ class App:
             if method == "OPTIONS" and exchange.cors:
                 await exchange.send(Response(status_code=204))
                 return
-            endpoint = _allowed(endpoint, method)
+            endpoint = _allowed(endpoint, method, path)
             data = b""
             if endpoint.body is not None:
                 if self.service.draining:
@@ -129,7 +134,8 @@ class App:
             pass
         except Exception as error:
             report(error)
-            await exchange.send(as_api_error(error).response)
+            shown = endpoint.error(error) if endpoint else as_api_error(error)
+            await exchange.send(shown.response)
 
     async def _respond(self, exchange: _Exchange, call: Call, endpoint: Endpoint, data: bytes) -> None:
         body, kind = None, endpoint.body
@@ -161,9 +167,9 @@ def _route(path: str) -> tuple[str, Endpoint | None]:
     return (path if endpoint else "other"), endpoint
 
 
-def _allowed(endpoint: Endpoint | None, method: str) -> Endpoint:
+def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:
     if endpoint is None:
-        raise of_status(404)
+        raise ApiError(404, f"there is no path {path[:200]!r} here. GET /openapi.json lists all")
     if method != endpoint.method and not (method == "HEAD" and endpoint.method == "GET"):
         error = of_status(405)
         error.headers["allow"] = endpoint.method

@@ -117,6 +117,75 @@ class ChatBody(OpenAI, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+class TextBlock(Struct, kw_only=True):
+    type: Literal["text"]
+    text: str
+
+
+class Turn(Struct, kw_only=True):
+    role: Literal["user", "assistant"]
+    content: str | list[dict[str, Any]]
+
+
+class MessagesBody(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages: the part of Anthropic's that is about text. `seed` is ours."""
+
+    messages: Annotated[list[Turn], Meta(min_length=1)]
+    max_tokens: Count
+    system: str | list[TextBlock] | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Share | None = None
+    top_k: Count | None = None
+    stop_sequences: Annotated[list[StopText], Meta(max_length=16)] | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    model: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    thinking: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+class InputItem(Struct, kw_only=True):
+    type: str = "message"
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[dict[str, Any]] | None = None
+
+
+class TextFormat(Struct, kw_only=True, omit_defaults=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextOptions(Struct, kw_only=True):
+    format: TextFormat | None = None
+
+
+class ResponsesBody(Struct, kw_only=True):
+    """POST /v1/responses: the part of OpenAI's that is about text. `seed` is ours."""
+
+    input: str | Annotated[list[InputItem], Meta(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Share | None = None
+    text: TextOptions | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    model: str | None = None
+    metadata: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    background: bool | None = None
+    top_logprobs: Count | None = None
+
+
 class NativeBody(Sampling, kw_only=True):
     """POST /completion: llama.cpp's own."""
 

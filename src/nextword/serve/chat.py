@@ -44,11 +44,15 @@ class Work:
     model: Model
     body: ChatBody
     tools: Tools | None
+    prompt_tokens: int = 0
     handles: list[CompletionHandle] = field(default_factory=list)
+    ending: str = "length"  # of `said`, as is `cached_tokens`
+    cached_tokens: int = 0
 
     @property
-    def handle(self) -> CompletionHandle:
-        return self.handles[0]
+    def handle(self) -> CompletionHandle | None:
+        """None if no token was asked for."""
+        return self.handles[0] if self.handles else None
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": fresh_id("chatcmpl"), "object": kind, "created": now(), "model": self.model.id}
@@ -59,16 +63,35 @@ async def chat(call: Call, body: ChatBody) -> Response:
     usage_wanted = check_stream_options(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    work = await begin(call, body, getattr(body, param), param)
+    if body.stream:
+        return EventStream(_stream(work, usage_wanted), call.service.report, done=True)
+    return answer(await _whole(work))
+
+
+async def begin(call: Call, body: ChatBody, most: int | None, param: str) -> Work:
+    """Start to answer a conversation, in any API of chat. `most`: tokens of the answer, from the field `param`."""
     call.admit(body.n or 1)
     model = await call.use(body.model)
-    tools = Tools.of(model, body)
-    work = Work(call, model, body, tools)
-    max_tokens = _max_tokens(work)
+    work = Work(call, model, body, Tools.of(model, body))
+    max_tokens = most_tokens(call, model, most, None, param)
     requests = await call.prepare(lambda: _requests(work, max_tokens))
-    work.handles = await call.start(model, requests)
-    if body.stream:
-        return EventStream(_stream(work, usage_wanted), True, call.service.report)
-    return answer(await _whole(work))
+    work.handles = await call.start(model, requests if max_tokens else [])
+    return work
+
+
+async def said(work: Work) -> AsyncIterator[str]:
+    """The text of an answer without tools as it arrives, for APIs of one choice. Then `work` has what ended it."""
+    pieces = Pieces(work.model.tokenizer)
+    async for tokens in work.call.tokens(work.handles):
+        text = ""
+        for _, token in tokens:
+            text += pieces.push(token)[0]
+            work.ending = token.finish or work.ending
+        if text:
+            yield text
+    _, work.cached_tokens = work.call.count_prompt(work.handles)
 
 
 def template_prompt(
@@ -106,21 +129,13 @@ def _text(content: str | list[dict[str, Any]] | None) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _max_tokens(work: Work) -> int:
-    body = work.body
-    both = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    if both == 0:
-        raise ApiError(400, f"{name} is 0; it takes a whole number of at least 1", name)
-    return most_tokens(work.call, work.model, both, None, name)
-
-
 def _requests(work: Work, max_tokens: int) -> list[Request]:
     body, model = work.body, work.model
     shown = work.tools.shown if work.tools else None
     prompt, _ = template_prompt(model, body.messages, shown, body.chat_template_kwargs)
+    work.prompt_tokens = len(prompt.ids)
     return requests_of(
-        work.call, model, body, [prompt], max_tokens=max_tokens, n=body.n or 1, bias=body.logit_bias,
+        work.call, model, body, [prompt], max_tokens=max(1, max_tokens), n=body.n or 1, bias=body.logit_bias,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0, structure=_structure(work), param="messages",
     )  # fmt: skip
 
@@ -162,7 +177,7 @@ class _Choice:
         self.text = ""
         self.calls: list[dict[str, Any]] = []
         self.entries: list[Entry] = []
-        self.finish: str | None = None
+        self.finish: str | None = None if work.handles else "length"
 
     def push(self, token: Any) -> None:
         text, entries = self._pieces.push(token)
@@ -227,8 +242,12 @@ class _Choice:
         }
 
 
+def _choices(work: Work) -> list[_Choice]:
+    return [_Choice(work, index) for index in range(work.body.n or 1)]
+
+
 async def _whole(work: Work) -> dict[str, Any]:
-    choices = [_Choice(work, index) for index in range(work.handle.n)]
+    choices = _choices(work)
     async for tokens in work.call.tokens(work.handles):
         for _, token in tokens:
             choices[token.sample_index].push(token)
@@ -237,12 +256,14 @@ async def _whole(work: Work) -> dict[str, Any]:
 
 async def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
     head = work.head("chat.completion.chunk") | ({"usage": None} if usage_wanted else {})
-    choices = [_Choice(work, index) for index in range(work.handle.n)]
+    choices = _choices(work)
     role = {"role": "assistant", "content": ""}
     yield [
         {**head, "choices": [{"index": choice.index, "delta": role, "logprobs": None, "finish_reason": None}]}
         for choice in choices
     ]
+    if not work.handles:
+        yield [{**head, "choices": [delta]} for choice in choices for delta in choice.take()]
     async for tokens in work.call.tokens(work.handles):
         events = []
         for _, token in tokens:
@@ -257,5 +278,5 @@ async def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
 
 
 def _usage(work: Work) -> dict[str, Any]:
-    prompt, cached = work.call.count_prompt(work.handles)
-    return usage_of(prompt, cached, work.call.generated)
+    _, cached = work.call.count_prompt(work.handles)
+    return usage_of(work.prompt_tokens, cached, work.call.generated)

@@ -91,7 +91,7 @@ async def completions(call: Call, body: CompletionBody) -> Response:
         await _echo(work)
     work.handles = await call.start(model, requests if max_tokens else [])
     if body.stream:
-        return EventStream(_stream(work, usage_wanted), True, call.service.report)
+        return EventStream(_stream(work, usage_wanted), call.service.report, done=True)
     return answer(await _whole(work))
 
 

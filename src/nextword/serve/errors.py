@@ -41,9 +41,13 @@ class ApiError(Exception):
         super().__init__(self.message)
 
     @property
-    def body(self) -> bytes:
+    def content(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status, **self.more}
-        return msgspec.json.encode({"error": error})
+        return {"error": error}
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.content)
 
     @property
     def response(self) -> Response:
@@ -65,7 +69,7 @@ def of_usage(error: UsageError, fields: tuple[str, ...] = ()) -> ApiError:
 def of_validation(error: Exception) -> ApiError:
     """A body that msgspec refuses; its message ends with the path of the field."""
     message = str(error)
-    path = re.search(r"(?:required field `|`\$\.)([A-Za-z_]\w*)", message)
+    path = re.search(r"(?:(?:required|unknown) field `|`\$\.)([A-Za-z_]\w*)", message)
     return ApiError(400, message, path[1] if path else None)
 
 

@@ -14,7 +14,7 @@ from .bodies import NativeBody
 from .errors import ApiError
 from .pieces import Entry, Pieces, candidates, name_of
 from .prompts import Prompt, encode_prompt, prompts_of
-from .requests import EventStream, answer, most_tokens, requests_of
+from .requests import EventStream, answer, most_tokens, requests_of, stopping_word
 
 if TYPE_CHECKING:
     from .call import Call
@@ -52,7 +52,7 @@ async def completion(call: Call, body: NativeBody) -> Response:
     )
     work.handles = await call.start(model, requests if max_tokens else [])
     if body.stream:
-        return EventStream(_stream(work), False, call.service.report)
+        return EventStream(_stream(work), call.service.report)
     several = isinstance(body.prompt, list) and given is body.prompt
     return answer(await _whole(work, several))
 
@@ -127,7 +127,7 @@ class _Answer:
             "tokens": [],
             "stop": True,
             "stop_type": kind,
-            "stopping_word": self._stopping_word() if kind == "word" else "",
+            "stopping_word": stopping_word(work.model, handle) if handle and kind == "word" else "",
             "model": work.model.id,
             "tokens_predicted": made,
             "tokens_evaluated": len(prompt.ids),
@@ -138,14 +138,6 @@ class _Answer:
             "generation_settings": self._settings(),
             "timings": self._timings(),
         }
-
-    def _stopping_word(self) -> str:
-        """The stop string that ended the text: the one that follows it."""
-        assert self.handle is not None
-        stops = self.handle.request.stop.stop
-        text = self._work.model.tokenizer.decode([token.id for token in self.handle.tokens[0]], continues=True)
-        found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]
-        return min(found)[1] if found else ""
 
     def _settings(self) -> dict[str, Any]:
         handle = self.handle

@@ -43,7 +43,7 @@ _ERROR = {
     "required": ["error"],
 }
 _TYPES = {"/metrics": ("text/plain",)}
-_STREAMS = ("completions", "chat", "completion")  # endpoints that may answer with events
+_STREAMS = ("completions", "chat", "completion", "messages", "responses")  # endpoints that may answer with events
 
 
 def describe(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..base import NextwordError, UsageError
-from ..engine import Request, SamplingParams, StopConfig, Structure
+from ..engine import CompletionHandle, Request, SamplingParams, StopConfig, Structure
 from .bodies import OpenAI, Sampling
 from .errors import ApiError, of_usage
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .models import Model
     from .prompts import Prompt
 
+PING_SECONDS = 15.0  # without an event, after which a stream sends a comment, so that no proxy ends it
 FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", "context": "length"}
 _NAMES = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _FIELDS = (*_NAMES, "top_k", "seed", "stop", "logit_bias", "max_tokens", "n", "prompt")
@@ -77,6 +79,13 @@ def check_stream_options(body: OpenAI) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
+def stopping_word(model: Model, handle: CompletionHandle) -> str:
+    """The stop string that ended the text of a completion's first sample: the one that follows it."""
+    text = model.tokenizer.decode([token.id for token in handle.tokens[0]], continues=True)
+    found = [(place, stop) for stop in handle.request.stop.stop if (place := text.find(stop)) >= 0]
+    return min(found)[1] if found else ""
+
+
 def usage_of(prompt: int, cached: int, generated: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
@@ -112,30 +121,57 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"internal error: {type(error).__name__}")
 
 
+def failure_of(error: Exception) -> dict[str, Any]:
+    """A failure as the last event of a stream."""
+    return as_api_error(error).content
+
+
 class EventStream(Response):
-    """Server-sent events: each item of `events` is sent as one `data:` line as soon as it is there."""
+    """Server-sent events: each item of `events` is sent as one `data:` line as soon as it is there.
+
+    `done`: whether [DONE] ends the stream. `named`: whether the `type` of an item is also the event's name.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[list[Any]], done: bool, report: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, events: AsyncIterator[list[Any]], report: Callable[[Exception], None], *,
+        done: bool = False, named: bool = False, failure: Callable[[Exception], dict[str, Any]] = failure_of,
+    ) -> None:  # fmt: skip
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
-        self._events, self._done, self._report = events, done, report
+        self._events, self._report, self._failure = events, report, failure
+        self._end, self._event = b"data: [DONE]\n\n" if done else b"", _named_event if named else _event
+        self._sent = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        end = self._end
+        pinging = asyncio.ensure_future(self._ping(send))
         try:
             async for events in self._events:
-                data = b"".join(map(_event, events))
+                self._sent = time.monotonic()
+                data = b"".join(map(self._event, events))
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
             self._report(error)
-            data = b"data: " + as_api_error(error).body + b"\n\n"
-            await send({"type": "http.response.body", "body": data, "more_body": False})
-            return
-        end = b"data: [DONE]\n\n" if self._done else b""
+            end = self._event(self._failure(error))
+        finally:
+            pinging.cancel()
         await send({"type": "http.response.body", "body": end, "more_body": False})
+
+    async def _ping(self, send: Send) -> None:
+        """Send a comment whenever there has been no event for a while."""
+        while True:
+            await asyncio.sleep(PING_SECONDS - (time.monotonic() - self._sent))
+            if time.monotonic() - self._sent >= PING_SECONDS:
+                self._sent = time.monotonic()
+                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
 
 
 def _event(content: Any) -> bytes:
     return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+
+def _named_event(content: Any) -> bytes:
+    return f"event: {content['type']}\n".encode() + _event(content)
