@@ -43,8 +43,10 @@ def test_a_foreign_page_cannot_start_anything(tiny: Server) -> None:
 
 def test_a_page_let_in_may_call(locked: Server) -> None:
     page = {"Origin": "https://example.com"}
-    preflight = locked.request("OPTIONS", "/v1/completions", headers=page | {"Access-Control-Request-Method": "POST"})
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    preflight = locked.request("OPTIONS", "/v1/completions", headers=page | wanted)
     assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (204, "https://example.com")
+    assert preflight.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
     answer = locked.post("/v1/completions", ASK, headers=page | {"Authorization": f"Bearer {KEY}"})
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "https://example.com")
 

@@ -46,7 +46,7 @@ _LARGEST_KEY = 4096  # bytes of a key's file
 @click.option("--access-log", is_flag=True, help="A line per request on standard error, without any text of it.")
 @loading_options
 def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> None:
-    """Serve models to clients of OpenAI's API, and of llama.cpp's server.
+    """Serve models to clients of OpenAI's and Anthropic's APIs, and of llama.cpp's server.
 
     \b
     nextword serve

@@ -60,9 +60,11 @@ class Guard:
         if origin in self._origins:
             return {
                 "access-control-allow-origin": origin,
-                "access-control-allow-headers": "authorization, content-type, x-api-key",
+                "access-control-allow-headers": headers.get(
+                    "access-control-request-headers", "authorization, content-type, x-api-key"
+                ),
                 "access-control-allow-methods": "GET, POST, OPTIONS",
-                "vary": "origin",
+                "vary": "origin, access-control-request-headers",
             }
         own = origin.lower() in (
             f"http://{headers.get('host', '').lower()}",
