@@ -73,19 +73,17 @@ def counting(models: list[LanguageModel]) -> Iterator[Through]:
 
 def _count(model: LanguageModel, through: Through, patch: pytest.MonkeyPatch) -> None:
     backend = model.engine.backend
-    forward, hidden = backend.forward, backend.hidden
+    forward = backend.forward
 
     def step(batch: Batch) -> Output:
-        through.tokens += len(batch.tokens)
-        through.drawn += len(batch.logit_rows)
+        if len(batch.hidden_rows):
+            through.embedded += len(batch.tokens)
+        else:
+            through.tokens += len(batch.tokens)
+            through.drawn += len(batch.logit_rows)
         return forward(batch)
 
-    def embed(batch: Batch) -> np.ndarray:
-        through.embedded += len(batch.tokens)
-        return hidden(batch)
-
     patch.setattr(backend, "forward", step)
-    patch.setattr(backend, "hidden", embed)
 
 
 Mode = tuple[Task, ScoringConfig, dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -59,18 +60,21 @@ def test_a_client_that_hangs_up_leaves_nothing(own: Server, phase: str) -> None:
 
 
 def test_two_hundred_dropped_connections_leave_nothing(own: Server) -> None:
+    """The threads that parse bodies and prompts, cores + 4 at most, start when they are first needed."""
+
     def resources() -> tuple[int, int]:
         process = Path(f"/proc/{own.process.pid}")
         return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))
 
-    with ThreadPoolExecutor(8) as pool:  # once, so that every thread has been started
+    with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda phase: hang_up(own, phase), PHASES))
         own.until(own.is_idle)
-        before = resources()
+        files, threads = resources()
         phases = list(PHASES) * 17
         list(pool.map(lambda number: hang_up(own, phases[number], number % 2 == 1), range(200)))
     own.until(own.is_idle)
-    own.until(lambda: resources() <= before)
+    own.until(lambda: resources()[0] <= files)
+    assert resources()[1] <= threads + (os.cpu_count() or 1) + 4
 
 
 def test_a_full_queue_says_so(own: Server) -> None:
