@@ -50,7 +50,7 @@ def connected(address: str, folder: Path, text: Path) -> Iterator[RunOnCluster]:
 
 
 def check_address(address: str) -> None:
-    """Raise UsageError for what is no address of a cluster, or without Ray."""
+    """Raise UsageError if `address` is not a cluster address, or Ray is not installed."""
     require("ray", "--cluster")
     host, _, port = address.rpartition(":")
     if address != "auto" and not (host and port.isdecimal() and int(port) < 1 << 16):

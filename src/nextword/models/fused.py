@@ -143,20 +143,13 @@ class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
         rows, dtype = _rows(x), _product_dtype()
-        gates, inverse, y = (
-            rows.new_empty(len(rows), len(up), dtype=dtype),
-            rows.new_empty(len(rows)),
-            torch.empty_like(rows),
-        )
+        gates = rows.new_empty(len(rows), len(up), dtype=dtype)
+        inverse, y = rows.new_empty(len(rows)), torch.empty_like(rows)
         to_gates, to_y = up.to(dtype).t(), down.to(dtype).t()
         for block in _blocks(rows, dtype):
             normed, inverse[block] = kernels.rms_norm_forward(rows[block], gain, eps, dtype)
             torch.mm(normed, to_gates, out=gates[block])
-            h = kernels.swiglu_forward(gates[block])
-            if dtype == rows.dtype:
-                torch.addmm(rows[block], h, to_y, out=y[block])
-            else:
-                torch.add(rows[block], h @ to_y, out=y[block])
+            _add_product(rows[block], kernels.swiglu_forward(gates[block]), to_y, out=y[block])
         ctx.save_for_backward(x, gain, up, down, gates, inverse)
         return y.view(x.shape)
 
@@ -220,13 +213,14 @@ def _product_dtype(otherwise: torch.dtype = torch.float32) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else otherwise
 
 
-def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """`total`, in float32 and 0 if None, + a @ b."""
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """`total` (float32; None is 0) + a @ b, into `out` or else into `total`."""
     if total is None:
         return (a @ b).float()
+    out = total if out is None else out
     if a.dtype == total.dtype:
-        return torch.addmm(total, a, b, out=total)  # not addmm_, which FLOP counters miss
-    return total.add_(a @ b)
+        return torch.addmm(total, a, b, out=out)  # not addmm_, which FLOP counters miss
+    return torch.add(total, a @ b, out=out)
 
 
 def _blocks(rows: Tensor, dtype: torch.dtype) -> list[slice]:

@@ -169,7 +169,7 @@ def _route(path: str) -> tuple[str, Endpoint | None]:
 
 def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:
     if endpoint is None:
-        raise ApiError(404, f"there is no path {path[:200]!r} here. GET /openapi.json lists all")
+        raise ApiError(404, f"unknown path {path[:200]!r}. GET /openapi.json lists every endpoint")
     if method != endpoint.method and not (method == "HEAD" and endpoint.method == "GET"):
         error = of_status(405)
         error.headers["allow"] = endpoint.method

@@ -28,7 +28,7 @@ class Service:
         self.draining = False
         self.report: Callable[[Exception], None] = lambda error: None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._rung = False
+        self._wake_pending = False
 
     def start(self) -> None:
         """Deliver results to the running event loop."""
@@ -36,15 +36,15 @@ class Service:
 
     def on_step(self) -> None:
         """Tell the event loop that the engine made a step. Called by the engine's thread."""
-        if self._loop is not None and not self._rung:
-            self._rung = True
+        if self._loop is not None and not self._wake_pending:
+            self._wake_pending = True
             try:
                 self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError:  # the loop has ended
                 self._loop = None
 
     def _wake(self) -> None:
-        self._rung = False
+        self._wake_pending = False
         for call in self.calls:
             call.news.set()
 

@@ -36,7 +36,7 @@ async def models(call: Call, body: None) -> Response:
 async def one_model(call: Call, body: None, id: str) -> Response:
     """One model."""
     if id not in call.service.models.ids:
-        raise ApiError(404, f"there is no model {id!r} here. GET /v1/models lists them", "model")
+        raise ApiError(404, f"unknown model {id!r}. GET /v1/models lists the available ones", "model")
     return answer(_model(call, id))
 
 

@@ -16,7 +16,7 @@ _ERRORS = {
     "400": "The body is not what the endpoint takes",
     "401": "No API key, or a wrong one",
     "403": "A foreign Host or Origin",
-    "404": "There is no such path or model",
+    "404": "Unknown path or model",
     "405": "The path takes another method",
     "408": "The body did not arrive in time",
     "413": "The body is too large",
