@@ -68,7 +68,7 @@ def test_an_error_advises_only_what_there_is_in_chat(
 
 
 def test_a_conversation_beyond_the_context_goes_on_once_it_is_forgotten(talker: Path) -> None:
-    conversation = Conversation(local_speaker(nextword.load(talker)), {"max_tokens": 4})
+    conversation = Conversation(local_speaker(nextword.load(talker)), {"max_tokens": 4, "temperature": 0.0})
     list(conversation.answer("x" * 400))
     with pytest.raises(UsageError, match="/reset"):
         list(conversation.answer("y" * 400))
