@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from nextword.cli._pictures import bar, heat, next_picture, probability_table
+from nextword.cli._pictures import bar, next_picture, probability_table
 from nextword.engine.display import percent, rows, visible
 from nextword.engine.results import Alternative, Completion, NextTokenDistribution, Timings, Token
 from nextword.engine.sampling_params import SamplingParams
@@ -144,12 +144,6 @@ def test_a_bar_is_as_long_as_its_share(share, room):
     assert abs(len(bar(share, room)) - share * room) <= 1
     assert bool(bar(share, room)) == (share > 0)
     assert abs(len(bar(share, room, unicode=False)) - share * room) <= 1
-
-
-def test_colours_go_from_cold_to_hot():
-    assert len({heat(t) for t in (0.25, 0.5, 1, 2, 4)}) == 5
-    assert heat(0) == heat(0.01) == heat(0.25)
-    assert heat(100) == heat(4)
 
 
 def _completion(temperature: float) -> Completion:

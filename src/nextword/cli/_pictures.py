@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from ..base.pictures import heat
 from ..engine.display import Row, bits, label, mass, percent, rows, visible
 from ..engine.results import Alternative, Completion, NextTokenDistribution, Token
 from ..engine.sampling_params import SamplingParams
+from ..plots.theme import LIGHT, heat
 from ._console import draws_unicode, output
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -88,7 +88,7 @@ def _block(
 ) -> Text:
     """The lines of the temperatures in `block`."""
     panels = distributions[block]
-    colours = [heat(panel.temperature) for panel in panels]
+    colours = [LIGHT[heat(panel.temperature)] for panel in panels]
     full = max((share for row in shown for share in row.shares if share is not None), default=1.0)
     lines = []
 
