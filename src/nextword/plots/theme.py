@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 LIGHT = {
     "background": "#ffffff", "ink": "#1d2430", "grey": "#5b6678", "pale": "#dfe3ea",
-    "blue": "#2272e2", "orange": "#d9781b", "green": "#277b4c", "red": "#d72920", "purple": "#9146a9", "cyan": "#369ebd",
+    "blue": "#2272e2", "orange": "#d9781b", "green": "#277b4c",
+    "red": "#d72920", "purple": "#9146a9", "cyan": "#369ebd",
 }  # fmt: skip
 DARK = {
     "background": "#14181f", "ink": "#e6e9ef", "grey": "#a3adbd", "pale": "#333c4a",
-    "blue": "#5880fd", "orange": "#eca240", "green": "#78c396", "red": "#eb6956", "purple": "#ca8adb", "cyan": "#55d8f1",
+    "blue": "#5880fd", "orange": "#eca240", "green": "#78c396",
+    "red": "#eb6956", "purple": "#ca8adb", "cyan": "#55d8f1",
 }  # fmt: skip
 SERIES = ("blue", "orange", "cyan", "red", "purple", "green")  # neighbours differ most under colour blindness
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -32,12 +34,12 @@ def css() -> str:
 
     A page follows the system, or `data-theme="light"` or `"dark"` on its root element.
     """
-    light, dark = (_properties(own) for own in (LIGHT, DARK))
+    light, dark = (f"color-scheme: {name}; {_properties(THEMES[name])}" for name in ("light", "dark"))
     fonts = f"--font: {FONT}; --monospace: {MONOSPACE};"
     return (
-        f":root {{ color-scheme: light; {light} {fonts} }}\n"
-        f"@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ color-scheme: dark; {dark} }} }}\n"
-        f":root[data-theme=dark] {{ color-scheme: dark; {dark} }}\n"
+        f":root {{ {light} {fonts} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ {dark} }} }}\n"
+        f":root[data-theme=dark] {{ {dark} }}\n"
     )
 
 
