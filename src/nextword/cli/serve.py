@@ -83,7 +83,7 @@ def _key(given: str | None, file: str | None) -> str | None:
 
 
 def _greet(address: str, service: Service) -> None:
-    """The address, the memory it may take, and a line to try it with."""
+    """The address, the memory it may take, a line to try it with, and the playground's page."""
     [model] = service.models.loaded.values()
     cache = format_bytes(model.engine.cache_bytes)
     click.echo(f"Serving {model.id} at {address}/v1, with up to {cache} for keys and values. Ctrl-C ends.")
@@ -94,3 +94,4 @@ def _greet(address: str, service: Service) -> None:
     else:
         path = "chat/completions"
     click.echo(f"curl {address}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'")
+    click.echo(f"Playground: {address}/")

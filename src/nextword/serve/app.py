@@ -34,6 +34,7 @@ from .bodies import (
 from .call import Call, Service
 from .errors import ApiError, of_status
 from .guard import Guard, check_body, too_large
+from .pages import Pages, is_page
 from .requests import as_api_error
 
 BODY_SECONDS = 60.0  # for a body to arrive
@@ -96,7 +97,7 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._guard = Guard(service.config)
+        self._guard, self._pages = Guard(service.config), Pages()
         service.report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,6 +122,9 @@ class App:
             exchange.cors = self._guard.check(method, path, exchange.headers)
             if method == "OPTIONS" and exchange.cors:
                 await exchange.send(Response(status_code=204))
+                return
+            if method in ("GET", "HEAD") and (page := self._pages.answer(path, exchange.headers)):
+                await exchange.send(page)
                 return
             endpoint = _allowed(endpoint, method, path)
             data = b""
@@ -164,7 +168,7 @@ def _route(path: str) -> tuple[str, Endpoint | None]:
     if path.startswith(_MODELS_PREFIX) and path != _MODELS_PREFIX:
         path = "/v1/models/{id}"
     endpoint = ENDPOINTS.get(path)
-    return (path if endpoint else "other"), endpoint
+    return (path if endpoint else "page" if is_page(path) else "other"), endpoint
 
 
 def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from .bodies import LARGEST_BODY
 from .config import ServeConfig, is_loopback
 from .errors import ApiError
+from .pages import is_page
 
 HEALTH = ("/health", "/v1/health")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -36,7 +37,7 @@ class Guard:
         cors = self._check_origin(method, headers)
         if method == "OPTIONS" and cors and "access-control-request-method" in headers:
             return cors  # a preflight, which cannot carry a key
-        if path not in HEALTH:
+        if path not in HEALTH and not is_page(path):
             self._check_key(headers, cors)
         return cors
 
