@@ -47,6 +47,14 @@ def parse_count(text: str, what: str = "count") -> float:
     return _quantity(cleaned, text, what, _COUNTS, "1B, 7b, 350M, 20k, 1.3e9")
 
 
+def parse_whole(text: str, what: str, least: int, most: int) -> int:
+    """A whole number within limits: "8192", "8k", "1e9", "1_000"."""
+    number = 0.0 if text.strip() == "0" else parse_count(text, what)
+    if number != int(number) or not least <= number <= most:
+        raise UsageError(f"{what} {text.strip()}: give a whole number from {least:,} to {most:,}")
+    return int(number)
+
+
 def parse_bytes(text: str, what: str = "size") -> float:
     """Bytes: "80GB", "24 GiB", "2 TB", "512m"."""
     return _quantity(text, text, what, _BYTES, "80GB, 24 GiB, 2 TB, 5e9")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from ..base import units
 from ..plan import Figure
+from ..plan.figure import plain
 from ._console import draws_unicode, emit_json, output
 from ._table import plain_table
 
@@ -42,22 +42,6 @@ def emit(result: Any, sections: Callable[[], Iterable[Section]], *, as_json: boo
         for section in shown:
             if section.figures:
                 _explain(section, console)
-
-
-def plain(value: Any) -> Any:
-    """Plain data for JSON: a dataclass is an object of its fields, properties and `units`; a figure has its formula."""
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if not is_dataclass(value):
-        return value
-    names = [field.name for field in fields(value)]
-    names += [name for name, _ in inspect.getmembers(type(value), lambda member: isinstance(member, property))]
-    units = {"units": value.units} if hasattr(value, "units") else {}
-    return {name: plain(getattr(value, name)) for name in names} | units
 
 
 def line(text: str, style: str = "") -> Section:

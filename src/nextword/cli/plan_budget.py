@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..base import UsageError, units
-from ..plan import BudgetPlan, Device, budget_from, parameters, plan_budget
+from ..plan import BudgetPlan, Device, parameters, questions
 from ._console import as_shown
 from ._options import OUTPUT_FILE
 from ._sections import Section, emit, facts, formulas, line, warning
@@ -43,9 +44,8 @@ from .plan_options import (
               help="Write a configuration for nextword train --config.")  # fmt: skip
 @output_options
 def command(
-    flops: float | None, minutes: float | None, hours: float | None, days: float | None, dollars: float | None,
-    price: float | None, devices: tuple[int, Device] | None, mfu: float, law: str, tokens_available: float | None,
-    inference_tokens: float | None, out: Path | None, explain: bool, as_json: bool, plot: Path | None,
+    devices: tuple[int, Device] | None, out: Path | None, explain: bool, as_json: bool, plot: Path | None,
+    **budget: Any,
 ) -> None:  # fmt: skip
     """The optimal parameters and tokens for a budget by every law, the loss, and a concrete model to train.
 
@@ -58,15 +58,7 @@ def command(
       nextword plan budget --dollars 500 --devices h100 --price 2.5
       nextword plan budget --minutes 30 --devices this --out run.toml
     """
-    seconds = _only_one(flops, {"--minutes": minutes, "--hours": hours, "--days": days}, dollars, price)
-    count, device = devices or (1, find_device("this" if minutes is not None else "h100"))
-    if not 0 < mfu <= 1:
-        raise UsageError(f"--mfu is a share between 0 and 1, not {mfu}")
-    compute = budget_from(
-        compute=flops, seconds=seconds, dollars=dollars, price=price, device=device, devices=count, mfu=mfu
-    )
-    plan = plan_budget(compute, by=law, device=device, devices=count, mfu=mfu, tokens_available=tokens_available,
-                       inference_tokens=inference_tokens)  # fmt: skip
+    plan = questions.budget(devices, find_device, **budget)
     emit(plan, lambda: _sections(plan), as_json=as_json, explain=explain)
     if out is not None:
         _write(plan, out, as_json)
@@ -74,19 +66,6 @@ def command(
         from ..plan.pictures import draw_surface
 
         draw_surface(plan, plot)
-
-
-def _only_one(
-    flops: float | None, times: dict[str, float | None], dollars: float | None, price: float | None
-) -> float | None:
-    """The given time, if it is the budget. Raises UsageError unless exactly one budget is given."""
-    given = [name for name, value in {"--flops": flops, **times, "--dollars": dollars}.items() if value is not None]
-    if len(given) != 1:
-        what = "no budget is given" if not given else f"{' and '.join(given)} are separate budgets"
-        raise UsageError(f"{what}; give one of --flops, --minutes, --hours, --days, --dollars (with --price)")
-    if dollars is not None and price is None:
-        raise UsageError("--dollars needs the price per device hour, such as --price 2.5")
-    return next((value for value in times.values() if value is not None), None)
 
 
 def _write(plan: BudgetPlan, out: Path, quiet: bool) -> None:

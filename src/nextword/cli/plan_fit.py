@@ -9,14 +9,16 @@ from typing import Any
 import click
 
 from ..base import units
-from ..plan import Device, Diagnosis, diagnose
+from ..plan import Device, Diagnosis, questions
+from ..plan.figure import plain
 from ..plan.fit_search import Change, Remedy
+from ..plan.questions import PlannedModel
 from ..spec import ModelKind
-from ._plan_model import PlannedModel, planned_model
-from ._sections import Section, emit, formulas, line, plain
+from ._plan_model import model_sections, planned_model
+from ._sections import Section, emit, formulas, line
 from ._table import plain_table
 from .plan_options import devices_option, model_argument, output_options, training_options
-from .plan_train import setup_line, training
+from .plan_train import setup_line
 
 _SHOWN = 8
 
@@ -40,7 +42,7 @@ def command(
       nextword plan fit llama-3-8b --devices 8xh100
     """
     about = planned_model(model, params, arch)
-    plan = diagnose(about.spec, training(about, setup, devices), devices[1])
+    plan = questions.fit(about, devices, **setup)
     emit({"model": about, **plain(plan)}, lambda: _sections(about, plan), as_json=as_json, explain=explain)
     if plot is not None:
         from ..plan.pictures import draw_remedies
@@ -49,7 +51,7 @@ def command(
 
 
 def _sections(about: PlannedModel, plan: Diagnosis) -> Iterator[Section]:
-    description, *_ = about.sections()
+    description, *_ = model_sections(about)
     yield description
     yield setup_line(plan.setup)
     yield line("")

@@ -9,11 +9,14 @@ import click
 from rich.columns import Columns
 
 from ..base import units
-from ..plan import Device, Serving
-from ..plan.serving import BITS, LONGEST, InferencePlan, OnDevice, plan_inference
+from ..plan import questions
+from ..plan.figure import plain
+from ..plan.hardware import split_names
+from ..plan.questions import PlannedModel
+from ..plan.serving import BITS, LONGEST, InferencePlan, OnDevice
 from ..spec import ModelKind
-from ._plan_model import PlannedModel, planned_model
-from ._sections import Section, bars, emit, formulas, line, plain, warning
+from ._plan_model import model_sections, planned_model
+from ._sections import Section, bars, emit, formulas, line, warning
 from ._table import plain_table
 from .plan_options import ROWS, context_option, find_device, model_argument, output_options
 
@@ -44,31 +47,19 @@ def command(
       nextword plan inference smollm2-135m-instruct --devices this --explain
     """
     about = planned_model(model, params, arch)
-    stored = about.stored_bytes if dtype is None else None
-    use = Serving(batch_size, about.context(context), dtype or "bf16", kv_dtype, stored,
-                  about.expert_bits if stored else None)  # fmt: skip
-    plan = plan_inference(about.spec, use, _devices(devices))
+    plan = questions.inference(about, [find_device(name) for name in split_names(devices)], batch_size=batch_size,
+                               context=context, dtype=dtype, kv_dtype=kv_dtype)  # fmt: skip
     emit({"model": about, **plain(plan)}, lambda: _sections(about, plan), as_json=as_json, explain=explain)
     if plot is not None:
         from ..plan.pictures import draw_memory
 
-        title = f"{about.name} in use, batch {use.batch:,}, context {use.context:,}"
+        title = f"{about.name} in use, batch {plan.use.batch:,}, context {plan.use.context:,}"
         draw_memory(plan.devices[0].memory, [row.device for row in plan.devices], title, plot)
-
-
-def _devices(names: str) -> list[Device]:
-    """Devices from a comma-separated list; the commas of NAME=MEMORY,BANDWIDTH,SPEED are kept."""
-    devices, pieces = [], names.split(",")
-    while pieces:
-        take = 3 if "=" in pieces[0] else 1
-        devices.append(find_device(",".join(pieces[:take])))
-        pieces = pieces[take:]
-    return list(dict.fromkeys(devices))
 
 
 def _sections(about: PlannedModel, plan: InferencePlan) -> Iterator[Section]:
     use, first = plan.use, plan.devices[0]
-    yield from about.sections()
+    yield from model_sections(about)
     yield line("")
     sizes = [f"{name} {units.format_bytes(weights.value)}" for name, weights in plan.weights.items()]
     if about.stored_bytes is not None:

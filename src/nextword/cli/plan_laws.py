@@ -11,11 +11,12 @@ import click
 
 from ..base import UsageError, units
 from ..plan import Optimum, fit_law, optima, read_runs
+from ..plan.figure import plain
 from ..plan.fit_methods import MOST_RUNS, Method
 from ..plan.fitting import Interval, LawFit, believed, outlier_remark
 from ..plan.laws import LAWS
 from ._console import messages
-from ._sections import Section, emit, formulas, line, plain, warning
+from ._sections import Section, emit, formulas, line, warning
 from ._table import plain_table
 from .plan_options import FLOPS, WholeNumber, output_options
 

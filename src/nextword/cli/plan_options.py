@@ -7,22 +7,18 @@ from typing import Any, get_args
 
 import click
 
-from ..base import UsageError, units
-from ..base.errors import closest
+from ..base import units
 from ..plan import Device
 from ..plan.activations import Kernel
 from ..plan.compute import Recompute
 from ..plan.hardware import device, split_count
 from ..plan.laws import DEFAULT as DEFAULT_LAW
-from ..plan.shapes import LORA_TARGETS
+from ..plan.questions import LONGEST_CONTEXT, MOST_SEQUENCES, lora_matrices
 from ..plan.states import BASES, Optimizer, Precision, Shard
 from ..plan.training import DEVICES_PER_MACHINE, MFU
 from ..spec import ModelKind
 from ..weights.catalogue import cache_folder
 from ._options import PICTURE, stack
-
-LONGEST_CONTEXT = 1 << 27
-MOST_SEQUENCES = 1 << 24
 
 
 class Quantity(click.ParamType[float]):
@@ -46,15 +42,7 @@ class WholeNumber(click.ParamType[int]):
         self.least, self.most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        what = param.opts[0] if param else self.name
-        if isinstance(value, int):
-            number = float(value)
-        else:
-            text = str(value).strip()
-            number = 0.0 if text == "0" else units.parse_count(text, what)
-        if number != int(number) or not self.least <= number <= self.most:
-            raise UsageError(f"{what} {str(value).strip()}: give a whole number from {self.least:,} to {self.most:,}")
-        return int(number)
+        return units.parse_whole(str(value), param.opts[0] if param else self.name, self.least, self.most)
 
 
 COUNT = Quantity("COUNT", units.parse_count)
@@ -64,16 +52,6 @@ TOKENS = WholeNumber(2, LONGEST_CONTEXT)
 VOCABULARY = WholeNumber(257, 1 << 20)  # of a byte-level tokenizer: every byte and the end of the text
 FLOPS = Quantity("FLOPS", units.parse_flops)
 MONEY = Quantity("MONEY", units.parse_money)
-
-
-def _targets(context: click.Context, option: click.Parameter, names: str | None) -> tuple[str, ...]:
-    """Names of matrices from a comma-separated list."""
-    targets = tuple(dict.fromkeys(name.strip().lower() for name in names.split(","))) if names is not None else ()
-    for name in targets:
-        if name not in (*LORA_TARGETS, "all"):
-            known = ", ".join((*LORA_TARGETS, "all"))
-            raise UsageError(f"--lora-targets: {name!r} is not a matrix.{closest(name, LORA_TARGETS)} Known: {known}")
-    return targets
 
 
 def duration_in(unit: str) -> Quantity:
@@ -134,16 +112,16 @@ law_option = click.option(
     "--law", default=DEFAULT_LAW.name, show_default=True, metavar="NAME", help="Law whose optimum is chosen."
 )
 training_options = stack(
-    click.option("--micro-batch", "batch", type=ROWS, default=1, show_default=True, metavar="N",
+    click.option("--micro-batch", type=ROWS, default=1, show_default=True, metavar="N",
                  help="Sequences per device at a time."),
     context_option,
     click.option("--optimizer", type=choice(Optimizer), default="adamw", show_default=True),
-    click.option("--train-dtype", "precision", type=choice(Precision), default=None,
+    click.option("--train-dtype", type=choice(Precision), default=None,
                  help="mixed: bf16 with float32 master weights; amp: torch.autocast; bf16: nothing in float32."
                  " Default: mixed; fp32 on `this` CPU."),
     click.option("--recompute", type=choice(Recompute), default="none", show_default=True,
                  help="Activations recomputed in the backward pass."),
-    click.option("--attention", "kernel", type=choice(Kernel), default="flash", show_default=True,
+    click.option("--attention", type=choice(Kernel), default="flash", show_default=True,
                  help="plain stores the attention matrix; flash does not."),
     click.option("--loss", type=click.Choice(["whole", "chunked"]), default="whole", show_default=True,
                  help="chunked never holds all logits."),
@@ -154,7 +132,8 @@ training_options = stack(
     click.option("--lora", type=WholeNumber(0, 1 << 16), default=0, metavar="RANK",
                  help="Train adapters of this rank; the rest is frozen. Default: on every matrix of the layers as"
                  " nextword train has them (queries, keys and values are one, gate and up are one)."),
-    click.option("--lora-targets", default=None, metavar="NAMES", callback=_targets,
+    click.option("--lora-targets", default="", metavar="NAMES",
+                 callback=lambda context, option, names: lora_matrices(names) if names else (),
                  help="Separate adapters for these matrices, as in PEFT: q,k,v,o,gate,up,down or all."),
     click.option("--base", type=click.Choice(list(BASES)), default="bf16", show_default=True,
                  help="Type of the frozen weights with --lora."),

@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from ..base import UsageError, units
-from ..plan import Device, Training, parameters
+from ..base import units
+from ..plan import Device, Training, questions
+from ..plan.figure import plain
 from ..plan.laws import TOKENS_A_PARAMETER
-from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, TrainingPlan, plan_training
+from ..plan.questions import PlannedModel
+from ..plan.training import TrainingPlan
 from ..spec import ModelKind
-from ._plan_model import PlannedModel, planned_model
-from ._sections import Section, bars, emit, facts, formulas, line, plain
+from ._plan_model import model_sections, planned_model
+from ._sections import Section, bars, emit, facts, formulas, line
 from .plan_options import (
     COUNT,
     devices_option,
@@ -24,8 +26,6 @@ from .plan_options import (
     price_option,
     training_options,
 )
-
-_ADAPTING = 10e6  # tokens; adapters need a few thousand examples
 
 
 @click.command(name="train")
@@ -52,32 +52,14 @@ def command(
       nextword plan train llama-3-8b --lora 16 --base nf4 --devices rtx4090 --price 0.4
     """
     about = planned_model(model, params, arch)
-    run = training(about, setup, devices)
-    by_rule = tokens is None and not run.lora
-    seen = tokens or (_ADAPTING if run.lora else float(TOKENS_A_PARAMETER * parameters(about.spec).total))
-    plan = plan_training(about.spec, run, devices[1], seen, mfu, price)
+    plan = questions.train(about, devices, tokens=tokens, mfu=mfu, price=price, **setup)
+    by_rule = tokens is None and not plan.setup.lora
     emit({"model": about, **plain(plan)}, lambda: _sections(about, plan, by_rule), as_json=as_json, explain=explain)
     if plot is not None:
         from ..plan.pictures import draw_memory
 
-        title = f"{about.name} in training, batch {run.batch:,} x {run.context:,}"
+        title = f"{about.name} in training, batch {plan.setup.batch:,} x {plan.setup.context:,}"
         draw_memory(plan.memory, [plan.device], title, plot)
-
-
-def training(about: PlannedModel, setup: dict[str, Any], devices: tuple[int, Device]) -> Training:
-    """`training_options` and --devices as a Training."""
-    count, device = devices
-    if setup["lora_targets"] and not setup["lora"]:
-        raise UsageError("--lora-targets needs --lora; give a rank, such as --lora 16")
-    return Training(
-        **{key: value for key, value in setup.items() if key not in ("context", "loss", "precision")},
-        devices=count,
-        precision=setup["precision"] or ("fp32" if device.is_cpu else "mixed"),
-        fragmentation=CPU_FRAGMENTATION if device.is_cpu else FRAGMENTATION,
-        context=about.context(setup["context"]),
-        chunked_loss=setup["loss"] == "chunked",
-        runtime=device.runtime,
-    )
 
 
 def setup_line(run: Training) -> Section:
@@ -97,7 +79,7 @@ def setup_line(run: Training) -> Section:
 
 
 def _sections(about: PlannedModel, plan: TrainingPlan, tokens_by_rule: bool) -> Iterator[Section]:
-    yield from about.sections()
+    yield from model_sections(about)
     yield setup_line(plan.setup)
     yield line("")
     yield bars(f"memory on each {plan.device.title}", plan.memory.parts)

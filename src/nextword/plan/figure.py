@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import CodeType
 from typing import Any
@@ -52,6 +53,7 @@ class Figure:
             "value": self.value,
             "unit": self.unit,
             "formula": self.formula,
+            "filled": self.filled(),
             "inputs": dict(self.inputs),
             "source": self.source,
         }
@@ -76,6 +78,22 @@ class Parts:
     def part(self, name: str) -> float:
         """The sum of the parts with that name."""
         return sum(part.value for part in self.parts if part.name == name)
+
+
+def plain(value: Any) -> Any:
+    """Plain data for JSON: a dataclass is an object of its fields, properties and `units`; a figure has its formula."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    names = [field.name for field in fields(value)]
+    names += [name for name, _ in inspect.getmembers(type(value), lambda member: isinstance(member, property))]
+    units = {"units": value.units} if hasattr(value, "units") else {}
+    return {name: plain(getattr(value, name)) for name in names} | units
 
 
 @cache

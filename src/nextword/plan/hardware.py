@@ -84,6 +84,16 @@ def split_count(text: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
+def split_names(text: str) -> list[str]:
+    """The names of a comma-separated list of devices; the commas of NAME=MEMORY,BANDWIDTH,SPEED are kept."""
+    names, pieces = [], text.split(",")
+    while pieces:
+        take = 3 if "=" in pieces[0] else 1
+        names.append(",".join(pieces[:take]))
+        pieces = pieces[take:]
+    return names
+
+
 @cache
 def devices() -> dict[str, Device]:
     """All named devices."""
