@@ -6,15 +6,14 @@ from pathlib import Path
 
 from ..base import UsageError, units
 from ..base.errors import closest
-from ..families import spec_from_config, spec_from_dict
+from ..families import spec_from_dict
 from ..families.published import known_models
 from ..plan import RunConfig, parameters
-from ..plan.questions import PlannedModel, published_model, sized_model
-from ..plan.serving import published_bytes
+from ..plan.questions import PlannedModel, sized_model
 from ..spec import ModelKind
 from ..weights.catalogue import check_folder
 from ..weights.json_file import read_json
-from ..weights.planned import model_by_name, model_of_gguf
+from ..weights.planned import model_by_name, model_of_config, model_of_gguf
 from ._sections import Section, formulas, line
 
 
@@ -56,9 +55,7 @@ def _from_json(name: str, path: Path) -> PlannedModel:
     data = read_json(path)
     if "kind" in data and "model_type" not in data:
         return PlannedModel(name, spec_from_dict(data, str(path)))
-    stored = sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) if path.name == "config.json" else 0
-    spec = spec_from_config(data, str(path))
-    return PlannedModel(name, spec, stored) if stored else published_model(name, spec, published_bytes(data, spec))
+    return model_of_config(name, path, data)
 
 
 def _existing(model: str, path: Path) -> Path:

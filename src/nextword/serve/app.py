@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..base import printable
-from . import chat, completions, embeddings, info, messages, native, responses
+from . import chat, completions, embeddings, info, messages, native, planning, responses
 from .bodies import (
     LARGEST_BODY,
     ChatBody,
@@ -26,6 +26,7 @@ from .bodies import (
     MessagesBody,
     NativeBody,
     NextBody,
+    PlanBody,
     ResponsesBody,
     TemplateBody,
     TokenizeBody,
@@ -46,7 +47,7 @@ class Endpoint:
     """A function that answers, the type of the body it takes (None for GET), and how it shows a failure."""
 
     answer: Callable[..., Awaitable[Response]]
-    body: type[Any] | None = None
+    body: Any = None
     error: Callable[[Exception], ApiError] = as_api_error
 
     @property
@@ -81,6 +82,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/responses": Endpoint(responses.responses, ResponsesBody, responses.as_error),
     "/v1/embeddings": Endpoint(embeddings.embeddings, EmbeddingsBody),
     "/v1/next": Endpoint(info.next_token, NextBody),
+    "/v1/plan": Endpoint(planning.plan, PlanBody),
+    "/v1/plan/names": Endpoint(planning.names),
     "/tokenize": Endpoint(info.tokenize, TokenizeBody),
     "/detokenize": Endpoint(info.detokenize, DetokenizeBody),
     "/apply-template": Endpoint(info.apply_template, TemplateBody),

@@ -9,6 +9,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from ..plan.activations import Kernel
+from ..plan.compute import Recompute
+from ..plan.states import Optimizer, Precision, Shard
+from ..spec import ModelKind
 from .errors import ApiError, of_validation
 
 MOST_PROMPTS = 64
@@ -242,6 +246,70 @@ class EmbeddingsBody(Struct, kw_only=True):
     pooling: Literal["mean", "last"] = "mean"
     model: str | None = None
     user: str | None = None
+
+
+Number = Annotated[float, Meta(gt=0, le=1e40)] | Annotated[str, Meta(min_length=1, max_length=64)]
+Whole = Annotated[int, Meta(ge=1, le=2**53)] | Annotated[str, Meta(min_length=1, max_length=64)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class PlanQuestion(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="question"):
+    """POST /v1/plan: the options of `nextword plan`; a number may be a text with a unit, as there: "8k", "3 days".
+
+    The model is a name of the catalogue or of a served model, or `params`, or a whole ModelSpec as `spec`.
+    """
+
+    devices: Name | None = None
+
+
+class ModelQuestion(PlanQuestion, kw_only=True):
+    model: Name | None = None
+    params: Number | None = None
+    arch: ModelKind | None = None
+    spec: dict[str, Any] | None = None
+    context: Whole | None = None
+
+
+class InferenceQuestion(ModelQuestion, kw_only=True, tag="inference"):
+    batch_size: Whole | None = None
+    dtype: Name | None = None
+    kv_dtype: Name | None = None
+
+
+class FitQuestion(ModelQuestion, kw_only=True, tag="fit"):
+    micro_batch: Whole | None = None
+    optimizer: Optimizer | None = None
+    train_dtype: Precision | None = None
+    recompute: Recompute | None = None
+    attention: Kernel | None = None
+    loss: Literal["whole", "chunked"] | None = None
+    shard: Shard | None = None
+    per_machine: Whole | None = None
+    lora: Whole | None = None
+    lora_targets: Name | None = None
+    base: Name | None = None
+
+
+class TrainQuestion(FitQuestion, kw_only=True, tag="train"):
+    tokens: Number | None = None
+    mfu: Share | None = None
+    price: Number | None = None
+
+
+class BudgetQuestion(PlanQuestion, kw_only=True, tag="budget"):
+    flops: Number | None = None
+    minutes: Number | None = None
+    hours: Number | None = None
+    days: Number | None = None
+    dollars: Number | None = None
+    price: Number | None = None
+    mfu: Share | None = None
+    law: Name | None = None
+    tokens_available: Number | None = None
+    inference_tokens: Number | None = None
+
+
+PlanBody = InferenceQuestion | TrainQuestion | FitQuestion | BudgetQuestion
 
 
 def decode(body: bytes, kind: type[Body]) -> Body:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from ..engine import CompletionHandle, Request, Token
@@ -26,6 +27,7 @@ class Service:
         self.metrics = Metrics(self)
         self.calls: dict[Call, None] = {}
         self.draining = False
+        self.calculator = ThreadPoolExecutor(1)
         self.report: Callable[[Exception], None] = lambda error: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake_pending = False
@@ -95,6 +97,10 @@ class Call:
     async def prepare(self, work: Callable[[], Result]) -> Result:
         """Run work that takes a while in a thread: tokenizing, templates, grammars."""
         return await asyncio.to_thread(work)
+
+    async def compute(self, work: Callable[[], Result]) -> Result:
+        """Run a calculation in the one thread of all of them, so that they never take more than a core."""
+        return await asyncio.get_running_loop().run_in_executor(self.service.calculator, work)
 
     def hold(self, handle: AnyHandle) -> AnyHandle:
         """Let a request to the engine end with this call. Callable from any thread."""

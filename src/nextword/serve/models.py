@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from ..base import NextwordError, RunError, UsageError
 from ..base.units import format_bytes
 from ..engine import Engine, LanguageModel, LoadConfig, Worker
 from ..engine.loading import load_weights
+from ..plan.questions import PlannedModel
 from ..text import Tokenizer
+from ..weights.catalogue import check_folder
+from ..weights.planned import model_at, model_by_name
 from .config import ServeConfig
 from .errors import ApiError
 
@@ -91,6 +94,13 @@ class Models:
 
     def release(self, model: Model) -> None:
         model.users -= 1
+
+    def planned(self, id: str) -> PlannedModel | None:
+        """A served model's shape and size, from the headers of its files; nothing is downloaded for it."""
+        path = self.loaded[id].lm.loaded.path if id in self.loaded else Path(self._names[id]).expanduser()
+        if not path.exists():
+            return model_by_name(self._names[id])
+        return replace(model_at(id, check_folder(path) if path.is_dir() else path), name=id)
 
     def _open(self, id: str) -> Model:
         loaded = load_weights(self._names[id], self._loading)

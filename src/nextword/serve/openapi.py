@@ -49,7 +49,7 @@ _STREAMS = ("completions", "chat", "completion", "messages", "responses")  # end
 def describe(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
     """The server in OpenAPI 3.1."""
     bodies = {endpoint.body for endpoint in endpoints.values() if endpoint.body is not None}
-    ordered = sorted(bodies, key=lambda body: body.__name__)
+    ordered = sorted(bodies, key=str)
     references, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     schema_of = dict(zip(ordered, references, strict=True))
     return {
@@ -64,7 +64,7 @@ def describe(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
     }
 
 
-def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[type, dict[str, Any]]) -> dict[str, Any]:
+def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
     name = endpoint.answer.__name__
     kinds = _TYPES.get(path, ("application/json", *(("text/event-stream",) if name in _STREAMS else ())))
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
