@@ -1,11 +1,12 @@
-"""Random schedules: requests of all kinds that come, go, are cancelled and run out of pages."""
+"""Random schedules: requests of all kinds that come, go, pause, are cancelled and run out of pages."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from nextword.base import UsageError
-from nextword.engine import Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
+from nextword.engine import CompletionHandle, Engine, LogitsRequest, Request, SamplingParams, ScoreRequest, StopConfig
 from nextword.engine.handles import Handle
 from nextword.engine.request import AnyRequest
 
@@ -17,8 +18,9 @@ def random_request(rng: random.Random, beginning: list[int], number: int, vocabu
         sampling = SamplingParams(seed=number, temperature=rng.choice([0, 1]), frequency_penalty=rng.choice([0, 0.5]))
         stop = StopConfig(rng.randrange(1, 20), stop=("ab",))
         return Request(
-            prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3])
-        )
+            prompt, sampling, stop, rng.choice([1, 1, 3]), rng.choice([0, 2]), None, None, rng.choice([0, 3]),
+            buffer=rng.choice([None, 1, 5]),
+        )  # fmt: skip
     if kind < 0.9:
         continuations = [
             tuple(rng.choices(range(vocabulary), k=rng.randrange(1, 5))) for _ in range(rng.randrange(1, 4))
@@ -28,7 +30,7 @@ def random_request(rng: random.Random, beginning: list[int], number: int, vocabu
 
 
 def run_schedule(engine: Engine, rng: random.Random, vocabulary: int, requests: int = 14) -> list[Handle]:
-    """Submit `requests` between steps, cancel some, and run the engine until nothing is left."""
+    """Submit `requests` between steps, take tokens now and then, cancel some, and run until nothing is left."""
     beginning = rng.choices(range(vocabulary), k=30)
     handles: list[Handle] = []
     for number in range(requests):
@@ -41,6 +43,18 @@ def run_schedule(engine: Engine, rng: random.Random, vocabulary: int, requests: 
             engine.step()
         if handles and rng.random() < 0.2:
             rng.choice(handles).cancel()
-    while engine.step():
+        if rng.random() < 0.2:
+            take(handles)
+    while engine.step() or take(handles):
         pass
     return handles
+
+
+def take(handles: list[Handle]) -> int:
+    """Take all new tokens, and count them."""
+    return sum(len(handle.take()) for handle in handles if isinstance(handle, CompletionHandle))
+
+
+def unpaused(request: AnyRequest) -> AnyRequest:
+    """A request that pauses for nobody."""
+    return replace(request, buffer=None) if isinstance(request, Request) else request

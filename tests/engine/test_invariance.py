@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_backend import FakeTokenizer
-from schedules import run_schedule
+from schedules import run_schedule, unpaused
 
 from handle_results import result
 from nextword import native
@@ -59,7 +59,7 @@ def engine_of(model: Model, pages: int, page_size: int | None = None, **limits: 
 def alone(model: Model, request: AnyRequest) -> Any:
     """What one request gives when nothing else runs, its prompt read at once on one thread."""
     native.set_threads(1)
-    return result(engine_of(model, 64).submit(request).wait())
+    return result(engine_of(model, 64).submit(unpaused(request)).wait())
 
 
 @pytest.mark.parametrize("seed", range(6))

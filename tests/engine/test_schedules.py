@@ -9,7 +9,7 @@ import pytest
 from fake_backend import FakeBackend, FakeTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import run_schedule
+from schedules import run_schedule, unpaused
 
 from handle_results import result
 from nextword.base import UsageError
@@ -23,7 +23,7 @@ def fake_engine(backend: FakeBackend, pages: int = 1000, **limits: int) -> Engin
 
 def alone(request: AnyRequest, like: FakeBackend) -> Any:
     backend = FakeBackend(like.rewindable, page_size=64, context=like.context, step_tokens=64)
-    return result(fake_engine(backend).submit(request).wait())
+    return result(fake_engine(backend).submit(unpaused(request)).wait())
 
 
 @settings(max_examples=150)
@@ -53,6 +53,29 @@ def test_pages_that_run_out_preempt_the_sequence_that_came_last() -> None:
     computed = sum(len(batch.tokens) for batch in backend.forwarded)
     assert computed > 3 * 20, "nothing was computed twice: no sequence was preempted"
     assert [result(handle) for handle in handles] == [alone(request, backend) for request in requests]
+
+
+@pytest.mark.parametrize("limits", [{"max_sequences": 2}, {"pages": 9}])
+def test_a_request_whose_tokens_nobody_takes_pauses_and_makes_room(limits: dict[str, int]) -> None:
+    backend = FakeBackend()
+    engine = fake_engine(backend, **limits)
+    requests = [
+        Request((n,), SamplingParams(seed=n, logit_bias={10: -1e9}), StopConfig(20), buffer=6 if n < 2 else None)
+        for n in range(4)
+    ]
+    handles = [engine.submit(request) for request in requests]
+    while engine.step():
+        pass
+    assert [len(handle.tokens[0]) for handle in handles] == [6, 6, 20, 20]
+    assert [handle.paused for handle in handles] == [True, True, False, False]
+    taken = handles[0].take()
+    assert (len(taken), engine.step(), handles[1].paused) == (6, True, True)
+    assert taken + list(handles[0]) == handles[0].tokens[0]
+    handles[1].cancel()
+    assert [result(handle) for handle in handles if not handle.cancelled] == [
+        alone(request, backend) for request in requests if request is not requests[1]
+    ]
+    assert (engine.pages_used, engine.sequences_under_way) == (0, 0)
 
 
 def test_a_long_prompt_is_read_in_chunks_between_the_tokens_of_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from fake_backend import FakeBackend
@@ -52,6 +53,19 @@ def test_a_request_is_cancelled_while_a_worker_runs_it() -> None:
         assert handle.done
     assert len(rest) < 899
     assert engine.pages_used == 0
+
+
+def test_a_worker_goes_on_with_a_request_whose_tokens_are_taken() -> None:
+    [request] = requests(1)
+    engine = fake_engine(FakeBackend())
+    with Worker(engine):
+        handle, taken = engine.submit(replace(request, buffer=4)), []
+        while not handle.done:
+            handle.wait_for_change(0.01)
+            assert len(handle.tokens[0]) <= len(taken) + 4
+            taken += handle.take()
+        assert taken + handle.take() == engine.submit(request).wait().tokens[0]
+        assert list(engine.submit(replace(request, buffer=1))) == handle.tokens[0]
 
 
 def test_a_worker_that_ends_leaves_no_thread_and_the_engine_to_its_caller() -> None:

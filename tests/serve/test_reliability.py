@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from nextword.cli import main
-from serving import Server, post
+from serving import PATIENCE, Server, post
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8000, "ignore_eos": True}
+JSON = {"Content-Type": "application/json"}
 TELL = {"messages": [{"role": "user", "content": "Tell a story."}], "stream": True}
 # Where a client may be when it hangs up: what it has sent, and how much of the answer it has read
 PHASES = {
@@ -89,12 +92,24 @@ def test_a_full_queue_says_so(own: Server) -> None:
     assert own.complete("a", max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
-def test_a_reader_that_does_not_read_keeps_nobody_waiting(own: Server) -> None:
-    request = post("/v1/completions", LONG | {"stream": True, "logprobs": 20, "n": 3})
-    with own.connection(request) as connection:
-        connection.recv(100)
-        assert own.complete("a", max_tokens=8)["usage"]["completion_tokens"] == 8
-    own.until(own.is_idle)
+def test_a_reader_that_does_not_read_is_paused_and_keeps_nobody_waiting(start, tiny_path: Path) -> None:
+    server: Server = start(tiny_path, "--parallel", "2")
+    asked = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "seed": 1, "logprobs": 20, "n": 2}
+    readers = [HTTPConnection(server.host, server.port, timeout=PATIENCE) for _ in range(2)]
+    with closing(readers[0]), closing(readers[1]):
+        for reader in readers:
+            reader.connect()
+            reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+            reader.request("POST", "/v1/completions", json.dumps(asked | {"stream": True}), JSON)
+        server.until(lambda: server.metric("requests_paused") == 2)
+        assert server.metric("generation_tokens_total") < 2000, "everything was made for readers that read nothing"
+        texts = [choice["text"] for choice in server.complete(**asked)["choices"]]
+        server.until(lambda: (server.metric("requests_running"), server.metric("requests_paused")) == (0, 2))
+        with readers[0].getresponse() as response:
+            events = response.read().decode().split("\n\n")[:-2]
+    choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+    assert ["".join(c["text"] for c in choices if c["index"] == index) for index in range(2)] == texts
+    server.until(server.is_idle)
 
 
 def test_a_shared_prefix_is_computed_once(own: Server) -> None:

@@ -104,7 +104,7 @@ class Engine:
         handle.opened(sequences)
         sequences[0].followers = sequences[1:]
         self._submitted.append(sequences[0])
-        self._wake_worker()
+        self.wake_worker()
         return handle
 
     def step(self) -> bool:
@@ -128,7 +128,7 @@ class Engine:
     def drop(self, handle: Handle, now: bool = True) -> None:
         """End the sequences of a cancelled request: `now`, or before the next step if a worker runs it."""
         self._cancelled.append(handle)
-        self._wake_worker()
+        self.wake_worker()
         if now and not working():
             with stepping():
                 self._collect()
@@ -261,7 +261,8 @@ class Engine:
             self.backend.allocate(self._pool.count)
             self._allocated = True
 
-    def _wake_worker(self) -> None:
+    def wake_worker(self) -> None:
+        """Let a worker, if there is one, look for work."""
         if self.wake is not None:
             self.wake()
 

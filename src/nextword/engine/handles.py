@@ -39,6 +39,11 @@ class Handle:
         """Whether it has finished, failed or been cancelled."""
         return not self._sequences
 
+    @property
+    def paused(self) -> bool:
+        """Whether it takes no steps for now."""
+        return False
+
     def cancel(self) -> None:
         """Stop it and free its memory. Callable at any time from any thread."""
         self.cancelled = True
@@ -116,11 +121,24 @@ class CompletionHandle(Handle, Iterator[Token]):
             if self.done:
                 raise StopIteration
             self._engine.advance(self)
-        return self._new.popleft()
+        return self._take(1)[0]
+
+    @property
+    def paused(self) -> bool:
+        """Whether as many tokens as `Request.buffer` holds wait to be taken."""
+        buffer = self.request.buffer
+        return buffer is not None and len(self._new) >= buffer
 
     def take(self) -> list[Token]:
         """The tokens that have arrived since the last call, without waiting."""
-        return [self._new.popleft() for _ in range(len(self._new))]
+        return self._take(len(self._new))
+
+    def _take(self, count: int) -> list[Token]:
+        paused = self.paused
+        tokens = [self._new.popleft() for _ in range(count)]
+        if paused:
+            self._engine.wake_worker()
+        return tokens
 
     @property
     def finish_reasons(self) -> tuple[FinishReason | None, ...]:

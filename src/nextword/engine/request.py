@@ -22,7 +22,8 @@ class Request:
     does. `truncate="left"` drops the beginning of a prompt that does not fit. `top_logprobs` returns that many of the
     likeliest tokens at every position. `speculate` drafts up to that many tokens per step by prompt lookup
     (Saxena 2023, "Prompt lookup decoding"): the same tokens, in fewer steps for repetitive text. `kept_mass` reports
-    the model's probability of all tokens that could be drawn in the place of each.
+    the model's probability of all tokens that could be drawn in the place of each. With `buffer`, the request pauses
+    while that many of its tokens have been sampled and not taken from its handle; a paused one makes room for others.
     """
 
     prompt: Tokens
@@ -34,10 +35,13 @@ class Request:
     structure: Structure | None = None
     speculate: int = 0
     kept_mass: bool = False
+    buffer: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"n": 1, "top_logprobs": 0, "speculate": 0}.items():
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.buffer is not None:
+            whole("buffer", self.buffer, 1)
         if self.truncate not in (None, "left"):
             raise UsageError(f"truncate is {shown(self.truncate)}; it takes 'left'")
 

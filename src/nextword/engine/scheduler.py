@@ -28,7 +28,7 @@ class Scheduler:
     """Continuous batching over one page pool.
 
     A step has at most `step_tokens` tokens and `max_sequences` sequences. When pages run out, the most recent sequence
-    is preempted and recomputed later.
+    is preempted and recomputed later. A paused sequence is passed over, and preempted for any that is not.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Scheduler:
         chunks = self._decode()
         budget = self.step_tokens - sum(len(chunk.tokens) for chunk in chunks)
         for sequence in self.running:
-            if budget and not sequence.decoding:
+            if budget and not sequence.decoding and not sequence.handle.paused:
                 chunks.append(self._prefill(sequence, budget))
                 budget -= len(chunks[-1].tokens)
         preempted = len(self.running) < sequences
@@ -94,7 +94,7 @@ class Scheduler:
 
     def _decode(self) -> list[Chunk]:
         chunks: list[Chunk] = []
-        decoding = [sequence for sequence in self.running if sequence.decoding]
+        decoding = [sequence for sequence in self.running if sequence.decoding and not sequence.handle.paused]
         spare = self.step_tokens - len(decoding)  # tokens left for drafts
         for sequence in decoding:
             if sequence not in self.running:  # preempted meanwhile by an earlier one
@@ -112,11 +112,20 @@ class Scheduler:
             if self.pool.available:
                 sequence.pages.append(self.pool.take())
                 continue
+            if self._evict():
+                continue
             last = self.running[-1]
             self.preempt(last)
             if last is sequence:
                 return False
         return True
+
+    def _evict(self) -> bool:
+        """Preempt a paused sequence; False if there is none. Paused ones are in no chunk of this step."""
+        paused = [sequence for sequence in self.running if sequence.handle.paused]
+        if paused:
+            self.preempt(paused[-1])
+        return bool(paused)
 
     def _prefill(self, sequence: Sequence, budget: int) -> Chunk:
         end = min(len(sequence.tokens), sequence.computed + budget)
@@ -129,9 +138,11 @@ class Scheduler:
 
         It waits while another sequence computes a part of its prompt, so that nothing is computed twice.
         """
-        if not self.waiting or len(self.running) >= self.max_sequences:
+        sequence, pool = next((each for each in self.waiting if not each.handle.paused), None), self.pool
+        if sequence is None:
             return False
-        sequence, pool = self.waiting[0], self.pool
+        if len(self.running) >= self.max_sequences:
+            return self._evict() and self._admit()
         match = pool.match(sequence.tokens, sequence.first_row)
         if not match.computed:
             return False
@@ -142,8 +153,9 @@ class Scheduler:
         if self._pages_for(len(sequence.tokens)) - len(matched) + len(checkpoints) > pool.available:
             for page in (*reversed(matched), *([partial] if partial else [])):
                 pool.release(page)
-            return False
-        self.running.append(self.waiting.popleft())
+            return self._evict() and self._admit()
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
         sequence.start(list(matched), computed)
         self._take_pages(sequence, checkpoints)
         if partial is not None:

@@ -55,9 +55,10 @@ class Service:
         """Requests running, requests waiting, and sequences running. First come, first served."""
         running = waiting = sequences = 0
         for call in self.calls:
-            if call.width and not waiting and sequences + call.width <= self.config.parallel:
-                running, sequences = running + 1, sequences + call.width
-            elif call.width:
+            width = 0 if call.paused else call.width
+            if width and not waiting and sequences + width <= self.config.parallel:
+                running, sequences = running + 1, sequences + width
+            elif width:
                 waiting += 1
         return running, waiting, sequences
 
@@ -79,6 +80,11 @@ class Call:
     @property
     def config(self) -> ServeConfig:
         return self.service.config
+
+    @property
+    def paused(self) -> bool:
+        """Whether the engine waits for the client to read."""
+        return any(handle.paused for handle in self._handles)
 
     async def use(self, name: str | None) -> Model:
         """The model of this request, loaded if need be."""

@@ -59,10 +59,12 @@ class Metrics:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauges, as they are now. Called by prometheus_client."""
         running, waiting, _ = self._service.load
+        paused = sum(call.paused for call in list(self._service.calls))
         pages = sum(model.engine.pages_used for model in list(self._service.models.loaded.values()))
         for name, text, value in (
             ("requests_running", "Requests that generate or read a prompt.", running),
             ("requests_waiting", "Requests in the queue.", waiting),
+            ("requests_paused", "Requests whose client does not read.", paused),
             ("slots", "Sequences decoded at a time.", self._service.config.parallel),
             ("kv_pages_used", "Pages of keys and values held by requests under way.", pages),
         ):

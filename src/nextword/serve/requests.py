@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .models import Model
     from .prompts import Prompt
 
+BUFFER = 64  # tokens of a sample that a stream is ahead of its client's connection, before it pauses
 PING_SECONDS = 15.0  # without an event, after which a stream sends a comment, so that no proxy ends it
 FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", "context": "length"}
 _NAMES = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -65,7 +66,11 @@ def requests_of(
             if room < 1:
                 raise too_long(model, len(prompt.ids), param)
             limits = StopConfig(min(max_tokens, room), stop)
-            extras: dict[str, Any] = {"structure": structure, "kept_mass": bool(getattr(body, "nextword", None))}
+            extras: dict[str, Any] = {
+                "structure": structure,
+                "kept_mass": bool(getattr(body, "nextword", None)),
+                "buffer": BUFFER * n if body.stream else None,
+            }
             requests.append(Request(prompt.ids, sampling, limits, n=n, top_logprobs=top_logprobs, **extras))
     except UsageError as error:
         raise of_usage(error, _FIELDS) from None

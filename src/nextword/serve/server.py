@@ -23,6 +23,7 @@ from .status import show_status
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 512
+_SEND_BUFFER = 64 << 10  # bytes that a connection holds for a client that does not read
 
 
 def serve(
@@ -55,6 +56,7 @@ def _bind(host: str, port: int) -> socket.socket:
         raise UsageError(f"host {host!r} is not an address of this machine ({error.strerror})") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # accepted ones inherit it
     try:
         listener.bind(address)
     except OSError as error:
