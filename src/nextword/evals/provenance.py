@@ -114,7 +114,12 @@ def _rows_hash(items: Sequence[Item]) -> str:
 
 def _template(name: str, task: Task) -> TemplateRecord:
     chat = {} if task.chat is None else {"chat": _plain(task.chat)}
-    return TemplateRecord(name, text_digest(task.format.key + repr(task.chat)), _plain(task.format) | chat)
+    return TemplateRecord(name, prompt_digest(task), _plain(task.format) | chat)
+
+
+def prompt_digest(task: Task) -> str:
+    """A hash of everything in a task that affects its prompts, but for rows and shots."""
+    return text_digest(task.format.key + repr(task.chat))
 
 
 def _plain(value: Any) -> Any:

@@ -180,11 +180,7 @@ class ModelRunner:
 
     def encode(self, task: Task, asked: Sequence[LogprobRequest]) -> list[Encoded]:
         """Tokenize requests."""
-        if task.chat is not None:
-            return encode_chat(asked, self.model.tokenizer)
-        if task.output == "generate_until":
-            return [Encoded(tuple(self.model.encode(request.context)), ()) for request in asked]
-        return [encode(request, self.model.tokenizer) for request in asked]
+        return encode_requests(self.model, task, asked)
 
     def record(self) -> ModelRecord:
         """The model's record in a stored evaluation."""
@@ -294,12 +290,22 @@ class ModelRunner:
             yield handle, read
 
 
+def encode_requests(model: LanguageModel, task: Task, asked: Sequence[LogprobRequest]) -> list[Encoded]:
+    """Requests of a task in a model's tokens."""
+    if task.chat is not None:
+        return encode_chat(asked, model.tokenizer)
+    if task.output == "generate_until":
+        return [Encoded(tuple(model.encode(request.context)), ()) for request in asked]
+    return [encode(request, model.tokenizer) for request in asked]
+
+
 def _completions(wanted: Sequence[Writing], seed: int) -> list[CompletionRequest]:
     """The engine's completion requests."""
-    return descending([_completion(prompt, generation, seed) for prompt, generation in wanted])
+    return descending([completion_request(prompt, generation, seed) for prompt, generation in wanted])
 
 
-def _completion(prompt: Ids, generation: Generation, seed: int) -> CompletionRequest:
+def completion_request(prompt: Ids, generation: Generation, seed: int) -> CompletionRequest:
+    """The engine's request for a generated answer."""
     sampling = SamplingParams(
         temperature=generation.temperature, top_k=generation.top_k, top_p=generation.top_p, seed=seed
     )

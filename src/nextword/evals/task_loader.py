@@ -273,7 +273,7 @@ def labels_of(text: str) -> tuple[str, ...]:
         ) from None
 
 
-def _typed(label: str) -> str:
+def typed_label(label: str) -> str:
     """A label in the syntax of `labels_of`."""
     return '"{}"'.format(label.replace('"', '""')) if set(label) & set(',"\n') or label != label.strip() else label
 
@@ -288,7 +288,7 @@ def words_of(labels: Sequence[str], names: Sequence[str], where: str) -> dict[st
         if raw not in names:
             raise UsageError(
                 f"--labels: {raw!r} does not occur in {where}, which has {list(names)[:5]}."
-                f"{closest(raw, names)} To rename one, write {_typed(names[0] if names else 'raw')}=word"
+                f"{closest(raw, names)} To rename one, write {typed_label(names[0] if names else 'raw')}=word"
             )
     if len({word for _, word in pairs}) < len(pairs) or len(dict(pairs)) < len(pairs):
         raise UsageError("--labels has the same word for two labels, or names one twice")

@@ -16,17 +16,19 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..base import printable
-from . import chat, completions, embeddings, info, messages, native, planning, responses
+from . import chat, completions, embeddings, few_shot, info, messages, native, planning, responses
 from .bodies import (
     LARGEST_BODY,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     EmbeddingsBody,
+    EvaluationsBody,
     MessagesBody,
     NativeBody,
     NextBody,
     PlanBody,
+    PromptBody,
     ResponsesBody,
     TemplateBody,
     TokenizeBody,
@@ -84,6 +86,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/next": Endpoint(info.next_token, NextBody),
     "/v1/plan": Endpoint(planning.plan, PlanBody),
     "/v1/plan/names": Endpoint(planning.names),
+    "/v1/tasks": Endpoint(few_shot.tasks),
+    "/v1/prompt": Endpoint(few_shot.prompt, PromptBody),
+    "/v1/evaluations": Endpoint(few_shot.evaluations, EvaluationsBody),
     "/tokenize": Endpoint(info.tokenize, TokenizeBody),
     "/detokenize": Endpoint(info.detokenize, DetokenizeBody),
     "/apply-template": Endpoint(info.apply_template, TemplateBody),

@@ -226,6 +226,31 @@ class TemplateBody(Struct, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    with_pieces: bool = False
+    model: str | None = None
+
+
+Row = dict[str, Any]  # a task's data: a text, a number or a list of texts in each column
+
+
+class PromptBody(Struct, kw_only=True):
+    """POST /v1/prompt. The first examples are the shots of each column; without a task it takes a template."""
+
+    question: Row
+    shots: Annotated[list[Annotated[int, Meta(ge=0, le=32)]], Meta(min_length=1, max_length=6)]
+    examples: Annotated[list[Row], Meta(max_length=32)] = []
+    task: str | None = None
+    template: Annotated[str, Meta(max_length=10_000)] | None = None
+    labels: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(min_length=2, max_length=26)] | None = None
+    chat: bool = False
+    system: str | None = None
+    model: str | None = None
+
+
+class EvaluationsBody(Struct, kw_only=True):
+    """POST /v1/evaluations."""
+
+    task: str
     model: str | None = None
 
 

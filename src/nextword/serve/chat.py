@@ -104,7 +104,8 @@ def template_prompt(
     try:
         ids, text = encode_chat(model.tokenizer, plain, **extra, **({"tools": tools} if tools else {}))
     except UsageError as error:
-        raise ApiError(400, str(error), "messages") from None
+        kind = None if model.tokenizer.chat_template else "no_chat_template_error"
+        raise ApiError(400, str(error), "messages", kind) from None
     return Prompt(tuple(ids)), text
 
 

@@ -13,6 +13,7 @@ from .bodies import DetokenizeBody, NextBody, TemplateBody, TokenizeBody
 from .chat import template_prompt
 from .errors import ApiError
 from .metrics import CONTENT_TYPE
+from .pieces import shown_tokens
 from .prompts import encode_prompt, too_long
 from .requests import answer
 
@@ -87,17 +88,9 @@ async def tokenize(call: Call, body: TokenizeBody) -> Response:
         tokenizer = model.tokenizer
         ids = tokenizer.encode(body.content, special=body.parse_special)
         ids = begun(tokenizer, ids) if body.add_special else ids
-        return [{"id": id, "piece": _piece(tokenizer.token_bytes(id))} for id in ids] if body.with_pieces else ids
+        return shown_tokens(tokenizer, ids) if body.with_pieces else ids
 
     return answer({"tokens": await call.prepare(work)})
-
-
-def _piece(data: bytes) -> str | list[int]:
-    """A token's text; its bytes if they are a part of a character."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return list(data)
 
 
 async def detokenize(call: Call, body: DetokenizeBody) -> Response:
@@ -109,10 +102,14 @@ async def detokenize(call: Call, body: DetokenizeBody) -> Response:
 
 
 async def apply_template(call: Call, body: TemplateBody) -> Response:
-    """A conversation as the text that the model reads."""
+    """A conversation as the text that the model reads; `with_pieces`: and its tokens."""
     model = await call.use(body.model)
-    _, text = await call.prepare(lambda: template_prompt(model, body.messages, body.tools, body.chat_template_kwargs))
-    return answer({"prompt": text})
+
+    def work() -> dict[str, Any]:
+        prompt, text = template_prompt(model, body.messages, body.tools, body.chat_template_kwargs)
+        return {"prompt": text, **({"tokens": shown_tokens(model.tokenizer, prompt.ids)} if body.with_pieces else {})}
+
+    return answer(await call.prepare(work))
 
 
 async def next_token(call: Call, body: NextBody) -> Response:

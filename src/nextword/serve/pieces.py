@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..engine import Token
 from ..text import Tokenizer
@@ -104,6 +106,22 @@ def name_of(tokenizer: Tokenizer, id: int) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def shown_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> list[dict[str, Any]]:
+    """Each token's id and piece: its text, or its bytes if they are a part of a character; `control` marks commands."""
+    control = tokenizer.special.control
+    return [
+        {"id": id, "piece": _piece(tokenizer.token_bytes(id)), **({"control": True} if id in control else {})}
+        for id in ids
+    ]
+
+
+def _piece(data: bytes) -> str | list[int]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
 
 
 def candidates(token: Token) -> list[tuple[int, float]]:
