@@ -38,13 +38,31 @@ def playground(tiny_model: Callable[..., Path]) -> Iterator[Server]:
     server.kill()
 
 
+@pytest.fixture(scope="package")
+def real_playground(smollm2_path: Path) -> Iterator[Server]:
+    """A server with the default model, whose vocabulary has 49,152 tokens."""
+    server = Server(str(smollm2_path), "--alias", "smollm2")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def start_real(smollm2_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers of their own with the default model, which end with the test."""
+    yield from _starter(smollm2_path)
+
+
 @pytest.fixture
 def start(tiny_model: Callable[..., Path]) -> Iterator[Callable[..., Server]]:
     """Start servers of their own with the tiny model, which end with the test: `start("--api-key", "secret")`."""
+    yield from _starter(tiny_model(chat_template=TEMPLATE))
+
+
+def _starter(model: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def begin(*arguments: str) -> Server:
-        servers.append(Server(str(tiny_model(chat_template=TEMPLATE)), *arguments))
+        servers.append(Server(str(model), *arguments))
         return servers[-1]
 
     yield begin
@@ -84,15 +102,3 @@ def open_page(browser: Any) -> Iterator[Open]:
         context.close()
     assert not found, found
     assert not foreign, foreign
-
-
-def violations(page: Any) -> list[str]:
-    """What axe-core finds serious or critical on the page as it stands."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    results = axe.Axe().run(page).response["violations"]
-    return [
-        f"{found['id']}: {node['html'][:200]} {node.get('failureSummary', '')}"
-        for found in results
-        if found["impact"] in ("serious", "critical")
-        for node in found["nodes"]
-    ]

@@ -11,6 +11,7 @@ import pytest
 
 import nextword.serve
 from serving import Server
+from web_pages import until
 
 WEB = Path(nextword.serve.__file__).parent / "web"
 FILES = [path for path in WEB.rglob("*") if path.is_file()]
@@ -79,6 +80,6 @@ def test_a_server_with_a_key_asks_for_it(open_page: Any, start: Any) -> None:
         page.keyboard.press("Enter")
         if key == "wrong":
             page.get_by_text("That key is wrong").wait_for()
-    page.wait_for_function("document.querySelector('#model').value === 'named'")
+    until(page, "document.querySelector('#model').value === 'named'")
     page.reload()
-    page.wait_for_function("document.querySelector('#model').value === 'named'")
+    until(page, "document.querySelector('#model').value === 'named'")

@@ -12,6 +12,8 @@ from importlib.resources.abc import Traversable
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
+from ..plots.theme import css
+
 _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -44,6 +46,7 @@ class Pages:
         root = files("nextword.serve") / "web"
         self._sources: dict[str, Callable[[], bytes]] = {f"/web/{name}": file.read_bytes for name, file in _walk(root)}
         self._sources["/"] = self._sources.pop("/web/index.html")
+        self._sources["/web/theme.css"] = lambda: css().encode()
         self._ready: dict[str, _Page] = {}
 
     def answer(self, path: str, headers: Headers) -> Response | None:

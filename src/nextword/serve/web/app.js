@@ -8,8 +8,8 @@
  * @property {Object<string, string>} state of the view, from the link `#ID?key=value&…`; read only
  * @property {(partial: Object<string, any>, how?: {push?: boolean}) => void} setState change keys of the state and the
  *   link; null, undefined and "" take a key out. `push`: as a step that the browser's back button undoes
- * @property {(listener: () => void) => void} onState call when the link changes otherwise: back, forward, pasted, or
- *   another model chosen. Until the view is left, as with onTheme
+ * @property {(listener: (why?: "model") => void) => void} onState call when the link changes otherwise: back, forward,
+ *   pasted, or another model chosen ("model"). Until the view is left, as with onTheme
  * @property {(view: string, state?: Object<string, any>) => string} link the link of a state, for an href
  * @property {import("./api.js").Api} api `json(path, body, {signal})`, `events(path, body, {signal})`
  * @property {string[]} models that the server lists
@@ -126,7 +126,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 const chooser = document.getElementById("model");
 chooser.addEventListener("change", () => {
   setState({ model: chooser.value === models[0] ? null : chooser.value }, { push: true });
-  current.onState.forEach((listener) => listener());
+  current.onState.forEach((listener) => listener("model"));
 });
 
 async function loadModels() {
