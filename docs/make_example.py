@@ -60,9 +60,7 @@ def main(address: str) -> None:
 
 def complete(address: str, ids: list[int], count: int) -> dict[str, Any]:
     answer = ask(address, "/completion", {"prompt": ids, "n_predict": count, "n_probs": 1, **SETTINGS})
-    made = [
-        [token["id"], _piece(token), _rounded(token["logprob"])] for token in answer["completion_probabilities"]
-    ]
+    made = [[token["id"], _piece(token), _rounded(token["logprob"])] for token in answer["completion_probabilities"]]
     end = {"eos": "eos"}.get(answer["stop_type"], "limit")
     return {"made": made, "ids": [token[0] for token in made], "end": end, "model": answer["model"]}
 
