@@ -15,9 +15,9 @@ def test_a_missing_torch_is_one_line_with_the_command_that_installs_it(monkeypat
 
 
 def test_several_things_need_a_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"^pictures need matplotlib\. .*'nextword\[plot\]'$"):
-        require("matplotlib", "pictures")
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(UsageError, match=r"^pictures need vl_convert\. .*'nextword\[plot\]'$"):
+        require("vl_convert", "pictures")
 
 
 def test_an_installed_package_is_enough_and_is_not_imported():

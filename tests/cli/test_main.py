@@ -49,7 +49,7 @@ def test_help_imports_neither_torch_nor_numpy_nor_rich():
     code = "import sys; from nextword.cli import main; main(['--help']); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     assert "click" in modules
-    assert not {"torch", "numpy", "rich", "transformers", "matplotlib"} & set(modules)
+    assert not {"torch", "numpy", "rich", "transformers", "vl_convert"} & set(modules)
 
 
 def test_help_lists_and_bad_names_need_no_torch(tmp_path):

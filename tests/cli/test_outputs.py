@@ -89,10 +89,10 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "--plot" in LINES[line]])
-def test_a_missing_matplotlib_is_the_same_wrong_usage_everywhere(
+def test_a_missing_vl_convert_is_the_same_wrong_usage_everywhere(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
     code, out, err = run(capsys, *(part.format("picture.svg") for part in LINES[line]))
     assert (code, out) == (2, "")
     assert "pip install 'nextword[plot]'" in err
@@ -124,7 +124,7 @@ def test_a_plan_is_printed_when_its_picture_cannot_be_written(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    monkeypatch.setattr("vl_convert.vegalite_to_svg", full)
     code, out, err = run(capsys, "plan", "train", "gpt2", "--plot", "plan.svg")
     assert code == 1
     assert "memory" in out

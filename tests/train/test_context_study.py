@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import vega_lite
 from nextword.base import UsageError
 from nextword.data import Dataset
 from nextword.models import build
@@ -40,6 +40,7 @@ from nextword.train.context_tasks import (
     task_spec,
 )
 from nextword.train.estimates import Estimate, crossed
+from nextword.train.plots import study_figure
 
 PLAN = Plan(text_steps=6, task_steps=4, sizes={"copy": (1,), "recall": (2,)}, test_tokens=400, speed_seconds=0.05)
 
@@ -286,11 +287,27 @@ def test_findings_name_what_would_not_be_seen(found: Study) -> None:
     ) in said
 
 
-def test_a_study_is_drawn(found: Study, tmp_path: Path) -> None:
-    from nextword.train.pictures import draw_study
-
-    draw_study(found, tmp_path / "study.png")
-    assert (tmp_path / "study.png").stat().st_size > 10_000
+def test_a_study_is_drawn_with_its_own_numbers(found: Study) -> None:
+    figure = study_figure(found)
+    vega_lite.drawn(figure)
+    assert vega_lite.texts(figure, "kinds") == [kind.kind for kind in found.kinds]
+    position, visible, _, _ = [view for view in vega_lite.views(figure) if "layer" in view]
+    for panel, means in (
+        (position, [kind.by_position for kind in found.kinds]),
+        (visible, [kind.by_visible for kind in found.kinds]),
+    ):
+        estimates = [mean.estimate for of_kind in means for mean in of_kind]
+        for name in ("mean", "low", "high"):
+            assert vega_lite.column(panel, name) == [getattr(own, name) for own in estimates]
+    tasks, speed = (view for view in vega_lite.marks(figure, "bar"))
+    done = [task for kind in found.kinds for task in kind.tasks]
+    assert vega_lite.column(tasks, "at") == [f"{task.task} {task.size}" for task in done]
+    assert vega_lite.column(tasks, "mean") == [task.accuracy.mean for task in done]
+    (guesses,) = vega_lite.marks(figure, "tick")
+    drawn = dict(zip(vega_lite.column(guesses, "at"), vega_lite.column(guesses, "mean"), strict=True))
+    assert drawn == {f"{task.task} {task.size}": task.guess for task in done}
+    speeds = [own.mean for kind in found.kinds for own in kind.tokens_per_second.values()]
+    assert vega_lite.column(speed, "mean") == speeds
 
 
 def test_the_narrowest_width_that_recalls_is_found_or_said_to_be_none() -> None:

@@ -33,8 +33,8 @@ from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.changes import Change
 from nextword.train.deadline import Deadline
 from nextword.train.metrics import append_line, read_metrics
-from nextword.train.pictures import curve
 from nextword.train.pipeline import resume_run
+from nextword.train.plots import curve
 from nextword.train.run import RunResult, train_run
 from nextword.train.run_dir import Measured, Prediction, RunRecord, locked_run, read_report
 from nextword.train.schedules import learning_rate

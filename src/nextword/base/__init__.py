@@ -15,7 +15,6 @@ from .files import (
 )
 from .locks import locked, try_lock
 from .memory import free_memory, return_freed_memory
-from .pictures import check_picture, figure_class, save_picture
 
 __all__ = [
     "NextwordError",
@@ -23,9 +22,7 @@ __all__ = [
     "UsageError",
     "atomic_path",
     "atomic_write",
-    "check_picture",
     "check_writable",
-    "figure_class",
     "free_memory",
     "installed",
     "locked",
@@ -37,7 +34,6 @@ __all__ = [
     "require",
     "require_torch",
     "return_freed_memory",
-    "save_picture",
     "try_lock",
     "usual_mode",
 ]

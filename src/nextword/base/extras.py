@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from .errors import UsageError
 
-EXTRAS = {"torch": "train", "matplotlib": "plot", "pyarrow": "parquet", "lm_eval": "lm-eval",
+EXTRAS = {"torch": "train", "vl_convert": "plot", "pyarrow": "parquet", "lm_eval": "lm-eval",
            "scipy": "laws", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "zstandard": "zstd",
            "datasets": "datasets", "ray": "cluster"}  # fmt: skip
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..base import UsageError, check_picture, check_writable, read_regular
+from ..base import UsageError, check_writable, read_regular
+from ..plots import KINDS, check_plot
 from ..weights.catalogue import DEFAULT_MODEL
 from ._names import complete_model
 
@@ -28,7 +29,7 @@ _SAMPLING = ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "pres
 class OutputPath(click.Path):
     """An output path, checked while the command line is parsed, so that no work is wasted.
 
-    `kind` is "file", "folder", "model" (a folder, or a file if its name ends in .gguf) or "picture".
+    `kind` is "file", "folder", "model" (a folder, or a file if its name ends in .gguf) or "plot".
     """
 
     def __init__(self, kind: str) -> None:
@@ -38,8 +39,8 @@ class OutputPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(str(super().convert(value, param, ctx)))
         what = _called(param)
-        if self.kind == "picture":
-            check_picture(path, what)
+        if self.kind == "plot":
+            check_plot(path, what)
         else:
             check_writable(path, what, self.kind == "folder" or (self.kind == "model" and path.suffix != ".gguf"))
         return path
@@ -51,10 +52,17 @@ def _called(param: click.Parameter | None) -> str:
     return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
 
 
-OUTPUT_FILE, OUTPUT_FOLDER, OUTPUT_MODEL, PICTURE = map(OutputPath, ("file", "folder", "model", "picture"))
+OUTPUT_FILE, OUTPUT_FOLDER, OUTPUT_MODEL, PLOT = map(OutputPath, ("file", "folder", "model", "plot"))
 WRITTEN_DTYPE = click.Choice(  # of a converted or exported model
     ["float32", "bfloat16", "float16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
 )
+
+
+def plot_option(what: str) -> Callable[[Command], Command]:
+    """--plot, whose help begins with `what` it does."""
+    kinds = ", ".join(kind for kind in KINDS if kind != ".json")
+    said = f"{what}: {kinds} need nextword[plot]; .json does not."
+    return click.option("--plot", type=PLOT, metavar="FILE", help=said)
 
 
 def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -9,10 +9,11 @@ import click
 
 from ..base import UsageError, require_torch
 from ..plan.run_config import DataConfig
+from ..plots import save
 from ..train.context_findings import cell, percent, sentences
 from ..train.context_results import Study
 from ._console import emit_json, messages, output
-from ._options import PICTURE
+from ._options import plot_option
 from ._table import plain_table
 from .plan_options import COUNT, VOCABULARY, WholeNumber, duration_in
 
@@ -27,7 +28,7 @@ from .plan_options import COUNT, VOCABULARY, WholeNumber, duration_in
 @click.option("--quick", is_flag=True, help="Run only the smallest tasks.")
 @click.option("--widths", is_flag=True, help="Also find the width each needs to recall more pairs; doubles the time.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Draw it.")
+@plot_option("Draw it")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     data: tuple[str, ...], minutes: float, count: float, context: int, vocabulary: int, kinds: str, quick: bool,
@@ -49,7 +50,7 @@ def command(
     require_torch("training")
     from ..data import prepare_in
     from ..train.context_study import KINDS, study
-    from ..train.pictures import draw_study
+    from ..train.plots import study_figure
     from ..weights.catalogue import cache_folder
 
     chosen = tuple(kind.strip() for kind in kinds.split(","))
@@ -68,7 +69,7 @@ def command(
     else:
         _print(result)
     if plot is not None:
-        draw_study(result, plot)
+        save(study_figure(result), plot)
 
 
 def _print(result: Study) -> None:

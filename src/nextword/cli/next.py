@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from ..base import UsageError
-from ._options import PICTURE, load_model, model_options, read_prompt, sampling_options, sampling_settings
+from ..plots import save
+from ._options import load_model, model_options, plot_option, read_prompt, sampling_options, sampling_settings
 
 
 @click.command(name="next")
@@ -18,7 +19,7 @@ from ._options import PICTURE, load_model, model_options, read_prompt, sampling_
               help="Temperatures to compare.")  # fmt: skip
 @click.option("-k", "--top", type=int, default=12, show_default=True, metavar="K", help="Number of tokens to show.")
 @sampling_options
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Also save a plot (.svg, .png, .pdf); needs nextword[plot].")
+@plot_option("Also draw it")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every number.")
 def command(prompt: str | None, file: str | None, temperatures: str, **options: Any) -> None:
     """Show the distribution of the token after PROMPT, as bars, at several temperatures.
@@ -43,9 +44,9 @@ def command(prompt: str | None, file: str | None, temperatures: str, **options: 
 
         print_next(distributions)
     if plot is not None:
-        from ..engine.figures import plot_next
+        from ..engine.plots import next_figure
 
-        plot_next(distributions, plot)
+        save(next_figure(distributions), plot)
 
 
 def _numbers(text: str) -> list[float]:

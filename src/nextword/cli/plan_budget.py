@@ -10,6 +10,7 @@ import click
 
 from ..base import UsageError, units
 from ..plan import BudgetPlan, Device, parameters, questions
+from ..plots import save
 from ._console import as_shown
 from ._options import OUTPUT_FILE
 from ._sections import Section, emit, facts, formulas, line, warning
@@ -63,9 +64,9 @@ def command(
     if out is not None:
         _write(plan, out, as_json)
     if plot is not None:
-        from ..plan.pictures import draw_surface
+        from ..plan.plots import surface_figure
 
-        draw_surface(plan, plot)
+        save(surface_figure(plan), plot)
 
 
 def _write(plan: BudgetPlan, out: Path, quiet: bool) -> None:

@@ -13,6 +13,7 @@ from ..plan import Device, Diagnosis, questions
 from ..plan.figure import plain
 from ..plan.fit_search import Change, Remedy
 from ..plan.questions import PlannedModel
+from ..plots import save
 from ..spec import ModelKind
 from ._plan_model import model_sections, planned_model
 from ._sections import Section, emit, formulas, line
@@ -45,9 +46,9 @@ def command(
     plan = questions.fit(about, devices, **setup)
     emit({"model": about, **plain(plan)}, lambda: _sections(about, plan), as_json=as_json, explain=explain)
     if plot is not None:
-        from ..plan.pictures import draw_remedies
+        from ..plan.plots import remedies_figure
 
-        draw_remedies(plan, f"{about.name} on {plan.device.title}", plot)
+        save(remedies_figure(plan, f"{about.name} on {plan.device.title}"), plot)
 
 
 def _sections(about: PlannedModel, plan: Diagnosis) -> Iterator[Section]:

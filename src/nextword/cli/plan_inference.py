@@ -14,6 +14,7 @@ from ..plan.figure import plain
 from ..plan.hardware import split_names
 from ..plan.questions import PlannedModel
 from ..plan.serving import BITS, LONGEST, InferencePlan, OnDevice
+from ..plots import save
 from ..spec import ModelKind
 from ._plan_model import model_sections, planned_model
 from ._sections import Section, bars, emit, formulas, line, warning
@@ -51,10 +52,10 @@ def command(
                                context=context, dtype=dtype, kv_dtype=kv_dtype)  # fmt: skip
     emit({"model": about, **plain(plan)}, lambda: _sections(about, plan), as_json=as_json, explain=explain)
     if plot is not None:
-        from ..plan.pictures import draw_memory
+        from ..plan.plots import memory_figure
 
         title = f"{about.name} in use, batch {plan.use.batch:,}, context {plan.use.context:,}"
-        draw_memory(plan.devices[0].memory, [row.device for row in plan.devices], title, plot)
+        save(memory_figure(plan.devices[0].memory, [row.device for row in plan.devices], title), plot)
 
 
 def _sections(about: PlannedModel, plan: InferencePlan) -> Iterator[Section]:

@@ -15,6 +15,7 @@ from ..plan.figure import plain
 from ..plan.fit_methods import MOST_RUNS, Method
 from ..plan.fitting import Interval, LawFit, believed, outlier_remark
 from ..plan.laws import LAWS
+from ..plots import save
 from ._console import messages
 from ._sections import Section, emit, formulas, line, warning
 from ._table import plain_table
@@ -84,9 +85,9 @@ def command(
     }
     emit(result, lambda: _fitted(fits, at, best, why, explain), as_json=as_json, explain=explain)
     if plot is not None:
-        from ..plan.pictures import draw_law
+        from ..plan.plots import law_figure
 
-        draw_law(best, plot)
+        save(law_figure(best), plot)
 
 
 def _progress(runs: int) -> Callable[[str], None]:

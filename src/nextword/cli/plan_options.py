@@ -18,7 +18,7 @@ from ..plan.states import BASES, Optimizer, Precision, Shard
 from ..plan.training import DEVICES_PER_MACHINE, MFU
 from ..spec import ModelKind
 from ..weights.catalogue import cache_folder
-from ._options import PICTURE, stack
+from ._options import plot_option, stack
 
 
 class Quantity(click.ParamType[float]):
@@ -97,8 +97,7 @@ model_argument = stack(
 output_options = stack(
     click.option("--explain", is_flag=True, help="Print every number's formula, with values, and its source."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with units, formulas and sources."),
-    click.option("--plot", type=PICTURE, metavar="FILE",
-                 help="Draw the plan (.svg, .png, .pdf); needs nextword[plot]."),
+    plot_option("Draw the plan"),
 )  # fmt: skip
 context_option = click.option(
     "--context", type=WholeNumber(1, LONGEST_CONTEXT), default=None, metavar="TOKENS",

@@ -14,6 +14,7 @@ from ..plan.figure import plain
 from ..plan.laws import TOKENS_A_PARAMETER
 from ..plan.questions import PlannedModel
 from ..plan.training import TrainingPlan
+from ..plots import save
 from ..spec import ModelKind
 from ._plan_model import model_sections, planned_model
 from ._sections import Section, bars, emit, facts, formulas, line
@@ -56,10 +57,10 @@ def command(
     by_rule = tokens is None and not plan.setup.lora
     emit({"model": about, **plain(plan)}, lambda: _sections(about, plan, by_rule), as_json=as_json, explain=explain)
     if plot is not None:
-        from ..plan.pictures import draw_memory
+        from ..plan.plots import memory_figure
 
         title = f"{about.name} in training, batch {plan.setup.batch:,} x {plan.setup.context:,}"
-        draw_memory(plan.memory, [plan.device], title, plot)
+        save(memory_figure(plan.memory, [plan.device], title), plot)
 
 
 def setup_line(run: Training) -> Section:

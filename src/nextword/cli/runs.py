@@ -12,14 +12,15 @@ from ..base import UsageError, require_torch, units
 from ..base.fields import FieldError
 from ..plan import parameters
 from ..plan.run_config import RunShard, TrackerName
+from ..plots import save
 from ..train import calibration
 from ..train.changes import NO_CHANGE, Change
 from ..train.metrics import progress_of, rejected_steps
-from ..train.pictures import draw_curves, terminal_curve
+from ..train.plots import curves_figure, terminal_curve
 from ..train.run_dir import Measured, RunRecord, differences, is_locked, read_report, runs_under
 from ._app import Suggesting
 from ._console import emit_json, messages, output
-from ._options import OUTPUT_MODEL, PICTURE, WRITTEN_DTYPE
+from ._options import OUTPUT_MODEL, WRITTEN_DTYPE, plot_option
 from ._table import plain_table
 from .plan_options import STEPS, choice
 from .runs_calibration import command as calibration_command
@@ -76,7 +77,7 @@ def list_runs(root: Path, as_json: bool) -> None:
 
 @command.command(name="show")
 @click.argument("run", type=_FOLDER)
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Plot the loss curve.")
+@plot_option("Draw the loss curve")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
     """Show one run: its plan, measurements and loss curve."""
@@ -87,7 +88,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
     else:
         _print_run(run, record, measured)
     if plot is not None:
-        draw_curves([run], plot)
+        save(curves_figure([run]), plot)
 
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
@@ -106,7 +107,7 @@ def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
 
 @command.command(name="compare")
 @click.argument("runs", type=_FOLDER, nargs=-1)
-@click.option("--plot", type=PICTURE, metavar="FILE", help="Plot the loss curves.")
+@plot_option("Draw the loss curves")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     """Compare runs: settings that differ, losses, curves."""
@@ -121,7 +122,7 @@ def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     else:
         _print_compared(runs, records, rows, differing)
     if plot is not None:
-        draw_curves(list(runs), plot)
+        save(curves_figure(runs), plot)
 
 
 def _print_compared(

@@ -16,6 +16,7 @@ from ..base import UsageError, installed, require_torch
 from ..base.fields import FieldError
 from ..base.toml import read_toml, set_values
 from ..plan.run_config import BUDGETS, RunConfig, TrackerName
+from ..plots import save
 from ._console import emit_json, messages
 from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, duration_in
@@ -246,11 +247,11 @@ def _finish(result: RunResult, steps: int, as_json: bool) -> None:
 
 
 def draw_curve(folder: Path) -> None:
-    """Write curve.svg, if matplotlib is installed."""
-    if installed("matplotlib"):
-        from ..train.pictures import draw_curves
+    """Write curve.svg, if vl-convert is installed."""
+    if installed("vl_convert"):
+        from ..train.plots import curves_figure
 
-        draw_curves([folder], folder / "curve.svg")
+        save(curves_figure([folder]), folder / "curve.svg")
 
 
 def run_json(folder: Path, record: RunRecord, measured: Measured | None) -> dict[str, Any]:

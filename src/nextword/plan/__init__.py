@@ -7,7 +7,7 @@
     plan.optimum(5.76e23).parameters
 
 Every result is a dataclass of figures; a figure has its unit, its formula and the formula's source. numpy and scipy
-are imported when a law is fitted, matplotlib when one is plotted.
+are imported when a law is fitted.
 """
 
 from ..spec import ModelSpec

@@ -17,11 +17,13 @@ DARK = {
 }  # fmt: skip
 SERIES = ("blue", "orange", "cyan", "red", "purple", "green")  # neighbours differ most under colour blindness
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', 'DejaVu Sans', sans-serif"
-MONOSPACE = "ui-monospace, 'SF Mono', Menlo, Consolas, 'Liberation Mono', 'DejaVu Sans Mono', monospace"
+MONOSPACE = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 _HEAT = ("blue", "cyan", "green", "orange", "red")  # temperatures 1/4, 1/2, 1, 2, 4
 
 
-THEMES = {"light": LIGHT, "dark": DARK, "page": {name: f"var(--{name})" for name in LIGHT}}  # page: as `css` has it
+Theme = Literal["light", "dark", "page"]
+_PAGE = {name: f"var(--{name})" for name in LIGHT}
+THEMES: dict[Theme, dict[str, str]] = {"light": LIGHT, "dark": DARK, "page": _PAGE}
 
 
 def heat(temperature: float) -> str:
@@ -34,7 +36,7 @@ def css() -> str:
 
     A page follows the system, or `data-theme="light"` or `"dark"` on its root element.
     """
-    light, dark = (f"color-scheme: {name}; {_properties(THEMES[name])}" for name in ("light", "dark"))
+    light, dark = (f"color-scheme: {name}; {_properties(THEMES[name])}" for name in THEMES if name != "page")
     fonts = f"--font: {FONT}; --monospace: {MONOSPACE};"
     return (
         f":root {{ {light} {fonts} }}\n"
@@ -47,7 +49,7 @@ def _properties(own: dict[str, str]) -> str:
     return " ".join(f"--{name}: {colour};" for name, colour in own.items())
 
 
-def vega_config(theme: Literal["light", "dark", "page"] = "light") -> dict[str, Any]:
+def vega_config(theme: Theme = "light") -> dict[str, Any]:
     """Vega-Lite's `config` for a theme: "page" takes the colours of the page, from `css`.
 
     Each colour is also a parameter, so that a specification names it: `{"expr": "blue"}`.
@@ -63,6 +65,7 @@ def vega_config(theme: Literal["light", "dark", "page"] = "light") -> dict[str, 
                   "subtitleFontSize": 11, "subtitlePadding": 5, "offset": 12},
         "axis": {**text, "domainColor": own["grey"], "tickColor": own["grey"], "gridColor": own["pale"],
                  "labelFontSize": 11, "titleFontSize": 12},
+        "axisYQuantitative": {"labelFlush": True},  # so that panels side by side are of one height
         "legend": {**text, "labelFontSize": 11, "titleFontSize": 12, "labelLimit": 300, "titleLimit": 300},
         "header": {**text, "labelColor": own["ink"]},
         "view": {"stroke": None},

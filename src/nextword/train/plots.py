@@ -1,0 +1,112 @@
+"""Loss curves in the terminal, and training runs and studies as figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import plots
+from ..base import UsageError
+from ..plots import Spec
+from ..plots.training import Curve, Estimate, Kind
+from . import estimates
+from .context_results import KindResult, Study, TaskResult
+from .metrics import read_metrics
+
+_WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
+_NARROWEST = 16  # of its cells
+_MARKS = "●○▲△■□"
+
+
+def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Tokens and loss of each step that counts, and of each evaluation: a rewound run's earlier steps do not."""
+    steps: dict[int, tuple[int, float]] = {}
+    val: dict[int, float] = {}
+    for row in read_metrics(folder):
+        step = int(row["step"])
+        if "val" in row:
+            val[step] = row["val"]["nats_per_token"]
+        elif "loss" in row:
+            while steps and next(reversed(steps)) >= step:
+                steps.popitem()
+            steps[step] = (int(row["tokens"]), float(row["loss"]))
+    seen, tokens, losses = 0, [], []
+    at = {0: 0}
+    for step in sorted(steps):
+        seen += steps[step][0]
+        tokens.append(float(seen))
+        losses.append(steps[step][1])
+        at[step + 1] = seen
+    evaluated = [step for step in sorted(val) if step in at]
+    return tokens, losses, [float(at[step]) for step in evaluated], [val[step] for step in evaluated]
+
+
+def curves_figure(folders: Sequence[Path]) -> Spec:
+    """Loss against tokens of runs. Raises UsageError for one that has no steps yet."""
+    curves = []
+    for folder in folders:
+        tokens, losses, at, val = curve(folder)
+        if not losses:
+            raise UsageError(f"{folder} has no steps to plot yet")
+        curves.append(Curve(folder.name, tokens, losses, smoothed(losses), at, val))
+    return plots.loss_curves(curves)
+
+
+def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
+    """An exponential running mean over about `share` of the steps."""
+    keep = 1 - 1 / max(1.0, share * len(losses))
+    mean, weight, means = 0.0, 0.0, []
+    for loss in losses:
+        if math.isfinite(loss):
+            mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
+        means.append(mean / weight if weight else math.nan)
+    return means
+
+
+def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
+    """The running means as text, one mark per run, at most `width` characters wide."""
+    curves = [(tokens, smoothed(losses)) for tokens, losses, _, _ in map(curve, folders) if losses]
+    if not curves:
+        return "no steps yet"
+    skip = [max(1, len(losses) // 50) for _, losses in curves]
+    shown = [loss for (_, losses), n in zip(curves, skip, strict=True) for loss in losses[n - 1 :] if loss == loss]
+    if not shown:
+        return "no step with a finite loss yet"
+    low, high = min(shown), max(shown)
+    most = max(tokens[-1] for tokens, _ in curves)
+    wide = max(_NARROWEST, min(_WIDTH, width - 9))  # behind the axis
+    grid = [[" "] * wide for _ in range(_HEIGHT)]
+    for number, (tokens, losses) in enumerate(curves):
+        for place, loss in zip(tokens, losses, strict=True):
+            if loss == loss and loss <= high:
+                row = round((high - loss) / max(high - low, 1e-9) * (_HEIGHT - 1))
+                grid[row][min(wide - 1, int(place / most * (wide - 1)))] = _MARKS[number % len(_MARKS)]
+    lines = [f"{high - (high - low) * row / (_HEIGHT - 1):7.3f} ┤{''.join(cells)}" for row, cells in enumerate(grid)]
+    legend = "   ".join(f"{_MARKS[n % len(_MARKS)]} {folder.name}" for n, folder in enumerate(folders))
+    return "\n".join([*lines, f"{'':8}└{'─' * wide}", f"{'':9}0 to {most:,.0f} tokens   {legend}"])
+
+
+def study_figure(study: Study) -> Spec:
+    """A study of context: by position, by visible context, tasks, speed."""
+    guesses = {_name(task): task.guess for kind in study.kinds for task in kind.tasks}
+    return plots.context_study([_kind(own) for own in study.kinds], guesses)
+
+
+def _kind(own: KindResult) -> Kind:
+    return Kind(
+        own.kind,
+        [_estimate(mean.at, mean.estimate) for mean in own.by_position],
+        [_estimate(mean.at, mean.estimate) for mean in own.by_visible],
+        own.useful,
+        [_estimate(_name(task), task.accuracy) for task in own.tasks],
+        [_estimate(f"{name} tokens", speed) for name, speed in own.tokens_per_second.items()],
+    )
+
+
+def _name(task: TaskResult) -> str:
+    return f"{task.task} {task.size}"
+
+
+def _estimate(at: float | str, own: estimates.Estimate) -> Estimate:
+    return Estimate(at, own.mean, own.low, own.high)
