@@ -1,19 +1,29 @@
-"""Make docs/pictures/eval.png, the head of the report that the README's command writes. Needs Chromium and Pillow.
+"""Make docs/pictures: the plots of commands that the pages show, and the head of an evaluation's report.
 
-python docs/make_picture.py                 run the README's evaluation first (minutes)
-python docs/make_picture.py out.html        of a report that is there
+python docs/make_picture.py plots           the plots, *.svg
+python docs/make_picture.py                 eval.png: run the README's evaluation first (minutes)
+python docs/make_picture.py out.html        eval.png of a report that is there; eval.png needs Chromium and Pillow
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-PICTURE = Path(__file__).resolve().parent / "pictures" / "eval.png"
+PICTURES = Path(__file__).resolve().parent / "pictures"
+PLOTS = {
+    "next": "next 'I like to eat' --dtype float32",
+    "plan-inference": "plan inference llama-3-8b --context 8192 --devices rtx4090,rtx5090,h100",
+    "plan-train": "plan train --params 1B --micro-batch 8 --context 2048 --price 2.5",
+    "plan-budget": "plan budget --devices 8xh100 --days 3 --tokens-available 20B",
+    "plan-fit": "plan fit --params 1B --devices rtx4090 --micro-batch 16 --context 2048",
+    "plan-laws": f"plan laws --data {PICTURES.parent.parent / 'tests/oracles/epoch_chinchilla.csv'} --drop-highest 5",
+}
 COMMAND = "eval sentiment --shots 0,1,4 --limit 200 --dtype float32 --report"
 _WIDE, _HIGH = 900, 1455  # CSS pixels: a README is about 850 wide; the height ends after the comparisons
 _SCALE = 1.5
@@ -21,7 +31,12 @@ _COLOURS = 32
 
 
 def main() -> int:
-    """Write the picture; the exit code."""
+    """Write the pictures; the exit code."""
+    if sys.argv[1:] == ["plots"]:
+        for name, command in PLOTS.items():
+            words = [*shlex.split(command), "--plot", str(PICTURES / f"{name}.svg")]
+            subprocess.run([sys.executable, "-m", "nextword", *words], check=True, stdout=subprocess.DEVNULL)
+        return 0
     from PIL import Image
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -43,7 +58,7 @@ def main() -> int:
             check=True,
         )  # fmt: skip
         with Image.open(screenshot) as image:
-            image.convert("RGB").quantize(_COLOURS).save(PICTURE, optimize=True)
+            image.convert("RGB").quantize(_COLOURS).save(PICTURES / "eval.png", optimize=True)
     return 0
 
 

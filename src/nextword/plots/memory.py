@@ -26,13 +26,17 @@ _COLOURS: dict[str, tuple[str, float]] = {  # of the theme, and how full; relate
     "state": ("cyan", 1.0),
     "working space": ("green", 1.0),
     "fragmentation": ("grey", 0.5),
-    "runtime": ("grey", 0.15),
+    "runtime": ("grey", 0.25),
 }
 
 
 def memory(bars: Sequence[Bar], devices: Mapping[str, float], title: str) -> Spec:
     """Bars of bytes by part, stacked in order, against a line for each size of device, in bytes."""
-    parts = list(dict.fromkeys(part for _, own in bars for part in own))
+    known = list(_COLOURS)
+    parts = sorted(
+        dict.fromkeys(part for _, own in bars for part in own),
+        key=lambda part: known.index(part) if part in known else len(known),
+    )
     rows = [
         {"bar": number, "part": part, "order": parts.index(part), "gb": value / 1e9}
         for number, (_, own) in enumerate(bars)

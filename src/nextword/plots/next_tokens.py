@@ -57,7 +57,7 @@ def _panel(column: Column, count: int, full: float, labelled: bool) -> Spec:
     }  # fmt: skip
     x: Spec = {"scale": {"domain": [0, edge], "nice": False}, "axis": None}
     bar: Spec = {
-        "mark": {"type": "bar", "height": {"band": 0.74}, "cornerRadiusEnd": 2},
+        "mark": {"type": "bar", "height": {"band": 0.74}},
         "encoding": {
             "x": field("drawn", **x),
             "color": {"condition": {"test": others, "value": named("pale")}, "value": colour},
