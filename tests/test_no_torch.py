@@ -81,7 +81,7 @@ NEEDS = {
     "runs resume RUNS": "training needs torch. Install it: pip install 'nextword[train]'",
     "runs export RUNS NEW": "reading a checkpoint needs torch. Install it: pip install 'nextword[train]'",
     "complete -m FOLDER --device cuda Hi": "needs torch. Install it: pip install 'nextword[train]'",
-    "next -m FOLDER --plot next.svg Hi": "need vl_convert. Install it: pip install 'nextword[plot]'",
+    "next -m FOLDER --plot next.svg Hi": "plots need vl_convert. Install it: pip install 'nextword[plot]'",
     "eval --lm-eval arc_easy -m FOLDER": "pip install 'nextword[lm-eval]'",
 }
 

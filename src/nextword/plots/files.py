@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -35,7 +33,7 @@ def check_plot(path: Path | str, what: str = "plot") -> None:
     if kind not in KINDS:
         raise UsageError(f"{what} {path}: the name must end in {', '.join(KINDS)}")
     if kind != ".json":
-        require("vl_convert", "plots other than .json")
+        require("vl_convert", "plots")
     check_writable(path, what)
 
 
@@ -71,7 +69,7 @@ def svg(spec: Spec, theme: Theme = "light") -> str:
 
 
 def _convert(kind: str, spec: Spec, theme: Theme, **options: Any) -> Any:
-    require("vl_convert", "plots other than .json")
+    require("vl_convert", "plots")
     import vl_convert
 
     whole = json.dumps(themed(spec, theme), allow_nan=False)  # as text, so that half a surrogate pair is escaped
@@ -114,4 +112,7 @@ def script_json(data: Any) -> str:
 
 
 def _digest(text: str) -> str:
+    import base64  # only here: most commands never need them
+    import hashlib
+
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
