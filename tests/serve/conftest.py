@@ -44,6 +44,19 @@ def tiny_path(tiny_model: Callable[..., Path]) -> Path:
     return tiny_model(chat_template=TEMPLATE)
 
 
+CALLING = """\
+{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}: {{ m.content }}
+{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"""
+
+
+@pytest.fixture(scope="session")
+def calling(tiny_model: Callable[..., Path]) -> Iterator[Server]:
+    """A tiny model whose template knows tools."""
+    server = Server(str(tiny_model(seed=5, chat_template=CALLING)), "--alias", "calling")
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path) -> Iterator[Server]:
     """The tiny model behind one server for all tests that only ask."""

@@ -100,7 +100,7 @@ def test_a_wrong_field_is_named(tiny: Server, field: str) -> None:
 
 CHAT = {
     "top_logprobs": 5, "messages": [], "response_format": {"type": "json_schema"}, "tool_choice": "required",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tools": [{"type": "function", "function": {"name": "f"}}], "functions": [{"name": "f"}],
 }  # fmt: skip
 
 
@@ -122,6 +122,7 @@ def test_a_prompt_beyond_the_context_is_never_cut(tiny: Server) -> None:
         error = tiny.post("/v1/completions", {"prompt": text}).error
         assert (error["type"], error["n_ctx"]) == ("exceed_context_size_error", 512)
         assert error["n_prompt_tokens"] == len(text)
+        assert "prompt is too long" in error["message"], "by which LangChain and LiteLLM know it"
     [choice] = tiny.complete("a" * 500, max_tokens=100, ignore_eos=True)["choices"]
     assert choice["finish_reason"] == "length"
 

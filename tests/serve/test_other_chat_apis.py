@@ -194,6 +194,68 @@ def test_a_picture_in_the_input_is_refused(tiny: Server) -> None:
     assert (error["param"], "text only" in error["message"]) == ("input", True)
 
 
+LIGHT = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
+TOOL = {"name": "light", "description": "Switches it.", "input_schema": LIGHT}
+FUNCTION = {"type": "function", "name": "light", "description": "Switches it.", "parameters": LIGHT, "strict": True}
+
+
+def test_messages_call_tools(calling: Server) -> None:
+    asked = {"model": "x", "max_tokens": 200, "messages": ASKED["messages"], "tools": [TOOL], "extra_body": {"seed": 1}}
+    with Anthropic(base_url=calling.url, api_key="none", max_retries=0) as client:
+        answer = client.messages.create(**asked, tool_choice={"type": "any"})
+        [block] = answer.content
+        assert (answer.stop_reason, block.type, block.name) == ("tool_use", "tool_use", "light")
+        with client.messages.stream(**asked, tool_choice={"type": "tool", "name": "light"}) as stream:
+            kinds = [event.type for event in stream if event.type.startswith("content")]
+            [streamed] = stream.get_final_message().content
+        assert kinds == ["content_block_start", "content_block_delta", "content_block_stop"]
+        assert (streamed.input, streamed.name) == (block.input, "light")
+        result = {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "done"}]}
+        turns = [*ASKED["messages"], {"role": "assistant", "content": [{"type": "text", "text": "So."}, block]},
+                 {"role": "user", "content": [result, {"type": "text", "text": "And?"}]}]  # fmt: skip
+        said = client.messages.create(**{**asked, "messages": turns, "max_tokens": 5})
+        counted = client.messages.count_tokens(model="x", messages=turns, tools=[TOOL])
+    assert counted.input_tokens == said.usage.input_tokens + said.usage.cache_read_input_tokens
+    call = {"id": block.id, "type": "function", "function": {"name": "light", "arguments": json.dumps(block.input)}}
+    results = [{"role": "tool", "content": "done", "tool_call_id": block.id}, {"role": "user", "content": "And?"}]
+    same = [*ASKED["messages"], {"role": "assistant", "content": "So.", "tool_calls": [call]}, *results]
+    function = {"name": "light", "description": "Switches it.", "parameters": LIGHT}
+    chat = {"messages": same, "tools": [{"type": "function", "function": function}], "max_tokens": 5, "seed": 1}
+    [choice] = calling.post("/v1/chat/completions", chat).json["choices"]
+    assert said.content[0].text == choice["message"]["content"]
+
+
+def test_responses_call_functions(calling: Server) -> None:
+    asked = {"model": "x", "input": QUESTION, "tools": [FUNCTION], "extra_body": {"seed": 1}}
+    with OpenAI(base_url=f"{calling.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.responses.create(**asked, tool_choice="required")
+        [call] = answer.output
+        assert (answer.status, call.type, call.name) == ("completed", "function_call", "light")
+        with client.responses.stream(**asked, tool_choice={"type": "function", "name": "light"}) as stream:
+            kinds = [event.type.removeprefix("response.") for event in stream]
+            [streamed] = stream.get_final_response().output
+        assert kinds == ["created", "in_progress", "output_item.added", "function_call_arguments.delta",
+                         "function_call_arguments.done", "output_item.done", "completed"]  # fmt: skip
+        assert (streamed.arguments, streamed.status) == (call.arguments, "completed")
+        output = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+        turns = [{"role": "user", "content": QUESTION}, *[item.to_dict() for item in answer.output], output]
+        said = client.responses.create(**{**asked, "input": turns}, max_output_tokens=5)
+    calls = [{"id": call.call_id, "type": "function", "function": {"name": "light", "arguments": call.arguments}}]
+    same = [turns[0], {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "content": "done", "tool_call_id": call.call_id}]  # fmt: skip
+    function = {name: FUNCTION[name] for name in ("name", "description", "parameters")}
+    chat = {"messages": same, "tools": [{"type": "function", "function": function}], "max_tokens": 5, "seed": 1}
+    [choice] = calling.post("/v1/chat/completions", chat).json["choices"]
+    assert said.output_text == choice["message"]["content"]
+
+
+def test_a_malformed_call_in_the_conversation_is_refused(calling: Server) -> None:
+    for block in ({"type": "tool_use"}, {"type": "tool_result", "tool_use_id": 1},
+                  {"type": "tool_result", "tool_use_id": "1", "content": {"a": 1}}):  # fmt: skip
+        refused = calling.post("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [block]}]})
+        assert (refused.status, refused.error["param"]) == (400, "messages")
+
+
 def test_every_event_has_its_name(tiny: Server) -> None:
     for path, limit in (("/v1/messages", "max_tokens"), ("/v1/responses", "max_output_tokens")):
         body = {limit: 3, "stream": True, **({"input": "a"} if path.endswith("responses") else ASKED | {limit: 3})}

@@ -83,7 +83,7 @@ class Structure:
         return start + _NO_FORCING
 
 
-def _json_schema(schema: Any) -> str:
+def schema_text(schema: Any) -> str:
     """A schema as the text of a JSON object that says how JSON is spaced."""
     try:
         content = json.loads(schema) if isinstance(schema, str) else schema
@@ -117,7 +117,7 @@ def _grammar(grammar: Any) -> str:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "json_schema": _json_schema,
+    "json_schema": schema_text,
     "regex": _regex,
     "choices": _choices,
     "grammar": _grammar,

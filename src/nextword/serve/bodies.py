@@ -80,7 +80,7 @@ class OpenAI(Sampling, kw_only=True):
     n: Choices | None = None
     logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: str | dict[str, Any] | None = None
     nextword: bool | None = None
 
 
@@ -118,6 +118,7 @@ class ChatBody(OpenAI, kw_only=True):
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -131,30 +132,67 @@ class Turn(Struct, kw_only=True):
     content: str | list[dict[str, Any]]
 
 
-class MessagesBody(Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/messages: the part of Anthropic's that is about text. `seed` is ours."""
+class ToolUse(Struct, kw_only=True):
+    """A block of the assistant's: the call of a tool."""
+
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResult(Struct, kw_only=True):
+    """A block of the user's: what a tool answered."""
+
+    tool_use_id: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class MessagesTool(Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1)]
+    type: Literal["custom"] | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class MessagesToolChoice(Struct, kw_only=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+
+
+class CountTokensBody(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages/count_tokens."""
 
     messages: Annotated[list[Turn], Meta(min_length=1)]
-    max_tokens: Count
     system: str | list[TextBlock] | None = None
+    tools: list[MessagesTool] | None = None
+    tool_choice: MessagesToolChoice | None = None
+    thinking: dict[str, Any] | None = None
+    cache_control: dict[str, Any] | None = None
+    model: str | None = None
+
+
+class MessagesBody(CountTokensBody, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages: the part of Anthropic's that is about text and tools. `seed` is ours."""
+
+    max_tokens: Count
     temperature: Annotated[float, Meta(ge=0)] | None = None
     top_p: Share | None = None
     top_k: Count | None = None
     stop_sequences: Annotated[list[StopText], Meta(max_length=16)] | None = None
     seed: Seed | None = None
     stream: bool | None = None
-    model: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    thinking: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
-    cache_control: dict[str, Any] | None = None
 
 
 class InputItem(Struct, kw_only=True):
     type: str = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[dict[str, Any]] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[dict[str, Any]] | None = None
 
 
 class TextFormat(Struct, kw_only=True, omit_defaults=True):
@@ -169,7 +207,7 @@ class TextOptions(Struct, kw_only=True):
 
 
 class ResponsesBody(Struct, kw_only=True):
-    """POST /v1/responses: the part of OpenAI's that is about text. `seed` is ours."""
+    """POST /v1/responses: the part of OpenAI's that is about text and functions. `seed` is ours."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
@@ -266,7 +304,7 @@ class EmbeddingsBody(Struct, kw_only=True):
     """POST /v1/embeddings. `pooling`: the mean over a text's tokens, or the last one's."""
 
     input: Prompt
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
     pooling: Literal["mean", "last"] = "mean"
     model: str | None = None
@@ -346,6 +384,14 @@ def decode(body: bytes, kind: type[Body]) -> Body:
         raise of_validation(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON ({error})") from None
+
+
+def converted(value: Any, kind: type[Body], param: str) -> Body:
+    """A part of the field `param` as `kind`. Raises ApiError."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"{param}: {error}", param) from None
 
 
 def _check_depth(body: bytes) -> None:

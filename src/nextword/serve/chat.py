@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from ..base import UsageError
 from ..engine import CompletionHandle, Request, Structure
 from ..text import encode_chat
-from .bodies import ChatBody, Message, ResponseFormat
+from .bodies import ChatBody, Message, ResponseFormat, decode
 from .errors import ApiError
 from .extension import sampling_extension
 from .pieces import Entry, Pieces, candidates, name_of
@@ -63,11 +64,18 @@ async def chat(call: Call, body: ChatBody) -> Response:
     usage_wanted = check_stream_options(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    if body.functions:
+        raise ApiError(400, "functions are not supported. Give them as tools", "functions")
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     work = await begin(call, body, getattr(body, param), param)
     if body.stream:
         return EventStream(_stream(work, usage_wanted), call.service.report, done=True)
     return answer(await _whole(work))
+
+
+def prompt_of(model: Model, body: ChatBody, tools: Tools | None) -> Prompt:
+    """What the model reads of a conversation. Raises ApiError."""
+    return template_prompt(model, body.messages, tools.shown if tools else None, body.chat_template_kwargs)[0]
 
 
 async def begin(call: Call, body: ChatBody, most: int | None, param: str) -> Work:
@@ -81,16 +89,18 @@ async def begin(call: Call, body: ChatBody, most: int | None, param: str) -> Wor
     return work
 
 
-async def said(work: Work) -> AsyncIterator[str]:
-    """The text of an answer without tools as it arrives, for APIs of one choice. Then `work` has what ended it."""
-    pieces = Pieces(work.model.tokenizer)
+async def said(work: Work) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """Text and calls of tools as they arrive, for APIs of one choice. Then `work` has what ended the answer."""
+    choice = _Choice(work, 0)
     async for tokens in work.call.tokens(work.handles):
-        text = ""
         for _, token in tokens:
-            text += pieces.push(token)[0]
+            choice.push(token)
             work.ending = token.finish or work.ending
-        if text:
-            yield text
+        if choice.text or choice.calls:
+            yield choice.text, choice.calls
+        choice.clear()
+    if choice.finish == "tool_calls":
+        work.ending = choice.finish
     _, work.cached_tokens = work.call.count_prompt(work.handles)
 
 
@@ -110,15 +120,28 @@ def template_prompt(
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """A message as templates take it: its content is one text."""
-    plain: dict[str, Any] = {"role": message.role, "content": _text(message.content)}
-    for name in ("name", "tool_calls", "tool_call_id", "reasoning_content"):
+    """A message as templates take it: its content is one text, and the arguments of its calls are objects."""
+    role = "system" if message.role == "developer" else message.role
+    plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
+    for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             plain[name] = value
+    if message.tool_calls:
+        plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
     return plain
 
 
-def _text(content: str | list[dict[str, Any]] | None) -> str:
+def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    with suppress(ApiError):  # what a model has written need not be JSON
+        return {**call, "function": {**function, "arguments": decode(function["arguments"].encode(), dict)}}
+    return call
+
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """The text of a message's content. Raises ApiError for other parts than text."""
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
@@ -132,8 +155,7 @@ def _text(content: str | list[dict[str, Any]] | None) -> str:
 
 def _requests(work: Work, max_tokens: int) -> list[Request]:
     body, model = work.body, work.model
-    shown = work.tools.shown if work.tools else None
-    prompt, _ = template_prompt(model, body.messages, shown, body.chat_template_kwargs)
+    prompt = prompt_of(model, body, work.tools)
     work.prompt_tokens = len(prompt.ids)
     return requests_of(
         work.call, model, body, [prompt], max_tokens=max(1, max_tokens), n=body.n or 1, bias=body.logit_bias,
@@ -215,8 +237,11 @@ class _Choice:
             deltas.append(self._chunk(delta or {"content": ""}, None) | self._extension())
         if self.finish:
             deltas.append(self._chunk({}, self.finish, last=True))
-        self.text, self.calls, self.entries = "", [], []
+        self.clear()
         return deltas
+
+    def clear(self) -> None:
+        self.text, self.calls, self.entries = "", [], []
 
     def _chunk(self, delta: dict[str, Any], finish: str | None, last: bool = False) -> dict[str, Any]:
         logprobs = None if last else self._logprobs()

@@ -61,5 +61,5 @@ def _pooled(handle: HiddenHandle, pooling: str) -> NDArray[np.float32]:
     return scaled
 
 
-def _written(vector: NDArray[np.float32], format: str) -> list[float] | str:
+def _written(vector: NDArray[np.float32], format: str | None) -> list[float] | str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode() if format == "base64" else vector.tolist()

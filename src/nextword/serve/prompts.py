@@ -74,7 +74,8 @@ def too_long(model: Model, tokens: int, param: str) -> ApiError:
     """The error for a prompt of `tokens` tokens."""
     return ApiError(
         400,
-        f"the prompt has {tokens} tokens; the context holds {model.context}, at least one of them for the answer",
+        f"the prompt is too long: it has {tokens} tokens; the context holds {model.context}, at least one of them for"
+        " the answer",
         param,
         "exceed_context_size_error",
         n_prompt_tokens=tokens,

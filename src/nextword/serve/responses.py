@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's Responses API for text, over the same chat as its completions."""
+"""POST /v1/responses: OpenAI's Responses API for text and functions, over the same chat as its completions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .bodies import ChatBody, InputItem, Message, ResponseFormat, ResponsesBody
 from .chat import Work, begin, said
 from .errors import ApiError
 from .requests import EventStream, answer, as_api_error, fresh_id, now
+from .tools import call_of
 
 if TYPE_CHECKING:
     from .call import Call
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _REFUSED = {
     "previous_response_id": "no answers are kept here. Send the whole conversation as input",
     "conversation": "no conversations are kept here. Send the whole one as input",
-    "tools": "/v1/chat/completions takes them",
     "prompt": "no prompts are kept here. Give instructions and input",
     "background": "no answers are kept here",
     "top_logprobs": "/v1/chat/completions has them",
@@ -44,8 +44,12 @@ async def responses(call: Call, body: ResponsesBody) -> Response:
     reply = Reply(work, body)
     if body.stream:
         return EventStream(reply.stream(), call.service.report, named=True, failure=reply.failure)
-    text = "".join([part async for part in said(work)])
-    return answer(reply.content(text))
+    async for _ in reply.stream():
+        pass
+    return answer(reply.content(done=True))
+
+
+# ---- the conversation in chat's form
 
 
 def _chat_body(body: ResponsesBody) -> ChatBody:
@@ -54,27 +58,58 @@ def _chat_body(body: ResponsesBody) -> ChatBody:
             raise ApiError(400, f"{name} is not supported by /v1/responses: {reason}", name)
     given = body.input if isinstance(body.input, list) else [InputItem(role="user", content=body.input)]
     messages = [Message(role="system", content=body.instructions)] if body.instructions else []
+    for item in given:
+        _add(messages, item)
     format = body.text.format if body.text else None
+    choice = body.tool_choice
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        choice = {"type": "function", "function": choice}
     return ChatBody(
-        messages=messages + [_message(item) for item in given],
+        messages=messages,
         temperature=body.temperature,
         top_p=body.top_p,
         seed=body.seed,
+        stream=body.stream,
         response_format=ResponseFormat(type=format.type, json_schema={"schema": format.schema}) if format else None,
-        tool_choice=body.tool_choice,
+        tools=[_tool(tool) for tool in body.tools or []],
+        tool_choice=choice,
         model=body.model,
     )
 
 
-def _message(item: InputItem) -> Message:
-    if item.type != "message":
-        raise ApiError(400, f"input of type {item.type!r} is not supported: only messages are", "input")
-    if item.role is None:
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        raise ApiError(400, f"tools of type {tool.get('type')!r} are not supported: only functions are", "tools")
+    function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
+    return {"type": "function", "function": function}
+
+
+def _add(messages: list[Message], item: InputItem) -> None:
+    """Add an item of the input. The calls of a turn are in one message, as chat has them."""
+    if item.type == "function_call_output":
+        messages.append(Message(role="tool", content=_content(item.output), tool_call_id=item.call_id))
+    elif item.type == "function_call":
+        call = call_of(item.call_id or "", item.name or "", item.arguments or "{}")
+        if not messages or messages[-1].role != "assistant":
+            messages.append(Message(role="assistant"))
+        messages[-1].tool_calls = [*(messages[-1].tool_calls or []), call]
+    elif item.type != "message":
+        raise ApiError(
+            400, f"input of type {item.type!r} is not supported: messages, calls and their outputs are", "input"
+        )
+    elif item.role is None:
         raise ApiError(400, "a message of input has no role", "input")
-    content = item.content
-    if isinstance(content, list):
-        content = [part | {"type": "text"} if part.get("type") in _TEXT_PARTS else part for part in content]
-    return Message(role="system" if item.role == "developer" else item.role, content=content)
+    else:
+        messages.append(Message(role=item.role, content=_content(item.content)))
+
+
+def _content(content: str | list[dict[str, Any]] | None) -> str | list[dict[str, Any]] | None:
+    if not isinstance(content, list):
+        return content
+    return [part | {"type": "text"} if part.get("type") in _TEXT_PARTS else part for part in content]
+
+
+# ---- the answer
 
 
 class Reply:
@@ -82,13 +117,14 @@ class Reply:
 
     def __init__(self, work: Work, body: ResponsesBody) -> None:
         self._work, self._body = work, body
-        self._id, self._item_id, self._created, self._numbers = fresh_id("resp"), fresh_id("msg"), now(), count()
+        self._id, self._created, self._numbers = fresh_id("resp"), now(), count()
+        self._output: list[dict[str, Any]] = []
 
-    def content(self, text: str | None = None) -> dict[str, Any]:
-        """The response with its whole text; None while that is being made."""
+    def content(self, done: bool = False) -> dict[str, Any]:
+        """The response as it is now, or once the stream is over."""
         work, body = self._work, self._body
         temperature = work.call.config.temperature if body.temperature is None else body.temperature
-        status = "in_progress" if text is None else self._status
+        status = self._status if done else "in_progress"
         return {
             "id": self._id,
             "object": "response",
@@ -100,26 +136,22 @@ class Reply:
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
             "model": work.model.id,
-            "output": [] if text is None else [self._item(self._status, text)],
-            "parallel_tool_calls": False,
+            "output": list(self._output),
+            "parallel_tool_calls": bool(work.tools),
             "previous_response_id": None,
             "store": False,
             "temperature": temperature,
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": body.tool_choice or ("auto" if body.tools else "none"),
+            "tools": body.tools or [],
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
-            "usage": None if text is None else self._usage(),
+            "usage": self._usage() if done else None,
         }
 
     @property
     def _status(self) -> str:
-        return "completed" if self._work.ending in ("stop", "end_of_text") else "incomplete"
-
-    def _item(self, status: str, text: str | None = None) -> dict[str, Any]:
-        content = [] if text is None else [_part(text)]
-        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+        return "incomplete" if self._work.ending in ("length", "context") else "completed"
 
     def _usage(self) -> dict[str, Any]:
         prompt, generated = self._work.prompt_tokens, self._work.call.generated
@@ -132,23 +164,78 @@ class Reply:
         }
 
     async def stream(self) -> AsyncIterator[list[Any]]:
-        item, place = {"output_index": 0}, {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         yield [
             self._event("response.created", response=self.content()),
             self._event("response.in_progress", response=self.content()),
-            self._event("response.output_item.added", **item, item=self._item("in_progress")),
-            self._event("response.content_part.added", **place, part=_part("")),
         ]
-        text = ""
-        async for part in said(self._work):
-            text += part
-            yield [self._event("response.output_text.delta", **place, delta=part, logprobs=[])]
+        async for text, calls in said(self._work):
+            yield self._text(text) + [event for call in calls for event in self._call(call)]
         yield [
-            self._event("response.output_text.done", **place, text=text, logprobs=[]),
-            self._event("response.content_part.done", **place, part=_part(text)),
-            self._event("response.output_item.done", **item, item=self._item(self._status, text)),
-            self._event(f"response.{self._status}", response=self.content(text)),
+            *([] if self._output else self._begin_text()),
+            *self._end_text(self._status),
+            self._event(f"response.{self._status}", response=self.content(done=True)),
         ]
+
+    def _text(self, text: str) -> list[Any]:
+        """More text, in a message of its own behind a call."""
+        if not text:
+            return []
+        new = [] if self._in_text else self._begin_text()
+        self._output[-1]["content"][0]["text"] += text
+        return [*new, self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])]
+
+    @property
+    def _in_text(self) -> bool:
+        return bool(self._output) and self._output[-1]["type"] == "message"
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {**self._item_place, "content_index": 0}
+
+    @property
+    def _item_place(self) -> dict[str, Any]:
+        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
+
+    def _begin_text(self) -> list[Any]:
+        item = {"id": fresh_id("msg"), "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        added = self._begin(item)
+        self._output[-1]["content"] = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
+        part = dict(self._output[-1]["content"][0])
+        return [*added, self._event("response.content_part.added", **self._place, part=part)]
+
+    def _end_text(self, status: str = "completed") -> list[Any]:
+        if not self._in_text:
+            return []
+        [part] = self._output[-1]["content"]
+        return [
+            self._event("response.output_text.done", **self._place, text=part["text"], logprobs=[]),
+            self._event("response.content_part.done", **self._place, part=part),
+            *self._end(status),
+        ]
+
+    def _call(self, call: dict[str, Any]) -> list[Any]:
+        """A call of a function, which ends the text before it."""
+        function = call["function"]
+        item = {"id": fresh_id("fc"), "type": "function_call", "status": "in_progress", "call_id": call["id"],
+                "name": function["name"], "arguments": ""}  # fmt: skip
+        events = [*self._end_text(), *self._begin(item)]
+        self._output[-1]["arguments"] = arguments = function["arguments"]
+        kind, place = "response.function_call_arguments", self._item_place
+        return [
+            *events,
+            self._event(f"{kind}.delta", **place, delta=arguments),
+            self._event(f"{kind}.done", **place, name=function["name"], arguments=arguments),
+            *self._end("completed"),
+        ]
+
+    def _begin(self, item: dict[str, Any]) -> list[Any]:
+        self._output.append(item)
+        return [self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))]
+
+    def _end(self, status: str) -> list[Any]:
+        self._output[-1]["status"] = status
+        item = dict(self._output[-1])
+        return [self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)]
 
     def failure(self, error: Exception) -> dict[str, Any]:
         """A failure as the last event."""
@@ -157,7 +244,3 @@ class Reply:
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import UsageError
 from ..engine import Structure
-from .bodies import ChatBody
+from ..engine.structure import schema_text
+from .bodies import ChatBody, decode
 from .errors import ApiError
 from .requests import fresh_id
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .models import Model
 
 BEGIN, END = "<tool_call>", "</tool_call>"
+_CHOICE = "tool_choice takes none, auto, required, or {type: function, function: {name}} with the name of a function"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Tools:
         """The tools of a body; None if there are none to call. Raises ApiError."""
         choice = body.tool_choice
         if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-            raise ApiError(400, "tool_choice is none, auto, required, or names a function", "tool_choice")
+            raise ApiError(400, _CHOICE, "tool_choice")
         if not body.tools:
             if choice not in (None, "none", "auto"):
                 raise ApiError(400, "tool_choice asks for a tool, but tools is empty", "tool_choice")
@@ -46,7 +48,7 @@ class Tools:
             named = choice.get("function")
             name = named.get("name") if isinstance(named, dict) else None
             if name not in functions:
-                raise ApiError(400, "tool_choice names a function that is not among the tools", "tool_choice")
+                raise ApiError(400, f"{_CHOICE} among the tools", "tool_choice")
             forced = (name,)
         return cls(body.tools, forced)
 
@@ -65,8 +67,8 @@ class Tools:
             for tool in self.shown
             if (name := _function(tool)["name"]) in self.forced
         ]
-        schema = json.dumps({"anyOf": calls})
         try:
+            schema = schema_text({"anyOf": calls})
             return Structure(grammar=f'start: "{BEGIN}\\n" call "\\n{END}"\ncall: %json {schema}')
         except UsageError as error:
             raise ApiError(400, f"tools: {error}", "tools") from None
@@ -84,11 +86,16 @@ def _function(tool: dict[str, Any]) -> dict[str, Any]:
     return function
 
 
+def call_of(id: str, name: str, arguments: Any) -> dict[str, Any]:
+    """A call of a tool in chat's form."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 class ToolText:
-    """Separates what a model says from the tools it calls. A call that is not JSON stays text."""
+    """Separates what a model says from the tools it calls. A call that is not one of a tool, in JSON, stays text."""
 
     def __init__(self, tools: Tools) -> None:
-        self._names = {_function(tool)["name"] for tool in tools.shown}
+        self._names = [_function(tool)["name"] for tool in tools.shown]
         self._held = ""
         self._count = 0
 
@@ -118,13 +125,13 @@ class ToolText:
 
     def _call(self, text: str) -> dict[str, Any] | None:
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError):
+            content = decode(text.encode(), dict[str, Any])
+            arguments = content.get("arguments", {})
+            arguments = decode(arguments.encode(), dict) if isinstance(arguments, str) else arguments
+        except ApiError:
             return None
-        if not isinstance(content, dict) or content.get("name") not in self._names:
+        if content.get("name") not in self._names or not isinstance(arguments, dict):
             return None
-        arguments = content.get("arguments", {})
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         self._count += 1
-        function = {"name": content["name"], "arguments": written}
-        return {"index": self._count - 1, "id": fresh_id("call"), "type": "function", "function": function}
+        written = json.dumps(arguments, ensure_ascii=False)
+        return {"index": self._count - 1, **call_of(fresh_id("call"), content["name"], written)}

@@ -36,7 +36,9 @@ def render_chat(
     return render(template, variables, f"the chat template of {tokenizer.name}")
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **extra: Any) -> tuple[list[int], str]:
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], chat_template: str | None = None, **extra: Any
+) -> tuple[list[int], str]:
     """The tokens of a conversation up to the model's answer, and their text.
 
     Takes and raises what `render_chat` does. Only the template writes control tokens: "<|im_end|>" in a message, or in
@@ -45,16 +47,19 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **e
     contents = Contents(tokenizer, _texts([messages, extra]))
     if contents.hides:
         messages, extra = _mapped(messages, contents.hide), _mapped(extra, contents.hide)
-    rendered = render_chat(tokenizer, messages, add_generation_prompt=True, **extra)
+    rendered = render_chat(tokenizer, messages, add_generation_prompt=True, chat_template=chat_template, **extra)
     return begun(tokenizer, contents.encode(rendered)), contents.show(rendered)
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in plain data, but for the keys of objects."""
+    """All texts in plain data, the keys of objects included."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, Mapping):
+        for item in value.items():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
             yield from _texts(item)
 
 
@@ -63,7 +68,7 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
+        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
     return [_mapped(item, change) for item in value] if isinstance(value, list | tuple) else value
 
 
