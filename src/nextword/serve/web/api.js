@@ -86,7 +86,7 @@ export class Api {
 export const isStopped = (error) => error?.name === "AbortError";
 
 function lost(error) {
-  return isStopped(error) ? error : new ApiError("The server does not answer. Is `nextword serve` still running?");
+  return isStopped(error) ? error : new ApiError("The server does not answer. Is nextword serve still running?");
 }
 
 let inMemory = ""; // where storage is forbidden

@@ -17,7 +17,8 @@
  * @property {"light"|"dark"} theme
  * @property {(listener: () => void) => void} onTheme
  * @property {(text: string) => void} announce for screen readers
- * @property {(message: string) => void} notice a line above the view that stays until closed; "" closes it
+ * @property {(message: string, retry?: () => void) => void} notice a line above the view that stays until closed;
+ *   "" closes it
  */
 
 import { Api } from "./api.js";
@@ -134,7 +135,7 @@ async function loadModels() {
     models = (await app.api.json("/v1/models")).data.map((model) => model.id);
     notice("");
   } catch (error) {
-    notice(error.message);
+    notice(error.message, loadModels);
   }
   showModels();
 }
@@ -164,9 +165,10 @@ themeButton.addEventListener("click", () => {
 });
 system.addEventListener("change", showTheme);
 
-function notice(message) {
+function notice(message, retry) {
   const close = h("button", { class: "quiet", type: "button", "aria-label": "Close", onclick: () => notice("") }, "×");
-  fill(document.getElementById("notice"), message && h("p", {}, message, close));
+  fill(document.getElementById("notice"), message && h("p", {}, h("span", {}, message),
+    retry && h("button", { type: "button", onclick: retry }, "Try again"), close));
 }
 
 /** @returns {Promise<string|null>} the server's key; null if the user gives none */

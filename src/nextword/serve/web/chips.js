@@ -43,8 +43,7 @@ export class Chips {
     while (this.element.lastChild && this.element.lastChild !== this.chips.at(-1)?.parentNode) this.element.lastChild.remove();
     for (let i = same; i < tokens.length; i++) this.add(tokens[i], i < prompt);
     this.block().append(this.end);
-    if (this.selected > this.chips.length) this.mark(-1);
-    else this.mark(this.selected);
+    this.mark(this.selected); // it may only now be there
   }
 
   add(token, isPrompt) {
@@ -73,9 +72,10 @@ export class Chips {
 
   /** Mark the chip at `position` as selected; -1: none; the number of chips: the next token. */
   mark(position, scroll = false) {
-    this.chipAt(this.selected)?.removeAttribute("aria-selected");
     this.selected = position;
     const chip = this.chipAt(position);
+    if (chip !== this.marked) this.marked?.removeAttribute("aria-selected");
+    this.marked = chip;
     chip?.setAttribute("aria-selected", "true");
     if (chip) this.element.setAttribute("aria-activedescendant", chip.id);
     else this.element.removeAttribute("aria-activedescendant");

@@ -64,7 +64,7 @@ class Complete {
         h("section", { class: "write" },
           h("label", { for: "prompt", class: "unseen" }, "Prompt"), this.prompt,
           h("div", { class: "row" }, this.go, this.stopper,
-            h("label", { for: "count" }, "Tokens"), this.count, h("label", { for: "seed" }, "Seed"), this.seed,
+            h("label", { class: "field" }, "Tokens", this.count), h("label", { class: "field" }, "Seed", this.seed),
             h("span", { class: "keys hint" }, h("kbd", {}, mac ? "⌘" : "Ctrl"), " ", h("kbd", {}, "Enter"), " completes"))),
         this.output, this.tried),
       this.inspector.element));
@@ -206,6 +206,7 @@ class Complete {
     cancelAnimationFrame(frame);
     if (this.running !== mine) return;
     this.running = null;
+    if (this.chips.selected > tree.path(branch).length) this.chips.selected = -1;
     this.render();
     if (failed) this.fail(failed);
     else if (tree.path(branch).length !== before) this.app.announce(`${whole(branch.tokens.length)} tokens: ${textOf(branch.tokens)}`);
@@ -251,7 +252,8 @@ class Complete {
   fail(error) {
     const kept = this.branch.tokens.length ? " What had arrived is kept." : "";
     fill(this.problem, h("p", { class: "error" }, error.message, kept),
-      h("p", {}, h("button", { type: "button", onclick: () => this.show(this.tree, this.branch, this.chips.selected) }, kept ? "Continue" : "Try again")));
+      error.status !== 400 && h("p", {}, h("button", { type: "button", onclick: () => this.show(this.tree, this.branch, this.chips.selected) },
+        kept ? "Continue" : "Try again")));
     this.app.announce(error.message);
   }
 
@@ -272,7 +274,7 @@ class Complete {
     if (!tree || position < 0) return;
     const path = tree.path(branch), chosen = path[position] ?? null;
     if (position > path.length) return;
-    const title = [position === path.length ? "Next token" : `Token ${whole(position + 1)} of ${whole(path.length)}`, chosen?.bytes && h("code", {}, visible(chosen))];
+    const title = [position === path.length ? "Next token" : `Token ${whole(position + 1)}`, chosen?.bytes && h("code", {}, visible(chosen))];
     if (position === 0) return this.inspector.empty("Nothing precedes the first token, so the model has no distribution for it.");
     if (tree.model !== this.app.model && !tree.knows(branch, position)) {
       return this.inspector.empty(`This text was made with ${tree.model}. Complete it with ${this.app.model} to see its tokens.`);
