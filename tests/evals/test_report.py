@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,19 +22,23 @@ import numpy as np
 import pytest
 from table_tasks import table_task
 
+import vega_lite
 from nextword import load
 from nextword.engine import LanguageModel
 from nextword.evals import report
 from nextword.evals.design import Condition, Design, ScoringConfig
 from nextword.evals.eval_run import EvalRun
+from nextword.evals.plots import shots_figure
 from nextword.evals.provenance import provenance
 from nextword.evals.report import report_page, write_report
-from nextword.evals.report.data import embedded, embedded_json
+from nextword.evals.report.data import embedded
 from nextword.evals.requirements import names_of, read_requirements
 from nextword.evals.results import Answer, Collected, ConditionResult, Notes
 from nextword.evals.store import opened
 from nextword.evals.summary import summarise
 from nextword.evals.task import Encoded, Item, Likelihood, LogprobRequest, Task
+from nextword.plots import theme
+from nextword.plots.files import script_json
 
 FORM = "Text: {text}\nMood: {label}"
 SCRIPT = Path(report.__file__).with_name("examples.js")
@@ -87,7 +92,7 @@ def prompt_of(data: dict[str, Any], number: int, place: int) -> list[int]:
 
 
 def test_the_page_carries_every_answer_with_the_prompt_it_was_given(collected: Collected, model: LanguageModel) -> None:
-    data = json.loads(embedded_json(embedded(collected, {model.name: model})))
+    data = json.loads(script_json(embedded(collected, {model.name: model})))
     assert (len(data["conditions"]), data["left_out"]) == (len(collected.conditions), 0)
     for number, result in enumerate(collected.conditions):
         condition = data["conditions"][number]
@@ -143,16 +148,24 @@ def test_hostile_labels_and_texts_leave_the_page_whole(model: LanguageModel, tmp
 
 def test_text_and_marks_stand_out_in_both_themes() -> None:
     """WCAG 2.2: a ratio of 4.5 for text, and 3 for marks and the borders of controls."""
-    themes = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", STYLE)]
-    assert len(themes) == 2
-    for colours in themes:
-        for ground in ("paper", "card"):
-            for name in ("ink", "soft", "good", "bad", "c0", "c1", "c2", "c3", "c4", "c5"):
-                least = 3 if name.startswith("c") else 4.5
-                assert contrast(colours[name], colours[ground]) >= least, (name, ground)
-        assert contrast(colours["ink"], colours["token"]) >= 4.5
+    mixes = dict(re.findall(r"--(\w+): color-mix\(in srgb, var\(--(\w+ \d+)", STYLE.replace(") ", " ")))
+    assert set(mixes) == {"card", "token"}
+    for colours in (theme.LIGHT, theme.DARK):
+        own = colours | {name: mixed(colours, *of.split()) for name, of in mixes.items()}
+        for ground in ("background", "card"):
+            for name in ("ink", "grey", "green", "red"):
+                assert contrast(own[name], own[ground]) >= 4.5, (name, ground)
+            assert min(contrast(own[name], own[ground]) for name in ("blue", "orange")) >= 3
+        assert contrast(own["ink"], own["token"]) >= 4.5
+    assert set(re.findall(r"var\(--(\w+)\)", STYLE)) <= {*theme.LIGHT, *mixes, "font", "monospace", "shade"}
     assert "opacity" not in STYLE  # it would pale what was measured here
-    assert "border: 1px solid var(--soft)" in re.findall(r"select, input, button \{(.*?)\}", STYLE)[0]
+    assert "border: 1px solid var(--grey)" in re.findall(r"select, input, button \{(.*?)\}", STYLE)[0]
+
+
+def mixed(colours: dict[str, str], name: str, share: str) -> str:
+    """A colour with some of another in the background, as color-mix has it."""
+    parts = zip(*(bytes.fromhex(colours[own][1:]) for own in (name, "background")), strict=True)
+    return "#" + "".join(f"{round((int(share) * one + (100 - int(share)) * other) / 100):02x}" for one, other in parts)
 
 
 def contrast(one: str, other: str) -> float:
@@ -220,30 +233,45 @@ def test_a_wide_confusion_matrix_numbers_its_columns_and_names_them_in_its_rows(
     assert all(len(name) < 80 for name in named)
 
 
-def test_the_curve_has_a_legend_and_says_what_its_whiskers_are(collected: Collected, model: LanguageModel) -> None:
-    text = shown(collected, model)
-    legend = text.split('<ul class="legend">')[1].split("</ul>")[0]
+def test_the_figure_has_the_results_own_numbers_and_a_legend(collected: Collected, model: LanguageModel) -> None:
+    result = summarise(collected)
+    figure = shots_figure(result)
+    rows = figure["data"]["values"]
+    for name in ("value", "low", "high"):
+        assert [row[name] for row in rows] == [getattr(own.score, name) for own in result.rows]
+    assert [row["shots"] for row in rows] == [own.shots for own in result.rows]
+    svg = vega_lite.drawn(figure)
     for name in (
         "as the model answers", "shots with random labels", "contextual calibration", "batch calibration",
-        "always the most frequent label", "hollow",
+        "always the most frequent label", "hollow", "95% intervals",
     ):  # fmt: skip
-        assert name in legend
-    assert "Whiskers are 95% intervals" in text
+        assert name in svg
+    text = shown(collected, model)
     assert "Wilson" in text
-    assert 'class="c0"' not in legend  # one model in one form needs no colours
+    drawn = text.split('<figure class="curve">')[1].split("</figure>")[0]
+    assert 'fill="var(--blue)"' in drawn  # the page's colours, light and dark
+    assert not re.search(r"""style=|="#[0-9a-f]{6}"|url\((?!['"]?#)|<script""", drawn)  # what the page's policy forbids
 
 
 def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, reviews: Path) -> None:
     forms = {name: table_task(reviews, f"{name}: {{text}} {{label}}") for name in ("plain", "<odd>")}
     with opened(None) as store:
         collected = EvalRun(forms, [model], Design((0, 1), fewshot_seeds=2, limit=4), ScoringConfig(), store).run()
+    result = summarise(collected)
+    figure = shots_figure(result)
+    assert vega_lite.texts(figure, "series") == ["plain", "<odd>"]
+    assert [row["series"] for row in figure["data"]["values"]] == [int(row.template == "<odd>") for row in result.rows]
+    assert "&lt;odd&gt;" in shown(collected, model).split("<svg")[1].split("</svg>")[0]
+
+
+def test_without_vl_convert_the_page_has_its_tables(
+    collected: Collected, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
     text = shown(collected, model)
-    legend = re.findall(r'class="key (c\d)" aria-hidden="true">.</span> (.*?)</li>', text)
-    assert legend == [("c0", "plain"), ("c1", "&lt;odd&gt;")]
-    for colour, name in legend:
-        drawn = re.findall(rf'<g class="{colour}(?: variant)?">(.*?)</g></g>', text)
-        assert drawn
-        assert all(f", {name}, " in marks for marks in drawn)
+    assert "<svg" not in text
+    assert '<figure class="curve"' not in text
+    assert 'aria-label="scores"' in text
 
 
 def test_the_page_says_all_that_the_terminal_says(collected: Collected, model: LanguageModel) -> None:
@@ -349,7 +377,7 @@ class _Labels:
 
 def test_the_answers_of_twenty_draws_take_some_fifty_bytes_each(many: Collected, model: LanguageModel) -> None:
     data = embedded(many, {model.name: model})
-    text = embedded_json(data)
+    text = script_json(data)
     assert (len(data["items"]), data["left_out"]) == (500, 0)
     assert len(text) < 60 * 10_000
     assert prompt_of(json.loads(text), 19, 499) == list(many.conditions[19].answers[499].encoded[0].context)
@@ -379,7 +407,7 @@ def node(script: str, data: dict[str, Any], tmp_path: Path) -> Any:
     """What `script`, an expression over the functions of examples.js and `data`, comes to."""
     if shutil.which("node") is None:
         pytest.skip("needs node")
-    (tmp_path / "data.json").write_text(embedded_json(data), encoding="utf-8")
+    (tmp_path / "data.json").write_text(script_json(data), encoding="utf-8")
     required = f"const e = require({json.dumps(str(SCRIPT))}), data = require('./data.json');"
     done = subprocess.run(
         ["node", "-e", f"{required} console.log(JSON.stringify({script}))"], cwd=tmp_path, capture_output=True,

@@ -66,7 +66,8 @@ def vega_config(theme: Theme = "light") -> dict[str, Any]:
         "axis": {**text, "domainColor": own["grey"], "tickColor": own["grey"], "gridColor": own["pale"],
                  "labelFontSize": 11, "titleFontSize": 12},
         "axisYQuantitative": {"labelFlush": True},  # so that panels side by side are of one height
-        "legend": {**text, "labelFontSize": 11, "titleFontSize": 12, "labelLimit": 300, "titleLimit": 300},
+        "legend": {**text, "labelFontSize": 11, "titleFontSize": 12, "labelLimit": 300, "titleLimit": 300,
+                   "columnPadding": 24},
         "header": {**text, "labelColor": own["ink"]},
         "view": {"stroke": None},
         "range": {"category": [own[name] for name in SERIES]},

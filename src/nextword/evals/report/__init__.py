@@ -1,4 +1,4 @@
-"""The HTML report: curve, comparisons, and every example with its prompt; self-contained."""
+"""The HTML report: the scores drawn, comparisons, and every example with its prompt; self-contained."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...base import RunError
+from ...base import RunError, installed
 from ...base.files import atomic_write
+from ...plots import css, svg
+from ...plots.files import script_json
+from ..plots import shots_figure
 from ..results import Collected
 from ..summary import Result
 from . import tables
-from .curve import curve, legend
-from .data import embedded, embedded_json
+from .data import embedded
 
 if TYPE_CHECKING:
     from ..served import EvalModel
@@ -37,13 +39,12 @@ def write_report(path: Path, collected: Collected, result: Result, models: Mappi
 def report_page(collected: Collected, result: Result, models: Mapping[str, EvalModel]) -> str:
     """The page's HTML."""
     data = embedded(collected, models)
-    style, script = _asset("page.css"), _asset("examples.js") + _asset("page.js")
+    style, script = css() + _asset("page.css"), _asset("examples.js") + _asset("page.js")
     parts = {
         "title": escape(f"{result.task}: {result.metric}"),
         "policy": _policy(style, script),
         "lead": tables.lead(result),
-        "curve": curve(result),
-        "legend": legend(result),
+        "curve": _curve(result),
         "table": tables.table(result),
         "requirements": tables.requirements(result),
         "comparisons": tables.comparisons(result),
@@ -53,11 +54,19 @@ def report_page(collected: Collected, result: Result, models: Mapping[str, EvalM
         "left_out": tables.left_out(len(data["items"]), data["left_out"]),
         "style": style,
         "script": script,
-        "data": embedded_json(data),
+        "data": script_json(data),
     }
     chunks = re.split(r"<!-- (\w+) -->", _asset("page.html"))
     page = "".join(parts[chunk] if index % 2 else chunk for index, chunk in enumerate(chunks))
     return page.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, from a row, has no UTF-8
+
+
+def _curve(result: Result) -> str:
+    """The scores drawn, where there are several and vl-convert is installed."""
+    if len(result.rows) == 1 or not installed("vl_convert"):
+        return ""
+    inside = tables.scrolling("scores against shots, drawn", svg(shots_figure(result), "page"))
+    return f'<figure class="curve">{inside}</figure>'
 
 
 def _asset(name: str) -> str:

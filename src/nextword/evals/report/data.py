@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,14 +49,6 @@ def embedded(collected: Collected, models: Mapping[str, EvalModel]) -> dict[str,
         "templates": _templates(collected, shown),
         "models": {name: _model(models[name], prompts, tails[name], collected.conditions) for name in models},
     }
-
-
-def embedded_json(data: dict[str, Any]) -> str:
-    """JSON that is safe in a script element: characters special to HTML are escaped."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def condition_names(conditions: Sequence[Condition]) -> list[str]:

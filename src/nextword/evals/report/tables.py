@@ -39,6 +39,7 @@ def table(result: Result) -> str:
         rows.append(f"<tr{kind}>{cells_of([cells[number] for cells in columns.values()])}</tr>")
         rows.append(_seed_rows(row, names[row.choice], len(columns), result.metric))
     inside = scrolling("scores", grid(list(columns), rows)) + (_SPREADS if "sd of items" in columns else "")
+    inside += f'<p class="notes">{_intervals(result)}</p>'
     return inside + "".join(f'<p class="notes">{escape(sentence)}</p>' for sentence in permutation_notes(result.rows))
 
 
@@ -67,6 +68,23 @@ _SPREADS = (
     " deviation of the score between few-shot seeds, and between permutations of one seed, without the noise of the"
     " items; sd of items: between the items, each averaged over seeds and permutations.</p>"
 )
+
+
+def _intervals(result: Result) -> str:
+    """What the intervals generalise to, and how they are computed."""
+    clustered = ", clustered by group" if result.groups else ""
+    parts = []
+    if any(row.spread is not None for row in result.rows):
+        parts.append(
+            "With several few-shot seeds an interval holds for other items and other seeds: Student's t on both errors"
+            f" (components of variance, Satterthwaite's degrees of freedom{clustered})."
+        )
+    if any(row.spread is None for row in result.rows):
+        scores = {score for row in result.rows for seed in row.scores for permutation in seed for score in permutation}
+        wilson = scores <= {0.0, 1.0} and not result.groups
+        way = "Wilson's interval" if wilson else f"Student's t{clustered}"
+        parts.append(f"With one set of prompts an interval holds for other items, with the same prompts: {way}.")
+    return " ".join(parts)
 
 
 def _metric(row: ResultRow, name: str) -> str:
