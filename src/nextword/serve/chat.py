@@ -110,9 +110,11 @@ def template_prompt(
     """A conversation as the model reads it, in tokens and as text. Raises ApiError."""
     plain = [_plain(message) for message in messages]
     check_size(model, "\n".join(message["content"] for message in plain), "messages")
-    extra = {name: value for name, value in (kwargs or {}).items() if name not in _OWN}
+    extra: dict[str, Any] = {name: value for name, value in (kwargs or {}).items() if name not in _OWN}
+    if tools:
+        extra["tools"] = tools
     try:
-        ids, text = encode_chat(model.tokenizer, plain, **extra, **({"tools": tools} if tools else {}))
+        ids, text = encode_chat(model.tokenizer, plain, **extra)
     except UsageError as error:
         kind = None if model.tokenizer.chat_template else "no_chat_template_error"
         raise ApiError(400, str(error), "messages", kind) from None
