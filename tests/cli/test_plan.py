@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from nextword.cli._app import VERBS
 from nextword.families.published import known_config, known_spec
 
 EPOCH_POINTS = str(Path(__file__).parents[1] / "oracles" / "epoch_chinchilla.csv")
+SCALING = Path(__file__).parents[1] / "oracles" / "scaling"
 UNITS = {"bytes", "parameters", "FLOPs", "s", "h", "$", "tokens", "tokens/s", "nats/token", "sequences", "bytes/s",
          "FLOP/s", ""}  # fmt: skip
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -408,6 +410,74 @@ def test_without_resampling_no_interval_is_printed(run: Plan) -> None:
     assert re.search(r"^E +1\.\d+ *$", done.out, re.MULTILINE)
 
 
+def test_runs_at_equal_flops_give_minima_exponents_a_frontier_and_predictions(run: Plan) -> None:
+    options = ("laws", "--data", str(SCALING / "porian_isoflop_points.csv"), "--at", "1e20", "--method", "nnls",
+               "--bootstrap", "20")  # fmt: skip
+    out = run(*options).out
+    assert out.startswith("121 runs in 12 budgets")
+    assert re.search(r"^N +0\.498 +0\.4\d\d – 0\.5\d\d", out, re.MULTILINE)
+    assert "E left free: not identified" in out
+    assert "above 2.56e+19 FLOPs: projected, no run was made there" in out
+    data = run(*options, "--json").data
+    found = data["isoflops"]
+    assert (data["runs"], data["unit"], len(found["minima"])) == (121, "nats/token", 12)
+    assert found["exponents"]["N"]["value"] == pytest.approx(0.498, abs=1e-3)
+    assert found["frontier"]["free_E"]["value"] is None
+    (predicted,) = data["predictions"]
+    loss = predicted["loss"]
+    assert loss["interval"]["low"] < loss["value"] < loss["interval"]["high"]
+    assert abs(data["checks"]["left_out"]["predicted"] / data["checks"]["left_out"]["measured"] - 1) < 0.003
+    assert data["fits"][0]["method"] == "nnls"
+
+
+def test_a_table_of_optima_gives_the_exponents_of_its_subset(run: Plan) -> None:
+    options = ("laws", "--data", str(SCALING / "nanochat_optima.csv"))
+    refused(run(*options), "3 subsets; choose one with --subset: matmul, all, transformer")
+    out = run(*options, "--subset", "all").out
+    assert re.search(r"^N +0\.366 +0\.", out, re.MULTILINE)
+    assert re.search(r"^D +0\.490 +0\.", out, re.MULTILINE)
+    assert "bits/byte" in out
+    data = run(*options, "--subset", "all", "--irreducible", "0.5", "--json").data
+    assert data["isoflops"]["frontier"]["held"] == {"low": 0.5, "high": 0.5}
+
+
+def sweep_of_kinds() -> str:
+    """Five sizes at three budgets for each of two kinds; lstm needs four times the compute."""
+    rows = ["kind,C,N,D,bpb"]
+    for kind, times in (("transformer", 1.0), ("lstm", 4.0)):
+        for flops in (1e13, 2e13, 4e13):
+            for size in (0.5, 0.7, 1.0, 1.4, 2.0):
+                best = 1.2e5 * (flops / 1e13) ** 0.5
+                loss = 0.6 + 80 * (flops / times) ** -0.16 + 0.02 * math.log(size) ** 2
+                rows.append(f"{kind},{flops},{best * size},{flops / 6 / best / size},{loss}")
+    return "\n".join(rows) + "\n"
+
+
+def test_kinds_are_fitted_apart_and_compared_by_compute_at_equal_loss(run: Plan, tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text(sweep_of_kinds())
+    options = ("laws", "--data", "runs.csv", "--method", "nnls", "--bootstrap", "10")
+    out = run(*options).out
+    assert "transformer\n\n15 runs in 3 budgets" in out
+    assert "lstm takes 4 times the compute of transformer to reach" in out
+    data = run(*options, "--json").data
+    assert list(data["kinds"]) == ["transformer", "lstm"]
+    assert data["compute_at_equal_loss"]["factors"]["lstm"]["value"] == pytest.approx(4, rel=1e-3)
+    one = run(*options, "--kind", "lstm", "--json").data
+    assert one["isoflops"] == data["kinds"]["lstm"]["isoflops"]
+    refused(run(*options, "--kind", "lstn"), "--kind 'lstn'", "Did you mean lstm")
+    refused(run(*options, "--plot", "law.svg"), "choose one with --kind: transformer, lstm")
+
+
+def test_a_law_far_off_its_runs_is_called_that(run: Plan, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [f"{n},{d},{draw.uniform(2, 4)}" for n in (1e6, 1e7, 1e8) for d in (1e8, 1e9, 1e10)]
+    (tmp_path / "runs.csv").write_text("N,D,loss\n" + "\n".join(rows) + "\n")
+    out = " ".join(run("laws", "--data", "runs.csv", "--method", "nnls", "--bootstrap", "0").out.split())
+    assert re.search(
+        r"! this law does not describe these runs: it is off by \d+\.\d% \(root mean square\), over 3%", out
+    )
+
+
 # ---- pictures
 
 
@@ -535,6 +605,9 @@ WRONG = {
     "a fit without a device": (("fit", "gpt2"), ("--devices",)),
     "a table that is not there": (("laws", "--data", "none.csv"), ("none.csv", "no such file")),
     "a picture of no runs": (("laws", "--plot", "law.svg"), ("--data",)),
+    "a range that is none": (("laws", "--irreducible", "2.1,1.5"), ("--irreducible '2.1,1.5'", "such as 1.5,2.1")),
+    "no subsets": (("laws", "--data", EPOCH_POINTS, "--subset", "a"), ("--subset a", "no column subset")),
+    "no kinds": (("laws", "--data", EPOCH_POINTS, "--kind", "lstm"), ("--kind 'lstm'", "no column kind")),
     "unknown question": (("budgt",), ("Did you mean budget",)),
 }
 
@@ -575,7 +648,9 @@ TABLES = {
     "too few": ("N,D,loss\n1e8,1e9,3\n1e9,1e10,2.5\n", "needs at least 8 runs, not 2"),
     "no column": ("N,D,score\n1e8,1e9,3\n", "no column for loss; it has N, D, score"),
     "one size": ("N,D,loss\n" + "".join(f"1e8,{i}e9,{3 - i / 10}\n" for i in range(1, 10)), "not identified"),
-    "not a number": ("N,D,loss\n1e8,many,3\n", "line 2: tokens 'many' is not a number"),
+    "only a heading": ("N,D,loss\n", "no rows"),
+    "two optima": ("C,n_star\n1e18,1e8\n2e18,2e8\n", "at least 3 budgets, not 2"),
+    "not a number": ("N,D,loss\n1e8,many,3\n", "line 2: D 'many' is not a number"),
 }
 
 

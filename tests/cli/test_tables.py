@@ -24,6 +24,10 @@ WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
     f"{n},{d},{1.7 + 400 / n**0.34 + 410 / d**0.28}\n" for n in (1e6, 4e6, 2e7, 1e8) for d in (1e8, 5e8, 3e9, 2e10)
 )
+SWEEP = "flops,params,tokens,val_bpb\n" + "".join(
+    f"{c},{1.2 * n},{c / 6 / n},{0.6 + 20 / n**0.33 + 60 / (c / 6 / n) ** 0.33}\n"
+    for c, best in ((1e13, 2.6e5), (2e13, 3.7e5), (4e13, 5.2e5)) for n in (best / 4, best / 2, best, 2 * best, 4 * best)
+)  # fmt: skip
 EVAL = ("eval", "{reviews}", "--model", "{model}", "--fewshot-seeds", "2", "--limit", "20")
 FORM = ("--template", "{text}: {label}")
 # What prints a table: its command line, and the functions whose tables it shows
@@ -43,7 +47,9 @@ VERBS = {
                  {"plan_budget._optima", "_sections.facts"}),
     "the laws": (("plan", "laws"), {"plan_laws._published"}),
     "a fitted law": (("plan", "laws", "--data", "{csv}", "--bootstrap", "4"),
-                     {"plan_laws._fit", "plan_laws._fitted_optima"}),
+                     {"plan_laws_fits._fit", "plan_laws_fits._fitted_optima"}),
+    "runs at equal FLOPs": (("plan", "laws", "--data", "{sweep}", "--bootstrap", "4", "--method", "nnls"),
+                            {"plan_isoflops._minima", "plan_isoflops._exponents", "plan_isoflops._predictions"}),
     "what was predicted": (("runs", "calibration"), {"runs_calibration.command"}),
     "a plan of a run": (("train", "{text}", "--params", "20k", "--context", "16", "--steps", "3", "--batch-size", "4",
                          "--train-dtype", "fp32", "--set", "run.threads=1", "--dry-run"), {"train_display.print_plan"}),
@@ -79,6 +85,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
     draw, text = random.Random(0), root / "text.txt"
     text.write_text("\n".join(" ".join(draw.choices("a king went to the river".split(), k=300)) for _ in range(40)))  # noqa: SIM905
     (root / "fit.csv").write_text(RUNS)
+    (root / "sweep.csv").write_text(SWEEP)
     (root / "a-form-with-a-name.txt").write_text("{text}: {label}\n")
     (root / "b.txt").write_text("Is it good? {text}\nAnswer: {label}\n")
     runs = {"run": root / "runs" / "a-transformer-with-a-long-name", "other": root / "runs" / "an-lstm"}
@@ -102,6 +109,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
             **{name: str(folder) for name, folder in runs.items()},
             "runs": str(root / "runs"),
             "csv": str(root / "fit.csv"),
+            "sweep": str(root / "sweep.csv"),
             "text": str(text),
             "tokens": str(root / "tokens"),
             "cache": str(root / "cache"),

@@ -10,10 +10,11 @@ import pytest
 
 from nextword.base import UsageError
 from nextword.cli import _console, main
-from nextword.plan import parameters, shape_for
+from nextword.plan import flops, parameters, shape_for
 from nextword.plan.laws import law
 from nextword.plan.run_config import ModelConfig, RunConfig, TrainConfig
-from nextword.plan.runs import from_folders, read_runs
+from nextword.plan.run_tables import read_runs
+from nextword.plan.runs import from_folders
 
 
 def run(folder: Path, size: float, tokens: int, loss: float | None, data: str = "text", base: str = "") -> int:
@@ -35,7 +36,11 @@ def test_folders_of_runs_are_the_table_of_their_parameters_tokens_and_losses(tmp
     run(tmp_path / "e", 1e5, 1000, 3.0, base="smollm2-135m")
     (tmp_path / "notes").mkdir()
     runs = from_folders([tmp_path])
-    assert runs.parameters == tuple(map(float, sizes))
+    specs = [shape_for(size, vocabulary=512) for size in (1e5, 3e5, 1e6)]
+    assert runs.parameters == tuple(flops(spec).per_token / 6 for spec in specs)
+    assert runs.counts == {"total": tuple(map(float, sizes)),
+                           "matrices": tuple(float(parameters(spec).multiplying) for spec in specs)}  # fmt: skip
+    assert runs.kinds == ("transformer",) * 3
     assert runs.tokens == (1e6, 2e6, 5e6)
     assert runs.losses == (4.5, 4.0, 3.5)
     assert runs.skipped == (f"{tmp_path / 'd'} is not finished", f"{tmp_path / 'e'} was fine-tuned")
@@ -70,7 +75,7 @@ def test_a_law_is_fitted_to_a_folder_of_runs(tmp_path: Path, capsys: pytest.Capt
     for size in (3e4, 1e5, 3e5, 1e6, 3e6):
         for tokens in (1e6, 1e7, 1e8):
             folder, number = tmp_path / f"run-{number:02}", number + 1
-            count = parameters(shape_for(size, vocabulary=512)).total
+            count = flops(shape_for(size, vocabulary=512)).per_token / 6
             run(folder, size, int(tokens), true.loss(count, tokens))
     run(tmp_path / "unfinished", 1e5, 0, None)
     _console.output.cache_clear()

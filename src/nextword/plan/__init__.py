@@ -22,7 +22,8 @@ from .hardware import Device, device, devices
 from .laws import Law, Optimum, flat_region, optima, optimum
 from .parameters import Parameters, parameters
 from .run_config import RunConfig
-from .runs import Runs, read_runs
+from .run_tables import read_runs, read_table
+from .runs import Optima, Runs
 from .serving import Serving, cache_bytes, fit_on, serving_memory, speed, weight_bytes
 from .shape_search import run_for, shape_for
 from .states import States, states
@@ -38,6 +39,7 @@ __all__ = [
     "Law",
     "LawFit",
     "Memory",
+    "Optima",
     "Optimum",
     "Parameters",
     "RunConfig",
@@ -67,6 +69,7 @@ __all__ = [
     "plan_budget",
     "prediction_interval",
     "read_runs",
+    "read_table",
     "run_for",
     "shape_for",
     "speed",

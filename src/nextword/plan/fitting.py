@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from ..base import UsageError
 from .fit_methods import MOST_RUNS, Method, Point, fit_point, logs, sample, terms
-from .laws import Law, Optimum, optimum
+from .laws import Law, Optimum, Unit, optimum
 from .runs import Runs
 
 LEAST_POWER = 0.02  # an exponent at or below it is not a power law: the term is nearly constant
 FAR = 6  # times the median error: a run beyond it is an outlier
+MOST_RMS = 0.03  # of relative errors; a law that is further off does not describe its runs
 LEAST_RUNS = 8  # five constants and three to spare
 LEAST_DIFFERENT = 3  # sizes, and numbers of tokens
 CUTS = (0.6, 0.7, 0.8, 0.9)  # shares of the runs, by compute, to predict the next tenth from in cross-validation
@@ -66,9 +67,21 @@ class LawFit:
     def objective(self) -> float:
         return sum(self.terms)
 
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """log(predicted / measured) of each run."""
+        runs = self.runs
+        return tuple(math.log(self.law.loss(n, d) / loss)
+                     for n, d, loss in zip(runs.parameters, runs.tokens, runs.losses, strict=True))  # fmt: skip
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of `errors`."""
+        return _rms(self.errors)
+
     def interval(self, value: Callable[[Law], float]) -> Interval:
         """The interval of a function of the law, such as N_opt at a budget."""
-        return _interval([value(draw) for draw in self.draws])
+        return interval_of([value(draw) for draw in self.draws])
 
     @property
     def constants(self) -> dict[str, float]:
@@ -87,9 +100,9 @@ class LawFit:
         draws = [optimum(budget, draw) for draw in self.draws]
         return FittedOptimum(
             optimum(budget, self.law),
-            _interval([draw.parameters for draw in draws]),
-            _interval([draw.ratio for draw in draws]),
-            _interval([draw.loss for draw in draws]),
+            interval_of([draw.parameters for draw in draws]),
+            interval_of([draw.ratio for draw in draws]),
+            interval_of([draw.loss for draw in draws]),
         )
 
 
@@ -128,7 +141,7 @@ def fit_law(
     _check(runs)
     log(f"{method}: fitting {len(runs):,} runs")
     point = fit_point(runs, method, None)
-    law = _law(point)
+    law = law_of(point, runs.unit)
     draws = []
     for number, draw in enumerate(_bootstrap(runs, method, point, bootstrap, seed), 1):
         draws.append(draw)
@@ -172,12 +185,16 @@ def objective(runs: Runs, law: Law) -> float:
     return sum(terms(runs, (math.log(law.E), math.log(law.A), math.log(law.B), law.alpha, law.beta), "huber"))
 
 
+def misfit_remark(rms: float) -> list[str]:
+    """A remark if a law is off by more than MOST_RMS: what it predicts then is not worth printing without one."""
+    if rms <= MOST_RMS:
+        return []
+    return [f"this law does not describe these runs: it is off by {rms:.1%} (root mean square), over {MOST_RMS:.0%}"]
+
+
 def outlier_remark(fit: LawFit) -> list[str]:
     """A remark if the highest losses are far off the law: they affect even the Huber loss."""
-    errors = [
-        math.log(fit.law.loss(n, d) / loss)
-        for n, d, loss in zip(fit.runs.parameters, fit.runs.tokens, fit.runs.losses, strict=True)
-    ]
+    errors = fit.errors
     usual = statistics.median(abs(error) for error in errors)
     far = sum(abs(error) > FAR * usual for error in errors)
     order = sorted(range(len(errors)), key=lambda row: -fit.runs.losses[row])
@@ -195,9 +212,10 @@ def outlier_remark(fit: LawFit) -> list[str]:
 # ---- uncertainty
 
 
-def _law(point: Point, name: str = "fitted", source: str = "fitted to the runs given") -> Law:
+def law_of(point: Point, unit: Unit, name: str = "fitted") -> Law:
+    """The law at a point of a fit."""
     E, A, B = (math.exp(min(value, 700.0)) for value in point[:3])  # a resampled set may not identify it
-    return Law(name, E, A, B, point[3], point[4], source)
+    return Law(name, E, A, B, point[3], point[4], "fitted to the runs given", unit)
 
 
 def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) -> Iterator[Law]:
@@ -215,10 +233,11 @@ def _bootstrap(runs: Runs, method: Method, point: Point, count: int, seed: int) 
         refit = fit_point(runs.take(rows), method, point)
         if nearer < 1:
             refit = [middle + nearer * (value - middle) for middle, value in zip(point, refit, strict=True)]
-        yield _law(refit, "bootstrap")
+        yield law_of(refit, runs.unit, "bootstrap")
 
 
-def _interval(values: Sequence[float]) -> Interval:
+def interval_of(values: Sequence[float]) -> Interval:
+    """The middle 95% of values; NaN without any."""
     if not values:
         return Interval(math.nan, math.nan)
     ordered = sorted(values)
@@ -249,7 +268,7 @@ def _ahead(runs: Runs, order: Sequence[int], method: Method, point: Point, cut: 
         _check(kept)
     except UsageError:
         return []
-    law = _law(fit_point(kept, method, point))
+    law = law_of(fit_point(kept, method, point), runs.unit)
     return [law.loss(n, d) / loss - 1 for n, d, loss in zip(asked.parameters, asked.tokens, asked.losses, strict=True)]
 
 

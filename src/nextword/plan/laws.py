@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ..base import UsageError
 from ..base.errors import closest
@@ -17,11 +17,12 @@ from .figure import Figure, figure
 from .search import root
 
 TOKENS_A_PARAMETER = 20
+Unit = Literal["nats/token", "bits/byte"]  # of a loss
 
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token (Hoffmann et al. 2022, 2203.15556, eq. 2)."""
+    """L(N, D) = E + A / N^alpha + B / D^beta, in `unit` (Hoffmann et al. 2022, 2203.15556, eq. 2)."""
 
     name: str
     E: float
@@ -30,18 +31,19 @@ class Law:
     alpha: float
     beta: float
     source: str
+    unit: Unit = "nats/token"
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Predicted loss in nats a token, on the text and tokenizer that the law was fitted to."""
+        """Predicted loss in `unit`, on the text and tokenizer that the law was fitted to."""
         return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
 
     def loss_parts(self, parameters: float, tokens: float) -> tuple[Figure, ...]:
         """The three terms of the loss; they sum to it."""
         return (
-            figure("irreducible", "nats/token", "E", self.source, E=self.E),
-            figure("too few parameters", "nats/token", "A / N ** alpha", self.source, A=self.A, N=parameters,
+            figure("irreducible", self.unit, "E", self.source, E=self.E),
+            figure("too few parameters", self.unit, "A / N ** alpha", self.source, A=self.A, N=parameters,
                    alpha=self.alpha),
-            figure("too few tokens", "nats/token", "B / D ** beta", self.source, B=self.B, D=tokens, beta=self.beta),
+            figure("too few tokens", self.unit, "B / D ** beta", self.source, B=self.B, D=tokens, beta=self.beta),
         )  # fmt: skip
 
     def tokens_for(self, loss: float, parameters: float) -> float:
@@ -63,7 +65,10 @@ DATA_LIMITED = Law(
     "Muennighoff et al. 2023, 2305.16264, appendix B, unrounded: C4, repeated data",
 )  # fmt: skip
 # Bits per byte of text, D in bytes: twelve runs of this trainer on one core (docs/decisions.md), 6% root mean square.
-SMALL = Law("small", 0.821, 31.95, 833.0, 0.343, 0.485, "12 runs of 68 k to 1.9 M parameters on 1 to 9 MB of speeches")
+SMALL = Law(
+    "small", 0.821, 31.95, 833.0, 0.343, 0.485, "12 runs of 68 k to 1.9 M parameters on 1 to 9 MB of speeches",
+    "bits/byte",
+)  # fmt: skip
 LAWS: dict[str, Law] = {law.name: law for law in (EPOCH, UNROUNDED, HOFFMANN)}
 DEFAULT = EPOCH
 
@@ -75,7 +80,6 @@ class Optimum:
     For a rule that predicts no loss, it is the default law's at the rule's choice.
     """
 
-    units: ClassVar = {"budget": "FLOPs", "parameters": "parameters", "tokens": "tokens", "loss": "nats/token"}
     law: str
     budget: float
     parameters: float
@@ -83,6 +87,11 @@ class Optimum:
     figures: tuple[Figure, ...]
     loss_parts: tuple[Figure, ...]
     note: str = ""
+
+    @property
+    def units(self) -> dict[str, str]:
+        unit = self.loss_parts[0].unit
+        return {"budget": "FLOPs", "parameters": "parameters", "tokens": "tokens", "loss": unit}
 
     @property
     def loss(self) -> float:

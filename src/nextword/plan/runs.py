@@ -1,37 +1,37 @@
-"""Training runs to fit a law to: size, tokens and loss, from CSV or run folders."""
+"""Training runs to fit a law to: size, tokens and loss, from folders of runs or, by run_tables.py, from CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..base import UsageError, read_json, read_text
+from ..base import UsageError, read_json
+from .compute import flops
+from .laws import Unit
 from .parameters import parameters
 from .run_config import RunConfig
 
-_LARGEST = 64 << 20  # bytes of a CSV file
-_RANGES = {"parameters": (1.0, 1e18), "tokens": (1.0, 1e21), "flops": (1.0, 1e40), "loss": (1e-4, 1e4)}  # of any run
-_COLUMNS = {  # accepted column names, reduced to letters and digits
-    "parameters": ("n", "params", "parameters", "modelsize", "size", "nparams"),
-    "tokens": ("d", "tokens", "trainingtokens", "ntokens", "data"),
-    "flops": ("c", "flops", "flop", "trainingflop", "trainingflops", "compute"),
-    "loss": ("loss", "l", "finalloss", "validationloss", "valloss", "evalloss"),
-}
+RANGES = {"parameters": (1.0, 1e18), "tokens": (1.0, 1e21), "flops": (1.0, 1e40), "loss": (1e-4, 1e4)}  # of any run
+Column = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """N, D and the loss in nats a token of each run."""
+    """The size, tokens and loss of each run, the loss in `unit`.
 
-    parameters: tuple[float, ...]
-    tokens: tuple[float, ...]
-    losses: tuple[float, ...]
+    The size is M = C / (6 D) where the FLOPs C are known, else N; `counts` has N as counted otherwise, by name.
+    """
+
+    parameters: Column
+    tokens: Column
+    losses: Column
     skipped: tuple[str, ...] = ()  # what was skipped, and why
+    unit: Unit = "nats/token"
+    counts: Mapping[str, Column] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()  # transformer, lstm, ...; empty where it is not known
 
     def __post_init__(self) -> None:
         if not len(self.parameters) == len(self.tokens) == len(self.losses):
@@ -39,7 +39,7 @@ class Runs:
         for name, values in (("parameters", self.parameters), ("tokens", self.tokens), ("loss", self.losses)):
             if bad := [value for value in values if not 0 < value < math.inf]:
                 raise UsageError(f"a run has {name} {bad[0]}; it takes a number above 0")
-            least, most = _RANGES[name]
+            least, most = RANGES[name]
             if bad := [value for value in values if not least <= value <= most]:
                 raise UsageError(f"a run has {name} {bad[0]:g}; it takes {least:g} to {most:g}")
 
@@ -47,15 +47,20 @@ class Runs:
         return len(self.losses)
 
     @property
-    def flops(self) -> tuple[float, ...]:
-        """C = 6 N D of each run."""
+    def flops(self) -> Column:
+        """C = 6 N D, or 6 M D, of each run."""
         return tuple(6 * n * d for n, d in zip(self.parameters, self.tokens, strict=True))
+
+    @property
+    def symbol(self) -> str:
+        """What the size is called: M or N."""
+        return "M" if self.counts else "N"
 
     def take(self, rows: Sequence[int]) -> Runs:
         """The given rows, in that order; rows may repeat."""
-        columns = (self.parameters, self.tokens, self.losses)
-        parameters, tokens, losses = (tuple(column[row] for row in rows) for column in columns)
-        return Runs(parameters, tokens, losses, self.skipped)
+        parameters, tokens, losses = (taken(column, rows) for column in (self.parameters, self.tokens, self.losses))
+        counts = {name: taken(column, rows) for name, column in self.counts.items()}
+        return Runs(parameters, tokens, losses, self.skipped, self.unit, counts, taken(self.kinds, rows))
 
     def without_highest(self, count: int) -> Runs:
         """All but the `count` runs with the highest loss: early points that no law of this form fits."""
@@ -65,14 +70,52 @@ class Runs:
         return self.take(sorted(order))
 
 
+@dataclass(frozen=True)
+class Optima:
+    """The best run of each budget: its FLOPs, its sizes by name (N, D, ...), and its loss where that is known."""
+
+    flops: Column
+    sizes: Mapping[str, Column]
+    losses: Column = ()
+    skipped: tuple[str, ...] = ()
+    unit: Unit = "nats/token"
+    kinds: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.flops)
+
+    def take(self, rows: Sequence[int]) -> Optima:
+        """The given rows, in that order."""
+        sizes = {name: taken(column, rows) for name, column in self.sizes.items()}
+        losses, kinds = taken(self.losses, rows), taken(self.kinds, rows)
+        return Optima(taken(self.flops, rows), sizes, losses, self.skipped, self.unit, kinds)
+
+
+_Item = TypeVar("_Item")
+
+
+def taken(column: tuple[_Item, ...], rows: Sequence[int]) -> tuple[_Item, ...]:
+    """The given rows of a column, which may be empty."""
+    return tuple(column[row] for row in rows) if column else ()
+
+
+def by_kind(table: Runs | Optima) -> dict[str, Runs | Optima]:
+    """The runs of each kind of model; all of them under "" where kinds are not known."""
+    kinds = dict.fromkeys(table.kinds or [""])
+    return {kind: table.take([row for row, each in enumerate(table.kinds) if each == kind]) if kind else table
+            for kind in kinds}  # fmt: skip
+
+
 def from_folders(paths: Sequence[Path]) -> Runs:
     """The runs in run folders of `nextword train`, or in folders of these; `skipped` lists the others.
 
-    A run counts if it finished and was not fine-tuned. N is all its parameters, D its tokens, the loss that on
-    held-out text. Raises UsageError if no run counts, and for runs on different tokens, whose losses in nats per
-    token are not comparable.
+    A run counts if it finished and was not fine-tuned. Its size is M, a sixth of its exact FLOPs a token; `counts` has
+    all its parameters (total) and those that multiply (matrices). D is its tokens, the loss that on held-out text.
+    Raises UsageError if no run counts, and for runs on different tokens, whose losses in nats per token are not
+    comparable.
     """
     rows: list[tuple[Any, ...]] = []
+    kinds: list[str] = []
     fingerprints: dict[str, Path] = {}
     skipped: list[str] = []
     for folder in [run for path in paths for run in _run_folders(path)]:
@@ -83,7 +126,10 @@ def from_folders(paths: Sequence[Path]) -> Runs:
             skipped.append(f"{folder} is not finished")
         else:
             measured = read_json(folder / "report.json").get("measured") or {}
-            rows.append((parameters(config.spec).total, measured.get("tokens"), measured.get("nats_per_token")))
+            spec, counted = config.spec, parameters(config.spec)
+            sizes = (flops(spec, config.train.context or None).per_token / 6, counted.total, counted.multiplying)
+            rows.append((*sizes, measured.get("tokens"), measured.get("nats_per_token")))
+            kinds.append(spec.kind)
             fingerprints.setdefault(str(record.get("fingerprint")), folder)
     if not rows:
         folders = ", ".join(map(str, paths))
@@ -96,8 +142,9 @@ def from_folders(paths: Sequence[Path]) -> Runs:
         )
     if bad := [row for row in rows if not all(isinstance(value, (int, float)) for value in row)]:
         raise UsageError(f"a report.json lacks tokens or nats_per_token: {bad[0]}")
-    sizes, tokens, losses = (tuple(map(float, column)) for column in zip(*rows, strict=True))
-    return Runs(sizes, tokens, losses, tuple(skipped))
+    size, total, matrices, tokens, losses = (tuple(map(float, column)) for column in zip(*rows, strict=True))
+    counts = {"total": total, "matrices": matrices}
+    return Runs(size, tokens, losses, tuple(skipped), counts=counts, kinds=tuple(kinds))
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -105,66 +152,3 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").exists():
         return [path]
     return sorted(file.parent for file in path.glob("*/run.json"))
-
-
-def read_runs(path: Path) -> Runs:
-    """Runs from a CSV file with columns for the size, the loss, and the tokens or the FLOPs (then D = C / 6N).
-
-    A folder holds runs of `nextword train` (`from_folders`).
-
-    Raises UsageError that names the file, the line and the problem.
-    """
-    if path.is_dir():
-        return from_folders([path])
-    try:
-        rows = list(csv.reader(io.StringIO(read_text(path, _LARGEST, "utf-8-sig"))))
-    except (OSError, UnicodeError, csv.Error) as error:
-        reason = str(getattr(error, "strerror", None) or error)
-        reason = reason[:1].lower() + reason[1:]
-        raise UsageError(f"{path} cannot be read as CSV: {reason}") from None
-    if not rows:
-        raise UsageError(f"{path} is empty; a table of runs with a heading is expected")
-    where = _find_columns(rows[0], path)
-    values = [_row(row, line, where, path) for line, row in enumerate(rows[1:], 2) if any(cell.strip() for cell in row)]
-    sizes, tokens, losses = (tuple(value[column] for value in values) for column in range(3))
-    return Runs(sizes, tokens, losses)
-
-
-def _find_columns(heading: list[str], path: Path) -> dict[str, int]:
-    plain = ["".join(letter for letter in cell.lower() if letter.isalnum()) for cell in heading]
-    found = {
-        kind: next(plain.index(name) for name in names if name in plain)
-        for kind, names in _COLUMNS.items()
-        if any(name in plain for name in names)
-    }
-    missing = [kind for kind in ("parameters", "loss") if kind not in found]
-    if "tokens" not in found and "flops" not in found:
-        missing.append("tokens or flops")
-    if missing:
-        raise UsageError(
-            f"{path} has no column for {' and '.join(missing)}; it has {', '.join(heading) or 'none'}."
-            " Call them parameters (or N), tokens (or D), flops (or C), loss"
-        )
-    return found
-
-
-def _row(row: list[str], line: int, where: dict[str, int], path: Path) -> tuple[float, float, float]:
-    def cell(kind: str) -> float:
-        text = row[where[kind]] if where[kind] < len(row) else ""
-        try:
-            value = float(text)
-        except ValueError:
-            raise UsageError(f"{path}, line {line}: {kind} {text!r} is not a number") from None
-        if not 0 < value < math.inf:
-            raise UsageError(f"{path}, line {line}: {kind} {text!r} must be above 0")
-        return value
-
-    def checked(kind: str, value: float) -> float:
-        least, most = _RANGES[kind]
-        if not least <= value <= most:
-            raise UsageError(f"{path}, line {line}: {kind} {value:g} is out of range; runs have {least:g} to {most:g}")
-        return value
-
-    size = checked("parameters", cell("parameters"))
-    tokens = cell("tokens") if "tokens" in where else checked("flops", cell("flops")) / (6 * size)
-    return size, checked("tokens", tokens), checked("loss", cell("loss"))
