@@ -13,7 +13,7 @@ A code block shows a command's output where the page says so:
 
 Lines of "..." stand for output left out: such a block is compared piece by piece and never rewritten. Digits may differ
 by one in their last place, and bars by their length, since other processors round otherwise; nothing else may.
-Commands run in a folder with `runs.csv` and the `person.json` of structured-output.md; evaluations use no store.
+Commands run in a folder with `runs.csv`, `sweep.csv`, `optima.csv` and the `person.json` of structured-output.md; evaluations use no store.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _RUNS = ROOT / "tests" / "oracles" / "epoch_chinchilla.csv"
+_SCALING = ROOT / "tests" / "oracles" / "scaling"
 _STRUCTURES = ROOT / "docs" / "structured-output.md"
 _MARKED = re.compile(
     r"^<!-- (?P<kind>output|slow output of (?P<date>[\d-]+)): (?P<command>nextword .*) -->\n+```\n", re.M
@@ -80,6 +81,8 @@ def output_of(command: str) -> str:
 def write_files(folder: Path) -> None:
     """The files that commands of the pages read."""
     (folder / "runs.csv").write_bytes(_RUNS.read_bytes())
+    (folder / "sweep.csv").write_bytes((_SCALING / "porian_isoflop_points.csv").read_bytes())
+    (folder / "optima.csv").write_bytes((_SCALING / "nanochat_optima.csv").read_bytes())
     page = _STRUCTURES.read_text(encoding="utf-8")
     (folder / "person.json").write_text(page.split("```json\n")[1].split("```")[0], encoding="utf-8")
 

@@ -100,9 +100,9 @@ def _frontier(frontier: Frontier | None, problem: str) -> Iterator[Section]:
         f"frontier: L = E + K / C^γ with E held at {frontier.E:g}{across} {frontier.unit}, K {frontier.K:.4g},"
         f" γ {frontier.gamma:.4f}{f' (95% {gamma})' if gamma else ''}; {frontier.rms:.2%} root mean square"
     )
-    free = span(frontier.free_interval, "{:.3g}".format)
+    free = span(frontier.free_interval, "{:.2f}".format)
     if frontier.identified:
-        yield line(f"E left free: {frontier.free:.3g} (95% {free})", "dim")
+        yield line(f"E left free: {frontier.free:.2f} (95% {free})", "dim")
     elif free:
         yield line(f"E left free: not identified (95% {free})", "dim")
     yield from map(warning, misfit_remark(frontier.rms))

@@ -16,6 +16,7 @@ from ..plan.figure import plain
 from ..plan.fit_methods import MOST_RUNS, Method
 from ..plan.fitting import LawFit, believed, misfit_remark, outlier_remark
 from ..plan.runs import by_kind
+from ..plots import save
 from ._console import messages
 from ._sections import Section, emit, line, warning
 from ._table import plain_table
@@ -80,12 +81,12 @@ def print_fits(
     answers = {name: _answer(each, asked) for name, each in tables.items()}
     emit(_result(answers), lambda: _sections(answers, explain), as_json=as_json, explain=explain)
     if plot is not None:
-        from ..plan.pictures import draw_law
+        from ..plan.plots import law_figure
 
         (answer,) = answers.values()
         if answer.fit is None:
             raise UsageError(f"--plot: no law was fitted to the runs of {path}")
-        draw_law(answer.fit, plot)
+        save(law_figure(answer.fit), plot)
 
 
 def _chosen(tables: Mapping[str, Runs | Optima], kind: str, path: Path) -> Mapping[str, Runs | Optima]:

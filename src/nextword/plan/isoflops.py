@@ -195,8 +195,9 @@ class _Parabolas:
 def budgets(runs: Runs) -> list[list[int]]:
     """The rows of runs of equal FLOPs (within 2%), from the least on."""
     groups: list[list[int]] = []
-    for row in sorted(range(len(runs)), key=lambda row: runs.flops[row]):
-        if groups and runs.flops[row] <= SAME * runs.flops[groups[-1][0]]:
+    flops = runs.flops
+    for row in sorted(range(len(runs)), key=flops.__getitem__):
+        if groups and flops[row] <= SAME * flops[groups[-1][0]]:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -305,9 +306,9 @@ def _parabolas(runs: Runs, sizes: Sequence[float], window: float, bootstrap: int
     parts = np.split(drawn, np.cumsum([len(fit.fitted) for fit in good])[:-1], axis=1) if good else []
     lowest = [fit.lowest(part.T) for fit, part in zip(good, parts, strict=True)]
     minima: list[Minimum] = []
-    left = iter(lowest)
+    left, work = iter(lowest), runs.flops
     for (group, near), fit in zip(groups, fits, strict=True):
-        flops = math.exp(sum(math.log(runs.flops[row]) for row in group) / len(group))
+        flops = math.exp(sum(math.log(work[row]) for row in group) / len(group))
         if fit.problem:
             minima.append(Minimum(flops, len(near), len(group), fit.problem))
         else:

@@ -85,7 +85,7 @@ def law_figure(fit: LawFit) -> Spec:
     runs = list(zip(fit.runs.parameters, fit.runs.flops, fit.runs.losses, strict=True))
     isoflops = [_isoflop(fit, budget) for budget in _busiest(fit.runs.flops)]
     title = f"{len(fit.runs):,} runs and the law fitted to them ({fit.method})"
-    return plots.law_fit(runs, _frontier(fit), isoflops, title)
+    return plots.law_fit(runs, _frontier(fit), isoflops, title, fit.runs.unit)
 
 
 def _frontier(fit: LawFit) -> list[tuple[float, float, float, float]]:

@@ -11,7 +11,6 @@ from .theme import SERIES
 
 Point = tuple[float, float]
 Range = tuple[float, float]
-_LOSS = "loss, nats a token"
 _SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right")
 
 
@@ -105,21 +104,21 @@ def _names_of_budgets(budgets: Sequence[Line], tokens: Range) -> list[Line]:
 
 def law_fit(
     runs: Sequence[tuple[float, float, float]], frontier: Sequence[tuple[float, float, float, float]],
-    isoflops: Sequence[IsoFlop], title: str,
+    isoflops: Sequence[IsoFlop], title: str, unit: str = "nats/token",
 ) -> Spec:  # fmt: skip
     """Runs as (parameters, FLOPs, loss), the frontier as (FLOPs, loss, low, high), and loss against size."""
     losses = [loss for _, _, loss in runs]
     margin = 0.05 * (max(losses) - min(losses) or 1.0)
     inside = min([*losses, *(row[2] for row in frontier)]) - margin, max(losses) + margin
-    panels = [_frontier(runs, frontier, inside), _isoflops(isoflops, inside)]
+    loss = {"title": f"loss, {unit}", "scale": {"domain": list(inside), "nice": False}}
+    panels = [_frontier(runs, frontier, loss), _isoflops(isoflops, loss)]
     names = lookup("budgets", [own.text for own in isoflops])
     return figure(title, params=[names], hconcat=panels, spacing=40)
 
 
-def _frontier(runs: Sequence[tuple[float, float, float]], frontier: Sequence[tuple[float, ...]], losses: Range) -> Spec:
+def _frontier(runs: Sequence[tuple[float, float, float]], frontier: Sequence[tuple[float, ...]], y: Spec) -> Spec:
     flops = [own for _, own, _ in runs] + [row[0] for row in frontier]
     x = _log("FLOPs (6ND)", (min(flops), max(flops)), POWER)
-    y: Spec = {"title": _LOSS, "scale": {"domain": list(losses), "nice": False}}
     sizes = {"type": "log", "range": RAMP}
     bar: Spec = {
         "orient": "right",
@@ -150,10 +149,9 @@ def _frontier(runs: Sequence[tuple[float, float, float]], frontier: Sequence[tup
     return {"title": title, "width": 380, "height": 300, "layer": [band, line, dots]}
 
 
-def _isoflops(isoflops: Sequence[IsoFlop], losses: Range) -> Spec:
+def _isoflops(isoflops: Sequence[IsoFlop], y: Spec) -> Spec:
     points = [point for own in isoflops for point in own.curve]
     x = _log("parameters", (min(n for n, _ in points), max(n for n, _ in points)), COUNT)
-    y: Spec = {"title": _LOSS, "scale": {"domain": list(losses), "nice": False}}
     legend = {
         "title": "FLOPs: optimum",
         "labelExpr": "budgets[datum.value]",
