@@ -13,7 +13,8 @@ A code block shows a command's output where the page says so:
 
 Lines of "..." stand for output left out: such a block is compared piece by piece and never rewritten. Digits may differ
 by one in their last place, and bars by their length, since other processors round otherwise; nothing else may.
-Commands run in a folder with `runs.csv`, `sweep.csv`, `optima.csv` and the `person.json` of structured-output.md; evaluations use no store.
+Commands run in a folder with `runs.csv`, `sweep.csv`, `optima.csv` and the `person.json` of structured-output.md;
+evaluations use no store.
 """
 
 from __future__ import annotations
