@@ -15,7 +15,7 @@ from nextword.cli._options import OutputPath
 
 # Every other parameter that takes a path: it is read, not written.
 INPUTS = {
-    "complete json_schema", "serve api_key_file",
+    "complete json_schema", "serve api_key_file", "serve runs",
     "complete file", "next file", "eval shots_from", "eval include_path", "plan laws data", "train config",
     "runs list root", "data show folder", "data sample folder",
     "runs show run", "runs compare runs", "runs resume run", "runs export run", "runs forget run",

@@ -219,7 +219,7 @@ def test_a_shortened_run_is_told_by_the_steps_and_tokens_it_took(
     report["measured"] |= {"steps": 7, "tokens": 70, "shortened": True}
     (folder / "report.json").write_text(json.dumps(report))
     (row,) = json.loads(command(capsys, "runs", "list", tmp_path, "--json")[1])
-    assert (row["steps"], row["tokens"], row["state"]) == (7, 70, "ended")
+    assert (row["steps"], row["tokens"], row["state"]) == (7, 70, "finished")
     assert "finished after 7 steps" in command(capsys, "runs", "resume", folder)[2]
 
 
@@ -818,14 +818,15 @@ def test_the_list_tells_how_each_run_stands(data: Dataset, tmp_path: Path, capsy
     begin(tmp_path / "runs" / "d", data)
 
     def states() -> list[str]:
-        return [row["state"] for row in json.loads(command(capsys, "runs", "list", tmp_path / "runs", "--json")[1])]
+        rows = json.loads(command(capsys, "runs", "list", tmp_path / "runs", "--json")[1])
+        return [f"{row['state']} at {row['step']}" for row in rows]
 
     with locked_run(tmp_path / "runs" / "d"):
         (tmp_path / "runs" / "old").mkdir()
         (tmp_path / "runs" / "old" / "run.json").write_text('{"format": "nextword-run-folder/1"}')
-        assert sorted(states()) == ["ended", "interrupted at step 6", "running at step 0",
-                                    "stopped by a loss spike at step 7"]  # fmt: skip
+        assert sorted(states()) == ["finished at 12", "interrupted at 6", "running at 0", "stopped at 7"]
+        assert "stopped by a loss spike at step 7" in command(capsys, "runs", "list", tmp_path / "runs")[1]
         code, _, said = command(capsys, "runs", "resume", tmp_path / "runs" / "d")
         assert code == 2
         assert "another process is training this run" in said
-    assert "running at step 0" not in states()
+    assert "running at 0" not in states()

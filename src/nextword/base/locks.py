@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file or folder; False if another process holds the lock.
+def try_lock(descriptor: int, patience: float = 0.0) -> bool:
+    """Lock an open file or folder; False if another process holds the lock, after `patience` seconds still.
 
     On a file system or operating system without such locks, every caller gets one.
     """
-    try:
-        import fcntl
+    end = time.monotonic() + patience
+    while True:
+        try:
+            import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return True
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        except (ImportError, OSError):
+            return True
+        else:
+            return True
 
 
 @contextmanager

@@ -10,21 +10,21 @@ import click
 
 from ..base import UsageError, require_torch, units
 from ..base.fields import FieldError
-from ..plan import parameters
 from ..plan.run_config import RunShard, TrackerName
 from ..plots import save
 from ..train import calibration
 from ..train.changes import NO_CHANGE, Change
-from ..train.metrics import progress_of, rejected_steps
+from ..train.metrics import rejected_steps
 from ..train.plots import curves_figure, terminal_curve
-from ..train.run_dir import Measured, RunRecord, differences, is_locked, read_report, runs_under
+from ..train.run_dir import Measured, RunRecord, differences, read_report, runs_under
+from ..train.watching import measured_of, run_json, summary
 from ._app import Suggesting
 from ._console import emit_json, messages, output
 from ._options import OUTPUT_MODEL, WRITTEN_DTYPE, plot_option
 from ._table import plain_table
 from .plan_options import STEPS, choice
 from .runs_calibration import command as calibration_command
-from .train import emit, log_option, processes_option, run_json, started_processes, tensor_parallel_option, train
+from .train import emit, log_option, processes_option, started_processes, tensor_parallel_option, train
 from .train_display import print_report
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -55,7 +55,7 @@ def list_runs(root: Path, as_json: bool) -> None:
     rows = []
     for folder in runs_under(root):
         try:
-            rows.append(_summary(folder, RunRecord.read(folder)))
+            rows.append(summary(folder, RunRecord.read(folder)))
         except UsageError as error:  # written by another version, or damaged
             messages().print(f"skipped: {error}", style="dim", soft_wrap=True)
     if as_json:
@@ -70,7 +70,7 @@ def list_runs(root: Path, as_json: bool) -> None:
         table.add_row(
             row["folder"], row["kind"], units.format_count(row["parameters"]), units.format_count(row["tokens"]),
             f"{row['step']:,}/{row['steps']:,}", _number(row["nats_per_token"]), _number(row["bits_per_byte"]),
-            row["state"],
+            _state(row),
         )  # fmt: skip
     output().print(table)
 
@@ -82,9 +82,9 @@ def list_runs(root: Path, as_json: bool) -> None:
 def show(run: Path, plot: Path | None, as_json: bool) -> None:
     """Show one run: its plan, measurements and loss curve."""
     record = RunRecord.read(run)
-    measured = _measured(run, record)
+    measured = measured_of(run, record)
     if as_json:
-        emit_json(_summary(run, record) | run_json(run, record, measured) | {"rejected": rejected_steps(run)})
+        emit_json(summary(run, record) | run_json(run, record, measured) | {"rejected": rejected_steps(run)})
     else:
         _print_run(run, record, measured)
     if plot is not None:
@@ -93,10 +93,11 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     changes = "; ".join(map(str, record.changes)) or None
-    summary = _summary(run, record) | {"changes": changes, "rejected": _rejected(run)}
+    row = summary(run, record)
+    row |= {"state": _state(row), "changes": changes, "rejected": _rejected(run)}
     table = plain_table("", "", right=False)
     table.show_header = False
-    for name, value in summary.items():
+    for name, value in row.items():
         number = value is None or isinstance(value, float)
         table.add_row(name, _number(value) if number else f"{value:,}" if isinstance(value, int) else str(value))
     output().print(table)
@@ -114,7 +115,7 @@ def compare(runs: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
     if len(runs) < 2:
         raise UsageError("give at least two runs to compare, such as: nextword runs compare runs/a runs/b")
     records = [RunRecord.read(run) for run in runs]
-    rows = [_summary(run, record) for run, record in zip(runs, records, strict=True)]
+    rows = [summary(run, record) for run, record in zip(runs, records, strict=True)]
     configs = [record.config.to_dict() for record in records]
     differing = {str(run): differences(configs[0], config) for run, config in zip(runs, configs, strict=True)}
     if as_json:
@@ -131,7 +132,7 @@ def _print_compared(
     table = plain_table("run", "parameters", "tokens", "held-out", "bits/byte", "tokens/s", "memory",
                         least=((2,), (6,), (5,), (1,)))  # fmt: skip
     for run, row, record in zip(runs, rows, records, strict=True):
-        measured = _measured(run, record)
+        measured = measured_of(run, record)
         table.add_row(
             row["folder"], f"{row['parameters']:,}", units.format_count(row["tokens"]), _number(row["nats_per_token"]),
             _number(row["bits_per_byte"]), units.format_rate(measured.tokens_per_second) if measured else "",
@@ -241,24 +242,10 @@ def forget(run: str | None, every: bool) -> None:
     messages().print(f"{count:,} {'entry' if count == 1 else 'entries'} removed from {calibration.path()}")
 
 
-def _summary(folder: Path, record: RunRecord) -> dict[str, Any]:
-    measured, run = _measured(folder, record), record.current
-    step, stopped = progress_of(folder)
-    at = "running" if is_locked(folder) else "stopped by a loss spike" if stopped else "interrupted"
-    return {
-        "folder": str(folder),
-        "kind": run.spec.kind,
-        "parameters": parameters(run.spec).total,
-        "tokens": measured.tokens if measured else run.total_tokens,
-        "step": step,
-        "steps": measured.steps if measured else run.train.steps,
-        "nats_per_token": measured.nats_per_token if measured else None,
-        "bits_per_byte": measured.bits_per_byte if measured else None,
-        "state": "ended" if measured else f"{at} at step {step:,}",
-        "created": record.created,
-        "base": run.model.base or None,
-        "changes": [change.to_dict() for change in record.changes],
-    }
+def _state(row: dict[str, Any]) -> str:
+    """A run's state in words."""
+    state = "stopped by a loss spike" if row["state"] == "stopped" else row["state"]
+    return state if state == "finished" else f"{state} at step {row['step']:,}"
 
 
 def _rejected(folder: Path) -> str | None:
@@ -269,12 +256,6 @@ def _rejected(folder: Path) -> str | None:
     counts, last = Counter(step["action"] for step in steps), steps[-1]
     by_action = ", ".join(f"{count:,} x {action}" for action, count in counts.items())
     return f"{by_action}; the last at step {last['step']:,}: {last['reason']}"
-
-
-def _measured(folder: Path, record: RunRecord) -> Measured | None:
-    """What the run measured, if it finished; a report from before it was extended does not count."""
-    measured = read_report(folder)
-    return measured if record.ended(measured) else None
 
 
 def _terminal_curve(folders: list[Path]) -> str:

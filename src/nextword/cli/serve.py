@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,6 +38,8 @@ _LARGEST_KEY = 4096  # bytes of a key's file
 @click.option("-t", "--temperature", type=float, default=1.0, show_default=True, metavar="T",
               help="Temperature of requests that give none.")  # fmt: skip
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and caches of all models, as in 8GB.")
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+              metavar="DIR", help="Folder of training runs to show, whose models are served as runs/NAME.")  # fmt: skip
 @click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
               help="A further name by which requests may call this machine. Repeatable.")  # fmt: skip
 @click.option("--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
@@ -57,8 +60,8 @@ def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> 
 
     loading = load_config(options)
     memory = None if options["memory"] is None else parse_bytes(options["memory"], "--memory")
-    same = ("host", "port", "alias", "parallel", "queue", "context", "max_tokens", "seed", "temperature",
-            "allowed_hosts", "cors_origins", "shutdown_timeout", "access_log")  # fmt: skip
+    same = ("host", "port", "alias", "parallel", "queue", "context", "max_tokens", "runs", "seed",
+            "temperature", "allowed_hosts", "cors_origins", "shutdown_timeout", "access_log")  # fmt: skip
     config = ServeConfig(
         api_key=_key(options["api_key"], options["api_key_file"]),
         memory=memory,

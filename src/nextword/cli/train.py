@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,6 +16,7 @@ from ..base.fields import FieldError
 from ..base.toml import read_toml, set_values
 from ..plan.run_config import BUDGETS, RunConfig, TrackerName
 from ..plots import save
+from ..train.watching import run_json
 from ._console import emit_json, messages
 from ._options import OUTPUT_FOLDER
 from .plan_options import COUNT, FLOPS, ROWS, STEPS, TOKENS, duration_in
@@ -252,17 +252,6 @@ def draw_curve(folder: Path) -> None:
         from ..train.plots import curves_figure
 
         save(curves_figure([folder]), folder / "curve.svg")
-
-
-def run_json(folder: Path, record: RunRecord, measured: Measured | None) -> dict[str, Any]:
-    """A run as plain data."""
-    units = {"memory": "bytes", "seconds": "s", "tokens_per_second": "tokens/s", "nats_per_token": "nats/token",
-             "bits_per_byte": "bits/byte"}  # fmt: skip
-    return {
-        "folder": str(folder), "config": record.config.to_dict(), "units": units,
-        "predicted": asdict(record.expected) if record.expected else None,
-        "measured": asdict(measured) if measured else None,
-    }  # fmt: skip
 
 
 def emit(folder: Path, record: RunRecord, measured: Measured | None) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..base import printable
-from . import chat, completions, embeddings, few_shot, info, messages, native, planning, responses
+from . import chat, completions, embeddings, few_shot, info, messages, native, planning, responses, runs
 from .bodies import (
     LARGEST_BODY,
     ChatBody,
@@ -47,11 +47,15 @@ _IN_THREAD = 64 << 10  # bytes; longer bodies are parsed in a thread
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A function that answers, the type of the body it takes (None for GET), and how it shows a failure."""
+    """A function that answers, the type of the body it takes (None for GET), and how it shows a failure.
+
+    `query`: parameters of the query string that it reads.
+    """
 
     answer: Callable[..., Awaitable[Response]]
     body: Any = None
     error: Callable[[Exception], ApiError] = as_api_error
+    query: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -67,7 +71,6 @@ async def openapi(call: Call, body: None) -> Response:
 
 
 _HEALTH, _MODELS = Endpoint(info.health), Endpoint(info.models)
-_ONE_MODEL = Endpoint(info.one_model)
 _CHAT = Endpoint(chat.chat, ChatBody)
 _NATIVE = Endpoint(native.completion, NativeBody)
 ENDPOINTS: dict[str, Endpoint] = {
@@ -75,7 +78,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/health": _HEALTH,
     "/v1/models": _MODELS,
     "/models": _MODELS,
-    "/v1/models/{id}": _ONE_MODEL,
+    "/v1/models/{id}": Endpoint(info.one_model),
     "/v1/completions": Endpoint(completions.completions, CompletionBody),
     "/v1/chat/completions": _CHAT,
     "/chat/completions": _CHAT,
@@ -91,6 +94,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/tasks": Endpoint(few_shot.tasks),
     "/v1/prompt": Endpoint(few_shot.prompt, PromptBody),
     "/v1/evaluations": Endpoint(few_shot.evaluations, EvaluationsBody),
+    "/v1/runs": Endpoint(runs.runs),
+    "/v1/runs/{name}": Endpoint(runs.one_run, query=("after",)),
     "/tokenize": Endpoint(info.tokenize, TokenizeBody),
     "/detokenize": Endpoint(info.detokenize, DetokenizeBody),
     "/apply-template": Endpoint(info.apply_template, TemplateBody),
@@ -99,7 +104,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/metrics": Endpoint(info.metrics),
     "/openapi.json": Endpoint(openapi),
 }
-_MODELS_PREFIX = "/v1/models/"
+_NAMED = {path.partition("{")[0]: path for path in ENDPOINTS if "{" in path}  # paths that end in a name
 
 
 class App:
@@ -114,8 +119,8 @@ class App:
         if scope["type"] != "http":
             return
         exchange = _Exchange(scope, receive, send)
-        path, endpoint = _route(scope["path"])
-        call = Call(self.service, path)
+        path, endpoint, name = _route(scope["path"])
+        call = Call(self.service, path, name, scope["query_string"])
         try:
             await self._answer(exchange, call, endpoint)
         except asyncio.CancelledError:  # the server ends
@@ -155,12 +160,7 @@ class App:
         body, kind = None, endpoint.body
         if kind is not None:
             body = decode(data, kind) if len(data) < _IN_THREAD else await call.prepare(lambda: decode(data, kind))
-        if endpoint is _ONE_MODEL:
-            id = exchange.scope["path"].removeprefix(_MODELS_PREFIX)
-            response = await endpoint.answer(call, None, id)
-        else:
-            response = await endpoint.answer(call, body)
-        await exchange.send(response)
+        await exchange.send(await endpoint.answer(call, body))
 
     def _count(self, call: Call, exchange: _Exchange, scope: Scope) -> None:
         seconds = time.perf_counter() - call.begun
@@ -173,12 +173,13 @@ class App:
             print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
 
 
-def _route(path: str) -> tuple[str, Endpoint | None]:
-    """The path as ENDPOINTS has it, and what answers there."""
-    if path.startswith(_MODELS_PREFIX) and path != _MODELS_PREFIX:
-        path = "/v1/models/{id}"
+def _route(path: str) -> tuple[str, Endpoint | None, str]:
+    """The path as ENDPOINTS has it, what answers there, and the name that the path ends in, if it does."""
+    for prefix, named in _NAMED.items():
+        if path.startswith(prefix) and path != prefix:
+            return named, ENDPOINTS[named], path.removeprefix(prefix)
     endpoint = ENDPOINTS.get(path)
-    return (path if endpoint else "page" if is_page(path) else "other"), endpoint
+    return (path if endpoint else "page" if is_page(path) else "other"), endpoint, ""
 
 
 def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+from urllib.parse import parse_qs
 
 from ..engine import CompletionHandle, Request, Token
 from ..engine.handles import Handle
@@ -66,8 +67,10 @@ class Service:
 class Call:
     """A request under way. Whatever it holds is given back by `close`, whenever and however it ends."""
 
-    def __init__(self, service: Service, endpoint: str) -> None:
+    def __init__(self, service: Service, endpoint: str, name: str = "", query: bytes = b"") -> None:
         self.service, self.endpoint = service, endpoint
+        self.name = name  # the end of a path that ends in one
+        self._query = query
         self.news = asyncio.Event()
         self.width = 0  # sequences; 0: it needs no place
         self.begun = time.perf_counter()
@@ -85,6 +88,10 @@ class Call:
     def paused(self) -> bool:
         """Whether the engine waits for the client to read."""
         return any(handle.paused for handle in self._handles)
+
+    def query(self, name: str) -> str | None:
+        """The last value of a parameter of the query string."""
+        return parse_qs(self._query.decode("latin-1"), keep_blank_values=True).get(name, [None])[-1]
 
     async def use(self, name: str | None) -> Model:
         """The model of this request, loaded if need be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from ..base import UsageError
 from ..engine.checks import whole
@@ -19,7 +20,8 @@ class ServeConfig:
     `parallel`: sequences decoded at a time. `context`: most tokens of one request, prompt and answer; None: the
     model's. `max_tokens`: most tokens one choice may ask for; None: the context. `queue`: requests that may wait.
     `seed`, `temperature`: for requests that give none. `memory`: bytes of weights and caches of all models; None: no
-    limit. `allowed_hosts`: further names that a Host header may have. `cors_origins`: pages that may call the server.
+    limit. `runs`: the folder of training runs to show, whose models can be used. `allowed_hosts`: further names that a
+    Host header may have. `cors_origins`: pages that may call the server.
     """
 
     host: str = "127.0.0.1"
@@ -29,6 +31,7 @@ class ServeConfig:
     context: int | None = None
     max_tokens: int | None = None
     queue: int = 64
+    runs: Path = Path("runs")
     seed: int | None = None
     temperature: float = 1.0
     alias: str | None = None

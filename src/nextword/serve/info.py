@@ -31,12 +31,14 @@ async def health(call: Call, body: None) -> Response:
 
 async def models(call: Call, body: None) -> Response:
     """The models that requests may name."""
-    return answer({"object": "list", "data": [_model(call, id) for id in call.service.models.ids]})
+    ids = await call.prepare(lambda: call.service.models.all_ids)
+    return answer({"object": "list", "data": [_model(call, id) for id in ids]})
 
 
-async def one_model(call: Call, body: None, id: str) -> Response:
+async def one_model(call: Call, body: None) -> Response:
     """One model."""
-    if id not in call.service.models.ids:
+    id = call.name
+    if not await call.prepare(lambda: call.service.models.has(id)):
         raise ApiError(404, f"unknown model {id!r}. GET /v1/models lists the available ones", "model")
     return answer(_model(call, id))
 

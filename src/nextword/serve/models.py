@@ -19,17 +19,19 @@ from ..weights.catalogue import check_folder
 from ..weights.planned import model_at, model_by_name
 from .config import ServeConfig
 from .errors import ApiError
+from .runs import PREFIX, RunFolders, written
 
 CONTEXT = 8192  # tokens of one request to a recurrent model, which has no limit of its own
 
 
 @dataclass
 class Model:
-    """A loaded model. `users`: requests under way."""
+    """A loaded model. `users`: requests under way. `written`: when a run's weights were."""
 
     id: str
     lm: LanguageModel
     context: int
+    written: float = 0.0
     users: int = 0
     used: float = field(default_factory=time.monotonic)
 
@@ -65,10 +67,20 @@ class Models:
             raise UsageError(f"two models have the same name: {', '.join(map(_id, names))}. Rename a file or folder")
         self.ids = list(self._names)
         self.created = int(time.time())
+        self.runs = RunFolders(config.runs)
         self._config, self._loading = config, loading
         self.loaded: dict[str, Model] = {}
         self._worker: Worker | None = None
         self._lock = asyncio.Lock()
+
+    @property
+    def all_ids(self) -> list[str]:
+        """Also those of training runs, as far as they are there now."""
+        return [*self.ids, *(id for id in self.runs.models() if id not in self._names)]
+
+    def has(self, id: str) -> bool:
+        """Whether a request may name it."""
+        return id in self._names or self.runs.model(id) is not None
 
     def start(self, worker: Worker) -> None:
         """Load the first model. `worker` steps the engines of all."""
@@ -77,7 +89,7 @@ class Models:
 
     async def use(self, name: str | None) -> Model:
         """The model for a request; `Model.users` counts it until `release`. Raises ApiError if it cannot be loaded."""
-        id = name if name in self._names else self.ids[0]
+        id = name if name in self._names else await self._of_run(name) or self.ids[0]
         if id not in self.loaded:
             async with self._lock:
                 if id not in self.loaded:
@@ -85,6 +97,18 @@ class Models:
         model = self.loaded[id]
         model.users, model.used = model.users + 1, time.monotonic()
         return model
+
+    async def _of_run(self, name: str | None) -> str | None:
+        """`name` if it is the model of a run, unloaded if it was written anew since. Raises ApiError if it is gone."""
+        if name is None or not name.startswith(PREFIX):
+            return None
+        folder = await asyncio.to_thread(self.runs.model, name)
+        if folder is None:
+            raise ApiError(404, f"{name[:80]!r} is not a run with a model. GET /v1/runs lists the runs", "model")
+        known = self.loaded.get(name)
+        if known is not None and not known.users and known.written != written(folder):
+            self._unload(known)
+        return name
 
     async def _load(self, id: str) -> None:
         try:
@@ -97,15 +121,26 @@ class Models:
 
     def planned(self, id: str) -> PlannedModel | None:
         """A served model's shape and size, from the headers of its files; nothing is downloaded for it."""
-        path = self.loaded[id].lm.loaded.path if id in self.loaded else Path(self._names[id]).expanduser()
+        name = self._name(id)
+        path = self.loaded[id].lm.loaded.path if id in self.loaded else Path(name).expanduser()
         if not path.exists():
-            return model_by_name(self._names[id])
+            return model_by_name(name)
         return replace(model_at(id, check_folder(path) if path.is_dir() else path), name=id)
 
     def _open(self, id: str) -> Model:
-        loaded = load_weights(self._names[id], self._loading)
-        lm = LanguageModel(loaded, max_sequences=self._config.parallel)
-        return Model(id, lm, _context(lm, self._config.context))
+        name = self._name(id)
+        at = written(Path(name))
+        lm = LanguageModel(load_weights(name, self._loading), max_sequences=self._config.parallel)
+        return Model(id, lm, _context(lm, self._config.context), at)
+
+    def _name(self, id: str) -> str:
+        """The name or path of a model. Raises UsageError for the model of a run that is gone."""
+        if id in self._names:
+            return self._names[id]
+        folder = self.runs.model(id)
+        if folder is None:
+            raise UsageError(f"{id} is not a run with a model any more")
+        return str(folder)
 
     def _adopt(self, model: Model) -> None:
         self._make_room(model)
@@ -127,10 +162,12 @@ class Models:
                     f"{model.id} {'and the models in use need' if self.loaded else 'needs'} {format_bytes(needed)};"
                     f" --memory is {format_bytes(budget)}. {way_out}"
                 )
-            oldest = min(idle, key=lambda other: other.used)
-            del self.loaded[oldest.id]
-            if self._worker is not None:
-                self._worker.remove(oldest.engine)
+            self._unload(min(idle, key=lambda other: other.used))
+
+    def _unload(self, model: Model) -> None:
+        del self.loaded[model.id]
+        if self._worker is not None:
+            self._worker.remove(model.engine)
 
 
 def _id(name: str, alias: str | None = None) -> str:

@@ -75,8 +75,11 @@ def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[Any, dict[str, 
             **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
         },
     }
-    if "{id}" in path:
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if "{" in path or endpoint.query:
+        name = path.partition("{")[2].rstrip("}")
+        in_path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}] if name else []
+        in_query = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in endpoint.query]
+        operation["parameters"] = in_path + in_query
     if endpoint.body is not None:
         content = {"application/json": {"schema": schema_of[endpoint.body]}}
         operation["requestBody"] = {"required": True, "content": content}

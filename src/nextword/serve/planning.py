@@ -56,9 +56,10 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
 
 async def names(call: Call, body: None) -> Response:
     """What /v1/plan knows by name: models, devices, types of weights, scaling laws."""
+    served = await call.prepare(lambda: call.service.models.all_ids)
     return answer(
         {
-            "models": list(dict.fromkeys((*call.service.models.ids, *known_names(), *known_models()))),
+            "models": list(dict.fromkeys((*served, *known_names(), *known_models()))),
             "devices": [plain(each) for each in devices().values()],
             "dtypes": list(BITS),
             "bases": list(BASES),
@@ -70,10 +71,10 @@ async def names(call: Call, body: None) -> Response:
 async def plan(call: Call, body: PlanBody) -> Response:
     """Memory, time, price, or the best model for a budget; every number with its unit, formula and source."""
     models = call.service.models
-    name = body.model if isinstance(body, ModelQuestion) and body.model in models.ids else None
 
     def work() -> dict[str, Any]:
-        served = models.planned(name) if name else None
+        name = body.model if isinstance(body, ModelQuestion) else None
+        served = models.planned(name) if name and models.has(name) else None
         return answer_of(body, {name: served} if name and served else {})
 
     return answer(await call.compute(work))

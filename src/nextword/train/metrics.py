@@ -7,12 +7,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ..base import UsageError, read_text
+from ..base import UsageError, open_regular
 from .callbacks import TrainStep
 
+METRICS = "metrics.jsonl"
 _MOST_BYTES = 4 << 30
 
 
@@ -50,21 +52,35 @@ def _cut_incomplete_line(file: Any) -> int:
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, with "nan" as NaN; an incomplete last line is skipped."""
+    with open_metrics(folder) as file:
+        for line in file:
+            if (row := row_of(line)) is not None:
+                yield row
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, with "nan" as NaN; None if it is incomplete."""
     try:
-        lines = read_text(folder / "metrics.jsonl", _MOST_BYTES).splitlines()
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    return {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in values.items()}
+
+
+def open_metrics(folder: Path) -> BufferedReader:
+    """The file, for reading. Raises UsageError if there is none."""
+    try:
+        return open_regular(folder / METRICS, _MOST_BYTES)
     except OSError as error:
-        raise UsageError(f"{folder} has no metrics.jsonl ({error.strerror}); is it a run folder?") from None
-    for line in lines:
-        with suppress(ValueError):
-            values = json.loads(line)
-            if isinstance(values, dict):
-                yield {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in values.items()}
+        raise UsageError(f"{folder} has no {METRICS} ({error.strerror}); is it a run folder?") from None
 
 
 def progress_of(folder: Path) -> tuple[int, bool]:
     """A run's completed steps, and whether a loss spike stopped it, from the last line of its metrics."""
     try:
-        row = next((row for row in reversed(list(read_metrics(folder))) if "loss" in row), None)
+        row = _last_step(folder)
     except UsageError:
         row = None
     if row is None:
@@ -73,10 +89,29 @@ def progress_of(folder: Path) -> tuple[int, bool]:
     return int(row["step"]) + (action not in ("stop", "rewind")), action == "stop"
 
 
+def _last_step(folder: Path) -> dict[str, Any] | None:
+    """The last line of a step, read from the end."""
+    with open_metrics(folder) as file:
+        end, size = file.seek(0, os.SEEK_END), 1 << 14
+        while True:
+            start = file.seek(max(0, end - size))
+            lines = file.read(end - start).split(b"\n")[1 if start else 0 :]
+            rows = map(row_of, reversed(lines))
+            row = next((row for row in rows if row and "loss" in row), None)
+            if row is not None or start == 0:
+                return row
+            size *= 8
+
+
 def rejected_steps(folder: Path) -> list[dict[str, Any]]:
     """What the loss guard rejected, in order: step, action, reason. Empty without metrics."""
     try:
         rows = [row for row in read_metrics(folder) if row.get("action")]
     except UsageError:
         return []
-    return [{name: row.get(name, "") for name in ("step", "action", "reason")} for row in rows]
+    return list(map(rejection, rows))
+
+
+def rejection(row: dict[str, Any]) -> dict[str, Any]:
+    """Step, action and reason of a rejected step."""
+    return {name: row.get(name, "") for name in ("step", "action", "reason")}

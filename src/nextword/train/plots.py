@@ -12,7 +12,7 @@ from ..plots import Spec
 from ..plots.training import Curve, Estimate, Kind
 from . import estimates
 from .context_results import KindResult, Study, TaskResult
-from .metrics import read_metrics
+from .watching import curve_of
 
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
 _NARROWEST = 16  # of its cells
@@ -21,25 +21,12 @@ _MARKS = "●○▲△■□"
 
 def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
     """Tokens and loss of each step that counts, and of each evaluation: a rewound run's earlier steps do not."""
-    steps: dict[int, tuple[int, float]] = {}
-    val: dict[int, float] = {}
-    for row in read_metrics(folder):
-        step = int(row["step"])
-        if "val" in row:
-            val[step] = row["val"]["nats_per_token"]
-        elif "loss" in row:
-            while steps and next(reversed(steps)) >= step:
-                steps.popitem()
-            steps[step] = (int(row["tokens"]), float(row["loss"]))
-    seen, tokens, losses = 0, [], []
-    at = {0: 0}
-    for step in sorted(steps):
-        seen += steps[step][0]
-        tokens.append(float(seen))
-        losses.append(steps[step][1])
-        at[step + 1] = seen
-    evaluated = [step for step in sorted(val) if step in at]
-    return tokens, losses, [float(at[step]) for step in evaluated], [val[step] for step in evaluated]
+    found = curve_of(folder)
+    points, evaluations = found.points, found.evaluations
+    return (
+        [float(point.tokens) for point in points], [point.loss for point in points],
+        [float(each.tokens) for each in evaluations], [each.nats_per_token for each in evaluations],
+    )  # fmt: skip
 
 
 def curves_figure(folders: Sequence[Path]) -> Spec:

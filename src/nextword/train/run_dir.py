@@ -170,7 +170,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not try_lock(descriptor):
+        if not try_lock(descriptor, 0.1):  # `is_locked` holds it for a moment
             raise UsageError(f"{folder}: another process is training this run; wait until it ends, or stop it")
         yield
     finally:
