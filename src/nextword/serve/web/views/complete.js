@@ -47,9 +47,10 @@ class Complete {
       LEVELS.map((least, level) => h("span", { class: "chip", data: { level } }, level < 6 ? `${100 * least}%` : "less")));
     this.hint = h("p", { class: "hint", hidden: true },
       "An example. Choose any token to see what else could have come there, take another one, move the sliders; or complete a text of your own.");
+    this.changed = h("p", { class: "hint", hidden: true }, "The prompt has changed since.");
     this.copy = h("button", { class: "quiet", type: "button", onclick: () => this.copyText() }, "Copy text");
     this.output = h("section", { class: "output card", "aria-label": "Completion" },
-      this.hint, h("div", { class: "head" }, this.legend, this.copy), this.chips.element, this.problem, this.status);
+      this.hint, h("div", { class: "head" }, this.legend, this.copy), this.chips.element, this.changed, this.problem, this.status);
     this.tried = h("section", { class: "branches card", hidden: true, "aria-label": "Branches" });
     this.inspector = new Inspector({
       onSettings: () => this.saveSettings(),
@@ -263,7 +264,10 @@ class Complete {
     if (!this.tree.example) this.app.setState({ at: position });
     this.ask();
     const panel = this.inspector.element;
-    if (pointer && panel.getBoundingClientRect().top > innerHeight - 160) panel.scrollIntoView({ block: "start", behavior: "smooth" });
+    if (pointer && panel.getBoundingClientRect().top > innerHeight - 160) {
+      const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      panel.scrollIntoView({ block: "start", behavior: still ? "instant" : "smooth" });
+    }
   }
 
   /** Show what could come at the selected position. */
@@ -312,7 +316,7 @@ class Complete {
     if (running) return fill(this.status, made ? `${whole(made)} tokens …` : "Waiting for the first token …");
     const more = branch.end !== "eos" && branch.end !== "context" && made > 0 && !tree.example;
     fill(this.status, made ? `${whole(made)} tokens` : "Nothing yet", branch.end && ` · ${ENDS[branch.end]}`,
-      tree.speed ? ` · ${tree.speed.toFixed(0)} tokens/s` : "", made > 0 && ` · perplexity ${perplexity(branch)}`, ` · seed ${tree.seed}`,
+      tree.speed ? ` · ${tree.speed.toFixed(0)} tokens/s` : "", made > 0 && ` · perplexity ${perplexity(branch)}`, ` · ${describe(branch.settings)} · seed ${tree.seed}`,
       tree.example && ` · made before with ${tree.model}`,
       more && h("button", { class: "quiet", type: "button", onclick: () => this.more() }, "More"));
     return this.showStale();
@@ -322,7 +326,9 @@ class Complete {
   showStale() {
     const { tree } = this;
     this.go.textContent = tree && !tree.example && tree.text === this.prompt.value ? "Complete again" : "Complete";
-    this.output.classList.toggle("stale", Boolean(tree) && tree.text !== this.prompt.value && !this.running);
+    const stale = Boolean(tree) && tree.text !== this.prompt.value && !this.running;
+    this.output.classList.toggle("stale", stale);
+    this.changed.hidden = !stale;
   }
 
   showBranches() {
@@ -380,6 +386,11 @@ function perplexity(branch) {
   const own = branch.tokens.slice(branch.parent ? 1 : 0);
   const sum = own.reduce((total, { logprob }) => total - logprob, 0);
   return own.length ? Math.exp(sum / own.length).toPrecision(3).replace(/e\+(\d+)/, " · 10^$1") : "–";
+}
+
+/** The settings that tokens were drawn with. */
+function describe({ temperature, topK, topP, minP }) {
+  return [`T = ${temperature}`, topK > 0 && `top-k ${topK}`, topP < 1 && `top-p ${topP}`, minP > 0 && `min-p ${minP}`].filter(Boolean).join(", ");
 }
 
 function label(token) {
