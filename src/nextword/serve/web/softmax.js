@@ -47,7 +47,7 @@ export function shape(next, settings) {
     const isSingle = cell < top.length || (cell === top.length && !share);
     least = isSingle ? top[cell - 1].logit : edge(rest[cell - top.length], share);
   };
-  const total = () => sumOf(weight, whole) + (part ? part * weight[whole] : 0);
+  const total = (start = 0) => sumOf(weight, whole, start) + (part ? part * weight[whole] : 0);
   if (settings.topK > 0 && settings.topK < next.vocabulary) keep(...walk(count, settings.topK));
   if (settings.topP < 1) keep(...walk(weight, settings.topP * total(), top.length));
   if (settings.minP > 0) keep(...above(next, T * Math.log(settings.minP), settings.minP, weight));
@@ -59,7 +59,7 @@ export function shape(next, settings) {
   const [cell, more] = walk(weight, 0.9 * sum, top.length);
   return {
     shares,
-    rest: Math.max(0, sum - sumOf(weight, Math.min(whole, top.length))) / sum,
+    rest: whole < top.length ? 0 : total(top.length) / sum, // added up by itself: beside the largest it may be tiny
     kept: Math.round(share(count)),
     sum,
     least,
@@ -81,9 +81,9 @@ function greedy(length) {
   return { shares, rest: 0, kept: 1, sum: 1, least: 0, bits: 0, covering: 1, approximate: false };
 }
 
-function sumOf(values, end) {
+function sumOf(values, end, start = 0) {
   let sum = 0;
-  for (let i = 0; i < end; i++) sum += values[i];
+  for (let i = start; i < end; i++) sum += values[i];
   return sum;
 }
 
