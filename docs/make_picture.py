@@ -16,13 +16,15 @@ import tempfile
 from pathlib import Path
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
+_ORACLES = PICTURES.parent.parent / "tests" / "oracles"
 PLOTS = {
     "next": "next 'I like to eat' --dtype float32",
     "plan-inference": "plan inference llama-3-8b --context 8192 --devices rtx4090,rtx5090,h100",
     "plan-train": "plan train --params 1B --micro-batch 8 --context 2048 --price 2.5",
     "plan-budget": "plan budget --devices 8xh100 --days 3 --tokens-available 20B",
     "plan-fit": "plan fit --params 1B --devices rtx4090 --micro-batch 16 --context 2048",
-    "plan-laws": f"plan laws --data {PICTURES.parent.parent / 'tests/oracles/epoch_chinchilla.csv'} --drop-highest 5",
+    "plan-laws": f"plan laws --data {_ORACLES / 'epoch_chinchilla.csv'} --drop-highest 5",
+    "plan-sweep": f"plan laws --data {_ORACLES / 'scaling/porian_isoflop_points.csv'} --method nnls",
 }
 COMMAND = "eval sentiment --shots 0,1,4 --limit 200 --dtype float32 --report"
 _WIDE, _HIGH = 900, 1455  # CSS pixels: a README is about 850 wide; the height ends after the comparisons

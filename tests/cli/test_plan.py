@@ -426,7 +426,9 @@ def test_runs_at_equal_flops_give_minima_exponents_a_frontier_and_predictions(ru
     (predicted,) = data["predictions"]
     loss = predicted["loss"]
     assert loss["interval"]["low"] < loss["value"] < loss["interval"]["high"]
-    assert abs(data["checks"]["left_out"]["predicted"] / data["checks"]["left_out"]["measured"] - 1) < 0.003
+    assert data["checks"]["left_out"]["predicted"]["value"] == pytest.approx(
+        data["checks"]["left_out"]["measured"], rel=0.003
+    )
     assert data["fits"][0]["method"] == "nnls"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vega_lite
 from nextword.base import UsageError
 from nextword.plan import Law, Optima, Runs, optimum, read_runs, read_table
 from nextword.plan.isoflops import (
@@ -19,6 +20,7 @@ from nextword.plan.isoflops import (
     scaling_of_optima,
 )
 from nextword.plan.laws import EPOCH, HOFFMANN
+from nextword.plan.plots import sweep_figure
 from nextword.plan.sweep_checks import by_filter, check, left_out, transient
 
 SCALING = Path(__file__).parents[1] / "oracles" / "scaling"
@@ -108,7 +110,7 @@ def test_e_left_free_is_not_identified_and_held_predicts_within_its_interval() -
     assert frontier is not None
     assert not frontier.identified
     assert frontier.to_dict()["free_E"]["value"] is None
-    assert all(loss in frontier.interval(c) for c, loss in zip(optima.flops, optima.losses, strict=True))
+    assert all(loss in frontier.estimate(c).interval for c, loss in zip(optima.flops, optima.losses, strict=True))
 
 
 def test_parabolas_through_porian_et_als_runs_find_their_optima() -> None:
@@ -134,7 +136,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         assert found.frontier is not None
         measured = best.loss * math.exp(np.random.default_rng(1000 + seed).normal(0, noise))
         within = [optimum(each.flops, law).loss in each.loss_interval for each in found.minima]
-        counted += (true in found.powers["N"].estimate.interval, measured in found.frontier.interval(ahead),
+        counted += (true in found.powers["N"].estimate.interval, measured in found.frontier.estimate(ahead).interval,
                     np.mean(within))  # fmt: skip
     exponent, loss, minima = counted / 200
     assert 0.90 <= exponent <= 0.98
@@ -179,7 +181,7 @@ def test_a_minimum_outside_the_sizes_is_not_bracketed_and_stays_out() -> None:
 def test_runs_form_budgets_or_are_scattered() -> None:
     assert form_budgets(sweep())
     assert form_budgets(sweep(budgets=2, sizes=3))
-    assert not form_budgets(sweep(budgets=1))
+    assert form_budgets(sweep(budgets=1))
     grid = [(n, d) for n in (1e6, 4e6, 2e7, 1e8) for d in (1e8, 5e8, 3e9, 2e10)]
     assert not form_budgets(Runs(tuple(n for n, _ in grid), tuple(d for _, d in grid), (3.0,) * 16))
     assert not form_budgets(read_runs(SCALING.parent / "epoch_chinchilla.csv"))
@@ -235,7 +237,7 @@ def test_the_largest_budget_is_predicted_from_the_others_only() -> None:
     runs = sweep(noise=0.002)
     found = left_out(runs)
     assert found is not None
-    assert found.predicted == pytest.approx(found.measured, rel=0.01)
+    assert found.predicted.value == pytest.approx(found.measured, rel=0.01)
     worse = replace(runs, losses=(*runs.losses[:15], *(2 * loss for loss in runs.losses[15:])))
     other = left_out(worse)
     assert other is not None
@@ -270,3 +272,31 @@ def test_the_checks_of_a_sweep_are_together() -> None:
     assert found.left_out is None  # one budget gives no frontier
     assert found.transient is None
     assert list(found.by_filter) in (["runs within 5% of the lowest loss"], [])
+
+
+# ---- figures
+
+
+def test_a_sweeps_figure_shows_its_minima_its_power_and_the_budget_left_out() -> None:
+    runs = sweep(noise=0.002)
+    found, checks = isoflops(runs), check(runs, 1e20)
+    figure = sweep_figure(runs, found, checks.left_out)
+    assert "loss, nats/token" in vega_lite.drawn(figure)
+    parabolas, sizes, frontier = figure["hconcat"]
+    minima = vega_lite.marks(parabolas, "point")[1]
+    assert vega_lite.column(minima, "size") == [each.size for each in found.minima]
+    assert vega_lite.column(minima, "low") == [each.size_interval.low for each in found.minima]
+    (curve,) = vega_lite.marks(sizes, "line")
+    assert vega_lite.column(curve, "value")[0] == found.powers["N"].at(found.minima[0].flops).value
+    ring = vega_lite.marks(frontier, "point")[1]
+    assert checks.left_out is not None
+    assert vega_lite.column(ring, "value") == [checks.left_out.predicted.value]
+
+
+def test_a_sweep_of_which_nothing_follows_still_has_a_figure() -> None:
+    one = sweep(budgets=1)
+    assert len(sweep_figure(one, isoflops(one))["hconcat"]) == 1
+    unbracketed = sweep().take([row for row in range(20) if row % 5 > 2])
+    vega_lite.drawn(sweep_figure(unbracketed, isoflops(unbracketed)))
+    exact = isoflops(sweep(budgets=2, sizes=3))
+    vega_lite.drawn(sweep_figure(sweep(budgets=2, sizes=3), exact))

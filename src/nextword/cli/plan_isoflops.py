@@ -55,11 +55,11 @@ def scaling_sections(found: Scaling, budgets: Sequence[float], most: float) -> I
 def check_sections(checks: Checks, unit: str) -> Iterator[Section]:
     """The largest budget predicted from the others, other choices of runs, and a transient."""
     if (top := checks.left_out) is not None:
-        shown = span(top.interval, "{:.4f}".format)
+        predicted, shown = top.predicted.value, span(top.predicted.interval, "{:.4f}".format)
         yield line(
-            f"left out: from the smaller budgets the minimum at {top.flops:.3g} FLOPs is predicted {top.predicted:.4f}"
+            f"left out: from the smaller budgets the minimum at {top.flops:.3g} FLOPs is predicted {predicted:.4f}"
             f"{f' (95% {shown})' if shown else ''}, measured {top.measured:.4f} {unit}:"
-            f" {top.predicted / top.measured - 1:+.2%}", "dim",
+            f" {predicted / top.measured - 1:+.2%}", "dim",
         )  # fmt: skip
     if checks.by_filter:
         tried = "; ".join(f"{name} {loss:.4f}" for name, loss in checks.by_filter.items())
@@ -96,9 +96,10 @@ def _frontier(frontier: Frontier | None, problem: str) -> Iterator[Section]:
         return
     held, gamma = frontier.held, span(frontier.gamma_interval, "{:.3f}".format)
     across = f" ({held.low:g} to {held.high:g})" if held.low < held.high else ""
+    errors = f"{frontier.rms:.2%} root mean square" if frontier.budgets > 2 else "exactly through two budgets"
     yield line(
         f"frontier: L = E + K / C^γ with E held at {frontier.E:g}{across} {frontier.unit}, K {frontier.K:.4g},"
-        f" γ {frontier.gamma:.4f}{f' (95% {gamma})' if gamma else ''}; {frontier.rms:.2%} root mean square"
+        f" γ {frontier.gamma:.4f}{f' (95% {gamma})' if gamma else ''}; {errors}"
     )
     free = span(frontier.free_interval, "{:.2f}".format)
     if frontier.identified:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,8 +16,9 @@ from ..plan import Optima, Runs, fit_law, read_table
 from ..plan.figure import plain
 from ..plan.fit_methods import MOST_RUNS, Method
 from ..plan.fitting import LawFit, believed, misfit_remark, outlier_remark
+from ..plan.plots import law_figure, sweep_figure
 from ..plan.runs import by_kind
-from ..plots import save
+from ..plots import Spec, save
 from ._console import messages
 from ._sections import Section, emit, line, warning
 from ._table import plain_table
@@ -58,11 +60,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runs of one kind say: as data, as sections, the law to draw, and the frontier with its lowest loss."""
+    """What the runs of one kind say: as data, as sections, as a figure, and the frontier with its lowest loss."""
 
     result: dict[str, Any]
     sections: tuple[Section, ...]
-    fit: LawFit | None = None
+    figure: Callable[[], Spec] | None = None
     frontier: Frontier | None = None
     lowest: float = math.inf
 
@@ -81,12 +83,9 @@ def print_fits(
     answers = {name: _answer(each, asked) for name, each in tables.items()}
     emit(_result(answers), lambda: _sections(answers, explain), as_json=as_json, explain=explain)
     if plot is not None:
-        from ..plan.plots import law_figure
-
         (answer,) = answers.values()
-        if answer.fit is None:
-            raise UsageError(f"--plot: no law was fitted to the runs of {path}")
-        save(law_figure(answer.fit), plot)
+        assert answer.figure is not None, "only optima have none"
+        save(answer.figure(), plot)
 
 
 def _chosen(tables: Mapping[str, Runs | Optima], kind: str, path: Path) -> Mapping[str, Runs | Optima]:
@@ -133,18 +132,26 @@ def _of_sweep(runs: Runs, asked: Asked) -> Answer:
         f"law of {len(usable)} of {len(runs)} runs, those with 3 to 300 tokens a parameter and within 10% of their"
         " budget's lowest loss"
     )
-    heading = line(f"{len(runs)} runs in {len(found.minima)} budgets", "bold")
+    heading = line(f"{len(runs)} runs in {len(found.minima)} budget{'s' * (len(found.minima) > 1)}", "bold")
     try:
         law = _of_scattered(usable, asked)
         fitted = (line(f"{what}; its E is free: beyond these runs trust the frontier\n"), *law.sections)
     except UsageError as error:
-        law, fitted = Answer({}, ()), (warning(f"no {what}: {error}"),)
+        law, fitted = Answer({"fits": [], "believe": None}, ()), (warning(f"no {what}: {error}"),)
     sections = (heading, *scaling_sections(found, at, max(runs.flops)), *check_sections(checks, runs.unit), line(""))
-    predictions = [found.predict(budget) for budget in at]
-    result = {"isoflops": found, "predictions": predictions, "checks": checks, **law.result, "runs": len(runs),
-              "unit": runs.unit}  # fmt: skip
+    result = {
+        "runs": len(runs),
+        "unit": runs.unit,
+        "isoflops": found,
+        "predictions": [found.predict(budget) for budget in at],
+        "checks": checks,
+        "law_runs": len(usable),
+        "fits": law.result["fits"],
+        "believe": law.result["believe"],
+    }
     lowest = min((minimum.loss for minimum in found.minima if not minimum.problem), default=math.inf)
-    return Answer(result, (*sections, *fitted), law.fit, found.frontier, lowest)
+    draw = partial(sweep_figure, runs, found, checks.left_out)
+    return Answer(result, (*sections, *fitted), draw, found.frontier, lowest)
 
 
 def _of_scattered(runs: Runs, asked: Asked) -> Answer:
@@ -161,7 +168,7 @@ def _of_scattered(runs: Runs, asked: Asked) -> Answer:
         "believe": {"method": best.method, "why": why},
     }
     sections = (section for fit in fits for section in _fit(fit, at))
-    return Answer(result, (*sections, line(f"believe {best.method}: {why}", "bold")), best)
+    return Answer(result, (*sections, line(f"believe {best.method}: {why}", "bold")), partial(law_figure, best))
 
 
 def _result(answers: Mapping[str, Answer]) -> dict[str, Any]:

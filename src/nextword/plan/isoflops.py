@@ -50,6 +50,11 @@ class Minimum:
     size_interval: Interval = _NONE
     loss_interval: Interval = _NONE
 
+    def at(self, size: float) -> float:
+        """The loss of a size by the parabola."""
+        half = math.log(self.flat.high / self.size)
+        return self.loss * (1 + FLAT * (math.log(size / self.size) / half) ** 2)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -100,6 +105,7 @@ class Frontier:
     held: Interval
     K: float
     gamma: float
+    budgets: int
     rms: float  # of predicted / loss - 1 over the minima
     noise: float  # of a run's loss, relative
     draws: Vector  # (draws, 3)
@@ -120,8 +126,17 @@ class Frontier:
         """Plain data for JSON, without the draws."""
         free = {"value": self.free if self.identified else None, "interval": asdict(self.free_interval)}
         gamma = {"value": self.gamma, "interval": asdict(self.gamma_interval)}
-        return {"unit": self.unit, "E": self.E, "held": asdict(self.held), "K": self.K, "gamma": gamma,
-                "rms": self.rms, "noise": self.noise, "free_E": free}  # fmt: skip
+        return {
+            "unit": self.unit,
+            "budgets": self.budgets,
+            "E": self.E,
+            "held": asdict(self.held),
+            "K": self.K,
+            "gamma": gamma,
+            "rms": self.rms,
+            "noise": self.noise,
+            "free_E": free,
+        }
 
     def loss(self, budget: float) -> float:
         """The least loss that `budget` FLOPs reach."""
@@ -139,11 +154,11 @@ class Frontier:
         value = solved(np.array(self.E), np.array(math.log(self.K)), np.array(self.gamma))
         return float(value), solved(*self.draws.T)
 
-    def interval(self, budget: float, seed: int = 0) -> Interval:
-        """Of the loss of a run at the optimum: from E's range, the bootstrap and a run's noise together."""
+    def estimate(self, budget: float, seed: int = 0) -> Estimate:
+        """The loss of a run at the optimum; its interval has E's range, the bootstrap and a run's noise in it."""
         normal = np.random.default_rng(seed).standard_normal(len(self.draws))
         drawn = self.draws[:, 0] + np.exp(self.draws[:, 1] - self.draws[:, 2] * math.log(budget))
-        return interval_of((drawn * (1 + self.noise * normal)).tolist())
+        return Estimate(self.loss(budget), interval_of((drawn * (1 + self.noise * normal)).tolist()))
 
 
 @dataclass(frozen=True)
@@ -162,7 +177,7 @@ class Scaling:
     def predict(self, budget: float) -> Prediction:
         """Sizes and loss at the optimum of `budget` FLOPs."""
         sizes = {name: power.at(budget) for name, power in self.powers.items()}
-        loss = Estimate(self.frontier.loss(budget), self.frontier.interval(budget)) if self.frontier else None
+        loss = self.frontier.estimate(budget) if self.frontier else None
         return Prediction(budget, sizes, loss)
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,14 +225,14 @@ def rows_of(groups: Sequence[Sequence[int]]) -> list[int]:
 
 
 def form_budgets(runs: Runs) -> bool:
-    """Whether two thirds of the runs or more lie in budgets of at least three sizes, of which there are two."""
+    """Whether two thirds of the runs or more lie in budgets of at least three sizes."""
     groups = [group for group in budgets(runs) if len({runs.parameters[row] for row in group}) >= LEAST_SIZES]
-    return len(groups) >= LEAST_BUDGETS and sum(map(len, groups)) >= 2 / 3 * len(runs)
+    return sum(map(len, groups)) >= 2 / 3 * len(runs)
 
 
 def cells(runs: Runs, window: float = WINDOW) -> list[int]:
     """Rows that A / N^α + B / D^β may be fitted to: D / M within RATIOS, the loss near its budget's lowest."""
-    near = rows_of([_near(runs, group, window) for group in budgets(runs)])
+    near = rows_of([near_minimum(runs, group, window) for group in budgets(runs)])
     return [row for row in near if RATIOS[0] <= runs.tokens[row] / runs.parameters[row] <= RATIOS[1]]
 
 
@@ -290,13 +305,14 @@ def scaling_of_optima(
 # ---- parabolas
 
 
-def _near(runs: Runs, group: Sequence[int], window: float) -> list[int]:
+def near_minimum(runs: Runs, group: Sequence[int], window: float = WINDOW) -> list[int]:
+    """The rows of a budget within `window` of its lowest loss."""
     lowest = min(runs.losses[row] for row in group)
     return [row for row in group if runs.losses[row] <= (1 + window) * lowest]
 
 
 def _parabolas(runs: Runs, sizes: Sequence[float], window: float, bootstrap: int, seed: int) -> _Parabolas:
-    groups = [(group, _near(runs, group, window)) for group in budgets(runs)]
+    groups = [(group, near_minimum(runs, group, window)) for group in budgets(runs)]
     fits = [_Parabola(np.log([sizes[row] for row in near]), np.array([runs.losses[row] for row in near]))
             for _, near in groups]  # fmt: skip
     good = [fit for fit in fits if not fit.problem]
@@ -415,7 +431,8 @@ def _held(
         free = float(_free(flops, losses[None])[0])
         free_draws = _free(flops, draws)
     interval = interval_of(free_draws.tolist())
-    return Frontier(unit, middle, Interval(low, high), math.exp(constant), -float(slope), rms, noise, frontier, free,
+    held = Interval(low, high)
+    return Frontier(unit, middle, held, math.exp(constant), -float(slope), len(flops), rms, noise, frontier, free,
                     interval), ""  # fmt: skip
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from .. import plots
 from ..base.units import format_bytes, format_count
 from ..plots import Spec
 from ..plots.scaling import IsoFlop, Line
+from ..plots.sweep import Budget
 from .budget import BudgetPlan
 from .fit_search import Diagnosis
 from .fitting import LawFit
 from .hardware import Device
 from .laws import Law, law, optimum
+from .runs import Runs
 from .training import Memory
+
+if TYPE_CHECKING:
+    from .isoflops import Estimate, Minimum, Scaling
+    from .sweep_checks import LeftOut
+
+SIZES = {"M": "M: FLOPs a token / 6", "N": "parameters"}
 
 _REMEDIES = 6
 _REACH = 100.0  # of the loss surface around the optimum, either way
@@ -126,3 +135,32 @@ def _isoflop(fit: LawFit, budget: float) -> IsoFlop:
     ]
     curve = [(n, fit.law.loss(n, budget / (6 * n))) for n in sizes]
     return IsoFlop(f"{budget:.1e}: {format_count(best.parameters)}", curve, (best.parameters, best.loss), near)
+
+
+def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None) -> Spec:
+    """Parabolas of runs at equal FLOPs, the best sizes, and the frontier with the budget that it predicted."""
+    from .isoflops import budgets, near_minimum
+
+    rows = [near_minimum(runs, group) for group in budgets(runs)]
+    drawn = [_budget(runs, own, minimum) for own, minimum in zip(rows, found.minima, strict=True)]
+    flops = [minimum.flops for minimum in found.minima]
+    line = [found.predict(budget) for budget in _spaced(flops[0], 10 * flops[-1])]
+    sizes = [_band(each.flops, each.sizes[found.size]) for each in line if found.size in each.sizes]
+    frontier = [_band(each.flops, each.loss) for each in line if each.loss is not None]
+    ring = _band(left_out.flops, left_out.predicted) if left_out else None
+    title = f"{len(runs):,} runs in {len(flops)} budget{'s' * (len(flops) > 1)}"
+    return plots.sweep(drawn, sizes, frontier, ring, title, SIZES[found.size], found.unit)
+
+
+def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:
+    points = [(runs.parameters[row], runs.losses[row]) for row in rows]
+    if minimum.problem:
+        return Budget(minimum.flops, points)
+    ends = [size for size, _ in points]
+    curve = [(size, minimum.at(size)) for size in _spaced(min(ends), max(ends))]
+    interval = minimum.size_interval
+    return Budget(minimum.flops, points, curve, (minimum.size, minimum.loss), (interval.low, interval.high))
+
+
+def _band(flops: float, estimate: Estimate) -> tuple[float, float, float, float]:
+    return flops, estimate.value, estimate.interval.low, estimate.interval.high

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..base import installed
 from .fit_methods import fit_point
-from .fitting import NAMES, Interval, law_of
-from .isoflops import WINDOW, budgets, cells, isoflops, rows_of
+from .fitting import NAMES, law_of
+from .isoflops import WINDOW, Estimate, budgets, cells, isoflops, rows_of
 from .laws import Law
 from .runs import Runs
 
@@ -24,8 +24,7 @@ class LeftOut:
     """The largest budget, predicted by a frontier that has never seen it."""
 
     flops: float
-    predicted: float
-    interval: Interval
+    predicted: Estimate
     measured: float  # the minimum of its parabola
 
 
@@ -77,7 +76,7 @@ def left_out(runs: Runs, irreducible: _Range = None, bootstrap: int = 200, seed:
     if frontier is None:
         return None
     flops = measured.flops
-    return LeftOut(flops, frontier.loss(flops), frontier.interval(flops), measured.loss)
+    return LeftOut(flops, frontier.estimate(flops), measured.loss)
 
 
 def by_filter(runs: Runs, budget: float, irreducible: _Range = None) -> dict[str, float]:

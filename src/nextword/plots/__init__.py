@@ -10,6 +10,7 @@ from .next_tokens import next_tokens
 from .scaling import law_fit, loss_surface
 from .shots import shots
 from .spec import MIME, Spec, mime_bundle, themed
+from .sweep import sweep
 from .theme import css, vega_config
 from .training import context_study, loss_curves
 
@@ -32,6 +33,7 @@ __all__ = [
     "save",
     "shots",
     "svg",
+    "sweep",
     "themed",
     "vega_config",
 ]

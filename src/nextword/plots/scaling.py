@@ -40,8 +40,8 @@ def loss_surface(
 
     The middle one of `budgets` is the plan's. `optima` have one point each. `limit`: the line of the data there is.
     """
-    x = _log("parameters", sizes, COUNT, grid=False)
-    y = _log("tokens", tokens, COUNT, grid=False)
+    x = log_axis("parameters", sizes, COUNT, grid=False)
+    y = log_axis("tokens", tokens, COUNT, grid=False)
 
     def layer(mark: Spec, rows: Sequence[dict[str, Any]], **more: Any) -> Spec:
         return {"data": numbers(rows), "mark": mark, "encoding": {"x": field("n", **x), "y": field("d", **y), **more}}
@@ -118,7 +118,7 @@ def law_fit(
 
 def _frontier(runs: Sequence[tuple[float, float, float]], frontier: Sequence[tuple[float, ...]], y: Spec) -> Spec:
     flops = [own for _, own, _ in runs] + [row[0] for row in frontier]
-    x = _log("FLOPs (6ND)", (min(flops), max(flops)), POWER)
+    x = log_axis("FLOPs (6ND)", (min(flops), max(flops)), POWER)
     sizes = {"type": "log", "range": RAMP}
     bar: Spec = {
         "orient": "right",
@@ -151,7 +151,7 @@ def _frontier(runs: Sequence[tuple[float, float, float]], frontier: Sequence[tup
 
 def _isoflops(isoflops: Sequence[IsoFlop], y: Spec) -> Spec:
     points = [point for own in isoflops for point in own.curve]
-    x = _log("parameters", (min(n for n, _ in points), max(n for n, _ in points)), COUNT)
+    x = log_axis("parameters", (min(n for n, _ in points), max(n for n, _ in points)), COUNT)
     legend = {
         "title": "FLOPs: optimum",
         "labelExpr": "budgets[datum.value]",
@@ -180,7 +180,7 @@ def _isoflops(isoflops: Sequence[IsoFlop], y: Spec) -> Spec:
     }  # fmt: skip
 
 
-def _log(title: str, domain: Range, labels: str, grid: bool = True) -> dict[str, Any]:
+def log_axis(title: str, domain: Range, labels: str, grid: bool = True) -> dict[str, Any]:
     """A logarithmic axis over just `domain`."""
     axis = powers_of_ten(*domain) | {"labelExpr": labels, "grid": grid}
     return {"title": title, "scale": {"type": "log", "domain": list(domain), "nice": False}, "axis": axis}

@@ -1,0 +1,142 @@
+"""Runs at equal FLOPs: each budget's parabola, the best sizes against compute, and the frontier of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .scaling import Point, Range, log_axis
+from .spec import COUNT, POWER, RAMP, Spec, field, figure, heading, named, numbers, powers_of_ten
+
+Band = tuple[float, float, float, float]  # FLOPs, a value, and its interval
+_SIDE = 300  # of a panel, pixels
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Runs of one budget as (size, loss), its parabola, and its minimum with the size's interval, if it has one."""
+
+    flops: float
+    runs: Sequence[Point]
+    curve: Sequence[Point] = ()
+    best: Point | None = None
+    interval: Range = (0.0, 0.0)
+
+
+def sweep(
+    budgets: Sequence[Budget], sizes: Sequence[Band], frontier: Sequence[Band], left_out: Band | None, title: str,
+    size: str, unit: str,
+) -> Spec:  # fmt: skip
+    """Three panels. `sizes` and `frontier` are curves over compute, `left_out` a budget predicted from the others."""
+    panels = [_parabolas(budgets, size, unit)]
+    if sizes:
+        panels.append(_sizes(budgets, sizes, size))
+    if frontier:
+        panels.append(_frontier(budgets, frontier, left_out, unit))
+    return figure(title, hconcat=panels, spacing=36, resolve={"scale": {"color": "independent"}})
+
+
+def _parabolas(budgets: Sequence[Budget], size: str, unit: str) -> Spec:
+    points = [point for own in budgets for point in (*own.runs, *own.curve)]
+    x, y = log_axis(size, _spread(own for own, _ in points), COUNT), _losses((loss for _, loss in points), unit)
+    flops = _ends(own.flops for own in budgets)
+    legend = {"title": "FLOPs", "type": "gradient", "orient": "right", "labelExpr": POWER, "gradientLength": 150,
+              "values": powers_of_ten(*flops)["values"]}  # fmt: skip
+    colour = _colour(budgets) | {"legend": legend if len(budgets) > 1 else None}
+
+    def layer(mark: Spec, rows: Iterable[Mapping[str, Any]], **more: Any) -> Spec:
+        encoding = {"x": field("size", **x), "y": field("loss", **y), "color": colour, **more}
+        return {"data": numbers(rows), "mark": mark, "encoding": encoding}
+
+    def rows(which: str) -> list[dict[str, Any]]:
+        return [{"flops": own.flops, "size": n, "loss": loss} for own in budgets for n, loss in getattr(own, which)]
+
+    best = [{"flops": own.flops, "size": own.best[0], "loss": own.best[1], "low": own.interval[0],
+             "high": own.interval[1]} for own in budgets if own.best]  # fmt: skip
+    said = [field(name, format=".4~g") for name in ("flops", "size", "loss")]
+    return {
+        "title": heading("equal compute", "runs, parabolas, and their minima with 95% intervals"),
+        "width": _SIDE, "height": _SIDE,
+        "layer": [
+            layer({"type": "line", "strokeWidth": 1.2}, rows("curve"), detail=field("flops", kind="nominal")),
+            layer({"type": "point", "filled": True, "size": 20, "opacity": 0.8}, rows("runs"), tooltip=said),
+            layer({"type": "rule", "strokeWidth": 2}, best, x=field("low", **x), x2={"field": "high"}),
+            layer({"type": "point", "filled": True, "size": 70, "opacity": 1}, best, tooltip=said),
+        ],
+    }  # fmt: skip
+
+
+def _sizes(budgets: Sequence[Budget], line: Sequence[Band], size: str) -> Spec:
+    found = [(own.flops, own.best[0], *own.interval) for own in budgets if own.best]
+    y = log_axis(size, _spread(value for row in (*line, *found) for value in row[1:]), COUNT)
+    return {
+        "title": heading("best size", "of each budget, and its power of compute"),
+        "width": _SIDE, "height": _SIDE, "layer": [*_curve(line, y), *_dots(found, line, y, _colour(budgets))],
+    }  # fmt: skip
+
+
+def _frontier(budgets: Sequence[Budget], line: Sequence[Band], left_out: Band | None, unit: str) -> Spec:
+    minima = [(own.flops, own.best[1], own.best[1], own.best[1]) for own in budgets if own.best]
+    y = _losses((value for row in (*line, *minima) for value in row[1:]), unit)
+    layers, said = [*_curve(line, y), *_dots(minima, line, y, _colour(budgets))], "the minima, and L = E + K / C^γ"
+    if left_out is not None:
+        said += "; ring: predicted from the smaller budgets"
+        ring = {"type": "point", "size": 200, "color": named("ink"), "strokeWidth": 1.5}
+        layers += [_over(line, y, [left_out], ring), _bars(line, y, [left_out], {"color": named("ink")})]
+    return {"title": heading("frontier", said), "width": _SIDE, "height": _SIDE, "layer": layers}
+
+
+def _curve(line: Sequence[Band], y: Spec) -> list[Spec]:
+    """A curve over compute, and its band."""
+    area = {"type": "area", "color": named("red"), "opacity": 0.2}
+    band = {"y": field("low", **y), "y2": {"field": "high"}}
+    return [_over(line, y, line, area, **band),
+            _over(line, y, line, {"type": "line", "color": named("red"), "strokeWidth": 1.5})]  # fmt: skip
+
+
+def _dots(rows: Sequence[Band], line: Sequence[Band], y: Spec, colour: Spec) -> list[Spec]:
+    """Values of budgets with their intervals."""
+    said = [field(name, format=".4~g") for name in ("flops", "value", "low", "high")]
+    dot = {"type": "point", "filled": True, "size": 60, "opacity": 1}
+    return [_bars(line, y, rows, {"strokeWidth": 2}, color=colour),
+            _over(line, y, rows, dot, color=colour, tooltip=said)]  # fmt: skip
+
+
+def _bars(line: Sequence[Band], y: Spec, rows: Sequence[Band], mark: Spec, **more: Any) -> Spec:
+    return _over(line, y, rows, {"type": "rule", **mark}, y=field("low", **y), y2={"field": "high"}, **more)
+
+
+def _over(line: Sequence[Band], axis: Spec, rows: Sequence[Band], mark: Spec, **more: Any) -> Spec:
+    """Rows over the compute that `line` spans."""
+    x = log_axis("FLOPs", _spread(row[0] for row in line), POWER)
+    return {"data": _named(rows), "mark": mark,
+            "encoding": {"x": field("flops", **x), "y": field("value", **axis), **more}}  # fmt: skip
+
+
+def _colour(budgets: Sequence[Budget]) -> Spec:
+    scale = {"type": "log", "range": RAMP, "domain": list(_ends(own.flops for own in budgets))}
+    return field("flops", scale=scale, legend=None)
+
+
+def _losses(values: Iterable[float], unit: str) -> Spec:
+    low, high = _ends(values)
+    margin = 0.05 * (high - low or 1.0)
+    return {"title": f"loss, {unit}", "scale": {"domain": [low - margin, high + margin], "nice": False}}
+
+
+def _named(rows: Iterable[Band]) -> Spec:
+    return numbers(dict(zip(("flops", "value", "low", "high"), row, strict=True)) for row in rows)
+
+
+def _ends(values: Iterable[float]) -> Range:
+    """The least and the largest, apart from those that are no numbers."""
+    finite = [value for value in values if value == value]
+    return min(finite), max(finite)
+
+
+def _spread(values: Iterable[float]) -> Range:
+    """The ends of a logarithmic axis, with some room."""
+    low, high = _ends(values)
+    room = max((high / low) ** 0.04, 1.05)
+    return low / room, high * room
