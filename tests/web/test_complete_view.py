@@ -265,7 +265,7 @@ def test_errors_are_shown_where_they_happen(open_page: Any, playground: Server) 
     page = open_page(playground)
     page.expected = ["400"]
     for prompt, message in (
-        ("x" * 600, "the prompt has 600 tokens; the context holds 512"),
+        ("x" * 600, "600 tokens; the context holds 512"),
         ("", "nothing to continue"),
     ):
         page.get_by_label("Prompt", exact=True).fill(prompt)

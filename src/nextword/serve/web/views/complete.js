@@ -103,10 +103,10 @@ class Complete {
   async follow(why = "") {
     const { p = "", s, seed, run, b, on, at } = this.app.state;
     this.stop();
-    if (!p && !run && !s) return this.showExample();
     this.prompt.value = p;
     this.seed.value = seed ?? "";
     this.setSettings(readSettings(s));
+    if (!p && !run && !s) return this.showExample();
     const [settings, drawn] = (run ?? "").split(".seed"), { model } = this.app;
     if (!drawn || !/^\d+$/.test(drawn)) return this.clear();
     let tree = this.trees.get(keyOf(p, run, model));
@@ -212,7 +212,7 @@ class Complete {
     if (failed) this.fail(failed);
     else if (tree.path(branch).length !== before) this.app.announce(`${whole(branch.tokens.length)} tokens: ${textOf(branch.tokens)}`);
     if (this.chips.selected >= 0) this.ask();
-    this.score();
+    if (!failed) this.score();
   }
 
   /** How likely the prompt's own tokens are, once there is time. */
