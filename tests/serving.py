@@ -53,11 +53,11 @@ class Answer:
 class Server:
     """A running server. `url` is its address, `stdout` what it has printed."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, stderr: int = subprocess.PIPE, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nextword", "serve", "--port", "0", "--threads", "1", *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             env=os.environ | environment,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,

@@ -124,6 +124,9 @@ def test_requests_run_in_the_order_they_came() -> None:
     calls[5].admit(1)
     assert own.load == (2, 2, 3)
     assert status_line(own, 12.4) == "2 running, 2 waiting, 12 tokens/s, 0% of prompts cached"
+    shorter = [status_line(own, 12.4, columns) for columns in (56, 55, 21, 20, 9)]
+    assert [line.count(",") for line in shorter] == [3, 2, 1, 0, 0]
+    assert (shorter[2], shorter[4]) == ("2 running, 2 waiting", "")
 
 
 def test_a_completion_imports_nothing_of_the_server() -> None:

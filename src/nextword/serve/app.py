@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -113,7 +112,7 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._guard, self._pages = Guard(service.config), Pages()
-        service.report = report
+        service.report = self._report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -152,7 +151,7 @@ class App:
         except _HungUp:
             pass
         except Exception as error:
-            report(error)
+            self._report(error)
             shown = endpoint.error(error) if endpoint else as_api_error(error)
             await exchange.send(shown.response)
 
@@ -170,7 +169,17 @@ class App:
         if self.service.config.access_log:
             path = printable(scope["path"][:200])
             line = f"{scope['method']} {path} {exchange.status} {seconds:.3f} s, {call.generated} tokens"
-            print(time.strftime("%H:%M:%S"), line, file=sys.stderr, flush=True)
+            self.service.status.log(f"{time.strftime('%H:%M:%S')} {line}")
+
+    def _report(self, error: Exception) -> None:
+        """Log a fault of ours as one line; with NEXTWORD_DEBUG=1, where it was."""
+        if as_api_error(error).status != 500:
+            return
+        where = ""
+        if os.environ.get("NEXTWORD_DEBUG", "") not in ("", "0"):
+            where = "".join(traceback.format_exception(error))
+        message = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        self.service.status.log(f"{where}nextword: a request failed: {message}")
 
 
 def _route(path: str) -> tuple[str, Endpoint | None, str]:
@@ -190,16 +199,6 @@ def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:
         error.headers["allow"] = endpoint.method
         raise error
     return endpoint
-
-
-def report(error: Exception) -> None:
-    """A fault of ours as one line on stderr; with NEXTWORD_DEBUG=1, where it was."""
-    if as_api_error(error).status != 500:
-        return
-    if os.environ.get("NEXTWORD_DEBUG", "") not in ("", "0"):
-        traceback.print_exception(error)
-    message = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-    print(f"nextword: a request failed: {message}", file=sys.stderr, flush=True)
 
 
 class _HungUp(Exception):

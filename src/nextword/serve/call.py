@@ -15,6 +15,7 @@ from .config import ServeConfig
 from .errors import ApiError
 from .metrics import Metrics
 from .models import Model, Models
+from .status import Status
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ class Service:
 
     def __init__(self, config: ServeConfig, models: Models) -> None:
         self.config, self.models = config, models
-        self.metrics = Metrics(self)
+        self.metrics, self.status = Metrics(self), Status(self)
         self.calls: dict[Call, None] = {}
         self.draining = False
         self.calculator = ThreadPoolExecutor(1)

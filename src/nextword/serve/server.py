@@ -19,7 +19,6 @@ from .call import Service
 from .config import ServeConfig
 from .connection import Connection
 from .models import Models
-from .status import show_status
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 512
@@ -91,7 +90,7 @@ class _Server(uvicorn.Server):
         self._service.start()
         await super().startup(sockets)
         self._on_ready()
-        self._status = asyncio.create_task(show_status(self._service))
+        self._status = asyncio.create_task(self._service.status.keep())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and let those under way finish within the time they have."""
