@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -16,6 +17,17 @@ def until(page: Any, script: str) -> None:
     while not page.evaluate(script):
         assert time.monotonic() < deadline, f"never true: {script}"
         page.wait_for_timeout(20)
+
+
+def plain(text: str) -> str:
+    """The text of chips, without the signs for spaces and line breaks."""
+    return text.replace("⏎", "").replace("␣", " ")
+
+
+def until_read(page: Any, text: str, place: int = 0) -> None:
+    """Wait until the token sequence in a place of the page has a text."""
+    chips = f"document.querySelectorAll('.sequence')[{place}]?.textContent"
+    until(page, f"{chips}?.replaceAll('⏎', '').replaceAll('␣', ' ').includes({json.dumps(text)})")
 
 
 def violations(page: Any) -> list[str]:

@@ -3,12 +3,13 @@
 const KEY = "nextword-key";
 
 export class ApiError extends Error {
-  /** @param {string} message @param {number} status 0 if no answer came @param {string|null} param the field at fault */
-  constructor(message, status = 0, param = null) {
+  /** @param {string} message @param {number} status 0 if no answer came @param {object} [error] the server's: `param`, the field at fault; `type` */
+  constructor(message, status = 0, { param = null, type = "" } = {}) {
     super(message);
     this.name = "ApiError";
     this.status = status;
     this.param = param;
+    this.type = type;
   }
 }
 
@@ -52,7 +53,7 @@ export class Api {
           const data = part.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim());
           if (!data.length || data[0] === "[DONE]") continue;
           const event = JSON.parse(data.join("\n"));
-          if (event.error) throw new ApiError(event.error.message, event.error.code, event.error.param);
+          if (event.error) throw new ApiError(event.error.message, event.error.code, event.error);
           yield event;
         }
       }
@@ -77,7 +78,7 @@ export class Api {
         if (given) { store(given); continue; }
       }
       const { error } = await response.json().catch(() => ({}));
-      throw new ApiError(error?.message ?? `the server answered ${response.status}`, response.status, error?.param);
+      throw new ApiError(error?.message ?? `the server answered ${response.status}`, response.status, error);
     }
   }
 }

@@ -26,6 +26,8 @@ import { debounce, fill, h } from "./dom.js";
 
 const VIEWS = [
   { id: "complete", title: "Complete" },
+  { id: "prompt", title: "Prompt" },
+  { id: "chat", title: "Chat" },
 ];
 const LONGEST = 16_000; // characters of a link; what is longer stays in this tab
 
