@@ -55,7 +55,7 @@ export class Tree {
     this.distributions = new Map();
   }
 
-  /** A tree that was made before and needs no server, as `docs/make_example.py` writes it. */
+  /** A tree that was made before and needs no server, as `docs/make_playground.py` writes it. */
   static fromExample(api, example) {
     const tree = new Tree(api, example.model, example.prompt, readSettings(example.settings), example.seed);
     const tokens = (rows) => rows.map(([id, piece, logprob]) => tokenOf(id, piece, logprob));

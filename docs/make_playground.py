@@ -1,18 +1,25 @@
-"""Writes the finished example that the playground shows first, made by a running server.
+"""Writes the example that the playground shows first, and the README's pictures of it, both from a running server.
 
 nextword serve
-python docs/make_example.py http://127.0.0.1:8080
+python docs/make_playground.py example http://127.0.0.1:8080
+python docs/make_playground.py pictures http://127.0.0.1:8080     needs Playwright, Chromium and Pillow
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-TARGET = Path(__file__).resolve().parent.parent / "src/nextword/serve/web/example.json"
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = {"playground-complete": ("", "light")}  # name → the page's link, and its theme
+WIDE, HIGH, COLOURS = 1280, 900, 64
+TARGET = ROOT / "src/nextword/serve/web/example.json"
 PROMPT = "The best thing about living near the sea is"
 SETTINGS: dict[str, Any] = {"seed": 7, "temperature": 0.8}
 PACKED, TOKENS = "t0.8n28", 28
@@ -26,7 +33,24 @@ def ask(address: str, path: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def main(address: str) -> None:
+def pictures(address: str) -> None:
+    """Take the pictures of docs/pictures."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=sandbox)
+        for name, (link, theme) in PICTURES.items():
+            page = browser.new_page(viewport={"width": WIDE, "height": HIGH}, color_scheme=theme)  # type: ignore[arg-type]
+            page.goto(f"{address}/{link}", wait_until="networkidle")
+            with Image.open(io.BytesIO(page.screenshot())) as image:
+                file = ROOT / "docs/pictures" / f"{name}.png"
+                image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+        browser.close()
+
+
+def example(address: str) -> None:
     """Complete PROMPT, branch once, and write every token with the distribution that it was drawn from."""
     tokens = [
         [token["id"], token["piece"]]
@@ -87,4 +111,4 @@ def _rounded(value: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    {"example": example, "pictures": pictures}[sys.argv[1]](sys.argv[2])
