@@ -15,7 +15,10 @@ from ._names import complete_model
 from ._options import load_config, loading_options
 
 if TYPE_CHECKING:
+    from ..engine import LoadConfig
     from ..serve.call import Service
+    from ..serve.config import ServeConfig
+    from ..serve.replicas import About
 
 KEY_VARIABLE = "NEXTWORD_API_KEY"
 _LARGEST_KEY = 4096  # bytes of a key's file
@@ -46,6 +49,9 @@ _LARGEST_KEY = 4096  # bytes of a key's file
               help="A web page that may call the server, as in https://example.com. Repeatable.")  # fmt: skip
 @click.option("--shutdown-timeout", type=float, default=10.0, show_default=True, metavar="S",
               help="Seconds that requests under way have to finish when the server is told to end.")  # fmt: skip
+@click.option("--workers", type=click.Choice(["ray"]), help="Answer from replicas on a Ray cluster that is running.")
+@click.option("--replicas", type=click.IntRange(1), metavar="N", help="Replicas on the cluster. Default: one a node.")
+@click.option("--cluster", metavar="ADDRESS", help="The cluster: auto (the default), or HOST:PORT of its head.")
 @click.option("--access-log", is_flag=True, help="A line per request on standard error, without any text of it.")
 @loading_options
 def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> None:
@@ -55,6 +61,7 @@ def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> 
     nextword serve
     nextword serve runs/my-lstm --port 8081
     nextword serve -m smollm2-135m-instruct -m model.gguf --memory 4GB
+    nextword serve /shared/model --workers ray
     """
     from ..serve.config import ServeConfig
 
@@ -67,9 +74,33 @@ def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> 
         memory=memory,
         **{name: options[name] for name in same},
     )
+    served = (*names, *models) or (DEFAULT_MODEL,)
+    if options["workers"]:
+        _serve_on_cluster(served, config, loading, options["cluster"] or "auto", options["replicas"])
+        return
+    for name in ("replicas", "cluster"):
+        if options[name] is not None:
+            raise UsageError(f"--{name} is for replicas on a cluster. Give --workers ray with it")
     from ..serve import serve
 
-    serve((*names, *models) or (DEFAULT_MODEL,), config, loading, _greet)
+    serve(served, config, loading, _greet)
+
+
+def _serve_on_cluster(
+    names: tuple[str, ...], config: ServeConfig, loading: LoadConfig, cluster: str, replicas: int | None
+) -> None:
+    from ..data.cluster import check_address
+
+    check_address(cluster, "--workers ray")
+    from ..serve.replicas import serve_on_cluster
+
+    def greet(address: str, about: About) -> None:
+        where = f"{about.replicas} {'replica' if about.replicas == 1 else 'replicas'}"
+        click.echo(f"Serving {about.model} at {address}/v1 from {where}, each with up to "
+                   f"{format_bytes(about.cache_bytes)} for keys and values. Ctrl-C ends.")  # fmt: skip
+        _show_request(address, about.model, about.chats, config.api_key is not None)
+
+    serve_on_cluster(names, config, loading, cluster, replicas, greet)
 
 
 def _key(given: str | None, file: str | None) -> str | None:
@@ -90,10 +121,14 @@ def _greet(address: str, service: Service) -> None:
     [model] = service.models.loaded.values()
     cache = format_bytes(model.engine.cache_bytes)
     click.echo(f"Serving {model.id} at {address}/v1, with up to {cache} for keys and values. Ctrl-C ends.")
-    key = ' -H "Authorization: Bearer $KEY"' if service.config.api_key is not None else ""
-    body = f'{{"model":"{model.id}","messages":[{{"role":"user","content":"What is a token?"}}]}}'
-    if model.tokenizer.chat_template is None:
-        body, path = f'{{"model":"{model.id}","prompt":"Once upon a time"}}', "completions"
+    _show_request(address, model.id, model.tokenizer.chat_template is not None, service.config.api_key is not None)
+
+
+def _show_request(address: str, model: str, chats: bool, keyed: bool) -> None:
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
+    body = f'{{"model":"{model}","messages":[{{"role":"user","content":"What is a token?"}}]}}'
+    if not chats:
+        body, path = f'{{"model":"{model}","prompt":"Once upon a time"}}', "completions"
     else:
         path = "chat/completions"
     click.echo(f"curl {address}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'")

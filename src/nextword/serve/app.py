@@ -38,7 +38,7 @@ from .call import Call, Service
 from .errors import ApiError, of_status
 from .guard import Guard, check_body, too_large
 from .pages import Pages, is_page
-from .requests import as_api_error
+from .requests import as_api_error, failure_of
 
 BODY_SECONDS = 60.0  # for a body to arrive
 _IN_THREAD = 64 << 10  # bytes; longer bodies are parsed in a thread
@@ -49,11 +49,13 @@ class Endpoint:
     """A function that answers, the type of the body it takes (None for GET), and how it shows a failure.
 
     `query`: parameters of the query string that it reads.
+    `failure`: the last event of a stream that fails after so many events.
     """
 
     answer: Callable[..., Awaitable[Response]]
     body: Any = None
     error: Callable[[Exception], ApiError] = as_api_error
+    failure: Callable[[Exception, int], dict[str, Any]] = failure_of
     query: tuple[str, ...] = ()
 
     @property
@@ -83,9 +85,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/chat/completions": _CHAT,
     "/completion": _NATIVE,
     "/completions": _NATIVE,
-    "/v1/messages": Endpoint(messages.messages, MessagesBody, messages.as_error),
+    "/v1/messages": Endpoint(messages.messages, MessagesBody, messages.as_error, messages.failure_of),
     "/v1/messages/count_tokens": Endpoint(messages.count_tokens, CountTokensBody, messages.as_error),
-    "/v1/responses": Endpoint(responses.responses, ResponsesBody, responses.as_error),
+    "/v1/responses": Endpoint(responses.responses, ResponsesBody, responses.as_error, responses.failure_of),
     "/v1/embeddings": Endpoint(embeddings.embeddings, EmbeddingsBody),
     "/v1/next": Endpoint(info.next_token, NextBody),
     "/v1/plan": Endpoint(planning.plan, PlanBody),
@@ -115,21 +117,29 @@ class App:
         service.report = self._report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        exchange = _Exchange(scope, receive, send)
-        path, endpoint, name = _route(scope["path"])
-        call = Call(self.service, path, name, scope["query_string"])
+        if scope["type"] == "http":
+            await self.answer(self.begin(scope["path"], scope["query_string"]), Exchange(scope, receive, send))
+
+    def begin(self, path: str, query: bytes = b"") -> Call:
+        """A request for `path`, to hand to `answer`."""
+        for prefix, named in _NAMED.items():
+            if path.startswith(prefix) and path != prefix:
+                return Call(self.service, named, path.removeprefix(prefix), query)
+        endpoint = path if path in ENDPOINTS else "page" if is_page(path) else "other"
+        return Call(self.service, endpoint, query=query)
+
+    async def answer(self, call: Call, exchange: Exchange) -> None:
+        """Answer a request, and close it."""
         try:
-            await self._answer(exchange, call, endpoint)
+            await self._answer(exchange, call, ENDPOINTS.get(call.endpoint))
         except asyncio.CancelledError:  # the server ends
             if not exchange.started:
                 await exchange.send(ApiError(503, "the server is shutting down").response)
         finally:
             call.close()
-            self._count(call, exchange, scope)
+            self._count(call, exchange)
 
-    async def _answer(self, exchange: _Exchange, call: Call, endpoint: Endpoint | None) -> None:
+    async def _answer(self, exchange: Exchange, call: Call, endpoint: Endpoint | None) -> None:
         """Answer, while the client is there: what is under way ends when it hangs up."""
         method, path = exchange.scope["method"], exchange.scope["path"]
         try:
@@ -155,14 +165,14 @@ class App:
             shown = endpoint.error(error) if endpoint else as_api_error(error)
             await exchange.send(shown.response)
 
-    async def _respond(self, exchange: _Exchange, call: Call, endpoint: Endpoint, data: bytes) -> None:
+    async def _respond(self, exchange: Exchange, call: Call, endpoint: Endpoint, data: bytes) -> None:
         body, kind = None, endpoint.body
         if kind is not None:
             body = decode(data, kind) if len(data) < _IN_THREAD else await call.prepare(lambda: decode(data, kind))
         await exchange.send(await endpoint.answer(call, body))
 
-    def _count(self, call: Call, exchange: _Exchange, scope: Scope) -> None:
-        seconds = time.perf_counter() - call.begun
+    def _count(self, call: Call, exchange: Exchange) -> None:
+        scope, seconds = exchange.scope, time.perf_counter() - call.begun
         metrics = self.service.metrics
         metrics.requests.labels(call.endpoint, str(exchange.status)).inc()
         metrics.request_seconds.observe(seconds)
@@ -182,15 +192,6 @@ class App:
         self.service.status.log(f"{where}nextword: a request failed: {message}")
 
 
-def _route(path: str) -> tuple[str, Endpoint | None, str]:
-    """The path as ENDPOINTS has it, what answers there, and the name that the path ends in, if it does."""
-    for prefix, named in _NAMED.items():
-        if path.startswith(prefix) and path != prefix:
-            return named, ENDPOINTS[named], path.removeprefix(prefix)
-    endpoint = ENDPOINTS.get(path)
-    return (path if endpoint else "page" if is_page(path) else "other"), endpoint, ""
-
-
 def _allowed(endpoint: Endpoint | None, method: str, path: str) -> Endpoint:
     if endpoint is None:
         raise ApiError(404, f"unknown path {path[:200]!r}. GET /openapi.json lists every endpoint")
@@ -205,7 +206,7 @@ class _HungUp(Exception):
     """The client closed the connection."""
 
 
-class _Exchange:
+class Exchange:
     """A request and its response on the wire."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -251,9 +252,10 @@ class _Exchange:
             pass
 
     async def send(self, response: Response) -> None:
-        await response(self.scope, self._receive, self._send_message)
+        await response(self.scope, self._receive, self.send_message)
 
-    async def _send_message(self, message: Message) -> None:
+    async def send_message(self, message: Message) -> None:
+        """Send one message of a response."""
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
             extra = [(name.encode(), value.encode()) for name, value in self.cors.items()]

@@ -49,6 +49,11 @@ def as_error(error: Exception) -> ApiError:
     return MessagesError(own.status, own.message, own.param, kind, own.headers, **own.more)
 
 
+def failure_of(error: Exception, number: int = 0) -> dict[str, Any]:
+    """A failure as the last event of a stream."""
+    return as_error(error).content
+
+
 async def messages(call: Call, body: MessagesBody) -> Response:
     """Answer a conversation in Anthropic's form."""
     chat = _chat_body(body)
@@ -57,7 +62,7 @@ async def messages(call: Call, body: MessagesBody) -> Response:
     reply = Reply(await begin(call, chat, body.max_tokens, "max_tokens"))
     if body.stream:
         events = reply.stream()
-        return EventStream(events, call.service.report, named=True, failure=lambda error: as_error(error).content)
+        return EventStream(events, call.service.report, named=True, failure=failure_of)
     async for _ in reply.stream():
         pass
     return answer(reply.whole())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt
 
 BUFFER = 64  # tokens of a sample that a stream is ahead of its client's connection, before it pauses
+PING = b": ping\n\n"
 PING_SECONDS = 15.0  # without an event, after which a stream sends a comment, so that no proxy ends it
 FINISH = {"stop": "stop", "end_of_text": "stop", "length": "length", "context": "length"}
 _NAMES = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -126,8 +127,8 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"internal error: {type(error).__name__}")
 
 
-def failure_of(error: Exception) -> dict[str, Any]:
-    """A failure as the last event of a stream."""
+def failure_of(error: Exception, number: int = 0) -> dict[str, Any]:
+    """A failure as the last event of a stream, whose first event has the number 0."""
     return as_api_error(error).content
 
 
@@ -146,7 +147,7 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         self._events, self._report, self._failure = events, report, failure
-        self._end, self._event = b"data: [DONE]\n\n" if done else b"", _named_event if named else _event
+        self._end, self._named = b"data: [DONE]\n\n" if done else b"", named
         self._sent = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,11 +157,11 @@ class EventStream(Response):
         try:
             async for events in self._events:
                 self._sent = time.monotonic()
-                data = b"".join(map(self._event, events))
+                data = b"".join(event(content, self._named) for content in events)
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except Exception as error:
             self._report(error)
-            end = self._event(self._failure(error))
+            end = event(self._failure(error), self._named)
         finally:
             pinging.cancel()
         await send({"type": "http.response.body", "body": end, "more_body": False})
@@ -171,12 +172,10 @@ class EventStream(Response):
             await asyncio.sleep(PING_SECONDS - (time.monotonic() - self._sent))
             if time.monotonic() - self._sent >= PING_SECONDS:
                 self._sent = time.monotonic()
-                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+                await send({"type": "http.response.body", "body": PING, "more_body": True})
 
 
-def _event(content: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
-
-
-def _named_event(content: Any) -> bytes:
-    return f"event: {content['type']}\n".encode() + _event(content)
+def event(content: Any, named: bool) -> bytes:
+    """An event of a stream. `named`: the `type` of its content is also the event's name."""
+    name = f"event: {content['type']}\n".encode() if named else b""
+    return name + b"data: " + msgspec.json.encode(content) + b"\n\n"

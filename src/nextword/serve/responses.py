@@ -38,6 +38,12 @@ def as_error(error: Exception) -> ApiError:
     return own
 
 
+def failure_of(error: Exception, number: int) -> dict[str, Any]:
+    """A failure as the last event of a stream, whose first event has the number 0."""
+    own = as_error(error)
+    return {"type": "error", "sequence_number": number, "code": own.kind, "message": own.message, "param": own.param}
+
+
 async def responses(call: Call, body: ResponsesBody) -> Response:
     """Answer a conversation in the form of OpenAI's responses."""
     work = await begin(call, _chat_body(body), body.max_output_tokens, "max_output_tokens")
@@ -239,8 +245,7 @@ class Reply:
 
     def failure(self, error: Exception) -> dict[str, Any]:
         """A failure as the last event."""
-        own = as_error(error)
-        return self._event("error", code=own.kind, message=own.message, param=own.param)
+        return failure_of(error, next(self._numbers))
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}

@@ -36,16 +36,21 @@ def serve(
     `on_ready` is called with the server's address once it listens. Raises UsageError for a wrong model or setting,
     RunError if the port is taken.
     """
-    with contextlib.closing(_bind(config.host, config.port)) as listener:
+    with contextlib.closing(bind(config.host, config.port)) as listener:
         models = Models(names, config, loading or LoadConfig())
         service = Service(config, models)
         with Worker(on_step=service.on_step) as worker:
             models.start(worker)
-            address = _address(config.host, listener)
-            asyncio.run(_Server(service, lambda: on_ready(address, service)).serve([listener]))
+            run(App(service), listener, lambda address: on_ready(address, service))
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def run(app: App, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+    """Answer what comes to a bound socket until SIGINT or SIGTERM. `on_ready` is called with the address."""
+    address = _address(app.service.config.host, listener)
+    asyncio.run(_Server(app, lambda: on_ready(address)).serve([listener]))
+
+
+def bind(host: str, port: int) -> socket.socket:
     """A socket for this address, which does not listen yet."""
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
@@ -78,13 +83,13 @@ def _address(host: str, listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn's server with our own way to end."""
 
-    def __init__(self, service: Service, on_ready: Callable[[], None]) -> None:
+    def __init__(self, app: App, on_ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
-            App(service), loop="asyncio", http=Connection, ws="none", lifespan="off", interface="asgi3",
+            app, loop="asyncio", http=Connection, ws="none", lifespan="off", interface="asgi3",
             log_config=None, access_log=False, server_header=False, timeout_keep_alive=60, backlog=_BACKLOG,
         )  # fmt: skip
         super().__init__(config)
-        self._service, self._on_ready = service, on_ready
+        self._service, self._on_ready = app.service, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.start()
