@@ -77,7 +77,7 @@ def serve_on_cluster(
         replicas = replicas or len(nodes)
         resources = _resources(nodes, loading, replicas)
         check_nodes(ray, _lacking, (names,), nodes, _DOWNLOAD_SECONDS)
-        app = f"nextword-{socket.gethostname()}-{listener.getsockname()[1]}"  # what a killed one left is replaced
+        app = f"nextword-{socket.gethostname()}-{listener.getsockname()[1]}"
         with _deployed(app, replicas, resources, (names, _of_replica(config), loading)) as handle:
             model, cache_bytes, chats = handle.about.remote().result()
             about = About(model, cache_bytes, chats, replicas)
@@ -131,14 +131,33 @@ def _deployed(
         max_constructor_retry_count=replicas, logging_config={"log_level": "WARNING", "enable_access_log": False},
     )  # fmt: skip
     serve.start(proxy_location="Disabled")
-    print(f"Starting {replicas} {'replica' if replicas == 1 else 'replicas'} ...", file=sys.stderr, flush=True)
+    serve.delete(app)  # what a killed server left
+    target = serve.RunTarget(deployment.bind(*arguments), name=app, route_prefix=None)
+    _note(f"Starting {replicas} {'replica' if replicas == 1 else 'replicas'} ...")
     try:
-        yield serve.run(deployment.bind(*arguments), name=app, route_prefix=None)
-    except RuntimeError:  # which does not say why
-        why = serve.status().applications[app].deployments[_DEPLOYMENT].message.strip().split("\n")[-1]
-        raise RunError("a replica does not start: " + re.sub(r"^nextword\.\S+: ", "", why)[:500]) from None
+        [handle] = serve.run_many([target], wait_for_applications_running=False)
+        _wait(serve, app)
+        yield handle
     finally:
         serve.delete(app)
+
+
+def _wait(serve: Any, app: str) -> None:
+    """Wait until the replicas run. What Ray says meanwhile, as of a lack of CPUs, is shown."""
+    shown = ""
+    while (status := serve.status().applications[app]).status != "RUNNING":
+        deployment = status.deployments.get(_DEPLOYMENT)
+        lines = deployment.message.strip().split("\n") if deployment else [""]
+        if status.status == "DEPLOY_FAILED":
+            raise RunError("a replica does not start: " + re.sub(r"^nextword\.\S+: ", "", lines[-1])[:500])
+        if lines[0] != shown and deployment.status == "UPDATING":
+            shown = lines[0]
+            _note(shown)
+        time.sleep(0.1)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _ray_serve() -> Any:
@@ -240,6 +259,7 @@ class Front(App):
     async def _ask(self, relay: _Relay, call: Call, data: bytes) -> bool:
         """Whether a replica has answered. Raises ApiError if it died in the middle of its answer."""
         scope, count, then = relay.exchange.scope, 0, call.begun
+        exceptions = self._ray.exceptions
         answers = self._answers.remote(scope["method"], scope["path"], data)
         try:
             async for generated, messages in answers:
@@ -249,30 +269,37 @@ class Front(App):
                     call.generated, count, then = generated, generated, now
                 for message in messages:
                     await relay.send(message)
-        except self._ray.exceptions.RayError as error:
-            if isinstance(error, self._ray.exceptions.RayTaskError):
-                raise  # a fault of ours
+        except exceptions.RayTaskError:  # a fault of ours
+            raise
+        except exceptions.RayError:
             if relay.begun and not relay.done:
                 raise ApiError(503, "the replica that was answering has died. Send the request again") from None
             return relay.done
+        except _ray_serve().exceptions.DeploymentUnavailableError:
+            raise ApiError(503, "Ray has given up replacing the replicas; its logs say why") from None
         finally:
             answers.cancel()
         return True
 
     async def _health(self) -> Response:
         """Whether a replica is there, and how many."""
-        async with asyncio.timeout(_STATUS_SECONDS):
-            status = await asyncio.to_thread(_ray_serve().status)
-        deployment = status.applications[self._name].deployments[_DEPLOYMENT]
-        states = {str(getattr(state, "value", state)): count for state, count in deployment.replica_states.items()}
-        if not (running := states.get("RUNNING", 0)):
+        try:
+            async with asyncio.timeout(_STATUS_SECONDS):
+                status = await asyncio.to_thread(_ray_serve().status)
+        except (TimeoutError, self._ray.exceptions.RayError):
+            raise ApiError(503, "Ray does not say whether replicas are running") from None
+        running = status.applications[self._name].deployments[_DEPLOYMENT].replica_states.get("RUNNING", 0)
+        if not running:
             raise ApiError(503, "no replica is running; they are being replaced")
         return answer({"status": "ok", "replicas": running})
 
     async def _metrics(self) -> Response:
         """The metrics of each replica, and of the front as clients see it."""
         asked = self._handle.broadcast("metrics").results_async(timeout_s=_STATUS_SECONDS, return_exceptions=True)
-        replies = [reply for reply in await asked if not isinstance(reply, BaseException)]
+        try:
+            replies = [reply for reply in await asked if not isinstance(reply, BaseException)]
+        except TimeoutError:
+            raise ApiError(503, f"a replica does not answer within {_STATUS_SECONDS:g} s") from None
         own = ("front", list(self.service.metrics.registry.collect()))
         return Response(generate_latest(_Labelled([own, *replies])), headers={"content-type": CONTENT_TYPE})
 
