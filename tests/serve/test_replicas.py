@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from nextword.serve.call import Service
 from nextword.serve.config import ServeConfig
 from nextword.serve.models import Models
 from nextword.serve.replicas import TRIES, Front
-from serving import Answer, Server, post
+from serving import PATIENCE, Answer, Server, post
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
@@ -72,7 +74,8 @@ def said(answer: Answer) -> Any:
     if answer.data[:1] == b"{":
         return answer.json["choices"]
     choices = [choice for event in answer.events[:-1] for choice in json.loads(event)["choices"]]
-    return ["".join(choice["text"] for choice in choices if choice["index"] == index) for index in range(2)]
+    count = 1 + max(choice["index"] for choice in choices)
+    return ["".join(choice["text"] for choice in choices if choice["index"] == index) for index in range(count)]
 
 
 def request(number: int, **fields: Any) -> dict[str, Any]:
@@ -115,31 +118,60 @@ def a_client_that_hangs_up_ends_its_request_in_the_replica(replicas: Server) -> 
     replicas.until(lambda: not any(metrics(replicas, "requests_running").values()))
 
 
+class Stream(threading.Thread):
+    """A request whose events are collected as they come."""
+
+    def __init__(self, server: Server, body: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self.connection = HTTPConnection(server.host, server.port, timeout=PATIENCE)
+        self.connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        self.events: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        for line in self.connection.getresponse():
+            if line.startswith(b"data: "):
+                self.events.append(line[6:].decode().strip())
+
+
+def stopped_in_a_stream(server: Server, pool: ThreadPoolExecutor, bodies: list[Any]) -> tuple[int, Stream, list] | None:
+    """A replica that is stopped while it streams, the stream, and further requests, of which some wait there.
+
+    None if the stream ended too early.
+    """
+    begun = Stream(server, request(0, n=4, stream=True, **LONG))
+    server.until(lambda: bool(begun.events))
+    busy = [process for process, count in metrics(server, "requests_running").items() if count]
+    if not busy:
+        return None
+    asked = [pool.submit(server.post, "/v1/completions", body) for body in bodies]
+    server.until(lambda: bool(metrics(server, "requests_waiting")[busy[0]]) or not begun.is_alive())
+    os.kill(busy[0], signal.SIGSTOP)
+    wait(asked, return_when="FIRST_COMPLETED")
+    if begun.is_alive():
+        return busy[0], begun, asked
+    os.kill(busy[0], signal.SIGCONT)
+    wait(asked)
+    return None
+
+
 def a_replica_killed_under_load_loses_no_request_that_had_not_begun(replicas: Server, tiny: Server) -> None:
-    bodies = [request(number, stream=number < 16, **LONG) for number in range(24)]
-    before = metrics(replicas, "generation_tokens_total")
-    killed = min(before)
+    bodies = [request(number, stream=number % 2 == 0, max_tokens=100, ignore_eos=True) for number in range(16)]
     with ThreadPoolExecutor(len(bodies)) as pool:
-        asked = [pool.submit(replicas.post, "/v1/completions", body) for body in bodies]
-        replicas.until(lambda: metrics(replicas, "generation_tokens_total")[killed] > before[killed])
+        while not (caught := stopped_in_a_stream(replicas, pool, bodies)):
+            pass
+        killed, begun, asked = caught
         os.kill(killed, signal.SIGKILL)
         answers = [future.result() for future in asked]
-    broken = 0
+    begun.join()
+    error = json.loads(begun.events.pop())["error"]
+    assert (error["type"], "has died" in error["message"]) == ("unavailable_error", True)
+    parts = [choice for event in begun.events for choice in json.loads(event)["choices"]]
+    for number, choice in enumerate(said(tiny.post("/v1/completions", request(0, n=4, **LONG)))):
+        assert choice["text"].startswith("".join(part["text"] for part in parts if part["index"] == number))
     for body, answer in zip(bodies, answers, strict=True):
-        expected = tiny.complete(**body | {"stream": False})["choices"][0]["text"]
-        if not body["stream"]:
-            assert answer.json["choices"][0]["text"] == expected
-            continue
-        *events, last = answer.events
-        text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
-        if last == "[DONE]":
-            assert text == expected
-        else:
-            broken += 1
-            assert text, "it had not begun"
-            assert expected.startswith(text)
-            assert json.loads(last)["error"]["type"] == "unavailable_error"
-    assert broken
+        expected = said(tiny.post("/v1/completions", body | {"stream": False}))
+        assert said(answer) == ([expected[0]["text"]] if body["stream"] else expected)
     replicas.until(lambda: replicas.get("/health").json.get("replicas") == 2)
     replicas.until(lambda: len(metrics(replicas, "requests_running")) == 2)
     assert killed not in metrics(replicas, "requests_running")

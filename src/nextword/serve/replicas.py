@@ -150,7 +150,7 @@ def _wait(serve: Any, app: str) -> None:
         lines = deployment.message.strip().split("\n") if deployment else [""]
         if status.status == "DEPLOY_FAILED":
             raise RunError("a replica does not start: " + re.sub(r"^nextword\.\S+: ", "", lines[-1])[:500])
-        if lines[0] != shown and deployment.status == "UPDATING":
+        if lines[0] != shown and "taken more than" in lines[0]:
             shown = lines[0]
             _note(shown)
         time.sleep(0.1)
