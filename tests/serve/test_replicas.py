@@ -249,7 +249,8 @@ def ask(handle: Handle, path: str = "/v1/completions", body: bytes = b"{}", **se
         sent.append(message)
 
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    asyncio.run(front({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send))
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    asyncio.run(front(scope, receive, send))
     assert [message["type"] for message in sent].count("http.response.start") == 1
     assert not sent[-1].get("more_body", False)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)

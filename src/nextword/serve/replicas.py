@@ -42,7 +42,8 @@ TRIES = 3  # replicas that one request may lose
 _DOWNLOAD_SECONDS = 3600.0  # for a node to get the models
 _STATUS_SECONDS = 5.0  # for replicas to say how they are
 _HEALTH, _METRICS = ENDPOINTS["/health"], ENDPOINTS["/metrics"]
-_FROM_REPLICAS = (ENDPOINTS["/props"], ENDPOINTS["/slots"])  # and whatever has a body
+_OF_MODELS = [ENDPOINTS[path] for path in ENDPOINTS if path != "/v1/plan" and ENDPOINTS[path].body is not None]
+_OF_MODELS += [ENDPOINTS["/props"], ENDPOINTS["/slots"]]  # all of these are answered by replicas
 _DEPLOYMENT = "replica"
 
 
@@ -235,7 +236,7 @@ class Front(App):
             await exchange.send(await self._metrics())
         elif endpoint is _HEALTH and not self.service.draining:
             await exchange.send(await self._health())
-        elif endpoint.body is not None or endpoint in _FROM_REPLICAS:
+        elif endpoint in _OF_MODELS:
             await self._pass_on(exchange, call, endpoint, data)
         else:
             await super()._respond(exchange, call, endpoint, data)
