@@ -89,7 +89,9 @@ def test_replicas_are_one_server_also_where_one_is_killed(
     a_request_is_answered_as_by_one_server_whichever_replica_it_meets(replicas, tiny)
     a_client_that_hangs_up_ends_its_request_in_the_replica(replicas)
     a_replica_killed_under_load_loses_no_request_that_had_not_begun(replicas, tiny)
-    assert replicas.end() == (0, "Starting 2 replicas ...\n")
+    code, written = replicas.end()
+    assert code == 0
+    assert not unexpected(written)
     what_a_cluster_lacks_is_one_line(cluster, tiny_path, capsys)
 
 
@@ -116,6 +118,11 @@ def a_client_that_hangs_up_ends_its_request_in_the_replica(replicas: Server) -> 
         connection.recv(400)
     replicas.until(lambda: sum(metrics(replicas, "cancelled_total").values()) == before + 1)
     replicas.until(lambda: not any(metrics(replicas, "requests_running").values()))
+
+
+def unexpected(written: str) -> list[str]:
+    """Lines that are not about the start, which takes long where the machine is busy."""
+    return [line for line in written.splitlines() if "Starting 2 replicas" not in line and "taken more" not in line]
 
 
 class Stream(threading.Thread):
@@ -185,9 +192,8 @@ def what_a_cluster_lacks_is_one_line(cluster: Any, tiny_path: Path, capsys: pyte
     ):
         rest = ("--workers", "ray", "--cluster", cluster.address, "--threads", "1", "--port", "0")
         assert main(["serve", *options, *rest]) == code
-        error = capsys.readouterr().err.removeprefix("Starting 2 replicas ...\n")
+        [error] = unexpected(capsys.readouterr().err)
         assert message in error
-        assert error.count("\n") == 1
 
 
 # ---- the front alone
