@@ -224,7 +224,7 @@ class Parts:
         for part in self.parts:
             if part is Died:
                 raise Died
-            yield 1, [part]
+            yield (1, 0, 0), [part]
 
     def cancel(self) -> None:
         pass

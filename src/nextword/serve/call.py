@@ -76,6 +76,7 @@ class Call:
         self.width = 0  # sequences; 0: it needs no place
         self.begun = time.perf_counter()
         self.generated = 0
+        self.read = self.cached = 0  # tokens of its prompts, and how many of them were cached
         self._handles: list[Handle] = []
         self._model: Model | None = None
         self._closed = False
@@ -161,6 +162,7 @@ class Call:
         """Tokens of the prompts, and how many of them were cached; both go into the metrics."""
         prompt = sum(len(handle.prompt) for handle in handles)
         cached = sum(handle.cached_tokens for handle in handles)
+        self.read, self.cached = self.read + prompt, self.cached + cached
         self.service.metrics.read(prompt, cached)
         return prompt, cached
 

@@ -29,7 +29,7 @@ from ..base import NextwordError, RunError, UsageError
 from ..data.cluster import Node, attached, check_nodes, nodes_of
 from ..engine import LoadConfig, Worker
 from ..weights.catalogue import resolve
-from .app import ENDPOINTS, App, Endpoint, Exchange, report
+from .app import ENDPOINTS, App, Endpoint, Exchange
 from .call import Call, Service
 from .config import ServeConfig
 from .errors import ApiError
@@ -45,6 +45,8 @@ _HEALTH, _METRICS = ENDPOINTS["/health"], ENDPOINTS["/metrics"]
 _OF_MODELS = [ENDPOINTS[path] for path in ENDPOINTS if path != "/v1/plan" and ENDPOINTS[path].body is not None]
 _OF_MODELS += [ENDPOINTS["/props"], ENDPOINTS["/slots"]]  # all of these are answered by replicas
 _DEPLOYMENT = "replica"
+
+Counts = tuple[int, int, int]  # tokens generated, tokens of the prompt, and how many of those were cached
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,8 @@ class Replica:
         """The machine and process of this replica, and its metrics."""
         return f"{socket.gethostname()}:{os.getpid()}", list(self._service.metrics.registry.collect())
 
-    async def answer(self, method: str, path: str, body: bytes) -> AsyncIterator[tuple[int, list[Message]]]:
-        """The ASGI messages of an answer as they come, with the number of tokens generated so far."""
+    async def answer(self, method: str, path: str, body: bytes) -> AsyncIterator[tuple[Counts, list[Message]]]:
+        """The ASGI messages of an answer as they come, each time with what was counted so far."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         received = iter([{"type": "http.request", "body": body}])
 
@@ -213,7 +215,8 @@ class Replica:
                 while not messages.empty():
                     ready.append(messages.get_nowait())
                 ended = ready[-1] is None
-                yield call.generated, [message for message in ready if message is not None]
+                counts = call.generated, call.read, call.cached
+                yield counts, [message for message in ready if message is not None]
         finally:
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
@@ -226,10 +229,6 @@ class Front(App):
         super().__init__(service)
         self._ray, self._name, self._handle = ray, app, handle
         self._answers = handle.options(method_name="answer", stream=True)
-
-    def status(self, rate: float) -> str:
-        running, waiting, _ = self.service.load
-        return f"{running} running, {waiting} waiting, {rate:.0f} tokens/s on all replicas"
 
     async def _respond(self, exchange: Exchange, call: Call, endpoint: Endpoint, data: bytes) -> None:
         if endpoint is _METRICS:
@@ -254,20 +253,19 @@ class Front(App):
         except Exception as error:
             if not exchange.started:
                 raise
-            report(error)
+            self._report(error)
             await relay.end(endpoint.failure(error, relay.events))
 
     async def _ask(self, relay: _Relay, call: Call, data: bytes) -> bool:
         """Whether a replica has answered. Raises ApiError if it died in the middle of its answer."""
-        scope, count, then = relay.exchange.scope, 0, call.begun
+        scope, then = relay.exchange.scope, call.begun
+        seen: Counts = (0, 0, 0)
         exceptions = self._ray.exceptions
         answers = self._answers.remote(scope["method"], scope["path"], data)
         try:
-            async for generated, messages in answers:
-                if generated > count:
-                    now = time.perf_counter()
-                    self.service.metrics.arrived(generated - count, now - then, first=not count)
-                    call.generated, count, then = generated, generated, now
+            async for counts, messages in answers:
+                then = self._add(call, counts, seen, then)
+                seen = counts
                 for message in messages:
                     await relay.send(message)
         except exceptions.RayTaskError:  # a fault of ours
@@ -281,6 +279,18 @@ class Front(App):
         finally:
             answers.cancel()
         return True
+
+    def _add(self, call: Call, counts: Counts, seen: Counts, then: float) -> float:
+        """Count what a replica has counted since it had `seen`. Returns when the last tokens came, at first `then`."""
+        generated, read, cached = (count - before for count, before in zip(counts, seen, strict=True))
+        if read:
+            self.service.metrics.read(read, cached)
+        if not generated:
+            return then
+        now = time.perf_counter()
+        self.service.metrics.arrived(generated, now - then, first=not seen[0])
+        call.generated = counts[0]
+        return now
 
     async def _health(self) -> Response:
         """Whether a replica is there, and how many."""
