@@ -185,6 +185,8 @@ def test_runs_form_budgets_or_are_scattered() -> None:
     grid = [(n, d) for n in (1e6, 4e6, 2e7, 1e8) for d in (1e8, 5e8, 3e9, 2e10)]
     assert not form_budgets(Runs(tuple(n for n, _ in grid), tuple(d for _, d in grid), (3.0,) * 16))
     assert not form_budgets(read_runs(SCALING.parent / "epoch_chinchilla.csv"))
+    sizes = 10 ** np.random.default_rng(0).uniform(6, 7, 5000)  # so dense that any budget has its runs
+    assert not form_budgets(Runs(tuple(sizes), tuple(1e9 * sizes[::-1] / 1e7), (3.0,) * 5000))
 
 
 def test_a_law_is_fitted_to_the_cells_near_their_minimum_at_usual_ratios_only() -> None:
@@ -228,6 +230,19 @@ def test_compute_at_equal_loss_is_the_ratio_of_frontiers() -> None:
 def test_two_optima_give_no_interval_and_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 3 budgets, not 2"):
         scaling_of_optima(tuned().take([0, 1]))
+
+
+def test_minima_that_scatter_about_the_frontier_widen_it() -> None:
+    runs = sweep(budgets=6)
+    factors = [1.02 if row // 5 % 2 else 0.98 for row in range(30)]  # each budget is off as a whole, its parabola exact
+    scattered = replace(runs, losses=tuple(map(math.prod, zip(runs.losses, factors, strict=True))))
+    plain, wide = (isoflops(each, (1.8, 1.8)).frontier for each in (runs, scattered))
+    assert plain is not None
+    assert wide is not None
+    assert wide.noise == pytest.approx(0.02, rel=0.3)
+    loss = wide.estimate(1e21)
+    assert loss.interval.high - loss.interval.low > 4 * 0.02 * loss.value
+    assert plain.noise < 0.005
 
 
 # ---- checks

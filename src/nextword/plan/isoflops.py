@@ -3,7 +3,8 @@
 For each budget a parabola of the loss in log size gives the best size M and its loss; through these, log M against
 log C gives the exponent, and L = E + K / C^γ the frontier. E is held within a range: runs below some 1e20 FLOPs do not
 determine it. Intervals are a bootstrap: normal noise with the spread of the runs about their parabolas is added to
-them, and everything is fitted again, with E drawn from its range. numpy only.
+them, and everything is fitted again, with E drawn from its range; scatter of the minima about the frontier beyond that
+widens it. numpy only.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ RATIOS = (3.0, 300.0)  # tokens a parameter within which A / N^α + B / D^β hol
 IRREDUCIBLE: Mapping[Unit, tuple[float, float]] = {"nats/token": (1.5, 2.1), "bits/byte": (0.45, 0.75)}
 LEAST_SIZES = 3  # of a parabola
 LEAST_BUDGETS = 2  # of a line
+GAP = 1.1  # ratio between budgets; runs that are denser are scattered
 _STEPS = 32  # of the search for E where it is free: to a millionth of the loss
 
 
@@ -225,9 +227,13 @@ def rows_of(groups: Sequence[Sequence[int]]) -> list[int]:
 
 
 def form_budgets(runs: Runs) -> bool:
-    """Whether two thirds of the runs or more lie in budgets of at least three sizes."""
-    groups = [group for group in budgets(runs) if len({runs.parameters[row] for row in group}) >= LEAST_SIZES]
-    return sum(map(len, groups)) >= 2 / 3 * len(runs)
+    """Whether two thirds of the runs or more lie in budgets of three sizes or more, with a gap to the next budget."""
+    groups, flops = budgets(runs), runs.flops
+    ends = [0.0, *(flops[group[-1]] for group in groups)]
+    apart = [flops[group[0]] > GAP * end for group, end in zip(groups, ends, strict=False)] + [True]
+    found = [group for number, group in enumerate(groups) if apart[number] and apart[number + 1]
+             and len({runs.parameters[row] for row in group}) >= LEAST_SIZES]  # fmt: skip
+    return sum(map(len, found)) >= 2 / 3 * len(runs)
 
 
 def cells(runs: Runs, window: float = WINDOW) -> list[int]:
@@ -423,6 +429,8 @@ def _held(
     constant, slope = _line(flops, np.log(losses - middle))
     fitted = middle + np.exp(constant + slope * np.log(flops))
     rms = math.sqrt(float(np.mean((fitted / losses - 1) ** 2)))
+    draws, misfit = _with_misfit(draws, fitted / losses - 1, seed + 2)
+    noise = math.hypot(noise, misfit)
     drawn = np.random.default_rng(seed + 1).uniform(low, high, (len(draws), 1))
     lines = _line(flops, np.log(np.maximum(draws - drawn, 1e-9)))
     frontier = np.concatenate([drawn, lines * [1, -1]], 1)
@@ -434,6 +442,19 @@ def _held(
     held = Interval(low, high)
     return Frontier(unit, middle, held, math.exp(constant), -float(slope), len(flops), rms, noise, frontier, free,
                     interval), ""  # fmt: skip
+
+
+def _with_misfit(draws: Vector, errors: Vector, seed: int) -> tuple[Vector, float]:
+    """The draws with the scatter that the minima have about the frontier beyond that of the draws, and its spread."""
+    freedom = len(errors) - 2
+    if freedom < 1 or not len(draws):
+        return draws, 0.0
+    lacking = float(errors @ errors) / freedom - float(np.mean((draws.std(0) / draws.mean(0)) ** 2))
+    if lacking <= 0:
+        return draws, 0.0
+    draw = np.random.default_rng(seed)
+    spread = np.sqrt(lacking * freedom / draw.chisquare(freedom, (len(draws), 1)))
+    return draws * (1 + spread * draw.standard_normal(draws.shape)), math.sqrt(lacking)
 
 
 def _outside(low: float, high: float, lowest: float, unit: Unit) -> str:
