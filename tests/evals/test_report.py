@@ -253,6 +253,15 @@ def test_the_figure_has_the_results_own_numbers_and_a_legend(collected: Collecte
     assert not re.search(r"""style=|="#[0-9a-f]{6}"|url\((?!['"]?#)|<script""", drawn)  # what the page's policy forbids
 
 
+def test_a_notebook_shows_the_table_and_text_has_the_same_scores(collected: Collected) -> None:
+    result = summarise(collected)
+    bundle = result._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"}
+    for row in result.rows:
+        assert f"<td>{row.score.value:.3f}</td>" in bundle["text/html"]
+        assert f": {row.score.value:.3f} [{row.score.low:.3f}, {row.score.high:.3f}]" in bundle["text/plain"]
+
+
 def test_each_template_has_a_colour_that_the_legend_names(model: LanguageModel, reviews: Path) -> None:
     forms = {name: table_task(reviews, f"{name}: {{text}} {{label}}") for name in ("plain", "<odd>")}
     with opened(None) as store:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from configs import config_of
 
+import vega_lite
 from nextword.base import UsageError
 from nextword.base.cores import cores
 from nextword.base.toml import to_toml
@@ -18,6 +19,7 @@ from nextword.data import Dataset
 from nextword.plan import Device, RunConfig, flops, run_for, shape_for
 from nextword.plan import device as plan_device
 from nextword.plan.run_config import DataConfig, ModelConfig, RunSettings, TrainConfig
+from nextword.plots import MIME
 from nextword.spec import ModelSpec
 from nextword.train import pipeline, timing
 from nextword.train.metrics import read_metrics
@@ -120,6 +122,15 @@ def test_a_plan_of_a_resolved_configuration_is_that_configuration(data: Dataset)
     again = plan_run(plan.config, data, Machine(HERE))
     assert again == plan
     assert RunConfig.from_dict(tomllib.loads(to_toml(plan.config.to_dict()))) == plan.config
+
+
+def test_a_notebook_shows_a_plans_memory_time_and_loss(data: Dataset) -> None:
+    plan = plan_run(RunConfig(train=TrainConfig(flops=1e10), data=DataConfig(vocabulary=300)), data, Machine(HERE))
+    shown = plan._repr_mimebundle_()
+    bar, _ = vega_lite.marks(shown[MIME], "bar")
+    drawn = dict(zip(vega_lite.column(bar, "part"), vega_lite.column(bar, "gb"), strict=True))
+    assert drawn == {part: own / 1e9 for part, own in plan.prediction.memory_parts.items()}
+    assert f"{plan.prediction.nats_per_token:.3f} [" in shown["text/plain"]
 
 
 def test_processes_on_cpus_are_planned_with_the_copy_that_their_checkpoints_are_written_from(data: Dataset) -> None:

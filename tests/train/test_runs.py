@@ -22,11 +22,13 @@ from kill_me import run_of
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import vega_lite
 from full_disk import full_disk
 from nextword.base import RunError, UsageError
 from nextword.base.toml import read_toml, set_values, to_toml
 from nextword.cli import _console, main
 from nextword.data import Dataset, open_dataset, save_tokenizer
+from nextword.plots import MIME
 from nextword.runtime import CpuBackend
 from nextword.train import calibration, checkpoint, memory, pipeline
 from nextword.train.callbacks import Callbacks, TrainStep
@@ -450,6 +452,18 @@ def test_a_step_that_the_guard_rejected_is_in_the_metrics_with_its_reason_and_in
     counted = curve(folder)[0]
     assert len(counted) == (8 if action == "stop" else STEPS)
     assert math.isnan(curve(folder)[1][7]) == (action != "rewind")
+
+
+def test_a_notebook_shows_a_runs_curves_with_its_own_numbers(data: Dataset, tmp_path: Path) -> None:
+    result = resumed(begin(tmp_path / "run", data))
+    shown = result._repr_mimebundle_()
+    steps = vega_lite.marks(shown[MIME], "line")[0]
+    assert vega_lite.column(steps, "loss") == [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
+    dots = vega_lite.marks(shown[MIME], "point")[0]
+    held_out = [row["val"]["nats_per_token"] for row in read_metrics(tmp_path / "run") if "val" in row]
+    assert vega_lite.column(dots, "loss") == held_out
+    assert f"{STEPS} steps" in shown["text/plain"]
+    assert "nats a token on held-out text" in shown["text/plain"]
 
 
 def test_a_run_whose_first_loss_is_no_number_can_be_shown(

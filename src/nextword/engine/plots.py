@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from html import escape
+from typing import Any
 
-from ..plots import Spec, next_tokens
+from ..plots import Spec, mime_bundle, next_tokens
 from ..plots.next_tokens import Column, Share
-from ..plots.theme import heat
+from ..plots.theme import LIGHT, heat
 from .display import bits, label, mass, percent, rows, visible
-from .results import NextTokenDistribution
+from .results import Completion, NextTokenDistribution
 
 
 def next_figure(distributions: Sequence[NextTokenDistribution]) -> Spec:
@@ -26,3 +29,25 @@ def _column(distribution: NextTokenDistribution, shares: Sequence[float | None])
         [Share(share, "·" if share is None else percent(share)) for share in shares],
         Share(distribution.tail_mass, percent(distribution.tail_mass)),
     )  # fmt: skip
+
+
+def next_bundle(distribution: NextTokenDistribution) -> dict[str, Any]:
+    """A distribution for notebooks: bars, or its tokens line by line."""
+    lines = [f"{percent(token.sampled_prob):>6} {visible(token.text)}" for token in distribution.top]
+    head = f"{distribution.prompt}, {label(distribution)}: {bits(distribution.entropy):.2f} bits"
+    text = "\n".join([head, *lines, f"{percent(distribution.tail_mass):>6} others"])
+    return mime_bundle(text, next_figure([distribution]))
+
+
+def completion_bundle(completion: Completion) -> dict[str, Any]:
+    """A completion for notebooks: its tokens, tinted by how unlikely they were, or its text."""
+    red, green, blue = bytes.fromhex(LIGHT["orange"][1:])
+    spans = []
+    for token in completion.tokens:
+        probability = math.exp(token.logprob)
+        tint = f"background: rgba({red}, {green}, {blue}, {0.6 * (1 - probability):.2f})"
+        said = f"{visible(token.token)}: {percent(probability)} by the model"
+        spans.append(f'<span style="{tint}" title="{escape(said)}">{escape(token.text)}</span>')
+    prompt = f'<span style="opacity: 0.6">{escape(completion.prompt)}</span>'
+    html = f'<pre style="white-space: pre-wrap">{prompt}{"".join(spans)}</pre>'
+    return mime_bundle(completion.prompt + completion.text, html=html)

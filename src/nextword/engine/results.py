@@ -98,6 +98,12 @@ class Completion:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the tokens, tinted by how unlikely they were."""
+        from .plots import completion_bundle
+
+        return completion_bundle(self)
+
 
 @dataclass(frozen=True)
 class NextTokenDistribution:
@@ -117,6 +123,12 @@ class NextTokenDistribution:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: bars."""
+        from .plots import next_bundle
+
+        return next_bundle(self)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import plots
-from ..plots import Spec
+from ..plots import Spec, mime_bundle
 from ..plots.shots import Score
-from .result_rows import differing, prefixes
+from .result_rows import differing, full_names, prefixes
+from .statistics import with_interval
 from .summary import Result
 
 _VARIANTS = {"plain": "as the model answers", "random labels": "shots with random labels"}
@@ -26,3 +29,15 @@ def shots_figure(result: Result) -> Spec:
     names = [", ".join(prefixes(*own, differing(series))) or own[0] for own in series]
     forms = [_VARIANTS.get(variant, f"{variant} calibration") for variant in variants]
     return plots.shots(scores, names, forms, result.metric, result.majority)
+
+
+def result_bundle(result: Result) -> dict[str, Any]:
+    """An evaluation for notebooks: its table of scores."""
+    from .report import tables
+
+    names = full_names(result.rows)
+    scores = [
+        f"{names[row.choice]}: {with_interval(row.score.value, row.score.low, row.score.high)}" for row in result.rows
+    ]
+    head = f"{result.task}: {result.metric} over {result.items:,} items, with 95% intervals"
+    return mime_bundle("\n".join([head, *scores]), html=tables.lead(result) + tables.table(result))

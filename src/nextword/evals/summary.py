@@ -78,6 +78,12 @@ class Result:
             for own in row.per_seed
         ]  # fmt: skip
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the table of scores."""
+        from .plots import result_bundle
+
+        return result_bundle(self)
+
     def _named(self, row: ResultRow) -> dict[str, Any]:
         return {"task": self.task} | dict(zip(("model", "template", "shots", "variant"), row.choice, strict=True))
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..base import UsageError
 from ..base.units import format_count, format_flops
@@ -76,6 +76,12 @@ class BudgetPlan:
     device: Device | None
     devices: int
     warnings: tuple[str, ...]
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the loss over parameters and tokens."""
+        from .plots import budget_bundle
+
+        return budget_bundle(self)
 
 
 def budget_from(

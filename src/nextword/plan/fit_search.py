@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..spec import ModelSpec
 from .compute import flops
@@ -72,6 +72,12 @@ class Diagnosis:
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.device.memory
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the run and its remedies against the device's line."""
+        from .plots import diagnosis_bundle
+
+        return diagnosis_bundle(self)
 
 
 def diagnose(spec: ModelSpec, setup: Training, on: Device, devices: int | None = None) -> Diagnosis:

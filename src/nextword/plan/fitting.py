@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..base import UsageError
 from .fit_methods import MOST_RUNS, Method, Point, fit_point, logs, sample, terms
@@ -104,6 +105,12 @@ class LawFit:
             interval_of([draw.ratio for draw in draws]),
             interval_of([draw.loss for draw in draws]),
         )
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the runs and the law."""
+        from .plots import law_bundle
+
+        return law_bundle(self)
 
 
 @dataclass(frozen=True)

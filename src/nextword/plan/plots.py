@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import plots
-from ..base.units import format_bytes, format_count
-from ..plots import Spec
+from ..base.units import format_bytes, format_count, format_flops, format_seconds
+from ..plots import Spec, mime_bundle
 from ..plots.scaling import IsoFlop, Line
 from ..plots.sweep import Budget
 from .budget import BudgetPlan
@@ -17,7 +17,8 @@ from .fitting import LawFit
 from .hardware import Device
 from .laws import Law, law, optimum
 from .runs import Runs
-from .training import Memory
+from .serving import InferencePlan
+from .training import Memory, TrainingPlan
 
 if TYPE_CHECKING:
     from .isoflops import Estimate, Minimum, Scaling
@@ -164,3 +165,56 @@ def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:
 
 def _band(flops: float, estimate: Estimate) -> tuple[float, float, float, float]:
     return flops, estimate.value, estimate.interval.low, estimate.interval.high
+
+
+# ---- for notebooks: a figure and text
+
+
+def memory_bundle(memory: Memory, devices: Sequence[Device], title: str, *more: str) -> dict[str, Any]:
+    """Memory by part, and against each device."""
+    lines = [f"{format_bytes(value):>10}  {name}" for name, value in _parts(memory).items()]
+    for device in devices:
+        fits = "fits" if memory.total <= device.memory else "does not fit"
+        lines.append(f"{device.title}, {format_bytes(device.memory)}: {fits}")
+    text = "\n".join([f"{title}: {format_bytes(memory.total)}", *lines, *more])
+    return mime_bundle(text, memory_figure(memory, devices, title))
+
+
+def training_bundle(plan: TrainingPlan) -> dict[str, Any]:
+    """Memory, time and price of a training run."""
+    title = f"training, batch {plan.setup.batch:,} x {plan.setup.context:,}"
+    price = f", {plan.cost.money.value:,.2f} $" if plan.cost.money else ""
+    return memory_bundle(plan.memory, [plan.device], title, f"{format_seconds(plan.cost.seconds.value)}{price}")
+
+
+def inference_bundle(plan: InferencePlan) -> dict[str, Any]:
+    """Memory of a model in use."""
+    title = f"in use, batch {plan.use.batch:,}, context {plan.use.context:,}"
+    return memory_bundle(plan.devices[0].memory, [row.device for row in plan.devices], title)
+
+
+def diagnosis_bundle(plan: Diagnosis) -> dict[str, Any]:
+    """A run, and what makes it fit."""
+    title = f"training on {plan.device.title}, {format_bytes(plan.device.memory)}"
+    lines = [f"{format_bytes(plan.memory.total):>10}  as requested"]
+    lines += [f"{format_bytes(own.memory.total):>10}  {own.name}, {own.time:.2f}x the time" for own in plan.remedies]
+    return mime_bundle("\n".join([title, *lines]), remedies_figure(plan, title))
+
+
+def budget_bundle(plan: BudgetPlan) -> dict[str, Any]:
+    """The optimum of every law."""
+    lines = [f"{format_flops(plan.flops.value)}"]
+    for own in plan.optima:
+        size, tokens = format_count(own.parameters), format_count(own.tokens)
+        lines.append(f"{own.law}: {size} parameters, {tokens} tokens, loss {own.loss:.3f}")
+    return mime_bundle("\n".join([*lines, *plan.warnings]), surface_figure(plan))
+
+
+def law_bundle(fit: LawFit) -> dict[str, Any]:
+    """The constants, with their intervals."""
+    intervals = fit.intervals if fit.draws else {}
+    lines = [f"L(N, D) = E + A/N^alpha + B/D^beta, fitted to {len(fit.runs):,} runs ({fit.method})"]
+    for name, value in fit.constants.items():
+        ends = f" [{intervals[name].low:.4g}, {intervals[name].high:.4g}]" if name in intervals else ""
+        lines.append(f"{name} = {value:.4g}{ends}")
+    return mime_bundle("\n".join(lines), law_figure(fit))

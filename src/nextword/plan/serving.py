@@ -230,6 +230,12 @@ class InferencePlan:
     weights: dict[str, Figure]
     devices: tuple[OnDevice, ...]
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the memory against the devices' lines."""
+        from .plots import inference_bundle
+
+        return inference_bundle(self)
+
 
 def plan_inference(spec: ModelSpec, use: Serving, devices: Iterable[Device]) -> InferencePlan:
     """Plan inference: memory, devices that fit, and speed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..base import UsageError
 from ..spec import ModelSpec
@@ -67,6 +67,12 @@ class Memory(Parts):
 
     units: ClassVar = {"total": "bytes"}
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the parts as a bar."""
+        from .plots import memory_bundle
+
+        return memory_bundle(self, (), "memory")
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -86,6 +92,12 @@ class TrainingPlan:
     @property
     def fits(self) -> bool:
         return self.memory.total <= self.device.memory
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the memory against the device's line."""
+        from .plots import training_bundle
+
+        return training_bundle(self)
 
 
 def plan_training(

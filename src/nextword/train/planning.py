@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .. import native
 from ..base import UsageError
@@ -64,6 +64,12 @@ class RunPlan:
 
     config: RunConfig
     prediction: Prediction
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the predicted memory by part."""
+        from .plots import plan_bundle
+
+        return plan_bundle(self.prediction)
 
 
 def plan_run(config: RunConfig, data: Dataset, machine: Machine) -> RunPlan:

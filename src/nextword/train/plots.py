@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import plots
 from ..base import UsageError
-from ..plots import Spec
+from ..base.units import format_bytes, format_seconds
+from ..plots import Spec, mime_bundle
 from ..plots.training import Curve, Estimate, Kind
 from . import estimates
 from .context_results import KindResult, Study, TaskResult
+from .run_dir import Measured, Prediction
 from .watching import curve_of
 
 _WIDTH, _HEIGHT = 72, 14  # of a curve in the terminal, characters
@@ -97,3 +100,22 @@ def _name(task: TaskResult) -> str:
 
 def _estimate(at: float | str, own: estimates.Estimate) -> Estimate:
     return Estimate(at, own.mean, own.low, own.high)
+
+
+def run_bundle(folder: Path, measured: Measured | None) -> dict[str, Any]:
+    """A run for notebooks: its loss curves, or what was measured."""
+    text = f"{folder}: " + ("not finished" if measured is None else _measured(measured))
+    return mime_bundle(text, curves_figure([folder]) if curve(folder)[0] else None)
+
+
+def _measured(own: Measured) -> str:
+    loss = f"{own.nats_per_token:.3f} nats a token on held-out text"
+    return f"{own.steps:,} steps, {own.tokens:,} tokens in {format_seconds(own.seconds)}, {loss}"
+
+
+def plan_bundle(own: Prediction) -> dict[str, Any]:
+    """The prediction of a run for notebooks: its memory by part, and in a line its time and loss."""
+    loss = f"{own.nats_per_token:.3f} [{own.low:.3f}, {own.high:.3f}] nats a token on held-out text"
+    text = f"predicted: {format_bytes(own.memory)}, {format_seconds(own.seconds)}, {loss}"
+    title = f"memory by formula: {format_bytes(sum(own.memory_parts.values()))}"
+    return mime_bundle(text, plots.memory([("", own.memory_parts)], {}, title))

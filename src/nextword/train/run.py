@@ -57,6 +57,12 @@ class RunResult:
         """The trained model, in eval mode."""
         return self.outcome.model
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the loss curves."""
+        from .plots import run_bundle
+
+        return run_bundle(self.folder, self.measured)
+
 
 @restored_threads()
 def train_run(
