@@ -48,7 +48,7 @@ def test_tasks_are_those_of_eval_with_its_first_examples(tiny: Server) -> None:
         rows = [item.values for item in own.items]
         assert all(question in rows for question in shown["questions"])
         assert (shown["labels"] is None) == own.format.generates
-        assert [len(examples) for examples in shown["examples"]] == [8] * 5
+        assert [len(examples) for examples in shown["examples"]] == [16] * 5
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,13 @@ def test_the_command_measures_what_is_shown(
         again = ask(smollm2, question=question, **body)["columns"][1]
         assert again["prompt"] == sent["prompt"]
         assert [label["label"] for label in again["labels"]] == [text.strip() for text in sent["continuations"]]
+
+
+def test_more_examples_than_the_task_has_are_one_s_own(smollm2: Server) -> None:
+    rows = [{"symbol": f"X{number}", "answers": ["Xenon"]} for number in range(25)]
+    shown = ask(smollm2, task="elements", question={"symbol": "He"}, examples=rows, shots=[25])
+    assert shown["own_examples"]
+    assert shown["columns"][0]["score"] is None
 
 
 def test_the_command_for_questions_of_one_s_own(

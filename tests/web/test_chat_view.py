@@ -148,6 +148,13 @@ def test_a_long_answer_stops_at_once_and_what_there_is_stays(open_page: Any, rea
     page.reload()
     page.locator(".message").nth(1).wait_for()
     assert messages(page)[1] == kept
+    page.get_by_label("Your message").fill("Go on.")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('.sequence [data-part=answer]').length > 5")
+    page.go_back()
+    done(page)
+    assert messages(page) == ["Write a very long story.", kept]
+    real_playground.until(real_playground.is_idle)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .models import Model
 
 LARGEST = 200_000  # bytes of all texts of one request
-QUESTIONS, SETS, EXAMPLES = 24, 5, 8  # shown of each task; the sets are those of the first few-shot seeds
+QUESTIONS, SETS, EXAMPLES = 24, 5, 16  # shown of each task; the sets are those of the first few-shot seeds
 _LIMIT = 200  # items that a suggested evaluation scores: more take long
 _MOST_STORED = 20
 
@@ -329,12 +329,12 @@ def _command(model: Model, body: PromptBody, task: Task) -> tuple[str, bool]:
         words += ["--generate"]
     if body.chat:
         words += ["--system", body.system] if body.system else ["--chat-template", "on"]
-    most = max(body.shots)
-    drawn = body.task is not None and [*body.examples][:most] in _sets(_built_in()[body.task], most)
+    most, known = max(body.shots), None if body.task is None else _built_in()[body.task]
+    drawn = known and most <= len(known.fewshot_pool) and body.examples[:most] in _sets(known, most)
     own = bool(most) and not drawn
     if own:
         words += ["--shots-from", "examples.jsonl", "--fewshot-sampler", "first"]
-    if body.task is not None and len(_built_in()[body.task].items) > _LIMIT:
+    if known and len(known.items) > _LIMIT:
         words += ["--limit", str(_LIMIT)]
     return shlex.join(words), own
 

@@ -26,7 +26,7 @@ function labels({ labels, none, chosen, right }) {
 
 function row(label, chosen, right) {
   const tokens = label.tokens.map(readToken), known = tokens.length - label.logprobs.length;
-  const chips = tokens.map((token, index) => chip(token, index < known ? null : label.logprobs[index - known]));
+  const chips = tokens.map((token, index) => chip(token, index < known ? null : label.logprobs[index - known], true));
   return h("li", { class: `label-row${chosen ? " chosen" : ""}`, title: `ln p = ${label.logprob.toFixed(3)}` },
     h("span", { class: "name" }, chips, right && h("span", { class: "right" }, " ✓", h("span", { class: "unseen" }, " the right one"))),
     h("span", {}, percent(Math.exp(label.logprob))), h("b", {}, percent(label.share)), track(label.share, Math.exp(label.logprob)));

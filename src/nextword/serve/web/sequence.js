@@ -15,13 +15,13 @@ export function readToken({ id, piece, control = false, logprob = null }) {
   return { ...tokenOf(id, piece, logprob), control };
 }
 
-/** A token as a chip; its title says what it is, and its probability, by which it is tinted if it is the token's own. */
-export function chip(token, logprob = token.logprob) {
+/** A token as a chip, tinted by its own probability; its title says what it is. In a `name` no line breaks. */
+export function chip(token, logprob = token.logprob, name = false) {
   const kind = token.control ? " control" : token.text === null ? " bytes" : "";
   const probability = logprob === null ? "" : ` · ${percent(Math.exp(logprob))}`;
   const title = `${token.control ? "control token " : ""}${visible(token)} · id ${token.id}${probability}`;
   const data = { level: surprise(token.logprob), ...(token.part && { part: token.part }) };
-  return h("span", { class: `chip${kind}`, title, data }, running(token));
+  return h("span", { class: `chip${kind}`, title, data }, name && /\n/.test(token.text) ? visible(token) : running(token));
 }
 
 /** The chips of `tokens` in a box that scrolls. */

@@ -7,6 +7,7 @@ import { copyButton, extend, readToken, sequence, tokensOf } from "../sequence.j
 import { textOf } from "../tokens.js";
 
 const EXAMPLE = [{ user: "Write a haiku about the sea.", answers: ["The ocean's a mirror, reflecting the beauty of the world below.", null] }];
+const EXAMPLE_BY = "smollm2-135m-instruct at temperature 0";
 const IDEAS = ["What is a token?", "Why is the sky blue?", "What does <|im_end|> mean?"];
 const ENDS = { length: "as many tokens as asked for", stop: "" };
 const SIDES = ["A", "B"];
@@ -58,7 +59,7 @@ class Chat {
     document.removeEventListener("keydown", this.onKey);
     this.soon.cancel();
     this.reading?.abort();
-    this.stop();
+    this.drop();
   }
 
   // ---- the link
@@ -81,7 +82,7 @@ class Chat {
   }
 
   follow() {
-    this.stop();
+    this.drop();
     this.drawn = [null, null];
     fill(this.problem);
     this.draft.value = this.app.state.draft ?? "";
@@ -96,7 +97,10 @@ class Chat {
   showSettings() {
     const { app } = this, { compare, system, most, seed, sides } = this.form;
     const number = (id, label, key, value, more) => {
-      const box = h("input", { type: "number", id, ...more, onchange: () => app.setState({ [key]: box.value }) });
+      const box = h("input", { type: "number", id, ...more, onchange: () => {
+        if (box.value !== "") box.value = Math.max(more.min, Math.min(more.max ?? Infinity, Number(box.value)));
+        app.setState({ [key]: box.value });
+      } });
       box.value = value ?? "";
       return h("span", { class: "setting" }, h("label", { for: id }, label), box);
     };
@@ -146,7 +150,7 @@ class Chat {
     const { sides } = this.form, isUser = side === null, place = `${isUser ? "message" : "answer"} ${index + 1}`;
     const content = h("div", { class: "content", dir: "auto" }, text ?? ""), foot = h("span", { class: "hint foot" });
     const apart = new Set(sides.map(({ model }) => model)).size > 1, last = index === this.form.turns.length - 1;
-    const name = isUser ? "You" : sides.length === 1 ? sides[0].model
+    const name = isUser ? "You" : this.form.isExample && side === 0 ? EXAMPLE_BY : sides.length === 1 ? sides[0].model
       : `${SIDES[side]} · ${apart ? `${sides[side].model} at` : "temperature"} ${sides[side].temperature}`;
     const change = (title, onclick, label, more = "") => h("button", { class: `quiet change${more}`, type: "button", "aria-label": label, onclick }, title);
     const item = h("div", { class: `message ${role}`, data: { key: `${index}-${side ?? "user"}` },
@@ -217,7 +221,7 @@ class Chat {
         frame ||= requestAnimationFrame(paint);
       }
     } catch (error) {
-      if (!isStopped(error)) this.fail(error);
+      if (!isStopped(error)) this.fail(error, sides[side].model);
       end = isStopped(error) ? "stopped" : "failed";
     }
     cancelAnimationFrame(frame);
@@ -228,13 +232,21 @@ class Chat {
     now[index].answers[side] = text || (end === "failed" ? null : "");
     this.app.setState({ turns: packTurns(now) });
     paint();
-    fill(foot, [tokensOf(tokens.length), ENDS[end] ?? end, drawn !== null && sides[side].temperature > 0 && `seed ${drawn}`].filter(Boolean).join(" · "));
+    if (end === "failed" && !text) fill(content, h("span", { class: "hint" }, "no answer"));
+    else fill(foot, [tokensOf(tokens.length), ENDS[end] ?? end, drawn !== null && sides[side].temperature > 0 && `seed ${drawn}`].filter(Boolean).join(" · "));
     this.showRunning();
     this.app.announce(`${sides.length > 1 ? `${SIDES[side]}: ` : ""}${text}`);
   }
 
+  /** End the answers being made; what there is of them stays. */
   stop() {
     for (const controller of this.running.values()) controller.abort();
+  }
+
+  /** End and forget them: the conversation has become another one. */
+  drop() {
+    this.stop();
+    this.running.clear();
   }
 
   showRunning() {
@@ -247,10 +259,12 @@ class Chat {
     if (!busy) for (const item of this.log.querySelectorAll("[aria-busy]")) item.removeAttribute("aria-busy");
   }
 
-  fail(error) {
-    const { sides } = this.form, noTemplate = error.type === "no_chat_template_error";
-    fill(this.problem, h("p", { class: "error" }, error.message),
-      noTemplate && h("p", {}, "It was not trained on conversations with a template. ", h("a", { href: this.app.link("complete", { model: this.app.state.model }) }, "Complete a text"), sides.length > 1 ? ", or compare another model." : " instead."));
+  fail(error, model) {
+    const complete = h("a", { href: this.app.link("complete", { model }) }, "Complete a text");
+    const instead = this.app.models.length > 1 ? ", or choose another model." : " instead.";
+    fill(this.problem, error.type === "no_chat_template_error"
+      ? h("p", {}, h("b", {}, `${model} has no chat template`), ": it was not trained on conversations. ", complete, instead)
+      : h("p", { class: "error" }, error.message));
   }
 
   // ---- what the model reads
@@ -283,7 +297,7 @@ class Chat {
       } catch (error) {
         if (isStopped(error) || this.reading !== mine) return;
         this.sequences[side] = { error };
-        this.fail(error);
+        this.fail(error, model);
       }
     }));
     if (this.reading === mine) this.showPanel();

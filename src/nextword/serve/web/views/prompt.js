@@ -82,7 +82,7 @@ class Prompt {
     return {
       task, number, set, template, words: own ? null : words, shots: shots.length ? shots : SHOTS, target: task.target,
       columns: [...new Set([...template.matchAll(GAP)].map((match) => match[1]).filter(Boolean))]
-        .filter((name) => name !== "output" && name !== task.target),
+        .filter((name) => name !== "output" && name !== task.target && (task === OWN || name in task.questions[0])),
       labels: own || !values ? null : values.map((value, index) => [value, words[index] ?? value]),
       question: read(state.question, task.questions[number]),
       examples: Array.isArray(given) ? given : null,
@@ -91,11 +91,12 @@ class Prompt {
   }
 
   /** As many examples as the most shots: those of the link, then those of the set. */
-  rows({ examples, task, set, shots }) {
+  rows({ examples, task, set, shots, columns }) {
     const most = Math.max(...shots), rows = examples ? examples.slice(0, MOST_SHOTS) : task.examples[set].slice(0, most);
     const known = new Set(rows.map((row) => JSON.stringify(row)));
     const rest = task.examples[set].filter((row) => !known.has(JSON.stringify(row)));
-    while (rows.length < most) rows.push(rest.shift() ?? { [task.target]: task.labels ? task.examples[set][0][task.target] : "" });
+    const blank = { ...Object.fromEntries(columns.map((name) => [name, ""])), [task.target]: task.examples[set][0][task.target] };
+    while (rows.length < most) rows.push(rest.shift() ?? blank);
     return rows;
   }
 
