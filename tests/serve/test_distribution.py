@@ -15,8 +15,7 @@ from nextword.engine import SamplingParams
 from nextword.engine.sampler import Distribution
 from nextword.serve.distribution import BINS, compact
 
-PROMPTS = ["The capital of France is", "I like to eat", "Once upon a time", "def f(x):\n    return", "1 + 1 =", "\n",
-           "🙂", " of the of the of the"]  # fmt: skip
+PROMPTS = ["The capital of France is", "I like to eat", "def f(x):\n    return", "1 + 1 ="]
 TEMPERATURES = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
 TOP, BOUND = 128, 1.3e-5
 CUTS: list[dict[str, Any]] = [{}, {"top_k": 5}, {"top_k": 128}, {"top_p": 0.3}, {"top_p": 0.9}, {"min_p": 0.1},
@@ -59,7 +58,7 @@ def worst(logits: NDArray[np.float32]) -> Iterator[float]:
     form, order = compact(logits, Bytes(), TOP), np.argsort(-logits, kind="stable")  # type: ignore[arg-type]
     assert len(form["rest"]) <= BINS
     for temperature in TEMPERATURES:
-        for cut in CUTS:
+        for cut in CUTS if temperature in (0.7, 2) else CUTS[:1]:
             sampling = SamplingParams(temperature=temperature, **cut)
             if (found := computed(form, sampling)) is None:
                 continue

@@ -121,14 +121,14 @@ def test_a_shared_prefix_is_computed_once(own: Server) -> None:
 
 
 def test_sigterm_lets_what_is_under_way_finish(start, smollm2_path: Path) -> None:
-    server: Server = start(smollm2_path)
+    server: Server = start(smollm2_path, "--shutdown-timeout", PATIENCE)
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(server.complete("a", max_tokens=200, ignore_eos=True)))
+    thread = threading.Thread(target=lambda: answers.append(server.complete("a", max_tokens=100, ignore_eos=True)))
     thread.start()
     server.until(lambda: server.metric("requests_running") == 1)
     assert server.end() == (0, "")
     thread.join()
-    assert answers[0]["usage"]["completion_tokens"] == 200
+    assert answers[0]["usage"]["completion_tokens"] == 100
 
 
 @pytest.mark.parametrize(
