@@ -27,7 +27,7 @@ PLOTS = {
     "plan-sweep": f"plan laws --data {_ORACLES / 'scaling/porian_isoflop_points.csv'} --method nnls",
 }
 COMMAND = "eval sentiment --shots 0,1,4 --limit 200 --dtype float32 --report"
-_WIDE, _HIGH = 900, 1455  # CSS pixels: a README is about 850 wide; the height ends after the comparisons
+_WIDE, _HIGH = 900, 1360  # CSS pixels: a README is about 850 wide; the height ends after the comparisons
 _SCALE = 1.5
 _COLOURS = 32
 
