@@ -291,6 +291,33 @@ def test_a_broken_link_breaks_nothing(open_page: Any, playground: Server, link: 
     assert len(chips(page)) == len(PROMPT) + 4
 
 
+def test_back_while_tokens_arrive_leads_to_the_link_before(open_page: Any, real_playground: Server) -> None:
+    page = open_page(real_playground)
+    complete(page, "I like", count=6)
+    before, link = chips(page), page.evaluate("location.hash")
+    page.locator("#count").fill("2000")
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
+    page.keyboard.press("Control+Enter")
+    page.locator("#chip-10").wait_for()
+    page.go_back()
+    done(page)
+    page.wait_for_timeout(300)  # longer than the link waits for changes
+    assert chips(page) == before
+    assert page.evaluate("location.hash").split("&run=")[1] == link.split("&run=")[1]
+
+
+def test_a_text_too_long_for_a_link_stays_in_its_tab(open_page: Any, real_playground: Server) -> None:
+    page = open_page(real_playground)
+    complete(page, f"Hi{' ' * 6000}there", count=3)
+    shown = chips(page)
+    assert len(page.url) < 1000
+    page.reload()
+    done(page)
+    assert chips(page) == shown
+    elsewhere = open_page(real_playground, page.url.partition("/#")[2].join(["#", ""]))
+    elsewhere.get_by_text("longer than a link may be").wait_for()
+
+
 def test_another_model_starts_afresh_and_back_returns(open_page: Any, start: Any, tiny_model: Any) -> None:
     server = start("--alias", "one", "-m", str(tiny_model("lstm")))
     page = open_page(server)

@@ -74,7 +74,7 @@ class _Page:
         suffix = name[name.rindex(".") :]
         kind = _TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
         self._plain, self._packed = data, gzip.compress(data, mtime=0)
-        self._headers = {**_HEADERS, "content-type": kind, "etag": f'"{hashlib.sha256(data).hexdigest()[:20]}"'}
+        self._headers = {**_HEADERS, "content-type": kind, "etag": f'W/"{hashlib.sha256(data).hexdigest()[:20]}"'}
 
     def answer(self, headers: Headers) -> Response:
         if self._headers["etag"] in headers.get("if-none-match", ""):

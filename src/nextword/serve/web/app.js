@@ -41,12 +41,14 @@ let state = {};
 // ---- the link
 
 function parse() {
-  const [id, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
+  const [name, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
+  const id = VIEWS.some((view) => view.id === name) ? name : VIEWS[0].id;
   const entries = query.split("&").filter(Boolean).map((part) => part.split(/=(.*)/s).map(decode));
   const found = Object.fromEntries(entries.map(([key, value = ""]) => [key, value]));
   const long = found.long && history.state?.long;
+  if (found.long && !long) return { id, state: {}, lost: true };
   delete found.long;
-  return { id: VIEWS.some((view) => view.id === id) ? id : VIEWS[0].id, state: { ...found, ...long } };
+  return { id, state: { ...found, ...long } };
 }
 
 function decode(text) {
@@ -84,6 +86,7 @@ async function follow() {
   const parsed = parse();
   later.cancel();
   state = parsed.state;
+  if (parsed.lost) notice("This link was longer than a link may be: its text stayed in the tab where it was made.");
   showModels();
   if (current?.id === parsed.id) current.onState.forEach((listener) => listener());
   else await open(parsed.id);
@@ -132,12 +135,12 @@ chooser.addEventListener("change", () => {
   current.onState.forEach((listener) => listener("model"));
 });
 
-async function loadModels() {
+async function loadModels(again = false) {
   try {
     models = (await app.api.json("/v1/models")).data.map((model) => model.id);
-    notice("");
+    if (again) notice("");
   } catch (error) {
-    notice(error.message, loadModels);
+    notice(error.message, () => loadModels(true));
   }
   showModels();
 }

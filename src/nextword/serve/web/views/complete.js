@@ -32,11 +32,11 @@ class Complete {
     this.trees = new Map(); // by what they were run with
 
     this.prompt = h("textarea", { id: "prompt", rows: 3, spellcheck: "false", dir: "auto", placeholder: "Type the beginning of a text …",
-      oninput: () => { app.setState({ p: this.prompt.value }); this.showStale(); } });
+      oninput: () => this.savePrompt() });
     const mac = /Mac|iPhone|iPad/.test(navigator.platform);
     this.go = h("button", { class: "primary", type: "button", title: `${mac ? "⌘" : "Ctrl"}+Enter`, onclick: () => this.run() }, "Complete");
     this.stopper = h("button", { type: "button", hidden: true, title: "Escape", onclick: () => this.stop() }, "Stop");
-    this.count = h("input", { id: "count", type: "number", min: 1, max: 100000, step: 1, onchange: () => this.saveSettings() });
+    this.count = h("input", { id: "count", type: "number", min: 1, max: 100000, step: 1, oninput: () => this.saveSettings() });
     this.seed = h("input", { id: "seed", inputmode: "numeric", placeholder: "random", autocomplete: "off",
       oninput: () => app.setState({ seed: this.seed.value.replace(/\D/g, "").slice(0, 15) }) });
     this.status = h("p", { class: "status hint" });
@@ -75,7 +75,7 @@ class Complete {
 
   leave() {
     document.removeEventListener("keydown", this.onKey);
-    this.stop();
+    this.halt();
     this.ask.cancel();
     this.asking = null;
   }
@@ -94,6 +94,13 @@ class Complete {
     return { ...this.inspector.settings, n: Math.max(1, Math.round(Number(this.count.value)) || 1) };
   }
 
+  /** What is typed is the prompt `p`; a draft `d` beside it once `p` has been run. */
+  savePrompt() {
+    const { run, p } = this.app.state, text = this.prompt.value;
+    this.app.setState(run ? { d: text === p ? null : text } : { p: text });
+    this.showStale();
+  }
+
   saveSettings() {
     this.app.setState({ s: packSettings(this.settings) });
     this.showStale();
@@ -101,9 +108,9 @@ class Complete {
 
   /** Show what the link says: its prompt, its settings, and its tree, made again where it is not known any more. */
   async follow(why = "") {
-    const { p = "", s, seed, run, b, on, at } = this.app.state;
-    this.stop();
-    this.prompt.value = p;
+    const { p = "", d, s, seed, run, b, on, at } = this.app.state;
+    this.halt(); // what was under way belongs to another link
+    this.prompt.value = d ?? p;
     this.seed.value = seed ?? "";
     this.setSettings(readSettings(s));
     if (!p && !run && !s) return this.showExample();
@@ -111,7 +118,7 @@ class Complete {
     if (!drawn || !/^\d+$/.test(drawn)) return this.clear();
     let tree = this.trees.get(keyOf(p, run, model));
     if (!tree && why === "model") { // another model's tokens would be others
-      this.app.setState({ run: null, b: null, on: null, at: null });
+      this.app.setState({ p: this.prompt.value, d: null, run: null, b: null, on: null, at: null });
       return this.clear();
     }
     if (!tree) {
@@ -164,6 +171,7 @@ class Complete {
     const settings = this.settings, text = this.prompt.value;
     const seed = /^\d+$/.test(this.seed.value) ? this.seed.value : String(crypto.getRandomValues(new Uint32Array(1))[0]);
     const tree = new Tree(this.app.api, this.app.model, text, settings, seed);
+    this.app.setState({ d: null }); // going back leads to the prompt that was run
     this.app.setState(this.treeState(tree, tree.branches[0], -1), { push: true });
     this.remember(tree);
     await this.show(tree, tree.branches[0]);
@@ -224,14 +232,18 @@ class Complete {
     } catch { /* they stay untinted */ }
   }
 
+  halt() {
+    this.scoring?.abort();
+    this.running?.abort();
+    this.running = null;
+  }
+
   /** Stop making tokens. What there is stays, and the link will make as many. */
   stop() {
-    this.scoring?.abort();
     const { running, tree, branch } = this;
+    this.halt();
     if (!running) return;
-    this.running = null;
-    running.abort();
-    if (tree.prompt.length && branch.tokens.length) {
+    if (branch.tokens[0]?.bytes) {
       branch.settings = { ...branch.settings, n: Math.max(1, branch.tokens.length - (branch.parent ? 1 : 0)) };
       branch.end = "limit";
       this.app.setState(this.treeState(tree, branch, this.chips.selected));
