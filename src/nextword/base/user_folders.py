@@ -9,6 +9,16 @@ _MAC = {"cache": "Library/Caches", "data": "Library/Application Support"}
 _XDG = {"cache": ("XDG_CACHE_HOME", ".cache"), "data": ("XDG_DATA_HOME", ".local/share")}
 
 
+CACHE_VARIABLE = "NEXTWORD_CACHE"
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made or downloaded again: $NEXTWORD_CACHE, or the system's for the user."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    return user_folder("cache")
+
+
 def user_folder(kind: Literal["cache", "data"]) -> Path:
     """nextword's folder among the user's; it may not exist.
 

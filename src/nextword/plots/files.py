@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..base import RunError, UsageError, atomic_write, check_writable, require
+from ..base import RunError, UsageError, atomic_write, check_writable, read_regular, require
+from ..base.user_folders import cache_folder
 from .spec import Spec, themed
 from .theme import Theme, css
 
 KINDS = (".svg", ".png", ".html", ".pdf", ".json")
 _SCALE = 2.0  # pixels of a PNG for each of the figure's
+_LARGEST_BUNDLE = 8 << 20  # bytes
 _VERSION = "6.4"  # of Vega-Lite
 # Vega-Embed's options where a page has a strict Content-Security-Policy: no eval, and no style element of its own.
 EMBED = {"ast": True, "renderer": "svg", "actions": False, "defaultStyle": False,
@@ -80,12 +84,20 @@ def _convert(kind: str, spec: Spec, theme: Theme, **options: Any) -> Any:
 def chart_bundle() -> str:
     """JavaScript for pages, about 900 kB: sets `vegaEmbed`, `vega` and `vegaLite`; loads nothing.
 
+    Making it takes seconds, so it is kept in the user's cache.
+
     Raises UsageError without vl-convert.
     """
     require("vl_convert", "charts in pages")
     import vl_convert
 
-    return str(vl_convert.javascript_bundle(vl_version=_VERSION))  # type: ignore[call-arg]
+    kept = cache_folder() / f"charts-{version('vl-convert-python')}-{_VERSION}.js"
+    with suppress(OSError, UsageError, UnicodeDecodeError):
+        return read_regular(kept, _LARGEST_BUNDLE).decode()
+    made = str(vl_convert.javascript_bundle(vl_version=_VERSION))  # type: ignore[call-arg]
+    with suppress(OSError), atomic_write(kept) as file:
+        file.write(made)
+    return made
 
 
 def page(spec: Spec) -> str:

@@ -147,9 +147,11 @@ class App:
             if method == "OPTIONS" and exchange.cors:
                 await exchange.send(Response(status_code=204))
                 return
-            if method in ("GET", "HEAD") and (page := self._pages.answer(path, exchange.headers)):
-                await exchange.send(page)
-                return
+            if method in ("GET", "HEAD") and is_page(path):
+                page = await call.prepare(lambda: self._pages.answer(path, exchange.headers))
+                if page is not None:
+                    await exchange.send(page)
+                    return
             endpoint = _allowed(endpoint, method, path)
             data = b""
             if endpoint.body is not None:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from ..plots.theme import css
+from ..base import installed
+from ..plots import EMBED, chart_bundle
+from ..plots.theme import css, vega_config
 
 _TYPES = {
     ".js": "text/javascript; charset=utf-8",
@@ -47,6 +50,7 @@ class Pages:
         self._sources: dict[str, Callable[[], bytes]] = {f"/web/{name}": file.read_bytes for name, file in _walk(root)}
         self._sources["/"] = self._sources.pop("/web/index.html")
         self._sources["/web/theme.css"] = lambda: css().encode()
+        self._sources["/web/vega.js"] = _charts
         self._ready: dict[str, _Page] = {}
 
     def answer(self, path: str, headers: Headers) -> Response | None:
@@ -57,6 +61,14 @@ class Pages:
             name = "index.html" if path == "/" else path
             self._ready[path] = _Page(name, self._sources[path]())
         return self._ready[path].answer(headers)
+
+
+def _charts() -> bytes:
+    """The script that draws charts, and how; without vl-convert it says that there is none."""
+    if not installed("vl_convert"):
+        return b"globalThis.nextwordCharts = null;\n"
+    how = msgspec.json.encode({"config": vega_config("page"), "embed": EMBED}).decode()
+    return f"{chart_bundle()}\nglobalThis.nextwordCharts = {how};\n".encode()
 
 
 def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:

@@ -18,9 +18,11 @@ from ..plan import Device, devices, questions
 from ..plan.figure import plain
 from ..plan.hardware import device, split_count, split_names
 from ..plan.laws import LAWS
+from ..plan.plots import memory_figure, remedies_figure, surface_figure
 from ..plan.questions import LONGEST_CONTEXT, MOST_SEQUENCES, PlannedModel, lora_matrices, sized_model
 from ..plan.serving import BITS
 from ..plan.states import BASES
+from ..plots import Spec
 from ..spec import ModelSpec
 from ..weights.catalogue import cache_folder, known_names
 from ..weights.planned import model_by_name
@@ -86,29 +88,38 @@ def answer_of(body: PlanBody, served: dict[str, PlannedModel]) -> dict[str, Any]
     if not isinstance(body, BudgetQuestion):
         given.setdefault("devices", _INFERENCE_DEVICES if isinstance(body, InferenceQuestion) else _TRAINING_DEVICE)
     try:
-        result = _plan(body, _parsed(given), served)
+        result, charts = _plan(body, _parsed(given), served)
     except UsageError as error:  # it names the options of the command line
         said = re.sub(r"--([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), str(error))
-        raise of_usage(UsageError(said), body.__struct_fields__) from None
+        refusal = of_usage(UsageError(said), body.__struct_fields__)
+        refusal.param = "devices" if said.startswith("device ") else refusal.param
+        raise refusal from None
     on_the_command_line = "spec" not in given and given.get("model") not in served
     command = _command(str(body.__struct_config__.tag), given) if on_the_command_line else None
-    return {"plan": result, "command": command}
+    return {"plan": plain(result), "command": command, "charts": charts}
 
 
-def _plan(body: PlanBody, values: dict[str, Any], served: dict[str, PlannedModel]) -> Any:
+def _plan(body: PlanBody, values: dict[str, Any], served: dict[str, PlannedModel]) -> tuple[Any, dict[str, Spec]]:
+    """The result, and its figures."""
     if values.get("base", "bf16") not in BASES:
         raise ApiError(400, f"base {values['base']!r} is not known. Known: {', '.join(BASES)}", "base")
     wanted = values.pop("devices", "")
     if isinstance(body, BudgetQuestion):
-        return plain(questions.budget(_devices(wanted) if wanted else None, _device, **values))
+        spent = questions.budget(_devices(wanted) if wanted else None, _device, **values)
+        return spent, {"surface": surface_figure(spent)}
     about = _model(served, **{name: values.pop(name, None) for name in _MODEL})
     if isinstance(body, InferenceQuestion):
-        on = [_device(name) for name in split_names(wanted)]
-        made: Any = questions.inference(about, on, **values)
-    else:
-        ask: Callable[..., Any] = questions.train if isinstance(body, TrainQuestion) else questions.fit
-        made = ask(about, _devices(wanted), **values)
-    return plain({"model": about, **plain(made)})
+        use = questions.inference(about, [_device(name) for name in split_names(wanted)], **values)
+        title, memory, on = f"{about.name} in use", use.devices[0].memory, [row.device for row in use.devices]
+        return {"model": about, **plain(use)}, {"memory": memory_figure(memory, on, title)}
+    if isinstance(body, TrainQuestion):
+        run = questions.train(about, _devices(wanted), **values)
+        figure = memory_figure(run.memory, [run.device], f"{about.name} in training")
+        return {"model": about, **plain(run)}, {"memory": figure}
+    found = questions.fit(about, _devices(wanted), **values)
+    return {"model": about, **plain(found)}, {
+        "remedies": remedies_figure(found, f"{about.name} on {found.device.title}")
+    }
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:

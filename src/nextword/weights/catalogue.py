@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..base.user_folders import user_folder
+from ..base.user_folders import CACHE_VARIABLE as CACHE_VARIABLE
+from ..base.user_folders import cache_folder as cache_folder
 
 if TYPE_CHECKING:
     from ..spec import ModelSpec
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-CACHE_VARIABLE = "NEXTWORD_CACHE"
 MEMORY_CONTEXT = 2048  # tokens of the sequence counted by `CatalogueEntry.memory`
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
@@ -113,13 +113,6 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
 def find(name: str) -> CatalogueEntry | None:
     """The catalogue entry of that name, case-insensitively."""
     return next((entry for entry in CATALOGUE if entry.name == name.lower()), None)
-
-
-def cache_folder() -> Path:
-    """The folder of downloaded models: $NEXTWORD_CACHE, or the user's cache folder of this system."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser().absolute()
-    return user_folder("cache")
 
 
 def cached_file(entry: CatalogueEntry, cache: Path) -> Path | None:

@@ -28,6 +28,8 @@ const VIEWS = [
   { id: "complete", title: "Complete" },
   { id: "prompt", title: "Prompt" },
   { id: "chat", title: "Chat" },
+  { id: "plan", title: "Plan" },
+  { id: "runs", title: "Runs" },
 ];
 const LONGEST = 16_000; // characters of a link; what is longer stays in this tab
 
