@@ -432,6 +432,17 @@ def test_runs_at_equal_flops_give_minima_exponents_a_frontier_and_predictions(ru
     assert data["fits"][0]["method"] == "nnls"
 
 
+def test_a_fit_explains_itself(run: Plan) -> None:
+    options = ("--method", "nnls", "--bootstrap", "0", "--explain")
+    swept = " ".join(run("laws", "--data", str(SCALING / "porian_isoflop_points.csv"), *options).out.split())
+    scattered = " ".join(run("laws", "--data", EPOCH_POINTS, *options).out.split())
+    for text in ("isoflops: for each budget a parabola", "M = C / (6 D)", "frontier: log (L - E) against log C"):
+        assert text in swept
+        assert text not in scattered
+    assert "nnls: for each (α, β) the non-negative E, A, B" in swept
+    assert "nnls: for each (α, β) the non-negative E, A, B" in scattered
+
+
 def test_a_table_of_optima_gives_the_exponents_of_its_subset(run: Plan) -> None:
     options = ("laws", "--data", str(SCALING / "nanochat_optima.csv"))
     refused(run(*options), "3 subsets; choose one with --subset: matmul, all, transformer")

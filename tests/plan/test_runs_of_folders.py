@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,16 @@ from nextword.plan.laws import law
 from nextword.plan.run_config import ModelConfig, RunConfig, TrainConfig
 from nextword.plan.run_tables import read_runs
 from nextword.plan.runs import from_folders
+from nextword.plan.shape_search import recurrent_for
+from nextword.spec import ModelSpec
 
 
-def run(folder: Path, size: float, tokens: int, loss: float | None, data: str = "text", base: str = "") -> int:
+def run(
+    folder: Path, size: float, tokens: int, loss: float | None, data: str = "text", base: str = "",
+    spec: ModelSpec | None = None,
+) -> int:  # fmt: skip
     """A run's folder as `nextword train` writes it, and its parameters."""
-    spec = shape_for(size, vocabulary=512)
+    spec = spec or shape_for(size, vocabulary=512)
     folder.mkdir(parents=True)
     RunConfig(ModelConfig(spec=spec, base=base), train=TrainConfig(steps=1)).write(folder / "config.toml")
     (folder / "run.json").write_text(json.dumps({"fingerprint": data}))
@@ -87,3 +94,31 @@ def test_a_law_is_fitted_to_a_folder_of_runs(tmp_path: Path, capsys: pytest.Capt
     assert found["fits"][0]["constants"]["alpha"] == pytest.approx(true.alpha, rel=0.02)
     assert found["fits"][0]["constants"]["beta"] == pytest.approx(true.beta, rel=0.02)
     assert "unfinished is not finished" in " ".join(err.split())
+
+
+def test_a_folder_of_a_sweep_gives_minima_in_flops_a_token_for_each_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, times in (("transformer", 1), ("lstm", 3)):
+        for budget in (1e12, 2e12, 4e12):
+            for size in (5e4, 1e5, 2e5, 4e5, 8e5):
+                make = shape_for if kind == "transformer" else partial(recurrent_for, kind=kind)
+                spec = make(size, vocabulary=512, context=128)
+                per_token = flops(spec).per_token
+                loss = (
+                    1.9
+                    + 60 * (budget / times) ** -0.13
+                    + 0.05 * math.log(per_token / 9e5 / (budget / 1e12) ** 0.5) ** 2
+                )
+                run(tmp_path / f"{kind}-{budget:.0e}-{size:.0e}", size, round(budget / per_token), loss, spec=spec)
+    _console.output.cache_clear()
+    _console.messages.cache_clear()
+    assert main(["plan", "laws", "--data", str(tmp_path), "--bootstrap", "0", "--method", "nnls", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for kind in ("transformer", "lstm"):
+        minima = found["kinds"][kind]["isoflops"]["minima"]
+        assert [minimum["size"] for minimum in minima] == pytest.approx(
+            [1.5e5 * 2 ** (n / 2) for n in range(3)], rel=0.01
+        )
+        assert list(found["kinds"][kind]["isoflops"]["exponents"]) == ["M", "D", "total", "matrices"]
+    assert found["compute_at_equal_loss"]["factors"]["lstm"]["value"] == pytest.approx(3, rel=0.01)
