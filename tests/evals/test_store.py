@@ -219,6 +219,15 @@ def test_a_name_that_was_taken_meanwhile_loses_neither_evaluation() -> None:
                 store.check_name(wrong)
 
 
+def test_the_newest_evaluations_of_a_task_are_found_by_its_whole_name() -> None:
+    with opened(None) as store:
+        for number, task in enumerate(("topic", "topic", 'to"pic', "topics", "topic")):
+            store.keep(f"n{number}", {"task": task, "n": number})
+        assert [kept.result["n"] for kept in store.evaluations("topic")] == [0, 1, 4]
+        assert [kept.result["n"] for kept in store.evaluations("topic", 2)] == [1, 4]
+        assert [kept.result["n"] for kept in store.evaluations('to"pic')] == [2]
+
+
 def test_evaluations_that_end_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
     path, gate = tmp_path / "answers.sqlite", threading.Barrier(6)
 

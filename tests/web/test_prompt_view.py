@@ -131,8 +131,7 @@ def test_a_stored_result_of_the_same_prompt_is_shown(open_prompt: Any, real_play
     digest = real_playground.post("/v1/prompt", last_asked(page)).json["digest"]
     row = {"template": "sentiment", "variant": "plain", "one_set": False, "value": 0.5, "low": 0.25, "high": 0.75}
     rows = [row | {"digest": digest, "shots": 0}, row | {"digest": digest, "shots": 4, "variant": "random labels"}]
-    report = {"name": "mine", "finished": 1e9, "command": "nextword eval sentiment", "metric": "accuracy",
-              "items": 1234, "precision": "q8_0", "rows": rows}  # fmt: skip
+    report = {"name": "mine", "finished": 1e9, "metric": "accuracy", "items": 1234, "precision": "q8_0", "rows": rows}
     other = report | {"name": "other", "rows": [rows[0] | {"digest": "x"}]}
     answer = json.dumps({"model": "smollm2", "evaluations": [other, report]})
     page.route("**/v1/evaluations", lambda route: route.fulfill(body=answer, content_type="application/json"))
@@ -153,6 +152,7 @@ def test_what_is_wrong_is_said_where_it_is_and_can_be_mended(open_prompt: Any, s
     page.expected = ["400", "ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE"]
     page.get_by_label("Template", exact=True).fill("{text} {missing}")
     page.locator("#template-error").get_by_text("exactly one {output}").wait_for()
+    assert violations(page) == []
     page.get_by_label("Template", exact=True).fill("{text}: {output}")
     until(page, "!document.querySelector('#template-error').textContent")
     page.get_by_label("Question: text").fill("long " * 200)
@@ -161,6 +161,20 @@ def test_what_is_wrong_is_said_where_it_is_and_can_be_mended(open_prompt: Any, s
     page.get_by_label("Question: text").fill("short")
     page.get_by_text("The server does not answer").wait_for()
     page.get_by_role("button", name="Try again").wait_for()
+
+
+def test_a_view_that_is_left_while_it_loads_stays_left(open_page: Any, playground: Server) -> None:
+    page = open_page(playground, "#chat")
+    page.get_by_label("Your message").wait_for()
+    held = []
+    page.route("**/v1/tasks", held.append)
+    page.get_by_role("link", name="Prompt").click()
+    page.get_by_text("Reading the tasks").wait_for()
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Your message").wait_for()
+    held[0].continue_()
+    page.wait_for_timeout(200)
+    assert page.get_by_label("Your message").is_visible()
 
 
 def test_hostile_texts_are_shown_as_text(open_prompt: Any, playground: Server) -> None:

@@ -165,12 +165,15 @@ class Store:
         """Names of all stored evaluations, the newest last."""
         return [name for (name,) in self._connection.execute("select name from evaluations order by made, rowid")]
 
-    def evaluations(self, task: str | None = None) -> list[Stored]:
-        """All stored evaluations, or those of one task, the newest last."""
+    def evaluations(self, task: str | None = None, most: int = -1) -> list[Stored]:
+        """The stored evaluations, or those of one task, or the newest `most` of them; the newest last."""
         start = "" if task is None else json.dumps({"task": task}).removesuffix("}")  # `Result` begins with its task
-        query = "select name, made, result from evaluations where substr(result, 1, ?) = ? order by made, rowid"
-        rows = self._connection.execute(query, (len(start), start))
-        return [Stored(name, finished, json.loads(result)) for name, finished, result in rows]
+        query = (
+            "select name, made, result from evaluations where substr(result, 1, ?) = ?"
+            " order by made desc, rowid desc limit ?"
+        )
+        rows = self._connection.execute(query, (len(start), start, most)).fetchall()
+        return [Stored(name, finished, json.loads(result)) for name, finished, result in reversed(rows)]
 
     def commit(self) -> None:
         """Write pending answers to the file."""

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LARGEST = 200_000  # bytes of all texts of one request
 QUESTIONS, SETS, EXAMPLES = 24, 5, 16  # shown of each task; the sets are those of the first few-shot seeds
 _LIMIT = 200  # items that a suggested evaluation scores: more take long
-_MOST_STORED = 20
+_MOST_STORED = 50  # looked at
 
 
 @cache
@@ -349,9 +349,9 @@ async def evaluations(call: Call, body: EvaluationsBody) -> Response:
         if not path.exists():
             return []
         with opened(path) as store:
-            stored = store.evaluations(body.task)
+            stored = store.evaluations(body.task, _MOST_STORED)
         found = (_summary(each, model) for each in reversed(stored))
-        return [each for each in found if each is not None][:_MOST_STORED]
+        return [each for each in found if each is not None]
 
     return answer({"model": model.id, "evaluations": await call.prepare(work)})
 
@@ -373,7 +373,6 @@ def _summary(stored: Any, model: Model) -> dict[str, Any] | None:
     return {
         "name": stored.name,
         "finished": stored.finished,
-        "command": made.command,
         "metric": result.metric,
         "items": result.items,
         "precision": precision[rows[0].model],

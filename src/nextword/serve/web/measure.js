@@ -31,12 +31,10 @@ export class Measure {
     if (key === this.asked && !again) return;
     if (key !== this.asked) this.stored = null;
     this.asked = key;
-    let stored = [];
-    try {
-      stored = (await this.app.api.json("/v1/evaluations", { task, model })).evaluations;
-    } catch { /* no reports to show */ }
+    const found = await this.app.api.json("/v1/evaluations", { task, model }).catch((error) => ({ fault: error.message }));
     if (this.asked !== key) return;
-    this.stored = stored;
+    this.stored = found.evaluations ?? [];
+    this.fault = found.fault;
     this.render();
   }
 
@@ -57,6 +55,7 @@ export class Measure {
 
   reports(digest) {
     if (this.stored === null) return h("p", { class: "hint" }, "Looking for stored results …");
+    if (this.fault) return h("p", { class: "hint" }, `Stored results cannot be read: ${this.fault}`);
     if (!this.stored.length) return h("p", { class: "hint" }, "No stored result of this task with this model yet. It will appear here.");
     const same = this.stored.filter((report) => report.rows.some((row) => row.digest === digest));
     const rest = this.stored.filter((report) => report !== same[0]);
@@ -73,7 +72,7 @@ function table(report, digest) {
   const templates = new Set(report.rows.map((row) => row.template));
   const rows = report.rows.filter((row) => digest === undefined || row.digest === digest);
   return h("div", { class: "report" },
-    h("p", {}, h("b", {}, `Measured on ${when}`), h("span", { class: "hint" }, ` · ${whole(report.items)} questions · ${report.precision} · ${report.name}`)),
+    h("p", {}, h("b", {}, `Measured on ${when}`), h("span", { class: "hint" }, ` · ${whole(report.items)} questions · ${report.precision}`)),
     h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "shots"), h("th", { scope: "col" }, report.metric), h("th", { scope: "col", class: "wide" }, "95% interval"), h("th"))),
       h("tbody", {}, rows.map((row) => h("tr", {},
@@ -81,7 +80,7 @@ function table(report, digest) {
         h("td", {}, row.value.toFixed(3)),
         h("td", { class: "wide" }, interval(row)),
         h("td", { class: "hint" }, `${row.low.toFixed(3)} – ${row.high.toFixed(3)}`))))),
-    report.command && h("p", { class: "hint" }, "From ", h("code", {}, report.command)));
+    h("p", { class: "hint" }, "All of it: ", h("code", {}, `nextword eval runs show ${report.name}`)));
 }
 
 /** A mean with its interval on a line from 0 to 1. */

@@ -49,6 +49,7 @@ class Prompt {
   }
 
   leave() {
+    this.left = true;
     this.ask.cancel();
     this.running?.abort();
     this.measure.leave();
@@ -56,12 +57,13 @@ class Prompt {
 
   async load() {
     fill(this.root, h("p", { class: "hint" }, "Reading the tasks …"));
-    try {
-      this.tasks = [...(await this.app.api.json("/v1/tasks")).tasks, OWN];
-    } catch (error) {
-      fill(this.root, h("p", { class: "error" }, error.message), h("button", { type: "button", onclick: () => this.load() }, "Try again"));
+    const found = await this.app.api.json("/v1/tasks").catch((error) => ({ fault: error.message }));
+    if (this.left) return; // the root is another view's
+    if (found.fault) {
+      fill(this.root, h("p", { class: "error" }, found.fault), h("button", { type: "button", onclick: () => this.load() }, "Try again"));
       return;
     }
+    this.tasks = [...found.tasks, OWN];
     fill(this.root, this.element);
     this.follow();
   }
