@@ -17,7 +17,10 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = {"playground-complete": ("", "light")}  # name → the page's link, and its theme
+PICTURES = {
+    "playground-complete": ("", "light"),
+    "playground-plan": ("#plan?q=budget&budget=3%20days&devices=8xh100", "dark"),
+}  # name → the page's link, and its theme
 WIDE, HIGH, COLOURS = 1280, 900, 64
 TARGET = ROOT / "src/nextword/serve/web/example.json"
 PROMPT = "The best thing about living near the sea is"
