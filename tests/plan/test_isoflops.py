@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,20 @@ def test_e_above_the_losses_gives_no_frontier_but_the_exponents() -> None:
     assert "E is held at 0.45 to 0.75 bits/byte, which is not below the lowest loss 0.3" in found.problem
     assert "N" in found.powers
     assert isoflops(runs, (0.2, 0.25)).frontier is not None
+
+
+def test_a_loss_that_does_not_fall_with_compute_gives_no_frontier() -> None:
+    found = scaling_of_optima(replace(tuned(), losses=tuned().losses[::-1]))
+    assert (found.frontier, found.problem) == (None, "the loss at the minima does not fall with compute")
+
+
+def test_few_noisy_optima_give_wide_intervals_and_no_overflow() -> None:
+    optima = Optima((1e15, 1.1e15, 1.2e15), {"N": (1e9, 1e6, 1e8)}, (3.0, 2.5, 2.9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predicted = scaling_of_optima(optima).predict(1e30).sizes["N"]
+    assert 0 < predicted.interval.low < 1e-100
+    assert predicted.interval.high > 1e100
 
 
 def test_compute_at_equal_loss_is_the_ratio_of_frontiers() -> None:

@@ -33,6 +33,10 @@ def span(interval: Interval, shown: Callable[[float], str]) -> str:
     return f"{shown(interval.low)} – {shown(interval.high)}" if interval.low <= interval.high else ""
 
 
+def _count(value: float) -> str:
+    return units.format_count(value) if value < 1e18 else f"{value:.1e}"
+
+
 def scaling_sections(found: Scaling, budgets: Sequence[float], most: float) -> Iterator[Section]:
     """Minima, exponents, the frontier, and what they predict; `most` is the largest budget of the runs."""
     if found.minima:
@@ -69,7 +73,7 @@ def check_sections(checks: Checks, unit: str) -> Iterator[Section]:
 
 
 def _minima(found: Scaling) -> Section:
-    size, count = found.size, units.format_count
+    size, count = found.size, _count
     table = plain_table("C", "runs", f"{size} optimal", "95%", "within 0.5%", f"D/{size}", f"loss, {found.unit}", "95%",
                         least=((1,), (7,), (5,), (3,), (4,)))  # fmt: skip
     for each in found.minima:
@@ -121,9 +125,9 @@ def _predictions(found: Scaling, budgets: Sequence[float]) -> Section:
         predicted = found.predict(budget)
         sizes = [predicted.sizes[name] for name in main]
         cells = [text for size in sizes
-                 for text in (units.format_count(size.value), span(size.interval, units.format_count))]  # fmt: skip
+                 for text in (_count(size.value), span(size.interval, _count))]  # fmt: skip
         if predicted.loss:
             cells += [f"{predicted.loss.value:.4f}", span(predicted.loss.interval, "{:.4f}".format)]
-        cells += [units.format_count(predicted.sizes[name].value) for name in others]
+        cells += [_count(predicted.sizes[name].value) for name in others]
         table.add_row(f"{budget:.3g}", *cells)
     return Section(table)

@@ -34,6 +34,7 @@ IRREDUCIBLE: Mapping[Unit, tuple[float, float]] = {"nats/token": (1.5, 2.1), "bi
 LEAST_SIZES = 3  # of a parabola
 LEAST_BUDGETS = 2  # of a line
 GAP = 1.1  # ratio between budgets; runs that are denser are scattered
+_LEAST = 1e-3  # of a loss: no draw is below, whatever Student's t gives
 _STEPS = 32  # of the search for E where it is free: to a millionth of the loss
 
 
@@ -90,8 +91,8 @@ class Power:
 
     def at(self, budget: float) -> Estimate:
         """The value at a budget."""
-        drawn = np.exp(self.draws[:, 0] + self.draws[:, 1] * math.log(budget))
-        return Estimate(math.exp(self.constant + self.exponent * math.log(budget)), interval_of(drawn.tolist()))
+        drawn = _exp(self.draws[:, 0] + self.draws[:, 1] * math.log(budget))
+        return Estimate(float(_exp(self.constant + self.exponent * math.log(budget))), interval_of(drawn.tolist()))
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,11 @@ class Frontier:
         return float(self.E + self.K * budget**-self.gamma)
 
     def budget_for(self, loss: float) -> tuple[float, Vector]:
-        """FLOPs that reach `loss`, and the bootstrap's; infinite for one at or below E."""
+        """FLOPs that reach `loss`, and the bootstrap's; beyond all bounds for one at or below E."""
 
         def solved(E: Vector, log_k: Vector, gamma: Vector) -> Vector:
-            left = np.maximum(loss - E, 0)
-            with np.errstate(divide="ignore"):
-                flops: Vector = np.exp((log_k - np.log(left)) / gamma)
-            return flops
+            left = np.maximum(loss - E, 1e-300)
+            return _exp((log_k - np.log(left)) / gamma)
 
         value = solved(np.array(self.E), np.array(math.log(self.K)), np.array(self.gamma))
         return float(value), solved(*self.draws.T)
@@ -159,7 +158,7 @@ class Frontier:
     def estimate(self, budget: float, seed: int = 0) -> Estimate:
         """The loss of a run at the optimum; its interval has E's range, the bootstrap and a run's noise in it."""
         normal = np.random.default_rng(seed).standard_normal(len(self.draws))
-        drawn = self.draws[:, 0] + np.exp(self.draws[:, 1] - self.draws[:, 2] * math.log(budget))
+        drawn = self.draws[:, 0] + _exp(self.draws[:, 1] - self.draws[:, 2] * math.log(budget))
         return Estimate(self.loss(budget), interval_of((drawn * (1 + self.noise * normal)).tolist()))
 
 
@@ -404,6 +403,12 @@ def _noisy(residuals: Vector, constants: int, losses: Vector, count: int, seed: 
 # ---- lines
 
 
+def _exp(value: Vector | float) -> Vector:
+    """exp without overflow: few noisy budgets may give any power."""
+    bounded: Vector = np.exp(np.clip(value, -690, 690))
+    return bounded
+
+
 def _line(flops: Vector, values: Vector) -> Vector:
     """Constant and slope of `values` (..., budgets) against log C, by least squares: (..., 2)."""
     design = np.stack([np.ones_like(flops), np.log(flops)], 1)
@@ -427,10 +432,12 @@ def _held(
         return None, problem
     middle = (low + high) / 2
     constant, slope = _line(flops, np.log(losses - middle))
+    if slope >= 0:
+        return None, "the loss at the minima does not fall with compute"
     fitted = middle + np.exp(constant + slope * np.log(flops))
     rms = math.sqrt(float(np.mean((fitted / losses - 1) ** 2)))
     draws, misfit = _with_misfit(draws, fitted / losses - 1, seed + 2)
-    noise = math.hypot(noise, misfit)
+    noise, draws = math.hypot(noise, misfit), np.maximum(draws, _LEAST * losses)
     drawn = np.random.default_rng(seed + 1).uniform(low, high, (len(draws), 1))
     lines = _line(flops, np.log(np.maximum(draws - drawn, 1e-9)))
     frontier = np.concatenate([drawn, lines * [1, -1]], 1)
