@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +17,7 @@ from .search import largest
 from .training import Training, training_memory
 
 SMALLEST, LARGEST = 2e4, 2e13  # parameters of the models it designs
+SMALLEST_WORK = 5e3  # FLOPs a token / 6
 _VOCABULARIES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _EMBEDDING_SHARE = 0.2
 _CONTEXTS = ((5e6, 256), (5e7, 512), (5e8, 1024), (3e9, 2048), (3e10, 4096))  # (parameters up to, context)
@@ -44,8 +46,30 @@ def shape_for(count: float, vocabulary: int | None = None, context: int | None =
     head = 128 if count > 3e9 else 64 if about >= 192 else 32 if about >= 64 else 16
     step = 8 * head if count >= _SHARDED else max(128, head) if count >= _TILED else head
     widths = {max(1, round(about * stretch / step)) * step for stretch in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)}
-    shapes = [_with_width(count, width, head, vocabulary, context) for width in sorted(widths)]
-    return min(shapes, key=lambda spec: _distance(spec, count, aspect))
+    shapes = [_with_width(count, width, head, vocabulary, context, _total) for width in sorted(widths)]
+    return min(shapes, key=lambda spec: _distance(spec, _total(spec) / count, aspect))
+
+
+def shape_for_flops(per_token: float, vocabulary: int, context: int) -> ModelSpec:
+    """As `shape_for`, a model of about `per_token` training FLOPs a token: one of a series for a scaling law.
+
+    Small models have narrower heads, so that widths grow smoothly. Raises UsageError for sizes beyond those known.
+    """
+
+    def size(spec: ModelSpec) -> float:
+        return flops(spec, context).per_token / 6
+
+    count = per_token / 6
+    if not SMALLEST_WORK <= count <= LARGEST:
+        raise UsageError(f"a model of {per_token:.3g} FLOPs a token: shapes are known from {6 * SMALLEST_WORK:g} to"
+                         f" {6 * LARGEST:g}")  # fmt: skip
+    aspect = 32 * (count / 1e6) ** 0.15
+    about = (count * aspect / 12) ** (1 / 3)
+    head = 128 if count > 3e9 else 64 if about >= 256 else 32 if about >= 128 else 16
+    step = 8 * head if count >= _SHARDED else max(128, head) if count >= _TILED else head
+    widths = range(step, max(step, round(1.5 * about)) + 1, step)
+    shapes = [_with_width(count, width, head, vocabulary, context, size) for width in widths]
+    return min(shapes, key=lambda spec: _distance(spec, size(spec) / count, aspect))
 
 
 def recurrent_for(count: float, kind: ModelKind, vocabulary: int | None = None, context: int = 256) -> ModelSpec:
@@ -60,12 +84,17 @@ def recurrent_for(count: float, kind: ModelKind, vocabulary: int | None = None, 
     return spec(max(1, largest(lambda width: parameters(spec(width)).total <= count, 1 << 24)))
 
 
-def _distance(spec: ModelSpec, count: float, aspect: float) -> float:
-    size = abs(math.log(parameters(spec).total / count))
-    return 2 * size + 0.5 * abs(math.log(spec.width / spec.layers / aspect))
+def _total(spec: ModelSpec) -> float:
+    return parameters(spec).total
 
 
-def _with_width(count: float, width: int, head: int, vocabulary: int, context: int) -> ModelSpec:
+def _distance(spec: ModelSpec, ratio: float, aspect: float) -> float:
+    return 2 * abs(math.log(ratio)) + 0.5 * abs(math.log(spec.width / spec.layers / aspect))
+
+
+def _with_width(
+    count: float, width: int, head: int, vocabulary: int, context: int, size: Callable[[ModelSpec], float]
+) -> ModelSpec:
     heads, inner = width // head, 256 if count >= _SHARDED else 16
     spec = ModelSpec(
         kind="transformer",
@@ -79,7 +108,7 @@ def _with_width(count: float, width: int, head: int, vocabulary: int, context: i
         head_width=head,
         mlp_width=max(1, round(width * 8 / 3 / inner)) * inner,
     )
-    one, two = parameters(spec).total, parameters(replace(spec, layers=2)).total
+    one, two = size(spec), size(replace(spec, layers=2))
     return replace(spec, layers=max(1, 1 + round((count - one) / (two - one))))
 
 

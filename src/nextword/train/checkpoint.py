@@ -229,6 +229,17 @@ def read(folder: Path) -> Checkpoint:
         raise RunError(f"{folder}: the checkpoint is damaged ({_reason(error)})") from error
 
 
+def copy(checkpoint: Checkpoint, root: Path, configuration: dict[str, Any]) -> None:
+    """Copy a checkpoint to another run's `root`, as one of that run, which has `configuration`."""
+    working = _working(root, checkpoint.step)
+    shutil.rmtree(working, ignore_errors=True)
+    shutil.copytree(checkpoint.folder, working, ignore=shutil.ignore_patterns(_STATE))
+    state = {"format": FORMAT, "step": checkpoint.step, "progress": checkpoint.progress}
+    _seal(working, state | {"configuration": configuration})
+    os.replace(working, root / folder_name(checkpoint.step))
+    _sync(root)
+
+
 def load(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None,
     recurrent_state: dict[str, Tensor] | None = None,

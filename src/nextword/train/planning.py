@@ -12,7 +12,7 @@ from ..base import UsageError
 from ..base.fields import FieldError
 from ..base.units import format_seconds
 from ..data import Dataset
-from ..plan import Device, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
+from ..plan import Device, Optimum, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
 from ..plan.data_constraints import best_when_limited, effective
 from ..plan.figure import figure
@@ -123,14 +123,18 @@ def choose_shape(
 
 def _optimal_size(budget: float, text_bytes: float, bytes_per_token: float) -> float:
     """The optimal parameters for `budget` FLOPs, reduced if there is too little text."""
-    tokens = text_bytes / bytes_per_token
-    small = replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)  # in tokens instead of bytes
-    chosen: Law = law("epoch") if budget >= FITTED_FROM else small
-    best = optimum(budget, chosen)
+    tokens, best = text_bytes / bytes_per_token, expected_optimum(budget, bytes_per_token)
     count = best.parameters
     if tokens < best.tokens:
         count = min(count, best_when_limited(budget, tokens).parameters)
     return max(count, SMALLEST)
+
+
+def expected_optimum(budget: float, bytes_per_token: float) -> Optimum:
+    """The optimum for a budget of FLOPs by the law of small runs or, from 1e18 FLOPs on, a published one."""
+    small = replace(SMALL, B=SMALL.B * bytes_per_token**-SMALL.beta)  # in tokens instead of bytes
+    chosen: Law = law("epoch") if budget >= FITTED_FROM else small
+    return optimum(budget, chosen)
 
 
 def recurrent_like(spec: ModelSpec, kind: ModelKind, match: str) -> ModelSpec:

@@ -35,8 +35,13 @@ def warmup_stable_decay(step: float, steps: int, warmup: int, decay_share: float
     """
     if step < warmup:
         return (step + 1) / warmup
-    decay = round(decay_share * steps)
-    if decay == 0 or step <= steps - decay:
+    start = decay_start(steps, decay_share)
+    if step <= start or start == steps:
         return 1.0
-    done = min(1.0, (step - (steps - decay)) / decay)
+    done = min(1.0, (step - start) / (steps - start))
     return 1.0 - done * (1.0 - floor)
+
+
+def decay_start(steps: int, decay_share: float) -> int:
+    """The last step at the full rate, with wsd: up to it, runs of any more steps are the same run."""
+    return steps - round(decay_share * steps)
