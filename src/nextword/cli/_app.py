@@ -12,6 +12,7 @@ from ..base.errors import closest
 
 PROGRAM = "nextword"
 COMPLETION_VARIABLE = "_NEXTWORD_COMPLETE"
+_SUBCOMMAND = "nextword.subcommand"  # key of a context's meta
 
 VERBS = {
     "complete": "Complete a prompt with a language model.",
@@ -22,6 +23,7 @@ VERBS = {
     "plan": "Plan memory, compute, time and the compute-optimal model.",
     "data": "Prepare text for training, and look at what was prepared.",
     "train": "Train a transformer, RNN, LSTM or GRU on your text.",
+    "scale": "Find your own scaling law with a sweep of small runs, and predict a larger one.",
     "runs": "List, show, compare, resume and export training runs.",
     "compare-context": "Measure how much context each architecture makes use of.",
     "models": "List, download, inspect, convert and remove models.",
@@ -59,6 +61,30 @@ class Suggesting(click.Group):
         if args[0] not in known and not args[0].startswith("-"):
             ctx.fail(f"there is no command {args[0]!r}.{closest(args[0], known)}")
         return super().resolve_command(ctx, args)
+
+
+class CommandGroup(Suggesting):
+    """A command that is also a group, if the first word is a subcommand: `eval TASK`, `eval runs`.
+
+    Before a subcommand its arguments are not parsed, and need a default.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_SUBCOMMAND] = bool(args) and args[0] in self.commands
+        if not ctx.meta[_SUBCOMMAND]:
+            ctx.allow_interspersed_args, ctx.allow_extra_args = True, False
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if ctx.command is not self:  # subcommands ask too, to show the arguments in their usage
+            return []
+        params = super().get_params(ctx)
+        if ctx.meta.get(_SUBCOMMAND):
+            return [param for param in params if not isinstance(param, click.Argument)]
+        return params
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return click.Command.collect_usage_pieces(self, ctx)
 
 
 class LazyGroup(Suggesting):

@@ -193,7 +193,7 @@ def _choice(literal: Any) -> click.Choice[str]:
 @click.option("--show-seeds", is_flag=True, help="Also print a row for each few-shot seed and permutation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def command(click_context: click.Context, /, task: str | None, **options: Any) -> None:
+def command(click_context: click.Context, /, task: str | None = None, **options: Any) -> None:
     """Evaluate prompts on real models: are four shots really better than none?
 
     TASK is a built-in task (--list), a task file (.yaml), or a table of rows (.csv, .jsonl, ...) with a --template.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._app import Suggesting
+from ._app import CommandGroup, Suggesting
 
 if TYPE_CHECKING:
     from ..evals.store import Store
@@ -26,21 +26,8 @@ _SECTIONS = {  # the options of `eval` as its help groups them; those in no sect
 }  # fmt: skip
 
 
-class EvalGroup(Suggesting):
-    """A command with an argument that is also a group, if the first word is a subcommand: `eval TASK`, `eval runs`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] in self.commands:
-            return super().parse_args(ctx, ["", *args])  # "" is the task; the subcommand follows
-        ctx.allow_interspersed_args, ctx.allow_extra_args = True, False
-        return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        own = ctx.command is self  # subcommands ask too, to show the argument in their usage
-        return super().get_params(ctx) if own else []
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return click.Command.collect_usage_pieces(self, ctx)
+class EvalGroup(CommandGroup):
+    """The options of `eval` in sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = [option for option in self.get_params(ctx) if option.opts[0][0] == "-"]

@@ -1,0 +1,195 @@
+"""nextword scale: one's own scaling law from small runs, and the prediction of a larger one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import click
+
+from ..base import UsageError, require_torch
+from ..spec import ModelKind
+from ._app import CommandGroup
+from ._console import emit_json, messages
+from ._options import OUTPUT_FILE, OUTPUT_FOLDER
+from ._sections import emit
+from .plan_options import COUNT, FLOPS, TOKENS, VOCABULARY, WholeNumber, duration_in
+
+if TYPE_CHECKING:
+    from ..scale.create import Request
+    from ..scale.sweep import Sweep
+    from ..train.planning import Machine
+
+SWEEPS = Path("sweeps")  # the default parent folder
+_MOST_WORKERS = 1024
+
+
+def _kinds(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names, known = tuple(dict.fromkeys(part.strip() for part in value.split(","))), get_args(ModelKind)
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--arch {unknown[0]!r} is not known. Known: {', '.join(known)}")
+    return names
+
+
+def _listed(parse: click.ParamType[float]) -> Callable[..., tuple[float, ...] | None]:
+    def convert(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        return tuple(sorted({parse.convert(part, option, context) for part in value.split(",")}))
+
+    return convert
+
+
+@click.group(name="scale", cls=CommandGroup, invoke_without_command=True)
+@click.argument("text", nargs=-1)
+@click.option("--minutes", type=duration_in("min"), metavar="TIME", help="Time for all of it, such as 30 or 4h.")
+@click.option("--flops", type=FLOPS, metavar="C", help="Or: compute for all of it, such as 1e14.")
+@click.option("--out", type=OUTPUT_FOLDER, metavar="FOLDER", help="Default: sweeps/<name of the text>.")
+@click.option(
+    "--arch", callback=_kinds, metavar="LIST", help="transformer,lstm,gru,rnn: a law each. Default: transformer."
+)
+@click.option("--sizes", callback=_listed(COUNT), metavar="LIST",
+              help="Sizes M = FLOPs a token / 6, such as 50k,100k. Default: around the expected optima.")  # fmt: skip
+@click.option("--vocabulary", type=VOCABULARY, metavar="V", help="Of every model. Default: 512 and more, by compute.")
+@click.option("--context", type=TOKENS, metavar="TOKENS", help="Of every model. Default: 128 and more, by compute.")
+@click.option("--seed", type=WholeNumber(0, 1 << 32), metavar="N", help="Of the weights and the order of the data.")
+@click.option("--workers", type=WholeNumber(1, _MOST_WORKERS), metavar="N", help="Runs at once. Default: the cores.")
+@click.option("--add-budget", "budgets", type=FLOPS, multiple=True, metavar="C", help="Widen a sweep. Repeatable.")
+@click.option("--add-size", "more_sizes", type=COUNT, multiple=True, metavar="M", help="Widen a sweep. Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the results as JSON.")
+@click.pass_context
+def command(click_context: click.Context, /, text: tuple[str, ...] = (), **options: Any) -> None:
+    """Fit a scaling law to small runs on TEXT, predict a larger run, and make it.
+
+    Sizes, budgets and learning rates are chosen for the time. The same command continues an interrupted sweep; Ctrl-C
+    leaves one that can be fitted.
+
+    \b
+    Examples:
+      nextword scale books/ --minutes 30
+      nextword scale books/ --minutes 30 --dry-run
+      nextword scale books/ --minutes 120 --arch transformer,lstm --out sweeps/kinds
+      nextword scale --out sweeps/books --add-budget 4e13
+      nextword scale show sweeps/books --config best.toml
+    """
+    if click_context.invoked_subcommand is not None:
+        return
+    require_torch("training")
+    _scale(text, **options)
+
+
+def _scale(
+    text: tuple[str, ...], out: Path | None, workers: int | None, budgets: tuple[float, ...],
+    more_sizes: tuple[float, ...], dry_run: bool, as_json: bool, **asked: Any,
+) -> None:  # fmt: skip
+    from ..scale.design import planned
+    from .scale_display import plan_sections
+
+    folder = _folder(text, out)
+    sweep, machine = _opened(folder, text, workers or 0, asked, bool(budgets or more_sizes))
+    if budgets or more_sizes:
+        sweep.design = sweep.design.widened(budgets, more_sizes)
+    if dry_run or not as_json:
+        result = {"design": sweep.design.to_dict(), "runs": len(planned(sweep.design))}
+        emit(result, lambda: plan_sections(sweep), as_json=as_json, explain=False)
+    if not dry_run:
+        _run(sweep, machine, workers or 0, as_json)
+
+
+def _folder(text: tuple[str, ...], out: Path | None) -> Path:
+    if out is None and not text:
+        raise UsageError("give the text to train on, such as: nextword scale books/ --minutes 30")
+    return out or SWEEPS / Path(text[0]).stem
+
+
+def _opened(
+    folder: Path, text: tuple[str, ...], workers: int, asked: dict[str, Any], widens: bool
+) -> tuple[Sweep, Machine]:
+    """The sweep in `folder`, or a new one that nothing was written of."""
+    from ..scale.create import new_sweep, same_text, this_machine
+    from ..scale.sweep import STATE, Sweep, check_request
+    from ..weights.catalogue import cache_folder
+
+    def log(what: str) -> None:
+        messages().print(what, style="dim")
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    if "minutes" in given:
+        given["minutes"] /= 60
+    if not (folder / STATE).exists():
+        if widens:
+            raise UsageError(
+                f"{folder} holds no sweep that could be widened. Start one: nextword scale TEXT --minutes 30"
+            )
+        if len(budget := [name for name in ("minutes", "flops") if name in given]) != 1:
+            many = "are separate budgets; give one" if budget else "is missing"
+            raise UsageError(f"--minutes {'and' if budget else 'or'} --flops {many}, such as --minutes 30")
+        if not text:
+            raise UsageError(f"{folder} holds no sweep; give the text to train on")
+        return new_sweep(_request(given), text, folder, cache_folder(), workers, log)
+    sweep = Sweep.read(folder)
+    check_request(folder, sweep.request, given)
+    if text:
+        same_text(sweep, text, cache_folder(), log)
+    return sweep, this_machine(cache_folder())
+
+
+def _request(given: dict[str, Any]) -> Request:
+    from ..scale.create import Request
+
+    kinds = cast("tuple[ModelKind, ...]", given.get("arch", ("transformer",)))
+    return Request(given.get("minutes"), given.get("flops"), kinds, given.get("sizes", ()), given.get("vocabulary"),
+                   given.get("context"), given.get("seed", 0))  # fmt: skip
+
+
+def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
+    """Run what is left and print what was found, also after Ctrl-C."""
+    from ..scale.local import LocalWorkers
+    from ..scale.report import results_json, write_results
+    from .scale_display import SweepDisplay, result_sections
+
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    sweep.write()
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        with SweepDisplay(sweep) as display:
+            sweep.run(LocalWorkers(workers), machine, display)
+    except KeyboardInterrupt as error:
+        interrupted = error
+        messages().print(f"stopped. Continue: nextword scale --out {sweep.folder}", soft_wrap=True)
+    found = write_results(sweep)
+    if as_json:
+        emit_json(results_json(sweep, found))
+    else:
+        emit({}, lambda: result_sections(sweep, found), as_json=False, explain=False)
+    if interrupted is not None:
+        raise interrupted
+
+
+@command.command(name="show")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--at", "flops", type=FLOPS, metavar="C", help="Budget to project. Default: ten times the largest one run."
+)
+@click.option("--config", type=OUTPUT_FILE, metavar="FILE",
+              help="Write the best configuration for --at, for `nextword train --config`.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(folder: Path, flops: float | None, config: Path | None, as_json: bool) -> None:
+    """What the runs of a sweep say by now, also while it is under way."""
+    require_torch("training")
+    from ..scale.report import best_config, findings, results_json
+    from ..scale.sweep import Sweep
+    from .scale_display import result_sections
+
+    sweep = Sweep.read(folder)
+    found = findings(sweep)
+    if config is not None:
+        best_config(sweep, found, flops).write(config)
+    if as_json:
+        emit_json(results_json(sweep, found, flops))
+    else:
+        emit({}, lambda: result_sections(sweep, found, flops), as_json=False, explain=False)

@@ -1,0 +1,219 @@
+"""How a sweep is shown: its plan, a live matrix of sizes and budgets, and its results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.text import Text
+
+from ..base import units
+from ..scale.create import flops_of
+from ..scale.design import EPOCHS, Cell, planned, short
+from ..scale.report import Findings, assumptions, projection, sentences
+from ..scale.table import Row
+from ._console import messages
+from ._sections import Section, line, warning
+from ._table import FittingTable, plain_table
+from .plan_isoflops import check_sections, scaling_sections
+
+if TYPE_CHECKING:
+    from ..scale.speed import Speed
+    from ..scale.sweep import Sweep
+    from ..spec import ModelKind
+
+_QUIET_SECONDS = 15.0  # between lines where there is no terminal
+_MARKS = {"waiting": "·", "stopped": "stopped", "diverged": "diverged", "failed": "failed"}
+
+
+def plan_sections(sweep: Sweep) -> Iterator[Section]:
+    """What a sweep will run, what it costs, and what it will predict."""
+    design, speed = sweep.design, sweep.speed
+    for kind in design.kinds:
+        yield Section(_planned(sweep, kind))
+        yield line("")
+    cells = [cell for cell, _ in planned(design)]
+    grid = [cell for cell in cells if cell.role == "grid"]
+    yield line(
+        f"{len(grid)} cells of {min(cell.steps for cell in grid):,} to {max(cell.steps for cell in grid):,} steps of"
+        f" {design.batch_tokens:,} tokens; vocabulary {design.vocabulary:,}, context {design.context:,}, warm-up"
+        f" {design.warmup_steps * design.batch_tokens:,} tokens, one trunk for each size"
+    )
+    scans = [cell for kind in design.kinds for cell in design.calibration(kind)]
+    sizes = ", ".join(dict.fromkeys(short(cell.size) for cell in scans))
+    yield line(f"learning rates: four or more at M {sizes}, with {design.scan_budget:.3g} FLOPs each")
+    if design.hold_out:
+        held = design.expected_hold_out(design.kinds[0])
+        yield line(
+            f"hold-out: {held.flops:.3g} FLOPs, about M {short(held.size)} on {units.format_count(held.tokens)} tokens,"
+            " predicted before it is made"
+        )
+    most = max(cell.tokens for cell in cells) / design.unique_tokens
+    yield line(
+        f"text: {units.format_count(design.unique_tokens)} tokens, seen up to {most:.2g} times (at most {EPOCHS})"
+    )
+    seconds = units.format_seconds(speed.total(design)) if speed else "unknown"
+    workers = f" by {speed.workers} at once" if speed and speed.workers > 1 else ""
+    yield line(f"in all {flops_of(design):.3g} FLOPs, about {seconds}{workers}", "bold")
+
+
+def _planned(sweep: Sweep, kind: ModelKind) -> FittingTable:
+    """Tokens a unit of size, D/M, of every cell."""
+    design = sweep.design
+    table = plain_table(f"{kind}, D/M", "parameters", *(f"{budget:.3g}" for budget in design.budgets), least=((1,),))
+    from ..plan import parameters
+
+    for cells in _by_size(design.grid(kind)):
+        ratios = {cell.budget: f"{cell.ratio:.0f}" for cell in cells}
+        table.add_row(f"M {short(cells[0].size)}", units.format_count(parameters(cells[0].spec).total),
+                      *(ratios.get(budget, "") for budget in design.budgets))  # fmt: skip
+    return table
+
+
+def _by_size(cells: Iterable[Cell]) -> list[list[Cell]]:
+    sizes: dict[float, list[Cell]] = {}
+    for cell in cells:
+        sizes.setdefault(cell.size, []).append(cell)
+    return [sizes[size] for size in sorted(sizes)]
+
+
+def matrix(sweep: Sweep, kind: ModelKind) -> FittingTable:
+    """The grid of a kind: the loss of each cell, or how far it is."""
+    budgets = sweep.design.budgets
+    table = plain_table(kind, *(f"{budget:.3g}" for budget in budgets))
+    for cells in _by_size(sweep.grid(kind)):
+        shown = {cell.budget: _cell(sweep.row(cell)) for cell in cells}
+        table.add_row(f"M {short(cells[0].size)}", *(shown.get(budget, "") for budget in budgets))
+    return table
+
+
+def rates(sweep: Sweep, kind: ModelKind) -> FittingTable:
+    """The scans of learning rates: the loss of each."""
+    table = plain_table("learning rate", "M", "bits/byte")
+    for cell in sweep.rate_cells(kind):
+        table.add_row(f"{cell.rate:g}", short(cell.size), _cell(sweep.row(cell)))
+    return table
+
+
+def _cell(row: Row) -> str:
+    if row.status == "done":
+        return f"{row.loss:.4f}"
+    return f"{row.share:.0%}" if row.status == "running" else _MARKS[row.status]
+
+
+def result_sections(sweep: Sweep, found: Findings, flops: float | None = None) -> Iterator[Section]:
+    """What a sweep's finished runs say."""
+    for kind in sweep.design.kinds:
+        yield Section(rates(sweep, kind))
+        yield line("")
+        yield Section(matrix(sweep, kind))
+        yield line("")
+        if (law := found.laws.get(kind)) is not None:
+            ahead = [projection(law, flops).flops] if not law.problem else [law.top]
+            yield from scaling_sections(law.scaling, ahead, law.top)
+            if not law.problem:
+                yield from check_sections(law.checks, law.scaling.unit)
+            yield line("")
+    for row in sweep.rows():
+        if row.reason:
+            yield warning(f"{row.cell.name} {row.status}: {row.reason}")
+    yield from (line(text, "dim") for text in assumptions(sweep, found))
+    yield from (line(text, "bold") for text in sentences(sweep, found, flops))
+
+
+class SweepDisplay:
+    """Progress on standard error: a matrix on a terminal, otherwise a line for each run that ends."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.start = self.last = time.monotonic()
+        self._ended = {row.cell.name for row in sweep.rows() if row.settled}
+        self._before = len(self._ended)
+        self._live: Any = None
+
+    def __enter__(self) -> SweepDisplay:
+        if messages().is_terminal and not messages().is_dumb_terminal:
+            from rich.live import Live
+
+            self._live = Live(get_renderable=self._shown, console=messages(), transient=True, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, sweep: Sweep) -> None:
+        """Look at the sweep; called a few times a second."""
+        if self._live is not None:
+            return
+        rows = sweep.rows()
+        for row in rows:
+            if row.settled and row.cell.name not in self._ended:
+                self._ended.add(row.cell.name)
+                self._say(f"{row.cell.name}: {_cell(row)}{' bits a byte' if row.status == 'done' else ''}")
+        if time.monotonic() - self.last > _QUIET_SECONDS:
+            self._say(self._progress(rows))
+
+    def _say(self, text: str) -> None:
+        self.last = time.monotonic()
+        messages().print(text, style="dim", soft_wrap=True)
+
+    def _progress(self, rows: list[Row]) -> str:
+        running = [f"{row.cell.name} {row.share:.0%}" for row in rows if row.status == "running"]
+        ended = sum(row.settled for row in rows)
+        return f"{ended} of {len(rows)} runs done; {', '.join(running) or 'none running'}; {self._time_left()}"
+
+    def _time_left(self) -> str:
+        return f"about {units.format_seconds(seconds_left(self.sweep))} left"
+
+    def _shown(self) -> Group:
+        rows = self.sweep.rows()
+        parts: list[Any] = []
+        for kind in self.sweep.design.kinds:
+            if self.sweep.rate_rule(kind) is None:
+                parts.append(rates(self.sweep, kind))
+            else:
+                parts.append(matrix(self.sweep, kind))
+        held = next((row for row in rows if row.cell.role == "hold-out"), None)
+        if held is not None:
+            parts.append(Text(f"hold-out, M {short(held.cell.size)}, {held.cell.flops:.3g} FLOPs: {_cell(held)}"))
+        return Group(*parts, Text(self._progress(rows), style="dim"))
+
+
+def seconds_left(sweep: Sweep) -> float:
+    """Seconds that the rest of a sweep takes, by what was timed before it."""
+    speed, design = sweep.speed, sweep.design
+    if speed is None:
+        return float("nan")
+    rows = {row.cell.name: row for row in sweep.rows()}
+    shared = alone = 0.0
+    for kind in design.kinds:
+        scanned = sweep.rate_rule(kind) is not None
+        steps = dict(planned_steps(sweep, kind))
+        for cell in sweep.grid(kind):
+            shared += speed.seconds(cell, steps[cell.name]) * (1 - rows[cell.name].share)
+        if not scanned:
+            shared += sum(speed.seconds(row.cell) * (1 - row.share) for row in rows.values()
+                          if row.cell.role == "rate" and row.cell.kind == kind)  # fmt: skip
+    if design.hold_out:
+        held = sweep.hold_out or design.expected_hold_out(design.kinds[0])
+        share = rows[held.name].share if held.name in rows else 0.0
+        alone = speed.seconds(held) * (1 - share)
+    return (shared / speed.workers + alone) * _pace(speed, rows.values())
+
+
+def _pace(speed: Speed, rows: Iterable[Row]) -> float:
+    """How many times longer the finished runs took than was planned."""
+    done = [row for row in rows if row.status == "done"]
+    planned = sum(speed.seconds(row.cell) for row in done)
+    return sum(row.seconds for row in done) / planned if done else 1.0
+
+
+def planned_steps(sweep: Sweep, kind: ModelKind) -> list[tuple[str, int]]:
+    """The steps that each cell of a grid adds to its size's trunk, by name."""
+    from ..scale.design import trained_steps
+
+    return [(cell.name, steps) for cell, steps in trained_steps(sweep.grid(kind))]

@@ -1,0 +1,108 @@
+"""A new sweep: the text is tokenized, the machine measured, and the runs planned that the budget buys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base import UsageError, units
+from ..base.cores import cores
+from ..data import prepare_in
+from ..data.documents import find_sources
+from ..data.progress import Progress
+from ..plan import device as plan_device
+from ..plan.run_config import DataConfig
+from ..spec import ModelKind
+from ..train.peak import measured_peak
+from ..train.planning import FIRST_SHARE, Machine
+from ..train.timing import amp_is_faster
+from .cells import Place
+from .design import LEAST_STEPS, SweepDesign, check_text, plan_design, planned
+from .speed import measure
+from .sweep import Sweep
+
+Log = Callable[[str], None]
+_VOCABULARIES = ((1e13, 512), (1e15, 1024), (1e17, 2048), (1e19, 8192))  # FLOPs of the sweep up to, tokens
+_CONTEXTS = ((1e15, 128), (1e17, 256), (1e19, 512))
+_LARGE_VOCABULARY, _LARGE_CONTEXT = 32768, 1024
+_SHARE = 0.97  # of the time for the runs; the rest is for fits, and for waiting
+_BYTES_AN_ID = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a sweep is asked for; None: chosen. `minutes` or `flops` is the budget of all of it."""
+
+    minutes: float | None = None
+    flops: float | None = None
+    kinds: tuple[ModelKind, ...] = ("transformer",)
+    sizes: tuple[float, ...] = ()
+    vocabulary: int | None = None
+    context: int | None = None
+    seed: int = 0
+    least_steps: int = LEAST_STEPS
+
+
+def new_sweep(
+    request: Request, sources: Sequence[str], folder: Path, cache: Path, workers: int = 0, log: Log = lambda text: None
+) -> tuple[Sweep, Machine]:
+    """Plan a sweep. Nothing is written into `folder`. Raises UsageError for too little text or budget."""
+    workers = workers or cores()
+    machine = this_machine(cache)
+    guess = request.flops or FIRST_SHARE * machine.device.peak_fp32 * 60 * (request.minutes or 0.0)
+    found = find_sources(sources)
+    context = request.context or _chosen(guess, _CONTEXTS, _LARGE_CONTEXT)
+    vocabulary = request.vocabulary or _chosen(guess, _VOCABULARIES, _LARGE_VOCABULARY)
+    settings = DataConfig(vocabulary=max(257, min(vocabulary, found.bytes // _BYTES_AN_ID)))
+    data = prepare_in(cache / "data", found, settings, None, Progress(found, log), log)
+    base = SweepDesign(
+        request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,
+        request.seed, "amp" if machine.amp_faster else "fp32", least_steps=request.least_steps,
+    )  # fmt: skip
+    place = Place(folder / "runs", data, settings, tuple(map(str, sources)))
+    speed = measure(base, data, workers, log)
+    if request.flops:
+        design = plan_design(flops_of, request.flops, base, request.sizes, units.format_flops)
+    else:
+        available = _SHARE * 60 * (request.minutes or 0.0)
+        design = plan_design(speed.total, available, base, request.sizes, units.format_seconds)
+    check_text(design, data.val_share)
+    return Sweep(folder, design, place, request_json(request), speed), machine
+
+
+def same_text(sweep: Sweep, sources: Sequence[str], cache: Path, log: Log = lambda text: None) -> None:
+    """Raise UsageError if `sources` are not the text that a sweep was started with."""
+    tokenizer = sweep.place.data.tokenizer()
+    data = prepare_in(cache / "data", list(sources), sweep.place.settings, tokenizer, log=log)
+    if data.fingerprint != sweep.place.data.fingerprint:
+        raise UsageError(f"{sweep.folder} holds another sweep: of {' '.join(sweep.place.sources)}, which differs from"
+                         f" {' '.join(sources)}. Choose another --out")  # fmt: skip
+
+
+def this_machine(cache: Path) -> Machine:
+    """This machine, measured or as remembered."""
+    cpu = torch.device("cpu")
+    dtype = "amp" if (faster := amp_is_faster(cpu)) else "fp32"
+    return Machine(plan_device("this", cache), measured_peak(cpu, dtype, cache).flops, amp_faster=faster)
+
+
+def flops_of(design: SweepDesign) -> float:
+    """FLOPs of all runs of a sweep, each part of a trunk counted once."""
+    return sum(cell.flops * steps / cell.steps for cell, steps in planned(design))
+
+
+def request_json(request: Request) -> dict[str, Any]:
+    """The request as plain data, to compare with another."""
+    return {
+        "minutes": request.minutes, "flops": request.flops,
+        "arch": list(request.kinds), "sizes": list(request.sizes), "vocabulary": request.vocabulary,
+        "context": request.context, "seed": request.seed,
+    }  # fmt: skip
+
+
+def _chosen(flops: float, steps: Sequence[tuple[float, int]], otherwise: int) -> int:
+    return next((value for most, value in steps if flops <= most), otherwise)

@@ -1,0 +1,319 @@
+"""The design of a sweep: which runs, of which sizes and budgets. Pure arithmetic.
+
+Sizes are counted in M = FLOPs a token / 6 (DeepSeek LLM, 2401.02954, section 3): C = 6 M D holds exactly for every
+kind. A cell is a run of one size with one budget; the cells of a size share a trunk (train/branches.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from ..base import UsageError, units
+from ..base.fields import Within, check_fields
+from ..plan import Optimum, flops
+from ..plan.run_config import TrainDtype
+from ..plan.shape_search import LARGEST, SMALLEST_WORK, shape_for_flops
+from ..spec import ModelKind, ModelSpec
+from ..train.planning import expected_optimum, recurrent_like
+
+EPOCHS = 4  # most passes over the text: more would mix the law of repeated data in (Muennighoff et al. 2023)
+LEAST_RATIO, MOST_RATIO = 3.0, 300.0  # tokens over M: the law's form is wrong far from the optimum
+DECAY = 0.2  # share of a run's steps (Hägele et al. 2024, 2405.18392)
+HOLD_OUT = 4.0  # times the top budget
+FEWEST_CELLS = 6
+LEAST_STEPS = 1000  # in shorter runs the loss follows the number of updates, not a power law
+_SCAN_SHARE = 0.5  # of the lowest budget, for a run of the scans of learning rates
+RATES = 5  # runs of a scan of learning rates, about
+_APART = 2.0  # ratio of neighbouring budgets
+_SIZES_APART = math.sqrt(2)  # so that five or six sizes of a budget lie within the ratios above
+_REACH = 2.0  # sizes from the expected optimum of the lowest budget divided by it to that of the top one times it
+_LEAST_BATCH, _SMALL_BATCH = 512, 2048  # tokens a step; the second at most below _SMALL FLOPs
+_SMALL = 1e13
+_PARTS = 10  # the steps of a run of a thousand and more are a multiple of it: it has as many checkpoints
+_FAR_OFF = 0.35  # in log M: no shape is near the size
+
+Role = Literal["rate", "grid", "hold-out"]
+Amount = Annotated[float, Within(above=0)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a sweep. `budget` is its column's, in FLOPs; `flops` are exact."""
+
+    role: Role
+    spec: ModelSpec
+    size: float  # M
+    budget: float
+    steps: int
+    batch_tokens: int
+    rate: float = 0.0
+
+    @property
+    def kind(self) -> ModelKind:
+        return self.spec.kind
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        return 6 * self.size * self.tokens
+
+    @property
+    def ratio(self) -> float:
+        """D/M, tokens over size."""
+        return self.tokens / self.size
+
+    @property
+    def stable_steps(self) -> int:
+        """Steps before the learning rate decays."""
+        return self.steps - round(DECAY * self.steps)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints, one of which is where the rate begins to decay."""
+        return self.steps // _PARTS if self.steps % _PARTS == 0 else self.stable_steps
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        name = f"{self.kind}-{short(self.size)}-{self.budget:.3g}"
+        return name + {"rate": f"-rate-{self.rate:g}", "grid": "", "hold-out": "-hold-out"}[self.role]
+
+
+@dataclass(frozen=True)
+class SweepDesign:
+    """What a sweep runs, and what is equal in all of its runs."""
+
+    kinds: tuple[ModelKind, ...]
+    sizes: tuple[float, ...]  # M that shapes are looked for; the shapes' own differ a little
+    budgets: tuple[float, ...]  # FLOPs, ascending
+    hold_out: Annotated[float, Within(least=0)]  # FLOPs; 0: none
+    vocabulary: Annotated[int, Within(least=1)]
+    context: Annotated[int, Within(least=1)]
+    batch_size: Annotated[int, Within(least=1)]  # rows
+    warmup_steps: Annotated[int, Within(least=1)]
+    unique_tokens: Annotated[int, Within(least=1)]  # of training text
+    bytes_per_token: Amount
+    seed: Annotated[int, Within(least=0)] = 0
+    dtype: TrainDtype = "fp32"
+    scanned: tuple[float, ...] = ()  # sizes of the learning-rate scans, with the FLOPs `scan_budget`
+    scan_budget: Annotated[float, Within(least=0)] = 0.0
+    least_steps: Annotated[int, Within(least=1)] = LEAST_STEPS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens a step."""
+        return self.batch_size * self.context
+
+    def specs(self, kind: ModelKind) -> list[ModelSpec]:
+        """The shapes of a kind, by size; a size that no shape comes near is left out."""
+        found: dict[float, ModelSpec] = {}
+        for size in sorted(self.sizes):
+            spec = shape_of(kind, size, self.vocabulary, self.context)
+            if abs(math.log(work(spec, self.context) / size)) <= _FAR_OFF:
+                found[work(spec, self.context)] = spec
+        return [found[size] for size in sorted(found)]
+
+    def cell(self, role: Role, spec: ModelSpec, budget: float, rate: float = 0.0) -> Cell:
+        """The run of a shape that comes nearest to a budget; a hold-out run is not below it."""
+        size = work(spec, self.context)
+        exact = budget / (6 * size * self.batch_tokens)
+        parts = _PARTS if exact >= LEAST_STEPS else 1
+        whole = math.ceil(exact / parts) if role == "hold-out" else round(exact / parts)
+        steps = parts * max(1, whole)
+        return Cell(role, spec, size, budget, steps, self.batch_tokens, rate)
+
+    def grid(self, kind: ModelKind) -> list[Cell]:
+        """The cells of a kind, in the order they are run in: by budget, those nearest to the expected optimum first.
+
+        So a stop at any moment leaves whole budgets, and a trunk only grows. Rates are not chosen yet.
+        """
+        cells = [self.cell("grid", spec, budget) for budget in self.budgets for spec in self.specs(kind)]
+        return sorted(filter(self.is_useful, cells), key=lambda cell: (cell.budget, abs(self._off(cell))))
+
+    def is_useful(self, cell: Cell) -> bool:
+        """Whether a cell may enter a fit: neither far from any optimum, nor too short, nor on text seen too often."""
+        enough = cell.steps >= self.least_steps and cell.tokens <= EPOCHS * self.unique_tokens
+        return enough and LEAST_RATIO <= cell.ratio <= MOST_RATIO
+
+    def calibration(self, kind: ModelKind) -> list[Cell]:
+        """The runs whose learning rate is looked for, of the two smallest sizes and the lowest budget."""
+        specs = [shape_of(kind, size, self.vocabulary, self.context) for size in self.scanned]
+        return [self.cell("rate", spec, self.scan_budget) for spec in dict.fromkeys(specs)]
+
+    def expected(self, budget: float) -> Optimum:
+        """The optimum before anything was measured."""
+        return expected_optimum(budget, self.bytes_per_token)
+
+    def expected_hold_out(self, kind: ModelKind) -> Cell:
+        """The hold-out run, as far as it is known before the others were made."""
+        return self.hold_out_of(kind, self.expected(self.hold_out).parameters)
+
+    def hold_out_of(self, kind: ModelKind, size: float) -> Cell:
+        """The hold-out run of a model of about `size` = M."""
+        return self.cell("hold-out", shape_of(kind, size, self.vocabulary, self.context), self.hold_out)
+
+    def widened(self, budgets: Sequence[float] = (), sizes: Sequence[float] = ()) -> SweepDesign:
+        """The design with more budgets and sizes; what has run is not touched."""
+        return replace(
+            self,
+            budgets=tuple(sorted({*self.budgets, *budgets})),
+            sizes=tuple(sorted({*self.sizes, *sizes})),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_plain` reads it back."""
+        return asdict(self)
+
+    def _off(self, cell: Cell) -> float:
+        return math.log(cell.size / self.expected(cell.budget).parameters)
+
+
+def short(size: float) -> str:
+    """A size in a few characters: 85.2k."""
+    return units.format_count(size).replace(" ", "").replace(",", "")
+
+
+@cache
+def work(spec: ModelSpec, context: int) -> float:
+    """M: exact training FLOPs a token / 6."""
+    return flops(spec, context).per_token / 6
+
+
+@cache
+def shape_of(kind: ModelKind, size: float, vocabulary: int, context: int) -> ModelSpec:
+    """The shape nearest to `size` = M."""
+    spec = shape_for_flops(6 * min(max(size, SMALLEST_WORK), LARGEST), vocabulary, context)
+    return spec if kind == "transformer" else recurrent_like(spec, kind, "flops")
+
+
+def trained_steps(cells: Iterable[Cell]) -> list[tuple[Cell, int]]:
+    """Each cell of a grid and the steps that it adds to the trunk of its size, in order."""
+    trunks: dict[tuple[ModelKind, float, float], int] = {}
+    found = []
+    for cell in cells:
+        key = (cell.kind, cell.size, cell.rate)
+        found.append((cell, cell.steps - trunks.get(key, 0)))
+        trunks[key] = max(trunks.get(key, 0), cell.stable_steps)
+    return found
+
+
+def planned(design: SweepDesign) -> list[tuple[Cell, int]]:
+    """Every run of a sweep, as far as it is known beforehand, and the steps that it adds to others."""
+    found: list[tuple[Cell, int]] = []
+    for kind in design.kinds:
+        found += [(cell, cell.steps) for cell in design.calibration(kind) for _ in range(RATES)]
+        found += trained_steps(design.grid(kind))
+    if design.hold_out:
+        cell = design.expected_hold_out(design.kinds[0])
+        found.append((cell, cell.steps))
+    return found
+
+
+# ---- from a budget to a design
+
+
+def plan_design(
+    cost: Callable[[SweepDesign], float], available: float, base: SweepDesign, sizes: Sequence[float] = (),
+    unit: Callable[[float], str] = units.format_seconds,
+) -> SweepDesign:  # fmt: skip
+    """The design that costs what is `available`, with four budgets or, if they get too few cells, three.
+
+    `base` has what does not depend on the budget; its sizes, budgets, batch and warm-up are replaced. Raises
+    UsageError if six cells cannot be had, which says how much is needed.
+    """
+    for count in (4, 3):
+        design = _largest(cost, available, base, sizes, count)
+        if design is not None:
+            return design
+    needed = available
+    while _largest(cost, needed, base, sizes, 3) is None:
+        needed *= 1.25
+        if needed > 1e6 * available:
+            raise UsageError(
+                f"no sweep has {FEWEST_CELLS} runs of {base.least_steps:,} steps on this text of"
+                f" {base.unique_tokens:,} tokens, seen at most {EPOCHS} times. Give more text"
+            )
+    raise UsageError(
+        f"{unit(available)} buys fewer than the {FEWEST_CELLS} runs that a law needs (three budgets, each of"
+        f" {base.least_steps:,} steps or more). Give about {unit(needed)}"
+    )
+
+
+def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] = ()) -> SweepDesign:
+    """A design of `count` budgets up to `top` FLOPs, with sizes on both sides of the expected optima."""
+    budgets = tuple(top / _APART**number for number in reversed(range(count)))
+    low, high = (base.expected(budget).parameters for budget in (budgets[0], budgets[-1]))
+    steps = round(math.log(high * _REACH / (low / _REACH), _SIZES_APART))
+    chosen = tuple(sizes) or tuple(low / _REACH * _SIZES_APART**number for number in range(steps + 1))
+    least_tokens = budgets[0] / (6 * _REACH * low)  # of the largest useful model of the lowest budget
+    batch = max(1, _batch_tokens(budgets[0], least_tokens, base.least_steps) // base.context)
+    design = replace(base, sizes=chosen, budgets=budgets, hold_out=HOLD_OUT * top, batch_size=batch)
+    cells = sorted({cell.size for cell in design.grid(design.kinds[0])})
+    scanned = tuple(cells[:3:2] if len(cells) > 2 else cells)  # twice apart
+    return replace(design, warmup_steps=_warmup(design), scanned=scanned, scan_budget=budgets[0] * _SCAN_SHARE)
+
+
+def _largest(
+    cost: Callable[[SweepDesign], float], available: float, base: SweepDesign, sizes: Sequence[float], count: int
+) -> SweepDesign | None:
+    """The most expensive design within what is available; None if it has too few cells."""
+    low, high = math.log(1e8), math.log(1e28)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if cost(design_of(math.exp(middle), count, base, sizes)) <= available:
+            low = middle
+        else:
+            high = middle
+    design = design_of(math.exp(low), count, base, sizes)
+    return design if all(_enough(design.grid(kind), count) for kind in design.kinds) else None
+
+
+def _enough(cells: Sequence[Cell], budgets: int) -> bool:
+    """Six cells, and two sizes and more for every budget."""
+    sizes: dict[float, int] = {}
+    for cell in cells:
+        sizes[cell.budget] = sizes.get(cell.budget, 0) + 1
+    return len(cells) >= FEWEST_CELLS and len(sizes) == budgets and min(sizes.values()) >= 2
+
+
+def _batch_tokens(budget: float, tokens: float, steps: int) -> int:
+    """A power of two of tokens a step: small, since small runs need many updates; DeepSeek LLM's rule for large ones.
+
+    2401.02954, section 3.1.
+    """
+    most = _SMALL_BATCH if budget < _SMALL else max(_SMALL_BATCH, 0.2920 * budget**0.3271)
+    wanted = min(most, tokens / steps)
+    return max(_LEAST_BATCH, 1 << int(math.log2(max(1.0, wanted))))
+
+
+def _warmup(design: SweepDesign) -> int:
+    """Tokens of the smallest model's size (Porian et al. 2024), at most a tenth of the shortest run, as steps."""
+    cells = [cell for kind in design.kinds for cell in design.grid(kind)]
+    if not cells:
+        return 1
+    tokens = min(min(cell.size for cell in cells), min(cell.tokens for cell in cells) / 10)
+    return max(1, round(tokens / design.batch_tokens))
+
+
+def check_text(design: SweepDesign, val_share: float) -> None:
+    """Raise UsageError for too little text for the hold-out run, which sees the most."""
+    if not design.hold_out:
+        return
+    seen = max(design.expected_hold_out(kind).tokens for kind in design.kinds[:1])
+    if seen > EPOCHS * design.unique_tokens:
+        needed = seen / EPOCHS * design.bytes_per_token / (1 - val_share)
+        raise UsageError(
+            f"too little text: the hold-out run sees {units.format_count(seen)} tokens, and the text has"
+            f" {units.format_count(design.unique_tokens)} to train on, which count {EPOCHS} times at most. Give"
+            f" {units.format_bytes(needed)} of text, or a smaller budget"
+        )

@@ -1,0 +1,78 @@
+"""Runs in processes of their own on this machine, as many at once as cores and memory allow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base import free_memory
+from ..base.cores import cores
+from .table import LOG
+
+_MEMORY_SHARE = 0.9  # of what is free at the start
+_PATIENCE = 60.0  # seconds for a stopped run to write its checkpoint
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    process: subprocess.Popen[bytes]
+    memory: float
+
+
+class LocalWorkers:
+    """At most `count` runs at once, each a process with as many threads as it asks for."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count or cores()
+        free = free_memory()
+        self.memory = _MEMORY_SHARE * free if free is not None else float("inf")
+        self.running: set[Path] = set()
+        self._jobs: list[_Job] = []
+
+    def has_room(self, memory: float) -> bool:
+        """Whether a run that takes `memory` bytes may start now; one always may."""
+        used = sum(job.memory for job in self._jobs)
+        return not self._jobs or (len(self._jobs) < self.count and used + memory <= self.memory)
+
+    def start(self, folder: Path, memory: float, threads: int = 1) -> None:
+        """Train the run in `folder`."""
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        with (folder / LOG).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nextword.scale.worker", str(folder)], env=environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._jobs.append(_Job(folder, process, memory))
+        self.running.add(folder)
+
+    def wait(self, seconds: float) -> dict[Path, int]:
+        """The runs that ended, with their exit codes, after at most `seconds`."""
+        end = time.monotonic() + seconds
+        while self._jobs:
+            ended = {job.folder: code for job in self._jobs if (code := job.process.poll()) is not None}
+            if ended or time.monotonic() >= end:
+                self._jobs = [job for job in self._jobs if job.folder not in ended]
+                self.running -= set(ended)
+                return ended
+            time.sleep(0.02)
+        return {}
+
+    def close(self) -> None:
+        """End every run after its step under way, with a checkpoint; those that do not end are killed."""
+        for job in self._jobs:
+            job.process.send_signal(signal.SIGINT)
+        end = time.monotonic() + _PATIENCE
+        for job in self._jobs:
+            try:
+                job.process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                job.process.kill()
+                job.process.wait()
+        self._jobs.clear()
+        self.running.clear()

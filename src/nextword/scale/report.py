@@ -1,0 +1,210 @@
+"""What a sweep found, in sentences and as plain data, and the configuration it recommends."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..base import UsageError, atomic_write, units
+from ..base.fields import finite
+from ..plan import RunConfig, optimum
+from ..plan.isoflops import Estimate, compute_at_equal_loss
+from ..spec import ModelKind
+from .cells import config_of
+from .design import short
+from .law import Forecast, KindLaw, law_json
+from .sweep import Sweep
+from .table import Row
+
+LAW, BEST = "law.json", "best.toml"
+_AHEAD = 10.0  # times the largest budget that was run: what is projected if nothing else is asked
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """The hold-out run: predicted before it was made, and measured."""
+
+    row: Row
+    predicted: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """predicted / measured - 1; NaN until it is measured."""
+        return self.predicted / self.row.loss - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether what was measured lies in the interval."""
+        return self.low <= self.row.loss <= self.high
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a sweep's finished runs say; `factors` are times the compute of `base` at an equal loss."""
+
+    laws: dict[ModelKind, KindLaw]
+    hold_out: HoldOut | None
+    base: ModelKind | None
+    loss: float
+    factors: dict[ModelKind, Estimate]
+
+
+def findings(sweep: Sweep) -> Findings:
+    """Fit what is finished."""
+    fitted = {kind: law for kind in sweep.design.kinds if (law := sweep.law(kind)) is not None}
+    sound = {kind: law for kind, law in fitted.items() if not law.problem}
+    base, loss, factors = _compared(sound) if len(sound) > 1 else (None, float("nan"), {})
+    return Findings(fitted, hold_out_of(sweep), base, loss, factors)
+
+
+def hold_out_of(sweep: Sweep) -> HoldOut | None:
+    """The hold-out run, once it is predicted."""
+    cell, predicted = sweep.hold_out, sweep.prediction
+    if cell is None or predicted is None:
+        return None
+    low, high = predicted["interval"]
+    return HoldOut(sweep.row(cell), predicted["bits_per_byte"], low, high)
+
+
+def _compared(laws: dict[ModelKind, KindLaw]) -> tuple[ModelKind, float, dict[ModelKind, Estimate]]:
+    """At the lowest loss that every kind has reached, how much more compute each takes than the best one."""
+    frontiers = {kind: law.scaling.frontier for kind, law in laws.items() if law.scaling.frontier is not None}
+    loss = max(min(one.loss for one in law.scaling.minima if not one.problem) for law in laws.values())
+    base = min(frontiers, key=lambda kind: frontiers[kind].budget_for(loss)[0])
+    others = {kind: compute_at_equal_loss(frontiers[base], frontier, loss)
+              for kind, frontier in frontiers.items() if kind != base}  # fmt: skip
+    return base, loss, others
+
+
+def projection(law: KindLaw, flops: float | None = None) -> Forecast:
+    """What `flops` reach, or ten times the largest budget that was run."""
+    return law.at(flops or float(f"{_AHEAD * law.top:.1g}"))
+
+
+def sentences(sweep: Sweep, found: Findings, flops: float | None = None) -> list[str]:
+    """The closing lines: what to train, what it reaches, and how well a run was predicted that had not been made."""
+    lines = []
+    for kind, law in found.laws.items():
+        if law.problem:
+            lines.append(f"{kind}: nothing can be predicted. {law.problem[:1].upper()}{law.problem[1:]}")
+        else:
+            lines.append(_projected(kind, projection(law, flops), law))
+    if (held := found.hold_out) is not None:
+        lines.append(_held(held))
+    for kind, factor in found.factors.items():
+        lines.append(
+            f"the {kind} needs {factor.value:.2g} times the compute of the {found.base} to reach {found.loss:.3f} bits"
+            f" a byte (95% {factor.interval.low:.2g} to {factor.interval.high:.2g})"
+        )
+    return lines
+
+
+def _projected(kind: ModelKind, forecast: Forecast, law: KindLaw) -> str:
+    what = "projected, no such run was made" if forecast.flops > law.top else "by the law"
+    low, high = forecast.interval.low, forecast.interval.high
+    around = forecast.size.interval
+    return (
+        f"{kind}, for {units.format_flops(forecast.flops)}: M {units.format_count(forecast.size.value)}"
+        f" ({units.format_count(around.low)} to {units.format_count(around.high)}) on"
+        f" {units.format_count(forecast.tokens)} tokens: {forecast.loss:.3f} bits a byte ({low:.3f} to {high:.3f}),"
+        f" {what}"
+    )
+
+
+def _held(held: HoldOut) -> str:
+    cell = held.row.cell
+    predicted = (
+        f"hold-out, {units.format_flops(cell.flops)}, M {short(cell.size)} on {units.format_count(cell.tokens)} tokens:"
+        f" predicted {held.predicted:.3f} bits a byte ({held.low:.3f} to {held.high:.3f})"
+    )
+    if held.row.status != "done":
+        return f"{predicted}; not measured yet ({held.row.status})"
+    inside = "inside" if held.inside else "outside"
+    return f"{predicted}, measured {held.row.loss:.3f}: {held.error:+.1%}, {inside} the interval"
+
+
+def assumptions(sweep: Sweep, found: Findings) -> list[str]:
+    """What the law rests on besides the runs."""
+    lines = []
+    for kind, law in found.laws.items():
+        if (rates := sweep.rate_rule(kind)) is not None:
+            shown = ", ".join(f"{best.rate:g} at M {short(best.size)}{'' if best.bracketed else ' (not bracketed)'}"
+                              for best in rates.best)  # fmt: skip
+            lines.append(f"{kind}: learning rates {shown}; ∝ M^{rates.power:.2f} beyond")
+        if law.scaling.frontier is not None and not law.problem:
+            published = optimum(law.top, "epoch")
+            lines.append(
+                f"{kind}: the published law (Besiroglu et al. 2024) has N {units.format_count(published.parameters)} at"
+                f" {law.top:.2g} FLOPs; its runs begin {1e18 / law.top:.0e} times higher"
+            )
+    return lines
+
+
+def best_config(sweep: Sweep, found: Findings, flops: float | None = None) -> RunConfig:
+    """The configuration of the best run of `flops`, for `nextword train --config`.
+
+    Default: the hold-out's FLOPs, or the largest budget of the runs. Raises UsageError where no law was found.
+    """
+    kind = found.base or next(iter(found.laws), None)
+    rates = sweep.rate_rule(kind) if kind else None
+    if kind is None or rates is None or found.laws[kind].problem:
+        raise UsageError(f"{sweep.folder}: no law to choose a configuration by; finish the sweep, or add sizes")
+    law = found.laws[kind]
+    flops = flops or (found.hold_out.row.cell.flops if found.hold_out else law.top)
+    design = replace(sweep.design, hold_out=flops)
+    cell = design.hold_out_of(kind, law.at(flops).size.value)
+    config = config_of(replace(cell, rate=rates.at(cell.size)), design, sweep.place.settings)
+    return config.with_run(threads=0, follow_load=None, checkpoint_every=None, evaluate_every=None, sample_every=None)
+
+
+def write_results(sweep: Sweep) -> Findings:
+    """Write table.csv, law.json and best.toml from the runs; returns what they say."""
+    sweep.write_table()
+    found = findings(sweep)
+    with atomic_write(sweep.folder / LAW) as file:
+        json.dump(finite(results_json(sweep, found)), file, indent=2)
+        file.write("\n")
+    with suppress(UsageError):  # no law yet
+        best_config(sweep, found).write(sweep.folder / BEST)
+    return found
+
+
+def results_json(sweep: Sweep, found: Findings, flops: float | None = None) -> dict[str, Any]:
+    """All of it as plain data. Losses in bits a byte."""
+    held = found.hold_out
+    return {
+        "folder": str(sweep.folder),
+        "units": {"loss": "bits/byte", "M": "FLOPs a token / 6", "flops": "FLOPs"},
+        "runs": [_row_json(row) for row in sweep.rows()],
+        "laws": {kind: law_json(law) for kind, law in found.laws.items()},
+        "projections": {kind: _forecast_json(projection(law, flops)) for kind, law in found.laws.items()
+                        if not law.problem},
+        "hold_out": None if held is None else {
+            "flops": held.row.cell.flops, "M": held.row.cell.size, "tokens": held.row.cell.tokens,
+            "predicted": held.predicted, "interval": [held.low, held.high], "measured": held.row.loss,
+            "error": held.error, "inside": held.inside if held.row.status == "done" else None,
+        },
+        "compute_at_equal_loss": {"than": found.base, "loss": found.loss,
+                                  "factors": {kind: asdict(factor) for kind, factor in found.factors.items()}},
+        "sentences": sentences(sweep, found, flops),
+    }  # fmt: skip
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    cell = row.cell
+    return {
+        "role": cell.role, "kind": cell.kind, "M": cell.size, "tokens": cell.tokens, "flops": cell.flops,
+        "budget": cell.budget, "steps": cell.steps, "learning_rate": cell.rate, "loss": row.loss, "status": row.status,
+        "reason": row.reason, "folder": cell.name,
+    }  # fmt: skip
+
+
+def _forecast_json(forecast: Forecast) -> dict[str, Any]:
+    return {
+        "flops": forecast.flops, "M": asdict(forecast.size), "tokens": forecast.tokens, "loss": forecast.loss,
+        "interval": asdict(forecast.interval), "fitted": asdict(forecast.fitted), "filters": forecast.filters,
+    }  # fmt: skip

@@ -1,0 +1,87 @@
+"""How long the runs of a sweep take: some steps of a few sizes are timed, and those between interpolated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..data import Dataset
+from ..spec import ModelKind
+from ..train.evaluate import MOST
+from ..train.timing import time_steps
+from .cells import config_of
+from .design import LEAST_STEPS, Cell, SweepDesign, planned, shape_of, work
+
+START_SECONDS = 3.0  # of a process: imports, the model, writing it
+_FORWARD = 1 / 3  # of the time that training takes for a token
+_SIZES = (2e4, 1e5, 5e5, 2e6)  # M
+_TOKENS = 1024  # of a step that is timed
+_SECONDS = 0.5  # of timing, for each
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A model that was timed on one thread: M, seconds a token, and seconds an update."""
+
+    kind: ModelKind
+    size: float
+    token: float
+    update: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The speed of a sweep's runs on this machine.
+
+    `together`: how many times faster the hold-out run is, which has all the cores to itself.
+    """
+
+    timed: tuple[Timed, ...]
+    workers: int = 1
+    together: float = 1.0
+    val_tokens: int = 0
+
+    def seconds(self, cell: Cell, steps: int | None = None) -> float:
+        """Seconds of a run, or of some steps of it, with its start and its evaluation."""
+        token, update = self._at(cell.kind, cell.size)
+        training = (cell.steps if steps is None else steps) * (cell.batch_tokens * token + update)
+        seconds = training + START_SECONDS + _FORWARD * token * min(self.val_tokens, MOST)
+        return seconds / self.together if cell.role == "hold-out" else seconds
+
+    def total(self, design: SweepDesign) -> float:
+        """Seconds of the whole sweep: the hold-out run has to wait for the others."""
+        times = [(cell.role, self.seconds(cell, steps)) for cell, steps in planned(design)]
+        alone = sum(seconds for role, seconds in times if role == "hold-out")
+        return (sum(seconds for _, seconds in times) - alone) / self.workers + alone
+
+    def _at(self, kind: ModelKind, size: float) -> tuple[float, float]:
+        """Seconds a token and an update, on straight lines between the logs of what was timed."""
+        points = sorted((point for point in self.timed if point.kind == kind), key=lambda point: point.size)
+        if size <= points[0].size or len(points) == 1:
+            return points[0].token * max(1.0, size / points[0].size), points[0].update
+        high = next((number for number, point in enumerate(points) if point.size >= size), len(points) - 1)
+        one, two = points[max(1, high) - 1], points[max(1, high)]
+        share = math.log(size / one.size) / math.log(two.size / one.size)
+        return one.token * (two.token / one.token) ** share, one.update * (two.update / one.update) ** share
+
+
+def measure(design: SweepDesign, data: Dataset, workers: int, log: Callable[[str], None] = lambda text: None) -> Speed:
+    """Time some steps of each kind at a few sizes."""
+    timed, together = [], 1.0
+    for kind in design.kinds:
+        specs = {spec: work(spec, design.context) for size in _SIZES
+                 for spec in [shape_of(kind, size, design.vocabulary, design.context)]}  # fmt: skip
+        log(f"timing some steps of {len(specs)} sizes of {kind}")
+        for spec, size in specs.items():
+            cell = Cell("grid", spec, size, 1.0, LEAST_STEPS, _TOKENS, 1e-3)
+            config = config_of(cell, replace(design, batch_size=max(1, _TOKENS // design.context)))
+            step = time_steps(config, torch.device("cpu"), 1, _SECONDS)
+            tokens = config.train.micro_batch * design.context
+            timed.append(Timed(kind, size, step.micro_batch / tokens, step.update))
+            if workers > 1 and kind == design.kinds[0] and size == max(specs.values()):
+                faster = time_steps(config, torch.device("cpu"), workers, _SECONDS)
+                together = max(1.0, step.step(config.train) / faster.step(config.train))
+    return Speed(tuple(timed), workers, together, data.val.tokens)
