@@ -14,7 +14,7 @@ import nextword
 from nextword.base.extras import EXTRAS
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-NEED_AN_EXTRA = ("nextword.models", "nextword.train", "nextword.evals.lm_eval_adapter")
+NEED_AN_EXTRA = ("nextword.models", "nextword.train", "nextword.scale", "nextword.evals.lm_eval_adapter")
 
 
 @pytest.fixture(scope="session")

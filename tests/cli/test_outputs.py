@@ -17,6 +17,7 @@ from nextword.cli._options import OutputPath
 INPUTS = {
     "complete json_schema", "serve api_key_file", "serve runs",
     "complete file", "next file", "eval shots_from", "eval include_path", "plan laws data", "train config",
+    "scale show folder",
     "runs list root", "data show folder", "data sample folder",
     "runs show run", "runs compare runs", "runs resume run", "runs export run", "runs forget run",
     "eval runs list path", "eval runs show path", "eval runs remove path",
@@ -69,6 +70,8 @@ LINES = {
     "plan train": ("plan", "train", "gpt2", "--plot", "{}"),
     "plan budget": ("plan", "budget", "--flops", "1e20", "--out", "{}"),
     "train": ("train", "books", "--minutes", "20", "--out", "{}"),
+    "scale": ("scale", "books", "--minutes", "20", "--out", "{}"),
+    "scale show": ("scale", "show", "sweep", "--config", "{}"),
     "runs show": ("runs", "show", "run", "--plot", "{}"),
     "runs compare": ("runs", "compare", "a", "b", "--plot", "{}"),
     "runs export": ("runs", "export", "run", "{}"),

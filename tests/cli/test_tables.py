@@ -18,7 +18,9 @@ import pytest
 import nextword
 from nextword.cli import _console, main
 from nextword.cli._table import FittingTable, plain_table
+from nextword.data import open_dataset
 from nextword.train import timing
+from sweep_folders import finished_sweep
 
 WIDE = 1000  # columns, where nothing is broken and nothing left out
 RUNS = "size,tokens,loss\n" + "".join(
@@ -54,6 +56,10 @@ VERBS = {
     "a plan of a run": (("train", "{text}", "--params", "20k", "--context", "16", "--steps", "3", "--batch-size", "4",
                          "--train-dtype", "fp32", "--set", "run.threads=1", "--dry-run"), {"train_display.print_plan"}),
     "a text": (("data", "show", "{tokens}"), {"data._print"}),
+    "a sweep's plan": (("scale", "--out", "{swept}", "--dry-run"), {"scale_display._planned"}),
+    "a sweep": (("scale", "show", "{swept}"), {"scale_display.rates", "scale_display.matrix",
+                                               "plan_isoflops._minima", "plan_isoflops._exponents",
+                                               "plan_isoflops._predictions"}),
     "the runs": (("runs", "list", "{runs}"), {"runs.list_runs"}),
     "a run": (("runs", "show", "{run}"), {"runs._print_run", "train_display.print_report"}),
     "two runs": (("runs", "compare", "{run}", "{other}"), {"runs._print_compared"}),
@@ -101,6 +107,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
                      str(folder)]  # fmt: skip
             assert main(given) == 0
         assert main(["data", "prepare", str(text), "--tokenizer", "bytes", "--out", str(root / "tokens")]) == 0
+        finished_sweep(root / "swept", open_dataset(root / "tokens"))
         patch.setattr(fitting, "fit_law", by_method(fitting.fit_law))
         patch.setattr("nextword.train.context_study.study", lambda *_, **__: study())
         patch.setattr("nextword.data.prepare_in", lambda *_, **__: None)
@@ -111,6 +118,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, reviews: P
             "csv": str(root / "fit.csv"),
             "sweep": str(root / "sweep.csv"),
             "text": str(text),
+            "swept": str(root / "swept"),
             "tokens": str(root / "tokens"),
             "cache": str(root / "cache"),
             "reviews": str(reviews),

@@ -108,6 +108,11 @@ def format_count(value: float) -> str:
     return _scaled(value, (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)), "", 1e3)
 
 
+def compact_count(value: float) -> str:
+    """For names of files and of rows: 7.24B, 135M, 65.0k, 1234."""
+    return format_count(value).replace(" ", "").replace(",", "")
+
+
 def format_bytes(value: float) -> str:
     """Decimal units: 16.06 GB, 98.36 MB, 4.00 kB, 12 bytes."""
     return _scaled(value, (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "bytes", 1.0)

@@ -10,18 +10,19 @@ from rich.console import Group
 from rich.text import Text
 
 from ..base import units
-from ..scale.create import flops_of
-from ..scale.design import EPOCHS, Cell, planned, short
-from ..scale.report import Findings, assumptions, projection, sentences
-from ..scale.table import Row
+from ..base.units import compact_count
+from ..plan import parameters
 from ._console import messages
 from ._sections import Section, line, warning
 from ._table import FittingTable, plain_table
 from .plan_isoflops import check_sections, scaling_sections
 
 if TYPE_CHECKING:
+    from ..scale.design import Cell
+    from ..scale.report import Findings
     from ..scale.speed import Speed
     from ..scale.sweep import Sweep
+    from ..scale.table import Row
     from ..spec import ModelKind
 
 _QUIET_SECONDS = 15.0  # between lines where there is no terminal
@@ -30,6 +31,9 @@ _MARKS = {"waiting": "·", "stopped": "stopped", "diverged": "diverged", "failed
 
 def plan_sections(sweep: Sweep) -> Iterator[Section]:
     """What a sweep will run, what it costs, and what it will predict."""
+    from ..scale.create import flops_of
+    from ..scale.design import EPOCHS, planned
+
     design, speed = sweep.design, sweep.speed
     for kind in design.kinds:
         yield Section(_planned(sweep, kind))
@@ -42,13 +46,13 @@ def plan_sections(sweep: Sweep) -> Iterator[Section]:
         f" {design.warmup_steps * design.batch_tokens:,} tokens, one trunk for each size"
     )
     scans = [cell for kind in design.kinds for cell in design.calibration(kind)]
-    sizes = ", ".join(dict.fromkeys(short(cell.size) for cell in scans))
+    sizes = ", ".join(dict.fromkeys(compact_count(cell.size) for cell in scans))
     yield line(f"learning rates: four or more at M {sizes}, with {design.scan_budget:.3g} FLOPs each")
     if design.hold_out:
         held = design.expected_hold_out(design.kinds[0])
         yield line(
-            f"hold-out: {held.flops:.3g} FLOPs, about M {short(held.size)} on {units.format_count(held.tokens)} tokens,"
-            " predicted before it is made"
+            f"hold-out: {held.flops:.3g} FLOPs, about M {compact_count(held.size)} on"
+            f" {units.format_count(held.tokens)} tokens, predicted before it is made"
         )
     most = max(cell.tokens for cell in cells) / design.unique_tokens
     yield line(
@@ -63,11 +67,9 @@ def _planned(sweep: Sweep, kind: ModelKind) -> FittingTable:
     """Tokens a unit of size, D/M, of every cell."""
     design = sweep.design
     table = plain_table(f"{kind}, D/M", "parameters", *(f"{budget:.3g}" for budget in design.budgets), least=((1,),))
-    from ..plan import parameters
-
     for cells in _by_size(design.grid(kind)):
         ratios = {cell.budget: f"{cell.ratio:.0f}" for cell in cells}
-        table.add_row(f"M {short(cells[0].size)}", units.format_count(parameters(cells[0].spec).total),
+        table.add_row(f"M {compact_count(cells[0].size)}", units.format_count(parameters(cells[0].spec).total),
                       *(ratios.get(budget, "") for budget in design.budgets))  # fmt: skip
     return table
 
@@ -85,7 +87,7 @@ def matrix(sweep: Sweep, kind: ModelKind) -> FittingTable:
     table = plain_table(kind, *(f"{budget:.3g}" for budget in budgets))
     for cells in _by_size(sweep.grid(kind)):
         shown = {cell.budget: _cell(sweep.row(cell)) for cell in cells}
-        table.add_row(f"M {short(cells[0].size)}", *(shown.get(budget, "") for budget in budgets))
+        table.add_row(f"M {compact_count(cells[0].size)}", *(shown.get(budget, "") for budget in budgets))
     return table
 
 
@@ -93,7 +95,7 @@ def rates(sweep: Sweep, kind: ModelKind) -> FittingTable:
     """The scans of learning rates: the loss of each."""
     table = plain_table("learning rate", "M", "bits/byte")
     for cell in sweep.rate_cells(kind):
-        table.add_row(f"{cell.rate:g}", short(cell.size), _cell(sweep.row(cell)))
+        table.add_row(f"{cell.rate:g}", compact_count(cell.size), _cell(sweep.row(cell)))
     return table
 
 
@@ -105,6 +107,8 @@ def _cell(row: Row) -> str:
 
 def result_sections(sweep: Sweep, found: Findings, flops: float | None = None) -> Iterator[Section]:
     """What a sweep's finished runs say."""
+    from ..scale.report import assumptions, projection, sentences
+
     for kind in sweep.design.kinds:
         yield Section(rates(sweep, kind))
         yield line("")
@@ -179,12 +183,15 @@ class SweepDisplay:
                 parts.append(matrix(self.sweep, kind))
         held = next((row for row in rows if row.cell.role == "hold-out"), None)
         if held is not None:
-            parts.append(Text(f"hold-out, M {short(held.cell.size)}, {held.cell.flops:.3g} FLOPs: {_cell(held)}"))
+            what = f"hold-out, M {compact_count(held.cell.size)}, {held.cell.flops:.3g} FLOPs"
+            parts.append(Text(f"{what}: {_cell(held)}"))
         return Group(*parts, Text(self._progress(rows), style="dim"))
 
 
 def seconds_left(sweep: Sweep) -> float:
     """Seconds that the rest of a sweep takes, by what was timed before it."""
+    from ..scale.design import trained_steps
+
     speed, design = sweep.speed, sweep.design
     if speed is None:
         return float("nan")
@@ -192,9 +199,8 @@ def seconds_left(sweep: Sweep) -> float:
     shared = alone = 0.0
     for kind in design.kinds:
         scanned = sweep.rate_rule(kind) is not None
-        steps = dict(planned_steps(sweep, kind))
-        for cell in sweep.grid(kind):
-            shared += speed.seconds(cell, steps[cell.name]) * (1 - rows[cell.name].share)
+        for cell, steps in trained_steps(sweep.grid(kind)):
+            shared += speed.seconds(cell, steps) * (1 - rows[cell.name].share)
         if not scanned:
             shared += sum(speed.seconds(row.cell) * (1 - row.share) for row in rows.values()
                           if row.cell.role == "rate" and row.cell.kind == kind)  # fmt: skip
@@ -210,10 +216,3 @@ def _pace(speed: Speed, rows: Iterable[Row]) -> float:
     done = [row for row in rows if row.status == "done"]
     planned = sum(speed.seconds(row.cell) for row in done)
     return sum(row.seconds for row in done) / planned if done else 1.0
-
-
-def planned_steps(sweep: Sweep, kind: ModelKind) -> list[tuple[str, int]]:
-    """The steps that each cell of a grid adds to its size's trunk, by name."""
-    from ..scale.design import trained_steps
-
-    return [(cell.name, steps) for cell, steps in trained_steps(sweep.grid(kind))]

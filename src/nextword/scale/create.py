@@ -21,7 +21,7 @@ from ..train.peak import measured_peak
 from ..train.planning import FIRST_SHARE, Machine
 from ..train.timing import amp_is_faster
 from .cells import Place
-from .design import LEAST_STEPS, SweepDesign, check_text, plan_design, planned
+from .design import FEWEST_SIZES, LEAST_STEPS, SweepDesign, check_text, plan_design, planned
 from .speed import measure
 from .sweep import Sweep
 
@@ -51,6 +51,11 @@ def new_sweep(
     request: Request, sources: Sequence[str], folder: Path, cache: Path, workers: int = 0, log: Log = lambda text: None
 ) -> tuple[Sweep, Machine]:
     """Plan a sweep. Nothing is written into `folder`. Raises UsageError for too little text or budget."""
+    if 0 < len(request.sizes) < FEWEST_SIZES:
+        raise UsageError(
+            f"--sizes has {len(request.sizes)}: a budget's best size lies between others, so a law takes at least"
+            f" {FEWEST_SIZES}"
+        )
     workers = workers or cores()
     machine = this_machine(cache)
     guess = request.flops or FIRST_SHARE * machine.device.peak_fp32 * 60 * (request.minutes or 0.0)

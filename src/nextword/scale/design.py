@@ -24,7 +24,7 @@ EPOCHS = 4  # most passes over the text: more would mix the law of repeated data
 LEAST_RATIO, MOST_RATIO = 3.0, 300.0  # tokens over M: the law's form is wrong far from the optimum
 DECAY = 0.2  # share of a run's steps (Hägele et al. 2024, 2405.18392)
 HOLD_OUT = 4.0  # times the top budget
-FEWEST_CELLS = 6
+FEWEST_CELLS, FEWEST_SIZES = 6, 3
 LEAST_STEPS = 1000  # in shorter runs the loss follows the number of updates, not a power law
 _SCAN_SHARE = 0.5  # of the lowest budget, for a run of the scans of learning rates
 RATES = 5  # runs of a scan of learning rates, about
@@ -82,7 +82,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        name = f"{self.kind}-{short(self.size)}-{self.budget:.3g}"
+        name = f"{self.kind}-{units.compact_count(self.size)}-{self.budget:.3g}"
         return name + {"rate": f"-rate-{self.rate:g}", "grid": "", "hold-out": "-hold-out"}[self.role]
 
 
@@ -178,11 +178,6 @@ class SweepDesign:
         return math.log(cell.size / self.expected(cell.budget).parameters)
 
 
-def short(size: float) -> str:
-    """A size in a few characters: 85.2k."""
-    return units.format_count(size).replace(" ", "").replace(",", "")
-
-
 @cache
 def work(spec: ModelSpec, context: int) -> float:
     """M: exact training FLOPs a token / 6."""
@@ -258,8 +253,8 @@ def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] 
     least_tokens = budgets[0] / (6 * _REACH * low)  # of the largest useful model of the lowest budget
     batch = max(1, _batch_tokens(budgets[0], least_tokens, base.least_steps) // base.context)
     design = replace(base, sizes=chosen, budgets=budgets, hold_out=HOLD_OUT * top, batch_size=batch)
-    cells = sorted({cell.size for cell in design.grid(design.kinds[0])})
-    scanned = tuple(cells[:3:2] if len(cells) > 2 else cells)  # twice apart
+    lowest = sorted(cell.size for cell in design.grid(design.kinds[0]) if cell.budget == budgets[0])
+    scanned = tuple(dict.fromkeys((*lowest[:1], *lowest[:4][-1:])))  # up to three times apart
     return replace(design, warmup_steps=_warmup(design), scanned=scanned, scan_budget=budgets[0] * _SCAN_SHARE)
 
 

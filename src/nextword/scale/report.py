@@ -13,7 +13,6 @@ from ..plan import RunConfig, optimum
 from ..plan.isoflops import Estimate, compute_at_equal_loss
 from ..spec import ModelKind
 from .cells import config_of
-from .design import short
 from .law import Forecast, KindLaw, law_json
 from .sweep import Sweep
 from .table import Row
@@ -118,8 +117,8 @@ def _projected(kind: ModelKind, forecast: Forecast, law: KindLaw) -> str:
 def _held(held: HoldOut) -> str:
     cell = held.row.cell
     predicted = (
-        f"hold-out, {units.format_flops(cell.flops)}, M {short(cell.size)} on {units.format_count(cell.tokens)} tokens:"
-        f" predicted {held.predicted:.3f} bits a byte ({held.low:.3f} to {held.high:.3f})"
+        f"hold-out, {units.format_flops(cell.flops)}, M {units.compact_count(cell.size)} on"
+        f" {units.format_count(cell.tokens)} tokens: predicted {held.predicted:.3f} bits a byte ({held.low:.3f} to {held.high:.3f})"
     )
     if held.row.status != "done":
         return f"{predicted}; not measured yet ({held.row.status})"
@@ -132,8 +131,10 @@ def assumptions(sweep: Sweep, found: Findings) -> list[str]:
     lines = []
     for kind, law in found.laws.items():
         if (rates := sweep.rate_rule(kind)) is not None:
-            shown = ", ".join(f"{best.rate:g} at M {short(best.size)}{'' if best.bracketed else ' (not bracketed)'}"
-                              for best in rates.best)  # fmt: skip
+            shown = ", ".join(
+                f"{best.rate:g} at M {units.compact_count(best.size)}{'' if best.bracketed else ' (not bracketed)'}"
+                for best in rates.best
+            )
             lines.append(f"{kind}: learning rates {shown}; ∝ M^{rates.power:.2f} beyond")
         if law.scaling.frontier is not None and not law.problem:
             published = optimum(law.top, "epoch")

@@ -78,10 +78,10 @@ def measure(design: SweepDesign, data: Dataset, workers: int, log: Callable[[str
         for spec, size in specs.items():
             cell = Cell("grid", spec, size, 1.0, LEAST_STEPS, _TOKENS, 1e-3)
             config = config_of(cell, replace(design, batch_size=max(1, _TOKENS // design.context)))
-            step = time_steps(config, torch.device("cpu"), 1, _SECONDS)
+            step = time_steps(config, torch.device("cpu"), 1, seconds=_SECONDS)
             tokens = config.train.micro_batch * design.context
             timed.append(Timed(kind, size, step.micro_batch / tokens, step.update))
             if workers > 1 and kind == design.kinds[0] and size == max(specs.values()):
-                faster = time_steps(config, torch.device("cpu"), workers, _SECONDS)
+                faster = time_steps(config, torch.device("cpu"), workers, seconds=_SECONDS)
                 together = max(1.0, step.step(config.train) / faster.step(config.train))
     return Speed(tuple(timed), workers, together, data.val.tokens)

@@ -11,7 +11,7 @@ import torch
 
 from ..base import UsageError, check_writable, free_memory
 from ..base.fields import FieldError
-from ..base.units import format_count
+from ..base.units import compact_count
 from ..data import (
     Dataset,
     Sources,
@@ -262,8 +262,7 @@ def ways_to_shrink(config: RunConfig) -> str:
 
 def default_folder(config: RunConfig, root: Path = RUNS) -> Path:
     """runs/transformer-1.2M, with -2, -3 … appended if taken."""
-    size = format_count(parameters(config.spec).total).replace(" ", "").replace(",", "")
-    return free_name(root / f"{config.spec.kind}-{size}")
+    return free_name(root / f"{config.spec.kind}-{compact_count(parameters(config.spec).total)}")
 
 
 # ---- an interrupted run
