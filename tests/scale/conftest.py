@@ -1,10 +1,9 @@
-"""A sweep small enough for a test, and workers that make its runs in the tests' own process."""
+"""A sweep small enough for a test."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,40 +14,10 @@ from nextword.plan.run_config import DataConfig
 from nextword.scale.cells import Place
 from nextword.scale.design import SweepDesign
 from nextword.scale.sweep import Sweep
-from nextword.scale.worker import train_cell
-from nextword.train.callbacks import Callbacks
 from nextword.train.planning import Machine
 
 WORDS = "the a king queen went to of and in castle river stone old young night day saw spoke gave took".split()  # noqa: SIM905
 SETTINGS = DataConfig(vocabulary=300)
-
-
-@dataclass
-class Here:
-    """Makes each run at once, in this process. `started` has their folders in order."""
-
-    count: int = 1
-    running: set[Path] = field(default_factory=set)
-    started: list[Path] = field(default_factory=list)
-    before: Callable[[Path], None] = lambda folder: None
-    broken: Callable[[Path], bool] = lambda folder: False
-
-    def has_room(self, memory: float) -> bool:
-        return not self.running
-
-    def start(self, folder: Path, memory: float, threads: int) -> None:
-        self.before(folder)
-        self.started.append(folder)
-        self.running.add(folder)
-
-    def wait(self, seconds: float) -> dict[Path, int]:
-        ended = {folder: 0 if not self.broken(folder) and train_cell(folder, Callbacks()) else 1
-                 for folder in self.running}  # fmt: skip
-        self.running.clear()
-        return ended
-
-    def close(self) -> None:
-        self.running.clear()
 
 
 @pytest.fixture(scope="session")

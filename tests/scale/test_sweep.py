@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from in_process import Here
 from safetensors.numpy import load_file
 
-from conftest import Here
 from nextword.base import UsageError
 from nextword.data import Dataset
 from nextword.plan import RunConfig, Runs, read_runs

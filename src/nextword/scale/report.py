@@ -118,7 +118,8 @@ def _held(held: HoldOut) -> str:
     cell = held.row.cell
     predicted = (
         f"hold-out, {units.format_flops(cell.flops)}, M {units.compact_count(cell.size)} on"
-        f" {units.format_count(cell.tokens)} tokens: predicted {held.predicted:.3f} bits a byte ({held.low:.3f} to {held.high:.3f})"
+        f" {units.format_count(cell.tokens)} tokens: predicted {held.predicted:.3f} bits a byte"
+        f" ({held.low:.3f} to {held.high:.3f})"
     )
     if held.row.status != "done":
         return f"{predicted}; not measured yet ({held.row.status})"
