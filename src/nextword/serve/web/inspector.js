@@ -136,7 +136,7 @@ export class Inspector {
     const outside = next.vocabulary - listed.length;
     this.scale = h("span", {});
     this.facts = h("tbody");
-    this.formula = h("div", { class: "formula" });
+    this.formula = h("div", { class: "softmax" });
     const list = h("ol", { class: "bars", "aria-label": "Alternatives, the likeliest first" }, this.rows.map(({ element }) => element));
     fill(this.body,
       h("div", { class: "bar-row heads", "aria-hidden": "true" }, h("span", {}, "token"), this.scale, h("span", {}, "model"), h("span", {}, "now")),
@@ -145,7 +145,7 @@ export class Inspector {
         h("span", { class: "track" }, this.others.ghost, this.others.bar), this.others.own, this.others.now),
       next.top.length > FEW && h("button", { class: "quiet more", type: "button", onclick: () => { this.all = !this.all; this.build(); } },
         this.all ? `Show ${FEW}` : `Show all ${next.top.length}`),
-      h("table", { class: "facts" },
+      h("table", { class: "amounts" },
         h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col" }, "model"), h("th", { scope: "col" }, "now"))), this.facts),
       this.formula);
     this.paint();
