@@ -167,7 +167,7 @@ def test_a_view_that_is_left_while_it_loads_stays_left(open_page: Any, playgroun
     page = open_page(playground, "#chat")
     page.get_by_label("Your message").wait_for()
     held = []
-    page.route("**/v1/tasks", held.append)
+    page.route("**/v1/tasks", lambda route: held.append(route))
     page.get_by_role("link", name="Prompt").click()
     page.get_by_text("Reading the tasks").wait_for()
     page.get_by_role("link", name="Chat").click()

@@ -290,7 +290,8 @@ class Prompt {
       noTemplate && h("button", { type: "button", onclick: () => this.change({ chat: null }) }, "Use plain text"),
       error.status === 0 && h("button", { type: "button", onclick: () => this.run() }, "Try again"));
     for (const { body } of this.frames) {
-      if (body.querySelector(".hint")) fill(body, h("p", { class: "hint" }, atTemplate ? "Waiting for a template that can be filled." : "No answer."));
+      fill(body, h("p", { class: "hint" }, atTemplate ? "Waiting for a template that can be filled." : "No answer."));
+      body.removeAttribute("aria-busy");
     }
   }
 }
