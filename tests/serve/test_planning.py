@@ -53,6 +53,16 @@ def test_the_answer_is_what_the_command_prints(question: dict[str, Any], capsys:
     assert json.loads(run(capsys, *words, "--json")[1]) == answer["plan"]
 
 
+def test_charts_show_the_plan() -> None:
+    train = ask(question="train", model="gpt2", devices="rtx4090")
+    bar, *_ = train["charts"]["memory"]["layer"]
+    assert sum(row["gb"] for row in bar["data"]["values"]) == pytest.approx(train["plan"]["memory"]["total"] / 1e9)
+    surface = ask(question="budget", flops=1e21)["charts"]["surface"]
+    laws = next(param["value"] for param in surface["params"] if param["name"] == "laws")
+    assert laws == [optimum["law"] for optimum in ask(question="budget", flops=1e21)["plan"]["optima"]]
+    assert set(ask(question="fit", model="gpt2")["charts"]) == {"remedies"}
+
+
 def test_a_whole_shape_is_planned_as_it_is() -> None:
     spec = plan.shape_for(1e8)
     answer = ask(question="train", spec=spec.to_dict(), micro_batch=2, context=256)

@@ -75,7 +75,7 @@ export function memoryBar(memory, devices, { legend = true } = {}) {
   }
   const rows = rowsOf([...sizes.keys()].map((size) => size / widest));
   const lines = [...sizes].map(([size, names], at) => h("div", {
-    class: `line${size > widest * 0.6 ? " left" : ""}`, style: { left: share(size), "--row": rows[at] },
+    class: `line${size > widest * 0.6 ? " left" : ""}`, style: { left: share(size), "--row": rows[at], "--narrow-row": at },
     "aria-hidden": "true",
   }, h("span", {}, `${names.join(", ")} ${bytes(size)}`)));
   const parts = memory.parts.filter((part) => part.value > 0);
@@ -84,7 +84,7 @@ export function memoryBar(memory, devices, { legend = true } = {}) {
     "aria-label": `${part.name}: ${bytes(part.value)}`, title: `${part.name}: ${bytes(part.value)}`,
     onclick: (event) => open(event.currentTarget, part),
   })));
-  return h("figure", { class: "memory", style: { "--rows": Math.max(...rows) + 1 } },
+  return h("figure", { class: "memory", style: { "--rows": Math.max(...rows) + 1, "--narrow-rows": rows.length } },
     h("div", { class: "plot" }, lines, bar),
     legend && h("ul", { class: "parts" }, parts.map((part) => h("li", {},
       h("i", { class: "swatch", data: { part: part.name } }),

@@ -24,7 +24,8 @@ const KINDS = ["transformer", "rnn", "gru", "lstm"];
 
 /** A text field: its name in the body and the link, its label, and an example shown while it is empty. */
 const text = (name, label, placeholder, hint, wide = false) => ({ name, label, placeholder, hint, wide });
-const choice = (name, label, options, hint) => ({ name, label, options, hint });
+/** A choice; `empty` is what its option "" is called. */
+const choice = (name, label, options, hint, empty = "default") => ({ name, label, options, hint, empty });
 
 const SETUP = [
   text("micro_batch", "Sequences at a time", "1", "per device"),
@@ -32,7 +33,7 @@ const SETUP = [
 ];
 const SETUP_MORE = (names) => [
   choice("optimizer", "Optimizer", OPTIMIZERS),
-  choice("train_dtype", "Precision", ["", ...PRECISIONS], "mixed: bf16 with float32 master weights"),
+  choice("train_dtype", "Precision", ["", ...PRECISIONS], "mixed: bf16 with float32 master weights", "by the device"),
   choice("recompute", "Recompute", ["none", "selective", "full"], "activations in the backward pass"),
   choice("attention", "Attention", ["flash", "plain"]),
   choice("loss", "Loss", ["whole", "chunked"], "chunked never holds all logits"),
@@ -46,10 +47,10 @@ const ONE_KIND = text("devices", "Devices", "h100", "8xh100, this, or NAME=24GB,
 /** The fields of a question, and those shown on demand. */
 function fieldsOf(question, names) {
   if (question === "inference") return [[
-    text("devices", "Devices", "rtx4090,a100,h100", "separated by commas; `this` machine is measured", true),
+    text("devices", "Devices", "rtx4090,a100,h100", "separated by commas; “this” machine is measured", true),
     text("context", "Context", "the model's", "tokens"),
     text("batch_size", "Sequences at a time", "1"),
-    choice("dtype", "Weights", ["", ...names.dtypes], "empty: as stored, else bf16"),
+    choice("dtype", "Weights", ["", ...names.dtypes], null, "as stored"),
     choice("kv_dtype", "Keys and values", ["bf16", ...names.dtypes.filter((type) => type !== "bf16")]),
   ], []];
   if (question === "train") return [[
@@ -149,17 +150,17 @@ class Plan {
       name: () => [h("div", { class: "fields one" }, this.field({ ...text("name", "Model", "llama-3-8b"), list: this.names.models, value: this.name })) ],
       size: () => [h("div", { class: "fields" }, this.field(text("params", "Parameters", "1B", "1B, 350M, 7e9")), this.field(choice("arch", "Architecture", KINDS)))],
       shape: () => [h("div", { class: "fields" }, SHAPE.map(([name, label, value]) => this.field(text(name, label, String(value)))),
-        this.field(choice("tied", "Output head", ["", "tied"], "tied: the embedding's matrix")))],
+        this.field(choice("tied", "Output head", ["", "tied"], "tied: the embedding's matrix", "of its own")))],
     }[by]();
     return h("div", { class: "model-by" }, this.radios("How the model is given", "by", { name: "By name", size: "By size", shape: "By shape" }, by), body);
   }
 
-  field({ name, label, placeholder, options, hint, list, value, wide }) {
+  field({ name, label, placeholder, options, empty, hint, list, value, wide }) {
     const id = `plan-${name}`;
     const own = value ?? this.app.state[name] ?? "";
     const changed = (event) => this.set({ [name]: event.currentTarget.value.trim() === options?.[0] ? null : event.currentTarget.value.trim() });
     const control = options
-      ? h("select", { id, onchange: changed }, options.map((option) => h("option", { value: option, selected: option === (own || options[0]) }, option || "default")))
+      ? h("select", { id, onchange: changed }, options.map((option) => h("option", { value: option, selected: option === (own || options[0]) }, option || empty)))
       : h("input", {
         id, value: own, placeholder, autocomplete: "off", spellcheck: "false", maxlength: 200, oninput: changed,
         list: list && `${id}-list`, "aria-describedby": hint && `${id}-hint`,
@@ -387,8 +388,9 @@ function budget(plan, charts) {
       `${count(flat.smallest)} to ${count(flat.largest)} parameters are within ${grouped(100 * flat.tolerance, 1)}% of that loss; half the size costs ${grouped(100 * flat.half_costs, 2)}%, double ${grouped(100 * flat.double_costs, 2)}%.`)),
     surface && panel(capital(charts.surface.title.text), h("p", { class: "hint" }, charts.surface.title.subtitle), surface),
     [["The best for the available tokens", plan.limited], ["Cheapest for training and use together", plan.aware]].map(([title, part]) => part && panel(title,
-      facts(["parameters", count(part.parameters)], ["tokens", count(part.tokens)], ["loss", grouped(part.loss, 3)]),
-      h("p", { class: "row tight" }, part.figures.map((each) => figure(each, `${each.name}: ${quantity(each.value, each.unit)}`))))),
+      facts(...Object.entries({
+        parameters: count(part.parameters), tokens: count(part.tokens), ...Object.fromEntries(part.figures.map((each) => [each.name, figure(each)])),
+      })))),
     concrete.model && panel("A model that can be built", concreteModel(plan), concrete.memory && memoryBar(concrete.memory, [plan.device])),
   ];
 }
