@@ -12,6 +12,7 @@ import pytest
 
 import vega_lite
 from nextword.base import UsageError
+from nextword.base.distributions import student_quantile
 from nextword.plan import Law, Optima, Runs, optimum, read_runs, read_table
 from nextword.plan.isoflops import (
     cells,
@@ -133,7 +134,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     true, best = law.beta / (law.alpha + law.beta), optimum(ahead, law)
     counted = np.zeros(3)
     for seed in range(200):
-        found = isoflops(sweep(law, noise=noise, seed=seed))
+        found = isoflops(sweep(law, noise=noise, seed=seed), bootstrap=500)
         assert found.frontier is not None
         measured = best.loss * math.exp(np.random.default_rng(1000 + seed).normal(0, noise))
         within = [optimum(each.flops, law).loss in each.loss_interval for each in found.minima]
@@ -143,6 +144,21 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.90 <= exponent <= 0.98
     assert 0.90 <= minima <= 0.98
     assert loss >= 0.93  # E's range is in it
+
+
+@pytest.mark.parametrize("budgets", [3, 4, 8])
+def test_the_interval_of_a_line_through_optima_is_students(budgets: int) -> None:
+    """What the bootstrap draws is Student's t of least squares, for few budgets too."""
+    draw, flops = np.random.default_rng(0), 1e18 * 2.0 ** np.arange(budgets)
+    sizes = 1e8 * (flops / 1e18) ** 0.5 * np.exp(draw.normal(0, 0.1, budgets))
+    x, y = np.log(flops) - np.log(flops).mean(), np.log(sizes)
+    slope = x @ y / (x @ x)
+    residuals = y - y.mean() - slope * x
+    error = math.sqrt(residuals @ residuals / (budgets - 2) / (x @ x))
+    found = scaling_of_optima(Optima(tuple(flops), {"N": tuple(sizes)}), bootstrap=20_000).powers["N"].estimate
+    reach = student_quantile(0.975, budgets - 2) * error
+    assert found.value == pytest.approx(slope)
+    assert (found.interval.low, found.interval.high) == pytest.approx((slope - reach, slope + reach), abs=0.05 * reach)
 
 
 def test_exponents_of_m_and_d_sum_to_one_and_every_count_has_its_own() -> None:

@@ -52,7 +52,7 @@ class Range(click.ParamType[tuple[float, float]]):
     "--drop-highest", type=WholeNumber(0, 1 << 24), default=0, metavar="N", help="Leave out the N highest losses."
 )
 @click.option("--bootstrap", type=WholeNumber(0, 5000), default=200, show_default=True, metavar="N",
-              help="Bootstrap fits for the intervals.")  # fmt: skip
+              help="Bootstrap fits of a law for its intervals; ten times as many of parabolas and lines.")  # fmt: skip
 @click.option("--seed", type=WholeNumber(0, 1 << 32), default=0, show_default=True, metavar="N",
               help="Seed of the bootstrap.")  # fmt: skip
 @click.option("--at", "budgets", type=FLOPS, multiple=True, metavar="C", help="Budgets to predict for. Repeatable.")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..plan.isoflops import Estimate, Frontier
 
 _QUIET_SECONDS = 5.0  # between progress lines
+_LINES = 10  # times as many bootstrap fits of parabolas and lines, which take no search
 _SYMBOLS = {"E": "E", "A": "A", "B": "B", "alpha": "α", "beta": "β", "a": "a = β/(α+β)"}
 _METHODS = {"huber": "Huber loss of log-sum-exp", "nnls": "non-negative least squares and a search of α, β"}
 _EXPLAINED = (
@@ -111,7 +112,7 @@ def _answer(table: Runs | Optima, asked: Asked) -> Answer:
 def _of_optima(optima: Optima, asked: Asked) -> Answer:
     from ..plan.isoflops import scaling_of_optima
 
-    found = scaling_of_optima(optima, asked.irreducible, bootstrap=asked.bootstrap, seed=asked.seed)
+    found = scaling_of_optima(optima, asked.irreducible, bootstrap=_LINES * asked.bootstrap, seed=asked.seed)
     at = asked.at(optima.flops)
     result = {"optima": len(optima), "isoflops": found, "predictions": [found.predict(budget) for budget in at]}
     heading = line(f"optima of {len(optima)} budgets, a row each", "bold")
@@ -124,9 +125,10 @@ def _of_sweep(runs: Runs, asked: Asked) -> Answer:
     from ..plan.isoflops import cells, isoflops
     from ..plan.sweep_checks import check
 
-    found = isoflops(runs, asked.irreducible, bootstrap=asked.bootstrap, seed=asked.seed)
+    draws = _LINES * asked.bootstrap
+    found = isoflops(runs, asked.irreducible, bootstrap=draws, seed=asked.seed)
     at = asked.at(runs.flops)
-    checks = check(runs, at[-1], asked.irreducible, bootstrap=asked.bootstrap, seed=asked.seed)
+    checks = check(runs, at[-1], asked.irreducible, bootstrap=draws, seed=asked.seed)
     usable = runs.take(cells(runs))
     what = (
         f"law of {len(usable)} of {len(runs)} runs, those with 3 to 300 tokens a parameter and within 10% of their"

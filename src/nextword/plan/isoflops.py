@@ -246,7 +246,7 @@ def isoflops(
     irreducible: tuple[float, float] | None = None,
     *,
     window: float = WINDOW,
-    bootstrap: int = 200,
+    bootstrap: int = 2000,
     seed: int = 0,
 ) -> Scaling:
     """Minima of every budget, their powers of C, and the frontier with E held in `irreducible` (default: IRREDUCIBLE).
@@ -277,7 +277,7 @@ def compute_at_equal_loss(frontier: Frontier, other: Frontier, loss: float) -> E
 
 
 def scaling_of_optima(
-    optima: Optima, irreducible: tuple[float, float] | None = None, *, bootstrap: int = 200, seed: int = 0
+    optima: Optima, irreducible: tuple[float, float] | None = None, *, bootstrap: int = 2000, seed: int = 0
 ) -> Scaling:
     """The powers of C that a table of optima follows, and its frontier if it has losses.
 

@@ -60,13 +60,13 @@ class Checks:
     transient: Transient | None
 
 
-def check(runs: Runs, budget: float, irreducible: _Range = None, *, bootstrap: int = 200, seed: int = 0) -> Checks:
+def check(runs: Runs, budget: float, irreducible: _Range = None, *, bootstrap: int = 2000, seed: int = 0) -> Checks:
     """Check the law of `runs`; a transient is looked for where scipy is installed."""
     lasting = transient(runs) if installed("scipy") else None
     return Checks(left_out(runs, irreducible, bootstrap, seed), budget, by_filter(runs, budget, irreducible), lasting)
 
 
-def left_out(runs: Runs, irreducible: _Range = None, bootstrap: int = 200, seed: int = 0) -> LeftOut | None:
+def left_out(runs: Runs, irreducible: _Range = None, bootstrap: int = 2000, seed: int = 0) -> LeftOut | None:
     """The largest budget predicted from the others; None if it has no minimum or the others no frontier."""
     smaller = rows_of(budgets(runs)[:-1])
     measured = isoflops(runs, irreducible, bootstrap=0).minima[-1]
