@@ -117,11 +117,15 @@ def test_samples_by_step_are_text_and_nothing_else(open_page: Any, server: Serve
     page.get_by_text("step 5").wait_for()
 
 
-def test_a_runs_model_completes(open_page: Any, server: Server, root: Path, tiny_model: Callable[..., Path]) -> None:
+def test_a_runs_model_completes_as_soon_as_it_is_there(
+    open_page: Any, server: Server, root: Path, tiny_model: Callable[..., Path]
+) -> None:
     run = finished(root / "mine")
+    page = open_page(server, "#runs")
+    page.get_by_text("Its folder has no model").wait_for()
     for file in tiny_model("gru").iterdir():
         shutil.copy(file, run)
-    page = open_page(server, "#runs")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.get_by_role("link", name="Complete with it").click()
     until(page, "location.hash.startsWith('#complete') && document.querySelector('#model').value === 'runs/mine'")
 

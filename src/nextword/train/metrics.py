@@ -66,6 +66,8 @@ def row_of(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict):
         return None
+    if b"nan" not in line and b"inf" not in line:
+        return values
     return {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in values.items()}
 
 

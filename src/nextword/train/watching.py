@@ -72,7 +72,7 @@ class Evaluation(NamedTuple):
     seconds: float
     nats_per_token: float
     bits_per_byte: float
-    error: float | None  # standard error of nats_per_token
+    error: float  # standard error of nats_per_token; NaN: unknown
 
 
 @dataclass
@@ -102,7 +102,7 @@ def curve_of(folder: Path, after: str = "") -> Curve:
         status = os.fstat(file.fileno())
         offset, begun = _parsed(after, status.st_ino, status.st_size)
         file.seek(offset)
-        curve, evaluations = Curve(whole=begun is _START), {}
+        curve, evaluations, latest = Curve(whole=begun is _START), {}, {}
         for line in file:
             if not line.endswith(b"\n"):
                 break
@@ -121,9 +121,10 @@ def curve_of(folder: Path, after: str = "") -> Curve:
                 if row.get("action"):
                     curve.rejected.append(rejection(row))
                 _append(curve.points, begun, step, row)
-                curve.latest = {name: row[name] for name in _LATEST if name in row}
+                latest = row
     places = {point.step + 1: point for point in (_START, begun, *curve.points)}
     curve.evaluations = [_evaluation(places[step], evaluations[step]) for step in sorted(evaluations) if step in places]
+    curve.latest = {name: latest[name] for name in _LATEST if name in latest}
     last = curve.points[-1] if curve.points else begun
     curve.place = f"{status.st_ino}_{offset}_{last.step}_{last.tokens}_{last.seconds!r}"
     return curve
@@ -151,20 +152,19 @@ def _append(points: list[Point], begun: Point, step: int, row: dict[str, Any]) -
     while points and points[-1].step >= step:
         points.pop()
     last = points[-1] if points else begun
-    tokens, seconds = (value if math.isfinite(value := number(row, name)) else 0 for name in ("tokens", "seconds"))
-    points.append(Point(step, last.tokens + int(tokens), last.seconds + seconds, number(row, "loss")))
+    tokens, seconds = number(row, "tokens", 0), number(row, "seconds", 0)
+    points.append(Point(step, last.tokens + int(tokens), last.seconds + seconds, number(row, "loss", math.nan)))
 
 
 def _evaluation(at: Point, val: dict[str, Any]) -> Evaluation:
-    error = number(val, "error")
-    nats, bits = number(val, "nats_per_token"), number(val, "bits_per_byte")
-    return Evaluation(at.step + 1, at.tokens, at.seconds, nats, bits, error if math.isfinite(error) else None)
+    nats, bits = number(val, "nats_per_token", math.nan), number(val, "bits_per_byte", math.nan)
+    return Evaluation(at.step + 1, at.tokens, at.seconds, nats, bits, number(val, "error", math.nan))
 
 
-def number(row: Mapping[str, Any], name: str) -> float:
-    """A number of a row; NaN if it is none."""
+def number(row: Mapping[str, Any], name: str, default: float) -> float:
+    """A finite number of a row; `default` if it is none."""
     value = row.get(name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else default
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:

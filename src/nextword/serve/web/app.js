@@ -13,6 +13,7 @@
  * @property {(view: string, state?: Object<string, any>) => string} link the link of a state, for an href
  * @property {import("./api.js").Api} api `json(path, body, {signal})`, `events(path, body, {signal})`
  * @property {string[]} models that the server lists
+ * @property {() => Promise<void>} reloadModels ask for them again: a training run may have finished
  * @property {string} model the chosen one: `state.model` if it is listed, else the first
  * @property {"light"|"dark"} theme
  * @property {(listener: () => void) => void} onTheme
@@ -208,6 +209,7 @@ const app = {
   link,
   api: new Api(askKey),
   get models() { return models; },
+  reloadModels: loadModels,
   get model() { return models.includes(state.model) ? state.model : models[0] ?? ""; },
   get theme() { return theme(); },
   onTheme: (listener) => current.onTheme.push(listener),

@@ -80,6 +80,7 @@ class Runs {
       const { runs, folder, left_out: leftOut } = await this.app.api.json("/v1/runs", undefined, { signal: stop.signal });
       Object.assign(this, { rows: runs.sort((a, b) => Boolean(a.problem) - Boolean(b.problem)), folder, leftOut });
       await Promise.all(this.chosen.map((name) => this.follow(name, stop.signal)));
+      if (runs.some((row) => row.model && !this.app.models.includes(row.model))) await this.app.reloadModels();
       if (stop.signal.aborted) return;
       fill(this.trouble);
       this.draw();
@@ -104,7 +105,7 @@ class Runs {
     const known = this.known.get(name);
     if (row.problem) return;
     const same = known && known.state === row.state && known.step === row.step && known.steps === row.steps && row.state !== "running";
-    if (same) return;
+    if (same) return void Object.assign(known, row);
     const after = known?.place && known.points.length < MOST_POINTS ? `?after=${encodeURIComponent(known.place)}` : "";
     const path = `/v1/runs/${encodeURIComponent(name)}`;
     const run = await this.app.api.json(path + after, undefined, { signal });
