@@ -186,15 +186,15 @@ export class Inspector {
     for (const row of [...this.rows, this.others]) {
       row.bar.style.setProperty("transform", `scaleX(${row.p / full})`);
       row.ghost.style.setProperty("transform", `scaleX(${row.q / full})`);
-      row.own.textContent = percent(row.q);
-      row.now.textContent = row.p > 0 ? percent(row.p) : "–";
+      write(row.own, percent(row.q));
+      write(row.now, row.p > 0 ? percent(row.p) : "–");
       if (!row.item) continue;
       row.button.classList.toggle("cut", row.p === 0);
       const choice = row.item.token.id === chosen?.id ? "it came here" : this.shown.canChoose ? "branch here" : "";
       row.button.setAttribute("aria-label",
         `${visible(row.item.token)}: ${percent(row.q)} by the model, ${row.p > 0 ? percent(row.p) : "cut"} at these settings; ${choice}`);
     }
-    this.scale.textContent = `full width: ${100 * full}%`;
+    write(this.scale, `full width: ${100 * full}%`);
     const fact = (name, model, value) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, model), h("td", {}, value));
     fill(this.facts,
       fact("entropy", `${own.bits.toFixed(2)} bits`, `${now.bits.toFixed(2)} bits`),
@@ -251,4 +251,9 @@ export class Inspector {
   enter() {
     this.rows[0]?.button.focus();
   }
+}
+
+/** Set an element's text; one that stays is left alone, so that nothing is laid out again. */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
