@@ -21,7 +21,7 @@ PICTURES = {
     "playground-complete": ("", "light"),
     "playground-plan": ("#plan?q=budget&budget=3%20days&devices=8xh100", "dark"),
 }  # name → the page's link, and its theme
-WIDE, HIGH, COLOURS = 1280, 900, 64
+WIDE, HIGH, COLOURS = 1280, 940, 64
 TARGET = ROOT / "src/nextword/serve/web/example.json"
 PROMPT = "The best thing about living near the sea is"
 SETTINGS: dict[str, Any] = {"seed": 7, "temperature": 0.8}

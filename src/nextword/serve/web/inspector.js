@@ -91,9 +91,11 @@ export class Inspector {
     fill(this.body, h("p", { class: "hint" }, text));
   }
 
+  /** Another position's distribution is on its way: what is shown until then cannot be chosen from. */
   wait(title) {
     this.setTitle(title);
     this.body.setAttribute("aria-busy", "true");
+    this.body.inert = true;
     if (!this.shown) fill(this.body, h("p", { class: "hint" }, "Asking the model …"));
   }
 
@@ -113,10 +115,12 @@ export class Inspector {
     this.own = shape(next, NEUTRAL);
     this.shown = { next, chosen, canChoose };
     this.build();
+    if (this.entering) this.enter();
   }
 
   setTitle(title) {
     this.body.removeAttribute("aria-busy");
+    this.body.inert = false;
     fill(this.title, title ?? "Next token");
     for (const button of this.step) button.hidden = title === null;
   }
@@ -247,9 +251,10 @@ export class Inspector {
     event.stopPropagation();
   }
 
-  /** Move the keyboard to the alternatives. */
+  /** Move the keyboard to the alternatives, once they are there. */
   enter() {
-    this.rows[0]?.button.focus();
+    this.entering = this.body.inert;
+    if (!this.entering) this.rows[0]?.button.focus();
   }
 }
 

@@ -273,6 +273,8 @@ class Complete {
   // ---- the distribution
 
   select(position, pointer) {
+    this.inspector.entering = false;
+    this.inspector.body.inert = true; // until the position's own is there
     if (!this.tree.example) this.app.setState({ at: position });
     this.ask();
     const panel = this.inspector.element;
