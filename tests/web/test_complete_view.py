@@ -306,6 +306,20 @@ def test_back_while_tokens_arrive_leads_to_the_link_before(open_page: Any, real_
     assert page.evaluate("location.hash").split("&run=")[1] == link.split("&run=")[1]
 
 
+def test_another_view_opens_while_tokens_arrive_and_back_goes_on(open_page: Any, real_playground: Server) -> None:
+    page = open_page(real_playground, "#complete?s=t0.8n60&seed=1")
+    page.get_by_label("Prompt", exact=True).fill("Once upon a time")
+    page.keyboard.press("Control+Enter")
+    page.locator("#chip-10").wait_for()
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Your message").wait_for()
+    page.wait_for_timeout(300)  # longer than a link waits for changes
+    assert page.evaluate("location.hash") == "#chat"
+    page.go_back()
+    done(page)
+    assert len(chips(page)) == 4 + 60
+
+
 def test_a_text_too_long_for_a_link_stays_in_its_tab(open_page: Any, real_playground: Server) -> None:
     page = open_page(real_playground)
     complete(page, f"Hi{' ' * 6000}there", count=3)
