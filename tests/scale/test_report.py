@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from html import escape
 from pathlib import Path
 
 import pytest
 
+import vega_lite
 from cli_run import run
 from nextword.data import Dataset
 from nextword.plan.search import lowest
+from nextword.scale.page import figures, report_page
 from nextword.scale.report import findings, sentences
 from nextword.scale.sweep import Sweep
 from sweep_folders import BITS, finished_sweep, loss_of
@@ -73,6 +77,33 @@ def test_show_prints_and_writes_what_was_found(
     assert data["projections"]["transformer"]["flops"] == 1e15
     assert data["hold_out"]["inside"] is True
     assert {row["status"] for row in data["runs"]} == {"done"}
+
+
+def test_the_figures_show_the_runs_the_prediction_and_the_measurement(sweep: Sweep) -> None:
+    found = findings(sweep)
+    transformer, lstm, kinds, scans = figures(sweep, found)
+    for figure in (transformer, lstm, kinds, scans):
+        vega_lite.drawn(figure)
+    held = found.hold_out
+    assert held is not None
+    ring, dot = vega_lite.marks(transformer["hconcat"][2], "point")[-2:]
+    assert vega_lite.column(ring, "value") == [held.predicted]
+    assert vega_lite.column(dot, "value") == [held.row.loss]
+    assert vega_lite.column(dot, "flops") == [held.row.cell.flops]
+    measured = vega_lite.marks(scans, "point")[0]
+    rows = [row for row in sweep.rows() if row.cell.role == "rate"]
+    assert sorted(vega_lite.column(measured, "loss")) == sorted(row.loss for row in rows)
+    assert vega_lite.texts(kinds, "lines") == ["transformer", "lstm"]
+
+
+def test_the_page_has_sentences_figures_and_every_run_and_loads_nothing(sweep: Sweep) -> None:
+    found = findings(sweep)
+    page = report_page(sweep, found)
+    for sentence in sentences(sweep, found):
+        assert escape(sentence) in page
+    assert page.count("<svg") == 4
+    assert page.count("<tr>") == 1 + len(sweep.rows())
+    assert not re.search(r'(src|href)="?http|<script', page)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

@@ -81,7 +81,7 @@ def test_the_hold_out_run_is_at_least_four_times_the_top_budget() -> None:
         assert design.expected_hold_out("transformer").flops >= HOLD_OUT * top == HOLD_OUT * max(design.budgets)
 
 
-@pytest.mark.parametrize("available", [1e13, 1e14])
+@pytest.mark.parametrize("available", [5e13, 5e14])
 def test_a_design_spends_what_is_available(available: float) -> None:
     base = from_plain(SweepDesign, BASE.to_dict() | {"unique_tokens": 10**9, "kinds": ["transformer", "lstm"]})
     design = plan_design(flops_of, available, base)

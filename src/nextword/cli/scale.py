@@ -181,12 +181,12 @@ def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
 def show(folder: Path, flops: float | None, config: Path | None, as_json: bool) -> None:
     """What the runs of a sweep say by now, also while it is under way."""
     require_torch("training")
-    from ..scale.report import best_config, findings, results_json
+    from ..scale.report import best_config, results_json, write_results
     from ..scale.sweep import Sweep
     from .scale_display import result_sections
 
     sweep = Sweep.read(folder)
-    found = findings(sweep)
+    found = write_results(sweep)
     if config is not None:
         best_config(sweep, found, flops).write(config)
     if as_json:

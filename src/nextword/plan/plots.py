@@ -139,8 +139,9 @@ def _isoflop(fit: LawFit, budget: float) -> IsoFlop:
 
 
 def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None) -> Spec:
-    """Parabolas of runs at equal FLOPs, the best sizes, and the frontier with the budget that it predicted."""
+    """Parabolas of runs at equal FLOPs, the best sizes, and the frontier with the budget or the run it predicted."""
     from .isoflops import budgets, near_minimum
+    from .run_tables import SAME
 
     rows = [near_minimum(runs, group) for group in budgets(runs)]
     drawn = [_budget(runs, own, minimum) for own, minimum in zip(rows, found.minima, strict=True)]
@@ -149,8 +150,10 @@ def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None) ->
     sizes = [_band(each.flops, each.sizes[found.size]) for each in line if found.size in each.sizes]
     frontier = [_band(each.flops, each.loss) for each in line if each.loss is not None]
     ring = _band(left_out.flops, left_out.predicted) if left_out else None
+    beyond = left_out is not None and left_out.flops > SAME * flops[-1]
+    made = (left_out.flops, left_out.measured) if left_out and beyond else None
     title = f"{len(runs):,} runs in {len(flops)} budget{'s' * (len(flops) > 1)}"
-    return plots.sweep(drawn, sizes, frontier, ring, title, SIZES[found.size], found.unit)
+    return plots.sweep(drawn, sizes, frontier, ring, title, SIZES[found.size], found.unit, made)
 
 
 def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .scaling import Point, Range, log_axis
-from .spec import COUNT, POWER, RAMP, Spec, field, figure, heading, named, numbers, powers_of_ten
+from .scaling import Line, Point, Range, log_axis
+from .spec import COUNT, POWER, RAMP, Spec, field, figure, heading, lookup, named, numbers, palette, powers_of_ten
+from .theme import SERIES
 
 Band = tuple[float, float, float, float]  # FLOPs, a value, and its interval
 _SIDE = 300  # of a panel, pixels
@@ -26,15 +27,36 @@ class Budget:
 
 def sweep(
     budgets: Sequence[Budget], sizes: Sequence[Band], frontier: Sequence[Band], left_out: Band | None, title: str,
-    size: str, unit: str,
+    size: str, unit: str, made: Point | None = None,
 ) -> Spec:  # fmt: skip
-    """Three panels. `sizes` and `frontier` are curves over compute, `left_out` a budget predicted from the others."""
+    """Three panels. `sizes` and `frontier` are curves over compute, `left_out` a budget predicted from the others.
+
+    `made` has the FLOPs and the loss of a run that was predicted.
+    """
     panels = [_parabolas(budgets, size, unit)]
     if sizes:
         panels.append(_sizes(budgets, sizes, size))
     if frontier:
-        panels.append(_frontier(budgets, frontier, left_out, unit))
+        panels.append(_frontier(budgets, frontier, left_out, made, unit))
     return figure(title, hconcat=panels, spacing=36, resolve={"scale": {"color": "independent"}})
+
+
+def curves(lines: Sequence[Line], title: str, x: str, unit: str, dots: Sequence[Line] = ()) -> Spec:
+    """Losses over a logarithmic axis, such as of learning rates or of compute; `dots` have the colours of `lines`."""
+    drawn = [*lines, *dots]
+    across = log_axis(x, _spread(at for own in drawn for at, _ in own.points), POWER)
+    y = _losses((loss for own in drawn for _, loss in own.points), unit)
+    legend = {"title": None, "labelExpr": "lines[datum.value]", "orient": "right", "symbolType": "circle"}
+    colour = field("line", kind="nominal", scale=palette(len(lines), SERIES), legend=legend)
+
+    def layer(mark: Spec, which: Sequence[Line]) -> Spec:
+        rows = [{"line": number, "x": at, "loss": loss} for number, own in enumerate(which) for at, loss in own.points]
+        encoding = {"x": field("x", **across), "y": field("loss", **y), "color": colour}
+        return {"data": numbers(rows), "mark": mark, "encoding": encoding}
+
+    point = {"type": "point", "filled": True, "size": 40, "opacity": 1}
+    return figure(title, width=_SIDE, height=_SIDE, params=[lookup("lines", [own.text for own in lines])],
+                  layer=[layer({"type": "line"}, lines), layer(point, dots or lines)])  # fmt: skip
 
 
 def _parabolas(budgets: Sequence[Budget], size: str, unit: str) -> Spec:
@@ -76,14 +98,21 @@ def _sizes(budgets: Sequence[Budget], line: Sequence[Band], size: str) -> Spec:
     }  # fmt: skip
 
 
-def _frontier(budgets: Sequence[Budget], line: Sequence[Band], left_out: Band | None, unit: str) -> Spec:
+def _frontier(
+    budgets: Sequence[Budget], line: Sequence[Band], left_out: Band | None, made: Point | None, unit: str
+) -> Spec:
     minima = [(own.flops, own.best[1], own.best[1], own.best[1]) for own in budgets if own.best]
-    y = _losses((value for row in (*line, *minima) for value in row[1:]), unit)
+    rings = [left_out] if left_out else []
+    measured = [(made[0], made[1], made[1], made[1])] if made else []
+    y = _losses((value for row in (*line, *minima, *rings, *measured) for value in row[1:]), unit)
     layers, said = [*_curve(line, y), *_dots(minima, line, y, _colour(budgets))], "the minima, and L = E + K / C^γ"
     if left_out is not None:
         said += "; ring: predicted from the smaller budgets"
         ring = {"type": "point", "size": 200, "color": named("ink"), "strokeWidth": 1.5}
         layers += [_over(line, y, [left_out], ring), _bars(line, y, [left_out], {"color": named("ink")})]
+    if made is not None:
+        said += ", dot: measured"
+        layers.append(_over(line, y, measured, {"type": "point", "filled": True, "size": 70, "color": named("ink")}))
     return {"title": heading("frontier", said), "width": _SIDE, "height": _SIDE, "layer": layers}
 
 

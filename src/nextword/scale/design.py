@@ -30,8 +30,9 @@ _SCAN_SHARE = 0.5  # of the lowest budget, for a run of the scans of learning ra
 RATES = 5  # runs of a scan of learning rates, about
 _APART = 2.0  # ratio of neighbouring budgets
 _SIZES_APART = math.sqrt(2)  # so that five or six sizes of a budget lie within the ratios above
+_ASIDE = 1.2  # ratio to the expected optimum that a size beside it has at least
 _REACH = 2.0  # sizes from the expected optimum of the lowest budget divided by it to that of the top one times it
-_LEAST_BATCH, _SMALL_BATCH = 512, 2048  # tokens a step; the second at most below _SMALL FLOPs
+_LEAST_BATCH, _SMALL_BATCH = 256, 2048  # tokens a step; the second at most below _SMALL FLOPs
 _SMALL = 1e13
 _PARTS = 10  # the steps of a run of a thousand and more are a multiple of it: it has as many checkpoints
 _FAR_OFF = 0.35  # in log M: no shape is near the size
@@ -270,15 +271,18 @@ def _largest(
         else:
             high = middle
     design = design_of(math.exp(low), count, base, sizes)
-    return design if all(_enough(design.grid(kind), count) for kind in design.kinds) else None
+    return design if all(_enough(design, kind, bool(sizes)) for kind in design.kinds) else None
 
 
-def _enough(cells: Sequence[Cell], budgets: int) -> bool:
-    """Six cells, and two sizes and more for every budget."""
-    sizes: dict[float, int] = {}
-    for cell in cells:
-        sizes[cell.budget] = sizes.get(cell.budget, 0) + 1
-    return len(cells) >= FEWEST_CELLS and len(sizes) == budgets and min(sizes.values()) >= 2
+def _enough(design: SweepDesign, kind: ModelKind, given: bool) -> bool:
+    """Six cells, and for every budget three sizes, some on each side of the expected optimum unless they were given."""
+    cells = design.grid(kind)
+    for budget in design.budgets:
+        sizes = [cell.size for cell in cells if cell.budget == budget]
+        best = design.expected(budget).parameters
+        if len(sizes) < FEWEST_SIZES or not (given or min(sizes) * _ASIDE < best < max(sizes) / _ASIDE):
+            return False
+    return len(cells) >= FEWEST_CELLS
 
 
 def _batch_tokens(budget: float, tokens: float, steps: int) -> int:

@@ -164,7 +164,9 @@ def best_config(sweep: Sweep, found: Findings, flops: float | None = None) -> Ru
 
 
 def write_results(sweep: Sweep) -> Findings:
-    """Write table.csv, law.json and best.toml from the runs; returns what they say."""
+    """Write table.csv, law.json, best.toml and report.html from the runs; returns what they say."""
+    from .page import REPORT, report_page
+
     sweep.write_table()
     found = findings(sweep)
     with atomic_write(sweep.folder / LAW) as file:
@@ -172,6 +174,8 @@ def write_results(sweep: Sweep) -> Findings:
         file.write("\n")
     with suppress(UsageError):  # no law yet
         best_config(sweep, found).write(sweep.folder / BEST)
+    with atomic_write(sweep.folder / REPORT) as file:
+        file.write(report_page(sweep, found))
     return found
 
 
