@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cli_run import run
@@ -92,6 +93,8 @@ def test_every_number_comes_with_its_formula_filled_in() -> None:
         assert value == pytest.approx(each["value"], rel=1e-4)
 
 
+TOO_ACTIVE = {"kind": "transformer", "vocabulary": 10, "width": 8, "layers": 3, "context": 5, "heads": 2, "kv_heads": 2,
+              "head_width": 4, "mlp_width": 3, "experts": {"count": 4, "active": 9, "width": 3}}  # fmt: skip
 REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"question": "train"}, "model", "give one of"),
     ({"question": "train", "model": "gpt2", "params": "1B"}, "model", "give one of"),
@@ -114,6 +117,7 @@ REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"question": "budget", "dollars": 5}, "price", "price"),
     ({"question": "budget", "flops": 1}, "flops", "1e+09"),
     ({"question": "budget", "flops": 1e21, "law": "moore"}, "law", "not known"),
+    ({"question": "inference", "batch_size": 1 << 24, "spec": TOO_ACTIVE}, "", "so large"),
     ({"question": "sing"}, "question", "sing"),
     ({}, "question", "question"),
 )  # fmt: skip
@@ -135,6 +139,11 @@ def test_a_wrong_question_is_refused_in_a_line(question: dict[str, Any], param: 
 def test_a_model_is_a_name_and_never_a_path(tiny_path: Path, form: str) -> None:
     with pytest.raises(ApiError, match="is not known"):
         ask(question="inference", model=form.format(tiny_path))
+
+
+def test_a_time_beyond_all_numbers_is_answered() -> None:
+    answer = answer_of(decode(b'{"question": "train", "params": 2e13, "mfu": 1e-300}', PlanBody), {})
+    assert json.loads(msgspec.json.encode(answer))["plan"]["cost"]["seconds"]["value"] is None
 
 
 def test_served_models_are_planned_from_their_files(

@@ -166,3 +166,13 @@ def test_a_runs_model_answers_and_is_read_anew(server: Server, root: Path, tiny_
     (run / "tokenizer.json").symlink_to(model / "tokenizer.json")
     assert server.post("/v1/completions", {"prompt": "a", "model": "runs/mine"}).status == 404
     assert server.complete("a", model="another", max_tokens=1)["model"] == "tiny"
+
+
+def test_plans_and_runs_need_the_key(start: Callable[..., Server], tiny_path: Path, root: Path) -> None:
+    begin_run(root / "mine")
+    server = start(tiny_path, "--runs", root, "--api-key", "secret")
+    key = {"Authorization": "Bearer secret"}
+    for path in ("/v1/runs", "/v1/runs/mine", "/v1/plan/names"):
+        assert (server.get(path).status, server.get(path, headers=key).status) == (401, 200)
+    body = {"question": "train", "model": "gpt2"}
+    assert (server.post("/v1/plan", body).status, server.post("/v1/plan", body, headers=key).status) == (401, 200)

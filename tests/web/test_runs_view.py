@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
+from nextword.serve import pages
+from nextword.serve.pages import Pages
 from nextword.train.run_dir import locked_run
 from run_folders import add_evaluation, add_sample, add_step, begin_run, finish_run
 from serving import Server
@@ -143,6 +146,22 @@ def test_damage_and_a_lost_server_are_said(open_page: Any, server: Server, root:
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.get_by_text("The server does not answer").wait_for()
     assert page.get_by_role("heading", name="good").is_visible()
+
+
+def test_without_charts_there_are_tables(
+    open_page: Any, server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "installed", lambda package: False)
+    script = Pages().answer("/web/vega.js", Headers())
+    assert script is not None
+    finished(root / "run")
+    page = open_page(server)
+    page.route("**/web/vega.js", lambda route: route.fulfill(body=bytes(script.body), content_type="text/javascript"))
+    page.goto(f"{server.url}/#runs")
+    page.get_by_text("pip install 'nextword[plot]'").wait_for()
+    assert page.get_by_role("table", name="Held-out loss").get_by_role("row").count() == 3
+    page.goto(f"{server.url}/#plan?q=budget")
+    page.get_by_text("pip install 'nextword[plot]'").wait_for()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (375, "light")])

@@ -106,6 +106,6 @@ def _readable(formula: str) -> str:
 
 
 def _short(value: float) -> str:
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e12):
+    if isinstance(value, int) or (abs(value) < 1e12 and value == int(value)):
         return f"{int(value):,}"
     return f"{value:.6g}"

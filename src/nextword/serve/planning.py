@@ -94,6 +94,8 @@ def answer_of(body: PlanBody, served: dict[str, PlannedModel]) -> dict[str, Any]
         refusal = of_usage(UsageError(said), body.__struct_fields__)
         refusal.param = "devices" if said.startswith("device ") else refusal.param
         raise refusal from None
+    except ArithmeticError:
+        raise ApiError(400, "numbers so large or so small cannot be planned with") from None
     on_the_command_line = "spec" not in given and given.get("model") not in served
     command = _command(str(body.__struct_config__.tag), given) if on_the_command_line else None
     return {"plan": plain(result), "command": command, "charts": charts}
