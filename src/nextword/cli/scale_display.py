@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..spec import ModelKind
 
 _QUIET_SECONDS = 15.0  # between lines where there is no terminal
-_MARKS = {"waiting": "·", "stopped": "stopped", "diverged": "diverged", "failed": "failed"}
+_MARKS = {"waiting": "·", "diverged": "diverged", "failed": "failed"}
 
 
 def plan_sections(sweep: Sweep) -> Iterator[Section]:
@@ -102,7 +102,7 @@ def rates(sweep: Sweep, kind: ModelKind) -> FittingTable:
 def _cell(row: Row) -> str:
     if row.status == "done":
         return f"{row.loss:.4f}"
-    return f"{row.share:.0%}" if row.status == "running" else _MARKS[row.status]
+    return _MARKS.get(row.status, f"{row.share:.0%}")
 
 
 def result_sections(sweep: Sweep, found: Findings, flops: float | None = None) -> Iterator[Section]:

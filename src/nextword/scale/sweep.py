@@ -229,6 +229,8 @@ class Sweep:
             while True:
                 waiting = self.todo(workers.running, failed)
                 for cell in waiting:
+                    if not workers.has_room(0.0):
+                        break
                     threads = workers.count if cell.role == "hold-out" else 1
                     trunks = [each for each in self.grid(cell.kind) if each.size == cell.size]
                     folder = make_folder(cell, self.design, self.place, machine, trunks, threads)
