@@ -177,8 +177,13 @@ def test_stored_evaluations_of_the_task_and_model_are_listed(
     ]
     shown = ask(server, task="sentiment", question={"text": "fine"}, shots=[0])
     assert shown["digest"] == found["rows"][0]["digest"]
-    other = ask(server, task="sentiment", question={"text": "fine"}, shots=[0], template="{text} {output}")
-    assert other["digest"] != found["rows"][0]["digest"]
+    other = ask(server, task="sentiment", question={"text": "fine"}, shots=[0], template="{text}\n= {output}",
+                labels=["bad", "positive"], chat=True)  # fmt: skip
+    assert other["digest"] != shown["digest"]
+    assert main([*shlex.split(other["command"])[1:-1], "5", "--name", "another"]) == 0
+    again = server.post("/v1/evaluations", {"task": "sentiment"}).json["evaluations"]
+    assert [each["name"] for each in again] == ["another", "mine"]
+    assert again[0]["rows"][0]["digest"] == other["digest"]
 
 
 @pytest.mark.parametrize(

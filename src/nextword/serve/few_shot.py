@@ -207,7 +207,7 @@ def _words(body: PromptBody, format: PromptFormat) -> dict[str, str]:
     if format.generates or len(body.labels) != len(names) or not all(label.strip() for label in body.labels):
         count = 0 if format.generates else len(names)
         raise ApiError(400, f"{body.task} has {count} labels. Give a word for each, or leave them out", "labels")
-    return {name: word for name, word in zip(names, body.labels, strict=True) if word != name}
+    return dict(zip(names, body.labels, strict=True))
 
 
 def _is_known(format: PromptFormat, question: Mapping[str, Any]) -> bool:
