@@ -198,7 +198,7 @@ def test_stored_evaluations_of_the_task_and_model_are_listed(
         ({"task": "sentiment", "labels": ["a", "b", "c"]}, "labels", "2 labels"),
         ({"task": "sentiment", "examples": [{"text": "a", "label": "so so"}]}, "examples", "none of the labels"),
         ({"task": "sentiment", "question": {"text": "a" * 300_000}}, None, "200,000 bytes"),
-        ({"task": "sentiment", "question": {"text": "a" * 2_000}}, "examples", "the context holds 512"),
+        ({"task": "sentiment", "question": {"text": "a" * 100_000}}, "examples", "the context holds 512"),
         ({"labels": ["a", "b"]}, "template", "needs its template"),
         ({"template": "{text} {output}", "labels": ["a", "a"]}, None, "the same"),
     ],
@@ -207,6 +207,18 @@ def test_what_cannot_be_asked_is_refused_in_one_line(tiny: Server, body: Any, pa
     error = tiny.post("/v1/prompt", {"question": {"text": "a"}, "shots": [0]} | body).error
     assert said in error["message"]
     assert error["param"] == param
+
+
+def test_a_prompt_that_is_too_long_leaves_the_shorter_ones_answered(tiny: Server) -> None:
+    rows = [{"text": "a" * 100, "label": "positive"}] * 6
+    fits, too_long = ask(tiny, task="sentiment", question={"text": "b"}, examples=rows, shots=[1, 6])["columns"]
+    assert len(fits["labels"]) == 2
+    assert too_long.keys() == {"shots", "error"}
+    assert "the context holds 512" in too_long["error"]
+    fits, too_long = ask(tiny, task="capitals", question={"kind": "a", "place": "b"}, shots=[0, 2], examples=[
+        {"kind": "c" * 300, "place": "d", "answers": ["e"]}] * 2)["columns"]  # fmt: skip
+    assert "written" in fits
+    assert "error" in too_long
 
 
 plain = st.recursive(

@@ -156,7 +156,7 @@ def test_what_is_wrong_is_said_where_it_is_and_can_be_mended(open_prompt: Any, s
     page.get_by_label("Template", exact=True).fill("{text}: {output}")
     until(page, "!document.querySelector('#template-error').textContent")
     page.get_by_label("Question: text").fill("long " * 200)
-    page.get_by_text("the context holds 512").wait_for()
+    page.get_by_text("the context holds 512").first.wait_for()
     server.kill()
     page.get_by_label("Question: text").fill("short")
     page.get_by_text("The server does not answer").wait_for()

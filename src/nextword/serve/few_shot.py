@@ -98,11 +98,12 @@ def _described(task: Task, summary: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Column:
-    """The prompt with so many shots, in the model's tokens."""
+    """The prompt with so many shots, in the model's tokens. `error`: it is too long, and is not asked."""
 
     shots: int
-    asked: tuple[LogprobRequest, ...]
-    encoded: tuple[Encoded, ...]
+    asked: tuple[LogprobRequest, ...] = ()
+    encoded: tuple[Encoded, ...] = ()
+    error: str = ""
 
 
 async def prompt(call: Call, body: PromptBody) -> Response:
@@ -135,11 +136,14 @@ async def prompt(call: Call, body: PromptBody) -> Response:
     known = _is_known(task.format, body.question)
 
     def finish() -> dict[str, Any]:
-        if writing:
-            pairs = zip(columns, writing, strict=True)
-            shown = [_written(model, task, column, handle, known) for column, handle in pairs]
-        else:
-            shown = [_scored(model, task, column, scores, known) for column in columns]
+        written, shown = iter(writing), []
+        for column in columns:
+            if column.error:
+                shown.append({"shots": column.shots, "error": column.error})
+            elif task.format.generates:
+                shown.append(_written(model, task, column, next(written), known))
+            else:
+                shown.append(_scored(model, task, column, scores, known))
         command, own_examples = _command(model, body, task)
         return {
             "model": model.id, "columns": shown, "command": command, "own_examples": own_examples,
@@ -224,7 +228,7 @@ def _answered(format: PromptFormat, question: Mapping[str, Any]) -> Mapping[str,
 
 
 def _column(model: Model, task: Task, shots: int) -> _Column:
-    """The prompt, checked to fit with its answer."""
+    """The prompt, if it fits with its answer. Raises ApiError if it is longer by far."""
     trial = Trial(Condition(model.id, task.name, shots), task, {None: task.fewshot_pool[:shots]})
     asked = trial.requests(task.items[0])
     first = asked[0]
@@ -234,7 +238,7 @@ def _column(model: Model, task: Task, shots: int) -> _Column:
     room = task.generation.max_tokens if task.format.generates else 0
     longest = max(len(request.context) + max(len(request.continuation), room) for request in encoded)
     if longest > model.context:
-        raise too_long(model, longest, "examples")
+        return _Column(shots, error=too_long(model, longest, "examples").message)
     return _Column(shots, tuple(asked), tuple(encoded))
 
 

@@ -6,6 +6,7 @@ import { percent } from "./tokens.js";
 
 /** @param {object} answer a column of /v1/prompt @param {any} right the right free answer @returns {Node[]} */
 export function column(answer, right) {
+  if (answer.error) return [h("p", { class: "error" }, `Not asked: ${answer.error}.`)];
   const tokens = answer.tokens.map(readToken);
   return [
     answer.labels ? labels(answer) : written(answer, right),

@@ -35,6 +35,9 @@ function read(text, otherwise) {
   try { return JSON.parse(text) ?? otherwise; } catch { return otherwise; }
 }
 
+/** What the fields of a row follow from. */
+const keyOf = ({ columns, labels }) => JSON.stringify([columns, labels]);
+
 class Prompt {
   constructor(root, app) {
     Object.assign(this, { app, root, tasks: null, running: null, answer: null });
@@ -132,7 +135,7 @@ class Prompt {
       this.tasks.map(({ name }) => h("option", { value: name }, name === "own" ? "your own" : name)));
     choose.value = task.name;
     const template = h("textarea", { id: "template", rows: form.template.split("\n").length, spellcheck: "false", dir: "auto",
-      oninput: () => { this.edit({ template: template.value === task.template ? null : template.value }); this.fieldsSoon(); } });
+      oninput: () => { this.edit({ template: template.value === task.template ? null : template.value }); this.showFields(); } });
     template.value = form.template;
     const labels = h("input", { id: "labels", dir: "auto", autocomplete: "off", value: form.words?.join(", ") ?? "",
       oninput: () => this.relabel(labels.value) });
@@ -171,6 +174,7 @@ class Prompt {
 
   /** The question and the examples: the fields that follow from the template and the labels. */
   showRows(form) {
+    this.shownFields = keyOf(form);
     const { task, number } = form, changed = this.app.state.question !== undefined;
     const several = task.questions.length > 1;
     const step = (by, sign, label) => h("button", { class: "quiet", type: "button", "aria-label": label, onclick: () => {
@@ -185,10 +189,10 @@ class Prompt {
     this.examples.show(form, this.rows(form));
   }
 
-  /** Show the fields anew once nobody types into the template. */
-  fieldsSoon() {
-    this.later ??= debounce(() => { if (this.tasks) this.showRows(this.read()); }, 600);
-    this.later();
+  /** Show the fields anew if the template or the labels ask for others. */
+  showFields() {
+    const form = this.read();
+    if (keyOf(form) !== this.shownFields) this.showRows(form);
   }
 
   /** Other labels. Where they are the user's own, the answers of question and examples are renamed with them. */
@@ -200,7 +204,7 @@ class Prompt {
       const renamed = (row) => ({ ...row, output: after.words[before.words.indexOf(row.output)] ?? row.output });
       this.edit({ examples: JSON.stringify(this.rows(before).map(renamed)), question: JSON.stringify(renamed(before.question)) });
     }
-    this.fieldsSoon();
+    this.showFields();
   }
 
   addExample() {
@@ -275,11 +279,11 @@ class Prompt {
       const { body } = this.frames[index];
       fill(body, column(own, right));
       const sent = body.querySelector(".sequence");
-      sent.scrollTop = sent.scrollHeight; // where the question is
+      if (sent) sent.scrollTop = sent.scrollHeight; // where the question is
       body.removeAttribute("aria-busy");
     });
-    this.app.announce(answer.columns.map((own) => `${own.shots} shots: ${own.labels
-      ? `${own.labels[own.chosen].label} ${percent(own.labels[own.chosen].share)}` : own.written}`).join("; "));
+    const said = ({ labels, chosen, written, error }) => (labels ? `${labels[chosen].label} ${percent(labels[chosen].share)}` : error ?? written);
+    this.app.announce(answer.columns.map((own) => `${own.shots} shots: ${said(own)}`).join("; "));
   }
 
   fail(error, form) {
