@@ -153,7 +153,7 @@ class Complete {
     this.clear();
     const example = await this.app.api.json("/web/example.json").catch(() => null);
     const { p, s } = this.app.state;
-    if (!example || this.tree || p || s) return; // somebody was quicker
+    if (!example || this.tree || p || s || document.activeElement === this.prompt) return; // somebody was quicker
     this.prompt.value = example.prompt;
     this.setSettings(readSettings(example.settings));
     this.tree = Tree.fromExample(this.app.api, example);
