@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +88,8 @@ def chart_bundle() -> str:
     Raises UsageError without vl-convert.
     """
     require("vl_convert", "charts in pages")
+    from importlib.metadata import version
+
     import vl_convert
 
     kept = cache_folder() / f"charts-{version('vl-convert-python')}-{_VERSION}.js"

@@ -20,18 +20,21 @@ export function figure(figure, text) {
 }
 
 function open(anchor, figure) {
-  popover?.remove();
+  if (popover?.matches(":popover-open")) popover.hidePopover();
   const figures = [figure].flat();
   popover = h("div", { popover: "auto", class: "formula", role: "dialog", "aria-label": `Formula of ${figures.map(({ name }) => name).join(", ")}`, tabindex: 0 },
     figures.map(formula));
-  anchor.after(popover);
-  popover.showPopover();
-  place(popover, anchor.getBoundingClientRect());
-  popover.focus();
-  const away = () => popover.isConnected && popover.hidePopover();
-  addEventListener("scroll", away, { once: true, passive: true });
-  popover.addEventListener("toggle", (event) => {
-    if (event.newState === "closed") { removeEventListener("scroll", away); event.currentTarget.remove(); }
+  const shown = popover;
+  anchor.after(shown);
+  shown.showPopover();
+  const follow = () => place(shown, anchor.getBoundingClientRect());
+  follow();
+  shown.focus({ preventScroll: true });
+  addEventListener("scroll", follow, { passive: true });
+  shown.addEventListener("toggle", (event) => {
+    if (event.newState !== "closed") return;
+    removeEventListener("scroll", follow);
+    shown.remove();
   });
 }
 
