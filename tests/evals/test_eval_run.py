@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_results_are_told_stored_compared_and_written(task: Task, model: Languag
     assert "to detect a true difference of 0.1 in 80% of runs, " in str(result.power)
     write_report(tmp_path / "page.html", collected, result, {model.name: model})
     page = (tmp_path / "page.html").read_text()
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in re.sub(r'http-equiv|xmlns(:\w+)?="[^"]*"', "", page)  # nothing is asked of another machine
     assert page.count("<svg") == 1
     assert "<!-- " not in page
 
