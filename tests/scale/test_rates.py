@@ -16,7 +16,7 @@ def loss(rate: float, best: float) -> float:
 
 @pytest.mark.parametrize("best", [1e-3, 4e-3, 3e-2])
 def test_a_scan_goes_on_until_the_best_rate_lies_between_two_others(best: float) -> None:
-    losses = {rate: loss(rate, best) for rate in scan(100e3, 2048)}
+    losses = {rate: loss(rate, best) for rate in scan("transformer", 100e3, 2048)}
     while (rate := more(losses)) is not None:
         losses[rate] = loss(rate, best)
     found = best_rate(100e3, losses)
@@ -32,13 +32,13 @@ def test_rates_that_diverge_are_no_optimum() -> None:
     found = best_rate(1e5, losses)
     assert found is not None
     assert 2e-3 < found.rate < 4e-3
-    all_lost = dict.fromkeys(scan(1e5, 512), math.inf)
+    all_lost = dict.fromkeys(scan("lstm", 1e5, 512), math.inf)
     assert more(all_lost) == pytest.approx(min(all_lost) / 2, rel=0.01)  # lower ones may not
     assert best_rate(1e5, all_lost) is None
 
 
 def test_a_scan_that_never_turns_ends_and_says_so() -> None:
-    losses = {rate: 2 - rate for rate in scan(1e5, 512)}
+    losses = {rate: 2 - rate for rate in scan("lstm", 1e5, 512)}
     while (rate := more(losses)) is not None:
         losses[rate] = 2 - rate
     found = best_rate(1e5, losses)

@@ -46,7 +46,7 @@ LAW = made_up_law()
 def _known() -> Iterator[None]:
     """Two learning rates, and one law whatever was measured: no test depends on the losses of tiny models."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nextword.scale.sweep.scan", lambda size, batch: (4e-3, 8e-3))
+        patch.setattr("nextword.scale.sweep.scan", lambda *cell: (4e-3, 8e-3))
         patch.setattr("nextword.scale.sweep.more", lambda losses: None)
         patch.setattr("nextword.scale.law.fit_kind", lambda kind, rows: LAW)
         yield

@@ -10,11 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..spec import ModelKind
+
 STEEPEST, FLATTEST = -0.5, -0.25  # powers of M: what published rules and small runs have
 _USUAL = -0.4  # where only one size was scanned
 _RATES, _MOST = 4, 7  # of a scan, to begin with and after it was widened
 _APART = 2.0
-_GUESS, _GUESS_SIZE, _GUESS_BATCH = 4.5e-3, 1.7e5, 2048  # measured: two small transformers, 2,048 tokens a step
+_GUESSES: dict[ModelKind, float] = {"transformer": 4.5e-3, "rnn": 1e-2, "gru": 3e-2, "lstm": 3e-2}  # rnn, gru: assumed
+_GUESS_SIZE, _GUESS_BATCH = 1.7e5, 2048  # M, and tokens a step
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class RateRule:
         return three_digits(self.rate * (size / self.size) ** self.power)
 
 
-def scan(size: float, batch_tokens: int) -> tuple[float, ...]:
+def scan(kind: ModelKind, size: float, batch_tokens: int) -> tuple[float, ...]:
     """The first rates to try, around a guess."""
-    guess = _GUESS * (size / _GUESS_SIZE) ** _USUAL * (batch_tokens / _GUESS_BATCH) ** 0.5
+    guess = _GUESSES[kind] * (size / _GUESS_SIZE) ** _USUAL * (batch_tokens / _GUESS_BATCH) ** 0.5
     return tuple(three_digits(guess * _APART ** (number - (_RATES - 1) / 2)) for number in range(_RATES))
 
 

@@ -152,7 +152,7 @@ class Sweep:
     def _scans(self, kind: ModelKind) -> list[list[Cell]]:
         scans = []
         for cell in self.design.calibration(kind):
-            cells = [replace(cell, rate=rate) for rate in scan(cell.size, cell.batch_tokens)]
+            cells = [replace(cell, rate=rate) for rate in scan(kind, cell.size, cell.batch_tokens)]
             while all(self.row(each).settled for each in cells) and (rate := more(self._losses(cells))) is not None:
                 cells.append(replace(cell, rate=rate))
             scans.append(cells)
