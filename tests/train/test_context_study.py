@@ -16,6 +16,7 @@ from nextword.base import UsageError
 from nextword.data import Dataset
 from nextword.models import build
 from nextword.plan import parameters
+from nextword.plots import MIME
 from nextword.train import context_study, context_tasks
 from nextword.train.context_findings import sentences
 from nextword.train.context_results import Mean, Plan, Study, TaskResult
@@ -42,7 +43,11 @@ from nextword.train.context_tasks import (
 from nextword.train.estimates import Estimate, crossed
 from nextword.train.plots import study_figure
 
-PLAN = Plan(text_steps=6, task_steps=4, sizes={"copy": (1,), "recall": (2,)}, test_tokens=400, speed_seconds=0.05)
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+PLAN = Plan(
+    text_steps=6, task_steps=4, sizes={"copy": (1,), "recall": (2,)}, test_tokens=400, speed_seconds=0.05,
+    rates=RATES[:2],
+)  # fmt: skip
 
 
 def test_the_copy_task_asks_for_its_symbols_after_the_delay() -> None:
@@ -230,7 +235,6 @@ def test_a_study_leaves_torchs_threads_as_they_were(data: Dataset) -> None:
 def found(data: Dataset) -> Iterator[Study]:
     """A study of two kinds that are hardly trained."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context_study, "RATES", RATES[:2])
         patch.setattr(context_study, "_ROUNDS", 2)
         yield study(data, 6.0, 16, 30e3, ("transformer", "rnn"), log=lambda text: None, plan=PLAN)
 
@@ -254,6 +258,17 @@ def test_a_study_measures_every_kind_with_errors(found: Study, data: Dataset) ->
     assert transformer.carrying is None
     assert rnn.carrying is not None
     assert set(found.behind) == {min(found.kinds, key=lambda each: -each.loss.mean).kind}
+
+
+def test_a_study_shows_itself_in_a_notebook_also_without_tasks_and_speed(found: Study) -> None:
+    kinds = tuple(replace(each, tasks=(), tokens_per_second={}, two_threads=None) for each in found.kinds)
+    for own, panels in ((found, 4), (replace(found, kinds=kinds), 2)):
+        bundle = own._repr_mimebundle_()
+        assert bundle["text/plain"] == sentences(own)[0]
+        rows = bundle[MIME]["vconcat"]
+        assert sum(len(row["hconcat"]) for row in rows) == panels
+        vega_lite.drawn(bundle[MIME] | {"$schema": SCHEMA})
+    assert "threads" not in " ".join(sentences(own))
 
 
 def test_hardly_trained_models_get_no_findings(found: Study) -> None:

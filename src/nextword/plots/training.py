@@ -101,7 +101,10 @@ class Kind:
 
 
 def context_study(kinds: Sequence[Kind], guesses: Mapping[str, float]) -> Spec:
-    """Four panels: loss by position, loss by visible context, tasks, and speed. `guesses`: right answers by chance."""
+    """Panels: loss by position, loss by visible context, and, if measured, tasks and speed.
+
+    `guesses`: right answers by chance.
+    """
     useful = [{"kind": number, "at": own.useful} for number, own in enumerate(kinds) if own.useful]
     position = _lines(
         heading("loss by position", "of held-out text"), "tokens before it in the context",
@@ -118,11 +121,19 @@ def context_study(kinds: Sequence[Kind], guesses: Mapping[str, float]) -> Spec:
     speed = _bars(
         heading("speed of training", "on one row: threads x length"), "tokens a second", [own.speed for own in kinds]
     )
+    bars = [
+        panel
+        for panel, measured in ((tasks, [own.tasks for own in kinds]), (speed, [own.speed for own in kinds]))
+        if any(measured)
+    ]
     own: Spec = {"resolve": {"scale": {"xOffset": "independent"}}}
     return figure(
         "how much context each kind of model uses", "with 95% intervals",
         params=[lookup("kinds", [own.name for own in kinds])],
-        vconcat=[{"hconcat": [position, visible], "spacing": 32}, {"hconcat": [tasks, speed], "spacing": 32, **own}],
+        vconcat=[
+            {"hconcat": [position, visible], "spacing": 32},
+            *([{"hconcat": bars, "spacing": 32, **own}] if bars else []),
+        ],
         spacing=24, resolve={"legend": {"color": "shared"}, **own["resolve"]},
     )  # fmt: skip
 

@@ -133,8 +133,8 @@ def _speed(model: KindResult) -> str:
     short, long = min(model.state_bytes), max(model.state_bytes)
     grows = model.state_bytes[long] / model.state_bytes[short]
     state = f"{grows:.0f} times that at {long:,}" if grows > 1 else f"the same at {long:,}"
-    return (
-        f"{model.kind}: two threads train one row {plus_minus(model.two_threads, 2)} times as fast as one"
-        f"{_or_nothing(model.two_threads, 1.0)}; its state is {model.state_bytes[short] / 1e3:,.0f} kB at {short:,}"
-        f" tokens and {state}"
-    )
+    speed = ""
+    if model.two_threads is not None:
+        speed = f"two threads train one row {plus_minus(model.two_threads, 2)} times as fast as one"
+        speed += f"{_or_nothing(model.two_threads, 1.0)}; "
+    return f"{model.kind}: {speed}its state is {model.state_bytes[short] / 1e3:,.0f} kB at {short:,} tokens and {state}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..spec import ModelKind
 from .estimates import Estimate
 
 ABLE = 0.95  # share of correct answers
+RATES = (1e-3, 3e-3, 1e-2)  # learning rates tried
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Plan:
     sizes: dict[str, tuple[int, ...]]
     test_tokens: int  # of held-out text, measured
     width_steps: int = 0
-    speed_seconds: float = 0.0
+    speed_seconds: float = 0.0  # 0: speed is not measured
     threads: int = 1
+    rates: tuple[float, ...] = RATES
+    seeds: int = 3  # runs of each rate
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class KindResult:
     tasks: tuple[TaskResult, ...]
     state_bytes: dict[int, float]  # by distance
     tokens_per_second: dict[str, Estimate]  # "threads x length" -> training on one row
-    two_threads: Estimate  # speedup of two threads over one
+    two_threads: Estimate | None  # speedup of two threads over one
 
     @property
     def trained(self) -> bool:
@@ -111,3 +115,9 @@ class Study:
     kinds: tuple[KindResult, ...]
     behind: dict[str, Estimate]  # excess loss over the best kind, paired; simultaneous intervals
     widths: tuple[WidthResult, ...] = ()
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """In a notebook: the figure, or the losses."""
+        from .plots import study_bundle
+
+        return study_bundle(self)

@@ -24,8 +24,8 @@ from ..base.units import format_seconds
 from ..data import Dataset
 from ..plan import RunConfig, cache_bytes, parameters
 from ..spec import ModelKind, ModelSpec
-from .context_results import KindResult, Mean, Plan, Study, TaskResult
-from .context_tasks import RATES, WIDTHS, smallest_width, solve, step_seconds, study_config, task_spec, width_spec
+from .context_results import RATES, KindResult, Mean, Plan, Study, TaskResult
+from .context_tasks import WIDTHS, smallest_width, solve, step_seconds, study_config, task_spec, width_spec
 from .estimates import LEVEL, Estimate, Values, crossed, in_stretches
 from .planning import recurrent_like
 from .run import train_run
@@ -54,7 +54,7 @@ def study(
     """Train every kind on the same rows for about `seconds` in all, and measure what each remembers.
 
     `widths` doubles the time, to find the width each kind needs to recall 2, 4 and 8 pairs. A `plan` replaces the one
-    made from timings. Raises UsageError for too little text or time.
+    made from timings; `seconds` and `sizes` then mean nothing. Raises UsageError for too little text or time.
     """
     if data.val.tokens < 4 * context + 2:
         raise UsageError(
@@ -62,21 +62,25 @@ def study(
         )
     runs = {kind: _run(kind, data, context, count) for kind in kinds}
     plan = plan or _plan(runs, data, seconds, sizes or SIZES, widths, log)
-    seeds = tuple(range(seed, seed + 3))
+    seeds = tuple(range(seed, seed + plan.seeds))
     results, losses = [], {}
     for kind, run in runs.items():
         log(f"{kind}: {parameters(run.spec).total:,} parameters")
         run = run.with_train(steps=plan.text_steps, warmup_steps=max(1, plan.text_steps // 20))
         run = run.with_run(threads=plan.threads, evaluate_tokens=context)
-        rate, models = _best(run, data, seeds, log)
+        rate, models = _best(run, data, plan.rates, seeds, log)
         tasks = tuple(
-            solve(kind, task, size, plan.task_steps, seeds) for task in plan.sizes for size in plan.sizes[task]
+            solve(kind, task, size, plan.task_steps, seeds, plan.rates)
+            for task in plan.sizes
+            for size in plan.sizes[task]
         )
         result, losses[kind] = _measure(models, rate, run, data, plan, tasks)
         results.append(result)
-    recall = tuple(smallest_width(kind, pairs, plan.width_steps) for kind in kinds for pairs in PAIRS if widths)
+    recall = tuple(
+        smallest_width(kind, pairs, plan.width_steps, plan.rates) for kind in kinds for pairs in PAIRS if widths
+    )
     tokens = plan.text_steps * _ROWS * context
-    return Study(context, tokens, plan, RATES, seeds, 1 - LEVEL, tuple(results), behind_the_best(losses), recall)
+    return Study(context, tokens, plan, plan.rates, seeds, 1 - LEVEL, tuple(results), behind_the_best(losses), recall)
 
 
 def behind_the_best(losses: dict[ModelKind, Values]) -> dict[str, Estimate]:
@@ -174,11 +178,13 @@ def _split(plan: Plan, kinds: int, wanted: dict[str, tuple[int, ...]]) -> str:
 # ---- training on text
 
 
-def _best(run: RunConfig, data: Dataset, seeds: Sequence[int], log: Callable[[str], None]) -> tuple[float, list[Any]]:
+def _best(
+    run: RunConfig, data: Dataset, rates: Sequence[float], seeds: Sequence[int], log: Callable[[str], None]
+) -> tuple[float, list[Any]]:
     """The rate with the lowest mean loss on the first half of the held-out text, and its models, one per seed."""
     windows = _windows(data, 0, data.val.tokens // 2, run.train.context, 32)
     models, losses = {}, {}
-    for rate in RATES:
+    for rate in rates:
         models[rate] = [_train(run.with_train(learning_rate=rate, seed=seed), data) for seed in seeds]
         losses[rate] = statistics.fmean(float(token_losses(model, windows).mean()) for model in models[rate])
     best = min(losses, key=losses.__getitem__)
@@ -208,7 +214,7 @@ def _measure(
     carried = None if spec.kind == "transformer" else crossed(in_stretches(np.stack(
         [(token_losses_carried(model, windows) - torch.from_numpy(own)).mean(1).numpy()
          for model, own in zip(models, losses, strict=True)])))  # fmt: skip
-    speeds, ratio = _throughput(run, plan.speed_seconds)
+    speeds, ratio = _throughput(run, plan.speed_seconds) if plan.speed_seconds else ({}, None)
     stretches = in_stretches(losses.mean(2))
     result = KindResult(
         kind=spec.kind, parameters=parameters(spec).total, width=spec.width, rate=rate, loss=crossed(stretches),

@@ -22,7 +22,7 @@ from ..data import IGNORED
 from ..plan import RunConfig, cache_bytes, parameters
 from ..plan.run_config import ModelConfig, RunSettings, TrainConfig
 from ..spec import ModelKind, ModelSpec
-from .context_results import ABLE, TaskResult, WidthResult
+from .context_results import ABLE, RATES, TaskResult, WidthResult
 from .estimates import Estimate, Values, crossed
 from .learner import Learner
 from .loss_module import Placed, new_model
@@ -30,7 +30,6 @@ from .planning import recurrent_like
 from .schedules import learning_rate
 
 Examples = tuple[Tensor, Tensor]  # inputs and targets, (rows, time); targets IGNORED except for answers
-RATES = (1e-3, 3e-3, 1e-2)
 _SYMBOLS, _COPIED, _ROWS = 8, 10, 32
 _WIDTH, _LAYERS = 64, 2
 WIDTHS = (16, 32, 64, 128, 256)

@@ -13,6 +13,7 @@ from ..base.units import format_bytes, format_seconds
 from ..plots import Spec, mime_bundle
 from ..plots.training import Curve, Estimate, Kind
 from . import estimates
+from .context_findings import sentences
 from .context_results import KindResult, Study, TaskResult
 from .run_dir import Measured, Prediction
 from .watching import curve_of
@@ -81,6 +82,11 @@ def study_figure(study: Study) -> Spec:
     """A study of context: by position, by visible context, tasks, speed."""
     guesses = {_name(task): task.guess for kind in study.kinds for task in kind.tasks}
     return plots.context_study([_kind(own) for own in study.kinds], guesses)
+
+
+def study_bundle(study: Study) -> dict[str, Any]:
+    """A study for notebooks: its figure, or its first finding."""
+    return mime_bundle(sentences(study)[0], study_figure(study))
 
 
 def _kind(own: KindResult) -> Kind:
