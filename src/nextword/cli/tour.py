@@ -1,0 +1,37 @@
+"""`nextword tour`: where the notebook is that tries what introductions to language models say."""
+
+from __future__ import annotations
+
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from ..base import RunError, UsageError, atomic_write
+from ._options import OUTPUT_FILE
+
+
+@click.command(name="tour")
+@click.option("--copy", type=OUTPUT_FILE, metavar="FILE", help="Write a copy, to run and to change.")
+def command(copy: Path | None) -> None:
+    """Print where the tour is, a notebook that tries what introductions to language models say.
+
+    \b
+    Examples:
+      nextword tour --copy tour.ipynb
+      jupyter lab "$(nextword tour)"
+    """
+    tour = files("nextword") / "tour.ipynb"
+    place = Path(str(tour))
+    if copy is not None:
+        if copy.exists():
+            raise UsageError(f"--copy {copy}: there is already a file; choose another name")
+        try:
+            with atomic_write(copy) as file:
+                file.write(tour.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunError(f"{copy}: cannot be written ({error.strerror or error})") from error
+        place = copy
+    click.echo(place)
+    click.echo(f"open it: jupyter lab {shlex.quote(str(place))}", err=True)
