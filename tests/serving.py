@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from typing import Any
 
 from nextword.serve.connection import STALLED_SECONDS
 
 PATIENCE = STALLED_SECONDS  # seconds after which a test gives up; none asserts a time
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' }}"  # of the tiny models
 
 
 class Answer:
@@ -132,6 +133,23 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+
+@contextmanager
+def running(*arguments: Any, **options: Any) -> Iterator[Server]:
+    """A server, which ends with the block: `running(model, "--alias", "tiny")`."""
+    server = Server(*map(str, arguments), **options)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def starting(*first: Any) -> Iterator[Callable[..., Server]]:
+    """A function that starts servers, which end with the block. `first`: arguments of each of them."""
+    with ExitStack() as servers:
+        yield lambda *arguments, **options: servers.enter_context(running(*first, *arguments, **options))
 
 
 def post(path: str, body: Any, more: str = "Connection: close\r\n") -> bytes:

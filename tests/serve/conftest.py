@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from serving import Server
+from serving import TEMPLATE, Server, running, starting
 
 Start = Callable[..., Server]
 
@@ -16,26 +15,15 @@ Start = Callable[..., Server]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start servers, which end with the test: `start(model, "--parallel", "2")`."""
-    servers: list[Server] = []
-
-    def begin(*arguments: Any, **environment: str) -> Server:
-        servers.append(Server(*map(str, arguments), **environment))
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.kill()
+    with starting() as begin:
+        yield begin
 
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> Iterator[Server]:
     """The default model, behind one server for all tests that only ask."""
-    server = Server(str(smollm2_path), "--alias", "smollm2")
-    yield server
-    server.kill()
-
-
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' }}"
+    with running(smollm2_path, "--alias", "smollm2") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +40,12 @@ CALLING = """\
 @pytest.fixture(scope="session")
 def calling(tiny_model: Callable[..., Path]) -> Iterator[Server]:
     """A tiny model whose template knows tools."""
-    server = Server(str(tiny_model(seed=5, chat_template=CALLING)), "--alias", "calling")
-    yield server
-    server.kill()
+    with running(tiny_model(seed=5, chat_template=CALLING), "--alias", "calling") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path) -> Iterator[Server]:
     """The tiny model behind one server for all tests that only ask."""
-    server = Server(str(tiny_path), "--alias", "tiny")
-    yield server
-    server.kill()
+    with running(tiny_path, "--alias", "tiny") as server:
+        yield server

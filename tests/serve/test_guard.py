@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from serving import Server, post
+from serving import Server, post, running
 
 KEY = "a-key-to-guess"
 ASK = {"prompt": "a", "max_tokens": 1}
@@ -15,9 +15,8 @@ ASK = {"prompt": "a", "max_tokens": 1}
 
 @pytest.fixture(scope="module")
 def locked(tiny_path):
-    server = Server(str(tiny_path), "--alias", "tiny", "--cors-origin", "https://example.com", NEXTWORD_API_KEY=KEY)
-    yield server
-    server.kill()
+    with running(tiny_path, "--cors-origin", "https://example.com", NEXTWORD_API_KEY=KEY) as server:
+        yield server
 
 
 @pytest.mark.parametrize("name", ["localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:8080"])

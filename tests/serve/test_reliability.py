@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nextword.cli import main
-from serving import PATIENCE, Server, post
+from serving import PATIENCE, Server, post, running
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8000, "ignore_eos": True}
@@ -42,9 +42,8 @@ PHASES = {
 
 @pytest.fixture(scope="module")
 def own(smollm2_path: Path):
-    server = Server(str(smollm2_path), "--parallel", "4", "--queue", "4")
-    yield server
-    server.kill()
+    with running(smollm2_path, "--parallel", "4", "--queue", "4") as server:
+        yield server
 
 
 def hang_up(server: Server, phase: str, reset: bool = False) -> None:

@@ -23,7 +23,7 @@ from nextword.serve.call import Service
 from nextword.serve.config import ServeConfig
 from nextword.serve.models import Models
 from nextword.serve.replicas import TRIES, Front
-from serving import PATIENCE, Answer, Server, post
+from serving import PATIENCE, Answer, Server, post, running
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
@@ -53,9 +53,8 @@ def cluster() -> Iterator[Any]:
 def replicas(cluster: Any, tiny_path: Path) -> Iterator[Server]:
     """The tiny model behind a replica on each machine."""
     options = ("--workers", "ray", "--cluster", cluster.address, "--alias", "tiny", "--parallel", "4")
-    server = Server(str(tiny_path), *options)
-    yield server
-    server.kill()
+    with running(tiny_path, *options) as server:
+        yield server
 
 
 def metrics(server: Server, name: str) -> dict[int, float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from serving import Server
+from serving import Server, running
 
 LOGGED = r"\d\d:\d\d:\d\d POST /v1/completions 200 [\d.]+ s, 4 tokens"
 
@@ -66,13 +66,12 @@ class Terminal:
 @contextmanager
 def on_terminal(columns: int, *arguments: Any, **environment: str) -> Iterator[tuple[Server, Terminal]]:
     terminal = Terminal(columns)
-    server = Server(*map(str, arguments), "--access-log", stderr=terminal.theirs, **environment)
     try:
-        yield server, terminal
-        code, _ = server.end()
-        assert code == 0
+        with running(*arguments, "--access-log", stderr=terminal.theirs, **environment) as server:
+            yield server, terminal
+            code, _ = server.end()
+            assert code == 0
     finally:
-        server.kill()
         terminal.close()
 
 

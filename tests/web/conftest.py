@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from serving import Server
+from serving import TEMPLATE, Server, running, starting
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' }}"
 
 
 @pytest.fixture(scope="package")
@@ -33,41 +32,29 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="package")
 def playground(tiny_model: Callable[..., Path]) -> Iterator[Server]:
     """A server with a model of a few thousand parameters, whose tokens are bytes, under the name `tiny`."""
-    server = Server(str(tiny_model(chat_template=TEMPLATE)), "--alias", "tiny")
-    yield server
-    server.kill()
+    with running(tiny_model(chat_template=TEMPLATE), "--alias", "tiny") as server:
+        yield server
 
 
 @pytest.fixture(scope="package")
 def real_playground(smollm2_path: Path) -> Iterator[Server]:
     """A server with the default model, whose vocabulary has 49,152 tokens."""
-    server = Server(str(smollm2_path), "--alias", "smollm2")
-    yield server
-    server.kill()
+    with running(smollm2_path, "--alias", "smollm2") as server:
+        yield server
 
 
 @pytest.fixture
 def start_real(smollm2_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers of their own with the default model, which end with the test."""
-    yield from _starter(smollm2_path)
+    with starting(smollm2_path) as begin:
+        yield begin
 
 
 @pytest.fixture
 def start(tiny_model: Callable[..., Path]) -> Iterator[Callable[..., Server]]:
     """Start servers of their own with the tiny model, which end with the test: `start("--api-key", "secret")`."""
-    yield from _starter(tiny_model(chat_template=TEMPLATE))
-
-
-def _starter(model: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def begin(*arguments: str) -> Server:
-        servers.append(Server(str(model), *arguments))
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.kill()
+    with starting(tiny_model(chat_template=TEMPLATE)) as begin:
+        yield begin
 
 
 Open = Callable[..., Any]
