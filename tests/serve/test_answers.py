@@ -136,3 +136,12 @@ def test_a_completion_imports_nothing_of_the_server() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_server_imports_evaluations_only_when_asked_for_them() -> None:
+    code = (
+        "import sys; from nextword.serve.app import ENDPOINTS; print('nextword.evals' in sys.modules);"
+        "print(ENDPOINTS['/v1/prompt'].function().__module__, 'nextword.evals' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "nextword.serve.few_shot", "True"]

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..base import printable
-from . import chat, completions, embeddings, few_shot, info, messages, native, planning, responses, runs
+from . import chat, completions, embeddings, info, messages, native, planning, responses, runs
 from .bodies import (
     LARGEST_BODY,
     ChatBody,
@@ -48,11 +49,12 @@ _IN_THREAD = 64 << 10  # bytes; longer bodies are parsed in a thread
 class Endpoint:
     """A function that answers, the type of the body it takes (None for GET), and how it shows a failure.
 
+    `answer`: the function, or its name as MODULE.NAME, to import the module with the first request.
     `query`: parameters of the query string that it reads.
     `failure`: the last event of a stream that fails after so many events.
     """
 
-    answer: Callable[..., Awaitable[Response]]
+    answer: Callable[..., Awaitable[Response]] | str
     body: Any = None
     error: Callable[[Exception], ApiError] = as_api_error
     failure: Callable[[Exception, int], dict[str, Any]] = failure_of
@@ -61,6 +63,14 @@ class Endpoint:
     @property
     def method(self) -> str:
         return "GET" if self.body is None else "POST"
+
+    def function(self) -> Callable[..., Awaitable[Response]]:
+        """The function that answers, imported if need be."""
+        if not isinstance(self.answer, str):
+            return self.answer
+        module, name = self.answer.split(".")
+        found: Callable[..., Awaitable[Response]] = getattr(import_module(f"{__package__}.{module}"), name)
+        return found
 
 
 async def openapi(call: Call, body: None) -> Response:
@@ -92,9 +102,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/next": Endpoint(info.next_token, NextBody),
     "/v1/plan": Endpoint(planning.plan, PlanBody),
     "/v1/plan/names": Endpoint(planning.names),
-    "/v1/tasks": Endpoint(few_shot.tasks),
-    "/v1/prompt": Endpoint(few_shot.prompt, PromptBody),
-    "/v1/evaluations": Endpoint(few_shot.evaluations, EvaluationsBody),
+    "/v1/tasks": Endpoint("few_shot.tasks"),
+    "/v1/prompt": Endpoint("few_shot.prompt", PromptBody),
+    "/v1/evaluations": Endpoint("few_shot.evaluations", EvaluationsBody),
     "/v1/runs": Endpoint(runs.runs),
     "/v1/runs/{name}": Endpoint(runs.one_run, query=("after",)),
     "/tokenize": Endpoint(info.tokenize, TokenizeBody),
@@ -171,7 +181,8 @@ class App:
         body, kind = None, endpoint.body
         if kind is not None:
             body = decode(data, kind) if len(data) < _IN_THREAD else await call.prepare(lambda: decode(data, kind))
-        await exchange.send(await endpoint.answer(call, body))
+        answer = await call.prepare(endpoint.function) if isinstance(endpoint.answer, str) else endpoint.answer
+        await exchange.send(await answer(call, body))
 
     def _count(self, call: Call, exchange: Exchange) -> None:
         scope, seconds = exchange.scope, time.perf_counter() - call.begun

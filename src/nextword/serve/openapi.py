@@ -65,11 +65,11 @@ def describe(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
 
 
 def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
-    name = endpoint.answer.__name__
-    kinds = _TYPES.get(path, ("application/json", *(("text/event-stream",) if name in _STREAMS else ())))
+    answer = endpoint.function()
+    kinds = _TYPES.get(path, ("application/json", *(("text/event-stream",) if answer.__name__ in _STREAMS else ())))
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     operation: dict[str, Any] = {
-        "summary": (endpoint.answer.__doc__ or "").partition("\n")[0],
+        "summary": (answer.__doc__ or "").partition("\n")[0],
         "responses": {
             "200": {"description": "The answer", "content": {kind: {} for kind in kinds}},
             **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
