@@ -1,22 +1,20 @@
 /**
  * The playground's shell: tabs, the link, the models, the theme, and dialogs.
  *
- * A view is a module `views/ID.js` with `export default {id, title, mount(root, app)}`, listed in VIEWS below. `mount`
- * fills `root` and may return a function that ends what it began: timers, requests.
+ * A view is a module `views/ID.js`, listed in VIEWS below, whose default export is `mount(root, app)`. It fills `root`
+ * and may return a function that ends what it began: timers, requests.
  *
  * @typedef {object} App what a view gets
  * @property {Object<string, string>} state of the view, from the link `#ID?key=value&…`; read only
  * @property {(partial: Object<string, any>, how?: {push?: boolean}) => void} setState change keys of the state and the
  *   link; null, undefined and "" take a key out. `push`: as a step that the browser's back button undoes
  * @property {(listener: (why?: "model") => void) => void} onState call when the link changes otherwise: back, forward,
- *   pasted, or another model chosen ("model"). Until the view is left, as with onTheme
+ *   pasted, or another model chosen ("model"). Until the view is left
  * @property {(view: string, state?: Object<string, any>) => string} link the link of a state, for an href
  * @property {import("./api.js").Api} api `json(path, body, {signal})`, `events(path, body, {signal})`
  * @property {string[]} models that the server lists
  * @property {() => Promise<void>} reloadModels ask for them again: a training run may have finished
  * @property {string} model the chosen one: `state.model` if it is listed, else the first
- * @property {"light"|"dark"} theme
- * @property {(listener: () => void) => void} onTheme
  * @property {(text: string) => void} announce for screen readers
  * @property {(message: string, retry?: () => void) => void} notice a line above the view that stays until closed;
  *   "" closes it
@@ -37,7 +35,7 @@ const LONGEST = 16_000; // characters of a link; what is longer stays in this ta
 const root = document.getElementById("view");
 const announcer = document.getElementById("announcer");
 const system = matchMedia("(prefers-color-scheme: dark)");
-let current = null; // {id, cleanup, onState, onTheme}
+let current = null; // {id, cleanup, onState}
 let models = [];
 let state = {};
 
@@ -100,17 +98,17 @@ addEventListener("popstate", follow);
 
 async function open(id) {
   current?.cleanup?.();
-  const mine = current = { id, cleanup: null, onState: [], onTheme: [] };
+  const mine = current = { id, cleanup: null, onState: [] };
   const { title } = VIEWS.find((view) => view.id === id);
   document.title = `${title} · nextword`;
   for (const tab of tabs.children) tab.setAttribute("aria-current", tab.dataset.id === id ? "page" : "false");
   root.dataset.view = id;
   try {
-    const view = (await import(`./views/${id}.js`)).default;
+    const { default: mount } = await import(`./views/${id}.js`);
     await ready;
     if (current !== mine) return;
     fill(root);
-    mine.cleanup = view.mount(root, app) ?? null;
+    mine.cleanup = mount(root, app) ?? null;
   } catch (error) {
     if (current === mine) fill(root, h("p", { class: "error" }, `This view failed to open: ${error.message}`));
     console.error(error);
@@ -164,7 +162,6 @@ function showTheme() {
   fill(themeButton, other === "dark" ? "☾" : "☀");
   themeButton.title = `Use the ${other} theme`;
   themeButton.setAttribute("aria-label", themeButton.title);
-  current?.onTheme.forEach((listener) => listener());
 }
 themeButton.addEventListener("click", () => {
   document.documentElement.dataset.theme = theme() === "dark" ? "light" : "dark";
@@ -211,8 +208,6 @@ const app = {
   get models() { return models; },
   reloadModels: loadModels,
   get model() { return models.includes(state.model) ? state.model : models[0] ?? ""; },
-  get theme() { return theme(); },
-  onTheme: (listener) => current.onTheme.push(listener),
   announce: (text) => { announcer.textContent = text; },
   notice,
 };

@@ -19,14 +19,14 @@ function load() {
 
 /**
  * Show a chart in `element`, in the page's colours. Without the bundle there is a line that says so.
- * @param {HTMLElement} element @param {object} spec @param {{beside?: number}} [options] `beside`: fill the
- *   element's width, of which axes and legends take so many pixels
+ * @param {HTMLElement} element @param {object} spec @param {number} beside of the element's width, which the chart
+ *   fills, how many pixels axes and legends take
  * @returns {{ready: Promise<object|null>, end: () => void}} `ready` gives Vega's view, null if there is none
  */
-export function showChart(element, spec, app, { beside = 0 } = {}) {
+export function showChart(element, spec, beside) {
   let view = null, ended = false;
   const observer = new ResizeObserver(() => {
-    if (beside && view && element.clientWidth) view.width(room(element, beside)).resize().runAsync();
+    if (view && element.clientWidth) view.width(room(element, beside)).resize().runAsync();
   });
   async function draw() {
     const charts = await load();
@@ -35,14 +35,12 @@ export function showChart(element, spec, app, { beside = 0 } = {}) {
       fill(element, h("p", { class: "hint" }, "Charts need an extra package on the server: ", h("code", {}, "pip install 'nextword[plot]'")));
       return null;
     }
-    const size = beside ? { width: room(element, beside) } : {};
     const { title, ...figure } = spec; // the page has its own heading
     const narrow = element.clientWidth < NARROW ? { orient: "bottom", columns: 2, offset: 8 } : {};
-    const config = {
-      ...charts.config, padding: 4, legend: { ...charts.config.legend, ...narrow },
-    };
+    const config = { ...charts.config, legend: { ...charts.config.legend, ...narrow } };
     const inner = fill(element, h("div", {})).firstChild; // which Vega gives a role and, from `description`, a label
-    const { view: made } = await globalThis.vegaEmbed(inner, { description: title?.text, ...figure, ...size, padding: 4, config }, { ...charts.embed, patch: unlabelled });
+    const sized = { description: title?.text, ...figure, width: room(element, beside), padding: 4, config };
+    const { view: made } = await globalThis.vegaEmbed(inner, sized, { ...charts.embed, patch: unlabelled });
     if (ended) { made.finalize(); return null; }
     view = made;
     observer.observe(element);

@@ -17,16 +17,12 @@ const asAnswer = (token) => ({ ...token, part: "answer" });
 const sizesOf = ({ tokens, written, isDraft }) => (isDraft ? `${tokensOf(tokens.length)}, with your message as it stands.`
   : `${tokensOf(tokens.length)} read${written.length ? `, ${written.length} written, darker where they were less likely` : ""}.`);
 
-export default {
-  id: "chat",
-  title: "Chat",
-  mount(root, app) {
-    const view = new Chat(root, app);
-    app.onState(() => view.follow());
-    view.follow();
-    return () => view.leave();
-  },
-};
+export default function mount(root, app) {
+  const view = new Chat(root, app);
+  app.onState(() => view.follow());
+  view.follow();
+  return () => view.leave();
+}
 
 class Chat {
   constructor(root, app) {

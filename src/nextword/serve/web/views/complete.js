@@ -10,16 +10,12 @@ import { LEVELS, textOf, visible, whole } from "../tokens.js";
 const ENDS = { eos: "the model ended its text", limit: "as many tokens as asked for", context: "the model's context is full" };
 const MOST_TREES = 8; // kept for the browser's back button
 
-export default {
-  id: "complete",
-  title: "Complete",
-  mount(root, app) {
-    const view = new Complete(root, app);
-    app.onState((why) => view.follow(why));
-    view.follow();
-    return () => view.leave();
-  },
-};
+export default function mount(root, app) {
+  const view = new Complete(root, app);
+  app.onState((why) => view.follow(why));
+  view.follow();
+  return () => view.leave();
+}
 
 class Complete {
   constructor(root, app) {

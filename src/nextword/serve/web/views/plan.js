@@ -4,7 +4,7 @@ import { isStopped } from "../api.js";
 import { showChart } from "../charts.js";
 import { debounce, fill, h } from "../dom.js";
 import { figure, memoryBar, refresh, table } from "../figures.js";
-import { bytes, count, flops, grouped, quantity, rate, seconds } from "../format.js";
+import { bytes, count, flops, grouped, quantity, rate } from "../format.js";
 
 const QUESTIONS = {
   inference: "Inference",
@@ -70,15 +70,11 @@ function fieldsOf(question, names) {
   ]];
 }
 
-export default {
-  id: "plan",
-  title: "Plan",
-  mount(root, app) {
-    const view = new Plan(root, app);
-    view.start();
-    return () => view.end();
-  },
-};
+export default function mount(root, app) {
+  const view = new Plan(root, app);
+  view.start();
+  return () => view.end();
+}
 
 class Plan {
   constructor(root, app) {
@@ -369,7 +365,7 @@ function budget(plan, charts) {
   const { best, choice, concrete, flat, interval } = plan;
   const made = plan.limited ?? plan.aware ?? best; // what the choice is
   const surface = charts.surface && h("div", { class: "chart", tabindex: 0, role: "group", "aria-label": "Chart" });
-  if (surface) this.chart = showChart(surface, charts.surface, this.app, { beside: 250 });
+  if (surface) this.chart = showChart(surface, charts.surface, 250);
   return [
     h("p", { class: "headline" }, h("strong", {}, "Budget "), figure(plan.flops, flops(plan.flops.value))),
     tiles(
@@ -404,5 +400,3 @@ function concreteModel({ concrete, device }) {
     run && ["learning rate", `${run.train.learning_rate} to ${run.train.final_learning_rate}, ${run.train.schedule}, ${grouped(run.train.warmup_steps)} steps of warm-up`],
     time && ["time", figure(time), ` on ${grouped(run.train.devices)} × ${device.name}`]);
 }
-
-export { budgetOf, seconds, shapeOf };

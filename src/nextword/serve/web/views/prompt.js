@@ -19,16 +19,12 @@ const FIRST = "sentiment", SHOTS = [0, 1, 4], MOST_COLUMNS = 6, MOST_SHOTS = 32;
 const GAP = /\{\{|\}\}|\{([^\W\d]\w*)(?:\[\d{1,4}\])?\}/gu;
 const TITLES = ["Zero-shot", "One-shot", "Few-shot"];
 
-export default {
-  id: "prompt",
-  title: "Prompt",
-  mount(root, app) {
-    const view = new Prompt(root, app);
-    app.onState(() => view.follow());
-    view.load();
-    return () => view.leave();
-  },
-};
+export default function mount(root, app) {
+  const view = new Prompt(root, app);
+  app.onState(() => view.follow());
+  view.load();
+  return () => view.leave();
+}
 
 /** JSON from the link; `otherwise` if it is none. */
 function read(text, otherwise) {

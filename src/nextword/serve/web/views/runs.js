@@ -4,7 +4,7 @@ import { isStopped } from "../api.js";
 import { showChart } from "../charts.js";
 import { fill, h } from "../dom.js";
 import { refresh, table } from "../figures.js";
-import { bytes, count, general, grouped, quantity, rate, seconds } from "../format.js";
+import { bytes, count, general, grouped, rate, seconds } from "../format.js";
 
 const POLL = 2000; // ms between looks at what is being written, while the page is visible
 const CALM = 5; // looks that are left out where nothing runs
@@ -13,15 +13,11 @@ const COLOURS = ["blue", "orange", "cyan", "red", "purple", "green"];
 const AXES = { tokens: ["Tokens", 1, "tokens seen"], steps: ["Steps", 0, "steps"], time: ["Time", 2, "hours of training"] };
 const STATES = { running: "running", finished: "finished", interrupted: "interrupted", stopped: "stopped by a loss spike" };
 
-export default {
-  id: "runs",
-  title: "Runs",
-  mount(root, app) {
-    const view = new Runs(root, app);
-    view.look();
-    return () => view.end();
-  },
-};
+export default function mount(root, app) {
+  const view = new Runs(root, app);
+  view.look();
+  return () => view.end();
+}
 
 class Runs {
   constructor(root, app) {
@@ -231,7 +227,7 @@ class Runs {
 
   // ---- the chart
 
-  /** Draw the chart anew: for another axis or theme. */
+  /** Draw the chart anew, for another axis. */
   restart() {
     this.chart?.end();
     this.chart = null;
@@ -242,7 +238,7 @@ class Runs {
     const names = runs.map((run) => run.name).join("/");
     if (this.chart && this.drawn !== names) { this.chart.end(); this.chart = null; }
     this.drawn = names;
-    this.chart ??= showChart(this.plot, curvesSpec(this.axis), this.app, { beside: 80 });
+    this.chart ??= showChart(this.plot, curvesSpec(this.axis), 80);
     const view = await this.chart.ready;
     if (!view || this.ended) {
       if (view === null && !this.ended && this.chart) this.withoutChart(runs);
@@ -373,5 +369,3 @@ function curvesSpec(axis) {
     ],
   };
 }
-
-export { curvesData, curvesSpec };
