@@ -84,7 +84,6 @@ class Plan {
     root.append(h("h1", { class: "unseen" }, "Plan"), h("div", { class: "calculator" }, this.form, this.results));
     this.later = debounce(() => this.calculate(), 150);
     this.stop = null;
-    app.onState(() => { this.draw(); this.calculate(); });
   }
 
   async start() {
@@ -93,6 +92,12 @@ class Plan {
     } catch (error) {
       return fill(this.results, h("p", { class: "error" }, error.message));
     }
+    if (this.ended) return;
+    this.app.onState(() => this.follow());
+    this.follow();
+  }
+
+  follow() {
     this.draw();
     this.calculate();
   }
