@@ -1,4 +1,4 @@
-// Numbers of a plan: buttons that open their formula, and memory as a bar of its parts.
+// What Plan and Runs are made of: numbers that open their formula, memory as a bar of its parts, panels, tables.
 
 import { fill, h } from "./dom.js";
 import { bytes, grouped, general, quantity } from "./format.js";
@@ -103,6 +103,18 @@ function rowsOf(shares) {
     rows.push(share - before < room ? rows[at - 1] + 1 : 0);
   });
   return rows;
+}
+
+/** A card with a heading. */
+export const panel = (title, ...children) => h("section", { class: "card panel" }, h("h2", {}, title), children);
+
+/** Names with what is said of each: rows of [name, ...values]; null and false are left out. */
+export const facts = (...rows) => h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, ...values]) => [h("dt", {}, name), h("dd", {}, values)]));
+
+/** A row of radio buttons, `options`: value → title. */
+export function segments(label, name, options, chosen, onChange, size = "") {
+  return h("fieldset", { class: `segments ${size}` }, h("legend", { class: "unseen" }, label), Object.entries(options).map(([value, title]) => h("label", {},
+    h("input", { type: "radio", name, value, checked: value === chosen, onchange: () => onChange(value) }), h("span", {}, title))));
 }
 
 /** A table: rows of cells, the first of each a heading. `columns` are names, or `{name, left}`. */

@@ -3,7 +3,7 @@
 import { isStopped } from "../api.js";
 import { showChart } from "../charts.js";
 import { debounce, fill, h } from "../dom.js";
-import { figure, memoryBar, refresh, table } from "../figures.js";
+import { facts, figure, memoryBar, panel, refresh, segments, table } from "../figures.js";
 import { bytes, count, flops, grouped, quantity, rate } from "../format.js";
 
 const QUESTIONS = {
@@ -138,11 +138,7 @@ class Plan {
   }
 
   radios(label, name, options, chosen) {
-    return h("fieldset", { class: "segments" }, h("legend", { class: "unseen" }, label), Object.entries(options).map(([value, title]) => h("label", {},
-      h("input", {
-        type: "radio", name, value, checked: value === chosen,
-        onchange: () => { this.set({ [name]: value }, { push: true }); this.draw(); },
-      }), h("span", {}, title))));
+    return segments(label, name, options, chosen, (value) => { this.set({ [name]: value }, { push: true }); this.draw(); });
   }
 
   model() {
@@ -262,10 +258,8 @@ function commandLine(command, app) {
   return h("div", { class: "command" }, h("code", {}, command), h("button", { type: "button", class: "quiet", onclick: copy, "aria-label": "Copy the command" }, "Copy"));
 }
 
-const panel = (title, ...children) => h("section", { class: "card panel" }, h("h2", {}, title), children);
 const tile = (label, value, note, kind) => h("div", { class: `tile ${kind ?? ""}` }, h("dt", {}, label), h("dd", {}, value, note && h("small", {}, note)));
 const tiles = (...all) => h("dl", { class: "tiles" }, all);
-const facts = (...rows) => h("dl", { class: "facts" }, rows.filter(Boolean).map(([name, ...values]) => [h("dt", {}, name), h("dd", {}, values)]));
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 

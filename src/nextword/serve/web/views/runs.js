@@ -3,7 +3,7 @@
 import { isStopped } from "../api.js";
 import { showChart } from "../charts.js";
 import { fill, h } from "../dom.js";
-import { refresh, table } from "../figures.js";
+import { facts, panel, refresh, segments, table } from "../figures.js";
 import { bytes, count, general, grouped, rate, seconds } from "../format.js";
 
 const POLL = 2000; // ms between looks at what is being written, while the page is visible
@@ -11,7 +11,6 @@ const CALM = 5; // looks that are left out where nothing runs
 const MOST_POINTS = 4000; // of a curve here; then the server thins it anew
 const COLOURS = ["blue", "orange", "cyan", "red", "purple", "green"];
 const AXES = { tokens: ["Tokens", 1, "tokens seen"], steps: ["Steps", 0, "steps"], time: ["Time", 2, "hours of training"] };
-const STATES = { running: "running", finished: "finished", interrupted: "interrupted", stopped: "stopped by a loss spike" };
 
 export default function mount(root, app) {
   const view = new Runs(root, app);
@@ -158,23 +157,21 @@ class Runs {
         h("small", {}, `${row.kind}, ${count(row.parameters)} parameters`),
         h("small", { class: `state ${row.state}` }, row.state === "finished"
           ? `${grouped(row.nats_per_token, 3)} nats a token`
-          : `${STATES[row.state]} at step ${grouped(row.step)} of ${grouped(row.steps)}`),
+          : standing(row)),
         row.state !== "finished" && h("span", { class: "progress", role: "progressbar", "aria-valuenow": Math.round(100 * done), "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": `Progress of ${row.name}` },
           h("span", { style: { width: `${100 * done}%` } }))));
   }
 
   heading(run) {
-    const state = run.state === "finished" ? "finished" : `${STATES[run.state]} at step ${grouped(run.step)} of ${grouped(run.steps)}`;
-    return [h("h2", {}, run.name), h("span", { class: `badge ${run.state}` }, state),
+    return [h("h2", {}, run.name), h("span", { class: `badge ${run.state}` }, standing(run)),
       run.model
         ? h("a", { class: "button primary", href: this.app.link("complete", { model: run.model }) }, "Complete with it")
         : h("small", {}, run.state === "finished" ? "Its folder has no model." : "Its model can be used once it has finished.")];
   }
 
   radios() {
-    return h("fieldset", { class: "segments small" }, h("legend", { class: "unseen" }, "Horizontal axis"), Object.entries(AXES).map(([value, [title]]) => h("label", {},
-      h("input", { type: "radio", name: "axis", value, checked: value === this.axis, onchange: () => { this.app.setState({ x: value === "tokens" ? null : value }); this.restart(); } }),
-      h("span", {}, title))));
+    const titles = Object.fromEntries(Object.entries(AXES).map(([name, [title]]) => [name, title]));
+    return segments("Horizontal axis", "axis", titles, this.axis, (name) => { this.app.setState({ x: name === "tokens" ? null : name }); this.restart(); }, "small");
   }
 
   single(run) {
@@ -253,13 +250,18 @@ class Runs {
   /** Where the server has no charts: the evaluations as a table. */
   withoutChart(runs) {
     const rows = runs.flatMap((run) => run.evaluations.slice(-10).map(([step, tokens, , nats, bits]) => [run.name, grouped(step), count(tokens), number(nats), number(bits)]));
-    this.evaluations ??= this.plot.appendChild(h("div", {}));
+    this.evaluations ??= h("div", {});
+    this.plot.append(this.evaluations);
     fill(this.evaluations, rows.length > 0 && table(["run", "step", "tokens", "nats a token", "bits a byte"], rows, { label: "Held-out loss" }));
-    if (!this.plot.contains(this.evaluations)) this.plot.append(this.evaluations);
   }
 }
 
-const panel = (title, ...children) => h("section", { class: "card panel" }, h("h2", {}, title), children);
+/** "finished", "running at step 40 of 1,000". */
+function standing({ state, step, steps }) {
+  if (state === "finished") return state;
+  return `${state === "stopped" ? "stopped by a loss spike" : state} at step ${grouped(step)} of ${grouped(steps)}`;
+}
+
 const number = (value) => (value == null ? "—" : grouped(value, 4));
 const quantityOf = (value, format) => (value == null || Number.isNaN(value) ? "—" : format(value));
 
@@ -283,7 +285,7 @@ function predictions(run) {
     table(["", "predicted", measured ? "measured" : "so far", measured ? "off by" : ""], rows, { label: "Predicted and measured" }),
     predicted && predicted.low != null && h("p", { class: "hint" }, `The loss was predicted between ${grouped(predicted.low, 2)} and ${grouped(predicted.high, 2)}${predicted.interval_is ? ` (${predicted.interval_is})` : ""}.`),
     !predicted && h("p", { class: "hint" }, "There is no prediction for the run as it is now."),
-    !measured && learning != null && h("p", { class: "hint" }, `Last step: learning rate ${general(learning, 3)}, gradient norm ${general(norm ?? NaN, 3)}.${remaining(run)}`),
+    !measured && learning != null && h("p", { class: "hint" }, `Last step: learning rate ${general(learning, 3)}, gradient norm ${general(norm, 3)}.${remaining(run)}`),
   ];
 }
 
@@ -312,13 +314,12 @@ function settings(run) {
   const attention = spec?.kind === "transformer" ? `, ${spec.heads} heads, MLP ${grouped(spec.mlp_width)}` : "";
   const all = flattened(run.config);
   return [
-    h("dl", { class: "facts" }, [
+    facts(
       spec && ["model", `${spec.kind}: ${spec.layers} layers, width ${grouped(spec.width)}${attention}, vocabulary ${grouped(spec.vocabulary)}`],
       run.base && ["fine-tuned from", run.base],
       ["steps", `${grouped(run.steps)} of ${grouped(train.batch_size)} × ${grouped(train.context)} tokens: ${count(run.tokens)} tokens`],
       ["learning", `${train.optimizer}, ${general(train.learning_rate, 3)} to ${general(train.final_learning_rate, 3)} ${train.schedule}, ${train.dtype}`],
-      ["begun", run.created.replace("T", " ")],
-    ].filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+      ["begun", run.created.replace("T", " ")]),
     h("details", {}, h("summary", {}, "The whole configuration"), table(["setting", { name: "value", left: true }], Object.entries(all).map(([name, value]) => [name, value || "—"]), { label: "Configuration" })),
   ];
 }
