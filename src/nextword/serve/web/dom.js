@@ -26,6 +26,22 @@ export function fill(element, ...children) {
   return element;
 }
 
+/** A button that copies `text()`, and says so. */
+export function copyButton(title, text, props = {}) {
+  const button = h("button", { class: "quiet", type: "button", "aria-live": "polite", ...props, onclick: async () => {
+    let done = "Copied";
+    try { await navigator.clipboard.writeText(text()); } catch { done = "Not allowed"; }
+    fill(button, done);
+    setTimeout(() => fill(button, title), 1200);
+  } }, title);
+  return button;
+}
+
+/** A command for the terminal, to copy. */
+export function commandLine(command) {
+  return h("div", { class: "command" }, h("code", {}, command), copyButton("Copy", () => command, { "aria-label": "Copy the command" }));
+}
+
 /** Call `work` once nothing has asked for it for `ms` milliseconds; `.cancel()` and `.flush()`. */
 export function debounce(work, ms) {
   let timer = 0;

@@ -1,7 +1,7 @@
 // What a model makes of one prompt: the probability of each label, or the answer that it wrote; and the prompt itself.
 
-import { h } from "./dom.js";
-import { chip, copyButton, readToken, sequence, tokensOf } from "./sequence.js";
+import { copyButton, h } from "./dom.js";
+import { chip, readToken, sequence, tokensOf } from "./sequence.js";
 import { percent } from "./tokens.js";
 
 /** @param {object} answer a column of /v1/prompt @param {any} right the right free answer @returns {Node[]} */

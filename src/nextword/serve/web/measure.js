@@ -1,7 +1,6 @@
 // "Measure this": the command that measures a prompt over a whole task, and what stored evaluations found.
 
-import { fill, h } from "./dom.js";
-import { copyButton } from "./sequence.js";
+import { commandLine, fill, h } from "./dom.js";
 import { whole } from "./tokens.js";
 
 export class Measure {
@@ -46,7 +45,7 @@ export class Measure {
       h("p", { class: "hint" }, prompt.task
         ? "One question shows little. This command asks all of these prompts over the task's own questions, and gives accuracies with error bars."
         : "One question shows little. Put labelled questions into a table, questions.csv, and this command measures these prompts on them."),
-      h("div", { class: "command" }, h("code", { tabindex: 0, role: "region", "aria-label": "Command" }, answer.command), copyButton("Copy", () => answer.command)),
+      commandLine(answer.command),
       !prompt.task && h("p", { class: "hint" }, `questions.csv needs the columns ${[...prompt.columns, "output"].join(", ")}.`),
       answer.own_examples && h("p", { class: "row" }, h("button", { type: "button", onclick: () => save(prompt.rows) }, "Save examples.jsonl"),
         h("span", { class: "hint" }, "The examples as they stand here, for the folder in which the command runs.")),

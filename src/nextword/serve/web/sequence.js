@@ -4,7 +4,7 @@
  * @typedef {import("./tokens.js").Token & {control: boolean, part?: string}} Token `part`: whose words it is of
  */
 
-import { fill, h } from "./dom.js";
+import { h } from "./dom.js";
 import { percent, running, surprise, tokenOf, visible, whole } from "./tokens.js";
 
 const BLOCK = 150; // chips
@@ -43,14 +43,3 @@ export function extend(element, tokens) {
 
 /** "1 token", "57 tokens". */
 export const tokensOf = (count) => `${whole(count)} token${count === 1 ? "" : "s"}`;
-
-/** A button that copies `text()`, and says so. */
-export function copyButton(title, text) {
-  const button = h("button", { class: "quiet", type: "button", onclick: async () => {
-    let done = "Copied";
-    try { await navigator.clipboard.writeText(text()); } catch { done = "Not allowed"; }
-    fill(button, done);
-    setTimeout(() => fill(button, title), 1200);
-  } }, title);
-  return button;
-}

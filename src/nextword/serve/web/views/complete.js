@@ -3,7 +3,7 @@
 import { isStopped } from "../api.js";
 import { packSettings, readSettings, Tree } from "../branches.js";
 import { Chips } from "../chips.js";
-import { debounce, fill, h } from "../dom.js";
+import { copyButton, debounce, fill, h } from "../dom.js";
 import { Inspector } from "../inspector.js";
 import { LEVELS, textOf, visible, whole } from "../tokens.js";
 
@@ -44,7 +44,7 @@ class Complete {
     this.hint = h("p", { class: "hint", hidden: true },
       "An example. Choose any token to see what else could have come there, take another one, move the sliders; or complete a text of your own.");
     this.changed = h("p", { class: "hint", hidden: true }, "The prompt has changed since.");
-    this.copy = h("button", { class: "quiet", type: "button", onclick: () => this.copyText() }, "Copy text");
+    this.copy = copyButton("Copy text", () => textOf(this.tree.path(this.branch).filter(({ bytes }) => bytes)));
     this.output = h("section", { class: "output card", "aria-label": "Completion" },
       this.hint, h("div", { class: "head" }, this.legend, this.copy), this.chips.element, this.changed, this.problem, this.status);
     this.tried = h("section", { class: "branches card", hidden: true, "aria-label": "Branches" });
@@ -363,17 +363,6 @@ class Complete {
     const at = branch.parent ? branch.at : -1;
     if (!this.tree.example) this.app.setState(this.treeState(this.tree, branch, at), { push: true });
     await this.show(this.tree, branch, at);
-  }
-
-  async copyText() {
-    try {
-      await navigator.clipboard.writeText(textOf(this.tree.path(this.branch).filter(({ bytes }) => bytes)));
-      this.app.announce("Copied");
-      fill(this.copy, "Copied");
-    } catch {
-      fill(this.copy, "The browser refused");
-    }
-    setTimeout(() => fill(this.copy, "Copy text"), 1500);
   }
 }
 

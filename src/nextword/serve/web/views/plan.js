@@ -2,7 +2,7 @@
 
 import { isStopped } from "../api.js";
 import { showChart } from "../charts.js";
-import { debounce, fill, h } from "../dom.js";
+import { commandLine, debounce, fill, h } from "../dom.js";
 import { facts, figure, memoryBar, panel, refresh, segments, table } from "../figures.js";
 import { bytes, count, flops, grouped, quantity, rate } from "../format.js";
 
@@ -228,7 +228,7 @@ class Plan {
     this.chart?.end();
     this.chart = null;
     const make = { inference, train, fit, budget }[body.question];
-    refresh(this.results, make.call(this, plan, charts ?? {}), commandLine(command, this.app));
+    refresh(this.results, make.call(this, plan, charts ?? {}), command && commandLine(command));
     this.app.announce(this.results.querySelector(".headline")?.textContent ?? "");
   }
 }
@@ -248,14 +248,6 @@ function budgetOf({ budget, ...body }) {
 function shapeOf(state) {
   const numbers = SHAPE.map(([name, , value]) => [name === "spec_context" ? "context" : name, Number(state[name] || value)]);
   return { kind: "transformer", ...Object.fromEntries(numbers), tied: state.tied === "tied" };
-}
-
-function commandLine(command, app) {
-  if (!command) return null;
-  const copy = async () => {
-    try { await navigator.clipboard.writeText(command); app.announce("Copied"); } catch { app.announce("Select the text and copy it"); }
-  };
-  return h("div", { class: "command" }, h("code", {}, command), h("button", { type: "button", class: "quiet", onclick: copy, "aria-label": "Copy the command" }, "Copy"));
 }
 
 const tile = (label, value, note, kind) => h("div", { class: `tile ${kind ?? ""}` }, h("dt", {}, label), h("dd", {}, value, note && h("small", {}, note)));
