@@ -6,9 +6,14 @@ const BYTES = [["PB", 1e15], ["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]
 const COUNTS = [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]];
 const FLOPS = [["TFLOPs", 1e12], ["GFLOPs", 1e9], ["MFLOPs", 1e6], ["kFLOPs", 1e3]];
 
-/** @param {number} value @param {number} [digits] after the point */
-export const grouped = (value, digits = 0) =>
-  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const GROUPED = [0, 1, 2, 3, 4].map((digits) =>
+  new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+
+/** 49,152 or 1,234.50. @param {number} value @param {number} [digits] after the point, up to 4 */
+export const grouped = (value, digits = 0) => GROUPED[digits].format(value);
+
+/** "1 token", "1,057 tokens". */
+export const tokensOf = (count) => `${grouped(count)} token${count === 1 ? "" : "s"}`;
 
 /** 7.24 B, 135 M, 65.0 k, 1,234, 97. */
 export function count(value) {

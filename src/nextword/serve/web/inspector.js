@@ -4,8 +4,9 @@
  */
 
 import { fill, h } from "./dom.js";
+import { grouped, tokensOf } from "./format.js";
 import { NEUTRAL, shape, shareOf } from "./softmax.js";
-import { percent, tokenOf, visible, whole } from "./tokens.js";
+import { percent, tokenOf, visible } from "./tokens.js";
 
 const FEW = 12; // rows until "show all"
 const range = (low, high, step) => Array.from({ length: Math.round((high - low) / step) + 1 }, (_, i) => Number((low + i * step).toFixed(4)));
@@ -145,7 +146,7 @@ export class Inspector {
     fill(this.body,
       h("div", { class: "bar-row heads", "aria-hidden": "true" }, h("span", {}, "token"), this.scale, h("span", {}, "model"), h("span", {}, "now")),
       list,
-      outside > 0 && h("div", { class: "bar-row others" }, h("span", { class: "name" }, "everything else", h("small", {}, `${whole(outside)} tokens`)),
+      outside > 0 && h("div", { class: "bar-row others" }, h("span", { class: "name" }, "everything else", h("small", {}, tokensOf(outside))),
         h("span", { class: "track" }, this.others.ghost, this.others.bar), this.others.own, this.others.now),
       next.top.length > FEW && h("button", { class: "quiet more", type: "button", onclick: () => { this.all = !this.all; this.build(); } },
         this.all ? `Show ${FEW}` : `Show all ${next.top.length}`),
@@ -202,8 +203,8 @@ export class Inspector {
     const fact = (name, model, value) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, model), h("td", {}, value));
     fill(this.facts,
       fact("entropy", `${own.bits.toFixed(2)} bits`, `${now.bits.toFixed(2)} bits`),
-      fact("tokens in 90% of the mass", whole(own.covering), whole(now.covering)),
-      fact("tokens that can be drawn", whole(next.vocabulary), `${now.approximate ? "≈ " : ""}${whole(now.kept)}`));
+      fact("tokens in 90% of the mass", grouped(own.covering), grouped(now.covering)),
+      fact("tokens that can be drawn", grouped(next.vocabulary), `${now.approximate ? "≈ " : ""}${grouped(now.kept)}`));
     this.now = now;
     this.explain(this.focus);
   }
@@ -226,7 +227,7 @@ export class Inspector {
           fraction(["e", sup(`${z} / ${T}`)], now.sum.toPrecision(4)), " = ",
           fraction(weight.toPrecision(4), now.sum.toPrecision(4)), " = ", h("b", {}, percent(p)))];
     fill(this.formula, lines,
-      h("p", { class: "hint" }, `z: the logit less the largest one. Σ goes over ${now.approximate ? "about " : ""}${whole(now.kept)} tokens.`,
+      h("p", { class: "hint" }, `z: the logit less the largest one. Σ goes over ${now.approximate ? "about " : ""}${grouped(now.kept)} tokens.`,
         now.approximate && " The cut falls among the tokens that came as a histogram, so it is approximate."));
   }
 

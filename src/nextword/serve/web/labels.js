@@ -1,7 +1,8 @@
 // What a model makes of one prompt: the probability of each label, or the answer that it wrote; and the prompt itself.
 
 import { copyButton, h } from "./dom.js";
-import { chip, readToken, sequence, tokensOf } from "./sequence.js";
+import { tokensOf } from "./format.js";
+import { chip, readToken, sequence } from "./sequence.js";
 import { percent } from "./tokens.js";
 
 /** @param {object} answer a column of /v1/prompt @param {any} right the right free answer @returns {Node[]} */

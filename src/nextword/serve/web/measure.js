@@ -1,7 +1,7 @@
 // "Measure this": the command that measures a prompt over a whole task, and what stored evaluations found.
 
 import { commandLine, fill, h } from "./dom.js";
-import { whole } from "./tokens.js";
+import { grouped } from "./format.js";
 
 export class Measure {
   constructor(app) {
@@ -60,7 +60,7 @@ export class Measure {
     const rest = this.stored.filter((report) => report !== same[0]);
     return [
       same.length ? table(same[0], digest) : h("p", { class: "hint" }, "No stored result of this very prompt."),
-      rest.length > 0 && h("details", {}, h("summary", {}, `${whole(rest.length)} other stored result${rest.length === 1 ? "" : "s"} of this task`),
+      rest.length > 0 && h("details", {}, h("summary", {}, `${grouped(rest.length)} other stored result${rest.length === 1 ? "" : "s"} of this task`),
         rest.map((report) => table(report))),
     ];
   }
@@ -71,7 +71,7 @@ function table(report, digest) {
   const templates = new Set(report.rows.map((row) => row.template));
   const rows = report.rows.filter((row) => digest === undefined || row.digest === digest);
   return h("div", { class: "report" },
-    h("p", {}, h("b", {}, `Measured on ${when}`), h("span", { class: "hint" }, ` · ${whole(report.items)} questions · ${report.precision}`)),
+    h("p", {}, h("b", {}, `Measured on ${when}`), h("span", { class: "hint" }, ` · ${grouped(report.items)} questions · ${report.precision}`)),
     h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "shots"), h("th", { scope: "col" }, report.metric), h("th", { scope: "col", class: "wide" }, "95% interval"), h("th"))),
       h("tbody", {}, rows.map((row) => h("tr", {},

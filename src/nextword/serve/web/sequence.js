@@ -5,7 +5,7 @@
  */
 
 import { h } from "./dom.js";
-import { percent, running, surprise, tokenOf, visible, whole } from "./tokens.js";
+import { percent, running, surprise, tokenOf, visible } from "./tokens.js";
 
 const BLOCK = 150; // chips
 const LONG = 10; // blocks; of more the browser skips those that are out of sight
@@ -41,5 +41,3 @@ export function extend(element, tokens) {
   element.classList.toggle("long", element.childElementCount > LONG);
 }
 
-/** "1 token", "57 tokens". */
-export const tokensOf = (count) => `${whole(count)} token${count === 1 ? "" : "s"}`;

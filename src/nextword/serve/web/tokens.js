@@ -69,9 +69,6 @@ export function percent(p) {
   return `${(100 * p).toFixed(2)}%`;
 }
 
-/** A number with thousands separated, as in 49,152. */
-export const whole = (number) => number.toLocaleString("en-US");
-
 /** How surprising a token was, from 0 (even odds or better) to 6 (under one in a thousand); "" if not known. */
 export function surprise(logprob) {
   if (logprob === null) return "";

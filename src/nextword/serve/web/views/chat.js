@@ -3,7 +3,8 @@
 import { isStopped } from "../api.js";
 import { answer, messagesOf, packTurns, readTurns, sequenceOf } from "../conversation.js";
 import { copyButton, debounce, fill, h } from "../dom.js";
-import { extend, readToken, sequence, tokensOf } from "../sequence.js";
+import { tokensOf } from "../format.js";
+import { extend, readToken, sequence } from "../sequence.js";
 import { textOf } from "../tokens.js";
 
 const EXAMPLE = [{ user: "Write a haiku about the sea.", answers: ["The ocean's a mirror, reflecting the beauty of the world below.", null] }];

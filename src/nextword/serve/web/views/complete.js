@@ -4,8 +4,9 @@ import { isStopped } from "../api.js";
 import { packSettings, readSettings, Tree } from "../branches.js";
 import { Chips } from "../chips.js";
 import { copyButton, debounce, fill, h } from "../dom.js";
+import { grouped, tokensOf } from "../format.js";
 import { Inspector } from "../inspector.js";
-import { LEVELS, textOf, visible, whole } from "../tokens.js";
+import { LEVELS, textOf, visible } from "../tokens.js";
 
 const ENDS = { eos: "the model ended its text", limit: "as many tokens as asked for", context: "the model's context is full" };
 const MOST_TREES = 8; // kept for the browser's back button
@@ -214,7 +215,7 @@ class Complete {
     if (this.chips.selected > tree.path(branch).length) this.chips.selected = -1;
     this.render();
     if (failed) this.fail(failed);
-    else if (tree.path(branch).length !== before) this.app.announce(`${whole(branch.tokens.length)} tokens: ${textOf(branch.tokens)}`);
+    else if (tree.path(branch).length !== before) this.app.announce(`${tokensOf(branch.tokens.length)}: ${textOf(branch.tokens)}`);
     if (this.chips.selected >= 0) this.ask();
     if (!failed) this.score();
   }
@@ -288,7 +289,7 @@ class Complete {
     if (!tree || position < 0) return;
     const path = tree.path(branch), chosen = path[position] ?? null;
     if (position > path.length) return;
-    const title = [position === path.length ? "Next token" : `Token ${whole(position + 1)}`, chosen?.bytes && h("code", {}, visible(chosen))];
+    const title = [position === path.length ? "Next token" : `Token ${grouped(position + 1)}`, chosen?.bytes && h("code", {}, visible(chosen))];
     if (position === 0) return this.inspector.empty("Nothing precedes the first token, so the model has no distribution for it.");
     if (tree.model !== this.app.model && !tree.knows(branch, position)) {
       return this.inspector.empty(`This text was made with ${tree.model}. Complete it with ${this.app.model} to see its tokens.`);
@@ -323,9 +324,9 @@ class Complete {
     const { tree, branch, running } = this;
     if (!tree) return fill(this.status);
     const made = branch.tokens.length;
-    if (running) return fill(this.status, made ? `${whole(made)} tokens …` : "Waiting for the first token …");
+    if (running) return fill(this.status, made ? `${tokensOf(made)} …` : "Waiting for the first token …");
     const more = branch.end !== "eos" && branch.end !== "context" && made > 0 && !tree.example;
-    fill(this.status, made ? `${whole(made)} tokens` : "Nothing yet", branch.end && ` · ${ENDS[branch.end]}`,
+    fill(this.status, made ? tokensOf(made) : "Nothing yet", branch.end && ` · ${ENDS[branch.end]}`,
       tree.speed ? ` · ${tree.speed.toFixed(0)} tokens/s` : "", made > 0 && ` · perplexity ${perplexity(branch)}`, ` · ${describe(branch.settings)} · seed ${tree.seed}`,
       tree.example && ` · made before with ${tree.model}`,
       more && h("button", { class: "quiet", type: "button", onclick: () => this.more() }, "More"));
@@ -350,7 +351,7 @@ class Complete {
       h("button", { type: "button", "aria-current": branch === this.branch ? "true" : null,
         "aria-label": `Branch ${branch.index + 1}: ${textOf(branch.tokens.filter(({ bytes }) => bytes)).slice(0, 80)}`,
         onclick: () => this.goTo(branch) },
-        h("span", { class: "where" }, branch.parent ? `@${whole(branch.at + 1)}` : "start"),
+        h("span", { class: "where" }, branch.parent ? `@${grouped(branch.at + 1)}` : "start"),
         h("span", { class: "text mono" }, branch.parent && h("b", {}, label(branch.tokens[0])),
           snippet(branch)),
         h("span", { class: "ppl", title: "Perplexity" }, branch.tokens.length > 1 ? perplexity(branch) : "")),
