@@ -43,7 +43,7 @@ export class Inspector {
     this.body = h("div", { class: "distribution" });
     this.element = h("aside", { class: "inspector card", "aria-label": "What could come here",
       onkeydown: (event) => this.onKey(event, onLeave) },
-      h("section", { class: "sliders", "aria-label": "Sampling" },
+      h("section", { "aria-label": "Sampling" },
         h("div", { class: "head" }, h("h2", {}, "Sampling"), this.reset), this.sliders.map((slider) => slider.element)),
       h("section", { class: "position" }, h("div", { class: "head" }, this.title, h("span", {}, this.step)), this.body));
     this.empty("Choose a token to see what else could have come.");

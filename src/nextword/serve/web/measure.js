@@ -7,7 +7,7 @@ export class Measure {
   constructor(app) {
     Object.assign(this, { app, shown: null, stored: null, asked: "" });
     this.above = h("div", { class: "row" });
-    this.body = h("section", { class: "measure card", hidden: true, "aria-label": "Measure this" });
+    this.body = h("section", { class: "card", hidden: true, "aria-label": "Measure this" });
     this.element = h("div", { class: "below" }, this.above, this.body);
     this.onFocus = () => { if (!document.hidden) this.fetch(true); }; // back from the terminal
     document.addEventListener("visibilitychange", this.onFocus);

@@ -40,4 +40,3 @@ export function extend(element, tokens) {
   }
   element.classList.toggle("long", element.childElementCount > LONG);
 }
-

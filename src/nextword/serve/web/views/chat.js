@@ -133,7 +133,7 @@ class Chat {
       turns.map((turn, index) => h("li", { class: "turn" },
         this.message("user", turn.user, index, null),
         h("div", { class: "answers", data: { sides: sides.length } }, sides.map((_, side) => this.message("assistant", turn.answers[side], index, side))))),
-      !turns.length && h("li", { class: "ideas row" }, h("span", { class: "hint" }, "Try:"), IDEAS.map((text) => h("button", { type: "button", onclick: () => {
+      !turns.length && h("li", { class: "row" }, h("span", { class: "hint" }, "Try:"), IDEAS.map((text) => h("button", { type: "button", onclick: () => {
         this.draft.value = text;
         this.app.setState({ draft: text });
         this.draft.focus();

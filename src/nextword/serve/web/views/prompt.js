@@ -230,7 +230,7 @@ class Prompt {
         h("div", { class: "head" }, h("h2", {}, TITLES[Math.min(count, 2)]), h("span", { class: "row" }, box, h("label", { for: box.id, class: "hint" }, `example${count === 1 ? "" : "s"}`), remove)), body);
       return { body, element };
     });
-    const more = form.shots.length < MOST_COLUMNS && h("button", { class: "more-columns", type: "button",
+    const more = form.shots.length < MOST_COLUMNS && h("button", { type: "button",
       onclick: () => this.setShots([...form.shots, Math.min(MOST_SHOTS, 2 * Math.max(1, ...form.shots))]) }, "+ another number of examples");
     fill(this.columns, this.frames.map(({ element }) => element));
     fill(this.measure.above, more);
@@ -269,7 +269,7 @@ class Prompt {
 
   showAnswer(answer, form) {
     fill(this.templateError);
-    fill(this.problem, answer.warnings.map((line) => h("p", { class: "hint warning" }, `Note: ${line}.`)));
+    fill(this.problem, answer.warnings.map((line) => h("p", { class: "hint" }, `Note: ${line}.`)));
     const right = form.labels ? null : form.question[form.target];
     answer.columns.forEach((own, index) => {
       const { body } = this.frames[index];

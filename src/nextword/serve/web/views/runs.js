@@ -165,7 +165,7 @@ class Runs {
   heading(run) {
     return [h("h2", {}, run.name), h("span", { class: `badge ${run.state}` }, standing(run)),
       run.model
-        ? h("a", { class: "button primary", href: this.app.link("complete", { model: run.model }) }, "Complete with it")
+        ? h("a", { class: "button", href: this.app.link("complete", { model: run.model }) }, "Complete with it")
         : h("small", {}, run.state === "finished" ? "Its folder has no model." : "Its model can be used once it has finished.")];
   }
 
