@@ -56,9 +56,10 @@ function decode(text) {
   try { return decodeURIComponent(text); } catch { return text; }
 }
 
+const given = (state) => Object.entries(state).filter(([, value]) => value != null && value !== "");
+
 function link(id, state = {}) {
-  const parts = Object.entries(state).filter(([, value]) => value != null && value !== "")
-    .map(([key, value]) => `${encodeURIComponent(key)}=${encodeURIComponent(value)}`);
+  const parts = given(state).map(([key, value]) => `${encodeURIComponent(key)}=${encodeURIComponent(value)}`);
   return `#${id}${parts.length ? `?${parts.join("&")}` : ""}`;
 }
 
@@ -77,8 +78,7 @@ addEventListener("pagehide", () => later.flush());
 
 function setState(partial, { push = false } = {}) {
   if (push) later.flush();
-  const entries = Object.entries({ ...state, ...partial }).filter(([, value]) => value != null && value !== "");
-  state = Object.fromEntries(entries.map(([key, value]) => [key, String(value)]));
+  state = Object.fromEntries(given({ ...state, ...partial }).map(([key, value]) => [key, String(value)]));
   if (push) write(true);
   else later();
 }

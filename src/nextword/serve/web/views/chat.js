@@ -101,6 +101,7 @@ class Chat {
       box.value = value ?? "";
       return h("span", { class: "setting" }, h("label", { for: id }, label), box);
     };
+    const shared = () => [number("most", "Most tokens", "n", most, { min: 1, max: 100_000 }), number("seed", "Seed", "seed", seed, { min: 0, placeholder: "random" })];
     const temperature = (side) => number(`temperature-${side}`, "Temperature", side ? "t2" : "t", sides[side].temperature, { min: 0, max: 5, step: 0.1 });
     const box = h("textarea", { id: "system", rows: 1, dir: "auto", placeholder: "none; a template may bring its own",
       oninput: () => { app.setState({ system: box.value }); this.soon(); } });
@@ -116,11 +117,11 @@ class Chat {
       h("div", { class: "field" }, h("label", { for: "system" }, "System message"), box),
       h("div", { class: "row" },
         compare ? h("b", { class: "side-name" }, "A") : null, temperature(0),
-        !compare && [number("most", "Most tokens", "n", most, { min: 1, max: 100_000 }), number("seed", "Seed", "seed", seed, { min: 0, placeholder: "random" })],
+        !compare && shared(),
         h("label", { class: "setting" }, both, "Compare")),
       compare && h("div", { class: "row" }, h("b", { class: "side-name" }, "B"), temperature(1),
         app.models.length > 1 && h("span", { class: "setting" }, h("label", { for: "model2" }, "Model"), second)),
-      compare && h("div", { class: "row" }, number("most", "Most tokens", "n", most, { min: 1, max: 100_000 }), number("seed", "Seed", "seed", seed, { min: 0, placeholder: "random" })));
+      compare && h("div", { class: "row" }, shared()));
   }
 
   // ---- the conversation

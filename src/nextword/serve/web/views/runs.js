@@ -312,7 +312,6 @@ function flattened(config, prefix = "") {
 function settings(run) {
   const { model, train } = run.config, spec = model.spec;
   const attention = spec?.kind === "transformer" ? `, ${spec.heads} heads, MLP ${grouped(spec.mlp_width)}` : "";
-  const all = flattened(run.config);
   return [
     facts(
       spec && ["model", `${spec.kind}: ${spec.layers} layers, width ${grouped(spec.width)}${attention}, vocabulary ${grouped(spec.vocabulary)}`],
@@ -320,7 +319,7 @@ function settings(run) {
       ["steps", `${grouped(run.steps)} of ${grouped(train.batch_size)} × ${grouped(train.context)} tokens: ${count(run.tokens)} tokens`],
       ["learning", `${train.optimizer}, ${general(train.learning_rate, 3)} to ${general(train.final_learning_rate, 3)} ${train.schedule}, ${train.dtype}`],
       ["begun", run.created.replace("T", " ")]),
-    h("details", {}, h("summary", {}, "The whole configuration"), table(["setting", { name: "value", left: true }], Object.entries(all).map(([name, value]) => [name, value || "—"]), { label: "Configuration" })),
+    h("details", {}, h("summary", {}, "The whole configuration"), table(["setting", { name: "value", left: true }], Object.entries(flattened(run.config)).map(([name, value]) => [name, value || "—"]), { label: "Configuration" })),
   ];
 }
 
