@@ -10,7 +10,8 @@ from pathlib import Path
 from nextword.scale.cells import make_folder
 from nextword.scale.local import LocalWorkers
 from nextword.scale.sweep import Sweep
-from nextword.scale.table import last_step, row_of
+from nextword.scale.table import row_of
+from nextword.train.metrics import progress_of
 from nextword.train.planning import Machine
 
 
@@ -27,11 +28,11 @@ def test_a_stopped_process_leaves_a_checkpoint_to_go_on_from(
     workers.count, workers.memory = 2, 1.5e8
     assert workers.has_room(4e7)
     assert not workers.has_room(6e7)
-    while not last_step(folder).get("step", 0):
+    while progress_of(folder)[0] < 2:
         assert workers.wait(0.05) == {}
     assert row_of(cell, sweep.place.runs).status == "running"
     workers.close()
-    done = last_step(folder)["step"] + 1
+    done, _ = progress_of(folder)
     assert done < cell.steps
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{done:08d}"]
     assert row_of(cell, sweep.place.runs).status == "stopped"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base import atomic_write, open_regular
+from ..base import atomic_write
 from ..plan import parameters
+from ..train.metrics import progress_of, rejected_steps
 from ..train.run_dir import RECORD, is_locked, read_report
 from .design import Cell
 
 Status = Literal["waiting", "running", "stopped", "done", "diverged", "failed"]
 LOG = "worker.log"  # of a run's folder
-_TAIL = 4096  # bytes of metrics.jsonl that hold its last line
 
 
 @dataclass(frozen=True)
@@ -47,26 +46,14 @@ def row_of(cell: Cell, runs: Path) -> Row:
     measured = read_report(folder)
     if measured is not None and measured.steps >= cell.steps:
         return Row(cell, "done", 1.0, measured.bits_per_byte, measured.nats_per_token, measured.seconds)
-    last = last_step(folder)
-    share = (last.get("step", -1) + 1) / cell.steps
-    if last.get("action") == "stop":
-        return Row(cell, "diverged", share, reason=str(last.get("reason", "")))
+    steps, stopped = progress_of(folder)
+    share = steps / cell.steps
+    if stopped:
+        return Row(cell, "diverged", share, reason=str(rejected_steps(folder)[-1]["reason"]))
     if is_locked(folder):
         return Row(cell, "running", share)
     failure = _failure(folder)
     return Row(cell, "failed", share, reason=failure) if failure else Row(cell, "stopped", share)
-
-
-def last_step(folder: Path) -> dict[str, Any]:
-    """The last complete line of a step in a run's metrics; empty without one."""
-    with suppress(OSError), open_regular(folder / "metrics.jsonl") as file:
-        file.seek(max(0, file.seek(0, 2) - _TAIL))
-        for line in reversed(file.read().decode(errors="replace").splitlines()):
-            with suppress(ValueError):
-                values = json.loads(line)
-                if isinstance(values, dict) and "loss" in values:
-                    return values
-    return {}
 
 
 def _failure(folder: Path) -> str:
