@@ -19,6 +19,7 @@ from ..plan.run_config import TrainDtype
 from ..plan.shape_search import LARGEST, SMALLEST_WORK, shape_for_flops
 from ..spec import ModelKind, ModelSpec
 from ..train.planning import expected_optimum, recurrent_like
+from ..train.schedules import decay_start
 
 EPOCHS = 4  # most passes over the text: more would mix the law of repeated data in (Muennighoff et al. 2023)
 LEAST_RATIO, MOST_RATIO = 3.0, 300.0  # tokens over M: the law's form is wrong far from the optimum
@@ -73,7 +74,7 @@ class Cell:
     @property
     def stable_steps(self) -> int:
         """Steps before the learning rate decays."""
-        return self.steps - round(DECAY * self.steps)
+        return decay_start(self.steps, DECAY)
 
     @property
     def checkpoint_every(self) -> int:
@@ -308,7 +309,7 @@ def check_text(design: SweepDesign, val_share: float) -> None:
     """Raise UsageError for too little text for the hold-out run, which sees the most."""
     if not design.hold_out:
         return
-    seen = max(design.expected_hold_out(kind).tokens for kind in design.kinds[:1])
+    seen = design.expected_hold_out(design.kinds[0]).tokens
     if seen > EPOCHS * design.unique_tokens:
         needed = seen / EPOCHS * design.bytes_per_token / (1 - val_share)
         raise UsageError(

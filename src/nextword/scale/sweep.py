@@ -23,6 +23,7 @@ from ..base.fields import finite, from_plain
 from ..data import open_dataset
 from ..plan.run_config import DataConfig
 from ..spec import ModelKind
+from ..train.checkpoint import folder_name
 from ..train.planning import Machine
 from ..train.run_dir import RunRecord, differences
 from . import law as laws
@@ -214,7 +215,7 @@ class Sweep:
         return ready
 
     def _has_trunk(self, cell: Cell) -> bool:
-        return (self._folder(cell) / "checkpoints" / f"step-{cell.stable_steps:08d}").exists()
+        return (self._folder(cell) / "checkpoints" / folder_name(cell.stable_steps)).exists()
 
     def _folder(self, cell: Cell) -> Path:
         return self.place.runs / cell.name
