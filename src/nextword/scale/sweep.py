@@ -9,23 +9,22 @@ table.csv, law.json, best.toml, report.html   derived from the runs whenever ask
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import __version__
-from ..base import UsageError, atomic_write, read_json, try_lock
+from ..base import UsageError, atomic_write, read_json
 from ..base.fields import finite, from_plain
 from ..data import open_dataset
 from ..plan.run_config import DataConfig
 from ..spec import ModelKind
 from ..train.checkpoint import folder_name
 from ..train.planning import Machine
-from ..train.run_dir import RunRecord, differences
+from ..train.run_dir import RunRecord, differences, locked_run
 from . import law as laws
 from .cells import Place, make_folder
 from .design import Cell, SweepDesign
@@ -108,18 +107,9 @@ class Sweep:
         place = Place(folder / "runs", data, settings, sources)
         return cls(folder, design, place, request, speed)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Lock the folder until the block or this process ends. Raises UsageError if another process holds it."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            if not try_lock(descriptor):
-                raise UsageError(
-                    f"{self.folder}: another process is running this sweep; wait until it ends, or stop it"
-                )
-            yield
-        finally:
-            os.close(descriptor)
+        return locked_run(self.folder, "running this sweep")
 
     # ---- what is known
 

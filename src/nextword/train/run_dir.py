@@ -163,15 +163,15 @@ def runs_under(root: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_run(folder: Path) -> Iterator[None]:
-    """Lock `folder` for training until the block or this process ends.
+def locked_run(folder: Path, doing: str = "training this run") -> Iterator[None]:
+    """Lock `folder` until the block or this process ends.
 
-    Raises UsageError if another process holds it.
+    Raises UsageError if another process holds it; the message says what that one is `doing`.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if not try_lock(descriptor, 0.1):  # `is_locked` holds it for a moment
-            raise UsageError(f"{folder}: another process is training this run; wait until it ends, or stop it")
+            raise UsageError(f"{folder}: another process is {doing}; wait until it ends, or stop it")
         yield
     finally:
         os.close(descriptor)
