@@ -32,8 +32,12 @@ class LocalWorkers:
         self.count = count or cores()
         free = free_memory()
         self.memory = _MEMORY_SHARE * free if free is not None else float("inf")
-        self.running: set[Path] = set()
         self._jobs: list[_Job] = []
+
+    @property
+    def running(self) -> set[Path]:
+        """The folders of the runs under way."""
+        return {job.folder for job in self._jobs}
 
     def has_room(self, memory: float) -> bool:
         """Whether a run that takes `memory` bytes may start now; one always may."""
@@ -49,7 +53,6 @@ class LocalWorkers:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._jobs.append(_Job(folder, process, memory))
-        self.running.add(folder)
 
     def wait(self, seconds: float) -> dict[Path, int]:
         """The runs that ended, with their exit codes, after at most `seconds`."""
@@ -58,7 +61,6 @@ class LocalWorkers:
             ended = {job.folder: code for job in self._jobs if (code := job.process.poll()) is not None}
             if ended or time.monotonic() >= end:
                 self._jobs = [job for job in self._jobs if job.folder not in ended]
-                self.running -= set(ended)
                 return ended
             time.sleep(0.02)
         return {}
@@ -75,4 +77,3 @@ class LocalWorkers:
                 job.process.kill()
                 job.process.wait()
         self._jobs.clear()
-        self.running.clear()

@@ -44,7 +44,10 @@ class Workers(Protocol):
     """Where runs are made: each in a process of its own, which resumes what it finds in the run's folder."""
 
     count: int  # of runs at once
-    running: set[Path]  # folders
+
+    @property
+    def running(self) -> set[Path]:
+        """The folders of the runs under way."""
 
     def has_room(self, memory: float) -> bool:
         """Whether a run that takes `memory` bytes may start now."""
