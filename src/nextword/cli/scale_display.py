@@ -132,9 +132,8 @@ class SweepDisplay:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
         self._ended = {row.cell.name for row in sweep.rows() if row.settled}
-        self._before = len(self._ended)
         self._live: Any = None
 
     def __enter__(self) -> SweepDisplay:
@@ -149,11 +148,11 @@ class SweepDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def __call__(self, sweep: Sweep) -> None:
+    def __call__(self) -> None:
         """Look at the sweep; called a few times a second."""
         if self._live is not None:
             return
-        rows = sweep.rows()
+        rows = self.sweep.rows()
         for row in rows:
             if row.settled and row.cell.name not in self._ended:
                 self._ended.add(row.cell.name)
@@ -168,10 +167,8 @@ class SweepDisplay:
     def _progress(self, rows: list[Row]) -> str:
         running = [f"{row.cell.name} {row.share:.0%}" for row in rows if row.status == "running"]
         ended = sum(row.settled for row in rows)
-        return f"{ended} of {len(rows)} runs done; {', '.join(running) or 'none running'}; {self._time_left()}"
-
-    def _time_left(self) -> str:
-        return f"about {units.format_seconds(seconds_left(self.sweep))} left"
+        left = units.format_seconds(seconds_left(self.sweep))
+        return f"{ended} of {len(rows)} runs done; {', '.join(running) or 'none running'}; about {left} left"
 
     def _shown(self) -> Group:
         rows = self.sweep.rows()

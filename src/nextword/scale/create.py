@@ -21,7 +21,7 @@ from ..train.peak import measured_peak
 from ..train.planning import FIRST_SHARE, Machine
 from ..train.timing import amp_is_faster
 from .cells import Place
-from .design import FEWEST_SIZES, LEAST_STEPS, SweepDesign, check_text, plan_design, planned
+from .design import FEWEST_SIZES, SweepDesign, check_text, plan_design, planned
 from .speed import measure
 from .sweep import Sweep
 
@@ -44,7 +44,6 @@ class Request:
     vocabulary: int | None = None
     context: int | None = None
     seed: int = 0
-    least_steps: int = LEAST_STEPS
 
 
 def new_sweep(
@@ -66,7 +65,7 @@ def new_sweep(
     data = prepare_in(cache / "data", found, settings, None, Progress(found, log), log)
     base = SweepDesign(
         request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,
-        request.seed, "amp" if machine.amp_faster else "fp32", least_steps=request.least_steps,
+        request.seed, "amp" if machine.amp_faster else "fp32",
     )  # fmt: skip
     place = Place(folder / "runs", data, settings, tuple(map(str, sources)))
     speed = measure(base, data, workers, log)

@@ -15,7 +15,7 @@ from ..train.timing import time_steps
 from .cells import config_of
 from .design import LEAST_STEPS, Cell, SweepDesign, planned, shape_of, work
 
-START_SECONDS = 3.0  # of a process: imports, the model, writing it
+_START_SECONDS = 3.0  # of a process: imports, the model, writing it
 _FORWARD = 1 / 3  # of the time that training takes for a token
 _SIZES = (2e4, 1e5, 5e5, 2e6)  # M
 _TOKENS = 1024  # of a step that is timed
@@ -48,7 +48,7 @@ class Speed:
         """Seconds of a run, or of some steps of it, with its start and its evaluation."""
         token, update = self._at(cell.kind, cell.size)
         training = (cell.steps if steps is None else steps) * (cell.batch_tokens * token + update)
-        seconds = training + START_SECONDS + _FORWARD * token * min(self.val_tokens, MOST)
+        seconds = training + _START_SECONDS + _FORWARD * token * min(self.val_tokens, MOST)
         return seconds / self.together if cell.role == "hold-out" else seconds
 
     def total(self, design: SweepDesign) -> float:

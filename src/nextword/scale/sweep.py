@@ -37,8 +37,6 @@ FORMAT = "nextword-sweep/1"
 STATE, PREDICTION, TABLE = "scale.json", "prediction.json", "table.csv"
 _QUIET_SECONDS = 0.3  # between looks at the running processes
 
-Watch = Callable[["Sweep"], None]
-
 
 class Workers(Protocol):
     """Where runs are made: each in a process of its own, which resumes what it finds in the run's folder."""
@@ -213,7 +211,7 @@ class Sweep:
     def _folder(self, cell: Cell) -> Path:
         return self.place.runs / cell.name
 
-    def run(self, workers: Workers, machine: Machine, watch: Watch = lambda sweep: None) -> None:
+    def run(self, workers: Workers, machine: Machine, watch: Callable[[], None] = lambda: None) -> None:
         """Run what is left. Whatever happens, the runs under way are stopped with a checkpoint each.
 
         A run that fails is not tried again in this call. `watch` is called a few times a second.
@@ -238,7 +236,7 @@ class Sweep:
                 failed |= {folder for folder, code in ended.items() if code}
                 if ended:
                     self.write_table()
-                watch(self)
+                watch()
 
     def _predict(self) -> None:
         """Write the prediction of the hold-out run, unless there is one, or none can be made."""
