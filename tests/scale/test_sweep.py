@@ -130,9 +130,9 @@ def test_the_closing_lines_have_the_prediction_beside_the_measurement(whole: Who
     found = findings(whole.sweep)
     held = found.hold_out
     assert held is not None
-    assert held.error == held.predicted / held.row.loss - 1
+    assert held.error == held.predicted.value / held.row.loss - 1
     said = " ".join(sentences(whole.sweep, found))
-    assert f"predicted {held.predicted:.3f} bits a byte" in said
+    assert f"predicted {held.predicted.value:.3f} bits a byte" in said
     assert f"measured {held.row.loss:.3f}: {held.error:+.1%}" in said
     assert "projected, no such run was made" in said
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from ..base import installed, units
-from ..plan.isoflops import Estimate
 from ..plan.plots import sweep_figure
 from ..plan.sweep_checks import LeftOut
 from ..plots import Spec, css, svg
@@ -74,13 +73,10 @@ def _figures(sweep: Sweep, found: Findings) -> list[str]:
 
 def _held_out(found: Findings, kind: ModelKind) -> LeftOut | None:
     """The hold-out run, as the figure shows a budget that was predicted."""
-    from ..plan.fitting import Interval
-
     held = found.hold_out
     if held is None or held.row.cell.kind != kind:
         return None
-    predicted = Estimate(held.predicted, Interval(held.low, held.high))
-    return LeftOut(held.row.cell.flops, predicted, held.row.loss)
+    return LeftOut(held.row.cell.flops, held.predicted, held.row.loss)
 
 
 def _scans(sweep: Sweep, kind: ModelKind) -> Iterator[Line]:

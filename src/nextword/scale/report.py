@@ -10,6 +10,7 @@ from typing import Any
 from ..base import UsageError, atomic_write, units
 from ..base.fields import finite
 from ..plan import RunConfig, optimum
+from ..plan.fitting import Interval
 from ..plan.isoflops import Estimate, compute_at_equal_loss
 from ..spec import ModelKind
 from .cells import config_of
@@ -26,19 +27,17 @@ class HoldOut:
     """The hold-out run: predicted before it was made, and measured."""
 
     row: Row
-    predicted: float
-    low: float
-    high: float
+    predicted: Estimate
 
     @property
     def error(self) -> float:
         """predicted / measured - 1; NaN until it is measured."""
-        return self.predicted / self.row.loss - 1
+        return self.predicted.value / self.row.loss - 1
 
     @property
     def inside(self) -> bool:
         """Whether what was measured lies in the interval."""
-        return self.low <= self.row.loss <= self.high
+        return self.row.loss in self.predicted.interval
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ def hold_out_of(sweep: Sweep) -> HoldOut | None:
     cell, predicted = sweep.hold_out, sweep.prediction
     if cell is None or predicted is None:
         return None
-    low, high = predicted["interval"]
-    return HoldOut(sweep.row(cell), predicted["bits_per_byte"], low, high)
+    return HoldOut(sweep.row(cell), Estimate(predicted["bits_per_byte"], Interval(*predicted["interval"])))
 
 
 def _compared(laws: dict[ModelKind, KindLaw]) -> tuple[ModelKind, float, dict[ModelKind, Estimate]]:
@@ -115,11 +113,11 @@ def _projected(kind: ModelKind, forecast: Forecast, law: KindLaw) -> str:
 
 
 def _held(held: HoldOut) -> str:
-    cell = held.row.cell
+    cell, interval = held.row.cell, held.predicted.interval
     predicted = (
         f"hold-out, {units.format_flops(cell.flops)}, M {units.compact_count(cell.size)} on"
-        f" {units.format_count(cell.tokens)} tokens: predicted {held.predicted:.3f} bits a byte"
-        f" ({held.low:.3f} to {held.high:.3f})"
+        f" {units.format_count(cell.tokens)} tokens: predicted {held.predicted.value:.3f} bits a byte"
+        f" ({interval.low:.3f} to {interval.high:.3f})"
     )
     if held.row.status != "done":
         return f"{predicted}; not measured yet ({held.row.status})"
@@ -191,7 +189,8 @@ def results_json(sweep: Sweep, found: Findings, flops: float | None = None) -> d
                         if not law.problem},
         "hold_out": None if held is None else {
             "flops": held.row.cell.flops, "M": held.row.cell.size, "tokens": held.row.cell.tokens,
-            "predicted": held.predicted, "interval": [held.low, held.high], "measured": held.row.loss,
+            "predicted": held.predicted.value, "interval": [held.predicted.interval.low, held.predicted.interval.high],
+            "measured": held.row.loss,
             "error": held.error, "inside": held.inside if held.row.status == "done" else None,
         },
         "compute_at_equal_loss": {"than": found.base, "loss": found.loss,
