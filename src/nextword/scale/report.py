@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..base import UsageError, atomic_write, units
-from ..base.fields import finite
 from ..plan import RunConfig, optimum
 from ..plan.fitting import Interval
 from ..plan.isoflops import Estimate, compute_at_equal_loss
 from ..spec import ModelKind
 from .cells import config_of
 from .law import Forecast, KindLaw, law_json
-from .sweep import Sweep
+from .sweep import Sweep, write_json
 from .table import Row
 
 LAW, BEST = "law.json", "best.toml"
@@ -167,9 +165,7 @@ def write_results(sweep: Sweep) -> Findings:
 
     sweep.write_table()
     found = findings(sweep)
-    with atomic_write(sweep.folder / LAW) as file:
-        json.dump(finite(results_json(sweep, found)), file, indent=2)
-        file.write("\n")
+    write_json(sweep.folder / LAW, results_json(sweep, found))
     with suppress(UsageError):  # no law yet
         best_config(sweep, found).write(sweep.folder / BEST)
     with atomic_write(sweep.folder / REPORT) as file:

@@ -81,9 +81,7 @@ class Sweep:
                      "sources": list(self.place.sources), "settings": asdict(self.place.settings)},
             "speed": asdict(self.speed) if self.speed else None,
         }  # fmt: skip
-        with atomic_write(self.folder / STATE) as file:
-            json.dump(data, file, indent=2)
-            file.write("\n")
+        write_json(self.folder / STATE, data)
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
@@ -256,15 +254,20 @@ class Sweep:
             "fitted": [forecast.fitted.low, forecast.fitted.high], "filters": forecast.filters,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S"), "law": laws.law_json(law),
         }  # fmt: skip
-        with atomic_write(self.folder / PREDICTION) as file:
-            json.dump(finite(data), file, indent=2)
-            file.write("\n")
+        write_json(self.folder / PREDICTION, data)
 
     # ---- results
 
     def write_table(self) -> None:
         """Write table.csv."""
         write_table(self.folder / TABLE, self.rows(), self.design.seed)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write plain data as JSON, with None for NaN and infinities."""
+    with atomic_write(path) as file:
+        json.dump(finite(data), file, indent=2)
+        file.write("\n")
 
 
 def check_request(folder: Path, stored: dict[str, Any], request: dict[str, Any]) -> None:
