@@ -18,6 +18,7 @@ from .plan_options import COUNT, FLOPS, TOKENS, VOCABULARY, WholeNumber, duratio
 
 if TYPE_CHECKING:
     from ..scale.create import Request
+    from ..scale.report import Findings
     from ..scale.sweep import Sweep
     from ..train.planning import Machine
 
@@ -149,8 +150,8 @@ def _request(given: dict[str, Any]) -> Request:
 def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
     """Run what is left and print what was found, also after Ctrl-C."""
     from ..scale.local import LocalWorkers
-    from ..scale.report import results_json, write_results
-    from .scale_display import SweepDisplay, result_sections
+    from ..scale.report import write_results
+    from .scale_display import SweepDisplay
 
     sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.write()
@@ -161,13 +162,19 @@ def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
     except KeyboardInterrupt as error:
         interrupted = error
         messages().print(f"stopped. Continue: nextword scale --out {sweep.folder}", soft_wrap=True)
-    found = write_results(sweep)
-    if as_json:
-        emit_json(results_json(sweep, found))
-    else:
-        emit({}, lambda: result_sections(sweep, found), as_json=False, explain=False)
+    _print_results(sweep, write_results(sweep), as_json)
     if interrupted is not None:
         raise interrupted
+
+
+def _print_results(sweep: Sweep, found: Findings, as_json: bool, flops: float | None = None) -> None:
+    from ..scale.report import results_json
+    from .scale_display import result_sections
+
+    if as_json:
+        emit_json(results_json(sweep, found, flops))
+    else:
+        emit({}, lambda: result_sections(sweep, found, flops), as_json=False, explain=False)
 
 
 @command.command(name="show")
@@ -181,15 +188,11 @@ def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
 def show(folder: Path, flops: float | None, config: Path | None, as_json: bool) -> None:
     """What the runs of a sweep say by now, also while it is under way."""
     require_torch("training")
-    from ..scale.report import best_config, results_json, write_results
+    from ..scale.report import best_config, write_results
     from ..scale.sweep import Sweep
-    from .scale_display import result_sections
 
     sweep = Sweep.read(folder)
     found = write_results(sweep)
     if config is not None:
         best_config(sweep, found, flops).write(config)
-    if as_json:
-        emit_json(results_json(sweep, found, flops))
-    else:
-        emit({}, lambda: result_sections(sweep, found, flops), as_json=False, explain=False)
+    _print_results(sweep, found, as_json, flops)
