@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+import numpy as np
+
 from ..base import installed, units
 from ..plan.plots import sweep_figure
 from ..plan.sweep_checks import LeftOut
@@ -27,7 +29,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .9rem .15rem 0; text-align: right; border-bottom: 1px solid var(--pale); }
 th:first-child, td:first-child { text-align: left; }
 """
-_STEPS = 60  # of a drawn frontier
+_POINTS = 61  # of a drawn frontier
 
 
 def report_page(sweep: Sweep, found: Findings) -> str:
@@ -56,8 +58,7 @@ def figures(sweep: Sweep, found: Findings) -> Iterator[Spec]:
         frontier = law.scaling.frontier
         if frontier is not None:
             minima = [(one.flops, one.loss) for one in law.scaling.minima if not one.problem]
-            ends = minima[0][0], 10 * minima[-1][0]
-            flops = [ends[0] * (ends[1] / ends[0]) ** (step / _STEPS) for step in range(_STEPS + 1)]
+            flops = np.geomspace(minima[0][0], 10 * minima[-1][0], _POINTS).tolist()
             lines.append(Line(kind, [(each, frontier.loss(each)) for each in flops]))
             dots.append(Line(kind, minima))
     if len(lines) > 1:
