@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base import UsageError, read_text
@@ -104,7 +104,7 @@ class _Sheet:
             raise UsageError(f"--subset {wanted!r} is not in {self.path}.{closest(wanted, found)} It has:"
                              f" {', '.join(found)}")  # fmt: skip
         rows = [(line, row) for line, row in self.rows if not wanted or self.text(row, "subset") == wanted]
-        return _Sheet(self.path, self.heading, self.where, self.starred, rows)
+        return replace(self, rows=rows)
 
     @property
     def loss(self) -> str:
@@ -177,7 +177,7 @@ class _Sheet:
         roles = [role for role in ("parameters", "tokens", self.loss) if role in self.where]
         gaps = [line for line, row in self.rows if any(self.text(row, role).lower() == "nan" for role in roles)]
         kept = [(line, row) for line, row in self.rows if line not in gaps]
-        sheet = _Sheet(self.path, self.heading, self.where, self.starred, kept)
+        sheet = replace(self, rows=kept)
         skipped = tuple(f"{self.path}, line {line}: its optimum is nan" for line in gaps)
         sizes = {name: sheet.column(role) for role, name in (("parameters", "N"), ("tokens", "D")) if role in roles}
         losses = sheet.column(self.loss) if self.loss else ()
@@ -223,7 +223,7 @@ def _missing(where: dict[str, list[int]], optima: bool) -> list[str]:
     if optima:
         return [] if "flops" in where else ["flops"]
     sizes = [role for role in ("parameters", "tokens", "flops") if role in where]
-    missing = [] if "bits" in where else [role for role in ("loss",) if role not in where]
+    missing = [] if "bits" in where or "loss" in where else ["loss"]
     if len(sizes) < 2:
         others = [role for role in ("parameters", "tokens", "flops") if role not in sizes]
         missing.append(" or ".join(others) if sizes else "two of parameters, tokens and flops")
