@@ -11,13 +11,12 @@ from ..data import Dataset, save_tokenizer
 from ..plan import RunConfig
 from ..plan.run_config import DataConfig, ModelConfig, RunSettings, TrainConfig
 from ..train.branches import start_from
-from ..train.planning import Machine, plan_run
+from ..train.planning import MOST_TOKENS_AT_ONCE, Machine, plan_run
 from ..train.run_dir import RECORD, RunRecord, differences, writing
 from .design import DECAY, Cell, SweepDesign
 
 _BETAS = (0.9, 0.99)  # for batches below 500,000 tokens (Porian et al. 2024)
 _LARGE_BATCH, _LARGE_BETAS = 500_000, (0.9, 0.95)
-_AT_ONCE = 8192  # tokens: more is not faster on a CPU, and takes memory
 _KEPT = 5  # checkpoints: where the decay begins, those after it, and those of interruptions
 
 
@@ -35,7 +34,7 @@ def config_of(
     cell: Cell, design: SweepDesign, settings: DataConfig = DataConfig(), threads: int = 1,  # noqa: B008 - frozen
 ) -> RunConfig:  # fmt: skip
     """The configuration of a cell's run. All runs of a sweep differ in size, steps and learning rate only."""
-    rows, at_once = design.batch_size, max(1, _AT_ONCE // design.context)
+    rows, at_once = design.batch_size, max(1, MOST_TOKENS_AT_ONCE // design.context)
     train = TrainConfig(
         steps=cell.steps, context=design.context, batch_size=rows, micro_batch=min(rows, at_once),
         learning_rate=cell.rate, final_learning_rate=0.0, warmup_steps=design.warmup_steps, schedule="wsd",

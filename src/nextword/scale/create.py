@@ -15,9 +15,10 @@ from ..data import prepare_in
 from ..data.documents import find_sources
 from ..data.progress import Progress
 from ..plan import device as plan_device
-from ..plan.run_config import DataConfig
+from ..plan.run_config import FEWEST_IDS, DataConfig
 from ..spec import ModelKind
 from ..train.peak import measured_peak
+from ..train.pipeline import BYTES_AN_ID
 from ..train.planning import FIRST_SHARE, Machine
 from ..train.timing import amp_is_faster
 from .cells import Place
@@ -30,7 +31,6 @@ _VOCABULARIES = ((1e13, 512), (1e15, 1024), (1e17, 2048), (1e19, 8192))  # FLOPs
 _CONTEXTS = ((1e15, 128), (1e17, 256), (1e19, 512))
 _LARGE_VOCABULARY, _LARGE_CONTEXT = 32768, 1024
 _SHARE = 0.97  # of the time for the runs; the rest is for fits, and for waiting
-_BYTES_AN_ID = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def new_sweep(
     found = find_sources(sources)
     context = request.context or _chosen(guess, _CONTEXTS, _LARGE_CONTEXT)
     vocabulary = request.vocabulary or _chosen(guess, _VOCABULARIES, _LARGE_VOCABULARY)
-    settings = DataConfig(vocabulary=max(257, min(vocabulary, found.bytes // _BYTES_AN_ID)))
+    settings = DataConfig(vocabulary=max(FEWEST_IDS, min(vocabulary, found.bytes // BYTES_AN_ID)))
     data = prepare_in(cache / "data", found, settings, None, Progress(found, log), log)
     base = SweepDesign(
         request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,

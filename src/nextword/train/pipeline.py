@@ -38,7 +38,7 @@ from .timing import amp_is_faster, time_part
 from .trackers import check_installed
 
 RUNS = Path("runs")  # the default parent folder of runs
-_BYTES_AN_ID = 8  # of text per vocabulary entry, at least: more entries would hardly occur
+BYTES_AN_ID = 8  # of text per vocabulary entry, at least: more entries would hardly occur
 _FAR_OFF = 1.5  # a held-out fraction off by more than this factor is reported
 
 Log = Callable[[str], None]
@@ -157,9 +157,9 @@ def _find_sources(config: RunConfig, paths: Sequence[str], folder: Path | None, 
                 f"--out {folder} is in the folder of text {path}, and would be read as text the next time. Choose a"
                 " folder outside it, such as runs/NAME"
             )
-    most = max(1024, min(MOST_IDS, sources.bytes // _BYTES_AN_ID))
+    most = max(1024, min(MOST_IDS, sources.bytes // BYTES_AN_ID))
     if config.data.vocabulary > most:
-        wanted = f"a number from {FEWEST_IDS} to {most:,}, one token for every {_BYTES_AN_ID} bytes of this text"
+        wanted = f"a number from {FEWEST_IDS} to {most:,}, one token for every {BYTES_AN_ID} bytes of this text"
         raise FieldError("data.vocabulary", config.data.vocabulary, wanted)
     return sources
 

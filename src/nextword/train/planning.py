@@ -27,7 +27,7 @@ from .run_dir import Prediction
 from .timing import StepTime, share_of_peak
 
 FIRST_SHARE = 0.5  # assumed share of the peak, before a run on this machine has measured it
-_MOST_TOKENS_AT_ONCE = 8192  # per CPU micro-batch: more is not faster and takes memory
+MOST_TOKENS_AT_ONCE = 8192  # per CPU micro-batch: more is not faster and takes memory
 _SHARE_TO_TRAIN = 0.97  # of a time budget; the rest is for evaluation and checkpoints
 _TOKENS_A_PARAMETER = 20.0  # default without a budget
 _FINE_TUNING_RATE, _LORA_RATE = 5e-5, 3e-4
@@ -231,7 +231,7 @@ def check_batch(train: TrainConfig, world: int) -> None:
 
 def _micro_batch(batch: int, context: int, world: int, most: int) -> int:
     """The largest suitable power of two of rows per process at a time."""
-    rows = max(1, min(batch // world, most, _MOST_TOKENS_AT_ONCE // context))
+    rows = max(1, min(batch // world, most, MOST_TOKENS_AT_ONCE // context))
     return 1 << (rows.bit_length() - 1)
 
 
