@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from .run_tables import SAME
 from .runs import Optima, Runs
 
 Vector = NDArray[Any]
+_Kind = TypeVar("_Kind", bound=str)
 _NONE = Interval(math.nan, math.nan)
 
 WINDOW = 0.10  # of the lowest loss: runs above it are left out of a budget's parabola
@@ -274,6 +275,14 @@ def compute_at_equal_loss(frontier: Frontier, other: Frontier, loss: float) -> E
     others, other_draws = other.budget_for(loss)
     count = min(len(draws), len(other_draws))
     return Estimate(others / value, interval_of((other_draws[:count] / draws[:count]).tolist()))
+
+
+def compute_by_kind(frontiers: Mapping[_Kind, Frontier], loss: float) -> tuple[_Kind, dict[_Kind, Estimate]]:
+    """The kind that takes the least compute to reach `loss`, and how many times as much each of the others takes."""
+    base = min(frontiers, key=lambda kind: frontiers[kind].budget_for(loss)[0])
+    factors = {kind: compute_at_equal_loss(frontiers[base], frontier, loss)
+               for kind, frontier in frontiers.items() if kind != base}  # fmt: skip
+    return base, factors
 
 
 def scaling_of_optima(

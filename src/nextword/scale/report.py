@@ -9,7 +9,7 @@ from typing import Any
 from ..base import UsageError, atomic_write, units
 from ..plan import RunConfig, optimum
 from ..plan.fitting import Interval
-from ..plan.isoflops import Estimate, compute_at_equal_loss
+from ..plan.isoflops import Estimate, compute_by_kind
 from ..spec import ModelKind
 from .cells import config_of
 from .law import Forecast, KindLaw, law_json
@@ -69,10 +69,8 @@ def _compared(laws: dict[ModelKind, KindLaw]) -> tuple[ModelKind, float, dict[Mo
     """At the lowest loss that every kind has reached, how much more compute each takes than the best one."""
     frontiers = {kind: law.scaling.frontier for kind, law in laws.items() if law.scaling.frontier is not None}
     loss = max(min(one.loss for one in law.scaling.minima if not one.problem) for law in laws.values())
-    base = min(frontiers, key=lambda kind: frontiers[kind].budget_for(loss)[0])
-    others = {kind: compute_at_equal_loss(frontiers[base], frontier, loss)
-              for kind, frontier in frontiers.items() if kind != base}  # fmt: skip
-    return base, loss, others
+    base, factors = compute_by_kind(frontiers, loss)
+    return base, loss, factors
 
 
 def projection(law: KindLaw, flops: float | None = None) -> Forecast:
