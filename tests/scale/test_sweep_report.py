@@ -13,11 +13,11 @@ import pytest
 import vega_lite
 from cli_run import run
 from nextword.data import Dataset
-from nextword.plan.search import lowest
+from nextword.plan.search import lowest, root
 from nextword.scale.page import figures, report_page
 from nextword.scale.report import findings, sentences
 from nextword.scale.sweep import Sweep
-from sweep_folders import BITS, finished_sweep, loss_of
+from sweep_folders import finished_sweep, loss_of
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +53,13 @@ def test_the_law_predicts_the_formula_at_four_and_at_forty_times_the_compute(swe
 def test_the_kind_with_the_higher_losses_needs_more_compute(sweep: Sweep) -> None:
     found = findings(sweep)
     assert found.base == "transformer"
-    _, wanted = best("transformer", 1e12)
-    low, high = 1e12, 1e16
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if best("lstm", middle)[1] > wanted else (low, middle)
+
+    def compute(kind: str) -> float:
+        return math.exp(root(lambda log: best(kind, math.exp(log))[1] - found.loss, math.log(1e9), math.log(1e17)))
+
     factor = found.factors["lstm"].value
-    assert 1 < factor < 2 * low / 1e12
+    assert factor == pytest.approx(compute("lstm") / compute("transformer"), rel=0.01)
     assert f"the lstm needs {factor:.2g} times the compute of the transformer" in " ".join(sentences(sweep, found))
-    assert set(BITS) == {"transformer", "lstm"}
 
 
 def test_show_prints_and_writes_what_was_found(
