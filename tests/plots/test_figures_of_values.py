@@ -9,9 +9,10 @@ import pytest
 
 import vega_lite
 from nextword import plots
-from nextword.plots.scaling import IsoFlop, Line
-from nextword.plots.shots import Score
-from nextword.plots.training import Curve
+from nextword.plots.memory import memory
+from nextword.plots.scaling import IsoFlop, Line, law_fit, loss_surface
+from nextword.plots.shots import Score, shots
+from nextword.plots.training import Curve, loss_curves
 
 EVIL = '<b onclick="x()">"; alert(1) // {"signal": "x"}'
 
@@ -23,7 +24,7 @@ def _curve(name: str, steps: int) -> Curve:
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends():
-    figure = plots.loss_curves([_curve("run", 12_345)])
+    figure = loss_curves([_curve("run", 12_345)])
     vega_lite.drawn(figure)
     steps, mean = vega_lite.marks(figure, "line")
     assert steps["data"] is not None
@@ -35,7 +36,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends():
 
 def test_curves_show_each_runs_own_numbers():
     curves = [_curve(EVIL, 30), _curve(EVIL, 20)]  # runs of one name in two folders
-    figure = plots.loss_curves(curves)
+    figure = loss_curves(curves)
     assert "onclick=" not in vega_lite.drawn(figure).replace("&quot;", "").replace("&lt;b onclick=", "")
     assert vega_lite.texts(figure, "runs") == [EVIL, EVIL]
     steps = vega_lite.marks(figure, "line")[0]["data"]["values"]
@@ -48,11 +49,11 @@ def test_curves_show_each_runs_own_numbers():
 
 
 def test_a_loss_that_is_no_number_is_left_out():
-    figure = plots.loss_curves([Curve("run", [1.0, 2.0], [math.nan, 3.0], [math.nan, 3.0], [], [])])
+    figure = loss_curves([Curve("run", [1.0, 2.0], [math.nan, 3.0], [math.nan, 3.0], [], [])])
     vega_lite.drawn(figure)
     json.dumps(figure, allow_nan=False)
     assert vega_lite.column(vega_lite.marks(figure, "line")[0], "loss") == [None, 3.0]
-    vega_lite.drawn(plots.loss_curves([Curve("run", [1.0], [math.nan], [math.nan], [], [])]))
+    vega_lite.drawn(loss_curves([Curve("run", [1.0], [math.nan], [math.nan], [], [])]))
 
 
 SCORES = [
@@ -64,7 +65,7 @@ SCORES = [
 
 
 def test_scores_stand_in_the_order_of_their_shots_and_beside_each_other():
-    figure = plots.shots(SCORES, ["one", EVIL], ["as the model answers", "random labels"], "accuracy", 0.5)
+    figure = shots(SCORES, ["one", EVIL], ["as the model answers", "random labels"], "accuracy", 0.5)
     svg = vega_lite.drawn(figure)
     assert "random labels" in svg
     rows = figure["data"]["values"]
@@ -78,7 +79,7 @@ def test_scores_stand_in_the_order_of_their_shots_and_beside_each_other():
 
 
 def test_an_interval_without_an_end_goes_to_the_edge():
-    figure = plots.shots([Score(0, 0, 0, 0.5, -math.inf, math.inf)], ["x"], ["y"], "accuracy")
+    figure = shots([Score(0, 0, 0, 0.5, -math.inf, math.inf)], ["x"], ["y"], "accuracy")
     vega_lite.drawn(figure)
     (row,) = figure["data"]["values"]
     domain = vega_lite.marks(figure, "rule")[0]["encoding"]["y"]["scale"]["domain"]
@@ -88,7 +89,7 @@ def test_an_interval_without_an_end_goes_to_the_edge():
 
 def test_more_series_than_colours_take_them_again():
     scores = [Score(series, 0, shots, 0.5, 0.4, 0.6) for series in range(8) for shots in (0, 1)]
-    figure = plots.shots(scores, [f"model {n}" for n in range(8)], ["plain"], "accuracy")
+    figure = shots(scores, [f"model {n}" for n in range(8)], ["plain"], "accuracy")
     vega_lite.drawn(figure)
     colours = [each["expr"] for each in vega_lite.marks(figure, "line")[0]["encoding"]["color"]["scale"]["range"]]
     assert colours[:2] == colours[6:]
@@ -96,16 +97,16 @@ def test_more_series_than_colours_take_them_again():
 
 
 def test_names_of_laws_budgets_and_bars_are_data():
-    surface = plots.loss_surface(
+    surface = loss_surface(
         [Line(EVIL, [(1e8, 1e10), (1e9, 1e9)])], [Line(EVIL, [(1e8, 1e10), (1e9, 1e9)])], [Line(EVIL, [(3e8, 3e9)])],
         (3e8, 3e9), (1e8, 1e9), (1e9, 1e10), EVIL, Line(EVIL, [(1e8, 2e9), (1e9, 2e9)]),
     )  # fmt: skip
-    fit = plots.law_fit(
+    fit = law_fit(
         [(1e6, 1e15, 3.0), (1e7, 1e16, 2.5)], [(1e15, 3.0, 2.9, 3.1), (1e16, 2.5, 2.4, 2.6)],
         [IsoFlop(EVIL, [(1e6, 3.0), (1e7, 2.9)], (1e7, 2.9), [(1e6, 3.0)])], EVIL,
     )  # fmt: skip
-    memory = plots.memory([(EVIL, {EVIL: 1e9, "weights": 2e9}), (EVIL, {"weights": 3e9})], {EVIL: 4e9}, EVIL)
-    for figure in (surface, fit, memory):
+    bars = memory([(EVIL, {EVIL: 1e9, "weights": 2e9}), (EVIL, {"weights": 3e9})], {EVIL: 4e9}, EVIL)
+    for figure in (surface, fit, bars):
         assert "<b onclick" not in vega_lite.drawn(figure)
 
 
@@ -120,7 +121,7 @@ def test_logarithmic_axes_are_labelled_at_round_numbers_in_view(low, high, shown
 
 
 def test_notebooks_get_a_figure_that_their_vega_lite_knows():
-    bundle = plots.mime_bundle("text", plots.loss_curves([_curve("run", 3)]))
+    bundle = plots.mime_bundle("text", loss_curves([_curve("run", 3)]))
     assert set(bundle) == {"text/plain", "application/vnd.vegalite.v5+json"}
     spec = bundle["application/vnd.vegalite.v5+json"]
     assert spec["$schema"].endswith("/v5.json")

@@ -18,10 +18,10 @@ import pytest
 from nextword import plots
 from nextword.base import RunError, UsageError
 from nextword.plots import theme
-from nextword.plots.next_tokens import Column, Share
+from nextword.plots.next_tokens import Column, Share, next_tokens
 
 TOKEN = "</script><script>document.title='broken'</script>"
-SPEC = plots.next_tokens(TOKEN, [TOKEN], [Column("T = 1", "", "blue", [Share(0.5, "50%")], Share(0.5, "50%"))])
+SPEC = next_tokens(TOKEN, [TOKEN], [Column("T = 1", "", "blue", [Share(0.5, "50%")], Share(0.5, "50%"))])
 STARTS = {
     ".svg": b"<svg",
     ".png": b"\x89PNG",

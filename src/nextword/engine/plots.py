@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..plots import Spec, mime_bundle, next_tokens
-from ..plots.next_tokens import Column, Share
+from ..plots import Spec, mime_bundle
+from ..plots.next_tokens import Column, Share, next_tokens
 from ..plots.theme import LIGHT, heat
 from .display import bits, label, mass, percent, rows, visible
 from .results import Completion, NextTokenDistribution

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import plots
 from ..plots import Spec, mime_bundle
-from ..plots.shots import Score
+from ..plots.shots import Score, shots
 from .result_rows import differing, full_names, prefixes
 from .statistics import with_interval
 from .summary import Result
@@ -28,7 +27,7 @@ def shots_figure(result: Result) -> Spec:
     ]  # fmt: skip
     names = [", ".join(prefixes(*own, differing(series))) or own[0] for own in series]
     forms = [_VARIANTS.get(variant, f"{variant} calibration") for variant in variants]
-    return plots.shots(scores, names, forms, result.metric, result.majority)
+    return shots(scores, names, forms, result.metric, result.majority)
 
 
 def result_bundle(result: Result) -> dict[str, Any]:

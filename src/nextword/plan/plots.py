@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import plots
 from ..base.units import format_bytes, format_count, format_flops, format_seconds
 from ..plots import Spec, mime_bundle
-from ..plots.scaling import IsoFlop, Line
-from ..plots.sweep import Budget
+from ..plots.memory import memory as memory_bars
+from ..plots.scaling import IsoFlop, Line, law_fit, loss_surface
+from ..plots.sweep import Budget, sweep
 from .budget import BudgetPlan
 from .fit_search import Diagnosis
 from .fitting import LawFit
@@ -37,7 +37,7 @@ _STEPS = 60  # points of a curve
 
 def memory_figure(memory: Memory, devices: Sequence[Device], title: str) -> Spec:
     """Memory as one stacked bar against each device's line."""
-    return plots.memory([("", _parts(memory))], _sizes(devices), f"{title}: {format_bytes(memory.total)}")
+    return memory_bars([("", _parts(memory))], _sizes(devices), f"{title}: {format_bytes(memory.total)}")
 
 
 def remedies_figure(plan: Diagnosis, title: str) -> Spec:
@@ -46,7 +46,7 @@ def remedies_figure(plan: Diagnosis, title: str) -> Spec:
     for remedy in plan.remedies[:_REMEDIES]:
         result = "" if remedy.same_result else ", changes the result"
         bars.append((f"{remedy.name}\n{remedy.time:.2f}x the time{result}", _parts(remedy.memory)))
-    return plots.memory(bars, _sizes([plan.device]), title)
+    return memory_bars(bars, _sizes([plan.device]), title)
 
 
 def _parts(memory: Memory) -> dict[str, float]:
@@ -67,7 +67,7 @@ def surface_figure(plan: BudgetPlan) -> Spec:
         unique = plan.limited.unique
         text = f"{format_count(unique)} different tokens; above the line they repeat"
         limit = Line(text, [(size, unique) for size in sizes])
-    return plots.loss_surface(
+    return loss_surface(
         list(_contours(chosen, sizes, tokens)),
         [Line(f"{own:.2g} FLOPs", [(n, own / (6 * n)) for n in _spaced(*sizes)]) for own in budgets],
         [Line(own.law, [(own.parameters, own.tokens)]) for own in plan.optima],
@@ -95,7 +95,7 @@ def law_figure(fit: LawFit) -> Spec:
     runs = list(zip(fit.runs.parameters, fit.runs.flops, fit.runs.losses, strict=True))
     isoflops = [_isoflop(fit, budget) for budget in _busiest(fit.runs.flops)]
     title = f"{len(fit.runs):,} runs and the law fitted to them ({fit.method})"
-    return plots.law_fit(runs, _frontier(fit), isoflops, title, fit.runs.unit)
+    return law_fit(runs, _frontier(fit), isoflops, title, fit.runs.unit)
 
 
 def _frontier(fit: LawFit) -> list[tuple[float, float, float, float]]:
@@ -153,7 +153,7 @@ def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None) ->
     beyond = left_out is not None and left_out.flops > SAME * flops[-1]
     made = (left_out.flops, left_out.measured) if left_out and beyond else None
     title = f"{len(runs):,} runs in {len(flops)} budget{'s' * (len(flops) > 1)}"
-    return plots.sweep(drawn, sizes, frontier, ring, title, SIZES[found.size], found.unit, made)
+    return sweep(drawn, sizes, frontier, ring, title, SIZES[found.size], found.unit, made)
 
 
 def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import plots
 from ..base import UsageError
 from ..base.units import format_bytes, format_seconds
 from ..plots import Spec, mime_bundle
-from ..plots.training import Curve, Estimate, Kind
+from ..plots.memory import memory
+from ..plots.training import Curve, Estimate, Kind, context_study, loss_curves
 from . import estimates
 from .context_findings import sentences
 from .context_results import KindResult, Study, TaskResult
@@ -41,7 +41,7 @@ def curves_figure(folders: Sequence[Path]) -> Spec:
         if not losses:
             raise UsageError(f"{folder} has no steps to plot yet")
         curves.append(Curve(folder.name, tokens, losses, smoothed(losses), at, val))
-    return plots.loss_curves(curves)
+    return loss_curves(curves)
 
 
 def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
@@ -81,7 +81,7 @@ def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
 def study_figure(study: Study) -> Spec:
     """A study of context: by position, by visible context, tasks, speed."""
     guesses = {_name(task): task.guess for kind in study.kinds for task in kind.tasks}
-    return plots.context_study([_kind(own) for own in study.kinds], guesses)
+    return context_study([_kind(own) for own in study.kinds], guesses)
 
 
 def study_bundle(study: Study) -> dict[str, Any]:
@@ -124,4 +124,4 @@ def plan_bundle(own: Prediction) -> dict[str, Any]:
     loss = f"{own.nats_per_token:.3f} [{own.low:.3f}, {own.high:.3f}] nats a token on held-out text"
     text = f"predicted: {format_bytes(own.memory)}, {format_seconds(own.seconds)}, {loss}"
     title = f"memory by formula: {format_bytes(sum(own.memory_parts.values()))}"
-    return mime_bundle(text, plots.memory([("", own.memory_parts)], {}, title))
+    return mime_bundle(text, memory([("", own.memory_parts)], {}, title))
