@@ -106,7 +106,7 @@ def page(spec: Spec) -> str:
     style = css() + _STYLE
     script = f'vegaEmbed("#figure", {script_json(themed(spec, "page"))}, {json.dumps(EMBED)});'
     scripts = (chart_bundle(), script)
-    policy = f"default-src 'none'; style-src {_digest(style)}; script-src {' '.join(map(_digest, scripts))}"
+    policy = f"default-src 'none'; style-src {hash_source(style)}; script-src {' '.join(map(hash_source, scripts))}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -124,7 +124,8 @@ def script_json(data: Any) -> str:
     return text.encode("utf-8", "replace").decode()  # half of a surrogate pair has no UTF-8
 
 
-def _digest(text: str) -> str:
+def hash_source(text: str) -> str:
+    """The hash of an inline script or style, as a Content-Security-Policy lists it."""
     import base64  # only here: most commands never need them
     import hashlib
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Mapping
 from html import escape
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...base import RunError, installed
 from ...base.files import atomic_write
 from ...plots import css, svg
-from ...plots.files import script_json
+from ...plots.files import hash_source, script_json
 from ..plots import shots_figure
 from ..results import Collected
 from ..summary import Result
@@ -75,8 +73,7 @@ def _asset(name: str) -> str:
 
 def _policy(style: str, script: str) -> str:
     """A content security policy: nothing is loaded, and only the page's own style and script are allowed."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     return (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; base-uri 'none';"
+        f"default-src 'none'; style-src {hash_source(style)}; script-src {hash_source(script)}; base-uri 'none';"
         " form-action 'none'"
     )
