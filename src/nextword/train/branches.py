@@ -14,7 +14,7 @@ from ..base import RunError, atomic_write
 from ..plan import RunConfig
 from ..plan.run_config import TrainConfig
 from . import checkpoint as checkpoints
-from .metrics import read_metrics
+from .metrics import METRICS, read_metrics
 from .run_dir import RECORD, RunRecord, writing
 from .schedules import decay_start
 
@@ -57,7 +57,7 @@ def _copy(found: checkpoints.Checkpoint, donor: Path, folder: Path, config: RunC
     train = {**found.configuration["train"], "steps": config.train.steps}
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     checkpoints.copy(found, folder / "checkpoints", {**found.configuration, "train": train})
-    with atomic_write(folder / "metrics.jsonl") as file:
+    with atomic_write(folder / METRICS) as file:
         for row in read_metrics(donor):
             if "loss" in row and row["step"] < found.step:
                 file.write(json.dumps(row) + "\n")

@@ -21,7 +21,7 @@ from .changes import NO_CHANGE, Change
 from .distributed import Process, joined, remember_run, this_process, wait
 from .lora import add_adapters, merge_adapters
 from .loss_module import new_model
-from .metrics import progress_of, read_metrics
+from .metrics import METRICS, progress_of, read_metrics
 from .peak import Peak, measured_peak
 from .pipeline import ways_to_shrink
 from .run_dir import (
@@ -213,7 +213,7 @@ def _own_dropout(config: RunConfig, device: torch.device) -> AbstractContextMana
 
 def _remove_new_run(folder: Path) -> None:
     """Remove the files of a run that failed to start, so that it can be tried again."""
-    for name in (RECORD, CONFIG, "metrics.jsonl", "tokenizer.json", "tokenizer_config.json"):
+    for name in (RECORD, CONFIG, METRICS, "tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # it holds other files
         folder.rmdir()

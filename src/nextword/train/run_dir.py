@@ -28,10 +28,11 @@ from ..base import RunError, UsageError, atomic_write, read_json, try_lock
 from ..base.fields import Within, from_plain
 from ..plan import RunConfig
 from .changes import NO_CHANGE, Change, Settings
+from .metrics import METRICS
 
 FORMAT = "nextword-run/3"
 CONFIG, RECORD = "config.toml", "run.json"
-_WRITTEN = ("checkpoints", "metrics.jsonl", "report.json", "curve.svg")  # by a run, besides its model
+_WRITTEN = ("checkpoints", METRICS, "report.json", "curve.svg")  # by a run, besides its model
 Figure = Annotated[float, Within(finite=False)]  # NaN: unknown
 
 

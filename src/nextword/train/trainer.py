@@ -33,7 +33,7 @@ from .lora import merge_adapters
 from .loss_guard import LossGuard
 from .loss_module import Placed, new_model, place
 from .memory import PeakMemory
-from .metrics import append_line, step_row
+from .metrics import METRICS, append_line, step_row
 from .planning import check_batch
 from .run_dir import differences, resume_command, writing
 from .sampling import sample
@@ -428,7 +428,7 @@ class Trainer:
     def _write(self, row: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
         if self.process.first:
-            path = self.folder / "metrics.jsonl"
+            path = self.folder / METRICS
             with writing(path, f"continue: {resume_command(self.folder)}"):
                 append_line(path, row)
 
