@@ -449,9 +449,9 @@ def test_a_step_that_the_guard_rejected_is_in_the_metrics_with_its_reason_and_in
     assert f"1 x {action}; the last at step 7: the loss is nan" in " ".join(shown.split())
     (said,) = json.loads(command(capsys, "runs", "show", folder, "--json")[1])["rejected"]
     assert said == {"step": 7, "action": action, "reason": "the loss is nan"}
-    counted = curve(folder)[0]
+    counted = curve(folder).tokens
     assert len(counted) == (8 if action == "stop" else STEPS)
-    assert math.isnan(curve(folder)[1][7]) == (action != "rewind")
+    assert math.isnan(curve(folder).losses[7]) == (action != "rewind")
 
 
 def test_a_notebook_shows_a_runs_curves_with_its_own_numbers(data: Dataset, tmp_path: Path) -> None:

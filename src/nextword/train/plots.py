@@ -23,24 +23,23 @@ _NARROWEST = 16  # of its cells
 _MARKS = "●○▲△■□"
 
 
-def curve(folder: Path) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Tokens and loss of each step that counts, and of each evaluation: a rewound run's earlier steps do not."""
+def curve(folder: Path) -> Curve:
+    """A run's losses against tokens; of a rewound run, only the steps that count."""
     found = curve_of(folder)
     points, evaluations = found.points, found.evaluations
-    return (
-        [float(point.tokens) for point in points], [point.loss for point in points],
+    losses = [point.loss for point in points]
+    return Curve(
+        folder.name, [float(point.tokens) for point in points], losses, smoothed(losses),
         [float(each.tokens) for each in evaluations], [each.nats_per_token for each in evaluations],
     )  # fmt: skip
 
 
 def curves_figure(folders: Sequence[Path]) -> Spec:
     """Loss against tokens of runs. Raises UsageError for one that has no steps yet."""
-    curves = []
-    for folder in folders:
-        tokens, losses, at, val = curve(folder)
-        if not losses:
+    curves = list(map(curve, folders))
+    for folder, own in zip(folders, curves, strict=True):
+        if not own.losses:
             raise UsageError(f"{folder} has no steps to plot yet")
-        curves.append(Curve(folder.name, tokens, losses, smoothed(losses), at, val))
     return loss_curves(curves)
 
 
@@ -57,7 +56,7 @@ def smoothed(losses: Sequence[float], share: float = 0.02) -> list[float]:
 
 def terminal_curve(folders: Sequence[Path], width: int = 80) -> str:
     """The running means as text, one mark per run, at most `width` characters wide."""
-    curves = [(tokens, smoothed(losses)) for tokens, losses, _, _ in map(curve, folders) if losses]
+    curves = [(own.tokens, own.means) for own in map(curve, folders) if own.losses]
     if not curves:
         return "no steps yet"
     skip = [max(1, len(losses) // 50) for _, losses in curves]
@@ -111,7 +110,8 @@ def _estimate(at: float | str, own: estimates.Estimate) -> Estimate:
 def run_bundle(folder: Path, measured: Measured | None) -> dict[str, Any]:
     """A run for notebooks: its loss curves, or what was measured."""
     text = f"{folder}: " + ("not finished" if measured is None else _measured(measured))
-    return mime_bundle(text, curves_figure([folder]) if curve(folder)[0] else None)
+    own = curve(folder)
+    return mime_bundle(text, loss_curves([own]) if own.losses else None)
 
 
 def _measured(own: Measured) -> str:
