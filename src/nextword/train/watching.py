@@ -1,4 +1,4 @@
-"""Runs as they are being written: each in a row, and their curves since the last look."""
+"""Runs while they are being written: a summary of each, and what its curve has gained since it was last read."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..base import UsageError
 from ..plan import parameters
 from .metrics import open_metrics, progress_of, rejection, row_of
 from .run_dir import Measured, RunRecord, is_locked, read_report
 
-State = Literal["running", "finished", "interrupted", "stopped"]  # stopped: by a loss spike
-
 
 def summary(folder: Path, record: RunRecord) -> dict[str, Any]:
-    """A run in a row, as plain data; `tokens` and `steps` are planned until it is finished."""
+    """A run as a row of `nextword runs list`; `tokens` and `steps` are the planned ones until it is finished.
+
+    `state` is "finished", "running", "stopped" (by a loss spike) or "interrupted".
+    """
     measured, run = measured_of(folder, record), record.current
     step, stopped = progress_of(folder)
-    state: State = "finished" if measured else "stopped" if stopped else "interrupted"
+    state = "finished" if measured else "running" if is_locked(folder) else "stopped" if stopped else "interrupted"
     return {
         "folder": str(folder),
         "kind": run.spec.kind,
@@ -31,7 +32,7 @@ def summary(folder: Path, record: RunRecord) -> dict[str, Any]:
         "steps": measured.steps if measured else run.train.steps,
         "nats_per_token": measured.nats_per_token if measured else None,
         "bits_per_byte": measured.bits_per_byte if measured else None,
-        "state": "running" if not measured and is_locked(folder) else state,
+        "state": state,
         "created": record.created,
         "base": run.model.base or None,
         "changes": [change.to_dict() for change in record.changes],
