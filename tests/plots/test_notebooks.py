@@ -18,6 +18,7 @@ from nextword.engine.results import Alternative, Completion, NextTokenDistributi
 from nextword.plan.serving import plan_inference
 from nextword.plan.training import plan_training
 from nextword.plots import MIME
+from nextword.plots.spec import SCHEMA
 
 SPEC = plan.shape_for(1e9)
 DEVICE = plan.device("rtx4090")
@@ -64,7 +65,7 @@ def test_a_result_is_a_figure_or_text_without_a_drawing_library(name: str, monke
         bundle = shown(result)
     assert set(bundle) == {"text/plain", MIME}
     assert SAID[name] in bundle["text/plain"]
-    vega_lite.drawn(bundle[MIME] | {"$schema": "https://vega.github.io/schema/vega-lite/v6.json"})
+    vega_lite.drawn(bundle[MIME] | {"$schema": SCHEMA})
 
 
 def test_a_completion_is_its_text_tinted_by_how_unlikely_each_token_was() -> None:

@@ -17,6 +17,7 @@ from nextword.data import Dataset
 from nextword.models import build
 from nextword.plan import parameters
 from nextword.plots import MIME
+from nextword.plots.spec import SCHEMA
 from nextword.train import context_study, context_tasks
 from nextword.train.context_findings import sentences
 from nextword.train.context_results import Mean, Plan, Study, TaskResult
@@ -43,7 +44,6 @@ from nextword.train.context_tasks import (
 from nextword.train.estimates import Estimate, crossed
 from nextword.train.plots import study_figure
 
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 PLAN = Plan(
     text_steps=6, task_steps=4, sizes={"copy": (1,), "recall": (2,)}, test_tokens=400, speed_seconds=0.05,
     rates=RATES[:2],
