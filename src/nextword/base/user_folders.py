@@ -5,15 +5,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+CACHE_VARIABLE = "NEXTWORD_CACHE"
 _MAC = {"cache": "Library/Caches", "data": "Library/Application Support"}
 _XDG = {"cache": ("XDG_CACHE_HOME", ".cache"), "data": ("XDG_DATA_HOME", ".local/share")}
 
 
-CACHE_VARIABLE = "NEXTWORD_CACHE"
-
-
 def cache_folder() -> Path:
-    """The folder of what can be made or downloaded again: $NEXTWORD_CACHE, or the system's for the user."""
+    """The folder of files that can be made or downloaded again: $NEXTWORD_CACHE, or the user's cache."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
     return user_folder("cache")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..base import UsageError
 from ..base.errors import closest
-from ..base.user_folders import CACHE_VARIABLE as CACHE_VARIABLE
 from ..base.user_folders import cache_folder as cache_folder
 
 if TYPE_CHECKING:

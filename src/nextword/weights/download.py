@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO
 
 from ..base import RunError, atomic_write, locked
-from .catalogue import CACHE_VARIABLE, WheelMember
+from ..base.user_folders import CACHE_VARIABLE
+from .catalogue import WheelMember
 from .progress import Advance, on_stderr
 
 _CHUNK = 1 << 20  # bytes
