@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..base import units
@@ -11,8 +11,6 @@ from ._sections import Section, line, warning
 from ._table import plain_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..plan.isoflops import Frontier, Scaling
     from ..plan.sweep_checks import Checks
 
@@ -73,13 +71,13 @@ def check_sections(checks: Checks, unit: str) -> Iterator[Section]:
 
 
 def _minima(found: Scaling) -> Section:
-    size, count = found.size, _count
+    size = found.size
     table = plain_table("C", "runs", f"{size} optimal", "95%", "within 0.5%", f"D/{size}", f"loss, {found.unit}", "95%",
                         least=((1,), (7,), (5,), (3,), (4,)))  # fmt: skip
     for each in found.minima:
         shown = [""] * 6
         if not each.problem:
-            shown = [count(each.size), span(each.size_interval, count), span(each.flat, count),
+            shown = [_count(each.size), span(each.size_interval, _count), span(each.flat, _count),
                      f"{each.tokens / each.size:.3g}", f"{each.loss:.4f}",
                      span(each.loss_interval, "{:.4f}".format)]  # fmt: skip
         table.add_row(f"{each.flops:.3g}", f"{each.runs} of {each.of}", *shown)

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .isoflops import Estimate, Minimum, Scaling
     from .sweep_checks import LeftOut
 
-SIZES = {"M": "M: FLOPs a token / 6", "N": "parameters"}
-
+_SIZES = {"M": "M: FLOPs a token / 6", "N": "parameters"}
 _REMEDIES = 6
 _REACH = 100.0  # of the loss surface around the optimum, either way
 _LEVELS = 14  # lines of equal loss
@@ -153,7 +152,7 @@ def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None) ->
     beyond = left_out is not None and left_out.flops > SAME * flops[-1]
     made = (left_out.flops, left_out.measured) if left_out and beyond else None
     title = f"{len(runs):,} runs in {len(flops)} budget{'s' * (len(flops) > 1)}"
-    return sweep(drawn, sizes, frontier, ring, title, SIZES[found.size], found.unit, made)
+    return sweep(drawn, sizes, frontier, ring, title, _SIZES[found.size], found.unit, made)
 
 
 def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:
@@ -206,7 +205,7 @@ def diagnosis_bundle(plan: Diagnosis) -> dict[str, Any]:
 
 def budget_bundle(plan: BudgetPlan) -> dict[str, Any]:
     """The optimum of every law."""
-    lines = [f"{format_flops(plan.flops.value)}"]
+    lines = [format_flops(plan.flops.value)]
     for own in plan.optima:
         size, tokens = format_count(own.parameters), format_count(own.tokens)
         lines.append(f"{own.law}: {size} parameters, {tokens} tokens, loss {own.loss:.3f}")

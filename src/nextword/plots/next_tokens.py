@@ -50,7 +50,7 @@ def _panel(column: Column, count: int, full: float, labelled: bool) -> Spec:
     edge = full * 1.35
     shares = [*column.shares, column.others]
     rows = [_row(number, share, number == count, edge) for number, share in enumerate(shares)]
-    others, colour = "datum.row == " + str(count), named(column.colour)
+    others, colour = f"datum.row == {count}", named(column.colour)
     axis: Spec = {
         "labelExpr": "tokens[datum.value]", "labelFont": MONOSPACE, "labelFontSize": 12, "labelLimit": 220,
         "labelColor": named("ink"), "title": None, "ticks": False, "domain": False, "labelPadding": 6,

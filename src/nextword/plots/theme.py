@@ -20,10 +20,9 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation S
 MONOSPACE = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 _HEAT = ("blue", "cyan", "green", "orange", "red")  # temperatures 1/4, 1/2, 1, 2, 4
 
-
 Theme = Literal["light", "dark", "page"]
 _PAGE = {name: f"var(--{name})" for name in LIGHT}
-THEMES: dict[Theme, dict[str, str]] = {"light": LIGHT, "dark": DARK, "page": _PAGE}
+_THEMES: dict[Theme, dict[str, str]] = {"light": LIGHT, "dark": DARK, "page": _PAGE}
 
 
 def heat(temperature: float) -> str:
@@ -36,7 +35,7 @@ def css() -> str:
 
     A page follows the system, or `data-theme="light"` or `"dark"` on its root element.
     """
-    light, dark = (f"color-scheme: {name}; {_properties(THEMES[name])}" for name in THEMES if name != "page")
+    light, dark = (f"color-scheme: {name}; {_properties(own)}" for name, own in (("light", LIGHT), ("dark", DARK)))
     fonts = f"--font: {FONT}; --monospace: {MONOSPACE};"
     return (
         f":root {{ {light} {fonts} }}\n"
@@ -54,7 +53,7 @@ def vega_config(theme: Theme = "light") -> dict[str, Any]:
 
     Each colour is also a parameter, so that a specification names it: `{"expr": "blue"}`.
     """
-    own = THEMES[theme]
+    own = _THEMES[theme]
     text = {"labelColor": own["grey"], "titleColor": own["grey"], "titleFontWeight": "normal"}
     return {
         "params": [{"name": name, "value": colour} for name, colour in own.items()],
