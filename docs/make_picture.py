@@ -2,7 +2,7 @@
 
 python docs/make_picture.py plots           the plots, *.svg
 python docs/make_picture.py                 eval.png: run the README's evaluation first (minutes)
-python docs/make_picture.py out.html        eval.png of a report that is there; eval.png needs Chromium and Pillow
+python docs/make_picture.py out.html        eval.png from an existing report; eval.png needs Chromium and Pillow
 """
 
 from __future__ import annotations

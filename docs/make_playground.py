@@ -26,7 +26,7 @@ TARGET = ROOT / "src/nextword/serve/web/example.json"
 PROMPT = "The best thing about living near the sea is"
 SETTINGS: dict[str, Any] = {"seed": 7, "temperature": 0.8}
 PACKED, TOKENS = "t0.8n28", 28
-BRANCH = (1, 0)  # after so many tokens of the completion, take the model's choice number so-and-so
+BRANCH = (1, 0)  # tokens of the completion to keep, and which of the likeliest tokens to take next
 TOP, DIGITS = 32, 4
 
 
@@ -88,7 +88,7 @@ def example(address: str) -> None:
 def complete(address: str, ids: list[int], count: int) -> dict[str, Any]:
     answer = ask(address, "/completion", {"prompt": ids, "n_predict": count, "n_probs": 1, **SETTINGS})
     made = [[token["id"], _piece(token), _rounded(token["logprob"])] for token in answer["completion_probabilities"]]
-    end = {"eos": "eos"}.get(answer["stop_type"], "limit")
+    end = "eos" if answer["stop_type"] == "eos" else "limit"
     return {"made": made, "ids": [token[0] for token in made], "end": end, "model": answer["model"]}
 
 

@@ -1,7 +1,7 @@
-"""Execute src/nextword/tour.ipynb, and write docs/tour.ipynb: the same cells with what they show.
+"""Execute src/nextword/tour.ipynb, and write docs/tour.ipynb: the same cells with their outputs.
 
     python docs/make_tour.py            execute it, which takes minutes, and write
-    python docs/make_tour.py --check    exit with 1 if docs/tour.ipynb has other cells, or names paths of a machine
+    python docs/make_tour.py --check    exit with 1 if docs/tour.ipynb has other cells, or paths of a machine
 
 mkdocs calls `on_files`, which makes the site's page from it.
 """
@@ -24,7 +24,7 @@ _PATH = re.compile(r"/(?:home|root|tmp|work|var|Users)/|https?://(?!vega\.github
 
 
 def executed(folder: Path, quick: bool = False) -> Any:
-    """The notebook with its outputs, executed in `folder`; figures also as SVG, for what cannot draw Vega-Lite."""
+    """The notebook with its outputs, executed in `folder`; figures also as SVG, for viewers without Vega-Lite."""
     import nbformat
     from nbclient import NotebookClient
 

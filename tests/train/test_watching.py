@@ -78,7 +78,7 @@ def test_a_line_that_is_being_written_is_left_for_the_next_time(folder: Path, cu
     assert [point.step for point in curve_of(folder, first.place).points] == [1]
 
 
-def test_lines_that_are_no_metrics_are_passed_over(folder: Path) -> None:
+def test_lines_that_are_no_metrics_are_skipped(folder: Path) -> None:
     add_step(folder, 0, loss=3.0)
     bad = [b"", b"null", b"[1]", b'{"loss": 1}', b'{"step": "x", "loss": 1}', b'{"step": 1, "val": 3}', b"\xff\xfe",
            b"[" * 100_000, b'{"step": 1, "loss": "high"}', b'{"step": 2, "loss": {}, "tokens": "many"}']  # fmt: skip

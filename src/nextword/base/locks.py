@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def try_lock(descriptor: int, patience: float = 0.0) -> bool:
-    """Lock an open file or folder; False if another process holds the lock, after `patience` seconds still.
+    """Lock an open file or folder; False if another process still holds the lock after `patience` seconds.
 
     On a file system or operating system without such locks, every caller gets one.
     """

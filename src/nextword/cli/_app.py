@@ -27,7 +27,7 @@ VERBS = {
     "runs": "List, show, compare, resume and export training runs.",
     "compare-context": "Measure how much context each architecture makes use of.",
     "models": "List, download, inspect, convert and remove models.",
-    "tour": "Print where the tour of language models is, a notebook.",
+    "tour": "Print the path of the tour of language models, a notebook.",
     "completion": "Print the shell completion script.",
 }
 

@@ -1,4 +1,4 @@
-"""How nextword plan laws prints what runs at equal FLOPs, or the optima of budgets, say."""
+"""nextword plan laws: the findings of runs at equal FLOPs, or of a table of optima, as tables and sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nextword tour`: where the notebook is that tries what introductions to language models say."""
+"""`nextword tour`: the path of a notebook that tests what introductions say about language models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ._options import OUTPUT_FILE
 
 
 @click.command(name="tour")
-@click.option("--copy", type=OUTPUT_FILE, metavar="FILE", help="Write a copy, to run and to change.")
+@click.option("--copy", type=OUTPUT_FILE, metavar="FILE", help="Write a copy to run and change.")
 def command(copy: Path | None) -> None:
-    """Print where the tour is, a notebook that tries what introductions to language models say.
+    """Print the path of the tour, a notebook that tests what introductions say about language models.
 
     \b
     Examples:

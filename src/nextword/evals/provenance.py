@@ -118,7 +118,7 @@ def _template(name: str, task: Task) -> TemplateRecord:
 
 
 def prompt_digest(task: Task) -> str:
-    """A hash of everything in a task that affects its prompts, but for rows and shots."""
+    """A hash of everything in a task that affects its prompts, except rows and shots."""
     return text_digest(task.format.key + repr(task.chat))
 
 

@@ -166,7 +166,7 @@ class Store:
         return [name for (name,) in self._connection.execute("select name from evaluations order by made, rowid")]
 
     def evaluations(self, task: str | None = None, most: int = -1) -> list[Stored]:
-        """The stored evaluations, or those of one task, or the newest `most` of them; the newest last."""
+        """Stored evaluations, the newest last: of all tasks or one, all of them or the newest `most`."""
         start = "" if task is None else json.dumps({"task": task}).removesuffix("}")  # `Result` begins with its task
         query = (
             "select name, made, result from evaluations where substr(result, 1, ?) = ?"

@@ -107,7 +107,7 @@ def training_setup(
     train_dtype: str | None = None, attention: str = "flash", loss: str = "whole", lora: int = 0,
     lora_targets: tuple[str, ...] = (), **same: Any,
 ) -> Training:  # fmt: skip
-    """A Training from settings with the names of the command line's options; `same`: those that it calls the same."""
+    """A Training from settings named as on the command line; `same`: those with the same name in Training."""
     count, device = devices
     if lora_targets and not lora:
         raise UsageError("--lora-targets needs --lora; give a rank, such as --lora 16")

@@ -1,4 +1,4 @@
-"""Figures as files: SVG, PNG and PDF by vl-convert, pages that load nothing, and JSON."""
+"""Figures as files: SVG, PNG and PDF by vl-convert, self-contained pages, and JSON."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _content(spec: Spec, kind: str, theme: Theme) -> bytes:
 
 
 def svg(spec: Spec, theme: Theme = "light") -> str:
-    """The figure as SVG; in the theme "page" it may stand in a page and takes its colours from `css`."""
+    """The figure as SVG; with the theme "page" it is for embedding in a page that has the colours of `css`."""
     return str(_convert("svg", spec, theme))
 
 
@@ -81,11 +81,9 @@ def _convert(kind: str, spec: Spec, theme: Theme, **options: Any) -> Any:
 
 @cache
 def chart_bundle() -> str:
-    """JavaScript for pages, about 900 kB: sets `vegaEmbed`, `vega` and `vegaLite`; loads nothing.
+    """JavaScript for pages, about 900 kB, self-contained: defines `vegaEmbed`, `vega` and `vegaLite`.
 
-    Making it takes seconds, so it is kept in the user's cache.
-
-    Raises UsageError without vl-convert.
+    Building it takes seconds, so it is kept in the user's cache. Raises UsageError without vl-convert.
     """
     require("vl_convert", "charts in pages")
     from importlib.metadata import version
@@ -102,7 +100,7 @@ def chart_bundle() -> str:
 
 
 def page(spec: Spec) -> str:
-    """A page that shows the figure, and its values where one points. It loads nothing, and follows light and dark."""
+    """A self-contained page with the figure: values as tooltips, and light or dark as the reader's system is."""
     style = css() + _STYLE
     script = f'vegaEmbed("#figure", {script_json(themed(spec, "page"))}, {json.dumps(EMBED)});'
     scripts = (chart_bundle(), script)

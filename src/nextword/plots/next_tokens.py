@@ -1,4 +1,4 @@
-"""The distribution of the next token: bars, a panel a temperature."""
+"""The distribution of the next token: bars, one panel per temperature."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Column:
 def next_tokens(prompt: str, tokens: Sequence[str], columns: Sequence[Column]) -> Spec:
     """Bars of the next token's probabilities on one scale, `tokens` down the side.
 
-    The bar of all others may be far larger than any token's: it ends at the edge, and its number says the rest.
+    The bar of all others may be far longer than any token's: it is cut off at the edge; its label has the number.
     """
     full = max((share.value for own in columns for share in own.shares if share.value is not None), default=1.0) or 1.0
     panels = [_panel(own, len(tokens), full, number % _ABREAST == 0) for number, own in enumerate(columns)]

@@ -30,7 +30,7 @@ class Score:
 def shots(
     scores: Sequence[Score], series: Sequence[str], variants: Sequence[str], metric: str, majority: float | None = None
 ) -> Spec:
-    """Scores against shots with their intervals: a line for each series and variant, marks of either beside each other.
+    """Scores against shots, with their intervals: a line for each series and variant, their marks side by side.
 
     Variant 0 is the plain one. Hollow marks carry a caveat. `majority`: the score of always the most frequent label.
     """

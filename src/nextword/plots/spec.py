@@ -10,7 +10,7 @@ from .theme import LIGHT, Theme, vega_config
 
 Spec = dict[str, Any]  # of Vega-Lite 6; every part that a reader may rely on is also valid in 5
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-MIME = "application/vnd.vegalite.v5+json"  # what notebooks know
+MIME = "application/vnd.vegalite.v5+json"  # what notebooks support
 _SCHEMA_OF_MIME = "https://vega.github.io/schema/vega-lite/v5.json"
 # Of a continuous scale, which needs real colours; these stand out from white and from the dark background.
 RAMP = [LIGHT[name] for name in ("purple", "blue", "cyan", "orange")]
@@ -41,20 +41,20 @@ def named(name: str) -> Spec:
 
 
 def field(name: str, title: str | None = None, kind: str = "quantitative", **more: Any) -> Spec:
-    """An encoding of a field of the data; without a title, its own or its layer's."""
+    """An encoding of a field of the data; without `title`, Vega-Lite chooses one."""
     titled = {} if title is None else {"title": title}
     return {"field": name, "type": kind, **titled, **more}
 
 
 def palette(count: int, names: Sequence[str]) -> Spec:
-    """A scale for `count` series, numbered from 0, with the colours of `names`, over and over."""
+    """A scale for `count` series, numbered from 0, that cycles through the colours of `names`."""
     return {"domain": list(range(count)), "range": [named(names[number % len(names)]) for number in range(count)]}
 
 
 def lookup(name: str, texts: Iterable[str]) -> Spec:
     """A parameter that holds the texts of numbered rows or series: labels are `{name}[datum.value]`.
 
-    Texts from outside so stay data: neither equal ones nor special ones do harm.
+    So text from outside is never part of an expression, and equal texts stay apart.
     """
     return {"name": name, "value": list(texts)}
 

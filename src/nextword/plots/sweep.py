@@ -31,7 +31,7 @@ def sweep(
 ) -> Spec:  # fmt: skip
     """Three panels. `sizes` and `frontier` are curves over compute, `left_out` a budget predicted from the others.
 
-    `made` has the FLOPs and the loss of a run that was predicted.
+    `made`: FLOPs and loss of the run that was predicted.
     """
     panels = [_parabolas(budgets, size, unit)]
     if sizes:
@@ -159,7 +159,7 @@ def _named(rows: Iterable[Band]) -> Spec:
 
 
 def _ends(values: Iterable[float]) -> Range:
-    """The least and the largest, apart from those that are no numbers."""
+    """The smallest and the largest, ignoring NaN."""
     finite = [value for value in values if value == value]
     return min(finite), max(finite)
 

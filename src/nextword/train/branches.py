@@ -29,7 +29,7 @@ def shared_steps(one: RunConfig, other: RunConfig) -> int:
 
 
 def start_from(donor: Path, folder: Path, config: RunConfig) -> int:
-    """Give the new run in `folder` the newest sound checkpoint of `donor` that it has in common; returns its step.
+    """Give the new run in `folder` the newest sound checkpoint of `donor` from the steps they share; returns its step.
 
     The lines of metrics before it are copied too. 0: there is none, and nothing was written.
     """

@@ -230,7 +230,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def copy(checkpoint: Checkpoint, root: Path, configuration: dict[str, Any]) -> None:
-    """Copy a checkpoint to another run's `root`, as one of that run, which has `configuration`."""
+    """Copy a checkpoint to another run's `root`, with that run's `configuration`."""
     working = _working(root, checkpoint.step)
     shutil.rmtree(working, ignore_errors=True)
     shutil.copytree(checkpoint.folder, working, ignore=shutil.ignore_patterns(_STATE))

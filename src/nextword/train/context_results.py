@@ -117,7 +117,7 @@ class Study:
     widths: tuple[WidthResult, ...] = ()
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        """In a notebook: the figure, or the losses."""
+        """In a notebook: the figure."""
         from .plots import study_bundle
 
         return study_bundle(self)

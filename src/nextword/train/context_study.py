@@ -54,7 +54,7 @@ def study(
     """Train every kind on the same rows for about `seconds` in all, and measure what each remembers.
 
     `widths` doubles the time, to find the width each kind needs to recall 2, 4 and 8 pairs. A `plan` replaces the one
-    made from timings; `seconds` and `sizes` then mean nothing. Raises UsageError for too little text or time.
+    made from timings; `seconds` and `sizes` are then ignored. Raises UsageError for too little text or time.
     """
     if data.val.tokens < 4 * context + 2:
         raise UsageError(

@@ -84,7 +84,7 @@ def study_figure(study: Study) -> Spec:
 
 
 def study_bundle(study: Study) -> dict[str, Any]:
-    """A study for notebooks: its figure, or its first finding."""
+    """A study for notebooks: its figure, and its first finding as text."""
     return mime_bundle(sentences(study)[0], study_figure(study))
 
 
@@ -108,7 +108,7 @@ def _estimate(at: float | str, own: estimates.Estimate) -> Estimate:
 
 
 def run_bundle(folder: Path, measured: Measured | None) -> dict[str, Any]:
-    """A run for notebooks: its loss curves, or what was measured."""
+    """A run for notebooks: its loss curves, and what was measured as text."""
     text = f"{folder}: " + ("not finished" if measured is None else _measured(measured))
     own = curve(folder)
     return mime_bundle(text, loss_curves([own]) if own.losses else None)
@@ -120,7 +120,7 @@ def _measured(own: Measured) -> str:
 
 
 def plan_bundle(own: Prediction) -> dict[str, Any]:
-    """The prediction of a run for notebooks: its memory by part, and in a line its time and loss."""
+    """The prediction of a run for notebooks: its memory by part, and its time and loss as text."""
     loss = f"{own.nats_per_token:.3f} [{own.low:.3f}, {own.high:.3f}] nats a token on held-out text"
     text = f"predicted: {format_bytes(own.memory)}, {format_seconds(own.seconds)}, {loss}"
     title = f"memory by formula: {format_bytes(sum(own.memory_parts.values()))}"

@@ -163,7 +163,7 @@ def _evaluation(at: Point, val: dict[str, Any]) -> Evaluation:
 
 
 def number(row: Mapping[str, Any], name: str, default: float) -> float:
-    """A finite number of a row; `default` if it is none."""
+    """A finite number of a row, or else `default`."""
     value = row.get(name)
     return value if isinstance(value, (int, float)) and math.isfinite(value) else default
 

@@ -1,4 +1,4 @@
-"""The HTML report: the scores drawn, comparisons, and every example with its prompt; self-contained."""
+"""The HTML report: a plot of the scores, comparisons, and every example with its prompt; self-contained."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def report_page(collected: Collected, result: Result, models: Mapping[str, EvalM
 
 
 def _curve(result: Result) -> str:
-    """The scores drawn, where there are several and vl-convert is installed."""
+    """The plot of the scores, if there are several and vl-convert is installed."""
     if len(result.rows) == 1 or not installed("vl_convert"):
         return ""
-    inside = tables.scrolling("scores against shots, drawn", svg(shots_figure(result), "page"))
+    inside = tables.scrolling("plot of scores against shots", svg(shots_figure(result), "page"))
     return f'<figure class="curve">{inside}</figure>'
 
 
