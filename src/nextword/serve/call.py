@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import TypeVar
 from urllib.parse import parse_qs
 
@@ -137,11 +138,15 @@ class Call:
             raise handle.error
 
     async def tokens(self, handles: list[CompletionHandle]) -> AsyncIterator[list[tuple[int, Token]]]:
-        """The tokens of several completions as they are made, each with the number of its handle."""
-        left = sum(handle.n for handle in handles)
+        """The tokens of several completions as they arrive, each with the index of its sample among all of theirs."""
+        *before, left = accumulate((handle.n for handle in handles), initial=0)  # counts of samples
         last: float | None = None
         while left:
-            new = [(number, token) for number, handle in enumerate(handles) for token in handle.take()]
+            new = [
+                (first + token.sample_index, token)
+                for first, handle in zip(before, handles, strict=True)
+                for token in handle.take()
+            ]
             for handle in handles:
                 if handle.error is not None:
                     raise handle.error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -13,21 +13,12 @@ from ..base import UsageError
 from ..engine import CompletionHandle, Request, Structure
 from ..text import encode_chat
 from .bodies import ChatBody, Message, ResponseFormat, decode
+from .choices import CompletionWork, events_of, push_all
 from .errors import ApiError
 from .extension import sampling_extension
 from .pieces import Entry, Pieces, candidates, name_of
 from .prompts import Prompt, check_size
-from .requests import (
-    FINISH,
-    EventStream,
-    answer,
-    check_stream_options,
-    fresh_id,
-    most_tokens,
-    now,
-    requests_of,
-    usage_of,
-)  # fmt: skip
+from .requests import FINISH, EventStream, answer, check_stream_options, most_tokens, requests_of
 from .tools import Tools, ToolText
 
 if TYPE_CHECKING:
@@ -38,15 +29,11 @@ _OWN = ("messages", "tools", "chat_template", "add_generation_prompt", "document
 
 
 @dataclass
-class Work:
-    """One chat request on its way through."""
+class Work(CompletionWork):
+    """A chat request being answered."""
 
-    call: Call
-    model: Model
     body: ChatBody
     tools: Tools | None
-    prompt_tokens: int = 0
-    handles: list[CompletionHandle] = field(default_factory=list)
     ending: str = "length"  # of `said`, as is `cached_tokens`
     cached_tokens: int = 0
 
@@ -54,9 +41,6 @@ class Work:
     def handle(self) -> CompletionHandle | None:
         """None if no token was asked for."""
         return self.handles[0] if self.handles else None
-
-    def head(self, kind: str) -> dict[str, Any]:
-        return {"id": fresh_id("chatcmpl"), "object": kind, "created": now(), "model": self.model.id}
 
 
 async def chat(call: Call, body: ChatBody) -> Response:
@@ -276,35 +260,14 @@ def _choices(work: Work) -> list[_Choice]:
 
 async def _whole(work: Work) -> dict[str, Any]:
     choices = _choices(work)
-    async for tokens in work.call.tokens(work.handles):
-        for _, token in tokens:
-            choices[token.sample_index].push(token)
-    return {**work.head("chat.completion"), "choices": [choice.whole() for choice in choices], "usage": _usage(work)}
+    await push_all(work, choices)
+    head = work.head("chatcmpl", "chat.completion")
+    return {**head, "choices": [choice.whole() for choice in choices], "usage": work.usage()}
 
 
-async def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
-    head = work.head("chat.completion.chunk") | ({"usage": None} if usage_wanted else {})
-    choices = _choices(work)
-    role = {"role": "assistant", "content": ""}
-    yield [
-        {**head, "choices": [{"index": choice.index, "delta": role, "logprobs": None, "finish_reason": None}]}
-        for choice in choices
-    ]
+def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
+    choices, role = _choices(work), {"role": "assistant", "content": ""}
+    first = [{"index": choice.index, "delta": role, "logprobs": None, "finish_reason": None} for choice in choices]
     if not work.handles:
-        yield [{**head, "choices": [delta]} for choice in choices for delta in choice.take()]
-    async for tokens in work.call.tokens(work.handles):
-        events = []
-        for _, token in tokens:
-            choice = choices[token.sample_index]
-            choice.push(token)
-            events += [{**head, "choices": [delta]} for delta in choice.take()]
-        if events:
-            yield events
-    usage = _usage(work)
-    if usage_wanted:
-        yield [{**head, "choices": [], "usage": usage}]
-
-
-def _usage(work: Work) -> dict[str, Any]:
-    _, cached = work.call.count_prompt(work.handles)
-    return usage_of(work.prompt_tokens, cached, work.call.generated)
+        first += [delta for choice in choices for delta in choice.take()]
+    return events_of(work, choices, work.head("chatcmpl", "chat.completion.chunk"), first, usage_wanted)

@@ -11,25 +11,15 @@ from starlette.responses import Response
 from ..engine import CompletionHandle, ScoreRequest
 from ..engine.handles import ScoreHandle
 from .bodies import CompletionBody
+from .choices import CompletionWork, events_of, push_all
 from .errors import ApiError
 from .extension import sampling_extension
 from .pieces import Entry, Pieces, candidates, name_of
 from .prompts import Prompt, encode_prompt, prompts_of
-from .requests import (
-    FINISH,
-    EventStream,
-    answer,
-    check_stream_options,
-    fresh_id,
-    most_tokens,
-    now,
-    requests_of,
-    usage_of,
-)  # fmt: skip
+from .requests import FINISH, EventStream, answer, check_stream_options, most_tokens, requests_of
 
 if TYPE_CHECKING:
     from .call import Call
-    from .models import Model
 
 DEFAULT_TOKENS = 16
 
@@ -56,20 +46,13 @@ class Row:
 
 
 @dataclass
-class Work:
-    """One request for completions on its way through."""
+class Work(CompletionWork):
+    """A request for completions of texts being answered."""
 
-    call: Call
-    model: Model
     body: CompletionBody
     prompts: list[Prompt]
     n: int
     echoes: list[Echo] = field(default_factory=list)
-    handles: list[CompletionHandle] = field(default_factory=list)
-
-    @property
-    def head(self) -> dict[str, Any]:
-        return {"id": fresh_id("cmpl"), "object": "text_completion", "created": now(), "model": self.model.id}
 
 
 async def completions(call: Call, body: CompletionBody) -> Response:
@@ -82,7 +65,7 @@ async def completions(call: Call, body: CompletionBody) -> Response:
     max_tokens = most_tokens(call, model, body.max_tokens, DEFAULT_TOKENS, "max_tokens")
     call.admit(len(given) * n)
     prompts = await call.prepare(lambda: [encode_prompt(model, prompt) for prompt in given])
-    work = Work(call, model, body, prompts, n)
+    work = Work(call, model, body, prompts, n, prompt_tokens=sum(len(prompt.ids) for prompt in prompts))
     requests = requests_of(
         call, model, body, prompts, max_tokens=max(1, max_tokens), n=n, bias=body.logit_bias,
         top_logprobs=body.logprobs or 0,
@@ -165,7 +148,12 @@ class _Choice:
         own = {name_of(tokenizer, entry.token.id): entry.token.logprob}
         return Row(entry.piece, entry.token.logprob, {**top, **own})
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> list[dict[str, Any]]:
+        """The choice with what has come since the last call, if there is anything to show."""
+        has_news = self.text or self.rows or self.finish or (self._work.body.nextword and self.entries)
+        return [self.content()] if has_news else []
+
+    def content(self) -> dict[str, Any]:
         """The choice with what has come since the last call."""
         content: dict[str, Any] = {
             "index": self.index,
@@ -194,10 +182,6 @@ class _Choice:
             "text_offset": offsets,
         }
 
-    @property
-    def has_news(self) -> bool:
-        return bool(self.text or self.rows or self.finish or (self._work.body.nextword and self.entries))
-
 
 def _choices(work: Work) -> list[_Choice]:
     return [_Choice(work, number) for number in range(len(work.prompts) * work.n)]
@@ -205,31 +189,15 @@ def _choices(work: Work) -> list[_Choice]:
 
 async def _whole(work: Work) -> dict[str, Any]:
     choices = _choices(work)
-    async for tokens in work.call.tokens(work.handles):
-        for number, token in tokens:
-            choices[number * work.n + token.sample_index].push(token)
-    return {**work.head, "choices": [choice.take() for choice in choices], "usage": _usage(work)}
+    await push_all(work, choices)
+    return {**_head(work), "choices": [choice.content() for choice in choices], "usage": work.usage()}
 
 
-async def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
-    head = {**work.head, **({"usage": None} if usage_wanted else {})}
+def _stream(work: Work, usage_wanted: bool) -> AsyncIterator[list[Any]]:
     choices = _choices(work)
-    if work.echoes or not work.handles:
-        yield [{**head, "choices": [choice.take()]} for choice in choices]
-    async for tokens in work.call.tokens(work.handles):
-        events = []
-        for number, token in tokens:
-            choice = choices[number * work.n + token.sample_index]
-            choice.push(token)
-            if choice.has_news:
-                events.append({**head, "choices": [choice.take()]})
-        if events:
-            yield events
-    usage = _usage(work)
-    if usage_wanted:
-        yield [{**head, "choices": [], "usage": usage}]
+    first = [choice.content() for choice in choices] if work.echoes or not work.handles else []
+    return events_of(work, choices, _head(work), first, usage_wanted)
 
 
-def _usage(work: Work) -> dict[str, Any]:
-    _, cached = work.call.count_prompt(work.handles)
-    return usage_of(sum(len(prompt.ids) for prompt in work.prompts), cached, work.call.generated)
+def _head(work: Work) -> dict[str, Any]:
+    return work.head("cmpl", "text_completion")

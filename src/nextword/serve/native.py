@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
 from ..engine import CompletionHandle, Token
 from .bodies import NativeBody
+from .choices import CompletionWork, parts_of, push_all
 from .errors import ApiError
 from .pieces import Entry, Pieces, candidates, name_of
 from .prompts import Prompt, encode_prompt, prompts_of
@@ -24,15 +25,11 @@ _STOP_TYPES = {"end_of_text": "eos", "stop": "word", "length": "limit", "context
 
 
 @dataclass
-class Work:
-    """One native request on its way through."""
+class Work(CompletionWork):
+    """A native completion request being answered."""
 
-    call: Call
-    model: Model
     body: NativeBody
-    given: list[Any]
     prompts: list[Prompt]
-    handles: list[CompletionHandle] = field(default_factory=list)
 
 
 async def completion(call: Call, body: NativeBody) -> Response:
@@ -46,15 +43,14 @@ async def completion(call: Call, body: NativeBody) -> Response:
     bias = await call.prepare(lambda: _biases(model, body))
     if body.repeat_penalty is not None:
         body.repetition_penalty = body.repeat_penalty
-    work = Work(call, model, body, given, prompts)
+    work = Work(call, model, body, prompts)
     requests = requests_of(
         call, model, body, prompts, max_tokens=max(1, max_tokens), bias=bias, top_logprobs=body.n_probs or 0
     )
     work.handles = await call.start(model, requests if max_tokens else [])
     if body.stream:
         return EventStream(_stream(work), call.service.report)
-    several = isinstance(body.prompt, list) and given is body.prompt
-    return answer(await _whole(work, several))
+    return answer(await _whole(work, several=given is body.prompt))
 
 
 def _biases(model: Model, body: NativeBody) -> dict[int, float]:
@@ -100,14 +96,14 @@ class _Answer:
         self.entries += entries
         self.last = token
 
-    def take(self) -> dict[str, Any] | None:
-        """What has come since the last call; None if there is nothing to show."""
+    def take(self) -> list[dict[str, Any]]:
+        """What has come since the last call, if there is anything to show, and the end."""
         content: dict[str, Any] = {"index": self._index, "content": self.text, "tokens": self.ids, "stop": False}
         if self._work.body.n_probs:
             content["completion_probabilities"] = self._probabilities()
-        shown = self.text or self.entries
+        parts = [content] if self.text or self.entries else []
         self.text, self.ids, self.entries = "", [], []
-        return content if shown else None
+        return [*parts, self.end()] if self.last and self.last.finish else parts
 
     def whole(self) -> dict[str, Any]:
         body = self._work.body
@@ -199,9 +195,7 @@ def _named(model: Model, id: int) -> dict[str, Any]:
 
 async def _whole(work: Work, several: bool) -> Any:
     answers = [_Answer(work, index) for index in range(len(work.prompts))]
-    async for tokens in work.call.tokens(work.handles):
-        for number, token in tokens:
-            answers[number].push(token)
+    await push_all(work, answers)
     work.call.count_prompt(work.handles)
     contents = [each.whole() for each in answers]
     return contents if several else contents[0]
@@ -211,13 +205,6 @@ async def _stream(work: Work) -> AsyncIterator[list[Any]]:
     answers = [_Answer(work, index) for index in range(len(work.prompts))]
     if not work.handles:
         yield [each.end() for each in answers]
-    async for tokens in work.call.tokens(work.handles):
-        events = []
-        for number, token in tokens:
-            answers[number].push(token)
-            part = answers[number].take()
-            events += [part] if part else []
-            events += [answers[number].end()] if token.finish else []
-        if events:
-            yield events
+    async for parts in parts_of(work, answers):
+        yield parts
     work.call.count_prompt(work.handles)

@@ -92,15 +92,6 @@ def stopping_word(model: Model, handle: CompletionHandle) -> str:
     return min(found)[1] if found else ""
 
 
-def usage_of(prompt: int, cached: int, generated: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
 def fresh_id(prefix: str) -> str:
     return f"{prefix}-{os.urandom(12).hex()}"
 
