@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,7 @@ from ._names import complete_model
 from ._options import load_config, loading_options
 
 if TYPE_CHECKING:
-    from ..engine import LoadConfig
-    from ..serve.call import Service
-    from ..serve.config import ServeConfig
-    from ..serve.replicas import About
+    from ..serve.models import About
 
 KEY_VARIABLE = "NEXTWORD_API_KEY"
 _LARGEST_KEY = 4096  # bytes of a key's file
@@ -75,32 +73,21 @@ def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> 
         **{name: options[name] for name in same},
     )
     served = (*names, *models) or (DEFAULT_MODEL,)
+    greet = partial(_greet, keyed=config.api_key is not None)
     if options["workers"]:
-        _serve_on_cluster(served, config, loading, options["cluster"] or "auto", options["replicas"])
+        from ..data.cluster import check_address
+        from ..serve.replicas import serve_on_cluster
+
+        cluster = options["cluster"] or "auto"
+        check_address(cluster, "--workers ray")
+        serve_on_cluster(served, config, loading, cluster, options["replicas"], greet)
         return
     for name in ("replicas", "cluster"):
         if options[name] is not None:
             raise UsageError(f"--{name} is for replicas on a cluster. Give --workers ray with it")
     from ..serve import serve
 
-    serve(served, config, loading, _greet)
-
-
-def _serve_on_cluster(
-    names: tuple[str, ...], config: ServeConfig, loading: LoadConfig, cluster: str, replicas: int | None
-) -> None:
-    from ..data.cluster import check_address
-
-    check_address(cluster, "--workers ray")
-    from ..serve.replicas import serve_on_cluster
-
-    def greet(address: str, about: About) -> None:
-        where = f"{about.replicas} {'replica' if about.replicas == 1 else 'replicas'}"
-        click.echo(f"Serving {about.model} at {address}/v1 from {where}, each with up to "
-                   f"{format_bytes(about.cache_bytes)} for keys and values. Ctrl-C ends.")  # fmt: skip
-        _show_request(address, about.model, about.chats, config.api_key is not None)
-
-    serve_on_cluster(names, config, loading, cluster, replicas, greet)
+    serve(served, config, loading, greet)
 
 
 def _key(given: str | None, file: str | None) -> str | None:
@@ -116,20 +103,19 @@ def _key(given: str | None, file: str | None) -> str | None:
         raise UsageError(f"--api-key-file {file}: {error.strerror}") from None
 
 
-def _greet(address: str, service: Service) -> None:
-    """The address, the memory it may take, a line to try it with, and the playground's page."""
-    [model] = service.models.loaded.values()
-    cache = format_bytes(model.engine.cache_bytes)
-    click.echo(f"Serving {model.id} at {address}/v1, with up to {cache} for keys and values. Ctrl-C ends.")
-    _show_request(address, model.id, model.tokenizer.chat_template is not None, service.config.api_key is not None)
-
-
-def _show_request(address: str, model: str, chats: bool, keyed: bool) -> None:
-    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
-    body = f'{{"model":"{model}","messages":[{{"role":"user","content":"What is a token?"}}]}}'
-    if not chats:
-        body, path = f'{{"model":"{model}","prompt":"Once upon a time"}}', "completions"
+def _greet(address: str, about: About, keyed: bool) -> None:
+    """Print the address, the memory it may take, a request to try, and the playground's address."""
+    cache = f"with up to {format_bytes(about.cache_bytes)} for keys and values. Ctrl-C ends."
+    if about.replicas is None:
+        click.echo(f"Serving {about.model} at {address}/v1, {cache}")
     else:
-        path = "chat/completions"
+        noun = "replica" if about.replicas == 1 else "replicas"
+        click.echo(f"Serving {about.model} at {address}/v1 from {about.replicas} {noun}, each {cache}")
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
+    if about.chats:
+        path, asked = "chat/completions", '"messages":[{"role":"user","content":"What is a token?"}]'
+    else:
+        path, asked = "completions", '"prompt":"Once upon a time"'
+    body = f'{{"model":"{about.model}",{asked}}}'
     click.echo(f"curl {address}/v1/{path} -H 'Content-Type: application/json'{key} -d '{body}'")
     click.echo(f"Playground: {address}/")

@@ -55,6 +55,19 @@ class Model:
         return sum(file.stat().st_size for file in files if file.is_file()) + self.engine.cache_bytes
 
 
+@dataclass(frozen=True)
+class About:
+    """What a server reports when it is ready. `cache_bytes`: for keys and values, of each replica.
+
+    `chats`: whether the model has a chat template. `replicas`: None without a cluster.
+    """
+
+    model: str
+    cache_bytes: int
+    chats: bool
+    replicas: int | None = None
+
+
 class Models:
     """Models by id; the first one answers requests that name none or another.
 
@@ -86,6 +99,12 @@ class Models:
         """Load the first model. `worker` steps the engines of all."""
         self._worker = worker
         self._adopt(self._open(self.ids[0]))
+
+    @property
+    def about(self) -> About:
+        """The first model, which `start` has loaded."""
+        first = self.loaded[self.ids[0]]
+        return About(first.id, first.engine.cache_bytes, first.tokenizer.chat_template is not None)
 
     async def use(self, name: str | None) -> Model:
         """The model for a request; `Model.users` counts it until `release`. Raises ApiError if it cannot be loaded."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ from .call import Call, Service
 from .config import ServeConfig
 from .errors import ApiError
 from .metrics import CONTENT_TYPE
-from .models import Models
+from .models import About, Models
 from .requests import PING, answer, event
 from .server import bind, run
 
@@ -47,16 +47,6 @@ _OF_MODELS += [ENDPOINTS["/props"], ENDPOINTS["/slots"]]  # all of these are ans
 _DEPLOYMENT = "replica"
 
 Counts = tuple[int, int, int]  # tokens generated, tokens of the prompt, and how many of those were cached
-
-
-@dataclass(frozen=True)
-class About:
-    """What the replicas serve. `cache_bytes`: of the keys and values of each; `chats`: whether there is a template."""
-
-    model: str
-    cache_bytes: int
-    chats: bool
-    replicas: int
 
 
 def serve_on_cluster(
@@ -82,8 +72,7 @@ def serve_on_cluster(
         check_nodes(ray, _lacking, (names,), nodes, _DOWNLOAD_SECONDS)
         app = f"nextword-{socket.gethostname()}-{listener.getsockname()[1]}"
         with _deployed(app, replicas, resources, (names, _of_replica(config), loading)) as handle:
-            model, cache_bytes, chats = handle.about.remote().result()
-            about = About(model, cache_bytes, chats, replicas)
+            about = replace(handle.about.remote().result(), replicas=replicas)
             together = replace(config, parallel=config.parallel * replicas, queue=config.queue * replicas)
             front = Front(Service(together, models), ray, app, handle)
             run(front, listener, lambda address: on_ready(address, about))
@@ -182,10 +171,9 @@ class Replica:
         models.start(self._worker)
         self._app = App(self._service)
 
-    async def about(self) -> tuple[str, int, bool]:
-        """The model's name, the bytes of its cache, and whether it has a chat template."""
-        [model] = list(self._service.models.loaded.values())[:1]
-        return model.id, model.engine.cache_bytes, model.tokenizer.chat_template is not None
+    async def about(self) -> About:
+        """What this replica serves."""
+        return self._service.models.about
 
     async def metrics(self) -> tuple[str, list[Metric]]:
         """The machine and process of this replica, and its metrics."""

@@ -18,7 +18,7 @@ from .app import App
 from .call import Service
 from .config import ServeConfig
 from .connection import Connection
-from .models import Models
+from .models import About, Models
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 512
@@ -29,7 +29,7 @@ def serve(
     names: Sequence[str],
     config: ServeConfig,
     loading: LoadConfig | None = None,
-    on_ready: Callable[[str, Service], None] = lambda address, service: None,
+    on_ready: Callable[[str, About], None] = lambda address, about: None,
 ) -> None:
     """Serve models until SIGINT or SIGTERM; the first of them is loaded before a request is taken.
 
@@ -41,7 +41,8 @@ def serve(
         service = Service(config, models)
         with Worker(on_step=service.on_step) as worker:
             models.start(worker)
-            run(App(service), listener, lambda address: on_ready(address, service))
+            about = models.about
+            run(App(service), listener, lambda address: on_ready(address, about))
 
 
 def run(app: App, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
