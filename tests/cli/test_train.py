@@ -518,15 +518,15 @@ def test_fine_tuning_tells_the_loss_that_it_began_from(text: Path, capsys: pytes
     assert f"{tuned['nats_before']:.4f}" in out
 
 
-def test_a_shortened_run_has_ended_and_is_not_resumed(
+def test_a_run_that_the_clock_ended_is_not_resumed(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nextword.train import deadline
+    from nextword.train.deadline import Deadline, End
 
-    monkeypatch.setattr(deadline.Deadline, "cut", lambda self, step, steps, elapsed: (5, 12, 8) if step == 5 else None)
+    monkeypatch.setattr(Deadline, "end", lambda self, step, *_: End(5, 12, 8) if step == 5 else None)
     code, _, err = run(capsys, "train", str(text), *SMALL, "--set", "train.minutes=1", "--out", "run")
     assert code == 0, err
-    assert "The run now ends after 8 steps" in " ".join(err.split())
+    assert "step 5: the learning rate decays, and the run ends after 8 steps" in " ".join(err.split())
     assert len(losses(tmp_path / "run")) == 8
     assert not (tmp_path / "ledger.jsonl").exists()
     code, _, err = run(capsys, "runs", "resume", "run")

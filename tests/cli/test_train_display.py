@@ -16,6 +16,7 @@ from nextword.cli import train_display
 from nextword.cli.train_display import Display, packed
 from nextword.train.callbacks import TrainStep
 from nextword.train.evaluate import ValLoss
+from nextword.train.forecast import Forecast
 
 STEP = TrainStep(41, 3.25, 1.5e-3, 0.42, 4096, 0.5, 0.01, share_of_peak=0.31)
 
@@ -24,7 +25,7 @@ STEP = TrainStep(41, 3.25, 1.5e-3, 0.42, 4096, 0.5, 0.01, share_of_peak=0.31)
 def display() -> Display:
     """A run of 1,000 steps that was planned to take 8 minutes, after step 42."""
     record: Any = SimpleNamespace(
-        expected=SimpleNamespace(seconds=480.0), current=SimpleNamespace(train=SimpleNamespace(steps=1000))
+        expected=SimpleNamespace(seconds=480.0), current=SimpleNamespace(train=SimpleNamespace(steps=1000, minutes=0.0))
     )
     made = Display(SimpleNamespace(record=record))  # type: ignore[arg-type]
     made.on_step(STEP)
@@ -55,6 +56,18 @@ def test_a_terminal_of_any_width_shows_every_number_unbroken(
         assert sum(part in line for line in lines) == 1
     assert "of 8.00 min planned" in " ".join(" ".join(lines).split())
     assert any("━" in line for line in lines) == (width > 40)
+
+
+def test_steps_that_are_an_estimate_are_called_so(display: Display) -> None:
+    display.on_steps_changed(1200, about=True)
+    assert display._place(STEP) == "step 42/about 1,200"
+    display.on_steps_changed(1100)
+    assert display._place(STEP) == "step 42/1,100"
+
+
+def test_the_forecast_of_the_end_is_shown_with_its_interval(display: Display) -> None:
+    display.on_forecast(42, Forecast(2.5, 2.4, 2.6))
+    assert "forecast 2.500 ± 0.100" in display._measurements(STEP)
 
 
 def test_a_part_is_broken_only_if_it_is_wider_than_the_line() -> None:

@@ -84,7 +84,7 @@ def training() -> Values:
 def _losses(kind: str, data: Any, folder: Path) -> list[float]:
     train = TrainConfig(
         steps=20, context=32, batch_size=8, micro_batch=4, learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=3,
-        dtype="fp32", seed=7,
+        schedule="cosine", dtype="fp32", seed=7,
     )  # fmt: skip
     config = RunConfig(ModelConfig(spec=tiny_spec(kind)), train=train, run=RunSettings(device="cpu", threads=1))
     callbacks = Losses()

@@ -13,7 +13,7 @@ def config_of(spec: ModelSpec, lora: int = 0, threads: int = 1, **train: Any) ->
     """A run of `spec` on the CPU, in float32 and on one thread unless something else is said."""
     defaults: dict[str, Any] = {"context": spec.context, "batch_size": 4, "micro_batch": 4, "steps": 10,
                                 "learning_rate": 1e-3, "final_learning_rate": 1e-4, "warmup_steps": 1,
-                                "dtype": "fp32"}  # fmt: skip
+                                "schedule": "cosine", "dtype": "fp32"}  # fmt: skip
     settings = RunSettings(device="cpu", threads=threads)
     return RunConfig(ModelConfig(spec=spec, lora=lora), train=TrainConfig(**{**defaults, **train}), run=settings)
 

@@ -1,8 +1,10 @@
-"""A run that would end late is shortened with its learning rate falling to the end, and stays exact when it resumes."""
+"""A run of minutes ends in time whatever its neighbours do, with its learning rate decayed, and resumes to the bit."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -11,137 +13,305 @@ from kill_me import run_of
 
 from nextword.data import Dataset
 from nextword.plan import RunConfig
-from nextword.train import trainer as training
 from nextword.train.callbacks import Callbacks, TrainStep
-from nextword.train.deadline import LATE, Cut, Deadline, last_step_of, schedule_step
+from nextword.train.deadline import Deadline, End, Times
 from nextword.train.metrics import read_metrics
-from nextword.train.schedules import learning_rate
+from nextword.train.schedules import decayed, learning_rate, stretched
 from nextword.train.trainer import Outcome, Trainer
 
-STEPS, SLOW_FROM, SECONDS = 40, 10, 40.0
+MINUTE = 60.0
+Pace = Callable[[float], float]  # seconds of the run -> seconds that a step takes then
 
 
-def cuts_of(paces: list[float], steps: int = 100, seconds: float = 100.0) -> list[Cut]:
-    """The cuts that a run of these seconds a step gets."""
-    deadline, cuts, elapsed = Deadline(seconds), list[Cut](), 0.0
-    for step, pace in enumerate(paces, start=1):
-        elapsed += pace
-        if step < last_step_of(steps, cuts) and (cut := deadline.cut(step, last_step_of(steps, cuts), elapsed)):
-            cuts.append(cut)
-    return cuts
+@dataclass
+class Simulated:
+    """A run of a minute, second by second as it passes, without training.
+
+    Every `every` steps something beside steps takes `beside` seconds, and what follows the last step takes `closing`.
+    """
+
+    pace: Pace
+    steps: int = 1000  # planned
+    decay: float | None = 0.2
+    every: int = 100
+    beside: float = 0.1
+    closing: float = 1.0
+    stops: tuple[int, ...] = ()  # steps after which the process is ended and started again
+    ends: list[End] = field(default_factory=list)
+    done: int = 0
+    seconds: float = 0.0
+
+    def run(self) -> Simulated:
+        deadline, aside = Deadline(MINUTE, self.steps, self.decay), 0.0
+        total = self.steps
+        while self.done < total:
+            if self.done in self.stops:
+                deadline = Deadline(MINUTE, self.steps, self.decay)
+                self.seconds += 0.5  # until the checkpoint is read
+            self.seconds += self.pace(self.seconds)
+            self.done += 1
+            times = Times(self.seconds, aside, self.closing)
+            deadline.passed(self.done, times)
+            waits = self.decay is not None and not self.ends
+            end = deadline.end(self.done, total, times, waits)
+            if end is not None:
+                self.ends.append(end)
+                deadline.restart()
+            if self.done % self.every == 0:
+                self.seconds += self.beside
+                aside += self.beside
+            total = self.ends[-1].after if self.ends else total
+            if waits and end is None:
+                total = self.done + max(1, deadline.steps_left(self.done, times))
+        self.seconds += self.closing
+        return self
+
+    @property
+    def decay_share(self) -> float:
+        """The share of the run's steps that decay the learning rate."""
+        return 1 - self.ends[0].step / self.done
 
 
-def test_a_run_on_time_or_a_little_late_is_left_as_it_is() -> None:
-    assert cuts_of([1.0] * 100) == []
-    assert cuts_of([1.15] * 100) == []
+def busy(start: float, end: float = 1e9, pace: float = 0.06, factor: float = 2.0) -> Pace:
+    """Steps of `pace` seconds, `factor` times that while a neighbour is busy."""
+    return lambda seconds: pace * (factor if start <= seconds < end else 1.0)
 
 
-def test_one_slow_step_of_many_shortens_nothing() -> None:
-    assert cuts_of([1.0] * 30 + [4.0] + [1.0] * 69) == []
+def noisy(seed: int, share: float = 0.3) -> Pace:
+    """Steps that vary, with bursts of half a second in which everything takes three times as long."""
+    draw = random.Random(seed)
+    bursts = [draw.uniform(0, MINUTE) for _ in range(12)]
+
+    def pace(seconds: float) -> float:
+        burst = any(start <= seconds < start + 0.5 for start in bursts)
+        return 0.05 * draw.uniform(1 - share, 1 + share) * (3.0 if burst else 1.0)
+
+    return pace
 
 
-def test_a_busy_moment_of_thousands_of_short_steps_shortens_nothing() -> None:
-    assert cuts_of([0.05] * 20 + [0.01] * 9980, steps=10_000) == []
-    assert cuts_of([0.01] * 300 + [0.05] * 20 + [0.01] * 9680, steps=10_000) == []
+NEIGHBOURS = {
+    "none": busy(1e9),
+    "from the beginning": busy(0),
+    "from the middle": busy(30),
+    "until the middle": busy(0, 30),
+    "from the decay's beginning": busy(48),
+    "from within the decay": busy(54),
+    "until the decay's beginning": busy(0, 48),
+    "until within the decay": busy(0, 54),
+    "in the last seconds": busy(57),
+    "until the last seconds": busy(0, 57),
+    "every other five seconds": lambda seconds: 0.06 * (2 if int(seconds / 5) % 2 else 1),
+    "ever more": lambda seconds: 0.03 * (1 + seconds / 20),
+    "ever less": lambda seconds: 0.12 - 0.001 * seconds,
+    "one takes nearly everything": busy(30, factor=8.0),
+    "one that took nearly everything leaves": busy(0, 30, factor=8.0),
+}
 
 
-@pytest.mark.parametrize("pace", [1.5, 3.0, 10.0])
-def test_a_slow_run_is_cut_once_to_end_by_the_limit(pace: float) -> None:
-    (cut,) = cuts_of([pace] * 100)
-    step, before, after = cut
-    assert before == 100
-    assert step < after
-    assert 1.0 < after * pace / 100 <= LATE
+@pytest.mark.parametrize("pace", NEIGHBOURS.values(), ids=NEIGHBOURS)
+@pytest.mark.parametrize("planned", [300, 1000, 3000], ids=["slower than timed", "as timed", "faster than timed"])
+@pytest.mark.parametrize("decay", [0.2, 0.1, None], ids=["wsd", "a short decay", "cosine"])
+def test_a_minute_is_a_minute_whatever_the_neighbours_do(pace: Pace, planned: int, decay: float | None) -> None:
+    run = Simulated(pace, planned, decay).run()
+    assert run.seconds == pytest.approx(MINUTE, rel=0.05)
+    assert len(run.ends) <= (8 if decay else 12)
+    assert run.ends[-1].after == run.done if run.ends else run.done == planned
 
 
-def test_a_run_that_slows_down_again_is_cut_again() -> None:
-    first, *others = cuts_of([2.0] * 30 + [6.0] * 70)
-    assert others
-    for before, after in pairwise([first, *others]):
-        assert after[1] == before[2] > after[2]
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_and_bursts_do_not_matter(seed: int) -> None:
+    run = Simulated(noisy(seed)).run()
+    assert run.seconds == pytest.approx(MINUTE, rel=0.02)
+    assert run.decay_share == pytest.approx(0.2, abs=0.06)
+    assert len(run.ends) <= 5
 
 
-def test_a_run_that_is_over_its_time_already_still_gets_some_steps_to_cool_down() -> None:
-    step, _, after = cuts_of([0.1] * 400 + [1000.0] * 3, steps=1000)[0]
-    assert after - step >= 0.05 * step
+def test_a_steady_run_decays_over_the_share_of_its_steps_and_its_end_is_set_once() -> None:
+    run = Simulated(busy(1e9)).run()
+    assert len(run.ends) == 1
+    assert run.decay_share == pytest.approx(0.2, abs=0.005)
+    assert run.seconds == pytest.approx(MINUTE, rel=0.005)
 
 
-def test_a_schedule_that_was_cut_goes_on_where_it_was_and_ends_where_it_would_have_ended() -> None:
-    cuts = [(10, 101, 41), (20, 41, 31)]
-    assert schedule_step(9, cuts) == 9
-    assert schedule_step(10, cuts) == 10
-    assert schedule_step(20, cuts[:1]) == schedule_step(20, cuts) == 40  # a third of the way from 10 to 100
-    assert schedule_step(25, cuts) == 70  # half of what was left
-    assert schedule_step(30, cuts) == 100
-    assert last_step_of(101, cuts) == 31
+@pytest.mark.parametrize("pace", [0.5, 2.0, 6.0, 11.0, 25.0])
+def test_a_run_of_few_slow_steps_ends_at_the_step_nearest_to_its_time(pace: float) -> None:
+    run = Simulated(busy(1e9, pace=pace), steps=max(1, int(58 / pace)), every=1000).run()
+    assert abs(run.seconds - MINUTE) <= pace / 2 + 1e-9
 
 
-def test_a_cut_to_a_single_step_gives_it_the_last_rate() -> None:
-    assert schedule_step(10, [(10, 100, 11)]) == 99
+@pytest.mark.parametrize("pace", NEIGHBOURS.values(), ids=NEIGHBOURS)
+def test_sessions_add_up(pace: Pace) -> None:
+    run = Simulated(pace, stops=(100, 300, 480, 700)).run()
+    assert run.seconds == pytest.approx(MINUTE, rel=0.05)
 
 
-class Clock:
-    """Seconds that pass as a run's steps look at it: twice `pace` in each, or `slow` from step `SLOW_FROM` on."""
-
-    def __init__(self, slow: float) -> None:
-        self.now, self.slow, self.step = 0.0, slow, 0
-
-    def perf_counter(self) -> float:
-        self.now += (self.slow if self.step >= SLOW_FROM else 1.0) / 2
-        return self.now
+def test_a_run_whose_time_is_over_still_cools_down() -> None:
+    stalled = Simulated(lambda seconds: 100.0 if 20 < seconds < 21 else 0.05).run()
+    (end,) = stalled.ends
+    assert end.after - end.step == pytest.approx(0.025 * end.step, abs=1)
 
 
-class Heard(Callbacks):
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self.lines = clock, list[str]()
+def test_a_long_evaluation_at_the_end_is_allowed_for() -> None:
+    assert Simulated(busy(1e9), closing=15.0, beside=1.0).run().seconds == pytest.approx(MINUTE, rel=0.02)
+
+
+# ---- the learning rate
+
+
+def test_a_decay_is_linear_and_goes_on_from_where_it_is_when_the_end_moves() -> None:
+    ends = (End(80, 120, 100), End(90, 100, 110))
+    assert decayed(80, ends) == 0.0
+    assert decayed(85, ends) == decayed(85, ends[:1]) == 0.25
+    assert decayed(90, ends) == 0.5
+    assert decayed(100, ends) == 0.75
+    assert decayed(110, ends) == 1.0
+    assert decayed(100, ends[:1]) == 1.0
+
+
+def test_a_schedule_that_is_stretched_or_squeezed_goes_on_where_it_was_and_ends_where_it_would_have() -> None:
+    ends = (End(10, 101, 41), End(20, 41, 31))
+    assert stretched(9, ends) == 9
+    assert stretched(10, ends) == 10
+    assert stretched(20, ends[:1]) == stretched(20, ends) == 40  # a third of the way from 10 to 100
+    assert stretched(25, ends) == 70  # half of what was left
+    assert stretched(30, ends) == 100
+    assert stretched(10, (End(10, 100, 11),)) == 99  # a single step gets the last rate
+    assert stretched(110, (End(10, 111, 211),)) == 60  # halfway
+
+
+RUN = run_of("gru", 300, 100).with_train(schedule="wsd", warmup_steps=10, learning_rate=1e-3, final_learning_rate=1e-4)
+
+
+def test_the_rate_stays_up_until_the_clock_says_so_and_then_goes_down_to_its_end() -> None:
+    train = RUN.train
+    assert learning_rate(train, 500, ()) == 1e-3  # five times the planned steps
+    ends = (End(200, 100, 250),)
+    assert [learning_rate(train, step, ends) for step in (4, 199, 200)] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert learning_rate(train, 225, ends) == pytest.approx(5.5e-4)
+    assert learning_rate(train, 249, ends) == pytest.approx(1e-4 + 9e-4 / 50)
+
+
+def test_a_clock_that_decides_what_was_planned_gives_the_planned_schedule_to_the_bit() -> None:
+    ends = (End(80, 100, 100),)
+    assert [learning_rate(RUN.train, step, ends) for step in range(100)] == [
+        learning_rate(RUN.train, step) for step in range(100)
+    ]
+
+
+def test_a_decay_that_begins_within_the_warm_up_begins_at_the_rate_reached() -> None:
+    rates = [learning_rate(RUN.train, step, (End(4, 100, 10),)) for step in range(10)]
+    assert rates[:5] == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 5e-4])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[9] == pytest.approx(1e-4 + 4e-4 / 6)
+
+
+# ---- whole runs, on a clock of their own
+
+
+class Clock(Callbacks):
+    """A clock that a run's own steps move: each takes what `pace` says of the steps done."""
+
+    def __init__(self, pace: Callable[[int], float]) -> None:
+        self.seconds, self.pace = 0.0, pace
+        self.lines, self.steps = list[str](), list[tuple[int, bool]]()
+
+    def __call__(self) -> float:
+        return self.seconds
 
     def on_step(self, step: TrainStep) -> None:
-        self.clock.step = step.step + 1
+        self.seconds += self.pace(step.step)
 
     def on_message(self, message: str) -> None:
         self.lines.append(message)
 
+    def on_steps_changed(self, steps: int, about: bool = False) -> None:
+        self.steps.append((steps, about))
 
-def trained(
-    run: RunConfig, data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch, slow: float, until: int | None = None
-) -> tuple[Outcome, list[str]]:
-    clock = Clock(slow)
-    heard = Heard(clock)
-    monkeypatch.setattr(training, "time", clock)
-    return Trainer(run.with_train(minutes=SECONDS / 60), data, folder, heard).train(until), heard.lines
+
+def config(kind: str, data: Dataset, schedule: str = "wsd") -> RunConfig:
+    """A minute of 40 steps, as planned."""
+    run = run_of(kind, data.vocabulary, 40).with_train(micro_batch=8, schedule=schedule, minutes=1.0)
+    return run.with_run(evaluate_tokens=100)
+
+
+def trained(run: RunConfig, data: Dataset, folder: Path, clock: Clock, until: int | None = None) -> Outcome:
+    return Trainer(run, data, folder, clock, now=clock).train(until)
 
 
 def losses(folder: Path) -> dict[int, tuple[float, float]]:
     return {row["step"]: (row["loss"], row["learning_rate"]) for row in read_metrics(folder) if "loss" in row}
 
 
-def test_a_run_on_a_machine_that_gets_busy_cools_down_in_time_and_resumes_to_the_bit(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_of("gru", data.vocabulary, STEPS).with_train(micro_batch=8)
-    whole, said = trained(run, data, tmp_path / "whole", monkeypatch, slow=3.0)
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+@pytest.mark.parametrize("kind", ["transformer", "lstm"])
+def test_a_run_ended_by_the_clock_resumes_to_the_bit(kind: str, schedule: str, data: Dataset, tmp_path: Path) -> None:
+    run, busy = config(kind, data, schedule), lambda step: 3.0 if step >= 10 else 1.5
+    clock = Clock(busy)
+    whole = trained(run, data, tmp_path / "whole", clock)
     assert whole.complete
-    assert SLOW_FROM < whole.steps < STEPS
-    assert SECONDS < whole.seconds <= LATE * SECONDS
-    assert said
-    assert f"ends after {whole.steps} steps" in said[-1]
+    assert whole.ends
+    assert whole.steps == whole.ends[-1].after < 40
+    assert clock.seconds == pytest.approx(60, rel=0.05)
+    assert clock.steps[-1] == (whole.steps, False)
     rates = [rate for _, rate in losses(tmp_path / "whole").values()]
-    assert rates[:SLOW_FROM] == [learning_rate(run.train, step) for step in range(SLOW_FROM)]
-    assert rates[-1] == learning_rate(run.train, STEPS - 1)
-    assert rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)  # no leap on the way down
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] < 0.4 * rates[5]
 
-    half = whole.steps - 3
-    first, _ = trained(run, data, tmp_path / "twice", monkeypatch, slow=3.0, until=half)
-    assert not first.complete
-    second, said = trained(run, data, tmp_path / "twice", monkeypatch, slow=0.01)  # idle again: the cut stays
-    assert said == [f"resumed from step {half} of {whole.steps}"]
-    assert second.complete
-    assert losses(tmp_path / "twice") == losses(tmp_path / "whole")
+    again = Clock(busy)
+    for until in (whole.ends[-1].step + 1, whole.steps - 1, None):
+        part = trained(run, data, tmp_path / "parts", again, until)
+        assert part.complete == (until is None)
+    assert part.ends == whole.ends
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, second.model.state_dict()[name]), name
+        assert torch.equal(tensor, part.model.state_dict()[name]), name
 
 
-def test_a_run_without_a_time_is_never_cut(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "time", Clock(1000.0))
+def test_what_the_clock_decided_before_a_kill_holds_after_it(data: Dataset, tmp_path: Path) -> None:
+    class Killed(Clock):
+        def on_step(self, step: TrainStep) -> None:
+            super().on_step(step)
+            if step.step == 26:
+                raise KeyboardInterrupt  # no checkpoint but that of the decision
+
+    run = config("gru", data).with_run(checkpoint_every=0)
+    killed = Killed(lambda step: 2.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(run, data, tmp_path, killed)
+    (end,) = [row["end"] for row in read_metrics(tmp_path) if "end" in row]
+    before = losses(tmp_path)
+    after = trained(run, data, tmp_path, Clock(lambda step: 2.0))
+    assert after.ends == (End(**end),)
+    assert {step: losses(tmp_path)[step] for step in before} == before
+
+
+def test_a_machine_that_gets_idle_makes_the_run_longer(data: Dataset, tmp_path: Path) -> None:
+    clock = Clock(lambda step: 1.5 if step < 10 else 0.5)
+    whole = trained(config("gru", data), data, tmp_path, clock)
+    assert whole.steps > 60
+    assert clock.seconds == pytest.approx(60, rel=0.05)
+    assert (clock.steps[0], clock.steps[-1]) == ((40, True), (whole.steps, False))
+
+
+def test_a_run_too_slow_for_its_warm_up_ends_in_time_and_says_so(data: Dataset, tmp_path: Path) -> None:
+    clock = Clock(lambda step: 12.0)
+    whole = trained(config("gru", data), data, tmp_path, clock)
+    assert (whole.steps, clock.seconds) == (5, 60.0)
+    assert "5 steps of warm-up did not fit" in clock.lines[-1]
+
+
+def test_more_steps_given_on_resuming_replace_the_clock(data: Dataset, tmp_path: Path) -> None:
+    from nextword.train.changes import Change
+
+    run, clock = config("gru", data), Clock(lambda step: 3.0)
+    ended = trained(run, data, tmp_path, clock)
+    longer = Trainer(run, data, tmp_path, clock, changes=(Change(ended.steps, steps=30),), now=clock).train()
+    assert (ended.steps, longer.steps, longer.ends) == (20, 30, ())
+    planned = replace(run.train, steps=30, minutes=0.0)
+    rates = [rate for _, rate in losses(tmp_path).values()]
+    assert rates[20:] == [learning_rate(planned, step) for step in range(20, 30)]
+
+
+def test_a_run_without_a_time_is_as_long_as_planned(data: Dataset, tmp_path: Path) -> None:
     run = run_of("gru", data.vocabulary, 12)
-    assert Trainer(run, data, tmp_path).train().steps == 12
+    assert trained(run, data, tmp_path, Clock(lambda step: 1000.0)).steps == 12

@@ -212,13 +212,13 @@ def test_resuming_an_ended_run_says_so_and_touches_nothing(
     assert content(tmp_path) == before
 
 
-def test_a_shortened_run_is_told_by_the_steps_and_tokens_it_took(
+def test_a_run_that_the_clock_ended_is_told_by_the_steps_and_tokens_it_took(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = begin(tmp_path / "run", data)
     assert command(capsys, "runs", "resume", folder)[0] == 0
     report = json.loads((folder / "report.json").read_text())
-    report["measured"] |= {"steps": 7, "tokens": 70, "shortened": True}
+    report["measured"] |= {"steps": 7, "tokens": 70, "ends": [{"step": 5, "before": 12, "after": 7}]}
     (folder / "report.json").write_text(json.dumps(report))
     (row,) = json.loads(command(capsys, "runs", "list", tmp_path, "--json")[1])
     assert (row["steps"], row["tokens"], row["state"]) == (7, 70, "finished")

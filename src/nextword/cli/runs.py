@@ -94,7 +94,7 @@ def show(run: Path, plot: Path | None, as_json: bool) -> None:
 def _print_run(run: Path, record: RunRecord, measured: Measured | None) -> None:
     changes = "; ".join(map(str, record.changes)) or None
     row = summary(run, record)
-    row |= {"state": _state(row), "changes": changes, "rejected": _rejected(run)}
+    row |= {"state": _state(row), "changes": changes, "rejected": _rejected(run), "forecast": _forecast(row)}
     table = plain_table("", "", right=False)
     table.show_header = False
     for name, value in row.items():
@@ -246,6 +246,16 @@ def _state(row: dict[str, Any]) -> str:
     """A run's state in words."""
     state = "stopped by a loss spike" if row["state"] == "stopped" else row["state"]
     return state if state == "finished" else f"{state} at step {row['step']:,}"
+
+
+def _forecast(row: dict[str, Any]) -> str | None:
+    """The held-out loss forecast for a run's end, in words."""
+    forecast = row["forecast"]
+    if forecast is None:
+        return None
+    loss = f"{forecast['nats_per_token']:.3f} ({forecast['low']:.3f} to {forecast['high']:.3f}) nats a token"
+    steps = f"{'about ' * forecast['about']}{forecast['steps']:,} steps"
+    return f"{loss}, {forecast['bits_per_byte']:.3f} bits a byte after {steps}"
 
 
 def _rejected(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from ._table import plain_table
 
 if TYPE_CHECKING:
     from ..train.evaluate import ValLoss
+    from ..train.forecast import Forecast
     from ..train.pipeline import PreparedRun
     from ..train.run_dir import Measured, Prediction
 
@@ -50,12 +51,14 @@ def print_plan(run: PreparedRun) -> None:
     epochs = tokens / max(1, data.train.tokens)
     table.add_row("  text", f"{units.format_count(data.train.tokens)} tokens of {data.bytes_per_token:.2f} bytes"
                   f" ({units.format_count(data.val.tokens)} more held out)")  # fmt: skip
-    table.add_row("  tokens", f"{tokens:,}: {train.steps:,} steps of {train.batch_size:,} x {train.context:,};"
+    about = "about " if train.minutes else ""  # until the clock has set its end
+    table.add_row("  tokens", f"{about}{tokens:,}: {train.steps:,} steps of {train.batch_size:,} x {train.context:,};"
                   f" {epochs:.2f} epochs, {tokens / count.total:.1f} a parameter")  # fmt: skip
     table.add_row("  learning", f"{train.optimizer}, {train.learning_rate:g} to {train.final_learning_rate:g}"
                   f" {train.schedule}, {train.dtype}, {_threads(config.run.threads)}")  # fmt: skip
     if plan is not None:
-        table.add_row("  time", f"{units.format_seconds(plan.seconds)} at {units.format_rate(plan.tokens_per_second)}"
+        seconds = train.minutes * 60 or plan.seconds
+        table.add_row("  time", f"{units.format_seconds(seconds)} at {units.format_rate(plan.tokens_per_second)}"
                       f" tokens/s, {plan.share_of_peak:.0%} of the peak")  # fmt: skip
         table.add_row("  memory", units.format_bytes(plan.memory))
         if not config.model.base:
@@ -69,8 +72,12 @@ def print_plan(run: PreparedRun) -> None:
 def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> None:
     """Print predicted and measured, side by side."""
     table = plain_table("", "predicted", "measured", "off by", least=((3,),))
+    if requested := measured.requested_seconds:
+        taken = measured.wall_seconds
+        times = units.format_seconds(requested), units.format_seconds(taken)
+        table.add_row("time (requested)", *times, f"{requested / taken - 1:+.1%}")
     rows = [
-        ("time", "seconds", units.format_seconds),
+        ("time of the steps" if requested else "time", "seconds", units.format_seconds),
         ("tokens/s", "tokens_per_second", units.format_rate),
         ("share of peak", "share_of_peak", lambda value: f"{value:.1%}"),
         ("peak memory", "memory", units.format_bytes),
@@ -89,6 +96,11 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
     console = output()
     console.print()
     console.print(table)
+    if measured.ends:
+        begun, last = measured.ends[0], measured.ends[-1]
+        console.print(
+            f"\nthe clock let the rate decay from step {begun.step:,} on and ended the run after {last.after:,}"
+        )
     if measured.error is not None:
         console.print(f"\n±: standard error over {measured.clusters:,} {measured.over}")
     if measured.peak:
@@ -110,9 +122,11 @@ class Display(Callbacks):
 
         process = this_process()
         self.plan, self.first, self.alone = run.record.expected, process.first, process.world == 1
-        self.steps = run.record.current.train.steps
+        self.steps, self.about = run.record.current.train.steps, False  # an estimate
+        self.requested = run.record.current.train.minutes * 60
         self.loss: float | None = None  # a running mean
         self.val_loss: float | None = None
+        self.forecast: Forecast | None = None  # of the held-out loss at the end
         self.step: TrainStep | None = None  # the last one
         self.start = self.last_line = time.perf_counter()
         self.first_step = -1
@@ -174,12 +188,15 @@ class Display(Callbacks):
             messages().print(f"{self._place(step)}: {parts}", soft_wrap=True)
 
     def _place(self, step: TrainStep) -> str:
-        return f"step {step.step + 1:,}/{self.steps:,}"
+        return f"step {step.step + 1:,}/{'about ' * self.about}{self.steps:,}"
 
     def _measurements(self, step: TrainStep) -> list[str]:
         parts = [f"loss {self.loss:.3f}"] if self.loss is not None else []
         if self.val_loss is not None:
             parts.append(f"held out {self.val_loss:.3f}")
+        if self.forecast is not None:
+            half = (self.forecast.high - self.forecast.low) / 2
+            parts.append(f"forecast {self.forecast.nats_per_token:.3f} ± {half:.3f}")
         parts += [f"learning rate {step.learning_rate:.2e}", f"gradient norm {step.gradient_norm:.2f}",
                   f"{units.format_rate(step.tokens_per_second)} tokens/s"]  # fmt: skip
         if step.share_of_peak is not None:
@@ -189,6 +206,8 @@ class Display(Callbacks):
     def _time_left(self, step: TrainStep) -> str:
         a_step = (time.perf_counter() - self.start) / max(1, step.step + 1 - self.first_step)
         left = f"{units.format_seconds(a_step * max(0, self.steps - step.step - 1))} left"
+        if self.requested:
+            return f"{left} of {units.format_seconds(self.requested)}"
         return f"{left} of {units.format_seconds(self.plan.seconds)} planned" if self.plan is not None else left
 
     def _shown(self) -> Any:
@@ -217,8 +236,11 @@ class Display(Callbacks):
             f" nats a token, {loss.bits_per_byte:.4f} bits a byte"
         )
 
-    def on_steps_changed(self, steps: int) -> None:
-        self.steps = steps
+    def on_forecast(self, step: int, forecast: Forecast) -> None:
+        self.forecast = forecast
+
+    def on_steps_changed(self, steps: int, about: bool = False) -> None:
+        self.steps, self.about = steps, about
 
     def on_message(self, message: str) -> None:
         messages().print(message, style="yellow", soft_wrap=True)

@@ -30,7 +30,7 @@ Count = Within(least=0)
 Amount = Within(least=0)
 Fraction = Within(least=0, most=1)
 Beta = Annotated[float, Within(least=0, below=1)]
-Schedule = Literal["cosine", "wsd", "constant"]
+Schedule = Literal["auto", "cosine", "wsd", "constant"]
 Optimizer = Literal["adamw", "muon", "lion", "adafactor", "momentum", "sgd"]  # the planner's optimizers that can be run
 TrainDtype = Literal["auto", "fp32", "amp"]
 RunShard = Literal["none", "ddp", "fsdp", "hybrid"]  # the planner's that can be run
@@ -92,8 +92,10 @@ class TrainConfig:
     learning_rate: Annotated[float, Amount, "peak learning rate; 0: chosen"] = 0.0
     final_learning_rate: Annotated[Annotated[float, Amount] | None, "default: a tenth of learning_rate"] = None
     warmup_steps: Annotated[Annotated[int, Count] | None, "default: a twentieth of the steps, at most 2,000"] = None
-    schedule: Annotated[Schedule, "learning rate schedule: cosine, wsd (warm-up, stable, decay) or constant"] = "cosine"
-    decay_fraction: Annotated[float, Fraction, "share of decay steps with wsd"] = 0.65
+    schedule: Annotated[
+        Schedule, "cosine, wsd (warm-up, stable, decay), constant, or auto: wsd with a budget of minutes, else cosine"
+    ] = "auto"
+    decay_fraction: Annotated[float, Fraction, "share of decay steps with wsd"] = 0.2
     optimizer: Annotated[Optimizer, "adamw, muon, lion, adafactor, momentum or sgd"] = "adamw"
     betas: Annotated[tuple[Beta, Beta], "betas of AdamW, Muon's AdamW part and Lion"] = (0.9, 0.95)
     weight_decay: Annotated[float, Amount, "of matrices"] = 0.1
@@ -185,6 +187,8 @@ class RunConfig:
         for name in ("steps", "context", "batch_size", "micro_batch", "learning_rate"):
             if not getattr(self.train, name):
                 raise UsageError(f"train.{name} is not chosen yet: give it, or let plan_run choose it")
+        if self.train.schedule == "auto":
+            raise UsageError("train.schedule is not chosen yet: give it, or let plan_run choose it")
 
     def with_train(self, **changes: Any) -> RunConfig:
         """A copy with changes in section `train`."""

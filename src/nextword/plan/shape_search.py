@@ -145,8 +145,8 @@ def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, to
     rate = _two_digits(min(_MOST_RATE, 0.3118 * budget**-0.1250))
     train = TrainConfig(
         steps=steps, context=context, batch_size=batch, micro_batch=micro_batch, learning_rate=rate,
-        final_learning_rate=_two_digits(rate / 10), warmup_steps=warmup_for(steps), dtype=dtype, shard=shard,
-        devices=devices,
+        final_learning_rate=_two_digits(rate / 10), warmup_steps=warmup_for(steps), schedule="cosine", dtype=dtype,
+        shard=shard, devices=devices,
     )  # fmt: skip
     return RunConfig(model=ModelConfig(arch=spec.kind, spec=spec), train=train)
 

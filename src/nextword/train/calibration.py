@@ -27,6 +27,7 @@ VARIABLE = "NEXTWORD_LEDGER"
 _MOST_BYTES = 64 << 20  # of the ledger
 LEAST_STEPS = 300  # shorter runs are mostly warm-up
 SIMILAR = 4.0  # largest ratio of parameters, and of tokens, to a run that a correction may come from
+_OTHERWISE = 0.1  # share of the planned steps: the planned loss would be of another run
 LEAST_RUNS = 3  # for a spread
 ASSUMED = 0.30  # share of the loss on either side without such runs: twice the largest error of the law's fit
 _LEAST_SPREAD = 0.01  # runs that repeat each other say nothing about another size
@@ -120,9 +121,10 @@ def append(entry: Entry, ledger: Path | None = None) -> None:
 
 
 def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
-    """Append a finished run, unless it had no plan, was fine-tuned, or was shortened."""
+    """Append a finished run, unless it had no plan, was fine-tuned, or took far more or fewer steps than planned."""
     config, predicted = record.config, record.expected
-    if predicted is None or config.model.base or measured.shortened:
+    taken = measured.tokens / config.total_tokens if measured.ends else 1.0
+    if predicted is None or config.model.base or abs(taken - 1) > _OTHERWISE:
         return
     spec, train = config.spec, config.train
     append(
@@ -132,9 +134,10 @@ def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
             tokens=measured.tokens, context=train.context, micro_batch=train.micro_batch, precision=train.dtype,
             threads=measured.threads, peak=predicted.peak, data=record.fingerprint,
             formula_memory=predicted.formula_memory, predicted_memory=predicted.memory,
-            measured_memory=measured.memory, predicted_seconds=predicted.seconds, measured_seconds=measured.seconds,
+            measured_memory=measured.memory, predicted_seconds=predicted.seconds * taken,
+            measured_seconds=measured.seconds,
             law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
-            id=record.id, steps=train.steps,
+            id=record.id, steps=measured.steps if measured.ends else train.steps,
         )
     )  # fmt: skip
 

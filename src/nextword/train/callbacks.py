@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .evaluate import ValLoss
+    from .forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ class Callbacks:
     def on_evaluation(self, step: int, loss: ValLoss) -> None:
         """The held-out loss was measured after `step` steps."""
 
+    def on_forecast(self, step: int, forecast: Forecast) -> None:
+        """After `step` steps, the held-out loss at the run's end was forecast."""
+
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """A checkpoint was written."""
 
-    def on_steps_changed(self, steps: int) -> None:
-        """The run's number of steps changed to `steps`."""
+    def on_steps_changed(self, steps: int, about: bool = False) -> None:
+        """The run's number of steps changed to `steps`; `about`: an estimate, until the clock has set its end."""
 
     def on_message(self, message: str) -> None:
         """A message for the user."""
@@ -92,13 +96,17 @@ class CallbackList(Callbacks):
         for each in self.callbacks:
             each.on_evaluation(step, loss)
 
+    def on_forecast(self, step: int, forecast: Forecast) -> None:
+        for each in self.callbacks:
+            each.on_forecast(step, forecast)
+
     def on_checkpoint(self, step: int, folder: Path) -> None:
         for each in self.callbacks:
             each.on_checkpoint(step, folder)
 
-    def on_steps_changed(self, steps: int) -> None:
+    def on_steps_changed(self, steps: int, about: bool = False) -> None:
         for each in self.callbacks:
-            each.on_steps_changed(steps)
+            each.on_steps_changed(steps, about)
 
     def on_message(self, message: str) -> None:
         for each in self.callbacks:

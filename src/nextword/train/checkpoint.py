@@ -27,7 +27,7 @@ from ..base import RunError, open_regular, read_regular
 from .distributed import Process, from_first, own_group, total
 from .run_dir import free_name, resume_command
 
-FORMAT = "nextword-checkpoint/2"
+FORMAT = "nextword-checkpoint/3"
 _STATE = "state.json"
 _MOST_BYTES = 16_000_000  # of state.json
 _FILE_BYTES = 64 << 20  # of tensors per file, unless a single one is larger

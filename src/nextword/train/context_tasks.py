@@ -173,7 +173,7 @@ def _train(spec: ModelSpec, task: str, size: int, rate: float, steps: int, seed:
 
 def study_config(spec: ModelSpec, context: int, rows: int, **train: Any) -> RunConfig:
     """A run of the study: in float32 on the CPU, all rows of a step at once."""
-    settings = TrainConfig(context=context, batch_size=rows, micro_batch=rows, dtype="fp32", **train)
+    settings = TrainConfig(context=context, batch_size=rows, micro_batch=rows, schedule="cosine", dtype="fp32", **train)
     return RunConfig(ModelConfig(spec=spec), train=settings, run=RunSettings(device="cpu"))
 
 

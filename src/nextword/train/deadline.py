@@ -1,68 +1,99 @@
-"""Shortens a late run so that it ends about in time with its learning rate decayed.
+"""Ends a run of `train.minutes` in time: the clock says when its learning rate decays, and which step is the last.
 
-Each cut is stored in the checkpoint written with it: (step, steps before, steps after). The learning rate is a function
-of the step and the cuts, so that resuming from that checkpoint is bit-exact.
+What it says is kept as ends, each in the checkpoint that is written with it. The learning rate is a function of the
+step and these ends (schedules.py), so that resuming is bit-exact.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-LATE = 1.2  # times the requested time: a run that would end later is shortened
-_AIM = 1.15  # times the requested time: the new end, with slack so that the next slow step does not cut it again
-_FEWEST, _RECENT = 3, 20  # steps that determine the pace, and more if they are short
-_SHARE = 0.05  # of the requested time: a short burst of other load must not cut a run
-_COOLDOWN = 0.05  # of the steps done: the fewest left after a cut, for the learning rate to decay
-_WORTH_IT = 0.95  # a cut leaves at most this share of the remaining steps
-
-Cut = Sequence[int]  # step, steps before, steps after
+_TOLERANCE = 0.015  # of the requested time: the last step is moved if the run would end further off,
+_LATER = 0.1  # and by more than this share of the time left, since what is left may still change
+_WINDOW = 0.25  # of the time left: the steps that determine the pace take that long
+_FEWEST = 3  # of them, at least, to move the last step
+_COOLDOWN = 0.025  # of the steps done: the fewest left, where the time is over, for the learning rate to decay
 
 
-def last_step_of(steps: int, cuts: Sequence[Cut]) -> int:
-    """The number of steps of a run of `steps` after its cuts."""
-    return cuts[-1][2] if cuts else steps
+@dataclass(frozen=True)
+class End:
+    """After `step` steps, the clock gave a run of `before` steps `after` steps in all."""
+
+    step: int
+    before: int
+    after: int
 
 
-def schedule_step(step: int, cuts: Sequence[Cut]) -> float:
-    """The step of the original schedule whose learning rate `step` has: the rest of the schedule is compressed.
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a run over all its sessions: since it began, of these beside steps, and still needed after the last.
 
-    The step of a cut keeps its rate, the last step gets the original last rate, and those between are interpolated.
+    Evaluations, samples and checkpoints are beside steps.
     """
-    position = float(step)
-    for start, before, after in reversed(cuts):
-        if position >= after - 1:
-            position = before - 1.0
-        elif position > start:
-            position = start + (position - start) * (before - 1 - start) / (after - 1 - start)
-    return position
+
+    elapsed: float
+    beside: float = 0.0
+    closing: float = 0.0
 
 
 class Deadline:
-    """Monitors the pace of a run that should take about `seconds` of training; None: no deadline."""
+    """Counts the time of a run that should take `seconds` from its start to its end, planned with `steps` steps.
 
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
-        self._elapsed: deque[float] = deque()
+    `decay`: the share of the steps that decay the learning rate, with a schedule whose decay can begin at any step;
+    None: the schedule needs to know the last step from the beginning.
+    """
 
-    def cut(self, step: int, steps: int, elapsed: float) -> Cut | None:
-        """The cut to make after `step` of `steps`, `elapsed` seconds of training since the run began, if it is late."""
-        if self.seconds is None:
-            return None
-        recent, least = self._elapsed, _SHARE * self.seconds
-        recent.append(elapsed)
-        while len(recent) > _RECENT + 1 and elapsed - recent[1] >= least:
+    def __init__(self, seconds: float, steps: int, decay: float | None) -> None:
+        self.seconds, self.steps, self.decay = seconds, steps, decay
+        self._passed: deque[tuple[int, float]] = deque()  # steps done, and the seconds that they took
+
+    def passed(self, step: int, times: Times) -> None:
+        """Note that `step` steps are done."""
+        recent, seconds = self._passed, times.elapsed - times.beside
+        if recent and step <= recent[-1][0]:  # the run was rewound
+            recent.clear()
+        recent.append((step, seconds))
+        while len(recent) > _FEWEST + 1 and seconds - recent[1][1] >= _WINDOW * (self.seconds - times.elapsed):
             recent.popleft()
-        if len(recent) <= _FEWEST or elapsed - recent[0] < least:
+
+    def restart(self) -> None:
+        """Forget the pace so far: it has led to a decision."""
+        self._passed.clear()
+
+    def steps_left(self, step: int, times: Times) -> int:
+        """The steps that the rest of the time has room for at the recent pace."""
+        room = (self.seconds - times.elapsed - times.closing) / self._pace(step, times)
+        return max(0, round(room))
+
+    def _pace(self, step: int, times: Times) -> float:
+        """Seconds a step, with its share of what is beside steps."""
+        beside = times.beside / max(1, step)
+        (first, begun), (last, ended) = self._passed[0], self._passed[-1]
+        if last > first:
+            return max((ended - begun) / (last - first), 1e-9) + beside
+        if step > 1:  # the first step of a session
+            return times.elapsed / step
+        return self.seconds / self.steps + beside
+
+    def end(self, step: int, steps: int, times: Times, waits: bool) -> End | None:
+        """The end to set after `step` steps, if it is time to; otherwise the run has `steps` steps.
+
+        `waits`: the decay has not begun. It begins when the time left is what its steps take.
+        """
+        room, left = self.steps_left(step, times), steps - step
+        if waits and self.decay is not None:
+            if (room - 1) * (1 - self.decay) >= step * self.decay:
+                return None
+            return End(step, steps, step + max(room, int(min(_COOLDOWN, self.decay) * step)))
+        room = max(room, min(left, int(_COOLDOWN * step)))
+        if left < 1 or not self._is_worth_it(abs(left - room), left, step, times):
             return None
-        pace = (elapsed - recent[0]) / (len(recent) - 1)
-        left = steps - step
-        if left < 1 or elapsed + left * pace <= LATE * self.seconds:
-            return None
-        room = int((_AIM * self.seconds - elapsed) / pace)
-        fewer = max(1, math.ceil(_COOLDOWN * step), room)
-        if fewer > _WORTH_IT * left:
-            return None
-        self._elapsed.clear()
-        return (step, steps, step + fewer)
+        return End(step, steps, step + room)
+
+    def _is_worth_it(self, off: int, left: int, step: int, times: Times) -> bool:
+        """Whether to move the last step by `off`, `left` being left: not for little, and not by a few steps' pace."""
+        pace, time_left = self._pace(step, times), max(0.0, self.seconds - times.elapsed)
+        recent = self._passed[-1][1] - self._passed[0][1]
+        known = len(self._passed) > _FEWEST and recent >= _WINDOW * min(time_left, left * pace)
+        return known and off * pace > max(_TOLERANCE * self.seconds, _LATER * time_left)

@@ -16,6 +16,7 @@ from .callbacks import TrainStep
 
 METRICS = "metrics.jsonl"
 _MOST_BYTES = 4 << 30
+_MOST_BETWEEN = 4 << 20  # bytes between two forecasts
 
 
 def step_row(step: TrainStep) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def open_metrics(folder: Path) -> BufferedReader:
 def progress_of(folder: Path) -> tuple[int, bool]:
     """A run's completed steps, and whether a loss spike stopped it, from the last line of its metrics."""
     try:
-        row = _last_step(folder)
+        row = _last_row(folder, "loss")
     except UsageError:
         row = None
     if row is None:
@@ -91,16 +92,27 @@ def progress_of(folder: Path) -> tuple[int, bool]:
     return int(row["step"]) + (action not in ("stop", "rewind")), action == "stop"
 
 
-def _last_step(folder: Path) -> dict[str, Any] | None:
-    """The last line of a step, read from the end."""
+def last_forecast(folder: Path) -> dict[str, Any] | None:
+    """The last forecast of a run's end, with its `step`; None if there is none near the end of its metrics."""
+    try:
+        row = _last_row(folder, "forecast", _MOST_BETWEEN)
+    except UsageError:
+        row = None
+    if row is None or not isinstance(row["forecast"], dict):
+        return None
+    return {"step": row.get("step"), **row["forecast"]}
+
+
+def _last_row(folder: Path, key: str, most: int = _MOST_BYTES) -> dict[str, Any] | None:
+    """The last line with `key`, looked for in the last `most` bytes, from the end."""
     with open_metrics(folder) as file:
         end, size = file.seek(0, os.SEEK_END), 1 << 14
         while True:
             start = file.seek(max(0, end - size))
             lines = file.read(end - start).split(b"\n")[1 if start else 0 :]
             rows = map(row_of, reversed(lines))
-            row = next((row for row in rows if row and "loss" in row), None)
-            if row is not None or start == 0:
+            row = next((row for row in rows if row and key in row), None)
+            if row is not None or start == 0 or size >= most:
                 return row
             size *= 8
 

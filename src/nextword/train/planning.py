@@ -17,7 +17,7 @@ from ..plan.budget import FITTED_FROM
 from ..plan.data_constraints import best_when_limited, effective
 from ..plan.figure import figure
 from ..plan.laws import SMALL, Law, law
-from ..plan.run_config import RunShard, TrainConfig
+from ..plan.run_config import RunShard, Schedule, TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
 from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, Memory, training_memory
@@ -89,6 +89,8 @@ def plan_run(config: RunConfig, data: Dataset, machine: Machine) -> RunPlan:
     train = _resolved(config, replace(spec, context=context), data, machine)
     if machine.step_time is not None and train.minutes and not config.train.steps:
         train = fit_to_time(train, machine.step_time)
+        if config.train.warmup_steps is None:
+            train = replace(train, warmup_steps=warmup_for(train.steps))
     config = replace(config, train=train)
     prediction = predict(config, data, machine)
     return RunPlan(_with_intervals(config, prediction.seconds / train.steps, machine.step_time), prediction)
@@ -199,8 +201,13 @@ def _resolved(config: RunConfig, spec: ModelSpec, data: Dataset, machine: Machin
         train, flops=0.0, tokens=0.0, steps=steps, context=spec.context, batch_size=batch_size, micro_batch=micro_batch,
         learning_rate=rate, final_learning_rate=final, devices=machine.world,
         warmup_steps=warmup_for(steps) if train.warmup_steps is None else train.warmup_steps,
-        dtype=choose_dtype(train, machine.amp_faster), shard=_shard(train, machine.world),
+        schedule=_schedule(train), dtype=choose_dtype(train, machine.amp_faster), shard=_shard(train, machine.world),
     )  # fmt: skip
+
+
+def _schedule(train: TrainConfig) -> Schedule:
+    """The requested schedule; with minutes, one whose decay can begin when the time demands it (deadline.py)."""
+    return ("wsd" if train.minutes else "cosine") if train.schedule == "auto" else train.schedule
 
 
 def choose_dtype(train: TrainConfig, amp_faster: bool) -> Literal["fp32", "amp"]:
@@ -245,7 +252,7 @@ def fit_to_time(train: TrainConfig, timed: StepTime) -> TrainConfig:
             f" budget is {format_seconds(seconds)}. Give more time, a smaller train.context or train.batch_size,"
             " or fewer parameters"
         )
-    return replace(train, steps=steps, warmup_steps=warmup_for(steps))
+    return replace(train, steps=steps)
 
 
 def _with_intervals(config: RunConfig, step_seconds: float, timed: StepTime | None) -> RunConfig:

@@ -135,7 +135,7 @@ class _Run:
                     if fresh and not progress_of(folder)[0]:
                         _remove_new_run(folder)
                     raise
-                return RunResult(folder, self.record, outcome, self._finish(outcome, trainer.device))
+                return RunResult(folder, self.record, outcome, self._finish(outcome, trainer))
 
     def _begin(self) -> None:
         """Write the run's own tokenizer, then its record."""
@@ -189,7 +189,7 @@ class _Run:
                 self.record.write(self.folder)
         trainer.changes = self.record.changes
 
-    def _finish(self, outcome: Outcome, device: torch.device) -> Measured | None:
+    def _finish(self, outcome: Outcome, trainer: Trainer) -> Measured | None:
         """Write the model and, at the run's end, the report."""
         from ..models.weights import write_model
 
@@ -200,7 +200,7 @@ class _Run:
             write_model(self.folder, model.cpu(), tokenizer_from_folder(self.folder), force=True)
             if outcome.val is None or not outcome.complete:
                 return None
-            measured = _measure(self.folder, self.config, outcome, device)
+            measured = _measure(self.folder, self.config, outcome, trainer)
             write_report(self.folder, self.record.expected, measured)
         return measured
 
@@ -259,17 +259,18 @@ def _full_model(model: nn.Module, config: RunConfig, process: Process) -> nn.Mod
     return model.eval()
 
 
-def _measure(folder: Path, config: RunConfig, outcome: Outcome, device: torch.device) -> Measured:
+def _measure(folder: Path, config: RunConfig, outcome: Outcome, trainer: Trainer) -> Measured:
     val, train = outcome.val, config.train
     assert val is not None
     work = flops(config.spec, train.context, outcome.tokens, lora=config.model.lora).total
-    peak = _peak(device, train.dtype, work / outcome.seconds / train.devices)
+    peak = _peak(trainer.device, train.dtype, work / outcome.seconds / train.devices)
     return Measured(
         memory=outcome.peak_bytes, seconds=outcome.seconds, tokens=outcome.tokens,
         tokens_per_second=outcome.tokens / outcome.seconds, data_share=outcome.data_seconds / outcome.seconds,
         share_of_peak=work / outcome.seconds / (peak.flops * train.devices), train_loss=outcome.loss,
         nats_per_token=val.nats_per_token, bits_per_byte=val.bits_per_byte, error=val.error, clusters=val.clusters,
-        over=val.over, threads=outcome.threads, steps=outcome.steps, shortened=outcome.shortened, peak=peak.flops,
+        over=val.over, threads=outcome.threads, steps=outcome.steps, ends=outcome.ends,
+        wall_seconds=trainer.clock.spent.elapsed, requested_seconds=trainer.requested_seconds, peak=peak.flops,
         peak_is=peak.what, nats_before=_loss_before(folder) if config.model.base else None,
     )  # fmt: skip
 

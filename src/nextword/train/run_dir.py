@@ -28,6 +28,7 @@ from ..base import RunError, UsageError, atomic_write, read_json, try_lock
 from ..base.fields import Within, from_plain
 from ..plan import RunConfig
 from .changes import NO_CHANGE, Change, Settings
+from .deadline import End
 from .metrics import METRICS
 
 FORMAT = "nextword-run/3"
@@ -73,7 +74,9 @@ class Measured:
     clusters: int = 0  # number of clusters behind it
     over: str = "documents"
     steps: int = 0  # completed steps
-    shortened: bool = False  # to end in time
+    wall_seconds: Figure = 0.0  # from the start to the end of every session; `seconds` are those of steps
+    requested_seconds: Figure = 0.0  # of wall time; 0: none
+    ends: tuple[End, ...] = ()  # that the clock set
     nats_before: Figure | None = None  # on the same held-out text before the first step of fine-tuning
     peak: Figure = 0.0  # FLOP/s of one device, the reference of `share_of_peak`
     peak_is: str = ""  # how it was measured
@@ -113,7 +116,7 @@ class RunRecord:
         steps = change.steps or self.current.train.steps
         if measured is None:
             return False
-        return measured.steps >= steps or (measured.shortened and steps == self.config.train.steps)
+        return measured.steps >= steps or (bool(measured.ends) and steps == self.config.train.steps)
 
     def write(self, folder: Path) -> None:
         """Write config.toml and, last, run.json into `folder`."""

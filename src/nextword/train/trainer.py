@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from ..base import RunError, UsageError
-from ..base.units import format_seconds
+from ..base.fields import from_plain
 from ..data import Dataset, Windows
 from ..models.parallel import check_tensor_parallel
 from ..plan import RunConfig, flops
@@ -25,23 +26,29 @@ from . import checkpoint as checkpoints
 from . import compile
 from .callbacks import Callbacks, TrainStep
 from .changes import Change, Settings
-from .deadline import LATE, Cut, Deadline, last_step_of, schedule_step
+from .deadline import Deadline, End, Times
 from .distributed import choose_device, joined, this_process, total
-from .evaluate import ValLoss, evaluate, final_val_tokens, val_windows
+from .evaluate import ValLoss, bits_per_byte, evaluate, final_val_tokens, val_windows
+from .forecast import History
 from .learner import Learner
 from .lora import merge_adapters
 from .loss_guard import LossGuard
 from .loss_module import Placed, new_model, place
 from .memory import PeakMemory
-from .metrics import METRICS, append_line, step_row
+from .metrics import METRICS, append_line, read_metrics, step_row
 from .planning import check_batch
+from .run_clock import RunClock, Spent
 from .run_dir import differences, resume_command, writing
 from .sampling import sample
-from .schedules import learning_rate
+from .schedules import decay_start, learning_rate
 from .threads import ThreadFollower, thread_counts
 
 MOST_REWINDS = 5
 _LAST_STEPS = 20  # averaged for a report's training loss
+_FORECASTS = 50  # of a run's end, while it goes on
+_NEWS = 0.02  # a change of the estimated number of steps by this share is told
+_FORWARD = 1 / 3  # of a training step's time
+_WRITING = 2.0  # times a checkpoint's seconds: the last one, and the model
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Outcome:
     peak_bytes: int
     threads: int
     interrupted: bool
-    complete: bool  # all steps are done, after shortening if any
-    shortened: bool  # to end in time
+    complete: bool  # all steps are done
+    ends: tuple[End, ...]  # that the clock set
 
 
 @dataclass
@@ -73,8 +80,9 @@ class Progress:
     data_seconds: float = 0.0
     tokens: int = 0
     memory: int = 0  # peak bytes over all sessions
-    losses: list[float] = field(default_factory=list)  # remembered by the loss guard
-    cuts: list[Cut] = field(default_factory=list)  # that shortened the run, to end in time
+    losses: tuple[float, ...] = ()  # remembered by the loss guard
+    ends: tuple[End, ...] = ()  # that the clock set
+    spent: Spent = field(default_factory=Spent)
 
 
 class Trainer:
@@ -86,13 +94,15 @@ class Trainer:
     def __init__(
         self, config: RunConfig, data: Dataset, folder: Path, callbacks: Callbacks | None = None,
         make_model: Callable[[bool], nn.Module] | None = None, changes: tuple[Change, ...] = (),
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        """`config` is the run's original configuration, `changes` those made since.
+        """`config` is the run's original configuration, `changes` those made since. `now`: seconds that pass.
 
         `make_model` builds the model of a fine-tuning run: with the base's weights or, if its argument is True, with
         any weights, to be replaced by a checkpoint's.
         """
         config.check_resolved()
+        self.clock = RunClock(now)
         self.process = replace(this_process(), tensor=config.train.tensor_parallel)
         self.config = config.with_train(devices=self.process.world)
         self.data, self.folder, self.changes = data, folder, changes
@@ -102,6 +112,7 @@ class Trainer:
         self.device = choose_device(config.run.device, self.process)
         self._check()
         train = self.config.train
+        decay = train.decay_fraction if train.schedule == "wsd" else None
         self.windows = Windows(data.train, train.context, train.seed, train.packing, train.mask_documents)
         self._make_model = make_model or (lambda resumed: new_model(config))
         self._flops = flops(self.config.spec, train.context, lora=config.model.lora).per_token
@@ -109,7 +120,9 @@ class Trainer:
         self._restored = self.stopping = False
         self._follower: ThreadFollower | None = None
         self._alike = {self.started.threads}  # numbers of threads with the same results
-        self.deadline = Deadline(train.minutes * 60 or None)
+        self.deadline = Deadline(train.minutes * 60, train.steps, decay) if train.minutes else None
+        self.history = History()
+        self._estimated = self._told = train.steps  # while the clock has not set an end
 
     def _check(self) -> None:
         train, world = self.config.train, self.process.world
@@ -145,17 +158,31 @@ class Trainer:
             if not self._restored:
                 self.restore()
             with compile.explained() if self.config.run.compile else nullcontext():
-                return self._loop(until or self.steps)
+                return self._loop(until or sys.maxsize)
 
     @property
     def steps(self) -> int:
-        """The run's current total number of steps."""
-        return last_step_of(self.started.after(self.changes).steps, self._cuts)
+        """The run's total number of steps; while its decay waits for the clock, an estimate, and more than are done."""
+        ends = self._ends
+        if self._waits:
+            return max(self._estimated, self.progress.step + 1)
+        return ends[-1].after if ends else self.started.after(self.changes).steps
 
     @property
-    def _cuts(self) -> list[Cut]:
-        """The current cuts: none if a number of steps was requested on resuming."""
-        return self.progress.cuts if self.started.after(self.changes).steps == self.config.train.steps else []
+    def requested_seconds(self) -> float:
+        """The time that the run should take from its start to its end; 0: none was requested."""
+        return 0.0 if self.deadline is None or self._ends is None else self.deadline.seconds
+
+    @property
+    def _ends(self) -> tuple[End, ...] | None:
+        """What the clock has set; None without a time, or if a number of steps was requested on resuming."""
+        requested = self.started.after(self.changes).steps != self.config.train.steps
+        return None if self.deadline is None or requested else self.progress.ends
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the learning rate's decay is still to begin when the clock says so."""
+        return self._ends == () and self.config.train.schedule == "wsd"
 
     # ---- checkpoints
 
@@ -170,6 +197,10 @@ class Trainer:
             self.listener.on_checkpoint,
         )  # fmt: skip
         self._load(self._newest())
+        self.clock.resume(self.progress.spent)
+        if self.progress.step and self.process.first and (self.folder / METRICS).exists():
+            for row in read_metrics(self.folder):
+                self.history.add(row)
         self._restored = True
         self._settings()
         return self.progress.step
@@ -203,7 +234,7 @@ class Trainer:
         self.progress = Progress()
         if checkpoint is not None:
             checkpoints.load(checkpoint, self.model, self.learner.optimizer, self.learner.state_tensors())
-            self.progress = Progress(**checkpoint.progress)
+            self.progress = from_plain(Progress, checkpoint.progress)
         self._saved = self.progress.step
         self.guard = LossGuard(self.config.spec.vocabulary)
         self.guard.losses.extend(self.progress.losses)
@@ -223,28 +254,32 @@ class Trainer:
         if step == self._saved:
             return
         self.progress.memory = max(self.progress.memory, self._peak.so_far())
-        progress = vars(replace(self.progress, losses=list(self.guard.losses)))
-        self._writer.save(
-            step, self.model, self.learner.optimizer, progress, self.learner.state_tensors(), self._configuration(step)
-        )
+        progress = replace(self.progress, losses=tuple(self.guard.losses), spent=self.clock.spent)
+        with self.clock.saving():
+            self._writer.save(
+                step, self.model, self.learner.optimizer, asdict(progress), self.learner.state_tensors(),
+                self._configuration(step),
+            )  # fmt: skip
         self._saved = step
 
     # ---- steps
 
     def _loop(self, until: int) -> Outcome:
-        interrupted, end = False, min(until, self.steps)
+        interrupted = False
         self._follower = self._new_follower()  # now that the changes are known
         if self.process.first:
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.progress.step:
-            self.listener.on_message(f"resumed from step {self.progress.step:,} of {self.steps:,}")
-            self.listener.on_steps_changed(self.steps)
+            about = "about " * self._waits
+            self.listener.on_message(f"resumed from step {self.progress.step:,} of {about}{self.steps:,}")
+        if self.progress.step or self._waits:
+            self.listener.on_steps_changed(self.steps, self._waits)
         self.callbacks.on_start()
         try:
             with PeakMemory(self.device) as self._peak, self._writer:
                 if self.config.model.base and self.progress.step == 0:
                     self._evaluate()  # the loss before fine-tuning
-                while self.progress.step < end and not self.stopping:
+                while self.progress.step < min(until, self.steps) and not self.stopping:
                     step = self._step()
                     self._write(step_row(step))
                     self.listener.on_step(step)
@@ -252,11 +287,12 @@ class Trainer:
                         self._writer.finish()
                         raise RunError(self._ways_to_continue(step))
                     if step.action != "rewind":
-                        self._keep_deadline()
-                    end = min(until, self.steps)
-                    self._periodic(end)
-                    self._writer.check()
-                interrupted = self.stopping and self.progress.step < end
+                        self._keep_time()
+                    with self.clock.beside():
+                        self._periodic(min(until, self.steps))
+                        self._forecast()
+                        self._writer.check()
+                interrupted = self.stopping and self.progress.step < min(until, self.steps)
                 self._save_if_new()
         finally:
             self.callbacks.on_end()
@@ -267,37 +303,59 @@ class Trainer:
         return Outcome(
             self.model, done.step, done.seconds, done.data_seconds, done.tokens,
             sum(losses) / len(losses) if losses else math.nan, val, max(done.memory, self._peak.bytes),
-            torch.get_num_threads(), interrupted, done.step >= self.steps, bool(self._cuts),
+            torch.get_num_threads(), interrupted, done.step >= self.steps, self._ends or (),
         )  # fmt: skip
 
-    def _keep_deadline(self) -> None:
-        """Shorten a run that would end late. A checkpoint with the cut is written before the next step."""
-        done, settings = self.progress, self.started.after(self.changes)
-        if self.deadline.seconds is None or settings.steps != self.config.train.steps:
+    # ---- time
+
+    def _keep_time(self) -> None:
+        """If the clock says so, begin the decay or move the run's end, with a checkpoint before the next step."""
+        ends, done = self._ends, self.progress
+        if ends is None or self.deadline is None:
             return
-        elapsed = total([done.seconds], self.process, self.device)[0] / self.process.readers  # the same everywhere
-        cut = self.deadline.cut(done.step, self.steps, elapsed)
-        if cut is None:
+        times = self._times()
+        self.deadline.passed(done.step, times)
+        end = self.deadline.end(done.step, self.steps, times, self._waits)
+        if end is None:
+            self._estimate(times)
             return
-        done.cuts = [*done.cuts, cut]
-        self._save_if_new()
-        self._writer.finish()
-        self.listener.on_steps_changed(self.steps)
-        self.listener.on_message(
-            f"step {done.step:,}: training is slower than planned, and {cut[1]:,} steps would take more than {LATE:g}"
-            f" times the requested {format_seconds(self.deadline.seconds)}. The run now ends after {cut[2]:,} steps,"
-            " and the learning rate decays over the remaining ones"
-        )
+        waited, done.ends = self._waits, (*ends, end)
+        self.deadline.restart()
+        with self.clock.beside():
+            self._save_if_new()
+            self._writer.finish()
+        self._write({"step": done.step, "end": asdict(end)})
+        self.listener.on_steps_changed(end.after)
+        self.listener.on_message(_said(end, waited, self.config.train.warmup_steps or 0))
+
+    def _times(self) -> Times:
+        """The run's seconds so far, and those that its last evaluation and files will take; equal in all processes."""
+        spent, done = self.clock.spent, self.progress
+        tokens = min(final_val_tokens(self.config), self.data.val.tokens)
+        a_token = spent.evaluating / spent.evaluated if spent.evaluated else _FORWARD * done.seconds / done.tokens
+        closing = tokens * a_token + _WRITING * spent.saving
+        sums = total([spent.elapsed, spent.beside, closing], self.process, self.device)
+        return Times(*(value / self.process.readers for value in sums))
+
+    def _estimate(self, times: Times) -> None:
+        """While the decay waits, estimate the number of steps anew, and tell it if it is another one."""
+        if self.deadline is None or not self._waits:
+            return
+        self._estimated = self.progress.step + self.deadline.steps_left(self.progress.step, times)
+        if abs(self._estimated - self._told) > _NEWS * self._told:
+            self._told = self._estimated
+            self.listener.on_steps_changed(self._told, about=True)
+
+    # ---- a step
 
     def _step(self) -> TrainStep:
-        start = time.perf_counter()
+        start = self.clock.now()
         position, settings = self.progress.step + self.progress.skipped, self._settings()
-        train = replace(self.config.train, steps=settings.steps)
-        process = self.process
+        train, process = self.config.train, self.process
         make_batch = self.windows.sequential_batch if train.stateful else self.windows.batch
         batch = place(make_batch(position, train.batch_size, process.reader, process.readers), self.device)
-        data_seconds = time.perf_counter() - start
-        rate = learning_rate(train, schedule_step(self.progress.step, self._cuts)) * settings.learning_rate_scale
+        data_seconds = self.clock.now() - start
+        rate = self._rate(self.progress.step, settings)
         self.learner.set_learning_rate(rate)
         if self._follower is not None and self._follower.trial is not None:
             self._check_trial(batch, self._follower)
@@ -313,7 +371,7 @@ class Trainer:
         else:
             step = self._handle(replace(step, reason=trouble), settings.on_loss_spike)
             self.learner.zero_grad()
-        seconds = time.perf_counter() - start
+        seconds = self.clock.now() - start
         self.progress.seconds += seconds
         self.progress.data_seconds += data_seconds
         self.progress.tokens += counted
@@ -322,6 +380,15 @@ class Trainer:
         step = replace(step, seconds=seconds)
         reached = self._flops * step.tokens_per_second / process.world
         return replace(step, share_of_peak=reached / self.peak if self.peak else None)
+
+    def _rate(self, step: int, settings: Settings) -> float:
+        """The learning rate at `step`, the next one or one after it, as far as it is known now."""
+        ends = self._ends
+        if self._waits:
+            begin = max(self.progress.step, decay_start(self.steps, self.config.train.decay_fraction))
+            ends = (End(begin, self.steps, self.steps),) if step > begin else ()
+        train = replace(self.config.train, steps=settings.steps)
+        return learning_rate(train, step, ends) * settings.learning_rate_scale
 
     def _settings(self) -> Settings:
         """The settings at this step. Also sets the number of threads, which affects the last bits."""
@@ -404,6 +471,19 @@ class Trainer:
         if run.sample_every and step % run.sample_every == 0 and not self.config.train.sharded:
             self._sample(step)
 
+    def _forecast(self) -> None:
+        """Now and then, forecast the held-out loss at the run's end; not in fine-tuning, whose curves are others."""
+        step, steps = self.progress.step, self.steps
+        if not self.process.first or self.config.model.base or step % max(1, steps // _FORECASTS) or step >= steps:
+            return
+        settings = self._settings()
+        expected = self.history.forecast([self._rate(later, settings) for later in range(step, steps)])
+        if expected is not None:
+            bits = bits_per_byte(expected.nats_per_token, self.data.val)
+            row = {**vars(expected), "bits_per_byte": bits, "steps": steps, "about": self._waits}
+            self._write({"step": step, "forecast": row})
+            self.listener.on_forecast(step, expected)
+
     def _sample(self, step: int) -> None:
         if self.process.first:
             prompt, context = self.config.run.sample_prompt, self.config.train.context
@@ -414,13 +494,14 @@ class Trainer:
 
     def _evaluate(self, tokens: int | None = None) -> ValLoss:
         """Evaluate on the fixed held-out set, or on a sample of at most `tokens`, limited for a short run."""
-        stream, most = self.data.val, final_val_tokens(self.config)
+        start, stream, most = self.clock.now(), self.data.val, final_val_tokens(self.config)
         affordable = max(2000, self.config.total_tokens // 100)
         taken = most if tokens is None else min(tokens, affordable)
         loss = evaluate(
             self.learner.loss_module, val_windows(stream, self.config, taken), self.config.train.micro_batch,
             self.device, self.process, sample=min(taken, stream.tokens) < min(most, stream.tokens),
         )  # fmt: skip
+        self.clock.evaluated(start, loss.tokens)
         self._write({"step": self.progress.step, "val": vars(loss)})
         self.listener.on_evaluation(self.progress.step, loss)
         return loss
@@ -428,9 +509,22 @@ class Trainer:
     def _write(self, row: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
         if self.process.first:
+            self.history.add(row)
             path = self.folder / METRICS
             with writing(path, f"continue: {resume_command(self.folder)}"):
                 append_line(path, row)
+
+
+def _said(end: End, begins: bool, warmup: int) -> str:
+    """An end that the clock has set, in a line."""
+    if not begins:
+        return (
+            f"step {end.step:,}: the pace has changed; the run now ends after {end.after:,} steps, not {end.before:,}"
+        )
+    early = f"; the machine is much slower than planned, and {warmup:,} steps of warm-up did not fit" * (
+        end.step < warmup
+    )
+    return f"step {end.step:,}: the learning rate decays, and the run ends after {end.after:,} steps{early}"
 
 
 def _dropout_seed(seed: int, position: int, rank: int) -> int:

@@ -11,17 +11,21 @@ from typing import Any, NamedTuple
 
 from ..base import UsageError
 from ..plan import parameters
-from .metrics import open_metrics, progress_of, rejection, row_of
+from .metrics import last_forecast, open_metrics, progress_of, rejection, row_of
 from .run_dir import Measured, RunRecord, is_locked, read_report
 
 
 def summary(folder: Path, record: RunRecord) -> dict[str, Any]:
-    """A run as a row of `nextword runs list`; `tokens` and `steps` are the planned ones until it is finished.
+    """A run as a row of `nextword runs list`.
 
+    `tokens` and `steps` are the planned ones, or the number of steps last expected, until it is finished; `forecast` is
+    that of its end.
     `state` is "finished", "running", "stopped" (by a loss spike) or "interrupted".
     """
     measured, run = measured_of(folder, record), record.current
     step, stopped = progress_of(folder)
+    forecast = None if measured else last_forecast(folder)
+    expected = forecast["steps"] if forecast and run.train.minutes and not record.changes else run.train.steps
     state = "finished" if measured else "running" if is_locked(folder) else "stopped" if stopped else "interrupted"
     return {
         "folder": str(folder),
@@ -29,9 +33,10 @@ def summary(folder: Path, record: RunRecord) -> dict[str, Any]:
         "parameters": parameters(run.spec).total,
         "tokens": measured.tokens if measured else run.total_tokens,
         "step": step,
-        "steps": measured.steps if measured else run.train.steps,
+        "steps": measured.steps if measured else expected,
         "nats_per_token": measured.nats_per_token if measured else None,
         "bits_per_byte": measured.bits_per_byte if measured else None,
+        "forecast": forecast,
         "state": state,
         "created": record.created,
         "base": run.model.base or None,

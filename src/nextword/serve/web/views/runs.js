@@ -284,6 +284,7 @@ function predictions(run) {
   return [
     table(["", "predicted", measured ? "measured" : "so far", measured ? "off by" : ""], rows, { label: "Predicted and measured" }),
     predicted && predicted.low != null && h("p", { class: "hint" }, `The loss was predicted between ${grouped(predicted.low, 2)} and ${grouped(predicted.high, 2)}${predicted.interval_is ? ` (${predicted.interval_is})` : ""}.`),
+    run.forecast && h("p", { class: "hint" }, `Forecast from the curve so far: ${grouped(run.forecast.nats_per_token, 3)} nats a token (${grouped(run.forecast.low, 3)} to ${grouped(run.forecast.high, 3)}), ${grouped(run.forecast.bits_per_byte, 3)} bits a byte, after ${run.forecast.about ? "about " : ""}${grouped(run.forecast.steps)} steps.`),
     !predicted && h("p", { class: "hint" }, "There is no prediction for the run as it is now."),
     !measured && learning != null && h("p", { class: "hint" }, `Last step: learning rate ${general(learning, 3)}, gradient norm ${general(norm, 3)}.${remaining(run)}`),
   ];
