@@ -29,7 +29,7 @@ def finished_sweep(folder: Path, data: Dataset, kinds: tuple[ModelKind, ...] = (
     from nextword.scale.design import SweepDesign
 
     base = SweepDesign(kinds, (), (), 0.0, data.vocabulary, 32, 1, 1, 10**9, data.bytes_per_token)
-    design = design_of(1e12, 4, base)
+    design = replace(design_of(1e12, 4, base), seeds=2, half_rate=True)
     speed = Speed(tuple(Timed(kind, 1e5, 1e-5, 1e-3) for kind in kinds), workers=2, val_tokens=data.val.tokens)
     folder.mkdir(parents=True)
     sweep = Sweep(folder, design, Place(folder / "runs", data, DataConfig(), ("text",)), {"minutes": 30.0}, speed)
@@ -41,7 +41,9 @@ def finished_sweep(folder: Path, data: Dataset, kinds: tuple[ModelKind, ...] = (
                 finish(sweep, cell, machine, 1 + 0.01 * abs(cell.rate / 4e-3 - 1))
         for cell in sweep.grid(kind):
             finish(sweep, cell, machine)
-    sweep.todo(set(), set())  # predicts the hold-out run
+    for cell in sweep.repeats():
+        finish(sweep, cell, machine, 1 + 0.001 * cell.seed)
+    sweep.predict()
     assert sweep.hold_out is not None
     finish(sweep, replace(sweep.hold_out), machine)
     return sweep

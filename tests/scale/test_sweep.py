@@ -132,8 +132,8 @@ def test_the_closing_lines_have_the_prediction_beside_the_measurement(whole: Who
     assert held is not None
     assert held.error == held.predicted.value / held.row.loss - 1
     said = " ".join(sentences(whole.sweep, found))
-    assert f"predicted {held.predicted.value:.3f} bits a byte" in said
-    assert f"measured {held.row.loss:.3f}: {held.error:+.1%}" in said
+    assert f"was predicted {held.predicted.value:.3f} ± " in said
+    assert f"and measured {held.row.loss:.3f} bits a byte: {held.error:+.1%}" in said
     assert "projected, no such run was made" in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from html import escape
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cli_run import run
 from nextword.data import Dataset
 from nextword.plan.search import lowest, root
 from nextword.scale.page import figures, report_page
-from nextword.scale.report import findings, sentences
+from nextword.scale.report import assumptions, findings, sentences
 from nextword.scale.sweep import Sweep
 from sweep_folders import finished_sweep, loss_of
 
@@ -79,8 +80,8 @@ def test_show_prints_and_writes_what_was_found(
 
 def test_the_figures_show_the_runs_the_prediction_and_the_measurement(sweep: Sweep) -> None:
     found = findings(sweep)
-    transformer, lstm, kinds, scans = figures(sweep, found)
-    for figure in (transformer, lstm, kinds, scans):
+    transformer, surface, lstm, _, kinds, scans = drawn = list(figures(sweep, found))
+    for figure in drawn:
         vega_lite.drawn(figure)
     held = found.hold_out
     assert held is not None
@@ -92,6 +93,70 @@ def test_the_figures_show_the_runs_the_prediction_and_the_measurement(sweep: Swe
     rows = [row for row in sweep.rows() if row.cell.role == "rate"]
     assert sorted(vega_lite.column(measured, "loss")) == sorted(row.loss for row in rows)
     assert vega_lite.texts(kinds, "lines") == ["transformer", "lstm"]
+    assert lstm["title"]["text"].startswith("lstm: ")
+    dots = vega_lite.marks(surface, "point")[-1]
+    cells = [row for row in sweep.rows() if row.cell.role == "grid" and row.cell.kind == "transformer"]
+    assert sorted(vega_lite.column(dots, "loss")) == sorted(row.loss for row in cells)
+    errors = zip(vega_lite.column(dots, "error"), vega_lite.column(dots, "fitted"), strict=True)
+    assert all(abs(error) < 0.001 for error, fitted in errors if fitted)  # the losses are of a law of this form
+
+
+def test_the_closing_sentence_has_parameters_tokens_and_the_flat_region(sweep: Sweep) -> None:
+    found = findings(sweep)
+    law = found.laws["transformer"]
+    said = sentences(sweep, found, 1e15)[0]
+    size, loss = best("transformer", 1e15)
+    shown = re.search(
+        r"(\S+) parameters \(M (\S+); (\S+) to (\S+) lie within 0.5%\) on (\S+ \S) tokens: (\S+) ± (\S+)", said
+    )
+    assert shown is not None, said
+    assert parse(shown[1]) == pytest.approx(size, rel=0.3)
+    assert parse(shown[4].replace(" ", "")) == pytest.approx(1e15 / 6 / parse(shown[1]), rel=0.02)
+    assert abs(float(shown[5]) - loss) < float(shown[6])
+    flat = parse(shown[3]) / parse(shown[1])
+    assert parse(shown[1]) / parse(shown[2]) == pytest.approx(flat, rel=0.02)
+    top, least = best("transformer", law.top)
+    rises = [loss_of("transformer", size, law.top / 6 / size) / least - 1 for size in (top * flat, top / flat)]
+    assert sum(rises) / 2 == pytest.approx(0.005, rel=0.3)
+
+
+def parse(count: str) -> float:
+    return float(count[:-1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[count[-1]]
+
+
+def test_seeds_give_the_noise_and_half_the_rate_checks_the_rule(sweep: Sweep) -> None:
+    rows = {role: [row for row in sweep.rows() if row.cell.role == role] for role in ("seed", "half-rate")}
+    assert [row.cell.seed for row in rows["seed"]] == [1, 2, 1, 2]
+    assert {row.cell.budget for row in rows["seed"]} == set(sweep.design.budgets[:2])
+    law = findings(sweep).laws["transformer"]
+    assert law.seeds == pytest.approx(0.001, rel=0.01)  # of losses that are 0, 1 and 2 thousandths higher
+    assert law.scaling.frontier is not None
+    assert law.scaling.frontier.noise >= law.seeds
+    (half,) = rows["half-rate"]
+    whole = next(cell for cell in sweep.grid("transformer")
+                 if (cell.size, cell.budget) == (half.cell.size, half.cell.budget))  # fmt: skip
+    assert half.cell.rate == whole.rate / 2
+    assert half.cell.budget == max(sweep.design.budgets)
+    said = " ".join(assumptions(sweep, findings(sweep)))
+    assert f"{law.seeds:.2%} over seeds" in said
+    assert "(+0.00%): the rates hold" in said
+
+
+def test_results_are_shown_where_nothing_can_be_written(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Derived files are written where they changed; the folder of another user, or of a full disk, is shown too."""
+    copied = tmp_path / "sweep"
+    shutil.copytree(sweep.folder, copied)
+    code, out, _ = run(capsys, "scale", "show", str(copied))
+    before = {path.name: path.stat().st_mtime_ns for path in copied.iterdir()}
+    assert run(capsys, "scale", "show", str(copied))[:2] == (code, out) == (0, out)
+    assert {path.name: path.stat().st_mtime_ns for path in copied.iterdir()} == before
+    (copied / "table.csv").unlink()
+    (copied / "table.csv").mkdir()  # what cannot be replaced, also by root
+    code, again, err = run(capsys, "scale", "show", str(copied))
+    assert (code, again) == (0, out)
+    assert "table.csv was not written" in err
 
 
 def test_the_page_has_sentences_figures_and_every_run_and_loads_nothing(sweep: Sweep) -> None:
@@ -99,7 +164,7 @@ def test_the_page_has_sentences_figures_and_every_run_and_loads_nothing(sweep: S
     page = report_page(sweep, found)
     for sentence in sentences(sweep, found):
         assert escape(sentence) in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     assert page.count("<tr>") == 1 + len(sweep.rows())
     assert not re.search(r'(src|href)="?http|<script', page)
 

@@ -16,9 +16,10 @@ from ..plan import Optima, Runs, fit_law, read_table
 from ..plan.figure import plain
 from ..plan.fit_methods import MOST_RUNS, Method
 from ..plan.fitting import LawFit, believed, misfit_remark, outlier_remark
-from ..plan.plots import law_figure, sweep_figure
+from ..plan.plots import kinds_figure, law_figure, optima_figure, sweep_figure
 from ..plan.runs import by_kind
 from ..plots import Spec, save
+from ..plots.spec import stacked
 from ._console import messages
 from ._sections import Section, emit, line, warning
 from ._table import plain_table
@@ -26,7 +27,7 @@ from .plan_isoflops import EXPLAINED as ISOFLOPS_EXPLAINED
 from .plan_isoflops import check_sections, scaling_sections, span
 
 if TYPE_CHECKING:
-    from ..plan.isoflops import Estimate, Frontier
+    from ..plan.isoflops import Estimate, Frontier, Scaling
 
 _QUIET_SECONDS = 5.0  # between progress lines
 _LINES = 10  # times as many bootstrap fits of parabolas and lines, which take no search
@@ -61,13 +62,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runs of one kind say: as data, as sections, as a figure, and the frontier with its lowest loss."""
+    """What the runs of one kind say: as data, as sections, as a figure with a title, and their scaling.
+
+    `lowest` is the lowest loss of their frontier, if they have one.
+    """
 
     result: dict[str, Any]
     sections: tuple[Section, ...]
-    figure: Callable[[], Spec] | None = None
-    frontier: Frontier | None = None
+    figure: Callable[[str], Spec]
+    scaling: Scaling | None = None
     lowest: float = math.inf
+
+    @property
+    def frontier(self) -> Frontier | None:
+        return self.scaling.frontier if self.scaling else None
 
 
 def print_fits(
@@ -78,15 +86,24 @@ def print_fits(
     for skipped in table.skipped:
         messages().print(f"skipped: {skipped}", style="dim", soft_wrap=True)
     tables = _chosen(by_kind(table), kind, path)
-    if plot is not None and (len(tables) > 1 or isinstance(table, Optima)):
-        kinds = f"one with --kind: {', '.join(tables)}" if len(tables) > 1 else "runs, not their optima"
-        raise UsageError(f"--plot draws the law of one kind of runs; choose {kinds}")
     answers = {name: _answer(each, asked) for name, each in tables.items()}
+    figure = _figure(answers) if plot is not None else None
     emit(_result(answers), lambda: _sections(answers, explain), as_json=as_json, explain=explain)
-    if plot is not None:
-        (answer,) = answers.values()
-        assert answer.figure is not None, "only optima have none"
-        save(answer.figure(), plot)
+    if plot is not None and figure is not None:
+        save(figure, plot)
+
+
+def _figure(answers: Mapping[str, Answer]) -> Spec:
+    """The figure of one kind, or those of several and all frontiers."""
+    if len(answers) == 1:
+        return next(iter(answers.values())).figure("")
+    if any(answer.scaling is None for answer in answers.values()):
+        raise UsageError(
+            f"--plot draws several kinds of runs at equal FLOPs only; choose one with --kind: {', '.join(answers)}"
+        )
+    parts = [answer.figure(f"{kind}: ") for kind, answer in answers.items()]
+    together = kinds_figure({kind: answer.scaling for kind, answer in answers.items() if answer.scaling is not None})
+    return stacked("scaling of each kind", [*parts, together] if together else parts)
 
 
 def _chosen(tables: Mapping[str, Runs | Optima], kind: str, path: Path) -> Mapping[str, Runs | Optima]:
@@ -117,7 +134,7 @@ def _of_optima(optima: Optima, asked: Asked) -> Answer:
     result = {"optima": len(optima), "isoflops": found, "predictions": [found.predict(budget) for budget in at]}
     heading = line(f"optima of {len(optima)} budgets, a row each", "bold")
     sections = (heading, *scaling_sections(found, at, max(optima.flops)))
-    return Answer(result, sections, None, found.frontier, min(optima.losses, default=math.inf))
+    return Answer(result, sections, partial(optima_figure, optima, found), found, min(optima.losses, default=math.inf))
 
 
 def _of_sweep(runs: Runs, asked: Asked) -> Answer:
@@ -137,9 +154,10 @@ def _of_sweep(runs: Runs, asked: Asked) -> Answer:
     heading = line(f"{len(runs)} runs in {len(found.minima)} budget{'s' * (len(found.minima) > 1)}", "bold")
     try:
         law = _of_scattered(usable, asked)
-        fitted = (line(f"{what}; its E is free: beyond these runs trust the frontier\n"), *law.sections)
+        fits, fitted = law.result, (
+            line(f"{what}; its E is free: beyond these runs trust the frontier\n"), *law.sections)  # fmt: skip
     except UsageError as error:
-        law, fitted = Answer({"fits": [], "believe": None}, ()), (warning(f"no {what}: {error}"),)
+        fits, fitted = {"fits": [], "believe": None}, (warning(f"no {what}: {error}"),)
     sections = (heading, *scaling_sections(found, at, max(runs.flops)), *check_sections(checks, runs.unit), line(""))
     result = {
         "runs": len(runs),
@@ -148,12 +166,12 @@ def _of_sweep(runs: Runs, asked: Asked) -> Answer:
         "predictions": [found.predict(budget) for budget in at],
         "checks": checks,
         "law_runs": len(usable),
-        "fits": law.result["fits"],
-        "believe": law.result["believe"],
+        "fits": fits["fits"],
+        "believe": fits["believe"],
     }
     lowest = min((minimum.loss for minimum in found.minima if not minimum.problem), default=math.inf)
     draw = partial(sweep_figure, runs, found, checks.left_out)
-    return Answer(result, (*sections, *fitted), draw, found.frontier, lowest)
+    return Answer(result, (*sections, *fitted), draw, found, lowest)
 
 
 def _of_scattered(runs: Runs, asked: Asked) -> Answer:
@@ -170,7 +188,7 @@ def _of_scattered(runs: Runs, asked: Asked) -> Answer:
         "believe": {"method": best.method, "why": why},
     }
     sections = (section for fit in fits for section in _fit(fit, at))
-    return Answer(result, (*sections, line(f"believe {best.method}: {why}", "bold")), partial(law_figure, best))
+    return Answer(result, (*sections, line(f"believe {best.method}: {why}", "bold")), lambda before: law_figure(best))
 
 
 def _result(answers: Mapping[str, Answer]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -90,15 +91,19 @@ def _scale(
     from ..scale.design import planned
     from .scale_display import plan_sections
 
-    folder = _folder(text, out)
-    sweep, machine = _opened(folder, text, workers or 0, asked, bool(budgets or more_sizes))
+    start, folder = time.monotonic(), _folder(text, out)
+    sweep, machine = _opened(folder, text, workers or 0, asked, bool(budgets or more_sizes), start)
     if budgets or more_sizes:
-        sweep.design = sweep.design.widened(budgets, more_sizes)
+        sweep.design, sweep.deadline = sweep.design.widened(budgets, more_sizes), None
     if dry_run or not as_json:
         result = {"design": sweep.design.to_dict(), "runs": len(planned(sweep.design))}
         emit(result, lambda: plan_sections(sweep), as_json=as_json, explain=False)
     if not dry_run:
         _run(sweep, machine, workers or 0, as_json)
+
+
+def _note(text: str) -> None:
+    messages().print(text, style="dim", soft_wrap=True)
 
 
 def _folder(text: tuple[str, ...], out: Path | None) -> Path:
@@ -108,15 +113,12 @@ def _folder(text: tuple[str, ...], out: Path | None) -> Path:
 
 
 def _opened(
-    folder: Path, text: tuple[str, ...], workers: int, asked: dict[str, Any], widens: bool
+    folder: Path, text: tuple[str, ...], workers: int, asked: dict[str, Any], widens: bool, start: float
 ) -> tuple[Sweep, Machine]:
-    """The sweep in `folder`, or a new one that nothing was written of."""
+    """The sweep in `folder`, or a new one that nothing was written of. `start`: when the command was started."""
     from ..scale.create import new_sweep, same_text, this_machine
     from ..scale.sweep import STATE, Sweep, check_request
     from ..weights.catalogue import cache_folder
-
-    def log(what: str) -> None:
-        messages().print(what, style="dim")
 
     given = {name: value for name, value in asked.items() if value is not None}
     if "minutes" in given:
@@ -131,11 +133,11 @@ def _opened(
             raise UsageError(f"--minutes {'and' if budget else 'or'} --flops {many}, such as --minutes 30")
         if not text:
             raise UsageError(f"{folder} holds no sweep; give the text to train on")
-        return new_sweep(_request(given), text, folder, cache_folder(), workers, log)
+        return new_sweep(_request(given), text, folder, cache_folder(), workers, _note, time.monotonic() - start)
     sweep = Sweep.read(folder)
     check_request(folder, sweep.request, given)
     if text:
-        same_text(sweep, text, cache_folder(), log)
+        same_text(sweep, text, cache_folder(), _note)
     return sweep, this_machine(cache_folder())
 
 
@@ -158,11 +160,11 @@ def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
     interrupted: KeyboardInterrupt | None = None
     try:
         with SweepDisplay(sweep) as display:
-            sweep.run(LocalWorkers(workers), machine, display)
+            sweep.run(LocalWorkers(workers), machine, display, display.say)
     except KeyboardInterrupt as error:
         interrupted = error
         messages().print(f"stopped. Continue: nextword scale --out {sweep.folder}", soft_wrap=True)
-    _print_results(sweep, write_results(sweep), as_json)
+    _print_results(sweep, write_results(sweep, _note), as_json)
     if interrupted is not None:
         raise interrupted
 
@@ -192,7 +194,7 @@ def show(folder: Path, flops: float | None, config: Path | None, as_json: bool) 
     from ..scale.sweep import Sweep
 
     sweep = Sweep.read(folder)
-    found = write_results(sweep)
+    found = write_results(sweep, _note)
     if config is not None:
         best_config(sweep, found, flops).write(config)
     _print_results(sweep, found, as_json, flops)

@@ -20,7 +20,6 @@ from .plan_isoflops import check_sections, scaling_sections
 if TYPE_CHECKING:
     from ..scale.design import Cell
     from ..scale.report import Findings
-    from ..scale.speed import Speed
     from ..scale.sweep import Sweep
     from ..scale.table import Row
     from ..spec import ModelKind
@@ -32,7 +31,7 @@ _MARKS = {"waiting": "·", "diverged": "diverged", "failed": "failed"}
 def plan_sections(sweep: Sweep) -> Iterator[Section]:
     """What a sweep will run, what it costs, and what it will predict."""
     from ..scale.create import flops_of
-    from ..scale.design import EPOCHS, planned
+    from ..scale.design import EPOCHS, HOLD_OUT, MOST_HOLD_OUT, planned
 
     design, speed = sweep.design, sweep.speed
     for kind in design.kinds:
@@ -54,6 +53,8 @@ def plan_sections(sweep: Sweep) -> Iterator[Section]:
             f"hold-out: {held.flops:.3g} FLOPs, about M {compact_count(held.size)} on"
             f" {units.format_count(held.tokens)} tokens, predicted before it is made"
         )
+        if sweep.deadline is not None and sweep.prediction is None:
+            yield line(f"it takes what time is left, with {HOLD_OUT:g} to {MOST_HOLD_OUT:g} times the top budget")
     most = max(cell.tokens for cell in cells) / design.unique_tokens
     yield line(
         f"text: {units.format_count(design.unique_tokens)} tokens, seen up to {most:.2g} times (at most {EPOCHS})"
@@ -156,19 +157,23 @@ class SweepDisplay:
         for row in rows:
             if row.settled and row.cell.name not in self._ended:
                 self._ended.add(row.cell.name)
-                self._say(f"{row.cell.name}: {_cell(row)}{' bits a byte' if row.status == 'done' else ''}")
+                self.say(f"{row.cell.name}: {_cell(row)}{' bits a byte' if row.status == 'done' else ''}")
         if time.monotonic() - self.last > _QUIET_SECONDS:
-            self._say(self._progress(rows))
+            self.say(self._progress(rows))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line, above the matrix where there is one."""
         self.last = time.monotonic()
         messages().print(text, style="dim", soft_wrap=True)
 
     def _progress(self, rows: list[Row]) -> str:
+        from ..scale.deadline import seconds_left
+
         running = [f"{row.cell.name} {row.share:.0%}" for row in rows if row.status == "running"]
         ended = sum(row.settled for row in rows)
-        left = units.format_seconds(seconds_left(self.sweep))
-        return f"{ended} of {len(rows)} runs done; {', '.join(running) or 'none running'}; about {left} left"
+        speed = self.sweep.learned
+        left = f"; about {units.format_seconds(seconds_left(self.sweep, speed))} left" if speed else ""
+        return f"{ended} of {len(rows)} runs done; {', '.join(running) or 'none running'}{left}"
 
     def _shown(self) -> Group:
         rows = self.sweep.rows()
@@ -183,33 +188,3 @@ class SweepDisplay:
             what = f"hold-out, M {compact_count(held.cell.size)}, {held.cell.flops:.3g} FLOPs"
             parts.append(Text(f"{what}: {_cell(held)}"))
         return Group(*parts, Text(self._progress(rows), style="dim"))
-
-
-def seconds_left(sweep: Sweep) -> float:
-    """Seconds that the rest of a sweep takes, by what was timed before it."""
-    from ..scale.design import trained_steps
-
-    speed, design = sweep.speed, sweep.design
-    if speed is None:
-        return float("nan")
-    rows = {row.cell.name: row for row in sweep.rows()}
-    shared = alone = 0.0
-    for kind in design.kinds:
-        scanned = sweep.rate_rule(kind) is not None
-        for cell, steps in trained_steps(sweep.grid(kind)):
-            shared += speed.seconds(cell, steps) * (1 - rows[cell.name].share)
-        if not scanned:
-            shared += sum(speed.seconds(row.cell) * (1 - row.share) for row in rows.values()
-                          if row.cell.role == "rate" and row.cell.kind == kind)  # fmt: skip
-    if design.hold_out:
-        held = sweep.hold_out or design.expected_hold_out(design.kinds[0])
-        share = rows[held.name].share if held.name in rows else 0.0
-        alone = speed.seconds(held) * (1 - share)
-    return (shared / speed.workers + alone) * _pace(speed, rows.values())
-
-
-def _pace(speed: Speed, rows: Iterable[Row]) -> float:
-    """How many times longer the finished runs took than was planned."""
-    done = [row for row in rows if row.status == "done"]
-    planned = sum(speed.seconds(row.cell) for row in done)
-    return sum(row.seconds for row in done) / planned if done else 1.0

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..base.units import format_bytes, format_count, format_flops, format_seconds
 from ..plots import Spec, mime_bundle
 from ..plots.memory import memory as memory_bars
 from ..plots.scaling import IsoFlop, Line, law_fit, loss_surface
-from ..plots.sweep import Budget, sweep
+from ..plots.sweep import Band, Budget, Residual, curves, surface, sweep
 from .budget import BudgetPlan
 from .fit_search import Diagnosis
 from .fitting import LawFit
 from .hardware import Device
 from .laws import Law, law, optimum
-from .runs import Runs
+from .runs import Optima, Runs
 from .serving import InferencePlan
 from .training import Memory, TrainingPlan
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .isoflops import Estimate, Minimum, Scaling
     from .sweep_checks import LeftOut
 
-_SIZES = {"M": "M: FLOPs a token / 6", "N": "parameters"}
+_SIZES = {"M": "M: FLOPs a token / 6", "N": "parameters", "D": "tokens"}
 _REMEDIES = 6
 _REACH = 100.0  # of the loss surface around the optimum, either way
 _LEVELS = 14  # lines of equal loss
@@ -137,22 +137,74 @@ def _isoflop(fit: LawFit, budget: float) -> IsoFlop:
     return IsoFlop(f"{budget:.1e}: {format_count(best.parameters)}", curve, (best.parameters, best.loss), near)
 
 
-def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None) -> Spec:
-    """Parabolas of runs at equal FLOPs, the best sizes, and the frontier with the budget or the run it predicted."""
+def sweep_figure(runs: Runs, found: Scaling, left_out: LeftOut | None = None, before: str = "") -> Spec:
+    """Parabolas of runs at equal FLOPs, the best sizes, and the frontier with the budget or the run it predicted.
+
+    `before` begins the title.
+    """
     from .isoflops import budgets, near_minimum
     from .run_tables import SAME
 
     rows = [near_minimum(runs, group) for group in budgets(runs)]
     drawn = [_budget(runs, own, minimum) for own, minimum in zip(rows, found.minima, strict=True)]
     flops = [minimum.flops for minimum in found.minima]
-    line = [found.predict(budget) for budget in _spaced(flops[0], 10 * flops[-1])]
-    sizes = [_band(each.flops, each.sizes[found.size]) for each in line if found.size in each.sizes]
-    frontier = [_band(each.flops, each.loss) for each in line if each.loss is not None]
+    sizes, frontier = _lines(found, flops[0], flops[-1])
     ring = _band(left_out.flops, left_out.predicted) if left_out else None
     beyond = left_out is not None and left_out.flops > SAME * flops[-1]
     made = (left_out.flops, left_out.measured) if left_out and beyond else None
-    title = f"{len(runs):,} runs in {len(flops)} budget{'s' * (len(flops) > 1)}"
+    title = f"{before}{len(runs):,} runs in {len(flops)} budget{'s' * (len(flops) > 1)}"
     return sweep(drawn, sizes, frontier, ring, title, _SIZES[found.size], found.unit, made)
+
+
+def optima_figure(optima: Optima, found: Scaling, before: str = "") -> Spec:
+    """The best sizes of a table of optima with their power of compute, and the frontier if it has losses."""
+    losses = optima.losses or (math.nan,) * len(optima)
+    rows = zip(optima.flops, optima.sizes[found.size], losses, strict=True)
+    drawn = [Budget(flops, (), best=(size, loss), interval=(size, size)) for flops, size, loss in sorted(rows)]
+    sizes, frontier = _lines(found, min(optima.flops), max(optima.flops))
+    title = f"{before}optima of {len(optima)} budgets"
+    return sweep(drawn, sizes, frontier, None, title, _SIZES[found.size], found.unit)
+
+
+def kinds_figure(found: Mapping[str, Scaling]) -> Spec | None:
+    """The frontiers of kinds of models at equal compute, through their minima; None for fewer than two."""
+    lines, dots = [], []
+    for kind, scaling in found.items():
+        if scaling.frontier is not None and scaling.minima:
+            minima = [(one.flops, one.loss) for one in scaling.minima if not one.problem]
+            flops = _spaced(minima[0][0], 10 * minima[-1][0])
+            lines.append(Line(kind, [(each, scaling.frontier.loss(each)) for each in flops]))
+            dots.append(Line(kind, minima))
+    if len(lines) < 2:
+        return None
+    return curves(lines, "kinds at equal compute", "FLOPs", next(iter(found.values())).unit, dots)
+
+
+def residual_figure(runs: Runs, found: Scaling, by: Law, before: str = "") -> Spec:
+    """Lines of equal loss by the law of a sweep's cells, and how far each run is off."""
+    from .isoflops import cells
+
+    used = set(cells(runs))
+    rows = zip(runs.parameters, runs.tokens, runs.losses, strict=True)
+    dots = [Residual(n, d, loss, loss / by.loss(n, d) - 1, row in used) for row, (n, d, loss) in enumerate(rows)]
+    sizes, tokens = _around(runs.parameters), _around(runs.tokens)
+    minima = [(minimum.size, minimum.tokens) for minimum in found.minima if not minimum.problem]
+    errors = [dot.error for dot in dots if dot.fitted]
+    rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
+    title = f"{before}L({found.size}, D) in {runs.unit}, {rms:.1%} root mean square over the {len(errors)} runs fitted"
+    return surface(list(_contours(by, sizes, tokens)), dots, minima, title, _SIZES[found.size], tokens)
+
+
+def _lines(found: Scaling, low: float, high: float) -> tuple[list[Band], list[Band]]:
+    """The best sizes and the frontier, from the lowest budget to ten times the largest."""
+    line = [found.predict(budget) for budget in _spaced(low, 10 * high)]
+    sizes = [_band(each.flops, each.sizes[found.size]) for each in line if found.size in each.sizes]
+    return sizes, [_band(each.flops, each.loss) for each in line if each.loss is not None]
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of some values on a logarithmic axis, with a fifth of room."""
+    return min(values) / 1.2, max(values) * 1.2
 
 
 def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:
@@ -165,7 +217,7 @@ def _budget(runs: Runs, rows: Sequence[int], minimum: Minimum) -> Budget:
     return Budget(minimum.flops, points, curve, (minimum.size, minimum.loss), (interval.low, interval.high))
 
 
-def _band(flops: float, estimate: Estimate) -> tuple[float, float, float, float]:
+def _band(flops: float, estimate: Estimate) -> Band:
     return flops, estimate.value, estimate.interval.low, estimate.interval.high
 
 

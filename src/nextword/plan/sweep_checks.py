@@ -95,6 +95,14 @@ def by_filter(runs: Runs, budget: float, irreducible: _Range = None) -> dict[str
     return found
 
 
+def law_of_cells(runs: Runs) -> Law | None:
+    """A law of the runs that one may be fitted to (`cells`); None for fewer than LEAST_CELLS, or without scipy."""
+    usable = runs.take(cells(runs))
+    if len(usable) < LEAST_CELLS or not installed("scipy"):
+        return None
+    return law_of(fit_point(usable, "nnls", _START), runs.unit)
+
+
 def transient(runs: Runs) -> Transient | None:
     """Whether a law of the other budgets misses all runs of the lowest one to one side, by FAR times its own errors.
 

@@ -21,6 +21,14 @@ def figure(title: str, subtitle: str = "", **parts: Any) -> Spec:
     return {"$schema": SCHEMA, "config": vega_config(), "title": heading(title, subtitle)} | parts
 
 
+def stacked(title: str, figures: Sequence[Spec]) -> Spec:
+    """Complete figures below each other. Their parameters need different names."""
+    own = {"$schema", "config", "params"}
+    params = [parameter for each in figures for parameter in each.get("params", ())]
+    parts = [{name: part for name, part in each.items() if name not in own} for each in figures]
+    return figure(title, params=params, vconcat=parts, spacing=48)
+
+
 def themed(spec: Spec, theme: Theme) -> Spec:
     """The figure in another theme."""
     return spec | {"config": vega_config(theme)}

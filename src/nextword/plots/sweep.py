@@ -8,7 +8,7 @@ from typing import Any
 
 from .scaling import Line, Point, Range, log_axis
 from .spec import COUNT, POWER, RAMP, Spec, field, figure, heading, lookup, named, numbers, palette, powers_of_ten
-from .theme import SERIES
+from .theme import LIGHT, SERIES
 
 Band = tuple[float, float, float, float]  # FLOPs, a value, and its interval
 _SIDE = 300  # of a panel, pixels
@@ -25,15 +25,27 @@ class Budget:
     interval: Range = (0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class Residual:
+    """A run, its loss over that of a law - 1, and whether the law was fitted to it."""
+
+    size: float
+    tokens: float
+    loss: float
+    error: float
+    fitted: bool
+
+
 def sweep(
     budgets: Sequence[Budget], sizes: Sequence[Band], frontier: Sequence[Band], left_out: Band | None, title: str,
     size: str, unit: str, made: Point | None = None,
 ) -> Spec:  # fmt: skip
-    """Three panels. `sizes` and `frontier` are curves over compute, `left_out` a budget predicted from the others.
+    """Up to three panels: `sizes` and `frontier` are curves over compute.
 
+    `left_out`: a budget predicted from the others.
     `made`: FLOPs and loss of the run that was predicted.
     """
-    panels = [_parabolas(budgets, size, unit)]
+    panels = [_parabolas(budgets, size, unit)] if any(own.runs for own in budgets) else []
     if sizes:
         panels.append(_sizes(budgets, sizes, size))
     if frontier:
@@ -57,6 +69,44 @@ def curves(lines: Sequence[Line], title: str, x: str, unit: str, dots: Sequence[
     point = {"type": "point", "filled": True, "size": 40, "opacity": 1}
     return figure(title, width=_SIDE, height=_SIDE, params=[lookup("lines", [own.text for own in lines])],
                   layer=[layer({"type": "line"}, lines), layer(point, dots or lines)])  # fmt: skip
+
+
+def surface(
+    contours: Sequence[Line], runs: Sequence[Residual], minima: Sequence[Point], title: str, size: str, tokens: Range
+) -> Spec:
+    """Lines of equal loss over size and tokens, runs by how far they are off, and the budgets' minima."""
+    x = log_axis(size, _spread(own.size for own in runs), COUNT, grid=False)
+    y = log_axis("tokens", tokens, COUNT, grid=False)
+    most = max(abs(own.error) for own in runs)
+    colour = {"domain": [-most, 0, most], "range": [LIGHT["blue"], LIGHT["pale"], LIGHT["red"]]}
+    legend = {"title": "measured / law - 1", "format": "+.1%", "gradientLength": 150}
+
+    def layer(mark: Spec, rows: Iterable[Mapping[str, Any]], **more: Any) -> Spec:
+        encoding = {"x": field("size", **x), "y": field("tokens", **y), **more}
+        return {"data": numbers(rows), "mark": {"clip": True, **mark}, "encoding": encoding}
+
+    lines = [{"line": number, "size": n, "tokens": d} for number, own in enumerate(contours) for n, d in own.points]
+    names = [{"text": own.text, "size": own.points[at][0], "tokens": own.points[at][1]}
+             for own in contours if own.points for at in [len(own.points) // 2]]  # fmt: skip
+    best = [{"size": n, "tokens": d} for n, d in minima]
+    dots = [{"size": own.size, "tokens": own.tokens, "error": own.error, "loss": own.loss,
+             "fitted": own.fitted} for own in runs]  # fmt: skip
+    said = [field(name, format=".4~g") for name in ("size", "tokens", "loss", "error")]
+    halo = {"color": named("background"), "stroke": named("background"), "strokeWidth": 4}
+    text = {"type": "text", "fontSize": 10, "color": named("grey")}
+    return figure(
+        title, "lines: loss by the law; dots: runs, small ones not fitted; red line: minima of the budgets",
+        width=420, height=_SIDE,
+        layer=[
+            layer({"type": "line", "color": named("grey"), "strokeWidth": 0.8, "opacity": 0.7}, lines,
+                  detail=field("line", kind="nominal")),
+            *(layer({**text, **over}, names, text=field("text", kind="nominal")) for over in (halo, {})),
+            layer({"type": "line", "color": named("red"), "strokeWidth": 1.2, "strokeDash": [4, 3]}, best),
+            layer({"type": "point", "filled": True, "opacity": 1, "stroke": named("ink"), "strokeWidth": 0.7}, dots,
+                  color=field("error", scale=colour, legend=legend), tooltip=said,
+                  size={"condition": {"test": "datum.fitted", "value": 110}, "value": 35}),
+        ],
+    )  # fmt: skip
 
 
 def _parabolas(budgets: Sequence[Budget], size: str, unit: str) -> Spec:

@@ -39,7 +39,7 @@ def config_of(
         steps=cell.steps, context=design.context, batch_size=rows, micro_batch=min(rows, at_once),
         learning_rate=cell.rate, final_learning_rate=0.0, warmup_steps=design.warmup_steps, schedule="wsd",
         decay_fraction=DECAY, betas=_BETAS if design.batch_tokens < _LARGE_BATCH else _LARGE_BETAS, dtype=design.dtype,
-        seed=design.seed,
+        seed=design.seed + cell.seed,
     )  # fmt: skip
     run = RunSettings(
         device="cpu", threads=threads, follow_load=False, checkpoint_every=cell.checkpoint_every,

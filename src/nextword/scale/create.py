@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from ..train.pipeline import BYTES_AN_ID
 from ..train.planning import FIRST_SHARE, Machine
 from ..train.timing import amp_is_faster
 from .cells import Place
-from .design import FEWEST_SIZES, SweepDesign, check_text, plan_design, planned
-from .speed import measure
+from .deadline import ROOM, Deadline
+from .design import FEWEST_SIZES, HOLD_OUT, SweepDesign, check_text, plan_design, planned
+from .speed import Speed, measure
 from .sweep import Sweep
 
 Log = Callable[[str], None]
 _VOCABULARIES = ((1e13, 512), (1e15, 1024), (1e17, 2048), (1e19, 8192))  # FLOPs of the sweep up to, tokens
 _CONTEXTS = ((1e15, 128), (1e17, 256), (1e19, 512))
 _LARGE_VOCABULARY, _LARGE_CONTEXT = 32768, 1024
-_SHARE = 0.97  # of the time for the runs; the rest is for fits, and for waiting
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,14 @@ class Request:
 
 
 def new_sweep(
-    request: Request, sources: Sequence[str], folder: Path, cache: Path, workers: int = 0, log: Log = lambda text: None
-) -> tuple[Sweep, Machine]:
-    """Plan a sweep. Nothing is written into `folder`. Raises UsageError for too little text or budget."""
+    request: Request, sources: Sequence[str], folder: Path, cache: Path, workers: int = 0,
+    log: Log = lambda text: None, spent: float = 0.0,
+) -> tuple[Sweep, Machine]:  # fmt: skip
+    """Plan a sweep. Nothing is written into `folder`. Raises UsageError for too little text or budget.
+
+    The minutes of the request are counted from here on, `spent` seconds of them being over; tokenizing does not count.
+    """
+    deadline = Deadline(60 * request.minutes, spent) if request.minutes else None
     if 0 < len(request.sizes) < FEWEST_SIZES:
         raise UsageError(
             f"--sizes has {len(request.sizes)}: a budget's best size lies between others, so a law takes at least"
@@ -62,20 +68,36 @@ def new_sweep(
     context = request.context or _chosen(guess, _CONTEXTS, _LARGE_CONTEXT)
     vocabulary = request.vocabulary or _chosen(guess, _VOCABULARIES, _LARGE_VOCABULARY)
     settings = DataConfig(vocabulary=max(FEWEST_IDS, min(vocabulary, found.bytes // BYTES_AN_ID)))
-    data = prepare_in(cache / "data", found, settings, None, Progress(found, log), log)
+    with deadline.paused() if deadline else nullcontext():
+        data = prepare_in(cache / "data", found, settings, None, Progress(found, log), log)
     base = SweepDesign(
         request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,
         request.seed, "amp" if machine.amp_faster else "fp32",
     )  # fmt: skip
     place = Place(folder / "runs", data, settings, tuple(map(str, sources)))
     speed = measure(base, data, workers, log)
-    if request.flops:
-        design = plan_design(flops_of, request.flops, base, request.sizes, units.format_flops)
+    if deadline is None:
+        design = plan_design(flops_of, request.flops or 0.0, base, request.sizes, units.format_flops)
     else:
-        available = _SHARE * 60 * (request.minutes or 0.0)
-        design = plan_design(speed.total, available, base, request.sizes, units.format_seconds)
+        design = within(deadline, speed, base, request.sizes)
     check_text(design, data.val_share)
-    return Sweep(folder, design, place, request_json(request), speed), machine
+    return Sweep(folder, design, place, request_json(request), speed, deadline), machine
+
+
+def within(deadline: Deadline, speed: Speed, base: SweepDesign, sizes: Sequence[float]) -> SweepDesign:
+    """The design for what is left of the time, with some room in the size of its hold-out run."""
+
+    def roomy(design: SweepDesign) -> SweepDesign:
+        return design.with_hold_out(HOLD_OUT * ROOM)
+
+    def cost(design: SweepDesign) -> float:
+        return speed.total(roomy(design))
+
+    def shown(seconds: float) -> str:
+        return units.format_seconds(seconds + deadline.seconds - available)
+
+    available = deadline.left
+    return roomy(plan_design(cost, available, base, sizes, shown))
 
 
 def same_text(sweep: Sweep, sources: Sequence[str], cache: Path, log: Log = lambda text: None) -> None:

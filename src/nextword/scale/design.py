@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from ..base import UsageError, units
@@ -24,7 +24,7 @@ from ..train.schedules import decay_start
 EPOCHS = 4  # most passes over the text: more would mix the law of repeated data in (Muennighoff et al. 2023)
 LEAST_RATIO, MOST_RATIO = 3.0, 300.0  # tokens over M: the law's form is wrong far from the optimum
 DECAY = 0.2  # share of a run's steps (Hägele et al. 2024, 2405.18392)
-HOLD_OUT = 4.0  # times the top budget
+HOLD_OUT, MOST_HOLD_OUT = 4.0, 10.0  # times the top budget, at least and at most
 FEWEST_CELLS, FEWEST_SIZES = 6, 3
 LEAST_STEPS = 1000  # in shorter runs the loss follows the number of updates, not a power law
 _SCAN_SHARE = 0.5  # of the lowest budget, for a run of the scans of learning rates
@@ -35,10 +35,14 @@ _ASIDE = 1.2  # ratio to the expected optimum that a size beside it has at least
 _REACH = 2.0  # sizes from the expected optimum of the lowest budget divided by it to that of the top one times it
 _LEAST_BATCH, _SMALL_BATCH = 256, 2048  # tokens a step; the second at most below _SMALL FLOPs
 _SMALL = 1e13
+_SEEDS = 2
+_REPEATED, _CHECKED = 3e12, 1e13  # FLOPs of the top budget from which cells are run again: with other seeds, other rate
 _PARTS = 10  # the steps of a run of a thousand and more are a multiple of it: it has as many checkpoints
+_HALVINGS = 20  # of the range of budgets: to a ten-thousandth
+_ENDLESS = 10**15  # tokens of a text that limits nothing
 _FAR_OFF = 0.35  # in log M: no shape is near the size
 
-Role = Literal["rate", "grid", "hold-out"]
+Role = Literal["rate", "grid", "seed", "half-rate", "hold-out"]
 Amount = Annotated[float, Within(above=0)]
 
 
@@ -53,6 +57,7 @@ class Cell:
     steps: int
     batch_tokens: int
     rate: float = 0.0
+    seed: int = 0  # added to the design's
 
     @property
     def kind(self) -> ModelKind:
@@ -85,7 +90,8 @@ class Cell:
     def name(self) -> str:
         """The name of its folder."""
         name = f"{self.kind}-{units.compact_count(self.size)}-{self.budget:.3g}"
-        return name + {"rate": f"-rate-{self.rate:g}", "grid": "", "hold-out": "-hold-out"}[self.role]
+        ends = {"rate": f"-rate-{self.rate:g}", "grid": "", "seed": f"-seed-{self.seed}"}
+        return name + ends.get(self.role, f"-{self.role}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,9 @@ class SweepDesign:
     scanned: tuple[float, ...] = ()  # sizes of the learning-rate scans, with the FLOPs `scan_budget`
     scan_budget: Annotated[float, Within(least=0)] = 0.0
     least_steps: Annotated[int, Within(least=1)] = LEAST_STEPS
+    seeds: Annotated[int, Within(least=0)] = 0  # further ones, of two cells
+    half_rate: bool = False  # whether a cell is run at half its learning rate too
+    left_out: tuple[str, ...] = ()  # names of cells that there was no time for
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -139,8 +148,33 @@ class SweepDesign:
 
         So a stop at any moment leaves whole budgets, and a trunk only grows. Rates are not chosen yet.
         """
-        cells = [self.cell("grid", spec, budget) for budget in self.budgets for spec in self.specs(kind)]
+        return list(self._grids[kind])
+
+    @cached_property
+    def _grids(self) -> dict[ModelKind, list[Cell]]:
+        return {kind: self._kept(self._useful(kind)) for kind in self.kinds}
+
+    def _useful(self, kind: ModelKind) -> list[Cell]:
+        specs = self.specs(kind)
+        cells = [self.cell("grid", spec, budget) for budget in self.budgets for spec in specs]
         return sorted(filter(self.is_useful, cells), key=lambda cell: (cell.budget, abs(self._off(cell))))
+
+    def repeats(self) -> list[Cell]:
+        """Cells of the first kind that are run again: two with other seeds, the largest at half its learning rate.
+
+        They are the nearest to the expected optimum of the two lowest budgets, and of the top one.
+        """
+        cells = self.grid(self.kinds[0])
+        nearest = {cell.budget: cell for cell in reversed(cells)}
+        budgets = sorted(nearest)
+        found = [replace(nearest[budget], role="seed", seed=1 + number)
+                 for budget in budgets[:2] for number in range(self.seeds)]  # fmt: skip
+        if self.half_rate:
+            found += [replace(nearest[budget], role="half-rate") for budget in budgets[-1:]]
+        return self._kept(found)
+
+    def _kept(self, cells: list[Cell]) -> list[Cell]:
+        return [cell for cell in cells if cell.name not in self.left_out]
 
     def is_useful(self, cell: Cell) -> bool:
         """Whether a cell may enter a fit: neither far from any optimum, nor too short, nor on text seen too often."""
@@ -171,6 +205,14 @@ class SweepDesign:
             budgets=tuple(sorted({*self.budgets, *budgets})),
             sizes=tuple(sorted({*self.sizes, *sizes})),
         )
+
+    def without(self, cells: Iterable[Cell]) -> SweepDesign:
+        """The design without some cells of its grid."""
+        return replace(self, left_out=(*self.left_out, *(cell.name for cell in cells)))
+
+    def with_hold_out(self, times: float) -> SweepDesign:
+        """The design with a hold-out run of so many times the top budget."""
+        return replace(self, hold_out=times * self.budgets[-1])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_plain` reads it back."""
@@ -210,6 +252,7 @@ def planned(design: SweepDesign) -> list[tuple[Cell, int]]:
     for kind in design.kinds:
         found += [(cell, cell.steps) for cell in design.calibration(kind) for _ in range(RATES)]
         found += trained_steps(design.grid(kind))
+    found += [(cell, cell.steps) for cell in design.repeats()]
     if design.hold_out:
         cell = design.expected_hold_out(design.kinds[0])
         found.append((cell, cell.steps))
@@ -226,24 +269,55 @@ def plan_design(
     """The design that costs what is `available`, with four budgets or, if they get too few cells, three.
 
     `base` has what does not depend on the budget; its sizes, budgets, batch and warm-up are replaced. Raises
-    UsageError if six cells cannot be had, which says how much is needed.
+    UsageError if six cells cannot be had, which says how much time, compute or text is needed.
     """
     for count in (4, 3):
         design = _largest(cost, available, base, sizes, count)
         if design is not None:
             return design
-    needed = available
-    while _largest(cost, needed, base, sizes, 3) is None:
-        needed *= 1.25
-        if needed > 1e6 * available:
-            raise UsageError(
-                f"no sweep has {FEWEST_CELLS} runs of {base.least_steps:,} steps on this text of"
-                f" {base.unique_tokens:,} tokens, seen at most {EPOCHS} times. Give more text"
-            )
-    raise UsageError(
-        f"{unit(available)} buys fewer than the {FEWEST_CELLS} runs that a law needs (three budgets, each of"
-        f" {base.least_steps:,} steps or more). Give about {unit(needed)}"
+    raise UsageError(_lacking(cost, available, base, sizes, unit))
+
+
+def _lacking(
+    cost: Callable[[SweepDesign], float], available: float, base: SweepDesign, sizes: Sequence[float],
+    unit: Callable[[float], str],
+) -> str:  # fmt: skip
+    """Why no design has enough cells: too little time or compute, sizes that do not suit it, or too little text."""
+    endless = replace(base, unique_tokens=_ENDLESS)
+    free = _largest(cost, available, endless, (), 3)
+    if free is None:
+        needed = _least(available, lambda budget: _largest(cost, budget, endless, (), 3) is not None)
+        return (
+            f"{unit(available)} buys fewer than the {FEWEST_CELLS} runs that a law needs (three budgets, each of"
+            f" {base.least_steps:,} steps or more). Give about {unit(needed)}"
+        )
+    if sizes and _largest(cost, available, endless, sizes, 3) is None:
+        low, high = (
+            units.compact_count(free.expected(budget).parameters) for budget in (free.budgets[0], free.budgets[-1])
+        )
+        return (
+            f"--sizes has fewer than {FEWEST_SIZES} that suit each budget: the best M is expected between {low} and"
+            f" {high}. Give sizes around these"
+        )
+    tokens = _least(base.unique_tokens, lambda unique: _largest(
+        cost, available, replace(base, unique_tokens=math.ceil(unique)), sizes, 3) is not None)  # fmt: skip
+    return (
+        f"too little text: {base.unique_tokens:,} tokens, seen at most {EPOCHS} times, give fewer than the"
+        f" {FEWEST_CELLS} runs of {base.least_steps:,} steps that a law needs. Give about"
+        f" {units.format_bytes(tokens * base.bytes_per_token)} of text"
     )
+
+
+def _least(value: float, enough: Callable[[float], bool]) -> float:
+    """About the least that is enough, which is more than `value`."""
+    high = 2 * value
+    while not enough(high):
+        high *= 2
+    low = high / 2
+    for _ in range(4):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] = ()) -> SweepDesign:
@@ -257,7 +331,9 @@ def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] 
     design = replace(base, sizes=chosen, budgets=budgets, hold_out=HOLD_OUT * top, batch_size=batch)
     lowest = sorted(cell.size for cell in design.grid(design.kinds[0]) if cell.budget == budgets[0])
     scanned = tuple(dict.fromkeys((*lowest[:1], *lowest[:4][-1:])))  # up to three times apart
-    return replace(design, warmup_steps=_warmup(design), scanned=scanned, scan_budget=budgets[0] * _SCAN_SHARE)
+    repeated = {"seeds": _SEEDS if top >= _REPEATED else 0, "half_rate": top >= _CHECKED}
+    return replace(design, warmup_steps=_warmup(design), scanned=scanned, scan_budget=budgets[0] * _SCAN_SHARE,
+                   **repeated)  # fmt: skip
 
 
 def _largest(
@@ -265,7 +341,7 @@ def _largest(
 ) -> SweepDesign | None:
     """The most expensive design within what is available; None if it has too few cells."""
     low, high = math.log(1e8), math.log(1e28)
-    for _ in range(60):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if cost(design_of(math.exp(middle), count, base, sizes)) <= available:
             low = middle
@@ -309,7 +385,7 @@ def check_text(design: SweepDesign, val_share: float) -> None:
     """Raise UsageError for too little text for the hold-out run, which sees the most."""
     if not design.hold_out:
         return
-    seen = design.expected_hold_out(design.kinds[0]).tokens
+    seen = design.with_hold_out(HOLD_OUT).expected_hold_out(design.kinds[0]).tokens
     if seen > EPOCHS * design.unique_tokens:
         needed = seen / EPOCHS * design.bytes_per_token / (1 - val_share)
         raise UsageError(

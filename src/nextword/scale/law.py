@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from ..base import UsageError
 from ..plan import Runs, parameters
@@ -44,6 +47,7 @@ class KindLaw:
     kind: ModelKind
     runs: Runs
     scaling: Scaling
+    seeds: float = math.nan  # relative spread of the loss over seeds; NaN: not measured
 
     @property
     def problem(self) -> str:
@@ -57,10 +61,20 @@ class KindLaw:
         """The largest budget of the runs, FLOPs."""
         return max(self.runs.flops)
 
+    @property
+    def flat(self) -> float:
+        """The ratio to the best size, either way, within which the loss is FLAT above the least."""
+        ratios = [math.log(each.flat.high / each.size) for each in self.scaling.minima if not each.problem]
+        return math.exp(sum(ratios) / len(ratios))
+
     @cached_property
     def checks(self) -> Checks:
         """What speaks against the law."""
         return check(self.runs, 10 * self.top)
+
+    def best_size(self, flops: float) -> float:
+        """The best size M for a budget, where there is no `problem`."""
+        return self.scaling.powers[self.scaling.size].at(flops).value
 
     def at(self, flops: float) -> Forecast:
         """What a run with this many FLOPs reaches. Raises UsageError where there is a `problem`."""
@@ -75,8 +89,27 @@ class KindLaw:
 
 def fit_kind(kind: ModelKind, rows: Iterable[Row]) -> KindLaw | None:
     """The law of the finished grid cells of a kind; None without any."""
-    runs = runs_of([row for row in rows if row.cell.kind == kind and row.cell.role == "grid" and row.status == "done"])
-    return KindLaw(kind, runs, isoflops(runs)) if len(runs) else None
+    done = [row for row in rows if row.cell.kind == kind and row.status == "done"]
+    runs = runs_of([row for row in done if row.cell.role == "grid"])
+    if not len(runs):
+        return None
+    scaling, seeds = isoflops(runs), spread_over_seeds(done)
+    if scaling.frontier is not None and seeds > scaling.frontier.noise:
+        scaling = replace(scaling, frontier=replace(scaling.frontier, noise=seeds))
+    return KindLaw(kind, runs, scaling, seeds)
+
+
+def spread_over_seeds(rows: Iterable[Row]) -> float:
+    """The relative standard deviation of the loss over seeds, pooled over the cells that have several; else NaN."""
+    cells: dict[tuple[float, float], list[float]] = {}
+    for row in rows:
+        if row.cell.role in ("grid", "seed"):
+            cells.setdefault((row.cell.size, row.cell.budget), []).append(math.log(row.loss))
+    several = [np.array(losses) for losses in cells.values() if len(losses) > 1]
+    freedom = sum(len(losses) - 1 for losses in several)
+    return (
+        math.sqrt(sum(((losses - losses.mean()) ** 2).sum() for losses in several) / freedom) if several else math.nan
+    )
 
 
 def runs_of(rows: Sequence[Row]) -> Runs:
@@ -93,4 +126,6 @@ def runs_of(rows: Sequence[Row]) -> Runs:
 
 def law_json(law: KindLaw | None) -> dict[str, Any] | None:
     """The law as plain data."""
-    return None if law is None else {"kind": law.kind, "problem": law.problem, **law.scaling.to_dict()}
+    return None if law is None else {
+        "kind": law.kind, "problem": law.problem, "seeds": law.seeds, **law.scaling.to_dict()
+    }  # fmt: skip

@@ -10,11 +10,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..base import free_memory
 from ..base.cores import cores
+from ..plan import RunConfig
+from ..train.timing import time_steps
 from .table import LOG
 
 _MEMORY_SHARE = 0.9  # of what is free at the start
+_TIMED = 3.0  # seconds that steps are timed for
 _PATIENCE = 60.0  # seconds for a stopped run to write its checkpoint
 
 
@@ -53,6 +58,10 @@ class LocalWorkers:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self._jobs.append(_Job(folder, process, memory))
+
+    def step_seconds(self, config: RunConfig) -> float:
+        """Seconds of a step, timed in this process."""
+        return time_steps(config, torch.device("cpu"), config.run.threads, _TIMED).step(config.train)
 
     def wait(self, seconds: float) -> dict[Path, int]:
         """The runs that ended, with their exit codes, after at most `seconds`."""

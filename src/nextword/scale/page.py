@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-import numpy as np
-
 from ..base import installed, units
-from ..plan.plots import sweep_figure
-from ..plan.sweep_checks import LeftOut
+from ..plan.plots import kinds_figure, residual_figure, sweep_figure
+from ..plan.sweep_checks import LeftOut, law_of_cells
 from ..plots import Spec, css, svg
 from ..plots.scaling import Line
 from ..plots.sweep import curves
@@ -29,7 +27,6 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .9rem .15rem 0; text-align: right; border-bottom: 1px solid var(--pale); }
 th:first-child, td:first-child { text-align: left; }
 """
-_POINTS = 61  # of a drawn frontier
 
 
 def report_page(sweep: Sweep, found: Findings) -> str:
@@ -49,20 +46,15 @@ def report_page(sweep: Sweep, found: Findings) -> str:
 
 
 def figures(sweep: Sweep, found: Findings) -> Iterator[Spec]:
-    """The parabolas, best sizes and frontier of each kind, all frontiers together, and the learning-rate scans."""
+    """The parabolas, best sizes and frontier of each kind, its surface, all frontiers, and the learning-rate scans."""
     for kind, law in found.laws.items():
         if not law.problem:
-            yield sweep_figure(law.runs, law.scaling, _held_out(found, kind))
-    lines, dots = [], []
-    for kind, law in found.laws.items():
-        frontier = law.scaling.frontier
-        if frontier is not None:
-            minima = [(one.flops, one.loss) for one in law.scaling.minima if not one.problem]
-            flops = np.geomspace(minima[0][0], 10 * minima[-1][0], _POINTS).tolist()
-            lines.append(Line(kind, [(each, frontier.loss(each)) for each in flops]))
-            dots.append(Line(kind, minima))
-    if len(lines) > 1:
-        yield curves(lines, "kinds at equal compute", "FLOPs", "bits/byte", dots)
+            yield sweep_figure(law.runs, law.scaling, _held_out(found, kind), f"{kind}: ")
+        if (by := law_of_cells(law.runs)) is not None:
+            yield residual_figure(law.runs, law.scaling, by, f"{kind}: ")
+    kinds = kinds_figure({kind: law.scaling for kind, law in found.laws.items()})
+    if kinds is not None:
+        yield kinds
     scans = [line for kind in sweep.design.kinds for line in _scans(sweep, kind)]
     if scans:
         yield curves(scans, "learning rates", "learning rate", "bits/byte")

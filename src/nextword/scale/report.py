@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..base import UsageError, atomic_write, units
-from ..plan import RunConfig, optimum
+from ..base.toml import to_toml
+from ..plan import RunConfig, optimum, parameters
 from ..plan.fitting import Interval
-from ..plan.isoflops import Estimate, compute_by_kind
+from ..plan.isoflops import FLAT, Estimate, Frontier, compute_by_kind
 from ..spec import ModelKind
 from .cells import config_of
+from .design import shape_of
 from .law import Forecast, KindLaw, law_json
-from .sweep import Sweep, write_json
-from .table import Row
+from .sweep import TABLE, Sweep, json_text
+from .table import Row, table_csv
 
 LAW, BEST = "law.json", "best.toml"
+_BETTER = 0.003  # of the loss: more than noise
 _AHEAD = 10.0  # times the largest budget that was run: what is projected if nothing else is asked
 
 
@@ -85,7 +90,7 @@ def sentences(sweep: Sweep, found: Findings, flops: float | None = None) -> list
         if law.problem:
             lines.append(f"{kind}: nothing can be predicted. {law.problem[:1].upper()}{law.problem[1:]}")
         else:
-            lines.append(_projected(kind, projection(law, flops), law))
+            lines.append(_projected(sweep, law, projection(law, flops)))
     if (held := found.hold_out) is not None:
         lines.append(_held(held))
     for kind, factor in found.factors.items():
@@ -96,29 +101,34 @@ def sentences(sweep: Sweep, found: Findings, flops: float | None = None) -> list
     return lines
 
 
-def _projected(kind: ModelKind, forecast: Forecast, law: KindLaw) -> str:
+def _projected(sweep: Sweep, law: KindLaw, forecast: Forecast) -> str:
     what = "projected, no such run was made" if forecast.flops > law.top else "by the law"
-    low, high = forecast.interval.low, forecast.interval.high
-    around = forecast.size.interval
+    size, flat = forecast.size.value, law.flat
+    spec = shape_of(law.kind, size, sweep.design.vocabulary, sweep.design.context)
     return (
-        f"{kind}, for {units.format_flops(forecast.flops)}: M {units.format_count(forecast.size.value)}"
-        f" ({units.format_count(around.low)} to {units.format_count(around.high)}) on"
-        f" {units.format_count(forecast.tokens)} tokens: {forecast.loss:.3f} bits a byte ({low:.3f} to {high:.3f}),"
-        f" {what}"
+        f"{law.kind}, for {units.format_flops(forecast.flops)}: {units.format_count(parameters(spec).total)} parameters"
+        f" (M {units.compact_count(size)}; {units.compact_count(size / flat)} to {units.compact_count(size * flat)} lie"
+        f" within {FLAT:.1%}) on {units.format_count(forecast.tokens)} tokens:"
+        f" {_loss(Estimate(forecast.loss, forecast.interval))} bits a byte, {what}"
     )
+
+
+def _loss(loss: Estimate) -> str:
+    """A loss, and the longer side of its interval."""
+    return f"{loss.value:.3f} ± {max(loss.value - loss.interval.low, loss.interval.high - loss.value):.3f}"
 
 
 def _held(held: HoldOut) -> str:
-    cell, interval = held.row.cell, held.predicted.interval
-    predicted = (
-        f"hold-out, {units.format_flops(cell.flops)}, M {units.compact_count(cell.size)} on"
-        f" {units.format_count(cell.tokens)} tokens: predicted {held.predicted.value:.3f} bits a byte"
-        f" ({interval.low:.3f} to {interval.high:.3f})"
+    cell = held.row.cell
+    run = (
+        f"{units.format_flops(cell.flops)}, M {units.compact_count(cell.size)} on {units.format_count(cell.tokens)}"
+        " tokens"
     )
+    predicted = f"the hold-out ({run}) was predicted {_loss(held.predicted)}"
     if held.row.status != "done":
-        return f"{predicted}; not measured yet ({held.row.status})"
+        return f"{predicted} bits a byte; not measured yet ({held.row.status})"
     inside = "inside" if held.inside else "outside"
-    return f"{predicted}, measured {held.row.loss:.3f}: {held.error:+.1%}, {inside} the interval"
+    return f"{predicted} and measured {held.row.loss:.3f} bits a byte: {held.error:+.1%}, {inside} the interval"
 
 
 def assumptions(sweep: Sweep, found: Findings) -> list[str]:
@@ -132,10 +142,40 @@ def assumptions(sweep: Sweep, found: Findings) -> list[str]:
             )
             lines.append(f"{kind}: learning rates {shown}; ∝ M^{rates.power:.2f} beyond")
         if law.scaling.frontier is not None and not law.problem:
+            lines.append(_interval(law, law.scaling.frontier))
             published = optimum(law.top, "epoch")
             lines.append(
                 f"{kind}: the published law (Besiroglu et al. 2024) has N {units.format_count(published.parameters)} at"
                 f" {law.top:.2g} FLOPs; its runs begin {1e18 / law.top:.0e} times higher"
+            )
+    lines += _half_rate(sweep)
+    if sweep.design.left_out:
+        lines.append(f"left out, since time was short: {', '.join(sweep.design.left_out)}")
+    return lines
+
+
+def _interval(law: KindLaw, frontier: Frontier) -> str:
+    """What the interval of a loss holds."""
+    seeds = f"{law.seeds:.2%} over seeds" if law.seeds == law.seeds else "no seed was repeated"
+    return (
+        f"{law.kind}: ± holds 95% of a bootstrap with E from {frontier.held.low:g} to {frontier.held.high:g} bits a"
+        f" byte and a run's noise of {frontier.noise:.2%} ({seeds}), and the predictions of other choices of runs"
+    )
+
+
+def _half_rate(sweep: Sweep) -> list[str]:
+    """What half the learning rate makes of the largest cell that was run with it."""
+    lines = []
+    for half in (sweep.row(cell) for cell in sweep.repeats() if cell.role == "half-rate"):
+        whole = next(row for cell in sweep.grid(half.cell.kind) if (row := sweep.row(cell)).cell.size == half.cell.size
+                     and cell.budget == half.cell.budget)  # fmt: skip
+        if half.status == whole.status == "done":
+            change = half.loss / whole.loss - 1
+            verdict = "the rates are too high for large models" if change < -_BETTER else "the rates hold"
+            lines.append(
+                f"{half.cell.kind}: at half its learning rate the run of M {units.compact_count(half.cell.size)} and"
+                f" {half.cell.budget:.3g} FLOPs reaches {half.loss:.4f} instead of {whole.loss:.4f} bits a byte"
+                f" ({change:+.2%}): {verdict}"
             )
     return lines
 
@@ -157,18 +197,35 @@ def best_config(sweep: Sweep, found: Findings, flops: float | None = None) -> Ru
     return config.with_run(threads=0, follow_load=None, checkpoint_every=None, evaluate_every=None, sample_every=None)
 
 
-def write_results(sweep: Sweep) -> Findings:
-    """Write table.csv, law.json, best.toml and report.html from the runs; returns what they say."""
+def write_results(sweep: Sweep, log: Callable[[str], None] = lambda text: None) -> Findings:
+    """Write table.csv, law.json, best.toml and report.html from the runs, those that changed; returns what they say.
+
+    What cannot be written, such as into a folder that is read-only, is told to `log`.
+    """
     from .page import REPORT, report_page
 
-    sweep.write_table()
     found = findings(sweep)
-    write_json(sweep.folder / LAW, results_json(sweep, found))
+    files = {TABLE: table_csv(sweep.rows(), sweep.design.seed), LAW: json_text(results_json(sweep, found))}
     with suppress(UsageError):  # no law yet
-        best_config(sweep, found).write(sweep.folder / BEST)
-    with atomic_write(sweep.folder / REPORT) as file:
-        file.write(report_page(sweep, found))
+        files[BEST] = to_toml(best_config(sweep, found).to_dict())
+    changed = [name for name, text in files.items() if _stored(sweep.folder / name) != text]
+    if changed or not (sweep.folder / REPORT).exists():
+        files[REPORT] = report_page(sweep, found)
+        changed.append(REPORT)
+    for name in changed:
+        try:
+            with atomic_write(sweep.folder / name) as file:
+                file.write(files[name])
+        except OSError as error:
+            log(f"{sweep.folder / name} was not written: {error.strerror}")
     return found
+
+
+def _stored(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError):
+        return None
 
 
 def results_json(sweep: Sweep, found: Findings, flops: float | None = None) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapreplace
 
 import torch
 
@@ -14,12 +15,14 @@ from ..train.evaluate import MOST
 from ..train.timing import time_steps
 from .cells import config_of
 from .design import LEAST_STEPS, Cell, SweepDesign, planned, shape_of, work
+from .table import Row
 
 _START_SECONDS = 3.0  # of a process: imports, the model, writing it
 _FORWARD = 1 / 3  # of the time that training takes for a token
 _SIZES = (2e4, 1e5, 5e5, 2e6)  # M
 _TOKENS = 1024  # of a step that is timed
 _SECONDS = 0.5  # of timing, for each
+_FEWEST = 4  # runs that say more than what was timed before them
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,17 @@ class Timed:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """A run that ended: its cell, the steps it trained, and the seconds from its start to its end."""
+
+    row: Row
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Speed:
-    """The speed of a sweep's runs on this machine.
+    """The speed of a sweep's runs on this machine, as timed before it, or `learned` from runs.
 
     `together`: how many times faster the hold-out run is, which has all the cores to itself.
     """
@@ -43,19 +55,58 @@ class Speed:
     workers: int = 1
     together: float = 1.0
     val_tokens: int = 0
+    start: float = _START_SECONDS
+    pace: float = 1.0  # times the seconds that were timed
 
-    def seconds(self, cell: Cell, steps: int | None = None) -> float:
+    def seconds(self, cell: Cell, steps: float | None = None) -> float:
         """Seconds of a run, or of some steps of it, with its start and its evaluation."""
+        return self.training(cell, steps) + self.around(cell)
+
+    def training(self, cell: Cell, steps: float | None = None) -> float:
+        """Seconds of a run's steps, or of some of them."""
         token, update = self._at(cell.kind, cell.size)
-        training = (cell.steps if steps is None else steps) * (cell.batch_tokens * token + update)
-        seconds = training + _START_SECONDS + _FORWARD * token * min(self.val_tokens, MOST)
-        return seconds / self.together if cell.role == "hold-out" else seconds
+        seconds = (cell.steps if steps is None else steps) * (cell.batch_tokens * token + update)
+        return self.pace * seconds / self._threads(cell)
+
+    def around(self, cell: Cell) -> float:
+        """Seconds of a run's start, evaluation and end."""
+        token, _ = self._at(cell.kind, cell.size)
+        return self.start + self.pace * _FORWARD * token * min(self.val_tokens, MOST) / self._threads(cell)
 
     def total(self, design: SweepDesign) -> float:
         """Seconds of the whole sweep: the hold-out run has to wait for the others."""
         times = [(cell.role, self.seconds(cell, steps)) for cell, steps in planned(design)]
         alone = sum(seconds for role, seconds in times if role == "hold-out")
-        return (sum(seconds for _, seconds in times) - alone) / self.workers + alone
+        return self.side_by_side(seconds for role, seconds in times if role != "hold-out") + alone
+
+    def side_by_side(self, seconds: Iterable[float]) -> float:
+        """When the last of some runs ends, which are started in order, as many at once as there are workers."""
+        busy = [0.0] * self.workers
+        for one in seconds:
+            heapreplace(busy, busy[0] + one)
+        return max(busy)
+
+    def learned(self, runs: Sequence[Ended]) -> Speed:
+        """The speed by what runs took, whose steps were timed before."""
+        runs = [run for run in runs if run.row.status == "done"]
+        before = replace(self, pace=1.0, start=0.0)
+        timed = sum(before.training(run.row.cell) for run in runs)
+        if len(runs) < _FEWEST or not timed:
+            return self
+        paced = replace(before, pace=sum(run.row.seconds for run in runs) / timed)
+        starts = [run.seconds - run.row.seconds * run.steps / run.row.cell.steps - paced.around(run.row.cell)
+                  for run in runs]  # fmt: skip
+        return replace(paced, start=max(0.0, sum(starts) / len(starts)))
+
+    def hold_out_as(self, cell: Cell, step: float) -> Speed:
+        """The speed whose hold-out run `cell` takes `step` seconds a step; the same where that is NaN."""
+        if not math.isfinite(step):
+            return self
+        alone = replace(self, together=1.0)
+        return replace(self, together=alone.training(cell, 1) / step)
+
+    def _threads(self, cell: Cell) -> float:
+        return self.together if cell.role == "hold-out" else 1.0
 
     def _at(self, kind: ModelKind, size: float) -> tuple[float, float]:
         """Seconds a token and an update, on straight lines between the logs of what was timed."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,18 +20,20 @@ from .. import __version__
 from ..base import UsageError, atomic_write, read_json
 from ..base.fields import finite, from_plain
 from ..data import open_dataset
+from ..plan import RunConfig
 from ..plan.run_config import DataConfig
 from ..spec import ModelKind
 from ..train.checkpoint import folder_name
 from ..train.planning import Machine
 from ..train.run_dir import RunRecord, differences, locked_run
 from . import law as laws
-from .cells import Place, make_folder
-from .design import Cell, SweepDesign
+from .cells import Place, config_of, make_folder
+from .deadline import Deadline, hold_out_in_time, shortened
+from .design import HOLD_OUT, Cell, SweepDesign
 from .law import KindLaw
 from .rates import RateRule, best_rate, more, rule, scan
-from .speed import Speed
-from .table import Row, row_of, write_table
+from .speed import Ended, Speed
+from .table import Row, row_of, table_csv
 
 FORMAT = "nextword-sweep/1"
 STATE, PREDICTION, TABLE = "scale.json", "prediction.json", "table.csv"
@@ -53,6 +55,9 @@ class Workers(Protocol):
     def start(self, folder: Path, memory: float, threads: int) -> None:
         """Begin to train the run in `folder`."""
 
+    def step_seconds(self, config: RunConfig) -> float:
+        """Seconds of a step, timed where the run will be made; NaN if that cannot be done here."""
+
     def wait(self, seconds: float) -> dict[Path, int]:
         """The runs that ended, with 0 or another exit code, after at most `seconds`."""
 
@@ -69,7 +74,10 @@ class Sweep:
     place: Place
     request: dict[str, Any]  # the options it was started with
     speed: Speed | None = None
+    deadline: Deadline | None = None  # None: it takes as long as it takes
     _rows: dict[str, Row] = field(default_factory=dict)  # of settled cells
+    _started: dict[Path, tuple[float, float]] = field(default_factory=dict)  # share done before, and when
+    _ended: list[Ended] = field(default_factory=list)  # in this process
 
     # ---- the folder
 
@@ -80,6 +88,7 @@ class Sweep:
             "data": {"folder": str(self.place.data.folder.resolve()), "fingerprint": self.place.data.fingerprint,
                      "sources": list(self.place.sources), "settings": asdict(self.place.settings)},
             "speed": asdict(self.speed) if self.speed else None,
+            "seconds_spent": self.deadline.elapsed if self.deadline else None,
         }  # fmt: skip
         write_json(self.folder / STATE, data)
 
@@ -98,13 +107,15 @@ class Sweep:
             speed = from_plain(Speed, stored["speed"]) if stored.get("speed") else None
             where, fingerprint = stored["data"]["folder"], stored["data"]["fingerprint"]
             sources, request = tuple(stored["data"]["sources"]), dict(stored["request"])
+            spent = stored.get("seconds_spent")
         except (KeyError, TypeError) as error:
             raise UsageError(f"{path}: {error} is missing. Restore the original file") from None
         data = open_dataset(where)
         if data.fingerprint != fingerprint:
             raise UsageError(f"{where} differs from the text that {folder} was started with")
         place = Place(folder / "runs", data, settings, sources)
-        return cls(folder, design, place, request, speed)
+        deadline = None if spent is None else Deadline(60 * request["minutes"], spent)
+        return cls(folder, design, place, request, speed, deadline)
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the folder until the block or this process ends. Raises UsageError if another process holds it."""
@@ -122,10 +133,10 @@ class Sweep:
         return known
 
     def rows(self) -> list[Row]:
-        """The states of all cells that are known so far: rates, grid, hold-out."""
+        """The states of all cells that are known so far: rates, grid, repeats, hold-out."""
         cells = [cell for kind in self.design.kinds for cell in (*self.rate_cells(kind), *self.grid(kind))]
         hold_out = self.hold_out
-        return [self.row(cell) for cell in (*cells, *([hold_out] if hold_out else []))]
+        return [self.row(cell) for cell in (*cells, *self.repeats(), *([hold_out] if hold_out else []))]
 
     def rate_cells(self, kind: ModelKind) -> list[Cell]:
         """The runs that look for the learning rate; after the first ones more, until the best is bracketed."""
@@ -157,9 +168,15 @@ class Sweep:
         chosen = self.rate_rule(kind)
         return [replace(cell, rate=chosen.at(cell.size) if chosen else 0.0) for cell in self.design.grid(kind)]
 
+    def repeats(self) -> list[Cell]:
+        """The cells that are run again, with their learning rates once these are known, else 0."""
+        chosen = self.rate_rule(self.design.kinds[0])
+        return [replace(cell, rate=chosen.at(cell.size) * (0.5 if cell.role == "half-rate" else 1.0) if chosen else 0.0)
+                for cell in self.design.repeats()]  # fmt: skip
+
     def law(self, kind: ModelKind) -> KindLaw | None:
         """The law of the cells that are finished by now; None without any."""
-        return laws.fit_kind(kind, [self.row(cell) for cell in self.grid(kind)])
+        return laws.fit_kind(kind, [self.row(cell) for cell in (*self.grid(kind), *self.repeats())])
 
     @property
     def prediction(self) -> dict[str, Any] | None:
@@ -179,19 +196,20 @@ class Sweep:
     # ---- running
 
     def todo(self, running: set[Path], failed: set[Path]) -> list[Cell]:
-        """The cells that may start now, most wanted first: rates, then the grid, then the hold-out run alone."""
+        """The cells that may start now, most wanted first: rates, grid, repeats, then the hold-out run alone."""
         found: list[Cell] = []
         for kind in self.design.kinds:
             if self.rate_rule(kind) is None:
                 found += self.rate_cells(kind)
             else:
                 found += self._with_trunks(self.grid(kind), failed)
-        left = [cell for cell in found if not self.row(cell).settled and self._folder(cell) not in running | failed]
-        if left or running:
-            return left
-        self._predict()
+        found += self.repeats() if self.rate_rule(self.design.kinds[0]) else []
+        left = [cell for cell in found if self._is_open(cell, running | failed)]
         cell = self.hold_out
-        return [cell] if cell and not self.row(cell).settled and self._folder(cell) not in failed else []
+        return [cell] if cell and not left and not running and self._is_open(cell, failed) else left
+
+    def _is_open(self, cell: Cell, besides: set[Path]) -> bool:
+        return not self.row(cell).settled and self._folder(cell) not in besides
 
     def _with_trunks(self, cells: list[Cell], failed: set[Path]) -> list[Cell]:
         """The cells of a grid without those that have to wait for the trunk of their size."""
@@ -209,42 +227,104 @@ class Sweep:
     def _folder(self, cell: Cell) -> Path:
         return self.place.runs / cell.name
 
-    def run(self, workers: Workers, machine: Machine, watch: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self, workers: Workers, machine: Machine, watch: Callable[[], None] = lambda: None,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
         """Run what is left. Whatever happens, the runs under way are stopped with a checkpoint each.
 
-        A run that fails is not tried again in this call. `watch` is called a few times a second.
+        A run that fails is not tried again in this call. `watch` is called a few times a second; `log` is told what
+        changes in the design, so that the sweep ends on time.
         """
         failed: set[Path] = set()
-        with self.locked(), closing(workers):
+        with self.locked(), self._time_kept(), closing(workers):
             while True:
                 waiting = self.todo(workers.running, failed)
-                for cell in waiting:
-                    if not workers.has_room(0.0):
-                        break
-                    threads = workers.count if cell.role == "hold-out" else 1
-                    trunks = [each for each in self.grid(cell.kind) if each.size == cell.size]
-                    folder = make_folder(cell, self.design, self.place, machine, trunks, threads)
-                    memory = _planned_memory(folder)
-                    if not workers.has_room(memory):
-                        break
-                    workers.start(folder, memory, threads)
                 if not waiting and not workers.running:
+                    if self.predict(workers, log):
+                        continue
                     return
+                for cell in waiting:
+                    if not self._start(cell, workers, machine):
+                        break
                 ended = workers.wait(_QUIET_SECONDS)
                 failed |= {folder for folder, code in ended.items() if code}
+                for folder, code in ended.items():
+                    if code < 0:
+                        log(f"{folder.name} was killed by signal {-code}; the same command again continues it")
                 if ended:
+                    self._note(ended)
+                    self._keep_time(log)
                     self.write_table()
                 watch()
 
-    def _predict(self) -> None:
-        """Write the prediction of the hold-out run, unless there is one, or none can be made."""
-        if not self.design.hold_out or (self.folder / PREDICTION).exists():
+    @contextmanager
+    def _time_kept(self) -> Iterator[None]:
+        """Store what was spent of the time, whatever happens."""
+        try:
+            yield
+        finally:
+            if self.deadline is not None:
+                with suppress(OSError):
+                    self.write()
+
+    def _start(self, cell: Cell, workers: Workers, machine: Machine) -> bool:
+        """Start a cell's run, if there is room for it."""
+        if not workers.has_room(0.0):
+            return False
+        threads = workers.count if cell.role == "hold-out" else 1
+        trunks = [each for each in self.grid(cell.kind) if each.size == cell.size]
+        folder = make_folder(cell, self.design, self.place, machine, trunks, threads)
+        memory = _planned_memory(folder)
+        if not workers.has_room(memory):
+            return False
+        workers.start(folder, memory, threads)
+        self._started[folder] = row_of(cell, self.place.runs).share, self._now()
+        return True
+
+    def _now(self) -> float:
+        return self.deadline.clock() if self.deadline else time.monotonic()
+
+    @property
+    def learned(self) -> Speed | None:
+        """The speed, by what runs took in this call where some have ended."""
+        return self.speed.learned(self._ended) if self.speed else None
+
+    def _note(self, folders: Iterable[Path]) -> None:
+        """Note how long the runs took that ended just now."""
+        rows = {self._folder(row.cell): row for row in self.rows()}
+        for folder in folders:
+            row, (share, start) = rows[folder], self._started.pop(folder)
+            self._ended.append(Ended(row, round((1 - share) * row.cell.steps), self._now() - start))
+
+    def _keep_time(self, log: Callable[[str], None]) -> None:
+        """Leave out what there is no time for, once the learning rates are known; store what was spent of the time."""
+        if self.deadline is None:
             return
+        speed, before = self.learned, self.design.left_out
+        if speed is not None and all(self.rate_rule(kind) is not None for kind in self.design.kinds):
+            self.design = shortened(self, speed, self.deadline.left)
+        for name in self.design.left_out[len(before) :]:
+            log(f"left out, since time is short: {name}")
+        self.write()
+
+    def predict(self, workers: Workers | None = None, log: Callable[[str], None] = lambda text: None) -> bool:
+        """Write the prediction of the hold-out run; False if there is one, or none can be made."""
+        if not self.design.hold_out or (self.folder / PREDICTION).exists():
+            return False
         kind = self.design.kinds[0]
         rates, law = self.rate_rule(kind), self.law(kind)
         if rates is None or law is None or law.problem:
-            return
-        size = law.at(self.design.hold_out).size.value
+            return False
+        if self.deadline is not None and workers is not None and (speed := self.learned):
+            smallest = self.design.with_hold_out(HOLD_OUT)
+            cell = smallest.hold_out_of(kind, law.best_size(smallest.hold_out))
+            config = config_of(replace(cell, rate=rates.at(cell.size)), smallest, self.place.settings, workers.count)
+            speed = speed.hold_out_as(cell, workers.step_seconds(config))
+            self.design = hold_out_in_time(smallest, law, speed, self.deadline.left)
+            self.write()
+            log(f"hold-out: {self.design.hold_out / self.design.budgets[-1]:.2g} times the top budget")
+        size = law.best_size(self.design.hold_out)
         cell = self.design.hold_out_of(kind, size)
         forecast = law.at(cell.flops)
         data = {
@@ -255,19 +335,25 @@ class Sweep:
             "when": time.strftime("%Y-%m-%dT%H:%M:%S"), "law": laws.law_json(law),
         }  # fmt: skip
         write_json(self.folder / PREDICTION, data)
+        return True
 
     # ---- results
 
     def write_table(self) -> None:
         """Write table.csv."""
-        write_table(self.folder / TABLE, self.rows(), self.design.seed)
+        with atomic_write(self.folder / TABLE) as file:
+            file.write(table_csv(self.rows(), self.design.seed))
+
+
+def json_text(data: dict[str, Any]) -> str:
+    """Plain data as JSON, with null for NaN and infinities."""
+    return json.dumps(finite(data), indent=2) + "\n"
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write plain data as JSON, with None for NaN and infinities."""
+    """Write plain data as JSON."""
     with atomic_write(path) as file:
-        json.dump(finite(data), file, indent=2)
-        file.write("\n")
+        file.write(json_text(data))
 
 
 def check_request(folder: Path, stored: dict[str, Any], request: dict[str, Any]) -> None:

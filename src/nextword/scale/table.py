@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base import atomic_write
 from ..plan import parameters
 from ..train.metrics import progress_of, rejected_steps
 from ..train.run_dir import RECORD, is_locked, read_report
@@ -63,13 +63,15 @@ def _failure(folder: Path) -> str:
     return ""
 
 
-def write_table(path: Path, rows: Iterable[Row], seed: int) -> None:
-    """Write the table as CSV, for `nextword plan laws --data` too."""
-    with atomic_write(path) as file:
-        writer = csv.DictWriter(file, list(_COLUMNS), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: value(row) for name, value in _COLUMNS.items()} | {"seed": seed})
+def table_csv(rows: Iterable[Row], seed: int) -> str:
+    """The table as CSV, for `nextword plan laws --data` too."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(_COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        values = {name: value(row) for name, value in _COLUMNS.items()}
+        writer.writerow(values | {"seed": seed + row.cell.seed})
+    return text.getvalue()
 
 
 def _known(value: float) -> float | str:
@@ -91,7 +93,7 @@ _COLUMNS: dict[str, Any] = {
     "bits_per_byte": lambda row: _known(row.loss),
     "nats_per_token": lambda row: _known(row.nats),
     "seconds": lambda row: _known(row.seconds),
-    "seed": lambda row: "",
+    "seed": lambda row: row.cell.seed,
     "status": lambda row: row.status,
     "reason": lambda row: row.reason,
 }
