@@ -106,9 +106,8 @@ def test_the_closing_sentence_has_parameters_tokens_and_the_flat_region(sweep: S
     law = found.laws["transformer"]
     said = sentences(sweep, found, 1e15)[0]
     size, loss = best("transformer", 1e15)
-    shown = re.search(
-        r"(\S+) parameters \(M (\S+); (\S+) to (\S+) lie within 0.5%\) on (\S+ \S) tokens: (\S+) ± (\S+)", said
-    )
+    form = r"parameters \(M (\S+); (\S+) to (\S+) lie within 0.5%\) on (\S+ \S) tokens: (\S+) ± (\S+)"
+    shown = re.search(form, said)
     assert shown is not None, said
     assert parse(shown[1]) == pytest.approx(size, rel=0.3)
     assert parse(shown[4].replace(" ", "")) == pytest.approx(1e15 / 6 / parse(shown[1]), rel=0.02)
