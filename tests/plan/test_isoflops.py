@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import vega_lite
+from cli_run import run
 from nextword.base import UsageError
 from nextword.base.distributions import student_quantile
 from nextword.plan import Law, Optima, Runs, optimum, read_runs, read_table
@@ -22,8 +24,8 @@ from nextword.plan.isoflops import (
     scaling_of_optima,
 )
 from nextword.plan.laws import EPOCH, HOFFMANN
-from nextword.plan.plots import sweep_figure
-from nextword.plan.sweep_checks import by_filter, check, left_out, transient
+from nextword.plan.plots import optima_figure, residual_figure, sweep_figure
+from nextword.plan.sweep_checks import by_filter, check, law_of_cells, left_out, transient
 
 SCALING = Path(__file__).parents[1] / "oracles" / "scaling"
 
@@ -346,3 +348,56 @@ def test_a_sweep_of_which_nothing_follows_still_has_a_figure() -> None:
     vega_lite.drawn(sweep_figure(unbracketed, isoflops(unbracketed)))
     exact = isoflops(sweep(budgets=2, sizes=3))
     vega_lite.drawn(sweep_figure(sweep(budgets=2, sizes=3), exact))
+
+
+def test_the_surface_shows_how_far_each_run_is_off_the_law() -> None:
+    pytest.importorskip("scipy")
+    runs = sweep(noise=0.002)
+    by = law_of_cells(runs)
+    assert by is not None
+    figure = residual_figure(runs, isoflops(runs, bootstrap=0), by)
+    vega_lite.drawn(figure)
+    dots = vega_lite.marks(figure, "point")[-1]
+    assert vega_lite.column(dots, "tokens") == list(runs.tokens)
+    rows = zip(runs.parameters, runs.tokens, runs.losses, strict=True)
+    assert vega_lite.column(dots, "error") == [loss / by.loss(n, d) - 1 for n, d, loss in rows]
+    line = vega_lite.marks(figure, "line")[0]
+    losses: dict[int, list[float]] = {}
+    points = zip(*(vega_lite.column(line, name) for name in ("line", "size", "tokens")), strict=True)
+    for number, n, d in points:
+        losses.setdefault(number, []).append(by.loss(n, d))
+    assert len(losses) > 5
+    assert all(max(equal) - min(equal) < 1e-9 for equal in losses.values())
+
+
+def test_optima_are_drawn_with_their_power_and_their_frontier() -> None:
+    table = tuned()
+    found = scaling_of_optima(table, bootstrap=100)
+    sizes, frontier = optima_figure(table, found)["hconcat"]
+    (dots,) = vega_lite.marks(sizes, "point")
+    assert vega_lite.column(dots, "value") == sorted(table.sizes["N"])
+    (dots,) = vega_lite.marks(frontier, "point")
+    assert vega_lite.column(dots, "value") == sorted(table.losses, reverse=True)
+    vega_lite.drawn(optima_figure(table, found))
+    without = replace(table, losses=(), sizes={"D": table.sizes["D"]})
+    (only,) = optima_figure(without, scaling_of_optima(without, bootstrap=0))["hconcat"]
+    (dots,) = vega_lite.marks(only, "point")
+    assert vega_lite.column(dots, "value") == sorted(table.sizes["D"])
+
+
+def test_kinds_are_drawn_below_each_other_and_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["kind,N,D,loss"]
+    for kind, times in (("transformer", 1.0), ("lstm", 1.1)):
+        table = sweep(noise=0.001)
+        rows += [f"{kind},{n},{d},{times * loss}"
+                 for n, d, loss in zip(table.parameters, table.tokens, table.losses, strict=True)]  # fmt: skip
+    (tmp_path / "runs.csv").write_text("\n".join(rows))
+    figure = tmp_path / "kinds.json"
+    command = ("plan", "laws", "--data", str(tmp_path / "runs.csv"), "--bootstrap", "20", "--method", "nnls")
+    assert run(capsys, *command, "--plot", str(figure))[0] == 0
+    drawn = json.loads(figure.read_text())
+    vega_lite.drawn(drawn)
+    transformer, lstm, kinds = drawn["vconcat"]
+    assert [part["title"]["text"].split(":")[0] for part in (transformer, lstm)] == ["transformer", "lstm"]
+    assert vega_lite.texts(drawn, "lines") == ["transformer", "lstm"]
+    assert set(vega_lite.column(vega_lite.marks(kinds, "line")[0], "line")) == {0, 1}

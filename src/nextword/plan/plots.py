@@ -192,7 +192,7 @@ def residual_figure(runs: Runs, found: Scaling, by: Law, before: str = "") -> Sp
     errors = [dot.error for dot in dots if dot.fitted]
     rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
     title = f"{before}L({found.size}, D) in {runs.unit}, {rms:.1%} root mean square over the {len(errors)} runs fitted"
-    return surface(list(_contours(by, sizes, tokens)), dots, minima, title, _SIZES[found.size], tokens)
+    return surface(list(_contours(by, sizes, tokens)), dots, minima, title, _SIZES[found.size], sizes, tokens)
 
 
 def _lines(found: Scaling, low: float, high: float) -> tuple[list[Band], list[Band]]:

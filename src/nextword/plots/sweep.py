@@ -72,35 +72,34 @@ def curves(lines: Sequence[Line], title: str, x: str, unit: str, dots: Sequence[
 
 
 def surface(
-    contours: Sequence[Line], runs: Sequence[Residual], minima: Sequence[Point], title: str, size: str, tokens: Range
-) -> Spec:
+    contours: Sequence[Line], runs: Sequence[Residual], minima: Sequence[Point], title: str, size: str,
+    sizes: Range, tokens: Range,
+) -> Spec:  # fmt: skip
     """Lines of equal loss over size and tokens, runs by how far they are off, and the budgets' minima."""
-    x = log_axis(size, _spread(own.size for own in runs), COUNT, grid=False)
-    y = log_axis("tokens", tokens, COUNT, grid=False)
-    most = max(abs(own.error) for own in runs)
-    colour = {"domain": [-most, 0, most], "range": [LIGHT["blue"], LIGHT["pale"], LIGHT["red"]]}
-    legend = {"title": "measured / law - 1", "format": "+.1%", "gradientLength": 150}
+    x, y = log_axis(size, sizes, COUNT, grid=False), log_axis("tokens", tokens, COUNT, grid=False)
+    most = max((abs(own.error) for own in runs if own.fitted), default=1.0)
+    colour = {"clamp": True, "domain": [-most, 0, most], "range": [LIGHT["blue"], LIGHT["pale"], LIGHT["red"]]}
+    legend = {"title": "measured / law - 1", "format": "+.1%", "gradientLength": 150, "offset": 48}
 
     def layer(mark: Spec, rows: Iterable[Mapping[str, Any]], **more: Any) -> Spec:
         encoding = {"x": field("size", **x), "y": field("tokens", **y), **more}
         return {"data": numbers(rows), "mark": {"clip": True, **mark}, "encoding": encoding}
 
     lines = [{"line": number, "size": n, "tokens": d} for number, own in enumerate(contours) for n, d in own.points]
-    names = [{"text": own.text, "size": own.points[at][0], "tokens": own.points[at][1]}
-             for own in contours if own.points for at in [len(own.points) // 2]]  # fmt: skip
+    ends = [(own.text, *own.points[-1]) for own in contours if own.points]
+    names = [{"text": said, "size": n, "tokens": d} for said, n, d in ends if tokens[0] < d < tokens[1]]
     best = [{"size": n, "tokens": d} for n, d in minima]
     dots = [{"size": own.size, "tokens": own.tokens, "error": own.error, "loss": own.loss,
              "fitted": own.fitted} for own in runs]  # fmt: skip
     said = [field(name, format=".4~g") for name in ("size", "tokens", "loss", "error")]
-    halo = {"color": named("background"), "stroke": named("background"), "strokeWidth": 4}
-    text = {"type": "text", "fontSize": 10, "color": named("grey")}
+    text = {"type": "text", "clip": False, "fontSize": 10, "align": "left", "dx": 4, "color": named("grey")}
     return figure(
-        title, "lines: loss by the law; dots: runs, small ones not fitted; red line: minima of the budgets",
+        title, "lines: loss by the law; dots: runs, small ones not fitted; red: minima of the budgets",
         width=420, height=_SIDE,
         layer=[
             layer({"type": "line", "color": named("grey"), "strokeWidth": 0.8, "opacity": 0.7}, lines,
                   detail=field("line", kind="nominal")),
-            *(layer({**text, **over}, names, text=field("text", kind="nominal")) for over in (halo, {})),
+            layer(text, names, text=field("text", kind="nominal")),
             layer({"type": "line", "color": named("red"), "strokeWidth": 1.2, "strokeDash": [4, 3]}, best),
             layer({"type": "point", "filled": True, "opacity": 1, "stroke": named("ink"), "strokeWidth": 0.7}, dots,
                   color=field("error", scale=colour, legend=legend), tooltip=said,
