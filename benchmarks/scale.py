@@ -41,7 +41,7 @@ class Measured:
 
 def measure(text: str, flops: float, workers: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
-        sweep, machine = new_sweep(Request(flops=flops), [text], Path(folder), cache_folder())
+        sweep, machine = new_sweep(Request(flops=flops), [text], Path(folder), cache_folder(), workers)
         sweep.design = replace(sweep.design, hold_out=0.0)
         sweep.write()
         start, own = time.perf_counter(), time.process_time()

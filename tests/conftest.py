@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from nextword import native
+from ray_machines import Machines, two_machines
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,6 +89,15 @@ def nextword() -> Run:
         )
 
     return run
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
+    """A cluster of two machines, for each test its own, since tests lose them."""
+    pytest.importorskip("ray", reason="needs the extra `cluster`")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other programs may fill this machine's memory
+    with two_machines() as machines:
+        yield machines
 
 
 REVIEWS = ("good", "bad", "fine food", "awful", "a joy", "a bore", "never again", "come back", "so slow", "so kind")

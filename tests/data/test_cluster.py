@@ -8,16 +8,17 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nextword.base import RunError, UsageError
+from nextword.base.cluster import check_address
 from nextword.data import find_sources, prepare, reader, shards, tokenizing
-from nextword.data.cluster import check_address, connected
+from nextword.data.cluster import connected
 from nextword.plan.run_config import DataConfig
+from ray_machines import Machines
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
@@ -31,29 +32,13 @@ def rows(path: Path, count: int, seed: int) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, *texts[:5]]))
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Two machines of one CPU each, as far as Ray knows."""
-    pytest.importorskip("ray", reason="needs the extra `cluster`")
-    from ray.cluster_utils import Cluster
-
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=small)
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_the_shards_of_a_cluster_are_those_of_one_machine_though_a_worker_and_a_machine_are_lost(
-    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-    cluster.wait_for_nodes()
     (tmp_path / "text").mkdir()
     for number in range(6):
         rows(tmp_path / "text" / f"{number}.jsonl", 100, number)
@@ -76,12 +61,12 @@ def test_the_shards_of_a_cluster_are_those_of_one_machine_though_a_worker_and_a_
     def lose_a_machine() -> None:
         while not (tmp_path / "there" / tokenizing.WORK / "shard-00004.json").exists():
             time.sleep(0.01)
-        cluster.remove_node(second, allow_graceful=False)
+        machines.lose_second()
 
     monkeypatch.setattr(shards, "make_shards", make_and_die_once)
     losing = threading.Thread(target=lose_a_machine, daemon=True)
     losing.start()
-    with connected(cluster.address, tmp_path / "there", sources.files[0]) as run:
+    with connected(machines.address, tmp_path / "there", sources.files[0]) as run:
         prepare(sources, tmp_path / "there", config, run=run)
     losing.join(10)
     assert died.exists()
@@ -89,19 +74,19 @@ def test_the_shards_of_a_cluster_are_those_of_one_machine_though_a_worker_and_a_
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
 
 
-def test_an_error_in_the_text_is_the_same_line_as_here(tmp_path: Path, cluster: Any) -> None:
+def test_an_error_in_the_text_is_the_same_line_as_here(tmp_path: Path, machines: Machines) -> None:
     rows(tmp_path / "a.jsonl", 60, 0)
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write("{broken\n")
     sources = find_sources([tmp_path / "a.jsonl"])
     with pytest.raises(UsageError) as here:
         prepare(sources, tmp_path / "here", DataConfig(tokenizer="bytes"))
-    place = connected(cluster.address, tmp_path / "there", sources.files[0])
+    place = connected(machines.address, tmp_path / "there", sources.files[0])
     with place as run, pytest.raises(UsageError) as there:
         prepare(sources, tmp_path / "there", DataConfig(tokenizer="bytes"), run=run)
     assert str(there.value) == str(here.value)
     with pytest.raises(RunError, match=r"does not see /nowhere/a\.txt\. Put the text"):
-        connected(cluster.address, tmp_path / "there", Path("/nowhere/a.txt")).__enter__()
+        connected(machines.address, tmp_path / "there", Path("/nowhere/a.txt")).__enter__()
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:99999", "ray://head:10001x"])

@@ -15,6 +15,8 @@ class Here:
     """Makes each run at once, in this process. `started` has their folders in order."""
 
     count: int = 1
+    planned: int = 1
+    most_threads: int = 1
     running: set[Path] = field(default_factory=set)
     started: list[Path] = field(default_factory=list)
     before: Callable[[Path], None] = lambda folder: None

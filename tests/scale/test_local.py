@@ -25,7 +25,7 @@ def test_a_stopped_process_leaves_a_checkpoint_to_go_on_from(
     workers.start(folder, 1e8)
     assert workers.running == {folder}
     assert not workers.has_room(1e6)
-    workers.count, workers.memory = 2, 1.5e8
+    workers.count, workers.memory = 2, dict.fromkeys(workers.memory, 1.5e8)
     assert workers.has_room(4e7)
     assert not workers.has_room(6e7)
     while progress_of(folder)[0] < 2:

@@ -23,6 +23,7 @@ from nextword.serve.call import Service
 from nextword.serve.config import ServeConfig
 from nextword.serve.models import Models
 from nextword.serve.replicas import TRIES, Front
+from ray_machines import Machines
 from serving import PATIENCE, Answer, Server, post, running
 
 pytestmark = pytest.mark.filterwarnings(
@@ -34,25 +35,10 @@ LONG = {"max_tokens": 400, "ignore_eos": True}
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Two machines of one CPU each, as far as Ray knows."""
-    pytest.importorskip("ray.serve", reason="needs the extra `cluster`")
-    from ray.cluster_utils import Cluster
-
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
-    try:
-        cluster.add_node(**small)
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
-@pytest.fixture
-def replicas(cluster: Any, tiny_path: Path) -> Iterator[Server]:
+def replicas(machines: Machines, tiny_path: Path) -> Iterator[Server]:
     """The tiny model behind a replica on each machine."""
-    options = ("--workers", "ray", "--cluster", cluster.address, "--alias", "tiny", "--parallel", "4")
+    pytest.importorskip("ray.serve", reason="needs the extra `cluster`")
+    options = ("--workers", "ray", "--cluster", machines.address, "--alias", "tiny", "--parallel", "4")
     with running(tiny_path, *options) as server:
         yield server
 
@@ -82,7 +68,7 @@ def request(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def test_replicas_are_one_server_also_where_one_is_killed(
-    replicas: Server, tiny: Server, cluster: Any, tiny_path: Path, capsys: pytest.CaptureFixture[str]
+    replicas: Server, tiny: Server, machines: Machines, tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One test, so that there is one cluster, which takes seconds to start."""
     a_request_is_answered_as_by_one_server_whichever_replica_it_meets(replicas, tiny)
@@ -91,7 +77,7 @@ def test_replicas_are_one_server_also_where_one_is_killed(
     code, written = replicas.end()
     assert code == 0
     assert not unexpected(written)
-    what_a_cluster_lacks_is_one_line(cluster, tiny_path, capsys)
+    what_a_cluster_lacks_is_one_line(machines.address, tiny_path, capsys)
 
 
 def a_request_is_answered_as_by_one_server_whichever_replica_it_meets(replicas: Server, tiny: Server) -> None:
@@ -183,13 +169,13 @@ def a_replica_killed_under_load_loses_no_request_that_had_not_begun(replicas: Se
     assert killed not in metrics(replicas, "requests_running")
 
 
-def what_a_cluster_lacks_is_one_line(cluster: Any, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def what_a_cluster_lacks_is_one_line(address: str, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, code, message in (
         ((str(tiny_path), "--replicas", "3"), 2, "--replicas is 3; with a CPU for each of 1 threads, the cluster has"),
         (("/nowhere/model",), 1, "lacks /nowhere/model: "),
         ((str(tiny_path), "--memory", "1KB"), 1, "a replica does not start: "),
     ):
-        rest = ("--workers", "ray", "--cluster", cluster.address, "--threads", "1", "--port", "0")
+        rest = ("--workers", "ray", "--cluster", address, "--threads", "1", "--port", "0")
         assert main(["serve", *options, *rest]) == code
         [error] = unexpected(capsys.readouterr().err)
         assert message in error

@@ -16,7 +16,11 @@ def cores() -> int:
 
 def check_threads(threads: int | None) -> None:
     """Raise FieldError, a UsageError, for more than 4 threads per core. None and 0 mean the default."""
-    here = cores()
-    if threads is not None and threads > _THREADS_A_CORE * here:
-        most = f"at most {_THREADS_A_CORE * here:,}, {_THREADS_A_CORE} for each core this process may use ({here:,})"
-        raise FieldError("threads", threads, most)
+    if threads is not None and threads > (most := most_threads()):
+        limit = f"at most {most:,}, {_THREADS_A_CORE} for each core this process may use ({cores():,})"
+        raise FieldError("threads", threads, limit)
+
+
+def most_threads() -> int:
+    """The most threads that a setting may name on this machine."""
+    return _THREADS_A_CORE * cores()

@@ -68,8 +68,8 @@ def prepare(data: tuple[str, ...], out: Path | None, cluster: str, as_json: bool
         raise UsageError("give the text: files, folders or hf:owner/name, such as: nextword data prepare books/")
     if out is not None:
         check_writable(out, "--out", folder=True)
+    from ..base.cluster import check_address
     from ..data import check_encoding, find_sources
-    from ..data.cluster import check_address
     from ..data.tokenizer_training import TOKENIZERS, named_tokenizer
 
     config = DataConfig(**settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from .eval_lm_eval import LM_EVAL_OPTIONS, run_lm_eval
 from .eval_runs import EvalGroup, complete_task, runs
 
 if TYPE_CHECKING:
+    from ..engine.loading import LoadConfig
+    from ..evals.runner import ModelRunner
+    from ..evals.served import EvalModel
     from ..evals.store import Store
     from ..evals.summary import Result
     from ..evals.task import Task
@@ -84,6 +88,7 @@ class Arguments:
     kv_dtype: str
     device: str
     threads: int | None
+    cluster: str | None
     show_seeds: bool
     as_json: bool
     lm_eval: str | None
@@ -186,6 +191,7 @@ def _choice(literal: Any) -> click.Choice[str]:
 @click.option("--skip-invalid", is_flag=True,
               help="Skip invalid rows and rows whose answer is not a choice, and report them.")  # fmt: skip
 @loading_options
+@click.option("--cluster", metavar="ADDRESS", help="Run on a Ray cluster: auto, or HOST:PORT of its head.")
 @click.option("--concurrency", type=int, default=8, show_default=True, metavar="N",
               help="Concurrent requests, for openai:http://host:port/v1#model.")  # fmt: skip
 @click.option("--timeout", type=float, default=120.0, show_default=True, metavar="SECONDS",
@@ -223,14 +229,14 @@ def command(click_context: click.Context, /, task: str | None = None, **options:
         raise UsageError("no task given. Name a file or a built-in task; list these with: nextword eval --list")
     from ..evals.store import default_path, opened
 
-    with opened(None if arguments.no_store else arguments.store or default_path()) as store:
+    with opened(None if arguments.no_store else arguments.store or default_path()) as store, ExitStack() as stack:
         if arguments.compare:
             _compare(store, arguments.compare, arguments.as_json)
         else:
-            _evaluate(str(task), store, arguments)
+            _evaluate(str(task), store, arguments, stack)
 
 
-def _evaluate(task: str, store: Store, arguments: Arguments) -> None:
+def _evaluate(task: str, store: Store, arguments: Arguments, stack: ExitStack) -> None:
     if arguments.name is not None:
         store.check_name(arguments.name)
     power = arguments.power
@@ -256,7 +262,7 @@ def _evaluate(task: str, store: Store, arguments: Arguments) -> None:
     connection = Connection(arguments.concurrency, arguments.timeout)
     config = load_config(vars(arguments))
     models = [open_model(name, config, connection) for name in names]
-    run = EvalRun(tasks, models, design, scoring, store)
+    run = EvalRun(tasks, models, design, scoring, store, _runners(arguments.cluster, config, stack))
     row_names = names_of([condition.choice for condition in run.conditions()])
     requirements = read_requirements(arguments.require, arguments.at_least, row_names)
     if arguments.dry_run:
@@ -284,6 +290,18 @@ def _evaluate(task: str, store: Store, arguments: Arguments) -> None:
         stored_as = None if arguments.no_store else name
         display.print_result(result, stored_as, arguments.as_json, arguments.show_seeds)
     display.exit_unless_met(result.requirements)
+
+
+def _runners(cluster: str | None, config: LoadConfig, stack: ExitStack) -> Callable[[EvalModel, Store], ModelRunner]:
+    """What runs a model's requests: this process, or actors of a cluster, which `stack` detaches from."""
+    if cluster is None:
+        from ..evals.served import runner_for
+
+        return runner_for
+    from ..base.cluster import attached
+    from ..evals.cluster import runners_on
+
+    return runners_on(stack.enter_context(attached(cluster)), config)
 
 
 def _without_name(command: str) -> str:
@@ -320,7 +338,7 @@ def _check_together(context: click.Context, task: str | None) -> None:
             not any(served),
             "for served models. Add --model openai:http://host:port/v1#name",
         ),
-        (LOADING_OPTIONS, served and all(served), "for local models, and these are served"),
+        ((*LOADING_OPTIONS, "--cluster"), served and all(served), "for local models, and these are served"),
     ):
         if useless and (others := [name for name in typed if name in options]):
             raise UsageError(f"{', '.join(others)} only count{'s' * (len(others) == 1)} {fix}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -19,8 +21,9 @@ from .plan_options import COUNT, FLOPS, TOKENS, VOCABULARY, WholeNumber, duratio
 
 if TYPE_CHECKING:
     from ..scale.create import Request
+    from ..scale.design import DeviceType
     from ..scale.report import Findings
-    from ..scale.sweep import Sweep
+    from ..scale.sweep import Sweep, Workers
     from ..train.planning import Machine
 
 SWEEPS = Path("sweeps")  # the default parent folder
@@ -58,7 +61,10 @@ def _listed(parse: click.ParamType[float]) -> Callable[..., tuple[float, ...] | 
 @click.option("--vocabulary", type=VOCABULARY, metavar="V", help="Of every model. Default: 512 and more, by compute.")
 @click.option("--context", type=TOKENS, metavar="TOKENS", help="Of every model. Default: 128 and more, by compute.")
 @click.option("--seed", type=WholeNumber(0, 1 << 32), metavar="N", help="Of the weights and the order of the data.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+              help="Of every run; auto: a GPU if there is one. Several runs share it.")  # fmt: skip
 @click.option("--workers", type=WholeNumber(1, _MOST_WORKERS), metavar="N", help="Runs at once. Default: the cores.")
+@click.option("--cluster", metavar="ADDRESS", help="Run on a Ray cluster: auto, or HOST:PORT of its head.")
 @click.option("--add-budget", "budgets", type=FLOPS, multiple=True, metavar="C", help="Widen a sweep. Repeatable.")
 @click.option("--add-size", "more_sizes", type=COUNT, multiple=True, metavar="M", help="Widen a sweep. Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -85,21 +91,48 @@ def command(click_context: click.Context, /, text: tuple[str, ...] = (), **optio
 
 
 def _scale(
-    text: tuple[str, ...], out: Path | None, workers: int | None, budgets: tuple[float, ...],
+    text: tuple[str, ...], out: Path | None, cluster: str | None, workers: int | None, budgets: tuple[float, ...],
     more_sizes: tuple[float, ...], dry_run: bool, as_json: bool, **asked: Any,
 ) -> None:  # fmt: skip
     from ..scale.design import planned
     from .scale_display import plan_sections
 
     start, folder = time.monotonic(), _folder(text, out)
-    sweep, machine = _opened(folder, text, workers or 0, asked, bool(budgets or more_sizes), start)
-    if budgets or more_sizes:
-        sweep.design, sweep.deadline = sweep.design.widened(budgets, more_sizes), None
-    if dry_run or not as_json:
-        result = {"design": sweep.design.to_dict(), "runs": len(planned(sweep.design))}
-        emit(result, lambda: plan_sections(sweep), as_json=as_json, explain=False)
-    if not dry_run:
-        _run(sweep, machine, workers or 0, as_json)
+    _check_start(folder, text, asked, bool(budgets or more_sizes))
+    with ExitStack() as stack:
+        ray = None
+        if cluster:
+            from ..base.cluster import attached
+
+            ray = stack.enter_context(attached(cluster))
+        crew = _Crew(ray, workers or 0)
+        sweep, machine = _opened(folder, text, asked, crew, start)
+        if budgets or more_sizes:
+            sweep.design, sweep.deadline = sweep.design.widened(budgets, more_sizes), None
+        if dry_run or not as_json:
+            result = {"design": sweep.design.to_dict(), "runs": len(planned(sweep.design))}
+            emit(result, lambda: plan_sections(sweep), as_json=as_json, explain=False)
+        if not dry_run:
+            _run(sweep, machine, crew, as_json)
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """Where runs are made: on a cluster, or without `ray` here, `count` at once; 0: as many as there is room for."""
+
+    ray: Any
+    count: int
+
+    def workers(self, device: DeviceType) -> Workers:
+        """The workers for runs on a device. Raises UsageError for one that is not there."""
+        if self.ray is not None:
+            from ..scale.cluster import RayWorkers
+
+            return RayWorkers(self.ray, self.count, device)
+        from ..scale.gpus import free_gpus
+        from ..scale.local import LocalWorkers
+
+        return LocalWorkers(self.count, free_gpus() if device == "cuda" else None)
 
 
 def _note(text: str) -> None:
@@ -112,10 +145,25 @@ def _folder(text: tuple[str, ...], out: Path | None) -> Path:
     return out or SWEEPS / Path(text[0]).stem
 
 
+def _check_start(folder: Path, text: tuple[str, ...], asked: dict[str, Any], widens: bool) -> None:
+    """Raise UsageError for a new sweep that lacks something, before anything takes time."""
+    from ..scale.sweep import STATE
+
+    if (folder / STATE).exists():
+        return
+    if widens:
+        raise UsageError(f"{folder} holds no sweep that could be widened. Start one: nextword scale TEXT --minutes 30")
+    if len(budget := [name for name in ("minutes", "flops") if asked[name] is not None]) != 1:
+        many = "are separate budgets; give one" if budget else "is missing"
+        raise UsageError(f"--minutes {'and' if budget else 'or'} --flops {many}, such as --minutes 30")
+    if not text:
+        raise UsageError(f"{folder} holds no sweep; give the text to train on")
+
+
 def _opened(
-    folder: Path, text: tuple[str, ...], workers: int, asked: dict[str, Any], widens: bool, start: float
+    folder: Path, text: tuple[str, ...], asked: dict[str, Any], crew: _Crew, start: float
 ) -> tuple[Sweep, Machine]:
-    """The sweep in `folder`, or a new one that nothing was written of. `start`: when the command was started."""
+    """The sweep in `folder`, or a new one. `start`: when the command was started."""
     from ..scale.create import new_sweep, same_text, this_machine
     from ..scale.sweep import STATE, Sweep, check_request
     from ..weights.catalogue import cache_folder
@@ -123,44 +171,44 @@ def _opened(
     given = {name: value for name, value in asked.items() if value is not None}
     if "minutes" in given:
         given["minutes"] /= 60
+    device, cache = given.pop("device"), cache_folder()
     if not (folder / STATE).exists():
-        if widens:
-            raise UsageError(
-                f"{folder} holds no sweep that could be widened. Start one: nextword scale TEXT --minutes 30"
-            )
-        if len(budget := [name for name in ("minutes", "flops") if name in given]) != 1:
-            many = "are separate budgets; give one" if budget else "is missing"
-            raise UsageError(f"--minutes {'and' if budget else 'or'} --flops {many}, such as --minutes 30")
-        if not text:
-            raise UsageError(f"{folder} holds no sweep; give the text to train on")
-        return new_sweep(_request(given), text, folder, cache_folder(), workers, _note, time.monotonic() - start)
+        request = _request(given, device, crew)
+        workers = crew.workers(request.device).planned
+        return new_sweep(request, text, folder, cache, workers, _note, time.monotonic() - start)
     sweep = Sweep.read(folder)
     check_request(folder, sweep.request, given)
+    if device not in ("auto", sweep.design.device):
+        raise UsageError(f"{folder} holds a sweep of runs on {sweep.design.device}, not {device}. Choose another --out")
     if text:
-        same_text(sweep, text, cache_folder(), _note)
-    return sweep, this_machine(cache_folder())
+        same_text(sweep, text, _note)
+    return sweep, this_machine(cache, sweep.design.device)
 
 
-def _request(given: dict[str, Any]) -> Request:
-    from ..scale.create import Request
+def _request(given: dict[str, Any], device: str, crew: _Crew) -> Request:
+    from ..scale.create import Request, chosen_device
 
     kinds = cast("tuple[ModelKind, ...]", given.get("arch", ("transformer",)))
     return Request(given.get("minutes"), given.get("flops"), kinds, given.get("sizes", ()), given.get("vocabulary"),
-                   given.get("context"), given.get("seed", 0))  # fmt: skip
+                   given.get("context"), given.get("seed", 0), chosen_device(device), crew.ray is not None)  # fmt: skip
 
 
-def _run(sweep: Sweep, machine: Machine, workers: int, as_json: bool) -> None:
+def _run(sweep: Sweep, machine: Machine, crew: _Crew, as_json: bool) -> None:
     """Run what is left and print what was found, also after Ctrl-C."""
-    from ..scale.local import LocalWorkers
     from ..scale.report import write_results
     from .scale_display import SweepDisplay
 
+    workers = crew.workers(sweep.design.device)
+    if crew.ray is not None:
+        from ..scale.cluster import check_cluster
+
+        check_cluster(crew.ray, sweep)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.write()
     interrupted: KeyboardInterrupt | None = None
     try:
         with SweepDisplay(sweep) as display:
-            sweep.run(LocalWorkers(workers), machine, display, display.say)
+            sweep.run(workers, machine, display, display.say)
     except KeyboardInterrupt as error:
         interrupted = error
         messages().print(f"stopped. Continue: nextword scale --out {sweep.folder}", soft_wrap=True)

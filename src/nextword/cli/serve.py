@@ -75,7 +75,7 @@ def command(names: tuple[str, ...], models: tuple[str, ...], **options: Any) -> 
     served = (*names, *models) or (DEFAULT_MODEL,)
     greet = partial(_greet, keyed=config.api_key is not None)
     if options["workers"]:
-        from ..data.cluster import check_address
+        from ..base.cluster import check_address
         from ..serve.replicas import serve_on_cluster
 
         cluster = options["cluster"] or "auto"

@@ -56,15 +56,19 @@ class EvalRun:
         design: Design,
         config: ScoringConfig,
         store: Store,
+        new_runner: Callable[[EvalModel, Store], ModelRunner] = runner_for,
     ) -> None:
-        """`tasks` are the same task with several templates, by name. Raises UsageError for an invalid evaluation."""
+        """`tasks` are the same task with several templates, by name. `new_runner` makes what runs a model's requests.
+
+        Raises UsageError for an invalid evaluation.
+        """
         self.tasks = chat_variants(tasks, config.chat, config.system or "")
         self.models, self.design, self.config, self.store = models, design, config, store
         self.task = next(iter(self.tasks.values()))
         check_scoring(self.task, design, config)
         check_chat(models, config)
         self.items = scored_items(self.task, design)
-        self.runners = [runner_for(model, store) for model in models]
+        self.runners = [new_runner(model, store) for model in models]
         if len({runner.key for runner in self.runners}) < len(models):
             raise UsageError("two of the models are the same and would give the same answers. Name each model once")
         self._prepared: dict[int, Preparation] = {}

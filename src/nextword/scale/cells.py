@@ -42,7 +42,7 @@ def config_of(
         seed=design.seed + cell.seed,
     )  # fmt: skip
     run = RunSettings(
-        device="cpu", threads=threads, follow_load=False, checkpoint_every=cell.checkpoint_every,
+        device=design.device, threads=threads, follow_load=False, checkpoint_every=cell.checkpoint_every,
         keep_checkpoints=_KEPT, evaluate_every=0, sample_every=0,
     )  # fmt: skip
     return RunConfig(ModelConfig(arch=cell.kind, spec=cell.spec), settings, train, run)

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..base import UsageError, units
-from ..base.cores import cores
 from ..data import prepare_in
 from ..data.documents import find_sources
 from ..data.progress import Progress
+from ..models.device import usable_device
 from ..plan import device as plan_device
 from ..plan.run_config import FEWEST_IDS, DataConfig
 from ..spec import ModelKind
@@ -24,7 +22,7 @@ from ..train.planning import FIRST_SHARE, Machine
 from ..train.timing import amp_is_faster
 from .cells import Place
 from .deadline import ROOM, Deadline
-from .design import FEWEST_SIZES, HOLD_OUT, SweepDesign, check_text, plan_design, planned
+from .design import FEWEST_SIZES, HOLD_OUT, DeviceType, SweepDesign, check_text, plan_design, planned
 from .speed import Speed, measure
 from .sweep import Sweep
 
@@ -45,15 +43,18 @@ class Request:
     vocabulary: int | None = None
     context: int | None = None
     seed: int = 0
+    device: DeviceType = "cpu"
+    shared: bool = False  # the tokens of the text are in the sweep's folder, which all machines see
 
 
 def new_sweep(
-    request: Request, sources: Sequence[str], folder: Path, cache: Path, workers: int = 0,
-    log: Log = lambda text: None, spent: float = 0.0,
+    request: Request, sources: Sequence[str], folder: Path, cache: Path, workers: int, log: Log = lambda text: None,
+    spent: float = 0.0,
 ) -> tuple[Sweep, Machine]:  # fmt: skip
-    """Plan a sweep. Nothing is written into `folder`. Raises UsageError for too little text or budget.
+    """Plan a sweep of `workers` runs at once. Raises UsageError for too little text or budget.
 
     The minutes of the request are counted from here on, `spent` seconds of them being over; tokenizing does not count.
+    Nothing is written into `folder` but, for a cluster, the tokens of the text.
     """
     deadline = Deadline(60 * request.minutes, spent) if request.minutes else None
     if 0 < len(request.sizes) < FEWEST_SIZES:
@@ -61,18 +62,19 @@ def new_sweep(
             f"--sizes has {len(request.sizes)}: a budget's best size lies between others, so a law takes at least"
             f" {FEWEST_SIZES}"
         )
-    workers = workers or cores()
-    machine = this_machine(cache)
-    guess = request.flops or FIRST_SHARE * machine.device.peak_fp32 * 60 * (request.minutes or 0.0)
+    machine = this_machine(cache, request.device)
+    peak = machine.peak if machine.gpu else machine.device.peak_fp32
+    guess = request.flops or FIRST_SHARE * peak * 60 * (request.minutes or 0.0)
     found = find_sources(sources)
     context = request.context or _chosen(guess, _CONTEXTS, _LARGE_CONTEXT)
     vocabulary = request.vocabulary or _chosen(guess, _VOCABULARIES, _LARGE_VOCABULARY)
     settings = DataConfig(vocabulary=max(FEWEST_IDS, min(vocabulary, found.bytes // BYTES_AN_ID)))
+    tokens = folder / "data" if request.shared else cache / "data"
     with deadline.paused() if deadline else nullcontext():
-        data = prepare_in(cache / "data", found, settings, None, Progress(found, log), log)
+        data = prepare_in(tokens, found, settings, None, Progress(found, log), log)
     base = SweepDesign(
         request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,
-        request.seed, "amp" if machine.amp_faster else "fp32",
+        request.seed, "amp" if machine.amp_faster else "fp32", request.device,
     )  # fmt: skip
     place = Place(folder / "runs", data, settings, tuple(map(str, sources)))
     speed = measure(base, data, workers, log)
@@ -100,20 +102,26 @@ def within(deadline: Deadline, speed: Speed, base: SweepDesign, sizes: Sequence[
     return roomy(plan_design(cost, available, base, sizes, shown))
 
 
-def same_text(sweep: Sweep, sources: Sequence[str], cache: Path, log: Log = lambda text: None) -> None:
+def same_text(sweep: Sweep, sources: Sequence[str], log: Log = lambda text: None) -> None:
     """Raise UsageError if `sources` are not the text that a sweep was started with."""
-    tokenizer = sweep.place.data.tokenizer()
-    data = prepare_in(cache / "data", list(sources), sweep.place.settings, tokenizer, log=log)
+    tokens, tokenizer = sweep.place.data.folder.parent, sweep.place.data.tokenizer()
+    data = prepare_in(tokens, list(sources), sweep.place.settings, tokenizer, log=log)
     if data.fingerprint != sweep.place.data.fingerprint:
         raise UsageError(f"{sweep.folder} holds another sweep: of {' '.join(sweep.place.sources)}, which differs from"
                          f" {' '.join(sources)}. Choose another --out")  # fmt: skip
 
 
-def this_machine(cache: Path) -> Machine:
-    """This machine, measured or as remembered."""
-    cpu = torch.device("cpu")
-    dtype = "amp" if (faster := amp_is_faster(cpu)) else "fp32"
-    return Machine(plan_device("this", cache), measured_peak(cpu, dtype, cache).flops, amp_faster=faster)
+def chosen_device(name: str) -> DeviceType:
+    """The device of a new sweep's runs; "auto" is a GPU if there is one. Raises UsageError for one that is not here."""
+    return "cuda" if usable_device(name).type == "cuda" else "cpu"
+
+
+def this_machine(cache: Path, device: DeviceType) -> Machine:
+    """This machine with a device, measured or as remembered. Raises UsageError if it has none."""
+    place = usable_device(device)
+    dtype = "amp" if (faster := amp_is_faster(place)) else "fp32"
+    peak = measured_peak(place, dtype, cache).flops
+    return Machine(plan_device("this", cache), peak, gpu=device == "cuda", amp_faster=faster)
 
 
 def flops_of(design: SweepDesign) -> float:

@@ -43,6 +43,7 @@ _ENDLESS = 10**15  # tokens of a text that limits nothing
 _FAR_OFF = 0.35  # in log M: no shape is near the size
 
 Role = Literal["rate", "grid", "seed", "half-rate", "hold-out"]
+DeviceType = Literal["cpu", "cuda"]
 Amount = Annotated[float, Within(above=0)]
 
 
@@ -110,6 +111,7 @@ class SweepDesign:
     bytes_per_token: Amount
     seed: Annotated[int, Within(least=0)] = 0
     dtype: TrainDtype = "fp32"
+    device: DeviceType = "cpu"  # of every run
     scanned: tuple[float, ...] = ()  # sizes of the learning-rate scans, with the FLOPs `scan_budget`
     scan_budget: Annotated[float, Within(least=0)] = 0.0
     least_steps: Annotated[int, Within(least=1)] = LEAST_STEPS

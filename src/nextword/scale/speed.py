@@ -9,6 +9,7 @@ from heapq import heapreplace
 
 import torch
 
+from ..base.cores import cores
 from ..data import Dataset
 from ..spec import ModelKind
 from ..train.evaluate import MOST
@@ -120,8 +121,9 @@ class Speed:
 
 
 def measure(design: SweepDesign, data: Dataset, workers: int, log: Callable[[str], None] = lambda text: None) -> Speed:
-    """Time some steps of each kind at a few sizes."""
+    """Time some steps of each kind at a few sizes. `workers`: runs at once."""
     timed, together = [], 1.0
+    device, threads = torch.device(design.device), min(workers, cores()) if design.device == "cpu" else 1
     for kind in design.kinds:
         specs = {spec: work(spec, design.context) for size in _SIZES
                  for spec in [shape_of(kind, size, design.vocabulary, design.context)]}  # fmt: skip
@@ -129,10 +131,10 @@ def measure(design: SweepDesign, data: Dataset, workers: int, log: Callable[[str
         for spec, size in specs.items():
             cell = Cell("grid", spec, size, 1.0, LEAST_STEPS, _TOKENS, 1e-3)
             config = config_of(cell, replace(design, batch_size=max(1, _TOKENS // design.context)))
-            step = time_steps(config, torch.device("cpu"), 1, seconds=_SECONDS)
+            step = time_steps(config, device, 1, seconds=_SECONDS)
             tokens = config.train.micro_batch * design.context
             timed.append(Timed(kind, size, step.micro_batch / tokens, step.update))
-            if workers > 1 and kind == design.kinds[0] and size == max(specs.values()):
-                faster = time_steps(config, torch.device("cpu"), workers, seconds=_SECONDS)
+            if threads > 1 and kind == design.kinds[0] and size == max(specs.values()):
+                faster = time_steps(config, device, threads, seconds=_SECONDS)
                 together = max(1.0, step.step(config.train) / faster.step(config.train))
     return Speed(tuple(timed), workers, together, data.val.tokens)

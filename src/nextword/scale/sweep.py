@@ -43,7 +43,8 @@ _QUIET_SECONDS = 0.3  # between looks at the running processes
 class Workers(Protocol):
     """Where runs are made: each in a process of its own, which resumes what it finds in the run's folder."""
 
-    count: int  # of runs at once
+    planned: int  # runs at once that a plan of the time counts on: those that share a GPU may take turns
+    most_threads: int  # of one run
 
     @property
     def running(self) -> set[Path]:
@@ -272,15 +273,18 @@ class Sweep:
         """Start a cell's run, if there is room for it."""
         if not workers.has_room(0.0):
             return False
-        threads = workers.count if cell.role == "hold-out" else 1
         trunks = [each for each in self.grid(cell.kind) if each.size == cell.size]
-        folder = make_folder(cell, self.design, self.place, machine, trunks, threads)
-        memory = _planned_memory(folder)
+        folder = make_folder(cell, self.design, self.place, machine, trunks, self._threads(cell, workers))
+        memory, threads = _needs(folder)
         if not workers.has_room(memory):
             return False
         workers.start(folder, memory, threads)
         self._started[folder] = row_of(cell, self.place.runs).share, self._now()
         return True
+
+    def _threads(self, cell: Cell, workers: Workers) -> int:
+        """Threads of a run: the hold-out run is alone."""
+        return workers.most_threads if cell.role == "hold-out" and self.design.device == "cpu" else 1
 
     def _now(self) -> float:
         return self.deadline.clock() if self.deadline else time.monotonic()
@@ -319,7 +323,8 @@ class Sweep:
         if self.deadline is not None and workers is not None and (speed := self.learned):
             smallest = self.design.with_hold_out(HOLD_OUT)
             cell = smallest.hold_out_of(kind, law.best_size(smallest.hold_out))
-            config = config_of(replace(cell, rate=rates.at(cell.size)), smallest, self.place.settings, workers.count)
+            cell = replace(cell, rate=rates.at(cell.size))
+            config = config_of(cell, smallest, self.place.settings, self._threads(cell, workers))
             speed = speed.hold_out_as(cell, workers.step_seconds(config))
             self.design = hold_out_in_time(smallest, law, speed, self.deadline.left)
             self.write()
@@ -366,6 +371,7 @@ def check_request(folder: Path, stored: dict[str, Any], request: dict[str, Any])
         )
 
 
-def _planned_memory(folder: Path) -> float:
-    prediction = RunRecord.read(folder).prediction
-    return prediction.memory if prediction else 0.0
+def _needs(folder: Path) -> tuple[float, int]:
+    """The planned memory and the threads of a run."""
+    record = RunRecord.read(folder)
+    return record.prediction.memory if record.prediction else 0.0, record.config.run.threads

@@ -44,16 +44,16 @@ def train_cell(folder: Path, callbacks: Callbacks) -> bool:
     return train_run(run.record.config, run.data, folder, callbacks, record=run.record).measured is not None
 
 
-def main() -> int:
-    """Train the run of the command line."""
+def work(folder: Path) -> int:
+    """Train the run in `folder` and return the exit code. For the main thread of a process that does nothing else."""
     stop = _Stop()
     keep_freed_memory()
     try:
-        return 0 if train_cell(Path(sys.argv[1]), stop) else INTERRUPTED
+        return 0 if train_cell(folder, stop) else INTERRUPTED
     except NextwordError as error:
         print(error, file=sys.stderr)
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(work(Path(sys.argv[1])))

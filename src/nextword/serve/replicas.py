@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ..base import NextwordError, RunError, UsageError
-from ..data.cluster import Node, attached, check_nodes, nodes_of
+from ..base.cluster import Node, attached, check_nodes, cpus_of, nodes_of, reserve
 from ..engine import LoadConfig, Worker
 from ..weights.catalogue import resolve
 from .app import ENDPOINTS, App, Endpoint, Exchange
@@ -66,7 +66,7 @@ def serve_on_cluster(
     models = Models(names, config, loading)
     with closing(bind(config.host, config.port)) as listener, attached(cluster) as ray:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own writes a trace, and nothing is undone
-        nodes = [node for node in nodes_of(ray) if node["Resources"].get("CPU", 0) >= 1]
+        nodes = [node for node in nodes_of(ray) if cpus_of(node)]
         replicas = replicas or len(nodes)
         resources = _resources(nodes, loading, replicas)
         check_nodes(ray, _lacking, (names,), nodes, _DOWNLOAD_SECONDS)
@@ -80,9 +80,8 @@ def serve_on_cluster(
 
 def _resources(nodes: Sequence[Node], loading: LoadConfig, replicas: int) -> dict[str, float]:
     """What each replica reserves: a CPU for each thread, by default those of the smallest node; and its GPU."""
-    sizes = [int(node["Resources"]["CPU"]) for node in nodes]
-    cpus = loading.threads or min(sizes)
-    if replicas > (room := sum(size // cpus for size in sizes)):
+    cpus, room = reserve(nodes, loading.threads)
+    if replicas > room:
         raise UsageError(
             f"--replicas is {replicas}; with a CPU for each of {cpus} threads, the cluster has room for {room}."
             " Give fewer, or fewer --threads"
