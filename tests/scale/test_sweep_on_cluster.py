@@ -162,7 +162,7 @@ def what_no_machine_has_is_refused_at_once(sweep: Sweep, ray: Any) -> None:
     workers, folder = RayWorkers(ray), next(sweep.place.runs.iterdir())
     with pytest.raises(RunError, match="runs on 3 threads, and no node of the cluster offers more than 1 CPUs"):
         workers.start(folder, 1e6, 3)
-    with pytest.raises(RunError, match=r"takes 1\.0 PB, and no node of the cluster offers more than"):
+    with pytest.raises(RunError, match=r"takes 1\.00 PB, and no node of the cluster offers more than"):
         workers.start(folder, 1e15, 1)
 
 

@@ -129,18 +129,24 @@ def ask_nodes(
     ready, silent = ray.wait(list(waiting), num_returns=len(waiting), timeout=patience)
     if silent:
         raise RunError(f"{waiting[silent[0]]['NodeManagerHostname']} of the cluster does not answer in {patience:g} s")
-    answers = []
-    for reference in ready:
-        host = waiting[reference]["NodeManagerHostname"]
-        try:
-            version, answer = value(ray, reference)
-        except ImportError as error:
-            raise RunError(f"{host} of the cluster cannot run this ({_last_line(error)})") from error
-        if version != _version():
-            raise RunError(f"{host} of the cluster has nextword {version}, and here it is {_version()}."
-                           " Install the same")  # fmt: skip
-        answers.append((host, answer))
-    return answers
+    hosts = [waiting[reference]["NodeManagerHostname"] for reference in ready]
+    return [(host, answer) for reference, host in zip(ready, hosts, strict=True)
+            for answer in _answer(ray, reference, host)]  # fmt: skip
+
+
+def _answer(ray: Any, reference: Any, host: str) -> list[Any]:
+    """What a node says; nothing if it was lost just now, which Ray notices with some delay."""
+    try:
+        version, answer = value(ray, reference)
+    except RunError as error:
+        if isinstance(error.__cause__, ray.exceptions.TaskUnschedulableError):
+            return []
+        raise
+    except ImportError as error:
+        raise RunError(f"{host} of the cluster cannot run this ({_last_line(error)})") from error
+    if version != _version():
+        raise RunError(f"{host} of the cluster has nextword {version}, and here it is {_version()}. Install the same")
+    return [answer]
 
 
 def _look(version: str, look: Callable[..., Any], arguments: Sequence[Any]) -> tuple[str, Any]:
@@ -189,7 +195,7 @@ def value(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise RunError(f"{loss(error)}. The same command goes on") from None
+        raise RunError(f"{loss(error)}. The same command goes on") from error
 
 
 def _last_line(error: BaseException) -> str:

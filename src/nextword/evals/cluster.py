@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..base import NextwordError, RunError, UsageError
@@ -97,7 +96,7 @@ class _Runner(ModelRunner):
         if not blocks:
             return
         self._check_nodes()
-        crew = _Crew(self._ray, self._new_actor)
+        crew = _Crew(self._ray, self._start)
         try:
             for answers in crew.answers(blocks, min(self._count, len(blocks)), method, more):
                 yield from answers
@@ -110,9 +109,10 @@ class _Runner(ModelRunner):
         nodes = [node for node in nodes_of(self._ray) if cpus_of(node)]
         check_nodes(self._ray, _lacking, (self._name, digest), nodes, _DOWNLOAD_SECONDS)
 
-    def _new_actor(self) -> Any:
-        actor = self._ray.remote(_Actor).options(max_restarts=0, **self._resources)
-        return actor.remote(self._name, self._config, self.model.loaded.precision)
+    def _start(self) -> tuple[Any, Any]:
+        """A new actor, and what is there when it has started."""
+        actor = self._ray.remote(_Actor).options(**self._resources).remote()
+        return actor, actor.start.remote(self._name, self._config, self.model.loaded.precision)
 
 
 def _lacking(name: str, digest: str) -> str:
@@ -127,8 +127,9 @@ def _lacking(name: str, digest: str) -> str:
 class _Crew:
     """Actors of one kind that answer blocks. A block whose actor is lost goes to another, or to a new one."""
 
-    def __init__(self, ray: Any, new_actor: Callable[[], Any]) -> None:
-        self._ray, self._new_actor = ray, new_actor
+    def __init__(self, ray: Any, new: Callable[[], tuple[Any, Any]]) -> None:
+        """`new` gives an actor, and what is there when it has started."""
+        self._ray, self._new = ray, new
         self._actors: list[Any] = []
         self._waiting: dict[Any, tuple[Any, int | None]] = {}  # an actor and its block's number; None: it starts
         self._lost: Counter[int | None] = Counter()  # actors, by what they did
@@ -157,9 +158,9 @@ class _Crew:
                 self._waiting[getattr(actor, method).remote(blocks[number], *more)] = (actor, number)
 
     def _start(self) -> None:
-        actor = self._new_actor()
+        actor, started = self._new()
         self._actors.append(actor)
-        self._waiting[actor.start.remote()] = (actor, None)
+        self._waiting[started] = (actor, None)
 
     def _replace(self, number: int | None, error: BaseException) -> None:
         """Start an actor for one that was lost. Raises RunError if others were lost by the same before."""
@@ -175,31 +176,21 @@ class _Crew:
 
 
 class _Actor:
-    """The model, loaded when it is first needed."""
+    """A runner with the model on a node; `start` comes first."""
 
-    def __init__(self, name: str, config: LoadConfig, precision: str) -> None:
-        self._name, self._config, self._precision = name, config, precision
-
-    @cached_property
-    def _runner(self) -> ModelRunner:
+    def start(self, name: str, config: LoadConfig, precision: str) -> None:
+        """Load the model. Raises RunError if this node runs it in another precision."""
         from ..engine import LanguageModel
         from ..engine.loading import load_weights
 
-        loaded = load_weights(self._name, self._config)
-        if loaded.precision != self._precision:
+        loaded = load_weights(name, config)
+        if loaded.precision != precision:
             raise RunError(
-                f"{socket.gethostname()} of the cluster runs {self._name} in {loaded.precision}, and this machine in"
-                f" {self._precision}. Give --device and --dtype"
+                f"{socket.gethostname()} of the cluster runs {name} in {loaded.precision}, and this machine in"
+                f" {precision}. Give --device and --dtype"
             )
-        return ModelRunner(LanguageModel(loaded), self._store)
-
-    @cached_property
-    def _store(self) -> Store:
-        return ExitStack().enter_context(opened(None))
-
-    def start(self) -> None:
-        """Load the model."""
-        assert self._runner
+        unused = ExitStack().enter_context(opened(None))  # answers are stored by the process that asks
+        self._runner = ModelRunner(LanguageModel(loaded), unused)
 
     def score(self, block: Sequence[Encoded]) -> list[tuple[dict[Encoded, Likelihood], int]]:
         """As the runner's."""
