@@ -333,9 +333,10 @@ def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] 
     design = replace(base, sizes=chosen, budgets=budgets, hold_out=HOLD_OUT * top, batch_size=batch)
     lowest = sorted(cell.size for cell in design.grid(design.kinds[0]) if cell.budget == budgets[0])
     scanned = tuple(dict.fromkeys((*lowest[:1], *lowest[:4][-1:])))  # up to three times apart
-    repeated = {"seeds": _SEEDS if top >= _REPEATED else 0, "half_rate": top >= _CHECKED}
-    return replace(design, warmup_steps=_warmup(design), scanned=scanned, scan_budget=budgets[0] * _SCAN_SHARE,
-                   **repeated)  # fmt: skip
+    return replace(
+        design, warmup_steps=_warmup(design), scanned=scanned, scan_budget=budgets[0] * _SCAN_SHARE,
+        seeds=_SEEDS if top >= _REPEATED else 0, half_rate=top >= _CHECKED,
+    )  # fmt: skip
 
 
 def _largest(

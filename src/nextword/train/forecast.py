@@ -169,5 +169,5 @@ def _posterior(places: Array, values: Array, weights: Array, priors: Sequence[No
     centre = np.array([0.0, *(prior.mean for prior in priors)])
     precision = np.diag([_UNKNOWN**-2, *(prior.deviation**-2 for prior in priors)])
     weighted = places * weights[:, None]
-    covariance: Array = np.linalg.inv(precision + places.T @ weighted)
+    covariance: Array = np.linalg.inv(precision + places.T @ weighted).astype(np.float64)
     return Fitted(covariance @ (precision @ centre + weighted.T @ values), covariance)
