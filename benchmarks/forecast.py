@@ -39,7 +39,8 @@ def curve_of(folder: Path) -> Curve:
         "schedule": config.train.schedule,
         "groups": [[len(group), round(float(np.log(group[:, 0]).mean()), 4), float(f"{group[:, 1].mean():.4g}")]
                    for group in groups],
-        "evaluations": [[row["step"], round(row["val"]["nats_per_token"], 4)] for row in rows if "val" in row][:-1],
+        "evaluations": [[row["step"], round(row["val"]["nats_per_token"], 4), int(row["val"]["sample"])]
+                        for row in rows if "val" in row][:-1],
         "final": round(measured.nats_per_token, 4),
     }  # fmt: skip
 

@@ -41,12 +41,14 @@ class Prior:
     bend: Normal
     annealing: Normal  # for the rate as a share of the highest
     gap_slope: Normal  # of the held-out loss above the training loss
+    sampling: Normal  # of a held-out sample's loss above that of all of the held-out text
     roughness: float  # of a curve around the parabola
-    sampling: float  # of a held-out sample's loss
     error: float  # of forecasts, besides what follows from the curve
 
 
-PRIOR = Prior(Normal(-0.2, 0.1), Normal(0.01, 0.02), Normal(0.05, 0.03), Normal(0.0, 0.01), 0.003, 0.01, 0.01)
+PRIOR = Prior(
+    Normal(-0.2, 0.1), Normal(0.01, 0.02), Normal(0.05, 0.03), Normal(0.0, 0.01), Normal(0.0, 0.05), 0.003, 0.01
+)
 
 
 @dataclass
@@ -55,7 +57,7 @@ class History:
 
     losses: list[float] = field(default_factory=list)  # of each step; NaN: rejected
     rates: list[float] = field(default_factory=list)
-    evaluations: dict[int, float] = field(default_factory=dict)  # by the steps done
+    evaluations: dict[int, tuple[float, bool]] = field(default_factory=dict)  # by the steps done: loss, of a sample
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a line; a step that was done before, in a session that was lost or rewound, replaces what followed it."""
@@ -63,15 +65,16 @@ class History:
             step = int(row["step"])
             if step < len(self.losses):
                 del self.losses[step:], self.rates[step:]
-                self.evaluations = {at: nats for at, nats in self.evaluations.items() if at <= step}
+                self.evaluations = {at: found for at, found in self.evaluations.items() if at <= step}
             self.losses.append(math.nan if row.get("action") else float(row["loss"]))
             self.rates.append(float(row["learning_rate"]))
         elif "val" in row:
-            self.evaluations[int(row["step"])] = float(row["val"]["nats_per_token"])
+            self.evaluations[int(row["step"])] = float(row["val"]["nats_per_token"]), bool(row["val"].get("sample"))
 
     def forecast(self, later: ArrayLike) -> Forecast | None:
         """The forecast, with the learning rates of the steps to come; None while the curve is too short."""
-        return forecast(self.losses, self.rates, later, list(self.evaluations.items()))
+        evaluations = [(step, *found) for step, found in self.evaluations.items()]
+        return forecast(self.losses, self.rates, later, evaluations)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def forecast(
     """The forecast after some steps; None while the curve is too short.
 
     `losses`: (steps,) of training, NaN where a step was rejected. `rates`: (steps,), the learning rates. `later`:
-    (steps to come,), those planned. `evaluations`: (n, 2), steps done and held-out loss.
+    (steps to come,), those planned. `evaluations`: (n, 3), steps done, held-out loss, and whether it is a sample's.
     """
     past, ahead = np.asarray(rates, np.float64), np.asarray(later, np.float64)
     highest = max(past.max(initial=0.0), ahead.max(initial=0.0))
@@ -112,7 +115,7 @@ def forecast(
     end = float(np.log1p(ahead.sum() / past.sum()))
     share = (ahead[-1] if len(ahead) else past[-1]) / highest
     value, variance = curve.at(np.array([1.0, end, end**2, share]))
-    above, doubt = gap.at(np.array([1.0, end]))
+    above, doubt = gap.at(np.array([1.0, end, 0.0]))
     deviation = math.sqrt(variance + doubt + prior.error**2)
     low, middle, high = (math.exp(value + above + z * deviation) for z in (-_QUANTILE, 0.0, _QUANTILE))
     return Forecast(middle, low, high)
@@ -122,7 +125,8 @@ def fit(losses: ArrayLike, shares: Array, evaluations: ArrayLike, prior: Prior) 
     """Models of the curve's last part: of the training loss, and of how far the held-out loss is above it.
 
     In logarithms. `shares`: (steps,), learning rates as shares of the highest. Arguments of the first model: one, u
-    (the logarithm of the summed rates over those up to now), its square, and the share; of the second: one and u.
+    (the logarithm of the summed rates over those up to now), its square, and the share; of the second: one, u, and 1
+    for a sample of the held-out text.
     """
     logs = np.log(np.asarray(losses, np.float64))
     if len(logs) < LEAST_STEPS:
@@ -132,13 +136,14 @@ def fit(losses: ArrayLike, shares: Array, evaluations: ArrayLike, prior: Prior) 
     if len(middles) < _FEWEST_BINS:
         return None
     curve = _posterior(_places(means[0], means[1]), middles, weights, (prior.slope, prior.bend, prior.annealing))
-    known = np.asarray(evaluations, np.float64).reshape(-1, 2)
-    steps, nats = known[:, 0].astype(int) - 1, known[:, 1]
-    inside = (steps >= 0) & (u[steps] > math.log(_WINDOW))
-    steps, nats = steps[inside], nats[inside]
-    gaps = np.log(nats) - _places(u[steps], shares[steps]) @ curve.mean
-    places = np.stack([np.ones_like(gaps), u[steps]], 1)
-    return curve, _posterior(places, gaps, np.full(len(gaps), prior.sampling**-2), (prior.gap_slope,))
+    known = np.asarray(evaluations, np.float64).reshape(-1, 3)
+    known = known[known[:, 0] > 0]
+    steps = known[:, 0].astype(int) - 1
+    gaps = np.log(known[:, 1]) - _places(u[steps], shares[steps]) @ curve.mean
+    inside = u[steps] > math.log(_WINDOW)
+    places = np.stack([np.ones_like(gaps), u[steps], known[:, 2]], 1)[inside]
+    weights = np.full(len(places), prior.roughness**-2)
+    return curve, _posterior(places, gaps[inside], weights, (prior.gap_slope, prior.sampling))
 
 
 def _places(u: Array, shares: Array) -> Array:

@@ -45,6 +45,7 @@ from .threads import ThreadFollower, thread_counts
 
 MOST_REWINDS = 5
 _LAST_STEPS = 20  # averaged for a report's training loss
+_CHEAP = 8  # times as many tokens to train on as to evaluate: then that takes about 4% of the time
 _FORECASTS = 50  # of a run's end, while it goes on
 _NEWS = 0.02  # a change of the estimated number of steps by this share is told
 _FORWARD = 1 / 3  # of a training step's time
@@ -467,7 +468,7 @@ class Trainer:
         if run.checkpoint_every and step % run.checkpoint_every == 0:
             self._save_if_new()
         if run.evaluate_every and step % run.evaluate_every == 0 and step < end:
-            self._evaluate(final_val_tokens(self.config) // 5)
+            self._evaluate(None if self._wholly(step) else final_val_tokens(self.config) // 5)
         if run.sample_every and step % run.sample_every == 0 and not self.config.train.sharded:
             self._sample(step)
 
@@ -483,6 +484,12 @@ class Trainer:
             row = {**vars(expected), "bits_per_byte": bits, "steps": steps, "about": self._waits}
             self._write({"step": step, "forecast": row})
             self.listener.on_forecast(step, expected)
+
+    def _wholly(self, step: int) -> bool:
+        """Whether to evaluate as at the run's end: once, about a quarter through, for the forecast of that, if cheap."""
+        tokens, every = min(final_val_tokens(self.config), self.data.val.tokens), self.config.run.evaluate_every or 0
+        once = step - every < self.config.train.steps / 4 <= step
+        return once and not self.config.model.base and tokens <= self.config.total_tokens / _CHEAP
 
     def _sample(self, step: int) -> None:
         if self.process.first:
