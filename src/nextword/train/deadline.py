@@ -27,14 +27,16 @@ class End:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a run over all its sessions: since it began, of these beside steps, and still needed after the last.
+    """What a run has taken over all its sessions, and what it will take after its last step. In seconds.
 
-    Evaluations, samples and checkpoints are beside steps.
+    `beside` is what evaluations, samples and checkpoints between steps took, `writing` what the last files will take. The
+    last evaluation takes as long as `closing` steps: it is as fast or slow as these.
     """
 
     elapsed: float
     beside: float = 0.0
     closing: float = 0.0
+    writing: float = 0.0
 
 
 class Deadline:
@@ -63,18 +65,18 @@ class Deadline:
 
     def steps_left(self, step: int, times: Times) -> int:
         """The steps that the rest of the time has room for at the recent pace."""
-        room = (self.seconds - times.elapsed - times.closing) / self._pace(step, times)
-        return max(0, round(room))
+        pace = self._pace(step, times)
+        left = self.seconds - times.elapsed - times.writing - times.closing * pace
+        return max(0, round(left / (pace + times.beside / max(1, step))))
 
     def _pace(self, step: int, times: Times) -> float:
-        """Seconds a step, with its share of what is beside steps."""
-        beside = times.beside / max(1, step)
+        """Seconds of a step, without what is beside steps."""
         (first, begun), (last, ended) = self._passed[0], self._passed[-1]
         if last > first:
-            return max((ended - begun) / (last - first), 1e-9) + beside
+            return max((ended - begun) / (last - first), 1e-9)
         if step > 1:  # the first step of a session
-            return times.elapsed / step
-        return self.seconds / self.steps + beside
+            return max((times.elapsed - times.beside) / step, 1e-9)
+        return self.seconds / self.steps
 
     def end(self, step: int, steps: int, times: Times, waits: bool) -> End | None:
         """The end to set after `step` steps, if it is time to; otherwise the run has `steps` steps.

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 LEAST_STEPS = 60  # no forecast before
 _WINDOW = 0.2  # of the summed rates: the part of the curve before it is left out
 _BINS, _FEWEST_BINS = 40, 6
-_UNKNOWN = 0.1  # deviation of a model's constant, where nothing is known; without evaluations, that of the gap
+_UNKNOWN, _GAP = 100.0, 0.1  # deviations of the models' constants where nothing is known: loss, and gap
 _QUANTILE = 1.645  # of the normal distribution: 90% between
 Array = NDArray[np.float64]
 
@@ -135,7 +135,8 @@ def fit(losses: ArrayLike, shares: Array, evaluations: ArrayLike, prior: Prior) 
     means, middles, weights = _binned(logs, u, shares, prior.roughness)
     if len(middles) < _FEWEST_BINS:
         return None
-    curve = _posterior(_places(means[0], means[1]), middles, weights, (prior.slope, prior.bend, prior.annealing))
+    priors = (Normal(0.0, _UNKNOWN), prior.slope, prior.bend, prior.annealing)
+    curve = _posterior(_places(means[0], means[1]), middles, weights, priors)
     known = np.asarray(evaluations, np.float64).reshape(-1, 3)
     known = known[known[:, 0] > 0]
     steps = known[:, 0].astype(int) - 1
@@ -143,7 +144,7 @@ def fit(losses: ArrayLike, shares: Array, evaluations: ArrayLike, prior: Prior) 
     inside = u[steps] > math.log(_WINDOW)
     places = np.stack([np.ones_like(gaps), u[steps], known[:, 2]], 1)[inside]
     weights = np.full(len(places), prior.roughness**-2)
-    return curve, _posterior(places, gaps[inside], weights, (prior.gap_slope, prior.sampling))
+    return curve, _posterior(places, gaps[inside], weights, (Normal(0.0, _GAP), prior.gap_slope, prior.sampling))
 
 
 def _places(u: Array, shares: Array) -> Array:
@@ -170,9 +171,9 @@ def _binned(logs: Array, u: Array, shares: Array, roughness: float) -> tuple[tup
 
 
 def _posterior(places: Array, values: Array, weights: Array, priors: Sequence[Normal]) -> Fitted:
-    """Coefficients of a linear model with normal priors, and nearly none for the first one (Bishop 2006, eq. 3.50)."""
-    centre = np.array([0.0, *(prior.mean for prior in priors)])
-    precision = np.diag([_UNKNOWN**-2, *(prior.deviation**-2 for prior in priors)])
+    """Coefficients of a linear model with normal priors (Bishop 2006, eq. 3.50)."""
+    centre = np.array([prior.mean for prior in priors])
+    precision = np.diag([prior.deviation**-2 for prior in priors])
     weighted = places * weights[:, None]
     covariance: Array = np.linalg.inv(precision + places.T @ weighted).astype(np.float64)
     return Fitted(covariance @ (precision @ centre + weighted.T @ values), covariance)

@@ -330,12 +330,14 @@ class Trainer:
         self.listener.on_message(_said(end, waited, self.config.train.warmup_steps or 0))
 
     def _times(self) -> Times:
-        """The run's seconds so far, and those that its last evaluation and files will take; equal in all processes."""
+        """What the run has taken so far, and what its last evaluation and files will take; equal in all processes."""
         spent, done = self.clock.spent, self.progress
         tokens = min(final_val_tokens(self.config), self.data.val.tokens)
-        a_token = spent.evaluating / spent.evaluated if spent.evaluated else _FORWARD * done.seconds / done.tokens
-        closing = tokens * a_token + _WRITING * spent.saving
-        sums = total([spent.elapsed, spent.beside, closing], self.process, self.device)
+        share = _FORWARD  # of the time of a token in training
+        if spent.evaluated and done.seconds and done.tokens:
+            share = (spent.evaluating / spent.evaluated) / (done.seconds / done.tokens)
+        closing = share * tokens * done.step / max(1, done.tokens)
+        sums = total([spent.elapsed, spent.beside, closing, _WRITING * spent.saving], self.process, self.device)
         return Times(*(value / self.process.readers for value in sums))
 
     def _estimate(self, times: Times) -> None:
@@ -486,7 +488,7 @@ class Trainer:
             self.listener.on_forecast(step, expected)
 
     def _wholly(self, step: int) -> bool:
-        """Whether to evaluate as at the run's end: once, about a quarter through, for the forecast of that, if cheap."""
+        """Whether to evaluate as at the run's end: once, a quarter through, for the forecast of that, if cheap."""
         tokens, every = min(final_val_tokens(self.config), self.data.val.tokens), self.config.run.evaluate_every or 0
         once = step - every < self.config.train.steps / 4 <= step
         return once and not self.config.model.base and tokens <= self.config.total_tokens / _CHEAP
