@@ -29,7 +29,7 @@ class End:
 class Times:
     """What a run has taken over all its sessions, and what it will take after its last step. In seconds.
 
-    `beside` is what evaluations, samples and checkpoints between steps took, `writing` what the last files will take. The
+    `beside` is what evaluations, samples and checkpoints between steps took, `writing` what the last files will. The
     last evaluation takes as long as `closing` steps: it is as fast or slow as these.
     """
 
