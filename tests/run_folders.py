@@ -40,6 +40,11 @@ def add_evaluation(folder: Path, step: int, nats: float) -> None:
     )
 
 
+def add_forecast(folder: Path, step: int, nats: float, steps: int = 10, about: bool = False) -> None:
+    row = {"nats_per_token": nats, "low": nats - 0.1, "high": nats + 0.1, "bits_per_byte": nats / 2}
+    append_line(folder / METRICS, {"step": step, "forecast": {**row, "steps": steps, "about": about}})
+
+
 def add_sample(folder: Path, step: int, text: str) -> None:
     append_line(folder / METRICS, {"step": step, "sample": text})
 

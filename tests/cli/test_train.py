@@ -18,6 +18,7 @@ import pytest
 from cli_run import run
 from llama_cpp_server import llama_cpp
 from nextword.cli import _console
+from run_folders import add_forecast, add_step, begin_run
 from torch_models import torch_model
 
 ONE = ["--batch-size", "4", "--train-dtype", "fp32", "--set", "run.threads=1"]
@@ -535,3 +536,17 @@ def test_a_run_that_the_clock_ended_is_not_resumed(
     code, _, err = run(capsys, "runs", "resume", "run", "--steps", "10")
     assert code == 0, err
     assert len(losses(tmp_path / "run")) == 10
+
+
+def test_show_tells_the_forecast_of_a_run_under_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begin_run(tmp_path / "timed", minutes=1.0)
+    add_step(folder, 0, loss=3.0)
+    add_forecast(folder, 1, 2.5, steps=23, about=True)
+    monkeypatch.setenv("COLUMNS", "150")
+    code, out, err = run(capsys, "runs", "show", str(folder))
+    assert code == 0, err
+    assert "2.500 (2.400 to 2.600) nats a token, 1.250 bits a byte after about 23 steps" in out
+    code, out, err = run(capsys, "runs", "show", str(folder), "--json")
+    assert json.loads(out)["forecast"]["steps"] == 23

@@ -16,6 +16,7 @@ from nextword.plan import RunConfig
 from nextword.train.callbacks import Callbacks, TrainStep
 from nextword.train.deadline import Deadline, End, Times
 from nextword.train.metrics import read_metrics
+from nextword.train.run_clock import RunClock
 from nextword.train.schedules import decayed, learning_rate, stretched
 from nextword.train.trainer import Outcome, Trainer
 
@@ -204,6 +205,26 @@ def test_a_decay_that_begins_within_the_warm_up_begins_at_the_rate_reached() -> 
     assert rates[:5] == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4, 5e-4])
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[9] == pytest.approx(1e-4 + 4e-4 / 6)
+
+
+def test_a_sessions_first_evaluation_is_slow_and_counts_only_until_there_is_another() -> None:
+    seconds = [0.0]
+    clock = RunClock(lambda: seconds[0])
+
+    def evaluate(tokens: int, took: float) -> tuple[int, float]:
+        start = seconds[0]
+        seconds[0] += took
+        clock.evaluated(start, tokens)
+        return clock.spent.evaluated, clock.spent.evaluating
+
+    assert evaluate(100, 9.0) == (100, 9.0)
+    assert evaluate(100, 1.0) == (100, 1.0)
+    assert evaluate(300, 3.0) == (400, 4.0)
+    spent, clock = clock.spent, RunClock(lambda: seconds[0])
+    clock.resume(spent)
+    assert evaluate(100, 9.0) == (400, 4.0)
+    assert evaluate(100, 1.0) == (500, 5.0)
+    assert clock.spent.elapsed == 23.0
 
 
 # ---- whole runs, on a clock of their own

@@ -14,7 +14,7 @@ from nextword.base import UsageError
 from nextword.train.metrics import METRICS, progress_of
 from nextword.train.run_dir import RunRecord, is_locked, locked_run
 from nextword.train.watching import Curve, Evaluation, Point, curve_of, summary, thinned
-from run_folders import add_evaluation, add_sample, add_step, begin_run, finish_run
+from run_folders import add_evaluation, add_forecast, add_sample, add_step, begin_run, finish_run
 
 
 @pytest.fixture
@@ -139,6 +139,22 @@ def test_the_state_of_a_run(folder: Path) -> None:
     finish_run(folder)
     assert state() == "finished"
     assert json.dumps(summary(folder, RunRecord.read(folder)))
+
+
+def test_a_run_under_way_has_the_last_forecast_of_its_end_and_a_finished_one_has_none(tmp_path: Path) -> None:
+    folder = begin_run(tmp_path / "timed", minutes=1.0)
+    assert summary(folder, RunRecord.read(folder))["forecast"] is None
+    for step in range(4):
+        add_step(folder, step, loss=3.0)
+        add_forecast(folder, step + 1, 2.5 + step / 10, steps=20 + step, about=True)
+    add_step(folder, 4, loss=3.0)
+    row = summary(folder, RunRecord.read(folder))
+    assert row["forecast"] == {"step": 4, "nats_per_token": 2.8, "low": pytest.approx(2.7), "high": pytest.approx(2.9),
+                               "bits_per_byte": 1.4, "steps": 23, "about": True}  # fmt: skip
+    assert (row["step"], row["steps"]) == (5, 23)
+    finish_run(folder, steps=22)
+    row = summary(folder, RunRecord.read(folder))
+    assert (row["forecast"], row["steps"]) == (None, 22)
 
 
 def test_a_look_does_not_keep_a_run_from_starting(folder: Path) -> None:

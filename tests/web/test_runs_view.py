@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from nextword.serve import pages
 from nextword.serve.pages import Pages
 from nextword.train.run_dir import locked_run
-from run_folders import add_evaluation, add_sample, add_step, begin_run, finish_run
+from run_folders import add_evaluation, add_forecast, add_sample, add_step, begin_run, finish_run
 from serving import Server
 from web_pages import until, violations
 
@@ -54,9 +54,11 @@ def test_a_run_is_followed_while_it_is_written(open_page: Any, server: Server, r
         page.locator(".chart svg").wait_for()
         for step in range(4):
             add_step(run, step, 3.0)
+        add_forecast(run, 4, 2.345)
         add_sample(run, 4, "the fourth")
         page.get_by_text("running at step 4 of 10").first.wait_for()
         assert page.locator(".sample").inner_text() == "the fourth"
+        page.get_by_text("2.345 nats a token (2.245 to 2.445), 1.173 bits a byte, after 10 steps").wait_for()
         page.get_by_label("Steps", exact=True).check(force=True)
         asked = len(page.requests)
         for step in range(4, 10):

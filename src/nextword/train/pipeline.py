@@ -78,7 +78,7 @@ def _prepare_run(
     config: RunConfig, paths: Sequence[str], folder: Path | None, cache: Path, log: Log, process: Process,
     device: torch.device,
 ) -> PreparedRun:  # fmt: skip
-    dtype = choose_dtype(config.train, config.train.dtype == "auto" and amp_is_faster(device))
+    dtype = choose_dtype(config.train, config.train.dtype == "auto" and amp_is_faster(device, config.model.arch))
     _check_before_reading(config, folder, process.world)
     if config.run.compile:
         compile.check(device, dtype)

@@ -28,6 +28,8 @@ class RunClock:
         self.now = now
         self._began = now()
         self._spent = Spent()
+        self._evaluations = 0  # in this session
+        self._first_counts = False
 
     def resume(self, spent: Spent) -> None:
         """Add what earlier sessions spent."""
@@ -53,7 +55,16 @@ class RunClock:
         self._spent = replace(self._spent, saving=self.now() - start)
 
     def evaluated(self, start: float, tokens: int) -> None:
-        """An evaluation of `tokens`, begun at `start`, is done."""
-        spent = self._spent
-        seconds = spent.evaluating + self.now() - start
-        self._spent = replace(spent, evaluating=seconds, evaluated=spent.evaluated + tokens)
+        """An evaluation of `tokens`, begun at `start`, is done.
+
+        The first one of a session takes longer than others, and counts only until there is another.
+        """
+        spent, seconds = self._spent, self.now() - start
+        self._evaluations += 1
+        if self._evaluations == 1:
+            self._first_counts = not spent.evaluated
+            if not self._first_counts:
+                return
+        elif self._evaluations == 2 and self._first_counts:
+            spent = replace(spent, evaluating=0.0, evaluated=0)
+        self._spent = replace(spent, evaluating=spent.evaluating + seconds, evaluated=spent.evaluated + tokens)

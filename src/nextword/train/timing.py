@@ -10,6 +10,7 @@ import torch
 from ..base.cores import check_threads
 from ..plan import RunConfig, flops
 from ..plan.run_config import TrainConfig
+from ..spec import ModelKind
 from .learner import Learner
 from .lora import add_adapters
 from .loss_module import Placed, new_model
@@ -71,13 +72,16 @@ def time_steps(
     return min(times, key=lambda timed: timed.step(config.train))
 
 
-def amp_is_faster(device: torch.device) -> bool:
+def amp_is_faster(device: torch.device, kind: ModelKind = "transformer") -> bool:
     """Whether bfloat16 products are clearly faster than float32: on CPUs with AMX or AVX-512-BF16, and GPUs.
 
-    On other CPUs they are tens to hundreds of times slower, so this is tested on a small product.
+    On other CPUs they are tens to hundreds of times slower, so this is tested on a small product. oneDNN has no
+    bfloat16 layers for a GRU or RNN, whose steps take three to four times as long there.
     """
     if device.type != "cpu":
         return torch.cuda.is_bf16_supported() if device.type == "cuda" else False
+    if kind in ("gru", "rnn"):
+        return False
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     left = torch.randn(512, 512)
