@@ -31,6 +31,7 @@ _SCAN_SHARE = 0.5  # of the lowest budget, for a run of the scans of learning ra
 RATES = 5  # runs of a scan of learning rates, about
 _APART = 2.0  # ratio of neighbouring budgets
 _SIZES_APART = math.sqrt(2)  # so that five or six sizes of a budget lie within the ratios above
+_FINE = 8  # steps of the smallest size to a factor of two
 _ASIDE = 1.2  # ratio to the expected optimum that a size beside it has at least
 _REACH = 2.0  # sizes from the expected optimum of the lowest budget divided by it to that of the top one times it
 _LEAST_BATCH, _SMALL_BATCH = 256, 2048  # tokens a step; the second at most below _SMALL FLOPs
@@ -326,6 +327,7 @@ def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] 
     """A design of `count` budgets up to `top` FLOPs, with sizes on both sides of the expected optima."""
     budgets = tuple(top / _APART**number for number in reversed(range(count)))
     low, high = (base.expected(budget).parameters for budget in (budgets[0], budgets[-1]))
+    low = 2 ** (round(_FINE * math.log2(low)) / _FINE)  # so that a search for a design meets few different shapes
     steps = round(math.log(high * _REACH / (low / _REACH), _SIZES_APART))
     chosen = tuple(sizes) or tuple(low / _REACH * _SIZES_APART**number for number in range(steps + 1))
     least_tokens = budgets[0] / (6 * _REACH * low)  # of the largest useful model of the lowest budget
