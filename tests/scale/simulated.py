@@ -21,6 +21,8 @@ class Simulated:
     sweep: Sweep
     speed: Speed
     count: int = 2
+    planned: int = 2
+    most_threads: int = 2
     now: float = 0.0
     ends: dict[Path, float] = field(default_factory=dict)  # when each run does
     cells: dict[Path, Cell] = field(default_factory=dict)

@@ -16,7 +16,7 @@ STEEPEST, FLATTEST = -0.5, -0.25  # powers of M: what published rules and small 
 _USUAL = -0.4  # where only one size was scanned
 _RATES, _MOST = 4, 7  # of a scan, to begin with and after it was widened
 _APART = 2.0
-_GUESSES: dict[ModelKind, float] = {"transformer": 4.5e-3, "rnn": 1e-2, "gru": 3e-2, "lstm": 3e-2}  # rnn, gru: assumed
+_GUESSES: dict[ModelKind, float] = {"transformer": 4.5e-3, "rnn": 1e-2, "gru": 1.5e-2, "lstm": 3e-2}
 _GUESS_SIZE, _GUESS_BATCH = 1.7e5, 2048  # M, and tokens a step
 
 
