@@ -354,11 +354,12 @@ class Trainer:
     def _step(self) -> TrainStep:
         start = self.clock.now()
         position, settings = self.progress.step + self.progress.skipped, self._settings()
-        train, process = self.config.train, self.process
+        train = replace(self.config.train, steps=settings.steps)
+        process = self.process
         make_batch = self.windows.sequential_batch if train.stateful else self.windows.batch
         batch = place(make_batch(position, train.batch_size, process.reader, process.readers), self.device)
         data_seconds = self.clock.now() - start
-        rate = self._rate(self.progress.step, settings)
+        rate = learning_rate(train, self.progress.step, self._ends) * settings.learning_rate_scale
         self.learner.set_learning_rate(rate)
         if self._follower is not None and self._follower.trial is not None:
             self._check_trial(batch, self._follower)
@@ -383,15 +384,6 @@ class Trainer:
         step = replace(step, seconds=seconds)
         reached = self._flops * step.tokens_per_second / process.world
         return replace(step, share_of_peak=reached / self.peak if self.peak else None)
-
-    def _rate(self, step: int, settings: Settings) -> float:
-        """The learning rate at `step`, the next one or one after it, as far as it is known now."""
-        ends = self._ends
-        if self._waits:
-            begin = max(self.progress.step, decay_start(self.steps, self.config.train.decay_fraction))
-            ends = (End(begin, self.steps, self.steps),) if step > begin else ()
-        train = replace(self.config.train, steps=settings.steps)
-        return learning_rate(train, step, ends) * settings.learning_rate_scale
 
     def _settings(self) -> Settings:
         """The settings at this step. Also sets the number of threads, which affects the last bits."""
@@ -479,13 +471,21 @@ class Trainer:
         step, steps = self.progress.step, self.steps
         if not self.process.first or self.config.model.base or step % max(1, steps // _FORECASTS) or step >= steps:
             return
-        settings = self._settings()
-        expected = self.history.forecast([self._rate(later, settings) for later in range(step, steps)])
+        expected = self.history.forecast(self._later_rates(step, steps))
         if expected is not None:
             bits = bits_per_byte(expected.nats_per_token, self.data.val)
             row = {**vars(expected), "bits_per_byte": bits, "steps": steps, "about": self._waits}
             self._write({"step": step, "forecast": row})
             self.listener.on_forecast(step, expected)
+
+    def _later_rates(self, step: int, steps: int) -> list[float]:
+        """The learning rates of the steps to come, as far as they are known now."""
+        settings, ends = self._settings(), self._ends
+        if self._waits:
+            begin = max(step, decay_start(steps, self.config.train.decay_fraction))
+            ends = (End(begin, steps, steps),)
+        train = replace(self.config.train, steps=settings.steps)
+        return [learning_rate(train, later, ends) * settings.learning_rate_scale for later in range(step, steps)]
 
     def _wholly(self, step: int) -> bool:
         """Whether to evaluate as at the run's end: once, a quarter through, for the forecast of that, if cheap."""
