@@ -12,6 +12,7 @@ from ..spec import ModelKind, ModelSpec
 from .compute import flops
 from .hardware import Device
 from .parameters import parameters
+from .rates import SCANNED_TO, small_rate
 from .run_config import ModelConfig, RunConfig, TrainConfig
 from .search import largest
 from .training import Training, training_memory
@@ -115,9 +116,10 @@ def _with_width(
 def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, tokens: float | None = None) -> RunConfig:
     """A run of a model with `budget` FLOPs, by its exact FLOPs per token, or with `tokens` if given.
 
-    Batch in tokens 0.2920 C^0.3271 and learning rate 0.3118 C^-0.1250 (DeepSeek LLM, 2401.02954, §3.1; fitted
-    from 1e17 to 2e19 FLOPs, an extrapolation elsewhere), the rate at most 3e-3 and at least 1000 steps. The
-    micro-batch is the largest power of two that leaves a tenth of the device's memory.
+    Batch in tokens 0.2920 C^0.3271, but at least 1000 steps, and learning rate 0.3118 C^-0.1250, at most 3e-3
+    (DeepSeek LLM, 2401.02954, §3.1; fitted from 1e17 to 2e19 FLOPs, an extrapolation elsewhere); small and recurrent
+    models have rates of their own. The micro-batch is the largest power of two that leaves a tenth of the device's
+    memory.
     """
     context = spec.context
     seen = tokens or budget / flops(spec, context).per_token
@@ -142,13 +144,20 @@ def run_for(spec: ModelSpec, budget: float, device: Device, devices: int = 1, to
     micro_batch = 1 << (capacity.bit_length() - 1)
     batch = micro_batch * devices * max(1, round(batch / (micro_batch * devices)))
     steps = max(1, round(seen / (batch * context)))
-    rate = _two_digits(min(_MOST_RATE, 0.3118 * budget**-0.1250))
+    rate = _two_digits(_rate(spec, budget, batch * context))
     train = TrainConfig(
         steps=steps, context=context, batch_size=batch, micro_batch=micro_batch, learning_rate=rate,
         final_learning_rate=_two_digits(rate / 10), warmup_steps=warmup_for(steps), schedule="cosine", dtype=dtype,
         shard=shard, devices=devices,
     )  # fmt: skip
     return RunConfig(model=ModelConfig(arch=spec.kind, spec=spec), train=train)
+
+
+def _rate(spec: ModelSpec, budget: float, batch_tokens: int) -> float:
+    size = flops(spec, spec.context).per_token / 6
+    if spec.kind != "transformer" or size <= SCANNED_TO:
+        return small_rate(spec.kind, size, batch_tokens)
+    return float(min(_MOST_RATE, 0.3118 * budget**-0.1250))
 
 
 def warmup_for(steps: int) -> int:

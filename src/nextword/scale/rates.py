@@ -1,8 +1,4 @@
-"""Learning rates: a scan at the two smallest sizes, and a power of the size through its optima.
-
-Published rules are 2 to 10 times too high for models of under a million parameters, and a rate twice too high costs
-more than the size explains.
-"""
+"""Learning rates: a scan at the two smallest sizes, and a power of the size through its optima."""
 
 from __future__ import annotations
 
@@ -10,14 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..plan.rates import POWER, small_rate
 from ..spec import ModelKind
 
 STEEPEST, FLATTEST = -0.5, -0.25  # powers of M: what published rules and small runs have
-_USUAL = -0.4  # where only one size was scanned
 _RATES, _MOST = 4, 7  # of a scan, to begin with and after it was widened
 _APART = 2.0
-_GUESSES: dict[ModelKind, float] = {"transformer": 4.5e-3, "rnn": 1e-2, "gru": 1.5e-2, "lstm": 3e-2}
-_GUESS_SIZE, _GUESS_BATCH = 1.7e5, 2048  # M, and tokens a step
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class RateRule:
 
 def scan(kind: ModelKind, size: float, batch_tokens: int) -> tuple[float, ...]:
     """The first rates to try, around a guess."""
-    guess = _GUESSES[kind] * (size / _GUESS_SIZE) ** _USUAL * (batch_tokens / _GUESS_BATCH) ** 0.5
+    guess = small_rate(kind, size, batch_tokens)
     return tuple(three_digits(guess * _APART ** (number - (_RATES - 1) / 2)) for number in range(_RATES))
 
 
@@ -82,7 +76,7 @@ def rule(found: Sequence[Best]) -> RateRule | None:
     """
     if not found:
         return None
-    power = _USUAL
+    power = POWER  # where only one size was scanned
     if len(found) > 1:
         small, large = sorted(found, key=lambda best: best.size)[:2]
         slope = math.log(large.rate / small.rate) / math.log(large.size / small.size)
