@@ -2,7 +2,8 @@
 
 --recompute selective|full; --every N: steps between checkpoints; --kill-at N: SIGKILL, of itself, once step N is
 done and written down; --kill-writing N: while the checkpoint of step N is written and two more steps are done.
---write: the model at the end; --base FOLDER: adapt that model.
+--write: the model at the end; --base FOLDER: adapt that model. --clock: a minute, of steps of a second on the first
+process's clock, two on the second's, and so on.
 """
 
 from __future__ import annotations
@@ -39,6 +40,20 @@ class Killer(Callbacks):
     def on_step(self, step: TrainStep) -> None:
         if step.step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OwnClock(Callbacks):
+    """Seconds that pass as steps are done."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def should_stop(self) -> bool:
+        self.seconds += 1.0 + int(os.environ.get("RANK", "0"))
+        return False
 
 
 def run_of(kind: str, vocabulary: int, steps: int) -> RunConfig:
@@ -86,6 +101,10 @@ def main() -> None:
     if "--write" in sys.argv:  # the model at the end too
         os.environ["NEXTWORD_CACHE"] = str(folder.parent / "cache")
         train_run(run, data, folder, callbacks, until=until)
+        return
+    if "--clock" in sys.argv:
+        clock = OwnClock()
+        Trainer(run.with_train(minutes=1.0, schedule="wsd"), data, folder, clock, now=clock).train()
         return
     trainer = Trainer(run, data, folder, callbacks)
     if "--lose-position" in sys.argv:  # what a trainer does that forgets where it was in its data

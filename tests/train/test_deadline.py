@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_together
 from kill_me import run_of
 
 from nextword.data import Dataset
@@ -332,6 +333,14 @@ def test_more_steps_given_on_resuming_replace_the_clock(data: Dataset, tmp_path:
     planned = replace(run.train, steps=30, minutes=0.0)
     rates = [rate for _, rate in losses(tmp_path).values()]
     assert rates[20:] == [learning_rate(planned, step) for step in range(20, 30)]
+
+
+def test_processes_whose_clocks_differ_decide_alike_by_the_mean(data: Dataset, tmp_path: Path) -> None:
+    job = ["gru", str(tmp_path / "run"), str(data.folder), "100", "--shard", "ddp", "--clock", "--every", "1000"]
+    assert run_together(2, job) == [0, 0]
+    (end,) = [row["end"] for row in read_metrics(tmp_path / "run") if "end" in row]
+    assert len(losses(tmp_path / "run")) == end["after"] == pytest.approx(60 / 1.5, abs=3)
+    assert end["after"] - end["step"] == pytest.approx(8, abs=1)
 
 
 def test_a_run_without_a_time_is_as_long_as_planned(data: Dataset, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,17 @@ def test_long_text_is_evaluated_in_stretches_spread_over_all_of_it() -> None:
     assert 8192 - 3 <= found.tokens < 8192  # nothing is predicted behind a cut
     assert found.over == "stretches of text"  # documents are too few
     assert 40 <= found.clusters <= 40 + len(windows.stream.segments.starts)
+
+
+def test_a_sample_is_of_many_places_each_as_long_as_the_context() -> None:
+    stream = TokenStream.of(documents(6, seed=4, longest=9000), END)
+    windows = val_windows(stream, RUN, 640, sample=True)
+    read = [windows.stream.read(at, 64).tolist() for at in range(0, 640, 64)]
+    whole = stream.read(0, stream.tokens).tolist()
+    places = [next(at for at in range(len(whole)) if whole[at : at + 64] == piece) for piece in read]
+    assert places == sorted(places)
+    assert places[-1] - places[0] == stream.tokens - 64
+    assert max(b - a for a, b in pairwise(places)) < 0.12 * stream.tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 20])

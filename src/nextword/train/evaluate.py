@@ -67,13 +67,16 @@ def standard_error(nats: ArrayLike, counts: ArrayLike) -> float | None:
     return float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / sizes.sum())
 
 
-def val_windows(stream: TokenStream, config: RunConfig, most_tokens: int = MOST) -> Windows:
-    """The text to evaluate on, in a run's windows: all of it, or evenly spaced spans."""
+def val_windows(stream: TokenStream, config: RunConfig, most_tokens: int = MOST, sample: bool = False) -> Windows:
+    """The text to evaluate on, in a run's windows: all of it, or evenly spaced spans.
+
+    Those of a `sample` are as long as the context, which makes it more like the whole text.
+    """
     train = config.train
     if stream.tokens < 2:
         raise UsageError("the held-out text has fewer than two tokens; give more text, or a larger data.val_fraction")
     if stream.tokens > most_tokens:
-        size = min(_STRETCH, max(2, most_tokens))
+        size = min(train.context if sample else _STRETCH, max(2, most_tokens))
         stream = stream.spread(max(1, most_tokens // size), size)
     return Windows(stream, min(train.context, stream.tokens - 1), train.seed, train.packing, train.mask_documents)
 

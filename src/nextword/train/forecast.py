@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEAST_STEPS = 60  # no forecast before
-_WINDOW = 0.2  # of the summed rates: the part of the curve before it is left out
+_NEAR, _BACK = 0.5, 0.8  # in u, below: the part of the curve that is used, at least, and as a multiple of what is ahead
 _BINS, _FEWEST_BINS = 40, 6
 _UNKNOWN, _GAP = 100.0, 0.1  # deviations of the models' constants where nothing is known: loss, and gap
+_KNOWN, _AROUND = 1.6, 20  # evaluations with a u below -1.6 are left out; steps around one: a twentieth
+_GAP_NOISE = 0.01  # of what a single evaluation is above the training loss around it
 _QUANTILE = 1.645  # of the normal distribution: 90% between
 Array = NDArray[np.float64]
 
@@ -44,11 +46,13 @@ class Prior:
     sampling: Normal  # of a held-out sample's loss above that of all of the held-out text
     roughness: float  # of a curve around the parabola
     error: float  # of forecasts, besides what follows from the curve
+    doubt: float  # the same, as a share of the decrease that is expected
 
 
 PRIOR = Prior(
-    Normal(-0.2, 0.1), Normal(0.01, 0.02), Normal(0.05, 0.03), Normal(0.0, 0.01), Normal(0.0, 0.05), 0.003, 0.01
-)
+    slope=Normal(-0.18, 0.03), bend=Normal(0.02, 0.012), annealing=Normal(0.035, 0.015), gap_slope=Normal(0.0, 0.01),
+    sampling=Normal(0.0, 0.03), roughness=0.006, error=0.01, doubt=0.2,
+)  # fmt: skip
 
 
 @dataclass
@@ -108,43 +112,53 @@ def forecast(
     """
     past, ahead = np.asarray(rates, np.float64), np.asarray(later, np.float64)
     highest = max(past.max(initial=0.0), ahead.max(initial=0.0))
-    fitted = fit(losses, past / highest, evaluations, prior)
+    end = math.log1p(float(ahead.sum() / past.sum())) if len(past) else 0.0
+    fitted = fit(losses, past / highest, evaluations, prior, end)
     if fitted is None:
         return None
     curve, gap = fitted
-    end = float(np.log1p(ahead.sum() / past.sum()))
     share = (ahead[-1] if len(ahead) else past[-1]) / highest
     value, variance = curve.at(np.array([1.0, end, end**2, share]))
     above, doubt = gap.at(np.array([1.0, end, 0.0]))
-    deviation = math.sqrt(variance + doubt + prior.error**2)
+    fall = curve.mean[1] * end + curve.mean[2] * end**2
+    deviation = math.sqrt(variance + doubt + prior.error**2 + (prior.doubt * fall) ** 2)
     low, middle, high = (math.exp(value + above + z * deviation) for z in (-_QUANTILE, 0.0, _QUANTILE))
     return Forecast(middle, low, high)
 
 
-def fit(losses: ArrayLike, shares: Array, evaluations: ArrayLike, prior: Prior) -> tuple[Fitted, Fitted] | None:
+def fit(
+    losses: ArrayLike, shares: Array, evaluations: ArrayLike, prior: Prior, end: float
+) -> tuple[Fitted, Fitted] | None:
     """Models of the curve's last part: of the training loss, and of how far the held-out loss is above it.
 
     In logarithms. `shares`: (steps,), learning rates as shares of the highest. Arguments of the first model: one, u
     (the logarithm of the summed rates over those up to now), its square, and the share; of the second: one, u, and 1
-    for a sample of the held-out text.
+    for a sample of the held-out text. `end`: u at the run's end.
     """
     logs = np.log(np.asarray(losses, np.float64))
     if len(logs) < LEAST_STEPS:
         return None
     u = np.log(np.cumsum(shares) / shares.sum())
-    means, middles, weights = _binned(logs, u, shares, prior.roughness)
+    means, middles, weights = _binned(logs, u, shares, -max(_NEAR, _BACK * end), prior.roughness)
     if len(middles) < _FEWEST_BINS:
         return None
     priors = (Normal(0.0, _UNKNOWN), prior.slope, prior.bend, prior.annealing)
     curve = _posterior(_places(means[0], means[1]), middles, weights, priors)
-    known = np.asarray(evaluations, np.float64).reshape(-1, 3)
-    known = known[known[:, 0] > 0]
-    steps = known[:, 0].astype(int) - 1
-    gaps = np.log(known[:, 1]) - _places(u[steps], shares[steps]) @ curve.mean
-    inside = u[steps] > math.log(_WINDOW)
-    places = np.stack([np.ones_like(gaps), u[steps], known[:, 2]], 1)[inside]
-    weights = np.full(len(places), prior.roughness**-2)
-    return curve, _posterior(places, gaps[inside], weights, (Normal(0.0, _GAP), prior.gap_slope, prior.sampling))
+    return curve, _gap(logs, u, np.asarray(evaluations, np.float64).reshape(-1, 3), prior)
+
+
+def _gap(logs: Array, u: Array, evaluations: Array, prior: Prior) -> Fitted:
+    """The second model of `fit`. A held-out loss is compared with the training loss of the steps around it."""
+    places, gaps = [], []
+    for step, nats, sample in evaluations:
+        at, around = int(step) - 1, min(max(len(logs) // _AROUND, 5), len(logs) - int(step) + 5)
+        near = logs[max(0, at - around) : at + around]
+        if at >= 0 and u[at] > -_KNOWN and np.isfinite(near).any():
+            places.append((1.0, u[at], sample))
+            gaps.append(math.log(nats) - float(np.nanmean(near)))
+    weights = np.full(len(gaps), _GAP_NOISE**-2)
+    priors = (Normal(0.0, _GAP), prior.gap_slope, prior.sampling)
+    return _posterior(np.array(places).reshape(-1, 3), np.array(gaps), weights, priors)
 
 
 def _places(u: Array, shares: Array) -> Array:
@@ -152,11 +166,13 @@ def _places(u: Array, shares: Array) -> Array:
     return np.stack([np.ones_like(u), u, u**2, shares], 1)
 
 
-def _binned(logs: Array, u: Array, shares: Array, roughness: float) -> tuple[tuple[Array, Array], Array, Array]:
-    """The window of the curve in bins equally wide in `u`: (bins,) means of u and shares, of logs, and weights."""
-    inside = (u > math.log(_WINDOW)) & np.isfinite(logs)
+def _binned(
+    logs: Array, u: Array, shares: Array, begin: float, roughness: float
+) -> tuple[tuple[Array, Array], Array, Array]:
+    """The curve from u = `begin` on in bins equally wide in u: (bins,) means of u and shares, of logs, and weights."""
+    inside = (u > begin) & np.isfinite(logs)
     logs, u, shares = logs[inside], u[inside], shares[inside]
-    number = np.minimum((u / math.log(_WINDOW) * _BINS).astype(int), _BINS - 1)
+    number = np.minimum((u / begin * _BINS).astype(int), _BINS - 1)
     counts = np.bincount(number, minlength=_BINS)
     filled = counts > 0
 

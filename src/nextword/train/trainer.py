@@ -506,9 +506,10 @@ class Trainer:
         start, stream, most = self.clock.now(), self.data.val, final_val_tokens(self.config)
         affordable = max(2000, self.config.total_tokens // 100)
         taken = most if tokens is None else min(tokens, affordable)
+        sample = min(taken, stream.tokens) < min(most, stream.tokens)
         loss = evaluate(
-            self.learner.loss_module, val_windows(stream, self.config, taken), self.config.train.micro_batch,
-            self.device, self.process, sample=min(taken, stream.tokens) < min(most, stream.tokens),
+            self.learner.loss_module, val_windows(stream, self.config, taken, sample), self.config.train.micro_batch,
+            self.device, self.process, sample,
         )  # fmt: skip
         self.clock.evaluated(start, loss.tokens)
         self._write({"step": self.progress.step, "val": vars(loss)})
