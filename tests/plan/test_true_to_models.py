@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from shapes_for_tests import FAMILIES, MORE
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from family_cases import CASES, PLANNED_ONLY, config_of
@@ -183,6 +187,59 @@ def test_activations_equal_what_autograd_keeps(name: str, autocast: bool) -> Non
     fused = native.available()
     planned = activations(FAMILIES[name], 4, 112, width_bytes=2 if autocast else 4, fused=fused).total
     assert planned == pytest.approx(kept_bytes(FAMILIES[name], 4, 112, autocast), rel=0.1)
+
+
+class Storages(TorchDispatchMode):
+    """Everything that operations allocate, besides `known`: a weak reference to each storage, and its bytes."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                self.made.setdefault(reference.cdata, (reference, storage.nbytes()))
+        return out
+
+    def held(self) -> int:
+        """Bytes of those that are still there."""
+        return sum(size for reference, size in self.made.values() if not reference.expired())
+
+
+def held_bytes(spec: ModelSpec, tokens: torch.Tensor, autocast: bool, recompute: Any) -> int:
+    """What lives after `hidden`, its result included, but not the 16-bit copies of weights."""
+    model = build(spec)
+    prepare(model, "train", recompute=recompute)
+    model.hidden(tokens[:1])  # tables that are made once
+    casts = sum(2 * p.numel() for p in model.parameters() if p.ndim == 2) if autocast else 0
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Storages(model.parameters()) as storages:
+        hidden = model.hidden(tokens)
+        held = storages.held()
+        assert hidden.requires_grad
+    return held - casts
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_activations_of_recurrent_layers_are_what_is_held(kind: Any, autocast: bool) -> None:
+    spec = ModelSpec(kind=kind, vocabulary=16, width=96, layers=3, context=64)
+    planned = activations(spec, 8, 64, width_bytes=2 if autocast else 4, cpu=True).parts[0].value
+    tokens = torch.randint(16, (8, 64))
+    assert planned == pytest.approx(held_bytes(spec, tokens, autocast, "none"), rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activations_with_recomputation_are_what_is_held(name: str, recompute: Any) -> None:
+    parts = activations(FAMILIES[name], 4, 112, width_bytes=4, recompute=recompute, fused=native.available()).parts
+    planned = sum(part.value for part in parts if part.name != "one layer formed again")
+    tokens = torch.randint(FAMILIES[name].vocabulary, (4, 112))
+    assert planned == pytest.approx(held_bytes(FAMILIES[name], tokens, False, recompute), rel=0.1)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

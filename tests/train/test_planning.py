@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from configs import config_of
@@ -15,7 +16,7 @@ import vega_lite
 from nextword.base import UsageError
 from nextword.base.cores import cores
 from nextword.base.toml import to_toml
-from nextword.data import Dataset
+from nextword.data import Batch, Dataset
 from nextword.plan import Device, RunConfig, flops, run_for, shape_for
 from nextword.plan import device as plan_device
 from nextword.plan.run_config import DataConfig, ModelConfig, RunSettings, TrainConfig
@@ -24,6 +25,7 @@ from nextword.spec import ModelSpec
 from nextword.train import pipeline, timing
 from nextword.train.metrics import read_metrics
 from nextword.train.planning import Machine, fit_to_time, plan_run
+from nextword.train.run_memory import Host
 from nextword.train.timing import StepTime
 from nextword.train.trainer import Trainer
 
@@ -141,7 +143,7 @@ def test_processes_on_cpus_are_planned_with_the_copy_that_their_checkpoints_are_
 
     two = parts(Machine(HERE, world=2))
     assert two["copy for checkpoints"] == two["weights"] + two["optimizer states"] > 0
-    for others in (parts(Machine(HERE)), parts(Machine(HERE, world=2, gpu=True)),
+    for others in (parts(Machine(HERE)), parts(Machine(HERE, world=2, host=Host(gpu=True))),
                    parts(Machine(HERE, world=2), checkpoint_every=0)):  # fmt: skip
         assert "copy for checkpoints" not in others
 
@@ -212,15 +214,18 @@ def test_steps_of_any_length_are_timed_in_bounded_work_and_scaled_by_their_flops
 ) -> None:
     timed: list[RunConfig] = []
 
-    def at_the_peak(config: RunConfig, device: torch.device, threads: int | None) -> StepTime:
+    def at_the_peak(config: RunConfig, device: torch.device, threads: int | None, batch: Batch) -> StepTime:
         timed.append(config)
-        return StepTime(1, step_flops(config) / PEAK, 0.0)
+        return StepTime(1, step_flops(config) / PEAK, 0.0, memory=1e9)
 
     monkeypatch.setattr(timing, "time_steps", at_the_peak)
-    found = timing.time_part(long_run(context), CPU, 1, PEAK)
+    tokens = np.zeros((8, context), np.int64)
+    found = timing.time_part(long_run(context), Batch(tokens, tokens, None), CPU, 1, PEAK)
     assert step_flops(timed[0]) / PEAK <= 1.0
     assert found.micro_batch == pytest.approx(step_flops(long_run(context)) / PEAK)
     assert (timed[0] == long_run(context)) == (context < 100_000)
+    missing = 8 * context - timed[0].train.micro_batch * timed[0].train.context
+    assert found.memory >= 1e9 + 4 * missing * long_run(context).spec.width  # of the model's output alone
 
 
 def test_a_step_longer_than_the_time_is_refused_with_both_times() -> None:

@@ -47,7 +47,6 @@ def test_like_runs_on_this_text_correct_the_loss() -> None:
     assert known.runs == known.loss.runs == 4
     assert known.loss.low < known.loss.factor == pytest.approx(1.215, rel=1e-3)
     assert known.loss.factor < known.loss.high
-    assert known.memory == pytest.approx(1e8)
     assert known.share == pytest.approx(6e6 * 1e6 / 120 / 1e11)
 
 

@@ -54,9 +54,8 @@ def command(last: int, as_json: bool) -> None:
     for learnt in _learnt(here):
         console.print(
             f"the next {learnt['kind']} ({learnt['precision']}) of about {units.format_count(learnt['parameters'])} on"
-            f" the text of {learnt['run']}: {learnt['memory_bytes'] / 1e6:+,.0f} MB on the formula,"
-            f" {_share(learnt['share_of_peak'])}, {learnt['loss_factor']:.3f} times the law's loss"
-            f" ({learnt['loss_low']:.3f} to {learnt['loss_high']:.3f}: {learnt['loss_interval_is']})"
+            f" the text of {learnt['run']}: {_share(learnt['share_of_peak'])}, {learnt['loss_factor']:.3f} times"
+            f" the law's loss ({learnt['loss_low']:.3f} to {learnt['loss_high']:.3f}: {learnt['loss_interval_is']})"
         )
 
 
@@ -84,7 +83,6 @@ def _learnt(here: list[Entry]) -> list[dict[str, Any]]:
             "parameters": last.parameters,
             "run": last.run.rsplit("/", 1)[-1],
             "runs": known.runs,
-            "memory_bytes": known.memory,
             "share_of_peak": known.share,
             "loss_factor": known.loss.factor,
             "loss_low": known.loss.low,

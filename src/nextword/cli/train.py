@@ -182,6 +182,7 @@ def _options_named(given: dict[str, Any]) -> Iterator[None]:
 
 def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: bool, as_json: bool) -> None:
     from ..train.distributed import begun_run, this_process
+    from ..train.memory import keep_freed_memory
     from ..train.pipeline import prepare_run
     from ..weights.catalogue import cache_folder
     from .train_display import print_plan
@@ -190,6 +191,7 @@ def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: 
         from .runs import resume_folder
 
         return resume_folder(folder, as_json)
+    keep_freed_memory()  # before steps are probed, as when they are trained
     run = prepare_run(config, data, out, cache_folder(), lambda text: messages().print(text, style="dim"))
     first = this_process().first
     if first and not as_json:
@@ -203,8 +205,6 @@ def _train(config: RunConfig, data: tuple[str, ...], out: Path | None, dry_run: 
 
 def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
     """Train a prepared run on the terminal, and print its report; `how` is passed to `train_run`."""
-    import torch
-
     from ..train import calibration
     from ..train.distributed import this_process
     from ..train.memory import keep_freed_memory
@@ -212,8 +212,7 @@ def train(run: PreparedRun, as_json: bool, **how: Any) -> None:
     from ..train.run_dir import RECORD, resume_command
     from .train_display import Display
 
-    if not torch.cuda.is_available():
-        keep_freed_memory()
+    keep_freed_memory()
     try:
         with Display(run) as display:
             result = train_run(run.record.config, run.data, run.folder, display, record=run.record, **how)

@@ -60,13 +60,20 @@ def print_plan(run: PreparedRun) -> None:
         seconds = train.minutes * 60 or plan.seconds
         table.add_row("  time", f"{units.format_seconds(seconds)} at {units.format_rate(plan.tokens_per_second)}"
                       f" tokens/s, {plan.share_of_peak:.0%} of the peak")  # fmt: skip
-        table.add_row("  memory", units.format_bytes(plan.memory))
+        table.add_row("  memory", _memory(plan))
         if not config.model.base:
             table.add_row("  loss", f"{plan.nats_per_token:.2f} nats a token ({plan.low:.2f} to {plan.high:.2f}:"
                           f" {plan.interval_is or 'assumed'}), {plan.bits_per_byte:.2f} bits a byte")  # fmt: skip
     table.add_row("  folder", str(run.folder))
     output().print(table)
     output().print()
+
+
+def _memory(plan: Prediction) -> str:
+    formula = units.format_bytes(plan.formula_memory)
+    if plan.memory_is == "formula":
+        return f"{formula} by formula"
+    return f"{units.format_bytes(plan.memory)} probed (formula {formula})"
 
 
 def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> None:
@@ -103,6 +110,8 @@ def print_report(plan: Prediction | None, measured: Measured, folder: Path) -> N
         )
     if measured.error is not None:
         console.print(f"\n±: standard error over {measured.clusters:,} {measured.over}")
+    if measured.memory_is:
+        console.print(f"\nthe peak memory is {measured.memory_is}", style="dim")
     if measured.peak:
         console.print(f"\nthe peak: {measured.peak / 1e9:,.0f} GFLOP/s, {measured.peak_is}", style="dim")
     console.print(

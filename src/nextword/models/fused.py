@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..plan.training import BLOCK
 from . import kernels
 
 Gradients = tuple[Tensor | None, ...]
-BLOCK = 1024  # rows of float32 per MLP pass: few enough for the cache, enough for efficient matrix products
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

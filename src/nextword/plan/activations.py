@@ -19,6 +19,9 @@ Kernel = Literal["flash", "plain"]
 
 _KEPT = "tensors that autograd keeps of nextword's layers"
 _ESTIMATE = "estimate: the layer's matrix products keep their inputs; not measured"
+# bytes that a recurrent layer keeps on a CPU, a token and unit, in float32 and with bfloat16 products: of an LSTM
+# mostly oneDNN's workspace (15.2 to 15.9 float32 numbers, or 11.4), of nextword's GRU and RNN the states and gates
+_ON_CPU = {"lstm": (66.0, 47.5), "gru": (20.0, 18.0), "rnn": (4.0, 4.0)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def activations(
     width_bytes: float = 2,
     recompute: Recompute = "none",
     kernel: Kernel = "flash",
+    cpu: bool = False,
     fused: bool = False,
     adapted: bool = False,
 ) -> Activations:
@@ -49,9 +53,10 @@ def activations(
 
     `width_bytes` is 4 in float32 and 2 with 16-bit matrix products. Recomputation "selective" recomputes everything
     except weight products: norms, rope, the MLP's inner product and a "plain" kernel's scores; "full" keeps each
-    layer's input and recomputes one layer at a time. `fused`: training with nextword's compiled kernels, on a CPU,
-    which do not keep a norm's output, a gated product or a second copy of queries and keys. `adapted` models have
-    adapters on their matrices, which run on torch: only norms' normalised forms are not kept.
+    layer's input and recomputes one layer at a time. `cpu`: what recurrent layers keep there was measured, elsewhere
+    it is an estimate. `fused`: training with nextword's compiled kernels, on a CPU, which do not keep a norm's output,
+    a gated product or a second copy of queries and keys. `adapted` models have adapters on their matrices, which run on
+    torch: only norms' normalised forms are not kept.
     """
     if batch < 1 or context < 1:
         raise UsageError(f"activations need a batch and a context of at least 1, not {batch} and {context}")
@@ -59,7 +64,7 @@ def activations(
     kernels = _Kernels(norms=fused and spec.norm == "rms", products=fused and not adapted)
     last = _final_norm(spec, sizes, kernels)
     if spec.kind != "transformer":
-        return Activations((_recurrent(spec, sizes), *last))
+        return Activations((_recurrent(spec, sizes, cpu), *last))
     if recompute != "full":
         return Activations((*_layers(spec, sizes, context, recompute, kernel, spec.layers, kernels), *last))
     kept = {**sizes, "layers": spec.layers, "width": spec.width}
@@ -84,24 +89,29 @@ def _layers(
     return tuple(part for part in parts if part.value)
 
 
-def _swiglu(spec: ModelSpec) -> bool:
+def gated_by_silu(spec: ModelSpec) -> bool:
+    """Whether all MLPs are SwiGLU without biases, as the compiled kernels compute."""
     return spec.mlp == "gated" and spec.activation == "silu" and not spec.mlp_bias and not spec.experts
 
 
 def _norms(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) -> list[Figure]:
     """Each norm keeps its input in float32; an unfused RMSNorm also its normalised form."""
+    if lean:
+        source = "what recomputation starts from: the layer's input, and its products' outputs, here of width d"
+        formula = "layers * tokens * (4 * width + 2 * a * width)"
+        return [figure("inputs of the layers", "bytes", formula, source, width=spec.width, **sizes)]
     norms = {"before": 2, "after": 2, "both": 4}[spec.norm_place]
     inputs = norms - 1 if spec.parallel else norms  # parallel: both norms before the layer read the same
-    normalised = 0 if lean or spec.norm == "layer" or fused.norms else norms
+    normalised = 0 if spec.norm == "layer" or fused.norms else norms
     before = spec.norm_place == "before" and not spec.parallel
-    joined = fused.norms and fused.products and before and _swiglu(spec) and not spec.attention_out_bias
+    joined = fused.norms and fused.products and before and gated_by_silu(spec) and not spec.attention_out_bias
     sizes = {**sizes, "norms": norms, "width": spec.width}
     formula = "layers * tokens * (4 * (inputs + normalised) * width + 4 * norms)"
     source = f"{_KEPT}: the input, and its normalised form where the norm is not one fused operation"
     return [
         figure("norms", "bytes", formula, source, inputs=inputs, normalised=normalised, **sizes),
         figure("inputs of the layers' matrices", "bytes", "layers * tokens * kept * a * width", _KEPT,
-               kept=0 if lean or joined else 2, **sizes),
+               kept=0 if joined else 2, **sizes),
     ]  # fmt: skip
 
 
@@ -129,13 +139,15 @@ def _attention(
         formula = "layers * tokens * a * copies * (q + kv)"
         parts.append(figure("rotated queries and keys", "bytes", formula, _KEPT, copies=int(copied), **sizes))
         formula = "layers * tokens * 4 * heads"
-        parts.append(figure("softmax sums", "bytes", formula, "flash attention (Dao 2023, 2307.08691)", **sizes))
+        if not capped:
+            parts.append(figure("softmax sums", "bytes", formula, "flash attention (Dao 2023, 2307.08691)", **sizes))
     if spec.qk_norm != "none" and not lean:
         copies = int(not fused.norms) + int(sizes["a"] < 4)  # its normalised form; its input in float32
         formula = "layers * tokens * (copies * 4 * (q + kv) + 4 * vectors)"
         vectors = spec.heads + spec.kv_heads if spec.qk_norm == "head" else 2
         parts.append(figure("query and key norms", "bytes", formula, _KEPT, copies=copies, vectors=vectors, **sizes))
-    parts.append(figure("attention's output", "bytes", "layers * tokens * a * q", _KEPT, **sizes))
+    if not (capped and lean):  # which is no single operation, and recomputed
+        parts.append(figure("attention's output", "bytes", "layers * tokens * a * q", _KEPT, **sizes))
     return parts
 
 
@@ -153,7 +165,7 @@ def _latent(spec: ModelSpec, sizes: dict[str, float]) -> Figure:
 def _mlp(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) -> list[Figure]:
     up = 2 if spec.mlp == "gated" else 1
     kept = (
-        up if lean or (fused.products and _swiglu(spec)) else 2 * up
+        up if lean or (fused.products and gated_by_silu(spec)) else 2 * up
     )  # plain: up and its activation; gated: gate and up, silu(gate), their product
     mixed = min(expert_layers(spec), sizes["layers"])
     dense = {**sizes, "layers": sizes["layers"] - mixed, "kept": kept, "inner": spec.mlp_width}
@@ -167,11 +179,16 @@ def _mlp(spec: ModelSpec, sizes: dict[str, float], lean: bool, fused: _Kernels) 
     return parts
 
 
-def _recurrent(spec: ModelSpec, sizes: dict[str, float]) -> Figure:
-    formula = "layers * tokens * (gates + 2) * width * a"
-    source = "backpropagation through time keeps every step's gates, state and input; estimate"
-    inputs = {"layers": spec.layers, "gates": GATES[spec.kind], "width": spec.width, **sizes}
-    return figure("every time step", "bytes", formula, source, **inputs)
+def _recurrent(spec: ModelSpec, sizes: dict[str, float], cpu: bool) -> Figure:
+    inputs = {"layers": spec.layers, "width": spec.width, **sizes}
+    if not cpu:
+        source = "backpropagation through time keeps every step's gates, state and input; estimate"
+        formula = "layers * tokens * (gates + 2) * width * a"
+        return figure("every time step", "bytes", formula, source, gates=GATES[spec.kind], **inputs)
+    wide = sizes["a"] >= 4
+    source = "measured: what torch's LSTM, and nextword's GRU and RNN, keep on a CPU, with the first layer's input"
+    formula = "tokens * width * (layers * kept + a)"
+    return figure("every time step", "bytes", formula, source, kept=_ON_CPU[spec.kind][0 if wide else 1], **inputs)
 
 
 def _final_norm(spec: ModelSpec, sizes: dict[str, float], fused: _Kernels) -> tuple[Figure, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from ..base import UsageError
 from ..spec import ModelSpec
-from .activations import Kernel, activations
+from .activations import Kernel, activations, gated_by_silu
 from .compute import Flops, Recompute, flops
 from .figure import Figure, Parts, figure
 from .hardware import RUNTIME, Device
@@ -17,8 +18,10 @@ from .shapes import GATES
 from .states import PRECISIONS, Optimizer, Precision, Shard, states
 
 CHUNK = 1024  # tokens whose logits a chunked loss computes at a time
+BLOCK = 1024  # rows of float32 per MLP pass of the kernels: few enough for the cache, enough for efficient products
 FRAGMENTATION = 0.05  # share; assumed for gaps in the caching allocator
-CPU_FRAGMENTATION = 0.3  # share; measured with glibc's allocator: 29 to 39% over two models, fp32, amp and LoRA
+CPU_FRAGMENTATION = 0.25  # share; measured with glibc's allocator over all kinds, benchmarks/memory.py
+_BACKWARD_WIDTHS = {"lstm": 8, "gru": 11, "rnn": 4}  # numbers of a layer's backward pass on a CPU, a token and unit
 DEVICES_PER_MACHINE = 8
 MFU = 0.40
 MFU_SOURCE = (
@@ -43,6 +46,8 @@ class Training:
     lora: int = 0
     lora_targets: tuple[str, ...] = ()
     base: str = "bf16"
+    micro_batches: int = 2  # of a step; with a single one, gradients take the room that activations leave
+    cpu: bool = False
     fused: bool = False  # with nextword's compiled kernels, on a CPU, which keep fewer activations
     runtime: float = RUNTIME
     fragmentation: float = FRAGMENTATION
@@ -125,7 +130,7 @@ def largest_training(spec: ModelSpec, run: Training, device: Device) -> tuple[in
 
 
 def training_memory(spec: ModelSpec, run: Training) -> Memory:
-    """A device's peak memory: gradients of the previous step still exist when the loss is computed."""
+    """A device's peak memory; of several micro-batches, gradients exist when the loss of a later one is computed."""
     kept = states(
         spec, optimizer=run.optimizer, precision=run.precision, shard=run.shard, devices=run.sharing, lora=run.lora,
         lora_targets=run.lora_targets, base=run.base,
@@ -137,8 +142,13 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     activations_held = figure(
         "activations", "bytes", formula, "the sum of what the layers keep, listed below", **inputs
     )
-    logits = _logits(spec, run)
+    logits = _logits(spec, run, width)
     moving = [activations_held, logits, _working_space(spec, run, width, logits.value)]
+    if run.micro_batches == 1:
+        own = _gradients(spec, run, kept.part("gradients"), sum(part.value for part in moving))
+        kept = replace(kept, parts=tuple(own if part.name == "gradients" else part for part in kept.parts))
+    if run.fused and not run.lora and run.recompute != "selective" and gated_by_silu(spec):
+        kept = replace(kept, parts=tuple(map(partial(_fused_copies, spec), kept.parts)))
     gathered = kept.part("gathered layers")
     gaps = figure(
         "fragmentation", "bytes", "share * moving",
@@ -154,26 +164,62 @@ def saved_parts(spec: ModelSpec, run: Training) -> tuple[Figure, ...]:
     width = PRECISIONS[run.precision].compute
     return activations(
         spec, run.batch, run.context, width_bytes=width, recompute=run.recompute, kernel=run.kernel,
-        fused=run.fused, adapted=run.lora > 0,
+        cpu=run.cpu, fused=run.fused, adapted=run.lora > 0,
     ).parts  # fmt: skip
 
 
-def _logits(spec: ModelSpec, run: Training) -> Figure:
+def _gradients(spec: ModelSpec, run: Training, whole: float, moving: float) -> Figure:
+    """Gradients at the peak of a step of one micro-batch: it is where the loss is computed, or where all exist."""
+    head = 0 if run.lora else min(whole, PRECISIONS[run.precision].gradient * spec.vocabulary * spec.width)
+    source = "with one micro-batch a step: the head's, formed with the loss, or what all take beyond the activations"
+    return figure("gradients", "bytes", "max(head, all_gradients - moving)", source, head=head, all_gradients=whole,
+                  moving=moving)  # fmt: skip
+
+
+def _fused_copies(spec: ModelSpec, part: Figure) -> Figure:
+    if part.name != "16-bit copies of weights":
+        return part
+    source = "nextword's kernels copy a matrix for its product only; attention's output is torch's, and keeps copies"
+    return figure(part.name, "bytes", "2 * width * (layers * q + vocabulary)", source, width=spec.width,
+                  layers=spec.layers, q=spec.heads * spec.head_width, vocabulary=spec.vocabulary)  # fmt: skip
+
+
+def _logits(spec: ModelSpec, run: Training, width: float) -> Figure:
     tokens = run.batch * run.context
+    own, source = 12.0, "float32 logits, their log-softmax and its gradient: 3 x 4 bytes"
+    if run.fused and run.chunked_loss:
+        own, source = width, "nextword's kernel puts the gradient in the logits' place"
     return figure(
-        "logits", "bytes", "min(tokens, chunk) * vocabulary * 12",
-        "float32 logits, their log-softmax and its gradient: 3 x 4 bytes", tokens=tokens,
+        "logits", "bytes", f"min(tokens, chunk) * vocabulary * {own:g}", source, tokens=tokens,
         chunk=CHUNK if run.chunked_loss else tokens, vocabulary=spec.vocabulary,
     )  # fmt: skip
 
 
 def _working_space(spec: ModelSpec, run: Training, width: float, logits: float) -> Figure:
     """Gradients of the widest activations while a layer's backward pass runs; not at the same time as the logits."""
+    if run.cpu and run.chunked_loss:
+        return _working_space_on_cpu(spec, run, width, logits)
     inner = GATES[spec.kind] * spec.width if spec.kind != "transformer" else _widest(spec)
     return figure(
         "working space", "bytes", "max(0, tokens * a * (inner + 2 * width) - logits)",
         "gradients in flight in one layer; the logits' room is used again", tokens=run.batch * run.context, a=width,
         inner=inner, width=spec.width, logits=logits,
+    )  # fmt: skip
+
+
+def _working_space_on_cpu(spec: ModelSpec, run: Training, width: float, logits: float) -> Figure:
+    """As `_working_space`; nextword's MLP forms its gradients for some rows at a time."""
+    tokens = rows = run.batch * run.context
+    if spec.kind != "transformer":
+        inner = _BACKWARD_WIDTHS[spec.kind] * spec.width
+    else:
+        inner = _widest(spec)
+        if run.fused and not run.lora and gated_by_silu(spec):
+            rows = min(rows, round(BLOCK * 4 / width))
+    return figure(
+        "working space", "bytes", "tokens * a * 2 * width + max(0, rows * a * inner - logits)",
+        "gradients by input and output of the head or a layer, and in flight in one layer or, instead, the logits",
+        tokens=tokens, rows=rows, a=width, inner=inner, width=spec.width, logits=logits,
     )  # fmt: skip
 
 

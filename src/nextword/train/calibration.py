@@ -88,13 +88,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Correction:
-    """Corrections of a plan from past runs: added bytes, the share of the peak, a factor on the loss.
+    """Corrections of a plan from past runs: the share of the peak, a factor on the loss.
 
-    `runs` is the number behind memory and share, which do not depend on the text.
+    `runs` is the number behind the share, which does not depend on the text.
     """
 
     runs: int = 0
-    memory: float = 0.0
     share: float | None = None
     loss: Loss = Loss()
 
@@ -193,7 +192,6 @@ def correction(
     shares = [share for share in shares if share <= 1]  # above 1: the peak was measured under load
     return Correction(
         runs=len(alike),
-        memory=statistics.median(e.measured_memory - e.formula_memory for e in alike) if alike else 0.0,
         share=statistics.median(shares) if shares else None,
         loss=loss_factor([e.measured_bits / e.law_bits for e in like if e.data == data and e.law_bits > 0][-_LAST:]),
     )

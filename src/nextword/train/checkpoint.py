@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..base import RunError, open_regular, read_regular
+from ..base import RunError, open_regular, read_regular, return_freed_memory
 from .distributed import Process, from_first, own_group, total
 from .run_dir import free_name, resume_command
 
@@ -44,6 +44,13 @@ class Checkpoint:
     step: int
     progress: dict[str, Any]
     configuration: dict[str, Any] = field(default_factory=dict)
+
+
+def load_libraries() -> None:
+    """Import what writing a checkpoint does, so that its memory is known before."""
+    from torch.distributed.checkpoint import hf_storage, state_dict, state_dict_saver
+
+    _ = hf_storage, state_dict, state_dict_saver
 
 
 def folder_name(step: int) -> str:
@@ -88,7 +95,9 @@ class Writer:
         with self._failures(step):
             storage = _folder_writer(self.root, step, _files(tensors), state, self.keep)
             if self._group is None:
+                return_freed_memory()  # torch writes in a thread, where it cannot be used again
                 _save_shards(tensors, storage)
+                return_freed_memory()
                 self.written(step, self.root / folder_name(step))
             else:
                 writing = async_save(tensors, storage_writer=storage, process_group=self._group)

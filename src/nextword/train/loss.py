@@ -68,6 +68,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     torch.mm(gradient, matrix, out=to_hidden[rows])
                 if to_weight is not None and gradient is not None:
                     _add_products(to_weight, gradient, left[rows], first=start == 0)
+                del logits, gradient  # or they would take memory beside the next chunk's
         gradients_of = ((to_hidden, hidden), (to_weight, weight))
         ctx.save_for_backward(*(None if tensor is None else tensor.to(of.dtype) for tensor, of in gradients_of))
         return loss

@@ -13,6 +13,7 @@ from ..base import UsageError, check_writable, free_memory
 from ..base.fields import FieldError
 from ..base.units import compact_count
 from ..data import (
+    Batch,
     Dataset,
     Sources,
     Windows,
@@ -34,7 +35,8 @@ from .distributed import WHILE_PREPARING, Process, choose_device, from_first, jo
 from .peak import measured_peak
 from .planning import Machine, RunPlan, check_batch, choose_dtype, choose_shape, plan_run
 from .run_dir import RECORD, RunRecord, free_name
-from .timing import amp_is_faster, time_part
+from .run_memory import Host
+from .timing import amp_is_faster, libraries_memory, time_part
 from .trackers import check_installed
 
 RUNS = Path("runs")  # the default parent folder of runs
@@ -87,17 +89,18 @@ def _prepare_run(
     here = plan_device("this", cache)
     log(f"this machine: {here.peak_fp32 / 1e9:.0f} GFLOP/s, {here.bandwidth / 1e9:.0f} GB/s (measured)")
     peak = measured_peak(device, dtype, cache)
-    machine = Machine(
-        here, peak.flops, process.world, processes_here(), device.type != "cpu", past=tuple(calibration.read())
-    )
+    machine = Machine(here, peak.flops, process.world, past=tuple(calibration.read()))
     config, data = _prepare_data(config, sources, machine, cache, log)
+    host = Host(libraries_memory(config, data, device), device.type != "cpu", processes_here())
+    machine = replace(machine, host=host)
     plan = plan_run(config, data, machine)
     _check_memory(plan, device)
-    _check_text(plan.config, data, process)
+    batch = _first_batch(plan.config, data, process)
     log("timing some steps")
     own_threads = torch.get_num_threads() if process.world > 1 else None  # the cores are divided among processes
-    timed = time_part(plan.config, device, config.run.threads or own_threads, peak.flops)
+    timed = time_part(plan.config, batch, device, config.run.threads or own_threads, peak.flops)
     plan = plan_run(config, data, replace(machine, step_time=timed))
+    _check_memory(plan, device)
     _log_warmup(plan.config, log)
     folder = folder or default_folder(plan.config)
     _check_free(folder)
@@ -233,21 +236,23 @@ def _log_warmup(config: RunConfig, log: Log) -> None:
             f" {train.learning_rate:g}. Give a smaller train.warmup_steps")  # fmt: skip
 
 
-def _check_text(config: RunConfig, data: Dataset, process: Process) -> None:
-    """Raise UsageError for too little text for one batch, before steps are timed."""
+def _first_batch(config: RunConfig, data: Dataset, process: Process) -> Batch:
+    """This process's share of the first batch. Raises UsageError for too little text."""
     train = config.train
     windows = Windows(data.train, train.context, train.seed, train.packing, train.mask_documents)
     batch = windows.sequential_batch if train.stateful else windows.batch
     readers = process.world // train.tensor_parallel
-    batch(0, train.batch_size, process.rank // train.tensor_parallel, readers)
+    return batch(0, train.batch_size, process.rank // train.tensor_parallel, readers)
 
 
 def _check_memory(plan: RunPlan, device: torch.device) -> None:
-    """Raise UsageError for a run that does not fit in free memory, before allocating it."""
-    free, needed = free_memory(), plan.prediction.memory * processes_here()
+    """Raise UsageError for a run that does not fit in free memory, beside what the processes hold already."""
+    own = plan.prediction
+    free, needed = free_memory(), (own.memory - own.memory_parts.get("runtime", 0.0)) * processes_here()
     if device.type == "cpu" and free is not None and needed > free:
         ways = ways_to_shrink(plan.config)
-        raise UsageError(f"the run needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {ways}")
+        more = f"the run needs {needed / 1e9:.1f} GB more ({own.memory_is})"
+        raise UsageError(f"{more} and {free / 1e9:.1f} GB are free. {ways}")
 
 
 def ways_to_shrink(config: RunConfig) -> str:

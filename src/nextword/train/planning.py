@@ -7,23 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .. import native
 from ..base import UsageError
 from ..base.fields import FieldError
 from ..base.units import format_seconds
 from ..data import Dataset
-from ..plan import Device, Optimum, RunConfig, Training, flops, optimum, parameters, run_for, shape_for
+from ..plan import Device, Optimum, RunConfig, flops, optimum, parameters, run_for, shape_for
 from ..plan.budget import FITTED_FROM
 from ..plan.data_constraints import best_when_limited, effective
-from ..plan.figure import figure
 from ..plan.laws import SMALL, Law, law
 from ..plan.run_config import RunShard, Schedule, TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
-from ..plan.training import CPU_FRAGMENTATION, FRAGMENTATION, Memory, training_memory
 from ..spec import ModelKind, ModelSpec
 from .calibration import Entry, correction
 from .run_dir import Prediction
+from .run_memory import Host, run_memory
 from .timing import StepTime, share_of_peak
 
 FIRST_SHARE = 0.5  # assumed share of the peak, before a run on this machine has measured it
@@ -47,8 +45,7 @@ class Machine:
     device: Device
     peak: float = 0.0  # 0: that of `device`
     world: int = 1
-    per_machine: int = 1  # of these devices
-    gpu: bool = False
+    host: Host | None = None  # None: a CPU with the usual libraries
     amp_faster: bool = False  # products in bfloat16 are clearly faster than in float32
     past: tuple[Entry, ...] = ()
     step_time: StepTime | None = None  # timed steps of the run itself
@@ -277,7 +274,8 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
     spec, train, lora, peak = config.spec, config.train, config.model.lora, machine.peak or machine.device.peak_fp32
     tokens = config.total_tokens
     known = correction(machine.past, spec.kind, train.dtype, data.fingerprint, parameters(spec).total, tokens)
-    memory = _memory(config, machine)
+    memory = run_memory(config, machine.host or Host(machine.device.runtime))
+    probed = machine.step_time.memory if machine.step_time is not None else 0.0
     seconds = flops(spec, train.context, tokens, lora=lora).total / (
         train.devices * peak * (known.share or FIRST_SHARE)
     )
@@ -288,35 +286,11 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
         law_bits = math.nan
     law_nats = law_bits * math.log(2) * data.bytes_per_token
     return Prediction(
-        memory=memory.total + known.memory, seconds=seconds, tokens_per_second=tokens / seconds,
-        share_of_peak=share_of_peak(config, seconds / train.steps, peak), nats_per_token=law_nats * known.loss.factor,
-        low=law_nats * known.loss.low, high=law_nats * known.loss.high, interval_is=known.loss.basis,
-        bits_per_byte=law_bits * known.loss.factor, formula_memory=memory.total, law_bits=law_bits,
-        memory_parts={part.name: part.value for part in memory.parts}, peak=peak,
-    )  # fmt: skip
-
-
-def _memory(config: RunConfig, machine: Machine) -> Memory:
-    """Peak memory of a process; those on CPUs write checkpoints from a copy there (`checkpoint.Writer`)."""
-    memory = training_memory(config.spec, _memory_setup(config, machine))
-    if machine.world == 1 or machine.gpu or config.run.checkpoint_every == 0:
-        return memory
-    kept = {name.replace(" ", "_"): memory.part(name) for name in ("frozen weights", "weights", "optimizer states")}
-    source = "a checkpoint is written from a copy, while training goes on"
-    return Memory((*memory.parts, figure("copy for checkpoints", "bytes", " + ".join(kept), source, **kept)))
-
-
-def _memory_setup(config: RunConfig, machine: Machine) -> Training:
-    train = config.train
-    devices = train.devices // train.tensor_parallel  # as if each process had whole layers: at most that
-    return Training(
-        batch=train.micro_batch, context=train.context, optimizer=train.optimizer,
-        precision="amp" if train.dtype == "amp" else "fp32", recompute=train.recompute, chunked_loss=True,
-        shard=train.shard if devices > 1 else "none", devices=devices,
-        per_machine=max(1, machine.per_machine // train.tensor_parallel),
-        lora=config.model.lora, base="fp32", runtime=machine.device.runtime,
-        fragmentation=FRAGMENTATION if machine.gpu else CPU_FRAGMENTATION,
-        fused=native.available() and not machine.gpu,
+        memory=probed or memory.total, memory_is="probed" if probed else "formula", seconds=seconds,
+        tokens_per_second=tokens / seconds, share_of_peak=share_of_peak(config, seconds / train.steps, peak),
+        nats_per_token=law_nats * known.loss.factor, low=law_nats * known.loss.low, high=law_nats * known.loss.high,
+        interval_is=known.loss.basis, bits_per_byte=law_bits * known.loss.factor, formula_memory=memory.total,
+        law_bits=law_bits, memory_parts={part.name: part.value for part in memory.parts}, peak=peak,
     )  # fmt: skip
 
 

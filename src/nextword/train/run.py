@@ -42,6 +42,8 @@ from .threads import restored_threads
 from .trackers import check_installed, tracked
 from .trainer import Outcome, Trainer
 
+_PEAK_OF_PROCESS = "the process's since its start: this system does not let it be reset"
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -271,7 +273,8 @@ def _measure(folder: Path, config: RunConfig, outcome: Outcome, trainer: Trainer
         nats_per_token=val.nats_per_token, bits_per_byte=val.bits_per_byte, error=val.error, clusters=val.clusters,
         over=val.over, threads=outcome.threads, steps=outcome.steps, ends=outcome.ends,
         wall_seconds=trainer.clock.spent.elapsed, requested_seconds=trainer.requested_seconds, peak=peak.flops,
-        peak_is=peak.what, nats_before=_loss_before(folder) if config.model.base else None,
+        peak_is=peak.what, memory_is="" if outcome.peak_is_own else _PEAK_OF_PROCESS,
+        nats_before=_loss_before(folder) if config.model.base else None,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from ..base import RunError, UsageError, atomic_write, read_json, try_lock
 from ..base.fields import Within, from_plain
@@ -39,7 +39,10 @@ Figure = Annotated[float, Within(finite=False)]  # NaN: unknown
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction of a run before it starts. Bytes, seconds of training, nats per token and bits per byte."""
+    """Prediction of a run before it starts. Bytes, seconds of training, nats per token and bits per byte.
+
+    `memory_is` says what `memory` is: "probed", by steps of the run, or "formula", as `formula_memory`.
+    """
 
     memory: Figure
     seconds: Figure
@@ -49,10 +52,11 @@ class Prediction:
     low: Figure  # of the loss, nats per token; `interval_is` describes the interval
     high: Figure
     bits_per_byte: Figure
-    formula_memory: Figure = 0.0  # without this machine's corrections
+    formula_memory: Figure = 0.0
     law_bits: Figure = 0.0
     memory_parts: dict[str, Figure] = field(default_factory=dict)
     interval_is: str = ""
+    memory_is: Literal["probed", "formula"] = "formula"
     peak: Figure = 0.0  # FLOP/s of one device in the run's dtype, the reference of `share_of_peak`
 
 
@@ -80,6 +84,7 @@ class Measured:
     nats_before: Figure | None = None  # on the same held-out text before the first step of fine-tuning
     peak: Figure = 0.0  # FLOP/s of one device, the reference of `share_of_peak`
     peak_is: str = ""  # how it was measured
+    memory_is: str = ""  # what it is, if not the run's own
 
 
 @dataclass(frozen=True)

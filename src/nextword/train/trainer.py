@@ -64,6 +64,7 @@ class Outcome:
     loss: float  # mean of the last steps without a loss spike
     val: ValLoss | None
     peak_bytes: int
+    peak_is_own: bool  # whether it is the run's: see `PeakMemory.own`
     threads: int
     interrupted: bool
     complete: bool  # all steps are done
@@ -158,7 +159,8 @@ class Trainer:
         with joined(self.process, self.device):
             if not self._restored:
                 self.restore()
-            with compile.explained() if self.config.run.compile else nullcontext():
+            explained = compile.explained() if self.config.run.compile else nullcontext()
+            with explained, PeakMemory(self.device) as self._peak:
                 return self._loop(until or sys.maxsize)
 
     @property
@@ -277,7 +279,7 @@ class Trainer:
             self.listener.on_steps_changed(self.steps, self._waits)
         self.callbacks.on_start()
         try:
-            with PeakMemory(self.device) as self._peak, self._writer:
+            with self._writer:
                 if self.config.model.base and self.progress.step == 0:
                     self._evaluate()  # the loss before fine-tuning
                 while self.progress.step < min(until, self.steps) and not self.stopping:
@@ -303,8 +305,8 @@ class Trainer:
         done, losses = self.progress, list(self.guard.losses)[-_LAST_STEPS:]
         return Outcome(
             self.model, done.step, done.seconds, done.data_seconds, done.tokens,
-            sum(losses) / len(losses) if losses else math.nan, val, max(done.memory, self._peak.bytes),
-            torch.get_num_threads(), interrupted, done.step >= self.steps, self._ends or (),
+            sum(losses) / len(losses) if losses else math.nan, val, max(done.memory, self._peak.so_far()),
+            self._peak.own, torch.get_num_threads(), interrupted, done.step >= self.steps, self._ends or (),
         )  # fmt: skip
 
     # ---- time
