@@ -256,7 +256,7 @@ def test_too_little_text_and_memory_are_told_before_steps_are_timed(
 ) -> None:
     with pytest.raises(UsageError, match="tokens"):
         prepare(text_folder, tmp_path, context=100_000)
-    monkeypatch.setattr(pipeline, "free_memory", lambda: 1e6)
+    monkeypatch.setattr(pipeline, "free_memory", lambda: 1e4)
     with pytest.raises(UsageError, match=r"0\.0 GB are free"):
         prepare(text_folder, tmp_path, context=32)
 

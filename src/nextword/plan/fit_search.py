@@ -82,7 +82,7 @@ class Diagnosis:
 
 def diagnose(spec: ModelSpec, setup: Training, on: Device, devices: int | None = None) -> Diagnosis:
     """Whether `setup` fits on `on`, and the cheapest changes if not. `devices`: available for sharding."""
-    setup = replace(setup, runtime=on.runtime)
+    setup = replace(setup, runtime=on.runtime, cpu=on.is_cpu)
     memory = training_memory(spec, setup)
     remedies: list[Remedy] = []
     least: Remedy | None = None

@@ -109,7 +109,7 @@ def plan_training(
     spec: ModelSpec, run: Training, device: Device, tokens: float, mfu: float, price: float | None = None
 ) -> TrainingPlan:
     """Plan training a model on `tokens` tokens; `mfu` and `price` as in `cost`."""
-    run = replace(run, runtime=device.runtime)
+    run = replace(run, runtime=device.runtime, cpu=device.is_cpu)
     batch, context = largest_training(spec, run, device)
     return TrainingPlan(
         run, device, training_memory(spec, run), saved_parts(spec, run), batch, context, tokens,
@@ -150,10 +150,11 @@ def training_memory(spec: ModelSpec, run: Training) -> Memory:
     if run.fused and not run.lora and run.recompute != "selective" and gated_by_silu(spec):
         kept = replace(kept, parts=tuple(map(partial(_fused_copies, spec), kept.parts)))
     gathered = kept.part("gathered layers")
+    gradients = kept.part("gradients") if run.cpu else 0  # an assumed share is of the rest
     gaps = figure(
         "fragmentation", "bytes", "share * moving",
         "share of what is allocated and freed at every step: assumed on a GPU, measured on a CPU",
-        share=run.fragmentation, moving=sum(part.value for part in moving) + gathered,
+        share=run.fragmentation, moving=sum(part.value for part in moving) + gathered + gradients,
     )  # fmt: skip
     runtime = figure("runtime", "bytes", "runtime", "assumed: device context and libraries", runtime=run.runtime)
     return Memory(tuple(part for part in (*kept.parts, *moving, gaps, runtime) if part.value))
@@ -172,8 +173,9 @@ def _gradients(spec: ModelSpec, run: Training, whole: float, moving: float) -> F
     """Gradients at the peak of a step of one micro-batch: it is where the loss is computed, or where all exist."""
     head = 0 if run.lora else min(whole, PRECISIONS[run.precision].gradient * spec.vocabulary * spec.width)
     source = "with one micro-batch a step: the head's, formed with the loss, or what all take beyond the activations"
-    return figure("gradients", "bytes", "max(head, all_gradients - moving)", source, head=head, all_gradients=whole,
-                  moving=moving)  # fmt: skip
+    twice = head if spec.tied else 0  # the embedding's, before it is added to the head's
+    return figure("gradients", "bytes", "max(head, all_gradients + tied - moving)", source, head=head,
+                  all_gradients=whole, tied=twice, moving=moving)  # fmt: skip
 
 
 def _fused_copies(spec: ModelSpec, part: Figure) -> Figure:
