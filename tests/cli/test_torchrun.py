@@ -1,4 +1,4 @@
-"""The command lines of docs/train.md for several processes, started on little text and for a few steps."""
+"""The command lines of docs for several processes, started on little text and for a few steps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 NEXTWORD = [sys.executable, "-m", "nextword"]
+CLUSTER = Path(__file__).parents[2] / "docs" / "cluster.md"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SMALL = ["--params", "20k", "--context", "16", "--batch-size", "4", "--train-dtype", "fp32"]
 MANY = ["--steps", "100", "--set", "run.checkpoint_every=10", "--set", "run.evaluate_every=0"]
@@ -94,11 +95,15 @@ def test_a_process_killed_on_one_machine_is_named_on_the_other_and_torchrun_goes
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         place = f"localhost:{probe.getsockname()[1]}"
-    agent = [*TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", place,
-             "--local-addr", "localhost", "--max-restarts", "1", "-m", "nextword"]  # fmt: skip
-    line = ["train", "books/", *SMALL, *MANY, "--set", "train.shard=hybrid", "--out", "run"]
+    line = re.search(r"^torchrun (--nnodes 2 .*)$", CLUSTER.read_text(encoding="utf-8"), re.MULTILINE)
+    assert line
+    here = {"HOST:29500": place, "/shared/books": "books/", "/shared/runs/mine": "run"}
+    words = [here.get(word, word) for word in line[1].split()]
+    budget = words.index("--tokens")
+    words[budget : budget + 2] = [*SMALL, *MANY]
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    jobs = [start(*agent, *line, MACHINE=name, PYTHONPATH=path) for name in ("alpha", "beta")]
+    command = [*TORCHRUN, "--local-addr", "localhost", *words]
+    jobs = [start(*command, MACHINE=name, PYTHONPATH=path) for name in ("alpha", "beta")]
     kill_last_process(jobs[1], tmp_path / "run")
     out, err = zip(*map(ended, jobs), strict=True)
     assert "".join(out).count("the plan") == 1

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from .errors import NextwordError, RunError, UsageError
@@ -45,34 +46,56 @@ def attached(address: str, on_message: Callable[[str], None] = lambda text: None
     os.environ.setdefault("RAY_task_oom_retries", "3")  # without end by default
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of the variable
     ray: Any = import_module("ray")
+    with _sigterm_kept(), _messages_to(on_message):
+        _attach(ray, address)
+        try:
+            if not ray.cluster_resources().get("CPU"):
+                raise RunError(
+                    "no node of the cluster offers a CPU. Start one: ray start --address HEAD:PORT --num-cpus N"
+                )
+            yield ray
+        finally:
+            ray.shutdown()
 
+
+def _attach(ray: Any, address: str) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address != "auto":  # Ray would try for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-        with _handler_kept(signal.SIGTERM):
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         reason = str(getattr(error, "strerror", None) or error).split("\n")[0].split(". ")[0].rstrip(".")
         raise RunError(f"--cluster {address}: no Ray cluster ({reason}). Start it on each machine: ray start") from None
-    try:
-        if not ray.cluster_resources().get("CPU"):
-            raise RunError("no node of the cluster offers a CPU. Start one: ray start --address HEAD:PORT --num-cpus N")
-        with _messages_to(on_message):
-            yield ray
-    finally:
-        ray.shutdown()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own undoes nothing
 
 
 @contextmanager
-def _handler_kept(number: int) -> Iterator[None]:
-    """Ray sets its own handler of SIGTERM, which ends the process without undoing anything."""
-    handler = signal.getsignal(number)
+def _sigterm_kept() -> Iterator[None]:
+    """Let SIGTERM end the block as its handler says: in a call of Ray, the code of a SystemExit becomes 1."""
+    handler, codes = signal.getsignal(signal.SIGTERM), []
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)  # type: ignore[operator, misc]
+        except SystemExit as end:
+            codes.append(end.code)
+            raise
+
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGTERM, noted)
     try:
         yield
+    except SystemExit:
+        if codes:
+            raise SystemExit(codes[0]) from None
+        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -103,8 +103,9 @@ def _scale(
         ray = None
         if cluster:
             from ..base.cluster import attached
+            from ..scale.cluster import message_log
 
-            ray = stack.enter_context(attached(cluster))
+            ray = stack.enter_context(attached(cluster, message_log(folder)))
         crew = _Crew(ray, workers or 0)
         sweep, machine = _opened(folder, text, asked, crew, start)
         if budgets or more_sizes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .design import DeviceType
     from .sweep import Sweep
 
+RAY_LOG = "ray.log"  # of a sweep's folder
 _RETRIES = 3  # of a run whose worker or node is lost
 _TIMED = 3.0  # seconds that steps are timed for
 _TIMING_SECONDS = 60.0  # for a node to have timed them
@@ -140,6 +142,17 @@ def _train(folder: str) -> int:
 
 def _time(config: RunConfig) -> float:
     return time_steps(config, torch.device(config.run.device), config.run.threads, _TIMED).step(config.train)
+
+
+def message_log(folder: Path) -> Callable[[str], None]:
+    """Writes messages into a sweep's folder, once there is one."""
+
+    def write(text: str) -> None:
+        if folder.exists():
+            with (folder / RAY_LOG).open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+
+    return write
 
 
 def check_cluster(ray: Any, sweep: Sweep) -> None:
