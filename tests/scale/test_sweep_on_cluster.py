@@ -30,7 +30,8 @@ from nextword.train.planning import Machine
 from ray_machines import Machines
 
 NewSweep = Callable[[Path], Sweep]
-PATIENCE = 120.0  # seconds, of a busy machine
+RUNS = 5
+PATIENCE = 300.0  # seconds, of a busy machine
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
 )
@@ -44,11 +45,11 @@ def _one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def longer(new_sweep: NewSweep) -> NewSweep:
-    """Makes a sweep of seven runs, with a hold-out run that is predicted already, long enough to be interrupted."""
+    """Makes a sweep of five runs, with a hold-out run that is predicted already, long enough to be interrupted."""
 
     def make(folder: Path) -> Sweep:
         sweep = new_sweep(folder)
-        sweep.design = replace(sweep.design, budgets=(2e10, 4e10), scan_budget=2e10, hold_out=6e10)
+        sweep.design = replace(sweep.design, budgets=(2e10,), scan_budget=1e10, hold_out=3e10)
         sweep.write()
         write_json(folder / PREDICTION, {"kind": "transformer", "size_sought": 12.5e3, "learning_rate": 4e-3})
         return sweep
@@ -92,6 +93,7 @@ def workers_of_ray() -> list[int]:
     return found
 
 
+@pytest.mark.timeout(900)  # of a busy machine
 def test_the_table_is_that_of_one_machine_whatever_dies(
     longer: NewSweep, machine: Machine, machines: Machines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +106,7 @@ def test_the_table_is_that_of_one_machine_whatever_dies(
         a_worker_and_a_machine_are_lost_on_the_way(there, machine, machines, ray)
         what_no_machine_has_is_refused_at_once(there, ray)
     assert table(there) == table(here)
-    assert len(table(there)) == 7
+    assert len(table(there)) == RUNS
     code, out, _ = run(capsys, "scale", "--out", str(there.folder), "--cluster", machines.address, "--json")
     assert code == 0
     assert {row["status"] for row in json.loads(out)["runs"]} == {"done"}
@@ -117,7 +119,7 @@ def a_command_that_is_killed_holds_the_folder_until_then(sweep: Sweep, machine: 
         with pytest.raises(UsageError, match="another process is running this sweep"):
             sweep.run(Here(), machine)
         command.kill()
-    assert len(reports(sweep)) < 7
+    assert len(reports(sweep)) < RUNS
 
 
 def a_stop_leaves_a_checkpoint_of_each_run(sweep: Sweep, machine: Machine, ray: Any) -> None:
