@@ -20,7 +20,7 @@ class Here:
     running: set[Path] = field(default_factory=set)
     started: list[Path] = field(default_factory=list)
     before: Callable[[Path], None] = lambda folder: None
-    broken: Callable[[Path], bool] = lambda folder: False
+    broken: Callable[[Path], int] = lambda folder: 0  # exit codes
 
     def has_room(self, memory: float) -> bool:
         return not self.running
@@ -31,7 +31,7 @@ class Here:
         self.running.add(folder)
 
     def wait(self, seconds: float) -> dict[Path, int]:
-        ended = {folder: 0 if not self.broken(folder) and train_cell(folder, Callbacks()) else 1
+        ended = {folder: self.broken(folder) or (0 if train_cell(folder, Callbacks()) else 1)
                  for folder in self.running}  # fmt: skip
         self.running.clear()
         return ended

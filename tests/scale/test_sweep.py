@@ -196,10 +196,20 @@ def test_a_run_that_diverged_is_marked_and_not_tried_again(whole: Whole, machine
 
 def test_a_run_that_fails_leaves_the_others_to_go_on(new_sweep: NewSweep, machine: Machine, tmp_path: Path) -> None:
     sweep = new_sweep(tmp_path / "sweep")
-    here = Here(broken=lambda folder: "rate" not in folder.name)
+    here = Here(broken=lambda folder: int("rate" not in folder.name))
     sweep.run(here, machine)
     assert [folder.name.count("rate") for folder in here.started] == [1] * 4 + [0] * 5  # each once, the hold-out too
     assert {row.status for row in sweep.rows()[4:]} == {"stopped"}
+
+
+def test_a_run_that_is_killed_is_tried_once_more(new_sweep: NewSweep, machine: Machine, tmp_path: Path) -> None:
+    sweep, told = new_sweep(tmp_path / "sweep"), []
+    first = sweep.rate_cells("transformer")[0].name
+    here = Here(broken=lambda folder: -9 if folder.name == first else int("rate" not in folder.name))
+    sweep.run(here, machine, log=told.append)
+    assert [folder.name for folder in here.started].count(first) == 2
+    assert told == [f"{first} was killed by signal 9"] * 2
+    assert len(here.started) == 1 + 4  # the other rates, and no grid without this one
 
 
 def test_another_sweep_is_not_continued(new_sweep: NewSweep, tmp_path: Path) -> None:

@@ -234,10 +234,11 @@ class Sweep:
     ) -> None:  # fmt: skip
         """Run what is left. Whatever happens, the runs under way are stopped with a checkpoint each.
 
-        A run that fails is not tried again in this call. `watch` is called a few times a second; `log` is told what
+        A run that fails is not tried again in this call, one that is killed once. `watch` is called a few times a second; `log` is told what
         changes in the design, so that the sweep ends on time.
         """
         failed: set[Path] = set()
+        killed: set[Path] = set()
         with self.locked(), self._time_kept(), closing(workers):
             while True:
                 waiting = self.todo(workers.running, failed)
@@ -249,10 +250,10 @@ class Sweep:
                     if not self._start(cell, workers, machine):
                         break
                 ended = workers.wait(_QUIET_SECONDS)
-                failed |= {folder for folder, code in ended.items() if code}
                 for folder, code in ended.items():
                     if code < 0:
-                        log(f"{folder.name} was killed by signal {-code}; the same command again continues it")
+                        log(f"{folder.name} was killed by signal {-code}")
+                    (killed if code < 0 and folder not in killed else failed).update({folder} if code else ())
                 if ended:
                     self._note(ended)
                     self._keep_time(log)

@@ -13,10 +13,6 @@ from pathlib import Path
 
 from ..base.errors import NextwordError
 from ..train.callbacks import Callbacks
-from ..train.memory import keep_freed_memory
-from ..train.pipeline import resume_run
-from ..train.run import train_run
-from ..train.run_dir import read_report
 
 INTERRUPTED = 130
 
@@ -38,6 +34,10 @@ class _Stop(Callbacks):
 
 def train_cell(folder: Path, callbacks: Callbacks) -> bool:
     """Train the run in `folder`; whether it is finished."""
+    from ..train.pipeline import resume_run  # these take seconds, in which a signal is heard too
+    from ..train.run import train_run
+    from ..train.run_dir import read_report
+
     if read_report(folder) is not None:
         return True
     run = resume_run(folder, log=lambda text: None)
@@ -47,6 +47,8 @@ def train_cell(folder: Path, callbacks: Callbacks) -> bool:
 def work(folder: Path) -> int:
     """Train the run in `folder` and return the exit code. For the main thread of a process that does nothing else."""
     stop = _Stop()
+    from ..train.memory import keep_freed_memory
+
     keep_freed_memory()
     try:
         return 0 if train_cell(folder, stop) else INTERRUPTED
