@@ -234,8 +234,8 @@ class Sweep:
     ) -> None:  # fmt: skip
         """Run what is left. Whatever happens, the runs under way are stopped with a checkpoint each.
 
-        A run that fails is not tried again in this call, one that is killed once. `watch` is called a few times a second; `log` is told what
-        changes in the design, so that the sweep ends on time.
+        A run that fails is not tried again in this call, one that is killed once. `watch` is called a few times a
+        second; `log` is told what changes in the design, so that the sweep ends on time.
         """
         failed: set[Path] = set()
         killed: set[Path] = set()
