@@ -141,7 +141,7 @@ class SweepDisplay:
         if messages().is_terminal and not messages().is_dumb_terminal:
             from rich.live import Live
 
-            self._live = Live(get_renderable=self._shown, console=messages(), transient=True, refresh_per_second=2)
+            self._live = Live(get_renderable=self._shown, console=messages(), transient=True, refresh_per_second=1)
             self._live.start()
         return self
 
