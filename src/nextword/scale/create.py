@@ -19,6 +19,7 @@ from ..spec import ModelKind
 from ..train.peak import measured_peak
 from ..train.pipeline import BYTES_AN_ID
 from ..train.planning import FIRST_SHARE, Machine
+from ..train.run_memory import Host
 from ..train.timing import amp_is_faster
 from .cells import Place
 from .deadline import ROOM, Deadline
@@ -63,7 +64,7 @@ def new_sweep(
             f" {FEWEST_SIZES}"
         )
     machine = this_machine(cache, request.device)
-    peak = machine.peak if machine.gpu else machine.device.peak_fp32
+    peak = machine.peak if request.device == "cuda" else machine.device.peak_fp32
     guess = request.flops or FIRST_SHARE * peak * 60 * (request.minutes or 0.0)
     found = find_sources(sources)
     context = request.context or _chosen(guess, _CONTEXTS, _LARGE_CONTEXT)
@@ -121,7 +122,8 @@ def this_machine(cache: Path, device: DeviceType) -> Machine:
     place = usable_device(device)
     dtype = "amp" if (faster := amp_is_faster(place)) else "fp32"
     peak = measured_peak(place, dtype, cache).flops
-    return Machine(plan_device("this", cache), peak, gpu=device == "cuda", amp_faster=faster)
+    host = Host(gpu=True) if device == "cuda" else None
+    return Machine(plan_device("this", cache), peak, host=host, amp_faster=faster)
 
 
 def flops_of(design: SweepDesign) -> float:
