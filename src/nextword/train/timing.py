@@ -184,13 +184,14 @@ def _timed_steps(learner: Learner, batch: Placed, several: int, seconds: float) 
     while len(update) < _STEPS or time.perf_counter() < end:
         for _ in range(several):
             micro.append(_timed(learner, lambda: learner.backward(batch, batch.targets.numel())))
-        update.append(_timed(learner, lambda: (learner.clip(), learner.update())))
+        update.append(_timed(learner, learner.clip, learner.update))
     return micro, update
 
 
-def _timed(learner: Learner, work: Callable[[], object]) -> float:
+def _timed(learner: Learner, *work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    work()
+    for part in work:
+        part()
     if learner.device.type == "cuda":
         torch.cuda.synchronize(learner.device)
     return time.perf_counter() - start
