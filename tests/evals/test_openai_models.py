@@ -279,6 +279,7 @@ def test_a_server_that_is_not_there_is_tried_once_and_one_that_went_away_again(n
         (["-m", "openai:http://me:key@host/v1#m"], "holds a password, which would be stored. Use OPENAI_API_KEY"),
         (["-m", "openai:http://host:x/v1#m"], "Write it as openai:http://host:8000/v1#model"),
         (["-m", "openai:http://h/v1#m", "--dtype", "q8_0"], "--dtype only counts for local models"),
+        (["-m", "openai:http://h/v1#m", "--cluster", "auto"], "--cluster only counts for local models"),
         (["--concurrency", "2", "--timeout", "9"], "--concurrency, --timeout only count for served models"),
         (["-m", "openai:http://h/v1#m", "--concurrency", "0"], "concurrency is 0"),
         (["-m", "openai:http://h/v1#m", "--timeout", "0"], "timeout is 0.0"),

@@ -23,7 +23,6 @@ from cli_run import run
 from nextword.base import RunError, UsageError
 from nextword.base.cluster import attached
 from nextword.scale.cluster import RayWorkers, check_cluster
-from nextword.scale.gpus import CONTEXT, gpu_share
 from nextword.scale.sweep import PREDICTION, TABLE, Sweep, write_json
 from nextword.train.metrics import progress_of
 from nextword.train.planning import Machine
@@ -166,13 +165,3 @@ def what_no_machine_has_is_refused_at_once(sweep: Sweep, ray: Any) -> None:
         workers.start(folder, 1e6, 3)
     with pytest.raises(RunError, match=r"takes 1\.00 PB, and no node of the cluster offers more than"):
         workers.start(folder, 1e15, 1)
-
-
-@pytest.mark.parametrize(
-    ("memory", "whole", "runs"), [(1e9, 8e9, 5), (1e9, 80e9, 50), (70e9, 80e9, 1), (200e9, 80e9, 1)]
-)
-def test_as_many_runs_share_a_gpu_as_fit_its_memory(memory: float, whole: float, runs: int) -> None:
-    share = gpu_share(memory, whole)
-    assert int(1 / share) == runs
-    assert runs * share <= 1
-    assert runs == 1 or runs * (memory + CONTEXT) <= whole

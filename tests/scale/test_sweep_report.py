@@ -172,6 +172,8 @@ def test_the_page_has_sentences_figures_and_every_run_and_loads_nothing(sweep: S
     ((), "give the text to train on"),
     (("books",), "--minutes or --flops is missing"),
     (("books", "--minutes", "3", "--flops", "1e13"), "--minutes and --flops are separate budgets; give one"),
+    (("books", "--minutes", "3", "--cluster", "head"), "--cluster 'head': give auto, on a machine of the cluster, or"),
+    (("--out", "{sweep}", "--device", "cuda"), "holds a sweep of runs on cpu, not cuda. Choose another --out"),
     (("books", "--minutes", "3", "--arch", "mamba"), "--arch 'mamba' is not known. Known: transformer"),
     (("--out", "{tmp}/new", "--add-budget", "1e13"), "holds no sweep that could be widened"),
     (("--out", "{sweep}", "--minutes", "20"), "holds another sweep: minutes: 30.0 -> 20.0. Choose another --out"),
