@@ -104,6 +104,25 @@ def test_too_little_text_says_how_much_is_needed() -> None:
     check_text(design_of(1e13, 4, BASE), 0.05)
 
 
+@pytest.mark.parametrize("tokens", [4_000, 400_000])
+def test_text_too_small_for_six_runs_says_how_much_they_take(tokens: int) -> None:
+    small = from_plain(SweepDesign, BASE.to_dict() | {"unique_tokens": tokens})
+    with pytest.raises(UsageError, match=rf"too little text: {tokens:,} tokens, .* Give about .* MB of text") as error:
+        plan_design(flops_of, 2e13, small)
+    asked = float(str(error.value).split("Give about ")[1].split(" MB")[0]) * 1e6 / BASE.bytes_per_token
+    enough = from_plain(SweepDesign, BASE.to_dict() | {"unique_tokens": round(1.01 * asked)})
+    assert len(plan_design(flops_of, 2e13, enough).grid("transformer")) >= 6
+    with pytest.raises(UsageError, match="too little text"):
+        plan_design(flops_of, 2e13, from_plain(SweepDesign, BASE.to_dict() | {"unique_tokens": round(asked / 2)}))
+
+
+def test_sizes_far_from_the_best_ones_say_where_these_are_expected() -> None:
+    with pytest.raises(
+        UsageError, match=r"--sizes has fewer than 3 that suit .* expected between 4.*k and 1.*k\. Give"
+    ):
+        plan_design(flops_of, 2e13, BASE, (1e7, 2e7, 4e7))
+
+
 def test_widening_adds_cells_and_changes_none() -> None:
     design = design_of(1e13, 4, from_plain(SweepDesign, BASE.to_dict() | {"unique_tokens": 10**9}))
     wider = design.widened(budgets=(4e13,), sizes=(50e3,))

@@ -12,6 +12,7 @@ from .theme import LIGHT, SERIES
 
 Band = tuple[float, float, float, float]  # FLOPs, a value, and its interval
 _SIDE = 300  # of a panel, pixels
+_FEW = 8  # budgets that a legend lists
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def surface(
     x, y = log_axis(size, sizes, COUNT, grid=False), log_axis("tokens", tokens, COUNT, grid=False)
     most = max((abs(own.error) for own in runs if own.fitted), default=1.0)
     colour = {"clamp": True, "domain": [-most, 0, most], "range": [LIGHT["blue"], LIGHT["pale"], LIGHT["red"]]}
-    legend = {"title": "measured / law - 1", "format": "+.1%", "gradientLength": 150, "offset": 48}
+    legend = {"title": "measured / law - 1", "format": "+.2~p", "gradientLength": 150, "offset": 48}
 
     def layer(mark: Spec, rows: Iterable[Mapping[str, Any]], **more: Any) -> Spec:
         encoding = {"x": field("size", **x), "y": field("tokens", **y), **more}
@@ -111,9 +112,9 @@ def surface(
 def _parabolas(budgets: Sequence[Budget], size: str, unit: str) -> Spec:
     points = [point for own in budgets for point in (*own.runs, *own.curve)]
     x, y = log_axis(size, _spread(own for own, _ in points), COUNT), _losses((loss for _, loss in points), unit)
-    flops = _ends(own.flops for own in budgets)
-    legend = {"title": "FLOPs", "type": "gradient", "orient": "right", "labelExpr": POWER, "gradientLength": 150,
-              "values": powers_of_ten(*flops)["values"]}  # fmt: skip
+    few = [own.flops for own in budgets]
+    values = few if len(few) <= _FEW else powers_of_ten(*_ends(few))["values"]
+    legend = {"title": "FLOPs", "type": "symbol", "orient": "right", "format": ".2~e", "values": values}
     colour = _colour(budgets) | {"legend": legend if len(budgets) > 1 else None}
 
     def layer(mark: Spec, rows: Iterable[Mapping[str, Any]], **more: Any) -> Spec:
