@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import __version__
-from ..base import UsageError, atomic_write, read_json
+from ..base import UsageError, atomic_write, read_json, units
 from ..base.fields import finite, from_plain
 from ..data import open_dataset
 from ..plan import RunConfig
@@ -321,15 +321,8 @@ class Sweep:
         rates, law = self.rate_rule(kind), self.law(kind)
         if rates is None or law is None or law.problem:
             return False
-        if self.deadline is not None and workers is not None and (speed := self.learned):
-            smallest = self.design.with_hold_out(HOLD_OUT)
-            cell = smallest.hold_out_of(kind, law.best_size(smallest.hold_out))
-            cell = replace(cell, rate=rates.at(cell.size))
-            config = config_of(cell, smallest, self.place.settings, self._threads(cell, workers))
-            speed = speed.hold_out_as(cell, workers.step_seconds(config))
-            self.design = hold_out_in_time(smallest, law, speed, self.deadline.left)
-            self.write()
-            log(f"hold-out: {self.design.hold_out / self.design.budgets[-1]:.2g} times the top budget")
+        if workers is not None:
+            self._size_hold_out(law, rates, workers, log)
         size = law.best_size(self.design.hold_out)
         cell = self.design.hold_out_of(kind, size)
         forecast = law.at(cell.flops)
@@ -342,6 +335,23 @@ class Sweep:
         }  # fmt: skip
         write_json(self.folder / PREDICTION, data)
         return True
+
+    def _size_hold_out(self, law: KindLaw, rates: RateRule, workers: Workers, log: Callable[[str], None]) -> None:
+        """Let the hold-out run take what time is left, by timing its own step."""
+        speed, smallest = self.learned, self.design.with_hold_out(HOLD_OUT)
+        if self.deadline is None or speed is None:
+            return
+        cell = smallest.hold_out_of(law.kind, law.best_size(smallest.hold_out))
+        cell = replace(cell, rate=rates.at(cell.size))
+        config = config_of(cell, smallest, self.place.settings, self._threads(cell, workers))
+        speed = speed.hold_out_as(cell, workers.step_seconds(config))
+        left = self.deadline.left
+        self.design = hold_out_in_time(smallest, law, speed, left)
+        self.write()
+        times = self.design.hold_out / self.design.budgets[-1]
+        seconds = speed.training(cell) * times / HOLD_OUT + speed.around(cell)
+        log(f"hold-out: {times:.2g} times the top budget, about {units.format_seconds(seconds)} of the"
+            f" {units.format_seconds(max(0.0, left))} left")  # fmt: skip
 
     # ---- results
 
