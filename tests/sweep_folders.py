@@ -9,7 +9,8 @@ from nextword.data import Dataset
 from nextword.plan import device
 from nextword.plan.run_config import DataConfig
 from nextword.scale.cells import Place, make_folder
-from nextword.scale.design import Cell, design_of
+from nextword.scale.design import Cell
+from nextword.scale.planning import design_of
 from nextword.scale.speed import Speed, Timed
 from nextword.scale.sweep import Sweep
 from nextword.spec import ModelKind

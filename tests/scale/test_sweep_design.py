@@ -16,12 +16,10 @@ from nextword.scale.design import (
     HOLD_OUT,
     LEAST_STEPS,
     SweepDesign,
-    check_text,
-    design_of,
-    plan_design,
     planned,
     trained_steps,
 )
+from nextword.scale.planning import check_text, design_of, plan_design
 
 BASE = SweepDesign(
     kinds=("transformer",), sizes=(), budgets=(), hold_out=0.0, vocabulary=1024, context=128, batch_size=1,

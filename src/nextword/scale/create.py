@@ -23,7 +23,8 @@ from ..train.run_memory import Host
 from ..train.timing import amp_is_faster
 from .cells import Place
 from .deadline import ROOM, Deadline
-from .design import FEWEST_SIZES, HOLD_OUT, DeviceType, SweepDesign, check_text, plan_design, planned
+from .design import HOLD_OUT, DeviceType, SweepDesign, planned
+from .planning import FEWEST_SIZES, check_text, plan_design
 from .speed import Speed, measure
 from .sweep import Sweep
 
