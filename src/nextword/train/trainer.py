@@ -464,7 +464,9 @@ class Trainer:
         if run.checkpoint_every and step % run.checkpoint_every == 0:
             self._save_if_new()
         if run.evaluate_every and step % run.evaluate_every == 0 and step < end:
-            self._evaluate(None if self._wholly(step) else final_val_tokens(self.config) // 5)
+            self._evaluate(final_val_tokens(self.config) // 5)
+            if self._wholly(step):
+                self._evaluate()
         if run.sample_every and step % run.sample_every == 0 and not self.config.train.sharded:
             self._sample(step)
 
