@@ -96,6 +96,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
     """A cluster of two machines, for each test its own, since tests lose them."""
     pytest.importorskip("ray", reason="needs the extra `cluster`")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other programs may fill this machine's memory
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default others on this machine go first
     with two_machines() as machines:
         yield machines
 

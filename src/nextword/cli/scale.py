@@ -106,7 +106,7 @@ def _scale(
             from ..scale.cluster import message_log
 
             ray = stack.enter_context(attached(cluster, message_log(folder)))
-        crew = _Crew(ray, workers or 0)
+        crew = _Crew(ray, cluster, workers or 0)
         sweep, machine = _opened(folder, text, asked, crew, start)
         if budgets or more_sizes:
             sweep.design, sweep.deadline = sweep.design.widened(budgets, more_sizes), None
@@ -119,9 +119,10 @@ def _scale(
 
 @dataclass(frozen=True)
 class _Crew:
-    """Where runs are made: on a cluster, or without `ray` here, `count` at once; 0: as many as there is room for."""
+    """Where runs are made: on a cluster, or without `ray` here; `count` at once, 0 for as many as there is room for."""
 
     ray: Any
+    address: str | None
     count: int
 
     def workers(self, device: DeviceType) -> Workers:
@@ -212,7 +213,8 @@ def _run(sweep: Sweep, machine: Machine, crew: _Crew, as_json: bool) -> None:
             sweep.run(workers, machine, display, display.say)
     except KeyboardInterrupt as error:
         interrupted = error
-        messages().print(f"stopped. Continue: nextword scale --out {sweep.folder}", soft_wrap=True)
+        again = f"nextword scale --out {sweep.folder}" + (f" --cluster {crew.address}" if crew.address else "")
+        messages().print(f"stopped. Continue: {again}", soft_wrap=True)
     _print_results(sweep, write_results(sweep, _note), as_json)
     if interrupted is not None:
         raise interrupted
