@@ -1,6 +1,6 @@
 """Is a run's planned peak memory right? Real runs, each in a process of its own, beside what their plans said.
 
-    python benchmarks/memory.py [--only WORDS] [--list] [--json]
+    python benchmarks/memory.py [--only WORDS ...] [--list] [--json]
 
 Every kind of model, in float32 and with bfloat16 products, on one and two threads, 0.1 to 30 million parameters,
 contexts of 64 to 1,024, recomputation, other optimizers, frequent checkpoints, without the compiled kernels, and
@@ -119,12 +119,12 @@ def run(case: Case, folder: Path, steps: int) -> Result:
 def main() -> None:
     """Run the cases in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", action="append", help="cases whose name contains this; repeatable")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    chosen = [case for case in cases() if given.only in case.name]
+    chosen = [case for case in cases() if any(word in case.name for word in given.only or [""])]
     if given.list:
         print("\n".join(f"{case.name}: {case.options}" for case in chosen))
         return

@@ -90,7 +90,8 @@ def time_steps(
     for count in candidates:
         torch.set_num_threads(count)
         times.append(_time(config, batch, device, count, seconds / len(candidates)))
-    return min(times, key=lambda timed: timed.step(config.train))
+    memory = max(timed.memory for timed in times)  # libraries keep what they made for other numbers of threads
+    return replace(min(times, key=lambda timed: timed.step(config.train)), memory=memory)
 
 
 def amp_is_faster(device: torch.device, kind: ModelKind = "transformer") -> bool:
@@ -125,10 +126,19 @@ def _time(config: RunConfig, batch: Batch, device: torch.device, threads: int, s
         placed = place(_part(batch, train.micro_batch, train.context), device)
         learner = _new_learner(alone, device)
         micro, update = _timed_steps(learner, placed, min(_ALIKE, train.accumulation), seconds)
-        learner.loss_module.eval()
-        with torch.no_grad():
-            learner.loss_module(placed, each_target=True)  # as an evaluation
+        _evaluate(learner, placed)
+        learner.backward(placed, placed.targets.numel())  # finds the memory as an evaluation leaves it
     return StepTime(threads, _typical(micro), _typical(update), peak.bytes if peak.own else 0)
+
+
+@torch.no_grad()
+def _evaluate(learner: Learner, batch: Placed) -> None:
+    """The losses of a batch, and of fewer rows, as an evaluation's last batch has them."""
+    rows = len(batch.inputs)
+    learner.loss_module.eval()
+    for count in {rows, max(1, rows // 2)}:
+        learner.loss_module(batch.rows(0, count), each_target=True)
+    learner.loss_module.train()
 
 
 def libraries_memory(config: RunConfig, data: Dataset, device: torch.device) -> float:
