@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 import vega_lite
 from cli_run import run
 from nextword.data import Dataset
+from nextword.plan.isoflops import budgets, isoflops
 from nextword.plan.search import lowest, root
+from nextword.scale.law import KindLaw
 from nextword.scale.page import figures, report_page
 from nextword.scale.report import assumptions, findings, sentences
 from nextword.scale.sweep import Sweep
@@ -117,6 +120,29 @@ def test_the_closing_sentence_has_parameters_tokens_and_the_flat_region(sweep: S
     top, least = best("transformer", law.top)
     rises = [loss_of("transformer", size, law.top / 6 / size) / least - 1 for size in (top * flat, top / flat)]
     assert sum(rises) / 2 == pytest.approx(0.005, rel=0.3)
+
+
+def test_three_sizes_a_budget_give_a_loss_without_an_interval(sweep: Sweep) -> None:
+    runs = findings(sweep).laws["transformer"].runs
+    near = [sorted(group, key=lambda row: runs.losses[row])[:3] for group in budgets(runs)]
+    three = runs.take(sorted(row for group in near for row in group))
+    law = KindLaw("transformer", three, isoflops(three))
+    assert not law.problem
+    found = replace(findings(sweep), laws={"transformer": law}, factors={})
+    said = " ".join(sentences(sweep, found) + assumptions(sweep, found))
+    assert re.search(r"tokens: \d\.\d{3} \(no interval\) bits a byte", said)
+    assert "no interval, since no budget has a run besides the three" in said
+    assert "nan" not in said
+
+
+def test_a_hold_out_predicted_without_an_interval_is_neither_inside_nor_outside(sweep: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(sweep.folder, tmp_path / "sweep")
+    copied = Sweep.read(tmp_path / "sweep")
+    prediction = json.loads((copied.folder / "prediction.json").read_text())
+    (copied.folder / "prediction.json").write_text(json.dumps(prediction | {"interval": [None, None]}))
+    said = " ".join(sentences(copied, findings(copied)))
+    assert re.search(r"was predicted \S+ \(no interval\) and measured \S+ bits a byte: \S+%", said)
+    assert "side the interval" not in said
 
 
 def parse(count: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -67,7 +68,8 @@ def hold_out_of(sweep: Sweep) -> HoldOut | None:
     cell, predicted = sweep.hold_out, sweep.prediction
     if cell is None or predicted is None:
         return None
-    return HoldOut(sweep.row(cell), Estimate(predicted["bits_per_byte"], Interval(*predicted["interval"])))
+    low, high = (math.nan if end is None else end for end in predicted["interval"])
+    return HoldOut(sweep.row(cell), Estimate(predicted["bits_per_byte"], Interval(low, high)))
 
 
 def _compared(laws: dict[ModelKind, KindLaw]) -> tuple[ModelKind, float, dict[ModelKind, Estimate]]:
@@ -114,8 +116,9 @@ def _projected(sweep: Sweep, law: KindLaw, forecast: Forecast) -> str:
 
 
 def _loss(loss: Estimate) -> str:
-    """A loss, and the longer side of its interval."""
-    return f"{loss.value:.3f} ± {max(loss.value - loss.interval.low, loss.interval.high - loss.value):.3f}"
+    """A loss, and the longer side of its interval where it has one."""
+    half = max(loss.value - loss.interval.low, loss.interval.high - loss.value)
+    return f"{loss.value:.3f} ± {half:.3f}" if math.isfinite(half) else f"{loss.value:.3f} (no interval)"
 
 
 def _held(held: HoldOut) -> str:
@@ -127,8 +130,10 @@ def _held(held: HoldOut) -> str:
     predicted = f"the hold-out ({run}) was predicted {_loss(held.predicted)}"
     if held.row.status != "done":
         return f"{predicted} bits a byte; not measured yet ({held.row.status})"
-    inside = "inside" if held.inside else "outside"
-    return f"{predicted} and measured {held.row.loss:.3f} bits a byte: {held.error:+.1%}, {inside} the interval"
+    measured = f"{predicted} and measured {held.row.loss:.3f} bits a byte: {held.error:+.1%}"
+    if not math.isfinite(held.predicted.interval.low):
+        return measured
+    return f"{measured}, {'inside' if held.inside else 'outside'} the interval"
 
 
 def assumptions(sweep: Sweep, found: Findings) -> list[str]:
@@ -156,6 +161,8 @@ def assumptions(sweep: Sweep, found: Findings) -> list[str]:
 
 def _interval(law: KindLaw, frontier: Frontier) -> str:
     """What the interval of a loss holds."""
+    if not len(frontier.draws):
+        return f"{law.kind}: no interval, since no budget has a run besides the three that its parabola takes"
     seeds = f"{law.seeds:.2%} over seeds" if law.seeds == law.seeds else "no seed was repeated"
     return (
         f"{law.kind}: ± holds 95% of a bootstrap with E from {frontier.held.low:g} to {frontier.held.high:g} bits a"
