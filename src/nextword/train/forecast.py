@@ -51,7 +51,7 @@ class Prior:
 
 
 PRIOR = Prior(
-    slope=Normal(-0.14, 0.04), bend=Normal(0.02, 0.01), annealing=Normal(0.05, 0.015), gap=Normal(0.0, 0.1),
+    slope=Normal(-0.22, 0.08), bend=Normal(0.01, 0.01), annealing=Normal(0.05, 0.015), gap=Normal(0.0, 0.1),
     gap_slope=Normal(0.0, 0.02), sampling=0.03, evaluation=0.006, roughness=0.008, error=0.01, doubt=0.35,
 )  # fmt: skip
 
