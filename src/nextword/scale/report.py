@@ -39,9 +39,10 @@ class HoldOut:
         return self.predicted.value / self.row.loss - 1
 
     @property
-    def inside(self) -> bool:
-        """Whether what was measured lies in the interval."""
-        return self.row.loss in self.predicted.interval
+    def inside(self) -> bool | None:
+        """Whether what was measured lies in the interval; None without one."""
+        interval = self.predicted.interval
+        return self.row.loss in interval if math.isfinite(interval.low) else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _held(held: HoldOut) -> str:
     if held.row.status != "done":
         return f"{predicted} bits a byte; not measured yet ({held.row.status})"
     measured = f"{predicted} and measured {held.row.loss:.3f} bits a byte: {held.error:+.1%}"
-    if not math.isfinite(held.predicted.interval.low):
+    if held.inside is None:
         return measured
     return f"{measured}, {'inside' if held.inside else 'outside'} the interval"
 
