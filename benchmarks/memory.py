@@ -52,7 +52,8 @@ class Result:
 
 
 def _case(name: str, model: str, rows: int, more: str = "", compiled: bool = True) -> Case:
-    return Case(name, f"{model} --batch-size {rows} {more}", compiled)
+    once = "" if "checkpoint_every" in more else "--set run.checkpoint_every=0"  # as in a long run, hardly ever
+    return Case(name, f"{model} --batch-size {rows} {once} {more}", compiled)
 
 
 def cases() -> list[Case]:

@@ -211,17 +211,19 @@ def _working_space(spec: ModelSpec, run: Training, width: float, logits: float) 
 
 def _working_space_on_cpu(spec: ModelSpec, run: Training, width: float, logits: float) -> Figure:
     """As `_working_space`; nextword's MLP forms its gradients for some rows at a time."""
-    tokens = rows = run.batch * run.context
+    tokens, copies = run.batch * run.context, 0.0
+    rows = tokens
     if spec.kind != "transformer":
         inner = _BACKWARD_WIDTHS[spec.kind] * spec.width
+        copies = 2 * 8 * spec.width**2 * width if spec.kind == "lstm" else 0.0  # of a layer's, in oneDNN's layouts
     else:
         inner = _widest(spec)
         if run.fused and not run.lora and gated_by_silu(spec):
             rows = min(rows, round(BLOCK * 4 / width))
     return figure(
-        "working space", "bytes", "tokens * a * 2 * width + max(0, rows * a * inner - logits)",
+        "working space", "bytes", "tokens * a * 2 * width + max(0, rows * a * inner - logits) + copies",
         "gradients by input and output of the head or a layer, and in flight in one layer or, instead, the logits",
-        tokens=tokens, rows=rows, a=width, inner=inner, width=spec.width, logits=logits,
+        tokens=tokens, rows=rows, a=width, inner=inner, width=spec.width, logits=logits, copies=copies,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from .threads import restored_threads, thread_counts
 _SECONDS_A_MICRO_BATCH = 1.0  # limit at half the peak, so that timing takes a few seconds
 _STEPS = 3  # of a probe, at least: in the first, optimizer states are made
 _ALIKE = 2  # micro-batches of a step: the others take what the second takes
-_SECONDS_FOR_MEMORY = 8.0  # limit of full steps that measure only memory
+_SECONDS_FOR_MEMORY = 12.0  # limit of full steps that measure only memory
 
 
 @dataclass(frozen=True)
