@@ -36,7 +36,8 @@ def _gaps(config: RunConfig) -> float:
     """Gaps in glibc's heap, as a share of what each step allocates; measured, benchmarks/memory.py."""
     if config.spec.kind == "lstm":
         return 0.1  # oneDNN takes few large blocks
-    return 0.6 if config.train.accumulation > 1 else CPU_FRAGMENTATION  # gradients stay between activations
+    between = config.train.accumulation > 1 or config.train.recompute != "none"  # gradients lie between activations
+    return 0.6 if between else CPU_FRAGMENTATION
 
 
 def _setup(config: RunConfig, host: Host) -> Training:
