@@ -67,7 +67,10 @@ def _attach(ray: Any, address: str) -> None:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         reason = str(getattr(error, "strerror", None) or error).split("\n")[0].split(". ")[0].rstrip(".")
-        raise RunError(f"--cluster {address}: no Ray cluster ({reason}). Start it on each machine: ray start") from None
+        raise RunError(
+            f"--cluster {address}: no Ray cluster ({reason}). Start it on each machine: ray start. All take the same"
+            " RAY_AUTH_MODE and token"
+        ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own undoes nothing
 
