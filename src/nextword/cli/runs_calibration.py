@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..base import units
+from ..plan.small_runs import LEVEL, small_law
 from .plan_options import WholeNumber
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ def command(last: int, as_json: bool) -> None:
 
     `nextword train` adds a line when a run ends. Corrections come from the last eight similar runs: same kind and
     precision, at least 300 steps, at most four times larger or smaller. The memory offset and the share of the peak
-    are their medians; the loss is corrected from three similar runs on the same text. nextword runs forget removes
-    a run.
+    are their medians; the loss is that of the law of small runs, corrected by similar runs on the same text.
+    `runs forget` removes a run.
     """
     from ..train import calibration
 
@@ -31,8 +33,12 @@ def command(last: int, as_json: bool) -> None:
         from ._console import emit_json
 
         emit_json(
-            {"ledger": str(calibration.path()), "runs": [_row(entry) for entry in here], "corrections": _learnt(here)}
-        )
+            {
+                "ledger": str(calibration.path()), "runs": [_row(entry) for entry in here],
+                "loss_intervals": dict(zip(("held", "of"), calibration.coverage(here), strict=True)),
+                "corrections": _learnt(here),
+            }
+        )  # fmt: skip
         return
     from ._console import messages, output
     from ._table import plain_table
@@ -41,22 +47,32 @@ def command(last: int, as_json: bool) -> None:
         messages().print("no run has finished on this machine yet. Start one: nextword train FOLDER --minutes 5")
         return
     table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by",
-                        least=((2,), (1,), (5, 6)))  # fmt: skip
+                        "interval", least=((2,), (1,), (9,), (5, 6)))  # fmt: skip
     for entry, memory, seconds, loss in calibration.errors(here):
         table.add_row(
             entry.run.rsplit("/", 1)[-1], units.format_count(entry.parameters), units.format_count(entry.tokens),
             units.format_seconds(entry.measured_seconds), f"{seconds:+.1%}", units.format_bytes(entry.measured_memory),
-            f"{memory:+.1%}", f"{entry.measured_bits:.3f}", f"{loss:+.1%}",
+            f"{memory:+.1%}", f"{entry.measured_bits:.3f}", f"{loss:+.1%}", _interval(entry),
         )  # fmt: skip
     console = output()
     console.print(table)
     console.print("\noff by: predicted / measured - 1, of the plan made before the run", style="dim")
+    held, of = calibration.coverage(here)
+    if of:
+        console.print(f"the loss was in its interval in {held} of {of} runs; {LEVEL:.0%} are expected")
     for learnt in _learnt(here):
         console.print(
             f"the next {learnt['kind']} ({learnt['precision']}) of about {units.format_count(learnt['parameters'])} on"
             f" the text of {learnt['run']}: {_share(learnt['share_of_peak'])}, {learnt['loss_factor']:.3f} times"
             f" the law's loss ({learnt['loss_low']:.3f} to {learnt['loss_high']:.3f}: {learnt['loss_interval_is']})"
         )
+
+
+def _interval(entry: Entry) -> str:
+    """The stated interval of the loss, marked if the loss was outside it."""
+    if math.isnan(entry.low_bits):
+        return ""
+    return f"{entry.low_bits:.3f}–{entry.high_bits:.3f}{'' if entry.held else ' !'}"
 
 
 def _share(share: float | None) -> str:
@@ -76,6 +92,7 @@ def _learnt(here: list[Entry]) -> list[dict[str, Any]]:
     found = []
     for last in {(entry.kind, entry.precision, entry.data): entry for entry in here}.values():
         known = calibration.correction(here, last.kind, last.precision, last.data, last.parameters, last.tokens)
+        loss = small_law().factor(known.losses)
         found.append({
             "kind": last.kind,
             "precision": last.precision,
@@ -84,9 +101,9 @@ def _learnt(here: list[Entry]) -> list[dict[str, Any]]:
             "run": last.run.rsplit("/", 1)[-1],
             "runs": known.runs,
             "share_of_peak": known.share,
-            "loss_factor": known.loss.factor,
-            "loss_low": known.loss.low,
-            "loss_high": known.loss.high,
-            "loss_interval_is": known.loss.basis,
+            "loss_factor": loss.value,
+            "loss_low": loss.low,
+            "loss_high": loss.high,
+            "loss_interval_is": loss.basis,
         })  # fmt: skip
     return found

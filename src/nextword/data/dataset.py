@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..base import UsageError, atomic_write, open_regular, read_regular
 from ..text import Tokenizer, tokenizer_from_folder
+from .difficulty import Difficulty, difficulty
 from .streams import Segments, TokenStream
 
 FORMAT = "nextword-data/5"
@@ -117,6 +119,11 @@ class Dataset:
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per token, over train and val."""
         return (self.train.bytes + self.val.bytes) / max(1, self.train.tokens + self.val.tokens)
+
+    @cached_property
+    def difficulty(self) -> Difficulty:
+        """How hard the text is to predict; measured once, in a second."""
+        return difficulty(self)
 
 
 def open_dataset(folder: Path | str, verify: bool = False) -> Dataset:

@@ -64,7 +64,7 @@ DATA_LIMITED = Law(
     "muennighoff", math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), 0.3526596, 0.3526596,
     "Muennighoff et al. 2023, 2305.16264, appendix B, unrounded: C4, repeated data",
 )  # fmt: skip
-# Bits per byte of text, D in bytes: twelve runs of this trainer on one core (docs/decisions.md), 6% root mean square.
+# Bits per byte of text, D in bytes: chooses sizes (docs/decisions.md). Losses are predicted by small_runs.py.
 SMALL = Law(
     "small", 0.821, 31.95, 833.0, 0.343, 0.485, "12 runs of 68 k to 1.9 M parameters on 1 to 9 MB of speeches",
     "bits/byte",

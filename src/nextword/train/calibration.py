@@ -1,7 +1,7 @@
 """The ledger of predicted and measured runs on this machine, which corrects later plans.
 
 A run only affects similar plans: same kind and precision, at most `SIMILAR` times larger or smaller, and for the loss
-the same text. Runs of fewer than `LEAST_STEPS` steps are ignored.
+the same text and law. Runs of fewer than `LEAST_STEPS` steps are ignored.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..base import UsageError, atomic_write, read_text
 from ..base.cores import cores
 from ..base.user_folders import user_folder
 from ..plan import flops, parameters
+from ..plan.small_runs import small_law
 from .run_dir import Measured, RunRecord
 
 VARIABLE = "NEXTWORD_LEDGER"
@@ -28,11 +29,7 @@ _MOST_BYTES = 64 << 20  # of the ledger
 LEAST_STEPS = 300  # shorter runs are mostly warm-up
 SIMILAR = 4.0  # largest ratio of parameters, and of tokens, to a run that a correction may come from
 _OTHERWISE = 0.1  # share of the planned steps: the planned loss would be of another run
-LEAST_RUNS = 3  # for a spread
-ASSUMED = 0.30  # share of the loss on either side without such runs: twice the largest error of the law's fit
-_LEAST_SPREAD = 0.01  # runs that repeat each other say nothing about another size
 _LAST = 8  # number of recent entries used for corrections
-_STUDENT_T = {2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646}  # 97.5%, by degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -62,40 +59,31 @@ class Entry:
     measured_bits: float
     id: str = ""  # of the run, kept on resuming; older entries have none
     steps: int = 0  # unknown for older entries
+    law: str = ""  # that `law_bits` is by
+    low_bits: float = math.nan  # the stated interval of the loss; unknown for older entries
+    high_bits: float = math.nan
 
     @property
     def key(self) -> tuple[str, str]:
         """The identity of a run: a copied folder is a different run."""
         return (self.id, self.run)
 
-
-@dataclass(frozen=True)
-class Loss:
-    """A factor on the law's loss, and its interval for similar runs."""
-
-    factor: float = 1.0
-    low: float = 1 - ASSUMED
-    high: float = 1 + ASSUMED
-    runs: int = 0
-
     @property
-    def basis(self) -> str:
-        """The source of the interval, in words."""
-        if self.runs:
-            return f"95%, from {self.runs} similar runs on this text"
-        return f"±{ASSUMED:.0%} assumed: fewer than {LEAST_RUNS} similar runs on this text"
+    def held(self) -> bool:
+        """Whether the loss was in its stated interval."""
+        return self.low_bits <= self.measured_bits <= self.high_bits
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Corrections of a plan from past runs: the share of the peak, a factor on the loss.
+    """Corrections of a plan from past runs: the share of the peak, and measured / the law's losses.
 
-    `runs` is the number behind the share, which does not depend on the text.
+    `runs` is the number behind the share, which does not depend on the text; `losses` are of similar runs on it.
     """
 
     runs: int = 0
     share: float | None = None
-    loss: Loss = Loss()
+    losses: tuple[float, ...] = ()
 
 
 def path() -> Path:
@@ -126,6 +114,7 @@ def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
     if predicted is None or config.model.base or abs(taken - 1) > _OTHERWISE:
         return
     spec, train = config.spec, config.train
+    bits = predicted.bits_per_byte / predicted.nats_per_token  # bits a byte, of a nat a token
     append(
         Entry(
             machine=machine(), when=time.strftime("%Y-%m-%dT%H:%M:%S"), run=str(folder.resolve()), kind=spec.kind,
@@ -136,7 +125,8 @@ def remember(folder: Path, record: RunRecord, measured: Measured) -> None:
             measured_memory=measured.memory, predicted_seconds=predicted.seconds * taken,
             measured_seconds=measured.seconds,
             law_bits=predicted.law_bits, predicted_bits=predicted.bits_per_byte, measured_bits=measured.bits_per_byte,
-            id=record.id, steps=measured.steps if measured.ends else train.steps,
+            id=record.id, steps=measured.steps if measured.ends else train.steps, law=predicted.law,
+            low_bits=predicted.low * bits, high_bits=predicted.high * bits,
         )
     )  # fmt: skip
 
@@ -190,26 +180,12 @@ def correction(
     alike = [e for e in like if e.precision == precision][-_LAST:]
     shares = [e.flops_per_token * e.tokens / e.measured_seconds / e.peak for e in alike if e.measured_seconds > 0]
     shares = [share for share in shares if share <= 1]  # above 1: the peak was measured under load
+    on_text = [e for e in like if (e.data, e.law) == (data, small_law().name)][-_LAST:]
     return Correction(
         runs=len(alike),
         share=statistics.median(shares) if shares else None,
-        loss=loss_factor([e.measured_bits / e.law_bits for e in like if e.data == data and e.law_bits > 0][-_LAST:]),
+        losses=tuple(e.measured_bits / e.law_bits for e in on_text),
     )
-
-
-def loss_factor(factors: Sequence[float]) -> Loss:
-    """measured / predicted of past runs → the factor for the next one and its 95% prediction interval.
-
-    Logarithms are assumed normal: mean ± t(n - 1) s sqrt(1 + 1/n) (Student's t; Hahn and Meeker 1991, §4.7). Fewer
-    than `LEAST_RUNS` give no correction.
-    """
-    count = len(factors)
-    if count < LEAST_RUNS:
-        return Loss()
-    logs = [math.log(factor) for factor in factors]
-    mean, spread = statistics.fmean(logs), max(statistics.stdev(logs), _LEAST_SPREAD)
-    reach = _STUDENT_T[count - 1] * spread * math.sqrt(1 + 1 / count)
-    return Loss(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach), count)
 
 
 def errors(entries: Sequence[Entry]) -> list[tuple[Entry, float, float, float]]:
@@ -223,3 +199,9 @@ def errors(entries: Sequence[Entry]) -> list[tuple[Entry, float, float, float]]:
         )
         for e in entries
     ]
+
+
+def coverage(entries: Iterable[Entry]) -> tuple[int, int]:
+    """In how many of the runs with a stated interval the loss was in it, and their number."""
+    stated = [entry for entry in entries if not math.isnan(entry.low_bits)]
+    return sum(entry.held for entry in stated), len(stated)

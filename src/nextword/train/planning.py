@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from ..plan.laws import SMALL, Law, law
 from ..plan.run_config import RunShard, Schedule, TrainConfig
 from ..plan.search import largest
 from ..plan.shape_search import SMALLEST, recurrent_for, warmup_for
+from ..plan.small_runs import Expected, SmallRun, small_law
 from ..spec import ModelKind, ModelSpec
 from .calibration import Entry, correction
 from .run_dir import Prediction
@@ -281,23 +282,28 @@ def predict(config: RunConfig, data: Dataset, machine: Machine) -> Prediction:
     )
     if machine.step_time is not None:
         seconds = train.steps * machine.step_time.step(train)
-    law_bits = small_loss(spec, tokens, data.train.tokens, data.bytes_per_token)
-    if config.model.base:  # no law predicts the loss of pretrained weights on this text
-        law_bits = math.nan
-    law_nats = law_bits * math.log(2) * data.bytes_per_token
+    loss = expected_loss(config, data, known.losses)
+    nats = math.log(2) * data.bytes_per_token  # a token, of a bit a byte
     return Prediction(
         memory=probed or memory.total, memory_is="probed" if probed else "formula", seconds=seconds,
         tokens_per_second=tokens / seconds, share_of_peak=share_of_peak(config, seconds / train.steps, peak),
-        nats_per_token=law_nats * known.loss.factor, low=law_nats * known.loss.low, high=law_nats * known.loss.high,
-        interval_is=known.loss.basis, bits_per_byte=law_bits * known.loss.factor, formula_memory=memory.total,
-        law_bits=law_bits, memory_parts={part.name: part.value for part in memory.parts}, peak=peak,
+        nats_per_token=loss.bits * nats, low=loss.low * nats, high=loss.high * nats, interval_is=loss.basis,
+        bits_per_byte=loss.bits, formula_memory=memory.total, law_bits=loss.law, law=small_law().name,
+        memory_parts={part.name: part.value for part in memory.parts}, peak=peak,
     )  # fmt: skip
 
 
-def small_loss(spec: ModelSpec, tokens: float, unique_tokens: float, bytes_per_token: float) -> float:
-    """Predicted bits per byte by the law of small runs, at most those of a guess.
+def expected_loss(config: RunConfig, data: Dataset, ratios: Sequence[float] = ()) -> Expected:
+    """The loss by the law of small runs, and by `ratios`: measured / the law's of similar runs on this text.
 
-    The law is in bytes, to compare tokenizers; repeated text counts less (Muennighoff et al. 2023, eq. 5).
+    NaN for fine-tuning, since no law predicts the loss of pretrained weights on this text. Repeated text counts less
+    (Muennighoff et al. 2023, eq. 5).
     """
-    seen = effective(tokens, min(unique_tokens, tokens)) * bytes_per_token
-    return min(SMALL.loss(parameters(spec).total, seen), math.log2(spec.vocabulary) / bytes_per_token)
+    if config.model.base:
+        return Expected(math.nan, math.nan, math.nan, math.nan)
+    spec, context, tokens = config.spec, config.train.context, config.total_tokens
+    seen = effective(tokens, min(data.train.tokens, tokens)) * data.bytes_per_token
+    size = flops(spec, context).per_token / 6
+    text, context_bytes = data.difficulty, context * data.bytes_per_token
+    run = SmallRun(spec.kind, size, seen, spec.vocabulary, context_bytes, text.bigrams, text.repeats)
+    return small_law().expect(run, math.log2(spec.vocabulary) / data.bytes_per_token, ratios)

@@ -54,6 +54,7 @@ class Prediction:
     bits_per_byte: Figure
     formula_memory: Figure = 0.0
     law_bits: Figure = 0.0
+    law: str = ""  # that `law_bits` is by
     memory_parts: dict[str, Figure] = field(default_factory=dict)
     interval_is: str = ""
     memory_is: Literal["probed", "formula"] = "formula"
