@@ -100,8 +100,7 @@ def write_text(path: Path) -> None:
 
 def run(case: Case, folder: Path, steps: int) -> Result:
     """One run in a fresh process."""
-    out = folder / case.name.replace(" ", "-").replace(",", "")
-    base = folder / BASE.replace(" ", "-")
+    out, base = (folder / name.replace(" ", "-").replace(",", "") for name in (case.name, BASE))
     arguments = [
         "train", str(folder / "text"), "--steps", str(steps), *case.options.replace("BASE", str(base)).split(),
         "--out", str(out), "--json",
