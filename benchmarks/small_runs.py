@@ -407,7 +407,7 @@ def main() -> None:
     elif given.table:
         recipe.write_table(TABLE)
     else:
-        recipe.run(this_machine(given.folder / "cache"))
+        recipe.run(this_machine(given.folder / "cache", "cpu"))
 
 
 def print_plan(recipe: Recipe) -> None:

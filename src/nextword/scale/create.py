@@ -74,9 +74,11 @@ def new_sweep(
     tokens = folder / "data" if request.shared else cache / "data"
     with deadline.paused() if deadline else nullcontext():
         data = prepare_in(tokens, found, settings, None, Progress(found, log), log)
+    device = usable_device(request.device)
+    faster = all(amp_is_faster(device, kind) for kind in request.kinds)  # one dtype in all runs, as in one law
     base = SweepDesign(
         request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,
-        request.seed, "amp" if machine.amp_faster else "fp32", request.device,
+        request.seed, "amp" if faster else "fp32", request.device,
     )  # fmt: skip
     place = Place(folder / "runs", data, settings, tuple(map(str, sources)))
     speed = measure(base, data, workers, log)
