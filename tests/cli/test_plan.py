@@ -478,7 +478,21 @@ def test_kinds_are_fitted_apart_and_compared_by_compute_at_equal_loss(run: Plan,
     one = run(*options, "--kind", "lstm", "--json").data
     assert one["isoflops"] == data["kinds"]["lstm"]["isoflops"]
     refused(run(*options, "--kind", "lstn"), "--kind 'lstn'", "Did you mean lstm")
-    refused(run(*options, "--plot", "law.svg"), "choose one with --kind: transformer, lstm")
+    assert run(*options, "--plot", "law.json").code == 0
+    drawn = (tmp_path / "law.json").read_text(encoding="utf-8")
+    assert "transformer: " in drawn
+    assert "lstm: " in drawn
+
+
+def test_kinds_of_unequal_budgets_are_not_drawn_together(run: Plan, tmp_path: Path) -> None:
+    points = [(n, d) for n in (1e6, 3e6, 1e7) for d in (1e8, 3.1e8, 1e9)]
+    rows = [
+        f"{n},{d},{1.7 + 400 * n**-0.34 + 410 * d**-0.28},{kind}" for kind in ("transformer", "lstm") for n, d in points
+    ]
+    (tmp_path / "runs.csv").write_text("N,D,loss,kind\n" + "\n".join(rows) + "\n")
+    options = ("laws", "--data", "runs.csv", "--method", "nnls", "--bootstrap", "0", "--plot", "law.svg")
+    refused(run(*options), "choose one with --kind: transformer, lstm")
+    assert run(*options, "--kind", "lstm").code == 0
 
 
 def test_a_law_far_off_its_runs_is_called_that(run: Plan, tmp_path: Path) -> None:

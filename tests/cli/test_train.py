@@ -72,7 +72,7 @@ def test_text_becomes_a_model_with_its_plan_beside_what_was_measured(
     code, out, _ = run(capsys, "runs", "calibration", "--json")
     assert code == 0
     assert json.loads(out)["runs"][0]["tokens"] == 12 * 4 * 16
-    assert json.loads(out)["corrections"][0]["loss_interval_is"].startswith("±30% assumed")
+    assert json.loads(out)["corrections"][0]["loss_interval_is"].startswith("90%, by the law of small runs")
 
 
 def test_a_forgotten_run_is_no_longer_in_the_ledger(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
