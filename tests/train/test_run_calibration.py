@@ -106,6 +106,13 @@ def test_the_share_of_runs_in_their_interval_is_of_those_that_stated_one() -> No
     assert calibration.coverage([*stated, entry()]) == (3, 4)
 
 
+def test_memory_and_time_count_as_predicted_within_five_percent() -> None:
+    measured = [(1.04e9, 104.0), (1.06e9, 96.0), (0.94e9, 110.0), (1.0e9, 94.0)]
+    runs = [entry(measured_memory=memory, measured_seconds=seconds) for memory, seconds in measured]
+    assert calibration.within_tolerance(runs) == (2, 2)
+    assert calibration.within_tolerance([]) == (0, 0)
+
+
 # ---- forgetting
 
 

@@ -22,13 +22,14 @@ def command(last: int, as_json: bool) -> None:
     """Predictions and measurements of past runs on this machine, and how they correct the next plan.
 
     `nextword train` adds a line when a run ends. Corrections come from the last eight similar runs: same kind and
-    precision, at least 300 steps, at most four times larger or smaller. The memory offset and the share of the peak
-    are their medians; the loss is that of the law of small runs, corrected by similar runs on the same text.
+    precision, at least 300 steps, at most four times larger or smaller. The share of the peak is their median; the loss
+    is that of the law of small runs, corrected by similar runs on the same text.
     `runs forget` removes a run.
     """
     from ..train import calibration
 
     here = [entry for entry in calibration.read() if entry.machine == calibration.machine()][-last:]
+    memory, seconds = calibration.within_tolerance(here)
     if as_json:
         from ._console import emit_json
 
@@ -36,6 +37,8 @@ def command(last: int, as_json: bool) -> None:
             {
                 "ledger": str(calibration.path()), "runs": [_row(entry) for entry in here],
                 "loss_intervals": dict(zip(("held", "of"), calibration.coverage(here), strict=True)),
+                "within_tolerance": {"memory": memory, "seconds": seconds, "of": len(here)},
+                "tolerance": calibration.TOLERANCE,
                 "corrections": _learnt(here),
             }
         )  # fmt: skip
@@ -48,15 +51,19 @@ def command(last: int, as_json: bool) -> None:
         return
     table = plain_table("run", "parameters", "tokens", "time", "off by", "memory", "off by", "bits/byte", "off by",
                         "interval", least=((2,), (1,), (9,), (5, 6)))  # fmt: skip
-    for entry, memory, seconds, loss in calibration.errors(here):
+    for entry, memory_error, time_error, loss_error in calibration.errors(here):
         table.add_row(
             entry.run.rsplit("/", 1)[-1], units.format_count(entry.parameters), units.format_count(entry.tokens),
-            units.format_seconds(entry.measured_seconds), f"{seconds:+.1%}", units.format_bytes(entry.measured_memory),
-            f"{memory:+.1%}", f"{entry.measured_bits:.3f}", f"{loss:+.1%}", _interval(entry),
+            units.format_seconds(entry.measured_seconds), f"{time_error:+.1%}",
+            units.format_bytes(entry.measured_memory), f"{memory_error:+.1%}",
+            f"{entry.measured_bits:.3f}", f"{loss_error:+.1%}", _interval(entry),
         )  # fmt: skip
     console = output()
     console.print(table)
     console.print("\noff by: predicted / measured - 1, of the plan made before the run", style="dim")
+    console.print(
+        f"within {calibration.TOLERANCE:.0%} of the plan: memory in {memory} of {len(here)} runs, time in {seconds}"
+    )
     held, of = calibration.coverage(here)
     if of:
         console.print(f"the loss was in its interval in {held} of {of} runs; {LEVEL:.0%} are expected")

@@ -28,6 +28,7 @@ VARIABLE = "NEXTWORD_LEDGER"
 _MOST_BYTES = 64 << 20  # of the ledger
 LEAST_STEPS = 300  # shorter runs are mostly warm-up
 SIMILAR = 4.0  # largest ratio of parameters, and of tokens, to a run that a correction may come from
+TOLERANCE = 0.05  # relative error of memory and time that a plan aims at
 _OTHERWISE = 0.1  # share of the planned steps: the planned loss would be of another run
 _LAST = 8  # number of recent entries used for corrections
 
@@ -199,6 +200,15 @@ def errors(entries: Sequence[Entry]) -> list[tuple[Entry, float, float, float]]:
         )
         for e in entries
     ]
+
+
+def within_tolerance(entries: Sequence[Entry]) -> tuple[int, int]:
+    """In how many runs memory and time were within `TOLERANCE` of what was predicted."""
+    found = errors(entries)
+    return (
+        sum(abs(memory) <= TOLERANCE for _, memory, _, _ in found),
+        sum(abs(seconds) <= TOLERANCE for _, _, seconds, _ in found),
+    )
 
 
 def coverage(entries: Iterable[Entry]) -> tuple[int, int]:
