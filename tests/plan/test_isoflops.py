@@ -330,7 +330,7 @@ def test_a_sweeps_figure_shows_its_minima_its_power_and_the_budget_left_out() ->
     found, checks = isoflops(runs), check(runs, 1e20)
     figure = sweep_figure(runs, found, checks.left_out)
     assert "loss, nats/token" in vega_lite.drawn(figure)
-    parabolas, sizes, frontier = figure["hconcat"]
+    parabolas, sizes, frontier = figure["concat"]
     minima = vega_lite.marks(parabolas, "point")[1]
     assert vega_lite.column(minima, "size") == [each.size for each in found.minima]
     assert vega_lite.column(minima, "low") == [each.size_interval.low for each in found.minima]
@@ -343,7 +343,7 @@ def test_a_sweeps_figure_shows_its_minima_its_power_and_the_budget_left_out() ->
 
 def test_a_sweep_of_which_nothing_follows_still_has_a_figure() -> None:
     one = sweep(budgets=1)
-    assert len(sweep_figure(one, isoflops(one))["hconcat"]) == 1
+    assert len(sweep_figure(one, isoflops(one))["concat"]) == 1
     unbracketed = sweep().take([row for row in range(20) if row % 5 > 2])
     vega_lite.drawn(sweep_figure(unbracketed, isoflops(unbracketed)))
     exact = isoflops(sweep(budgets=2, sizes=3))
@@ -373,14 +373,14 @@ def test_the_surface_shows_how_far_each_run_is_off_the_law() -> None:
 def test_optima_are_drawn_with_their_power_and_their_frontier() -> None:
     table = tuned()
     found = scaling_of_optima(table, bootstrap=100)
-    sizes, frontier = optima_figure(table, found)["hconcat"]
+    sizes, frontier = optima_figure(table, found)["concat"]
     (dots,) = vega_lite.marks(sizes, "point")
     assert vega_lite.column(dots, "value") == sorted(table.sizes["N"])
     (dots,) = vega_lite.marks(frontier, "point")
     assert vega_lite.column(dots, "value") == sorted(table.losses, reverse=True)
     vega_lite.drawn(optima_figure(table, found))
     without = replace(table, losses=(), sizes={"D": table.sizes["D"]})
-    (only,) = optima_figure(without, scaling_of_optima(without, bootstrap=0))["hconcat"]
+    (only,) = optima_figure(without, scaling_of_optima(without, bootstrap=0))["concat"]
     (dots,) = vega_lite.marks(only, "point")
     assert vega_lite.column(dots, "value") == sorted(table.sizes["D"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,25 +51,63 @@ def test_runs_here_go_to_the_gpu_with_the_most_free_memory_until_all_are_full(
     assert workers.planned == 2
 
 
-def test_a_run_on_a_cluster_asks_for_its_share_of_a_gpu_and_a_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, float]] = []
+def test_a_run_of_several_processes_has_a_gpu_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: chosen.append(env["CUDA_VISIBLE_DEVICES"]))
+    gpus = {"0": 2 * (RUN + CONTEXT), "1": 3 * (RUN + CONTEXT), "2": 1.5 * (RUN + CONTEXT), "3": 2.5 * (RUN + CONTEXT)}
+    workers = LocalWorkers(10, gpus, processes=2)
+    while workers.has_room(RUN):
+        workers.start(tmp_path, RUN)
+    assert chosen == ["1,3", "0,1", "2,3"]
+    assert workers.planned == 2
+    with pytest.raises(UsageError, match="--processes 2: each takes a GPU, and this machine has 1"):
+        LocalWorkers(10, {"0": 1e12}, processes=2)
 
-    class Task:
-        def options(self, **wanted: float) -> Any:
-            asked.append(wanted)
-            return SimpleNamespace(remote=lambda folder: len(asked))
 
-    resources = ({"CPU": 8.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 4.0, "memory": 1e9})
-    nodes = [{"Alive": True, "Resources": each} for each in resources]
-    ray: Any = SimpleNamespace(nodes=lambda: nodes, remote=lambda **_: lambda function: Task())
+@dataclass
+class Cluster:
+    """A cluster that answers what nodes it has, and notes what tasks ask for."""
+
+    resources: list[dict[str, float]]
+    asked: list[dict[str, float]] = field(default_factory=list)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": each} for each in self.resources]
+
+    def remote(self, **_: Any) -> Callable[[Any], Cluster]:
+        return lambda function: self
+
+    def options(self, **wanted: float) -> Any:
+        self.asked.append(wanted)
+        return SimpleNamespace(remote=lambda folder: len(self.asked))
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GB on every GPU of a cluster."""
     monkeypatch.setattr(cluster, "ask_nodes", lambda ray, look, arguments, nodes, gpus: [("host", 8e9)] * len(nodes))
+
+
+@pytest.mark.usefixtures("memory")
+def test_a_run_of_several_processes_is_one_task_on_a_node_with_as_many_gpus(tmp_path: Path) -> None:
+    ray = Cluster([{"CPU": 8.0, "GPU": 4.0, "memory": 1e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 1e9}])
+    workers = cluster.RayWorkers(ray, device="cuda", processes=2)
+    while workers.has_room(RUN):
+        workers.start(tmp_path / str(len(ray.asked)), RUN, 1)
+    assert ray.asked == [{"num_cpus": 2, "num_gpus": 2}] * 2
+    assert (workers.count, workers.planned) == (8, 2)
+    with pytest.raises(UsageError, match="are on 8 GPUs each, and no node of the cluster has as many"):
+        cluster.RayWorkers(ray, device="cuda", processes=8)
+
+
+@pytest.mark.usefixtures("memory")
+def test_a_run_on_a_cluster_asks_for_its_share_of_a_gpu_and_a_cpu(tmp_path: Path) -> None:
+    ray = Cluster([{"CPU": 8.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 4.0, "memory": 1e9}])
     workers = cluster.RayWorkers(ray, device="cuda")
     for number in range(5):
         assert workers.has_room(RUN)
         workers.start(tmp_path / str(number), RUN, 1)
-    assert asked == [{"num_cpus": 1, "num_gpus": 0.2}] * 5
+    assert ray.asked == [{"num_cpus": 1, "num_gpus": 0.2}] * 5
     assert not workers.has_room(RUN)
     assert (workers.count, workers.planned) == (12, 1)
 

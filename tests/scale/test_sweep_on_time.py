@@ -42,14 +42,17 @@ def timed_sweep(scale_data: Dataset, tmp_path: Path) -> NewSweep:
     return make
 
 
-@pytest.mark.parametrize(("pace", "start"), [(0.75, 3.0), (1.0, 1.0), (1.0, 6.0), (1.3, 3.0), (1.8, 3.0)])
+@pytest.mark.parametrize(
+    ("pace", "start", "together"),
+    [(0.75, 3.0, 1.8), (1.0, 1.0, 1.8), (1.0, 6.0, 1.8), (1.3, 3.0, 1.8), (1.8, 3.0, 1.8), (1.0, 3.0, 1.4)],
+)
 def test_a_sweep_ends_on_time_however_fast_its_runs_are(
-    pace: float, start: float, timed_sweep: NewSweep, machine: Machine
+    pace: float, start: float, together: float, timed_sweep: NewSweep, machine: Machine
 ) -> None:
     told: list[str] = []
     deadline = Deadline(60 * MINUTES, clock=lambda: 0.0)
     sweep = timed_sweep(deadline)
-    workers = Simulated(sweep, replace(SPEED, pace=pace, start=start))
+    workers = Simulated(sweep, replace(SPEED, pace=pace, start=start, together=together))
     sweep.deadline = Deadline(60 * MINUTES, clock=workers.clock)
     sweep.run(workers, machine, log=told.append)
     assert sweep.hold_out is not None

@@ -88,7 +88,7 @@ def test_the_figures_show_the_runs_the_prediction_and_the_measurement(sweep: Swe
         vega_lite.drawn(figure)
     held = found.hold_out
     assert held is not None
-    ring, dot = vega_lite.marks(transformer["hconcat"][2], "point")[-2:]
+    ring, dot = vega_lite.marks(transformer["concat"][2], "point")[-2:]
     assert vega_lite.column(ring, "value") == [held.predicted.value]
     assert vega_lite.column(dot, "value") == [held.row.loss]
     assert vega_lite.column(dot, "flops") == [held.row.cell.flops]

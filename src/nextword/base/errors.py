@@ -1,7 +1,11 @@
 """Errors meant for the user: one line with the value, the reason and the fix."""
 
 import difflib
+import json
+import os
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 
 class NextwordError(Exception):
@@ -20,6 +24,13 @@ class RunError(NextwordError, RuntimeError):
     """The request was sound but failed at run time: no network, no space, out of memory."""
 
     exit_code = 1
+
+
+def report_to_launcher(message: str, code: int) -> None:
+    """Leave the error where the launcher of several processes looks: torchrun prints it, ours exits with `code`."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": message, "timestamp": int(time.time()), "exit_code": code}, file)
 
 
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -166,6 +166,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _drop_output()  # the reader closed the pipe: it has what it needs
         return 0
+    from ..base.errors import report_to_launcher
     from ._errors import explain
 
     message, code = explain(error)
@@ -173,22 +174,12 @@ def _report(error: BaseException) -> int:
         return code
     with suppress(OSError):  # stderr may be closed
         print(f"nextword: {message}", file=sys.stderr, flush=True)
-    _report_to_launcher(message, code)
+    report_to_launcher(message, code)
     try:
         _flush()
     except OSError:
         _drop_output()
     return code
-
-
-def _report_to_launcher(message: str, code: int) -> None:
-    """Leave the error where the launcher of several processes looks: torchrun prints it, ours exits with `code`."""
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        import json
-        import time
-
-        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": message, "timestamp": int(time.time()), "exit_code": code}, file)
 
 
 def _is_reported_elsewhere() -> bool:

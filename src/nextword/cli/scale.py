@@ -63,6 +63,8 @@ def _listed(parse: click.ParamType[float]) -> Callable[..., tuple[float, ...] | 
 @click.option("--seed", type=WholeNumber(0, 1 << 32), metavar="N", help="Of the weights and the order of the data.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
               help="Of every run; auto: a GPU if there is one. Several runs share it.")  # fmt: skip
+@click.option("--processes", type=WholeNumber(1, _MOST_WORKERS), metavar="N",
+              help="Of each run, with a GPU each if runs are on GPUs. Default: 1.")  # fmt: skip
 @click.option("--workers", type=WholeNumber(1, _MOST_WORKERS), metavar="N", help="Runs at once. Default: the cores.")
 @click.option("--cluster", metavar="ADDRESS", help="Run on a Ray cluster: auto, or HOST:PORT of its head.")
 @click.option("--add-budget", "budgets", type=FLOPS, multiple=True, metavar="C", help="Widen a sweep. Repeatable.")
@@ -125,16 +127,16 @@ class _Crew:
     address: str | None
     count: int
 
-    def workers(self, device: DeviceType) -> Workers:
-        """The workers for runs on a device. Raises UsageError for one that is not there."""
+    def workers(self, device: DeviceType, processes: int) -> Workers:
+        """The workers for runs of some processes on a device. Raises UsageError for one that is not there."""
         if self.ray is not None:
             from ..scale.cluster import RayWorkers
 
-            return RayWorkers(self.ray, self.count, device)
+            return RayWorkers(self.ray, self.count, device, processes)
         from ..scale.gpus import free_gpus
         from ..scale.local import LocalWorkers
 
-        return LocalWorkers(self.count, free_gpus() if device == "cuda" else None)
+        return LocalWorkers(self.count, free_gpus() if device == "cuda" else None, processes)
 
 
 def _note(text: str) -> None:
@@ -176,7 +178,7 @@ def _opened(
     device, cache = given.pop("device"), cache_folder()
     if not (folder / STATE).exists():
         request = _request(given, device, crew)
-        workers = crew.workers(request.device).planned
+        workers = crew.workers(request.device, request.processes).planned
         return new_sweep(request, text, folder, cache, workers, _note, time.monotonic() - start)
     sweep = Sweep.read(folder)
     check_request(folder, sweep.request, given)
@@ -192,7 +194,8 @@ def _request(given: dict[str, Any], device: str, crew: _Crew) -> Request:
 
     kinds = cast("tuple[ModelKind, ...]", given.get("arch", ("transformer",)))
     return Request(given.get("minutes"), given.get("flops"), kinds, given.get("sizes", ()), given.get("vocabulary"),
-                   given.get("context"), given.get("seed", 0), chosen_device(device), crew.ray is not None)  # fmt: skip
+                   given.get("context"), given.get("seed", 0), chosen_device(device), given.get("processes", 1),
+                   crew.ray is not None)  # fmt: skip
 
 
 def _run(sweep: Sweep, machine: Machine, crew: _Crew, as_json: bool) -> None:
@@ -200,7 +203,7 @@ def _run(sweep: Sweep, machine: Machine, crew: _Crew, as_json: bool) -> None:
     from ..scale.report import write_results
     from .scale_display import SweepDisplay
 
-    workers = crew.workers(sweep.design.device)
+    workers = crew.workers(sweep.design.device, sweep.design.processes)
     if crew.ray is not None:
         from ..scale.cluster import check_cluster
 

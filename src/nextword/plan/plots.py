@@ -191,10 +191,7 @@ def residual_figure(runs: Runs, found: Scaling, by: Law, before: str = "") -> Sp
     minima = [(minimum.size, minimum.tokens) for minimum in found.minima if not minimum.problem]
     errors = [dot.error for dot in dots if dot.fitted]
     rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
-    title = (
-        f"{before}L({found.size}, D) in {runs.unit}, {100 * rms:.2g}% root mean square over the {len(errors)} runs"
-        " fitted"
-    )
+    title = f"{before}L({found.size}, D) in {runs.unit}, off by {100 * rms:.2g}% rms"
     return surface(list(_contours(by, sizes, tokens)), dots, minima, title, _SIZES[found.size], sizes, tokens)
 
 

@@ -11,7 +11,7 @@ from .spec import COUNT, POWER, RAMP, Spec, field, figure, heading, lookup, name
 from .theme import LIGHT, SERIES
 
 Band = tuple[float, float, float, float]  # FLOPs, a value, and its interval
-_SIDE = 300  # of a panel, pixels
+_SIDE, _ABREAST = 300, 2  # pixels of a panel, and panels beside each other
 _FEW = 8  # budgets that a legend lists
 
 
@@ -51,7 +51,7 @@ def sweep(
         panels.append(_sizes(budgets, sizes, size))
     if frontier:
         panels.append(_frontier(budgets, frontier, left_out, made, unit))
-    return figure(title, hconcat=panels, spacing=36, resolve={"scale": {"color": "independent"}})
+    return figure(title, concat=panels, columns=_ABREAST, spacing=36, resolve={"scale": {"color": "independent"}})
 
 
 def curves(lines: Sequence[Line], title: str, x: str, unit: str, dots: Sequence[Line] = ()) -> Spec:

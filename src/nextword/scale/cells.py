@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base import UsageError
 from ..data import Dataset, save_tokenizer
 from ..plan import RunConfig
-from ..plan.run_config import DataConfig, ModelConfig, RunSettings, TrainConfig
+from ..plan.run_config import DataConfig, ModelConfig, RunSettings, RunShard, TrainConfig
 from ..train.branches import start_from
 from ..train.planning import MOST_TOKENS_AT_ONCE, Machine, plan_run
 from ..train.run_dir import RECORD, RunRecord, differences, writing
@@ -35,8 +35,10 @@ def config_of(
 ) -> RunConfig:  # fmt: skip
     """The configuration of a cell's run. All runs of a sweep differ in size, steps and learning rate only."""
     rows, at_once = design.batch_size, max(1, MOST_TOKENS_AT_ONCE // design.context)
+    shared: RunShard = "ddp" if design.processes > 1 else "none"
     train = TrainConfig(
-        steps=cell.steps, context=design.context, batch_size=rows, micro_batch=min(rows, at_once),
+        steps=cell.steps, context=design.context, batch_size=rows,
+        micro_batch=min(rows // design.processes, at_once), devices=design.processes, shard=shared,
         learning_rate=cell.rate, final_learning_rate=0.0, warmup_steps=design.warmup_steps, schedule="wsd",
         decay_fraction=DECAY, betas=_BETAS if design.batch_tokens < _LARGE_BATCH else _LARGE_BETAS, dtype=design.dtype,
         seed=design.seed + cell.seed,
@@ -60,7 +62,7 @@ def make_folder(
     if (folder / RECORD).exists():
         _check_same(folder, config, place.data)
         return folder
-    plan = plan_run(config, place.data, machine)
+    plan = plan_run(config, place.data, replace(machine, world=design.processes))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for trunk in sorted(trunks, key=lambda each: -each.steps):

@@ -7,6 +7,7 @@ or node, and the same command after a lost driver, need nothing of Ray: what is 
 from __future__ import annotations
 
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -41,19 +42,25 @@ _GLANCE = 0.001  # of a GPU, to look at it
 
 
 class RayWorkers:
-    """At most `count` runs at once, each a task with as many CPUs as it has threads, and a share of a GPU."""
+    """At most `count` runs at once, each a task with as many CPUs as it has threads, and a share of a GPU.
 
-    def __init__(self, ray: Any, count: int = 0, device: DeviceType = "cpu") -> None:
-        """`count` 0: as many as the cluster has CPUs. Raises UsageError if the runs need a GPU and no node has one."""
+    A run of several `processes` is one task on one node, with a GPU for each.
+    """
+
+    def __init__(self, ray: Any, count: int = 0, device: DeviceType = "cpu", processes: int = 1) -> None:
+        """`count` 0: as many as the cluster has CPUs for. Raises UsageError if no node has the GPUs of a run."""
         nodes = nodes_of(ray)
         cpus = [cpus_of(node) for node in nodes]
-        with_gpu = [node for node in nodes if device == "cuda" and node["Resources"].get("GPU", 0)]
+        with_gpu = [node for node in nodes if device == "cuda" and node["Resources"].get("GPU", 0) >= processes]
         if device == "cuda" and not with_gpu:
-            raise UsageError("the runs of this sweep are on a GPU, and no node of the cluster has one")
-        self.count = count or sum(cpus)
-        self.most_threads = min(max(cpus), most_threads())
-        self._gpus = sum(node["Resources"]["GPU"] for node in with_gpu)
-        self.planned = min(self.count, int(self._gpus)) if with_gpu else self.count
+            wanted = "a GPU, and no node of the cluster has one" if processes == 1 else (
+                f"{processes} GPUs each, and no node of the cluster has as many")  # fmt: skip
+            raise UsageError(f"the runs of this sweep are on {wanted}")
+        self.count = count or max(1, sum(count // processes for count in cpus))
+        self.most_threads = max(1, min(max(cpus) // processes, most_threads()))
+        self._processes = processes
+        self._gpus = sum(node["Resources"]["GPU"] // processes * processes for node in with_gpu)
+        self.planned = min(self.count, int(self._gpus) // processes) if with_gpu else self.count
         found = ask_nodes(ray, smallest_gpu, (), with_gpu, gpus=_GLANCE)
         self._gpu_memory = min((memory for _, memory in found), default=0.0)
         self._largest_cpus = max(cpus)
@@ -72,15 +79,18 @@ class RayWorkers:
         return len(self._runs) < self.count and used + self._share(memory) <= self._gpus
 
     def _share(self, memory: float) -> float:
+        """GPUs of a run: a part of one, or one for each of its processes."""
+        if self._processes > 1:
+            return self._processes if self._gpus else 0.0
         return gpu_share(memory, self._gpu_memory) if self._gpus else 0.0
 
     def start(self, folder: Path, memory: float, threads: int) -> None:
         """Train the run in `folder`. Raises RunError if no node could ever run it, for which Ray would wait."""
-        share = self._share(memory)
-        wanted: dict[str, float] = {"num_cpus": threads}
+        share, cpus, memory = self._share(memory), threads * self._processes, memory * self._processes
+        wanted: dict[str, float] = {"num_cpus": cpus}
         wanted |= {"num_gpus": share} if share else {"memory": int(memory)}
-        if threads > self._largest_cpus:
-            raise RunError(f"{folder.name} runs on {threads} threads, and no node of the cluster offers more than"
+        if cpus > self._largest_cpus:
+            raise RunError(f"{folder.name} runs on {cpus} threads, and no node of the cluster offers more than"
                            f" {self._largest_cpus} CPUs")  # fmt: skip
         if not share and memory > self._largest_memory:
             raise RunError(f"{folder.name} takes {units.format_bytes(memory)}, and no node of the cluster offers more"
@@ -133,6 +143,7 @@ def _train(folder: str) -> int:
     while is_locked(Path(folder)) and time.monotonic() < end:
         time.sleep(0.5)
     with (Path(folder) / LOG).open("w", encoding="utf-8") as log, redirect_stderr(log):
+        os.dup2(log.fileno(), 2)  # of this process, which ends with the run, and of those it starts
         try:
             return work(Path(folder))
         except Exception:  # with its last line in the log, as that of a local process

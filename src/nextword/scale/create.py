@@ -46,6 +46,7 @@ class Request:
     context: int | None = None
     seed: int = 0
     device: DeviceType = "cpu"
+    processes: int = 1  # of each run
     shared: bool = False  # the tokens of the text are in the sweep's folder, which all machines see
 
 
@@ -78,7 +79,7 @@ def new_sweep(
     faster = all(amp_is_faster(device, kind) for kind in request.kinds)  # one dtype in all runs, as in one law
     base = SweepDesign(
         request.kinds, request.sizes, (), 0.0, data.vocabulary, context, 1, 1, data.train.tokens, data.bytes_per_token,
-        request.seed, "amp" if faster else "fp32", request.device,
+        request.seed, "amp" if faster else "fp32", request.device, request.processes,
     )  # fmt: skip
     place = Place(folder / "runs", data, settings, tuple(map(str, sources)))
     speed = measure(base, data, workers, log)
@@ -139,7 +140,7 @@ def request_json(request: Request) -> dict[str, Any]:
     return {
         "minutes": request.minutes, "flops": request.flops,
         "arch": list(request.kinds), "sizes": list(request.sizes), "vocabulary": request.vocabulary,
-        "context": request.context, "seed": request.seed,
+        "context": request.context, "seed": request.seed, "processes": request.processes,
     }  # fmt: skip
 
 

@@ -100,6 +100,7 @@ class SweepDesign:
     seed: Annotated[int, Within(least=0)] = 0
     dtype: TrainDtype = "fp32"
     device: DeviceType = "cpu"  # of every run
+    processes: Annotated[int, Within(least=1)] = 1  # of every run; on GPUs each has one
     scanned: tuple[float, ...] = ()  # sizes of the learning-rate scans, with the FLOPs `scan_budget`
     scan_budget: Annotated[float, Within(least=0)] = 0.0
     least_steps: Annotated[int, Within(least=1)] = LEAST_STEPS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..base import free_memory
+from ..base import UsageError, free_memory
 from ..base.cores import cores
 from ..plan import RunConfig
 from ..train.timing import time_steps
@@ -23,27 +23,33 @@ from .table import LOG
 _MEMORY_SHARE = 0.9  # of what is free at the start
 _TIMED = 3.0  # seconds that steps are timed for
 _PATIENCE = 60.0  # seconds for a stopped run to write its checkpoint
-_CPU = ""
+_CPU = ("",)
 
 
 @dataclass(frozen=True)
 class _Job:
     folder: Path
     process: subprocess.Popen[bytes]
-    memory: float
-    device: str  # a GPU's name, or _CPU
+    memory: float  # on each device
+    devices: tuple[str, ...]  # names of GPUs, or _CPU
 
 
 class LocalWorkers:
-    """At most `count` runs at once, each a process with as many threads as it asks for."""
+    """At most `count` runs at once, each of `processes` with as many threads as it asks for."""
 
-    def __init__(self, count: int = 0, gpus: Mapping[str, float] | None = None) -> None:
-        """`count` 0: as many as there are cores. `gpus`: the free bytes of each; None: runs are on the CPU."""
-        self.count = count or cores()
-        self.planned = min(self.count, len(gpus)) if gpus else self.count
-        self.most_threads = min(self.count, cores())
+    def __init__(self, count: int = 0, gpus: Mapping[str, float] | None = None, processes: int = 1) -> None:
+        """`count` 0: as many as there are cores for. `gpus`: the free bytes of each; None: runs are on the CPU.
+
+        Raises UsageError for fewer GPUs than a run's processes.
+        """
+        if gpus and len(gpus) < processes:
+            raise UsageError(f"--processes {processes}: each takes a GPU, and this machine has {len(gpus)}")
+        self.count = count or max(1, cores() // processes)
+        self.planned = min(self.count, len(gpus) // processes) if gpus else self.count
+        self.most_threads = max(1, min(self.count, cores() // processes))
+        self._processes = processes
         free = free_memory()
-        room: Mapping[str, float] = gpus or {_CPU: float("inf") if free is None else free}
+        room: Mapping[str, float] = gpus or {_CPU[0]: float("inf") if free is None else free}
         self.memory = {device: _MEMORY_SHARE * free for device, free in room.items()}
         self._jobs: list[_Job] = []
 
@@ -54,31 +60,33 @@ class LocalWorkers:
 
     def has_room(self, memory: float) -> bool:
         """Whether a run that takes `memory` bytes may start now; one always may."""
-        device = self._emptiest()
-        alone = all(job.device != device for job in self._jobs)
-        return len(self._jobs) < self.count and (alone or self._needed(memory, device) <= self._free(device))
+        devices = self._emptiest()
+        alone = not any(set(devices) & set(job.devices) for job in self._jobs)
+        fits = self._needed(memory, devices) <= min(map(self._free, devices))
+        return len(self._jobs) < self.count and (alone or fits)
 
     def start(self, folder: Path, memory: float, threads: int = 1) -> None:
         """Train the run in `folder`."""
-        environment, device = os.environ | {"OMP_NUM_THREADS": str(threads)}, self._emptiest()
-        if device != _CPU:
-            environment["CUDA_VISIBLE_DEVICES"] = device
+        environment, devices = os.environ | {"OMP_NUM_THREADS": str(threads)}, self._emptiest()
+        if devices != _CPU:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         with (folder / LOG).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "nextword.scale.worker", str(folder)], env=environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self._jobs.append(_Job(folder, process, self._needed(memory, device), device))
+        self._jobs.append(_Job(folder, process, self._needed(memory, devices), devices))
 
-    def _emptiest(self) -> str:
-        return max(self.memory, key=self._free)
+    def _emptiest(self) -> tuple[str, ...]:
+        """The devices for a run: a GPU for each of its processes."""
+        return tuple(sorted(self.memory, key=self._free, reverse=True)[: self._processes])
 
     def _free(self, device: str) -> float:
-        return self.memory[device] - sum(job.memory for job in self._jobs if job.device == device)
+        return self.memory[device] - sum(job.memory for job in self._jobs if device in job.devices)
 
-    @staticmethod
-    def _needed(memory: float, device: str) -> float:
-        return memory if device == _CPU else memory + CONTEXT
+    def _needed(self, memory: float, devices: tuple[str, ...]) -> float:
+        """Bytes on each device of a run whose processes take `memory` each."""
+        return memory * self._processes if devices == _CPU else memory + CONTEXT
 
     def step_seconds(self, config: RunConfig) -> float:
         """Seconds of a step, timed in this process."""

@@ -22,7 +22,7 @@ _STYLE = """
 body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; color: var(--ink); background: var(--background);
   font: 15px/1.5 var(--font); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } .notes { color: var(--grey); }
-figure, .scroll { margin: 0 0 1rem; overflow-x: auto; }
+figure, .scroll { margin: 0 0 1rem; overflow-x: auto; } svg { overflow: visible; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .9rem .15rem 0; text-align: right; border-bottom: 1px solid var(--pale); }
 th:first-child, td:first-child { text-align: left; }

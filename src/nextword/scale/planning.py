@@ -92,6 +92,7 @@ def design_of(top: float, count: int, base: SweepDesign, sizes: Sequence[float] 
     chosen = tuple(sizes) or tuple(low / _REACH * _SIZES_APART**number for number in range(steps + 1))
     least_tokens = budgets[0] / (6 * _REACH * low)  # of the largest useful model of the lowest budget
     batch = max(1, _batch_tokens(budgets[0], least_tokens, base.least_steps) // base.context)
+    batch = math.ceil(batch / base.processes) * base.processes
     design = replace(base, sizes=chosen, budgets=budgets, hold_out=HOLD_OUT * top, batch_size=batch)
     lowest = sorted(cell.size for cell in design.grid(design.kinds[0]) if cell.budget == budgets[0])
     scanned = tuple(dict.fromkeys((*lowest[:1], *lowest[:4][-1:])))  # up to three times apart

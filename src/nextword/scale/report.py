@@ -151,8 +151,9 @@ def assumptions(sweep: Sweep, found: Findings) -> list[str]:
             lines.append(_interval(law, law.scaling.frontier))
             published = optimum(law.top, "epoch")
             lines.append(
-                f"{kind}: the published law (Besiroglu et al. 2024) has N {units.format_count(published.parameters)} at"
-                f" {law.top:.2g} FLOPs; its runs begin {1e18 / law.top:.0e} times higher"
+                f"{kind}: the published law (Besiroglu et al. 2024) would have N"
+                f" {units.format_count(published.parameters)} at {law.top:.2g} FLOPs; it was fitted to runs of"
+                f" {1e18 / law.top:.0e} times the compute and more"
             )
     lines += _half_rate(sweep)
     if sweep.design.left_out:

@@ -20,7 +20,7 @@ from .table import Row
 
 _START_SECONDS = 3.0  # of a process: imports, the model, writing it
 _FORWARD = 1 / 3  # of the time that training takes for a token
-_SIZES = (2e4, 1e5, 5e5, 2e6)  # M
+_SIZES, _LARGEST = (2e4, 1e5, 5e5, 2e6), 2  # M, and how many of them are timed on all cores
 _TOKENS = 1024  # of a step that is timed
 _SECONDS = 0.5  # of timing, for each
 _FEWEST = 4  # runs that say more than what was timed before them
@@ -28,7 +28,7 @@ _FEWEST = 4  # runs that say more than what was timed before them
 
 @dataclass(frozen=True)
 class Timed:
-    """A model that was timed on one thread: M, seconds a token, and seconds an update."""
+    """A model that was timed on one thread: M, seconds a token with all of a run's processes, and seconds an update."""
 
     kind: ModelKind
     size: float
@@ -121,20 +121,26 @@ class Speed:
 
 
 def measure(design: SweepDesign, data: Dataset, workers: int, log: Callable[[str], None] = lambda text: None) -> Speed:
-    """Time some steps of each kind at a few sizes. `workers`: runs at once."""
-    timed, together = [], 1.0
-    device, threads = torch.device(design.device), min(workers, cores()) if design.device == "cpu" else 1
+    """Time some steps of each kind at a few sizes. `workers`: runs at once.
+
+    Processes of a run are taken to be as fast together as apart, until the first runs tell.
+    """
+    timed: list[Timed] = []
+    together: list[float] = []
+    device, threads = torch.device(design.device), 1
+    if design.device == "cpu":
+        threads = max(1, min(workers, cores() // design.processes))
     for kind in design.kinds:
         specs = {spec: work(spec, design.context) for size in _SIZES
                  for spec in [shape_of(kind, size, design.vocabulary, design.context)]}  # fmt: skip
         log(f"timing some steps of {len(specs)} sizes of {kind}")
         for spec, size in specs.items():
             cell = Cell("grid", spec, size, 1.0, LEAST_STEPS, _TOKENS, 1e-3)
-            config = config_of(cell, replace(design, batch_size=max(1, _TOKENS // design.context)))
+            config = config_of(cell, replace(design, batch_size=max(1, _TOKENS // design.context), processes=1))
             step = time_steps(config, device, 1, seconds=_SECONDS)
-            tokens = config.train.micro_batch * design.context
+            tokens = config.train.micro_batch * design.context * design.processes
             timed.append(Timed(kind, size, step.micro_batch / tokens, step.update))
-            if threads > 1 and kind == design.kinds[0] and size == max(specs.values()):
+            if threads > 1 and kind == design.kinds[0] and size in sorted(specs.values())[-_LARGEST:]:
                 faster = time_steps(config, device, threads, seconds=_SECONDS)
-                together = max(1.0, step.step(config.train) / faster.step(config.train))
-    return Speed(tuple(timed), workers, together, data.val.tokens)
+                together.append(max(1.0, step.step(config.train) / faster.step(config.train)))
+    return Speed(tuple(timed), workers, min(together, default=1.0), data.val.tokens)

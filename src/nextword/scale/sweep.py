@@ -256,7 +256,7 @@ class Sweep:
                     (killed if code < 0 and folder not in killed else failed).update({folder} if code else ())
                 if ended:
                     self._note(ended)
-                    self._keep_time(log)
+                    self._keep_time()
                     self.write_table()
                 watch()
 
@@ -302,15 +302,18 @@ class Sweep:
             row, (share, start) = rows[folder], self._started.pop(folder)
             self._ended.append(Ended(row, round((1 - share) * row.cell.steps), self._now() - start))
 
-    def _keep_time(self, log: Callable[[str], None]) -> None:
-        """Leave out what there is no time for, once the learning rates are known; store what was spent of the time."""
+    def _keep_time(self) -> None:
+        """Leave out what there is no time for by now, once the learning rates are known; store what was spent of it.
+
+        What was left out and not passed by may come back, until the hold-out run is predicted.
+        """
         if self.deadline is None:
             return
-        speed, before = self.learned, self.design.left_out
-        if speed is not None and all(self.rate_rule(kind) is not None for kind in self.design.kinds):
-            self.design = shortened(self, speed, self.deadline.left)
-        for name in self.design.left_out[len(before) :]:
-            log(f"left out, since time is short: {name}")
+        speed = self.learned
+        known = all(self.rate_rule(kind) is not None for kind in self.design.kinds)
+        if speed is not None and known and self.prediction is None:
+            whole = replace(self, design=replace(self.design, left_out=()))
+            self.design = shortened(whole, speed, self.deadline.left)
         self.write()
 
     def predict(self, workers: Workers | None = None, log: Callable[[str], None] = lambda text: None) -> bool:
@@ -345,6 +348,8 @@ class Sweep:
         cell = replace(cell, rate=rates.at(cell.size))
         config = config_of(cell, smallest, self.place.settings, self._threads(cell, workers))
         speed = speed.hold_out_as(cell, workers.step_seconds(config))
+        for name in self.design.left_out:
+            log(f"left out, since time is short: {name}")
         left = self.deadline.left
         self.design = hold_out_in_time(smallest, law, speed, left)
         self.write()

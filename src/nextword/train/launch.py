@@ -20,8 +20,8 @@ from ..base.cores import cores
 _SECONDS_TO_STOP = 600  # after Ctrl-C, to finish a step and write a checkpoint
 
 
-def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Run `nextword ARGUMENTS` in `processes` processes through torch's elastic launcher; return when all succeed.
+def launch(processes: int, arguments: Sequence[str], module: str = "nextword") -> None:
+    """Run `python -m MODULE ARGUMENTS` in many processes through torch's elastic launcher; return when all succeed.
 
     A process that fails reports why, and the others are ended; this one exits with the same code.
     Raises RunError if one was killed before any could say so, KeyboardInterrupt for Ctrl-C.
@@ -39,7 +39,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=reports),
         )  # fmt: skip
         try:
-            elastic_launch(config, sys.executable)("-m", "nextword", *arguments)
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
         except ChildFailedError as failed:
             _end(failed.failures, Path(reports))
         except SignalException as stopped:
