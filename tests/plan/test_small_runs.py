@@ -24,8 +24,8 @@ def as_printed(law: SmallLaw, run: SmallRun) -> float:
     text = run.bigrams ** powers["bigrams"] * run.repeats ** powers["repeats"]
     shape = (run.vocabulary / 512) ** powers["vocabulary"] * (run.context / 256) ** powers["context"]
     too_small, too_short = (
-        law.size[run.kind] * (1e5 / run.size) ** 0.25,
-        law.bytes[run.kind] * (1e6 / run.bytes) ** 0.45,
+        law.size[run.kind] * (1e5 / run.size) ** law.alpha,
+        law.bytes[run.kind] * (1e6 / run.bytes) ** law.beta,
     )
     return text * shape * (law.floor + too_small + too_short)
 

@@ -23,6 +23,7 @@ from .table import LOG
 _MEMORY_SHARE = 0.9  # of what is free at the start
 _TIMED = 3.0  # seconds that steps are timed for
 _PATIENCE = 60.0  # seconds for a stopped run to write its checkpoint
+_POLL_SECONDS = 0.05
 _CPU = ("",)
 
 
@@ -100,7 +101,7 @@ class LocalWorkers:
             if ended or time.monotonic() >= end:
                 self._jobs = [job for job in self._jobs if job.folder not in ended]
                 return ended
-            time.sleep(0.02)
+            time.sleep(_POLL_SECONDS)
         return {}
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ from .table import Row, row_of, table_csv
 
 FORMAT = "nextword-sweep/1"
 STATE, PREDICTION, TABLE = "scale.json", "prediction.json", "table.csv"
-_QUIET_SECONDS = 0.3  # between looks at the running processes
+_QUIET_SECONDS = 1.0  # between looks at the running processes
 
 
 class Workers(Protocol):
