@@ -221,7 +221,7 @@ def test_bad_input_is_one_line_that_names_the_fix(
 
 @pytest.mark.parametrize(("budget", "said"), [
     (("--flops", "1e13"), "too little text: "),
-    (("--flops", "1e9"), "1 GFLOPs buys fewer than the 6 runs that a law needs"),
+    (("--flops", "1e9"), "1.00 GFLOPs buys fewer than the 6 runs that a law needs"),
     (("--minutes", "0.1"), "buys fewer than the 6 runs that a law needs"),
 ])  # fmt: skip
 def test_what_is_too_little_for_a_law_says_how_much_it_takes_and_leaves_nothing(

@@ -73,7 +73,7 @@ def _lacking(
 
 def _least(value: float, enough: Callable[[float], bool]) -> float:
     """About the least that is enough, which is more than `value`."""
-    high = 2 * value
+    high = max(1.0, 2 * value)  # the time may be over
     while not enough(high):
         high *= 2
     low = high / 2
