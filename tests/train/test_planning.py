@@ -69,8 +69,9 @@ def test_a_batch_that_the_micro_batch_does_not_divide_trains_as_in_one_piece(
     assert tokens == counted
     assert max(tokens) <= 7 * 16
     assert losses == pytest.approx(expected, rel=1e-5)
+    near = 1e-4 if kind == "lstm" else 1e-5  # oneDNN rounds products of other rows otherwise, and Adam enlarges that
     for name, tensor in wanted.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-4)  # Adam enlarges what rounding changes
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=near)
 
 
 @pytest.mark.parametrize(

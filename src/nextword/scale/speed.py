@@ -123,7 +123,7 @@ class Speed:
 def measure(design: SweepDesign, data: Dataset, workers: int, log: Callable[[str], None] = lambda text: None) -> Speed:
     """Time some steps of each kind at a few sizes. `workers`: runs at once.
 
-    Processes of a run are taken to be as fast together as apart, until the first runs tell.
+    Until the first runs end, K processes of a run are assumed to be K times as fast as one.
     """
     timed: list[Timed] = []
     together: list[float] = []

@@ -303,9 +303,9 @@ class Sweep:
             self._ended.append(Ended(row, round((1 - share) * row.cell.steps), self._now() - start))
 
     def _keep_time(self) -> None:
-        """Leave out what there is no time for by now, once the learning rates are known; store what was spent of it.
+        """Once the learning rates are known, leave out the cells that no longer fit the time; store the time spent.
 
-        What was left out and not passed by may come back, until the hold-out run is predicted.
+        A cell that was left out comes back if it fits again, until the hold-out run is predicted.
         """
         if self.deadline is None:
             return

@@ -88,6 +88,7 @@ def _launched(folder: Path, processes: int, parent: int) -> int:
 
 
 def _end_with(parent: int) -> None:
+    """Interrupt this process once the one that started it is gone."""
     while os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGINT)
